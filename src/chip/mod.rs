@@ -1,0 +1,64 @@
+//! A ship cut out of a satellite image, ready for the model.
+
+use std::fmt;
+
+/// The sensor family that saw a ship; it decides which patch embedding of TransOSS reads the chip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Modality {
+    Optical,
+    Sar,
+}
+
+impl fmt::Display for Modality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Optical => "optical",
+            Self::Sar => "sar",
+        })
+    }
+}
+
+/// Rows and columns that a model reads; 256 x 128 for the authors' model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChipSize {
+    pub height: usize,
+    pub width: usize,
+}
+
+/// A decoded and resized chip: `size.height * size.width * 3` bytes, row by row, RGB interleaved.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chip {
+    pixels: Box<[u8]>,
+    size: ChipSize,
+    modality: Modality,
+    size_token: [f32; 3],
+}
+
+impl Chip {
+    /// Joins pixels that already have the model's size to what TransOSS knows beside them.
+    ///
+    /// # Panics
+    /// When `pixels` does not hold `height * width * 3` bytes.
+    pub fn new(pixels: Vec<u8>, size: ChipSize, modality: Modality, size_token: [f32; 3]) -> Self {
+        assert_eq!(pixels.len(), size.height * size.width * 3, "a chip has three bytes a pixel");
+        Self { pixels: pixels.into_boxed_slice(), size, modality, size_token }
+    }
+
+    /// `[height, width, 3]` bytes, row-major.
+    pub fn pixels(&self) -> &[u8] {
+        &self.pixels
+    }
+
+    pub fn size(&self) -> ChipSize {
+        self.size
+    }
+
+    pub fn modality(&self) -> Modality {
+        self.modality
+    }
+
+    /// Standardised width, standardised height, height / width (the reference's order).
+    pub fn size_token(&self) -> [f32; 3] {
+        self.size_token
+    }
+}

@@ -1,0 +1,107 @@
+//! What a model says about a chip: a vector of unit length, and the digest that names the model.
+
+use std::fmt;
+
+/// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
+const NORM_MIN: f32 = 1e-12;
+
+/// A feature of unit length, so that the cosine of two embeddings is their dot product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding(Box<[f32]>);
+
+/// Why a vector is no embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EmbeddingError {
+    #[error("the vector is empty")]
+    Empty,
+    #[error("the vector has a value that is not finite at index {0}")]
+    NotFinite(usize),
+    #[error("the vector has no direction: its length is zero")]
+    Zero,
+}
+
+impl Embedding {
+    /// Divides `feature` (any length above zero) by its L2 norm.
+    ///
+    /// # Errors
+    /// An empty, zero or non-finite feature has no direction.
+    pub fn from_feature(mut feature: Vec<f32>) -> Result<Self, EmbeddingError> {
+        if feature.is_empty() {
+            return Err(EmbeddingError::Empty);
+        }
+        if let Some(index) = feature.iter().position(|value| !value.is_finite()) {
+            return Err(EmbeddingError::NotFinite(index));
+        }
+        let norm = feature.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt() as f32;
+        if norm < NORM_MIN {
+            return Err(EmbeddingError::Zero);
+        }
+        feature.iter_mut().for_each(|value| *value /= norm);
+        Ok(Self(feature.into_boxed_slice()))
+    }
+
+    /// Number of values.
+    pub fn dimension(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The values, in the model's order.
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// Cosine similarity in [-1, 1]; both embeddings come from one model.
+    pub fn cosine(&self, other: &Self) -> f32 {
+        self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum()
+    }
+
+    /// The values, given away.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.0.into_vec()
+    }
+}
+
+/// SHA-256 that names a model by what it computes: weights, architecture, feature point and preprocessing.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ModelDigest([u8; 32]);
+
+impl ModelDigest {
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ModelDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ModelDigest({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_feature_keeps_its_direction_and_gets_unit_length() {
+        let embedding = Embedding::from_feature(vec![3.0, 4.0]).expect("a direction");
+        assert_eq!(embedding.as_slice(), &[0.6, 0.8]);
+        assert!((embedding.cosine(&embedding) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_vector_without_direction_is_refused() {
+        assert_eq!(Embedding::from_feature(vec![]), Err(EmbeddingError::Empty));
+        assert_eq!(Embedding::from_feature(vec![0.0; 4]), Err(EmbeddingError::Zero));
+        assert_eq!(Embedding::from_feature(vec![1.0, f32::NAN]), Err(EmbeddingError::NotFinite(1)));
+    }
+}

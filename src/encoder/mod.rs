@@ -1,0 +1,28 @@
+//! The way of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
+
+use crate::chip::Chip;
+use crate::embedding::{Embedding, ModelDigest};
+
+/// Chips that go through one model in one pass.
+#[derive(Debug)]
+pub struct Batch {
+    pub model: ModelDigest,
+    pub chips: Vec<Chip>,
+}
+
+/// Turns chips into embeddings on one device. Lives and dies on the thread that made it.
+pub trait Encoder {
+    /// One embedding a chip, in the batch's order.
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError>;
+}
+
+/// Why a forward pass gave no embeddings.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    #[error("the device has not enough memory for the batch")]
+    OutOfMemory,
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
+    #[error("the forward pass failed: {0}")]
+    Failed(String),
+}

@@ -1,0 +1,3 @@
+//! Checkpoints as data: named tensors read from files that nobody has to trust.
+
+pub mod tensors;
