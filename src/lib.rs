@@ -4,6 +4,8 @@
 
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
+/// The only reader of files, environment and flags.
+pub mod config;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
 /// Admission, queue, batches, device threads.

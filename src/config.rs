@@ -1,0 +1,492 @@
+//! The configuration: one typed structure, read from file, environment and flags, in that order.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// Environment variables `SHIPREID__SECTION__KEY` override the file.
+const ENVIRONMENT_PREFIX: &str = "SHIPREID__";
+
+/// Everything that an operator can set. `configs/server.toml` documents every key.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Config {
+    pub server: Server,
+    pub model: Model,
+    pub encoder: Encoder,
+    pub chips: Chips,
+    pub limits: Limits,
+    pub telemetry: Telemetry,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Server {
+    pub listen: SocketAddr,
+    pub metrics_listen: SocketAddr,
+    pub drain_seconds_max: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Model {
+    pub path: String,
+    pub preset: Preset,
+    pub seed: u64,
+    pub feature: Feature,
+    pub heads: usize,
+}
+
+/// Untrained weights to try the service with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    None,
+    Small,
+    VitBase,
+}
+
+/// Which feature becomes the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    BeforeNeck,
+    AfterNeck,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Encoder {
+    pub device: String,
+    pub precision: Precision,
+    pub linear: Linear,
+    pub workers: usize,
+    pub threads_per_worker: usize,
+    pub batch_max: usize,
+    pub queue_items_max: usize,
+    pub queue_bytes_max: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    F32,
+    Bf16,
+}
+
+/// Which matrix multiplication the linear layers use on the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Linear {
+    Auto,
+    Aten,
+    Onednn,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Chips {
+    pub bytes_max: usize,
+    pub pixels_max: u64,
+    pub decode_threads: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    pub message_bytes_max: usize,
+    pub receiving_bytes_max: usize,
+    pub chips_per_request_max: usize,
+    pub calls_max: usize,
+    pub stream_inflight_max: usize,
+    pub connections_max: usize,
+    pub streams_per_connection_max: u32,
+    pub header_bytes_max: u32,
+    pub stream_window_bytes: u32,
+    pub connection_window_bytes: u32,
+    pub keepalive_seconds: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Telemetry {
+    pub log_format: LogFormat,
+    pub log_filter: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
+            metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            drain_seconds_max: 30.0,
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { path: String::new(), preset: Preset::None, seed: 0, feature: Feature::BeforeNeck, heads: 0 }
+    }
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self {
+            device: "cpu".into(),
+            precision: Precision::F32,
+            linear: Linear::Auto,
+            workers: 0,
+            threads_per_worker: 0,
+            batch_max: 8,
+            queue_items_max: 512,
+            queue_bytes_max: 512 << 20,
+        }
+    }
+}
+
+impl Default for Chips {
+    fn default() -> Self {
+        Self { bytes_max: 16 << 20, pixels_max: 16 << 20, decode_threads: 0 }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            message_bytes_max: 64 << 20,
+            receiving_bytes_max: 512 << 20,
+            chips_per_request_max: 64,
+            calls_max: 256,
+            stream_inflight_max: 32,
+            connections_max: 1000,
+            streams_per_connection_max: 128,
+            header_bytes_max: 16 << 10,
+            stream_window_bytes: 1 << 20,
+            connection_window_bytes: 8 << 20,
+            keepalive_seconds: 30.0,
+        }
+    }
+}
+
+impl Default for Telemetry {
+    fn default() -> Self {
+        Self { log_format: LogFormat::Text, log_filter: "info".into() }
+    }
+}
+
+/// A configuration that cannot be used. Every message is one line that names the key.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {path}: {cause}")]
+    Unreadable { path: PathBuf, cause: String },
+    #[error("{source_name} is not valid TOML: {cause}")]
+    Syntax { source_name: String, cause: String },
+    #[error("{source_name} sets the unknown key {key}{}", hint(.nearest.as_deref()))]
+    UnknownKey { source_name: String, key: String, nearest: Option<String> },
+    #[error("{source_name} gives {key} {cause}")]
+    WrongType { source_name: String, key: String, cause: String },
+    #[error("{}", .0.join("; "))]
+    Invalid(Vec<String>),
+}
+
+/// Where settings come from besides the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    pub file: Option<PathBuf>,
+    /// Environment of the process, or a test's.
+    pub environment: Vec<(String, String)>,
+    /// `section.key=value` in the order given; the last wins.
+    pub flags: Vec<String>,
+}
+
+impl Config {
+    /// Defaults, then file, then environment, then flags; checked as a whole.
+    ///
+    /// # Errors
+    /// The first source that cannot be read or names an unknown key, or every value out of bounds at once.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut settings = Settings::new();
+        if let Some(path) = &sources.file {
+            settings.apply_file(path)?;
+        }
+        for (name, value) in &sources.environment {
+            if let Some(rest) = name.strip_prefix(ENVIRONMENT_PREFIX) {
+                settings.apply_text(name, &rest.to_lowercase().replace("__", "."), value)?;
+            }
+        }
+        for flag in &sources.flags {
+            let (key, value) = flag.split_once('=').ok_or_else(|| ConfigError::WrongType {
+                source_name: format!("--set {flag}"),
+                key: flag.clone(),
+                cause: "no value: write section.key=value".into(),
+            })?;
+            settings.apply_text(&format!("--set {flag}"), key, value)?;
+        }
+        let config = settings.finish()?;
+        let violations = config.violations();
+        if violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(violations)) }
+    }
+
+    fn violations(&self) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut require = |holds: bool, text: &str| {
+            if !holds {
+                found.push(text.to_owned());
+            }
+        };
+        let (encoder, chips, limits) = (&self.encoder, &self.chips, &self.limits);
+        require(
+            self.model.path.is_empty() || self.model.preset == Preset::None,
+            "model.path and model.preset exclude each other",
+        );
+        require(
+            self.server.listen.port() == 0 || self.server.listen != self.server.metrics_listen,
+            "server.listen and server.metrics_listen must differ",
+        );
+        require(
+            (0.0..=3600.0).contains(&self.server.drain_seconds_max),
+            "server.drain_seconds_max must be 0 to 3600",
+        );
+        require(
+            encoder.device == "cpu"
+                || encoder.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok()),
+            "encoder.device must be \"cpu\" or \"cuda:N\"",
+        );
+        require(encoder.workers <= 64, "encoder.workers must be 0 to 64");
+        require(encoder.threads_per_worker <= 256, "encoder.threads_per_worker must be 0 to 256");
+        require((1..=1024).contains(&encoder.batch_max), "encoder.batch_max must be 1 to 1024");
+        require(
+            encoder.queue_items_max >= encoder.batch_max,
+            "encoder.queue_items_max must be at least encoder.batch_max",
+        );
+        require(
+            limits.chips_per_request_max >= 1 && limits.chips_per_request_max <= encoder.queue_items_max,
+            "limits.chips_per_request_max must be 1 to encoder.queue_items_max",
+        );
+        require(
+            encoder.queue_bytes_max >= chips.bytes_max,
+            "encoder.queue_bytes_max must be at least chips.bytes_max",
+        );
+        require(chips.bytes_max >= 1, "chips.bytes_max must be at least 1");
+        require((1..=1 << 30).contains(&chips.pixels_max), "chips.pixels_max must be 1 to 1073741824");
+        require(chips.decode_threads <= 256, "chips.decode_threads must be 0 to 256");
+        require(
+            (1024..=1 << 30).contains(&limits.message_bytes_max),
+            "limits.message_bytes_max must be 1024 to 1073741824",
+        );
+        require(
+            limits.receiving_bytes_max >= limits.message_bytes_max,
+            "limits.receiving_bytes_max must be at least limits.message_bytes_max",
+        );
+        require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
+        require(limits.stream_inflight_max >= 1, "limits.stream_inflight_max must be at least 1");
+        require(limits.connections_max >= 1, "limits.connections_max must be at least 1");
+        require(
+            limits.streams_per_connection_max >= 1,
+            "limits.streams_per_connection_max must be at least 1",
+        );
+        require(limits.header_bytes_max >= 1024, "limits.header_bytes_max must be at least 1024");
+        require(
+            (65_535..=1 << 30).contains(&limits.stream_window_bytes)
+                && (65_535..=1 << 30).contains(&limits.connection_window_bytes),
+            "limits.stream_window_bytes and limits.connection_window_bytes must be 65535 to 1073741824",
+        );
+        require(
+            (1.0..=3600.0).contains(&limits.keepalive_seconds),
+            "limits.keepalive_seconds must be 1 to 3600",
+        );
+        require(
+            tracing_subscriber::EnvFilter::try_new(&self.telemetry.log_filter).is_ok(),
+            "telemetry.log_filter is not a valid filter",
+        );
+        found
+    }
+}
+
+/// The default values as a table, into which sources are merged key by key.
+struct Settings {
+    table: Table,
+}
+
+impl Settings {
+    fn new() -> Self {
+        let table = Table::try_from(Config::default()).expect("the defaults are a table");
+        Self { table }
+    }
+
+    fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let source_name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause: cause.to_string() })?;
+        let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
+            source_name: source_name.clone(),
+            cause: cause.to_string().trim().replace('\n', " "),
+        })?;
+        for (section, value) in table {
+            let Value::Table(keys) = value else {
+                return Err(self.unknown(&source_name, &section));
+            };
+            if !self.table.contains_key(&section) {
+                return Err(self.unknown(&source_name, &section));
+            }
+            for (key, value) in keys {
+                let slot = self.slot(&source_name, &format!("{section}.{key}"))?;
+                *slot = value;
+            }
+        }
+        // A wrong type is reported while the file is still known as its source.
+        self.typed(&source_name).map(drop)
+    }
+
+    fn apply_text(&mut self, source_name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
+        let slot = self.slot(source_name, key)?;
+        let wrong = |kind: &str| ConfigError::WrongType {
+            source_name: source_name.into(),
+            key: key.into(),
+            cause: format!("the value {text:?}, which is not {kind}"),
+        };
+        *slot = match slot {
+            Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
+            Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
+            _ => Value::String(text.into()),
+        };
+        self.typed(source_name).map(drop)
+    }
+
+    fn slot(&mut self, source_name: &str, key: &str) -> Result<&mut Value, ConfigError> {
+        let unknown = self.unknown(source_name, key);
+        let (section, name) = key.split_once('.').unwrap_or((key, ""));
+        match self.table.get_mut(section).and_then(Value::as_table_mut).and_then(|keys| keys.get_mut(name)) {
+            Some(slot) => Ok(slot),
+            None => Err(unknown),
+        }
+    }
+
+    fn unknown(&self, source_name: &str, key: &str) -> ConfigError {
+        let keys = self.table.iter().flat_map(|(section, value)| {
+            let names = value.as_table().into_iter().flat_map(|keys| keys.keys());
+            names.map(move |name| format!("{section}.{name}"))
+        });
+        let nearest = keys
+            .chain(self.table.keys().cloned())
+            .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+        ConfigError::UnknownKey { source_name: source_name.into(), key: key.into(), nearest }
+    }
+
+    fn typed(&self, source_name: &str) -> Result<Config, ConfigError> {
+        for (section, value) in &self.table {
+            let mut alone = Table::try_from(Config::default()).expect("the defaults are a table");
+            for (key, value) in value.as_table().into_iter().flatten() {
+                let slot = alone.get_mut(section).and_then(Value::as_table_mut).expect("the section exists");
+                slot.insert(key.clone(), value.clone());
+                if let Err(cause) = alone.clone().try_into::<Config>() {
+                    return Err(ConfigError::WrongType {
+                        source_name: source_name.into(),
+                        key: format!("{section}.{key}"),
+                        cause: format!("the value {value}: {}", cause.message().trim()),
+                    });
+                }
+            }
+        }
+        Ok(self.table.clone().try_into().expect("every key was tried alone"))
+    }
+
+    fn finish(self) -> Result<Config, ConfigError> {
+        self.typed("the configuration")
+    }
+}
+
+fn hint(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |key| format!("; did you mean {key}?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("server.toml");
+        std::fs::write(&path, file).expect("a file");
+        Config::load(&Sources {
+            file: Some(path),
+            environment: environment.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            flags: flags.iter().map(|flag| (*flag).into()).collect(),
+        })
+    }
+
+    #[test]
+    fn later_sources_win() {
+        let file = "[encoder]\nbatch_max = 4\nworkers = 3\nprecision = \"bf16\"";
+        let config =
+            load(file, &[("SHIPREID__ENCODER__BATCH_MAX", "16"), ("HOME", "x")], &["encoder.batch_max=32"])
+                .unwrap();
+        assert_eq!(config.encoder.batch_max, 32);
+        assert_eq!(config.encoder.workers, 3);
+        assert_eq!(config.encoder.precision, Precision::Bf16);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_valid_one() {
+        for (file, environment, key, nearest) in [
+            ("[encoder]\nbatch_maximum = 4", None, "encoder.batch_maximum", "encoder.batch_max"),
+            ("[encodr]\nbatch_max = 4", None, "encodr", "encoder"),
+            ("", Some("SHIPREID__SERVER__LISTN"), "server.listn", "server.listen"),
+        ] {
+            let environment: Vec<_> = environment.map(|name| (name, "1")).into_iter().collect();
+            match load(file, &environment, &[]) {
+                Err(ConfigError::UnknownKey { key: found, nearest: Some(hint), .. }) => {
+                    assert_eq!((found.as_str(), hint.as_str()), (key, nearest));
+                }
+                other => panic!("{key}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_names_its_key_and_source() {
+        for (file, flags, part) in [
+            ("[encoder]\nbatch_max = \"many\"", &[][..], "encoder.batch_max"),
+            ("", &["encoder.batch_max=many"][..], "encoder.batch_max"),
+            ("[encoder]\nprecision = \"f16\"", &[][..], "encoder.precision"),
+            ("[server]\nlisten = \"nowhere\"", &[][..], "server.listen"),
+            ("", &["encoder.batch_max"][..], "section.key=value"),
+        ] {
+            let message = load(file, &[], flags).expect_err("a wrong value").to_string();
+            assert!(message.contains(part) && !message.contains('\n'), "{message}");
+        }
+    }
+
+    #[test]
+    fn every_violation_is_reported_at_once() {
+        let flags = ["encoder.batch_max=0", "limits.calls_max=0", "encoder.device=tpu"];
+        match load("", &[], &flags) {
+            Err(ConfigError::Invalid(violations)) => assert_eq!(violations.len(), 3, "{violations:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_shipped_file_is_the_defaults_and_comments_every_key() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server.toml");
+        let config = Config::load(&Sources { file: Some(path.clone()), ..Sources::default() }).unwrap();
+        assert_eq!(config, Config::default());
+        let text = std::fs::read_to_string(path).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let present: Vec<&str> = lines
+            .iter()
+            .enumerate()
+            .filter(|(_, line)| line.contains(" = ") && !line.starts_with('#'))
+            .map(|(number, line)| {
+                assert!(lines[number - 1].starts_with("# "), "no comment above {line}");
+                line.split(" = ").next().unwrap()
+            })
+            .collect();
+        let wanted = Settings::new().table;
+        let wanted: usize = wanted.values().filter_map(Value::as_table).map(Table::len).sum();
+        assert_eq!(present.len(), wanted, "every key once");
+    }
+}
