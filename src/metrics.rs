@@ -1,0 +1,147 @@
+//! Every metric: its name, labels and meaning, once.
+//!
+//! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
+
+use std::time::Duration;
+
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+const STARTED: &str = "grpc_server_started_total";
+const HANDLED: &str = "grpc_server_handled_total";
+const HANDLING: &str = "grpc_server_handling_seconds";
+const CALLS: &str = "shipreid_calls_in_flight";
+const CONNECTIONS: &str = "shipreid_connections";
+const REFUSED: &str = "shipreid_refused_total";
+const CHIPS: &str = "shipreid_chips_total";
+const WARNINGS: &str = "shipreid_chip_warnings_total";
+const DECODE: &str = "shipreid_decode_duration_seconds";
+const QUEUE_DEPTH: &str = "shipreid_queue_depth_chips";
+const ADMITTED: &str = "shipreid_admitted_chips";
+const ADMITTED_BYTES: &str = "shipreid_admitted_bytes";
+const QUEUE_WAIT: &str = "shipreid_queue_wait_duration_seconds";
+const FORWARD: &str = "shipreid_forward_duration_seconds";
+const BATCH: &str = "shipreid_batch_size_chips";
+const DROPPED: &str = "shipreid_dropped_chips_total";
+const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
+const PANICS: &str = "shipreid_encoder_panics_total";
+const READY: &str = "shipreid_ready";
+const MODEL: &str = "shipreid_model_info";
+
+const CALL_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+const STAGE_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const BATCH_CHIPS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
+
+/// Starts recording; the handle renders what Prometheus scrapes.
+///
+/// # Errors
+/// When a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Full(HANDLING.into()), &CALL_SECONDS)?
+        .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), &STAGE_SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(BATCH.into()), &BATCH_CHIPS)?
+        .install_recorder()?;
+    describe();
+    Ok(handle)
+}
+
+fn describe() {
+    describe_counter!(STARTED, "Calls that arrived, by service and method.");
+    describe_counter!(HANDLED, "Calls that ended, by service, method and gRPC code.");
+    describe_histogram!(HANDLING, Unit::Seconds, "Time from a call's headers to its end.");
+    describe_gauge!(CALLS, "Calls that hold a permit.");
+    describe_gauge!(CONNECTIONS, "Open gRPC connections.");
+    describe_counter!(REFUSED, "Calls and chips refused at once, by reason.");
+    describe_counter!(CHIPS, "Chips answered, by modality and outcome (\"ok\" or the error's reason).");
+    describe_counter!(WARNINGS, "Doubts about embedded chips, by code.");
+    describe_histogram!(DECODE, Unit::Seconds, "Decoding and resizing one chip.");
+    describe_gauge!(QUEUE_DEPTH, "Chips that wait for a device.");
+    describe_gauge!(ADMITTED, "Chips in the server, from admission to answer.");
+    describe_gauge!(ADMITTED_BYTES, Unit::Bytes, "Bytes of the chips in the server.");
+    describe_histogram!(QUEUE_WAIT, Unit::Seconds, "Time of one chip between queue and device.");
+    describe_histogram!(FORWARD, Unit::Seconds, "One forward pass.");
+    describe_histogram!(BATCH, "Chips in one forward pass.");
+    describe_counter!(DROPPED, "Chips that left the queue without costing the device, by reason.");
+    describe_counter!(OUT_OF_MEMORY, "Forward passes that ran out of device memory.");
+    describe_counter!(PANICS, "Forward passes that panicked.");
+    describe_gauge!(READY, "1 while the server answers calls.");
+    describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    metrics_process::Collector::default().describe();
+}
+
+/// Reads the process's own CPU time, memory and files, once a scrape.
+pub fn collect_process() {
+    metrics_process::Collector::default().collect();
+}
+
+/// `service` and `method` must come from the served contract, so that callers cannot add label values.
+pub fn call_started(service: &'static str, method: &'static str) {
+    counter!(STARTED, "grpc_service" => service, "grpc_method" => method).increment(1);
+}
+
+pub fn call_handled(service: &'static str, method: &'static str, code: &'static str, took: Duration) {
+    counter!(HANDLED, "grpc_service" => service, "grpc_method" => method, "grpc_code" => code).increment(1);
+    histogram!(HANDLING, "grpc_service" => service, "grpc_method" => method).record(took);
+}
+
+pub fn calls_in_flight(calls: usize) {
+    gauge!(CALLS).set(calls as f64);
+}
+
+pub fn connections(open: usize) {
+    gauge!(CONNECTIONS).set(open as f64);
+}
+
+pub fn refused(reason: &'static str) {
+    counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+pub fn chip_answered(modality: &'static str, outcome: &'static str) {
+    counter!(CHIPS, "modality" => modality, "outcome" => outcome).increment(1);
+}
+
+pub fn chip_warning(code: &'static str) {
+    counter!(WARNINGS, "code" => code).increment(1);
+}
+
+pub fn decoded(took: Duration) {
+    histogram!(DECODE).record(took);
+}
+
+pub fn queue_depth(chips: usize) {
+    gauge!(QUEUE_DEPTH).set(chips as f64);
+}
+
+pub fn admitted(chips: usize, bytes: usize) {
+    gauge!(ADMITTED).set(chips as f64);
+    gauge!(ADMITTED_BYTES).set(bytes as f64);
+}
+
+pub fn batch_done(size: usize, forward: Duration, waits: &[Duration]) {
+    histogram!(BATCH).record(size as f64);
+    histogram!(FORWARD).record(forward);
+    for wait in waits {
+        histogram!(QUEUE_WAIT).record(*wait);
+    }
+}
+
+pub fn dropped(reason: &'static str) {
+    counter!(DROPPED, "reason" => reason).increment(1);
+}
+
+pub fn out_of_memory() {
+    counter!(OUT_OF_MEMORY).increment(1);
+}
+
+pub fn encoder_panicked() {
+    counter!(PANICS).increment(1);
+}
+
+pub fn ready(is_ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
+pub fn model_resident(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}

@@ -1,0 +1,84 @@
+//! Deadlines: `grpc-timeout` becomes an instant that every stage sees, and an answer in time.
+//!
+//! tonic's own server answers CANCELLED when a timeout passes, so this layer does it instead.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use http::HeaderMap;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+
+use super::context::{CallContext, DEFAULT_TENANT};
+use super::problem::Problem;
+
+/// Attaches the [`CallContext`], and ends a call whose answer has not begun by its deadline. Dropping the
+/// handler takes its chips out of the queue.
+pub async fn enforce(mut request: Request, next: Next) -> Response {
+    let deadline = match timeout(request.headers()) {
+        Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+        Err(problem) => return Status::from(problem).into_http(),
+    };
+    request.extensions_mut().insert(CallContext { tenant: DEFAULT_TENANT.into(), deadline });
+    match deadline {
+        None => next.run(request).await,
+        Some(deadline) => tokio::time::timeout_at(deadline, next.run(request))
+            .await
+            .unwrap_or_else(|_| Status::from(exceeded()).into_http()),
+    }
+}
+
+/// The answer to a call whose time has passed.
+pub fn exceeded() -> Problem {
+    Problem::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call's deadline has passed")
+}
+
+/// At most eight digits and a unit, as the gRPC protocol over HTTP/2 defines it.
+fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
+    let malformed = || Problem::invalid("TIMEOUT_MALFORMED", "grpc-timeout", "grpc-timeout is malformed");
+    let text = value.to_str().map_err(|_| malformed())?;
+    let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
+    if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(malformed());
+    }
+    let count: u64 = digits.parse().map_err(|_| malformed())?;
+    Ok(Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return Err(malformed()),
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_is_read_as_the_protocol_defines_it() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("grpc-timeout", text.parse().expect("a header value"));
+            timeout(&headers)
+        };
+        for (text, expected) in [
+            ("250m", Duration::from_millis(250)),
+            ("2S", Duration::from_secs(2)),
+            ("99999999H", Duration::from_secs(99_999_999 * 3600)),
+            ("7u", Duration::from_micros(7)),
+            ("0n", Duration::ZERO),
+        ] {
+            assert_eq!(read(text), Ok(Some(expected)), "{text}");
+        }
+        for text in ["", "S", "1", "1x", "123456789S", "-1S", "1.5S", "+1S"] {
+            assert!(read(text).is_err(), "{text}");
+        }
+        assert_eq!(timeout(&HeaderMap::new()), Ok(None));
+    }
+}

@@ -1,0 +1,60 @@
+//! gRPC: one file a service, one for every layer around them, and the only place beside the client that
+//! knows wire types.
+
+mod context;
+mod convert;
+mod deadline;
+mod intake;
+pub mod listener;
+mod observe;
+mod permit;
+mod problem;
+mod ship_re_id;
+mod status;
+pub mod status_page;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+
+pub use ship_re_id::ShipReIdService;
+
+use crate::config::Limits;
+use crate::wire::FILE_DESCRIPTOR_SET;
+use crate::wire::ship_re_id_server::ShipReIdServer;
+
+/// Name under which health is reported beside the server's own (the empty name).
+pub const SHIP_RE_ID: &str = "shipreid.v1.ShipReId";
+
+/// Every service behind its layers. A call meets them in this order: observed, permitted, given its
+/// deadline, weighed as it is received, handled.
+pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthReporter) {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()
+        .expect("the descriptors are part of this program");
+    let message_max = limits.message_bytes_max;
+    let ship_re_id = ShipReIdServer::new(ship_re_id)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
+    let methods = observe::Methods::of(&[
+        FILE_DESCRIPTOR_SET,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    ]);
+    let router = Routes::new(reflection)
+        .add_service(health)
+        .add_service(ship_re_id)
+        .into_axum_router()
+        .layer(from_fn_with_state(
+            intake::Intake::new(message_max, limits.receiving_bytes_max),
+            intake::guard,
+        ))
+        .layer(from_fn(deadline::enforce))
+        .layer(from_fn_with_state(permit::CallPermits::new(limits.calls_max), permit::take))
+        .layer(from_fn_with_state(methods, observe::record));
+    (router, reporter)
+}

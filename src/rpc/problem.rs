@@ -1,0 +1,82 @@
+//! An error as this API tells it: a code, a stable reason, a text for people, the field at fault.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::wire;
+
+/// The domain of every `ErrorInfo` of this service.
+pub const DOMAIN: &str = "shipreid";
+
+/// One error, before it is known whether a whole call or one item of a batch fails with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Problem {
+    pub code: Code,
+    /// Stable and fit for programs, in upper snake case.
+    pub reason: &'static str,
+    pub message: String,
+    /// Path of the field at fault from the request.
+    pub field: Option<String>,
+    /// When trying again can help.
+    pub retry_after: Option<Duration>,
+    pub metadata: HashMap<String, String>,
+}
+
+impl Problem {
+    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), field: None, retry_after: None, metadata: HashMap::new() }
+    }
+
+    /// The caller sent something that cannot be used.
+    pub fn invalid(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), ..Self::new(Code::InvalidArgument, reason, message) }
+    }
+
+    pub fn with_field(mut self, field: impl Into<String>) -> Self {
+        self.field = Some(field.into());
+        self
+    }
+
+    pub fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    pub fn with_metadata(mut self, key: &str, value: impl ToString) -> Self {
+        self.metadata.insert(key.into(), value.to_string());
+        self
+    }
+
+    /// Puts a chip's place in front of a field that is named from the chip, as in `chips[3].image`.
+    pub fn within(mut self, prefix: &str) -> Self {
+        self.field = self.field.map(|field| format!("{prefix}.{field}"));
+        self
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, problem.metadata);
+        if let Some(field) = problem.field.filter(|_| problem.code == Code::InvalidArgument) {
+            details.add_bad_request_violation(field, problem.message.clone());
+        }
+        if let Some(delay) = problem.retry_after {
+            details.set_retry_info(Some(delay));
+        }
+        Status::with_error_details(problem.code, problem.message, details)
+    }
+}
+
+impl From<Problem> for wire::ItemError {
+    fn from(problem: Problem) -> Self {
+        Self {
+            code: problem.code as i32,
+            reason: problem.reason.into(),
+            message: problem.message,
+            field: problem.field.unwrap_or_default(),
+        }
+    }
+}

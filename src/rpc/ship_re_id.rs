@@ -1,0 +1,122 @@
+//! The service `ShipReId`: Embed and EmbedStream. Match and Train are not served yet.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::future::join_all;
+use futures_util::{Stream, StreamExt};
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::context::CallContext;
+use super::convert::{self, EmbedCall};
+use super::problem::Problem;
+use super::{deadline, status};
+use crate::config::Limits;
+use crate::encoder::Pipeline;
+use crate::wire;
+
+/// Embeds chips through the pipeline that every service shares.
+#[derive(Clone)]
+pub struct ShipReIdService {
+    pipeline: Arc<Pipeline>,
+    chips_max: usize,
+    inflight_max: usize,
+}
+
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+impl ShipReIdService {
+    pub fn new(pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
+        Self {
+            pipeline,
+            chips_max: limits.chips_per_request_max,
+            inflight_max: limits.stream_inflight_max,
+        }
+    }
+
+    async fn embed_chips(
+        &self,
+        request: wire::EmbedRequest,
+        context: &CallContext,
+    ) -> Result<wire::EmbedResponse, Problem> {
+        let started = Instant::now();
+        let call = EmbedCall::parse(request, self.chips_max)?;
+        let model = self.pipeline.resolve(call.model)?;
+        let _place = self.pipeline.admit(call.chips.len(), call.image_bytes())?;
+        let caller = convert::caller(context, call.priority);
+        let outcomes = join_all(call.chips.into_iter().enumerate().map(async |(index, chip)| {
+            let chip = chip?;
+            let embedded = self.pipeline.embed(&model, &caller, chip).await;
+            embedded.map_err(|cause| Problem::from(cause).within(&format!("chips[{index}]")))
+        }))
+        .await;
+        status::whole_call(&outcomes)?;
+        Ok(convert::embed_response(outcomes, &model, started.elapsed()))
+    }
+
+    async fn embed_one(
+        self,
+        request: Result<wire::EmbedStreamRequest, Status>,
+        context: CallContext,
+    ) -> Result<wire::EmbedStreamResponse, Status> {
+        let wire::EmbedStreamRequest { chip_id, chip, model, priority } = request?;
+        convert::bounded_text("chip_id", &chip_id)?;
+        let request = wire::EmbedRequest { chips: chip.into_iter().collect(), model, priority };
+        let mut response = self.embed_chips(request, &context).await?;
+        Ok(wire::EmbedStreamResponse {
+            chip_id,
+            result: response.results.pop(),
+            model: response.model,
+            timings: response.timings,
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl wire::ship_re_id_server::ShipReId for ShipReIdService {
+    async fn embed(
+        &self,
+        request: Request<wire::EmbedRequest>,
+    ) -> Result<Response<wire::EmbedResponse>, Status> {
+        let context = CallContext::of(&request);
+        let response = self.embed_chips(request.into_inner(), &context).await?;
+        Ok(Response::new(response))
+    }
+
+    type EmbedStreamStream = ResponseStream<wire::EmbedStreamResponse>;
+
+    async fn embed_stream(
+        &self,
+        request: Request<Streaming<wire::EmbedStreamRequest>>,
+    ) -> Result<Response<Self::EmbedStreamStream>, Status> {
+        let context = CallContext::of(&request);
+        let service = self.clone();
+        let deadline = context.deadline;
+        let answers = request
+            .into_inner()
+            .map(move |item| service.clone().embed_one(item, context.clone()))
+            .buffered(self.inflight_max);
+        Ok(Response::new(Box::pin(deadline::bounded(status::until_first_error(answers), deadline))))
+    }
+
+    async fn r#match(
+        &self,
+        _request: Request<wire::MatchRequest>,
+    ) -> Result<Response<wire::MatchResponse>, Status> {
+        Err(not_served("Match").into())
+    }
+
+    type TrainStream = ResponseStream<wire::TrainEvent>;
+
+    async fn train(
+        &self,
+        _request: Request<wire::TrainRequest>,
+    ) -> Result<Response<Self::TrainStream>, Status> {
+        Err(not_served("Train").into())
+    }
+}
+
+fn not_served(method: &str) -> Problem {
+    Problem::new(Code::Unimplemented, "NOT_SERVED", format!("this release does not serve {method}"))
+}
