@@ -1,6 +1,7 @@
 //! What a model says about a chip: a vector of unit length, and the digest that names the model.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
 const NORM_MIN: f32 = 1e-12;
@@ -75,6 +76,27 @@ impl ModelDigest {
     }
 }
 
+/// The text is not 64 hexadecimal digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a model digest is 64 hexadecimal digits")]
+pub struct DigestError;
+
+impl FromStr for ModelDigest {
+    type Err = DigestError;
+
+    fn from_str(text: &str) -> Result<Self, DigestError> {
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(DigestError);
+        }
+        let mut bytes = [0; 32];
+        for (byte, pair) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let digits = std::str::from_utf8(pair).map_err(|_| DigestError)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| DigestError)?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
 impl fmt::Display for ModelDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -96,6 +118,13 @@ mod tests {
         let embedding = Embedding::from_feature(vec![3.0, 4.0]).expect("a direction");
         assert_eq!(embedding.as_slice(), &[0.6, 0.8]);
         assert!((embedding.cosine(&embedding) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_digest_reads_what_it_prints() {
+        let digest = ModelDigest::new(std::array::from_fn(|index| index as u8 * 7));
+        assert_eq!(digest.to_string().parse(), Ok(digest));
+        assert_eq!("12".parse::<ModelDigest>(), Err(DigestError));
     }
 
     #[test]

@@ -1,6 +1,25 @@
 //! A ship cut out of a satellite image, ready for the model.
 
+mod decode;
+#[cfg(test)]
+mod golden;
+mod oriented_box;
+mod prepare;
+mod resize;
+mod size_token;
+
+pub use decode::{DecodeError, ImageLimits};
+pub use oriented_box::{BoxError, OrientedBox};
+pub use prepare::{ChipWarning, PrepareError, Prepared, View, prepare};
+pub use resize::{Resampling, resize};
+pub use size_token::{PixelSize, PixelSizeError, size_token};
+
 use std::fmt;
+
+/// Channel means that the reference subtracts from pixels in 0..1, RGB.
+pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
+/// Channel deviations that it divides by afterwards.
+pub const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// The sensor family that saw a ship; it decides which patch embedding of TransOSS reads the chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -9,12 +28,19 @@ pub enum Modality {
     Sar,
 }
 
-impl fmt::Display for Modality {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Modality {
+    /// As in configuration, labels and command lines.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Optical => "optical",
             Self::Sar => "sar",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Modality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

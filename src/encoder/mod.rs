@@ -1,5 +1,22 @@
 //! The way of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
 
+mod admission;
+mod pipeline;
+mod predict;
+mod projection;
+mod queue;
+mod schedule;
+mod worker;
+
+pub use admission::{Admission, Admitted, Refusal};
+pub use pipeline::{Caller, ChipJob, EmbedError, Embedded, ModelCard, Pipeline, UnknownModel};
+pub use projection::PixelProjection;
+pub use queue::{
+    EncodeError, EncodeJob, EncodeQueue, Encoded, EncoderEvent, Health, LoadError, Observe, QueueSettings,
+};
+pub use schedule::Priority;
+pub use worker::EncoderFactory;
+
 use crate::chip::Chip;
 use crate::embedding::{Embedding, ModelDigest};
 
@@ -13,6 +30,9 @@ pub struct Batch {
 /// Turns chips into embeddings on one device. Lives and dies on the thread that made it.
 pub trait Encoder {
     /// One embedding a chip, in the batch's order.
+    ///
+    /// # Errors
+    /// What became of the device; the batch's chips share it.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError>;
 }
 

@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use tonic::Code;
-
 use super::context::CallContext;
 use super::problem::Problem;
 use crate::chip::{Modality, OrientedBox, PixelSize, View};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, ChipJob, Embedded, ModelCard, Priority};
-use crate::metrics;
 use crate::wire;
 
 /// Bytes of an identifier that callers choose.
@@ -33,12 +29,15 @@ impl EmbedCall {
         }
         if count > chips_max {
             let message = format!("chips has {count} elements, the limit is {chips_max}");
-            return Err(Problem::invalid("TOO_MANY_CHIPS", "chips", message).with_metadata("limit", chips_max));
+            return Err(
+                Problem::invalid("TOO_MANY_CHIPS", "chips", message).with_metadata("limit", chips_max)
+            );
         }
         let model = model_digest(&request.model)?;
         let priority = priority(request.priority)?;
         let chips = request.chips.into_iter().enumerate();
-        let chips = chips.map(|(index, chip)| chip_job(chip).map_err(|p| p.within(&format!("chips[{index}]"))));
+        let chips =
+            chips.map(|(index, chip)| chip_job(chip).map_err(|p| p.within(&format!("chips[{index}]"))));
         Ok(Self { chips: chips.collect(), model, priority })
     }
 
@@ -125,10 +124,10 @@ fn priority(number: i32) -> Result<Priority, Problem> {
 fn embed_result(outcome: Result<Embedded, Problem>) -> wire::EmbedResult {
     match outcome {
         Ok(embedded) => {
-            let warnings = embedded.warnings.iter().map(|warning| wire::Warning {
-                code: warning.code().into(),
-                message: warning.to_string(),
-            });
+            let warnings = embedded
+                .warnings
+                .iter()
+                .map(|warning| wire::Warning { code: warning.code().into(), message: warning.to_string() });
             let embedding = wire::Embedding { values: embedded.embedding.into_vec() };
             wire::EmbedResult {
                 warnings: warnings.collect(),

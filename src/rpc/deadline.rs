@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
+use futures_util::{FutureExt, Stream, StreamExt, future, stream};
 use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -28,6 +29,30 @@ pub async fn enforce(mut request: Request, next: Next) -> Response {
             .await
             .unwrap_or_else(|_| Status::from(exceeded()).into_http()),
     }
+}
+
+/// Ends a stream of answers with DEADLINE_EXCEEDED when its time has passed.
+pub fn bounded<T: Send>(
+    answers: impl Stream<Item = Result<T, Status>> + Send,
+    deadline: Option<Instant>,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let passed = async move {
+        match deadline {
+            Some(deadline) => tokio::time::sleep_until(deadline).await,
+            None => future::pending().await,
+        }
+    };
+    let ending = stream::once(passed.map(|()| Some(Err(exceeded().into()))));
+    let ended = answers.map(Some).chain(stream::once(future::ready(None)));
+    // Whichever comes first of the deadline and the end of the answers ends the stream.
+    let mut done = false;
+    stream::select(ended, ending)
+        .take_while(move |item| {
+            let keep = !done && item.is_some();
+            done = matches!(item, Some(Err(_)));
+            future::ready(keep)
+        })
+        .filter_map(future::ready)
 }
 
 /// The answer to a call whose time has passed.
@@ -59,6 +84,18 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_at_its_deadline_or_with_its_last_answer() {
+        let deadline = Some(Instant::now() + Duration::from_secs(1));
+        let endless = stream::iter([Ok(1)]).chain(stream::pending());
+        let answers: Vec<_> = bounded(endless, deadline).collect().await;
+        assert_eq!(answers.len(), 2);
+        assert_eq!(answers[1].as_ref().expect_err("the deadline").code(), Code::DeadlineExceeded);
+        let answers: Vec<_> = bounded(stream::iter([Ok(1), Ok(2)]), deadline).collect().await;
+        assert_eq!(answers.len(), 2);
+        assert!(answers.iter().all(Result::is_ok));
+    }
 
     #[test]
     fn a_timeout_is_read_as_the_protocol_defines_it() {

@@ -62,7 +62,10 @@ pub async fn serve(
     }
     drop(listener);
     if tokio::time::timeout(drain_max, graceful.shutdown()).await.is_err() {
-        tracing::warn!(seconds = drain_max.as_secs_f64(), "calls were still in flight when the grace period ended");
+        tracing::warn!(
+            seconds = drain_max.as_secs_f64(),
+            "calls were still in flight when the grace period ended"
+        );
     }
 }
 

@@ -56,8 +56,8 @@ pub async fn record(State(methods): State<Methods>, request: Request, next: Next
     metrics::call_started(service, method);
     let mut call = CallRecord { service, method, started: Instant::now(), ended: None };
     let mut response = next.run(request).await;
+    call.end(response.headers());
     if let Some(status) = Status::from_header_map(response.headers()) {
-        call.ended = Some((status.code(), status.message().to_owned()));
         if status.code() != Code::Ok && status.details().is_empty() {
             response = completed(status).into_http();
         }
@@ -65,15 +65,12 @@ pub async fn record(State(methods): State<Methods>, request: Request, next: Next
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             if let Some(trailers) = frame.trailers_ref() {
-                call.ended = ended(trailers);
+                // A method takes the record whole, so that it lives as long as the answer.
+                call.end(trailers);
             }
             frame
         }))
     })
-}
-
-fn ended(trailers: &HeaderMap) -> Option<(Code, String)> {
-    Status::from_header_map(trailers).map(|status| (status.code(), status.message().to_owned()))
 }
 
 /// Adds the `ErrorInfo` that every error of this API carries.
@@ -89,6 +86,13 @@ struct CallRecord {
     method: &'static str,
     started: Instant,
     ended: Option<(Code, String)>,
+}
+
+impl CallRecord {
+    fn end(&mut self, trailers: &HeaderMap) {
+        self.ended =
+            Status::from_header_map(trailers).map(|status| (status.code(), status.message().to_owned()));
+    }
 }
 
 impl Drop for CallRecord {

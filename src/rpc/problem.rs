@@ -27,7 +27,14 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), field: None, retry_after: None, metadata: HashMap::new() }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+            metadata: HashMap::new(),
+        }
     }
 
     /// The caller sent something that cannot be used.

@@ -28,11 +28,7 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ShipReIdService {
     pub fn new(pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
-        Self {
-            pipeline,
-            chips_max: limits.chips_per_request_max,
-            inflight_max: limits.stream_inflight_max,
-        }
+        Self { pipeline, chips_max: limits.chips_per_request_max, inflight_max: limits.stream_inflight_max }
     }
 
     async fn embed_chips(
@@ -97,7 +93,7 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
             .into_inner()
             .map(move |item| service.clone().embed_one(item, context.clone()))
             .buffered(self.inflight_max);
-        Ok(Response::new(Box::pin(deadline::bounded(status::until_first_error(answers), deadline))))
+        Ok(Response::new(Box::pin(deadline::bounded(answers, deadline))))
     }
 
     async fn r#match(

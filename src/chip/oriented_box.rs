@@ -1,0 +1,251 @@
+//! Cutting a ship out of a larger patch, upright.
+
+use super::decode::{Pixels, Raster};
+use super::size_token::PixelSize;
+
+/// How far angles may be from a right angle, and pixels from square, to count as such.
+const TOLERANCE: f64 = 1e-9;
+
+/// A rotated rectangle in the pixels of an image.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OrientedBox {
+    center: (f64, f64),
+    length: f64,
+    width: f64,
+    angle_deg: f64,
+}
+
+/// A rectangle that cannot be cut out.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum BoxError {
+    #[error("oriented_box has a number that is not finite")]
+    NotFinite,
+    #[error("oriented_box has length {length} and width {width}, both must be at least 1 pixel")]
+    Empty { length: f64, width: f64 },
+    #[error("oriented_box has {length} x {width} pixels, the limit is {limit}")]
+    TooLarge { length: f64, width: f64, limit: u64 },
+    #[error("oriented_box lies outside the image of {width} x {height} pixels")]
+    Outside { width: usize, height: usize },
+    #[error(
+        "oriented_box cannot be turned by {angle_deg} degrees, since pixel_size_x_m and pixel_size_y_m differ"
+    )]
+    NotSquare { angle_deg: f64 },
+}
+
+/// The cut, as an image of its own.
+pub(super) struct Cut {
+    pub raster: Raster,
+    pub pixel_size: PixelSize,
+    /// A part of the box had no pixels and is black.
+    pub leaves_image: bool,
+}
+
+impl OrientedBox {
+    /// `center_x`, `center_y`, `length`, `width` in pixels, 0 being the outer edge of the first pixel; the angle is
+    /// clockwise from the image's upward direction to the ship's long axis.
+    ///
+    /// # Errors
+    /// Numbers that are not finite, a side under one pixel.
+    pub fn new(
+        center_x: f64,
+        center_y: f64,
+        length: f64,
+        width: f64,
+        angle_deg: f64,
+    ) -> Result<Self, BoxError> {
+        if ![center_x, center_y, length, width, angle_deg].iter().all(|number| number.is_finite()) {
+            return Err(BoxError::NotFinite);
+        }
+        if length < 1.0 || width < 1.0 {
+            return Err(BoxError::Empty { length, width });
+        }
+        Ok(Self { center: (center_x, center_y), length, width, angle_deg })
+    }
+
+    /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.
+    pub(super) fn cut(&self, from: &Raster, pixel_size: PixelSize, pixels_max: u64) -> Result<Cut, BoxError> {
+        let &Self { length, width, angle_deg, .. } = self;
+        if length * width > pixels_max as f64 {
+            return Err(BoxError::TooLarge { length, width, limit: pixels_max });
+        }
+        let (sin, cos) = sin_cos(angle_deg);
+        let square = (pixel_size.x_m() - pixel_size.y_m()).abs() <= TOLERANCE * pixel_size.x_m();
+        if !square && sin.abs() > TOLERANCE && cos.abs() > TOLERANCE {
+            return Err(BoxError::NotSquare { angle_deg });
+        }
+        let (rows, columns) = (length.round() as usize, width.round() as usize);
+        let sampling = Sampling { cut: *self, sin, cos, rows, columns };
+        if !sampling.touches(from) {
+            return Err(BoxError::Outside { width: from.width, height: from.height });
+        }
+        let pixels = match &from.pixels {
+            Pixels::Rgb(bytes) => {
+                let mut out = Vec::with_capacity(rows * columns * 3);
+                sampling.each(|x, y| {
+                    out.extend(
+                        blend(from, x, y, |i| [0, 1, 2].map(|c| f64::from(bytes[i * 3 + c])))
+                            .map(|v| v.round() as u8),
+                    )
+                });
+                Pixels::Rgb(out)
+            }
+            Pixels::Amplitude(values) => {
+                let mut out = Vec::with_capacity(rows * columns);
+                sampling
+                    .each(|x, y| out.extend(blend(from, x, y, |i| [f64::from(values[i])]).map(|v| v as f32)));
+                Pixels::Amplitude(out)
+            }
+        };
+        let turned = sin.abs() > cos.abs();
+        Ok(Cut {
+            raster: Raster { width: columns, height: rows, pixels },
+            pixel_size: if turned { pixel_size.turned() } else { pixel_size },
+            leaves_image: sampling.leaves(from),
+        })
+    }
+}
+
+/// Exact at right angles, where rounding would turn a copy into a blend.
+fn sin_cos(angle_deg: f64) -> (f64, f64) {
+    match angle_deg.rem_euclid(360.0) {
+        0.0 => (0.0, 1.0),
+        90.0 => (1.0, 0.0),
+        180.0 => (0.0, -1.0),
+        270.0 => (-1.0, 0.0),
+        angle => angle.to_radians().sin_cos(),
+    }
+}
+
+struct Sampling {
+    cut: OrientedBox,
+    sin: f64,
+    cos: f64,
+    rows: usize,
+    columns: usize,
+}
+
+impl Sampling {
+    /// Where the point at (`column`, `row`) of the cut lies in the image.
+    fn source(&self, column: f64, row: f64) -> (f64, f64) {
+        let right = column - self.columns as f64 / 2.0;
+        let down = row - self.rows as f64 / 2.0;
+        let (x, y) = self.cut.center;
+        (x + self.cos * right - self.sin * down, y + self.sin * right + self.cos * down)
+    }
+
+    fn each(&self, mut visit: impl FnMut(f64, f64)) {
+        for row in 0..self.rows {
+            for column in 0..self.columns {
+                let (x, y) = self.source(column as f64 + 0.5, row as f64 + 0.5);
+                visit(x, y);
+            }
+        }
+    }
+
+    fn corners(&self) -> [(f64, f64); 4] {
+        let (columns, rows) = (self.columns as f64, self.rows as f64);
+        [(0.0, 0.0), (columns, 0.0), (0.0, rows), (columns, rows)].map(|(x, y)| self.source(x, y))
+    }
+
+    fn leaves(&self, image: &Raster) -> bool {
+        let (width, height) = (image.width as f64, image.height as f64);
+        let slack = 0.5;
+        self.corners()
+            .iter()
+            .any(|(x, y)| *x < -slack || *y < -slack || *x > width + slack || *y > height + slack)
+    }
+
+    fn touches(&self, image: &Raster) -> bool {
+        let corners = self.corners();
+        let spans = |pick: fn(&(f64, f64)) -> f64, end: usize| {
+            let values = corners.iter().map(pick);
+            let (low, high) = values.fold((f64::MAX, f64::MIN), |(low, high), v| (low.min(v), high.max(v)));
+            high > 0.0 && low < end as f64
+        };
+        spans(|corner| corner.0, image.width) && spans(|corner| corner.1, image.height)
+    }
+}
+
+/// Bilinear between the four pixels around a point; pixels outside the image are 0.
+fn blend<const N: usize>(image: &Raster, x: f64, y: f64, pixel: impl Fn(usize) -> [f64; N]) -> [f64; N] {
+    let (left, top) = ((x - 0.5).floor(), (y - 0.5).floor());
+    let (fx, fy) = (x - 0.5 - left, y - 0.5 - top);
+    let mut sums = [0.0; N];
+    for (dx, dy, share) in [
+        (0.0, 0.0, (1.0 - fx) * (1.0 - fy)),
+        (1.0, 0.0, fx * (1.0 - fy)),
+        (0.0, 1.0, (1.0 - fx) * fy),
+        (1.0, 1.0, fx * fy),
+    ] {
+        let (px, py) = (left + dx, top + dy);
+        let inside = px >= 0.0 && py >= 0.0 && px < image.width as f64 && py < image.height as f64;
+        if inside && share > 0.0 {
+            let values = pixel(py as usize * image.width + px as usize);
+            sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += share * value);
+        }
+    }
+    sums
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(width: usize, height: usize) -> Raster {
+        let pixels = (0..width * height).map(|index| index as f32).collect();
+        Raster { width, height, pixels: Pixels::Amplitude(pixels) }
+    }
+
+    fn cut(image: &Raster, cut: [f64; 5], pixel_size: PixelSize) -> Result<Cut, BoxError> {
+        OrientedBox::new(cut[0], cut[1], cut[2], cut[3], cut[4])?.cut(image, pixel_size, 10_000)
+    }
+
+    fn values(cut: &Cut) -> &[f32] {
+        match &cut.raster.pixels {
+            Pixels::Amplitude(values) => values,
+            Pixels::Rgb(_) => panic!("amplitudes stay amplitudes"),
+        }
+    }
+
+    #[test]
+    fn right_angles_copy_pixels() {
+        let (image, size) = (image(5, 4), PixelSize::new(1.0, 2.0).expect("a pixel size"));
+        for (angle, expected) in [
+            (0.0, [6.0, 7.0, 11.0, 12.0]),
+            // The ship points right: its bow, at the image's right, comes up.
+            (90.0, [7.0, 12.0, 6.0, 11.0]),
+            (180.0, [12.0, 11.0, 7.0, 6.0]),
+            (-90.0, [11.0, 6.0, 12.0, 7.0]),
+        ] {
+            let cut = cut(&image, [2.0, 2.0, 2.0, 2.0, angle], size).expect("a cut");
+            assert_eq!(values(&cut), expected, "{angle}");
+            assert!(!cut.leaves_image);
+            assert_eq!(cut.pixel_size == size, angle.abs() != 90.0);
+        }
+    }
+
+    #[test]
+    fn a_box_over_the_edge_is_black_there() {
+        let size = PixelSize::new(1.0, 1.0).expect("a pixel size");
+        let cut = cut(&image(4, 4), [0.0, 2.0, 2.0, 4.0, 0.0], size).expect("a cut");
+        assert!(cut.leaves_image);
+        assert_eq!(values(&cut), [0.0, 0.0, 4.0, 5.0, 0.0, 0.0, 8.0, 9.0]);
+    }
+
+    #[test]
+    fn impossible_boxes_are_refused() {
+        let (square, oblong) = (PixelSize::new(1.0, 1.0), PixelSize::new(1.0, 2.0));
+        let (square, oblong) = (square.expect("a pixel size"), oblong.expect("a pixel size"));
+        let image = image(40, 40);
+        for (given, size, reason) in [
+            ([f64::NAN, 1.0, 5.0, 5.0, 0.0], square, "not finite"),
+            ([5.0, 5.0, 0.0, 5.0, 0.0], square, "at least 1"),
+            ([5.0, 5.0, 1e9, 1e9, 0.0], square, "limit"),
+            ([-50.0, 5.0, 5.0, 5.0, 0.0], square, "outside"),
+            ([5.0, 5.0, 5.0, 5.0, 45.0], oblong, "differ"),
+        ] {
+            let message = cut(&image, given, size).err().expect("impossible").to_string();
+            assert!(message.contains(reason), "{message}");
+        }
+    }
+}

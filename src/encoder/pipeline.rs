@@ -1,0 +1,183 @@
+//! From encoded bytes to an embedding: the steps that Embed, Enroll and Match share.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use super::admission::{Admission, Admitted, Refusal};
+use super::queue::{EncodeError, EncodeJob, EncodeQueue};
+use super::schedule::Priority;
+use crate::chip::{self, ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, View};
+use crate::embedding::{Embedding, ModelDigest};
+use crate::metrics;
+
+/// What callers need to know of a resident model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelCard {
+    pub digest: ModelDigest,
+    /// Values in an embedding.
+    pub dimension: usize,
+    /// Rows and columns that it reads.
+    pub chip_size: ChipSize,
+}
+
+/// An encoded image and how to look at it.
+#[derive(Clone, Debug)]
+pub struct ChipJob {
+    pub image: Bytes,
+    pub view: View,
+}
+
+/// Who asks, and until when an answer is worth anything.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub tenant: Arc<str>,
+    pub priority: Priority,
+    pub deadline: Option<tokio::time::Instant>,
+}
+
+/// A chip's embedding, the doubts about it, and what it cost.
+#[derive(Clone, Debug)]
+pub struct Embedded {
+    pub embedding: Embedding,
+    pub warnings: Vec<ChipWarning>,
+    pub decode: Duration,
+    pub queued: Duration,
+    pub forward: Duration,
+}
+
+/// Why a chip has no embedding.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EmbedError {
+    #[error(transparent)]
+    Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    #[error("decoding panicked")]
+    Panicked,
+}
+
+/// The digest names no resident model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("model {0} is not resident")]
+pub struct UnknownModel(pub ModelDigest);
+
+/// Admission, decoding and the queue of one server.
+#[derive(Debug)]
+pub struct Pipeline {
+    admission: Admission,
+    decoding: Semaphore,
+    limits: ImageLimits,
+    queue: EncodeQueue,
+    active: ModelCard,
+}
+
+impl Pipeline {
+    /// Serves `active`, which `queue` has resident, and decodes on at most `decode_threads` threads.
+    pub fn new(
+        admission: Admission,
+        limits: ImageLimits,
+        decode_threads: usize,
+        queue: EncodeQueue,
+        active: ModelCard,
+    ) -> Self {
+        Self { admission, decoding: Semaphore::new(decode_threads), limits, queue, active }
+    }
+
+    /// The model that a call runs on from now to its end: the named one, or the active one.
+    pub fn resolve(&self, named: Option<ModelDigest>) -> Result<ModelCard, UnknownModel> {
+        match named {
+            Some(digest) if digest != self.active.digest => Err(UnknownModel(digest)),
+            _ => Ok(self.active.clone()),
+        }
+    }
+
+    /// Room for the chips of one call, until the returned value is dropped, or a refusal at once.
+    ///
+    /// A chip weighs its encoded bytes and the pixels that it becomes.
+    pub fn admit(&self, chips: usize, image_bytes: usize) -> Result<Admitted, Refusal> {
+        let ChipSize { height, width } = self.active.chip_size;
+        let admitted = self.admission.try_admit(chips, image_bytes + chips * height * width * 3);
+        if let Err(refusal) = &admitted {
+            metrics::refused(refusal.reason());
+        }
+        admitted
+    }
+
+    /// Decodes, resizes, waits for the device, embeds. Dropping the future takes the chip out of the queue.
+    ///
+    /// # Errors
+    /// Whatever is wrong with this chip or its batch; other chips are not touched.
+    pub async fn embed(
+        &self,
+        model: &ModelCard,
+        caller: &Caller,
+        job: ChipJob,
+    ) -> Result<Embedded, EmbedError> {
+        let modality = job.view.modality;
+        let embedded = self.embed_uncounted(model, caller, job).await;
+        let outcome = embedded.as_ref().map_or_else(EmbedError::outcome, |_| "ok");
+        metrics::chip_answered(modality.name(), outcome);
+        embedded
+    }
+
+    async fn embed_uncounted(
+        &self,
+        model: &ModelCard,
+        caller: &Caller,
+        job: ChipJob,
+    ) -> Result<Embedded, EmbedError> {
+        let (prepared, decode) = self.prepare(model.chip_size, caller, job).await?;
+        let encoded = self
+            .queue
+            .encode(EncodeJob {
+                model: model.digest,
+                tenant: Arc::clone(&caller.tenant),
+                priority: caller.priority,
+                deadline: caller.deadline,
+                chip: prepared.chip,
+            })
+            .await?;
+        prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code()));
+        Ok(Embedded {
+            embedding: encoded.embedding,
+            warnings: prepared.warnings,
+            decode,
+            queued: encoded.queued,
+            forward: encoded.forward,
+        })
+    }
+
+    async fn prepare(
+        &self,
+        size: ChipSize,
+        caller: &Caller,
+        job: ChipJob,
+    ) -> Result<(Prepared, Duration), EmbedError> {
+        let _turn = self.decoding.acquire().await.map_err(|_| EncodeError::Closed)?;
+        if caller.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+            return Err(EncodeError::DeadlineExceeded.into());
+        }
+        let limits = self.limits;
+        let decoding = tokio::task::spawn_blocking(move || {
+            let started = Instant::now();
+            let prepared = chip::prepare(&job.image, &job.view, size, &limits);
+            (prepared, started.elapsed())
+        });
+        let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)?;
+        metrics::decoded(took);
+        Ok((prepared?, took))
+    }
+}
+
+impl EmbedError {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Prepare(cause) => cause.reason(),
+            Self::Encode(cause) => cause.reason(),
+            Self::Panicked => "DECODE_FAILED",
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! A device thread: makes its encoders, warms them, and runs batches until the queue is closed.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::queue::{EncodeError, Encoded, EncoderEvent, Load, LoadError, Shared, Waiting, Work};
+use super::schedule::{Buckets, Entry};
+use super::{Batch, Encoder, ForwardError};
+use crate::chip::{Chip, ChipSize, Modality};
+use crate::embedding::{Embedding, ModelDigest};
+
+/// Makes a model's encoder on the device thread of the given number.
+pub type EncoderFactory = Arc<dyn Fn(usize) -> Result<Box<dyn Encoder>, String> + Send + Sync>;
+
+/// Added to the thread's niceness: RPC threads, which only shovel, get the processor first.
+const NICENESS: libc::c_int = 5;
+
+/// The life of a device thread.
+pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
+    lower_priority();
+    let mut encoders = HashMap::new();
+    loop {
+        match shared.next_work(index, &buckets) {
+            Work::Stop => return,
+            Work::Load(Load { model, chip_size, factory, done }) => {
+                let made = load(index, model, chip_size, &factory, &buckets, shared);
+                let answer = made.map(|encoder| drop(encoders.insert(model, encoder)));
+                // Nobody listens when the server gave up starting.
+                let _ = done.send(answer);
+            }
+            Work::Batch(entries) => {
+                let model = entries[0].model;
+                let encoder: &mut Box<dyn Encoder> =
+                    encoders.get_mut(&model).expect("only resident models are in the queue");
+                run_batch(encoder.as_mut(), model, entries, &mut buckets, shared);
+            }
+        }
+    }
+}
+
+fn load(
+    index: usize,
+    model: ModelDigest,
+    size: ChipSize,
+    factory: &EncoderFactory,
+    buckets: &Buckets,
+    shared: &Shared,
+) -> Result<Box<dyn Encoder>, LoadError> {
+    let made = catch_unwind(AssertUnwindSafe(|| factory(index)));
+    let mut encoder = made
+        .map_err(|panic| LoadError(panic_message(panic.as_ref())))
+        .and_then(|made| made.map_err(LoadError))?;
+    for bucket in buckets.sizes() {
+        let chips = (0..*bucket).map(|n| warm_up_chip(size, n)).collect();
+        let batch = Batch { model, chips };
+        let started = Instant::now();
+        forward(encoder.as_mut(), &batch).map_err(|failure| LoadError(failure.to_string()))?;
+        shared.record_time(model, *bucket, started.elapsed());
+    }
+    Ok(encoder)
+}
+
+/// Both modalities alternate, so that a batch warms either branch.
+fn warm_up_chip(size: ChipSize, number: usize) -> Chip {
+    let modality = if number.is_multiple_of(2) { Modality::Optical } else { Modality::Sar };
+    let pixels = (0..size.height * size.width * 3).map(|byte| (byte * 31 + number) as u8).collect();
+    Chip::new(pixels, size, modality, [0.5, 0.5, 4.0])
+}
+
+/// Runs a batch and answers its callers; one that does not fit into memory is tried once more in halves.
+fn run_batch(
+    encoder: &mut dyn Encoder,
+    model: ModelDigest,
+    entries: Vec<Entry<Waiting>>,
+    buckets: &mut Buckets,
+    shared: &Shared,
+) {
+    let bound = Instant::now();
+    let (chips, callers): (Vec<_>, Vec<_>) = entries
+        .into_iter()
+        .map(|Entry { payload, .. }| {
+            let queued = bound.saturating_duration_since(payload.since);
+            (payload.chip, Caller { reply: payload.reply, queued })
+        })
+        .unzip();
+    let batch = Batch { model, chips };
+    match run_once(encoder, &batch, shared) {
+        Err(Failure::OutOfMemory) if batch.chips.len() > 1 => {
+            buckets.halve();
+            let (mut first, mut first_callers) = (batch.chips, callers);
+            let half = first.len() / 2;
+            let (second, second_callers) = (first.split_off(half), first_callers.split_off(half));
+            for (chips, callers) in [(first, first_callers), (second, second_callers)] {
+                let outcome = run_once(encoder, &Batch { model, chips }, shared);
+                answer(callers, outcome, shared);
+            }
+        }
+        outcome => answer(callers, outcome, shared),
+    }
+}
+
+struct Caller {
+    reply: tokio::sync::oneshot::Sender<Result<Encoded, EncodeError>>,
+    queued: Duration,
+}
+
+fn run_once(
+    encoder: &mut dyn Encoder,
+    batch: &Batch,
+    shared: &Shared,
+) -> Result<(Vec<Embedding>, Duration), Failure> {
+    let started = Instant::now();
+    let embeddings = forward(encoder, batch)?;
+    let took = started.elapsed();
+    shared.record_time(batch.model, batch.chips.len(), took);
+    Ok((embeddings, took))
+}
+
+fn forward(encoder: &mut dyn Encoder, batch: &Batch) -> Result<Vec<Embedding>, Failure> {
+    let wanted = batch.chips.len();
+    match catch_unwind(AssertUnwindSafe(|| encoder.forward(batch))) {
+        Ok(Ok(embeddings)) if embeddings.len() == wanted => Ok(embeddings),
+        Ok(Ok(embeddings)) => {
+            Err(Failure::Failed(format!("{} embeddings for {wanted} chips", embeddings.len())))
+        }
+        Ok(Err(ForwardError::OutOfMemory)) => Err(Failure::OutOfMemory),
+        Ok(Err(ForwardError::DeviceLost(message))) => Err(Failure::DeviceLost(message)),
+        Ok(Err(ForwardError::Failed(message))) => Err(Failure::Failed(message)),
+        Err(panic) => Err(Failure::Panicked(panic_message(panic.as_ref()))),
+    }
+}
+
+/// Why a batch gave nothing; a panic is one more reason than an encoder can name itself.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the device has not enough memory for a batch")]
+    OutOfMemory,
+    #[error("the device is lost: {0}")]
+    DeviceLost(String),
+    #[error("the forward pass failed: {0}")]
+    Failed(String),
+    #[error("the forward pass panicked: {0}")]
+    Panicked(String),
+}
+
+fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Failure>, shared: &Shared) {
+    let size = callers.len();
+    let error = match outcome {
+        Ok((embeddings, forward)) => {
+            let waits = callers.iter().map(|caller| caller.queued).collect();
+            shared.tell(EncoderEvent::BatchDone { size, forward, waits });
+            for (Caller { reply, queued }, embedding) in callers.into_iter().zip(embeddings) {
+                // A caller that left wants no answer, here and below.
+                let _ = reply.send(Ok(Encoded { embedding, queued, forward, batch_size: size }));
+            }
+            return;
+        }
+        Err(Failure::OutOfMemory) => {
+            shared.tell(EncoderEvent::OutOfMemory { size });
+            EncodeError::OutOfMemory
+        }
+        Err(Failure::DeviceLost(message)) => {
+            shared.lose_device(message);
+            EncodeError::DeviceLost
+        }
+        Err(Failure::Failed(message)) => {
+            shared.tell(EncoderEvent::Failed { size, message });
+            EncodeError::Failed
+        }
+        Err(Failure::Panicked(message)) => {
+            shared.tell(EncoderEvent::Panicked { size, message });
+            EncodeError::Failed
+        }
+    };
+    for caller in callers {
+        let _ = caller.reply.send(Err(error));
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".into())
+}
+
+fn lower_priority() {
+    // SAFETY: setpriority reads its arguments only; on Linux, process 0 is the calling thread.
+    let failed = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) } != 0;
+    if failed {
+        tracing::debug!("the device thread keeps the priority that it was started with");
+    }
+}

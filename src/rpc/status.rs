@@ -1,0 +1,116 @@
+//! Every error of the domain as a [`Problem`], and problems as gRPC answers. The only such map.
+
+use std::time::Duration;
+
+use tonic::Code;
+
+use super::deadline;
+use super::permit::RETRY_AFTER;
+use super::problem::Problem;
+use crate::chip::{BoxError, PixelSizeError, PrepareError};
+use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
+
+/// How long a caller waits for a server that goes down: another replica, or this one restarted.
+const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
+
+impl From<PrepareError> for Problem {
+    fn from(cause: PrepareError) -> Self {
+        Self::invalid(cause.reason(), cause.field(), cause.to_string())
+    }
+}
+
+impl From<PixelSizeError> for Problem {
+    fn from(cause: PixelSizeError) -> Self {
+        Self::invalid("PIXEL_SIZE_INVALID", cause.field(), cause.to_string())
+    }
+}
+
+impl From<BoxError> for Problem {
+    fn from(cause: BoxError) -> Self {
+        Self::invalid("ORIENTED_BOX_INVALID", "oriented_box", cause.to_string())
+    }
+}
+
+impl From<UnknownModel> for Problem {
+    fn from(cause: UnknownModel) -> Self {
+        Self::new(Code::NotFound, "MODEL_NOT_FOUND", cause.to_string()).with_field("model")
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(cause: Refusal) -> Self {
+        let (reason, limit) = match cause {
+            Refusal::Items { limit } => ("QUEUE_FULL", limit),
+            Refusal::Bytes { limit } => ("QUEUE_BYTES_FULL", limit),
+        };
+        Self::new(Code::ResourceExhausted, reason, cause.to_string())
+            .with_metadata("limit", limit)
+            .retry_after(RETRY_AFTER)
+    }
+}
+
+impl From<EncodeError> for Problem {
+    fn from(cause: EncodeError) -> Self {
+        match cause {
+            EncodeError::DeadlineExceeded => deadline::exceeded(),
+            EncodeError::Failed => Self::new(Code::Internal, "FORWARD_FAILED", "the forward pass failed"),
+            EncodeError::OutOfMemory => {
+                Self::new(Code::ResourceExhausted, "DEVICE_OUT_OF_MEMORY", "the device has not enough memory")
+                    .retry_after(RETRY_AFTER)
+            }
+            EncodeError::DeviceLost => Self::new(
+                Code::Unavailable,
+                "DEVICE_LOST",
+                "the device is lost; the server must be restarted",
+            )
+            .retry_after(RETRY_AFTER_DRAIN),
+            EncodeError::Closed => Self::new(Code::Unavailable, "DRAINING", "the server is going down")
+                .retry_after(RETRY_AFTER_DRAIN),
+            EncodeError::UnknownModel => {
+                Self::new(Code::NotFound, "MODEL_NOT_FOUND", "the model is not resident any more")
+            }
+        }
+    }
+}
+
+impl From<EmbedError> for Problem {
+    fn from(cause: EmbedError) -> Self {
+        match cause {
+            EmbedError::Prepare(cause) => cause.into(),
+            EmbedError::Encode(cause) => cause.into(),
+            EmbedError::Panicked => Self::new(Code::Internal, "DECODE_FAILED", "decoding the image failed"),
+        }
+    }
+}
+
+/// A call fails as a whole when none of its chips has an embedding and all for the server's reasons, so
+/// that a retry policy sees one code and not a batch of errors.
+pub fn whole_call<T>(outcomes: &[Result<T, Problem>]) -> Result<(), Problem> {
+    let servers_fault =
+        |problem: &Problem| problem.retry_after.is_some() || problem.code == Code::DeadlineExceeded;
+    match outcomes.first() {
+        Some(Err(first)) if outcomes.iter().all(|outcome| outcome.as_ref().is_err_and(servers_fault)) => {
+            Err(Problem { field: None, ..first.clone() })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problem(code: Code) -> Problem {
+        Problem::new(code, "TEST", "a test")
+    }
+
+    #[test]
+    fn a_batch_that_nobody_could_serve_fails_as_a_call() {
+        let full = || problem(Code::ResourceExhausted).retry_after(RETRY_AFTER);
+        let bad = || problem(Code::InvalidArgument);
+        assert!(whole_call::<()>(&[Err(full()), Err(full())]).is_err());
+        assert!(whole_call::<()>(&[Err(full()), Err(bad())]).is_ok());
+        assert!(whole_call(&[Err(full()), Ok(())]).is_ok());
+        assert!(whole_call::<()>(&[Err(bad())]).is_ok());
+    }
+}
