@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
-use futures_util::{FutureExt, Stream, StreamExt, future, stream};
+use futures_util::{Stream, StreamExt, stream};
 use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
@@ -31,28 +31,22 @@ pub async fn enforce(mut request: Request, next: Next) -> Response {
     }
 }
 
-/// Ends a stream of answers with DEADLINE_EXCEEDED when its time has passed.
+/// Ends a stream of answers with its first error, or with DEADLINE_EXCEEDED when its time has passed.
 pub fn bounded<T: Send>(
     answers: impl Stream<Item = Result<T, Status>> + Send,
     deadline: Option<Instant>,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
-    let passed = async move {
-        match deadline {
-            Some(deadline) => tokio::time::sleep_until(deadline).await,
-            None => future::pending().await,
-        }
-    };
-    let ending = stream::once(passed.map(|()| Some(Err(exceeded().into()))));
-    let ended = answers.map(Some).chain(stream::once(future::ready(None)));
-    // Whichever comes first of the deadline and the end of the answers ends the stream.
-    let mut done = false;
-    stream::select(ended, ending)
-        .take_while(move |item| {
-            let keep = !done && item.is_some();
-            done = matches!(item, Some(Err(_)));
-            future::ready(keep)
-        })
-        .filter_map(future::ready)
+    stream::unfold(Some(Box::pin(answers)), move |answers| async move {
+        let mut answers = answers?;
+        let answer = match deadline {
+            None => answers.next().await,
+            Some(deadline) => tokio::time::timeout_at(deadline, answers.next())
+                .await
+                .unwrap_or_else(|_| Some(Err(exceeded().into()))),
+        }?;
+        let more = answer.is_ok().then_some(answers);
+        Some((answer, more))
+    })
 }
 
 /// The answer to a call whose time has passed.
