@@ -103,8 +103,8 @@ impl Architecture {
         }
     }
 
-    /// The same chips and tokens with the width of a ViT-Tiny and a third of its depth: about a fortieth of the
-    /// arithmetic of [`Self::vit_base`], so that demonstrations and tests run at once on two cores.
+    /// The same chips and tokens with the width of a ViT-Tiny and a third of its depth: about a fortieth of
+    /// the arithmetic of [`Self::vit_base`], so that demonstrations and tests run at once on two cores.
     pub const fn small() -> Self {
         Self { embed_dim: 192, depth: 4, heads: 3, ..Self::vit_base() }
     }
@@ -191,8 +191,8 @@ impl Architecture {
 
     /// Reads the architecture off the tensors of a checkpoint (names without `module.`).
     ///
-    /// Shapes leave open how many heads there are and which image gave so many positions. Without a hint, heads are
-    /// 64 wide as in every ViT-B, and the image is 256 x 128 with one of the strides in use.
+    /// Shapes leave open how many heads there are and which image gave so many positions. Without a hint,
+    /// heads are 64 wide as in every ViT-B, and the image is 256 x 128 with one of the strides in use.
     ///
     /// # Errors
     /// A tensor that tells the architecture is absent, or a hint is needed or makes no valid model.
