@@ -1,0 +1,93 @@
+//! The zip archive that torch writes since version 1.6: a pickle, and one stored entry for each storage.
+
+use std::io::{self, Read, Seek};
+
+use zip::result::ZipError;
+use zip::{CompressionMethod, ZipArchive};
+
+use super::{PthError, Wanted, byte_length};
+use crate::weights::pickle::Pickle;
+use crate::weights::tensors::NamedTensors;
+
+/// More than any pickle that [`Pickle::read`] takes.
+const PICKLE_BYTES_MAX: u64 = 32 << 20;
+const BYTE_ORDER_BYTES_MAX: u64 = 16;
+
+/// Reads the tensors of an archive of `file_bytes` bytes. Lengths and checksums are verified.
+pub(super) fn read(
+    reader: impl Read + Seek,
+    file_bytes: u64,
+    wrappers: &[&str],
+) -> Result<NamedTensors, PthError> {
+    let mut archive = ZipArchive::new(reader)?;
+    let folder = folder(&archive)?;
+    let byte_order = format!("{folder}/byteorder");
+    if archive.index_for_name(&byte_order).is_some()
+        && entry(&mut archive, &byte_order, BYTE_ORDER_BYTES_MAX)? != b"little"
+    {
+        return Err(PthError::ByteOrder);
+    }
+    let pickle = entry(&mut archive, &format!("{folder}/data.pkl"), PICKLE_BYTES_MAX.min(file_bytes))?;
+    let pickle = Pickle::read(&mut pickle.as_slice())?;
+    let mut wanted = Wanted::of(&pickle, wrappers, file_bytes)?;
+    let mut tensors = NamedTensors::new();
+    for (key, storage) in pickle.storages() {
+        if !wanted.by_storage.contains_key(key) {
+            continue;
+        }
+        let length = byte_length(storage, file_bytes)?;
+        let bytes = entry(&mut archive, &format!("{folder}/data/{key}"), length as u64)?;
+        if bytes.len() != length {
+            return Err(PthError::Storage { key: key.clone(), reason: "is shorter than its tensors need" });
+        }
+        wanted.gather(storage, &bytes, &mut tensors);
+    }
+    Ok(tensors)
+}
+
+/// The one folder that holds everything; torch names it after the file.
+fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, PthError> {
+    if archive.has_duplicate_names() {
+        return Err(PthError::Entry { name: "names".to_owned(), reason: "are not unique" });
+    }
+    let mut found = None;
+    for name in archive.file_names() {
+        let name = name?;
+        let Some(folder) = name.strip_suffix("/data.pkl").filter(|folder| !folder.contains('/')) else {
+            continue;
+        };
+        if found.replace(folder.to_owned()).is_some() {
+            return Err(PthError::Entry { name: name.into_owned(), reason: "is there twice" });
+        }
+    }
+    found.ok_or(PthError::NotTorch)
+}
+
+/// All bytes of an entry, checked against its checksum by the archive's reader when it meets the end.
+fn entry<R: Read + Seek>(
+    archive: &mut ZipArchive<R>,
+    name: &str,
+    bytes_max: u64,
+) -> Result<Vec<u8>, PthError> {
+    let refused = |reason| PthError::Entry { name: name.to_owned(), reason };
+    let mut entry = match archive.by_name(name) {
+        Err(ZipError::FileNotFound) => return Err(refused("is missing")),
+        found => found?,
+    };
+    if entry.compression() != CompressionMethod::Stored {
+        return Err(refused("is compressed, which torch never does"));
+    }
+    if entry.size() > bytes_max {
+        return Err(refused("is longer than it may be"));
+    }
+    let length = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+    let mut bytes = Vec::with_capacity(length);
+    match entry.read_to_end(&mut bytes) {
+        Ok(read) if read == length => Ok(bytes),
+        Ok(_) => Err(refused("is shorter than announced")),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            Err(refused("does not match its checksum"))
+        }
+        Err(error) => Err(error.into()),
+    }
+}

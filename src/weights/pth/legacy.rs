@@ -1,0 +1,76 @@
+//! The format that torch wrote before version 1.6: five pickles, then the bytes of every storage.
+
+use std::io::{self, Read};
+
+use super::{PthError, Wanted, byte_length};
+use crate::weights::pickle::{Pickle, Value};
+use crate::weights::tensors::NamedTensors;
+
+const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
+const PROTOCOL: i128 = 1001;
+
+/// Reads the tensors of a legacy file of `file_bytes` bytes.
+pub(super) fn read(
+    mut reader: impl Read,
+    file_bytes: u64,
+    wrappers: &[&str],
+) -> Result<NamedTensors, PthError> {
+    check_header(&mut reader)?;
+    let pickle = Pickle::read(&mut reader)?;
+    let mut wanted = Wanted::of(&pickle, wrappers, file_bytes)?;
+    let mut tensors = NamedTensors::new();
+    for key in storage_keys(&mut reader)? {
+        let storage =
+            pickle.storages().get(&key).ok_or(PthError::Legacy("it lists a storage that no tensor has"))?;
+        let length = byte_length(storage, file_bytes)?;
+        let mut elements = [0; 8];
+        reader.read_exact(&mut elements)?;
+        if u64::from_le_bytes(elements) != storage.elements {
+            return Err(PthError::Storage { key, reason: "has another length than its tensors say" });
+        }
+        let mut bytes = reader.by_ref().take(length as u64);
+        if wanted.by_storage.contains_key(&key) {
+            let mut array = Vec::with_capacity(length);
+            if bytes.read_to_end(&mut array)? < length {
+                return Err(PthError::Truncated);
+            }
+            wanted.gather(storage, &array, &mut tensors);
+        } else if io::copy(&mut bytes, &mut io::sink())? < length as u64 {
+            return Err(PthError::Truncated);
+        }
+    }
+    match wanted.by_storage.pop_first() {
+        None => Ok(tensors),
+        Some((key, _)) => Err(PthError::Storage { key, reason: "is not in the file" }),
+    }
+}
+
+/// Magic number, protocol and the byte order of the machine that wrote the file.
+fn check_header(reader: &mut impl Read) -> Result<(), PthError> {
+    let magic = Pickle::read(reader)?;
+    if *magic.value(magic.root()) != Value::Int(MAGIC) {
+        return Err(PthError::NotTorch);
+    }
+    let protocol = Pickle::read(reader)?;
+    if *protocol.value(protocol.root()) != Value::Int(PROTOCOL) {
+        return Err(PthError::Legacy("its protocol is unknown"));
+    }
+    let system = Pickle::read(reader)?;
+    match system.entry(system.root(), "little_endian").map(|id| system.value(id)) {
+        Some(Value::Bool(true)) => Ok(()),
+        _ => Err(PthError::ByteOrder),
+    }
+}
+
+/// Keys of all storages in the order of their bytes.
+fn storage_keys(reader: &mut impl Read) -> Result<Vec<String>, PthError> {
+    let pickle = Pickle::read(reader)?;
+    let Value::List(items) = pickle.value(pickle.root()) else {
+        return Err(PthError::Legacy("it has no list of storages"));
+    };
+    let key = |id: &_| match pickle.value(*id) {
+        Value::Text(key) => Ok(key.clone()),
+        _ => Err(PthError::Legacy("a storage has no name")),
+    };
+    items.iter().map(key).collect()
+}
