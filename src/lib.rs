@@ -2,25 +2,25 @@
 //!
 //! Modules in reading order, following the way of a chip:
 
-/// Load, warm, wire, serve, drain.
-pub mod app;
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
-/// The gRPC client.
-pub mod client;
-/// The only reader of files, environment and flags.
-pub mod config;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
-/// Every metric's name, once.
-pub mod metrics;
-/// gRPC services and the layers around them.
-pub mod rpc;
-/// Logs.
-pub mod telemetry;
 /// Checkpoints as data.
 pub mod weights;
 /// Messages and service traits of the contract.
 pub mod wire;
+/// gRPC services and the layers around them.
+pub mod rpc;
+/// Load, warm, wire, serve, drain.
+pub mod app;
+/// The gRPC client.
+pub mod client;
+/// The only reader of files, environment and flags.
+pub mod config;
+/// Every metric's name, once.
+pub mod metrics;
+/// Logs.
+pub mod telemetry;

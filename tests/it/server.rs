@@ -1,0 +1,58 @@
+//! A server on free ports, with a seeded pixel projection in the place of a model.
+
+use std::sync::{Arc, OnceLock};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use shipreid::app::{self, LoadedModel, Running};
+use shipreid::chip::ChipSize;
+use shipreid::client::Client;
+use shipreid::config::{Config, Sources};
+use shipreid::embedding::ModelDigest;
+use shipreid::encoder::{Encoder, EncoderFactory, ModelCard, PixelProjection};
+use shipreid::metrics;
+use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
+
+pub const DIMENSION: usize = 32;
+
+/// Digest under which the projection is served.
+pub fn digest() -> ModelDigest {
+    ModelDigest::new([7; 32])
+}
+
+/// Starts a server with settings in the form `section.key=value`.
+pub async fn start(settings: &[&str]) -> (Running, Client) {
+    let factory: EncoderFactory =
+        Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>));
+    start_with(settings, factory).await
+}
+
+pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running, Client) {
+    let ports = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0"];
+    let flags = ports.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+    let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+    let chip_size = ChipSize { height: 64, width: 32 };
+    let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
+    let running = app::start(&config, LoadedModel { card, factory, workers: 1 }, recorder()).await.unwrap();
+    let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();
+    (running, client)
+}
+
+/// One recorder serves every server of the process.
+fn recorder() -> PrometheusHandle {
+    static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
+    RECORDER.get_or_init(|| metrics::install().unwrap()).clone()
+}
+
+/// The details of an error, which every error of this API has.
+pub fn details(status: &Status) -> (String, ErrorDetails) {
+    let details = status.get_error_details();
+    let info = details.error_info().expect("every error has an ErrorInfo");
+    assert_eq!(info.domain, "shipreid");
+    (info.reason.clone(), details)
+}
+
+/// A golden image of the reference.
+pub fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(format!("{}/tests/golden/images/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
