@@ -423,7 +423,7 @@ mod tests {
         let file = "[encoder]\nbatch_max = 4\nworkers = 3\nprecision = \"bf16\"";
         let config =
             load(file, &[("SHIPREID__ENCODER__BATCH_MAX", "16"), ("HOME", "x")], &["encoder.batch_max=32"])
-                .unwrap();
+                .expect("valid");
         assert_eq!(config.encoder.batch_max, 32);
         assert_eq!(config.encoder.workers, 3);
         assert_eq!(config.encoder.precision, Precision::Bf16);
@@ -472,9 +472,10 @@ mod tests {
     #[test]
     fn the_shipped_file_is_the_defaults_and_comments_every_key() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server.toml");
-        let config = Config::load(&Sources { file: Some(path.clone()), ..Sources::default() }).unwrap();
+        let config =
+            Config::load(&Sources { file: Some(path.clone()), ..Sources::default() }).expect("valid");
         assert_eq!(config, Config::default());
-        let text = std::fs::read_to_string(path).unwrap();
+        let text = std::fs::read_to_string(path).expect("valid");
         let lines: Vec<&str> = text.lines().collect();
         let present: Vec<&str> = lines
             .iter()
@@ -482,7 +483,7 @@ mod tests {
             .filter(|(_, line)| line.contains(" = ") && !line.starts_with('#'))
             .map(|(number, line)| {
                 assert!(lines[number - 1].starts_with("# "), "no comment above {line}");
-                line.split(" = ").next().unwrap()
+                line.split(" = ").next().expect("valid")
             })
             .collect();
         let wanted = Settings::new().table;

@@ -1,5 +1,6 @@
 //! The gRPC client that the command line and the tests share.
 
+use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,6 +38,12 @@ pub enum ClientError {
 
 impl From<tonic::Status> for ClientError {
     fn from(status: tonic::Status) -> Self {
+        // tonic's channel watches the deadline as well, and calls it CANCELLED when it is first to see it pass.
+        let mut causes =
+            std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+        let expired = causes.any(|cause| cause.is::<tonic::TimeoutExpired>());
+        let status =
+            if expired { tonic::Status::deadline_exceeded("the deadline has passed") } else { status };
         Self::Refused(Box::new(status))
     }
 }
@@ -120,7 +127,7 @@ fn describe(status: &tonic::Status) -> String {
     }
 }
 
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;

@@ -57,10 +57,11 @@ pub async fn record(State(methods): State<Methods>, request: Request, next: Next
     let mut call = CallRecord { service, method, started: Instant::now(), ended: None };
     let mut response = next.run(request).await;
     call.end(response.headers());
-    if let Some(status) = Status::from_header_map(response.headers()) {
-        if status.code() != Code::Ok && status.details().is_empty() {
-            response = completed(status).into_http();
-        }
+    if let Some(status) = Status::from_header_map(response.headers())
+        && status.code() != Code::Ok
+        && status.details().is_empty()
+    {
+        response = completed(status).into_http();
     }
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {

@@ -22,19 +22,12 @@ pub struct Problem {
     pub field: Option<String>,
     /// When trying again can help.
     pub retry_after: Option<Duration>,
-    pub metadata: HashMap<String, String>,
+    pub metadata: Vec<(&'static str, String)>,
 }
 
 impl Problem {
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason,
-            message: message.into(),
-            field: None,
-            retry_after: None,
-            metadata: HashMap::new(),
-        }
+        Self { code, reason, message: message.into(), field: None, retry_after: None, metadata: Vec::new() }
     }
 
     /// The caller sent something that cannot be used.
@@ -52,8 +45,8 @@ impl Problem {
         self
     }
 
-    pub fn with_metadata(mut self, key: &str, value: impl ToString) -> Self {
-        self.metadata.insert(key.into(), value.to_string());
+    pub fn with_metadata(mut self, key: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((key, value.to_string()));
         self
     }
 
@@ -66,7 +59,9 @@ impl Problem {
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
-        let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, problem.metadata);
+        let metadata: HashMap<String, String> =
+            problem.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, metadata);
         if let Some(field) = problem.field.filter(|_| problem.code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, problem.message.clone());
         }
