@@ -1,0 +1,259 @@
+//! Which tensors of a checkpoint a model takes: strictly to serve, more freely to start a fine-tune.
+
+use std::fmt;
+
+use super::architecture::{Architecture, is_unused_in_serving};
+use super::tensors::{HostTensor, NamedTensors};
+
+/// Keys under which a whole-model checkpoint may hold its tensors.
+pub const WRAPPERS: &[&str] = &["state_dict"];
+
+/// Names of each kind that an error message lists before it only counts.
+const LISTED_MAX: usize = 8;
+
+/// A tensor of another shape than the model's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Misshapen {
+    pub name: String,
+    pub expected: Vec<usize>,
+    pub found: Vec<usize>,
+}
+
+/// Everything about a checkpoint that keeps a model from taking it; its message names the first of each kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
+pub struct Misfits {
+    pub missing: Vec<String>,
+    pub unexpected: Vec<String>,
+    pub misshapen: Vec<Misshapen>,
+    /// Tensors with a value that is infinite or no number.
+    pub not_finite: Vec<String>,
+}
+
+/// Two tensors of a checkpoint that would become one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("two tensors are named {0} once \"module.\" is removed")]
+pub struct Ambiguous(String);
+
+/// Which of a model's tensors came from a checkpoint and which kept their initial values.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overlay {
+    pub loaded: Vec<String>,
+    pub kept: Vec<String>,
+}
+
+/// Names as a model has them: data-parallel training writes `module.` in front of a name, or inside it.
+///
+/// # Errors
+/// Two names differ in nothing else.
+pub fn without_module(tensors: NamedTensors) -> Result<NamedTensors, Ambiguous> {
+    let mut renamed = NamedTensors::new();
+    for (name, tensor) in tensors {
+        let name = name.replace("module.", "");
+        if renamed.contains_key(&name) {
+            return Err(Ambiguous(name));
+        }
+        renamed.insert(name, tensor);
+    }
+    Ok(renamed)
+}
+
+/// The tensors of a checkpoint that a served model has; `base.fc.*` and whatever else is not read may be absent,
+/// of another shape or unknown, and is then left out.
+///
+/// # Errors
+/// All other missing, unexpected, misshapen and non-finite tensors, in one.
+pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
+    let expected = architecture.expected_tensors();
+    tensors.retain(|name, tensor| !is_unused_in_serving(name) || expected.get(name) == Some(&tensor.shape));
+    let mut misfits = Misfits::default();
+    for (name, shape) in &expected {
+        match tensors.get(name) {
+            Some(tensor) => misfits.compare(name, shape, tensor),
+            None if is_unused_in_serving(name) => {}
+            None => misfits.missing.push(name.clone()),
+        }
+    }
+    misfits.unexpected = tensors.keys().filter(|name| !expected.contains_key(*name)).cloned().collect();
+    misfits.none_or(tensors)
+}
+
+/// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` but the classifier's replaces
+/// the one in `initial`, and what the checkpoint lacks keeps its initial values.
+///
+/// `base.fc.*`, which no model here has, is passed over as well.
+///
+/// # Errors
+/// All names that `initial` lacks and all shapes that differ; `initial` is then unchanged.
+pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> Result<Overlay, Misfits> {
+    checkpoint.retain(|name, _| !name.starts_with("classifier") && !name.starts_with("base.fc."));
+    let mut misfits = Misfits::default();
+    for (name, tensor) in &checkpoint {
+        match initial.get(name) {
+            Some(own) => misfits.compare(name, &own.shape, tensor),
+            None => misfits.unexpected.push(name.clone()),
+        }
+    }
+    let checkpoint = misfits.none_or(checkpoint)?;
+    Ok(overlay(initial, checkpoint))
+}
+
+/// Replaces tensors of `initial`, whose names and shapes have been compared.
+pub(super) fn overlay(initial: &mut NamedTensors, checkpoint: NamedTensors) -> Overlay {
+    let kept = initial.keys().filter(|name| !checkpoint.contains_key(*name)).cloned().collect();
+    let loaded = checkpoint.keys().cloned().collect();
+    initial.extend(checkpoint);
+    Overlay { loaded, kept }
+}
+
+impl Misfits {
+    fn compare(&mut self, name: &str, expected: &[usize], tensor: &HostTensor) {
+        if tensor.shape != expected {
+            let (expected, found) = (expected.to_vec(), tensor.shape.clone());
+            self.misshapen.push(Misshapen { name: name.to_owned(), expected, found });
+        } else if !tensor.values.iter().all(|value| value.is_finite()) {
+            self.not_finite.push(name.to_owned());
+        }
+    }
+
+    fn none_or<T>(self, value: T) -> Result<T, Self> {
+        if self == Self::default() { Ok(value) } else { Err(self) }
+    }
+}
+
+impl fmt::Display for Misfits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "the checkpoint does not fit the model: ";
+        for (what, names) in [
+            ("missing", listed(&self.missing)),
+            ("unexpected", listed(&self.unexpected)),
+            ("misshapen", listed(&self.misshapen)),
+            ("not finite", listed(&self.not_finite)),
+        ] {
+            if let Some(names) = names {
+                write!(f, "{separator}{what} {names}")?;
+                separator = "; ";
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Misshapen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} instead of {:?}", self.name, self.found, self.expected)
+    }
+}
+
+fn listed(items: &[impl fmt::Display]) -> Option<String> {
+    let names: Vec<String> = items.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    match items.len().saturating_sub(LISTED_MAX) {
+        _ if names.is_empty() => None,
+        0 => Some(names.join(", ")),
+        more => Some(format!("{} and {more} more", names.join(", "))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::weights::golden::{self, MICRO};
+    use crate::weights::pth;
+
+    fn micro() -> NamedTensors {
+        golden::tensors("micro_weights")
+    }
+
+    fn zeros(shape: &[usize]) -> HostTensor {
+        HostTensor { shape: shape.to_vec(), values: vec![0.0; shape.iter().product()] }
+    }
+
+    #[test]
+    fn every_recorded_layout_serves_the_same_tensors() {
+        let served = for_serving(&MICRO, micro()).expect("its own tensors");
+        assert!(served.keys().eq(MICRO.expected_tensors().keys()));
+        for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
+            let tensors = pth::read(&golden::path(name), WRAPPERS).expect("a checkpoint");
+            let tensors = without_module(tensors).expect("distinct names");
+            assert_eq!(for_serving(&MICRO, tensors).expect("the micro model"), served, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_serving_never_reads_may_be_absent_or_another() {
+        let mut tensors = micro();
+        tensors.insert("classifier.weight".to_owned(), zeros(&[77, 16]));
+        tensors.insert("classifier.bias".to_owned(), zeros(&[77]));
+        tensors.insert("logit_scale".to_owned(), zeros(&[1]));
+        let served = for_serving(&MICRO, tensors).expect("another classifier");
+        assert!(!served.keys().any(|name| is_unused_in_serving(name)));
+        let bare = for_serving(&MICRO, served.clone()).expect("no classifier");
+        assert_eq!(bare, served);
+    }
+
+    #[test]
+    fn all_misfits_are_one_error() {
+        let mut tensors = micro();
+        tensors.remove("base.cls_token");
+        tensors.insert("base.norm.bias".to_owned(), zeros(&[15]));
+        tensors.insert(
+            "base.norm.weight".to_owned(),
+            HostTensor { shape: vec![16], values: vec![f32::NAN; 16] },
+        );
+        tensors.insert("epoch".to_owned(), zeros(&[]));
+        let misfits = for_serving(&MICRO, tensors).expect_err("four misfits");
+        assert_eq!(
+            misfits.to_string(),
+            "the checkpoint does not fit the model: missing base.cls_token; unexpected epoch; \
+             misshapen base.norm.bias [15] instead of [16]; not finite base.norm.weight"
+        );
+    }
+
+    #[test]
+    fn a_long_list_ends_in_a_count() {
+        let misfits = for_serving(&MICRO, NamedTensors::new()).expect_err("nothing there");
+        assert_eq!(misfits.missing.len(), MICRO.expected_tensors().len() - 2);
+        assert!(misfits.to_string().ends_with("base.blocks.0.mlp.fc2.weight and 32 more"), "{misfits}");
+    }
+
+    #[test]
+    fn a_size_token_that_the_architecture_lacks_is_unexpected() {
+        let misfits =
+            for_serving(&Architecture { size_token: false, ..MICRO }, micro()).expect_err("size token");
+        assert_eq!(
+            misfits.unexpected,
+            ["base.wh_embed.linear_layer.bias", "base.wh_embed.linear_layer.weight"]
+        );
+    }
+
+    #[test]
+    fn module_is_removed_wherever_it_stands_unless_two_names_meet() {
+        let tensors =
+            |names: [&str; 2]| names.map(|name| (name.to_owned(), zeros(&[]))).into_iter().collect();
+        let renamed = without_module(tensors(["module.base.module.a", "b"])).expect("distinct names");
+        assert!(renamed.keys().eq(["b", "base.a"]));
+        assert_eq!(without_module(tensors(["module.a", "a"])), Err(Ambiguous("a".to_owned())));
+    }
+
+    #[test]
+    fn a_fine_tune_starts_from_what_a_pretraining_has() {
+        let initial: NamedTensors =
+            MICRO.expected_tensors().iter().map(|(name, shape)| (name.clone(), zeros(shape))).collect();
+        let mut pretrained = micro();
+        pretrained.retain(|name, _| !name.starts_with("base.wh_embed."));
+        let mut started = initial.clone();
+        let overlay = start_from(&mut started, pretrained.clone()).expect("a checkpoint of the same model");
+        let kept =
+            ["base.wh_embed.linear_layer.bias", "base.wh_embed.linear_layer.weight", "classifier.weight"];
+        assert_eq!(overlay.kept, kept);
+        assert!(kept.iter().all(|name| started[*name] == initial[*name]));
+        assert!(overlay.loaded.iter().all(|name| started[name] == pretrained[name]));
+        assert_eq!(overlay.loaded.len() + kept.len(), initial.len());
+
+        pretrained.insert("base.pos_embed".to_owned(), zeros(&[1, 11, 16]));
+        pretrained.insert("base.extra".to_owned(), zeros(&[]));
+        let mut untouched = initial.clone();
+        let misfits = start_from(&mut untouched, pretrained).expect_err("two misfits");
+        assert_eq!((misfits.unexpected.len(), misfits.misshapen.len()), (1, 1));
+        assert_eq!(untouched, initial);
+    }
+}
