@@ -69,7 +69,7 @@ pub enum EncoderEvent {
     },
 }
 
-/// Called on device threads and in callers' tasks; must be quick.
+/// Called on device threads and in callers' tasks, also under the queue's lock: must be quick and must not call back.
 pub type Observe = Arc<dyn Fn(EncoderEvent) + Send + Sync>;
 
 /// One chip and how it wants to be served.
@@ -347,10 +347,9 @@ impl Shared {
             deadline: job.deadline.map(tokio::time::Instant::into_std),
             payload: Waiting { chip: job.chip, since: Instant::now(), reply },
         });
-        let depth = state.schedule.len();
+        self.tell_depth(&state);
         drop(state);
         self.wake.notify_one();
-        self.tell(EncoderEvent::Depth(depth));
         Ok(Ticket { id, shared: Arc::clone(self) })
     }
 
@@ -366,10 +365,10 @@ impl Shared {
             let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
                 times.get(&model).map_or(Duration::ZERO, |time| time.predict(size))
             });
-            let (depth, closed) = (state.schedule.len(), state.phase != Phase::Open);
+            let closed = state.phase != Phase::Open;
             if !taken.expired.is_empty() || !taken.batch.is_empty() {
+                self.tell_depth(&state);
                 drop(state);
-                self.tell(EncoderEvent::Depth(depth));
                 for entry in taken.expired {
                     self.tell(EncoderEvent::Dropped { reason: "DEADLINE" });
                     // A caller that left in the meantime wants no answer.
@@ -397,7 +396,9 @@ impl Shared {
         let waiting = {
             let mut state = self.lock();
             state.phase = Phase::Lost;
-            state.schedule.drain()
+            let waiting = state.schedule.drain();
+            self.tell_depth(&state);
+            waiting
         };
         self.health.send_replace(Health::DeviceLost);
         self.wake.notify_all();
@@ -405,7 +406,11 @@ impl Shared {
         for entry in waiting {
             let _ = entry.payload.reply.send(Err(EncodeError::DeviceLost));
         }
-        self.tell(EncoderEvent::Depth(0));
+    }
+
+    /// Under the lock, so that the depths arrive in the order in which they were true.
+    fn tell_depth(&self, state: &State) {
+        self.tell(EncoderEvent::Depth(state.schedule.len()));
     }
 
     pub fn tell(&self, event: EncoderEvent) {
@@ -421,13 +426,11 @@ struct Ticket {
 
 impl Ticket {
     fn give_up(&self, reason: &'static str) {
-        let (gone, depth) = {
-            let mut state = self.shared.lock();
-            (state.schedule.remove(self.id), state.schedule.len())
-        };
-        if gone.is_some() {
+        let mut state = self.shared.lock();
+        if state.schedule.remove(self.id).is_some() {
+            self.shared.tell_depth(&state);
+            drop(state);
             self.shared.tell(EncoderEvent::Dropped { reason });
-            self.shared.tell(EncoderEvent::Depth(depth));
         }
     }
 }
