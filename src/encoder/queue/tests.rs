@@ -1,0 +1,168 @@
+//! What becomes of chips when a batch fails, a caller leaves, or the queue closes.
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use super::*;
+use crate::chip::Modality;
+use crate::encoder::{Batch, Encoder, ForwardError};
+
+const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
+
+/// What a scripted forward pass does.
+enum Act {
+    Answer,
+    Panic,
+    RunOut,
+    Miscount,
+}
+
+struct Scripted {
+    warming: usize,
+    acts: std::sync::mpsc::Receiver<Act>,
+    seen: mpsc::UnboundedSender<usize>,
+}
+
+impl Encoder for Scripted {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+        let mut count = batch.chips.len();
+        if self.warming > 0 {
+            self.warming -= 1;
+        } else {
+            self.seen.send(count).expect("the test listens");
+            match self.acts.recv().expect("the test acts") {
+                Act::Answer => {}
+                Act::Panic => panic!("scripted"),
+                Act::RunOut => return Err(ForwardError::OutOfMemory),
+                Act::Miscount => count += 1,
+            }
+        }
+        Ok(vec![Embedding::from_feature(vec![1.0]).expect("a direction"); count])
+    }
+}
+
+/// One device thread with batches of up to two, and everything that it tells.
+struct Bench {
+    queue: EncodeQueue,
+    acts: std::sync::mpsc::Sender<Act>,
+    seen: mpsc::UnboundedReceiver<usize>,
+    events: mpsc::UnboundedReceiver<EncoderEvent>,
+}
+
+fn digest() -> ModelDigest {
+    ModelDigest::new([1; 32])
+}
+
+async fn bench() -> Bench {
+    let (told, events) = mpsc::unbounded_channel();
+    let observe: Observe = Arc::new(move |event| drop(told.send(event)));
+    let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 2 }, observe);
+    let (acts, script) = std::sync::mpsc::channel();
+    let (saw, seen) = mpsc::unbounded_channel();
+    let script = Mutex::new(Some((script, saw)));
+    let factory: EncoderFactory = Arc::new(move |_| {
+        let (acts, seen) = script.lock().expect("one thread").take().expect("one worker");
+        Ok(Box::new(Scripted { warming: 2, acts, seen }) as Box<dyn Encoder>)
+    });
+    queue.load(digest(), SIZE, factory).await.expect("a scripted encoder");
+    Bench { queue, acts, seen, events }
+}
+
+impl Bench {
+    fn send(&self) -> JoinHandle<Result<Encoded, EncodeError>> {
+        let queue = self.queue.clone();
+        let job = EncodeJob {
+            model: digest(),
+            tenant: "t".into(),
+            priority: Priority::Interactive,
+            deadline: None,
+            chip: Chip::new(vec![0; 12], SIZE, Modality::Sar, [0.0; 3]),
+        };
+        tokio::spawn(async move { queue.encode(job).await })
+    }
+
+    fn act(&self, act: Act) {
+        self.acts.send(act).expect("the encoder lives");
+    }
+
+    async fn wait_for(&mut self, wanted: &EncoderEvent) {
+        while self.events.recv().await.as_ref() != Some(wanted) {}
+    }
+
+    /// Keeps the device busy until two more chips wait: they will be one batch.
+    async fn pair(&mut self) -> [JoinHandle<Result<Encoded, EncodeError>>; 2] {
+        let busy = self.send();
+        assert_eq!(self.seen.recv().await, Some(1));
+        let pair = [self.send(), self.send()];
+        self.wait_for(&EncoderEvent::Depth(2)).await;
+        self.act(Act::Answer);
+        busy.await.expect("no panic").expect("an embedding");
+        assert_eq!(self.seen.recv().await, Some(2));
+        pair
+    }
+
+    async fn is_alive(&mut self) {
+        let chip = self.send();
+        self.act(Act::Answer);
+        assert_eq!(chip.await.expect("no panic").expect("an embedding").batch_size, 1);
+    }
+}
+
+#[tokio::test]
+async fn chips_that_arrive_while_the_device_is_busy_become_one_batch() {
+    let mut bench = bench().await;
+    let pair = bench.pair().await;
+    bench.act(Act::Answer);
+    for chip in pair {
+        assert_eq!(chip.await.expect("no panic").expect("an embedding").batch_size, 2);
+    }
+    bench.queue.close().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_panics_or_miscounts_fails_only_its_chips() {
+    let mut bench = bench().await;
+    for act in [Act::Panic, Act::Miscount] {
+        let pair = bench.pair().await;
+        bench.act(act);
+        for chip in pair {
+            assert_eq!(chip.await.expect("no panic").expect_err("failed"), EncodeError::Failed);
+        }
+        bench.is_alive().await;
+        assert_eq!(bench.seen.recv().await, Some(1));
+    }
+    bench.queue.close().await;
+}
+
+#[tokio::test]
+async fn a_batch_too_large_for_memory_is_split_once_and_a_half_may_fail_alone() {
+    let mut bench = bench().await;
+    let [first, second] = bench.pair().await;
+    for act in [Act::RunOut, Act::Answer, Act::RunOut] {
+        bench.act(act);
+    }
+    assert_eq!(first.await.expect("no panic").expect("an embedding").batch_size, 1);
+    assert_eq!(second.await.expect("no panic").expect_err("half"), EncodeError::OutOfMemory);
+    assert_eq!([bench.seen.recv().await, bench.seen.recv().await], [Some(1), Some(1)]);
+    bench.is_alive().await;
+    bench.queue.close().await;
+}
+
+#[tokio::test]
+async fn a_chip_whose_caller_left_is_not_embedded() {
+    let mut bench = bench().await;
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    bench.wait_for(&EncoderEvent::Depth(0)).await;
+    let leaving = bench.send();
+    bench.wait_for(&EncoderEvent::Depth(1)).await;
+    leaving.abort();
+    bench.wait_for(&EncoderEvent::Dropped { reason: "CANCELLED" }).await;
+    assert_eq!(bench.queue.depth(), 0);
+    bench.act(Act::Answer);
+    busy.await.expect("no panic").expect("an embedding");
+    bench.queue.close().await;
+    assert_eq!(bench.seen.recv().await, None);
+    let late = bench.send().await.expect("no panic");
+    assert_eq!(late.expect_err("closed"), EncodeError::Closed);
+}
