@@ -1,4 +1,5 @@
-//! Compiles the protos, in pure Rust, and keeps their descriptors for reflection.
+//! Compiles the protos, in pure Rust, and keeps their descriptors for reflection; with libtorch, also compiles the
+//! shim over it and tells the binaries where it lies.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -6,6 +7,13 @@ use std::path::{Path, PathBuf};
 use protox::prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    compile_protos()?;
+    #[cfg(feature = "torch")]
+    torch::compile_shim_and_link()?;
+    Ok(())
+}
+
+fn compile_protos() -> Result<(), Box<dyn Error>> {
     let folder = Path::new("proto/shipreid/v1");
     println!("cargo:rerun-if-changed={}", folder.display());
     let protos = std::fs::read_dir(folder)?
@@ -16,4 +24,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     std::fs::write(out.join("descriptor.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
+}
+
+#[cfg(feature = "torch")]
+mod torch {
+    use std::error::Error;
+    use std::path::{Path, PathBuf};
+
+    const SHIM: &str = "src/model/shim.cpp";
+
+    pub fn compile_shim_and_link() -> Result<(), Box<dyn Error>> {
+        let given = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB")?);
+        let library = given.canonicalize().map_err(|cause| {
+            format!("no libtorch at {}: {cause}; `make setup` fetches it", given.display())
+        })?;
+        let include = library.join("../include");
+        println!("cargo:rerun-if-changed={SHIM}");
+        cc::Build::new()
+            .cpp(true)
+            .std("c++20")
+            .file(SHIM)
+            .flag("-isystem")
+            .flag(&include)
+            .flag("-isystem")
+            .flag(include.join("torch/csrc/api/include"))
+            .compile("shipreid_shim");
+        // Where it was built, and where the container and packages put it.
+        for place in [library.as_path(), Path::new("$ORIGIN/../lib/shipreid/torch/lib")] {
+            println!("cargo:rustc-link-arg=-Wl,-rpath,{}", place.display());
+        }
+        Ok(())
+    }
 }

@@ -10,6 +10,9 @@ pub mod embedding;
 pub mod encoder;
 /// Checkpoints as data.
 pub mod weights;
+/// TransOSS on libtorch.
+#[cfg(feature = "torch")]
+pub mod model;
 /// Messages and service traits of the contract.
 pub mod wire;
 /// gRPC services and the layers around them.

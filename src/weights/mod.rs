@@ -9,6 +9,10 @@ pub mod digest;
 pub mod golden;
 /// Starting weights from a ViT trained on ImageNet.
 pub mod imagenet;
+/// Our own format.
+pub mod native;
+/// A model from either format.
+pub mod open;
 /// The pickles in torch checkpoints, read without executing them.
 pub mod pickle;
 /// Torch checkpoint files.

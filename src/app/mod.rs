@@ -1,5 +1,8 @@
 //! The composition root: load, warm, wire, serve, drain.
 
+#[cfg(feature = "torch")]
+mod load;
+
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -21,6 +24,9 @@ use crate::encoder::{
 };
 use crate::metrics;
 use crate::rpc::{self, ShipReIdService, listener, status_page};
+
+#[cfg(feature = "torch")]
+pub use load::load_model;
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -1,0 +1,191 @@
+//! TransOSS behind the queue: chips in, embeddings out, on the thread that made it.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use tch::{Kind, Tensor};
+
+use super::linear::{Activation, Kernel, Linear};
+use super::runtime::Device;
+use super::transoss::{Input, Mode, Tensors, TransOss};
+use crate::chip::{Chip, DEVIATION, MEAN, Modality};
+use crate::embedding::Embedding;
+use crate::encoder::{Batch, Encoder, EncoderFactory, ForwardError};
+use crate::weights::architecture::{Architecture, FeaturePoint};
+use crate::weights::tensors::NamedTensors;
+
+/// How a model runs.
+#[derive(Clone, Copy, Debug)]
+pub struct TorchSettings {
+    pub device: Device,
+    /// bf16 in place of f32, the reference.
+    pub bf16: bool,
+    /// `None` times both kernels where there is a choice.
+    pub kernel: Option<Kernel>,
+    /// Threads inside one forward pass.
+    pub threads: usize,
+    /// Chips of the largest batch.
+    pub batch_max: usize,
+    pub feature_point: FeaturePoint,
+}
+
+/// A model's tensors on its device, shared by all its encoders.
+pub struct SharedWeights {
+    architecture: Architecture,
+    settings: TorchSettings,
+    /// A tensor may change threads but not be seen by two at once, so each encoder takes handles of its own.
+    tensors: Mutex<Tensors>,
+    kernel: OnceLock<Kernel>,
+}
+
+impl SharedWeights {
+    /// Puts `tensors`, which were compared with `architecture`, on the device.
+    pub fn new(architecture: Architecture, tensors: NamedTensors, settings: TorchSettings) -> Arc<Self> {
+        let kind = if settings.bf16 { Kind::BFloat16 } else { Kind::Float };
+        let tensors = tensors
+            .into_iter()
+            .map(|(name, tensor)| {
+                let shape: Vec<i64> = tensor.shape.iter().map(|length| *length as i64).collect();
+                let values = Tensor::from_slice(&tensor.values).view(&shape[..]);
+                (name, values.to_device(settings.device.0).to_kind(kind))
+            })
+            .collect();
+        Arc::new(Self {
+            architecture,
+            settings,
+            tensors: Mutex::new(tensors),
+            kernel: settings.kernel.map(OnceLock::from).unwrap_or_default(),
+        })
+    }
+
+    /// Makes encoders that share these tensors, each on the thread that calls.
+    pub fn factory(self: Arc<Self>) -> EncoderFactory {
+        Arc::new(move |_| {
+            let made = catch_unwind(AssertUnwindSafe(|| self.encoder()));
+            made.map(|encoder| Box::new(encoder) as Box<dyn Encoder>)
+                .map_err(|panic| first_line(panic.as_ref()))
+        })
+    }
+
+    /// An encoder for the calling thread.
+    fn encoder(&self) -> TorchEncoder {
+        // libgomp keeps the number of threads for each thread that starts others.
+        tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
+        let _no_grad = tch::no_grad_guard();
+        let tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
+        let kernel = *self.kernel.get_or_init(|| self.faster_kernel(&tensors));
+        TorchEncoder {
+            network: TransOss::new(&self.architecture, &tensors, kernel, self.settings.batch_max),
+            settings: self.settings,
+        }
+    }
+
+    /// The kernel that runs an MLP's first layer faster: which one it is differs by processor and precision.
+    fn faster_kernel(&self, tensors: &Tensors) -> Kernel {
+        if self.settings.device.0 != tch::Device::Cpu || self.architecture.depth == 0 {
+            return Kernel::Aten;
+        }
+        let [weight, bias] = ["weight", "bias"].map(|part| &tensors[&format!("base.blocks.0.mlp.fc1.{part}")]);
+        let rows = (self.settings.batch_max * self.architecture.token_count()) as i64;
+        let x = Tensor::ones([rows, weight.size()[1]], (weight.kind(), weight.device()));
+        let time = |kernel| {
+            let layer = Linear::new(weight.shallow_clone(), bias.shallow_clone(), kernel, rows);
+            let run = || {
+                let started = Instant::now();
+                let _ = layer.forward(&x, Activation::Gelu);
+                started.elapsed()
+            };
+            run();
+            (0..TIMINGS).map(|_| run()).min().unwrap_or(Duration::MAX)
+        };
+        let (aten, onednn) = (time(Kernel::Aten), time(Kernel::OneDnn));
+        let kernel = if onednn < aten { Kernel::OneDnn } else { Kernel::Aten };
+        tracing::info!(?kernel, ?aten, ?onednn, "chose how linear layers are computed");
+        kernel
+    }
+}
+
+/// Runs of each kernel, of which the fastest counts.
+const TIMINGS: usize = 5;
+
+/// A network on the thread that made it.
+#[derive(Debug)]
+struct TorchEncoder {
+    network: TransOss,
+    settings: TorchSettings,
+}
+
+impl Encoder for TorchEncoder {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+        let features = catch_unwind(AssertUnwindSafe(|| self.features(&batch.chips)))
+            .map_err(|panic| classify(first_line(panic.as_ref())))?;
+        let dimension = features.len() / batch.chips.len().max(1);
+        features
+            .chunks(dimension.max(1))
+            .map(|feature| {
+                let embedding = Embedding::from_feature(feature.to_vec());
+                embedding.map_err(|cause| ForwardError::Failed(cause.to_string()))
+            })
+            .collect()
+    }
+}
+
+impl TorchEncoder {
+    /// [B, D] as one row after the other.
+    fn features(&self, chips: &[Chip]) -> Vec<f32> {
+        let _no_grad = tch::no_grad_guard();
+        let kind = if self.settings.bf16 { Kind::BFloat16 } else { Kind::Float };
+        let device = self.settings.device.0;
+        let modalities: Vec<Modality> = chips.iter().map(Chip::modality).collect();
+        let sizes: Vec<f32> = chips.iter().flat_map(Chip::size_token).collect();
+        let features = self.network.forward(
+            &Input {
+                pixels: &normalised(chips, device).to_kind(kind),
+                modalities: &modalities,
+                size_tokens: &Tensor::from_slice(&sizes).view([-1, 3]).to_device(device).to_kind(kind),
+            },
+            Mode::Evaluate,
+        );
+        let features = match self.settings.feature_point {
+            FeaturePoint::BeforeNeck => features.before_neck,
+            FeaturePoint::AfterNeck => features.after_neck,
+        };
+        let features = features.to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1);
+        Vec::try_from(features).expect("f32 features on the host")
+    }
+}
+
+/// (u8 / 255 - mean) / deviation, [B, 3, height, width] on the device.
+fn normalised(chips: &[Chip], device: tch::Device) -> Tensor {
+    let size = chips[0].size();
+    let bytes = chips.iter().map(Chip::pixels).collect::<Vec<_>>().concat();
+    let shape = [chips.len() as i64, size.height as i64, size.width as i64, 3];
+    let pixels = Tensor::from_slice(&bytes).view(shape).to_device(device).permute([0, 3, 1, 2]);
+    let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
+    let pixels = pixels.contiguous().to_kind(Kind::Float) / 255.0;
+    (pixels - channels(&MEAN)) / channels(&DEVIATION)
+}
+
+/// tch panics with the C++ message; its first line says what happened, the rest is a backtrace.
+fn first_line(panic: &(dyn Any + Send)) -> String {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message");
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// What a C++ error means for the device.
+fn classify(message: String) -> ForwardError {
+    let lower = message.to_lowercase();
+    if lower.contains("out of memory") || lower.contains("can't allocate memory") {
+        ForwardError::OutOfMemory
+    } else if lower.contains("cuda error") || lower.contains("cublas") || lower.contains("cudnn") {
+        ForwardError::DeviceLost(message)
+    } else {
+        ForwardError::Failed(message)
+    }
+}

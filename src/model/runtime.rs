@@ -1,0 +1,76 @@
+//! libtorch as a process finds it: devices, threads, memory formats.
+
+use std::ffi::CStr;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Where a model runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Device(pub(super) tch::Device);
+
+/// The configuration names a device that is not there.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    #[error("{0} is neither \"cpu\" nor \"cuda:N\"")]
+    Unknown(String),
+    #[error("{device} is not available: {reason}")]
+    Unavailable { device: String, reason: String },
+}
+
+impl Device {
+    /// The device of this name, `cpu` or `cuda:N`.
+    ///
+    /// # Errors
+    /// Another name, no CUDA libraries beside libtorch, or fewer GPUs than the number says.
+    pub fn open(name: &str) -> Result<Self, DeviceError> {
+        if name == "cpu" {
+            return Ok(Self(tch::Device::Cpu));
+        }
+        let number = name.strip_prefix("cuda:").and_then(|number| number.parse::<usize>().ok());
+        let number = number.ok_or_else(|| DeviceError::Unknown(name.to_owned()))?;
+        let unavailable = |reason: String| DeviceError::Unavailable { device: name.to_owned(), reason };
+        load_cuda().map_err(unavailable)?;
+        let count = tch::Cuda::device_count();
+        if i64::try_from(number).is_ok_and(|number| number < count) {
+            Ok(Self(tch::Device::Cuda(number)))
+        } else {
+            Err(unavailable(format!("libtorch sees {count} GPUs")))
+        }
+    }
+}
+
+/// Loads libtorch's CUDA half, which the linker leaves out so that one binary runs with and without it.
+fn load_cuda() -> Result<(), String> {
+    static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+    LOADED
+        .get_or_init(|| {
+            // SAFETY: loading runs the library's initialisers, which is what they are made for; the handle is kept.
+            let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+            if !handle.is_null() {
+                return Ok(());
+            }
+            // SAFETY: after a failed dlopen, dlerror is null or a string that lives until the next call.
+            let message = unsafe {
+                let text = libc::dlerror();
+                if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
+            };
+            Err(format!("libtorch_cuda.so cannot be loaded ({message}); install the CUDA tree (README, GPU)"))
+        })
+        .clone()
+}
+
+/// Runs this process anew with threads that sleep while they wait, unless the environment says how they wait.
+///
+/// libgomp reads its environment before `main`; its default of spinning costs several times the work where cores
+/// are shared. One thread a worker never waits.
+pub fn wait_passively(threads_per_worker: usize) {
+    const POLICY: &str = "OMP_WAIT_POLICY";
+    if threads_per_worker < 2 || std::env::var_os(POLICY).is_some() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let failed = Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "PASSIVE").exec();
+        tracing::warn!(cause = %failed, "idle threads of a forward pass will spin");
+    }
+}

@@ -1,0 +1,396 @@
+//! TransOSS: a vision transformer with one patch embedding a modality, a modality embedding and a size token.
+//!
+//! Shapes: B batch, P patches, N tokens, D embedding, H heads, h = D / H.
+
+#[cfg(test)]
+mod golden;
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use super::linear::{Activation, Kernel, Linear};
+use crate::chip::Modality;
+use crate::weights::architecture::Architecture;
+
+const LAYER_NORM_EPS: f64 = 1e-6;
+const BATCH_NORM_EPS: f64 = 1e-5;
+/// Share of a batch in the neck's running statistics.
+const BATCH_NORM_MOMENTUM: f64 = 0.1;
+
+/// Tensors by checkpoint name, on one device and of one kind.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// The network. Its tensors are those that it was made of: an optimizer that changes them changes the network.
+#[derive(Debug)]
+pub struct TransOss {
+    embedding: TokenEmbedding,
+    blocks: Vec<Block>,
+    norm: LayerNorm,
+    neck: Neck,
+    classifier: Option<Tensor>,
+}
+
+/// A batch as the network reads it.
+#[derive(Debug)]
+pub struct Input<'a> {
+    /// [B, 3, height, width], normalised.
+    pub pixels: &'a Tensor,
+    /// B of them.
+    pub modalities: &'a [Modality],
+    /// [B, 3]; a network without size token does not read it.
+    pub size_tokens: &'a Tensor,
+}
+
+/// How the network runs.
+pub enum Mode<'a> {
+    /// Running statistics in the neck, every branch kept.
+    Evaluate,
+    /// Batch statistics in the neck, which move its running ones, and stochastic depth.
+    Train {
+        /// Share of branches dropped in the last block; it grows from 0 in the first one linearly.
+        drop_path: f64,
+        /// As many numbers in [0, 1) as asked for, `[B]`.
+        uniform: &'a mut dyn FnMut(i64) -> Tensor,
+    },
+}
+
+/// What a batch becomes.
+#[derive(Debug)]
+pub struct Features {
+    /// [B, D], the class token after the last LayerNorm.
+    pub before_neck: Tensor,
+    /// [B, D], the same after the BatchNorm neck.
+    pub after_neck: Tensor,
+}
+
+impl TransOss {
+    /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict. Batches of about
+    /// `batch` chips run best.
+    ///
+    /// # Panics
+    /// When a tensor is absent; checkpoints are compared with the architecture before they get here.
+    pub fn new(architecture: &Architecture, tensors: &Tensors, kernel: Kernel, batch: usize) -> Self {
+        let rows = (batch * architecture.token_count()) as i64;
+        let names = Names { tensors, prefix: String::new(), kernel, rows };
+        let heads = architecture.heads as i64;
+        let base = names.sub("base");
+        Self {
+            embedding: TokenEmbedding::new(architecture, &base),
+            blocks: (0..architecture.depth)
+                .map(|number| Block::new(&base.sub(&format!("blocks.{number}")), heads))
+                .collect(),
+            norm: LayerNorm::new(&base.sub("norm")),
+            neck: Neck::new(&names.sub("bottleneck")),
+            classifier: names.optional("classifier.weight"),
+        }
+    }
+
+    /// Features of a batch, in its order.
+    pub fn forward(&self, input: &Input, mut mode: Mode) -> Features {
+        let mut x = self.embedding.forward(input);
+        let last = self.blocks.len().saturating_sub(1).max(1) as f64;
+        for (number, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, &mut mode, number as f64 / last);
+        }
+        let before_neck = self.norm.forward(&x).select(1, 0);
+        let after_neck = self.neck.forward(&before_neck, &mode);
+        Features { before_neck, after_neck }
+    }
+
+    /// Class scores [B, classes] of features after the neck.
+    ///
+    /// # Panics
+    /// When the network has no classifier.
+    pub fn classify(&self, after_neck: &Tensor) -> Tensor {
+        let weight = self.classifier.as_ref().expect("a network that classifies has a classifier");
+        after_neck.linear(weight, None::<&Tensor>)
+    }
+}
+
+/// Looks tensors up by their place in the network.
+struct Names<'a> {
+    tensors: &'a Tensors,
+    prefix: String,
+    kernel: Kernel,
+    rows: i64,
+}
+
+impl Names<'_> {
+    fn sub(&self, part: &str) -> Names<'_> {
+        Names { tensors: self.tensors, prefix: format!("{}{part}.", self.prefix), ..*self }
+    }
+
+    fn optional(&self, name: &str) -> Option<Tensor> {
+        self.tensors.get(&format!("{}{name}", self.prefix)).map(Tensor::shallow_clone)
+    }
+
+    fn get(&self, name: &str) -> Tensor {
+        self.optional(name).unwrap_or_else(|| panic!("the model has no tensor {}{name}", self.prefix))
+    }
+
+    fn linear(&self, name: &str) -> Linear {
+        let layer = self.sub(name);
+        Linear::new(layer.get("weight"), layer.get("bias"), self.kernel, self.rows)
+    }
+}
+
+/// Pixels and size to tokens: class, patches, size.
+#[derive(Debug)]
+struct TokenEmbedding {
+    optical: PatchEmbedding,
+    sar: PatchEmbedding,
+    /// [1, 1, D]
+    class: Tensor,
+    /// [1, 1 + P, D]
+    positions: Tensor,
+    /// [2, 1, D]
+    modality: Option<Tensor>,
+    modality_factor: f64,
+    /// [D, 3] and [D]
+    size: Option<(Tensor, Tensor)>,
+}
+
+impl TokenEmbedding {
+    fn new(architecture: &Architecture, base: &Names) -> Self {
+        let patches = |name| PatchEmbedding {
+            weight: base.get(&format!("{name}.proj.weight")),
+            bias: base.get(&format!("{name}.proj.bias")),
+            stride: architecture.stride as i64,
+        };
+        let size = architecture.size_token.then(|| {
+            let layer = base.sub("wh_embed.linear_layer");
+            (layer.get("weight"), layer.get("bias"))
+        });
+        Self {
+            optical: patches("patch_embed"),
+            sar: patches("patch_embed_SAR"),
+            class: base.get("cls_token"),
+            positions: base.get("pos_embed"),
+            modality: architecture.modality_embedding.then(|| base.get("mie_embed")),
+            modality_factor: f64::from(architecture.mie_coefficient),
+            size,
+        }
+    }
+
+    /// [B, N, D]
+    fn forward(&self, input: &Input) -> Tensor {
+        let batch = input.modalities.len() as i64;
+        let class = self.class.expand([batch, -1, -1], false);
+        let mut tokens = Tensor::cat(&[class, self.patches(input)], 1) + &self.positions;
+        if let Some(modality) = &self.modality {
+            let index = modality_index(input.modalities, tokens.device());
+            tokens += modality.index_select(0, &index) * self.modality_factor;
+        }
+        match &self.size {
+            None => tokens,
+            Some((weight, bias)) => {
+                let size = input.size_tokens.linear(weight, Some(bias)).unsqueeze(1);
+                Tensor::cat(&[tokens, size], 1)
+            }
+        }
+    }
+
+    /// Every chip through its own modality's convolution: [B, P, D].
+    ///
+    /// A convolution without chips runs as well in training, so that its gradient is zero and not absent.
+    fn patches(&self, input: &Input) -> Tensor {
+        let rows_of = |wanted| -> Vec<i64> {
+            let chips = input.modalities.iter().enumerate();
+            chips.filter(|(_, modality)| **modality == wanted).map(|(row, _)| row as i64).collect()
+        };
+        let mut order = rows_of(Modality::Optical);
+        let optical_count = order.len() as i64;
+        order.extend(rows_of(Modality::Sar));
+        if !self.optical.weight.requires_grad() {
+            if optical_count == order.len() as i64 {
+                return self.optical.forward(input.pixels);
+            }
+            if optical_count == 0 {
+                return self.sar.forward(input.pixels);
+            }
+        }
+        let mut place = vec![0_i64; order.len()];
+        for (sorted, row) in order.iter().enumerate() {
+            place[*row as usize] = sorted as i64;
+        }
+        let device = input.pixels.device();
+        let sorted = input.pixels.index_select(0, &Tensor::from_slice(&order).to_device(device));
+        let sar_count = order.len() as i64 - optical_count;
+        let optical = self.optical.forward(&sorted.narrow(0, 0, optical_count));
+        let sar = self.sar.forward(&sorted.narrow(0, optical_count, sar_count));
+        Tensor::cat(&[optical, sar], 0).index_select(0, &Tensor::from_slice(&place).to_device(device))
+    }
+}
+
+fn modality_index(modalities: &[Modality], device: tch::Device) -> Tensor {
+    let index: Vec<i64> = modalities.iter().map(|modality| i64::from(*modality == Modality::Sar)).collect();
+    Tensor::from_slice(&index).to_device(device)
+}
+
+/// A convolution whose grid is flattened row by row.
+#[derive(Debug)]
+struct PatchEmbedding {
+    /// [D, 3, patch, patch]
+    weight: Tensor,
+    /// [D]
+    bias: Tensor,
+    stride: i64,
+}
+
+impl PatchEmbedding {
+    /// [B, 3, height, width] -> [B, P, D]
+    fn forward(&self, pixels: &Tensor) -> Tensor {
+        let stride = [self.stride, self.stride];
+        let grid = pixels.conv2d(&self.weight, Some(&self.bias), stride, [0, 0], [1, 1], 1); // [B, D, rows, columns]
+        grid.flatten(2, 3).transpose(1, 2)
+    }
+}
+
+/// A pre-norm transformer block.
+#[derive(Debug)]
+struct Block {
+    norm1: LayerNorm,
+    attention: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+impl Block {
+    fn new(names: &Names, heads: i64) -> Self {
+        Self {
+            norm1: LayerNorm::new(&names.sub("norm1")),
+            attention: Attention { qkv: names.linear("attn.qkv"), proj: names.linear("attn.proj"), heads },
+            norm2: LayerNorm::new(&names.sub("norm2")),
+            mlp: Mlp { fc1: names.linear("mlp.fc1"), fc2: names.linear("mlp.fc2") },
+        }
+    }
+
+    /// [B, N, D] -> [B, N, D]; `place` in the stack goes from 0 to 1.
+    fn forward(&self, x: Tensor, mode: &mut Mode, place: f64) -> Tensor {
+        let attended = self.attention.forward(&self.norm1.forward(&x));
+        let x = x + keep_some(attended, mode, place);
+        let transformed = self.mlp.forward(&self.norm2.forward(&x));
+        x + keep_some(transformed, mode, place)
+    }
+}
+
+/// A branch after stochastic depth; each branch draws for itself.
+fn keep_some(branch: Tensor, mode: &mut Mode, place: f64) -> Tensor {
+    match mode {
+        Mode::Train { drop_path: rate, uniform } if *rate * place > 0.0 => {
+            let uniform = uniform(branch.size()[0]);
+            drop_path(&branch, *rate * place, &uniform)
+        }
+        Mode::Train { .. } | Mode::Evaluate => branch,
+    }
+}
+
+/// Stochastic depth (Huang et al., 2016): a sample's branch is dropped where its number in `uniform` [B] is below
+/// `rate`, and scaled up by 1 / (1 - rate) where it is kept.
+pub fn drop_path(branch: &Tensor, rate: f64, uniform: &Tensor) -> Tensor {
+    let mut shape = vec![1; branch.dim()];
+    shape[0] = branch.size()[0];
+    let kept = (uniform + (1.0 - rate)).floor().to_kind(branch.kind());
+    branch / (1.0 - rate) * kept.view(&shape[..])
+}
+
+#[derive(Debug)]
+struct Attention {
+    qkv: Linear,
+    proj: Linear,
+    heads: i64,
+}
+
+impl Attention {
+    /// [B, N, D] -> [B, N, D]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        let (b, n, d) = x.size3().expect("tokens have three axes");
+        let [q, k, v] = self.queries_keys_values(x);
+        let attended = attend(&q, &k, &v);
+        self.proj.forward(&attended.transpose(1, 2).reshape([b, n, d]), Activation::None)
+    }
+
+    /// Three times [B, H, N, h].
+    fn queries_keys_values(&self, x: &Tensor) -> [Tensor; 3] {
+        let (b, n, d) = x.size3().expect("tokens have three axes");
+        let qkv = self.qkv.forward(x, Activation::None);
+        let qkv = qkv.view([b, n, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
+        [0, 1, 2].map(|part| qkv.select(0, part))
+    }
+}
+
+/// softmax(q k^T / sqrt(h)) v, [B, H, N, h], fused where libtorch can.
+fn attend(q: &Tensor, k: &Tensor, v: &Tensor) -> Tensor {
+    Tensor::scaled_dot_product_attention(q, k, v, None::<&Tensor>, 0.0, false, None, false)
+}
+
+#[derive(Debug)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+impl Mlp {
+    /// [B, N, D] -> [B, N, D]
+    fn forward(&self, x: &Tensor) -> Tensor {
+        self.fc2.forward(&self.fc1.forward(x, Activation::Gelu), Activation::None)
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm {
+    /// [D]
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl LayerNorm {
+    fn new(names: &Names) -> Self {
+        Self { weight: names.get("weight"), bias: names.get("bias") }
+    }
+
+    fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), LAYER_NORM_EPS, false)
+    }
+}
+
+/// The BatchNorm between feature and classifier.
+#[derive(Debug)]
+struct Neck {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    steps: Tensor,
+}
+
+impl Neck {
+    fn new(names: &Names) -> Self {
+        Self {
+            weight: names.get("weight"),
+            bias: names.get("bias"),
+            running_mean: names.get("running_mean"),
+            running_var: names.get("running_var"),
+            steps: names.get("num_batches_tracked"),
+        }
+    }
+
+    /// [B, D] -> [B, D]
+    fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
+        let train = matches!(mode, Mode::Train { .. });
+        if train {
+            let _ = self.steps.shallow_clone().f_add_scalar_(1).expect("a scalar counts on");
+        }
+        x.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            BATCH_NORM_MOMENTUM,
+            BATCH_NORM_EPS,
+            false,
+        )
+    }
+}

@@ -1,0 +1,238 @@
+//! The network against the recorded reference: golden sets a, i, full and drop_path.
+
+use tch::{Kind, Tensor};
+
+use super::{Features, Input, Kernel, Mode, Tensors, TransOss, drop_path};
+use crate::chip::{ChipSize, Modality};
+use crate::weights::architecture::{Architecture, ArchitectureHints};
+use crate::weights::golden::{self, MICRO};
+use crate::weights::open::{Hints, OpenModel};
+use crate::weights::tensors::{HostTensor, NamedTensors};
+
+const TINY: Architecture = Architecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
+const KERNELS: [Kernel; 2] = [Kernel::Aten, Kernel::OneDnn];
+
+fn on_cpu(tensor: &HostTensor) -> Tensor {
+    let shape: Vec<i64> = tensor.shape.iter().map(|length| *length as i64).collect();
+    Tensor::from_slice(&tensor.values).view(&shape[..])
+}
+
+fn all_on_cpu(tensors: &NamedTensors) -> Tensors {
+    tensors.iter().map(|(name, tensor)| (name.clone(), on_cpu(tensor))).collect()
+}
+
+fn modalities(ids: &[f32]) -> Vec<Modality> {
+    ids.iter().map(|id| if *id == 0.0 { Modality::Optical } else { Modality::Sar }).collect()
+}
+
+/// A recorded batch: its rows of `inputs`.
+struct Rows {
+    pixels: Tensor,
+    modalities: Vec<Modality>,
+    size_tokens: Tensor,
+}
+
+/// The shared inputs; their pixels are stored as 32nds in i8, which `golden::tensors` leaves out.
+fn rows(index: &[i64]) -> Rows {
+    let bytes = golden::bytes("inputs.safetensors");
+    let file = safetensors::SafeTensors::deserialize(&bytes).expect("recorded");
+    let quantised = file.tensor("images_q").expect("recorded");
+    let values: Vec<f32> = quantised.data().iter().map(|byte| f32::from(byte.cast_signed()) / 32.0).collect();
+    let inputs = golden::tensors("inputs");
+    let ids: Vec<f32> = index.iter().map(|row| inputs["cam"].values[*row as usize]).collect();
+    let select = |tensor: Tensor| tensor.index_select(0, &Tensor::from_slice(index));
+    Rows {
+        pixels: select(Tensor::from_slice(&values).view([12, 3, 64, 32])),
+        modalities: modalities(&ids),
+        size_tokens: select(on_cpu(&inputs["img_wh"])),
+    }
+}
+
+impl Rows {
+    fn input(&self) -> Input<'_> {
+        Input { pixels: &self.pixels, modalities: &self.modalities, size_tokens: &self.size_tokens }
+    }
+}
+
+fn close(what: &str, found: &Tensor, expected: &HostTensor, atol: f64) {
+    let expected = on_cpu(expected);
+    assert_eq!(found.size(), expected.size(), "{what}");
+    let difference = (found - expected).abs().max().double_value(&[]);
+    assert!(difference <= atol, "{what}: {difference} > {atol}");
+}
+
+fn unit(feature: &Tensor) -> Tensor {
+    feature / feature.norm_scalaropt_dim(2, [1], true)
+}
+
+fn check_features(what: &str, found: &Features, recorded: &NamedTensors, prefix: &str, atol: f64) {
+    close(what, &found.before_neck, &recorded[&format!("{prefix}feat_before")], atol);
+    close(what, &found.after_neck, &recorded[&format!("{prefix}feat_after")], atol);
+    close(what, &unit(&found.before_neck), &recorded[&format!("{prefix}feat_before_l2")], atol);
+}
+
+/// Variants of set a: name, architecture, weights.
+fn variants() -> Vec<(&'static str, Architecture, NamedTensors)> {
+    let mut tensors = golden::tensors("tiny_weights");
+    let overlapping = tensors.remove("stride12.base.pos_embed").expect("recorded");
+    let mut stride12 = tensors.clone();
+    stride12.insert("base.pos_embed".into(), overlapping);
+    vec![
+        ("sse16", TINY, tensors.clone()),
+        ("nosse16", Architecture { size_token: false, ..TINY }, tensors.clone()),
+        ("sse12", Architecture { stride: 12, ..TINY }, stride12),
+        ("nomie16", Architecture { modality_embedding: false, ..TINY }, tensors),
+    ]
+}
+
+fn network(architecture: &Architecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
+    TransOss::new(architecture, &all_on_cpu(tensors), kernel, 8)
+}
+
+#[test]
+fn every_variant_and_batch_gives_the_recorded_features() {
+    let recorded = golden::tensors("model_forward");
+    for (variant, architecture, tensors) in variants() {
+        for kernel in KERNELS {
+            let network = network(&architecture, &tensors, kernel);
+            for batch in ["mixed", "opt", "sar"] {
+                let index = &recorded[&format!("batch.{batch}.index")].values;
+                let index: Vec<i64> = index.iter().map(|row| *row as i64).collect();
+                let found = network.forward(&rows(&index).input(), Mode::Evaluate);
+                let prefix = format!("{variant}.{batch}.");
+                check_features(&format!("{prefix} {kernel:?}"), &found, &recorded, &prefix, 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_stage_gives_the_recorded_activations() {
+    let recorded = golden::tensors("model_forward");
+    let index: Vec<i64> = recorded["batch.mixed.index"].values.iter().map(|row| *row as i64).collect();
+    let rows = rows(&index);
+    for (variant, architecture, tensors) in variants() {
+        if !["sse16", "sse12"].contains(&variant) {
+            continue;
+        }
+        let network = network(&architecture, &tensors, Kernel::Aten);
+        let check = |what: &str, found: &Tensor| {
+            close(&format!("{variant} {what}"), found, &recorded[&format!("{variant}.mixed.{what}")], 2e-5);
+        };
+        check("patch_embed", &network.embedding.patches(&rows.input()));
+        let mut x = network.embedding.forward(&rows.input());
+        check("embed", &x);
+        if variant == "sse16" {
+            let block = &network.blocks[0];
+            let normed = block.norm1.forward(&x);
+            check("block0.norm1", &normed);
+            let [q, k, _] = block.attention.queries_keys_values(&normed);
+            let scale = 1.0 / f64::sqrt(16.0);
+            check("block0.attn_probs", &(q.matmul(&k.transpose(2, 3)) * scale).softmax(-1, Kind::Float));
+            let attended = block.attention.forward(&normed);
+            check("block0.attn", &attended);
+            let normed = block.norm2.forward(&(&x + attended));
+            check("block0.norm2", &normed);
+            check("block0.mlp", &block.mlp.forward(&normed));
+        }
+        for (number, block) in network.blocks.iter().enumerate() {
+            x = block.forward(x, &mut Mode::Evaluate, 0.0);
+            check(&format!("block{number}"), &x);
+        }
+        check("norm", &network.norm.forward(&x));
+    }
+}
+
+#[test]
+fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
+    let recorded = golden::tensors("ckpt_expected");
+    let architecture = ArchitectureHints {
+        image: Some(ChipSize { height: 64, width: 32 }),
+        heads: Some(2),
+        ..ArchitectureHints::default()
+    };
+    let all: Vec<i64> = (0..12).collect();
+    for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
+        let hints = Hints { architecture, ..Hints::default() };
+        let model = OpenModel::open(&golden::path(name), &hints).expect("recorded");
+        let network = network(&model.architecture, &model.tensors, Kernel::Aten);
+        let found = network.forward(&rows(&all).input(), Mode::Evaluate);
+        check_features(name, &found, &recorded, "", 2e-5);
+    }
+}
+
+#[test]
+fn the_full_size_model_gives_the_recorded_features() {
+    let recorded = golden::tensors("full/outputs");
+    let inputs: Vec<_> = (0..4).map(golden::full_size_input).collect();
+    let pixels: Vec<f32> = inputs.iter().flat_map(|input| input.pixels.clone()).collect();
+    let sizes: Vec<f32> = inputs.iter().flat_map(|input| input.size_token).collect();
+    let rows = Rows {
+        pixels: Tensor::from_slice(&pixels).view([4, 3, 256, 128]),
+        modalities: modalities(&inputs.iter().map(|input| input.modality as f32).collect::<Vec<_>>()),
+        size_tokens: Tensor::from_slice(&sizes).view([4, 3]),
+    };
+    let tensors = golden::full_size_golden();
+    for kernel in KERNELS {
+        let _no_grad = tch::no_grad_guard();
+        let network = network(&golden::full_size_architecture(), &tensors, kernel);
+        let mut x = network.embedding.forward(&rows.input());
+        let edges = x.narrow(0, 0, 2).index_select(1, &Tensor::from_slice(&[0_i64, 1, 128, 129]));
+        close("embed", &edges, &recorded["embed_tokens_0_1_128_129"], 1e-5);
+        let mut classes = Vec::new();
+        for block in &network.blocks {
+            x = block.forward(x, &mut Mode::Evaluate, 0.0);
+            classes.push(x.narrow(0, 0, 2).select(1, 0));
+        }
+        close("class tokens", &Tensor::stack(&classes, 0), &recorded["cls_after_block"], 1e-4);
+        let found = network.forward(&rows.input(), Mode::Evaluate);
+        close("before", &found.before_neck, &recorded["feat_before"], 1e-4);
+        close("after", &found.after_neck, &recorded["feat_after"], 1e-4);
+        close("unit", &unit(&found.before_neck), &recorded["feat_before_l2"], 5e-6);
+
+        let halved: Tensors =
+            all_on_cpu(&tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
+        let network = TransOss::new(&golden::full_size_architecture(), &halved, kernel, 8);
+        let (pixels, sizes) =
+            (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
+        let input = Input { pixels: &pixels, modalities: &rows.modalities, size_tokens: &sizes };
+        let bf16 = network.forward(&input, Mode::Evaluate).before_neck.to_kind(Kind::Float);
+        let cosines = (unit(&bf16) * unit(&found.before_neck)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let lowest = cosines.min().double_value(&[]);
+        assert!(lowest >= 0.999, "bf16 {kernel:?}: cosine {lowest}");
+    }
+}
+
+#[test]
+fn training_moves_the_neck_and_drops_branches() {
+    let tensors = all_on_cpu(&golden::tensors("micro_weights"));
+    let network = TransOss::new(&MICRO, &tensors, Kernel::Aten, 12);
+    let rows = rows(&(0..12).collect::<Vec<_>>());
+    let before = tensors["bottleneck.running_mean"].copy();
+    let mut asked = 0;
+    let mut uniform = |count: i64| {
+        asked += 1;
+        Tensor::zeros([count], (Kind::Float, tch::Device::Cpu))
+    };
+    let dropped = network.forward(&rows.input(), Mode::Train { drop_path: 0.5, uniform: &mut uniform });
+    assert_eq!(asked, 2, "two branches of the last block, none of the first, whose rate is zero");
+    let mean = dropped.before_neck.mean_dim([0i64].as_slice(), false, Kind::Float);
+    let moved = &before * 0.9 + mean * 0.1;
+    assert!((&moved - &tensors["bottleneck.running_mean"]).abs().max().double_value(&[]) < 1e-5);
+    let kept = network.forward(&rows.input(), Mode::Train { drop_path: 0.0, uniform: &mut |_| unreachable!() });
+    let evaluated = network.forward(&rows.input(), Mode::Evaluate);
+    let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    assert!(difference(&kept.before_neck, &evaluated.before_neck) < 2e-5);
+    assert!(difference(&dropped.before_neck, &evaluated.before_neck) > 0.01);
+    assert_eq!(network.classify(&kept.after_neck).size(), [12, 5]);
+    assert_eq!(tensors["bottleneck.num_batches_tracked"].double_value(&[]), 9.0);
+}
+
+#[test]
+fn a_branch_is_dropped_as_recorded() {
+    let recorded = golden::tensors("drop_path");
+    for (rate, expected) in [(0.1, "y_p01"), (0.4, "y_p04")] {
+        let found = drop_path(&on_cpu(&recorded["x"]), rate, &on_cpu(&recorded["uniform"]));
+        close(expected, &found, &recorded[expected], 1e-6);
+    }
+}

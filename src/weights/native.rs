@@ -1,0 +1,167 @@
+//! Our own model format: a folder with `model.safetensors` (f32) and `model.toml` (what the tensors are).
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+
+use super::architecture::{Architecture, FeaturePoint};
+use super::tensors::{HostTensor, NamedTensors};
+
+pub const DESCRIPTION: &str = "model.toml";
+pub const TENSORS: &str = "model.safetensors";
+/// Changes when an older program could misread a folder.
+const FORMAT: u32 = 1;
+const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
+const TENSOR_BYTES_MAX: u64 = 16 << 30;
+
+/// `model.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    format: u32,
+    /// 64 hexadecimal digits; the tensors are checked against it when they are read.
+    pub digest: String,
+    pub feature_point: FeaturePoint,
+    /// Name of the file that was imported, for people.
+    pub source: String,
+    pub architecture: Architecture,
+}
+
+impl Description {
+    pub fn new(
+        digest: String,
+        feature_point: FeaturePoint,
+        source: String,
+        architecture: Architecture,
+    ) -> Self {
+        Self { format: FORMAT, digest, feature_point, source, architecture }
+    }
+}
+
+/// Why a folder is no model, or could not become one.
+#[derive(Debug, thiserror::Error)]
+pub enum NativeError {
+    #[error("{path}: {cause}")]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("{0} exists already")]
+    Exists(PathBuf),
+    #[error("{path} is no model description: {cause}")]
+    Description { path: PathBuf, cause: String },
+    #[error("{path} has format {found}; this program reads format {FORMAT}")]
+    Format { path: PathBuf, found: u32 },
+    #[error("{path} is no safetensors file: {cause}")]
+    Tensors { path: PathBuf, cause: String },
+    #[error("{path} is larger than {max} bytes")]
+    TooLarge { path: PathBuf, max: u64 },
+}
+
+/// Writes a model folder that is whole or absent, also after a power failure.
+///
+/// # Errors
+/// `folder` exists already, or cannot be written.
+pub fn write(folder: &Path, description: &Description, tensors: &NamedTensors) -> Result<(), NativeError> {
+    if folder.exists() {
+        return Err(NativeError::Exists(folder.to_owned()));
+    }
+    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
+    let text = toml::to_string(description).expect("a description is a table");
+    let views = tensors.iter().map(|(name, tensor)| (name, Values(tensor)));
+    let bytes = safetensors::serialize(views, None).expect("every tensor holds as many values as its shape");
+    let written = fs::create_dir(&partial)
+        .and_then(|()| write_durably(&partial.join(TENSORS), &bytes))
+        .and_then(|()| write_durably(&partial.join(DESCRIPTION), text.as_bytes()))
+        .and_then(|()| File::open(&partial)?.sync_all())
+        .and_then(|()| fs::rename(&partial, folder))
+        .and_then(|()| File::open(parent)?.sync_all());
+    written.map_err(|cause| {
+        // What is left of a failed attempt is of no use; that it cannot be removed changes nothing.
+        let _ = fs::remove_dir_all(&partial);
+        NativeError::Io { path: folder.to_owned(), cause }
+    })
+}
+
+/// Reads a model folder; the caller compares tensors with architecture and digest.
+///
+/// # Errors
+/// A file is absent, malformed, too large or of another format.
+pub fn read(folder: &Path) -> Result<(Description, NamedTensors), NativeError> {
+    let path = folder.join(DESCRIPTION);
+    let text = String::from_utf8_lossy(&read_bounded(&path, DESCRIPTION_BYTES_MAX)?).into_owned();
+    let malformed = |cause: toml::de::Error| NativeError::Description {
+        path: path.clone(),
+        cause: cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
+    };
+    let format = toml::from_str::<Format>(&text).map_err(malformed)?.format;
+    if format != FORMAT {
+        return Err(NativeError::Format { path, found: format });
+    }
+    let description: Description = toml::from_str(&text).map_err(malformed)?;
+    Ok((description, read_tensors(&folder.join(TENSORS))?))
+}
+
+/// The part of a description that every format has.
+#[derive(Deserialize)]
+struct Format {
+    format: u32,
+}
+
+/// Reads the f32 tensors of a safetensors file.
+///
+/// # Errors
+/// The file is absent, malformed, too large or holds numbers of another type.
+pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
+    let malformed = |cause: String| NativeError::Tensors { path: path.to_owned(), cause };
+    let bytes = read_bounded(path, TENSOR_BYTES_MAX)?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|cause| malformed(cause.to_string()))?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.iter() {
+        if view.dtype() != Dtype::F32 {
+            return Err(malformed(format!("tensor {name} holds {:?}, not F32", view.dtype())));
+        }
+        let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        tensors.insert(name.to_owned(), HostTensor { shape: view.shape().to_vec(), values });
+    }
+    Ok(tensors)
+}
+
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = File::create_new(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {
+    let failed = |cause| NativeError::Io { path: path.to_owned(), cause };
+    if fs::metadata(path).map_err(failed)?.len() > max {
+        return Err(NativeError::TooLarge { path: path.to_owned(), max });
+    }
+    fs::read(path).map_err(failed)
+}
+
+/// A tensor as safetensors wants to see it.
+struct Values<'a>(&'a HostTensor);
+
+impl View for Values<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.0.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(self.0.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+    }
+
+    fn data_len(&self) -> usize {
+        self.0.values.len() * size_of::<f32>()
+    }
+}
