@@ -2,6 +2,7 @@
 //!
 //! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
@@ -23,6 +24,9 @@ const QUEUE_WAIT: &str = "shipreid_queue_wait_duration_seconds";
 const FORWARD: &str = "shipreid_forward_duration_seconds";
 const BATCH: &str = "shipreid_batch_size_chips";
 const DROPPED: &str = "shipreid_dropped_chips_total";
+const LATE: &str = "shipreid_late_chips_total";
+/// Read by `shipreid bench`.
+pub const LATE_MAX: &str = "shipreid_late_seconds_max";
 const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
 const READY: &str = "shipreid_ready";
@@ -63,6 +67,9 @@ fn describe() {
     describe_histogram!(FORWARD, Unit::Seconds, "One forward pass.");
     describe_histogram!(BATCH, "Chips in one forward pass.");
     describe_counter!(DROPPED, "Chips that left the queue without costing the device, by reason.");
+    describe_counter!(LATE, "Chips whose forward pass ended after their deadline.");
+    describe_gauge!(LATE_MAX, Unit::Seconds, "The furthest that a forward pass has ended past a deadline.");
+    gauge!(LATE_MAX).set(0.0);
     describe_counter!(OUT_OF_MEMORY, "Forward passes that ran out of device memory.");
     describe_counter!(PANICS, "Forward passes that panicked.");
     describe_gauge!(READY, "1 while the server answers calls.");
@@ -118,7 +125,15 @@ pub fn admitted(chips: usize, bytes: usize) {
     gauge!(ADMITTED_BYTES).set(bytes as f64);
 }
 
-pub fn batch_done(size: usize, forward: Duration, waits: &[Duration]) {
+/// `late` has an entry for each chip that ended past its deadline.
+pub fn batch_done(size: usize, forward: Duration, waits: &[Duration], late: &[Duration]) {
+    static LATEST_US: AtomicU64 = AtomicU64::new(0);
+    if let Some(latest) = late.iter().max() {
+        counter!(LATE).increment(late.len() as u64);
+        let latest = u64::try_from(latest.as_micros()).unwrap_or(u64::MAX);
+        let latest = LATEST_US.fetch_max(latest, Ordering::Relaxed).max(latest);
+        gauge!(LATE_MAX).set(Duration::from_micros(latest).as_secs_f64());
+    }
     histogram!(BATCH).record(size as f64);
     histogram!(FORWARD).record(forward);
     for wait in waits {

@@ -174,7 +174,9 @@ async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Hea
 /// What the device threads tell becomes metrics and logs here, so that they need to know neither.
 fn observe(event: EncoderEvent) {
     match event {
-        EncoderEvent::BatchDone { size, forward, waits } => metrics::batch_done(size, forward, &waits),
+        EncoderEvent::BatchDone { size, forward, waits, late } => {
+            metrics::batch_done(size, forward, &waits, &late);
+        }
         EncoderEvent::Depth(chips) => metrics::queue_depth(chips),
         EncoderEvent::Dropped { reason } => metrics::dropped(reason),
         EncoderEvent::OutOfMemory { size } => {

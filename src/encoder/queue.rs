@@ -46,6 +46,8 @@ pub enum EncoderEvent {
         size: usize,
         forward: Duration,
         waits: Vec<Duration>,
+        /// How far chips ended past their deadlines, for those that did.
+        late: Vec<Duration>,
     },
     /// Chips that wait now.
     Depth(usize),

@@ -81,9 +81,9 @@ fn run_batch(
     let bound = Instant::now();
     let (chips, callers): (Vec<_>, Vec<_>) = entries
         .into_iter()
-        .map(|Entry { payload, .. }| {
+        .map(|Entry { payload, deadline, .. }| {
             let queued = bound.saturating_duration_since(payload.since);
-            (payload.chip, Caller { reply: payload.reply, queued })
+            (payload.chip, Caller { reply: payload.reply, queued, deadline })
         })
         .unzip();
     let batch = Batch { model, chips };
@@ -105,6 +105,7 @@ fn run_batch(
 struct Caller {
     reply: tokio::sync::oneshot::Sender<Result<Encoded, EncodeError>>,
     queued: Duration,
+    deadline: Option<Instant>,
 }
 
 fn run_once(
@@ -151,8 +152,11 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
     let error = match outcome {
         Ok((embeddings, forward)) => {
             let waits = callers.iter().map(|caller| caller.queued).collect();
-            shared.tell(EncoderEvent::BatchDone { size, forward, waits });
-            for (Caller { reply, queued }, embedding) in callers.into_iter().zip(embeddings) {
+            let now = Instant::now();
+            let late = callers.iter().filter_map(|caller| now.checked_duration_since(caller.deadline?));
+            let late = late.collect();
+            shared.tell(EncoderEvent::BatchDone { size, forward, waits, late });
+            for (Caller { reply, queued, .. }, embedding) in callers.into_iter().zip(embeddings) {
                 // A caller that left wants no answer, here and below.
                 let _ = reply.send(Ok(Encoded { embedding, queued, forward, batch_size: size }));
             }

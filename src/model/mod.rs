@@ -8,3 +8,4 @@ mod transoss;
 pub use encoder::{SharedWeights, TorchSettings};
 pub use linear::Kernel;
 pub use runtime::{Device, wait_passively};
+pub use transoss::{Features, Input, Mode, Tensors, TransOss, drop_path};

@@ -41,7 +41,7 @@ void shipreid_free(char *message) { free(message); }
 char *shipreid_onednn_pack(const at::Tensor *weight, int64_t rows, at::Tensor **packed) {
     return guarded([&] {
         static const auto reorder = find<Reorder>("mkldnn::_reorder_linear_weight");
-        *packed = new at::Tensor(reorder.call(weight->to_mkldnn(), c10::SymInt(rows)));
+        *packed = new at::Tensor(reorder.call(*weight, c10::SymInt(rows)));
     });
 }
 

@@ -1,0 +1,97 @@
+//! Chips that a command is given: files, folders, modality and pixel size.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::{Args, ValueEnum};
+use shipreid::chip::Modality;
+use shipreid::client;
+use shipreid::wire;
+
+/// Image files and what is known about them.
+#[derive(Args)]
+pub struct ChipFlags {
+    /// Images (PNG, JPEG, TIFF); a folder stands for the images in it.
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Modality of all files; without it, HOSS names tell (..._RGB.tif, ..._SAR.tif).
+    #[arg(long)]
+    modality: Option<ModalityName>,
+    /// Metres a pixel; 0.75 for optical and 1 for SAR images without it.
+    #[arg(long, value_name = "METRES")]
+    pixel_size: Option<f64>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum ModalityName {
+    Optical,
+    Sar,
+}
+
+/// A file that was read.
+pub struct ChipFile {
+    pub path: PathBuf,
+    pub modality: Modality,
+    pub chip: wire::Chip,
+}
+
+const EXTENSIONS: [&str; 5] = ["png", "jpg", "jpeg", "tif", "tiff"];
+
+impl ChipFlags {
+    /// Every chip, sorted within a folder.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or whose modality nothing tells.
+    pub fn read(&self) -> anyhow::Result<Vec<ChipFile>> {
+        let mut paths = Vec::new();
+        for path in &self.files {
+            if path.is_dir() {
+                paths.extend(images_in(path)?);
+            } else {
+                paths.push(path.clone());
+            }
+        }
+        if paths.is_empty() {
+            bail!("no images in {}", self.files[0].display());
+        }
+        paths.into_iter().map(|path| self.read_one(path)).collect()
+    }
+
+    fn read_one(&self, path: PathBuf) -> anyhow::Result<ChipFile> {
+        let modality = match self.modality {
+            Some(ModalityName::Optical) => Modality::Optical,
+            Some(ModalityName::Sar) => Modality::Sar,
+            None => client::modality_of_name(&path).with_context(|| {
+                format!("the name of {} tells no modality: add --modality optical or sar", path.display())
+            })?,
+        };
+        let image = fs::read(&path).with_context(|| path.display().to_string())?;
+        let mut chip = client::chip(Bytes::from(image), modality);
+        chip.pixel_size_x_m = self.pixel_size;
+        chip.pixel_size_y_m = self.pixel_size;
+        Ok(ChipFile { path, modality, chip })
+    }
+}
+
+/// The images in a folder and the folders in it.
+pub fn images_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut entries = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    entries.sort();
+    let mut images = Vec::new();
+    for path in entries {
+        if path.is_dir() {
+            images.extend(images_in(&path)?);
+        } else if is_image(&path) {
+            images.push(path);
+        }
+    }
+    Ok(images)
+}
+
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
+}

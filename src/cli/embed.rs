@@ -1,0 +1,155 @@
+//! `shipreid embed`: files in, embeddings out, as a table, JSON lines or a numpy array.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use npyz::WriterBuilder;
+use serde_json::json;
+use shipreid::client::Client;
+use shipreid::wire::embed_result::Outcome;
+use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
+
+use super::chips::{ChipFile, ChipFlags};
+
+/// Values of an embedding that a table shows.
+const SHOWN: usize = 4;
+
+/// Examples:
+///   shipreid embed 0003_RGB.tif 0003_SAR.tif
+///   shipreid embed --modality sar --pixel-size 1.25 chip.png --json
+///   shipreid embed chips/ --npy embeddings.npy
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Embed {
+    #[command(flatten)]
+    chips: ChipFlags,
+    /// The server.
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    endpoint: String,
+    /// Digest of the model; the active one without it.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
+    model: String,
+    /// Chips in one call.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
+    batch: u16,
+    /// Seconds that one call may take.
+    #[arg(long, default_value_t = 120.0, value_name = "SECONDS")]
+    timeout: f64,
+    /// Prints one JSON object a line.
+    #[arg(long, conflicts_with = "npy")]
+    json: bool,
+    /// Writes a float32 array [files, dimension] for numpy; nothing if a chip fails.
+    #[arg(long, value_name = "FILE")]
+    npy: Option<PathBuf>,
+}
+
+impl Embed {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let chips = self.chips.read()?;
+        let timeout =
+            Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
+        let client = Client::connect(&self.endpoint).await?;
+        let progress = progress(chips.len());
+        let mut results = Vec::new();
+        for batch in chips.chunks(usize::from(self.batch)) {
+            let request = EmbedRequest {
+                chips: batch.iter().map(|file| file.chip.clone()).collect(),
+                model: self.model.clone(),
+                priority: Priority::Bulk.into(),
+            };
+            results.extend(client.embed(request, Some(timeout)).await?.results);
+            progress.set_position(results.len() as u64);
+        }
+        progress.finish_and_clear();
+        let failed = results.iter().filter(|result| embedding(result).is_none()).count();
+        match &self.npy {
+            Some(path) if failed == 0 => write_npy(path, &results)?,
+            _ if self.json => print_json(&chips, &results)?,
+            _ => println!("{}", table(&chips, &results)),
+        }
+        if failed > 0 {
+            bail!("{failed} of {} chips have no embedding", chips.len());
+        }
+        Ok(())
+    }
+}
+
+/// A bar on a terminal, nothing elsewhere or for what is done at once.
+fn progress(chips: usize) -> ProgressBar {
+    if chips < 2 {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} chips, {per_sec}, {eta} left")
+        .expect("a constant template");
+    ProgressBar::new(chips as u64).with_style(style)
+}
+
+fn embedding(result: &EmbedResult) -> Option<&[f32]> {
+    match &result.outcome {
+        Some(Outcome::Embedding(embedding)) => Some(&embedding.values),
+        _ => None,
+    }
+}
+
+/// What went wrong with a chip, or what is doubtful about it.
+fn remarks(result: &EmbedResult) -> Vec<String> {
+    let warnings = result.warnings.iter().map(|warning| format!("{}: {}", warning.code, warning.message));
+    let error = match &result.outcome {
+        Some(Outcome::Error(error)) => Some(format!("{}: {}", error.reason, error.message)),
+        _ => None,
+    };
+    error.into_iter().chain(warnings).collect()
+}
+
+fn table(files: &[ChipFile], results: &[EmbedResult]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["file", "modality", "embedding", "remarks"]);
+    for (file, result) in files.iter().zip(results) {
+        let values = embedding(result).map_or_else(String::new, |values| {
+            let first: Vec<_> = values.iter().take(SHOWN).map(|value| format!("{value:+.4}")).collect();
+            format!("{} … ({})", first.join(" "), values.len())
+        });
+        let remarks = remarks(result).join("\n");
+        table.add_row([file.path.display().to_string(), file.modality.to_string(), values, remarks]);
+    }
+    table
+}
+
+fn print_json(files: &[ChipFile], results: &[EmbedResult]) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    for (file, result) in files.iter().zip(results) {
+        let mut line = json!({
+            "file": file.path,
+            "modality": file.modality.name(),
+            "warnings": result.warnings.iter().map(|warning| &warning.code).collect::<Vec<_>>(),
+        });
+        match &result.outcome {
+            Some(Outcome::Embedding(embedding)) => line["embedding"] = json!(embedding.values),
+            Some(Outcome::Error(error)) => {
+                line["error"] = json!({ "reason": error.reason, "message": error.message });
+            }
+            None => line["error"] = json!({ "reason": "", "message": "the server gave no result" }),
+        }
+        writeln!(out, "{line}")?;
+    }
+    Ok(())
+}
+
+fn write_npy(path: &Path, results: &[EmbedResult]) -> anyhow::Result<()> {
+    let rows: Vec<&[f32]> = results.iter().filter_map(embedding).collect();
+    let dimension = rows.first().map_or(0, |row| row.len());
+    let file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
+    let shape = [rows.len() as u64, dimension as u64];
+    let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
+    writer.extend(rows.concat())?;
+    writer.finish()?;
+    eprintln!("wrote {} embeddings of {dimension} values to {}", rows.len(), path.display());
+    Ok(())
+}

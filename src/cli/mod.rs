@@ -1,0 +1,114 @@
+//! The command line; one file a subcommand.
+
+mod bare;
+mod chips;
+mod demo;
+mod embed;
+mod load;
+mod model;
+mod report;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use shipreid::config::{Config, ConfigError, Sources};
+use tokio::runtime::Runtime;
+
+/// Exit code of a configuration or model that cannot be used.
+const UNUSABLE: u8 = 2;
+
+/// Ship re-identification in optical and SAR satellite images.
+#[derive(Parser)]
+#[command(version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves a model over gRPC.
+    Serve(serve::Serve),
+    /// Embeds image files through a running server.
+    Embed(embed::Embed),
+    /// Imports and inspects models.
+    #[command(subcommand)]
+    Model(model::Model),
+    /// Measures a running server, or the bare model without one.
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Starts a server with an untrained model, embeds chips through it and compares them.
+    Demo(demo::Demo),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// As many calls in flight as asked for; the next starts when one ends.
+    Closed(load::Closed),
+    /// Calls at random times (Poisson) whether or not earlier ones have ended, as real callers come.
+    Open(load::Open),
+    /// Decodes and embeds in a loop in this process: what the service is measured against.
+    Bare(bare::Bare),
+}
+
+/// Where a server's configuration comes from.
+#[derive(Args)]
+pub struct ConfigFlags {
+    /// TOML file; the defaults without it.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// One key, as section.key=value; wins over file and environment. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+impl ConfigFlags {
+    fn load(self) -> Result<Config, ConfigError> {
+        let environment = std::env::vars().collect();
+        Config::load(&Sources { file: self.config, environment, flags: self.settings })
+    }
+}
+
+/// Why a command did not do what it was asked for.
+enum Failure {
+    /// Configuration or model: nothing was started.
+    Unusable(anyhow::Error),
+    /// Everything else.
+    Failed(anyhow::Error),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(cause: E) -> Self {
+        Self::Failed(cause.into())
+    }
+}
+
+/// Runs the command of this process.
+pub fn run() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Serve(serve) => serve.run(),
+        Command::Embed(embed) => block_on(embed.run()),
+        Command::Model(model) => model.run(),
+        Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
+        Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
+        Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Demo(demo) => demo.run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Unusable(cause)) => {
+            eprintln!("shipreid: {cause:#}");
+            ExitCode::from(UNUSABLE)
+        }
+        Err(Failure::Failed(cause)) => {
+            eprintln!("shipreid: {cause:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn block_on(work: impl Future<Output = anyhow::Result<()>>) -> Result<(), Failure> {
+    Ok(Runtime::new()?.block_on(work)?)
+}
