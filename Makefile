@@ -1,19 +1,45 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help build test lint clean
+.PHONY: help setup build demo test test-pure lint deny python bench clean
+
+CHIPS ?= ../shared/data/hoss165
+DENY := target/tools/bin/cargo-deny
+DENY_VERSION := 0.20.2
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
-build: ## Builds the release binary
+setup: ## Fetches libtorch into the user's cache, once, and links it here
+	@python3 scripts/libtorch.py --link libtorch
+
+build: setup ## Builds the release binary
 	cargo build --release --locked
 
-test: ## Runs every test
+demo: build ## Starts a server, embeds chips through it, compares them, stops it
+	target/release/shipreid demo $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
+
+test: setup ## Runs every test
 	cargo test --locked
 
-lint: ## Checks format and lints, warnings being errors
+test-pure: ## Runs what needs no libtorch, in seconds
+	cargo test --locked --no-default-features
+
+lint: setup ## Checks format and lints, warnings being errors
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
+
+deny: $(DENY) ## Checks licences, bans and sources of what we depend on
+	$(DENY) check bans licenses sources
+
+$(DENY):
+	CARGO_TARGET_DIR=target/tools/build cargo install --locked --root target/tools cargo-deny@$(DENY_VERSION)
+
+python: ## Installs what the Python client of the tests needs, into .venv
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
+
+bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
+	python3 benches/serving.py --chips $(CHIPS)
 
 clean: ## Removes what was built
 	cargo clean

@@ -3,6 +3,8 @@
 mod decode;
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod jpeg;
 mod oriented_box;
 mod prepare;
 mod resize;

@@ -78,9 +78,8 @@ fn measure(
         }
         let measured = (0..model.workers).try_for_each(|_| warm.recv()?).and_then(|()| {
             let (started, cpu, done) = (Instant::now(), process_cpu(), images.load(Ordering::Relaxed));
-            match warm.recv_timeout(duration) {
-                Ok(failed) => failed?,
-                Err(_) => {}
+            if let Ok(failed) = warm.recv_timeout(duration) {
+                failed?;
             }
             let (elapsed, cpu) = (started.elapsed().as_secs_f64(), (process_cpu() - cpu).as_secs_f64());
             let done = images.load(Ordering::Relaxed) - done;

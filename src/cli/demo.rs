@@ -172,7 +172,13 @@ fn draw(ship: u64, modality: Modality) -> RgbImage {
             },
             Modality::Sar => {
                 let edge = on_hull && across > 0.6;
-                let power = if on_bridge || edge { 200.0 } else if on_hull { 90.0 } else { 15.0 };
+                let power = if on_bridge || edge {
+                    200.0
+                } else if on_hull {
+                    90.0
+                } else {
+                    15.0
+                };
                 let speckle: f64 = -(1.0 - noise.random::<f64>()).ln();
                 Rgb([(power * speckle.sqrt()).min(255.0) as u8; 3])
             }

@@ -100,10 +100,7 @@ fn describe(model: &OpenModel) {
     let yes_no = |holds: bool| if holds { "yes" } else { "no" };
     println!("digest      {}", model.digest);
     println!("chip        {} x {} (height x width)", a.image.height, a.image.width);
-    println!(
-        "network     {} blocks, {} wide, {} heads, MLP x{}",
-        a.depth, a.embed_dim, a.heads, a.mlp_ratio
-    );
+    println!("network     {} blocks, {} wide, {} heads, MLP x{}", a.depth, a.embed_dim, a.heads, a.mlp_ratio);
     println!("tokens      {} (patch {}, stride {})", a.token_count(), a.patch, a.stride);
     println!("size token  {}", yes_no(a.size_token));
     println!("modality    {} (factor {})", yes_no(a.modality_embedding), a.mie_coefficient);

@@ -87,7 +87,8 @@ impl SharedWeights {
         if self.settings.device.0 != tch::Device::Cpu || self.architecture.depth == 0 {
             return Kernel::Aten;
         }
-        let [weight, bias] = ["weight", "bias"].map(|part| &tensors[&format!("base.blocks.0.mlp.fc1.{part}")]);
+        let [weight, bias] =
+            ["weight", "bias"].map(|part| &tensors[&format!("base.blocks.0.mlp.fc1.{part}")]);
         let rows = (self.settings.batch_max * self.architecture.token_count()) as i64;
         let x = Tensor::ones([rows, weight.size()[1]], (weight.kind(), weight.device()));
         let time = |kernel| {
@@ -187,5 +188,95 @@ fn classify(message: String) -> ForwardError {
         ForwardError::DeviceLost(message)
     } else {
         ForwardError::Failed(message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    use super::*;
+    use crate::embedding::ModelDigest;
+    use crate::weights::seed::seeded;
+
+    fn encoder(bf16: bool, kernel: Kernel) -> Box<dyn Encoder> {
+        let architecture = Architecture::small();
+        let settings = TorchSettings {
+            device: Device::open("cpu").expect("there is a processor"),
+            bf16,
+            kernel: Some(kernel),
+            threads: 1,
+            batch_max: 32,
+            feature_point: FeaturePoint::BeforeNeck,
+        };
+        let weights = SharedWeights::new(architecture, seeded(&architecture, 1), settings);
+        weights.factory()(0).expect("an encoder")
+    }
+
+    fn chips() -> Vec<Chip> {
+        let mut random = ChaCha8Rng::seed_from_u64(5);
+        (0..32)
+            .map(|number| {
+                let modality = if number % 3 == 0 { Modality::Sar } else { Modality::Optical };
+                let brightness = random.random_range(20..=255);
+                let size = Architecture::small().image;
+                let pixels = (0..size.height * size.width * 3).map(|_| random.random_range(0..brightness));
+                Chip::new(pixels.collect(), size, modality, [0.1 * number as f32, -1.0, 4.0])
+            })
+            .collect()
+    }
+
+    fn embed(encoder: &mut dyn Encoder, chips: Vec<Chip>) -> Vec<Embedding> {
+        encoder.forward(&Batch { model: ModelDigest::new([0; 32]), chips }).expect("embeddings")
+    }
+
+    fn largest_difference(a: &Embedding, b: &Embedding) -> f32 {
+        a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    }
+
+    #[test]
+    fn a_chip_has_one_embedding_alone_in_any_batch_and_in_any_order() {
+        for kernel in [Kernel::Aten, Kernel::OneDnn] {
+            let mut encoder = encoder(false, kernel);
+            let together = embed(encoder.as_mut(), chips());
+            let mut backwards = embed(encoder.as_mut(), chips().into_iter().rev().collect());
+            backwards.reverse();
+            let [optical, sar] = [Modality::Optical, Modality::Sar].map(|wanted| {
+                let only = chips().into_iter().filter(|chip| chip.modality() == wanted).collect();
+                embed(encoder.as_mut(), only)
+            });
+            let (mut optical, mut sar) = (optical.into_iter(), sar.into_iter());
+            for (number, chip) in chips().into_iter().enumerate() {
+                let by_modality = if chip.modality() == Modality::Sar { sar.next() } else { optical.next() };
+                let alone = embed(encoder.as_mut(), vec![chip]).remove(0);
+                for other in [&alone, &backwards[number], &by_modality.expect("as many as chips")] {
+                    let difference = largest_difference(&together[number], other);
+                    assert!(difference <= 2e-5, "{kernel:?} {number}: {difference}");
+                }
+            }
+            assert!(largest_difference(&together[1], &together[2]) > 1e-3, "chips differ");
+        }
+    }
+
+    #[test]
+    fn bf16_points_where_f32_does() {
+        let f32 = embed(encoder(false, Kernel::Aten).as_mut(), chips());
+        for kernel in [Kernel::Aten, Kernel::OneDnn] {
+            let bf16 = embed(encoder(true, kernel).as_mut(), chips());
+            let lowest = f32.iter().zip(&bf16).map(|(a, b)| a.cosine(b)).fold(1.0, f32::min);
+            assert!(lowest >= 0.999, "{kernel:?}: {lowest}");
+        }
+    }
+
+    #[test]
+    fn an_error_of_libtorch_says_what_became_of_the_device() {
+        let check = |message: &str, expected: ForwardError| assert_eq!(classify(message.into()), expected);
+        check("CUDA out of memory. Tried to allocate 2 GiB", ForwardError::OutOfMemory);
+        check("DefaultCPUAllocator: can't allocate memory", ForwardError::OutOfMemory);
+        let lost = "CUDA error: an illegal memory access was encountered";
+        check(lost, ForwardError::DeviceLost(lost.into()));
+        let other = "mat1 and mat2 shapes cannot be multiplied";
+        check(other, ForwardError::Failed(other.into()));
     }
 }

@@ -46,7 +46,8 @@ fn load_cuda() -> Result<(), String> {
     LOADED
         .get_or_init(|| {
             // SAFETY: loading runs the library's initialisers, which is what they are made for; the handle is kept.
-            let handle = unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+            let handle =
+                unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
             if !handle.is_null() {
                 return Ok(());
             }

@@ -31,11 +31,13 @@ pub const SHIP_RE_ID: &str = "shipreid.v1.ShipReId";
 /// deadline, weighed as it is received, handled.
 pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .expect("the descriptors are part of this program");
+    // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let built = "the descriptors are part of this program";
     let message_max = limits.message_bytes_max;
     let ship_re_id = ShipReIdServer::new(ship_re_id)
         .max_decoding_message_size(message_max)
@@ -44,8 +46,10 @@ pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthRe
         FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
     ]);
-    let router = Routes::new(reflection)
+    let router = Routes::new(reflection().build_v1().expect(built))
+        .add_service(reflection().build_v1alpha().expect(built))
         .add_service(health)
         .add_service(ship_re_id)
         .into_axum_router()

@@ -31,7 +31,7 @@ pub struct Hints {
 #[error("{path}: {cause}")]
 pub struct OpenError {
     path: PathBuf,
-    cause: Cause,
+    cause: Box<Cause>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +63,7 @@ impl OpenModel {
     /// What keeps it from being served, with everything that is missing, unexpected or misshapen in one.
     pub fn open(path: &Path, hints: &Hints) -> Result<Self, OpenError> {
         let opened = if path.is_dir() { open_folder(path) } else { open_pth(path, hints) };
-        opened.map_err(|cause| OpenError { path: path.to_owned(), cause })
+        opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
     }
 
     /// Writes the model as a folder of ours; `source` says where it came from.
@@ -71,8 +71,12 @@ impl OpenModel {
     /// # Errors
     /// The folder exists already or cannot be written.
     pub fn save(&self, folder: &Path, source: &str) -> Result<(), NativeError> {
-        let description =
-            Description::new(self.digest.to_string(), self.feature_point, source.to_owned(), self.architecture);
+        let description = Description::new(
+            self.digest.to_string(),
+            self.feature_point,
+            source.to_owned(),
+            self.architecture,
+        );
         native::write(folder, &description, &self.tensors)
     }
 }

@@ -1,6 +1,11 @@
-//! The service as its callers see it: a real server on loopback, in this process, with a model-free encoder.
+//! The service as its callers see it: a real server on loopback, in this process, with a model-free encoder; the
+//! program as its users start it; and the shape of the source.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
+#[cfg(feature = "torch")]
+mod command;
 mod embed;
+mod foreign;
+mod layers;
 mod refusals;
 mod server;

@@ -193,11 +193,11 @@ fn the_full_size_model_gives_the_recorded_features() {
         let halved: Tensors =
             all_on_cpu(&tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
         let network = TransOss::new(&golden::full_size_architecture(), &halved, kernel, 8);
-        let (pixels, sizes) =
-            (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
+        let (pixels, sizes) = (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
         let input = Input { pixels: &pixels, modalities: &rows.modalities, size_tokens: &sizes };
         let bf16 = network.forward(&input, Mode::Evaluate).before_neck.to_kind(Kind::Float);
-        let cosines = (unit(&bf16) * unit(&found.before_neck)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
+        let cosines =
+            (unit(&bf16) * unit(&found.before_neck)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
         let lowest = cosines.min().double_value(&[]);
         assert!(lowest >= 0.999, "bf16 {kernel:?}: cosine {lowest}");
     }
@@ -219,7 +219,8 @@ fn training_moves_the_neck_and_drops_branches() {
     let mean = dropped.before_neck.mean_dim([0i64].as_slice(), false, Kind::Float);
     let moved = &before * 0.9 + mean * 0.1;
     assert!((&moved - &tensors["bottleneck.running_mean"]).abs().max().double_value(&[]) < 1e-5);
-    let kept = network.forward(&rows.input(), Mode::Train { drop_path: 0.0, uniform: &mut |_| unreachable!() });
+    let kept =
+        network.forward(&rows.input(), Mode::Train { drop_path: 0.0, uniform: &mut |_| unreachable!() });
     let evaluated = network.forward(&rows.input(), Mode::Evaluate);
     let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
     assert!(difference(&kept.before_neck, &evaluated.before_neck) < 2e-5);

@@ -1,0 +1,163 @@
+//! The program as its users start it: serve, embed, import, and what it says when it cannot.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+const PORTS: [&str; 4] = ["--set", "server.listen=127.0.0.1:0", "--set", "server.metrics_listen=127.0.0.1:0"];
+
+fn shipreid() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_shipreid"))
+}
+
+fn run(arguments: &[&str]) -> Output {
+    shipreid().args(arguments).output().unwrap()
+}
+
+/// Exit code 2 and one line that contains `message`, before anything listens.
+fn unusable(arguments: &[&str], message: &str) {
+    let output = run(arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {err}");
+    assert!(err.contains(message), "{arguments:?}: {err}");
+    assert_eq!(err.trim_end().lines().count(), 1, "{err}");
+    assert_eq!(out, "");
+}
+
+fn model_path(path: &Path) -> String {
+    format!("model.path={}", path.display())
+}
+
+/// The recorded micro checkpoint as a model of ours.
+fn imported(folder: &Path) -> PathBuf {
+    let model = folder.join("micro");
+    let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
+    let place = model.to_str().unwrap();
+    let output = run(&["model", "import", &checkpoint, place, "--heads", "2", "--image", "64x32"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    model
+}
+
+/// A server and where it answers.
+fn serve(model: &Path) -> (Child, String) {
+    let mut server = shipreid()
+        .arg("serve")
+        .args(PORTS)
+        .args(["--set", &model_path(model)])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
+    (server, format!("http://{address}"))
+}
+
+fn terminate(mut server: Child) {
+    let pid = i32::try_from(server.id()).unwrap();
+    // SAFETY: the process is a child that has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    assert!(server.wait().unwrap().success());
+}
+
+#[test]
+fn a_checkpoint_is_imported_served_and_called() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, endpoint) = serve(&imported(folder.path()));
+    let chips =
+        [format!("{GOLDEN}/images/0001_a_33x97_RGB.tif"), format!("{GOLDEN}/images/0003_c_25x110_SAR.tif")];
+    let embed = |more: &[&str]| {
+        let files = chips.iter().map(String::as_str);
+        let fixed = ["embed", "--endpoint", &endpoint];
+        run(&fixed.into_iter().chain(files).chain(more.iter().copied()).collect::<Vec<_>>())
+    };
+    let json = embed(&["--json"]);
+    let lines: Vec<serde_json::Value> =
+        json.stdout.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["modality"], "optical");
+    assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 16);
+
+    let array = folder.path().join("embeddings.npy");
+    assert!(embed(&["--npy", array.to_str().unwrap()]).status.success());
+    let bytes = std::fs::read(array).unwrap();
+    assert!(bytes.starts_with(b"\x93NUMPY") && bytes.ends_with(&last_value(&lines[1]).to_le_bytes()));
+
+    let table = String::from_utf8(embed(&[]).stdout).unwrap();
+    assert!(table.contains("0003_c_25x110_SAR.tif"), "{table}");
+
+    let broken = folder.path().join("broken_SAR.tif");
+    std::fs::write(&broken, b"no image").unwrap();
+    let output = embed(&[broken.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 3 chips have no embedding"));
+    terminate(server);
+}
+
+fn last_value(line: &serde_json::Value) -> f32 {
+    line["embedding"].as_array().unwrap().last().unwrap().as_f64().unwrap() as f32
+}
+
+#[test]
+fn what_cannot_be_served_is_one_line_and_exit_code_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = imported(folder.path());
+    let serve = |setting: &str, message: &str| {
+        unusable(&[&["serve"], &PORTS[..], &["--set", setting]].concat(), message);
+    };
+    serve("model.presets=small", "did you mean model.preset?");
+    serve("encoder.batch_max=0", "encoder.batch_max must be");
+    serve("model.seed=3", "no model: set model.path");
+    serve("model.path=/nowhere/at/all.pth", "/nowhere/at/all.pth");
+    for name in ["ckpt_malicious.pth", "ckpt_malicious_raw.pth", "ckpt_truncated.pth", "README.md"] {
+        serve(&model_path(&Path::new(GOLDEN).join(name)), name);
+    }
+    assert!(!std::env::temp_dir().join("pwned").exists());
+    let description = model.join("model.toml");
+    let text = std::fs::read_to_string(&description).unwrap();
+    std::fs::write(&description, text.replace("embed_dim = 16", "embed_dim = 32")).unwrap();
+    serve(&model_path(&model), "misshapen base.blocks.0");
+    let cuda = ["serve", "--set", "model.preset=small", "--set", "encoder.device=cuda:0"];
+    if !has_cuda() {
+        unusable(&cuda, "cuda:0 is not available");
+    }
+}
+
+fn has_cuda() -> bool {
+    Path::new("/dev/nvidia0").exists()
+}
+
+#[test]
+fn a_configuration_can_be_checked_without_a_server() {
+    let good = run(&[
+        "serve",
+        "--check-config",
+        "--config",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/configs/server.toml"),
+    ]);
+    assert!(good.status.success());
+    unusable(
+        &["serve", "--check-config", "--set", "limits.calls_max=0"],
+        "limits.calls_max must be at least 1",
+    );
+}
+
+#[test]
+fn every_command_explains_itself() {
+    for command in [
+        &["serve"][..],
+        &["embed"],
+        &["model", "import"],
+        &["model", "inspect"],
+        &["bench", "closed"],
+        &["bench", "open"],
+        &["bench", "bare"],
+        &["demo"],
+    ] {
+        let output = run(&[command, &["--help"]].concat());
+        assert!(output.status.success(), "{command:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: shipreid"), "{command:?}");
+    }
+}
