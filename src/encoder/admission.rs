@@ -1,6 +1,7 @@
 //! Admission: how many chips and bytes may be in the server at once. It refuses, it never waits.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::metrics;
 
@@ -26,13 +27,15 @@ pub struct Admitted {
     bytes: usize,
 }
 
-/// Which budget is spent.
+/// Why chips are not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the server has no room for more chips, its limit is {limit}")]
     Items { limit: usize },
     #[error("the server has no room for more image bytes, its limit is {limit}")]
     Bytes { limit: usize },
+    #[error("the queue would take {expected:.1?}, the call's deadline is in {left:.1?}")]
+    Deadline { expected: Duration, left: Duration },
 }
 
 impl Refusal {
@@ -41,13 +44,7 @@ impl Refusal {
         match self {
             Self::Items { .. } => "QUEUE_FULL",
             Self::Bytes { .. } => "QUEUE_BYTES_FULL",
-        }
-    }
-
-    /// The budget that is spent.
-    pub fn limit(self) -> usize {
-        match self {
-            Self::Items { limit } | Self::Bytes { limit } => limit,
+            Self::Deadline { .. } => "QUEUE_TOO_LONG",
         }
     }
 }

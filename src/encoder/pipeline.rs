@@ -13,6 +13,9 @@ use crate::chip::{self, ChipSize, ChipWarning, ImageLimits, PrepareError, Prepar
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
 
+/// The expected time is a mean: with this much room, chips that are let in are rarely late.
+const CAUTION: f64 = 1.25;
+
 /// What callers need to know of a resident model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
@@ -94,16 +97,32 @@ impl Pipeline {
         }
     }
 
-    /// Room for the chips of one call, until the returned value is dropped, or a refusal at once.
+    /// Room for the chips of one call, until the returned value is dropped, or a refusal at once: when a budget is
+    /// spent, or when the queue is too long for the call's deadline.
     ///
     /// A chip weighs its encoded bytes and the pixels that it becomes.
-    pub fn admit(&self, chips: usize, image_bytes: usize) -> Result<Admitted, Refusal> {
-        let ChipSize { height, width } = self.active.chip_size;
-        let admitted = self.admission.try_admit(chips, image_bytes + chips * height * width * 3);
+    pub fn admit(
+        &self,
+        model: &ModelCard,
+        caller: &Caller,
+        chips: usize,
+        image_bytes: usize,
+    ) -> Result<Admitted, Refusal> {
+        let ChipSize { height, width } = model.chip_size;
+        let admitted = self
+            .in_time(model, caller, chips)
+            .and_then(|()| self.admission.try_admit(chips, image_bytes + chips * height * width * 3));
         if let Err(refusal) = &admitted {
             metrics::refused(refusal.reason());
         }
         admitted
+    }
+
+    fn in_time(&self, model: &ModelCard, caller: &Caller, chips: usize) -> Result<(), Refusal> {
+        let Some(deadline) = caller.deadline else { return Ok(()) };
+        let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+        let expected = self.queue.expected_time(model.digest, &caller.tenant, caller.priority, chips);
+        if expected.mul_f64(CAUTION) > left { Err(Refusal::Deadline { expected, left }) } else { Ok(()) }
     }
 
     /// Decodes, resizes, waits for the device, embeds. Dropping the future takes the chip out of the queue.

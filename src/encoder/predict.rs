@@ -46,6 +46,15 @@ impl BatchTime {
         };
         Duration::from_secs_f64(seconds)
     }
+
+    /// Expected time until `chips` are done that come behind `ahead` waiting ones, in full batches of `batch_max` on
+    /// `workers` devices. Where somebody waits, the devices are busy with a batch already.
+    pub fn predict_behind(&self, ahead: usize, chips: usize, batch_max: usize, workers: usize) -> Duration {
+        let full = self.predict(batch_max);
+        let busy = if ahead > 0 { full } else { Duration::ZERO };
+        let batches = (ahead + chips) as f64 / batch_max as f64;
+        busy + full.mul_f64(batches / workers as f64).max(self.predict(chips.min(batch_max)))
+    }
 }
 
 #[cfg(test)]
@@ -54,6 +63,18 @@ mod tests {
 
     fn close(time: Duration, milliseconds: f64) -> bool {
         (time.as_secs_f64() * 1e3 - milliseconds).abs() < 0.5
+    }
+
+    #[test]
+    fn who_comes_behind_others_waits_for_their_batches() {
+        let mut time = BatchTime::default();
+        for size in [1, 2, 4, 8] {
+            time.record(size, Duration::from_millis(10 * size as u64));
+        }
+        assert!(close(time.predict_behind(0, 1, 8, 2), 10.0), "an idle device");
+        assert!(close(time.predict_behind(0, 32, 8, 2), 160.0), "four batches on two devices");
+        assert!(close(time.predict_behind(31, 1, 8, 2), 240.0), "the running batches, then those");
+        assert_eq!(BatchTime::default().predict_behind(100, 1, 8, 1), Duration::ZERO);
     }
 
     #[test]

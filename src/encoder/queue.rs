@@ -158,6 +158,7 @@ impl EncodeQueue {
                 phase: Phase::Open,
             }),
             wake: Condvar::new(),
+            settings: QueueSettings { workers, batch_max: settings.batch_max.max(1) },
             next_id: AtomicU64::new(0),
             health: watch::Sender::new(Health::Warming),
             observe,
@@ -229,6 +230,21 @@ impl EncodeQueue {
         outcome.unwrap_or(Err(EncodeError::Closed))
     }
 
+    /// How long chips that come now would take to be done, by the batches that ran lately.
+    pub fn expected_time(
+        &self,
+        model: ModelDigest,
+        tenant: &str,
+        priority: Priority,
+        chips: usize,
+    ) -> Duration {
+        let state = self.shared.lock();
+        let QueueSettings { workers, batch_max } = self.shared.settings;
+        let ahead = state.schedule.ahead_of(tenant, priority);
+        let time = state.times.get(&model).copied().unwrap_or_default();
+        time.predict_behind(ahead, chips, batch_max, workers)
+    }
+
     /// Chips that wait for a device; those on a device do not count.
     pub fn depth(&self) -> usize {
         self.shared.lock().schedule.len()
@@ -269,6 +285,7 @@ impl EncodeQueue {
 pub(super) struct Shared {
     state: Mutex<State>,
     wake: Condvar,
+    settings: QueueSettings,
     next_id: AtomicU64,
     health: watch::Sender<Health>,
     observe: Observe,

@@ -107,6 +107,22 @@ impl<T> Schedule<T> {
         self.len
     }
 
+    /// Chips that would be served before a new one of this tenant: all of higher classes, and of each tenant of
+    /// the same class as many as this tenant has waiting, and one more.
+    pub fn ahead_of(&self, tenant: &str, priority: Priority) -> usize {
+        let class = priority as usize;
+        let lengths = |class: usize| {
+            self.classes[class]
+                .iter()
+                .flat_map(|queue| &queue.tenants)
+                .map(|waiting| (&*waiting.tenant, waiting.entries.len()))
+        };
+        let higher: usize = (0..class).flat_map(lengths).map(|(_, waiting)| waiting).sum();
+        let own: usize = lengths(class).filter(|(name, _)| *name == tenant).map(|(_, waiting)| waiting).sum();
+        let others = lengths(class).filter(|(name, _)| *name != tenant);
+        higher + own + others.map(|(_, waiting)| waiting.min(own + 1)).sum::<usize>()
+    }
+
     /// Puts a chip behind those of its tenant.
     pub fn insert(&mut self, entry: Entry<T>) {
         let class = &mut self.classes[entry.priority as usize];
@@ -262,6 +278,20 @@ mod tests {
         (0..10).for_each(|id| schedule.insert(entry(id, 0, "flood", Priority::Interactive)));
         schedule.insert(entry(100, 0, "quiet", Priority::Interactive));
         assert_eq!(take(&mut schedule, 4), [0, 100, 1, 2]);
+    }
+
+    #[test]
+    fn only_chips_that_will_be_served_before_are_ahead() {
+        let mut schedule = Schedule::default();
+        assert_eq!(schedule.ahead_of("quiet", Priority::Bulk), 0);
+        (0..10).for_each(|id| schedule.insert(entry(id, 0, "flood", Priority::Interactive)));
+        assert_eq!(schedule.ahead_of("flood", Priority::Interactive), 10);
+        assert_eq!(schedule.ahead_of("quiet", Priority::Interactive), 1);
+        schedule.insert(entry(10, 1, "quiet", Priority::Interactive));
+        assert_eq!(schedule.ahead_of("quiet", Priority::Interactive), 3);
+        (20..25).for_each(|id| schedule.insert(entry(id, 0, "flood", Priority::Bulk)));
+        assert_eq!(schedule.ahead_of("quiet", Priority::Bulk), 12);
+        assert_eq!(schedule.ahead_of("quiet", Priority::Interactive), 3);
     }
 
     #[test]

@@ -39,8 +39,8 @@ impl ShipReIdService {
         let started = Instant::now();
         let call = EmbedCall::parse(request, self.chips_max)?;
         let model = self.pipeline.resolve(call.model)?;
-        let _place = self.pipeline.admit(call.chips.len(), call.image_bytes())?;
         let caller = convert::caller(context, call.priority);
+        let _place = self.pipeline.admit(&model, &caller, call.chips.len(), call.image_bytes())?;
         let outcomes = join_all(call.chips.into_iter().enumerate().map(async |(index, chip)| {
             let chip = chip?;
             let embedded = self.pipeline.embed(&model, &caller, chip).await;

@@ -39,13 +39,13 @@ impl From<UnknownModel> for Problem {
 
 impl From<Refusal> for Problem {
     fn from(cause: Refusal) -> Self {
-        let (reason, limit) = match cause {
-            Refusal::Items { limit } => ("QUEUE_FULL", limit),
-            Refusal::Bytes { limit } => ("QUEUE_BYTES_FULL", limit),
-        };
-        Self::new(Code::ResourceExhausted, reason, cause.to_string())
-            .with_metadata("limit", limit)
-            .retry_after(RETRY_AFTER)
+        let problem = Self::new(Code::ResourceExhausted, cause.reason(), cause.to_string());
+        match cause {
+            Refusal::Items { limit } | Refusal::Bytes { limit } => {
+                problem.with_metadata("limit", limit).retry_after(RETRY_AFTER)
+            }
+            Refusal::Deadline { expected, .. } => problem.retry_after(expected),
+        }
     }
 }
 
@@ -102,6 +102,15 @@ mod tests {
 
     fn problem(code: Code) -> Problem {
         Problem::new(code, "TEST", "a test")
+    }
+
+    #[test]
+    fn a_queue_that_is_too_long_says_when_to_come_back() {
+        let (expected, left) = (Duration::from_secs(3), Duration::from_secs(2));
+        let problem = Problem::from(Refusal::Deadline { expected, left });
+        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "QUEUE_TOO_LONG"));
+        assert_eq!(problem.retry_after, Some(expected));
+        assert_eq!(problem.message, "the queue would take 3.0s, the call's deadline is in 2.0s");
     }
 
     #[test]

@@ -4,8 +4,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::chip::Modality;
-use crate::encoder::{Batch, Encoder, ForwardError};
+use crate::chip::{ImageLimits, Modality};
+use crate::encoder::{Admission, Batch, Caller, Encoder, ForwardError, ModelCard, Pipeline, Refusal};
 
 const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
 
@@ -165,4 +165,34 @@ async fn a_chip_whose_caller_left_is_not_embedded() {
     assert_eq!(bench.seen.recv().await, None);
     let late = bench.send().await.expect("no panic");
     assert_eq!(late.expect_err("closed"), EncodeError::Closed);
+}
+
+#[tokio::test]
+async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
+    let mut bench = bench().await;
+    (0..400).for_each(|_| bench.queue.shared.record_time(digest(), 2, Duration::from_secs(10)));
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    let waits = bench.send();
+    bench.wait_for(&EncoderEvent::Depth(1)).await;
+
+    let model = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE };
+    let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
+    let pipeline = Pipeline::new(Admission::new(9, 999), limits, 1, bench.queue.clone(), model.clone());
+    let admit = |seconds: Option<u64>| {
+        let deadline = seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
+        let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline };
+        pipeline.admit(&model, &caller, 1, 1).map(drop)
+    };
+    // The batch that runs, and one with the chip that waits: 20 seconds, and a quarter more to be sure.
+    assert!(matches!(admit(Some(24)), Err(Refusal::Deadline { expected, .. }) if expected.as_secs() == 20));
+    assert_eq!(admit(Some(26)), Ok(()));
+    assert_eq!(admit(None), Ok(()));
+
+    bench.act(Act::Answer);
+    bench.act(Act::Answer);
+    for chip in [busy, waits] {
+        chip.await.expect("no panic").expect("an embedding");
+    }
+    bench.queue.close().await;
 }
