@@ -94,7 +94,7 @@ async fn embed(client: &Client, chips: &[Named]) -> anyhow::Result<Vec<Embedding
 
 fn similarities(chips: &[Named], embeddings: &[Embedding]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::NOTHING);
     table.set_header(std::iter::once("").chain(chips.iter().map(|chip| chip.name.as_str())));
     for (chip, a) in chips.iter().zip(embeddings) {
         let cells = embeddings.iter().map(|b| format!("{:+.2}", a.cosine(b)));
@@ -112,6 +112,10 @@ fn real_chips(folder: &Path) -> anyhow::Result<Vec<Named>> {
         else {
             continue;
         };
+        // HOSS gives distractors, which are many ships, the identity -1.
+        if identity.starts_with('-') {
+            continue;
+        }
         let place = seen.iter().position(|(other, ..)| other == identity).unwrap_or_else(|| {
             seen.push((identity.to_owned(), None, None));
             seen.len() - 1

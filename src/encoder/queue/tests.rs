@@ -170,9 +170,12 @@ async fn a_chip_whose_caller_left_is_not_embedded() {
 #[tokio::test]
 async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     let mut bench = bench().await;
-    (0..400).for_each(|_| bench.queue.shared.record_time(digest(), 2, Duration::from_secs(10)));
+    for size in [1, 2].repeat(200) {
+        bench.queue.shared.record_time(digest(), size, Duration::from_secs(5 * size as u64));
+    }
     let busy = bench.send();
     assert_eq!(bench.seen.recv().await, Some(1));
+    bench.wait_for(&EncoderEvent::Depth(0)).await;
     let waits = bench.send();
     bench.wait_for(&EncoderEvent::Depth(1)).await;
 
