@@ -10,6 +10,8 @@ pub mod embedding;
 pub mod encoder;
 /// Checkpoints as data.
 pub mod weights;
+/// How good rankings are: CMC, mAP, protocols, re-ranking.
+pub mod evaluate;
 /// TransOSS on libtorch.
 #[cfg(feature = "torch")]
 pub mod model;

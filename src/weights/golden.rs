@@ -42,7 +42,7 @@ pub fn bytes(name: &str) -> Vec<u8> {
     std::fs::read(path(name)).expect("recorded files are part of the checkout")
 }
 
-/// The f32 and i64 tensors of `tests/golden/<name>.safetensors`.
+/// The f32, f64 and i64 tensors, as f32, of `tests/golden/<name>.safetensors`.
 pub fn tensors(name: &str) -> NamedTensors {
     let bytes = bytes(&format!("{name}.safetensors"));
     let file = SafeTensors::deserialize(&bytes).expect("a recorded file is well formed");
@@ -50,6 +50,7 @@ pub fn tensors(name: &str) -> NamedTensors {
         .filter_map(|(name, view)| {
             let values = match view.dtype() {
                 Dtype::F32 => chunks(view.data()).map(f32::from_le_bytes).collect(),
+                Dtype::F64 => chunks(view.data()).map(|bytes| f64::from_le_bytes(bytes) as f32).collect(),
                 Dtype::I64 => chunks(view.data()).map(|bytes| i64::from_le_bytes(bytes) as f32).collect(),
                 _ => return None,
             };

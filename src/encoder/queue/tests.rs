@@ -70,12 +70,16 @@ async fn bench() -> Bench {
 
 impl Bench {
     fn send(&self) -> JoinHandle<Result<Encoded, EncodeError>> {
+        self.send_until(None)
+    }
+
+    fn send_until(&self, deadline: Option<tokio::time::Instant>) -> JoinHandle<Result<Encoded, EncodeError>> {
         let queue = self.queue.clone();
         let job = EncodeJob {
             model: digest(),
             tenant: "t".into(),
             priority: Priority::Interactive,
-            deadline: None,
+            deadline,
             chip: Chip::new(vec![0; 12], SIZE, Modality::Sar, [0.0; 3]),
         };
         tokio::spawn(async move { queue.encode(job).await })
@@ -167,7 +171,25 @@ async fn a_chip_whose_caller_left_is_not_embedded() {
     assert_eq!(late.expect_err("closed"), EncodeError::Closed);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
+async fn a_chip_is_given_up_at_its_deadline_and_never_costs_the_device() {
+    let mut bench = bench().await;
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    bench.wait_for(&EncoderEvent::Depth(0)).await;
+    let started = tokio::time::Instant::now();
+    let hurried = bench.send_until(Some(started + Duration::from_secs(5)));
+    let outcome = hurried.await.expect("no panic").expect_err("too late");
+    assert_eq!((outcome, started.elapsed()), (EncodeError::DeadlineExceeded, Duration::from_secs(5)));
+    bench.wait_for(&EncoderEvent::Dropped { reason: "DEADLINE" }).await;
+    assert_eq!(bench.queue.depth(), 0);
+    bench.act(Act::Answer);
+    busy.await.expect("no panic").expect("an embedding");
+    bench.queue.close().await;
+    assert_eq!(bench.seen.recv().await, None);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     let mut bench = bench().await;
     for size in [1, 2].repeat(200) {

@@ -1,0 +1,67 @@
+//! How far every query is from every gallery image.
+
+/// `[queries, gallery]`, row by row; smaller is more alike.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Distances {
+    columns: usize,
+    values: Vec<f32>,
+}
+
+/// Keeps arccos away from where its slope is infinite.
+const COSINE_MARGIN: f32 = 1e-5;
+
+impl Distances {
+    /// # Panics
+    /// When `values` is not a number of rows of `columns` values.
+    pub fn new(columns: usize, values: Vec<f32>) -> Self {
+        assert!(columns > 0 && values.len().is_multiple_of(columns), "distances are whole rows");
+        Self { columns, values }
+    }
+
+    /// Gallery images.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Distances of each query in turn.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.values.chunks_exact(self.columns)
+    }
+
+    /// The gallery of the query in row `row`, most alike first; of equals, the first in the gallery.
+    pub fn ranking(&self, row: usize) -> Vec<usize> {
+        ranking(&self.values[row * self.columns..][..self.columns])
+    }
+}
+
+/// Indices of `distances` in ascending order; equals keep theirs.
+pub(super) fn ranking<T: PartialOrd>(distances: &[T]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..distances.len()).collect();
+    order.sort_by(|a, b| distances[*a].partial_cmp(&distances[*b]).unwrap_or(std::cmp::Ordering::Equal));
+    order
+}
+
+/// |q - g|^2 for every pair of vectors of one length.
+pub fn squared_distances<Q: AsRef<[f32]>, G: AsRef<[f32]>>(queries: &[Q], gallery: &[G]) -> Distances {
+    each_pair(queries, gallery, |q, g| {
+        let sum: f64 = q.iter().zip(g).map(|(q, g)| (f64::from(*q) - f64::from(*g)).powi(2)).sum();
+        sum as f32
+    })
+}
+
+/// Angle between unit vectors in radians, as far as f32 can tell near 0 and pi.
+pub fn angles<Q: AsRef<[f32]>, G: AsRef<[f32]>>(queries: &[Q], gallery: &[G]) -> Distances {
+    each_pair(queries, gallery, |q, g| {
+        let cosine: f32 = q.iter().zip(g).map(|(q, g)| q * g).sum();
+        cosine.clamp(COSINE_MARGIN - 1.0, 1.0 - COSINE_MARGIN).acos()
+    })
+}
+
+fn each_pair<Q: AsRef<[f32]>, G: AsRef<[f32]>>(
+    queries: &[Q],
+    gallery: &[G],
+    distance: impl Fn(&[f32], &[f32]) -> f32,
+) -> Distances {
+    let row = |q: &Q| -> Vec<f32> { gallery.iter().map(|g| distance(q.as_ref(), g.as_ref())).collect() };
+    Distances::new(gallery.len(), queries.iter().flat_map(row).collect())
+}

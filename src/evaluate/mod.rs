@@ -1,0 +1,13 @@
+//! How good rankings are: distances, CMC and mAP as the reference program counts them, protocols, re-ranking.
+
+mod distance;
+#[cfg(test)]
+mod golden;
+mod protocol;
+mod rerank;
+mod score;
+
+pub use distance::{Distances, angles, squared_distances};
+pub use protocol::{Protocol, Seen};
+pub use rerank::{RerankSettings, rerank};
+pub use score::{Scores, score};
