@@ -15,6 +15,8 @@ pub mod evaluate;
 /// TransOSS on libtorch.
 #[cfg(feature = "torch")]
 pub mod model;
+/// Data sets, samplers, augmentation, schedules; losses, optimizers, the learner.
+pub mod train;
 /// Messages and service traits of the contract.
 pub mod wire;
 /// gRPC services and the layers around them.

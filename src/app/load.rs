@@ -37,7 +37,7 @@ pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
         batch_max: config.encoder.batch_max,
         feature_point: model.feature_point,
     };
-    let weights = SharedWeights::new(model.architecture, model.tensors, settings);
+    let weights = SharedWeights::new(model.architecture, &model.tensors, settings);
     Ok(LoadedModel { card, factory: weights.factory(), workers: worker_count(config) })
 }
 

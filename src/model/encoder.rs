@@ -9,7 +9,8 @@ use tch::{Kind, Tensor};
 
 use super::linear::{Activation, Kernel, Linear};
 use super::runtime::Device;
-use super::transoss::{Input, Mode, Tensors, TransOss};
+use super::tensors::{Tensors, upload};
+use super::transoss::{Input, Mode, TransOss};
 use crate::chip::{Chip, DEVIATION, MEAN, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::{Batch, Encoder, EncoderFactory, ForwardError};
@@ -42,16 +43,9 @@ pub struct SharedWeights {
 
 impl SharedWeights {
     /// Puts `tensors`, which were compared with `architecture`, on the device.
-    pub fn new(architecture: Architecture, tensors: NamedTensors, settings: TorchSettings) -> Arc<Self> {
+    pub fn new(architecture: Architecture, tensors: &NamedTensors, settings: TorchSettings) -> Arc<Self> {
         let kind = if settings.bf16 { Kind::BFloat16 } else { Kind::Float };
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, tensor)| {
-                let shape: Vec<i64> = tensor.shape.iter().map(|length| *length as i64).collect();
-                let values = Tensor::from_slice(&tensor.values).view(&shape[..]);
-                (name, values.to_device(settings.device.0).to_kind(kind))
-            })
-            .collect();
+        let tensors = upload(tensors, settings.device, kind);
         Arc::new(Self {
             architecture,
             settings,
@@ -210,7 +204,7 @@ mod tests {
             batch_max: 32,
             feature_point: FeaturePoint::BeforeNeck,
         };
-        let weights = SharedWeights::new(architecture, seeded(&architecture, 1), settings);
+        let weights = SharedWeights::new(architecture, &seeded(&architecture, 1), settings);
         weights.factory()(0).expect("an encoder")
     }
 

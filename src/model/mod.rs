@@ -3,9 +3,11 @@
 mod encoder;
 mod linear;
 mod runtime;
+mod tensors;
 mod transoss;
 
 pub use encoder::{SharedWeights, TorchSettings};
 pub use linear::Kernel;
 pub use runtime::{Device, wait_passively};
-pub use transoss::{Features, Input, Mode, Tensors, TransOss, drop_path};
+pub use tensors::{Tensors, download, on_host, upload};
+pub use transoss::{Features, Input, Mode, TransOss, drop_path};

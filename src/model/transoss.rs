@@ -5,11 +5,10 @@
 #[cfg(test)]
 mod golden;
 
-use std::collections::BTreeMap;
-
 use tch::Tensor;
 
 use super::linear::{Activation, Kernel, Linear};
+use super::tensors::Tensors;
 use crate::chip::Modality;
 use crate::weights::architecture::Architecture;
 
@@ -18,9 +17,6 @@ const BATCH_NORM_EPS: f64 = 1e-5;
 /// Share of a batch in the neck's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
-/// Tensors by checkpoint name, on one device and of one kind.
-pub type Tensors = BTreeMap<String, Tensor>;
-
 /// The network. Its tensors are those that it was made of: an optimizer that changes them changes the network.
 #[derive(Debug)]
 pub struct TransOss {
@@ -28,7 +24,6 @@ pub struct TransOss {
     blocks: Vec<Block>,
     norm: LayerNorm,
     neck: Neck,
-    classifier: Option<Tensor>,
 }
 
 /// A batch as the network reads it.
@@ -82,29 +77,24 @@ impl TransOss {
                 .collect(),
             norm: LayerNorm::new(&base.sub("norm")),
             neck: Neck::new(&names.sub("bottleneck")),
-            classifier: names.optional("classifier.weight"),
         }
     }
 
     /// Features of a batch, in its order.
     pub fn forward(&self, input: &Input, mut mode: Mode) -> Features {
-        let mut x = self.embedding.forward(input);
-        let last = self.blocks.len().saturating_sub(1).max(1) as f64;
-        for (number, block) in self.blocks.iter().enumerate() {
-            x = block.forward(x, &mut mode, number as f64 / last);
-        }
-        let before_neck = self.norm.forward(&x).select(1, 0);
+        let before_neck = self.forward_before_neck(input, &mut mode);
         let after_neck = self.neck.forward(&before_neck, &mode);
         Features { before_neck, after_neck }
     }
 
-    /// Class scores [B, classes] of features after the neck.
-    ///
-    /// # Panics
-    /// When the network has no classifier.
-    pub fn classify(&self, after_neck: &Tensor) -> Tensor {
-        let weight = self.classifier.as_ref().expect("a network that classifies has a classifier");
-        after_neck.linear(weight, None::<&Tensor>)
+    /// [B, D], the class token after the last LayerNorm; the neck and its statistics take no part.
+    pub fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor {
+        let mut x = self.embedding.forward(input);
+        let last = self.blocks.len().saturating_sub(1).max(1) as f64;
+        for (number, block) in self.blocks.iter().enumerate() {
+            x = block.forward(x, mode, number as f64 / last);
+        }
+        self.norm.forward(&x).select(1, 0)
     }
 }
 
@@ -121,12 +111,9 @@ impl Names<'_> {
         Names { tensors: self.tensors, prefix: format!("{}{part}.", self.prefix), ..*self }
     }
 
-    fn optional(&self, name: &str) -> Option<Tensor> {
-        self.tensors.get(&format!("{}{name}", self.prefix)).map(Tensor::shallow_clone)
-    }
-
     fn get(&self, name: &str) -> Tensor {
-        self.optional(name).unwrap_or_else(|| panic!("the model has no tensor {}{name}", self.prefix))
+        let name = format!("{}{name}", self.prefix);
+        self.tensors.get(&name).unwrap_or_else(|| panic!("the model has no tensor {name}")).shallow_clone()
     }
 
     fn linear(&self, name: &str) -> Linear {

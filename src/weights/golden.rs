@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use super::architecture::Architecture;
 use super::tensors::{HostTensor, NamedTensors};
-use crate::chip::ChipSize;
+use crate::chip::{ChipSize, Modality};
 
 /// The model of the `micro` fixtures and of the recorded checkpoints.
 pub const MICRO: Architecture = Architecture {
@@ -27,8 +27,7 @@ const FULL_CLASSES: usize = 100;
 pub struct FullSizeInput {
     /// `[3, 256, 128]`, already normalised.
     pub pixels: Vec<f32>,
-    /// 0 optical, 1 SAR.
-    pub modality: usize,
+    pub modality: Modality,
     pub size_token: [f32; 3],
 }
 
@@ -59,6 +58,39 @@ pub fn tensors(name: &str) -> NamedTensors {
         .collect()
 }
 
+/// Rows of the inputs that most sets share.
+pub struct Inputs {
+    /// `[rows, 3, 64, 32]`, already normalised.
+    pub pixels: HostTensor,
+    pub modalities: Vec<Modality>,
+    /// `[rows, 3]`
+    pub size_tokens: HostTensor,
+}
+
+/// Rows `index` of the shared inputs, whose pixels are stored as 32nds in i8.
+pub fn inputs(index: &[usize]) -> Inputs {
+    let bytes = bytes("inputs.safetensors");
+    let file = SafeTensors::deserialize(&bytes).expect("a recorded file is well formed");
+    let pixels = file.tensor("images_q").expect("recorded").data().to_vec();
+    let pixels: Vec<f32> = pixels.into_iter().map(|byte| f32::from(byte.cast_signed()) / 32.0).collect();
+    let others = tensors("inputs");
+    let select = |values: &[f32], row: &[usize]| {
+        let length: usize = row.iter().product();
+        let values = index.iter().flat_map(|number| values[number * length..][..length].to_vec()).collect();
+        HostTensor { shape: [&[index.len()], row].concat(), values }
+    };
+    Inputs {
+        pixels: select(&pixels, &[3, 64, 32]),
+        modalities: index.iter().map(|row| modality(others["cam"].values[*row])).collect(),
+        size_tokens: select(&others["img_wh"].values, &[3]),
+    }
+}
+
+/// The modality of a recorded id: 0 optical, 1 SAR.
+pub fn modality(id: f32) -> Modality {
+    if id == 0.0 { Modality::Optical } else { Modality::Sar }
+}
+
 /// The architecture of the full-size recording.
 pub fn full_size_architecture() -> Architecture {
     Architecture { classes: FULL_CLASSES, ..Architecture::vit_base() }
@@ -84,7 +116,11 @@ pub fn full_size_input(index: usize) -> FullSizeInput {
             (uniform(image, flat) * 0.5 + uniform(block, block_index)) + uniform(colour, channel)
         })
         .collect();
-    FullSizeInput { pixels, modality: index % 2, size_token: [0, 1, 2].map(|k| uniform(size, k) * 4.0) }
+    FullSizeInput {
+        pixels,
+        modality: modality((index % 2) as f32),
+        size_token: [0, 1, 2].map(|k| uniform(size, k) * 4.0),
+    }
 }
 
 fn closed_form(shapes: BTreeMap<String, Vec<usize>>) -> NamedTensors {

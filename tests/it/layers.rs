@@ -16,6 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("evaluate", &["chip", "embedding"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
+    ("train", &["chip", "embedding", "model", "weights"]),
     ("rpc", &["chip", "config", "embedding", "encoder", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
     ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),
@@ -39,7 +40,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
 /// Only these speak gRPC.
 const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 /// Only these speak libtorch.
-const TORCH: &[&str] = &["model"];
+const TORCH: &[&str] = &["model", "train"];
 
 /// The text of every module, without its files' tests.
 fn modules() -> BTreeMap<String, String> {

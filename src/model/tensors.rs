@@ -1,0 +1,36 @@
+//! Tensors between host and device.
+
+use std::collections::BTreeMap;
+
+use tch::{Kind, Tensor};
+
+use super::runtime::Device;
+use crate::weights::tensors::{HostTensor, NamedTensors};
+
+/// Tensors by checkpoint name, on one device and of one kind.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+/// A copy of `tensor` on the host's side of libtorch, f32.
+pub fn on_host(tensor: &HostTensor) -> Tensor {
+    let shape: Vec<i64> = tensor.shape.iter().map(|length| *length as i64).collect();
+    Tensor::from_slice(&tensor.values).view(&shape[..])
+}
+
+/// Copies of `tensors` on the device.
+pub fn upload(tensors: &NamedTensors, device: Device, kind: Kind) -> Tensors {
+    let upload = |tensor| on_host(tensor).to_device(device.0).to_kind(kind);
+    tensors.iter().map(|(name, tensor)| (name.clone(), upload(tensor))).collect()
+}
+
+/// Copies of `tensors` in f32 where no device is needed to read them.
+///
+/// # Panics
+/// When a tensor does not hold real numbers.
+pub fn download(tensors: &Tensors) -> NamedTensors {
+    let download = |tensor: &Tensor| {
+        let shape = tensor.size().into_iter().map(|length| length as usize).collect();
+        let flat = tensor.detach().to_kind(Kind::Float).to_device(tch::Device::Cpu).contiguous().view([-1]);
+        HostTensor { shape, values: Vec::try_from(flat).expect("f32 values on the host") }
+    };
+    tensors.iter().map(|(name, tensor)| (name.clone(), download(tensor))).collect()
+}

@@ -1,0 +1,378 @@
+//! TransOSS that learns: a batch in, loss and gradients, a step of the optimizer.
+
+use tch::{Kind, Tensor};
+
+use super::heads::Head;
+use super::losses::{self, Triplet};
+use super::optimizer::{Optimizer, OptimizerSettings, Rates};
+use crate::chip::Modality;
+use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, upload};
+use crate::weights::architecture::Architecture;
+use crate::weights::tensors::NamedTensors;
+
+/// What a network is taught.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Objective {
+    /// To tell identities apart.
+    FineTune(FineTune),
+    /// To find each optical image's SAR partner: the first half of a batch is optical, the second half its partners.
+    Contrastive,
+}
+
+/// The terms of fine-tuning and their weights.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FineTune {
+    pub identity_weight: f64,
+    pub label_smoothing: f64,
+    pub head: Head,
+    pub triplet_weight: f64,
+    pub triplet: Triplet,
+    /// Of the class-wise modality alignment; 0 leaves it out.
+    pub alignment_weight: f64,
+}
+
+impl Default for FineTune {
+    /// The authors' settings.
+    fn default() -> Self {
+        Self {
+            identity_weight: 1.0,
+            label_smoothing: 0.0,
+            head: Head::Linear,
+            triplet_weight: 1.0,
+            triplet: Triplet::default(),
+            alignment_weight: 0.0,
+        }
+    }
+}
+
+/// Images and what is known of them.
+#[derive(Debug)]
+pub struct Batch {
+    /// [B, 3, height, width], normalised.
+    pub pixels: Tensor,
+    pub modalities: Vec<Modality>,
+    /// [B, 3]
+    pub size_tokens: Tensor,
+    /// [B], classes from 0; pretraining does not read them.
+    pub labels: Tensor,
+}
+
+/// What a step measured, before it changed anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossTerms {
+    pub total: f64,
+    pub identity: f64,
+    pub triplet: f64,
+    pub alignment: f64,
+    pub contrastive: f64,
+    /// Share of images, or of SAR images, whose best score is the right one.
+    pub accuracy: f64,
+}
+
+/// A network in training, its optimizer, its objective.
+#[derive(Debug)]
+pub struct TorchLearner {
+    tensors: Tensors,
+    network: TransOss,
+    objective: Objective,
+    optimizer: Optimizer,
+    /// Highest rate of stochastic depth.
+    drop_path: f64,
+}
+
+impl TorchLearner {
+    /// A learner that starts from `tensors`, which are those of `architecture`.
+    pub fn new(
+        architecture: &Architecture,
+        tensors: &NamedTensors,
+        device: Device,
+        objective: Objective,
+        optimizer: OptimizerSettings,
+        drop_path: f64,
+    ) -> Self {
+        let tensors: Tensors = upload(tensors, device, Kind::Float)
+            .into_iter()
+            .map(|(name, tensor)| {
+                let learns = learns(&name);
+                (name, tensor.set_requires_grad(learns))
+            })
+            .collect();
+        let network = TransOss::new(architecture, &tensors, Kernel::Aten, 1);
+        Self { tensors, network, objective, optimizer: Optimizer::new(optimizer), drop_path }
+    }
+
+    /// The state dict as it is now.
+    pub fn tensors(&self) -> &Tensors {
+        &self.tensors
+    }
+
+    /// Loss and gradients of a batch, then one step of the optimizer.
+    ///
+    /// `uniform` gives as many numbers in [0, 1) as asked for, for stochastic depth.
+    pub fn step(&mut self, batch: &Batch, rates: Rates, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
+        let terms = self.backward(batch, uniform);
+        self.optimizer.step(&self.tensors, rates);
+        terms
+    }
+
+    /// Loss and gradients of a batch, in place of any gradients before.
+    fn backward(&self, batch: &Batch, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
+        for tensor in self.tensors.values() {
+            let mut gradient = tensor.grad();
+            if gradient.defined() {
+                let _ = gradient.detach_().zero_();
+            }
+        }
+        let input =
+            Input { pixels: &batch.pixels, modalities: &batch.modalities, size_tokens: &batch.size_tokens };
+        let (loss, terms) = match &self.objective {
+            Objective::FineTune(fine_tune) => {
+                let features =
+                    self.network.forward(&input, Mode::Train { drop_path: self.drop_path, uniform });
+                fine_tune.loss(&features.before_neck, &features.after_neck, self.classifier(), batch)
+            }
+            Objective::Contrastive => {
+                let before_neck = self
+                    .network
+                    .forward_before_neck(&input, &mut Mode::Train { drop_path: self.drop_path, uniform });
+                contrastive(&before_neck, &self.tensors["logit_scale"])
+            }
+        };
+        loss.backward();
+        terms
+    }
+
+    fn classifier(&self) -> &Tensor {
+        &self.tensors["classifier.weight"]
+    }
+}
+
+/// Whether the reference trains a tensor: all but the neck's statistics and its frozen bias.
+fn learns(name: &str) -> bool {
+    let kept = ["bias", "running_mean", "running_var", "num_batches_tracked"];
+    !kept.iter().any(|part| name == format!("bottleneck.{part}"))
+}
+
+impl FineTune {
+    /// The loss of features [B, D] before and after the neck.
+    fn loss(
+        &self,
+        before: &Tensor,
+        after: &Tensor,
+        classifier: &Tensor,
+        batch: &Batch,
+    ) -> (Tensor, LossTerms) {
+        let scores = self.head.logits(after, classifier, &batch.labels);
+        let identity = losses::identity(&scores, &batch.labels, self.label_smoothing);
+        let triplet = self.triplet.loss(before, &batch.labels);
+        let mut loss = &identity * self.identity_weight + &triplet * self.triplet_weight;
+        let mut terms = LossTerms {
+            identity: identity.double_value(&[]),
+            triplet: triplet.double_value(&[]),
+            accuracy: accuracy(&scores, &batch.labels),
+            ..LossTerms::default()
+        };
+        if self.alignment_weight > 0.0 {
+            let is_sar: Vec<bool> =
+                batch.modalities.iter().map(|modality| *modality == Modality::Sar).collect();
+            let is_sar = Tensor::from_slice(&is_sar).to_device(before.device());
+            let alignment = losses::modality_alignment(before, &batch.labels, &is_sar);
+            terms.alignment = alignment.double_value(&[]);
+            loss += alignment * self.alignment_weight;
+        }
+        terms.total = loss.double_value(&[]);
+        (loss, terms)
+    }
+}
+
+/// The loss of features [B, D], optical ones first, then their partners.
+fn contrastive(features: &Tensor, logit_scale: &Tensor) -> (Tensor, LossTerms) {
+    let pairs = features.size()[0] / 2;
+    let (optical, sar) = (features.narrow(0, 0, pairs), features.narrow(0, pairs, pairs));
+    let logits = losses::pair_logits(&optical, &sar, logit_scale);
+    let loss = losses::contrastive(&logits);
+    let value = loss.double_value(&[]);
+    let partner = Tensor::arange(pairs, (Kind::Int64, features.device()));
+    let accuracy = accuracy(&logits, &partner);
+    (loss, LossTerms { total: value, contrastive: value, accuracy, ..LossTerms::default() })
+}
+
+fn accuracy(scores: &Tensor, labels: &Tensor) -> f64 {
+    scores.argmax(1, false).eq_tensor(labels).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::on_host;
+    use crate::weights::golden::{self, Inputs, MICRO};
+    use crate::weights::tensors::HostTensor;
+
+    const TINY: Architecture = Architecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
+    const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };
+    const RATES: Rates = Rates { weights: 0.02, biases: 0.04 };
+
+    fn batch(index: &[usize], labels: &[f32]) -> Batch {
+        let Inputs { pixels, modalities, size_tokens } = golden::inputs(index);
+        Batch {
+            pixels: on_host(&pixels),
+            modalities,
+            size_tokens: on_host(&size_tokens),
+            labels: Tensor::from_slice(labels).to_kind(Kind::Int64),
+        }
+    }
+
+    fn learner(architecture: &Architecture, weights: &str, objective: Objective) -> TorchLearner {
+        let mut tensors = golden::tensors(weights);
+        let expected = architecture.expected_tensors();
+        tensors.retain(|name, _| expected.contains_key(name));
+        let cpu = Device::open("cpu").expect("there is a processor");
+        TorchLearner::new(architecture, &tensors, cpu, objective, SGD, 0.0)
+    }
+
+    fn no_numbers(_: i64) -> Tensor {
+        unreachable!("no branch is dropped")
+    }
+
+    fn largest(values: impl Iterator<Item = f64>) -> f64 {
+        values.fold(0.0, |most, value| most.max(value.abs()))
+    }
+
+    /// Compares with a tensor, or with the digest of a large one: sum, sum of |x|, L2 norm, 16 elements.
+    fn check(what: &str, found: &Tensor, recorded: &NamedTensors, name: &str, atol: impl Fn(f64) -> f64) {
+        let flat = Vec::<f32>::try_from(found.detach().contiguous().view([-1])).expect("f32 values");
+        let found: Vec<f64> = flat.iter().map(|value| f64::from(*value)).collect();
+        let values = |tensor: &HostTensor| -> Vec<f64> {
+            tensor.values.iter().map(|value| f64::from(*value)).collect()
+        };
+        if let Some(expected) = recorded.get(name) {
+            let expected = values(expected);
+            assert_eq!(found.len(), expected.len(), "{what} {name}");
+            let off = largest(found.iter().zip(&expected).map(|(found, expected)| found - expected));
+            let allowed = atol(largest(expected.iter().copied()));
+            assert!(off <= allowed, "{what} {name}: {off} > {allowed}");
+            return;
+        }
+        let digest = values(&recorded[&format!("digest.{name}")]);
+        let absolute: f64 = found.iter().map(|value| value.abs()).sum();
+        let norm = found.iter().map(|value| value * value).sum::<f64>().sqrt();
+        assert!((found.iter().sum::<f64>() - digest[0]).abs() <= 1e-4 * digest[1], "{what} {name}");
+        assert!((absolute / digest[1] - 1.0).abs() <= 1e-4 && (norm / digest[2] - 1.0).abs() <= 1e-4);
+        let allowed = 1e-4 * largest(found.iter().copied());
+        for (place, expected) in digest[3..].iter().enumerate() {
+            assert!((found[place * found.len() / 16] - expected).abs() <= allowed, "{what} {name}");
+        }
+    }
+
+    fn is_recorded(recorded: &NamedTensors, name: &str) -> bool {
+        recorded.contains_key(name) || recorded.contains_key(&format!("digest.{name}"))
+    }
+
+    #[test]
+    fn three_fine_tuning_steps_are_the_recorded_ones() {
+        for (set, weights, architecture) in
+            [("train_step", "micro_weights", MICRO), ("train_step_tiny", "tiny_weights", TINY)]
+        {
+            let recorded = golden::tensors(set);
+            let labels = &golden::tensors("train_step")["label"].values;
+            let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
+            let mut learner = learner(&architecture, weights, Objective::FineTune(FineTune::default()));
+            for step in 1..=3 {
+                let terms = learner.step(&batch, RATES, &mut no_numbers);
+                let expected = f64::from(recorded[&format!("step{step}.loss_total")].values[0]);
+                let allowed = if step == 1 { 1e-5 } else { 1e-4 };
+                assert!(
+                    (terms.total - expected).abs() <= allowed,
+                    "{set} {step}: {} {expected}",
+                    terms.total
+                );
+                if step == 1 {
+                    let expected = f64::from(recorded["acc"].values[0]);
+                    assert!((terms.accuracy - expected).abs() < 1e-6);
+                    check_gradients(set, &learner, &recorded);
+                }
+                if step != 2 {
+                    let atol = if step == 1 { 1e-6 } else { 1e-4 };
+                    for (name, tensor) in learner.tensors().iter().filter(|(name, _)| *name != "logit_scale")
+                    {
+                        check(set, tensor, &recorded, &format!("step{step}.{name}"), |_| atol);
+                    }
+                }
+            }
+        }
+    }
+
+    fn check_gradients(set: &str, learner: &TorchLearner, recorded: &NamedTensors) {
+        for (name, tensor) in learner.tensors() {
+            let (gradient, key) = (tensor.grad(), format!("grad.{name}"));
+            assert_eq!(gradient.defined(), is_recorded(recorded, &key), "{set} {name}");
+            if gradient.defined() {
+                // Mathematically zero, so noise beside noise.
+                let noise = if name == "base.norm.bias" { 1e-5 } else { 0.0 };
+                check(set, &gradient, recorded, &key, |largest| (1e-4 * largest).max(noise));
+            }
+        }
+    }
+
+    #[test]
+    fn two_pretraining_steps_are_the_recorded_ones() {
+        for (set, weights, architecture) in
+            [("pretrain_step", "micro_weights", MICRO), ("pretrain_step_tiny", "tiny_weights", TINY)]
+        {
+            let recorded = golden::tensors(set);
+            let architecture = Architecture { size_token: false, ..architecture };
+            let index: Vec<usize> =
+                golden::tensors("pretrain_step")["index"].values.iter().map(|row| *row as usize).collect();
+            let batch = batch(&index, &[0.0; 12]);
+            let mut learner = learner(&architecture, weights, Objective::Contrastive);
+            let before = learner.tensors().iter().map(|(name, t)| (name.clone(), t.copy()));
+            let before: Tensors = before.collect();
+            let first = learner.step(&batch, RATES, &mut no_numbers);
+            check_gradients(set, &learner, &recorded);
+            for (name, tensor) in learner.tensors() {
+                let key = format!("step1.{name}");
+                if is_recorded(&recorded, &key) {
+                    check(set, tensor, &recorded, &key, |_| 1e-6);
+                } else {
+                    assert!(tensor.equal(&before[name]), "{set} {name} must stay as it was");
+                }
+            }
+            let second = learner.step(&batch, RATES, &mut no_numbers);
+            for (terms, name, allowed) in [(first, "step1.loss", 1e-5), (second, "step2.loss", 1e-4)] {
+                let expected = f64::from(recorded[name].values[0]);
+                assert!((terms.total - expected).abs() <= allowed, "{set} {name}: {}", terms.total);
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_of_one_modality_decays_the_other_convolution() {
+        let all = golden::inputs(&(0..12).collect::<Vec<_>>());
+        let optical: Vec<usize> = (0..12).filter(|row| all.modalities[*row] == Modality::Optical).collect();
+        let labels: Vec<f32> = optical.iter().map(|row| (row % 2) as f32).collect();
+        let mut learner = learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::default()));
+        let name = "base.patch_embed_SAR.proj.weight";
+        let before = learner.tensors()[name].copy();
+        learner.step(&batch(&optical, &labels), RATES, &mut no_numbers);
+        let after = &learner.tensors()[name];
+        let expected = before * (1.0 - RATES.weights * 1e-4);
+        assert!((after - expected).abs().max().double_value(&[]) < 1e-7);
+    }
+
+    #[test]
+    fn adamw_takes_steps_of_the_rate_and_decays_apart() {
+        let mut tensor = Tensor::from_slice(&[1.0_f32, -2.0]).set_requires_grad(true);
+        let settings =
+            OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1 };
+        let mut optimizer = Optimizer::new(settings);
+        let tensors: Tensors = [("w".to_owned(), tensor.shallow_clone())].into();
+        (&tensor * Tensor::from_slice(&[3.0_f32, -0.5])).sum(Kind::Float).backward();
+        optimizer.step(&tensors, Rates { weights: 0.01, biases: 0.0 });
+        let _ = tensor.detach_();
+        // The first step is the sign of the gradient, whatever its length.
+        let expected = [1.0 * 0.999 - 0.01, -2.0 * 0.999 + 0.01];
+        for (found, expected) in Vec::<f32>::try_from(tensor).expect("two numbers").iter().zip(expected) {
+            assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
+        }
+    }
+}

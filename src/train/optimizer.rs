@@ -1,0 +1,77 @@
+//! SGD with momentum and AdamW, each tensor its own group as in the reference; the state can be saved.
+
+use std::collections::BTreeMap;
+
+use tch::Tensor;
+
+use crate::model::Tensors;
+
+/// Learning rates of one step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    pub weights: f64,
+    /// Of every tensor with "bias" in its name.
+    pub biases: f64,
+}
+
+/// What an optimizer does with a gradient. Every tensor that has one decays by `weight_decay`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum OptimizerSettings {
+    /// buf = momentum * buf + g + decay * p, p -= lr * buf.
+    Sgd { momentum: f64, weight_decay: f64 },
+    /// Loshchilov and Hutter, 2019: the decay is apart from the moments.
+    AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+}
+
+/// Settings and, by tensor, what earlier steps left behind.
+#[derive(Debug)]
+pub struct Optimizer {
+    settings: OptimizerSettings,
+    /// `NAME.momentum`, or `NAME.first` and `NAME.second`.
+    state: Tensors,
+    steps: u32,
+}
+
+impl Optimizer {
+    pub fn new(settings: OptimizerSettings) -> Self {
+        Self { settings, state: BTreeMap::new(), steps: 0 }
+    }
+
+    /// Moves every tensor that has a gradient, and leaves the others alone, also by decay.
+    pub fn step(&mut self, tensors: &Tensors, rates: Rates) {
+        let _no_grad = tch::no_grad_guard();
+        self.steps += 1;
+        for (name, tensor) in tensors {
+            let gradient = tensor.grad();
+            if gradient.defined() {
+                let rate = if name.contains("bias") { rates.biases } else { rates.weights };
+                self.update(name, tensor.shallow_clone(), &gradient, rate);
+            }
+        }
+    }
+
+    fn update(&mut self, name: &str, mut tensor: Tensor, gradient: &Tensor, rate: f64) {
+        match self.settings {
+            OptimizerSettings::Sgd { momentum, weight_decay } => {
+                let gradient = gradient + &tensor * weight_decay;
+                let mut buffer = self.moment(name, "momentum", gradient.zeros_like());
+                let _ = buffer.g_mul_scalar_(momentum).g_add_(&gradient);
+                let _ = tensor.g_sub_(&(buffer * rate));
+            }
+            OptimizerSettings::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                let mut first = self.moment(name, "first", gradient.zeros_like());
+                let mut second = self.moment(name, "second", gradient.zeros_like());
+                let _ = first.g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
+                let _ = second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
+                let steps = f64::from(self.steps);
+                let (first, second) = (first / (1.0 - beta1.powf(steps)), second / (1.0 - beta2.powf(steps)));
+                let _ = tensor.g_mul_scalar_(1.0 - rate * weight_decay);
+                let _ = tensor.g_sub_(&(first / (second.sqrt() + epsilon) * rate));
+            }
+        }
+    }
+
+    fn moment(&mut self, name: &str, kind: &str, start: Tensor) -> Tensor {
+        self.state.entry(format!("{name}.{kind}")).or_insert(start).shallow_clone()
+    }
+}
