@@ -4,7 +4,8 @@ use tch::{Kind, Tensor};
 
 use super::heads::Head;
 use super::losses::{self, Triplet};
-use super::optimizer::{Optimizer, OptimizerSettings, Rates};
+use super::optimizer::{Optimizer, OptimizerSettings};
+use super::schedule::Rates;
 use crate::chip::Modality;
 use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, upload};
 use crate::weights::architecture::Architecture;

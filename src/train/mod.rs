@@ -1,5 +1,7 @@
 //! Learning: data sets, samplers, augmentation and schedules (pure); losses, optimizers and the learner (libtorch).
 
+mod augment;
+mod dataset;
 #[cfg(feature = "torch")]
 mod heads;
 #[cfg(feature = "torch")]
@@ -8,6 +10,15 @@ mod learner;
 mod losses;
 #[cfg(feature = "torch")]
 mod optimizer;
+mod random;
+mod sampler;
+mod schedule;
+
+pub use augment::{augment, plain};
+pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hoss, hoss_pairs, optisar_pairs};
+pub use random::{Purpose, stream};
+pub use sampler::{IdentitySampler, SamplerError, pair_batches, uniform};
+pub use schedule::{Rates, Schedule};
 
 #[cfg(feature = "torch")]
 pub use heads::Head;
@@ -16,4 +27,4 @@ pub use learner::{Batch, FineTune, LossTerms, Objective, TorchLearner};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]
-pub use optimizer::{Optimizer, OptimizerSettings, Rates};
+pub use optimizer::{Optimizer, OptimizerSettings};

@@ -4,15 +4,8 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
+use super::schedule::Rates;
 use crate::model::Tensors;
-
-/// Learning rates of one step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Rates {
-    pub weights: f64,
-    /// Of every tensor with "bias" in its name.
-    pub biases: f64,
-}
 
 /// What an optimizer does with a gradient. Every tensor that has one decays by `weight_decay`.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,0 +1,183 @@
+//! From a resized chip to the network's input in training: flip, pad, crop, normalise, erase.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use crate::chip::{Chip, ChipSize, DEVIATION, MEAN};
+
+const CHANNELS: usize = 3;
+const FLIP_PROBABILITY: f64 = 0.5;
+/// Black pixels on every side, among which the crop moves.
+const PADDING: usize = 10;
+const ERASE_PROBABILITY: f64 = 0.5;
+const ERASE_ATTEMPTS: usize = 10;
+/// Share of the chip's area.
+const ERASE_AREA: (f64, f64) = (0.02, 1.0 / 3.0);
+/// Height over width; drawn evenly in its logarithm up to the inverse.
+const ERASE_ASPECT_MIN: f64 = 0.3;
+
+/// Where a rectangle of noise lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rectangle {
+    top: usize,
+    left: usize,
+    height: usize,
+    width: usize,
+}
+
+/// `[3, height, width]`, normalised, changed at random as the reference changes its training chips.
+pub fn augment(chip: &Chip, random: &mut ChaCha8Rng) -> Vec<f32> {
+    let flip = random.random_bool(FLIP_PROBABILITY);
+    let offset = [0; 2].map(|_| random.random_range(0..=2 * PADDING));
+    let mut input = normalise(chip, flip, offset);
+    if random.random_bool(ERASE_PROBABILITY)
+        && let Some(rectangle) = draw_rectangle(chip.size(), random)
+    {
+        fill(&mut input, chip.size(), rectangle, random);
+    }
+    input
+}
+
+/// `[3, height, width]`, normalised and otherwise as it is.
+pub fn plain(chip: &Chip) -> Vec<f32> {
+    normalise(chip, false, [PADDING; 2])
+}
+
+/// Flips, pads with black, crops from `offset` rows and columns on, and normalises.
+fn normalise(chip: &Chip, flip: bool, [down, right]: [usize; 2]) -> Vec<f32> {
+    let ChipSize { height, width } = chip.size();
+    let mut input = Vec::with_capacity(CHANNELS * height * width);
+    for channel in 0..CHANNELS {
+        for y in 0..height {
+            let row = (y + down).checked_sub(PADDING).filter(|row| *row < height);
+            for x in 0..width {
+                let column = (x + right).checked_sub(PADDING).filter(|column| *column < width);
+                let value = row.zip(column).map_or(0, |(row, column)| {
+                    let column = if flip { width - 1 - column } else { column };
+                    chip.pixels()[(row * width + column) * CHANNELS + channel]
+                });
+                input.push((f32::from(value) / 255.0 - MEAN[channel]) / DEVIATION[channel]);
+            }
+        }
+    }
+    input
+}
+
+/// The first of ten rectangles that fits.
+fn draw_rectangle(size: ChipSize, random: &mut ChaCha8Rng) -> Option<Rectangle> {
+    let widest = (1.0 / ERASE_ASPECT_MIN).ln();
+    for _ in 0..ERASE_ATTEMPTS {
+        let area = random.random_range(ERASE_AREA.0..ERASE_AREA.1) * (size.height * size.width) as f64;
+        let aspect = random.random_range(-widest..widest).exp();
+        let height = (area * aspect).sqrt().round_ties_even() as usize;
+        let width = (area / aspect).sqrt().round_ties_even() as usize;
+        if height < size.height && width < size.width {
+            let top = random.random_range(0..=size.height - height);
+            let left = random.random_range(0..=size.width - width);
+            return Some(Rectangle { top, left, height, width });
+        }
+    }
+    None
+}
+
+/// Unit normal noise, each channel of each pixel for itself.
+fn fill(input: &mut [f32], size: ChipSize, rectangle: Rectangle, random: &mut ChaCha8Rng) {
+    let Rectangle { top, left, height, width } = rectangle;
+    for plane in input.chunks_exact_mut(size.height * size.width) {
+        for row in plane.chunks_exact_mut(size.width).skip(top).take(height) {
+            row[left..left + width].iter_mut().for_each(|value| *value = normal(random));
+        }
+    }
+}
+
+/// Box and Muller, 1958.
+fn normal(random: &mut ChaCha8Rng) -> f32 {
+    let radius = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt();
+    (radius * (std::f64::consts::TAU * random.random::<f64>()).cos()) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chip::Modality;
+    use crate::train::random::{Purpose, stream};
+
+    const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+
+    fn chip() -> Chip {
+        let pixels = (0..SIZE.height * SIZE.width * 3).map(|byte| (byte % 251) as u8 + 1).collect();
+        Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3])
+    }
+
+    fn random(number: u64) -> ChaCha8Rng {
+        stream(1, 1, number, Purpose::Augmentation)
+    }
+
+    #[test]
+    fn a_plain_chip_is_normalised_plane_by_plane() {
+        let chip = chip();
+        let plain = plain(&chip);
+        for (channel, y, x) in [(0, 0, 0), (1, 5, 31), (2, 63, 7)] {
+            let byte = chip.pixels()[(y * SIZE.width + x) * 3 + channel];
+            let expected = (f32::from(byte) / 255.0 - MEAN[channel]) / DEVIATION[channel];
+            assert!((plain[(channel * SIZE.height + y) * SIZE.width + x] - expected).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn a_flip_mirrors_rows_and_a_crop_brings_black_in() {
+        let (plain, flipped) = (plain(&chip()), normalise(&chip(), true, [PADDING; 2]));
+        let mirrored: Vec<f32> =
+            plain.chunks(SIZE.width).flat_map(|row| row.iter().rev().copied().collect::<Vec<_>>()).collect();
+        assert_eq!(flipped, mirrored);
+        let moved = normalise(&chip(), false, [0, 2 * PADDING]);
+        let black = -MEAN[0] / DEVIATION[0];
+        assert!((moved[0] - black).abs() < 1e-6 && (moved[SIZE.width - 1] - black).abs() < 1e-6);
+        assert_eq!(moved[PADDING * SIZE.width], plain[PADDING]);
+    }
+
+    #[test]
+    fn a_stream_decides_everything() {
+        assert_eq!(augment(&chip(), &mut random(1)), augment(&chip(), &mut random(1)));
+        assert_ne!(augment(&chip(), &mut random(1)), augment(&chip(), &mut random(2)));
+        assert_ne!(
+            augment(&chip(), &mut random(1)),
+            augment(&chip(), &mut stream(1, 2, 1, Purpose::Augmentation))
+        );
+    }
+
+    #[test]
+    fn rectangles_have_the_areas_and_shapes_of_the_reference() {
+        let mut areas = Vec::new();
+        for number in 0..2000 {
+            let rectangle = draw_rectangle(SIZE, &mut random(number)).expect("ten attempts are enough");
+            let Rectangle { top, left, height, width } = rectangle;
+            assert!(top + height <= SIZE.height && left + width <= SIZE.width);
+            assert!(height < SIZE.height && width < SIZE.width);
+            areas.push((height * width) as f64 / (SIZE.height * SIZE.width) as f64);
+        }
+        let mean = areas.iter().sum::<f64>() / areas.len() as f64;
+        assert!(areas.iter().all(|area| (0.015..0.36).contains(area)), "rounded to whole pixels");
+        // Large flat rectangles do not fit and are drawn again, so the mean is a little under the middle.
+        assert!((0.14..0.18).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn half_of_the_chips_are_flipped_and_half_are_erased() {
+        let (mut erased, mut noise) = (0, Vec::new());
+        for number in 0..2000 {
+            // One grey, so that neither flip nor crop leaves values of its own.
+            let grey = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
+            let black = -MEAN[0] / DEVIATION[0];
+            let plane = &augment(&grey, &mut random(number))[..64 * 32];
+            let changed: Vec<f32> =
+                plane.iter().copied().filter(|value| (value - black).abs() > 1e-6).collect();
+            erased += usize::from(!changed.is_empty());
+            noise.extend(changed);
+        }
+        assert!((900..1100).contains(&erased), "{erased}");
+        let mean = noise.iter().sum::<f32>() / noise.len() as f32;
+        let variance = noise.iter().map(|value| (value - mean).powi(2)).sum::<f32>() / noise.len() as f32;
+        assert!(mean.abs() < 0.02 && (variance - 1.0).abs() < 0.03, "{mean} {variance}");
+    }
+}

@@ -1,0 +1,233 @@
+//! Data sets as folders, in the layouts of HOSS and OptiSar_Pair; their file names say what is on an image.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::chip::Modality;
+
+/// A file, the ship on it, and the sensor.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Image {
+    pub path: PathBuf,
+    /// As in the file name; -1 is a distractor of HOSS.
+    pub identity: i64,
+    pub modality: Modality,
+}
+
+/// An optical image and a SAR image of one ship.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pair {
+    pub optical: Image,
+    pub sar: Image,
+}
+
+/// The parts of a HOSS folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HossPart {
+    Train,
+    Query,
+    Gallery,
+}
+
+/// Why a folder is no data set.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    #[error("{path}: {cause}")]
+    Unreadable { path: PathBuf, cause: io::Error },
+    #[error("{0} has no identity in its name")]
+    NoIdentity(PathBuf),
+    #[error("{0} holds no image in the layout that was expected")]
+    Empty(PathBuf),
+}
+
+impl HossPart {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Train => "bounding_box_train",
+            Self::Query => "query",
+            Self::Gallery => "bounding_box_test",
+        }
+    }
+}
+
+/// The `.tif` files of one part, by path. A name is `IDENTITY_..._RGB.tif`; any other end than RGB is SAR.
+///
+/// # Errors
+/// The folder cannot be read or is empty, or a name tells no identity.
+pub fn hoss(root: &Path, part: HossPart) -> Result<Vec<Image>, DatasetError> {
+    let folder = root.join(part.folder());
+    let mut images = files_in(&folder)?
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "tif"))
+        .map(hoss_image)
+        .collect::<Result<Vec<_>, _>>()?;
+    images.sort();
+    if images.is_empty() { Err(DatasetError::Empty(folder)) } else { Ok(images) }
+}
+
+/// The class of each image: its identity's place among all identities, ascending.
+///
+/// The reference numbers classes in another order, which permutes the rows of a classifier that is never read again.
+pub fn classes(images: &[Image]) -> Vec<i64> {
+    let identities: BTreeMap<i64, i64> = images.iter().map(|image| (image.identity, 0)).collect();
+    let classes: BTreeMap<i64, i64> = identities.into_keys().zip(0..).collect();
+    images.iter().map(|image| classes[&image.identity]).collect()
+}
+
+/// Every optical image of a HOSS part with every SAR image of the same ship, by path.
+pub fn hoss_pairs(images: &[Image]) -> Vec<Pair> {
+    let named = images.iter().filter(|image| ends_in(&image.path, &["RGB.tif", "SAR.tif"]));
+    pairs(named.cloned().collect())
+}
+
+/// The pairs of an OptiSar_Pair folder: of `FOLDER/X_IDENTITY_..._{RGB,SAR}.{tif,png}`, every optical image with every
+/// SAR image of the same identity, also across folders. An optical image without a partner is left out.
+///
+/// # Errors
+/// A folder cannot be read, a name tells no identity, or there is no pair.
+pub fn optisar_pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
+    let mut images = Vec::new();
+    for folder in files_in(root)?.into_iter().filter(|path| path.is_dir()) {
+        let files = files_in(&folder)?;
+        let named = files.into_iter().filter(|path| ends_in(path, &OPTICAL_ENDS) || ends_in(path, &SAR_ENDS));
+        images.extend(named.map(optisar_image).collect::<Result<Vec<_>, _>>()?);
+    }
+    let pairs = pairs(images);
+    if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
+}
+
+const OPTICAL_ENDS: [&str; 2] = ["RGB.tif", "RGB.png"];
+const SAR_ENDS: [&str; 2] = ["SAR.tif", "SAR.png"];
+
+fn hoss_image(path: PathBuf) -> Result<Image, DatasetError> {
+    let name = file_name(&path);
+    let identity = name.split('_').next().and_then(|field| field.parse().ok());
+    let modality = match name.rsplit('_').next() {
+        Some("RGB.tif") => Modality::Optical,
+        _ => Modality::Sar,
+    };
+    let identity = identity.ok_or_else(|| DatasetError::NoIdentity(path.clone()))?;
+    Ok(Image { path, identity, modality })
+}
+
+fn optisar_image(path: PathBuf) -> Result<Image, DatasetError> {
+    let identity = file_name(&path).split('_').nth(1).and_then(|field| field.parse().ok());
+    let identity = identity.ok_or_else(|| DatasetError::NoIdentity(path.clone()))?;
+    let modality = if ends_in(&path, &OPTICAL_ENDS) { Modality::Optical } else { Modality::Sar };
+    Ok(Image { path, identity, modality })
+}
+
+fn pairs(mut images: Vec<Image>) -> Vec<Pair> {
+    images.sort();
+    let (optical, sar): (Vec<_>, Vec<_>) =
+        images.into_iter().partition(|image| image.modality == Modality::Optical);
+    let partners = |optical: &Image| {
+        let identity = optical.identity;
+        sar.iter().filter(move |sar| sar.identity == identity).cloned().collect::<Vec<_>>()
+    };
+    let each = optical.into_iter().flat_map(|optical| {
+        partners(&optical).into_iter().map(move |sar| Pair { optical: optical.clone(), sar })
+    });
+    each.collect()
+}
+
+fn files_in(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
+    let failed = |cause| DatasetError::Unreadable { path: folder.to_owned(), cause };
+    let entries = fs::read_dir(folder).map_err(failed)?;
+    entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+fn ends_in(path: &Path, ends: &[&str]) -> bool {
+    let name = file_name(path);
+    ends.iter().any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::weights::golden;
+
+    fn listing() -> Value {
+        serde_json::from_slice(&golden::bytes("dataset_listing.json")).expect("recorded")
+    }
+
+    /// Empty files with the recorded names.
+    fn folder(files: &Value) -> tempfile::TempDir {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        for (folder, names) in files.as_object().expect("folders") {
+            fs::create_dir(root.path().join(folder)).expect("writable");
+            for name in names.as_array().expect("names") {
+                fs::write(root.path().join(folder).join(name.as_str().expect("text")), b"")
+                    .expect("writable");
+            }
+        }
+        root
+    }
+
+    fn row(root: &Path, image: &Image, label: i64) -> Value {
+        let path = image.path.strip_prefix(root).expect("inside").to_str().expect("text");
+        serde_json::json!([path, label, i64::from(image.modality == Modality::Sar)])
+    }
+
+    fn pair_rows(root: &Path, pairs: &[Pair]) -> Value {
+        let rows = pairs.iter().map(|Pair { optical, sar }| {
+            serde_json::json!([row(root, optical, optical.identity), row(root, sar, sar.identity)])
+        });
+        rows.collect()
+    }
+
+    #[test]
+    fn hoss_names_are_read_as_recorded() {
+        let listing = &listing()["hoss"];
+        let root = folder(&listing["files"]);
+        let root = root.path();
+        for (part, name) in [(HossPart::Query, "query"), (HossPart::Gallery, "gallery")] {
+            let images = hoss(root, part).expect("images");
+            let rows: Value = images.iter().map(|image| row(root, image, image.identity)).collect();
+            assert_eq!(rows, listing[name]);
+        }
+        let train = hoss(root, HossPart::Train).expect("images");
+        let (classes, expected) = (classes(&train), listing["train"].as_array().expect("rows"));
+        assert_eq!(train.len(), expected.len());
+        let mut renumbered = HashMap::new();
+        for ((image, class), expected) in train.iter().zip(&classes).zip(expected) {
+            let recorded = expected[1].as_i64().expect("a label");
+            assert_eq!(*renumbered.entry(*class).or_insert(recorded), recorded);
+            assert_eq!(row(root, image, recorded), *expected);
+        }
+        assert_eq!(renumbered.len() as u64, listing["num_classes"].as_u64().expect("a number"));
+        assert_eq!(pair_rows(root, &hoss_pairs(&train)), listing["train_pair"]);
+    }
+
+    #[test]
+    fn pretraining_pairs_are_the_recorded_ones() {
+        let listing = &listing()["pretrain"];
+        let root = folder(&listing["files"]);
+        let pairs = optisar_pairs(root.path()).expect("pairs");
+        assert_eq!(pair_rows(root.path(), &pairs), listing["pairs"]);
+    }
+
+    #[test]
+    fn a_folder_that_is_no_data_set_is_named() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let text = |error: DatasetError| error.to_string();
+        assert!(
+            text(hoss(root.path(), HossPart::Query).expect_err("absent")).contains("query: No such file")
+        );
+        fs::create_dir(root.path().join("query")).expect("writable");
+        assert!(text(hoss(root.path(), HossPart::Query).expect_err("empty")).contains("holds no image"));
+        fs::write(root.path().join("query/ship_RGB.tif"), b"").expect("writable");
+        let error = text(hoss(root.path(), HossPart::Query).expect_err("no identity"));
+        assert!(error.contains("ship_RGB.tif has no identity"), "{error}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Which images make up the batches of an epoch.
+
+use std::collections::BTreeMap;
+
+use rand::RngExt;
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand_chacha::ChaCha8Rng;
+
+use super::random::{Purpose, stream};
+
+/// Batches of P identities with K images each.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentitySampler {
+    /// Images of each identity.
+    images: BTreeMap<i64, Vec<usize>>,
+    identities_per_batch: usize,
+    images_per_identity: usize,
+}
+
+/// Batches cannot be formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SamplerError {
+    #[error("{images} images a batch are not a multiple of {per_identity} images an identity")]
+    Uneven { images: usize, per_identity: usize },
+    #[error("a batch wants {wanted} identities, the data set has {found}")]
+    TooFew { wanted: usize, found: usize },
+}
+
+impl IdentitySampler {
+    /// Over images with these labels, `images_per_batch` a batch and `images_per_identity` of each identity in it.
+    ///
+    /// # Errors
+    /// Numbers that give no batch.
+    pub fn new(
+        labels: &[i64],
+        images_per_batch: usize,
+        images_per_identity: usize,
+    ) -> Result<Self, SamplerError> {
+        if images_per_identity == 0
+            || images_per_batch == 0
+            || !images_per_batch.is_multiple_of(images_per_identity)
+        {
+            let per_identity = images_per_identity;
+            return Err(SamplerError::Uneven { images: images_per_batch, per_identity });
+        }
+        let mut images: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
+        labels.iter().enumerate().for_each(|(image, label)| images.entry(*label).or_default().push(image));
+        let wanted = images_per_batch / images_per_identity;
+        if images.len() < wanted {
+            return Err(SamplerError::TooFew { wanted, found: images.len() });
+        }
+        Ok(Self { images, identities_per_batch: wanted, images_per_identity })
+    }
+
+    /// The most images that an epoch can have.
+    pub fn announced_len(&self) -> usize {
+        let k = self.images_per_identity;
+        self.images.values().map(|images| images.len().max(k) / k * k).sum()
+    }
+
+    /// The batches of an epoch, the same for the same seed.
+    ///
+    /// An identity with too few images is filled up by drawing some again; of the others, what is left over after
+    /// dividing by K sits this epoch out. Batches end when too few identities have images left.
+    pub fn epoch(&self, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
+        let random = &mut stream(seed, epoch, 0, Purpose::Sampling);
+        let mut chunks: Vec<Vec<Vec<usize>>> =
+            self.images.values().map(|images| self.chunks(images, random)).collect();
+        let mut batches = Vec::new();
+        loop {
+            let mut left: Vec<usize> = (0..chunks.len()).filter(|id| !chunks[*id].is_empty()).collect();
+            if left.len() < self.identities_per_batch {
+                return batches;
+            }
+            left.shuffle(random);
+            left.truncate(self.identities_per_batch);
+            batches.push(left.into_iter().flat_map(|id| chunks[id].pop().unwrap_or_default()).collect());
+        }
+    }
+
+    fn chunks(&self, images: &[usize], random: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
+        let k = self.images_per_identity;
+        let mut order = images.to_vec();
+        while order.len() < k {
+            order.extend(images.choose(random));
+        }
+        order.shuffle(random);
+        order.chunks_exact(k).map(<[usize]>::to_vec).collect()
+    }
+}
+
+/// The pairs of each batch of an epoch in random order; the last batch may be short.
+pub fn pair_batches(pairs: usize, pairs_per_batch: usize, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
+    let random = &mut stream(seed, epoch, 0, Purpose::Sampling);
+    let mut order: Vec<usize> = (0..pairs).collect();
+    order.shuffle(random);
+    order.chunks(pairs_per_batch.max(1)).map(<[usize]>::to_vec).collect()
+}
+
+/// `count` numbers in [0, 1) for stochastic depth in a step.
+pub fn uniform(random: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+    (0..count).map(|_| random.random()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeSet, HashMap};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn an_epoch_keeps_every_rule_of_the_reference(
+            sizes in prop::collection::vec(1..20usize, 2..12),
+            k in 1..5usize,
+            p in 1..6usize,
+            seed in any::<u64>(),
+        ) {
+            let labels: Vec<i64> =
+                sizes.iter().enumerate().flat_map(|(id, size)| vec![id as i64 * 3; *size]).collect();
+            let Ok(sampler) = IdentitySampler::new(&labels, p * k, k) else {
+                prop_assert!(sizes.len() < p);
+                return Ok(());
+            };
+            let batches = sampler.epoch(seed, 1);
+            prop_assert!(batches.len() * p * k <= sampler.announced_len());
+            let (mut uses, mut chunks) = (HashMap::new(), HashMap::new());
+            for batch in &batches {
+                prop_assert_eq!(batch.len(), p * k);
+                let runs: Vec<i64> = batch.chunks(k).map(|run| labels[run[0]]).collect();
+                prop_assert_eq!(runs.iter().collect::<BTreeSet<_>>().len(), p);
+                for (run, label) in batch.chunks(k).zip(&runs) {
+                    prop_assert!(run.iter().all(|image| labels[*image] == *label));
+                    *chunks.entry(*label).or_insert(0) += 1;
+                }
+                batch.iter().for_each(|image| *uses.entry(*image).or_insert(0) += 1);
+            }
+            let size = |label: i64| sizes[label as usize / 3];
+            prop_assert!(uses.iter().all(|(image, times)| *times == 1 || size(labels[*image]) < k));
+            prop_assert!(chunks.iter().all(|(label, used)| *used <= size(*label).max(k) / k));
+            let left = sizes.iter().enumerate().filter(|(id, size)| {
+                chunks.get(&(*id as i64 * 3)).copied().unwrap_or(0) < *size.max(&&k) / k
+            });
+            prop_assert!(left.count() < p);
+            prop_assert_eq!(&batches, &sampler.epoch(seed, 1));
+        }
+
+        #[test]
+        fn every_pair_is_in_one_batch(pairs in 1..50usize, size in 1..20usize, seed in any::<u64>()) {
+            let batches = pair_batches(pairs, size, seed, 3);
+            let (last, full) = batches.split_last().expect("at least one pair");
+            prop_assert!(full.iter().all(|batch| batch.len() == size) && last.len() <= size);
+            let mut all = batches.concat();
+            all.sort_unstable();
+            prop_assert_eq!(all, (0..pairs).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn epochs_differ_and_numbers_that_give_no_batch_are_refused() {
+        let labels: Vec<i64> = (0..64).map(|image| image / 8).collect();
+        let sampler = IdentitySampler::new(&labels, 8, 4).expect("batches");
+        assert_ne!(sampler.epoch(1, 1), sampler.epoch(1, 2));
+        assert_ne!(sampler.epoch(1, 1), sampler.epoch(2, 1));
+        assert_eq!(
+            IdentitySampler::new(&labels, 10, 4),
+            Err(SamplerError::Uneven { images: 10, per_identity: 4 })
+        );
+        assert_eq!(IdentitySampler::new(&labels, 36, 4), Err(SamplerError::TooFew { wanted: 9, found: 8 }));
+    }
+}
