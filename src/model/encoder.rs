@@ -115,7 +115,7 @@ struct TorchEncoder {
 impl Encoder for TorchEncoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
         let features = catch_unwind(AssertUnwindSafe(|| self.features(&batch.chips)))
-            .map_err(|panic| classify(first_line(panic.as_ref())))?;
+            .map_err(|panic| forward_error(panic.as_ref()))?;
         let dimension = features.len() / batch.chips.len().max(1);
         features
             .chunks(dimension.max(1))
@@ -173,7 +173,11 @@ fn first_line(panic: &(dyn Any + Send)) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
 
-/// What a C++ error means for the device.
+/// What a panic of tch means for the device.
+pub fn forward_error(panic: &(dyn Any + Send)) -> ForwardError {
+    classify(first_line(panic))
+}
+
 fn classify(message: String) -> ForwardError {
     let lower = message.to_lowercase();
     if lower.contains("out of memory") || lower.contains("can't allocate memory") {

@@ -6,7 +6,7 @@ mod runtime;
 mod tensors;
 mod transoss;
 
-pub use encoder::{SharedWeights, TorchSettings};
+pub use encoder::{SharedWeights, TorchSettings, forward_error};
 pub use linear::Kernel;
 pub use runtime::{Device, wait_passively};
 pub use tensors::{Tensors, download, on_host, upload};

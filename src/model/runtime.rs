@@ -19,6 +19,11 @@ pub enum DeviceError {
 }
 
 impl Device {
+    /// As libtorch names it.
+    pub fn tch(self) -> tch::Device {
+        self.0
+    }
+
     /// The device of this name, `cpu` or `cuda:N`.
     ///
     /// # Errors

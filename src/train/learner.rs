@@ -1,13 +1,19 @@
 //! TransOSS that learns: a batch in, loss and gradients, a step of the optimizer.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use super::heads::Head;
+use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
 use super::optimizer::{Optimizer, OptimizerSettings};
+use super::sampler;
 use super::schedule::Rates;
 use crate::chip::Modality;
-use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, upload};
+use crate::encoder::ForwardError;
+use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, download, forward_error, upload};
 use crate::weights::architecture::Architecture;
 use crate::weights::tensors::NamedTensors;
 
@@ -46,33 +52,22 @@ impl Default for FineTune {
     }
 }
 
-/// Images and what is known of them.
+/// A batch on the device.
 #[derive(Debug)]
-pub struct Batch {
+struct Batch {
     /// [B, 3, height, width], normalised.
-    pub pixels: Tensor,
-    pub modalities: Vec<Modality>,
+    pixels: Tensor,
+    modalities: Vec<Modality>,
     /// [B, 3]
-    pub size_tokens: Tensor,
-    /// [B], classes from 0; pretraining does not read them.
-    pub labels: Tensor,
-}
-
-/// What a step measured, before it changed anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossTerms {
-    pub total: f64,
-    pub identity: f64,
-    pub triplet: f64,
-    pub alignment: f64,
-    pub contrastive: f64,
-    /// Share of images, or of SAR images, whose best score is the right one.
-    pub accuracy: f64,
+    size_tokens: Tensor,
+    /// [B]
+    labels: Tensor,
 }
 
 /// A network in training, its optimizer, its objective.
 #[derive(Debug)]
 pub struct TorchLearner {
+    device: Device,
     tensors: Tensors,
     network: TransOss,
     objective: Objective,
@@ -99,21 +94,7 @@ impl TorchLearner {
             })
             .collect();
         let network = TransOss::new(architecture, &tensors, Kernel::Aten, 1);
-        Self { tensors, network, objective, optimizer: Optimizer::new(optimizer), drop_path }
-    }
-
-    /// The state dict as it is now.
-    pub fn tensors(&self) -> &Tensors {
-        &self.tensors
-    }
-
-    /// Loss and gradients of a batch, then one step of the optimizer.
-    ///
-    /// `uniform` gives as many numbers in [0, 1) as asked for, for stochastic depth.
-    pub fn step(&mut self, batch: &Batch, rates: Rates, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
-        let terms = self.backward(batch, uniform);
-        self.optimizer.step(&self.tensors, rates);
-        terms
+        Self { device, tensors, network, objective, optimizer: Optimizer::new(optimizer), drop_path }
     }
 
     /// Loss and gradients of a batch, in place of any gradients before.
@@ -145,6 +126,70 @@ impl TorchLearner {
 
     fn classifier(&self) -> &Tensor {
         &self.tensors["classifier.weight"]
+    }
+}
+
+impl Learner for TorchLearner {
+    fn step(
+        &mut self,
+        batch: &Samples,
+        rates: Rates,
+        random: &mut ChaCha8Rng,
+    ) -> Result<LossTerms, LearnError> {
+        // tch panics with libtorch's message.
+        let step = AssertUnwindSafe(|| {
+            let device = self.device.tch();
+            let mut uniform =
+                |count: i64| Tensor::from_slice(&sampler::uniform(random, count as usize)).to_device(device);
+            let terms = self.backward(&on_device(batch, device), &mut uniform);
+            if terms.total.is_finite() {
+                self.optimizer.step(&self.tensors, rates);
+            }
+            terms
+        });
+        catch_unwind(step).map_err(|panic| match forward_error(panic.as_ref()) {
+            ForwardError::OutOfMemory => LearnError::OutOfMemory,
+            ForwardError::DeviceLost(message) | ForwardError::Failed(message) => LearnError::Failed(message),
+        })
+    }
+
+    fn state(&self) -> LearnerState {
+        LearnerState {
+            weights: download(&self.tensors),
+            optimizer: download(self.optimizer.state()),
+            steps: self.optimizer.steps(),
+        }
+    }
+
+    fn restore(&mut self, state: LearnerState) -> Result<(), LearnError> {
+        let other = |name: &String| Err(LearnError::OtherModel(name.clone()));
+        for (name, tensor) in &self.tensors {
+            let shape = |length: &usize| *length as i64;
+            match state.weights.get(name) {
+                Some(found) if found.shape.iter().map(shape).eq(tensor.size()) => {}
+                _ => return other(name),
+            }
+        }
+        if let Some(name) = state.weights.keys().find(|name| !self.tensors.contains_key(*name)) {
+            return other(name);
+        }
+        let _no_grad = tch::no_grad_guard();
+        for (name, values) in upload(&state.weights, self.device, Kind::Float) {
+            self.tensors[&name].shallow_clone().copy_(&values);
+        }
+        self.optimizer.restore(upload(&state.optimizer, self.device, Kind::Float), state.steps);
+        Ok(())
+    }
+}
+
+fn on_device(batch: &Samples, device: tch::Device) -> Batch {
+    let size = batch.size;
+    let shape = [batch.len() as i64, 3, size.height as i64, size.width as i64];
+    Batch {
+        pixels: Tensor::from_slice(&batch.pixels).view(shape).to_device(device),
+        modalities: batch.modalities.clone(),
+        size_tokens: Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3]).to_device(device),
+        labels: Tensor::from_slice(&batch.labels).to_device(device),
     }
 }
 
@@ -205,7 +250,7 @@ fn accuracy(scores: &Tensor, labels: &Tensor) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::on_host;
+    use crate::train::random::{Purpose, stream};
     use crate::weights::golden::{self, Inputs, MICRO};
     use crate::weights::tensors::HostTensor;
 
@@ -213,13 +258,14 @@ mod tests {
     const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };
     const RATES: Rates = Rates { weights: 0.02, biases: 0.04 };
 
-    fn batch(index: &[usize], labels: &[f32]) -> Batch {
+    fn batch(index: &[usize], labels: &[f32]) -> Samples {
         let Inputs { pixels, modalities, size_tokens } = golden::inputs(index);
-        Batch {
-            pixels: on_host(&pixels),
+        Samples {
+            size: MICRO.image,
+            pixels: pixels.values,
             modalities,
-            size_tokens: on_host(&size_tokens),
-            labels: Tensor::from_slice(labels).to_kind(Kind::Int64),
+            size_tokens: size_tokens.values.as_chunks().0.to_vec(),
+            labels: labels.iter().map(|label| *label as i64).collect(),
         }
     }
 
@@ -231,8 +277,8 @@ mod tests {
         TorchLearner::new(architecture, &tensors, cpu, objective, SGD, 0.0)
     }
 
-    fn no_numbers(_: i64) -> Tensor {
-        unreachable!("no branch is dropped")
+    fn step(learner: &mut TorchLearner, batch: &Samples) -> LossTerms {
+        learner.step(batch, RATES, &mut stream(0, 0, 0, Purpose::StochasticDepth)).expect("a step")
     }
 
     fn largest(values: impl Iterator<Item = f64>) -> f64 {
@@ -278,25 +324,24 @@ mod tests {
             let labels = &golden::tensors("train_step")["label"].values;
             let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
             let mut learner = learner(&architecture, weights, Objective::FineTune(FineTune::default()));
-            for step in 1..=3 {
-                let terms = learner.step(&batch, RATES, &mut no_numbers);
-                let expected = f64::from(recorded[&format!("step{step}.loss_total")].values[0]);
-                let allowed = if step == 1 { 1e-5 } else { 1e-4 };
+            for number in 1..=3 {
+                let terms = step(&mut learner, &batch);
+                let expected = f64::from(recorded[&format!("step{number}.loss_total")].values[0]);
+                let allowed = if number == 1 { 1e-5 } else { 1e-4 };
                 assert!(
                     (terms.total - expected).abs() <= allowed,
-                    "{set} {step}: {} {expected}",
+                    "{set} {number}: {} {expected}",
                     terms.total
                 );
-                if step == 1 {
+                if number == 1 {
                     let expected = f64::from(recorded["acc"].values[0]);
                     assert!((terms.accuracy - expected).abs() < 1e-6);
                     check_gradients(set, &learner, &recorded);
                 }
-                if step != 2 {
-                    let atol = if step == 1 { 1e-6 } else { 1e-4 };
-                    for (name, tensor) in learner.tensors().iter().filter(|(name, _)| *name != "logit_scale")
-                    {
-                        check(set, tensor, &recorded, &format!("step{step}.{name}"), |_| atol);
+                if number != 2 {
+                    let atol = if number == 1 { 1e-6 } else { 1e-4 };
+                    for (name, tensor) in learner.tensors.iter().filter(|(name, _)| *name != "logit_scale") {
+                        check(set, tensor, &recorded, &format!("step{number}.{name}"), |_| atol);
                     }
                 }
             }
@@ -304,7 +349,7 @@ mod tests {
     }
 
     fn check_gradients(set: &str, learner: &TorchLearner, recorded: &NamedTensors) {
-        for (name, tensor) in learner.tensors() {
+        for (name, tensor) in &learner.tensors {
             let (gradient, key) = (tensor.grad(), format!("grad.{name}"));
             assert_eq!(gradient.defined(), is_recorded(recorded, &key), "{set} {name}");
             if gradient.defined() {
@@ -326,11 +371,11 @@ mod tests {
                 golden::tensors("pretrain_step")["index"].values.iter().map(|row| *row as usize).collect();
             let batch = batch(&index, &[0.0; 12]);
             let mut learner = learner(&architecture, weights, Objective::Contrastive);
-            let before = learner.tensors().iter().map(|(name, t)| (name.clone(), t.copy()));
+            let before = learner.tensors.iter().map(|(name, t)| (name.clone(), t.copy()));
             let before: Tensors = before.collect();
-            let first = learner.step(&batch, RATES, &mut no_numbers);
+            let first = step(&mut learner, &batch);
             check_gradients(set, &learner, &recorded);
-            for (name, tensor) in learner.tensors() {
+            for (name, tensor) in &learner.tensors {
                 let key = format!("step1.{name}");
                 if is_recorded(&recorded, &key) {
                     check(set, tensor, &recorded, &key, |_| 1e-6);
@@ -338,7 +383,7 @@ mod tests {
                     assert!(tensor.equal(&before[name]), "{set} {name} must stay as it was");
                 }
             }
-            let second = learner.step(&batch, RATES, &mut no_numbers);
+            let second = step(&mut learner, &batch);
             for (terms, name, allowed) in [(first, "step1.loss", 1e-5), (second, "step2.loss", 1e-4)] {
                 let expected = f64::from(recorded[name].values[0]);
                 assert!((terms.total - expected).abs() <= allowed, "{set} {name}: {}", terms.total);
@@ -353,9 +398,9 @@ mod tests {
         let labels: Vec<f32> = optical.iter().map(|row| (row % 2) as f32).collect();
         let mut learner = learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::default()));
         let name = "base.patch_embed_SAR.proj.weight";
-        let before = learner.tensors()[name].copy();
-        learner.step(&batch(&optical, &labels), RATES, &mut no_numbers);
-        let after = &learner.tensors()[name];
+        let before = learner.tensors[name].copy();
+        step(&mut learner, &batch(&optical, &labels));
+        let after = &learner.tensors[name];
         let expected = before * (1.0 - RATES.weights * 1e-4);
         assert!((after - expected).abs().max().double_value(&[]) < 1e-7);
     }
@@ -375,5 +420,33 @@ mod tests {
         for (found, expected) in Vec::<f32>::try_from(tensor).expect("two numbers").iter().zip(expected) {
             assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
         }
+    }
+
+    #[test]
+    fn a_restored_learner_takes_the_same_steps_bit_for_bit() {
+        let rows: Vec<usize> = (0..12).collect();
+        let batch = batch(&rows, &golden::tensors("train_step")["label"].values);
+        for settings in
+            [SGD, OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.05 }]
+        {
+            let new = || {
+                let mut learner = learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::default()));
+                learner.optimizer = Optimizer::new(settings);
+                learner.drop_path = 0.5;
+                learner
+            };
+            let mut whole = new();
+            step(&mut whole, &batch);
+            let mut resumed = new();
+            resumed.restore(whole.state()).expect("its own state");
+            for _ in 0..3 {
+                let (expected, found) = (step(&mut whole, &batch), step(&mut resumed, &batch));
+                assert_eq!(expected.total.to_bits(), found.total.to_bits());
+            }
+            assert_eq!(whole.state(), resumed.state());
+        }
+        let mut other = learner(&TINY, "tiny_weights", Objective::Contrastive);
+        let state = learner(&MICRO, "micro_weights", Objective::Contrastive).state();
+        assert!(matches!(other.restore(state), Err(LearnError::OtherModel(_))));
     }
 }

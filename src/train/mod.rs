@@ -1,11 +1,15 @@
 //! Learning: data sets, samplers, augmentation and schedules (pure); losses, optimizers and the learner (libtorch).
 
 mod augment;
+mod checkpoint;
 mod dataset;
+mod fit;
 #[cfg(feature = "torch")]
 mod heads;
+mod learn;
 #[cfg(feature = "torch")]
 mod learner;
+mod loader;
 #[cfg(feature = "torch")]
 mod losses;
 #[cfg(feature = "torch")]
@@ -15,7 +19,10 @@ mod sampler;
 mod schedule;
 
 pub use augment::{augment, plain};
+pub use checkpoint::{CheckpointError, Checkpoints, Progress};
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hoss, hoss_pairs, optisar_pairs};
+pub use fit::{Event, FitError, Plan, Source, fit};
+pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use random::{Purpose, stream};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches, uniform};
 pub use schedule::{Rates, Schedule};
@@ -23,7 +30,7 @@ pub use schedule::{Rates, Schedule};
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{Batch, FineTune, LossTerms, Objective, TorchLearner};
+pub use learner::{FineTune, Objective, TorchLearner};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]

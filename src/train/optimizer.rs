@@ -30,6 +30,21 @@ impl Optimizer {
         Self { settings, state: BTreeMap::new(), steps: 0 }
     }
 
+    /// What earlier steps left behind.
+    pub fn state(&self) -> &Tensors {
+        &self.state
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> u32 {
+        self.steps
+    }
+
+    /// Goes on from a state that [`Self::state`] and [`Self::steps`] gave.
+    pub fn restore(&mut self, state: Tensors, steps: u32) {
+        (self.state, self.steps) = (state, steps);
+    }
+
     /// Moves every tensor that has a gradient, and leaves the others alone, also by decay.
     pub fn step(&mut self, tensors: &Tensors, rates: Rates) {
         let _no_grad = tch::no_grad_guard();

@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use super::architecture::{Architecture, FeaturePoint};
+use super::durable::write_folder;
 use super::tensors::{HostTensor, NamedTensors};
 
 pub const DESCRIPTION: &str = "model.toml";
@@ -68,23 +69,15 @@ pub fn write(folder: &Path, description: &Description, tensors: &NamedTensors) -
     if folder.exists() {
         return Err(NativeError::Exists(folder.to_owned()));
     }
-    let parent = folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let partial = parent.join(format!(".{name}.partial-{}", std::process::id()));
     let text = toml::to_string(description).expect("a description is a table");
+    let files: [(&str, &[u8]); 2] = [(TENSORS, &tensor_bytes(tensors)), (DESCRIPTION, text.as_bytes())];
+    write_folder(folder, &files).map_err(|cause| NativeError::Io { path: folder.to_owned(), cause })
+}
+
+/// `tensors` as a safetensors file.
+pub fn tensor_bytes(tensors: &NamedTensors) -> Vec<u8> {
     let views = tensors.iter().map(|(name, tensor)| (name, Values(tensor)));
-    let bytes = safetensors::serialize(views, None).expect("every tensor holds as many values as its shape");
-    let written = fs::create_dir(&partial)
-        .and_then(|()| write_durably(&partial.join(TENSORS), &bytes))
-        .and_then(|()| write_durably(&partial.join(DESCRIPTION), text.as_bytes()))
-        .and_then(|()| File::open(&partial)?.sync_all())
-        .and_then(|()| fs::rename(&partial, folder))
-        .and_then(|()| File::open(parent)?.sync_all());
-    written.map_err(|cause| {
-        // What is left of a failed attempt is of no use; that it cannot be removed changes nothing.
-        let _ = fs::remove_dir_all(&partial);
-        NativeError::Io { path: folder.to_owned(), cause }
-    })
+    safetensors::serialize(views, None).expect("every tensor holds as many values as its shape")
 }
 
 /// Reads a model folder; the caller compares tensors with architecture and digest.
@@ -129,12 +122,6 @@ pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
         tensors.insert(name.to_owned(), HostTensor { shape: view.shape().to_vec(), values });
     }
     Ok(tensors)
-}
-
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create_new(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
 }
 
 fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {

@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("evaluate", &["chip", "embedding"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
-    ("train", &["chip", "embedding", "model", "weights"]),
+    ("train", &["chip", "embedding", "encoder", "model", "weights"]),
     ("rpc", &["chip", "config", "embedding", "encoder", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
     ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),

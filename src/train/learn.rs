@@ -1,0 +1,85 @@
+//! What training asks of whatever learns.
+
+use rand_chacha::ChaCha8Rng;
+
+use super::schedule::Rates;
+use crate::chip::{ChipSize, Modality};
+use crate::weights::tensors::NamedTensors;
+
+/// A batch on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Samples {
+    pub size: ChipSize,
+    /// `[B, 3, height, width]`, normalised.
+    pub pixels: Vec<f32>,
+    pub modalities: Vec<Modality>,
+    pub size_tokens: Vec<[f32; 3]>,
+    /// Classes from 0; pretraining does not read them.
+    pub labels: Vec<i64>,
+}
+
+impl Samples {
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+}
+
+/// What a step measured, before it changed anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LossTerms {
+    pub total: f64,
+    pub identity: f64,
+    pub triplet: f64,
+    pub alignment: f64,
+    pub contrastive: f64,
+    /// Share of images, or of SAR images, whose best score is the right one.
+    pub accuracy: f64,
+}
+
+/// Everything that a learner needs to go on as if it had never stopped.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LearnerState {
+    /// The state dict of the network.
+    pub weights: NamedTensors,
+    pub optimizer: NamedTensors,
+    /// Steps that the optimizer has taken.
+    pub steps: u32,
+}
+
+/// Why a step could not be taken, or a state not be restored.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LearnError {
+    #[error("the device has not enough memory for a batch")]
+    OutOfMemory,
+    #[error("the step failed: {0}")]
+    Failed(String),
+    #[error("the state is not of this model: {0}")]
+    OtherModel(String),
+}
+
+/// Learns from batches, one step each, on the thread that made it.
+pub trait Learner {
+    /// Loss and gradients of a batch, then one step. `random` is this step's own.
+    ///
+    /// # Errors
+    /// The learner is then of no further use.
+    fn step(
+        &mut self,
+        batch: &Samples,
+        rates: Rates,
+        random: &mut ChaCha8Rng,
+    ) -> Result<LossTerms, LearnError>;
+
+    /// A copy on the host.
+    fn state(&self) -> LearnerState;
+
+    /// Goes on from a state of the same model.
+    ///
+    /// # Errors
+    /// The state is of another model; the learner is then as it was.
+    fn restore(&mut self, state: LearnerState) -> Result<(), LearnError>;
+}
