@@ -12,7 +12,7 @@ mod size_token;
 
 pub use decode::{DecodeError, ImageLimits};
 pub use oriented_box::{BoxError, OrientedBox};
-pub use prepare::{ChipWarning, PrepareError, Prepared, View, prepare};
+pub use prepare::{ChipWarning, PrepareError, Prepared, View, prepare, prepare_resampled};
 pub use resize::{Resampling, resize};
 pub use size_token::{PixelSize, PixelSizeError, size_token};
 

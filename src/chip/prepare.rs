@@ -104,6 +104,20 @@ pub fn prepare(
     size: ChipSize,
     limits: &ImageLimits,
 ) -> Result<Prepared, PrepareError> {
+    prepare_resampled(image, view, size, limits, Resampling::Bilinear)
+}
+
+/// [`prepare`] with another way to resize: the reference trains on bicubic chips.
+///
+/// # Errors
+/// See [`prepare`].
+pub fn prepare_resampled(
+    image: &[u8],
+    view: &View,
+    size: ChipSize,
+    limits: &ImageLimits,
+    resampling: Resampling,
+) -> Result<Prepared, PrepareError> {
     let mut warnings = Vec::new();
     let mut raster = decode::decode(image, view.modality, limits)?;
     let mut pixel_size = view.pixel_size;
@@ -122,7 +136,7 @@ pub fn prepare(
     }
     let (width_m, height_m) = (width as f64 * pixel_size.x_m(), height as f64 * pixel_size.y_m());
     warnings.extend(doubtful_shape(width_m, height_m));
-    let pixels = resize(&rgb, ChipSize { height, width }, size, Resampling::Bilinear);
+    let pixels = resize(&rgb, ChipSize { height, width }, size, resampling);
     let size_token = size_token(width_m, height_m).map(|number| number as f32);
     Ok(Prepared { chip: Chip::new(pixels, size, view.modality, size_token), warnings })
 }

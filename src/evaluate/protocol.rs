@@ -3,7 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::distance::squared_distances;
+use super::rerank::{RerankSettings, rerank};
+use super::score::{Scores, score};
 use crate::chip::Modality;
+use crate::embedding::Embedding;
 
 /// Everything against everything, or across and within modalities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +61,32 @@ impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Scores of the images that take part; `None` where no query or no gallery image does.
+pub fn evaluate(
+    protocol: Protocol,
+    queries: &[(Seen, Embedding)],
+    gallery: &[(Seen, Embedding)],
+    reranking: Option<&RerankSettings>,
+) -> Option<Scores> {
+    let queries: Vec<_> = queries.iter().filter(|(seen, _)| protocol.asks(*seen)).collect();
+    let gallery: Vec<_> = gallery.iter().filter(|(seen, _)| protocol.searches(*seen)).collect();
+    if queries.is_empty() || gallery.is_empty() {
+        return None;
+    }
+    let vectors = |images: &[&(Seen, Embedding)]| -> Vec<Vec<f32>> {
+        images.iter().map(|(_, embedding)| embedding.as_slice().to_vec()).collect()
+    };
+    let (q, g) = (vectors(&queries), vectors(&gallery));
+    let distances = match reranking {
+        None => squared_distances(&q, &g),
+        Some(settings) => rerank(&q, &g, settings),
+    };
+    let identities = |images: &[&(Seen, Embedding)]| -> Vec<i64> {
+        images.iter().map(|(seen, _)| seen.identity).collect()
+    };
+    Some(score(&distances, &identities(&queries), &identities(&gallery)))
 }
 
 /// The text names no protocol.

@@ -2,6 +2,7 @@
 
 mod augment;
 mod checkpoint;
+mod config;
 mod dataset;
 mod fit;
 #[cfg(feature = "torch")]
@@ -17,15 +18,20 @@ mod optimizer;
 mod random;
 mod sampler;
 mod schedule;
+mod source;
 
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, Progress};
+pub use config::{
+    HeadName, Loss, ObjectiveName, OptimizerChoice, PresetName, StartKind, TrainConfig, TrainConfigError,
+};
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hoss, hoss_pairs, optisar_pairs};
 pub use fit::{Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use random::{Purpose, stream};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches, uniform};
 pub use schedule::{Rates, Schedule};
+pub use source::{IdentitySource, PairSource, read_chip};
 
 #[cfg(feature = "torch")]
 pub use heads::Head;
