@@ -17,8 +17,16 @@ use crate::weights::seed::seeded;
 /// # Errors
 /// No model is configured, it cannot be read or does not fit together, or its device is not there.
 pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
-    let device = Device::open(&config.encoder.device)?;
     let model = open_model(config)?;
+    put_on_device(config, model)
+}
+
+/// Puts a model on the configured device.
+///
+/// # Errors
+/// The device is not there, or cannot run what `[encoder]` asks for.
+pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
+    let device = Device::open(&config.encoder.device)?;
     let card = ModelCard {
         digest: model.digest,
         dimension: model.architecture.embed_dim,

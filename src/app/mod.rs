@@ -26,7 +26,7 @@ use crate::metrics;
 use crate::rpc::{self, ShipReIdService, listener, status_page};
 
 #[cfg(feature = "torch")]
-pub use load::load_model;
+pub use load::{load_model, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);

@@ -81,7 +81,7 @@ impl Embed {
 }
 
 /// A bar on a terminal, nothing elsewhere or for what is done at once.
-fn progress(chips: usize) -> ProgressBar {
+pub(super) fn progress(chips: usize) -> ProgressBar {
     if chips < 2 {
         return ProgressBar::hidden();
     }

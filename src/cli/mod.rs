@@ -4,10 +4,12 @@ mod bare;
 mod chips;
 mod demo;
 mod embed;
+mod eval;
 mod load;
 mod model;
 mod report;
 mod serve;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +41,10 @@ enum Command {
     /// Measures a running server, or the bare model without one.
     #[command(subcommand)]
     Bench(Bench),
+    /// Trains a model on this machine.
+    Train(train::Train),
+    /// Says how well a model ranks a HOSS test set.
+    Eval(eval::Eval),
     /// Starts a server with an untrained model, embeds chips through it and compares them.
     Demo(demo::Demo),
 }
@@ -94,6 +100,8 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Train(train) => train.run(),
+        Command::Eval(eval) => eval.run(),
         Command::Demo(demo) => demo.run(),
     };
     match done {

@@ -154,10 +154,102 @@ fn every_command_explains_itself() {
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
+        &["train"],
+        &["eval"],
         &["demo"],
     ] {
         let output = run(&[command, &["--help"]].concat());
         assert!(output.status.success(), "{command:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: shipreid"), "{command:?}");
     }
+}
+
+/// A HOSS folder of four ships, each with four of the recorded images.
+fn drawn_training_set(root: &Path) {
+    let images =
+        ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif", "0002_b_40x120_RGB.tif", "0009_i_32x64_RGB.tif"];
+    let folder = root.join("bounding_box_train");
+    std::fs::create_dir_all(&folder).unwrap();
+    let images: Vec<PathBuf> =
+        images.iter().map(|name| Path::new(GOLDEN).join("images").join(name)).collect();
+    for ship in 1..=4 {
+        for (view, image) in images.iter().enumerate() {
+            let modality = if image.ends_with("0003_c_25x110_SAR.tif") { "SAR" } else { "RGB" };
+            std::fs::copy(image, folder.join(format!("{ship:04}_{view}_{modality}.tif"))).unwrap();
+        }
+    }
+}
+
+fn training(root: &Path, out: &str) -> Command {
+    let config = format!(
+        r#"
+        seed = 5
+        objective = "fine_tune"
+        data = {{ root = "{root}", loader_threads = 2 }}
+        model = {{ preset = "small", size_token = true, drop_path = 0.1 }}
+        start = {{ from = "scratch" }}
+        batch = {{ images = 8, images_per_identity = 4 }}
+        optimizer = {{ kind = "sgd", momentum = 0.9, weight_decay = 1e-4 }}
+        schedule = {{ base_rate = 1e-3, warm_up_epochs = 1, epochs = 4 }}
+        checkpoint = {{ epochs = 1, keep = 2 }}
+        "#,
+        root = root.display()
+    );
+    let file = root.join("train.toml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = shipreid();
+    command.args(["train", "--local"]).arg(file).arg("--out").arg(root.join(out)).stdout(Stdio::piped());
+    command.stderr(Stdio::null());
+    command
+}
+
+/// What a finished run says of its model.
+fn model_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    let line = text.lines().find(|line| line.starts_with("model ")).expect("a finished run names its model");
+    line.split(' ').nth(1).unwrap().to_owned()
+}
+
+#[test]
+fn a_training_run_that_is_killed_goes_on_to_the_same_model() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let undisturbed = training(root.path(), "whole").output().unwrap();
+    assert!(undisturbed.status.success());
+
+    for epoch in ["epoch 1:", "epoch 3:"] {
+        let mut killed = training(root.path(), epoch).spawn().unwrap();
+        let lines = BufReader::new(killed.stdout.as_mut().unwrap()).lines();
+        assert!(lines.map(Result::unwrap).any(|line| line.starts_with(epoch)));
+        killed.kill().unwrap();
+        assert!(!killed.wait().unwrap().success());
+
+        let resumed = training(root.path(), epoch).output().unwrap();
+        assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout));
+    }
+}
+
+#[test]
+fn a_run_that_cannot_start_says_everything_at_once() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let mut run = training(root.path(), "out");
+    let file = root.path().join("train.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let starts = |text: String, command: &mut Command| {
+        std::fs::write(&file, text).unwrap();
+        let output = command.stderr(Stdio::piped()).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let wrong = text.replace("images = 8", "images = 9").replace("momentum = 0.9", "momentum = 2");
+    let error = starts(wrong, &mut run);
+    assert!(
+        error.contains("batch.images must be a multiple") && error.contains("optimizer.momentum"),
+        "{error}"
+    );
+    let error = starts(text.replace("images = 8", "images = 20"), &mut run);
+    assert!(error.contains("wants 5 identities, the data set has 4"), "{error}");
+    let error = starts(text.replace("root = \"", "root = \"/nowhere"), &mut run);
+    assert!(error.contains("bounding_box_train: No such file"), "{error}");
 }

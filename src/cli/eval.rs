@@ -1,0 +1,199 @@
+//! `shipreid eval`: how well a model ranks a HOSS test set.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use comfy_table::{Table, presets};
+use indicatif::ProgressBar;
+use serde_json::{Value, json};
+use shipreid::app::{self, LoadedModel};
+use shipreid::chip::Resampling;
+use shipreid::client::{self, Client};
+use shipreid::embedding::Embedding;
+use shipreid::encoder::Batch;
+use shipreid::evaluate::{Protocol, RerankSettings, Seen, evaluate};
+use shipreid::model;
+use shipreid::train::{HossPart, Image, hoss, read_chip};
+use shipreid::wire::embed_result::Outcome;
+use shipreid::wire::{EmbedRequest, Priority};
+use tokio::runtime::Runtime;
+
+use super::embed::progress;
+use super::{ConfigFlags, Failure};
+
+/// Chips in one pass or call.
+const BATCH: usize = 16;
+
+/// Examples:
+///   shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
+///   shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Eval {
+    /// The folder that holds query and bounding_box_test.
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// One of all, o2s, s2o, o2o; every one without it.
+    #[arg(long)]
+    protocol: Option<Protocol>,
+    /// Re-ranks with k-reciprocal encoding (k1 50, k2 15, lambda 0.3).
+    #[arg(long)]
+    rerank: bool,
+    /// A running server in the place of a model in this process.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
+    endpoint: Option<String>,
+    #[command(flatten)]
+    config: ConfigFlags,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Eval {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
+        let set = TestSet::read(&self.data)?;
+        let embedded = match &self.endpoint {
+            Some(endpoint) => Runtime::new()?.block_on(set.embed_remotely(endpoint))?,
+            None => {
+                let config = self.config.load().map_err(|cause| Failure::Unusable(cause.into()))?;
+                model::wait_passively(app::threads_per_worker(&config));
+                let model = app::load_model(&config).map_err(Failure::Unusable)?;
+                set.embed_locally(&model)?
+            }
+        };
+        let report = embedded.report(&protocols, self.rerank);
+        if self.json {
+            println!("{report}")
+        } else {
+            println!("{}", table(&report))
+        }
+        Ok(())
+    }
+}
+
+/// Query and gallery of a HOSS folder.
+pub struct TestSet {
+    queries: Vec<Image>,
+    gallery: Vec<Image>,
+}
+
+/// A test set as a model sees it.
+pub struct Embedded {
+    model: String,
+    queries: Vec<(Seen, Embedding)>,
+    gallery: Vec<(Seen, Embedding)>,
+}
+
+impl TestSet {
+    pub fn read(root: &Path) -> anyhow::Result<Self> {
+        Ok(Self { queries: hoss(root, HossPart::Query)?, gallery: hoss(root, HossPart::Gallery)? })
+    }
+
+    /// Through a model in this process, with the encoder that a server runs.
+    pub fn embed_locally(&self, model: &LoadedModel) -> anyhow::Result<Embedded> {
+        let mut encoder = (model.factory)(0).map_err(|cause| anyhow!(cause))?;
+        let bar = progress(self.queries.len() + self.gallery.len());
+        let mut embed = |images: &[Image]| -> anyhow::Result<Vec<(Seen, Embedding)>> {
+            let mut embedded = Vec::new();
+            for images in images.chunks(BATCH) {
+                let chip = |image: &Image| {
+                    read_chip(&image.path, image.modality, model.card.chip_size, Resampling::Bilinear)
+                };
+                let chips =
+                    images.iter().map(chip).collect::<Result<Vec<_>, _>>().map_err(|cause| anyhow!(cause))?;
+                let embeddings = encoder.forward(&Batch { model: model.card.digest, chips })?;
+                embedded.extend(images.iter().map(seen).zip(embeddings));
+                bar.inc(images.len() as u64);
+            }
+            Ok(embedded)
+        };
+        let (queries, gallery) = (embed(&self.queries)?, embed(&self.gallery)?);
+        bar.finish_and_clear();
+        Ok(Embedded { model: model.card.digest.to_string(), queries, gallery })
+    }
+
+    async fn embed_remotely(&self, endpoint: &str) -> anyhow::Result<Embedded> {
+        let client = Client::connect(endpoint).await?;
+        let bar = progress(self.queries.len() + self.gallery.len());
+        let (model, queries) = embed_images(&client, &self.queries, &bar).await?;
+        let (other, gallery) = embed_images(&client, &self.gallery, &bar).await?;
+        bar.finish_and_clear();
+        if model != other {
+            bail!("the server changed its model while it was measured");
+        }
+        Ok(Embedded { model, queries, gallery })
+    }
+}
+
+fn seen(image: &Image) -> Seen {
+    Seen { identity: image.identity, modality: image.modality }
+}
+
+/// The model's digest, and every image's embedding.
+async fn embed_images(
+    client: &Client,
+    images: &[Image],
+    bar: &ProgressBar,
+) -> anyhow::Result<(String, Vec<(Seen, Embedding)>)> {
+    let (mut model, mut embedded) = (String::new(), Vec::new());
+    for images in images.chunks(BATCH) {
+        let chip = |image: &Image| {
+            let bytes = std::fs::read(&image.path).with_context(|| image.path.display().to_string())?;
+            anyhow::Ok(client::chip(bytes, image.modality))
+        };
+        let request = EmbedRequest {
+            chips: images.iter().map(chip).collect::<Result<_, _>>()?,
+            model: model.clone(),
+            priority: Priority::Bulk.into(),
+        };
+        let answer = client.embed(request, None).await?;
+        for (image, result) in images.iter().zip(answer.results) {
+            match result.outcome {
+                Some(Outcome::Embedding(embedding)) => {
+                    embedded.push((seen(image), Embedding::from_feature(embedding.values)?));
+                }
+                other => bail!("{} has no embedding: {other:?}", image.path.display()),
+            }
+        }
+        model = answer.model;
+        bar.inc(images.len() as u64);
+    }
+    Ok((model, embedded))
+}
+
+impl Embedded {
+    /// mAP and CMC for each protocol in which somebody takes part.
+    pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
+        let settings = RerankSettings::default();
+        let reranking = reranked.then_some(&settings);
+        let rows = protocols.iter().filter_map(|protocol| {
+            let scores = evaluate(*protocol, &self.queries, &self.gallery, reranking)?;
+            Some(json!({
+                "protocol": protocol.name(),
+                "queries": scores.average_precisions.len(),
+                "queries_with_a_match": scores.counted(),
+                "mAP": scores.mean_average_precision,
+                "R1": scores.hit_within(1),
+                "R5": scores.hit_within(5),
+                "R10": scores.hit_within(10),
+            }))
+        });
+        json!({ "model": self.model, "reranked": reranked, "protocols": rows.collect::<Value>() })
+    }
+}
+
+/// A report for people.
+pub fn table(report: &Value) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["protocol", "queries", "mAP", "R1", "R5", "R10"]);
+    for row in report["protocols"].as_array().into_iter().flatten() {
+        let percent = |what: &str| format!("{:.1}", row[what].as_f64().unwrap_or(f64::NAN) * 100.0);
+        let queries = format!("{} of {}", row["queries_with_a_match"], row["queries"]);
+        let name = row["protocol"].as_str().unwrap_or_default().to_owned();
+        table.add_row([name, queries, percent("mAP"), percent("R1"), percent("R5"), percent("R10")]);
+    }
+    table
+}

@@ -1,0 +1,308 @@
+//! `shipreid train`: pretraining and fine-tuning in this process.
+
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use shipreid::app;
+use shipreid::config::{Config, Sources};
+use shipreid::evaluate::Protocol;
+use shipreid::model::{self, Device};
+use shipreid::telemetry;
+use shipreid::train::{
+    Checkpoints, Event, FineTune, FitError, Head, HeadName, HossPart, IdentitySource, LearnerState, Loss,
+    Objective, ObjectiveName, OptimizerChoice, OptimizerSettings, PairSource, Plan, PresetName, Source,
+    StartKind, TorchLearner, TrainConfig, Triplet, fit, hoss, optisar_pairs,
+};
+use shipreid::weights::architecture::{Architecture, FeaturePoint};
+use shipreid::weights::open::OpenModel;
+use shipreid::weights::rules::{self, for_serving, start_from};
+use shipreid::weights::seed::seeded;
+use shipreid::weights::tensors::NamedTensors;
+use shipreid::weights::{imagenet, native, pth};
+
+use super::Failure;
+use super::eval::{TestSet, table};
+
+const CHECKPOINTS: &str = "checkpoints";
+const MODEL: &str = "model";
+const REPORT: &str = "report.json";
+/// AdamW's usual constants.
+const ADAMW: (f64, f64, f64) = (0.9, 0.999, 1e-8);
+
+/// Examples:
+///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
+///
+/// An interrupted run goes on from its newest checkpoint when the same command is given again.
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Train {
+    /// What to train, as TOML.
+    #[arg(long, value_name = "FILE")]
+    local: PathBuf,
+    /// Folder for checkpoints, the trained model and its report.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// "cpu" or "cuda:N".
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+impl Train {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let server = Config::load(&Sources::default())?;
+        model::wait_passively(cores());
+        telemetry::install(&server.telemetry)?;
+        let config = self.read_config().map_err(Failure::Unusable)?;
+        let run = Run::prepare(&config, &self.out, &self.device).map_err(Failure::Unusable)?;
+        let model = run.train()?;
+        let place = self.out.join(MODEL);
+        if !place.exists() {
+            model.save(&place, &self.local.to_string_lossy())?;
+        }
+        println!("model {} in {}", model.digest, place.display());
+        self.evaluate(&config, &server, model)
+    }
+
+    fn read_config(&self) -> anyhow::Result<TrainConfig> {
+        let name = || self.local.display().to_string();
+        let text = fs::read_to_string(&self.local).with_context(name)?;
+        TrainConfig::parse(&text).with_context(name)
+    }
+
+    /// Where the data set has a test set, what the model is worth on it.
+    fn evaluate(&self, config: &TrainConfig, server: &Config, model: OpenModel) -> Result<(), Failure> {
+        if config.objective == ObjectiveName::Contrastive {
+            return Ok(());
+        }
+        let Ok(set) = TestSet::read(&config.data.root) else {
+            println!("no test set in {}", config.data.root.display());
+            return Ok(());
+        };
+        let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
+        fs::write(self.out.join(REPORT), format!("{report:#}\n"))?;
+        println!("{}", table(&report));
+        Ok(())
+    }
+}
+
+/// Everything that was checked before the first step.
+struct Run {
+    architecture: Architecture,
+    plan: Plan,
+    data: DataSet,
+    learner: TorchLearner,
+    checkpoints: Checkpoints,
+}
+
+enum DataSet {
+    Identities(IdentitySource),
+    Pairs(PairSource),
+}
+
+impl Run {
+    fn prepare(config: &TrainConfig, out: &Path, device: &str) -> anyhow::Result<Self> {
+        let mut architecture = Architecture {
+            size_token: config.model.size_token,
+            ..match config.model.preset {
+                PresetName::Small => Architecture::small(),
+                PresetName::VitBase => Architecture::vit_base(),
+            }
+        };
+        let data = open_data(config, &architecture)?;
+        if let DataSet::Identities(source) = &data {
+            architecture.classes = source.class_count();
+        }
+        let tensors = starting_tensors(config, &architecture)?;
+        let learner = TorchLearner::new(
+            &architecture,
+            &tensors,
+            Device::open(device)?,
+            objective(config),
+            optimizer(config.optimizer),
+            config.model.drop_path,
+        );
+        let plan = Plan {
+            seed: config.seed,
+            schedule: config.schedule.schedule(),
+            checkpoint_epochs: config.checkpoint.epochs,
+            loaders: if config.data.loader_threads == 0 { cores() } else { config.data.loader_threads },
+        };
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), config.checkpoint.keep)?;
+        Ok(Self { architecture, plan, data, learner, checkpoints })
+    }
+
+    fn train(self) -> anyhow::Result<OpenModel> {
+        let Self { architecture, plan, data, mut learner, checkpoints } = self;
+        let stop = interrupted()?;
+        let mut terminal = Terminal::new(stop);
+        let state = match &data {
+            DataSet::Identities(source) => finish(&plan, source, &mut learner, &checkpoints, &mut terminal),
+            DataSet::Pairs(source) => finish(&plan, source, &mut learner, &checkpoints, &mut terminal),
+        };
+        let state = state.map_err(|cause| match cause {
+            FitError::Stopped => anyhow!("stopped; give the same command again to go on"),
+            other => other.into(),
+        })?;
+        let tensors = for_serving(&architecture, state.weights)?;
+        Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
+    }
+}
+
+fn finish<S: Source>(
+    plan: &Plan,
+    source: &S,
+    learner: &mut TorchLearner,
+    checkpoints: &Checkpoints,
+    terminal: &mut Terminal,
+) -> Result<LearnerState, FitError> {
+    fit(plan, source, learner, checkpoints, &mut |event| terminal.show(event))
+}
+
+fn open_data(config: &TrainConfig, architecture: &Architecture) -> anyhow::Result<DataSet> {
+    let (root, batch) = (&config.data.root, &config.batch);
+    Ok(match config.objective {
+        ObjectiveName::FineTune => {
+            let images = hoss(root, HossPart::Train)?;
+            let source =
+                IdentitySource::new(images, batch.images, batch.images_per_identity, architecture.image)?;
+            DataSet::Identities(source)
+        }
+        ObjectiveName::Contrastive => {
+            DataSet::Pairs(PairSource::new(optisar_pairs(root)?, batch.images / 2, architecture.image))
+        }
+    })
+}
+
+/// Seeded weights, replaced by those of the starting point as far as it has them.
+fn starting_tensors(config: &TrainConfig, architecture: &Architecture) -> anyhow::Result<NamedTensors> {
+    let mut tensors = seeded(architecture, config.seed);
+    let path = &config.start.path;
+    let name = || path.display().to_string();
+    match config.start.from {
+        StartKind::Scratch => {}
+        StartKind::Imagenet => {
+            let checkpoint = pth::read(path, imagenet::WRAPPERS).with_context(name)?;
+            let taken = imagenet::initialise(&mut tensors, architecture, checkpoint).with_context(name)?;
+            println!(
+                "started from {}: {} tensors taken, {} kept",
+                name(),
+                taken.overlay.loaded.len(),
+                taken.overlay.kept.len()
+            );
+        }
+        StartKind::Model => {
+            let checkpoint = if path.is_dir() {
+                native::read(path)?.1
+            } else {
+                rules::without_module(pth::read(path, rules::WRAPPERS).with_context(name)?)?
+            };
+            let taken = start_from(&mut tensors, checkpoint).with_context(name)?;
+            println!(
+                "started from {}: {} tensors taken, {} kept",
+                name(),
+                taken.loaded.len(),
+                taken.kept.len()
+            );
+        }
+    }
+    Ok(tensors)
+}
+
+fn objective(config: &TrainConfig) -> Objective {
+    match config.objective {
+        ObjectiveName::Contrastive => Objective::Contrastive,
+        ObjectiveName::FineTune => Objective::FineTune(fine_tune(&config.loss)),
+    }
+}
+
+fn fine_tune(loss: &Loss) -> FineTune {
+    let (s, m) = (loss.head_scale, loss.head_margin);
+    FineTune {
+        identity_weight: loss.identity_weight,
+        label_smoothing: loss.label_smoothing,
+        head: match loss.head {
+            HeadName::Linear => Head::Linear,
+            HeadName::Arcface => Head::ArcFace { s, m, easy: false },
+            HeadName::Cosface => Head::CosFace { s, m },
+            HeadName::Circle => Head::Circle { s, m },
+        },
+        triplet_weight: loss.triplet_weight,
+        triplet: Triplet {
+            margin: Some(loss.triplet_margin).filter(|margin| *margin > 0.0),
+            ..Triplet::default()
+        },
+        alignment_weight: loss.alignment_weight,
+    }
+}
+
+fn optimizer(choice: OptimizerChoice) -> OptimizerSettings {
+    match choice {
+        OptimizerChoice::Sgd { momentum, weight_decay } => OptimizerSettings::Sgd { momentum, weight_decay },
+        OptimizerChoice::Adamw { weight_decay } => {
+            let (beta1, beta2, epsilon) = ADAMW;
+            OptimizerSettings::AdamW { beta1, beta2, epsilon, weight_decay }
+        }
+    }
+}
+
+/// Becomes true at Ctrl-C or SIGTERM.
+fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// One live bar, and a line an epoch.
+struct Terminal {
+    stop: Arc<AtomicBool>,
+    bar: ProgressBar,
+}
+
+impl Terminal {
+    fn new(stop: Arc<AtomicBool>) -> Self {
+        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {eta} left, {msg}")
+            .expect("a constant template");
+        Self { stop, bar: ProgressBar::new(0).with_style(style) }
+    }
+
+    fn show(&mut self, event: Event) -> ControlFlow<()> {
+        match event {
+            Event::Started { steps, epochs } if steps > 0 => {
+                self.line(format!("going on after {steps} steps, to epoch {epochs}"));
+            }
+            Event::Started { .. } => {}
+            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second } => {
+                self.bar.set_prefix(format!("epoch {}", progress.epoch));
+                self.bar.set_length(steps_in_epoch);
+                self.bar.set_position(progress.steps_of_epoch);
+                let (loss, rate) = (terms.total, rates.weights);
+                self.bar
+                    .set_message(format!("loss {loss:.3}, rate {rate:.1e}, {images_per_second:.0} images/s"));
+            }
+            Event::EpochDone { epoch, mean_loss, mean_accuracy } => {
+                self.line(format!(
+                    "epoch {epoch}: loss {mean_loss:.4}, accuracy {:.1} %",
+                    mean_accuracy * 100.0
+                ));
+            }
+            Event::CheckpointSaved { .. } => {}
+        }
+        if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn line(&self, text: String) {
+        self.bar.suspend(|| println!("{text}"));
+    }
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
