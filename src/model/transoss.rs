@@ -273,7 +273,7 @@ fn keep_some(branch: Tensor, mode: &mut Mode, place: f64) -> Tensor {
     }
 }
 
-/// Stochastic depth (Huang et al., 2016): a sample's branch is dropped where its number in `uniform` [B] is below
+/// Stochastic depth (Huang et al., 2016): a sample's branch is dropped where its number in `uniform` `[B]` is below
 /// `rate`, and scaled up by 1 / (1 - rate) where it is kept.
 pub fn drop_path(branch: &Tensor, rate: f64, uniform: &Tensor) -> Tensor {
     let mut shape = vec![1; branch.dim()];

@@ -134,23 +134,12 @@ fn run_epoch<S: Source>(
         plan.loaders,
         |item| source.batch(item, plan.seed, epoch),
         |batch| {
-            let terms = match batch.map_err(FitError::Data).and_then(|batch| {
-                let mut random = stream(plan.seed, epoch, progress.steps_of_epoch, Purpose::StochasticDepth);
-                let terms = learner.step(&batch, rates, &mut random)?;
-                Ok((terms, batch.len()))
-            }) {
-                Ok((terms, _)) if !terms.total.is_finite() => {
-                    let step = progress.steps_of_epoch + 1;
-                    return ControlFlow::Break(Err(FitError::Diverged { epoch, step, loss: terms.total }));
-                }
-                Ok((terms, images)) => {
-                    let images_per_second = images as f64 / last.elapsed().as_secs_f64();
-                    last = Instant::now();
-                    (terms, images_per_second)
-                }
+            let (terms, images) = match take_step(plan, learner, progress, rates, batch) {
+                Ok(done) => done,
                 Err(cause) => return ControlFlow::Break(Err(cause)),
             };
-            let (terms, images_per_second) = terms;
+            let images_per_second = images as f64 / last.elapsed().as_secs_f64();
+            last = Instant::now();
             progress.steps += 1;
             progress.steps_of_epoch += 1;
             sum.total += terms.total;
@@ -178,6 +167,25 @@ fn run_epoch<S: Source>(
                 mean_accuracy: sum.accuracy / count,
             }))
         }
+    }
+}
+
+/// One step on a batch that could be read, and the images in it.
+fn take_step(
+    plan: &Plan,
+    learner: &mut impl Learner,
+    progress: &Progress,
+    rates: Rates,
+    batch: Result<Samples, String>,
+) -> Result<(LossTerms, usize), FitError> {
+    let batch = batch.map_err(FitError::Data)?;
+    let Progress { epoch, steps_of_epoch, .. } = *progress;
+    let mut random = stream(plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
+    let terms = learner.step(&batch, rates, &mut random)?;
+    if terms.total.is_finite() {
+        Ok((terms, batch.len()))
+    } else {
+        Err(FitError::Diverged { epoch, step: steps_of_epoch + 1, loss: terms.total })
     }
 }
 

@@ -32,7 +32,7 @@ pub enum Head {
 }
 
 impl Head {
-    /// Logits for features whose true classes are `labels` [B].
+    /// Logits for features whose true classes are `labels` `[B]`.
     pub fn logits(&self, features: &Tensor, weight: &Tensor, labels: &Tensor) -> Tensor {
         let target = |cosine: &Tensor| labels.one_hot(cosine.size()[1]).to_kind(Kind::Bool);
         match *self {

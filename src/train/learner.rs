@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
@@ -9,7 +10,6 @@ use super::heads::Head;
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
 use super::optimizer::{Optimizer, OptimizerSettings};
-use super::sampler;
 use super::schedule::Rates;
 use crate::chip::Modality;
 use crate::encoder::ForwardError;
@@ -139,8 +139,10 @@ impl Learner for TorchLearner {
         // tch panics with libtorch's message.
         let step = AssertUnwindSafe(|| {
             let device = self.device.tch();
-            let mut uniform =
-                |count: i64| Tensor::from_slice(&sampler::uniform(random, count as usize)).to_device(device);
+            let mut uniform = |count: i64| {
+                let numbers: Vec<f32> = (0..count).map(|_| random.random()).collect();
+                Tensor::from_slice(&numbers).to_device(device)
+            };
             let terms = self.backward(&on_device(batch, device), &mut uniform);
             if terms.total.is_finite() {
                 self.optimizer.step(&self.tensors, rates);

@@ -34,7 +34,7 @@ impl Default for Triplet {
 }
 
 impl Triplet {
-    /// Of `features` [B, D] with `labels` [B].
+    /// Of `features` `[B, D]` with `labels` `[B]`.
     pub fn loss(&self, features: &Tensor, labels: &Tensor) -> Tensor {
         let features = if self.normalise { unit(features) } else { features.shallow_clone() };
         let hardest = Hardest::of(&pairwise_distances(&features), labels);

@@ -29,7 +29,7 @@ pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hoss, hoss_pairs
 pub use fit::{Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use random::{Purpose, stream};
-pub use sampler::{IdentitySampler, SamplerError, pair_batches, uniform};
+pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
 pub use source::{IdentitySource, PairSource, read_chip};
 

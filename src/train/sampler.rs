@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use rand::RngExt;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
@@ -95,11 +94,6 @@ pub fn pair_batches(pairs: usize, pairs_per_batch: usize, seed: u64, epoch: u32)
     let mut order: Vec<usize> = (0..pairs).collect();
     order.shuffle(random);
     order.chunks(pairs_per_batch.max(1)).map(<[usize]>::to_vec).collect()
-}
-
-/// `count` numbers in [0, 1) for stochastic depth in a step.
-pub fn uniform(random: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
-    (0..count).map(|_| random.random()).collect()
 }
 
 #[cfg(test)]
