@@ -6,6 +6,8 @@
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
+/// Enrolled ships and how they are searched.
+pub mod gallery;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
 /// Checkpoints as data.

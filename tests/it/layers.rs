@@ -13,6 +13,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("embedding", &[]),
     ("telemetry", &["config"]),
     ("weights", &["chip", "embedding"]),
+    ("gallery", &["chip", "embedding"]),
     ("evaluate", &["chip", "embedding"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
