@@ -51,7 +51,7 @@ pub struct Running {
     queue: EncodeQueue,
 }
 
-/// Warms the model, then opens both ports.
+/// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
 ///
 /// # Errors
 /// A model that cannot be put on its device, or a port that cannot be opened.
@@ -199,6 +199,7 @@ fn precision_name(precision: Precision) -> &'static str {
     }
 }
 
-fn cores() -> usize {
+/// Cores that this process may use.
+pub fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }

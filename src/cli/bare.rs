@@ -36,7 +36,7 @@ pub struct Bare {
 
 impl Bare {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = self.config.load().map_err(|cause| Failure::Unusable(cause.into()))?;
+        let config = self.config.load()?;
         model::wait_passively(app::threads_per_worker(&config));
         let files = self.chips.read()?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;

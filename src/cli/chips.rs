@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use clap::{Args, ValueEnum};
+use clap::Args;
 use shipreid::chip::Modality;
 use shipreid::client;
 use shipreid::wire;
@@ -17,17 +17,11 @@ pub struct ChipFlags {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Modality of all files; without it, HOSS names tell (..._RGB.tif, ..._SAR.tif).
-    #[arg(long)]
-    modality: Option<ModalityName>,
+    #[arg(long, value_parser = modality, value_name = "optical|sar")]
+    modality: Option<Modality>,
     /// Metres a pixel; 0.75 for optical and 1 for SAR images without it.
     #[arg(long, value_name = "METRES")]
     pixel_size: Option<f64>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-pub enum ModalityName {
-    Optical,
-    Sar,
 }
 
 /// A file that was read.
@@ -60,13 +54,9 @@ impl ChipFlags {
     }
 
     fn read_one(&self, path: PathBuf) -> anyhow::Result<ChipFile> {
-        let modality = match self.modality {
-            Some(ModalityName::Optical) => Modality::Optical,
-            Some(ModalityName::Sar) => Modality::Sar,
-            None => client::modality_of_name(&path).with_context(|| {
-                format!("the name of {} tells no modality: add --modality optical or sar", path.display())
-            })?,
-        };
+        let modality = self.modality.or_else(|| client::modality_of_name(&path)).with_context(|| {
+            format!("the name of {} tells no modality: add --modality optical or sar", path.display())
+        })?;
         let image = fs::read(&path).with_context(|| path.display().to_string())?;
         let mut chip = client::chip(Bytes::from(image), modality);
         chip.pixel_size_x_m = self.pixel_size;
@@ -94,4 +84,10 @@ pub fn images_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
 fn is_image(path: &Path) -> bool {
     let extension = path.extension().and_then(|extension| extension.to_str());
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
+}
+
+fn modality(text: &str) -> Result<Modality, String> {
+    let known = [Modality::Optical, Modality::Sar];
+    let named = known.into_iter().find(|modality| modality.name() == text);
+    named.ok_or_else(|| "write optical or sar".into())
 }

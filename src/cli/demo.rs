@@ -1,6 +1,5 @@
 //! `shipreid demo`: the whole way once, in one command.
 
-use std::f64::consts::TAU;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -162,7 +161,7 @@ fn draw(ship: u64, modality: Modality) -> RgbImage {
     let (width, height) = (random.random_range(28..40), random.random_range(130..200));
     let paint: [u8; 3] = [0; 3].map(|_| random.random_range(60..200));
     let bridge = random.random_range(0.7..0.9);
-    let mut noise = ChaCha8Rng::seed_from_u64(ship ^ TAU.to_bits());
+    let mut noise = random.clone();
     RgbImage::from_fn(width, height, |x, y| {
         let along = f64::from(y) / f64::from(height);
         let across = (f64::from(x) + 0.5 - f64::from(width) / 2.0).abs() / (f64::from(width) / 2.0);

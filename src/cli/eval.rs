@@ -57,7 +57,7 @@ impl Eval {
         let embedded = match &self.endpoint {
             Some(endpoint) => Runtime::new()?.block_on(set.embed_remotely(endpoint))?,
             None => {
-                let config = self.config.load().map_err(|cause| Failure::Unusable(cause.into()))?;
+                let config = self.config.load()?;
                 model::wait_passively(app::threads_per_worker(&config));
                 let model = app::load_model(&config).map_err(Failure::Unusable)?;
                 set.embed_locally(&model)?

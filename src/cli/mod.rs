@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use shipreid::config::{Config, ConfigError, Sources};
+use shipreid::config::{Config, Sources};
 use tokio::runtime::Runtime;
 
 /// Exit code of a configuration or model that cannot be used.
@@ -71,9 +71,10 @@ pub struct ConfigFlags {
 }
 
 impl ConfigFlags {
-    fn load(self) -> Result<Config, ConfigError> {
+    fn load(self) -> Result<Config, Failure> {
         let environment = std::env::vars().collect();
-        Config::load(&Sources { file: self.config, environment, flags: self.settings })
+        let sources = Sources { file: self.config, environment, flags: self.settings };
+        Config::load(&sources).map_err(|cause| Failure::Unusable(cause.into()))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{Args, Subcommand};
 use shipreid::chip::ChipSize;
 use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::open::{Hints, OpenModel};
@@ -37,8 +37,8 @@ pub enum Model {
 #[derive(Args)]
 pub struct HintFlags {
     /// Which feature becomes the embedding.
-    #[arg(long, default_value = "before-neck")]
-    feature: FeatureName,
+    #[arg(long, default_value = "before-neck", value_parser = feature_point, value_name = "before-neck|after-neck")]
+    feature: FeaturePoint,
     /// Attention heads; embedding width / 64 without it.
     #[arg(long)]
     heads: Option<usize>,
@@ -51,12 +51,6 @@ pub struct HintFlags {
     /// Factor of the modality embedding; 3 without it.
     #[arg(long)]
     mie_coefficient: Option<f32>,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum FeatureName {
-    BeforeNeck,
-    AfterNeck,
 }
 
 impl Model {
@@ -82,11 +76,7 @@ fn open(path: &std::path::Path, flags: &HintFlags) -> Result<OpenModel, Failure>
         heads: flags.heads,
         mie_coefficient: flags.mie_coefficient,
     };
-    let feature_point = match flags.feature {
-        FeatureName::BeforeNeck => FeaturePoint::BeforeNeck,
-        FeatureName::AfterNeck => FeaturePoint::AfterNeck,
-    };
-    OpenModel::open(path, &Hints { feature_point, architecture })
+    OpenModel::open(path, &Hints { feature_point: flags.feature, architecture })
         .map_err(|cause| Failure::Unusable(cause.into()))
 }
 
@@ -114,4 +104,12 @@ fn chip_size(text: &str) -> Result<ChipSize, String> {
     sides
         .map(|(height, width)| ChipSize { height, width })
         .ok_or_else(|| "write height x width, for example 256x128".into())
+}
+
+fn feature_point(text: &str) -> Result<FeaturePoint, String> {
+    match text {
+        "before-neck" => Ok(FeaturePoint::BeforeNeck),
+        "after-neck" => Ok(FeaturePoint::AfterNeck),
+        _ => Err("write before-neck or after-neck".into()),
+    }
 }

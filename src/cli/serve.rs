@@ -23,7 +23,7 @@ pub struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = self.config.load().map_err(|cause| Failure::Unusable(cause.into()))?;
+        let config = self.config.load()?;
         if self.check_config {
             println!("the configuration is valid");
             return Ok(());

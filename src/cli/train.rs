@@ -15,9 +15,9 @@ use shipreid::evaluate::Protocol;
 use shipreid::model::{self, Device};
 use shipreid::telemetry;
 use shipreid::train::{
-    Checkpoints, Event, FineTune, FitError, Head, HeadName, HossPart, IdentitySource, LearnerState, Loss,
-    Objective, ObjectiveName, OptimizerChoice, OptimizerSettings, PairSource, Plan, PresetName, Source,
-    StartKind, TorchLearner, TrainConfig, Triplet, fit, hoss, optisar_pairs,
+    Checkpoints, Event, FitError, HossPart, IdentitySource, LearnerState, Objective, ObjectiveName,
+    OptimizerSettings, PairSource, Plan, PresetName, Source, StartKind, TorchLearner, TrainConfig, fit, hoss,
+    optisar_pairs,
 };
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
@@ -32,8 +32,6 @@ use super::eval::{TestSet, table};
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
 const REPORT: &str = "report.json";
-/// AdamW's usual constants.
-const ADAMW: (f64, f64, f64) = (0.9, 0.999, 1e-8);
 
 /// Examples:
 ///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
@@ -55,16 +53,20 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let server = Config::load(&Sources::default())?;
-        model::wait_passively(cores());
+        let flags = vec![format!("encoder.device={}", self.device)];
+        let server = Config::load(&Sources { flags, ..Sources::default() })
+            .map_err(|cause| Failure::Unusable(cause.into()))?;
+        model::wait_passively(app::cores());
         telemetry::install(&server.telemetry)?;
         let config = self.read_config().map_err(Failure::Unusable)?;
         let run = Run::prepare(&config, &self.out, &self.device).map_err(Failure::Unusable)?;
         let model = run.train()?;
         let place = self.out.join(MODEL);
-        if !place.exists() {
-            model.save(&place, &self.local.to_string_lossy())?;
+        if place.exists() {
+            // Of an earlier run in this folder; the checkpoints could give it again.
+            fs::remove_dir_all(&place)?;
         }
+        model.save(&place, &self.local.to_string_lossy())?;
         println!("model {} in {}", model.digest, place.display());
         self.evaluate(&config, &server, model)
     }
@@ -123,15 +125,15 @@ impl Run {
             &architecture,
             &tensors,
             Device::open(device)?,
-            objective(config),
-            optimizer(config.optimizer),
+            Objective::from(config),
+            OptimizerSettings::from(config.optimizer),
             config.model.drop_path,
         );
         let plan = Plan {
             seed: config.seed,
             schedule: config.schedule.schedule(),
             checkpoint_epochs: config.checkpoint.epochs,
-            loaders: if config.data.loader_threads == 0 { cores() } else { config.data.loader_threads },
+            loaders: if config.data.loader_threads == 0 { app::cores() } else { config.data.loader_threads },
         };
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), config.checkpoint.keep)?;
         Ok(Self { architecture, plan, data, learner, checkpoints })
@@ -184,17 +186,11 @@ fn starting_tensors(config: &TrainConfig, architecture: &Architecture) -> anyhow
     let mut tensors = seeded(architecture, config.seed);
     let path = &config.start.path;
     let name = || path.display().to_string();
-    match config.start.from {
-        StartKind::Scratch => {}
+    let taken = match config.start.from {
+        StartKind::Scratch => return Ok(tensors),
         StartKind::Imagenet => {
             let checkpoint = pth::read(path, imagenet::WRAPPERS).with_context(name)?;
-            let taken = imagenet::initialise(&mut tensors, architecture, checkpoint).with_context(name)?;
-            println!(
-                "started from {}: {} tensors taken, {} kept",
-                name(),
-                taken.overlay.loaded.len(),
-                taken.overlay.kept.len()
-            );
+            imagenet::initialise(&mut tensors, architecture, checkpoint).with_context(name)?.overlay
         }
         StartKind::Model => {
             let checkpoint = if path.is_dir() {
@@ -202,53 +198,11 @@ fn starting_tensors(config: &TrainConfig, architecture: &Architecture) -> anyhow
             } else {
                 rules::without_module(pth::read(path, rules::WRAPPERS).with_context(name)?)?
             };
-            let taken = start_from(&mut tensors, checkpoint).with_context(name)?;
-            println!(
-                "started from {}: {} tensors taken, {} kept",
-                name(),
-                taken.loaded.len(),
-                taken.kept.len()
-            );
+            start_from(&mut tensors, checkpoint).with_context(name)?
         }
-    }
+    };
+    println!("started from {}: {} tensors taken, {} kept", name(), taken.loaded.len(), taken.kept.len());
     Ok(tensors)
-}
-
-fn objective(config: &TrainConfig) -> Objective {
-    match config.objective {
-        ObjectiveName::Contrastive => Objective::Contrastive,
-        ObjectiveName::FineTune => Objective::FineTune(fine_tune(&config.loss)),
-    }
-}
-
-fn fine_tune(loss: &Loss) -> FineTune {
-    let (s, m) = (loss.head_scale, loss.head_margin);
-    FineTune {
-        identity_weight: loss.identity_weight,
-        label_smoothing: loss.label_smoothing,
-        head: match loss.head {
-            HeadName::Linear => Head::Linear,
-            HeadName::Arcface => Head::ArcFace { s, m, easy: false },
-            HeadName::Cosface => Head::CosFace { s, m },
-            HeadName::Circle => Head::Circle { s, m },
-        },
-        triplet_weight: loss.triplet_weight,
-        triplet: Triplet {
-            margin: Some(loss.triplet_margin).filter(|margin| *margin > 0.0),
-            ..Triplet::default()
-        },
-        alignment_weight: loss.alignment_weight,
-    }
-}
-
-fn optimizer(choice: OptimizerChoice) -> OptimizerSettings {
-    match choice {
-        OptimizerChoice::Sgd { momentum, weight_decay } => OptimizerSettings::Sgd { momentum, weight_decay },
-        OptimizerChoice::Adamw { weight_decay } => {
-            let (beta1, beta2, epsilon) = ADAMW;
-            OptimizerSettings::AdamW { beta1, beta2, epsilon, weight_decay }
-        }
-    }
 }
 
 /// Becomes true at Ctrl-C or SIGTERM.
@@ -301,8 +255,4 @@ impl Terminal {
     fn line(&self, text: String) {
         self.bar.suspend(|| println!("{text}"));
     }
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }

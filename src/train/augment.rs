@@ -162,14 +162,52 @@ mod tests {
         assert!((0.14..0.18).contains(&mean), "{mean}");
     }
 
+    /// Whether the chip was flipped, and its offsets: every pixel tells its own column and row.
+    fn draws(number: u64) -> (bool, [usize; 2]) {
+        let marked = |flat: usize| [flat % SIZE.width + 1, flat / SIZE.width + 1, 255].map(|mark| mark as u8);
+        let pixels = (0..SIZE.height * SIZE.width).flat_map(marked).collect();
+        let input = augment(&Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3]), &mut random(number));
+        let level = |channel: usize, flat: usize| {
+            let value = input[channel * SIZE.height * SIZE.width + flat];
+            (value * DEVIATION[channel] + MEAN[channel]) * 255.0
+        };
+        let near = |value: f32, expected: f32| (value - expected).abs() < 1e-3;
+        // Padding and noise have no full third channel beside a neighbour whose column is one away.
+        let flat = (0..SIZE.height * SIZE.width - 1)
+            .filter(|flat| flat % SIZE.width < SIZE.width - 1)
+            .find(|flat| {
+                let step = level(0, flat + 1) - level(0, *flat);
+                near(level(2, *flat), 255.0) && near(level(2, flat + 1), 255.0) && near(step.abs(), 1.0)
+            })
+            .expect("a pixel that was neither erased nor moved out");
+        let (x, y) = (flat % SIZE.width, flat / SIZE.width);
+        let flipped = level(0, flat + 1) < level(0, flat);
+        let [column, row] = [0, 1].map(|channel| level(channel, flat).round() as usize - 1);
+        let column = if flipped { SIZE.width - 1 - column } else { column };
+        (flipped, [row + PADDING - y, column + PADDING - x])
+    }
+
     #[test]
-    fn half_of_the_chips_are_flipped_and_half_are_erased() {
+    fn half_of_the_chips_are_flipped_and_every_crop_is_as_likely() {
+        let (mut flips, mut offsets) = (0, [[0; 2 * PADDING + 1]; 2]);
+        for number in 0..4200 {
+            let (flipped, [down, right]) = draws(number);
+            flips += usize::from(flipped);
+            offsets[0][down] += 1;
+            offsets[1][right] += 1;
+        }
+        assert!((1950..2250).contains(&flips), "{flips}");
+        assert!(offsets.as_flattened().iter().all(|count| (130..270).contains(count)), "{offsets:?}");
+    }
+
+    #[test]
+    fn half_of_the_chips_are_erased_with_unit_noise() {
         let (mut erased, mut noise) = (0, Vec::new());
         for number in 0..2000 {
-            // One grey, so that neither flip nor crop leaves values of its own.
-            let grey = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
+            // Black like the padding, so that neither flip nor crop leaves values of its own.
+            let black_chip = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
             let black = -MEAN[0] / DEVIATION[0];
-            let plane = &augment(&grey, &mut random(number))[..64 * 32];
+            let plane = &augment(&black_chip, &mut random(number))[..64 * 32];
             let changed: Vec<f32> =
                 plane.iter().copied().filter(|value| (value - black).abs() > 1e-6).collect();
             erased += usize::from(!changed.is_empty());

@@ -6,6 +6,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
+use super::config::{HeadName, Loss, ObjectiveName, TrainConfig};
 use super::heads::Head;
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
@@ -38,16 +39,33 @@ pub struct FineTune {
     pub alignment_weight: f64,
 }
 
-impl Default for FineTune {
-    /// The authors' settings.
-    fn default() -> Self {
+impl From<&Loss> for FineTune {
+    fn from(loss: &Loss) -> Self {
+        let (s, m) = (loss.head_scale, loss.head_margin);
         Self {
-            identity_weight: 1.0,
-            label_smoothing: 0.0,
-            head: Head::Linear,
-            triplet_weight: 1.0,
-            triplet: Triplet::default(),
-            alignment_weight: 0.0,
+            identity_weight: loss.identity_weight,
+            label_smoothing: loss.label_smoothing,
+            head: match loss.head {
+                HeadName::Linear => Head::Linear,
+                HeadName::Arcface => Head::ArcFace { s, m, easy: false },
+                HeadName::Cosface => Head::CosFace { s, m },
+                HeadName::Circle => Head::Circle { s, m },
+            },
+            triplet_weight: loss.triplet_weight,
+            triplet: Triplet {
+                margin: Some(loss.triplet_margin).filter(|margin| *margin > 0.0),
+                ..Triplet::default()
+            },
+            alignment_weight: loss.alignment_weight,
+        }
+    }
+}
+
+impl From<&TrainConfig> for Objective {
+    fn from(config: &TrainConfig) -> Self {
+        match config.objective {
+            ObjectiveName::Contrastive => Self::Contrastive,
+            ObjectiveName::FineTune => Self::FineTune(FineTune::from(&config.loss)),
         }
     }
 }
@@ -325,7 +343,8 @@ mod tests {
             let recorded = golden::tensors(set);
             let labels = &golden::tensors("train_step")["label"].values;
             let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
-            let mut learner = learner(&architecture, weights, Objective::FineTune(FineTune::default()));
+            let mut learner =
+                learner(&architecture, weights, Objective::FineTune(FineTune::from(&Loss::default())));
             for number in 1..=3 {
                 let terms = step(&mut learner, &batch);
                 let expected = f64::from(recorded[&format!("step{number}.loss_total")].values[0]);
@@ -398,7 +417,8 @@ mod tests {
         let all = golden::inputs(&(0..12).collect::<Vec<_>>());
         let optical: Vec<usize> = (0..12).filter(|row| all.modalities[*row] == Modality::Optical).collect();
         let labels: Vec<f32> = optical.iter().map(|row| (row % 2) as f32).collect();
-        let mut learner = learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::default()));
+        let mut learner =
+            learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::from(&Loss::default())));
         let name = "base.patch_embed_SAR.proj.weight";
         let before = learner.tensors[name].copy();
         step(&mut learner, &batch(&optical, &labels));
@@ -432,7 +452,8 @@ mod tests {
             [SGD, OptimizerSettings::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.05 }]
         {
             let new = || {
-                let mut learner = learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::default()));
+                let mut learner =
+                    learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::from(&Loss::default())));
                 learner.optimizer = Optimizer::new(settings);
                 learner.drop_path = 0.5;
                 learner

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use tch::Tensor;
 
+use super::config::OptimizerChoice;
 use super::schedule::Rates;
 use crate::model::Tensors;
 
@@ -14,6 +15,17 @@ pub enum OptimizerSettings {
     Sgd { momentum: f64, weight_decay: f64 },
     /// Loshchilov and Hutter, 2019: the decay is apart from the moments.
     AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
+}
+
+impl From<OptimizerChoice> for OptimizerSettings {
+    fn from(choice: OptimizerChoice) -> Self {
+        match choice {
+            OptimizerChoice::Sgd { momentum, weight_decay } => Self::Sgd { momentum, weight_decay },
+            OptimizerChoice::Adamw { weight_decay } => {
+                Self::AdamW { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay }
+            }
+        }
+    }
 }
 
 /// Settings and, by tensor, what earlier steps left behind.

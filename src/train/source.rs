@@ -125,3 +125,71 @@ pub fn read_chip(
     let prepared = prepare_resampled(&bytes, &view, size, &LIMITS, resampling);
     Ok(prepared.map_err(|cause| named(&cause))?.chip)
 }
+
+#[cfg(test)]
+mod tests {
+    use safetensors::SafeTensors;
+
+    use super::*;
+    use crate::weights::golden;
+
+    const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+
+    fn image(name: &str, identity: i64) -> Image {
+        let modality = if name.ends_with("SAR.tif") { Modality::Sar } else { Modality::Optical };
+        Image { path: golden::path("images").join(name), identity, modality }
+    }
+
+    #[test]
+    fn files_become_the_recorded_training_pixels() {
+        let bytes = golden::bytes("preprocess.safetensors");
+        let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
+        for name in ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"] {
+            let Image { path, modality, .. } = image(name, 1);
+            let chip = read_chip(&path, modality, SIZE, Resampling::Bicubic).expect("a fixture");
+            let view = recorded.tensor(&format!("{name}.train_64x32")).expect("recorded");
+            let repeat = 3 / view.shape()[2];
+            let expected: Vec<u8> = view.data().iter().flat_map(|byte| vec![*byte; repeat]).collect();
+            assert_eq!(chip.pixels(), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_pair_batch_is_optical_first_and_each_image_is_changed_for_itself() {
+        let optical = image("0001_a_33x97_RGB.tif", 1);
+        let sar = image("0003_c_25x110_SAR.tif", 1);
+        // The same picture on both sides shows that they are not changed alike.
+        let twin =
+            Image { modality: Modality::Sar, path: golden::path("images/0005_e_64x20_RGB.png"), identity: 2 };
+        let pairs = vec![
+            Pair { optical, sar },
+            Pair { optical: Image { modality: Modality::Optical, ..twin.clone() }, sar: twin },
+        ];
+        let source = PairSource::new(pairs, 2, SIZE);
+        let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
+        use Modality::{Optical, Sar};
+        assert_eq!(batch.modalities, [Optical, Optical, Sar, Sar]);
+        let images: Vec<_> = batch.pixels.chunks(batch.pixels.len() / 4).collect();
+        assert_ne!(images[1], images[3]);
+        assert_eq!(batch, source.batch(&vec![0, 1], 3, 1).expect("fixtures"));
+        assert_ne!(batch, source.batch(&vec![0, 1], 3, 2).expect("fixtures"), "another epoch");
+    }
+
+    #[test]
+    fn an_image_that_fills_up_its_identity_looks_different_each_time() {
+        let images = vec![image("0001_a_33x97_RGB.tif", 7), image("0002_b_40x120_RGB.tif", 9)];
+        let source = IdentitySource::new(images, 4, 2, SIZE).expect("batches");
+        let epoch = source.epoch(1, 1);
+        let batch = source.batch(&epoch[0], 1, 1).expect("fixtures");
+        assert_eq!((source.class_count(), batch.labels.len()), (2, 4));
+        let images: Vec<_> = batch.pixels.chunks(batch.pixels.len() / 4).collect();
+        assert_eq!(batch.labels[0], batch.labels[1]);
+        assert_ne!(images[0], images[1]);
+    }
+
+    #[test]
+    fn a_file_that_is_no_image_is_named() {
+        let error = read_chip(&golden::path("README.md"), Modality::Sar, SIZE, Resampling::Bicubic);
+        assert!(error.expect_err("no image").contains("README.md: "));
+    }
+}
