@@ -14,6 +14,10 @@ pub mod encoder;
 pub mod weights;
 /// How good rankings are: CMC, mAP, protocols, re-ranking.
 pub mod evaluate;
+/// Synthetic ships as two sensors see them.
+pub mod synth;
+/// Pictures of pictures.
+pub mod sheet;
 /// TransOSS on libtorch.
 #[cfg(feature = "torch")]
 pub mod model;

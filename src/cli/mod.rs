@@ -9,6 +9,7 @@ mod load;
 mod model;
 mod report;
 mod serve;
+mod synth;
 mod train;
 
 use std::path::PathBuf;
@@ -45,6 +46,8 @@ enum Command {
     Train(train::Train),
     /// Says how well a model ranks a HOSS test set.
     Eval(eval::Eval),
+    /// Draws data sets of synthetic ships.
+    Synth(synth::Synth),
     /// Starts a server with an untrained model, embeds chips through it and compares them.
     Demo(demo::Demo),
 }
@@ -103,6 +106,7 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Bare(bench)) => bench.run(),
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
+        Command::Synth(synth) => synth.run(),
         Command::Demo(demo) => demo.run(),
     };
     match done {

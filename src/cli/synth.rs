@@ -1,0 +1,66 @@
+//! `shipreid synth`: data sets of synthetic ships.
+
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::Args;
+use shipreid::synth::{self, SynthPlan};
+
+use super::Failure;
+use super::embed::progress;
+
+/// Examples:
+///   shipreid synth --ids 200 --out target/synthetic
+///   shipreid eval --data target/synthetic/synthetic_hoss --by-size
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Synth {
+    /// Ships of the HOSS layout: half of them to train on, the other half to test with.
+    #[arg(long, value_name = "N")]
+    ids: u64,
+    /// Ships of the pair layout; twice as many as --ids without it.
+    #[arg(long, value_name = "N")]
+    pairs: Option<u64>,
+    /// Optical views of each ship in the HOSS layout, and as many SAR views.
+    #[arg(long, default_value_t = 4)]
+    views: u64,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written.
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+}
+
+impl Synth {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let plan = SynthPlan {
+            ships: self.ids,
+            pairs: self.pairs.unwrap_or(2 * self.ids),
+            views: self.views,
+            seed: self.seed,
+        };
+        if let Err(cause) = check(&plan) {
+            return Err(Failure::Unusable(cause));
+        }
+        let bar = progress((plan.ships + plan.pairs) as usize);
+        synth::write(&plan, &self.out, &mut || bar.inc(1))?;
+        bar.finish_and_clear();
+        println!(
+            "{} synthetic ships and {} synthetic pairs in {}",
+            plan.ships,
+            plan.pairs,
+            self.out.display()
+        );
+        Ok(())
+    }
+}
+
+fn check(plan: &SynthPlan) -> anyhow::Result<()> {
+    if !(2..=9999).contains(&plan.ships) || plan.pairs > 90_000 {
+        bail!("--ids must be 2 to 9999 and --pairs at most 90000");
+    }
+    if !(2..=99).contains(&plan.views) {
+        bail!("--views must be 2 to 99: one asks, the others are found");
+    }
+    Ok(())
+}

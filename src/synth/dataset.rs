@@ -1,0 +1,196 @@
+//! Synthetic data sets on disk: one in the layout of HOSS, one in that of OptiSar_Pair, and a contact sheet.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter};
+use std::path::{Path, PathBuf};
+
+use image::{Rgb, RgbImage};
+use tiff::encoder::{TiffEncoder, colortype};
+
+use super::optical::OpticalImage;
+use super::sar::SarImage;
+use super::ship::Ship;
+use crate::sheet::{Mark, contact_sheet};
+
+/// Ships and views of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynthPlan {
+    /// Ships of the HOSS layout: the first half is for training, the second half is the test set.
+    pub ships: u64,
+    /// Ships of the pair layout, one pair each; others than those of the HOSS layout.
+    pub pairs: u64,
+    /// Optical views of each ship, and as many SAR views.
+    pub views: u64,
+    pub seed: u64,
+}
+
+/// A data set cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum SynthError {
+    #[error("{path}: {cause}")]
+    Io { path: PathBuf, cause: io::Error },
+    #[error("{path}: {cause}")]
+    Image { path: PathBuf, cause: String },
+}
+
+const HOSS: &str = "synthetic_hoss";
+const PAIRS: &str = "synthetic_pairs/synthetic";
+const SHEET: &str = "synthetic_ships.png";
+/// On the contact sheet.
+const SHEET_SHIPS: u64 = 10;
+
+/// Views that ask; the others are the gallery.
+const QUERY_VIEWS: u64 = 1;
+
+/// Writes `synthetic_hoss`, `synthetic_pairs` and `synthetic_ships.png` into `out`, whose files of these names are
+/// replaced; `wrote` hears of each ship. The same plan gives the same bytes.
+///
+/// # Errors
+/// A file that cannot be written, by name.
+pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<(), SynthError> {
+    let folder = |name: &str| -> Result<PathBuf, SynthError> {
+        let path = out.join(name);
+        fs::create_dir_all(&path).map_err(|cause| SynthError::Io { path: path.clone(), cause })?;
+        Ok(path)
+    };
+    let train = folder(&format!("{HOSS}/bounding_box_train"))?;
+    let query = folder(&format!("{HOSS}/query"))?;
+    let gallery = folder(&format!("{HOSS}/bounding_box_test"))?;
+    let pairs = folder(PAIRS)?;
+    for number in 0..plan.ships {
+        let ship = Ship::draw(plan.seed, number);
+        for view in 0..plan.views {
+            let part = match (number < plan.ships / 2, view < QUERY_VIEWS) {
+                (true, _) => &train,
+                (false, true) => &query,
+                (false, false) => &gallery,
+            };
+            let name = |modality| part.join(format!("{number:04}_s{view:02}c1_{modality}.tif"));
+            write_optical(&OpticalImage::of(&ship, plan.seed, number, view), &name("RGB"))?;
+            write_sar(&SarImage::of(&ship, plan.seed, number, view), &name("SAR"))?;
+        }
+        wrote();
+    }
+    for number in plan.ships..plan.ships + plan.pairs {
+        let ship = Ship::draw(plan.seed, number);
+        let name = |modality| pairs.join(format!("synthetic_{number:05}_0_{modality}.tif"));
+        write_optical(&OpticalImage::of(&ship, plan.seed, number, 0), &name("RGB"))?;
+        write_sar(&SarImage::of(&ship, plan.seed, number, 0), &name("SAR"))?;
+        wrote();
+    }
+    let path = out.join(SHEET);
+    let saved = sheet(plan).save(&path);
+    saved.map_err(|cause| SynthError::Image { path, cause: cause.to_string() })
+}
+
+/// A ship a row: its optical views, then its SAR views.
+fn sheet(plan: &SynthPlan) -> RgbImage {
+    let views = 0..plan.views.min(5);
+    let row = |number: u64| {
+        let ship = Ship::draw(plan.seed, number);
+        let optical = views.clone().map(|view| picture(OpticalImage::of(&ship, plan.seed, number, view)));
+        let sar = views.clone().map(|view| grey(&SarImage::of(&ship, plan.seed, number, view)));
+        optical.chain(sar).map(|picture| (Mark::Plain, picture)).collect()
+    };
+    let rows: Vec<_> = (0..plan.ships.min(SHEET_SHIPS)).map(row).collect();
+    contact_sheet(&rows)
+}
+
+fn picture(image: OpticalImage) -> RgbImage {
+    RgbImage::from_raw(image.width as u32, image.height as u32, image.pixels).expect("whole pixels")
+}
+
+/// Stretched to the largest amplitude, as the decoder does.
+fn grey(image: &SarImage) -> RgbImage {
+    let largest = image.amplitudes.iter().copied().fold(f32::MIN_POSITIVE, f32::max);
+    RgbImage::from_fn(image.width as u32, image.height as u32, |x, y| {
+        let amplitude = image.amplitudes[y as usize * image.width + x as usize];
+        Rgb([(255.0 * amplitude / largest) as u8; 3])
+    })
+}
+
+fn write_optical(image: &OpticalImage, path: &Path) -> Result<(), SynthError> {
+    let size = (image.width as u32, image.height as u32);
+    encode(path, |mut encoder| encoder.write_image::<colortype::RGB8>(size.0, size.1, &image.pixels))
+}
+
+fn write_sar(image: &SarImage, path: &Path) -> Result<(), SynthError> {
+    let size = (image.width as u32, image.height as u32);
+    encode(path, |mut encoder| {
+        encoder.write_image::<colortype::Gray32Float>(size.0, size.1, &image.amplitudes)
+    })
+}
+
+fn encode(
+    path: &Path,
+    image: impl FnOnce(TiffEncoder<BufWriter<File>>) -> tiff::TiffResult<()>,
+) -> Result<(), SynthError> {
+    let file = File::create(path).map_err(|cause| SynthError::Io { path: path.to_owned(), cause })?;
+    let written = TiffEncoder::new(BufWriter::new(file)).and_then(image);
+    written.map_err(|cause| SynthError::Image { path: path.to_owned(), cause: cause.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::synth::ship::SHIPS_PER_CLASS;
+
+    const PLAN: SynthPlan = SynthPlan { ships: 4, pairs: 2, views: 2, seed: 5 };
+
+    fn written(plan: &SynthPlan) -> BTreeMap<String, Vec<u8>> {
+        let out = tempfile::tempdir().expect("a temporary folder");
+        let mut ships = 0;
+        write(plan, out.path(), &mut || ships += 1).expect("writable");
+        assert_eq!(ships, plan.ships + plan.pairs);
+        let mut files = BTreeMap::new();
+        let mut folders = vec![out.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).expect("readable") {
+                let path = entry.expect("readable").path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else {
+                    let name = path.strip_prefix(out.path()).expect("inside").display().to_string();
+                    files.insert(name, fs::read(path).expect("readable"));
+                }
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_bytes_and_another_one_other_ships() {
+        let first = written(&PLAN);
+        assert_eq!(first.len(), 4 * 2 * 2 + 2 * 2 + 1);
+        assert!(first == written(&PLAN));
+        let other = written(&SynthPlan { seed: 6, ..PLAN });
+        assert!(first.keys().eq(other.keys()) && first.iter().all(|(name, bytes)| other[name] != *bytes));
+    }
+
+    #[test]
+    fn sister_ships_share_their_size_and_nothing_else() {
+        let ships: Vec<_> = (0..SHIPS_PER_CLASS).map(|number| Ship::draw(1, number)).collect();
+        let size = |ship: &Ship| (ship.length_m, ship.beam_m);
+        assert!(ships.iter().all(|ship| size(ship) == size(&ships[0])));
+        for (number, ship) in ships.iter().enumerate() {
+            assert!(ships[..number].iter().all(|other| other.blocks != ship.blocks));
+        }
+        assert_ne!(size(&ships[0]), size(&Ship::draw(1, SHIPS_PER_CLASS)));
+    }
+
+    #[test]
+    fn views_differ_and_chips_are_tight_and_upright() {
+        let ship = Ship::draw(1, 0);
+        let views = [0, 1].map(|view| (OpticalImage::of(&ship, 1, 0, view), SarImage::of(&ship, 1, 0, view)));
+        assert!(views[0].0 != views[1].0 && views[0].1 != views[1].1);
+        for (optical, sar) in views {
+            for (length, pixel) in [(optical.height, 0.75), (sar.height, 1.0)] {
+                let share = length as f32 * pixel / ship.length_m;
+                assert!((1.0..1.16).contains(&share), "{share}");
+            }
+            assert!(sar.amplitudes.iter().all(|amplitude| amplitude.is_finite() && *amplitude >= 0.0));
+        }
+    }
+}
