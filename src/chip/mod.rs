@@ -89,4 +89,9 @@ impl Chip {
     pub fn size_token(&self) -> [f32; 3] {
         self.size_token
     }
+
+    /// Width and height in metres, as far as the size token tells.
+    pub fn extent_m(&self) -> [f64; 2] {
+        size_token::extent_m(self.size_token)
+    }
 }

@@ -1,20 +1,16 @@
 //! `shipreid demo`: the whole way once, in one command.
 
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use bytes::Bytes;
 use clap::Args;
 use comfy_table::{Table, presets};
-use image::{ImageFormat, Rgb, RgbImage};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use shipreid::chip::Modality;
 use shipreid::client::{self, Client};
 use shipreid::config::{Config, Sources};
 use shipreid::embedding::Embedding;
+use shipreid::synth::{OpticalImage, SarImage, Ship};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{Chip, EmbedRequest};
 use shipreid::{app, metrics, model, telemetry};
@@ -25,10 +21,11 @@ use super::chips::images_in;
 
 /// Ships that the table compares, each seen by either sensor.
 const SHIPS: usize = 4;
+const SEED: u64 = 1;
 
 #[derive(Args)]
 pub struct Demo {
-    /// Folder with real chips in the HOSS layout; without it, simple ships are drawn.
+    /// Folder with real chips in the HOSS layout; without it, synthetic ships.
     #[arg(long, value_name = "FOLDER")]
     chips: Option<PathBuf>,
 }
@@ -47,7 +44,7 @@ impl Demo {
         telemetry::install(&config.telemetry)?;
         let chips = match &self.chips {
             Some(folder) => real_chips(folder)?,
-            None => drawn_chips()?,
+            None => synthetic_chips(),
         };
         Runtime::new()?.block_on(async {
             let started = Instant::now();
@@ -139,52 +136,18 @@ fn real_chips(folder: &Path) -> anyhow::Result<Vec<Named>> {
     Ok(chips)
 }
 
-/// Simple ships, each once in colour and once as bright points in speckle.
-fn drawn_chips() -> anyhow::Result<Vec<Named>> {
-    let mut chips = Vec::new();
-    for ship in 0..SHIPS {
-        for modality in [Modality::Optical, Modality::Sar] {
-            let mut png = Vec::new();
-            draw(ship as u64, modality).write_to(&mut Cursor::new(&mut png), ImageFormat::Png)?;
-            chips.push(Named {
-                name: format!("ship {} {modality}", ship + 1),
-                chip: client::chip(Bytes::from(png), modality),
-            });
-        }
-    }
-    Ok(chips)
-}
-
-/// A pointed hull with a bridge, bow up.
-fn draw(ship: u64, modality: Modality) -> RgbImage {
-    let mut random = ChaCha8Rng::seed_from_u64(ship);
-    let (width, height) = (random.random_range(28..40), random.random_range(130..200));
-    let paint: [u8; 3] = [0; 3].map(|_| random.random_range(60..200));
-    let bridge = random.random_range(0.7..0.9);
-    let mut noise = random.clone();
-    RgbImage::from_fn(width, height, |x, y| {
-        let along = f64::from(y) / f64::from(height);
-        let across = (f64::from(x) + 0.5 - f64::from(width) / 2.0).abs() / (f64::from(width) / 2.0);
-        let on_hull = across < (along * 4.0).min(1.0).sqrt() * 0.8;
-        let on_bridge = on_hull && (along - bridge).abs() < 0.05;
-        match modality {
-            Modality::Optical => match (on_hull, on_bridge) {
-                (_, true) => Rgb([235; 3]),
-                (true, _) => Rgb(paint),
-                _ => Rgb([20, 45, 70]),
-            },
-            Modality::Sar => {
-                let edge = on_hull && across > 0.6;
-                let power = if on_bridge || edge {
-                    200.0
-                } else if on_hull {
-                    90.0
-                } else {
-                    15.0
-                };
-                let speckle: f64 = -(1.0 - noise.random::<f64>()).ln();
-                Rgb([(power * speckle.sqrt()).min(255.0) as u8; 3])
-            }
-        }
-    })
+/// Synthetic ships, each seen once by either sensor.
+fn synthetic_chips() -> Vec<Named> {
+    let views = |number: u64| {
+        let ship = Ship::draw(SEED, number);
+        [
+            (Modality::Optical, OpticalImage::of(&ship, SEED, number, 0).to_tiff()),
+            (Modality::Sar, SarImage::of(&ship, SEED, number, 0).to_tiff()),
+        ]
+        .map(|(modality, image)| Named {
+            name: format!("synthetic {} {modality}", number + 1),
+            chip: client::chip(image, modality),
+        })
+    };
+    (0..SHIPS as u64).flat_map(views).collect()
 }

@@ -8,11 +8,11 @@ use comfy_table::{Table, presets};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use shipreid::app::{self, LoadedModel};
-use shipreid::chip::Resampling;
+use shipreid::chip::{ChipSize, Resampling};
 use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::Batch;
-use shipreid::evaluate::{Protocol, RerankSettings, Seen, evaluate};
+use shipreid::evaluate::{Protocol, RerankSettings, Scores, Seen, evaluate, evaluate_by_size};
 use shipreid::model;
 use shipreid::train::{HossPart, Image, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
@@ -24,10 +24,13 @@ use super::{ConfigFlags, Failure};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
+/// What a chip is resized to where only its extent is read.
+const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
 /// Examples:
 ///   shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
 ///   shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
+///   shipreid eval --data HOSS --by-size
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Eval {
@@ -43,6 +46,9 @@ pub struct Eval {
     /// A running server in the place of a model in this process.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
+    /// Ranks by the size of the chips alone: what a model has to beat.
+    #[arg(long, conflicts_with_all = ["config", "settings", "endpoint", "rerank"])]
+    by_size: bool,
     #[command(flatten)]
     config: ConfigFlags,
     /// Prints one JSON object.
@@ -54,16 +60,18 @@ impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
         let set = TestSet::read(&self.data)?;
-        let embedded = match &self.endpoint {
-            Some(endpoint) => Runtime::new()?.block_on(set.embed_remotely(endpoint))?,
+        let report = match &self.endpoint {
+            _ if self.by_size => set.report_by_size(&protocols)?,
+            Some(endpoint) => {
+                Runtime::new()?.block_on(set.embed_remotely(endpoint))?.report(&protocols, self.rerank)
+            }
             None => {
                 let config = self.config.load()?;
                 model::wait_passively(app::threads_per_worker(&config));
                 let model = app::load_model(&config).map_err(Failure::Unusable)?;
-                set.embed_locally(&model)?
+                set.embed_locally(&model)?.report(&protocols, self.rerank)
             }
         };
-        let report = embedded.report(&protocols, self.rerank);
         if self.json {
             println!("{report}")
         } else {
@@ -125,6 +133,36 @@ impl TestSet {
         }
         Ok(Embedded { model, queries, gallery })
     }
+
+    fn report_by_size(&self, protocols: &[Protocol]) -> anyhow::Result<Value> {
+        let sizes = |images: &[Image]| -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
+            let size = |image: &Image| {
+                let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
+                Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
+            };
+            images.iter().map(size).collect()
+        };
+        let (queries, gallery) = (sizes(&self.queries)?, sizes(&self.gallery)?);
+        let rows = rows(protocols, |protocol| evaluate_by_size(protocol, &queries, &gallery));
+        Ok(json!({ "model": "size alone", "reranked": false, "protocols": rows }))
+    }
+}
+
+/// The mAP and CMC of each protocol in which somebody takes part.
+fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> Value {
+    let row = |protocol: &Protocol| {
+        let scores = scores(*protocol)?;
+        Some(json!({
+            "protocol": protocol.name(),
+            "queries": scores.average_precisions.len(),
+            "queries_with_a_match": scores.counted(),
+            "mAP": scores.mean_average_precision,
+            "R1": scores.hit_within(1),
+            "R5": scores.hit_within(5),
+            "R10": scores.hit_within(10),
+        }))
+    };
+    protocols.iter().filter_map(row).collect()
 }
 
 fn seen(image: &Image) -> Seen {
@@ -168,19 +206,8 @@ impl Embedded {
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
         let settings = RerankSettings::default();
         let reranking = reranked.then_some(&settings);
-        let rows = protocols.iter().filter_map(|protocol| {
-            let scores = evaluate(*protocol, &self.queries, &self.gallery, reranking)?;
-            Some(json!({
-                "protocol": protocol.name(),
-                "queries": scores.average_precisions.len(),
-                "queries_with_a_match": scores.counted(),
-                "mAP": scores.mean_average_precision,
-                "R1": scores.hit_within(1),
-                "R5": scores.hit_within(5),
-                "R10": scores.hit_within(10),
-            }))
-        });
-        json!({ "model": self.model, "reranked": reranked, "protocols": rows.collect::<Value>() })
+        let rows = rows(protocols, |protocol| evaluate(protocol, &self.queries, &self.gallery, reranking));
+        json!({ "model": self.model, "reranked": reranked, "protocols": rows })
     }
 }
 

@@ -1,11 +1,10 @@
 //! Synthetic data sets on disk: one in the layout of HOSS, one in that of OptiSar_Pair, and a contact sheet.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use image::{Rgb, RgbImage};
-use tiff::encoder::{TiffEncoder, colortype};
 
 use super::optical::OpticalImage;
 use super::sar::SarImage;
@@ -66,16 +65,16 @@ pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<()
                 (false, false) => &gallery,
             };
             let name = |modality| part.join(format!("{number:04}_s{view:02}c1_{modality}.tif"));
-            write_optical(&OpticalImage::of(&ship, plan.seed, number, view), &name("RGB"))?;
-            write_sar(&SarImage::of(&ship, plan.seed, number, view), &name("SAR"))?;
+            write_file(&name("RGB"), &OpticalImage::of(&ship, plan.seed, number, view).to_tiff())?;
+            write_file(&name("SAR"), &SarImage::of(&ship, plan.seed, number, view).to_tiff())?;
         }
         wrote();
     }
     for number in plan.ships..plan.ships + plan.pairs {
         let ship = Ship::draw(plan.seed, number);
         let name = |modality| pairs.join(format!("synthetic_{number:05}_0_{modality}.tif"));
-        write_optical(&OpticalImage::of(&ship, plan.seed, number, 0), &name("RGB"))?;
-        write_sar(&SarImage::of(&ship, plan.seed, number, 0), &name("SAR"))?;
+        write_file(&name("RGB"), &OpticalImage::of(&ship, plan.seed, number, 0).to_tiff())?;
+        write_file(&name("SAR"), &SarImage::of(&ship, plan.seed, number, 0).to_tiff())?;
         wrote();
     }
     let path = out.join(SHEET);
@@ -109,25 +108,8 @@ fn grey(image: &SarImage) -> RgbImage {
     })
 }
 
-fn write_optical(image: &OpticalImage, path: &Path) -> Result<(), SynthError> {
-    let size = (image.width as u32, image.height as u32);
-    encode(path, |mut encoder| encoder.write_image::<colortype::RGB8>(size.0, size.1, &image.pixels))
-}
-
-fn write_sar(image: &SarImage, path: &Path) -> Result<(), SynthError> {
-    let size = (image.width as u32, image.height as u32);
-    encode(path, |mut encoder| {
-        encoder.write_image::<colortype::Gray32Float>(size.0, size.1, &image.amplitudes)
-    })
-}
-
-fn encode(
-    path: &Path,
-    image: impl FnOnce(TiffEncoder<BufWriter<File>>) -> tiff::TiffResult<()>,
-) -> Result<(), SynthError> {
-    let file = File::create(path).map_err(|cause| SynthError::Io { path: path.to_owned(), cause })?;
-    let written = TiffEncoder::new(BufWriter::new(file)).and_then(image);
-    written.map_err(|cause| SynthError::Image { path: path.to_owned(), cause: cause.to_string() })
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), SynthError> {
+    fs::write(path, bytes).map_err(|cause| SynthError::Io { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]

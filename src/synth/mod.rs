@@ -6,9 +6,13 @@ mod relief;
 mod sar;
 mod ship;
 
+use std::io::Cursor;
+
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest as _, Sha256};
+use tiff::encoder::colortype::ColorType;
+use tiff::encoder::{TiffEncoder, TiffValue};
 
 pub use dataset::{SynthError, SynthPlan, write};
 pub use optical::OpticalImage;
@@ -33,4 +37,16 @@ fn stream(seed: u64, purpose: Purpose, number: u64, view: u64) -> ChaCha8Rng {
         hasher.update(value.to_le_bytes());
     }
     ChaCha8Rng::from_seed(hasher.finalize().into())
+}
+
+/// An image of whole rows as TIFF.
+fn tiff<C: ColorType>(width: usize, height: usize, pixels: &[C::Inner]) -> Vec<u8>
+where
+    [C::Inner]: TiffValue,
+{
+    let mut bytes = Vec::new();
+    TiffEncoder::new(&mut Cursor::new(&mut bytes))
+        .and_then(|mut encoder| encoder.write_image::<C>(width as u32, height as u32, pixels))
+        .expect("memory takes every image of whole rows");
+    bytes
 }

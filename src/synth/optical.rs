@@ -3,10 +3,11 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
+use tiff::encoder::colortype::RGB8;
 
 use super::relief::{Framing, Relief, to_pixels};
 use super::ship::Ship;
-use super::{Purpose, stream};
+use super::{Purpose, stream, tiff};
 
 /// The sensor's pixel size in metres.
 pub(super) const PIXEL_M: f32 = 0.75;
@@ -51,15 +52,20 @@ impl OpticalImage {
         for plane in &mut planes {
             blur(plane, width, weather.blur);
         }
-        let mut pixels = Vec::with_capacity(3 * width * height);
-        for pixel in 0..width * height {
-            for channel in 0..3 {
+        let mut pixels = vec![0; 3 * width * height];
+        for (channel, plane) in planes.iter().enumerate() {
+            for (pixel, light) in pixels[channel..].iter_mut().step_by(3).zip(plane) {
                 let noise: f32 = StandardNormal.sample(random);
-                let seen = weather.haze[channel] + weather.gain[channel] * planes[channel][pixel];
-                pixels.push((255.0 * seen + weather.noise * noise).clamp(0.0, 255.0) as u8);
+                let seen = weather.haze[channel] + weather.gain[channel] * light;
+                *pixel = (255.0 * seen + weather.noise * noise).clamp(0.0, 255.0) as u8;
             }
         }
         Self { width, height, pixels }
+    }
+
+    /// As a TIFF of bytes, like the optical chips of HOSS.
+    pub fn to_tiff(&self) -> Vec<u8> {
+        tiff::<RGB8>(self.width, self.height, &self.pixels)
     }
 }
 

@@ -3,11 +3,12 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Exp1, Gamma};
+use tiff::encoder::colortype::Gray32Float;
 
 use super::optical::framing;
 use super::relief::{Relief, to_pixels};
 use super::ship::Ship;
-use super::{Purpose, stream};
+use super::{Purpose, stream, tiff};
 
 /// The sensor's pixel size in metres.
 pub(super) const PIXEL_M: f32 = 1.0;
@@ -56,6 +57,11 @@ impl SarImage {
         let power = to_pixels(&values, relief.width, relief.height);
         let amplitudes = power.iter().map(|power| (power * speckle.sample(random)).sqrt()).collect();
         Self { width: relief.width, height: relief.height, amplitudes }
+    }
+
+    /// As a TIFF of one float channel, like the SAR chips of HOSS.
+    pub fn to_tiff(&self) -> Vec<u8> {
+        tiff::<Gray32Float>(self.width, self.height, &self.amplitudes)
     }
 }
 
