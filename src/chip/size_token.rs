@@ -87,7 +87,7 @@ mod tests {
     #[test]
     fn the_extent_can_be_read_off_the_token() {
         for (width, height) in [(14.0, 50.0), (40.25, 213.0), (76.0, 385.0)] {
-            let found = extent_m(size_token(width, height));
+            let found = extent_m(size_token(width, height).map(|value| value as f32));
             assert!((found[0] - width).abs() < 1e-4 && (found[1] - height).abs() < 1e-4, "{found:?}");
         }
     }
