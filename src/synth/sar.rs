@@ -19,6 +19,9 @@ const SIDELOBES: i32 = 24;
 /// Cells this bright have sidelobes.
 const POINT_MIN: f32 = 60.0;
 
+/// Share of a chip's pixels below the receiver's saturation; real chips look like this.
+const UNSATURATED: f32 = 0.985;
+
 /// Amplitudes, row by row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SarImage {
@@ -55,7 +58,9 @@ impl SarImage {
         let values = with_sidelobes(&echoes.values, relief.columns(), &look);
         let speckle = Gamma::new(look.looks, 1.0 / look.looks).expect("positive");
         let power = to_pixels(&values, relief.width, relief.height);
-        let amplitudes = power.iter().map(|power| (power * speckle.sample(random)).sqrt()).collect();
+        let mut amplitudes: Vec<f32> =
+            power.iter().map(|power| (power * speckle.sample(random)).sqrt()).collect();
+        saturate(&mut amplitudes);
         Self { width: relief.width, height: relief.height, amplitudes }
     }
 
@@ -121,6 +126,14 @@ impl Echoes<'_> {
             self.values[y as usize * self.relief.columns() + x as usize] += echo;
         }
     }
+}
+
+/// Cuts off what is brighter than the receiver can tell apart.
+fn saturate(amplitudes: &mut [f32]) {
+    let mut sorted = amplitudes.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let most = sorted[(sorted.len() as f32 * UNSATURATED) as usize];
+    amplitudes.iter_mut().for_each(|amplitude| *amplitude = amplitude.min(most));
 }
 
 /// Bright cells shine along range and azimuth as a sinc squared does.
