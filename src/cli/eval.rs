@@ -12,7 +12,7 @@ use shipreid::chip::{ChipSize, Resampling};
 use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::Batch;
-use shipreid::evaluate::{Protocol, RerankSettings, Scores, Seen, evaluate, evaluate_by_size};
+use shipreid::evaluate::{Protocol, RerankSettings, Scores, Seen, Summary, evaluate, evaluate_by_size};
 use shipreid::model;
 use shipreid::train::{HossPart, Image, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
@@ -150,18 +150,7 @@ impl TestSet {
 
 /// The mAP and CMC of each protocol in which somebody takes part.
 fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> Value {
-    let row = |protocol: &Protocol| {
-        let scores = scores(*protocol)?;
-        Some(json!({
-            "protocol": protocol.name(),
-            "queries": scores.average_precisions.len(),
-            "queries_with_a_match": scores.counted(),
-            "mAP": scores.mean_average_precision,
-            "R1": scores.hit_within(1),
-            "R5": scores.hit_within(5),
-            "R10": scores.hit_within(10),
-        }))
-    };
+    let row = |protocol: &Protocol| Some(json!(Summary::of(*protocol, &scores(*protocol)?)));
     protocols.iter().filter_map(row).collect()
 }
 

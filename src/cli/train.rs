@@ -5,19 +5,20 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 use shipreid::app;
 use shipreid::config::{Config, Sources};
-use shipreid::evaluate::Protocol;
+use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::{self, Device};
 use shipreid::telemetry;
 use shipreid::train::{
-    Checkpoints, Event, FitError, HossPart, IdentitySource, LearnerState, Objective, ObjectiveName,
-    OptimizerSettings, PairSource, Plan, PresetName, Source, StartKind, TorchLearner, TrainConfig, fit, hoss,
-    optisar_pairs,
+    CheckpointChoice, Checkpoints, Course, Event, FitError, HossPart, IdentitySource, ObjectiveName,
+    PairSource, Plan, PresetName, Reader, StartKind, Teaching, TorchLearner, TrainConfig, Validation, fit,
+    hold_out, hoss, optisar_pairs,
 };
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
@@ -98,6 +99,7 @@ struct Run {
     architecture: Architecture,
     plan: Plan,
     data: DataSet,
+    validation: Option<Validation>,
     learner: TorchLearner,
     checkpoints: Checkpoints,
 }
@@ -116,36 +118,39 @@ impl Run {
                 PresetName::VitBase => Architecture::vit_base(),
             }
         };
-        let data = open_data(config, &architecture)?;
+        let (data, validation) = open_data(config, &architecture)?;
         if let DataSet::Identities(source) = &data {
             architecture.classes = source.class_count();
         }
         let tensors = starting_tensors(config, &architecture)?;
-        let learner = TorchLearner::new(
-            &architecture,
-            &tensors,
-            Device::open(device)?,
-            Objective::from(config),
-            OptimizerSettings::from(config.optimizer),
-            config.model.drop_path,
-        );
+        let learner =
+            TorchLearner::new(&architecture, &tensors, Device::open(device)?, Teaching::from(config));
         let plan = Plan {
             seed: config.seed,
             schedule: config.schedule.schedule(),
             checkpoint_epochs: config.checkpoint.epochs,
+            validation_epochs: config.validation.epochs,
             loaders: if config.data.loader_threads == 0 { app::cores() } else { config.data.loader_threads },
         };
-        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), config.checkpoint.keep)?;
-        Ok(Self { architecture, plan, data, learner, checkpoints })
+        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
+        Ok(Self { architecture, plan, data, validation, learner, checkpoints })
     }
 
     fn train(self) -> anyhow::Result<OpenModel> {
-        let Self { architecture, plan, data, mut learner, checkpoints } = self;
+        let Self { architecture, data, mut learner, .. } = self;
+        let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
         let stop = interrupted()?;
         let mut terminal = Terminal::new(stop);
         let state = match &data {
-            DataSet::Identities(source) => finish(&plan, source, &mut learner, &checkpoints, &mut terminal),
-            DataSet::Pairs(source) => finish(&plan, source, &mut learner, &checkpoints, &mut terminal),
+            DataSet::Identities(source) => {
+                let course = Course { plan, source, validation, checkpoints };
+                fit(&course, &mut learner, &mut |event| terminal.show(event))
+            }
+            DataSet::Pairs(source) => {
+                let course = Course { plan, source, validation, checkpoints };
+                fit(&course, &mut learner, &mut |event| terminal.show(event))
+            }
         };
         let state = state.map_err(|cause| match cause {
             FitError::Stopped => anyhow!("stopped; give the same command again to go on"),
@@ -156,27 +161,28 @@ impl Run {
     }
 }
 
-fn finish<S: Source>(
-    plan: &Plan,
-    source: &S,
-    learner: &mut TorchLearner,
-    checkpoints: &Checkpoints,
-    terminal: &mut Terminal,
-) -> Result<LearnerState, FitError> {
-    fit(plan, source, learner, checkpoints, &mut |event| terminal.show(event))
-}
-
-fn open_data(config: &TrainConfig, architecture: &Architecture) -> anyhow::Result<DataSet> {
-    let (root, batch) = (&config.data.root, &config.batch);
+/// What is learned from, and what is only looked at.
+fn open_data(
+    config: &TrainConfig,
+    architecture: &Architecture,
+) -> anyhow::Result<(DataSet, Option<Validation>)> {
+    let (root, batch, size) = (&config.data.root, &config.batch, architecture.image);
+    let reader = Reader::new(size, config.data.unreadable_max);
+    let evaluates = config.validation.epochs > 0;
     Ok(match config.objective {
         ObjectiveName::FineTune => {
             let images = hoss(root, HossPart::Train)?;
-            let source =
-                IdentitySource::new(images, batch.images, batch.images_per_identity, architecture.image)?;
-            DataSet::Identities(source)
+            let source = IdentitySource::new(images, batch.images, batch.images_per_identity, reader)?;
+            let test_set = || -> anyhow::Result<Validation> {
+                let (queries, gallery) = (hoss(root, HossPart::Query)?, hoss(root, HossPart::Gallery)?);
+                Ok(Validation::new(queries, gallery, size))
+            };
+            (DataSet::Identities(source), evaluates.then(test_set).transpose()?)
         }
         ObjectiveName::Contrastive => {
-            DataSet::Pairs(PairSource::new(optisar_pairs(root)?, batch.images / 2, architecture.image))
+            let (pairs, held_out) = hold_out(optisar_pairs(root)?, config.validation.held_out);
+            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
+            (DataSet::Pairs(PairSource::new(pairs, batch.images / 2, reader)), validation)
         }
     })
 }
@@ -222,7 +228,7 @@ struct Terminal {
 
 impl Terminal {
     fn new(stop: Arc<AtomicBool>) -> Self {
-        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {eta} left, {msg}")
+        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {msg}")
             .expect("a constant template");
         Self { stop, bar: ProgressBar::new(0).with_style(style) }
     }
@@ -233,19 +239,35 @@ impl Terminal {
                 self.line(format!("going on after {steps} steps, to epoch {epochs}"));
             }
             Event::Started { .. } => {}
-            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second } => {
+            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 self.bar.set_prefix(format!("epoch {}", progress.epoch));
                 self.bar.set_length(steps_in_epoch);
                 self.bar.set_position(progress.steps_of_epoch);
                 let (loss, rate) = (terms.total, rates.weights);
-                self.bar
-                    .set_message(format!("loss {loss:.3}, rate {rate:.1e}, {images_per_second:.0} images/s"));
+                let left = HumanDuration(Duration::from_secs_f64(seconds_left));
+                self.bar.set_message(format!(
+                    "loss {loss:.3}, rate {rate:.1e}, {images_per_second:.0} images/s, {left:#} to the end"
+                ));
             }
             Event::EpochDone { epoch, mean_loss, mean_accuracy } => {
                 self.line(format!(
                     "epoch {epoch}: loss {mean_loss:.4}, accuracy {:.1} %",
                     mean_accuracy * 100.0
                 ));
+            }
+            Event::Evaluated { epoch, summaries } => {
+                for Summary {
+                    protocol,
+                    mean_average_precision: map,
+                    hit_within_1: r1,
+                    hit_within_5: r5,
+                    hit_within_10: r10,
+                    ..
+                } in summaries
+                {
+                    let percent = [map, r1, r5, r10].map(|share| format!("{:.1}", share * 100.0)).join(" / ");
+                    self.line(format!("epoch {epoch}: {protocol} mAP / R1 / R5 / R10 {percent} %"));
+                }
             }
             Event::CheckpointSaved { .. } => {}
         }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Serialize;
+
 use super::distance::{Distances, squared_distances};
 use super::rerank::{RerankSettings, rerank};
 use super::score::{Scores, score};
@@ -57,6 +59,37 @@ impl Protocol {
             Self::All => true,
             Self::OpticalToSar => image.modality == Modality::Sar,
             Self::SarToOptical | Self::OpticalToOptical => image.modality == Modality::Optical,
+        }
+    }
+}
+
+/// What a ranking is worth in one protocol.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Summary {
+    pub protocol: &'static str,
+    pub queries: usize,
+    pub queries_with_a_match: usize,
+    #[serde(rename = "mAP")]
+    pub mean_average_precision: f64,
+    /// Share of counted queries with a hit among the first 1, 5 and 10.
+    #[serde(rename = "R1")]
+    pub hit_within_1: f64,
+    #[serde(rename = "R5")]
+    pub hit_within_5: f64,
+    #[serde(rename = "R10")]
+    pub hit_within_10: f64,
+}
+
+impl Summary {
+    pub fn of(protocol: Protocol, scores: &Scores) -> Self {
+        Self {
+            protocol: protocol.name(),
+            queries: scores.average_precisions.len(),
+            queries_with_a_match: scores.counted(),
+            mean_average_precision: scores.mean_average_precision,
+            hit_within_1: scores.hit_within(1),
+            hit_within_5: scores.hit_within(5),
+            hit_within_10: scores.hit_within(10),
         }
     }
 }

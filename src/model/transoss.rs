@@ -83,8 +83,13 @@ impl TransOss {
     /// Features of a batch, in its order.
     pub fn forward(&self, input: &Input, mut mode: Mode) -> Features {
         let before_neck = self.forward_before_neck(input, &mut mode);
-        let after_neck = self.neck.forward(&before_neck, &mode);
+        let after_neck = self.forward_neck(&before_neck, &mode);
         Features { before_neck, after_neck }
+    }
+
+    /// [B, D] -> [B, D], the feature after the neck of that before it.
+    pub fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor {
+        self.neck.forward(before_neck, mode)
     }
 
     /// [B, D], the class token after the last LayerNorm; the neck and its statistics take no part.

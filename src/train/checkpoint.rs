@@ -34,6 +34,8 @@ pub struct Checkpoints {
     folder: PathBuf,
     /// Older ones are removed.
     keep: usize,
+    /// Whether the one with the highest metric stays however old it is.
+    keep_best: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,6 +43,8 @@ pub struct Checkpoints {
 struct Written {
     format: u32,
     optimizer_steps: u32,
+    /// What validation said, more being better.
+    metric: Option<f64>,
     progress: Progress,
 }
 
@@ -60,20 +64,25 @@ impl Checkpoints {
     ///
     /// # Errors
     /// The folder cannot be made, read or tidied.
-    pub fn open(folder: &Path, keep: usize) -> Result<Self, CheckpointError> {
+    pub fn open(folder: &Path, keep: usize, keep_best: bool) -> Result<Self, CheckpointError> {
         let opened = fs::create_dir_all(folder).and_then(|()| remove_partial(folder));
         opened.map_err(|cause| CheckpointError::Io { path: folder.to_owned(), cause })?;
-        Ok(Self { folder: folder.to_owned(), keep: keep.max(1) })
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), keep_best })
     }
 
-    /// Writes a checkpoint durably, then removes the oldest above the number to keep.
+    /// Writes a checkpoint durably, then removes what need not be kept.
     ///
     /// # Errors
     /// It cannot be written; earlier ones are untouched.
-    pub fn save(&self, progress: Progress, state: &LearnerState) -> Result<PathBuf, CheckpointError> {
+    pub fn save(
+        &self,
+        progress: Progress,
+        metric: Option<f64>,
+        state: &LearnerState,
+    ) -> Result<PathBuf, CheckpointError> {
         let folder = self.folder.join(format!("{PREFIX}{:010}", progress.steps));
         let failed = |cause| CheckpointError::Io { path: folder.clone(), cause };
-        let written = Written { format: FORMAT, optimizer_steps: state.steps, progress };
+        let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress };
         let progress = toml::to_string(&written).expect("progress is a table");
         if folder.exists() {
             // A run that was resumed from an older checkpoint comes by here once more, with the same numbers.
@@ -85,11 +94,19 @@ impl Checkpoints {
             (PROGRESS, progress.as_bytes()),
         ];
         write_folder(&folder, &files).map_err(failed)?;
-        let all = self.all()?;
-        for old in &all[..all.len().saturating_sub(self.keep)] {
-            fs::remove_dir_all(old).map_err(|cause| CheckpointError::Io { path: old.clone(), cause })?;
-        }
+        self.remove_old()?;
         Ok(folder)
+    }
+
+    fn remove_old(&self) -> Result<(), CheckpointError> {
+        let all = self.all()?;
+        let best = if self.keep_best { best(&all) } else { None };
+        for old in &all[..all.len().saturating_sub(self.keep)] {
+            if Some(old) != best {
+                fs::remove_dir_all(old).map_err(|cause| CheckpointError::Io { path: old.clone(), cause })?;
+            }
+        }
+        Ok(())
     }
 
     /// The newest checkpoint that can be read; a damaged one is passed over with a warning.
@@ -118,7 +135,26 @@ impl Checkpoints {
     }
 }
 
+/// The one with the highest metric, the earliest of equals.
+fn best(checkpoints: &[PathBuf]) -> Option<&PathBuf> {
+    let measured = checkpoints.iter().filter_map(|folder| {
+        let metric = read_progress(folder).ok()?.metric?;
+        Some((metric, folder))
+    });
+    measured.rev().max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, folder)| folder)
+}
+
 fn read(folder: &Path) -> Result<(Progress, LearnerState), CheckpointError> {
+    let written = read_progress(folder)?;
+    let state = LearnerState {
+        weights: read_tensors(&folder.join(WEIGHTS))?,
+        optimizer: read_tensors(&folder.join(OPTIMIZER))?,
+        steps: written.optimizer_steps,
+    };
+    Ok((written.progress, state))
+}
+
+fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {
     let path = folder.join(PROGRESS);
     let text =
         fs::read_to_string(&path).map_err(|cause| CheckpointError::Io { path: path.clone(), cause })?;
@@ -127,10 +163,24 @@ fn read(folder: &Path) -> Result<(Progress, LearnerState), CheckpointError> {
     if written.format != FORMAT {
         return Err(malformed(format!("format {}, this program reads format {FORMAT}", written.format)));
     }
-    let state = LearnerState {
-        weights: read_tensors(&folder.join(WEIGHTS))?,
-        optimizer: read_tensors(&folder.join(OPTIMIZER))?,
-        steps: written.optimizer_steps,
-    };
-    Ok((written.progress, state))
+    Ok(written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_and_the_best_stay() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let checkpoints = Checkpoints::open(folder.path(), 2, true).expect("writable");
+        let mut left = Vec::new();
+        for (steps, metric) in [(1, Some(0.2)), (2, Some(0.5)), (3, None), (4, Some(0.5)), (5, Some(0.1))] {
+            let progress = Progress { epoch: 1, steps_of_epoch: 0, steps };
+            checkpoints.save(progress, metric, &LearnerState::default()).expect("writable");
+            let all = checkpoints.all().expect("readable");
+            left = all.iter().filter_map(|folder| Some(read_progress(folder).ok()?.progress.steps)).collect();
+        }
+        assert_eq!(left, [2, 4, 5]);
+    }
 }

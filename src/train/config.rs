@@ -19,7 +19,11 @@ pub struct TrainConfig {
     pub optimizer: OptimizerChoice,
     pub schedule: ScheduleChoice,
     #[serde(default)]
+    pub gradient: Gradient,
+    #[serde(default)]
     pub loss: Loss,
+    #[serde(default)]
+    pub validation: ValidationChoice,
     pub checkpoint: CheckpointChoice,
 }
 
@@ -37,6 +41,9 @@ pub struct Data {
     pub root: PathBuf,
     /// Threads that read and augment images; 0: one a core.
     pub loader_threads: usize,
+    /// Files that may be unreadable before the run ends; others take their place.
+    #[serde(default)]
+    pub unreadable_max: usize,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +53,17 @@ pub struct ModelChoice {
     pub size_token: bool,
     /// Highest rate of stochastic depth.
     pub drop_path: f64,
+    #[serde(default)]
+    pub precision: Precision,
+}
+
+/// In which numbers the network runs; weights and optimizer are f32 in either.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    #[default]
+    F32,
+    Bf16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +115,32 @@ pub struct ScheduleChoice {
     pub epochs: u32,
 }
 
+/// What happens to gradients before the step; by default nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gradient {
+    /// Parts of a batch that go through the network one after the other, to save memory.
+    pub parts: usize,
+    /// Longest gradient, over all tensors; 0: any.
+    pub norm_max: f64,
+}
+
+impl Default for Gradient {
+    fn default() -> Self {
+        Self { parts: 1, norm_max: 0.0 }
+    }
+}
+
+/// What a run measures on the way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ValidationChoice {
+    /// Epochs between evaluations; 0: none.
+    pub epochs: u32,
+    /// Share of a pair set's folders that are held out; a HOSS folder brings its own test set.
+    pub held_out: f64,
+}
+
 /// Of fine-tuning; the defaults are the authors'.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -129,6 +173,9 @@ pub struct CheckpointChoice {
     pub epochs: u32,
     /// How many stay.
     pub keep: usize,
+    /// Whether the best one by validation stays as well.
+    #[serde(default)]
+    pub keep_best: bool,
 }
 
 impl Default for Loss {
@@ -195,6 +242,9 @@ impl TrainConfig {
             "start.path must be set if and only if start.from is not \"scratch\"",
         );
         require((2..=4096).contains(&batch.images), "batch.images must be 2 to 4096");
+        require(self.data.unreadable_max <= 100_000, "data.unreadable_max must be at most 100000");
+        self.require_gradient(&mut require);
+        self.require_validation(&mut require);
         match self.objective {
             ObjectiveName::FineTune => require(
                 batch.images_per_identity >= 1 && batch.images.is_multiple_of(batch.images_per_identity),
@@ -233,6 +283,36 @@ impl TrainConfig {
         require(self.checkpoint.epochs >= 1, "checkpoint.epochs must be at least 1");
         require((1..=1000).contains(&self.checkpoint.keep), "checkpoint.keep must be 1 to 1000");
         found
+    }
+
+    fn require_gradient(&self, require: &mut impl FnMut(bool, &str)) {
+        let Gradient { parts, norm_max } = self.gradient;
+        let units = match self.objective {
+            ObjectiveName::FineTune => self.batch.images / self.batch.images_per_identity.max(1),
+            ObjectiveName::Contrastive => self.batch.images / 2,
+        };
+        require(
+            parts >= 1 && units.is_multiple_of(parts),
+            "gradient.parts must divide the identities or pairs of a batch",
+        );
+        require((0.0..=1e6).contains(&norm_max), "gradient.norm_max must be 0 to 1000000");
+    }
+
+    fn require_validation(&self, require: &mut impl FnMut(bool, &str)) {
+        let ValidationChoice { epochs, held_out } = self.validation;
+        require((0.0..1.0).contains(&held_out), "validation.held_out must be 0 up to below 1");
+        require(
+            held_out == 0.0 || self.objective == ObjectiveName::Contrastive,
+            "validation.held_out is for pairs; a HOSS folder brings its own test set",
+        );
+        require(
+            epochs == 0 || self.objective == ObjectiveName::FineTune || held_out > 0.0,
+            "validation.epochs of pretraining needs validation.held_out above 0",
+        );
+        require(
+            !self.checkpoint.keep_best || (epochs > 0 && self.checkpoint.epochs.is_multiple_of(epochs)),
+            "checkpoint.keep_best needs checkpoint.epochs to be a multiple of validation.epochs",
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Data sets as folders, in the layouts of HOSS and OptiSar_Pair; their file names say what is on an image.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -96,6 +96,17 @@ pub fn optisar_pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
     }
     let pairs = pairs(images);
     if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
+}
+
+/// Takes the last folders of a pair set away, a `share` of all, at least one if it is above 0: (left, held out).
+///
+/// Whole folders, since tiles of one scene resemble each other. A pair across folders goes with its optical image.
+pub fn hold_out(pairs: Vec<Pair>, share: f64) -> (Vec<Pair>, Vec<Pair>) {
+    let folder = |pair: &Pair| pair.optical.path.parent().map(Path::to_owned).unwrap_or_default();
+    let folders: BTreeSet<PathBuf> = pairs.iter().map(folder).collect();
+    let count = (share * folders.len() as f64).ceil() as usize;
+    let held: BTreeSet<PathBuf> = folders.into_iter().rev().take(count).collect();
+    pairs.into_iter().partition(|pair| !held.contains(&folder(pair)))
 }
 
 const OPTICAL_ENDS: [&str; 2] = ["RGB.tif", "RGB.png"];

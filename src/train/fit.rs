@@ -8,6 +8,8 @@ use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::loader::in_order;
 use super::random::{Purpose, stream};
 use super::schedule::{Rates, Schedule};
+use super::validation::Validation;
+use crate::evaluate::Summary;
 
 /// How long and how often.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -16,6 +18,8 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Epochs between checkpoints; the last epoch always leaves one.
     pub checkpoint_epochs: u32,
+    /// Epochs between evaluations, the last epoch being one; 0: none.
+    pub validation_epochs: u32,
     /// Threads that make batches.
     pub loaders: usize,
 }
@@ -49,12 +53,19 @@ pub enum Event {
         terms: LossTerms,
         rates: Rates,
         images_per_second: f64,
+        /// To the end of the run, at the pace that this process has had.
+        seconds_left: f64,
     },
     /// Mean of the terms over the epoch's steps that this process took.
     EpochDone {
         epoch: u32,
         mean_loss: f64,
         mean_accuracy: f64,
+    },
+    /// What the weights at the end of an epoch are worth.
+    Evaluated {
+        epoch: u32,
+        summaries: Vec<Summary>,
     },
     CheckpointSaved {
         progress: Progress,
@@ -78,6 +89,15 @@ pub enum FitError {
     Diverged { epoch: u32, step: u64, loss: f64 },
 }
 
+/// What a run is made of but for the learner.
+#[derive(Clone, Copy, Debug)]
+pub struct Course<'a, S> {
+    pub plan: &'a Plan,
+    pub source: &'a S,
+    pub validation: Option<&'a Validation>,
+    pub checkpoints: &'a Checkpoints,
+}
+
 /// Trains to the end of the plan, from the newest checkpoint if there is one, and returns the final state.
 ///
 /// `report` hears every event and may break, which leaves a checkpoint where the run stands. A run that was killed
@@ -86,12 +106,11 @@ pub enum FitError {
 /// # Errors
 /// See [`FitError`]; what the checkpoints hold is then still good.
 pub fn fit<S: Source>(
-    plan: &Plan,
-    source: &S,
+    course: &Course<S>,
     learner: &mut impl Learner,
-    checkpoints: &Checkpoints,
     report: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<LearnerState, FitError> {
+    let Course { plan, validation, checkpoints, .. } = *course;
     let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
     if let Some((found, state)) = checkpoints.newest()? {
         learner.restore(state)?;
@@ -99,25 +118,53 @@ pub fn fit<S: Source>(
     }
     let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
     let mut stopped = report(started).is_break();
+    let mut pace = Pace { started: Instant::now(), steps: 0 };
     while !stopped && progress.epoch <= plan.schedule.epochs {
-        stopped = run_epoch(plan, source, learner, &mut progress, report)?.is_break();
-        let ended = progress.steps_of_epoch == 0;
-        let due = (progress.epoch - 1).is_multiple_of(plan.checkpoint_epochs.max(1))
-            || progress.epoch > plan.schedule.epochs;
-        if stopped || (ended && due) {
-            checkpoints.save(progress, &learner.state())?;
+        stopped = run_epoch(course, learner, &mut progress, &mut pace, report)?.is_break();
+        let ended = (progress.steps_of_epoch == 0).then_some(progress.epoch - 1);
+        let mut metric = None;
+        if let Some((epoch, validation)) = ended.zip(validation)
+            && plan.is_due(epoch, plan.validation_epochs)
+        {
+            let summaries = validation.evaluate(learner, plan.loaders)?;
+            metric = summaries.first().map(|summary| summary.mean_average_precision);
+            stopped |= report(Event::Evaluated { epoch, summaries }).is_break();
+        }
+        if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
+            checkpoints.save(progress, metric, &learner.state())?;
             stopped |= report(Event::CheckpointSaved { progress }).is_break();
         }
     }
     if progress.epoch <= plan.schedule.epochs { Err(FitError::Stopped) } else { Ok(learner.state()) }
 }
 
+impl Plan {
+    /// Whether something that happens every so many epochs happens after this one.
+    fn is_due(&self, epoch: u32, period: u32) -> bool {
+        period > 0 && (epoch.is_multiple_of(period) || epoch == self.schedule.epochs)
+    }
+}
+
+/// How fast this process has been.
+struct Pace {
+    started: Instant,
+    steps: u64,
+}
+
+impl Pace {
+    fn seconds_left(&self, progress: Progress, steps_in_epoch: u64, epochs: u32) -> f64 {
+        let later = u64::from(epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
+        let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
+        self.started.elapsed().as_secs_f64() / self.steps as f64 * left as f64
+    }
+}
+
 /// The rest of an epoch; afterwards `progress` is at the start of the next one unless the run was stopped.
 fn run_epoch<S: Source>(
-    plan: &Plan,
-    source: &S,
+    &Course { plan, source, .. }: &Course<S>,
     learner: &mut impl Learner,
     progress: &mut Progress,
+    pace: &mut Pace,
     report: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, FitError> {
     let epoch = progress.epoch;
@@ -145,12 +192,15 @@ fn run_epoch<S: Source>(
             sum.total += terms.total;
             sum.accuracy += terms.accuracy;
             taken += 1;
+            pace.steps += 1;
+            let steps_in_epoch = items.len() as u64;
             let step = Event::Step {
                 progress: *progress,
-                steps_in_epoch: items.len() as u64,
+                steps_in_epoch,
                 terms,
                 rates,
                 images_per_second,
+                seconds_left: pace.seconds_left(*progress, steps_in_epoch, plan.schedule.epochs),
             };
             if report(step).is_break() { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
         },
@@ -195,7 +245,10 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
-    use crate::chip::{ChipSize, Modality};
+    use crate::chip::{Chip, ChipSize, Modality};
+    use crate::embedding::Embedding;
+    use crate::train::dataset::Image;
+    use crate::weights::golden;
     use crate::weights::tensors::HostTensor;
 
     const SIZE: ChipSize = ChipSize { height: 1, width: 1 };
@@ -221,6 +274,11 @@ mod tests {
             self.weight -= rates.weights as f32 * self.momentum;
             self.steps += 1;
             Ok(LossTerms { total: f64::from(gradient * gradient), ..LossTerms::default() })
+        }
+
+        fn embed(&mut self, chips: &[Chip]) -> Result<Vec<Embedding>, LearnError> {
+            let feature = |chip: &Chip| vec![1.0, f32::from(chip.pixels()[0]) / 255.0 + self.weight];
+            Ok(chips.iter().map(|chip| Embedding::from_feature(feature(chip)).expect("finite")).collect())
         }
 
         fn state(&self) -> LearnerState {
@@ -266,7 +324,7 @@ mod tests {
 
     fn plan(loaders: usize) -> Plan {
         let schedule = Schedule { base: 0.1, warm_up_epochs: 2, epochs: 5 };
-        Plan { seed: 9, schedule, checkpoint_epochs: 2, loaders }
+        Plan { seed: 9, schedule, checkpoint_epochs: 2, validation_epochs: 0, loaders }
     }
 
     /// Trains until `stop` says so, and returns the losses.
@@ -276,9 +334,10 @@ mod tests {
         source: &Numbers,
         stop: impl Fn(u64) -> bool,
     ) -> (Vec<u64>, Result<LearnerState, FitError>) {
-        let checkpoints = Checkpoints::open(folder, 2).expect("writable");
+        let checkpoints = &Checkpoints::open(folder, 2, false).expect("writable");
         let mut losses = Vec::new();
-        let outcome = fit(plan, source, &mut Linear::default(), &checkpoints, &mut |event| match event {
+        let course = Course { plan, source, validation: None, checkpoints };
+        let outcome = fit(&course, &mut Linear::default(), &mut |event| match event {
             Event::Step { progress, terms, .. } => {
                 losses.push(terms.total.to_bits());
                 if stop(progress.steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -340,5 +399,36 @@ mod tests {
         assert!(matches!(outcome, Err(FitError::Diverged { .. })), "{outcome:?}");
         let (_, outcome) = run(folder().path(), &plan(1), &Numbers { batches: 0, broken: None }, |_| false);
         assert!(matches!(outcome, Err(FitError::EmptyEpoch(1))));
+    }
+
+    #[test]
+    fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
+        let image = |name: &str, identity, modality| Image {
+            path: golden::path("images").join(name),
+            identity,
+            modality,
+        };
+        let optical = image("0001_a_33x97_RGB.tif", 1, Modality::Optical);
+        let sar = image("0003_c_25x110_SAR.tif", 1, Modality::Sar);
+        let validation = Validation::new(vec![sar], vec![optical], SIZE);
+        let folder = folder();
+        let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
+        let plan = &Plan { validation_epochs: 3, ..plan(1) };
+        let course = Course { plan, source: &NUMBERS, validation: Some(&validation), checkpoints };
+        let (mut evaluated, mut left) = (Vec::new(), Vec::new());
+        fit(&course, &mut Linear::default(), &mut |event| {
+            match event {
+                Event::Evaluated { epoch, summaries } => evaluated.push((epoch, summaries)),
+                Event::Step { seconds_left, .. } => left.push(seconds_left),
+                _ => {}
+            }
+            ControlFlow::Continue(())
+        })
+        .expect("finished");
+        assert_eq!(evaluated.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [3, 5]);
+        let (_, summaries) = &evaluated[0];
+        let names: Vec<_> = summaries.iter().map(|summary| summary.protocol).collect();
+        assert_eq!(names, ["all", "s2o"]);
+        assert!(left[0] > 0.0 && left.last() == Some(&0.0), "{left:?}");
     }
 }

@@ -3,7 +3,8 @@
 use rand_chacha::ChaCha8Rng;
 
 use super::schedule::Rates;
-use crate::chip::{ChipSize, Modality};
+use crate::chip::{Chip, ChipSize, Modality};
+use crate::embedding::Embedding;
 use crate::weights::tensors::NamedTensors;
 
 /// A batch on the host.
@@ -40,6 +41,18 @@ pub struct LossTerms {
     pub accuracy: f64,
 }
 
+impl LossTerms {
+    /// Adds the terms of a part of a batch that is `share` of it.
+    pub fn add(&mut self, part: &Self, share: f64) {
+        self.total += share * part.total;
+        self.identity += share * part.identity;
+        self.triplet += share * part.triplet;
+        self.alignment += share * part.alignment;
+        self.contrastive += share * part.contrastive;
+        self.accuracy += share * part.accuracy;
+    }
+}
+
 /// Everything that a learner needs to go on as if it had never stopped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LearnerState {
@@ -73,6 +86,12 @@ pub trait Learner {
         rates: Rates,
         random: &mut ChaCha8Rng,
     ) -> Result<LossTerms, LearnError>;
+
+    /// Features of chips as serving would compute them; nothing is learned.
+    ///
+    /// # Errors
+    /// The learner is then of no further use.
+    fn embed(&mut self, chips: &[Chip]) -> Result<Vec<Embedding>, LearnError>;
 
     /// A copy on the host.
     fn state(&self) -> LearnerState;

@@ -6,13 +6,15 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
-use super::config::{HeadName, Loss, ObjectiveName, TrainConfig};
+use super::augment::plain;
+use super::config::{Gradient, HeadName, Loss, ObjectiveName, Precision, TrainConfig};
 use super::heads::Head;
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
 use super::optimizer::{Optimizer, OptimizerSettings};
 use super::schedule::Rates;
-use crate::chip::Modality;
+use crate::chip::{Chip, Modality};
+use crate::embedding::Embedding;
 use crate::encoder::ForwardError;
 use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, download, forward_error, upload};
 use crate::weights::architecture::Architecture;
@@ -70,7 +72,30 @@ impl From<&TrainConfig> for Objective {
     }
 }
 
-/// A batch on the device.
+/// How a network is taught.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Teaching {
+    pub objective: Objective,
+    pub optimizer: OptimizerSettings,
+    pub gradient: Gradient,
+    /// Highest rate of stochastic depth.
+    pub drop_path: f64,
+    pub precision: Precision,
+}
+
+impl From<&TrainConfig> for Teaching {
+    fn from(config: &TrainConfig) -> Self {
+        Self {
+            objective: Objective::from(config),
+            optimizer: OptimizerSettings::from(config.optimizer),
+            gradient: config.gradient,
+            drop_path: config.model.drop_path,
+            precision: config.model.precision,
+        }
+    }
+}
+
+/// A batch, or a part of one, on the device.
 #[derive(Debug)]
 struct Batch {
     /// [B, 3, height, width], normalised.
@@ -85,13 +110,12 @@ struct Batch {
 /// A network in training, its optimizer, its objective.
 #[derive(Debug)]
 pub struct TorchLearner {
+    architecture: Architecture,
     device: Device,
+    /// f32 in every precision.
     tensors: Tensors,
-    network: TransOss,
-    objective: Objective,
+    teaching: Teaching,
     optimizer: Optimizer,
-    /// Highest rate of stochastic depth.
-    drop_path: f64,
 }
 
 impl TorchLearner {
@@ -100,9 +124,7 @@ impl TorchLearner {
         architecture: &Architecture,
         tensors: &NamedTensors,
         device: Device,
-        objective: Objective,
-        optimizer: OptimizerSettings,
-        drop_path: f64,
+        teaching: Teaching,
     ) -> Self {
         let tensors: Tensors = upload(tensors, device, Kind::Float)
             .into_iter()
@@ -111,39 +133,111 @@ impl TorchLearner {
                 (name, tensor.set_requires_grad(learns))
             })
             .collect();
-        let network = TransOss::new(architecture, &tensors, Kernel::Aten, 1);
-        Self { device, tensors, network, objective, optimizer: Optimizer::new(optimizer), drop_path }
+        let optimizer = Optimizer::new(teaching.optimizer);
+        Self { architecture: *architecture, device, tensors, teaching, optimizer }
+    }
+
+    fn kind(&self) -> Kind {
+        match self.teaching.precision {
+            Precision::F32 => Kind::Float,
+            Precision::Bf16 => Kind::BFloat16,
+        }
+    }
+
+    /// The network of the weights as they are. In bf16 it is made of rounded copies, through which gradients reach the
+    /// f32 weights; the neck stays f32.
+    fn network(&self) -> TransOss {
+        let kind = self.kind();
+        let tensors: Tensors = self
+            .tensors
+            .iter()
+            .map(|(name, tensor)| {
+                let kind = if name.starts_with("base.") { kind } else { tensor.kind() };
+                (name.clone(), tensor.to_kind(kind))
+            })
+            .collect();
+        TransOss::new(&self.architecture, &tensors, Kernel::Aten, 1)
     }
 
     /// Loss and gradients of a batch, in place of any gradients before.
-    fn backward(&self, batch: &Batch, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
+    fn backward(&self, batch: &Samples, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
         for tensor in self.tensors.values() {
             let mut gradient = tensor.grad();
             if gradient.defined() {
                 let _ = gradient.detach_().zero_();
             }
         }
-        let input =
-            Input { pixels: &batch.pixels, modalities: &batch.modalities, size_tokens: &batch.size_tokens };
-        let (loss, terms) = match &self.objective {
-            Objective::FineTune(fine_tune) => {
-                let features =
-                    self.network.forward(&input, Mode::Train { drop_path: self.drop_path, uniform });
-                fine_tune.loss(&features.before_neck, &features.after_neck, self.classifier(), batch)
-            }
-            Objective::Contrastive => {
-                let before_neck = self
-                    .network
-                    .forward_before_neck(&input, &mut Mode::Train { drop_path: self.drop_path, uniform });
-                contrastive(&before_neck, &self.tensors["logit_scale"])
-            }
-        };
-        loss.backward();
+        let mut terms = LossTerms::default();
+        for rows in self.teaching.parts(batch.len()) {
+            let share = rows.len() as f64 / batch.len() as f64;
+            let (loss, of_part) = self.loss(&on_device(batch, &rows, self.device.tch()), uniform);
+            (loss * share).backward();
+            terms.add(&of_part, share);
+        }
         terms
+    }
+
+    fn loss(&self, batch: &Batch, uniform: &mut dyn FnMut(i64) -> Tensor) -> (Tensor, LossTerms) {
+        let kind = self.kind();
+        let input = Input {
+            pixels: &batch.pixels.to_kind(kind),
+            modalities: &batch.modalities,
+            size_tokens: &batch.size_tokens.to_kind(kind),
+        };
+        let network = self.network();
+        let mut mode = Mode::Train { drop_path: self.teaching.drop_path, uniform };
+        let before_neck = network.forward_before_neck(&input, &mut mode).to_kind(Kind::Float);
+        match &self.teaching.objective {
+            Objective::FineTune(fine_tune) => {
+                let after_neck = network.forward_neck(&before_neck, &mode);
+                fine_tune.loss(&before_neck, &after_neck, self.classifier(), batch)
+            }
+            Objective::Contrastive => contrastive(&before_neck, &self.tensors["logit_scale"]),
+        }
     }
 
     fn classifier(&self) -> &Tensor {
         &self.tensors["classifier.weight"]
+    }
+
+    /// [B, D], the features before the neck.
+    fn features(&self, chips: &[Chip]) -> Tensor {
+        let _no_grad = tch::no_grad_guard();
+        let samples = Samples {
+            size: self.architecture.image,
+            pixels: chips.iter().flat_map(plain).collect(),
+            modalities: chips.iter().map(Chip::modality).collect(),
+            size_tokens: chips.iter().map(Chip::size_token).collect(),
+            labels: vec![0; chips.len()],
+        };
+        let rows: Vec<usize> = (0..chips.len()).collect();
+        let batch = on_device(&samples, &rows, self.device.tch());
+        let input = Input {
+            pixels: &batch.pixels.to_kind(self.kind()),
+            modalities: &batch.modalities,
+            size_tokens: &batch.size_tokens.to_kind(self.kind()),
+        };
+        self.network().forward_before_neck(&input, &mut Mode::Evaluate).to_kind(Kind::Float)
+    }
+}
+
+impl Teaching {
+    /// Rows of a batch that go through the network together: whole identities, or pairs with both their halves.
+    fn parts(&self, images: usize) -> Vec<Vec<usize>> {
+        let parts = self.gradient.parts.max(1);
+        match self.objective {
+            Objective::FineTune(_) => {
+                let rows: Vec<usize> = (0..images).collect();
+                rows.chunks(images.div_ceil(parts)).map(<[usize]>::to_vec).collect()
+            }
+            Objective::Contrastive => {
+                let pairs: Vec<usize> = (0..images / 2).collect();
+                let with_partners = |pairs: &[usize]| {
+                    pairs.iter().copied().chain(pairs.iter().map(|pair| images / 2 + pair)).collect()
+                };
+                pairs.chunks(pairs.len().div_ceil(parts)).map(with_partners).collect()
+            }
+        }
     }
 }
 
@@ -154,23 +248,32 @@ impl Learner for TorchLearner {
         rates: Rates,
         random: &mut ChaCha8Rng,
     ) -> Result<LossTerms, LearnError> {
-        // tch panics with libtorch's message.
-        let step = AssertUnwindSafe(|| {
+        guarded(|| {
             let device = self.device.tch();
+            let kind = self.kind();
             let mut uniform = |count: i64| {
                 let numbers: Vec<f32> = (0..count).map(|_| random.random()).collect();
-                Tensor::from_slice(&numbers).to_device(device)
+                Tensor::from_slice(&numbers).to_device(device).to_kind(kind)
             };
-            let terms = self.backward(&on_device(batch, device), &mut uniform);
+            let terms = self.backward(batch, &mut uniform);
             if terms.total.is_finite() {
+                shorten(&self.tensors, self.teaching.gradient.norm_max);
                 self.optimizer.step(&self.tensors, rates);
             }
             terms
-        });
-        catch_unwind(step).map_err(|panic| match forward_error(panic.as_ref()) {
-            ForwardError::OutOfMemory => LearnError::OutOfMemory,
-            ForwardError::DeviceLost(message) | ForwardError::Failed(message) => LearnError::Failed(message),
         })
+    }
+
+    fn embed(&mut self, chips: &[Chip]) -> Result<Vec<Embedding>, LearnError> {
+        let features = guarded(|| {
+            let features = self.features(chips).to_device(tch::Device::Cpu).contiguous().view([-1]);
+            Vec::<f32>::try_from(features).expect("f32 values")
+        })?;
+        let embeddings = features.chunks_exact(self.architecture.embed_dim);
+        embeddings
+            .map(|feature| Embedding::from_feature(feature.to_vec()))
+            .collect::<Result<_, _>>()
+            .map_err(|cause| LearnError::Failed(cause.to_string()))
     }
 
     fn state(&self) -> LearnerState {
@@ -202,14 +305,40 @@ impl Learner for TorchLearner {
     }
 }
 
-fn on_device(batch: &Samples, device: tch::Device) -> Batch {
+/// Runs what calls libtorch, whose messages tch panics with.
+fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, LearnError> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| match forward_error(panic.as_ref()) {
+        ForwardError::OutOfMemory => LearnError::OutOfMemory,
+        ForwardError::DeviceLost(message) | ForwardError::Failed(message) => LearnError::Failed(message),
+    })
+}
+
+/// Scales all gradients alike so that together they are at most `norm_max` long; 0 leaves them.
+fn shorten(tensors: &Tensors, norm_max: f64) {
+    if norm_max <= 0.0 {
+        return;
+    }
+    let gradients: Vec<Tensor> = tensors.values().map(Tensor::grad).filter(Tensor::defined).collect();
+    let squares = gradients.iter().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
+    let norm = squares.sum::<f64>().sqrt();
+    if norm > norm_max {
+        for mut gradient in gradients {
+            let _ = gradient.g_mul_scalar_(norm_max / norm);
+        }
+    }
+}
+
+fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> Batch {
     let size = batch.size;
+    let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
+    let index = Tensor::from_slice(&index);
+    let of_rows = |all: Tensor| all.index_select(0, &index).to_device(device);
     let shape = [batch.len() as i64, 3, size.height as i64, size.width as i64];
     Batch {
-        pixels: Tensor::from_slice(&batch.pixels).view(shape).to_device(device),
-        modalities: batch.modalities.clone(),
-        size_tokens: Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3]).to_device(device),
-        labels: Tensor::from_slice(&batch.labels).to_device(device),
+        pixels: of_rows(Tensor::from_slice(&batch.pixels).view(shape)),
+        modalities: rows.iter().map(|row| batch.modalities[*row]).collect(),
+        size_tokens: of_rows(Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3])),
+        labels: of_rows(Tensor::from_slice(&batch.labels)),
     }
 }
 
@@ -289,12 +418,22 @@ mod tests {
         }
     }
 
+    fn teaching(objective: Objective) -> Teaching {
+        Teaching {
+            objective,
+            optimizer: SGD,
+            gradient: Gradient::default(),
+            drop_path: 0.0,
+            precision: Precision::F32,
+        }
+    }
+
     fn learner(architecture: &Architecture, weights: &str, objective: Objective) -> TorchLearner {
         let mut tensors = golden::tensors(weights);
         let expected = architecture.expected_tensors();
         tensors.retain(|name, _| expected.contains_key(name));
         let cpu = Device::open("cpu").expect("there is a processor");
-        TorchLearner::new(architecture, &tensors, cpu, objective, SGD, 0.0)
+        TorchLearner::new(architecture, &tensors, cpu, teaching(objective))
     }
 
     fn step(learner: &mut TorchLearner, batch: &Samples) -> LossTerms {
@@ -455,7 +594,7 @@ mod tests {
                 let mut learner =
                     learner(&MICRO, "micro_weights", Objective::FineTune(FineTune::from(&Loss::default())));
                 learner.optimizer = Optimizer::new(settings);
-                learner.drop_path = 0.5;
+                learner.teaching.drop_path = 0.5;
                 learner
             };
             let mut whole = new();
@@ -471,5 +610,69 @@ mod tests {
         let mut other = learner(&TINY, "tiny_weights", Objective::Contrastive);
         let state = learner(&MICRO, "micro_weights", Objective::Contrastive).state();
         assert!(matches!(other.restore(state), Err(LearnError::OtherModel(_))));
+    }
+
+    fn fine_tuning() -> Objective {
+        Objective::FineTune(FineTune::from(&Loss::default()))
+    }
+
+    #[test]
+    fn two_equal_parts_of_a_batch_step_as_one_of_them() {
+        let labels = &golden::tensors("train_step")["label"].values;
+        let whole = batch(&(0..12).collect::<Vec<_>>(), labels);
+        let twice: Vec<usize> = (0..12).chain(0..12).collect();
+        let double = batch(&twice, &[&labels[..], &labels[..]].concat());
+        let mut once = learner(&MICRO, "micro_weights", fine_tuning());
+        let mut parted = learner(&MICRO, "micro_weights", fine_tuning());
+        parted.teaching.gradient.parts = 2;
+        let (expected, found) = (step(&mut once, &whole), step(&mut parted, &double));
+        assert!((expected.total - found.total).abs() < 1e-6 && expected.accuracy == found.accuracy);
+        for (name, tensor) in once.tensors.iter().filter(|(name, _)| !name.contains("bottleneck.")) {
+            let off = (tensor - &parted.tensors[name]).abs().max().double_value(&[]);
+            assert!(off < 1e-6, "{name}: {off}");
+        }
+        let pairs = Teaching {
+            gradient: Gradient { parts: 2, ..Gradient::default() },
+            ..teaching(Objective::Contrastive)
+        };
+        assert_eq!(pairs.parts(6), [vec![0, 1, 3, 4], vec![2, 5]]);
+    }
+
+    #[test]
+    fn a_long_gradient_is_shortened_and_a_short_one_is_not() {
+        let labels = &golden::tensors("train_step")["label"].values;
+        let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
+        let norm = |norm_max| {
+            let mut learner = learner(&MICRO, "micro_weights", fine_tuning());
+            learner.teaching.gradient.norm_max = norm_max;
+            step(&mut learner, &batch);
+            let gradients = learner.tensors.values().map(Tensor::grad).filter(Tensor::defined);
+            let squares = gradients.map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
+            squares.sum::<f64>().sqrt()
+        };
+        let free = norm(0.0);
+        assert!((norm(free / 3.0) / (free / 3.0) - 1.0).abs() < 1e-5);
+        assert_eq!(norm(free * 3.0), free);
+    }
+
+    #[test]
+    fn bf16_learns_like_f32_and_keeps_every_small_step() {
+        let labels = &golden::tensors("train_step")["label"].values;
+        let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
+        let mut exact = learner(&MICRO, "micro_weights", fine_tuning());
+        let mut rounded = learner(&MICRO, "micro_weights", fine_tuning());
+        rounded.teaching.precision = Precision::Bf16;
+        for _ in 0..3 {
+            let (expected, found) = (step(&mut exact, &batch).total, step(&mut rounded, &batch).total);
+            assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
+        }
+        assert!(rounded.tensors.values().all(|tensor| tensor.kind() == Kind::Float));
+        // Steps far below the spacing of bf16 numbers add up.
+        let name = "base.patch_embed.proj.weight";
+        let before = rounded.tensors[name].copy();
+        let tiny = Rates { weights: 1e-6, biases: 1e-6 };
+        rounded.step(&batch, tiny, &mut stream(0, 0, 0, Purpose::StochasticDepth)).expect("a step");
+        let moved = (&rounded.tensors[name] - before).abs().max().double_value(&[]);
+        assert!(moved > 0.0 && moved < 1e-4, "{moved}");
     }
 }

@@ -19,24 +19,27 @@ mod random;
 mod sampler;
 mod schedule;
 mod source;
+mod validation;
 
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, Progress};
 pub use config::{
-    HeadName, Loss, ObjectiveName, OptimizerChoice, PresetName, StartKind, TrainConfig, TrainConfigError,
+    CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, Precision, PresetName,
+    StartKind, TrainConfig, TrainConfigError,
 };
-pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hoss, hoss_pairs, optisar_pairs};
-pub use fit::{Event, FitError, Plan, Source, fit};
+pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
+pub use fit::{Course, Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use random::{Purpose, stream};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
-pub use source::{IdentitySource, PairSource, read_chip};
+pub use source::{IdentitySource, PairSource, Reader, read_chip};
+pub use validation::Validation;
 
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{FineTune, Objective, TorchLearner};
+pub use learner::{FineTune, Objective, Teaching, TorchLearner};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]

@@ -59,7 +59,7 @@ impl IdentitySampler {
 
     /// The batches of an epoch, the same for the same seed.
     ///
-    /// An identity with too few images is filled up by drawing some again; of the others, what is left over after
+    /// An identity with too few images has K drawn from them, some more than once; of the others, what is left over after
     /// dividing by K sits this epoch out. Batches end when too few identities have images left.
     pub fn epoch(&self, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
         let random = &mut stream(seed, epoch, 0, Purpose::Sampling);
@@ -79,10 +79,11 @@ impl IdentitySampler {
 
     fn chunks(&self, images: &[usize], random: &mut ChaCha8Rng) -> Vec<Vec<usize>> {
         let k = self.images_per_identity;
-        let mut order = images.to_vec();
-        while order.len() < k {
-            order.extend(images.choose(random));
-        }
+        let mut order = if images.len() < k {
+            (0..k).filter_map(|_| images.choose(random).copied()).collect()
+        } else {
+            images.to_vec()
+        };
         order.shuffle(random);
         order.chunks_exact(k).map(<[usize]>::to_vec).collect()
     }

@@ -1,7 +1,9 @@
 //! Batches from image files.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use super::augment::augment;
 use super::dataset::{Image, Pair, classes};
@@ -14,21 +16,56 @@ use crate::chip::{Chip, ChipSize, ImageLimits, Modality, PixelSize, Resampling, 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
 
+/// Reads training chips, and tolerates some that cannot be read.
+#[derive(Debug)]
+pub struct Reader {
+    size: ChipSize,
+    unreadable_max: usize,
+    unreadable: Mutex<BTreeSet<PathBuf>>,
+}
+
 /// Images of identities for fine-tuning.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct IdentitySource {
     images: Vec<Image>,
     labels: Vec<i64>,
     sampler: IdentitySampler,
-    size: ChipSize,
+    reader: Reader,
 }
 
 /// Optical images and their SAR partners for pretraining.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PairSource {
     pairs: Vec<Pair>,
     pairs_per_batch: usize,
-    size: ChipSize,
+    reader: Reader,
+}
+
+impl Reader {
+    pub fn new(size: ChipSize, unreadable_max: usize) -> Self {
+        Self { size, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
+    }
+
+    /// The chip, or nothing where the file cannot be read and that is tolerated.
+    ///
+    /// # Errors
+    /// One file more than are tolerated, by name.
+    fn read(&self, image: &Image) -> Result<Option<Chip>, String> {
+        let cause = match read_chip(&image.path, image.modality, self.size, Resampling::Bicubic) {
+            Ok(chip) => return Ok(Some(chip)),
+            Err(cause) => cause,
+        };
+        let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_new = unreadable.insert(image.path.clone());
+        if unreadable.len() > self.unreadable_max {
+            let (count, most) = (unreadable.len(), self.unreadable_max);
+            return Err(format!("{cause}; unreadable files: {count}, data.unreadable_max: {most}"));
+        }
+        if is_new {
+            tracing::warn!(%cause, "another image takes the place of one that cannot be read");
+        }
+        Ok(None)
+    }
 }
 
 impl IdentitySource {
@@ -40,22 +77,45 @@ impl IdentitySource {
         images: Vec<Image>,
         images_per_batch: usize,
         images_per_identity: usize,
-        size: ChipSize,
+        reader: Reader,
     ) -> Result<Self, SamplerError> {
         let labels = classes(&images);
         let sampler = IdentitySampler::new(&labels, images_per_batch, images_per_identity)?;
-        Ok(Self { images, labels, sampler, size })
+        Ok(Self { images, labels, sampler, reader })
     }
 
     /// Identities, which are the classes of the classifier.
     pub fn class_count(&self) -> usize {
         self.labels.iter().max().map_or(0, |last| *last as usize + 1)
     }
+
+    /// The image of this number, or the next one of its identity that can be read.
+    fn read(&self, wanted: usize) -> Result<(usize, Chip), String> {
+        let label = self.labels[wanted];
+        let order = (wanted..self.images.len()).chain(0..wanted);
+        for number in order.filter(|number| self.labels[*number] == label) {
+            if let Some(chip) = self.reader.read(&self.images[number])? {
+                return Ok((number, chip));
+            }
+        }
+        Err(format!("{}: no image of its identity can be read", self.images[wanted].path.display()))
+    }
 }
 
 impl PairSource {
-    pub fn new(pairs: Vec<Pair>, pairs_per_batch: usize, size: ChipSize) -> Self {
-        Self { pairs, pairs_per_batch, size }
+    pub fn new(pairs: Vec<Pair>, pairs_per_batch: usize, reader: Reader) -> Self {
+        Self { pairs, pairs_per_batch, reader }
+    }
+
+    /// The pair of this number, or the next one that can be read.
+    fn read(&self, wanted: usize) -> Result<(usize, [Chip; 2]), String> {
+        for number in (wanted..self.pairs.len()).chain(0..wanted) {
+            let Pair { optical, sar } = &self.pairs[number];
+            if let (Some(optical), Some(sar)) = (self.reader.read(optical)?, self.reader.read(sar)?) {
+                return Ok((number, [optical, sar]));
+            }
+        }
+        Err("no pair can be read".into())
     }
 }
 
@@ -67,8 +127,12 @@ impl Source for IdentitySource {
     }
 
     fn batch(&self, item: &Vec<usize>, seed: u64, epoch: u32) -> Result<Samples, String> {
-        let samples = item.iter().map(|image| (&self.images[*image], *image as u64, self.labels[*image]));
-        collect(samples, self.size, seed, epoch)
+        let mut batch = Draft::new(self.reader.size, seed, epoch);
+        for wanted in item {
+            let (number, chip) = self.read(*wanted)?;
+            batch.add(&chip, number as u64, self.labels[number]);
+        }
+        Ok(batch.samples)
     }
 }
 
@@ -81,32 +145,41 @@ impl Source for PairSource {
 
     /// Optical images first, then their partners; the two are augmented independently.
     fn batch(&self, item: &Vec<usize>, seed: u64, epoch: u32) -> Result<Samples, String> {
-        let number = |pair: &usize| 2 * *pair as u64;
-        let optical = item.iter().map(|pair| (&self.pairs[*pair].optical, number(pair), 0));
-        let sar = item.iter().map(|pair| (&self.pairs[*pair].sar, number(pair) + 1, 0));
-        collect(optical.chain(sar), self.size, seed, epoch)
+        let mut batch = Draft::new(self.reader.size, seed, epoch);
+        let read = item.iter().map(|wanted| self.read(*wanted)).collect::<Result<Vec<_>, _>>()?;
+        for side in [0, 1] {
+            for (number, chips) in &read {
+                batch.add(&chips[side], 2 * *number as u64 + side as u64, 0);
+            }
+        }
+        Ok(batch.samples)
     }
 }
 
-/// Images, the numbers that their random streams have, and their classes.
-fn collect<'a>(
-    images: impl Iterator<Item = (&'a Image, u64, i64)>,
-    size: ChipSize,
+/// A batch in the making.
+struct Draft {
+    samples: Samples,
     seed: u64,
     epoch: u32,
-) -> Result<Samples, String> {
-    let mut samples =
-        Samples { size, pixels: vec![], modalities: vec![], size_tokens: vec![], labels: vec![] };
-    for (place, (image, number, label)) in images.enumerate() {
-        let chip = read_chip(&image.path, image.modality, size, Resampling::Bicubic)?;
-        // An image that fills up its identity is in a batch more than once and looks different each time.
-        let stream_number = number << 16 | place as u64;
-        samples.pixels.extend(augment(&chip, &mut stream(seed, epoch, stream_number, Purpose::Augmentation)));
-        samples.modalities.push(chip.modality());
-        samples.size_tokens.push(chip.size_token());
-        samples.labels.push(label);
+}
+
+impl Draft {
+    fn new(size: ChipSize, seed: u64, epoch: u32) -> Self {
+        let samples =
+            Samples { size, pixels: vec![], modalities: vec![], size_tokens: vec![], labels: vec![] };
+        Self { samples, seed, epoch }
     }
-    Ok(samples)
+
+    /// Adds an augmented chip; `number` names its image in the data set.
+    fn add(&mut self, chip: &Chip, number: u64, label: i64) {
+        // An image that fills up its identity is in a batch more than once and looks different each time.
+        let number = number << 16 | self.samples.len() as u64;
+        let random = &mut stream(self.seed, self.epoch, number, Purpose::Augmentation);
+        self.samples.pixels.extend(augment(chip, random));
+        self.samples.modalities.push(chip.modality());
+        self.samples.size_tokens.push(chip.size_token());
+        self.samples.labels.push(label);
+    }
 }
 
 /// Reads a file of a data set, whose pixels have the default size of their modality.
@@ -165,7 +238,7 @@ mod tests {
             Pair { optical, sar },
             Pair { optical: Image { modality: Modality::Optical, ..twin.clone() }, sar: twin },
         ];
-        let source = PairSource::new(pairs, 2, SIZE);
+        let source = PairSource::new(pairs, 2, Reader::new(SIZE, 0));
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
         use Modality::{Optical, Sar};
         assert_eq!(batch.modalities, [Optical, Optical, Sar, Sar]);
@@ -178,7 +251,7 @@ mod tests {
     #[test]
     fn an_image_that_fills_up_its_identity_looks_different_each_time() {
         let images = vec![image("0001_a_33x97_RGB.tif", 7), image("0002_b_40x120_RGB.tif", 9)];
-        let source = IdentitySource::new(images, 4, 2, SIZE).expect("batches");
+        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, 0)).expect("batches");
         let epoch = source.epoch(1, 1);
         let batch = source.batch(&epoch[0], 1, 1).expect("fixtures");
         assert_eq!((source.class_count(), batch.labels.len()), (2, 4));
@@ -191,5 +264,25 @@ mod tests {
     fn a_file_that_is_no_image_is_named() {
         let error = read_chip(&golden::path("README.md"), Modality::Sar, SIZE, Resampling::Bicubic);
         assert!(error.expect_err("no image").contains("README.md: "));
+    }
+
+    #[test]
+    fn unreadable_files_are_replaced_up_to_the_bound_and_then_named() {
+        let broken = |identity| Image { path: golden::path("README.md"), identity, modality: Modality::Sar };
+        let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
+        let source = |unreadable_max| {
+            let reader = Reader::new(SIZE, unreadable_max);
+            IdentitySource::new(images.clone(), 4, 2, reader).expect("batches")
+        };
+        let batch = source(1).batch(&vec![1, 0, 2, 2], 1, 1).expect("replaced");
+        assert_eq!(batch.labels, [0, 0, 1, 1]);
+        assert_eq!(batch.modalities[0], Modality::Optical);
+        let error = source(0).batch(&vec![1, 0, 2, 2], 1, 1).expect_err("one too many");
+        assert!(error.contains("README.md") && error.contains("unreadable_max: 0"), "{error}");
+        let sar = image("0003_c_25x110_SAR.tif", 1);
+        let pair = |optical| Pair { optical, sar: sar.clone() };
+        let pairs = vec![pair(broken(1)), pair(image("0001_a_33x97_RGB.tif", 1))];
+        let batch = PairSource::new(pairs, 2, Reader::new(SIZE, 1)).batch(&vec![0, 1], 1, 1);
+        assert_eq!(batch.expect("replaced").len(), 4);
     }
 }

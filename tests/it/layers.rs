@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("evaluate", &["chip", "embedding"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
-    ("train", &["chip", "embedding", "encoder", "model", "weights"]),
+    ("train", &["chip", "embedding", "encoder", "evaluate", "model", "weights"]),
     ("rpc", &["chip", "config", "embedding", "encoder", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
     ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),

@@ -1,0 +1,83 @@
+//! What a learner is worth on images that it does not learn from.
+
+use std::ops::ControlFlow;
+
+use super::dataset::{Image, Pair};
+use super::fit::FitError;
+use super::learn::Learner;
+use super::loader::in_order;
+use super::source::read_chip;
+use crate::chip::{Chip, ChipSize, Resampling};
+use crate::embedding::Embedding;
+use crate::evaluate::{Protocol, Seen, Summary, evaluate};
+
+/// Images in one pass.
+const BATCH: usize = 16;
+
+/// Queries and the gallery in which they are to be found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Validation {
+    queries: Vec<Image>,
+    gallery: Vec<Image>,
+    size: ChipSize,
+}
+
+impl Validation {
+    pub fn new(queries: Vec<Image>, gallery: Vec<Image>, size: ChipSize) -> Self {
+        Self { queries, gallery, size }
+    }
+
+    /// Every pair's SAR image asks for its own optical image among those of all pairs.
+    pub fn of_pairs(pairs: &[Pair], size: ChipSize) -> Self {
+        let numbered = |image: &Image, number: usize| Image { identity: number as i64, ..image.clone() };
+        let pairs = pairs.iter().enumerate();
+        let (queries, gallery) = pairs
+            .map(|(number, pair)| (numbered(&pair.sar, number), numbered(&pair.optical, number)))
+            .unzip();
+        Self { queries, gallery, size }
+    }
+
+    /// Scores in every protocol in which somebody takes part, [`Protocol::All`] first.
+    ///
+    /// # Errors
+    /// An image cannot be read, or the learner fails.
+    pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<Vec<Summary>, FitError> {
+        let queries = self.embed(&self.queries, learner, loaders)?;
+        let gallery = self.embed(&self.gallery, learner, loaders)?;
+        let summary = |protocol: &Protocol| {
+            Some(Summary::of(*protocol, &evaluate(*protocol, &queries, &gallery, None)?))
+        };
+        Ok(Protocol::EVERY.iter().filter_map(summary).collect())
+    }
+
+    fn embed(
+        &self,
+        images: &[Image],
+        learner: &mut impl Learner,
+        loaders: usize,
+    ) -> Result<Vec<(Seen, Embedding)>, FitError> {
+        let read = |image: &Image| read_chip(&image.path, image.modality, self.size, Resampling::Bilinear);
+        let parts: Vec<&[Image]> = images.chunks(BATCH).collect();
+        let mut embedded = Vec::with_capacity(images.len());
+        let flow = in_order(
+            &parts,
+            loaders,
+            |part| part.iter().map(read).collect::<Result<Vec<Chip>, _>>(),
+            |chips| {
+                let done = chips
+                    .map_err(FitError::Data)
+                    .and_then(|chips| learner.embed(&chips).map_err(FitError::Learn));
+                match done {
+                    Ok(embeddings) => embedded.extend(embeddings),
+                    Err(cause) => return ControlFlow::Break(cause),
+                }
+                ControlFlow::Continue(())
+            },
+        );
+        let seen = |image: &Image| Seen { identity: image.identity, modality: image.modality };
+        match flow {
+            ControlFlow::Break(cause) => Err(cause),
+            ControlFlow::Continue(()) => Ok(images.iter().map(seen).zip(embedded).collect()),
+        }
+    }
+}
