@@ -114,6 +114,7 @@ impl Run {
         let mut architecture = Architecture {
             size_token: config.model.size_token,
             ..match config.model.preset {
+                PresetName::Tiny => Architecture::tiny(),
                 PresetName::Small => Architecture::small(),
                 PresetName::VitBase => Architecture::vit_base(),
             }

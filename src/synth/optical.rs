@@ -45,7 +45,7 @@ impl OpticalImage {
     /// View `view` of ship `number`; the same for the same seed.
     pub fn of(ship: &Ship, seed: u64, number: u64, view: u64) -> Self {
         let random = &mut stream(seed, Purpose::Optical, number, view);
-        let relief = Relief::of(ship, framing(PIXEL_M, random));
+        let relief = Relief::of(&ship.reloaded(random), framing(PIXEL_M, random));
         let weather = Weather::draw(random);
         let (width, height) = (relief.width, relief.height);
         let mut planes = light(&relief, &weather, random).map(|cells| to_pixels(&cells, width, height));

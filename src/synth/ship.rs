@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Purpose, stream};
 
 /// Ships that share one length and beam, as sister ships do; size alone therefore identifies nobody.
-pub(super) const SHIPS_PER_CLASS: u64 = 12;
+pub(super) const SHIPS_PER_CLASS: u64 = 50;
 
 /// A ship in its own frame: `y` runs from the stern (0) to the bow (`length_m`), `x` from port to starboard, 0 amidships.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,6 +49,8 @@ pub(super) struct Block {
     pub x: (f32, f32),
     pub height_m: f32,
     pub surface: Surface,
+    /// Containers, which are others at every voyage.
+    pub is_cargo: bool,
 }
 
 /// A pedestal with a jib: long and thin for the camera, a bright point for the radar.
@@ -63,10 +65,14 @@ pub(super) struct Crane {
 }
 
 /// Deck paints; few, so that colour names a ship as little as it does at sea.
-const DECKS: [[f32; 3]; 5] =
-    [[0.32, 0.12, 0.09], [0.16, 0.2, 0.22], [0.14, 0.24, 0.18], [0.3, 0.27, 0.24], [0.12, 0.14, 0.26]];
-/// Covers and containers.
-const COVERS: [[f32; 3]; 6] = [
+const DECKS: [[f32; 3]; 3] = [[0.32, 0.12, 0.09], [0.16, 0.2, 0.22], [0.14, 0.24, 0.18]];
+/// Hatch covers: painted ones are smooth, bare steel is rough.
+const COVERS: [Surface; 3] = [
+    Surface { albedo: [0.45, 0.2, 0.14], echo: 2.0 },
+    Surface { albedo: [0.25, 0.3, 0.34], echo: 3.0 },
+    Surface { albedo: [0.55, 0.53, 0.5], echo: 7.0 },
+];
+const CONTAINERS: [[f32; 3]; 6] = [
     [0.45, 0.2, 0.14],
     [0.55, 0.53, 0.5],
     [0.22, 0.3, 0.45],
@@ -93,9 +99,24 @@ impl Ship {
             freeboard_m: random.random_range(3.0..8.0),
         };
         let mut ship = Self { length_m, beam_m, hull, blocks: vec![], cranes: vec![] };
-        let (holds_from, holds_to) = ship.build_superstructure(random);
-        ship.build_holds(holds_from, holds_to, random);
+        let house = ship.build_superstructure(random);
+        let forecastle = (1.0 - ship.hull.bow) * length_m;
+        ship.build_holds(0.04 * length_m, house.0, random);
+        ship.build_holds(house.1, forecastle, random);
         ship
+    }
+
+    /// The ship on another voyage: every container has another colour.
+    pub(super) fn reloaded(&self, random: &mut ChaCha8Rng) -> Self {
+        let mut ship = self.clone();
+        for block in ship.blocks.iter_mut().filter(|block| block.is_cargo) {
+            block.surface.albedo = tint(paint(&CONTAINERS, random), random);
+        }
+        ship
+    }
+
+    fn build(&mut self, y: (f32, f32), x: (f32, f32), height_m: f32, surface: Surface) {
+        self.blocks.push(Block { y, x, height_m, surface, is_cargo: false });
     }
 
     /// Half the beam at a place along the ship; 0 beyond its ends.
@@ -115,32 +136,37 @@ impl Ship {
         0.5 * self.beam_m * taper
     }
 
-    /// House, bridge and funnel; returns where the holds begin and end.
+    /// House, bridge and funnel, aft on most ships; returns where the holds behind it end and those before it begin.
     fn build_superstructure(&mut self, random: &mut ChaCha8Rng) -> (f32, f32) {
         let (length, beam) = (self.length_m, self.beam_m);
         let depth = random.random_range(0.07..0.13) * length;
-        let aft = random.random_range(0.02..0.1) * length;
+        let aft = length
+            * if random.random_bool(0.6) {
+                random.random_range(0.04..0.12)
+            } else {
+                random.random_range(0.3..0.75)
+            };
         let half = 0.5 * beam * random.random_range(0.6..0.9);
         let height_m = random.random_range(12.0..26.0);
-        let white = Surface { albedo: WHITE, echo: 4.0 };
-        self.blocks.push(Block { y: (aft, aft + depth), x: (-half, half), height_m, surface: white });
+        let white = Surface { albedo: WHITE, echo: 8.0 };
+        self.build((aft, aft + depth), (-half, half), height_m, white);
         let wing = random.random_range(0.3..0.8) * depth;
-        let bridge = (aft + wing, aft + wing + 4.0);
-        let wings = (-0.5 * beam, 0.5 * beam);
-        self.blocks.push(Block { y: bridge, x: wings, height_m: height_m + 3.0, surface: white });
+        self.build((aft + wing, aft + wing + 4.0), (-0.5 * beam, 0.5 * beam), height_m + 3.0, white);
         let funnel = random.random_range(-0.25..0.25) * beam;
-        let stack = Surface { albedo: tint(paint(&COVERS, random), random), echo: 6.0 };
-        let (y, x) = ((aft - 0.3 * depth, aft + 0.1 * depth), (funnel - 0.1 * beam, funnel + 0.1 * beam));
-        self.blocks.push(Block { y, x, height_m: height_m + 6.0, surface: stack });
-        (aft + depth + 0.02 * length, (1.0 - self.hull.bow) * length)
+        let stack = Surface { albedo: tint(paint(&CONTAINERS, random), random), echo: 6.0 };
+        let x = (funnel - 0.1 * beam, funnel + 0.1 * beam);
+        self.build((aft - 0.3 * depth, aft + 0.1 * depth), x, height_m + 6.0, stack);
+        (aft - 0.4 * depth, aft + depth + 0.02 * length)
     }
 
-    /// What lies between house and forecastle: a row of holds, each empty deck, hatch cover, containers or tanks.
+    /// A row of holds, each empty deck, hatch cover, containers or tanks; none where there is no room for one.
     fn build_holds(&mut self, from: f32, to: f32, random: &mut ChaCha8Rng) {
-        let count = random.random_range(5..=9);
+        let count =
+            ((to - from) / (random.random_range(0.09..0.16) * self.length_m)).floor().max(0.0) as usize;
         let cuts: Vec<f32> = (0..count).map(|_| random.random_range(0.6..1.4)).collect();
         let scale = (to - from) / cuts.iter().sum::<f32>();
-        let covers = [tint(paint(&COVERS, random), random), tint(paint(&COVERS, random), random)];
+        let cover = *COVERS.choose(random).expect("there are covers");
+        let cover = Surface { albedo: tint(cover.albedo, random), ..cover };
         let half = 0.5 * self.beam_m * random.random_range(0.6..0.85);
         let crane_side = random.random_range(-0.3..0.3) * self.beam_m;
         let geared = random.random_bool(0.6);
@@ -148,7 +174,7 @@ impl Ship {
         for cut in cuts {
             let end = y + cut * scale;
             let hold = (y + 0.08 * cut * scale, end - 0.08 * cut * scale);
-            self.fill_hold(hold, half, covers, random);
+            self.fill_hold(hold, half, cover, random);
             if geared && random.random_bool(0.4) {
                 self.raise_crane(end, crane_side, random);
             }
@@ -156,29 +182,32 @@ impl Ship {
         }
     }
 
-    fn fill_hold(&mut self, y: (f32, f32), half: f32, covers: [[f32; 3]; 2], random: &mut ChaCha8Rng) {
-        let cover = *covers.choose(random).expect("two");
-        let mut push = |x, height_m, albedo, echo| {
-            self.blocks.push(Block { y, x, height_m, surface: Surface { albedo, echo } });
-        };
+    fn fill_hold(&mut self, y: (f32, f32), half: f32, cover: Surface, random: &mut ChaCha8Rng) {
         match random.random_range(0..5) {
             0 => {}
-            1 => push((-half, half), 1.5, cover, 1.5),
+            1 => self.build(y, (-half, half), 1.5, cover),
             2 => {
-                push((-half, -0.1 * half), 2.0, cover, 2.0);
-                push((0.1 * half, half), 2.0, cover, 2.0);
+                self.build(y, (-half, -0.1 * half), 2.0, cover);
+                self.build(y, (0.1 * half, half), 2.0, cover);
             }
-            3 => {
-                let stacks = random.random_range(3..=6);
-                let width = 2.0 * half / stacks as f32;
-                for stack in 0..stacks {
-                    let left = -half + width * stack as f32;
-                    let tiers = random.random_range(1..=4) as f32;
-                    let albedo = tint(paint(&COVERS, random), random);
-                    push((left, left + 0.9 * width), 2.6 * tiers, albedo, 5.0 + 2.0 * tiers);
-                }
+            3 => self.stow_containers(y, half, random),
+            _ => {
+                let height_m = random.random_range(4.0..10.0);
+                self.build(y, (-0.55 * half, 0.55 * half), height_m, Surface { albedo: WHITE, echo: 12.0 });
             }
-            _ => push((-0.55 * half, 0.55 * half), random.random_range(4.0..10.0), WHITE, 9.0),
+        }
+    }
+
+    fn stow_containers(&mut self, y: (f32, f32), half: f32, random: &mut ChaCha8Rng) {
+        let stacks = random.random_range(3..=6);
+        let width = 2.0 * half / stacks as f32;
+        for stack in 0..stacks {
+            let left = -half + width * stack as f32;
+            let tiers = random.random_range(1..=4) as f32;
+            let surface =
+                Surface { albedo: tint(paint(&CONTAINERS, random), random), echo: 8.0 + 3.0 * tiers };
+            let x = (left, left + 0.9 * width);
+            self.blocks.push(Block { y, x, height_m: 2.6 * tiers, surface, is_cargo: true });
         }
     }
 
@@ -189,14 +218,9 @@ impl Ship {
         let echo = random.random_range(120.0..300.0);
         self.cranes.push(Crane { y, x, height_m, jib, echo });
         let pedestal = Surface { albedo: YELLOW, echo: 8.0 };
-        self.blocks.push(Block { y: (y - 1.5, y + 1.5), x: (x - 1.5, x + 1.5), height_m, surface: pedestal });
+        self.build((y - 1.5, y + 1.5), (x - 1.5, x + 1.5), height_m, pedestal);
         let boom = (jib.0.min(y), jib.0.max(y));
-        self.blocks.push(Block {
-            y: boom,
-            x: (x - 0.8, x + 0.8),
-            height_m: 0.7 * height_m,
-            surface: pedestal,
-        });
+        self.build(boom, (x - 0.8, x + 0.8), 0.7 * height_m, pedestal);
     }
 }
 

@@ -69,6 +69,7 @@ pub enum Precision {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PresetName {
+    Tiny,
     Small,
     VitBase,
 }

@@ -19,13 +19,15 @@ const CUT_STD: f64 = 0.873_922_942_716_433_8;
 
 /// Starting weights of every tensor of `architecture`.
 ///
-/// Linear layers, positions, class token and modality embedding are truncated normal with deviation 0.02, the
-/// classifier with 0.001; the patch convolutions are uniform within 1/sqrt(inputs), torch's default; biases are
-/// zero, norms are one, and the neck has seen nothing. Each tensor has its own stream, from seed and name.
+/// Positions, class token, modality embedding and size token are truncated normal with deviation 0.02, the classifier
+/// with 0.001; the linear layers of the blocks with 1/sqrt(inputs), which keeps the scale of what passes at every
+/// width (0.02, as ViT-B has it, leaves narrow networks with nothing to tell apart); the patch convolutions are uniform
+/// within 1/sqrt(inputs), torch's default; biases are zero, norms are one, and the neck has seen nothing. Each tensor
+/// has its own stream, from seed and name.
 pub fn seeded(architecture: &Architecture, seed: u64) -> NamedTensors {
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
-        let values = values(start(&name, architecture), count, stream(&name, seed));
+        let values = values(start(&name, &shape, architecture), count, stream(&name, seed));
         (name, HostTensor { shape, values })
     };
     architecture.expected_tensors().into_iter().map(tensor).collect()
@@ -40,7 +42,7 @@ enum Start {
     Normal(f64),
 }
 
-fn start(name: &str, architecture: &Architecture) -> Start {
+fn start(name: &str, shape: &[usize], architecture: &Architecture) -> Start {
     let is_norm = name.contains("norm") || name.starts_with("bottleneck.");
     if name == "logit_scale" {
         Start::Constant(LOGIT_SCALE)
@@ -53,6 +55,8 @@ fn start(name: &str, architecture: &Architecture) -> Start {
         Start::Constant(0.0)
     } else if name.starts_with("classifier.") {
         Start::Normal(0.001)
+    } else if let (true, [_, inputs]) = (name.contains(".blocks."), shape) {
+        Start::Normal(1.0 / (*inputs as f64).sqrt())
     } else {
         Start::Normal(0.02)
     }
@@ -154,7 +158,10 @@ mod tests {
             assert!((found / std - 1.0).abs() < 0.02, "{name}: deviation {found}");
             assert!(f64::from(most) <= bound, "{name}: {most}");
         };
-        check("base.blocks.0.mlp.fc1.weight", 0.02, 0.0452);
+        let std = 1.0 / 192_f64.sqrt();
+        check("base.blocks.0.mlp.fc1.weight", std, 2.26 * std);
+        let std = 1.0 / 768_f64.sqrt();
+        check("base.blocks.0.mlp.fc2.weight", std, 2.26 * std);
         check("base.pos_embed", 0.02, 0.0452);
         check("classifier.weight", 0.001, 0.002_26);
         let bound = 1.0 / 768_f64.sqrt();
