@@ -18,6 +18,8 @@ pub use size_token::{PixelSize, PixelSizeError, size_token};
 
 use std::fmt;
 
+use bytes::Bytes;
+
 /// Channel means that the reference subtracts from pixels in 0..1, RGB.
 pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Channel deviations that it divides by afterwards.
@@ -51,6 +53,13 @@ impl fmt::Display for Modality {
 pub struct ChipSize {
     pub height: usize,
     pub width: usize,
+}
+
+/// An encoded image and how to look at it, as a caller sent it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SourceChip {
+    pub image: Bytes,
+    pub view: View,
 }
 
 /// A decoded and resized chip: `size.height * size.width * 3` bytes, row by row, RGB interleaved.

@@ -9,7 +9,7 @@ mod schedule;
 mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
-pub use pipeline::{Caller, ChipJob, EmbedError, Embedded, ModelCard, Pipeline, UnknownModel};
+pub use pipeline::{Caller, EmbedError, Embedded, ModelCard, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
 pub use queue::{
     EncodeError, EncodeJob, EncodeQueue, Encoded, EncoderEvent, Health, LoadError, Observe, QueueSettings,

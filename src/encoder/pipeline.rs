@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, Admitted, Refusal};
 use super::queue::{EncodeError, EncodeJob, EncodeQueue};
 use super::schedule::Priority;
-use crate::chip::{self, ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, View};
+use crate::chip::{ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
 
@@ -24,13 +23,6 @@ pub struct ModelCard {
     pub dimension: usize,
     /// Rows and columns that it reads.
     pub chip_size: ChipSize,
-}
-
-/// An encoded image and how to look at it.
-#[derive(Clone, Debug)]
-pub struct ChipJob {
-    pub image: Bytes,
-    pub view: View,
 }
 
 /// Who asks, and until when an answer is worth anything.
@@ -133,10 +125,10 @@ impl Pipeline {
         &self,
         model: &ModelCard,
         caller: &Caller,
-        job: ChipJob,
+        chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
-        let modality = job.view.modality;
-        let embedded = self.embed_uncounted(model, caller, job).await;
+        let modality = chip.view.modality;
+        let embedded = self.embed_uncounted(model, caller, chip).await;
         let outcome = embedded.as_ref().map_or_else(EmbedError::outcome, |_| "ok");
         metrics::chip_answered(modality.name(), outcome);
         embedded
@@ -146,9 +138,9 @@ impl Pipeline {
         &self,
         model: &ModelCard,
         caller: &Caller,
-        job: ChipJob,
+        chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
-        let (prepared, decode) = self.prepare(model.chip_size, caller, job).await?;
+        let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
         let encoded = self
             .queue
             .encode(EncodeJob {
@@ -173,7 +165,7 @@ impl Pipeline {
         &self,
         size: ChipSize,
         caller: &Caller,
-        job: ChipJob,
+        chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
         let _turn = self.decoding.acquire().await.map_err(|_| EncodeError::Closed)?;
         if caller.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
@@ -182,7 +174,7 @@ impl Pipeline {
         let limits = self.limits;
         let decoding = tokio::task::spawn_blocking(move || {
             let started = Instant::now();
-            let prepared = chip::prepare(&job.image, &job.view, size, &limits);
+            let prepared = crate::chip::prepare(&chip.image, &chip.view, size, &limits);
             (prepared, started.elapsed())
         });
         let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)?;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use super::context::CallContext;
 use super::problem::Problem;
-use crate::chip::{Modality, OrientedBox, PixelSize, View};
+use crate::chip::{Modality, OrientedBox, PixelSize, SourceChip, View};
 use crate::embedding::ModelDigest;
-use crate::encoder::{Caller, ChipJob, Embedded, ModelCard, Priority};
+use crate::encoder::{Caller, Embedded, ModelCard, Priority};
 use crate::wire;
 
 /// Bytes of an identifier that callers choose.
@@ -14,7 +14,7 @@ const ID_BYTES_MAX: usize = 256;
 
 /// An Embed request whose every field has been read; chips fail one by one.
 pub struct EmbedCall {
-    pub chips: Vec<Result<ChipJob, Problem>>,
+    pub chips: Vec<Result<SourceChip, Problem>>,
     pub model: Option<ModelDigest>,
     pub priority: Priority,
 }
@@ -37,7 +37,7 @@ impl EmbedCall {
         let priority = priority(request.priority)?;
         let chips = request.chips.into_iter().enumerate();
         let chips =
-            chips.map(|(index, chip)| chip_job(chip).map_err(|p| p.within(&format!("chips[{index}]"))));
+            chips.map(|(index, chip)| source_chip(chip).map_err(|p| p.within(&format!("chips[{index}]"))));
         Ok(Self { chips: chips.collect(), model, priority })
     }
 
@@ -78,7 +78,7 @@ pub fn bounded_text(field: &'static str, text: &str) -> Result<(), Problem> {
     Err(Problem::invalid("TEXT_TOO_LONG", field, message))
 }
 
-fn chip_job(chip: wire::Chip) -> Result<ChipJob, Problem> {
+fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
     let modality = match chip.modality() {
         wire::Modality::Optical => Modality::Optical,
         wire::Modality::Sar => Modality::Sar,
@@ -95,7 +95,7 @@ fn chip_job(chip: wire::Chip) -> Result<ChipJob, Problem> {
     let y_m = chip.pixel_size_y_m.unwrap_or(default.y_m());
     let pixel_size = PixelSize::new(x_m, y_m)?;
     let oriented_box = chip.oriented_box.map(oriented_box).transpose()?;
-    Ok(ChipJob { image: chip.image, view: View { modality, pixel_size, oriented_box } })
+    Ok(SourceChip { image: chip.image, view: View { modality, pixel_size, oriented_box } })
 }
 
 fn oriented_box(cut: wire::OrientedBox) -> Result<OrientedBox, Problem> {
