@@ -1,10 +1,14 @@
 //! The configuration: one typed structure, read from file, environment and flags, in that order.
 
+mod settings;
+mod violations;
+
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use toml::{Table, Value};
+
+use settings::Settings;
 
 /// Environment variables `SHIPREID__SECTION__KEY` override the file.
 const ENVIRONMENT_PREFIX: &str = "SHIPREID__";
@@ -16,6 +20,8 @@ pub struct Config {
     pub model: Model,
     pub encoder: Encoder,
     pub chips: Chips,
+    pub store: Store,
+    pub matching: Matching,
     pub limits: Limits,
     pub telemetry: Telemetry,
 }
@@ -88,6 +94,25 @@ pub struct Chips {
     pub decode_threads: usize,
 }
 
+/// Galleries on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Store {
+    pub data_dir: String,
+    pub galleries_max: usize,
+    pub entries_max: u64,
+    pub bytes_max: u64,
+    pub cache_bytes: usize,
+}
+
+/// Searching galleries and ranking what is found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Matching {
+    pub search_threads: usize,
+    pub queries_max: usize,
+    pub top_k_max: usize,
+    pub calibrators: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     pub message_bytes_max: usize,
@@ -95,6 +120,7 @@ pub struct Limits {
     pub chips_per_request_max: usize,
     pub calls_max: usize,
     pub stream_inflight_max: usize,
+    pub enroll_inflight_max: usize,
     pub connections_max: usize,
     pub streams_per_connection_max: u32,
     pub header_bytes_max: u32,
@@ -153,6 +179,24 @@ impl Default for Chips {
     }
 }
 
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            data_dir: "shipreid-data".into(),
+            galleries_max: 100,
+            entries_max: 10_000_000,
+            bytes_max: 100 << 30,
+            cache_bytes: 64 << 20,
+        }
+    }
+}
+
+impl Default for Matching {
+    fn default() -> Self {
+        Self { search_threads: 0, queries_max: 64, top_k_max: 1000, calibrators: String::new() }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -161,6 +205,7 @@ impl Default for Limits {
             chips_per_request_max: 64,
             calls_max: 256,
             stream_inflight_max: 32,
+            enroll_inflight_max: 1024,
             connections_max: 1000,
             streams_per_connection_max: 128,
             header_bytes_max: 16 << 10,
@@ -184,7 +229,7 @@ pub enum ConfigError {
     Unreadable { path: PathBuf, cause: String },
     #[error("{source_name} is not valid TOML: {cause}")]
     Syntax { source_name: String, cause: String },
-    #[error("{source_name} sets the unknown key {key}{}", hint(.nearest.as_deref()))]
+    #[error("{source_name} sets the unknown key {key}{}", settings::hint(.nearest.as_deref()))]
     UnknownKey { source_name: String, key: String, nearest: Option<String> },
     #[error("{source_name} gives {key} {cause}")]
     WrongType { source_name: String, key: String, cause: String },
@@ -226,185 +271,17 @@ impl Config {
             settings.apply_text(&format!("--set {flag}"), key, value)?;
         }
         let config = settings.finish()?;
-        let violations = config.violations();
+        let violations = violations::violations(&config);
         if violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(violations)) }
     }
-
-    fn violations(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut require = |holds: bool, text: &str| {
-            if !holds {
-                found.push(text.to_owned());
-            }
-        };
-        let (encoder, chips, limits) = (&self.encoder, &self.chips, &self.limits);
-        require(
-            self.model.path.is_empty() || self.model.preset == Preset::None,
-            "model.path and model.preset exclude each other",
-        );
-        require(
-            self.server.listen.port() == 0 || self.server.listen != self.server.metrics_listen,
-            "server.listen and server.metrics_listen must differ",
-        );
-        require(
-            (0.0..=3600.0).contains(&self.server.drain_seconds_max),
-            "server.drain_seconds_max must be 0 to 3600",
-        );
-        require(
-            encoder.device == "cpu"
-                || encoder.device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok()),
-            "encoder.device must be \"cpu\" or \"cuda:N\"",
-        );
-        require(encoder.workers <= 64, "encoder.workers must be 0 to 64");
-        require(encoder.threads_per_worker <= 256, "encoder.threads_per_worker must be 0 to 256");
-        require((1..=1024).contains(&encoder.batch_max), "encoder.batch_max must be 1 to 1024");
-        require(
-            encoder.queue_items_max >= encoder.batch_max,
-            "encoder.queue_items_max must be at least encoder.batch_max",
-        );
-        require(
-            limits.chips_per_request_max >= 1 && limits.chips_per_request_max <= encoder.queue_items_max,
-            "limits.chips_per_request_max must be 1 to encoder.queue_items_max",
-        );
-        require(
-            encoder.queue_bytes_max >= chips.bytes_max,
-            "encoder.queue_bytes_max must be at least chips.bytes_max",
-        );
-        require(chips.bytes_max >= 1, "chips.bytes_max must be at least 1");
-        require((1..=1 << 30).contains(&chips.pixels_max), "chips.pixels_max must be 1 to 1073741824");
-        require(chips.decode_threads <= 256, "chips.decode_threads must be 0 to 256");
-        require(
-            (1024..=1 << 30).contains(&limits.message_bytes_max),
-            "limits.message_bytes_max must be 1024 to 1073741824",
-        );
-        require(
-            limits.receiving_bytes_max >= limits.message_bytes_max,
-            "limits.receiving_bytes_max must be at least limits.message_bytes_max",
-        );
-        require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
-        require(limits.stream_inflight_max >= 1, "limits.stream_inflight_max must be at least 1");
-        require(limits.connections_max >= 1, "limits.connections_max must be at least 1");
-        require(
-            limits.streams_per_connection_max >= 1,
-            "limits.streams_per_connection_max must be at least 1",
-        );
-        require(limits.header_bytes_max >= 1024, "limits.header_bytes_max must be at least 1024");
-        require(
-            (65_535..=1 << 30).contains(&limits.stream_window_bytes)
-                && (65_535..=1 << 30).contains(&limits.connection_window_bytes),
-            "limits.stream_window_bytes and limits.connection_window_bytes must be 65535 to 1073741824",
-        );
-        require(
-            (1.0..=3600.0).contains(&limits.keepalive_seconds),
-            "limits.keepalive_seconds must be 1 to 3600",
-        );
-        require(
-            tracing_subscriber::EnvFilter::try_new(&self.telemetry.log_filter).is_ok(),
-            "telemetry.log_filter is not a valid filter",
-        );
-        found
-    }
-}
-
-/// The default values as a table, into which sources are merged key by key.
-struct Settings {
-    table: Table,
-}
-
-impl Settings {
-    fn new() -> Self {
-        let table = Table::try_from(Config::default()).expect("the defaults are a table");
-        Self { table }
-    }
-
-    fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let source_name = path.display().to_string();
-        let text = std::fs::read_to_string(path)
-            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause: cause.to_string() })?;
-        let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
-            source_name: source_name.clone(),
-            cause: cause.to_string().trim().replace('\n', " "),
-        })?;
-        for (section, value) in table {
-            let Value::Table(keys) = value else {
-                return Err(self.unknown(&source_name, &section));
-            };
-            if !self.table.contains_key(&section) {
-                return Err(self.unknown(&source_name, &section));
-            }
-            for (key, value) in keys {
-                let slot = self.slot(&source_name, &format!("{section}.{key}"))?;
-                *slot = value;
-            }
-        }
-        // A wrong type is reported while the file is still known as its source.
-        self.typed(&source_name).map(drop)
-    }
-
-    fn apply_text(&mut self, source_name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
-        let slot = self.slot(source_name, key)?;
-        let wrong = |kind: &str| ConfigError::WrongType {
-            source_name: source_name.into(),
-            key: key.into(),
-            cause: format!("the value {text:?}, which is not {kind}"),
-        };
-        *slot = match slot {
-            Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
-            Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-            _ => Value::String(text.into()),
-        };
-        self.typed(source_name).map(drop)
-    }
-
-    fn slot(&mut self, source_name: &str, key: &str) -> Result<&mut Value, ConfigError> {
-        let unknown = self.unknown(source_name, key);
-        let (section, name) = key.split_once('.').unwrap_or((key, ""));
-        match self.table.get_mut(section).and_then(Value::as_table_mut).and_then(|keys| keys.get_mut(name)) {
-            Some(slot) => Ok(slot),
-            None => Err(unknown),
-        }
-    }
-
-    fn unknown(&self, source_name: &str, key: &str) -> ConfigError {
-        let keys = self.table.iter().flat_map(|(section, value)| {
-            let names = value.as_table().into_iter().flat_map(|keys| keys.keys());
-            names.map(move |name| format!("{section}.{name}"))
-        });
-        let nearest = keys
-            .chain(self.table.keys().cloned())
-            .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
-        ConfigError::UnknownKey { source_name: source_name.into(), key: key.into(), nearest }
-    }
-
-    fn typed(&self, source_name: &str) -> Result<Config, ConfigError> {
-        for (section, value) in &self.table {
-            let mut alone = Table::try_from(Config::default()).expect("the defaults are a table");
-            for (key, value) in value.as_table().into_iter().flatten() {
-                let slot = alone.get_mut(section).and_then(Value::as_table_mut).expect("the section exists");
-                slot.insert(key.clone(), value.clone());
-                if let Err(cause) = alone.clone().try_into::<Config>() {
-                    return Err(ConfigError::WrongType {
-                        source_name: source_name.into(),
-                        key: format!("{section}.{key}"),
-                        cause: format!("the value {value}: {}", cause.message().trim()),
-                    });
-                }
-            }
-        }
-        Ok(self.table.clone().try_into().expect("every key was tried alone"))
-    }
-
-    fn finish(self) -> Result<Config, ConfigError> {
-        self.typed("the configuration")
-    }
-}
-
-fn hint(nearest: Option<&str>) -> String {
-    nearest.map_or_else(String::new, |key| format!("; did you mean {key}?"))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use toml::{Table, Value};
+
     use super::*;
 
     fn load(file: &str, environment: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
@@ -486,7 +363,7 @@ mod tests {
                 line.split(" = ").next().expect("valid")
             })
             .collect();
-        let wanted = Settings::new().table;
+        let wanted = Settings::new().into_table();
         let wanted: usize = wanted.values().filter_map(Value::as_table).map(Table::len).sum();
         assert_eq!(present.len(), wanted, "every key once");
     }

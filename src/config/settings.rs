@@ -1,0 +1,110 @@
+//! Merging sources into the defaults, key by key, so that an error names its key and its source.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::{Config, ConfigError};
+
+/// The default values as a table, into which sources are merged key by key.
+pub(super) struct Settings {
+    table: Table,
+}
+
+impl Settings {
+    pub(super) fn new() -> Self {
+        let table = Table::try_from(Config::default()).expect("the defaults are a table");
+        Self { table }
+    }
+
+    pub(super) fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+        let source_name = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause: cause.to_string() })?;
+        let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
+            source_name: source_name.clone(),
+            cause: cause.to_string().trim().replace('\n', " "),
+        })?;
+        for (section, value) in table {
+            let Value::Table(keys) = value else {
+                return Err(self.unknown(&source_name, &section));
+            };
+            if !self.table.contains_key(&section) {
+                return Err(self.unknown(&source_name, &section));
+            }
+            for (key, value) in keys {
+                let slot = self.slot(&source_name, &format!("{section}.{key}"))?;
+                *slot = value;
+            }
+        }
+        // A wrong type is reported while the file is still known as its source.
+        self.typed(&source_name).map(drop)
+    }
+
+    pub(super) fn apply_text(&mut self, source_name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
+        let slot = self.slot(source_name, key)?;
+        let wrong = |kind: &str| ConfigError::WrongType {
+            source_name: source_name.into(),
+            key: key.into(),
+            cause: format!("the value {text:?}, which is not {kind}"),
+        };
+        *slot = match slot {
+            Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
+            Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
+            _ => Value::String(text.into()),
+        };
+        self.typed(source_name).map(drop)
+    }
+
+    #[cfg(test)]
+    pub(super) fn into_table(self) -> Table {
+        self.table
+    }
+
+    fn slot(&mut self, source_name: &str, key: &str) -> Result<&mut Value, ConfigError> {
+        let unknown = self.unknown(source_name, key);
+        let (section, name) = key.split_once('.').unwrap_or((key, ""));
+        match self.table.get_mut(section).and_then(Value::as_table_mut).and_then(|keys| keys.get_mut(name)) {
+            Some(slot) => Ok(slot),
+            None => Err(unknown),
+        }
+    }
+
+    fn unknown(&self, source_name: &str, key: &str) -> ConfigError {
+        let keys = self.table.iter().flat_map(|(section, value)| {
+            let names = value.as_table().into_iter().flat_map(|keys| keys.keys());
+            names.map(move |name| format!("{section}.{name}"))
+        });
+        let nearest = keys
+            .chain(self.table.keys().cloned())
+            .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+        ConfigError::UnknownKey { source_name: source_name.into(), key: key.into(), nearest }
+    }
+
+    fn typed(&self, source_name: &str) -> Result<Config, ConfigError> {
+        for (section, value) in &self.table {
+            let mut alone = Table::try_from(Config::default()).expect("the defaults are a table");
+            for (key, value) in value.as_table().into_iter().flatten() {
+                let slot = alone.get_mut(section).and_then(Value::as_table_mut).expect("the section exists");
+                slot.insert(key.clone(), value.clone());
+                if let Err(cause) = alone.clone().try_into::<Config>() {
+                    return Err(ConfigError::WrongType {
+                        source_name: source_name.into(),
+                        key: format!("{section}.{key}"),
+                        cause: format!("the value {value}: {}", cause.message().trim()),
+                    });
+                }
+            }
+        }
+        Ok(self.table.clone().try_into().expect("every key was tried alone"))
+    }
+
+    pub(super) fn finish(self) -> Result<Config, ConfigError> {
+        self.typed("the configuration")
+    }
+}
+
+/// The end of a message about an unknown key.
+pub(super) fn hint(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |key| format!("; did you mean {key}?"))
+}

@@ -1,0 +1,128 @@
+//! What a configuration must not say, section by section; everything is found at once.
+
+use super::{Chips, Config, Encoder, Limits, Matching, Preset, Server, Store, Telemetry};
+
+/// One line for each value out of bounds.
+pub(super) fn violations(config: &Config) -> Vec<String> {
+    let mut found = Violations(Vec::new());
+    found.require(
+        config.model.path.is_empty() || config.model.preset == Preset::None,
+        "model.path and model.preset exclude each other",
+    );
+    found.of_server(&config.server);
+    found.of_encoder(&config.encoder, &config.chips, &config.limits);
+    found.of_chips(&config.chips);
+    found.of_store(&config.store);
+    found.of_matching(&config.matching);
+    found.of_limits(&config.limits);
+    found.of_telemetry(&config.telemetry);
+    found.0
+}
+
+struct Violations(Vec<String>);
+
+impl Violations {
+    fn require(&mut self, holds: bool, text: &str) {
+        if !holds {
+            self.0.push(text.to_owned());
+        }
+    }
+
+    fn of_server(&mut self, server: &Server) {
+        self.require(
+            server.listen.port() == 0 || server.listen != server.metrics_listen,
+            "server.listen and server.metrics_listen must differ",
+        );
+        self.require(
+            (0.0..=3600.0).contains(&server.drain_seconds_max),
+            "server.drain_seconds_max must be 0 to 3600",
+        );
+    }
+
+    fn of_encoder(&mut self, encoder: &Encoder, chips: &Chips, limits: &Limits) {
+        let cuda = |device: &str| device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
+        self.require(
+            encoder.device == "cpu" || cuda(&encoder.device),
+            "encoder.device must be \"cpu\" or \"cuda:N\"",
+        );
+        self.require(encoder.workers <= 64, "encoder.workers must be 0 to 64");
+        self.require(encoder.threads_per_worker <= 256, "encoder.threads_per_worker must be 0 to 256");
+        self.require((1..=1024).contains(&encoder.batch_max), "encoder.batch_max must be 1 to 1024");
+        self.require(
+            encoder.queue_items_max >= encoder.batch_max,
+            "encoder.queue_items_max must be at least encoder.batch_max",
+        );
+        self.require(
+            (1..=encoder.queue_items_max).contains(&limits.chips_per_request_max),
+            "limits.chips_per_request_max must be 1 to encoder.queue_items_max",
+        );
+        self.require(
+            encoder.queue_bytes_max >= chips.bytes_max,
+            "encoder.queue_bytes_max must be at least chips.bytes_max",
+        );
+    }
+
+    fn of_chips(&mut self, chips: &Chips) {
+        self.require(chips.bytes_max >= 1, "chips.bytes_max must be at least 1");
+        self.require((1..=1 << 30).contains(&chips.pixels_max), "chips.pixels_max must be 1 to 1073741824");
+        self.require(chips.decode_threads <= 256, "chips.decode_threads must be 0 to 256");
+    }
+
+    fn of_store(&mut self, store: &Store) {
+        self.require(store.galleries_max >= 1, "store.galleries_max must be at least 1");
+        self.require(
+            (1..=u64::from(u32::MAX)).contains(&store.entries_max),
+            "store.entries_max must be 1 to 4294967295",
+        );
+        self.require(store.bytes_max >= 1 << 20, "store.bytes_max must be at least 1048576");
+        self.require(
+            (1 << 20..=1 << 40).contains(&store.cache_bytes),
+            "store.cache_bytes must be 1048576 to 1099511627776",
+        );
+    }
+
+    fn of_matching(&mut self, matching: &Matching) {
+        self.require(matching.search_threads <= 256, "matching.search_threads must be 0 to 256");
+        self.require((1..=1024).contains(&matching.queries_max), "matching.queries_max must be 1 to 1024");
+        self.require((1..=10_000).contains(&matching.top_k_max), "matching.top_k_max must be 1 to 10000");
+    }
+
+    fn of_limits(&mut self, limits: &Limits) {
+        self.require(
+            (1024..=1 << 30).contains(&limits.message_bytes_max),
+            "limits.message_bytes_max must be 1024 to 1073741824",
+        );
+        self.require(
+            limits.receiving_bytes_max >= limits.message_bytes_max,
+            "limits.receiving_bytes_max must be at least limits.message_bytes_max",
+        );
+        self.require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
+        self.require(limits.stream_inflight_max >= 1, "limits.stream_inflight_max must be at least 1");
+        self.require(
+            (1..=65_536).contains(&limits.enroll_inflight_max),
+            "limits.enroll_inflight_max must be 1 to 65536",
+        );
+        self.require(limits.connections_max >= 1, "limits.connections_max must be at least 1");
+        self.require(
+            limits.streams_per_connection_max >= 1,
+            "limits.streams_per_connection_max must be at least 1",
+        );
+        self.require(limits.header_bytes_max >= 1024, "limits.header_bytes_max must be at least 1024");
+        let window = 65_535..=1 << 30;
+        self.require(
+            window.contains(&limits.stream_window_bytes) && window.contains(&limits.connection_window_bytes),
+            "limits.stream_window_bytes and limits.connection_window_bytes must be 65535 to 1073741824",
+        );
+        self.require(
+            (1.0..=3600.0).contains(&limits.keepalive_seconds),
+            "limits.keepalive_seconds must be 1 to 3600",
+        );
+    }
+
+    fn of_telemetry(&mut self, telemetry: &Telemetry) {
+        self.require(
+            tracing_subscriber::EnvFilter::try_new(&telemetry.log_filter).is_ok(),
+            "telemetry.log_filter is not a valid filter",
+        );
+    }
+}
