@@ -62,6 +62,11 @@ impl OrientedBox {
         Ok(Self { center: (center_x, center_y), length, width, angle_deg })
     }
 
+    /// Centre (x, y), length, width and angle, as in [`Self::new`].
+    pub fn to_numbers(&self) -> [f64; 5] {
+        [self.center.0, self.center.1, self.length, self.width, self.angle_deg]
+    }
+
     /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.
     pub(super) fn cut(&self, from: &Raster, pixel_size: PixelSize, pixels_max: u64) -> Result<Cut, BoxError> {
         let &Self { length, width, angle_deg, .. } = self;

@@ -37,6 +37,8 @@ pub struct Caller {
 #[derive(Clone, Debug)]
 pub struct Embedded {
     pub embedding: Embedding,
+    /// Width and height of the chip in metres.
+    pub extent_m: [f64; 2],
     pub warnings: Vec<ChipWarning>,
     pub decode: Duration,
     pub queued: Duration,
@@ -141,6 +143,7 @@ impl Pipeline {
         chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
         let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
+        let extent_m = prepared.chip.extent_m();
         let encoded = self
             .queue
             .encode(EncodeJob {
@@ -154,6 +157,7 @@ impl Pipeline {
         prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code()));
         Ok(Embedded {
             embedding: encoded.embedding,
+            extent_m,
             warnings: prepared.warnings,
             decode,
             queued: encoded.queued,

@@ -9,6 +9,7 @@ use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
+use crate::gallery::NumberError;
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
@@ -28,6 +29,12 @@ impl From<PixelSizeError> for Problem {
 impl From<BoxError> for Problem {
     fn from(cause: BoxError) -> Self {
         Self::invalid("ORIENTED_BOX_INVALID", "oriented_box", cause.to_string())
+    }
+}
+
+impl From<NumberError> for Problem {
+    fn from(cause: NumberError) -> Self {
+        Self::invalid("NUMBER_OUT_OF_BOUNDS", cause.field, cause.to_string())
     }
 }
 

@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "metrics", "wire"]),
+    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
     ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),
     (

@@ -1,0 +1,117 @@
+//! What was enrolled, as one number: the same enrolment again has the same hash, in every release.
+
+use sha2::{Digest, Sha256};
+
+use super::entry::{ContentHash, Labels, Observation, VesselId};
+use crate::chip::{Modality, SourceChip};
+use crate::embedding::Embedding;
+
+/// What an enrolment says of a sighting beside its id.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    pub vessel: Option<&'a VesselId>,
+    pub labels: &'a Labels,
+    pub observation: &'a Observation,
+}
+
+impl Content<'_> {
+    /// Of an enrolment with a chip.
+    pub fn with_chip(&self, chip: &SourceChip) -> ContentHash {
+        let mut hash = self.hash("chip", chip.view.modality);
+        hash.numbers([chip.view.pixel_size.x_m(), chip.view.pixel_size.y_m()]);
+        hash.numbers(chip.view.oriented_box.iter().flat_map(|cut| cut.to_numbers()));
+        hash.bytes(&chip.image);
+        hash.finish()
+    }
+
+    /// Of an enrolment with a ready embedding.
+    pub fn with_embedding(&self, modality: Modality, embedding: &Embedding) -> ContentHash {
+        let mut hash = self.hash("embedding", modality);
+        hash.numbers(embedding.as_slice().iter().map(|value| f64::from(*value)));
+        hash.finish()
+    }
+
+    fn hash(&self, kind: &str, modality: Modality) -> Fields {
+        let mut hash = Fields(Sha256::new());
+        hash.bytes(kind.as_bytes());
+        hash.bytes(modality.name().as_bytes());
+        hash.bytes(self.vessel.map_or("", VesselId::as_str).as_bytes());
+        hash.count(self.labels.iter().count());
+        for (name, value) in self.labels.iter() {
+            hash.bytes(name.as_bytes());
+            hash.bytes(value.as_bytes());
+        }
+        let observation = self.observation;
+        for text in [&observation.detection_id, &observation.scene_id, &observation.sensor] {
+            hash.bytes(text.as_bytes());
+        }
+        hash.bytes(
+            &observation.observed_at.map(|time| time.nanos().to_le_bytes().to_vec()).unwrap_or_default(),
+        );
+        let position = observation.position.map(|p| [p.latitude_deg(), p.longitude_deg(), p.sigma_m()]);
+        hash.numbers(position.into_iter().flatten());
+        let heading = observation.heading.map(|h| [h.deg(), f64::from(u8::from(h.is_ambiguous()))]);
+        hash.numbers(heading.into_iter().flatten());
+        hash.numbers(observation.length_m);
+        hash.numbers(observation.width_m);
+        hash
+    }
+}
+
+/// Fields one after the other, each behind its length, so that none runs into the next.
+struct Fields(Sha256);
+
+impl Fields {
+    fn count(&mut self, count: usize) {
+        self.0.update((count as u64).to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.count(bytes.len());
+        self.0.update(bytes);
+    }
+
+    fn numbers(&mut self, numbers: impl IntoIterator<Item = f64>) {
+        let bytes: Vec<u8> = numbers.into_iter().flat_map(f64::to_le_bytes).collect();
+        self.bytes(&bytes);
+    }
+
+    fn finish(self) -> ContentHash {
+        ContentHash::new(self.0.finalize().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entry::Time;
+    use super::*;
+
+    #[test]
+    fn anything_that_differs_is_told_and_the_hash_stays_what_it_was() {
+        let embedding = Embedding::from_feature(vec![3.0, 4.0]).expect("a direction");
+        let plain = Observation::default();
+        let timed = Observation { observed_at: Some(Time::from_nanos(0)), ..plain.clone() };
+        let scene = Observation { scene_id: "ab".into(), ..plain.clone() };
+        let sensor = Observation { sensor: "ab".into(), ..plain.clone() };
+        let long = Observation { length_m: Some(90.0), ..plain.clone() };
+        let wide = Observation { width_m: Some(90.0), ..plain.clone() };
+        let none = Labels::default();
+        let some = Labels::new([("flag".to_owned(), "PA".to_owned())]).expect("labels");
+        let vessel = VesselId::new("v").expect("an id");
+        let content = |vessel, labels, observation| Content { vessel, labels, observation };
+        let mut hashes: Vec<ContentHash> = [&plain, &timed, &scene, &sensor, &long, &wide]
+            .map(|observation| content(None, &none, observation).with_embedding(Modality::Sar, &embedding))
+            .to_vec();
+        hashes.push(content(None, &some, &plain).with_embedding(Modality::Sar, &embedding));
+        hashes.push(content(Some(&vessel), &none, &plain).with_embedding(Modality::Sar, &embedding));
+        hashes.push(content(None, &none, &plain).with_embedding(Modality::Optical, &embedding));
+        for (index, hash) in hashes.iter().enumerate() {
+            assert!(!hashes[..index].contains(hash), "{index}");
+        }
+        let again = content(None, &none, &plain).with_embedding(Modality::Sar, &embedding);
+        assert_eq!(again, hashes[0]);
+        // Stored galleries hold these hashes: another value here makes every repeated enrolment a conflict.
+        let hex: String = again.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "8ceb1a9cb0f9c7e5");
+    }
+}

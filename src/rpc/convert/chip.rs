@@ -1,0 +1,38 @@
+//! Chips as they are sent, and the doubts about them.
+
+use super::super::problem::Problem;
+use crate::chip::{ChipWarning, Modality, OrientedBox, PixelSize, SourceChip, View};
+use crate::wire;
+
+/// A chip, but for its observation.
+pub fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
+    let modality = modality("modality", chip.modality)?
+        .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
+    let default = PixelSize::default_for(modality);
+    let x_m = chip.pixel_size_x_m.unwrap_or(default.x_m());
+    let y_m = chip.pixel_size_y_m.unwrap_or(default.y_m());
+    let pixel_size = PixelSize::new(x_m, y_m)?;
+    let oriented_box = chip.oriented_box.map(oriented_box).transpose()?;
+    Ok(SourceChip { image: chip.image, view: View { modality, pixel_size, oriented_box } })
+}
+
+/// `None` where a modality is not set.
+pub fn modality(field: &str, number: i32) -> Result<Option<Modality>, Problem> {
+    match wire::Modality::try_from(number) {
+        Ok(wire::Modality::Optical) => Ok(Some(Modality::Optical)),
+        Ok(wire::Modality::Sar) => Ok(Some(Modality::Sar)),
+        Ok(wire::Modality::Unspecified) => Ok(None),
+        Err(_) => Err(Problem::invalid("MODALITY_UNKNOWN", field, format!("modality {number} is unknown"))),
+    }
+}
+
+/// What is doubtful about a chip.
+pub fn warnings(warnings: &[ChipWarning]) -> Vec<wire::Warning> {
+    let warning =
+        |warning: &ChipWarning| wire::Warning { code: warning.code().into(), message: warning.to_string() };
+    warnings.iter().map(warning).collect()
+}
+
+fn oriented_box(cut: wire::OrientedBox) -> Result<OrientedBox, Problem> {
+    Ok(OrientedBox::new(cut.center_x, cut.center_y, cut.length, cut.width, cut.angle_deg)?)
+}

@@ -1,0 +1,76 @@
+//! Between wire messages and the domain. Everything a caller can get wrong about a field is said here.
+
+mod chip;
+mod embed;
+mod filter;
+mod sighting;
+
+use std::time::Duration;
+
+pub use chip::{modality, source_chip, warnings};
+pub use embed::{EmbedCall, embed_response};
+pub use filter::filter;
+pub use sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
+
+use super::context::CallContext;
+use super::problem::Problem;
+use crate::embedding::{Embedding, EmbeddingError, ModelDigest};
+use crate::encoder::{Caller, Priority};
+use crate::gallery::{TextError, check_text};
+use crate::wire;
+
+/// Who calls, in the terms of the queue.
+pub fn caller(context: &CallContext, priority: Priority) -> Caller {
+    Caller { tenant: context.tenant.clone(), priority, deadline: context.deadline }
+}
+
+/// Refuses a text that is too long or has control characters.
+pub fn bounded_text(field: &str, text: &str) -> Result<(), Problem> {
+    check_text(text).map_err(|cause| text_problem(field, cause))
+}
+
+/// The digest that a request names; `None` where it names none.
+pub fn model_digest(text: &str) -> Result<Option<ModelDigest>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|_| {
+        Problem::invalid("MODEL_MALFORMED", "model", "model is not a digest of 64 hexadecimal digits")
+    })
+}
+
+/// The vector of a request, normalised.
+pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, Problem> {
+    Embedding::from_feature(embedding.values).map_err(|cause| {
+        let reason = match cause {
+            EmbeddingError::Empty => "EMBEDDING_EMPTY",
+            EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
+            EmbeddingError::Zero => "EMBEDDING_ZERO",
+        };
+        Problem::invalid(reason, format!("{field}.values"), cause.to_string())
+    })
+}
+
+/// A length of time on the wire; `None` beyond what it can say, which no stage takes.
+pub fn duration(duration: Duration) -> Option<prost_types::Duration> {
+    duration.try_into().ok()
+}
+
+fn priority(number: i32) -> Result<Priority, Problem> {
+    match wire::Priority::try_from(number) {
+        Ok(wire::Priority::Unspecified | wire::Priority::Interactive) => Ok(Priority::Interactive),
+        Ok(wire::Priority::Bulk) => Ok(Priority::Bulk),
+        Err(_) => {
+            Err(Problem::invalid("PRIORITY_UNKNOWN", "priority", format!("priority {number} is unknown")))
+        }
+    }
+}
+
+fn text_problem(field: &str, cause: TextError) -> Problem {
+    let reason = match cause {
+        TextError::Empty => "TEXT_EMPTY",
+        TextError::TooLong { .. } => "TEXT_TOO_LONG",
+        TextError::Control => "TEXT_CONTROL",
+    };
+    Problem::invalid(reason, field, format!("{field} {cause}"))
+}

@@ -1,0 +1,104 @@
+//! What is known of a sighting: identifiers, labels, observation, times.
+
+use std::collections::HashMap;
+
+use prost_types::Timestamp;
+
+use super::super::problem::Problem;
+use super::{bounded_text, text_problem};
+use crate::gallery::{EntryId, Heading, Labels, Observation, Position, Time, VesselId, check_number};
+use crate::wire;
+
+pub fn entry_id(field: &str, text: &str) -> Result<EntryId, Problem> {
+    EntryId::new(text).map_err(|cause| text_problem(field, cause))
+}
+
+/// `None` for the empty text: the vessel is unknown.
+pub fn vessel_id(field: &str, text: &str) -> Result<Option<VesselId>, Problem> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    VesselId::new(text).map(Some).map_err(|cause| text_problem(field, cause))
+}
+
+pub fn labels(labels: HashMap<String, String>) -> Result<Labels, Problem> {
+    Labels::new(labels)
+        .map_err(|cause| Problem::invalid("LABELS_INVALID", "labels", format!("labels: {cause}")))
+}
+
+/// An observation whose fields are named from its place in the request.
+pub fn observation(observation: wire::Observation) -> Result<Observation, Problem> {
+    for (field, text) in [
+        ("detection_id", &observation.detection_id),
+        ("scene_id", &observation.scene_id),
+        ("sensor", &observation.sensor),
+    ] {
+        bounded_text(field, text)?;
+    }
+    let observed_at = observation.observed_at.as_ref();
+    Ok(Observation {
+        observed_at: observed_at.map(|timestamp| time("observed_at", timestamp)).transpose()?,
+        position: position(&observation)?,
+        heading: heading(&observation)?,
+        length_m: positive("length_m", observation.length_m)?,
+        width_m: positive("width_m", observation.width_m)?,
+        detection_id: observation.detection_id,
+        scene_id: observation.scene_id,
+        sensor: observation.sensor,
+    })
+}
+
+pub fn observation_to_wire(observation: Observation) -> wire::Observation {
+    let Observation { position, heading, .. } = observation;
+    wire::Observation {
+        detection_id: observation.detection_id,
+        scene_id: observation.scene_id,
+        sensor: observation.sensor,
+        observed_at: observation.observed_at.map(timestamp),
+        latitude: position.map(|place| place.latitude_deg()),
+        longitude: position.map(|place| place.longitude_deg()),
+        position_sigma_m: position.map(|place| place.sigma_m()),
+        heading_deg: heading.map(|heading| heading.deg()),
+        heading_ambiguous: heading.is_some_and(|heading| heading.is_ambiguous()),
+        length_m: observation.length_m,
+        width_m: observation.width_m,
+    }
+}
+
+pub fn timestamp(time: Time) -> Timestamp {
+    let (seconds, nanos) = time.unix();
+    Timestamp { seconds, nanos: nanos as i32 }
+}
+
+pub fn time(field: &str, timestamp: &Timestamp) -> Result<Time, Problem> {
+    let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
+    nanos.and_then(|nanos| Time::from_unix(timestamp.seconds, nanos)).ok_or_else(|| {
+        let message = format!("{field} is no time between the years 1678 and 2262");
+        Problem::invalid("TIME_INVALID", field, message)
+    })
+}
+
+fn position(observation: &wire::Observation) -> Result<Option<Position>, Problem> {
+    let sigma_m = observation.position_sigma_m.unwrap_or(0.0);
+    match (observation.latitude, observation.longitude) {
+        (Some(latitude), Some(longitude)) => Ok(Some(Position::new(latitude, longitude, sigma_m)?)),
+        (None, None) if observation.position_sigma_m.is_none() => Ok(None),
+        (latitude, _) => {
+            let missing = if latitude.is_none() { "latitude" } else { "longitude" };
+            let message = format!("{missing} is missing: a position has both, an uncertainty has a position");
+            Err(Problem::invalid("POSITION_INCOMPLETE", missing, message))
+        }
+    }
+}
+
+fn heading(observation: &wire::Observation) -> Result<Option<Heading>, Problem> {
+    let heading = observation.heading_deg.map(|deg| Heading::new(deg, observation.heading_ambiguous));
+    Ok(heading.transpose()?)
+}
+
+fn positive(field: &'static str, value: Option<f64>) -> Result<Option<f64>, Problem> {
+    if let Some(value) = value {
+        check_number(field, value, "above 0", |value| value > 0.0)?;
+    }
+    Ok(value)
+}
