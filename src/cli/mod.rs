@@ -87,7 +87,7 @@ impl ServerFlag {
 }
 
 /// Where a server's configuration comes from.
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub struct ConfigFlags {
     /// TOML file; the defaults without it.
     #[arg(long, value_name = "FILE")]

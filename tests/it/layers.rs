@@ -33,6 +33,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "evaluate",
+            "gallery",
             "metrics",
             "model",
             "sheet",
