@@ -17,7 +17,8 @@ pub use entry::{
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
-    Code, CodeRef, Found, Group, Hit, Index, IndexQuery, RowId, Selection, VesselNumber, VesselSet, cosine,
+    Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
+    Sighting, VesselNumber, VesselSet, cosine,
 };
 pub use shelf::{
     GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError, ShelfOpenError,
