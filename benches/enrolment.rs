@@ -191,7 +191,11 @@ fn open(root: &Path) -> Result<Shelf> {
     let settings = ShelfSettings {
         cache_bytes: 64 << 20,
         queue: QueueSettings { operations_max: 4096, bytes_max: 64 << 20 },
-        quotas: Quotas { galleries_per_tenant: 10, entries_per_gallery: u64::MAX, bytes_per_tenant: u64::MAX },
+        quotas: Quotas {
+            galleries_per_tenant: 10,
+            entries_per_gallery: u64::MAX,
+            bytes_per_tenant: u64::MAX,
+        },
     };
     Ok(Shelf::open(root, settings)?)
 }
@@ -218,7 +222,10 @@ fn enrolment(id: &str, number: u64, random: &mut ChaCha8Rng) -> Result<Enrolment
             id: EntryId::new(id)?,
             vessel: Some(VesselId::new(&(number / CHIPS_PER_VESSEL).to_string())?),
             modality: Modality::Sar,
-            observation: Observation { observed_at: Some(Time::from_nanos(number as i64)), ..Observation::default() },
+            observation: Observation {
+                observed_at: Some(Time::from_nanos(number as i64)),
+                ..Observation::default()
+            },
             labels: Labels::default(),
             extent_m: None,
             enrolled_at: Time::from_nanos(0),
