@@ -6,9 +6,11 @@ mod demo;
 mod embed;
 mod eval;
 mod load;
+mod loader;
 mod model;
 mod report;
 mod serve;
+mod step;
 mod synth;
 mod train;
 
@@ -39,7 +41,7 @@ enum Command {
     /// Imports and inspects models.
     #[command(subcommand)]
     Model(model::Model),
-    /// Measures a running server, or the bare model without one.
+    /// Measures a running server, the bare model without one, or training.
     #[command(subcommand)]
     Bench(Bench),
     /// Trains a model on this machine.
@@ -60,6 +62,10 @@ enum Bench {
     Open(load::Open),
     /// Decodes and embeds in a loop in this process: what the service is measured against.
     Bare(bare::Bare),
+    /// Makes training batches from files and learns nothing from them.
+    Loader(loader::Loader),
+    /// Takes training steps on demand.
+    Step(step::Step),
 }
 
 /// Where a server's configuration comes from.
@@ -104,6 +110,8 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Bench(Bench::Loader(bench)) => bench.run(),
+        Command::Bench(Bench::Step(bench)) => bench.run(),
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
         Command::Synth(synth) => synth.run(),

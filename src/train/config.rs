@@ -22,6 +22,8 @@ pub struct TrainConfig {
     pub optimizer: OptimizerChoice,
     pub schedule: ScheduleChoice,
     #[serde(default)]
+    pub augmentation: Augmentation,
+    #[serde(default)]
     pub gradient: Gradient,
     #[serde(default)]
     pub loss: Loss,
@@ -128,6 +130,24 @@ pub struct ScheduleChoice {
     pub bias_factor: f64,
     pub warm_up_epochs: u32,
     pub epochs: u32,
+}
+
+/// How training images are changed at random; the defaults are the authors'.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augmentation {
+    /// Share of images that are mirrored.
+    pub flip: f64,
+    /// Black pixels on every side of 256 rows, among which the crop moves; other chips have as much for their size.
+    pub padding: usize,
+    /// Share of images in which a rectangle becomes noise.
+    pub erase: f64,
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        Self { flip: 0.5, padding: 10, erase: 0.5 }
+    }
 }
 
 /// What happens to gradients before the step; by default nothing.
@@ -307,6 +327,7 @@ impl TrainConfig {
             }
         };
         self.require_model(&mut require);
+        self.require_augmentation(&mut require);
         self.require_batch(&mut require);
         self.require_optimizer(&mut require);
         self.require_loss(&mut require);
@@ -327,6 +348,13 @@ impl TrainConfig {
             "start.path",
             "must be set if and only if start.from is not \"scratch\"",
         );
+    }
+
+    fn require_augmentation(&self, require: &mut impl FnMut(bool, &str, &str)) {
+        let Augmentation { flip, padding, erase } = self.augmentation;
+        require((0.0..=1.0).contains(&flip), "augmentation.flip", "must be 0 to 1");
+        require(padding <= 128, "augmentation.padding", "must be at most 128");
+        require((0.0..=1.0).contains(&erase), "augmentation.erase", "must be 0 to 1");
     }
 
     fn require_batch(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -461,7 +489,7 @@ mod tests {
     #[test]
     fn the_shipped_files_are_the_authors_settings() {
         let hoss = TrainConfig::parse(&shipped("hoss_transoss.toml")).expect("valid");
-        assert_eq!(hoss.loss, Loss::default());
+        assert_eq!((hoss.loss, hoss.augmentation), (Loss::default(), Augmentation::default()));
         assert_eq!(hoss.batch, BatchShape { images: 32, images_per_identity: 4 });
         assert_eq!(
             hoss.schedule,
@@ -495,6 +523,9 @@ mod tests {
             "data.loader_threads=257",
             "data.unreadable_max=100001",
             "start.path=\"\"",
+            "augmentation.flip=1.1",
+            "augmentation.padding=129",
+            "augmentation.erase=-0.1",
             "batch.images=0",
             "batch.images=4100",
             "batch.images=33",

@@ -78,7 +78,7 @@ fn open_data(
     let root = roots.admit(&config.data.root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
     let size = architecture.image;
-    let reader = Reader::new(size, config.data.unreadable_max);
+    let reader = Reader::new(size, config.augmentation, config.data.unreadable_max);
     let evaluates = config.validation.epochs > 0;
     match config.objective {
         ObjectiveName::FineTune => {

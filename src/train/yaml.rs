@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use self::value::{Value, literal, settings};
 use super::config::{
-    BatchShape, CheckpointChoice, Data, Gradient, HeadName, Loss, ModelChoice, ObjectiveName,
+    Augmentation, BatchShape, CheckpointChoice, Data, Gradient, HeadName, Loss, ModelChoice, ObjectiveName,
     OptimizerChoice, Precision, PresetName, ScheduleChoice, Start, StartKind, TrainConfig, TrainConfigError,
     ValidationChoice, Violation,
 };
@@ -123,6 +123,11 @@ impl Reader {
                 warm_up_epochs: self.count("SOLVER.WARMUP_EPOCHS", 5) as u32,
                 epochs: self.count("SOLVER.MAX_EPOCHS", 100) as u32,
             },
+            augmentation: Augmentation {
+                flip: self.number("INPUT.PROB", 0.5),
+                padding: self.count("INPUT.PADDING", 10),
+                erase: self.number("INPUT.RE_PROB", 0.5),
+            },
             gradient: Gradient::default(),
             loss: self.loss(),
             validation: ValidationChoice {
@@ -152,9 +157,6 @@ impl Reader {
             ("MODEL.DIST_TRAIN", Value::Flag(false), Value::Flag(false)),
             ("INPUT.SIZE_TRAIN", numbers(&[256.0, 128.0]), numbers(&[256.0, 128.0])),
             ("INPUT.SIZE_TEST", numbers(&[256.0, 128.0]), numbers(&[256.0, 128.0])),
-            ("INPUT.PROB", Value::Number(0.5), Value::Number(0.5)),
-            ("INPUT.RE_PROB", Value::Number(0.5), Value::Number(0.5)),
-            ("INPUT.PADDING", Value::Number(10.0), Value::Number(10.0)),
             ("INPUT.PIXEL_MEAN", numbers(&[0.485, 0.456, 0.406]), numbers(&[0.485, 0.456, 0.406])),
             ("INPUT.PIXEL_STD", numbers(&[0.229, 0.224, 0.225]), numbers(&[0.229, 0.224, 0.225])),
             ("DATALOADER.SAMPLER", text("softmax"), text("softmax_triplet")),
@@ -444,8 +446,8 @@ OUTPUT_DIR: './logs/hoss'
             "True",
             "INPUT.SIZE_TEST",
             "[384, 128]",
-            "INPUT.RE_PROB",
-            "0.2",
+            "INPUT.PIXEL_STD",
+            "[0.5, 0.5, 0.5]",
             "SOLVER.OPTIMIZER_NAME",
             "Adam",
             "SOLVER.WEIGHT_DECAY_BIAS",
@@ -468,7 +470,7 @@ OUTPUT_DIR: './logs/hoss'
                 "MODEL.IF_WITH_CENTER is yes; supported: no",
                 "MODEL.DIST_TRAIN is True; supported: False",
                 "INPUT.SIZE_TEST is (384, 128); supported: (256, 128)",
-                "INPUT.RE_PROB is 0.2; supported: 0.5",
+                "INPUT.PIXEL_STD is (0.5, 0.5, 0.5); supported: (0.229, 0.224, 0.225)",
                 "TEST.NECK_FEAT is after; supported: before",
                 "SOLVER.WEIGHT_DECAY_BIAS is 0; supported: 0.0001, as SOLVER.WEIGHT_DECAY",
                 "SOLVER.OPTIMIZER_NAME is Adam; supported: SGD or AdamW",
