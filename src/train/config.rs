@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::schedule::Schedule;
 use crate::weights::architecture::Architecture;
+use crate::weights::seed::LOGIT_SCALE;
 
 /// Everything about a run but where it writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -176,7 +177,7 @@ pub struct ValidationChoice {
     pub held_out: f64,
 }
 
-/// Of fine-tuning; the defaults are the authors'.
+/// The defaults are the authors'; all but the last are of fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
@@ -190,6 +191,8 @@ pub struct Loss {
     /// Of heads with a margin.
     pub head_scale: f64,
     pub head_margin: f64,
+    /// Of pretraining, at its start: the logarithm of the factor of the cosines, which is learned.
+    pub logit_scale: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -224,6 +227,7 @@ impl Default for Loss {
             head: HeadName::Linear,
             head_scale: 30.0,
             head_margin: 0.5,
+            logit_scale: LOGIT_SCALE,
         }
     }
 }
@@ -414,6 +418,7 @@ impl TrainConfig {
         );
         require((1.0..=1024.0).contains(&loss.head_scale), "loss.head_scale", "must be 1 to 1024");
         require((0.0..=1.5).contains(&loss.head_margin), "loss.head_margin", "must be 0 to 1.5");
+        require((0.0..=5.0).contains(&loss.logit_scale), "loss.logit_scale", "must be 0 to 5");
     }
 
     fn require_validation(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -547,6 +552,7 @@ mod tests {
             "loss.label_smoothing=1",
             "loss.head_scale=0.5",
             "loss.head_margin=1.6",
+            "loss.logit_scale=5.1",
             "validation.held_out=0.5",
             "checkpoint.epochs=0",
             "checkpoint.epochs=7",

@@ -334,6 +334,8 @@ mod tests {
     struct Numbers {
         batches: u64,
         broken: Option<u64>,
+        /// Epoch and item whose pixels are no numbers.
+        poisoned: Option<(u32, u64)>,
     }
 
     impl Source for Numbers {
@@ -347,13 +349,14 @@ mod tests {
             if self.broken == Some(*item) {
                 return Err("ship.tif is broken".into());
             }
-            let value = stream(seed, epoch, *item, Purpose::Augmentation).random();
+            let number = stream(seed, epoch, *item, Purpose::Augmentation).random();
+            let value = if self.poisoned == Some((epoch, *item)) { f32::NAN } else { number };
             let (modalities, size_tokens) = (vec![Modality::Sar], vec![[0.0; 3]]);
             Ok(Samples { size: SIZE, pixels: vec![value; 3], modalities, size_tokens, labels: vec![0] })
         }
     }
 
-    const NUMBERS: Numbers = Numbers { batches: 7, broken: None };
+    const NUMBERS: Numbers = Numbers { batches: 7, broken: None, poisoned: None };
 
     fn plan(loaders: usize) -> Plan {
         let schedule = Schedule { base: 0.1, bias_factor: 2.0, warm_up_epochs: 2, epochs: 5 };
@@ -420,18 +423,47 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_read_and_a_loss_that_is_no_number_end_the_run() {
+    fn a_file_that_cannot_be_read_and_an_epoch_without_batches_end_the_run() {
         let broken = Numbers { broken: Some(3), ..NUMBERS };
         let (losses, outcome) = run(folder().path(), &plan(2), &broken, |_| false);
         assert_eq!(
             (losses.len(), outcome.expect_err("broken").to_string().as_str()),
             (3, "ship.tif is broken")
         );
-        let wild = Plan { schedule: Schedule { base: 1e38, ..plan(1).schedule }, ..plan(1) };
-        let (_, outcome) = run(folder().path(), &wild, &NUMBERS, |_| false);
-        assert!(matches!(outcome, Err(FitError::Diverged { .. })), "{outcome:?}");
-        let (_, outcome) = run(folder().path(), &plan(1), &Numbers { batches: 0, broken: None }, |_| false);
+        let (_, outcome) = run(folder().path(), &plan(1), &Numbers { batches: 0, ..NUMBERS }, |_| false);
         assert!(matches!(outcome, Err(FitError::EmptyEpoch(1))));
+    }
+
+    #[test]
+    fn a_run_that_diverges_names_the_step_and_the_last_good_checkpoint() {
+        let folder = folder();
+        let poisoned = Numbers { poisoned: Some((4, 2)), ..NUMBERS };
+        let (losses, outcome) = run(folder.path(), &plan(2), &poisoned, |_| false);
+        assert_eq!(losses.len(), 3 * 7 + 2);
+        let error = outcome.expect_err("no number").to_string();
+        let good = folder.path().join("checkpoint-0000000014");
+        let expected = format!(
+            "the run diverged at step 3 of epoch 4: its loss is NaN; the last good checkpoint is {}",
+            good.display()
+        );
+        assert_eq!(error, expected);
+        let wild = Plan { schedule: Schedule { base: 1e38, ..plan(1).schedule }, ..plan(1) };
+        let (_, outcome) = run(tempfile::tempdir().expect("a folder").path(), &wild, &NUMBERS, |_| false);
+        let error = outcome.expect_err("wild").to_string();
+        assert!(error.ends_with("there is no checkpoint from before"), "{error}");
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_never_saved() {
+        let folder = folder();
+        let checkpoints = Checkpoints::open(folder.path(), 2, false).expect("writable");
+        let state = |weight| Linear { weight, ..Linear::default() }.state();
+        let progress = |steps| Progress { epoch: 2, steps_of_epoch: 0, steps };
+        save(&checkpoints, progress(1), None, &state(1.0)).expect("finite");
+        let error = save(&checkpoints, progress(2), None, &state(f32::INFINITY)).expect_err("infinite");
+        assert!(error.to_string().contains("weight has a value that is not finite"), "{error}");
+        let (found, _) = checkpoints.newest().expect("readable").expect("the first");
+        assert_eq!(found.steps, 1);
     }
 
     #[test]

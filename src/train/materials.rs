@@ -146,6 +146,7 @@ fn starting_tensors(
     roots: &DataRoots,
 ) -> Result<(NamedTensors, Overlay), Violation> {
     let mut tensors = seeded(architecture, config.seed);
+    tensors.entry("logit_scale".into()).and_modify(|scale| scale.values = vec![config.loss.logit_scale]);
     let start = &config.start;
     if start.from == StartKind::Scratch {
         return Ok((tensors, Overlay::default()));

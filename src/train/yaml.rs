@@ -260,6 +260,7 @@ impl Reader {
             },
             head_scale: self.number("SOLVER.COSINE_SCALE", 30.0),
             head_margin: self.number("SOLVER.COSINE_MARGIN", 0.5),
+            ..Loss::default()
         }
     }
 
