@@ -1,23 +1,7 @@
 //! Which vessels a query cannot show: one that was elsewhere, or one that the same scene shows a second time.
 
 use super::sphere::great_circle_m;
-use crate::gallery::{Position, Time};
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RowId(pub u64);
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SceneNumber(pub u32);
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct VesselNumber(pub u32);
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Sighting {
-    pub row: RowId,
-    pub vessel: VesselNumber,
-    pub observed_at: Option<Time>,
-    pub position: Option<Position>,
-    pub scene: Option<SceneNumber>,
-    pub detection: Option<u64>,
-}
+use crate::gallery::{DetectionHash, Position, RowId, SceneNumber, Sighting, Time};
 
 /// Metres a second of one knot.
 pub const KNOT_M_S: f64 = 1852.0 / 3600.0;
@@ -34,7 +18,7 @@ pub struct Asked {
     pub observed_at: Option<Time>,
     pub position: Option<Position>,
     pub scene: Option<SceneNumber>,
-    pub detection: Option<u64>,
+    pub detection: Option<DetectionHash>,
     /// The query itself, where it is enrolled: it is no sighting to compare with.
     pub row: Option<RowId>,
 }
@@ -195,6 +179,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::gallery::{Code, Entry, Filter, Index, Observation};
+    use crate::matching::fixture;
 
     const HOUR: i64 = 3_600_000_000_000;
 
@@ -214,15 +200,21 @@ mod tests {
         Asked { observed_at, position, ..Asked::default() }
     }
 
+    /// An index of one entry, in row 7.
+    fn index(scene_id: &str, detection_id: &str) -> (Index, Sighting) {
+        let observation = Observation {
+            scene_id: scene_id.into(),
+            detection_id: detection_id.into(),
+            ..Observation::default()
+        };
+        let mut index = Index::new(1);
+        index.push(RowId(7), &Code::new(&[1.0]), &Entry { observation, ..fixture::entry("seen") });
+        let sighting = index.sightings(&index.select(&Filter::default(), None)).next().expect("an entry");
+        (index, sighting)
+    }
+
     fn sighting(observed_at: Option<Time>, position: Option<Position>) -> Sighting {
-        Sighting {
-            row: RowId(7),
-            vessel: VesselNumber(0),
-            observed_at,
-            position,
-            scene: None,
-            detection: None,
-        }
+        Sighting { observed_at, position, ..index("", "").1 }
     }
 
     fn trace(asked: &Asked, sightings: &[Sighting]) -> Trace {
@@ -293,32 +285,33 @@ mod tests {
 
     #[test]
     fn two_detections_of_one_scene_are_two_vessels() {
-        let scene = |scene: u32, detection: Option<u64>| Sighting {
-            scene: Some(SceneNumber(scene)),
-            detection,
-            ..sighting(None, None)
-        };
-        let asked = |scene: u32, detection: Option<u64>, row: Option<RowId>| Asked {
-            scene: Some(SceneNumber(scene)),
-            detection,
-            row,
-            ..Asked::default()
-        };
         let removed = Verdict::Removed(Reason::SameScene);
-        for (asked, sighting, expected) in [
-            (asked(1, Some(1), None), scene(1, Some(2)), removed),
-            (asked(1, None, None), scene(1, Some(2)), removed),
-            (asked(1, None, None), scene(1, None), removed),
-            (asked(1, Some(2), None), scene(1, Some(2)), Verdict::Passed),
-            (asked(1, Some(1), Some(RowId(7))), scene(1, Some(2)), Verdict::Passed),
-            (asked(1, Some(1), None), scene(2, Some(2)), Verdict::Passed),
-            (Asked { scene: None, ..asked(1, Some(1), None) }, scene(1, Some(2)), Verdict::Passed),
+        // Scene and detection of the query, and of an enrolled sighting.
+        for (asked, seen, expected) in [
+            (("a", "1"), ("a", "2"), removed),
+            (("a", ""), ("a", "2"), removed),
+            (("a", "1"), ("a", ""), removed),
+            (("a", ""), ("a", ""), removed),
+            (("a", "2"), ("a", "2"), Verdict::Passed),
+            (("b", "1"), ("a", "2"), Verdict::Passed),
+            (("", "1"), ("a", "2"), Verdict::Passed),
+            (("", ""), ("", ""), Verdict::Passed),
         ] {
-            assert_eq!(Gate::default().judge(&asked, &trace(&asked, &[sighting])), expected, "{asked:?}");
+            let (index, sighting) = index(seen.0, seen.1);
+            let query = Asked {
+                scene: index.scene_number(asked.0),
+                detection: DetectionHash::of(asked.1),
+                ..Asked::default()
+            };
+            let judge = |asked: &Asked, sightings: &[Sighting]| {
+                Gate::default().judge(asked, &trace(asked, sightings))
+            };
+            assert_eq!(judge(&query, &[sighting]), expected, "{asked:?} {seen:?}");
+            let elsewhere = Sighting { scene: None, ..sighting };
+            assert_eq!(judge(&query, &[elsewhere, sighting, elsewhere]), expected, "any sighting is enough");
+            let itself = Asked { row: Some(RowId(7)), ..query };
+            assert_eq!(judge(&itself, &[sighting]), Verdict::Passed);
         }
-        let another_day =
-            trace(&asked(1, Some(1), None), &[scene(2, None), scene(1, Some(9)), scene(3, None)]);
-        assert_eq!(Gate::default().judge(&asked(1, Some(1), None), &another_day), removed);
     }
 
     #[test]

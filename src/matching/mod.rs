@@ -2,6 +2,8 @@
 
 mod calibration;
 mod evidence;
+#[cfg(test)]
+mod fixture;
 mod gate;
 mod sphere;
 
