@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// How far the length of a stored unit vector may be from 1: what f32 rounds away, of up to 4,096 values.
+const UNIT_TOLERANCE: f64 = 1e-4;
 /// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
 const NORM_MIN: f32 = 1e-12;
 /// A mean of unit vectors that is shorter than this points where rounding sends it.
@@ -23,6 +25,8 @@ pub enum EmbeddingError {
     Zero,
     #[error("the vectors cancel each other out: their mean has no direction")]
     Cancelled,
+    #[error("the vector has not unit length")]
+    NotUnit,
 }
 
 impl Embedding {
@@ -53,6 +57,9 @@ impl Embedding {
     /// # Panics
     /// When the members differ in dimension: those of one model do not.
     pub fn mean(members: &[Self]) -> Result<Self, EmbeddingError> {
+        if let [only] = members {
+            return Ok(only.clone());
+        }
         let dimension = members.first().ok_or(EmbeddingError::Empty)?.dimension();
         let mut sum = vec![0.0_f64; dimension];
         for member in members {
@@ -64,6 +71,23 @@ impl Embedding {
             return Err(EmbeddingError::Cancelled);
         }
         Self::from_feature(sum.into_iter().map(|value| (value / norm) as f32).collect())
+    }
+
+    /// A vector that was an embedding before, bit for bit as it was.
+    ///
+    /// # Errors
+    /// The vector is empty, or its length is not 1.
+    pub fn from_unit(values: Vec<f32>) -> Result<Self, EmbeddingError> {
+        if values.is_empty() {
+            return Err(EmbeddingError::Empty);
+        }
+        let length = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        // A length that is no number is not near 1 either.
+        if (length - 1.0).abs() <= UNIT_TOLERANCE {
+            Ok(Self(values.into_boxed_slice()))
+        } else {
+            Err(EmbeddingError::NotUnit)
+        }
     }
 
     /// Number of values.
@@ -171,5 +195,7 @@ mod tests {
         assert_eq!(Embedding::from_feature(vec![]), Err(EmbeddingError::Empty));
         assert_eq!(Embedding::from_feature(vec![0.0; 4]), Err(EmbeddingError::Zero));
         assert_eq!(Embedding::from_feature(vec![1.0, f32::NAN]), Err(EmbeddingError::NotFinite(1)));
+        assert_eq!(Embedding::from_unit(vec![1.0, f32::NAN]), Err(EmbeddingError::NotUnit));
+        assert_eq!(Embedding::from_unit(vec![1.0, 0.1]), Err(EmbeddingError::NotUnit));
     }
 }

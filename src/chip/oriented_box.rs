@@ -62,6 +62,25 @@ impl OrientedBox {
         Ok(Self { center: (center_x, center_y), length, width, angle_deg })
     }
 
+    /// Column and row.
+    pub fn center(&self) -> (f64, f64) {
+        self.center
+    }
+
+    /// Pixels along the ship.
+    pub fn length(&self) -> f64 {
+        self.length
+    }
+
+    /// Pixels across the ship.
+    pub fn width(&self) -> f64 {
+        self.width
+    }
+
+    pub fn angle_deg(&self) -> f64 {
+        self.angle_deg
+    }
+
     /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.
     pub(super) fn cut(&self, from: &Raster, pixel_size: PixelSize, pixels_max: u64) -> Result<Cut, BoxError> {
         let &Self { length, width, angle_deg, .. } = self;
