@@ -12,15 +12,26 @@ const ROUNDING_M: f64 = 1e-6;
 /// Nothing is further away.
 const SIGMA_MAX_M: f64 = 2e7;
 
-/// What the gates know of a query.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// What the gates know of a query; of every image of it, where it is a tracklet.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Asked {
-    pub observed_at: Option<Time>,
-    pub position: Option<Position>,
-    pub scene: Option<SceneNumber>,
-    pub detection: Option<DetectionHash>,
+    /// Of the images that have both.
+    pub places: Vec<(Time, Position)>,
+    /// Of the images whose scene the gallery knows.
+    pub detections: Vec<(SceneNumber, Option<DetectionHash>)>,
     /// The query itself, where it is enrolled: it is no sighting to compare with.
     pub row: Option<RowId>,
+}
+
+impl Asked {
+    /// Whether a sighting shares a scene with the query, as another detection. Detections are the same only where both
+    /// are known to be.
+    pub fn is_beside(&self, sighting: &Sighting) -> bool {
+        let Some(scene) = sighting.scene else { return false };
+        let mut in_scene = self.detections.iter().filter(|(own, _)| *own == scene).peekable();
+        let is_itself = |(_, own): &(_, Option<DetectionHash>)| own.is_some() && *own == sighting.detection;
+        in_scene.peek().is_some() && !in_scene.any(is_itself) && self.row != Some(sighting.row)
+    }
 }
 
 /// Why a vessel is out.
@@ -97,9 +108,16 @@ impl Leg {
 pub struct Trace {
     /// Sightings so far.
     entries: u32,
-    twice_in_scene: bool,
-    /// The sighting nearest in time of those with time and place.
-    nearest: Option<(Time, Position)>,
+    is_beside: bool,
+    nearest: Option<Nearest>,
+}
+
+/// The pair of images of query and vessel that are nearest in time, of those with time and place.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Nearest {
+    nanos: u64,
+    asked: (Time, Position),
+    seen: (Time, Position),
 }
 
 impl Trace {
@@ -109,11 +127,14 @@ impl Trace {
             return;
         }
         self.entries += 1;
-        self.twice_in_scene |= are_two_in_one_scene(asked, sighting);
-        if let (Some(time), Some(place)) = (sighting.observed_at, sighting.position)
-            && self.nearest.is_none_or(|nearest| is_nearer(asked, (time, place), nearest))
-        {
-            self.nearest = Some((time, place));
+        self.is_beside |= asked.is_beside(sighting);
+        let Some(seen) = sighting.observed_at.zip(sighting.position) else { return };
+        for place in &asked.places {
+            let nanos = place.0.nanos().abs_diff(seen.0.nanos());
+            let candidate = Nearest { nanos, asked: *place, seen };
+            if self.nearest.is_none_or(|nearest| candidate.is_nearer_than(&nearest)) {
+                self.nearest = Some(candidate);
+            }
         }
     }
 
@@ -124,23 +145,16 @@ impl Trace {
     /// From the vessel's sighting nearest in time to the query; `None` where a time or place is missing on either side.
     ///
     /// Of sightings equally near in time, the one nearest in place counts: a vessel stays while it is in doubt.
-    pub fn leg(&self, asked: &Asked) -> Option<Leg> {
-        Some(Leg::between(self.nearest?, asked.observed_at.zip(asked.position)?))
+    pub fn leg(&self) -> Option<Leg> {
+        self.nearest.map(|nearest| Leg::between(nearest.seen, nearest.asked))
     }
 }
 
-/// Two detections of one scene, unless both are known to be the same detection.
-fn are_two_in_one_scene(asked: &Asked, sighting: &Sighting) -> bool {
-    let one_scene = asked.scene.is_some() && asked.scene == sighting.scene;
-    let one_detection = asked.detection.is_some() && asked.detection == sighting.detection;
-    one_scene && !one_detection
-}
-
-fn is_nearer(asked: &Asked, a: (Time, Position), b: (Time, Position)) -> bool {
-    let Some((time, place)) = asked.observed_at.zip(asked.position) else { return false };
-    let apart = |sighting: (Time, Position)| sighting.0.nanos().abs_diff(time.nanos());
-    let far = |sighting: (Time, Position)| great_circle_m(&sighting.1, &place);
-    apart(a) < apart(b) || (apart(a) == apart(b) && far(a) < far(b))
+impl Nearest {
+    fn is_nearer_than(&self, other: &Self) -> bool {
+        let far = |pair: &Self| great_circle_m(&pair.asked.1, &pair.seen.1);
+        self.nanos < other.nanos || (self.nanos == other.nanos && far(self) < far(other))
+    }
 }
 
 /// What a gate says of a vessel.
@@ -161,11 +175,11 @@ pub struct Gate {
 
 impl Gate {
     /// Judges a vessel by its trace.
-    pub fn judge(&self, asked: &Asked, trace: &Trace) -> Verdict {
-        if trace.twice_in_scene {
+    pub fn judge(&self, trace: &Trace) -> Verdict {
+        if trace.is_beside {
             return Verdict::Removed(Reason::SameScene);
         }
-        match (self.max_speed_knots, trace.leg(asked)) {
+        match (self.max_speed_knots, trace.leg()) {
             (None, _) => Verdict::Passed,
             (Some(_), None) => Verdict::Unchecked,
             (Some(speed), Some(leg)) if leg.needs_more_than(speed) => Verdict::Removed(Reason::Speed),
@@ -197,7 +211,7 @@ mod tests {
     }
 
     fn asked(observed_at: Option<Time>, position: Option<Position>) -> Asked {
-        Asked { observed_at, position, ..Asked::default() }
+        Asked { places: observed_at.zip(position).into_iter().collect(), ..Asked::default() }
     }
 
     /// An index of one entry, in row 7.
@@ -224,7 +238,7 @@ mod tests {
     }
 
     fn judge(max_speed_knots: f64, asked: &Asked, sightings: &[Sighting]) -> Verdict {
-        Gate { max_speed_knots: Some(max_speed_knots) }.judge(asked, &trace(asked, sightings))
+        Gate { max_speed_knots: Some(max_speed_knots) }.judge(&trace(asked, sightings))
     }
 
     #[test]
@@ -264,7 +278,7 @@ mod tests {
         ] {
             let asked = asked(query.0, query.1);
             assert_eq!(judge(1.0, &asked, &[sighting(known.0, known.1)]), Verdict::Unchecked);
-            let ungated = Gate::default().judge(&asked, &trace(&asked, &[sighting(known.0, known.1)]));
+            let ungated = Gate::default().judge(&trace(&asked, &[sighting(known.0, known.1)]));
             assert_eq!(ungated, Verdict::Passed, "nothing was left unchecked where there is no gate");
         }
     }
@@ -298,14 +312,9 @@ mod tests {
             (("", ""), ("", ""), Verdict::Passed),
         ] {
             let (index, sighting) = index(seen.0, seen.1);
-            let query = Asked {
-                scene: index.scene_number(asked.0),
-                detection: DetectionHash::of(asked.1),
-                ..Asked::default()
-            };
-            let judge = |asked: &Asked, sightings: &[Sighting]| {
-                Gate::default().judge(asked, &trace(asked, sightings))
-            };
+            let query = Asked { detections: fixture::detections(&index, &[asked]), ..Asked::default() };
+            let judge =
+                |asked: &Asked, sightings: &[Sighting]| Gate::default().judge(&trace(asked, sightings));
             assert_eq!(judge(&query, &[sighting]), expected, "{asked:?} {seen:?}");
             let elsewhere = Sighting { scene: None, ..sighting };
             assert_eq!(judge(&query, &[elsewhere, sighting, elsewhere]), expected, "any sighting is enough");
@@ -315,12 +324,33 @@ mod tests {
     }
 
     #[test]
+    fn a_tracklet_is_where_its_images_are() {
+        let places = [(at(0), place(0.0, 0.0)), (at(10), place(5.0, 0.0))];
+        let query = Asked {
+            places: places.iter().filter_map(|(time, place)| time.zip(*place)).collect(),
+            ..Asked::default()
+        };
+        let leg = |hours: i64| trace(&query, &[sighting(at(hours), place(5.0, 0.0))]).leg().expect("a leg");
+        assert_eq!((leg(9).seconds(), leg(9).distance_m()), (3600.0, 0.0));
+        assert!(leg(1).seconds() == 3600.0 && leg(1).distance_m() > 5e5);
+
+        let (index, sighting) = index("a", "1");
+        let detections =
+            |of: &[(&str, &str)]| Asked { detections: fixture::detections(&index, of), ..Asked::default() };
+        assert!(detections(&[("a", "2")]).is_beside(&sighting));
+        assert!(
+            !detections(&[("a", "2"), ("a", "1")]).is_beside(&sighting),
+            "an image of it is the detection"
+        );
+    }
+
+    #[test]
     fn the_query_itself_is_no_sighting() {
         let query = Asked { row: Some(RowId(7)), ..asked(at(0), place(0.0, 0.0)) };
         let other = Sighting { row: RowId(8), ..sighting(at(5), place(50.0, 0.0)) };
         let trace = trace(&query, &[sighting(at(0), place(0.0, 0.0)), other]);
         assert_eq!(trace.entries(), 1);
-        assert_eq!(trace.leg(&query).expect("a leg").seconds(), 5.0 * 3600.0);
+        assert_eq!(trace.leg().expect("a leg").seconds(), 5.0 * 3600.0);
     }
 
     #[test]
@@ -374,9 +404,9 @@ mod tests {
             let asked = asked(Some(query.0), Some(query.1));
             let mut seen: Vec<_> =
                 sightings.into_iter().map(|(time, place)| sighting(Some(time), Some(place))).collect();
-            let leg = trace(&asked, &seen).leg(&asked).expect("a leg");
+            let leg = trace(&asked, &seen).leg().expect("a leg");
             seen.reverse();
-            let reversed = trace(&asked, &seen).leg(&asked).expect("a leg");
+            let reversed = trace(&asked, &seen).leg().expect("a leg");
             prop_assert_eq!((leg.seconds(), leg.distance_m()), (reversed.seconds(), reversed.distance_m()));
             let nearest = seen.iter().flat_map(|seen| seen.observed_at).map(|time| time.seconds_apart(query.0));
             prop_assert_eq!(leg.seconds(), nearest.fold(f64::INFINITY, f64::min));
