@@ -18,12 +18,16 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weights", &["chip", "durable", "embedding"]),
     ("gallery", &["chip", "durable", "embedding"]),
     ("evaluate", &["chip", "embedding"]),
+    ("matching", &["chip", "embedding", "evaluate", "gallery"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "wire"]),
+    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "matching", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
-    ("app", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "model", "rpc", "weights"]),
+    (
+        "app",
+        &["chip", "config", "embedding", "encoder", "gallery", "matching", "metrics", "model", "rpc", "weights"],
+    ),
     (
         "cli",
         &[
@@ -35,6 +39,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "encoder",
             "evaluate",
             "gallery",
+            "matching",
             "metrics",
             "model",
             "sheet",
@@ -52,7 +57,7 @@ const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 const TORCH: &[&str] = &["model", "train"];
 
 /// Files that are tests as a whole.
-const TEST_FILES: &[&str] = &["golden.rs", "jpeg.rs", "tests.rs"];
+const TEST_FILES: &[&str] = &["fixture.rs", "golden.rs", "jpeg.rs", "tests.rs"];
 
 /// The text of every module, without tests.
 fn modules() -> BTreeMap<String, String> {
