@@ -3,6 +3,8 @@
 #[cfg(feature = "torch")]
 mod load;
 
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -10,7 +12,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -19,13 +21,17 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::chip::ImageLimits;
-use crate::config::{Config, Precision, Store};
+use crate::config::{Config, Matching, Precision, Store};
 use crate::encoder::{
     Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
+use crate::matching::Calibrator;
 use crate::metrics;
-use crate::rpc::{self, GalleriesService, GalleryAccess, Services, ShipReIdService, listener, status_page};
+use crate::rpc::{
+    self, Calibrators, GalleriesService, GalleryAccess, Matcher, Services, ShipReIdService, listener,
+    status_page,
+};
 
 #[cfg(feature = "torch")]
 pub use load::{load_model, put_on_device};
@@ -72,6 +78,7 @@ pub async fn start(
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
 
     let shelf = open_shelf(&config.store).await?;
+    let calibrators = read_calibrators(&config.matching)?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: model.workers, batch_max: config.encoder.batch_max },
@@ -90,7 +97,8 @@ pub async fn start(
     metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
 
     let pipeline = Arc::new(pipeline(config, queue.clone(), card));
-    let (router, reporter) = rpc::router(services(config, pipeline, shelf.clone()), &config.limits);
+    let (router, reporter) =
+        rpc::router(services(config, pipeline, shelf.clone(), calibrators), &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -159,14 +167,46 @@ async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
     Ok(Some(Arc::new(opened?)))
 }
 
-fn services(config: &Config, pipeline: Arc<Pipeline>, shelf: Option<Arc<Shelf>>) -> Services {
+/// Reads the configured calibrator, or those of a folder.
+fn read_calibrators(matching: &Matching) -> anyhow::Result<Calibrators> {
+    let place = Path::new(&matching.calibrators);
+    if matching.calibrators.is_empty() {
+        return Ok(Calibrators::new());
+    }
+    let mut files = vec![place.to_owned()];
+    if place.is_dir() {
+        let entries = fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        files = entries.into_iter().filter(|file| file.extension() == Some("toml".as_ref())).collect();
+        files.sort();
+    }
+    let mut calibrators = Calibrators::new();
+    for file in files {
+        let named = || file.display().to_string();
+        let text = fs::read_to_string(&file).with_context(named)?;
+        let calibrator = Calibrator::parse(&text).with_context(named)?;
+        let model = calibrator.model();
+        if calibrators.insert(model, Arc::new(calibrator)).is_some() {
+            bail!("{}: another calibrator holds for model {model} already", named());
+        }
+    }
+    Ok(calibrators)
+}
+
+fn services(
+    config: &Config,
+    pipeline: Arc<Pipeline>,
+    shelf: Option<Arc<Shelf>>,
+    calibrators: Calibrators,
+) -> Services {
     let readers = match config.matching.search_threads {
         0 => cores(),
         threads => threads,
     };
     let access = GalleryAccess::new(shelf, readers);
+    let matcher =
+        Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
     Services {
-        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), &config.limits),
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, &config.limits),
         galleries: GalleriesService::new(access, pipeline, &config.limits),
     }
 }

@@ -7,6 +7,7 @@ mod deadline;
 mod galleries;
 mod intake;
 pub mod listener;
+mod matching;
 mod observe;
 mod permit;
 mod problem;
@@ -24,6 +25,7 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 pub use galleries::{GalleriesService, GalleryAccess};
+pub use matching::{Calibrators, Matcher};
 pub use ship_re_id::ShipReIdService;
 
 use crate::config::Limits;

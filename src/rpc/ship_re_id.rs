@@ -1,4 +1,4 @@
-//! The service `ShipReId`: Embed and EmbedStream. Match and Train are not served yet.
+//! The service `ShipReId`: Embed, EmbedStream and Match. Train is not served yet.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -9,6 +9,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
+use super::matching::Matcher;
 use super::problem::Problem;
 use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
@@ -19,13 +20,19 @@ use crate::wire;
 #[derive(Clone)]
 pub struct ShipReIdService {
     pipeline: Arc<Pipeline>,
+    matcher: Matcher,
     chips_max: usize,
     inflight_max: usize,
 }
 
 impl ShipReIdService {
-    pub fn new(pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
-        Self { pipeline, chips_max: limits.chips_per_request_max, inflight_max: limits.stream_inflight_max }
+    pub fn new(pipeline: Arc<Pipeline>, matcher: Matcher, limits: &Limits) -> Self {
+        Self {
+            pipeline,
+            matcher,
+            chips_max: limits.chips_per_request_max,
+            inflight_max: limits.stream_inflight_max,
+        }
     }
 
     async fn embed_chips(
@@ -95,9 +102,10 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
 
     async fn r#match(
         &self,
-        _request: Request<wire::MatchRequest>,
+        request: Request<wire::MatchRequest>,
     ) -> Result<Response<wire::MatchResponse>, Status> {
-        Err(not_served("Match").into())
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.matcher.answer(request.into_inner(), &context).await?))
     }
 
     type TrainStream = ResponseStream<wire::TrainEvent>;

@@ -10,6 +10,7 @@ use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
 use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
+use crate::matching::{MatchError, QueryError};
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
@@ -83,6 +84,27 @@ impl From<ShelfError> for Problem {
             ShelfError::Store(cause) => cause.into(),
             ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
         }
+    }
+}
+
+impl From<MatchError> for Problem {
+    fn from(cause: MatchError) -> Self {
+        match cause {
+            MatchError::Uncalibrated { .. } => {
+                Self::new(Code::FailedPrecondition, "UNCALIBRATED", cause.to_string())
+            }
+            MatchError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(cause: QueryError) -> Self {
+        let code = match &cause {
+            QueryError::UnknownEntry(_) => Code::NotFound,
+            QueryError::Dimension { .. } => Code::FailedPrecondition,
+        };
+        Self::new(code, cause.reason(), cause.to_string())
     }
 }
 

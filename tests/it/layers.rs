@@ -26,7 +26,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("client", &["chip", "wire"]),
     (
         "app",
-        &["chip", "config", "embedding", "encoder", "gallery", "matching", "metrics", "model", "rpc", "weights"],
+        &[
+            "chip",
+            "config",
+            "embedding",
+            "encoder",
+            "gallery",
+            "matching",
+            "metrics",
+            "model",
+            "rpc",
+            "weights",
+        ],
     ),
     (
         "cli",

@@ -28,8 +28,8 @@ pub async fn start(settings: &[&str]) -> (Running, Client) {
 }
 
 pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running, Client) {
-    let ports = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0"];
-    let flags = ports.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+    let defaults = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0", "store.data_dir="];
+    let flags = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
     let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };

@@ -4,14 +4,16 @@ mod chip;
 mod embed;
 mod filter;
 mod gallery;
+mod matching;
 mod sighting;
 
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
-pub use embed::{EmbedCall, embed_response};
+pub use embed::{EmbedCall, embed_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
+pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
 pub use sighting::{entry_id, vessel_id};
 
 use super::context::CallContext;
@@ -49,6 +51,7 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
             EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
             EmbeddingError::Zero => "EMBEDDING_ZERO",
             EmbeddingError::NotUnit => "EMBEDDING_NOT_UNIT",
+            EmbeddingError::Cancelled => "EMBEDDING_CANCELLED",
         };
         Problem::invalid(reason, format!("{field}.values"), cause.to_string())
     })
