@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure lint deny python bench clean
+.PHONY: help setup build demo test test-pure lint deny python bench bench-gallery clean
 
 CHIPS ?= ../shared/data/hoss165
 DENY := target/tools/bin/cargo-deny
@@ -40,6 +40,11 @@ python: ## Installs what the Python client of the tests needs, into .venv
 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
+
+bench-gallery: ## Measures the search of galleries beside memory bandwidth and, where PyPI is reachable, FAISS (about 5 minutes, 9 GiB)
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check faiss-cpu numpy || echo "no FAISS: it is skipped"
+	cargo bench --locked --no-default-features --bench gallery
 
 clean: ## Removes what was built
 	cargo clean
