@@ -369,12 +369,12 @@ impl Faiss {
     }
 
     fn round(&mut self, searches: usize, contest: &mut Contest) -> Result<()> {
-        for kind in ["flat 1", "sq8 1", "flat 2", "sq8 2"] {
-            writeln!(self.asks, "{kind} {searches}")?;
+        for (kind, threads) in [("flat", 1), ("sq8", 1), ("flat", 2), ("sq8", 2)] {
+            writeln!(self.asks, "{kind} {threads} {searches}")?;
             let answer = self.answers.next().context("FAISS ended early")??;
             let seconds: Vec<f64> = serde_json::from_str(&answer)?;
             let times = seconds.into_iter().map(Duration::from_secs_f64).collect();
-            contest.add(&format!("FAISS {kind}"), times);
+            contest.add(&format!("FAISS {kind}, threads: {threads}"), times);
         }
         Ok(())
     }

@@ -89,7 +89,8 @@ impl Index {
         Ok(found.into_iter().map(|hits| Found { hits }).collect())
     }
 
-    /// Scores the selected rows, all queries in one pass over memory.
+    /// Scores the selected rows, all queries in one pass over memory. On one thread: it nearly fills the way to memory,
+    /// so a second one gains little and takes that from other requests.
     fn scan(&self, selection: &Selection, races: &mut [Race]) {
         let mut tiles = Tiles::new(self, selection);
         let mut next = tiles.next();
