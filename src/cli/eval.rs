@@ -60,17 +60,10 @@ impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
         let set = TestSet::read(&self.data)?;
-        let report = match &self.endpoint {
-            _ if self.by_size => set.report_by_size(&protocols)?,
-            Some(endpoint) => {
-                Runtime::new()?.block_on(set.embed_remotely(endpoint))?.report(&protocols, self.rerank)
-            }
-            None => {
-                let config = self.config.load()?;
-                model::wait_passively(app::threads_per_worker(&config));
-                let model = app::load_model(&config).map_err(Failure::Unusable)?;
-                set.embed_locally(&model)?.report(&protocols, self.rerank)
-            }
+        let report = if self.by_size {
+            set.report_by_size(&protocols)?
+        } else {
+            set.embed(self.endpoint.as_deref(), self.config)?.report(&protocols, self.rerank)
         };
         if self.json {
             println!("{report}")
@@ -97,6 +90,17 @@ pub struct Embedded {
 impl TestSet {
     pub fn read(root: &Path) -> anyhow::Result<Self> {
         Ok(Self { queries: hoss(root, HossPart::Query)?, gallery: hoss(root, HossPart::Gallery)? })
+    }
+
+    /// Through a running server, or through the configured model without one.
+    pub fn embed(&self, endpoint: Option<&str>, config: ConfigFlags) -> Result<Embedded, Failure> {
+        if let Some(endpoint) = endpoint {
+            return Ok(Runtime::new()?.block_on(self.embed_remotely(endpoint))?);
+        }
+        let config = config.load()?;
+        model::wait_passively(app::threads_per_worker(&config));
+        let model = app::load_model(&config).map_err(Failure::Unusable)?;
+        Ok(self.embed_locally(&model)?)
     }
 
     /// Through a model in this process, with the encoder that a server runs.
@@ -134,14 +138,13 @@ impl TestSet {
         Ok(Embedded { model, queries, gallery })
     }
 
+    /// Width and length in metres of every image, queries first.
+    pub fn extents(&self) -> anyhow::Result<Vec<[f64; 2]>> {
+        let all = [sizes(&self.queries)?, sizes(&self.gallery)?].concat();
+        Ok(all.into_iter().map(|(_, extent)| extent).collect())
+    }
+
     fn report_by_size(&self, protocols: &[Protocol]) -> anyhow::Result<Value> {
-        let sizes = |images: &[Image]| -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
-            let size = |image: &Image| {
-                let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
-                Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
-            };
-            images.iter().map(size).collect()
-        };
         let (queries, gallery) = (sizes(&self.queries)?, sizes(&self.gallery)?);
         let rows = rows(protocols, |protocol| evaluate_by_size(protocol, &queries, &gallery));
         Ok(json!({ "model": "size alone", "reranked": false, "protocols": rows }))
@@ -152,6 +155,14 @@ impl TestSet {
 fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> Value {
     let row = |protocol: &Protocol| Some(json!(Summary::of(*protocol, &scores(*protocol)?)));
     protocols.iter().filter_map(row).collect()
+}
+
+fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
+    let size = |image: &Image| {
+        let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
+        Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
+    };
+    images.iter().map(size).collect()
 }
 
 fn seen(image: &Image) -> Seen {
@@ -191,6 +202,16 @@ async fn embed_images(
 }
 
 impl Embedded {
+    /// Hexadecimal digest of the model that made the embeddings.
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Every image, queries first.
+    pub fn images(&self) -> impl Iterator<Item = &(Seen, Embedding)> {
+        self.queries.iter().chain(&self.gallery)
+    }
+
     /// mAP and CMC for each protocol in which somebody takes part.
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
         let settings = RerankSettings::default();

@@ -1,6 +1,7 @@
 //! The command line; one file a subcommand.
 
 mod bare;
+mod calibrate;
 mod chips;
 mod demo;
 mod embed;
@@ -46,6 +47,8 @@ enum Command {
     Train(train::Train),
     /// Says how well a model ranks a HOSS test set.
     Eval(eval::Eval),
+    /// Fits what a cosine is worth as a probability, on a HOSS test set.
+    Calibrate(calibrate::Calibrate),
     /// Draws data sets of synthetic ships.
     Synth(synth::Synth),
     /// Starts a server with an untrained model, embeds chips through it and compares them.
@@ -106,6 +109,7 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Bare(bench)) => bench.run(),
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
+        Command::Calibrate(calibrate) => calibrate.run(),
         Command::Synth(synth) => synth.run(),
         Command::Demo(demo) => demo.run(),
     };

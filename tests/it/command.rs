@@ -156,6 +156,7 @@ fn every_command_explains_itself() {
         &["bench", "bare"],
         &["train"],
         &["eval"],
+        &["calibrate"],
         &["demo"],
     ] {
         let output = run(&[command, &["--help"]].concat());
