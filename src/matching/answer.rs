@@ -195,8 +195,9 @@ fn matched(session: &Session, asking: &Asking, ranked: Ranked) -> Matched {
     let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
     contenders.truncate(session.plan.top_k);
     doubts.extend(doubts_of(session, asking, &contenders));
-    let is_itself = |row: RowId| asking.resolved.asked.row == Some(row);
-    let itself = session.taking().index.rows(&session.selection).filter(|row| is_itself(*row)).count();
+    let rows = || session.taking().index.rows(&session.selection);
+    let takes_part = |own: RowId| rows().any(|row| row == own);
+    let itself = usize::from(asking.resolved.asked.row.is_some_and(takes_part));
     Matched {
         candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),
         embedding: asking.resolved.seen.embedding().clone(),

@@ -1,6 +1,8 @@
 //! The gates over all selected sightings: which vessels are out, and what is known of the way of those that stay.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
 
 use super::gate::{Asked, Gate, Reason, Trace, Verdict};
 use crate::gallery::{Group, Index, Selection, Sighting, VesselNumber, VesselSet};
@@ -13,6 +15,9 @@ pub(super) struct Taking<'g> {
     pub selection: &'g Selection,
 }
 
+/// What the sightings of each vessel say.
+pub(super) type Traces = FxHashMap<VesselNumber, Trace>;
+
 /// What the gates leave of a query's vessels.
 #[derive(Debug, Default)]
 pub(super) struct Screening {
@@ -20,7 +25,7 @@ pub(super) struct Screening {
     /// How many candidates each gate removed: vessels in a ranking of vessels, entries in one of entries.
     pub counts: BTreeMap<Reason, u64>,
     /// Of every vessel that takes part, where that was asked for.
-    traces: Option<HashMap<VesselNumber, Trace>>,
+    traces: Option<Traces>,
 }
 
 /// Whose way is looked at.
@@ -37,8 +42,8 @@ impl<'g> Taking<'g> {
     }
 
     /// Of the vessels that are wanted.
-    fn traces(self, asked: &Asked, wanted: impl Fn(VesselNumber) -> bool) -> HashMap<VesselNumber, Trace> {
-        let mut traces: HashMap<VesselNumber, Trace> = HashMap::new();
+    fn traces(self, asked: &Asked, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
+        let mut traces: Traces = Traces::default();
         for sighting in self.sightings().filter(|sighting| wanted(sighting.vessel)) {
             traces.entry(sighting.vessel).or_default().add(asked, &sighting);
         }
@@ -52,7 +57,7 @@ impl Screening {
         let mut screening = Self::default();
         let traces = match scope {
             Scope::EveryVessel => taking.traces(asked, |_| true),
-            Scope::Scenes if asked.detections.is_empty() => HashMap::new(),
+            Scope::Scenes if asked.detections.is_empty() => Traces::default(),
             Scope::Scenes => {
                 let beside = taking.sightings().filter(|sighting| asked.is_beside(sighting));
                 let beside: VesselSet = beside.map(|sighting| sighting.vessel).collect();
@@ -73,12 +78,7 @@ impl Screening {
     }
 
     /// What the sightings of these vessels say.
-    pub fn traces_of(
-        &self,
-        taking: Taking,
-        asked: &Asked,
-        vessels: &VesselSet,
-    ) -> HashMap<VesselNumber, Trace> {
+    pub fn traces_of(&self, taking: Taking, asked: &Asked, vessels: &VesselSet) -> Traces {
         match &self.traces {
             None => taking.traces(asked, |vessel| vessels.contains(vessel)),
             Some(traces) => {
@@ -89,7 +89,7 @@ impl Screening {
     }
 
     /// What the sightings of every vessel that takes part say; `None` where that was not asked for.
-    pub fn every_trace(&self) -> Option<&HashMap<VesselNumber, Trace>> {
+    pub fn every_trace(&self) -> Option<&Traces> {
         self.traces.as_ref()
     }
 

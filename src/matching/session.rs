@@ -9,7 +9,7 @@ use super::gate::{Leg, Trace, Verdict};
 use super::plan::{Plan, Ranking, Sharing};
 use super::posterior::{Prior, Unjudged, posterior};
 use super::query::Resolved;
-use super::screening::{Scope, Screening, Taking};
+use super::screening::{Scope, Screening, Taking, Traces};
 use crate::chip::Modality;
 use crate::gallery::{
     Entry, Filter, Found, Group, Hit, IndexQuery, Selection, Snapshot, StoreError, VesselNumber, VesselSet,
@@ -143,7 +143,7 @@ impl<'s> Session<'s> {
             let vessels: VesselSet = hits.iter().map(|hit| hit.vessel).collect();
             asking.screening.traces_of(self.taking(), &asking.resolved.asked, &vessels)
         } else {
-            HashMap::new()
+            Traces::default()
         };
         hits.iter().map(|hit| self.contender(asking, *hit, &traces)).collect()
     }
@@ -155,12 +155,7 @@ impl<'s> Session<'s> {
             || !asking.resolved.asked.places.is_empty()
     }
 
-    fn contender(
-        &self,
-        asking: &Asking,
-        hit: Hit,
-        traces: &HashMap<VesselNumber, Trace>,
-    ) -> Result<Contender, StoreError> {
+    fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
         let entry = self.snapshot.entry(hit.row)?;
         let trace = traces.get(&hit.vessel);
         let leg = trace.and_then(Trace::leg);

@@ -114,6 +114,7 @@ fn every_command_explains_itself() {
         &["bench", "step"],
         &["train"],
         &["eval"],
+        &["calibrate"],
         &["demo"],
     ] {
         let output = run(&[command, &["--help"]].concat());
