@@ -67,7 +67,7 @@ impl Embedding {
 pub struct ModelDigest([u8; 32]);
 
 impl ModelDigest {
-    pub fn new(bytes: [u8; 32]) -> Self {
+    pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

@@ -157,6 +157,12 @@ pub fn ready(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
 }
 
+/// A model is on the devices.
 pub fn model_resident(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}
+
+/// A model has left the devices.
+pub fn model_gone(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
 }

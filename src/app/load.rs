@@ -45,8 +45,18 @@ pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<Loaded
         batch_max: config.encoder.batch_max,
         feature_point: model.feature_point,
     };
-    let weights = SharedWeights::new(model.architecture, &model.tensors, settings);
-    Ok(LoadedModel { card, factory: weights.factory(), workers: worker_count(config) })
+    let workers = worker_count(config);
+    let bytes = resident_bytes(&model, &settings, workers);
+    let weights = SharedWeights::new(model.architecture, model.tensors, settings);
+    Ok(LoadedModel { card, factory: weights.factory(), workers, bytes })
+}
+
+/// The weights, and a copy for each worker where oneDNN may reorder them for itself.
+fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -> u64 {
+    let reorders = settings.device.is_cpu() && settings.kernel != Some(Kernel::Aten);
+    let copies = if reorders { 1 + workers } else { 1 };
+    let bytes = if settings.bf16 { 2 } else { 4 };
+    model.architecture.parameters().saturating_mul(bytes).saturating_mul(copies as u64)
 }
 
 fn open_model(config: &Config) -> anyhow::Result<OpenModel> {

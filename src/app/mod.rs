@@ -20,24 +20,18 @@ use tonic_health::server::HealthReporter;
 use crate::chip::ImageLimits;
 use crate::config::{Config, Precision};
 use crate::encoder::{
-    Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
+    Admission, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings, Residency,
+    ResidencySettings,
 };
 use crate::metrics;
 use crate::rpc::{self, ShipReIdService, listener, status_page};
 
+pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
 pub use load::{load_model, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
-
-/// A model that is ready to be put on the device threads.
-pub struct LoadedModel {
-    pub card: ModelCard,
-    /// Makes the model's encoder on each device thread.
-    pub factory: EncoderFactory,
-    pub workers: usize,
-}
 
 /// A server that answers, and the means to end it.
 pub struct Running {
@@ -75,12 +69,9 @@ pub async fn start(
     tokio::spawn(axum::serve(status_listener, pages).into_future());
     tokio::spawn(upkeep(metrics));
 
-    let card = model.card;
-    queue.load(card.digest, card.chip_size, model.factory).await.context("the model cannot be warmed")?;
-    let device = config.encoder.device.clone();
-    metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
-
-    let pipeline = Arc::new(pipeline(config, queue.clone(), card));
+    let residency = Residency::new(queue.clone(), residency_settings(config));
+    let active = residency.admit(model).await?;
+    let pipeline = Arc::new(pipeline(config, residency, active));
     let (router, reporter) = rpc::router(ShipReIdService::new(pipeline, &config.limits), &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
@@ -126,14 +117,22 @@ pub fn threads_per_worker(config: &Config) -> usize {
     }
 }
 
-fn pipeline(config: &Config, queue: EncodeQueue, card: ModelCard) -> Pipeline {
+fn residency_settings(config: &Config) -> ResidencySettings {
+    ResidencySettings {
+        bytes_max: config.models.resident_bytes_max,
+        precision: precision_name(config.encoder.precision),
+        device: config.encoder.device.clone(),
+    }
+}
+
+fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {
     let admission = Admission::new(config.encoder.queue_items_max, config.encoder.queue_bytes_max);
     let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
     let decode_threads = match config.chips.decode_threads {
         0 => cores(),
         threads => threads,
     };
-    Pipeline::new(admission, limits, decode_threads, queue, card)
+    Pipeline::new(admission, limits, decode_threads, residency, active)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -33,7 +33,8 @@ pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running,
     let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
-    let running = app::start(&config, LoadedModel { card, factory, workers: 1 }, recorder()).await.unwrap();
+    let running =
+        app::start(&config, LoadedModel { card, factory, workers: 1, bytes: 1 }, recorder()).await.unwrap();
     let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();
     (running, client)
 }
