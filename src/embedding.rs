@@ -62,6 +62,12 @@ impl Embedding {
     }
 }
 
+impl AsRef<[f32]> for Embedding {
+    fn as_ref(&self) -> &[f32] {
+        self.as_slice()
+    }
+}
+
 /// SHA-256 that names a model by what it computes: weights, architecture, feature point and preprocessing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelDigest([u8; 32]);

@@ -34,6 +34,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "evaluate",
+            "gallery",
             "metrics",
             "model",
             "sheet",

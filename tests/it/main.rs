@@ -6,6 +6,8 @@
 mod command;
 mod embed;
 mod foreign;
+mod galleries;
 mod layers;
+mod matching;
 mod refusals;
 mod server;
