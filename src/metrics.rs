@@ -31,6 +31,8 @@ const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
+const MODELS_STORED: &str = "shipreid_models_stored";
+const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
 
 const CALL_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const STAGE_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -74,6 +76,8 @@ fn describe() {
     describe_counter!(PANICS, "Forward passes that panicked.");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    describe_gauge!(MODELS_STORED, "Models on disk.");
+    describe_gauge!(MODELS_STORED_BYTES, Unit::Bytes, "Bytes of the models on disk.");
     metrics_process::Collector::default().describe();
 }
 
@@ -165,4 +169,9 @@ pub fn model_resident(digest: String, precision: &'static str, device: String) {
 /// A model has left the devices.
 pub fn model_gone(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
+}
+
+pub fn models_stored(models: usize, bytes: u64) {
+    gauge!(MODELS_STORED).set(models as f64);
+    gauge!(MODELS_STORED_BYTES).set(bytes as f64);
 }

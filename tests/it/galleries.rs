@@ -112,7 +112,10 @@ async fn an_entry_is_created_once_and_told_apart_from_other_content() {
     let folder = TempDir::new().unwrap();
     let (server, client) = start(&[&data_in(&folder)]).await;
     let made = create(&client, GALLERY).await;
-    assert_eq!((made.model, made.dimension as usize, made.keeps_chips), (digest().to_string(), DIMENSION, true));
+    assert_eq!(
+        (made.model, made.dimension as usize, made.keeps_chips),
+        (digest().to_string(), DIMENSION, true)
+    );
     let named = EnrollRequest { vessel_id: "v1".into(), ..with_chip("a", optical()) };
     let overwriting = EnrollRequest { overwrite: true, ..named.clone() };
     let answers = enroll(
@@ -191,7 +194,13 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
             "c",
         ),
         (EntryFilter { entry_ids: vec!["d".into(), "x".into()], ..EntryFilter::default() }, "d"),
-        (EntryFilter { modalities: vec![shipreid::wire::Modality::Optical.into()], ..EntryFilter::default() }, ""),
+        (
+            EntryFilter {
+                modalities: vec![shipreid::wire::Modality::Optical.into()],
+                ..EntryFilter::default()
+            },
+            "",
+        ),
     ] {
         assert_eq!(ids(&client, filter.clone()).await.concat(), expected, "{filter:?}");
     }
@@ -218,7 +227,11 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     let update = |id: &str, vessel: &str| EntryUpdate {
         entry_id: id.into(),
         vessel_id: vessel.into(),
-        observation: Some(Observation { length_m: Some(120.0), sensor: "s".into(), ..Observation::default() }),
+        observation: Some(Observation {
+            length_m: Some(120.0),
+            sensor: "s".into(),
+            ..Observation::default()
+        }),
         ..EntryUpdate::default()
     };
     let mask = |paths: &[&str]| {
@@ -243,11 +256,8 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
         ids(&client, EntryFilter { vessel_ids: vec!["v2".into()], ..EntryFilter::default() }).await,
         ["a", "b"]
     );
-    let get = GetEntriesRequest {
-        gallery: GALLERY.into(),
-        entry_ids: vec!["a".into()],
-        with_embeddings: false,
-    };
+    let get =
+        GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["a".into()], with_embeddings: false };
     let entry = client.galleries().get_entries(get).await.unwrap().into_inner().entries.remove(0);
     let observation = entry.observation.unwrap();
     assert_eq!((observation.length_m, observation.sensor.as_str()), (Some(120.0), ""));
@@ -369,7 +379,9 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     assert_eq!(found[1..found.len() - 1], expected);
     assert_eq!(*found.last().unwrap(), Err("ENTRIES_FULL"));
 
-    for (name, reason) in [("", "GALLERY_NAME_INVALID"), ("Big", "GALLERY_NAME_INVALID"), (GALLERY, "GALLERY_EXISTS")] {
+    for (name, reason) in
+        [("", "GALLERY_NAME_INVALID"), ("Big", "GALLERY_NAME_INVALID"), (GALLERY, "GALLERY_EXISTS")]
+    {
         let request = CreateGalleryRequest { name: name.into(), ..CreateGalleryRequest::default() };
         assert_eq!(refusal(client.galleries().create_gallery(request).await).1, reason);
     }

@@ -206,16 +206,15 @@ async fn queries_can_be_shared_out_among_distinct_vessels() {
 #[tokio::test]
 async fn a_request_at_fault_is_refused_by_field_and_a_query_at_fault_fails_alone() {
     let folder = TempDir::new().unwrap();
-    let (server, client) = start(&[&data_in(&folder), "matching.top_k_max=50", "matching.queries_max=2"]).await;
+    let (server, client) =
+        start(&[&data_in(&folder), "matching.top_k_max=50", "matching.queries_max=2"]).await;
     let good = || request(vec![plain(vector(0, 0.0))]);
     assert_eq!(refused(&client, good()).await, (Code::NotFound, "GALLERY_NOT_FOUND".into()));
     create(&client, GALLERY).await;
     enroll(&client, vec![ready("a", "a", vector(0, 0.0), Observation::default())]).await;
     let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-    let inverted = EntryFilter {
-        time_range: Some(TimeRange { from: time(2), to: time(1) }),
-        ..EntryFilter::default()
-    };
+    let inverted =
+        EntryFilter { time_range: Some(TimeRange { from: time(2), to: time(1) }), ..EntryFilter::default() };
     for (request, reason) in [
         (MatchRequest { top_k: Some(0), ..good() }, "TOP_K_INVALID"),
         (MatchRequest { top_k: Some(51), ..good() }, "TOP_K_INVALID"),
