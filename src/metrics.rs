@@ -31,6 +31,8 @@ const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
+const ACTIVATIONS: &str = "shipreid_activations_total";
+const ACTIVATION: &str = "shipreid_activation_seconds";
 const MODELS_STORED: &str = "shipreid_models_stored";
 const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
 
@@ -76,6 +78,8 @@ fn describe() {
     describe_counter!(PANICS, "Forward passes that panicked.");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    describe_counter!(ACTIVATIONS, "Activations of a model, by outcome (\"ok\" or the error's reason).");
+    describe_gauge!(ACTIVATION, Unit::Seconds, "How long the last activation took.");
     describe_gauge!(MODELS_STORED, "Models on disk.");
     describe_gauge!(MODELS_STORED_BYTES, Unit::Bytes, "Bytes of the models on disk.");
     metrics_process::Collector::default().describe();
@@ -174,4 +178,9 @@ pub fn model_gone(digest: String, precision: &'static str, device: String) {
 pub fn models_stored(models: usize, bytes: u64) {
     gauge!(MODELS_STORED).set(models as f64);
     gauge!(MODELS_STORED_BYTES).set(bytes as f64);
+}
+
+pub fn activation(outcome: &'static str, took: Duration) {
+    counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
+    gauge!(ACTIVATION).set(took);
 }

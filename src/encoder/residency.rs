@@ -67,6 +67,17 @@ pub enum ResidencyError {
     Load(#[from] LoadError),
 }
 
+impl ResidencyError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "TOO_MANY_RESIDENT_MODELS",
+            Self::TooLarge { .. } => "MODEL_TOO_LARGE",
+            Self::Load(_) => "MODEL_NOT_RUNNABLE",
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Shared {
     queue: EncodeQueue,

@@ -1,8 +1,10 @@
 //! The models of a server on disk, and which of them serves.
 //!
 //! A folder holds `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
-//! `incoming/` for what is being received. Blocking, without tensors of libtorch.
+//! `incoming/` for what is being received. Blocking, without tensors of libtorch; [`Activator`] joins it to the models
+//! in memory.
 
+mod activation;
 mod active;
 mod incoming;
 mod provenance;
@@ -10,12 +12,14 @@ mod provenance;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
 pub use incoming::Incoming;
 pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
@@ -26,7 +30,7 @@ use crate::durable::{DirectoryLock, LockError, discard_folder, remove_partial, w
 use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::weights::architecture::Architecture;
-use crate::weights::native::{self, Description, NativeError};
+use crate::weights::native::{self, Description};
 use crate::weights::open::{Hints, OpenError, OpenModel};
 use crate::weights::packed::{self, Part};
 
@@ -85,8 +89,8 @@ pub enum RegistryError {
     TooLarge { bytes: u64, used: u64, limit: u64 },
     #[error("{limit} models are being received already")]
     TooManyIncoming { limit: usize },
-    #[error("it is no model that can be served: {0}")]
-    NoModel(#[from] OpenError),
+    #[error("{0}")]
+    NoModel(String),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error("{path}: {cause}")]
@@ -144,7 +148,7 @@ impl Registry {
             let path = entry.map_err(at(folder))?.path();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let Ok(digest) = name.parse() else { continue };
-            let model = inspect(&path, digest);
+            let model = inspect(folder, digest);
             if let Condition::Damaged(reason) = &model.condition {
                 tracing::error!(model = %digest, reason, "a model on disk is damaged");
             }
@@ -192,14 +196,13 @@ impl Registry {
     /// There is none, or it is damaged, which is remembered.
     pub fn load(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
         self.get(digest)?;
-        let place = self.place(digest);
-        let mut stored = inspect(&place, digest);
+        let mut stored = inspect(&self.folder, digest);
         let opened = match &stored.condition {
             Condition::Damaged(reason) => Err(reason.clone()),
-            Condition::Intact(_) => match OpenModel::open(&place, &Hints::default()) {
+            Condition::Intact(_) => match OpenModel::open(&self.place(digest), &Hints::default()) {
                 Ok(model) if model.digest == digest => Ok(model),
                 Ok(model) => Err(format!("it is model {}", model.digest)),
-                Err(cause) => Err(cause.to_string()),
+                Err(cause) => Err(relative(&self.folder, cause)),
             },
         };
         if let Err(reason) = &opened {
@@ -284,7 +287,10 @@ impl Registry {
     ) -> Result<(StoredModel, Added), RegistryError> {
         // One at a time, so that no more than one is in memory.
         let _writing = self.writing();
-        let model = OpenModel::open(received.path(), hints)?;
+        // Where it lies meanwhile means nothing to whoever sent it.
+        let here = received.path().display().to_string();
+        let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
+        let model = OpenModel::open(received.path(), hints).map_err(no_model)?;
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))
@@ -372,6 +378,22 @@ impl Registry {
     }
 }
 
+impl RegistryError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "MODEL_NOT_FOUND",
+            Self::Damaged { .. } => "MODEL_DAMAGED",
+            Self::Active(_) => "MODEL_ACTIVE",
+            Self::TooMany { .. } => "TOO_MANY_MODELS",
+            Self::TooLarge { .. } => "MODELS_TOO_LARGE",
+            Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
+            Self::NoModel(_) => "MODEL_UNREADABLE",
+            Self::Lock(_) | Self::Io { .. } | Self::ActiveRecord { .. } => "MODEL_STORE_FAILED",
+        }
+    }
+}
+
 impl StoredModel {
     /// Seconds since 1970; 0 where a damaged model does not say.
     fn created_at(&self) -> u64 {
@@ -393,10 +415,11 @@ impl Export {
 }
 
 /// Looks at a model without reading its numbers: what can be told at start, however many models there are.
-fn inspect(place: &Path, digest: ModelDigest) -> StoredModel {
-    let condition = match facts(place, digest) {
+fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
+    let place = folder.join(digest.to_string());
+    let condition = match facts(&place, digest) {
         Ok(facts) => Condition::Intact(Box::new(facts)),
-        Err(reason) => Condition::Damaged(reason),
+        Err(reason) => Condition::Damaged(relative(folder, reason)),
     };
     let length = |name| fs::metadata(place.join(name)).map_or(0, |file| file.len());
     let bytes = [native::DESCRIPTION, PROVENANCE, native::TENSORS].into_iter().map(length).sum();
@@ -404,21 +427,26 @@ fn inspect(place: &Path, digest: ModelDigest) -> StoredModel {
 }
 
 fn facts(place: &Path, digest: ModelDigest) -> Result<Facts, String> {
-    let description = native::read_description(place).map_err(|cause: NativeError| cause.to_string())?;
+    let description = native::read_description(place).map_err(|cause| cause.to_string())?;
     if description.digest != digest.to_string() {
         return Err(format!("its description is of model {}", description.digest));
     }
     let architecture = description.architecture;
     architecture.validate().map_err(|cause| cause.to_string())?;
     let tensors = place.join(native::TENSORS);
-    let length = fs::metadata(&tensors).map_err(|cause| format!("{}: {cause}", tensors.display()))?.len();
+    let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
     if length < architecture.parameters() * size_of::<f32>() as u64 {
         return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
     }
     let path = place.join(PROVENANCE);
-    let text = fs::read_to_string(&path).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    let text = fs::read_to_string(&path).map_err(|cause| at(&path)(cause).to_string())?;
     let provenance = Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))?;
     Ok(Facts { architecture, provenance })
+}
+
+/// A reason that names files from the registry's folder on: where that lies is nobody else's business.
+fn relative(folder: &Path, reason: impl fmt::Display) -> String {
+    reason.to_string().replace(&format!("{}/", folder.display()), "")
 }
 
 /// What a packed model says of its history.

@@ -3,6 +3,7 @@
 mod chip;
 mod embed;
 mod filter;
+mod model;
 mod sighting;
 
 use std::time::Duration;
@@ -10,6 +11,7 @@ use std::time::Duration;
 pub use chip::{modality, source_chip, warnings};
 pub use embed::{EmbedCall, embed_response};
 pub use filter::filter;
+pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
 
 use super::context::CallContext;
