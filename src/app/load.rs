@@ -1,16 +1,69 @@
 //! From the configuration's `[model]` and `[encoder]` to encoders that can be put on the device threads.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
-use super::{LoadedModel, threads_per_worker, worker_count};
+use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_count};
 use crate::config::{self, Config, Linear, Precision, Preset};
-use crate::encoder::ModelCard;
+use crate::embedding::ModelDigest;
+use crate::encoder::{LoadError, ModelCard};
 use crate::model::{Device, Kernel, SharedWeights, TorchSettings};
+use crate::registry::{Provenance, Registry, RegistryLimits};
 use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::seed::seeded;
+
+/// Folder of the models within the data folder.
+const MODELS: &str = "models";
+
+/// Opens the models under the data folder and chooses the one that serves first: the one that was activated last, or
+/// the configured one where none ever was. A configured model that is not a preset is kept with the others.
+///
+/// # Errors
+/// The models cannot be opened, the chosen one cannot be read or verified, or its device is not there.
+pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
+    if config.store.data_dir.is_empty() {
+        return Ok(load_model(config)?.into());
+    }
+    let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
+    let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
+    let model = match registry.active() {
+        Some(active) => activated_model(config, &registry, active.digest)?,
+        None => configured_model(config, &registry)?,
+    };
+    let first = put_on_device(config, model)?;
+    let settings = config.clone();
+    let loader =
+        move |model| put_on_device(&settings, model).map_err(|cause| LoadError(format!("{cause:#}")));
+    let kept = KeptModels { registry: Arc::new(registry), loader: Arc::new(loader) };
+    Ok(ServedModels { first, kept: Some(kept) })
+}
+
+fn activated_model(config: &Config, registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
+    let named = !config.model.path.is_empty() || config.model.preset != Preset::None;
+    tracing::info!(model = %active, "serving the model that was activated last");
+    if named {
+        tracing::info!("section [model] of the configuration is not used: an activation is remembered");
+    }
+    registry.load(active).with_context(|| {
+        format!(
+            "the model that was activated last cannot be served; remove {MODELS}/active.toml from \
+                 store.data_dir to serve what section [model] says"
+        )
+    })
+}
+
+fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<OpenModel> {
+    let model = open_model(config)?;
+    let path = Path::new(&config.model.path);
+    tracing::info!(model = %model.digest, "serving the model of the configuration: none was ever activated");
+    if let Some(name) = path.file_name() {
+        registry.add(&model, &Provenance::now(name.to_string_lossy()))?;
+    }
+    Ok(model)
+}
 
 /// Reads the configured model and puts it on its device.
 ///

@@ -1,11 +1,9 @@
 //! The service `Models`.
 
 use std::io::{self, Write};
-use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::Stream;
+use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -13,7 +11,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 use super::context::CallContext;
 use super::page::{bad_token, page_size};
 use super::problem::Problem;
-use super::{convert, deadline};
+use super::{ResponseStream, convert, deadline};
 use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
 use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
@@ -31,8 +29,6 @@ pub struct ModelsService {
     /// Absent in a server without a data directory, which serves one model for life.
     activator: Option<Activator>,
 }
-
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ModelsService {
     pub fn new(pipeline: Arc<Pipeline>, activator: Option<Activator>) -> Self {
@@ -60,7 +56,8 @@ impl ModelsService {
             token => Some(position(token).ok_or_else(bad_token)?),
         };
         let models = self.known_models();
-        let first = models.partition_point(|model| after.as_ref().is_some_and(|after| place_in_list(model) <= *after));
+        let first = models
+            .partition_point(|model| after.as_ref().is_some_and(|after| place_in_list(model) <= *after));
         let end = models.len().min(first + size);
         let page = models[first..end]
             .iter()

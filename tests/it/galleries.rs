@@ -315,9 +315,9 @@ async fn a_copy_is_the_same_gallery_and_a_torn_one_is_refused() {
 
     let copy = std::fs::read(&file).unwrap();
     for (data, reason) in [
-        (copy[..copy.len() - 9].to_vec(), "COPY_TRUNCATED"),
-        (b"a file of somebody else's".to_vec(), "COPY_FOREIGN"),
-        ([&copy[..200], &[copy[200] ^ 1], &copy[201..]].concat(), "COPY_DAMAGED"),
+        (copy[..copy.len() - 9].to_vec(), "EXPORT_TRUNCATED"),
+        (b"a file of somebody else's".to_vec(), "EXPORT_FOREIGN"),
+        ([&copy[..200], &[copy[200] ^ 1], &copy[201..]].concat(), "EXPORT_DAMAGED"),
     ] {
         let request = ImportGalleryRequest { name: "third".into(), data: data.into() };
         let refused = refusal(client.galleries().import_gallery(tokio_stream::iter([request])).await);
@@ -377,7 +377,7 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     let found = outcomes(&answers);
     assert_eq!(found[0], Ok(EnrollOutcome::Created));
     assert_eq!(found[1..found.len() - 1], expected);
-    assert_eq!(*found.last().unwrap(), Err("ENTRIES_FULL"));
+    assert_eq!(*found.last().unwrap(), Err("ENTRIES_QUOTA"));
 
     for (name, reason) in
         [("", "GALLERY_NAME_INVALID"), ("Big", "GALLERY_NAME_INVALID"), (GALLERY, "GALLERY_EXISTS")]

@@ -19,11 +19,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("gallery", &["chip", "durable", "embedding"]),
     ("evaluate", &["chip", "embedding"]),
     ("encoder", &["chip", "embedding", "metrics"]),
+    ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "wire"]),
+    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "registry", "weights", "wire"]),
     ("client", &["chip", "wire"]),
-    ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),
+    (
+        "app",
+        &[
+            "chip",
+            "config",
+            "embedding",
+            "encoder",
+            "gallery",
+            "metrics",
+            "model",
+            "registry",
+            "rpc",
+            "weights",
+        ],
+    ),
     (
         "cli",
         &[
