@@ -7,7 +7,6 @@ use std::path::Path;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
@@ -41,41 +40,35 @@ pub async fn receive(
     Ok(bytes)
 }
 
-/// A file as a stream of pieces, and the reading of it, to be awaited after the call.
-pub struct Outgoing {
-    pub pieces: ReceiverStream<Bytes>,
-    reading: JoinHandle<std::io::Result<()>>,
-}
-
-impl Outgoing {
-    /// # Errors
-    /// The file cannot be opened.
-    pub fn open(file: &Path, progress: impl Fn(u64) + Send + 'static) -> Result<Self, ClientError> {
-        let named = |cause| ClientError::File { path: file.to_owned(), cause };
-        let mut content = File::open(file).map_err(named)?;
-        let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
-        let reading = tokio::task::spawn_blocking(move || {
-            let mut bytes = 0;
-            loop {
-                let mut piece = Vec::with_capacity(PIECE_BYTES);
-                let read = content.by_ref().take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
-                bytes += read as u64;
-                // A server that has refused the file reads no further.
-                if sender.blocking_send(piece.into()).is_err() || read < PIECE_BYTES {
-                    return Ok(());
-                }
-                progress(bytes);
+/// Sends `file` in pieces through `call`.
+///
+/// # Errors
+/// What the server refuses, or a file that cannot be read.
+pub async fn send<T>(
+    file: &Path,
+    progress: impl Fn(u64) + Send + 'static,
+    call: impl AsyncFnOnce(ReceiverStream<Bytes>) -> Result<T, Status>,
+) -> Result<T, ClientError> {
+    let named = |cause| ClientError::File { path: file.to_owned(), cause };
+    let mut content = File::open(file).map_err(named)?;
+    let (sender, pieces) = mpsc::channel(PIECES_AHEAD);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = 0;
+        loop {
+            let mut piece = Vec::with_capacity(PIECE_BYTES);
+            let read = Read::by_ref(&mut content).take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
+            // A server that has refused the file reads no further.
+            if sender.blocking_send(piece.into()).is_err() || read < PIECE_BYTES {
+                return Ok(());
             }
-        });
-        Ok(Self { pieces: ReceiverStream::new(pieces), reading })
+            bytes += read as u64;
+            progress(bytes);
+        }
+    });
+    let answer = call(ReceiverStream::new(pieces)).await;
+    match reading.await {
+        Ok(read) => read.map_err(named)?,
+        Err(cause) => return Err(named(cause.into())),
     }
-
-    /// Whether the file was read to its end, as far as the server wanted it.
-    ///
-    /// # Errors
-    /// It could not be read.
-    pub async fn finish(reading: JoinHandle<std::io::Result<()>>, file: &Path) -> Result<(), ClientError> {
-        let named = |cause| ClientError::File { path: file.to_owned(), cause };
-        reading.await.map_err(|cause| named(cause.into()))?.map_err(named)
-    }
+    Ok(answer?)
 }

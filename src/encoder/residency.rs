@@ -4,8 +4,10 @@ use std::convert::Infallible;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 use super::queue::{EncodeQueue, LoadError};
 use super::worker::EncoderFactory;
@@ -15,6 +17,10 @@ use crate::metrics;
 
 /// Models on the device threads: the active one, and one that comes or goes.
 pub const RESIDENT_MAX: usize = 2;
+
+/// How long a model that arrives waits for a place: calls in flight give theirs back soon, galleries that are being
+/// embedded anew do not.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
 
 /// What callers need to know of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,13 +126,13 @@ impl Residency {
         Self(Arc::new(Shared { queue, settings, places: watch::Sender::default() }))
     }
 
-    /// Puts a model on the device threads and warms it, after those that are leaving have left. One that is resident
-    /// already is not loaded again.
+    /// Puts a model on the device threads and warms it, as soon as one of the two that may be there has left. One that is
+    /// resident already is not loaded again.
     ///
     /// Dropping the future does not stop it: a model that nobody has asked for in the end leaves at once.
     ///
     /// # Errors
-    /// Two models are resident, the memory does not suffice, or the model does not run.
+    /// Two models are resident and stay, the memory does not suffice, or the model does not run.
     pub async fn admit(&self, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
         let residency = self.clone();
         let admitted = tokio::spawn(async move { residency.0.admit(model).await });
@@ -174,8 +180,9 @@ impl Shared {
         bytes: u64,
     ) -> Result<Option<ModelLease>, ResidencyError> {
         let mut changes = self.places.subscribe();
+        let patience = Instant::now() + PLACE_WAIT;
         loop {
-            // The sender lives as long as `self`.
+            // The sender lives as long as `self`, here and below.
             let _ = changes.wait_for(|places| !places.iter().any(Place::is_moving(digest))).await;
             let mut found = Ok(None);
             let placed = self.places.send_if_modified(|places| {
@@ -189,8 +196,11 @@ impl Shared {
                 }
                 placed
             });
-            if placed || !matches!(found, Ok(None)) {
-                return found;
+            match found {
+                Ok(None) if !placed => {}
+                Err(ResidencyError::Full { .. })
+                    if tokio::time::timeout_at(patience, changes.changed()).await.is_ok() => {}
+                _ => return found,
             }
         }
     }

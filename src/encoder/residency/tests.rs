@@ -137,7 +137,7 @@ async fn a_model_stays_for_its_last_lease_and_ends_on_the_device_threads() {
     residency.queue().close().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn at_most_two_models_are_resident_within_the_memory() {
     let residency = residency(250);
     let first = residency.admit(model(1).0).await.expect("room");
@@ -154,6 +154,18 @@ async fn at_most_two_models_are_resident_within_the_memory() {
     // The places of models that leave are waited for.
     let leases = [residency.admit(model(4).0).await, residency.admit(model(5).0).await];
     assert!(leases.iter().all(Result::is_ok));
+    residency.queue().close().await;
+}
+
+#[tokio::test]
+async fn a_model_that_arrives_waits_for_calls_in_flight() {
+    let residency = residency(1000);
+    let _first = residency.admit(model(1).0).await.expect("room");
+    let second = residency.admit(model(2).0).await.expect("room");
+    let mut waits = Box::pin(residency.admit(model(3).0));
+    assert!(futures_util::poll!(&mut waits).is_pending());
+    drop(second);
+    waits.await.expect("a place became free");
     residency.queue().close().await;
 }
 
