@@ -164,8 +164,7 @@ impl Gallery {
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
         let room = shared.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
         let queue = shared.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (answer, answered) = oneshot::channel();
-        let job = Box::new(Pending { operation: Some(operation), outcome: None, answer });
+        let (job, answered) = pending(operation);
         let queued = Queued { job, _room: room };
         queue.ok_or(StoreError::Closed)?.send(queued).await.map_err(|_| refused())?;
         answered.await.unwrap_or_else(|_| Err(refused()))
@@ -178,7 +177,14 @@ impl fmt::Debug for Gallery {
     }
 }
 
-/// An operation whose caller waits.
+/// An operation as a job, and where its answer comes.
+pub fn pending<T: Send + 'static>(
+    operation: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
+) -> (Box<dyn Job>, oneshot::Receiver<Result<T, StoreError>>) {
+    let (answer, answered) = oneshot::channel();
+    (Box::new(Pending { operation: Some(operation), outcome: None, answer }), answered)
+}
+
 struct Pending<T, F> {
     operation: Option<F>,
     outcome: Option<Result<T, StoreError>>,

@@ -1,5 +1,7 @@
 //! The galleries as their callers use them.
 
+mod faults;
+mod model;
 mod shelf;
 
 use bytes::Bytes;
