@@ -33,7 +33,7 @@ impl Serve {
         let metrics = metrics::install()?;
         let models = app::open_models(&config).map_err(Failure::Unusable)?;
         Runtime::new()?.block_on(async {
-            let running = app::start(&config, models, metrics).await?;
+            let running = app::start(&config, models, metrics).await.map_err(Failure::Unusable)?;
             println!("gRPC on {}", running.address);
             println!("metrics on http://{}/metrics", running.metrics_address);
             signalled().await?;

@@ -16,3 +16,5 @@ mod models;
 mod program;
 mod refusals;
 mod server;
+#[cfg(feature = "torch")]
+mod storage;
