@@ -60,7 +60,8 @@ fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let model = imported(folder.path());
     let serve = |setting: &str, message: &str| {
-        unusable(&[&["serve"], &PORTS[..], &["--set", setting]].concat(), message);
+        let nothing_kept = ["--set", "store.data_dir="];
+        unusable(&[&["serve"], &PORTS[..], &nothing_kept, &["--set", setting]].concat(), message);
     };
     serve("model.presets=small", "did you mean model.preset?");
     serve("encoder.batch_max=0", "encoder.batch_max must be");

@@ -34,8 +34,8 @@ pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running,
 }
 
 pub async fn start_serving(settings: &[&str], models: impl Into<ServedModels>) -> (Running, Client) {
-    let ports = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0"];
-    let flags = ports.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+    let defaults = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0", "store.data_dir="];
+    let flags = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
     let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
     let running = app::start(&config, models, recorder()).await.unwrap();
     let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();

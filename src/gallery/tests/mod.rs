@@ -2,6 +2,7 @@
 
 mod faults;
 mod model;
+mod shadow;
 mod shelf;
 
 use bytes::Bytes;
@@ -16,6 +17,10 @@ pub const DIMENSION: usize = 24;
 
 pub fn model() -> ModelDigest {
     ModelDigest::new([7; 32])
+}
+
+pub fn other_model() -> ModelDigest {
+    ModelDigest::new([8; 32])
 }
 
 pub fn settings() -> ShelfSettings {
@@ -71,6 +76,7 @@ pub fn enrolment(name: &str, seed: u64) -> Enrolment {
         entry,
         embedding: embedding(seed),
         model: model(),
+        shadow: None,
         chip: Some(chip(seed)),
         conflict: Conflict::Refuse,
     }

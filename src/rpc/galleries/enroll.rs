@@ -103,7 +103,7 @@ impl EnrollCall {
         let entry =
             Entry { id, vessel, modality, observation, labels, extent_m, enrolled_at: now(), content };
         let conflict = if overwrite { Conflict::Overwrite } else { Conflict::Refuse };
-        let enrolment = Enrolment { entry, embedding, model, chip, conflict };
+        let enrolment = Enrolment { entry, embedding, model, shadow: None, chip, conflict };
         Ok((self.gallery.enrol(enrolment).await?, warnings))
     }
 
