@@ -26,7 +26,7 @@ use crate::encoder::{
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::metrics;
-use crate::registry::{Activator, ModelLoader, Registry};
+use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
     self, GalleriesService, GalleryAccess, ModelsService, Services, ShipReIdService, listener, status_page,
 };
@@ -72,6 +72,8 @@ pub struct Running {
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
+    /// Leads galleries to the active model.
+    following: Option<JoinHandle<()>>,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -104,7 +106,11 @@ pub async fn start(
     let residency = Residency::new(queue.clone(), residency_settings(config));
     let active = residency.admit(first).await?;
     let pipeline = Arc::new(pipeline(config, residency, active));
-    let activator = kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader).0);
+    let (activator, changes) =
+        kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
+    let follower = shelf.clone().zip(activator.clone());
+    let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
+    let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
     let services = services(config, pipeline, shelf.clone(), activator);
     let (router, reporter) = rpc::router(services, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
@@ -114,7 +120,7 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf })
+    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, following })
 }
 
 impl Running {
@@ -124,6 +130,11 @@ impl Running {
         self.shutdown.send_replace(true);
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
+        }
+        if let Some(following) = self.following {
+            following.abort();
+            // What it was doing goes on at the next start.
+            let _ = following.await;
         }
         self.queue.close().await;
         if let Some(shelf) = self.shelf

@@ -144,6 +144,11 @@ impl Residency {
         self.0.places.borrow().iter().find(|place| place.digest == model).and_then(Place::lease)
     }
 
+    /// A lease of every model that is resident.
+    pub fn leases(&self) -> Vec<ModelLease> {
+        self.0.places.borrow().iter().filter_map(Place::lease).collect()
+    }
+
     /// Returns once no device thread has `model` any more.
     pub async fn gone(&self, model: ModelDigest) {
         let mut places = self.0.places.subscribe();

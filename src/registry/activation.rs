@@ -93,15 +93,23 @@ impl Activator {
         if active.digest == model {
             return Ok(active);
         }
-        let next = match self.pipeline.residency().lease(model) {
-            Some(lease) => lease,
-            None => self.bring(model).await?,
-        };
+        let next = self.lease(model).await?;
         self.remember(ActiveModel { digest: model, former: active.digest }).await?;
         let former = self.pipeline.activate(next.clone());
         // Without a receiver nobody follows, and the former model leaves with its last call.
         let _ = self.changed.send(Activation { active: next.clone(), former });
         Ok(next)
+    }
+
+    /// A lease of a model beside the active one, put on the devices if need be.
+    ///
+    /// # Errors
+    /// What keeps the model from running.
+    pub async fn lease(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
+        match self.pipeline.residency().lease(model) {
+            Some(lease) => Ok(lease),
+            None => self.bring(model).await,
+        }
     }
 
     async fn bring(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {

@@ -2,10 +2,11 @@
 //!
 //! A folder holds `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
 //! `incoming/` for what is being received. Blocking, without tensors of libtorch; [`Activator`] joins it to the models
-//! in memory.
+//! in memory, and [`Follower`] leads galleries from one active model to the next.
 
 mod activation;
 mod active;
+mod follow;
 mod incoming;
 mod provenance;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
+pub use follow::Follower;
 pub use incoming::Incoming;
 pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
 

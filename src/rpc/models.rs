@@ -69,14 +69,13 @@ impl ModelsService {
         })
     }
 
-    /// Every model, oldest first; the configuration's, which is not kept, before all others.
+    /// Every model, oldest first; one that is resident but not kept, as a configuration's preset, before all others.
     fn known_models(&self) -> Vec<wire::Model> {
         let stored = self.activator.as_ref().map(|activator| activator.registry().list()).unwrap_or_default();
-        let active = self.pipeline.active();
-        let mut models: Vec<_> = stored.iter().map(|stored| self.stored(stored)).collect();
-        if stored.iter().all(|stored| stored.digest != active.digest) {
-            models.push(self.with_residence(convert::resident_model(&active), Some(&active)));
-        }
+        let resident = self.pipeline.residency().leases();
+        let not_kept = resident.iter().filter(|lease| stored.iter().all(|kept| kept.digest != lease.digest));
+        let not_kept = not_kept.map(|lease| self.with_residence(convert::resident_model(lease), Some(lease)));
+        let mut models: Vec<_> = not_kept.chain(stored.iter().map(|stored| self.stored(stored))).collect();
         models.sort_by_key(place_in_list);
         models
     }

@@ -15,12 +15,15 @@ use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::seed::seeded;
 use shipreid::wire::embed_result::Outcome;
+use shipreid::wire::enroll_request::Source;
 use shipreid::wire::{
-    ActivateModelRequest, CheckpointHints, DeleteModelRequest, EmbedRequest, ExportModelRequest,
-    GetModelRequest, ImportModelRequest, ListModelsRequest, Model,
+    ActivateModelRequest, CheckpointHints, CreateGalleryRequest, DeleteModelRequest, EmbedRequest,
+    EnrollRequest, ExportModelRequest, Gallery, GetGalleryRequest, GetModelRequest, ImportModelRequest,
+    ListEntriesRequest, ListModelsRequest, Model,
 };
 use tonic::{Code, Status};
 
+use crate::galleries::enroll;
 use crate::server::{details, fixture, start_serving};
 
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
@@ -185,7 +188,9 @@ async fn models_are_listed_in_pages_exported_and_deleted() {
     let refused = models.delete_model(DeleteModelRequest { digest: digest(2) }).await.unwrap_err();
     assert_eq!((refused.code(), details(&refused).0.as_str()), (Code::FailedPrecondition, "MODEL_ACTIVE"));
     models.delete_model(DeleteModelRequest { digest: digest(3) }).await.unwrap();
-    assert_eq!(client.list_models().await.unwrap().len(), 2, "the first one was never kept");
+    while client.list_models().await.unwrap().len() > 2 {
+        // The first one was never kept, and leaves with its last call.
+    }
     server.stop().await;
 }
 
@@ -251,6 +256,74 @@ async fn what_cannot_be_done_with_models_says_why() {
     let damaged = models.get_model(get).await.unwrap().into_inner().model.unwrap();
     assert!(damaged.damage.contains("digest"), "{}", damaged.damage);
     assert_eq!(client.embed(request(), None).await.unwrap().model, digest(0), "the first one serves on");
+    server.stop().await;
+}
+
+fn enrolment(gallery: &str, number: usize) -> EnrollRequest {
+    EnrollRequest {
+        gallery: gallery.into(),
+        entry_id: format!("{number:03}"),
+        source: Some(Source::Chip(chip(fixture(IMAGE), Modality::Optical))),
+        ..EnrollRequest::default()
+    }
+}
+
+/// Enrols numbered entries until told to stop, and says how many.
+async fn keep_enrolling(client: Client, gallery: &'static str, stop: Arc<AtomicBool>) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let answers = enroll(&client, vec![enrolment(gallery, count)]).await;
+        assert_eq!(answers[0].error, None);
+        count += 1;
+    }
+    count
+}
+
+async fn described(client: &Client, name: &str) -> Gallery {
+    let request = GetGalleryRequest { name: name.into() };
+    client.galleries().get_gallery(request).await.unwrap().into_inner().gallery.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gallery_follows_the_active_model_while_chips_are_enrolled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    import(&client, &exported(folder.path(), &[1])[0]).await;
+    for (name, keep_chips) in [("kept", true), ("bare", false)] {
+        let request =
+            CreateGalleryRequest { name: name.into(), keep_chips: Some(keep_chips), ..Default::default() };
+        client.galleries().create_gallery(request).await.unwrap();
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(keep_enrolling(client.clone(), "kept", Arc::clone(&stop)));
+    let embedding = tokio::spawn(keep_embedding(client.clone(), Arc::clone(&stop)));
+    while described(&client, "kept").await.entries < 5 {}
+    activate(&client, digest(1)).await.unwrap();
+    while described(&client, "kept").await.model != digest(1) {}
+    let flipped_at = described(&client, "kept").await.entries;
+    while described(&client, "kept").await.entries < flipped_at + 5 {}
+    stop.store(true, Ordering::Relaxed);
+    let (count, _) = (load.await.unwrap(), embedding.await.unwrap());
+
+    let kept = described(&client, "kept").await;
+    assert_eq!((kept.entries, kept.following), (count as u64, None));
+    let request = ListEntriesRequest {
+        gallery: "kept".into(),
+        with_embeddings: true,
+        page_size: 1000,
+        ..Default::default()
+    };
+    let entries = client.galleries().list_entries(request).await.unwrap().into_inner().entries;
+    let expected = expected(model(1).digest);
+    assert!(entries.iter().all(|entry| entry.embedding.as_ref().unwrap().values == expected));
+
+    // The one without chips stays with its model, and says what to do when that is gone.
+    assert_eq!(described(&client, "bare").await.model, digest(0));
+    while client.list_models().await.unwrap().iter().any(|model| model.digest == digest(0)) {}
+    let answers = enroll(&client, vec![enrolment("bare", 0)]).await;
+    let error = answers[0].error.as_ref().unwrap();
+    assert_eq!((error.code, error.reason.as_str()), (Code::FailedPrecondition as i32, "MODEL_NOT_RESIDENT"));
+    assert!(error.message.contains("again"), "{}", error.message);
     server.stop().await;
 }
 

@@ -197,6 +197,13 @@ impl Shelf {
         Listing { galleries, next }
     }
 
+    /// Every gallery that is served, of every tenant.
+    pub fn galleries(&self) -> Vec<Gallery> {
+        let tenants = self.tenants();
+        let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
+        slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
+    }
+
     /// # Errors
     /// The name is taken, the tenant has enough galleries, or the disk fails.
     pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, ShelfError> {
@@ -244,12 +251,7 @@ impl Shelf {
 
     /// Finishes what waits for the disk and closes every gallery.
     pub fn close(&self) {
-        let galleries: Vec<Gallery> = {
-            let tenants = self.tenants();
-            let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
-            slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
-        };
-        galleries.iter().for_each(Gallery::close);
+        self.galleries().iter().for_each(Gallery::close);
     }
 
     /// Puts a new gallery in its place and opens it.
