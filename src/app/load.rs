@@ -30,10 +30,11 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
     let model = match registry.active() {
-        Some(active) => activated_model(config, &registry, active.digest)?,
+        Some(active) => activated_model(&registry, active.digest)?,
         None => configured_model(config, &registry)?,
     };
     let first = put_on_device(config, model)?;
+    log_choice(config, &registry, first.card.digest);
     let settings = config.clone();
     let loader =
         move |model| put_on_device(&settings, model).map_err(|cause| LoadError(format!("{cause:#}")));
@@ -41,28 +42,32 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     Ok(ServedModels { first, kept: Some(kept) })
 }
 
-fn activated_model(config: &Config, registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
-    let named = !config.model.path.is_empty() || config.model.preset != Preset::None;
-    tracing::info!(model = %active, "serving the model that was activated last");
-    if named {
-        tracing::info!("section [model] of the configuration is not used: an activation is remembered");
-    }
+fn activated_model(registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
     registry.load(active).with_context(|| {
         format!(
             "the model that was activated last cannot be served; remove {MODELS}/active.toml from \
-                 store.data_dir to serve what section [model] says"
+             store.data_dir to serve what section [model] says"
         )
     })
 }
 
 fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<OpenModel> {
     let model = open_model(config)?;
-    let path = Path::new(&config.model.path);
-    tracing::info!(model = %model.digest, "serving the model of the configuration: none was ever activated");
-    if let Some(name) = path.file_name() {
+    if let Some(name) = Path::new(&config.model.path).file_name() {
         registry.add(&model, &Provenance::now(name.to_string_lossy()))?;
     }
     Ok(model)
+}
+
+fn log_choice(config: &Config, registry: &Registry, model: ModelDigest) {
+    let is_configured = !config.model.path.is_empty() || config.model.preset != Preset::None;
+    match registry.active() {
+        None => tracing::info!(%model, "serving the configured model: none was ever activated"),
+        Some(_) if is_configured => {
+            tracing::info!(%model, "serving the model that was activated last, not the one of section [model]");
+        }
+        Some(_) => tracing::info!(%model, "serving the model that was activated last"),
+    }
 }
 
 /// Reads the configured model and puts it on its device.
