@@ -18,6 +18,8 @@ pub mod weights;
 pub mod registry;
 /// How good rankings are: CMC, mAP, protocols, re-ranking.
 pub mod evaluate;
+/// Which known ship a sighting shows: gates, evidence, rankings, probabilities.
+pub mod matching;
 /// Synthetic ships as two sensors see them.
 pub mod synth;
 /// Pictures of pictures.

@@ -72,6 +72,7 @@ pub struct Running {
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
+    registry: Option<Arc<Registry>>,
     /// Leads galleries to the active model.
     following: Option<JoinHandle<()>>,
 }
@@ -106,6 +107,7 @@ pub async fn start(
     let residency = Residency::new(queue.clone(), residency_settings(config));
     let active = residency.admit(first).await?;
     let pipeline = Arc::new(pipeline(config, residency, active));
+    let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
     let (activator, changes) =
         kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
     let follower = shelf.clone().zip(activator.clone());
@@ -120,7 +122,7 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, following })
+    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, registry, following })
 }
 
 impl Running {
@@ -141,6 +143,9 @@ impl Running {
             && let Err(cause) = tokio::task::spawn_blocking(move || shelf.close()).await
         {
             tracing::error!(%cause, "the galleries ended badly");
+        }
+        if let Some(registry) = self.registry {
+            registry.close();
         }
     }
 

@@ -107,7 +107,8 @@ pub enum RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     folder: PathBuf,
-    _lock: DirectoryLock,
+    /// Absent once the registry is closed.
+    lock: Mutex<Option<DirectoryLock>>,
     limits: RegistryLimits,
     shelf: Mutex<Shelf>,
     /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
@@ -159,7 +160,7 @@ impl Registry {
         let active = active::read(folder)?;
         let registry = Self {
             folder: folder.to_owned(),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
             limits,
             shelf: Mutex::new(Shelf { models, active }),
             writing: Mutex::default(),
@@ -296,6 +297,11 @@ impl Registry {
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))
+    }
+
+    /// Gives the folder back to other processes; nothing is to be done with it any more.
+    pub fn close(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// [`Self::add`] for whoever is the only one that writes.

@@ -18,11 +18,26 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weights", &["chip", "durable", "embedding"]),
     ("gallery", &["chip", "durable", "embedding"]),
     ("evaluate", &["chip", "embedding"]),
+    ("matching", &["chip", "embedding", "evaluate", "gallery"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "registry", "weights", "wire"]),
+    (
+        "rpc",
+        &[
+            "chip",
+            "config",
+            "embedding",
+            "encoder",
+            "gallery",
+            "matching",
+            "metrics",
+            "registry",
+            "weights",
+            "wire",
+        ],
+    ),
     ("client", &["chip", "wire"]),
     (
         "app",
@@ -32,6 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "gallery",
+            "matching",
             "metrics",
             "model",
             "registry",
@@ -50,6 +66,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "encoder",
             "evaluate",
             "gallery",
+            "matching",
             "metrics",
             "model",
             "sheet",
@@ -67,7 +84,7 @@ const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 const TORCH: &[&str] = &["model", "train"];
 
 /// Files that are tests as a whole.
-const TEST_FILES: &[&str] = &["golden.rs", "jpeg.rs", "tests.rs"];
+const TEST_FILES: &[&str] = &["fixture.rs", "golden.rs", "jpeg.rs", "tests.rs"];
 
 /// The text of every module, without tests.
 fn modules() -> BTreeMap<String, String> {

@@ -1,6 +1,7 @@
 //! The only writer of a gallery: commits operations in groups, publishes what was committed, then acknowledges it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -103,7 +104,10 @@ impl Writer {
     /// The gallery takes no writes; nothing of the group is published.
     pub fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         self.check_writable()?;
-        self.try_commit(group).map_err(|error| self.give_up(error))
+        // Nothing of a group that panics is published, so its transaction may just as well be dropped.
+        let committed = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
+        let panicked = |_| Err(StoreError::ReadOnly { reason: "its writer panicked".into() });
+        committed.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
     }
 
     pub(super) fn check_writable(&self) -> Result<(), StoreError> {

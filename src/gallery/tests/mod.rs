@@ -1,7 +1,9 @@
 //! The galleries as their callers use them.
 
+mod archive;
 mod faults;
 mod model;
+mod property;
 mod shadow;
 mod shelf;
 

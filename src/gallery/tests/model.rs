@@ -279,12 +279,25 @@ impl Model {
         assert_eq!(snapshot.shadow_rows(), shadowed as u64);
     }
 
-    /// The best `k` of the rows that `filter` admits.
-    pub fn best(&self, filter: &Filter, query: &Embedding, k: usize) -> Vec<(RowId, f32)> {
-        let score = |row: RowId| (row, cosine(query.as_slice(), self.rows[&row].embedding.as_slice()));
+    /// The rows that `filter` admits with their cosines, best first.
+    pub fn best(&self, filter: &Filter, query: &[f32]) -> Vec<(RowId, f32)> {
+        let score = |row: RowId| (row, cosine(query, self.rows[&row].embedding.as_slice()));
         let mut best: Vec<_> = self.admitted(filter).into_iter().map(score).collect();
         best.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-        best.truncate(k);
+        best
+    }
+
+    /// The best row of each vessel, and how many rows of it `filter` admits.
+    pub fn best_vessels(&self, filter: &Filter, query: &[f32]) -> Vec<((RowId, f32), u32)> {
+        let mut best: Vec<((RowId, f32), u32)> = Vec::new();
+        let vessel = |row: RowId| self.rows[&row].entry.vessel.as_ref();
+        for hit in self.best(filter, query) {
+            let same = |other: RowId| vessel(hit.0).is_some() && vessel(hit.0) == vessel(other);
+            match best.iter_mut().find(|(other, _)| same(other.0)) {
+                Some((_, entries)) => *entries += 1,
+                None => best.push((hit, 1)),
+            }
+        }
         best
     }
 }

@@ -49,6 +49,7 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
         let reason = match cause {
             EmbeddingError::Empty => "EMBEDDING_EMPTY",
             EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
+            EmbeddingError::Cancelled => "EMBEDDING_CANCELLED",
             EmbeddingError::Zero => "EMBEDDING_ZERO",
             EmbeddingError::NotUnit => "EMBEDDING_NOT_UNIT",
         };
