@@ -1,6 +1,6 @@
 //! `shipreid model`: checkpoints into models of ours, what is in either, and the models of a running server.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,14 +10,16 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
 use shipreid::client::{Client, ClientError};
 use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
+use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
+use shipreid::weights::packed::{self, Part};
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::{Failure, ServerFlag, block_on};
 
 #[derive(Subcommand)]
 pub enum Model {
-    /// Makes a model of ours out of a PyTorch checkpoint of TransOSS: in a folder here, or on a server.
+    /// Makes a model of ours out of a PyTorch checkpoint of TransOSS, in a folder here, or brings one to a server.
     ///
     /// Examples:
     ///   shipreid model import transoss.pth models/transoss
@@ -60,7 +62,7 @@ pub enum Model {
 #[derive(Args)]
 #[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
 pub struct Import {
-    /// A .pth as PyTorch writes it, of which nothing is executed; for a server also an exported model.
+    /// A .pth as PyTorch writes it, of which nothing is executed; for a server also a model folder or an exported model.
     checkpoint: PathBuf,
     /// The folder to make here.
     folder: Option<PathBuf>,
@@ -127,16 +129,31 @@ impl Import {
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
         let client = Client::connect(endpoint).await?;
-        let length =
-            fs::metadata(&self.checkpoint).with_context(|| self.checkpoint.display().to_string())?.len();
-        let bar = bytes_bar(length);
+        let named = || self.checkpoint.display().to_string();
+        let packed = tempfile::tempdir()?;
+        let file = if self.checkpoint.is_dir() {
+            let name = self.checkpoint.file_name().unwrap_or("model".as_ref());
+            let file = packed.path().join(name).with_added_extension("zip");
+            pack(&self.checkpoint, &file).with_context(named)?;
+            file
+        } else {
+            self.checkpoint.clone()
+        };
+        let bar = bytes_bar(fs::metadata(&file).with_context(named)?.len());
         let sent = bar.clone();
-        let hints = self.hints.to_wire();
-        let model = client.import_model(&self.checkpoint, hints, move |bytes| sent.set_position(bytes)).await;
+        let progress = move |bytes| sent.set_position(bytes);
+        let model = client.import_model(&file, self.hints.to_wire(), progress).await;
         bar.finish_and_clear();
         println!("{}", table(&[model?]));
         Ok(())
     }
+}
+
+/// Writes a model folder as one file.
+fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
+    let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
+    let parts = [native::DESCRIPTION, native::TENSORS].into_iter().map(part);
+    packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 
 async fn list(server: ServerFlag) -> anyhow::Result<()> {

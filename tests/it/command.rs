@@ -78,6 +78,8 @@ fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
     let file = folder.path().join("exported.zip");
     output(&[&["model", "export", &digest, file.to_str().unwrap()], &at[..]].concat());
     assert!(output(&["model", "inspect", file.to_str().unwrap()]).contains(&digest));
+    let again = output(&[&["model", "import", configured.to_str().unwrap()], &at[..]].concat());
+    assert!(listed.contains(&digest_in(&again)), "a folder is brought to a server as well");
     server.terminate();
 
     let server = Server::start(&configured, &[&data]);
