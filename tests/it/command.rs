@@ -124,7 +124,15 @@ fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     let text = std::fs::read_to_string(&description).unwrap();
     std::fs::write(&description, text.replace("embed_dim = 16", "embed_dim = 32")).unwrap();
     serve(&model_path(&model), "misshapen base.blocks.0");
-    let cuda = ["serve", "--set", "model.preset=small", "--set", "encoder.device=cuda:0"];
+    let cuda = [
+        "serve",
+        "--set",
+        "model.preset=small",
+        "--set",
+        "encoder.device=cuda:0",
+        "--set",
+        "store.data_dir=",
+    ];
     if !has_cuda() {
         unusable(&cuda, "cuda:0 is not available");
     }
