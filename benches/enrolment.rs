@@ -233,6 +233,7 @@ fn enrolment(id: &str, number: u64, random: &mut ChaCha8Rng) -> Result<Enrolment
         },
         embedding: Embedding::from_feature(values)?,
         model: digest(),
+        shadow: None,
         chip: None,
         conflict: Conflict::Refuse,
     })

@@ -14,6 +14,8 @@ pub mod gallery;
 pub mod encoder;
 /// Checkpoints as data.
 pub mod weights;
+/// Models on disk, and which of them serves.
+pub mod registry;
 /// How good rankings are: CMC, mAP, protocols, re-ranking.
 pub mod evaluate;
 /// Which known ship a sighting shows: gates, evidence, rankings, probabilities.

@@ -33,6 +33,14 @@ const SEARCH: &str = "shipreid_search_duration_seconds";
 const ENROLLED: &str = "shipreid_enrolled_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
+const ACTIVATIONS: &str = "shipreid_activations_total";
+const ACTIVATION: &str = "shipreid_activation_seconds";
+const FOLLOWING: &str = "shipreid_following_galleries";
+const FOLLOWING_LEFT: &str = "shipreid_following_entries_left";
+const STALLED: &str = "shipreid_stalled_galleries";
+const REEMBEDDED: &str = "shipreid_reembedded_entries_total";
+const MODELS_STORED: &str = "shipreid_models_stored";
+const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
 
 const CALL_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const STAGE_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -82,6 +90,14 @@ fn describe() {
     describe_counter!(ENROLLED, "Enrolments answered, by outcome (\"created\", ... or the error's reason).");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    describe_counter!(ACTIVATIONS, "Activations of a model, by outcome (\"ok\" or the error's reason).");
+    describe_gauge!(ACTIVATION, Unit::Seconds, "How long the last activation took.");
+    describe_gauge!(FOLLOWING, "Galleries that are being embedded anew by the active model.");
+    describe_gauge!(FOLLOWING_LEFT, "Entries that the gallery at work has yet to be embedded anew.");
+    describe_gauge!(STALLED, "Galleries that should follow the active model but cannot.");
+    describe_counter!(REEMBEDDED, "Entries that were embedded anew.");
+    describe_gauge!(MODELS_STORED, "Models on disk.");
+    describe_gauge!(MODELS_STORED_BYTES, Unit::Bytes, "Bytes of the models on disk.");
     metrics_process::Collector::default().describe();
 }
 
@@ -174,6 +190,39 @@ pub fn ready(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
 }
 
+/// A model is on the devices.
 pub fn model_resident(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}
+
+/// A model has left the devices.
+pub fn model_gone(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
+}
+
+pub fn models_stored(models: usize, bytes: u64) {
+    gauge!(MODELS_STORED).set(models as f64);
+    gauge!(MODELS_STORED_BYTES).set(bytes as f64);
+}
+
+pub fn activation(outcome: &'static str, took: Duration) {
+    counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
+    gauge!(ACTIVATION).set(took);
+}
+
+pub fn following(galleries: usize) {
+    gauge!(FOLLOWING).set(galleries as f64);
+}
+
+/// Of the gallery that is at work.
+pub fn following_left(entries: u64) {
+    gauge!(FOLLOWING_LEFT).set(entries as f64);
+}
+
+pub fn stalled_galleries(galleries: usize) {
+    gauge!(STALLED).set(galleries as f64);
+}
+
+pub fn reembedded(entries: u64) {
+    counter!(REEMBEDDED).increment(entries);
 }

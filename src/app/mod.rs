@@ -23,18 +23,21 @@ use tonic_health::server::HealthReporter;
 use crate::chip::ImageLimits;
 use crate::config::{Config, Matching, Precision, Store};
 use crate::encoder::{
-    Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
+    Admission, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings, Residency,
+    ResidencySettings,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::matching::Calibrator;
 use crate::metrics;
+use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, Calibrators, GalleriesService, GalleryAccess, Matcher, Services, ShipReIdService, listener,
-    status_page,
+    self, Calibrators, GalleriesService, GalleryAccess, Matcher, ModelsService, Services, ShipReIdService,
+    listener, status_page,
 };
 
+pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
-pub use load::{load_model, put_on_device};
+pub use load::{load_model, open_models, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -43,12 +46,23 @@ const GALLERIES: &str = "galleries";
 /// What may wait for a gallery's writer.
 const STORE_QUEUE: StoreQueue = StoreQueue { operations_max: 4096, bytes_max: 64 << 20 };
 
-/// A model that is ready to be put on the device threads.
-pub struct LoadedModel {
-    pub card: ModelCard,
-    /// Makes the model's encoder on each device thread.
-    pub factory: EncoderFactory,
-    pub workers: usize,
+/// The model that a server starts with, and where it finds others.
+pub struct ServedModels {
+    pub first: LoadedModel,
+    /// Absent: the first one serves for life.
+    pub kept: Option<KeptModels>,
+}
+
+/// Models on disk, and how they are put on a device.
+pub struct KeptModels {
+    pub registry: Arc<Registry>,
+    pub loader: ModelLoader,
+}
+
+impl From<LoadedModel> for ServedModels {
+    fn from(first: LoadedModel) -> Self {
+        Self { first, kept: None }
+    }
 }
 
 /// A server that answers, and the means to end it.
@@ -62,6 +76,9 @@ pub struct Running {
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
+    registry: Option<Arc<Registry>>,
+    /// Leads galleries to the active model.
+    following: Option<JoinHandle<()>>,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -70,9 +87,10 @@ pub struct Running {
 /// A model that cannot be put on its device, or a port that cannot be opened.
 pub async fn start(
     config: &Config,
-    model: LoadedModel,
+    models: impl Into<ServedModels>,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
+    let ServedModels { first, kept } = models.into();
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
@@ -81,7 +99,7 @@ pub async fn start(
     let calibrators = read_calibrators(&config.matching)?;
 
     let queue = EncodeQueue::start(
-        QueueSettings { workers: model.workers, batch_max: config.encoder.batch_max },
+        QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },
         Arc::new(observe),
     );
     let health = queue.health();
@@ -91,14 +109,17 @@ pub async fn start(
     tokio::spawn(axum::serve(status_listener, pages).into_future());
     tokio::spawn(upkeep(metrics));
 
-    let card = model.card;
-    queue.load(card.digest, card.chip_size, model.factory).await.context("the model cannot be warmed")?;
-    let device = config.encoder.device.clone();
-    metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
-
-    let pipeline = Arc::new(pipeline(config, queue.clone(), card));
-    let (router, reporter) =
-        rpc::router(services(config, pipeline, shelf.clone(), calibrators), &config.limits);
+    let residency = Residency::new(queue.clone(), residency_settings(config));
+    let active = residency.admit(first).await?;
+    let pipeline = Arc::new(pipeline(config, residency, active));
+    let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
+    let (activator, changes) =
+        kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
+    let follower = shelf.clone().zip(activator.clone());
+    let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
+    let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
+    let services = services(config, pipeline, shelf.clone(), calibrators, activator);
+    let (router, reporter) = rpc::router(services, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -106,7 +127,7 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf })
+    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, registry, following })
 }
 
 impl Running {
@@ -117,11 +138,19 @@ impl Running {
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
+        if let Some(following) = self.following {
+            following.abort();
+            // What it was doing goes on at the next start.
+            let _ = following.await;
+        }
         self.queue.close().await;
         if let Some(shelf) = self.shelf
             && let Err(cause) = tokio::task::spawn_blocking(move || shelf.close()).await
         {
             tracing::error!(%cause, "the galleries ended badly");
+        }
+        if let Some(registry) = self.registry {
+            registry.close();
         }
     }
 
@@ -197,6 +226,7 @@ fn services(
     pipeline: Arc<Pipeline>,
     shelf: Option<Arc<Shelf>>,
     calibrators: Calibrators,
+    activator: Option<Activator>,
 ) -> Services {
     let readers = match config.matching.search_threads {
         0 => cores(),
@@ -207,18 +237,27 @@ fn services(
         Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, &config.limits),
-        galleries: GalleriesService::new(access, pipeline, &config.limits),
+        galleries: GalleriesService::new(access, Arc::clone(&pipeline), &config.limits),
+        models: ModelsService::new(pipeline, activator),
     }
 }
 
-fn pipeline(config: &Config, queue: EncodeQueue, card: ModelCard) -> Pipeline {
+fn residency_settings(config: &Config) -> ResidencySettings {
+    ResidencySettings {
+        bytes_max: config.models.resident_bytes_max,
+        precision: precision_name(config.encoder.precision),
+        device: config.encoder.device.clone(),
+    }
+}
+
+fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {
     let admission = Admission::new(config.encoder.queue_items_max, config.encoder.queue_bytes_max);
     let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
     let decode_threads = match config.chips.decode_threads {
         0 => cores(),
         threads => threads,
     };
-    Pipeline::new(admission, limits, decode_threads, queue, card)
+    Pipeline::new(admission, limits, decode_threads, residency, active)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -49,7 +49,7 @@ enum Command {
     Gallery(gallery::Gallery),
     /// Asks a running server which ships of a gallery image files show.
     Match(ranked::Match),
-    /// Imports and inspects models.
+    /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
     /// Measures a running server, the bare model without one, or training.

@@ -1,6 +1,8 @@
 //! The gRPC client that the command line and the tests share.
 
 mod gallery;
+mod model;
+mod transfer;
 
 use std::error::Error;
 use std::io;
@@ -14,6 +16,7 @@ use tonic_types::StatusExt;
 use crate::chip::Modality;
 use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
+use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 
 /// Codes of items that a busy server refused and that are worth sending again.
@@ -32,6 +35,7 @@ const CONNECT_SECONDS: u64 = 10;
 pub struct Client {
     ship_re_id: ShipReIdClient<Channel>,
     galleries: GalleriesClient<Channel>,
+    models: ModelsClient<Channel>,
 }
 
 /// Why a call gave no answer, in words for a terminal.
@@ -85,10 +89,13 @@ impl Client {
         let ship_re_id = ShipReIdClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let galleries = GalleriesClient::new(channel)
+        let galleries = GalleriesClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries }
+        let models = ModelsClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries, models }
     }
 
     /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.

@@ -62,6 +62,7 @@ pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc
             model: model(),
             chip: None,
             conflict: Conflict::Refuse,
+            shadow: None,
         })
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

@@ -15,8 +15,8 @@ use super::problem::Problem;
 use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
-use crate::encoder::{Caller, Embedded, ModelCard, Pipeline, Priority};
-use crate::gallery::{Gallery, Observation, Snapshot};
+use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
+use crate::gallery::{About, Observation, Snapshot};
 use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
 use crate::metrics;
 use crate::wire;
@@ -63,7 +63,7 @@ impl Matcher {
         let model = snapshot.about().model;
         check_model(call.model, model)?;
         let calibrator = self.calibrators.get(&model).cloned();
-        let asked = self.embed(&call, &gallery, context).await?;
+        let asked = self.embed(&call, snapshot.about(), context).await?;
         let (queries, asked) = split(asked);
         let plan = Plan {
             queries,
@@ -93,14 +93,14 @@ impl Matcher {
     async fn embed(
         &self,
         call: &MatchCall,
-        gallery: &Gallery,
+        about: &About,
         context: &CallContext,
     ) -> Result<Vec<Asked>, Problem> {
         let (count, bytes) = call.chips();
         if count == 0 {
             return Ok(call.queries.iter().map(Asked::without_chips).collect());
         }
-        let model = resident(&self.pipeline, gallery)?;
+        let model = resident(&self.pipeline, about)?;
         let caller = convert::caller(context, Priority::Interactive);
         let _place = self.pipeline.admit(&model, &caller, count, bytes)?;
         let asked = call.queries.iter().enumerate().map(async |(index, query)| match &query.subject {
@@ -119,7 +119,7 @@ impl Matcher {
     async fn embed_tracklet(
         &self,
         chips: &[(SourceChip, Observation)],
-        model: &ModelCard,
+        model: &ModelLease,
         caller: &Caller,
         query: usize,
     ) -> Result<(Seen, Vec<Embedded>), Problem> {

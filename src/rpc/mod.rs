@@ -8,7 +8,9 @@ mod galleries;
 mod intake;
 pub mod listener;
 mod matching;
+mod models;
 mod observe;
+mod page;
 mod permit;
 mod problem;
 mod ship_re_id;
@@ -26,15 +28,17 @@ use tonic_health::server::HealthReporter;
 
 pub use galleries::{GalleriesService, GalleryAccess};
 pub use matching::{Calibrators, Matcher};
+pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
 
 use crate::config::Limits;
 use crate::wire::FILE_DESCRIPTOR_SET;
 use crate::wire::galleries_server::GalleriesServer;
+use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
 
 /// Names under which health is reported, beside the server's own (the empty name).
-pub const SERVICES: [&str; 2] = ["shipreid.v1.ShipReId", "shipreid.v1.Galleries"];
+pub const SERVICES: [&str; 3] = ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.Models"];
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -42,6 +46,7 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Services {
     pub ship_re_id: ShipReIdService,
     pub galleries: GalleriesService,
+    pub models: ModelsService,
 }
 
 /// Every service behind its layers. A call meets them in this order: observed, permitted, given its
@@ -62,6 +67,9 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let galleries = GalleriesServer::new(services.galleries)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
+    let models = ModelsServer::new(services.models)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
     let methods = observe::Methods::of(&[
         FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -73,6 +81,7 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
         .add_service(health)
         .add_service(ship_re_id)
         .add_service(galleries)
+        .add_service(models)
         .into_axum_router()
         .layer(from_fn_with_state(
             intake::Intake::new(message_max, limits.receiving_bytes_max),

@@ -100,7 +100,7 @@ fn read_snapshot(
         Some(index) => index,
         None => index_from_vectors(&about, &tables)?,
     };
-    Ok(Snapshot::new(Arc::new(about), state, index, tables))
+    Ok(Snapshot::new(Arc::new(about), state, index, tables)?)
 }
 
 /// `None` where the file of codes is of no use.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use redb::{ReadOnlyTable, ReadTransaction, TableDefinition};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableDefinition};
 
 use super::error::StoreError;
 use super::record::{
@@ -28,6 +28,7 @@ pub struct Snapshot {
     state: StateRecord,
     index: Index,
     tables: Tables,
+    shadow_rows: u64,
 }
 
 /// The tables of one commit.
@@ -35,6 +36,7 @@ pub(in crate::gallery) struct Tables {
     pub entries: RowTable,
     pub ids: ReadOnlyTable<&'static str, u64>,
     pub vectors: RowTable,
+    pub shadow: Option<RowTable>,
     pub chips: Option<RowTable>,
 }
 
@@ -64,18 +66,28 @@ impl Tables {
         about: &About,
     ) -> Result<Self, DatabaseError> {
         let vectors = about.vectors();
+        let shadow = about.shadow.map(|shadow| shadow.vectors());
         Ok(Self {
             entries: gallery.open_table(ENTRIES)?,
             ids: gallery.open_table(IDS)?,
             vectors: gallery.open_table(TableDefinition::new(&vectors))?,
+            shadow: shadow.map(|name| gallery.open_table(TableDefinition::new(&name))).transpose()?,
             chips: chips.map(|chips| chips.open_table(CHIP_ROWS)).transpose()?,
         })
     }
 }
 
 impl Snapshot {
-    pub(super) fn new(about: Arc<About>, state: StateRecord, index: Index, tables: Tables) -> Self {
-        Self { about, state, index, tables }
+    /// # Errors
+    /// The tables cannot be read.
+    pub(super) fn new(
+        about: Arc<About>,
+        state: StateRecord,
+        index: Index,
+        tables: Tables,
+    ) -> Result<Self, DatabaseError> {
+        let shadow_rows = tables.shadow.as_ref().map_or(Ok(0), RowTable::len)?;
+        Ok(Self { about, state, index, tables, shadow_rows })
     }
 
     pub fn about(&self) -> &About {
@@ -94,6 +106,31 @@ impl Snapshot {
     /// Bytes of entries, embeddings and kept chips. The files are larger.
     pub fn stored_bytes(&self) -> u64 {
         self.state.bytes
+    }
+
+    /// Embeddings in the shadow.
+    pub fn shadow_rows(&self) -> u64 {
+        self.shadow_rows
+    }
+
+    /// The first `size` rows above `after` that have no embedding in the shadow yet; none without a shadow.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn rows_to_shadow(&self, after: Option<RowId>, size: usize) -> Result<Vec<RowId>, StoreError> {
+        let Some(shadow) = &self.tables.shadow else { return Ok(vec![]) };
+        let mut rows = Vec::new();
+        let from = after.map_or(0, |after| after.0.saturating_add(1));
+        for row in self.tables.entries.range(from..).map_err(DatabaseError::from)? {
+            let row = row.map_err(DatabaseError::from)?.0.value();
+            if rows.len() == size {
+                break;
+            }
+            if shadow.get(row).map_err(DatabaseError::from)?.is_none() {
+                rows.push(RowId(row));
+            }
+        }
+        Ok(rows)
     }
 
     pub(in crate::gallery) fn state(&self) -> &StateRecord {

@@ -4,6 +4,7 @@ mod archive;
 mod faults;
 mod model;
 mod property;
+mod shadow;
 mod shelf;
 
 use bytes::Bytes;
@@ -18,6 +19,10 @@ pub const DIMENSION: usize = 24;
 
 pub fn model() -> ModelDigest {
     ModelDigest::new([7; 32])
+}
+
+pub fn other_model() -> ModelDigest {
+    ModelDigest::new([8; 32])
 }
 
 pub fn settings() -> ShelfSettings {
@@ -73,6 +78,7 @@ pub fn enrolment(name: &str, seed: u64) -> Enrolment {
         entry,
         embedding: embedding(seed),
         model: model(),
+        shadow: None,
         chip: Some(chip(seed)),
         conflict: Conflict::Refuse,
     }

@@ -332,7 +332,7 @@ async fn a_gallery_of_schema_version_1_opens() {
     let mut expected = model::Model { next_row: 3, ..model::Model::default() };
     for seed in 0..3 {
         let Enrolment { entry, embedding, chip, .. } = enrolment(&seed.to_string(), seed);
-        expected.rows.insert(RowId(seed), model::Kept { entry, embedding, chip });
+        expected.rows.insert(RowId(seed), model::Kept { entry, embedding, shadow: None, chip });
     }
     expected.check(&gallery.snapshot());
     assert_eq!(gallery.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));

@@ -5,6 +5,7 @@ mod embed;
 mod filter;
 mod gallery;
 mod matching;
+mod model;
 mod sighting;
 
 use std::time::Duration;
@@ -14,6 +15,7 @@ pub use embed::{EmbedCall, embed_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
 pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
+pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, vessel_id};
 
 use super::context::CallContext;
