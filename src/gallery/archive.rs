@@ -88,6 +88,7 @@ struct Frame {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 enum Content {
     #[prost(message, tag = "1")]
     Head(Head),
@@ -230,6 +231,7 @@ enum Stage {
 
 /// What a reader found.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 pub(super) enum Item {
     Head(Head),
     Row(FoundRow),
