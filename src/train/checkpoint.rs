@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::learn::LearnerState;
-use crate::weights::durable::{remove_partial, write_folder};
+use crate::durable::{remove_partial, write_folder};
 use crate::weights::native::{NativeError, read_tensors, tensor_bytes};
 
 const WEIGHTS: &str = "weights.safetensors";
