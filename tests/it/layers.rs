@@ -21,9 +21,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "wire"]),
+    ("jobs", &["chip", "durable", "embedding", "gallery", "metrics", "train"]),
+    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "jobs", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
-    ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),
+    ("app", &["chip", "config", "embedding", "encoder", "jobs", "metrics", "model", "rpc", "weights"]),
     (
         "cli",
         &[
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "evaluate",
+            "jobs",
             "metrics",
             "model",
             "sheet",
