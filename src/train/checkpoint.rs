@@ -123,6 +123,14 @@ impl Checkpoints {
         Ok(None)
     }
 
+    /// Where the newest checkpoint that can be read lies.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn newest_place(&self) -> Result<Option<PathBuf>, CheckpointError> {
+        Ok(self.all()?.into_iter().rev().find(|folder| read(folder).is_ok()))
+    }
+
     /// Oldest first.
     fn all(&self) -> Result<Vec<PathBuf>, CheckpointError> {
         let failed = |cause| CheckpointError::Io { path: self.folder.clone(), cause };
