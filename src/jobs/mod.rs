@@ -9,9 +9,18 @@ mod event;
 mod failure;
 mod job;
 mod lines;
+mod narrator;
 mod record;
 mod spawner;
 mod state;
 mod store;
 mod supervisor;
 mod watch;
+
+pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, REPORT, Saying, Speaker};
+pub use confine::{beat, confine, die_with_parent, take_folder};
+pub use event::{Evaluation, Happening, JobEvent, Progress, Saved};
+pub use failure::{Failure as JobFailure, Reason};
+pub use job::{Job, JobId, JobIdError, JobKey, Order};
+pub use narrator::Narrator;
+pub use state::{Change, JobState, Refused, StateName};
