@@ -100,7 +100,8 @@ impl JobState {
         }
     }
 
-    fn refusal(&self) -> Refused {
+    /// What this state says to a change that it cannot make.
+    pub fn refusal(&self) -> Refused {
         match self {
             Self::Queued | Self::Running | Self::Interrupted => Refused::Active,
             Self::Cancelling => Refused::Cancelling,

@@ -18,7 +18,7 @@ const CHUNK: usize = 128;
 
 /// Where a watcher begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum WatchFrom {
     /// With the oldest event that is retained.
     Oldest,
     /// With this one. The next that will happen can be waited for, no later one.
@@ -48,7 +48,7 @@ pub enum WatchError {
 pub async fn watch(
     desk: Arc<Desk>,
     key: JobKey,
-    from: From,
+    from: WatchFrom,
 ) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send, WatchError> {
     let mut follower = Follower {
         head: desk.subscribe(&key),
@@ -60,11 +60,11 @@ pub async fn watch(
         key,
     };
     match from {
-        From::Number(number) => {
+        WatchFrom::Number(number) => {
             follower.next = number;
             follower.read().await?;
         }
-        From::Oldest => match follower.read().await {
+        WatchFrom::Oldest => match follower.read().await {
             Err(WatchError::Gone { oldest, .. }) => follower.next = oldest,
             read => read?,
         },
