@@ -29,6 +29,7 @@ const LATE: &str = "shipreid_late_chips_total";
 pub const LATE_MAX: &str = "shipreid_late_seconds_max";
 const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
+const ENROLLED: &str = "shipreid_enrolled_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
 const JOBS: &str = "shipreid_jobs";
@@ -79,6 +80,7 @@ fn describe() {
     gauge!(LATE_MAX).set(0.0);
     describe_counter!(OUT_OF_MEMORY, "Forward passes that ran out of device memory.");
     describe_counter!(PANICS, "Forward passes that panicked.");
+    describe_counter!(ENROLLED, "Enrolments answered, by outcome (\"created\", ... or the error's reason).");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
     describe_gauge!(JOBS, "Training jobs, by state.");
@@ -166,6 +168,11 @@ pub fn out_of_memory() {
 
 pub fn encoder_panicked() {
     counter!(PANICS).increment(1);
+}
+
+/// `outcome` is one of a fixed set, never what a caller sent.
+pub fn enrolled(outcome: &'static str) {
+    counter!(ENROLLED, "outcome" => outcome).increment(1);
 }
 
 pub fn ready(is_ready: bool) {

@@ -24,8 +24,16 @@ pub struct ChipFlags {
     pixel_size: Option<f64>,
 }
 
+/// An image file, and its path from the folder that was given, which names it wherever that folder lies.
+#[derive(Clone)]
+pub struct FoundFile {
+    pub name: String,
+    pub path: PathBuf,
+}
+
 /// A file that was read.
 pub struct ChipFile {
+    pub name: String,
     pub path: PathBuf,
     pub modality: Modality,
     pub chip: wire::Chip,
@@ -39,21 +47,35 @@ impl ChipFlags {
     /// # Errors
     /// A file that cannot be read, or whose modality nothing tells.
     pub fn read(&self) -> anyhow::Result<Vec<ChipFile>> {
-        let mut paths = Vec::new();
-        for path in &self.files {
-            if path.is_dir() {
-                paths.extend(images_in(path)?);
-            } else {
-                paths.push(path.clone());
-            }
-        }
-        if paths.is_empty() {
-            bail!("no images in {}", self.files[0].display());
-        }
-        paths.into_iter().map(|path| self.read_one(path)).collect()
+        self.found()?.into_iter().map(|found| self.read_one(found)).collect()
     }
 
-    fn read_one(&self, path: PathBuf) -> anyhow::Result<ChipFile> {
+    /// The files, sorted within a folder, before any is read.
+    ///
+    /// # Errors
+    /// A folder that cannot be read, or no image at all.
+    pub fn found(&self) -> anyhow::Result<Vec<FoundFile>> {
+        let mut found = Vec::new();
+        for path in &self.files {
+            if path.is_dir() {
+                for image in images_in(path)? {
+                    let inside = image.strip_prefix(path).unwrap_or(&image);
+                    found.push(FoundFile { name: inside.display().to_string(), path: image });
+                }
+            } else {
+                let name = path.file_name().unwrap_or(path.as_os_str());
+                found.push(FoundFile { name: name.to_string_lossy().into_owned(), path: path.clone() });
+            }
+        }
+        if found.is_empty() {
+            bail!("no images in {}", self.files[0].display());
+        }
+        Ok(found)
+    }
+
+    /// # Errors
+    /// A file that cannot be read, or whose modality nothing tells.
+    pub fn read_one(&self, FoundFile { name, path }: FoundFile) -> anyhow::Result<ChipFile> {
         let modality = self.modality.or_else(|| client::modality_of_name(&path)).with_context(|| {
             format!("the name of {} tells no modality: add --modality optical or sar", path.display())
         })?;
@@ -61,7 +83,7 @@ impl ChipFlags {
         let mut chip = client::chip(Bytes::from(image), modality);
         chip.pixel_size_x_m = self.pixel_size;
         chip.pixel_size_y_m = self.pixel_size;
-        Ok(ChipFile { path, modality, chip })
+        Ok(ChipFile { name, path, modality, chip })
     }
 }
 

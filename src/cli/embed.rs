@@ -11,10 +11,10 @@ use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use npyz::WriterBuilder;
 use serde_json::json;
-use shipreid::client::Client;
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
 
+use super::ServerFlag;
 use super::chips::{ChipFile, ChipFlags};
 
 /// Values of an embedding that a table shows.
@@ -29,9 +29,8 @@ const SHOWN: usize = 4;
 pub struct Embed {
     #[command(flatten)]
     chips: ChipFlags,
-    /// The server.
-    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
-    endpoint: String,
+    #[command(flatten)]
+    server: ServerFlag,
     /// Digest of the model; the active one without it.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
     model: String,
@@ -54,7 +53,7 @@ impl Embed {
         let chips = self.chips.read()?;
         let timeout =
             Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
-        let client = Client::connect(&self.endpoint).await?;
+        let client = self.server.connect().await?;
         let progress = progress(chips.len());
         let mut results = Vec::new();
         for batch in chips.chunks(usize::from(self.batch)) {

@@ -1,19 +1,28 @@
 //! `shipreid eval`: how well a model ranks a HOSS test set.
 
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use comfy_table::{Table, presets};
+use image::RgbImage;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use shipreid::app::{self, LoadedModel};
-use shipreid::chip::{ChipSize, Resampling};
+use shipreid::chip::{ChipSize, Modality, Resampling};
 use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::Batch;
-use shipreid::evaluate::{Protocol, RerankSettings, Scores, Seen, Summary, evaluate, evaluate_by_size};
+use shipreid::evaluate::{
+    Protocol, Ranked, RerankSettings, Scores, Seen, Summary, evaluate_by_size, rank, rerank,
+};
+use shipreid::gallery::{
+    Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, Labels, Observation, RowId, Time,
+    VesselSet,
+};
 use shipreid::model;
+use shipreid::sheet::{Mark, contact_sheet};
 use shipreid::train::{HossPart, Image, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
@@ -24,6 +33,10 @@ use super::{ConfigFlags, Failure};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
+/// Rows and ranks of a contact sheet, and the size of its pictures.
+const SHEET_QUERIES: usize = 20;
+const SHEET_RANKS: usize = 10;
+const PICTURE: ChipSize = ChipSize { height: 128, width: 64 };
 /// What a chip is resized to where only its extent is read.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
@@ -51,6 +64,9 @@ pub struct Eval {
     by_size: bool,
     #[command(flatten)]
     config: ConfigFlags,
+    /// Draws ranked lists: a query a row, framed in white, then the ten best, right ones in green, wrong ones in red.
+    #[arg(long, value_name = "FILE.png", conflicts_with = "by_size")]
+    sheet: Option<PathBuf>,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -60,22 +76,30 @@ impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
         let set = TestSet::read(&self.data)?;
-        let report = match &self.endpoint {
-            _ if self.by_size => set.report_by_size(&protocols)?,
-            Some(endpoint) => {
-                Runtime::new()?.block_on(set.embed_remotely(endpoint))?.report(&protocols, self.rerank)
-            }
+        if self.by_size {
+            return self.print(&set.report_by_size(&protocols)?);
+        }
+        let embedded = match &self.endpoint {
+            Some(endpoint) => Runtime::new()?.block_on(set.embed_remotely(endpoint))?,
             None => {
-                let config = self.config.load()?;
+                let config = self.config.clone().load()?;
                 model::wait_passively(app::threads_per_worker(&config));
-                let model = app::load_model(&config).map_err(Failure::Unusable)?;
-                set.embed_locally(&model)?.report(&protocols, self.rerank)
+                set.embed_locally(&app::load_model(&config).map_err(Failure::Unusable)?)?
             }
         };
+        self.print(&embedded.report(&protocols, self.rerank))?;
+        if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
+            sheet(&set, &embedded, *protocol, self.rerank)?.save(path)?;
+            eprintln!("ranked lists of protocol {protocol} in {}", path.display());
+        }
+        Ok(())
+    }
+
+    fn print(&self, report: &Value) -> Result<(), Failure> {
         if self.json {
-            println!("{report}")
+            println!("{report}");
         } else {
-            println!("{}", table(&report))
+            println!("{}", table(report));
         }
         Ok(())
     }
@@ -193,11 +217,78 @@ async fn embed_images(
 impl Embedded {
     /// mAP and CMC for each protocol in which somebody takes part.
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
-        let settings = RerankSettings::default();
-        let reranking = reranked.then_some(&settings);
-        let rows = rows(protocols, |protocol| evaluate(protocol, &self.queries, &self.gallery, reranking));
+        let rows = rows(protocols, |protocol| self.ranked(protocol, reranked).map(|ranked| ranked.scores));
         json!({ "model": self.model, "reranked": reranked, "protocols": rows })
     }
+
+    fn ranked(&self, protocol: Protocol, reranked: bool) -> Option<Ranked> {
+        rank(protocol, &self.queries, &self.gallery, |queries, gallery| {
+            if reranked {
+                rerank(queries, gallery, &RerankSettings::default()).rankings()
+            } else {
+                search(queries, gallery)
+            }
+        })
+    }
+}
+
+/// Ranks all of `gallery` for each query, with the search that serves galleries.
+fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
+    let mut index = Index::new(gallery.first().map_or(0, |embedding| embedding.dimension()));
+    for (row, embedding) in (0..).zip(gallery) {
+        index.push(RowId(row), &Code::new(embedding.as_slice()), &anonymous());
+    }
+    let without = VesselSet::default();
+    let queries = queries.iter().map(|embedding| IndexQuery {
+        vector: embedding.as_slice(),
+        k: gallery.len(),
+        without_row: None,
+        without_vessels: &without,
+    });
+    let queries: Vec<_> = queries.collect();
+    let everything = index.select(&Filter::default(), None);
+    let vector = |RowId(row), values: &mut [f32]| -> Result<(), Infallible> {
+        values.copy_from_slice(gallery[row as usize].as_slice());
+        Ok(())
+    };
+    let Ok(found) = index.search(&queries, &everything, Group::Entry, vector);
+    found.into_iter().map(|found| found.hits.iter().map(|hit| hit.row.0 as usize).collect()).collect()
+}
+
+/// An entry of which nothing is known, since rankings ask for vectors alone.
+fn anonymous() -> Entry {
+    Entry {
+        id: EntryId::new("image").expect("a constant"),
+        vessel: None,
+        modality: Modality::Optical,
+        observation: Observation::default(),
+        labels: Labels::default(),
+        extent_m: None,
+        enrolled_at: Time::from_nanos(0),
+        content: ContentHash::new([0; 32]),
+    }
+}
+
+/// Queries spread over the test set, each with its best in `protocol`.
+fn sheet(set: &TestSet, embedded: &Embedded, protocol: Protocol, reranked: bool) -> anyhow::Result<RgbImage> {
+    let ranked = embedded.ranked(protocol, reranked).context("nobody takes part in the protocol")?;
+    let step = ranked.queries.len().div_ceil(SHEET_QUERIES);
+    let rows = ranked.queries.iter().zip(&ranked.rankings).step_by(step).map(|(query, ranking)| {
+        let query = &set.queries[*query];
+        let mut row = vec![(Mark::Query, picture(query)?)];
+        for image in ranking.iter().take(SHEET_RANKS).map(|place| &set.gallery[*place]) {
+            let mark = if image.identity == query.identity { Mark::Right } else { Mark::Wrong };
+            row.push((mark, picture(image)?));
+        }
+        Ok(row)
+    });
+    Ok(contact_sheet(&rows.collect::<anyhow::Result<Vec<_>>>()?))
+}
+
+fn picture(image: &Image) -> anyhow::Result<RgbImage> {
+    let chip = read_chip(&image.path, image.modality, PICTURE, Resampling::Bilinear);
+    let pixels = chip.map_err(|cause| anyhow!(cause))?.pixels().to_vec();
+    RgbImage::from_raw(PICTURE.width as u32, PICTURE.height as u32, pixels).context("a chip has its pixels")
 }
 
 /// A report for people.

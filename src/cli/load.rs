@@ -14,6 +14,7 @@ use shipreid::wire::{Chip, EmbedRequest, EmbedResponse};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::ServerFlag;
 use super::chips::ChipFlags;
 use super::report::{Call, Report, ServerWatch};
 
@@ -22,9 +23,8 @@ use super::report::{Call, Report, ServerWatch};
 pub struct LoadFlags {
     #[command(flatten)]
     chips: ChipFlags,
-    /// The server.
-    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
-    endpoint: String,
+    #[command(flatten)]
+    server: ServerFlag,
     /// Its metrics port, which tells the server's CPU time and memory.
     #[arg(long, default_value = "127.0.0.1:9090", value_name = "HOST:PORT")]
     metrics: String,
@@ -135,7 +135,7 @@ impl Source {
         let chips = flags.chips.read()?.into_iter().map(|file| file.chip).collect();
         let mut clients = Vec::new();
         for _ in 0..flags.connections.max(1) {
-            clients.push(Client::connect(&flags.endpoint).await?);
+            clients.push(flags.server.connect().await?);
         }
         let timeout = Duration::try_from_secs_f64(flags.timeout).context("--timeout")?;
         Ok(Self {

@@ -4,9 +4,13 @@ mod bare;
 mod chips;
 mod demo;
 mod embed;
+mod enroll;
 mod eval;
+mod gallery;
 mod load;
+mod manifest;
 mod model;
+mod ranked;
 mod report;
 mod serve;
 mod synth;
@@ -17,6 +21,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use shipreid::client::{Client, ClientError};
 use shipreid::config::{Config, Sources};
 use tokio::runtime::Runtime;
 
@@ -37,6 +42,11 @@ enum Command {
     Serve(serve::Serve),
     /// Embeds image files through a running server.
     Embed(embed::Embed),
+    /// Creates, fills, changes, copies and deletes galleries of a running server.
+    #[command(subcommand)]
+    Gallery(gallery::Gallery),
+    /// Asks a running server which ships of a gallery image files show.
+    Match(ranked::Match),
     /// Imports and inspects models.
     #[command(subcommand)]
     Model(model::Model),
@@ -63,8 +73,22 @@ enum Bench {
     Bare(bare::Bare),
 }
 
-/// Where a server's configuration comes from.
+/// The server that a command talks to.
 #[derive(Args)]
+pub struct ServerFlag {
+    /// The server.
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    endpoint: String,
+}
+
+impl ServerFlag {
+    async fn connect(&self) -> Result<Client, ClientError> {
+        Client::connect(&self.endpoint).await
+    }
+}
+
+/// Where a server's configuration comes from.
+#[derive(Args, Clone)]
 pub struct ConfigFlags {
     /// TOML file; the defaults without it.
     #[arg(long, value_name = "FILE")]
@@ -101,6 +125,8 @@ pub fn run() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::Serve(serve) => serve.run(),
         Command::Embed(embed) => block_on(embed.run()),
+        Command::Gallery(gallery) => block_on(gallery.run()),
+        Command::Match(matching) => block_on(matching.run()),
         Command::Model(model) => model.run(),
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),

@@ -1,7 +1,10 @@
 //! The gRPC client that the command line and the tests share.
 
+mod gallery;
+
 use std::error::Error;
-use std::path::Path;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +13,12 @@ use tonic_types::StatusExt;
 
 use crate::chip::Modality;
 use crate::wire;
+use crate::wire::galleries_client::GalleriesClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
+
+/// Codes of items that a busy server refused and that are worth sending again.
+pub const RESOURCE_EXHAUSTED: i32 = tonic::Code::ResourceExhausted as i32;
+pub const UNAVAILABLE: i32 = tonic::Code::Unavailable as i32;
 
 /// Answers may carry many embeddings.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
@@ -23,6 +31,7 @@ const CONNECT_SECONDS: u64 = 10;
 #[derive(Clone, Debug)]
 pub struct Client {
     ship_re_id: ShipReIdClient<Channel>,
+    galleries: GalleriesClient<Channel>,
 }
 
 /// Why a call gave no answer, in words for a terminal.
@@ -34,6 +43,8 @@ pub enum ClientError {
     Unreachable { endpoint: String, cause: String },
     #[error("{}", describe(.0))]
     Refused(Box<tonic::Status>),
+    #[error("{}: {cause}", path.display())]
+    File { path: PathBuf, cause: io::Error },
 }
 
 impl From<tonic::Status> for ClientError {
@@ -71,10 +82,13 @@ impl Client {
 
     /// Uses a channel that is set up already.
     pub fn over(channel: Channel) -> Self {
-        let ship_re_id = ShipReIdClient::new(channel)
+        let ship_re_id = ShipReIdClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id }
+        let galleries = GalleriesClient::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries }
     }
 
     /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.

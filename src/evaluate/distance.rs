@@ -28,9 +28,9 @@ impl Distances {
         self.values.chunks_exact(self.columns)
     }
 
-    /// The gallery of the query in row `row`, most alike first; of equals, the first in the gallery.
-    pub fn ranking(&self, row: usize) -> Vec<usize> {
-        ranking(&self.values[row * self.columns..][..self.columns])
+    /// The gallery as each query ranks it, most alike first; of equals, the first in the gallery.
+    pub fn rankings(&self) -> Vec<Vec<usize>> {
+        self.rows().map(ranking).collect()
     }
 }
 

@@ -8,6 +8,6 @@ mod rerank;
 mod score;
 
 pub use distance::{Distances, angles, squared_distances};
-pub use protocol::{Protocol, Seen, Summary, UnknownProtocol, evaluate, evaluate_by_size};
+pub use protocol::{Protocol, Ranked, Seen, Summary, UnknownProtocol, evaluate, evaluate_by_size, rank};
 pub use rerank::{RerankSettings, rerank};
-pub use score::{Scores, score};
+pub use score::{Scores, score, score_rankings};

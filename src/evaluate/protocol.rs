@@ -5,9 +5,9 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use super::distance::{Distances, squared_distances};
+use super::distance::squared_distances;
 use super::rerank::{RerankSettings, rerank};
-use super::score::{Scores, score};
+use super::score::{Scores, score_rankings};
 use crate::chip::Modality;
 use crate::embedding::Embedding;
 
@@ -100,61 +100,82 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Scores of the images that take part; `None` where no query or no gallery image does.
+/// How the images that take part in a protocol are ranked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranked {
+    /// Indices of the queries that ask.
+    pub queries: Vec<usize>,
+    /// For each of them, indices of the gallery images that are searched, best first.
+    pub rankings: Vec<Vec<usize>>,
+    pub scores: Scores,
+}
+
+/// Ranks and scores the images that take part; `None` where no query or no gallery image does.
+///
+/// `rank` gives for each of some queries a ranking, by index, of the whole of some gallery.
+pub fn rank<T>(
+    protocol: Protocol,
+    queries: &[(Seen, T)],
+    gallery: &[(Seen, T)],
+    rank: impl Fn(&[&T], &[&T]) -> Vec<Vec<usize>>,
+) -> Option<Ranked> {
+    let asking = part(queries, |seen| protocol.asks(seen));
+    let searched = part(gallery, |seen| protocol.searches(seen));
+    if asking.is_empty() || searched.is_empty() {
+        return None;
+    }
+    let rankings = rank(&features(queries, &asking), &features(gallery, &searched));
+    let scores = score_rankings(&rankings, &identities(queries, &asking), &identities(gallery, &searched));
+    let in_gallery = |ranking: Vec<usize>| ranking.into_iter().map(|place| searched[place]).collect();
+    Some(Ranked { rankings: rankings.into_iter().map(in_gallery).collect(), queries: asking, scores })
+}
+
+/// [`rank`] by distance, re-ranked if so wished.
 pub fn evaluate(
     protocol: Protocol,
     queries: &[(Seen, Embedding)],
     gallery: &[(Seen, Embedding)],
     reranking: Option<&RerankSettings>,
 ) -> Option<Scores> {
-    rank(protocol, queries, gallery, |queries, gallery| {
-        let vectors = |embeddings: &[&Embedding]| -> Vec<Vec<f32>> {
-            embeddings.iter().map(|embedding| embedding.as_slice().to_vec()).collect()
+    let ranked = rank(protocol, queries, gallery, |queries, gallery| {
+        let distances = match reranking {
+            None => squared_distances(queries, gallery),
+            Some(settings) => rerank(queries, gallery, settings),
         };
-        let (q, g) = (vectors(queries), vectors(gallery));
-        match reranking {
-            None => squared_distances(&q, &g),
-            Some(settings) => rerank(&q, &g, settings),
-        }
-    })
+        distances.rankings()
+    });
+    ranked.map(|ranked| ranked.scores)
 }
 
-/// [`evaluate`] for a ranking by nothing but width and height in metres: what a model has to beat.
+/// [`rank`] by nothing but width and height in metres: what a model has to beat.
 pub fn evaluate_by_size(
     protocol: Protocol,
     queries: &[(Seen, [f64; 2])],
     gallery: &[(Seen, [f64; 2])],
 ) -> Option<Scores> {
-    rank(protocol, queries, gallery, |queries, gallery| {
+    let ranked = rank(protocol, queries, gallery, |queries, gallery| {
         let standardised = |sizes: &[&[f64; 2]]| -> Vec<[f32; 2]> {
             let standardise = |[width, height]: [f64; 2]| {
                 [(width.ln() / WIDTH_DEVIATION) as f32, (height.ln() / LENGTH_DEVIATION) as f32]
             };
             sizes.iter().map(|size| standardise(**size)).collect()
         };
-        squared_distances(&standardised(queries), &standardised(gallery))
-    })
+        squared_distances(&standardised(queries), &standardised(gallery)).rankings()
+    });
+    ranked.map(|ranked| ranked.scores)
 }
 
-/// Scores the distances of what takes part.
-fn rank<T>(
-    protocol: Protocol,
-    queries: &[(Seen, T)],
-    gallery: &[(Seen, T)],
-    distances: impl Fn(&[&T], &[&T]) -> Distances,
-) -> Option<Scores> {
-    let (asking, queries): (Vec<_>, Vec<_>) = part(queries, |seen| protocol.asks(seen));
-    let (searched, gallery): (Vec<_>, Vec<_>) = part(gallery, |seen| protocol.searches(seen));
-    if queries.is_empty() || gallery.is_empty() {
-        return None;
-    }
-    Some(score(&distances(&queries, &gallery), &asking, &searched))
+/// Indices of the images that take part.
+fn part<T>(images: &[(Seen, T)], takes_part: impl Fn(Seen) -> bool) -> Vec<usize> {
+    (0..images.len()).filter(|index| takes_part(images[*index].0)).collect()
 }
 
-/// Identities and features of the images that take part.
-fn part<T>(images: &[(Seen, T)], takes_part: impl Fn(Seen) -> bool) -> (Vec<i64>, Vec<&T>) {
-    let images = images.iter().filter(|(seen, _)| takes_part(*seen));
-    images.map(|(seen, feature)| (seen.identity, feature)).unzip()
+fn features<'a, T>(images: &'a [(Seen, T)], part: &[usize]) -> Vec<&'a T> {
+    part.iter().map(|index| &images[*index].1).collect()
+}
+
+fn identities<T>(images: &[(Seen, T)], part: &[usize]) -> Vec<i64> {
+    part.iter().map(|index| images[*index].0.identity).collect()
 }
 
 /// The text names no protocol.

@@ -35,11 +35,19 @@ impl Scores {
 /// When identities and distances do not belong together.
 pub fn score<I: PartialEq>(distances: &Distances, queries: &[I], gallery: &[I]) -> Scores {
     assert_eq!((distances.rows().len(), distances.columns()), (queries.len(), gallery.len()));
+    score_rankings(&distances.rankings(), queries, gallery)
+}
+
+/// Scores rankings, each of the whole gallery by index, best first; NaN where no query counts.
+///
+/// # Panics
+/// When there is not one ranking for each query.
+pub fn score_rankings<I: PartialEq>(rankings: &[Vec<usize>], queries: &[I], gallery: &[I]) -> Scores {
+    assert_eq!(rankings.len(), queries.len());
     let ranks = RANKS_MAX.min(gallery.len());
     let mut first_hits = vec![0_usize; ranks];
     let mut average_precisions = Vec::with_capacity(queries.len());
-    for (row, identity) in queries.iter().enumerate() {
-        let ranking = distances.ranking(row);
+    for (ranking, identity) in rankings.iter().zip(queries) {
         let hits: Vec<usize> = ranking
             .iter()
             .enumerate()

@@ -1,17 +1,32 @@
-//! Enrolled ships: what is known of them, and a search in memory that proves its ranking exact.
+//! Enrolled ships: what is known of them, a store that loses none, and a search in memory that proves its ranking
+//! exact.
 
-mod codes;
+mod archive;
 mod content;
-mod dot;
 mod entry;
 mod filter;
-mod scan;
+mod index;
+mod shelf;
+mod store;
+#[cfg(test)]
+mod tests;
 
-pub use codes::{Bounds, Code, Codes};
+pub use archive::{ArchiveError, Chips, Export};
 pub use content::Content;
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,
     Position, TEXT_BYTES_MAX, TextError, Time, VesselId, check_number, check_text,
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
-pub use scan::{Hit, search};
+pub use index::{
+    Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
+    Sighting, VesselNumber, VesselSet, cosine,
+};
+pub use shelf::{
+    GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError, ShelfOpenError,
+    ShelfSettings, Slot,
+};
+pub use store::{
+    About, Conflict, Enrolled, Enrolment, Field, Gallery, Info, Looked, OpenError, Page, QueueSettings,
+    Quotas, Selector, Snapshot, StoreError, Update, Updated,
+};

@@ -1,17 +1,16 @@
 //! The service `ShipReId`: Embed and EmbedStream. Match and Train are not served yet.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
 use super::problem::Problem;
-use super::{deadline, status};
+use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
 use crate::encoder::Pipeline;
 use crate::wire;
@@ -23,8 +22,6 @@ pub struct ShipReIdService {
     chips_max: usize,
     inflight_max: usize,
 }
-
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 impl ShipReIdService {
     pub fn new(pipeline: Arc<Pipeline>, limits: &Limits) -> Self {

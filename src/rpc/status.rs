@@ -9,7 +9,7 @@ use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
-use crate::gallery::NumberError;
+use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
@@ -35,6 +35,69 @@ impl From<BoxError> for Problem {
 impl From<NumberError> for Problem {
     fn from(cause: NumberError) -> Self {
         Self::invalid("NUMBER_OUT_OF_BOUNDS", cause.field, cause.to_string())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(cause: StoreError) -> Self {
+        let code = match &cause {
+            StoreError::AlreadyExists(_) => Code::AlreadyExists,
+            StoreError::Model { .. } => Code::FailedPrecondition,
+            StoreError::Dimension { .. } => Code::FailedPrecondition,
+            StoreError::EntriesFull { .. } | StoreError::BytesFull { .. } => Code::ResourceExhausted,
+            StoreError::ReadOnly { .. } => Code::FailedPrecondition,
+            StoreError::Closed => Code::Unavailable,
+            StoreError::Unreadable(_) => Code::DataLoss,
+        };
+        let problem = Self::new(code, cause.reason(), cause.to_string());
+        match cause {
+            StoreError::EntriesFull { limit } | StoreError::BytesFull { limit } => {
+                problem.with_metadata("limit", limit)
+            }
+            StoreError::Closed => problem.retry_after(RETRY_AFTER_DRAIN),
+            StoreError::AlreadyExists(_)
+            | StoreError::Model { .. }
+            | StoreError::Dimension { .. }
+            | StoreError::ReadOnly { .. }
+            | StoreError::Unreadable(_) => problem,
+        }
+    }
+}
+
+impl From<ShelfError> for Problem {
+    fn from(cause: ShelfError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ShelfError::NotFound(_) => Self::new(Code::NotFound, reason, message),
+            ShelfError::Exists(_) => Self::new(Code::AlreadyExists, reason, message),
+            ShelfError::GalleriesFull { limit } => {
+                Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
+            }
+            ShelfError::Refused { cause, .. } => {
+                let code = match *cause {
+                    OpenError::Damaged { .. } => Code::DataLoss,
+                    OpenError::Newer { .. } | OpenError::Io { .. } => Code::FailedPrecondition,
+                };
+                Self::new(code, reason, message)
+            }
+            ShelfError::Store(cause) => cause.into(),
+            ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
+        }
+    }
+}
+
+impl From<ImportError> for Problem {
+    fn from(cause: ImportError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ImportError::Archive(
+                ArchiveError::Foreign
+                | ArchiveError::Newer { .. }
+                | ArchiveError::Truncated { .. }
+                | ArchiveError::Damaged { .. },
+            ) => Self::invalid(reason, "data", message),
+            ImportError::Shelf(cause) => cause.into(),
+        }
     }
 }
 

@@ -2,18 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-const PORTS: [&str; 4] = ["--set", "server.listen=127.0.0.1:0", "--set", "server.metrics_listen=127.0.0.1:0"];
-
-fn shipreid() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_shipreid"))
-}
-
-fn run(arguments: &[&str]) -> Output {
-    shipreid().args(arguments).output().unwrap()
-}
+use crate::program::{GOLDEN, PORTS, Server, imported, model_path, run, shipreid};
 
 /// Exit code 2 and one line that contains `message`, before anything listens.
 fn unusable(arguments: &[&str], message: &str) {
@@ -25,47 +16,11 @@ fn unusable(arguments: &[&str], message: &str) {
     assert_eq!(out, "");
 }
 
-fn model_path(path: &Path) -> String {
-    format!("model.path={}", path.display())
-}
-
-/// The recorded micro checkpoint as a model of ours.
-fn imported(folder: &Path) -> PathBuf {
-    let model = folder.join("micro");
-    let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
-    let place = model.to_str().unwrap();
-    let output = run(&["model", "import", &checkpoint, place, "--heads", "2", "--image", "64x32"]);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    model
-}
-
-/// A server and where it answers.
-fn serve(model: &Path) -> (Child, String) {
-    let mut server = shipreid()
-        .arg("serve")
-        .args(PORTS)
-        .args(["--set", &model_path(model)])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(server.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
-    (server, format!("http://{address}"))
-}
-
-fn terminate(mut server: Child) {
-    let pid = i32::try_from(server.id()).unwrap();
-    // SAFETY: the process is a child that has not been waited for, so the id is its own.
-    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-    assert!(server.wait().unwrap().success());
-}
-
 #[test]
 fn a_checkpoint_is_imported_served_and_called() {
     let folder = tempfile::tempdir().unwrap();
-    let (server, endpoint) = serve(&imported(folder.path()));
+    let server = Server::start(&imported(folder.path()), &["store.data_dir="]);
+    let endpoint = server.endpoint.clone();
     let chips =
         [format!("{GOLDEN}/images/0001_a_33x97_RGB.tif"), format!("{GOLDEN}/images/0003_c_25x110_SAR.tif")];
     let embed = |more: &[&str]| {
@@ -93,7 +48,7 @@ fn a_checkpoint_is_imported_served_and_called() {
     let output = embed(&[broken.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("1 of 3 chips have no embedding"));
-    terminate(server);
+    server.terminate();
 }
 
 fn last_value(line: &serde_json::Value) -> f32 {

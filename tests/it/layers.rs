@@ -24,7 +24,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("jobs", &["chip", "durable", "embedding", "gallery", "metrics", "train"]),
     ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "jobs", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
-    ("app", &["chip", "config", "embedding", "encoder", "jobs", "metrics", "model", "rpc", "weights"]),
+    (
+        "app",
+        &["chip", "config", "embedding", "encoder", "gallery", "jobs", "metrics", "model", "rpc", "weights"],
+    ),
     (
         "cli",
         &[
@@ -35,6 +38,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "evaluate",
+            "gallery",
             "jobs",
             "metrics",
             "model",

@@ -4,8 +4,16 @@
 
 #[cfg(feature = "torch")]
 mod command;
+#[cfg(feature = "torch")]
+mod crash;
 mod embed;
 mod foreign;
+mod galleries;
 mod layers;
+mod matching;
+#[cfg(feature = "torch")]
+mod program;
 mod refusals;
 mod server;
+#[cfg(feature = "torch")]
+mod storage;

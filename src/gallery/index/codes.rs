@@ -1,0 +1,236 @@
+//! int8 codes of unit vectors, and how far a product of codes can be from the product of the vectors.
+
+use super::kernel::{BLOCK, Block};
+
+/// Codes are symmetric, so that a vector and its opposite have opposite codes.
+const CODE_MAX: f32 = 127.0;
+/// Covers the rounding of lengths and of scores to f32, for up to 4,096 values.
+const ROUNDING: f32 = 4e-6;
+
+/// One vector as `scale * codes`, and the length of the residual that this leaves out.
+///
+/// The scale is the one that leaves out least, so the residual is orthogonal to the codes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Code {
+    codes: Vec<i8>,
+    scale: f32,
+    residual: f32,
+}
+
+/// A [`Code`] that an index keeps.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CodeRef<'a> {
+    /// One a value.
+    pub codes: &'a [i8],
+    pub scale: f32,
+    pub residual: f32,
+}
+
+impl Code {
+    /// The code of a vector; its values are finite.
+    pub fn new(vector: &[f32]) -> Self {
+        let largest = vector.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+        // A step that underflows would divide by zero; such a vector is all residual.
+        let step = largest / CODE_MAX;
+        let inverse = if step >= f32::MIN_POSITIVE { 1.0 / step } else { 0.0 };
+        let codes: Vec<i8> = vector.iter().map(|value| (value * inverse).round() as i8).collect();
+        let pairs = || vector.iter().zip(&codes).map(|(value, code)| (f64::from(*value), f64::from(*code)));
+        let along: f64 = pairs().map(|(value, code)| value * code).sum();
+        let length: f64 = pairs().map(|(_, code)| code * code).sum();
+        let scale = if length > 0.0 { (along / length) as f32 } else { 0.0 };
+        let left = |(value, code): (f64, f64)| (value - f64::from(scale) * code).powi(2);
+        let residual = pairs().map(left).sum::<f64>().sqrt() as f32;
+        Self { codes, scale, residual }
+    }
+
+    /// A code that was taken apart, as from a [`CodeRef`].
+    pub fn from_parts(codes: Vec<i8>, scale: f32, residual: f32) -> Self {
+        Self { codes, scale, residual }
+    }
+
+    pub fn parts(&self) -> CodeRef<'_> {
+        CodeRef { codes: &self.codes, scale: self.scale, residual: self.residual }
+    }
+}
+
+/// The codes of a segment's rows, row after row in one piece of memory.
+#[derive(Clone, Debug)]
+pub(super) struct Codes {
+    dimension: usize,
+    blocks: Vec<Block>,
+    measures: Vec<Measure>,
+}
+
+/// What a score needs of a row beside its codes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Measure {
+    pub scale: f32,
+    pub residual: f32,
+    /// Of the row's codes, which one kind of product needs.
+    pub sum: i32,
+}
+
+impl Codes {
+    /// No rows yet, of vectors with `dimension` values, and memory for `rows` of them.
+    pub fn with_room(dimension: usize, rows: usize) -> Self {
+        let blocks = Vec::with_capacity(rows * dimension.div_ceil(BLOCK));
+        Self { dimension, blocks, measures: Vec::with_capacity(rows) }
+    }
+
+    /// Adds a code as the last row.
+    ///
+    /// # Panics
+    /// When it has another dimension.
+    pub fn push(&mut self, code: CodeRef<'_>) {
+        assert_eq!(code.codes.len(), self.dimension, "rows have one dimension");
+        self.blocks.extend(code.codes.chunks(BLOCK).map(Block::padded));
+        let sum = code.codes.iter().map(|code| i32::from(*code)).sum();
+        self.measures.push(Measure { scale: code.scale, residual: code.residual, sum });
+    }
+
+    pub fn row(&self, row: usize) -> &[Block] {
+        let stride = self.dimension.div_ceil(BLOCK);
+        &self.blocks[row * stride..][..stride]
+    }
+
+    pub fn measure(&self, row: usize) -> Measure {
+        self.measures[row]
+    }
+
+    pub fn code(&self, row: usize) -> CodeRef<'_> {
+        let Measure { scale, residual, .. } = self.measures[row];
+        CodeRef { codes: &Block::flat(self.row(row))[..self.dimension], scale, residual }
+    }
+}
+
+/// A unit query in two planes of codes: the second holds what the first leaves out.
+pub(super) struct QueryCode {
+    coarse: Plane,
+    fine: Plane,
+}
+
+struct Plane {
+    blocks: Vec<Block>,
+    scale: f32,
+    residual: f32,
+}
+
+/// Where the cosine of two vectors lies, as far as their codes tell.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Bounds {
+    pub lower: f32,
+    pub upper: f32,
+}
+
+impl QueryCode {
+    pub fn new(query: &[f32]) -> Self {
+        let coarse = Code::new(query);
+        let rest = |(value, code): (&f32, &i8)| value - coarse.scale * f32::from(*code);
+        let fine = Code::new(&query.iter().zip(&coarse.codes).map(rest).collect::<Vec<_>>());
+        Self { coarse: Plane::new(&coarse), fine: Plane::new(&fine) }
+    }
+
+    pub fn coarse(&self) -> &[Block] {
+        &self.coarse.blocks
+    }
+
+    pub fn fine(&self) -> &[Block] {
+        &self.fine.blocks
+    }
+
+    /// The most that the cosine can be, from the product of the coarse plane with the row.
+    ///
+    /// With q = q' + r and x = x' + s (codes and residuals): q x = q' x' + q' s + r x, and of the last two terms
+    /// neither is longer than the product of its factors' lengths, of which q' and x have at most 1.
+    pub fn upper(&self, product: i32, row: Measure) -> f32 {
+        product as f32 * self.coarse.scale * row.scale + row.residual + self.coarse.residual + ROUNDING
+    }
+
+    /// Bounds from the products of both planes with the row.
+    ///
+    /// Here r is next to nothing. And s is orthogonal to x', so only the part of q' beside x' meets s: the closer the
+    /// vectors, the narrower the bounds.
+    pub fn bounds(&self, products: [i32; 2], row: Measure) -> Bounds {
+        let [coarse, fine] = products.map(|product| product as f32);
+        let score = (coarse * self.coarse.scale + fine * self.fine.scale) * row.scale;
+        let length = 1.0 - row.residual * row.residual;
+        // No unit vector has a longer residual; where a code claims one, nothing is known of the part beside it.
+        let along = if length > 0.5 { score * score / length } else { 0.0 };
+        let beside = (1.0 - along + ROUNDING).clamp(0.0, 1.0).sqrt() + self.fine.residual;
+        let error = beside * row.residual + self.fine.residual + ROUNDING;
+        Bounds { lower: score - error, upper: score + error }
+    }
+}
+
+impl Plane {
+    fn new(code: &Code) -> Self {
+        let blocks = code.codes.chunks(BLOCK).map(Block::padded).collect();
+        Self { blocks, scale: code.scale, residual: code.residual }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::kernel::Kernel;
+    use super::*;
+    use crate::embedding::Embedding;
+
+    /// Bounds of the coarse plane and of both for two vectors, and their cosine; `None` where one has no direction.
+    fn look(query: Vec<f32>, row: Vec<f32>) -> Option<(f32, Bounds, f64)> {
+        let query = Embedding::from_feature(query).ok()?;
+        let row = Embedding::from_feature(row).ok()?;
+        let mut codes = Codes::with_room(row.dimension(), 1);
+        codes.push(Code::new(row.as_slice()).parts());
+        let code = QueryCode::new(query.as_slice());
+        let measure = codes.measure(0);
+        let products = [code.coarse(), code.fine()].map(|plane| {
+            let mut product = [0];
+            Kernel::Portable.products(plane, &[codes.row(0)], &[measure.sum], &mut product);
+            product[0]
+        });
+        let values = query.as_slice().iter().zip(row.as_slice());
+        let cosine = values.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        Some((code.upper(products[0], measure), code.bounds(products, measure), cosine))
+    }
+
+    fn check(query: Vec<f32>, row: Vec<f32>) {
+        let Some((coarse, Bounds { lower, upper }, cosine)) = look(query, row) else { return };
+        assert!(cosine <= f64::from(coarse), "{cosine} {coarse}");
+        assert!(f64::from(lower) <= cosine && cosine <= f64::from(upper), "{lower} {cosine} {upper}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_cosine_lies_within_its_bounds(
+            pairs in prop::collection::vec((-1.0..1.0_f32, -1.0..1.0_f32), 1..300),
+            spike in 0.0..1e6_f32,
+            shrink in prop::sample::select(vec![1.0_f32, 1e-3, 1e-20]),
+            apart in prop::sample::select(vec![1e-6_f32, 1e-4, 1e-2, 0.1]),
+        ) {
+            let (mut a, mut b): (Vec<f32>, Vec<f32>) = pairs.into_iter().map(|(a, b)| (a, b * shrink)).unzip();
+            check(a.clone(), b.clone());
+            check(a.clone(), a.clone());
+            check(a.clone(), a.iter().zip(&b).map(|(a, b)| a + b * apart).collect());
+            check(a.clone(), a.iter().zip(&b).map(|(a, b)| b * apart - a).collect());
+            a[0] += spike;
+            b[0] -= spike;
+            check(a, b);
+        }
+    }
+
+    #[test]
+    fn bounds_are_narrow_and_narrower_for_vectors_that_are_close() {
+        let width = |apart: f32| {
+            let wave =
+                |phase: f32| (0..768).map(|n| (n as f32 * phase).sin() + (n as f32 * 0.7).sin()).collect();
+            let (_, bounds, cosine) = look(wave(0.31), wave(0.31 + apart)).expect("two directions");
+            (cosine, bounds.upper - bounds.lower)
+        };
+        let (far, near, same) = (width(0.1), width(0.001), width(0.0));
+        assert!(far.0 < 0.6 && far.1 < 0.014, "{far:?}");
+        assert!(near.0 > 0.9 && near.1 < 0.5 * far.1, "{near:?}");
+        assert!(same.1 < 1e-3, "{same:?}");
+    }
+}

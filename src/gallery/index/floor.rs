@@ -1,0 +1,72 @@
+//! The score that a newcomer must reach to be among the best k, where each key counts once.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashMap};
+
+/// The best `k` keys by the highest score that was offered for each.
+#[derive(Debug)]
+pub(super) struct Floor {
+    k: usize,
+    best: BTreeSet<(Score, u32)>,
+    scores: HashMap<u32, Score>,
+}
+
+impl Floor {
+    pub fn new(k: usize) -> Self {
+        Self { k, best: BTreeSet::new(), scores: HashMap::new() }
+    }
+
+    /// The k-th best score; with fewer keys, below every score.
+    pub fn level(&self) -> f32 {
+        match self.best.first() {
+            _ if self.best.len() < self.k => f32::NEG_INFINITY,
+            Some((score, _)) => score.0,
+            None => f32::INFINITY,
+        }
+    }
+
+    /// The best score of a key that is among the best.
+    pub fn score(&self, key: u32) -> Option<f32> {
+        self.scores.get(&key).map(|score| score.0)
+    }
+
+    pub fn offer(&mut self, key: u32, score: f32) {
+        let score = Score(score);
+        if let Some(before) = self.scores.get(&key).copied() {
+            if score <= before {
+                return;
+            }
+            self.best.remove(&(before, key));
+        }
+        self.scores.insert(key, score);
+        self.best.insert((score, key));
+        if self.best.len() > self.k
+            && let Some((_, dropped)) = self.best.pop_first()
+        {
+            self.scores.remove(&dropped);
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Score(f32);
+
+impl Ord for Score {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+impl PartialOrd for Score {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Score {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Score {}

@@ -1,0 +1,221 @@
+//! All entries of a gallery in memory, as far as a search needs them: codes of the vectors, and columns to filter by.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use fixedbitset::FixedBitSet;
+
+use super::entry::Entry;
+
+mod codes;
+mod floor;
+mod kernel;
+mod names;
+mod search;
+mod segment;
+mod select;
+#[cfg(test)]
+mod tests;
+mod vessels;
+
+pub use codes::{Code, CodeRef};
+pub use names::{DetectionHash, SceneNumber};
+pub use search::{Found, Group, Hit, IndexQuery, cosine};
+pub use select::{Selection, Sighting};
+pub use vessels::{VesselNumber, VesselSet};
+
+use names::Names;
+use segment::{Known, ROWS, Segment};
+use vessels::Tally;
+
+/// Two neighbouring segments whose live rows are no more are merged. Less than a full one, so that rows must be added
+/// before it comes to a merge again.
+const MERGED_MAX: usize = ROWS / 8 * 7;
+
+/// A row of the store; never used twice. Ascending in order of enrolment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RowId(pub u64);
+
+/// One state of a gallery's entries.
+///
+/// A clone shares everything until it changes: the writer clones, changes and publishes, readers keep what they have.
+#[derive(Clone)]
+pub struct Index {
+    dimension: usize,
+    /// In order of their rows. Row `at` of segment `n` has the slot `n * ROWS + at`.
+    segments: Vec<Segment>,
+    /// Slots of rows that were not removed.
+    live: FixedBitSet,
+    len: usize,
+    tally: Tally,
+    /// Live entries without vessel id.
+    unnamed: usize,
+    names: Arc<RwLock<Names>>,
+}
+
+impl Index {
+    /// No entries yet, of vectors with `dimension` values.
+    pub fn new(dimension: usize) -> Self {
+        Self {
+            dimension,
+            segments: vec![],
+            live: FixedBitSet::new(),
+            len: 0,
+            tally: Tally::default(),
+            unnamed: 0,
+            names: Arc::default(),
+        }
+    }
+
+    /// Values of a vector.
+    pub fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    /// Entries.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Vessels that entries show; an entry without vessel id is one of its own.
+    pub fn vessels(&self) -> usize {
+        self.tally.shown() + self.unnamed
+    }
+
+    /// Adds an entry.
+    ///
+    /// # Panics
+    /// When `row` is not above all rows before, or `code` has another dimension.
+    pub fn push(&mut self, row: RowId, code: &Code, entry: &Entry) {
+        let last = self.segments.last().and_then(|segment| segment.columns().rows.last());
+        assert!(last.is_none_or(|last| *last < row), "rows ascend");
+        let known = self.known(entry);
+        if self.segments.last().is_none_or(Segment::is_full) {
+            self.segments.push(Segment::new(self.dimension));
+            self.live.grow(self.segments.len() * ROWS);
+        }
+        let number = self.segments.len() - 1;
+        let segment = &mut self.segments[number];
+        self.live.insert(number * ROWS + segment.len());
+        segment.push(row, code.parts(), known);
+        self.len += 1;
+        self.count(known);
+    }
+
+    /// Takes an entry out; `false` where it is not there.
+    pub fn remove(&mut self, row: RowId) -> bool {
+        let Some(slot) = self.slot(row) else { return false };
+        let known = self.segments[slot / ROWS].columns().known(slot % ROWS);
+        self.live.remove(slot);
+        self.len -= 1;
+        self.uncount(known);
+        self.tidy(slot / ROWS);
+        true
+    }
+
+    /// Replaces what is known of an entry; its vector stays. `false` where it is not there.
+    pub fn update(&mut self, row: RowId, entry: &Entry) -> bool {
+        let Some(slot) = self.slot(row) else { return false };
+        let (before, after) = (self.segments[slot / ROWS].columns().known(slot % ROWS), self.known(entry));
+        self.segments[slot / ROWS].update(slot % ROWS, after);
+        self.uncount(before);
+        self.count(after);
+        true
+    }
+
+    /// The number of a scene; `None` where no entry ever was of it.
+    pub fn scene_number(&self, scene_id: &str) -> Option<SceneNumber> {
+        self.names().known_scene(scene_id)
+    }
+
+    /// The codes of all entries, by ascending row.
+    pub fn codes(&self) -> impl Iterator<Item = (RowId, CodeRef<'_>)> {
+        self.live.ones().map(|slot| {
+            let segment = &self.segments[slot / ROWS];
+            (segment.columns().rows[slot % ROWS], segment.codes().code(slot % ROWS))
+        })
+    }
+
+    fn names(&self) -> RwLockReadGuard<'_, Names> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn known(&self, entry: &Entry) -> Known {
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        let observation = &entry.observation;
+        Known {
+            modality: entry.modality,
+            observed_at: observation.observed_at,
+            position: observation.position,
+            vessel: entry.vessel.as_ref().map(|vessel| names.vessel(vessel)),
+            scene: names.scene(&observation.scene_id),
+            detection: DetectionHash::of(&observation.detection_id),
+            labels: names.label_set(&entry.labels),
+        }
+    }
+
+    fn count(&mut self, known: Known) {
+        match known.vessel {
+            Some(vessel) => self.tally.add(vessel),
+            None => self.unnamed += 1,
+        }
+    }
+
+    fn uncount(&mut self, known: Known) {
+        match known.vessel {
+            Some(vessel) => self.tally.take(vessel),
+            None => self.unnamed -= 1,
+        }
+    }
+
+    /// Where a row is that was not removed.
+    fn slot(&self, row: RowId) -> Option<usize> {
+        let starts_by = |segment: &Segment| segment.columns().rows.first().is_some_and(|first| *first <= row);
+        let number = self.segments.partition_point(starts_by).checked_sub(1)?;
+        let at = self.segments[number].columns().rows.binary_search(&row).ok()?;
+        let slot = number * ROWS + at;
+        self.live.contains(slot).then_some(slot)
+    }
+
+    /// Merges a segment that lost a row with a neighbour, where the live rows of both leave room.
+    fn tidy(&mut self, number: usize) {
+        let live = |number: usize| self.live.count_ones(number * ROWS..(number + 1) * ROWS);
+        let merges =
+            |first: &usize| first + 1 < self.segments.len() && live(*first) + live(first + 1) <= MERGED_MAX;
+        if let Some(first) = number.checked_sub(1).into_iter().chain([number]).find(merges) {
+            self.merge(first);
+        }
+    }
+
+    /// Makes one segment of the live rows of `first` and the one after it.
+    fn merge(&mut self, first: usize) {
+        let mut merged = Segment::new(self.dimension);
+        for number in [first, first + 1] {
+            let slots = number * ROWS..(number + 1) * ROWS;
+            let kept = slots.filter(|slot| self.live.contains(*slot));
+            merged.append(&self.segments[number], kept.map(|slot| slot % ROWS));
+        }
+        let mut words = self.live.as_slice().to_vec();
+        let of_segment = ROWS / usize::BITS as usize;
+        words.drain(first * of_segment..(first + 1) * of_segment);
+        self.segments.splice(first..first + 2, [merged]);
+        self.live = FixedBitSet::with_capacity_and_blocks(self.segments.len() * ROWS, words);
+        self.live.remove_range(first * ROWS..(first + 1) * ROWS);
+        self.live.insert_range(first * ROWS..first * ROWS + self.segments[first].len());
+    }
+}
+
+impl fmt::Debug for Index {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let segments = self.segments.len();
+        f.debug_struct("Index")
+            .field("dimension", &self.dimension)
+            .field("len", &self.len)
+            .field("segments", &segments)
+            .finish()
+    }
+}

@@ -1,0 +1,293 @@
+//! The exact best of the selected rows: a scan of the codes leaves few, whose vectors decide.
+
+use std::collections::HashMap;
+
+use super::codes::{Measure, QueryCode};
+use super::floor::Floor;
+use super::kernel::{Block, Kernel};
+use super::segment::ROWS;
+use super::select::Selection;
+use super::vessels::{VesselNumber, VesselSet};
+use super::{Index, RowId};
+
+/// What a place in the ranking is given to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// To a vessel, for its best entry. An entry without vessel id is a vessel of its own.
+    Vessel,
+    Entry,
+}
+
+/// One query of a search.
+#[derive(Clone, Copy, Debug)]
+pub struct IndexQuery<'a> {
+    /// Of unit length.
+    pub vector: &'a [f32],
+    /// Hits wanted.
+    pub k: usize,
+    /// An entry that does not take part, such as the query itself.
+    pub without_row: Option<RowId>,
+    pub without_vessels: &'a VesselSet,
+}
+
+/// The answer to one query.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Best first; of equals, the lower row first.
+    pub hits: Vec<Hit>,
+}
+
+/// A place in a ranking.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Hit {
+    /// By vessel, the vessel's entry with the highest cosine, of equals the lowest row.
+    pub row: RowId,
+    pub vessel: VesselNumber,
+    /// Of the entry and the query, as [`cosine`] computes it.
+    pub cosine: f32,
+    /// Entries of the vessel that took part; 1 in a ranking of entries.
+    pub entries: u32,
+}
+
+/// Rows that are scored by one query after another while their codes are in the nearest cache.
+const TILE: usize = 32;
+/// Candidates that are kept before those are dropped that can no longer be among the best.
+const CANDIDATES_MIN: usize = 4096;
+
+impl Index {
+    /// The best of the selected entries for every query: what brute force over their vectors gives, whatever the codes
+    /// say. `k` hits where as many vessels or entries take part, else all of them.
+    ///
+    /// `vector` writes the unit vector that a row's code was made of.
+    ///
+    /// # Errors
+    /// The first that `vector` gives.
+    ///
+    /// # Panics
+    /// When a query has another dimension, or another state of the index made the selection.
+    pub fn search<E>(
+        &self,
+        queries: &[IndexQuery<'_>],
+        selection: &Selection,
+        group: Group,
+        mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Vec<Found>, E> {
+        assert!(queries.iter().all(|query| query.vector.len() == self.dimension()), "one dimension");
+        let mut races: Vec<Race> = queries.iter().map(|query| Race::new(*query, group)).collect();
+        self.scan(self.selected(selection), &mut races);
+        let hits = races.into_iter().map(|race| self.decide(race, &mut vector));
+        let mut found = hits.collect::<Result<Vec<_>, E>>()?;
+        if group == Group::Vessel {
+            self.count_entries(queries, selection, &mut found);
+        }
+        Ok(found.into_iter().map(|hits| Found { hits }).collect())
+    }
+
+    /// Scores the rows in `slots`, all queries in one pass over memory.
+    fn scan(&self, mut slots: impl Iterator<Item = usize>, races: &mut [Race]) {
+        let (kernel, mut tile) = (Kernel::detect(), Tile::default());
+        let mut products = [0; TILE];
+        while tile.fill(self, &mut slots) {
+            for race in races.iter_mut() {
+                let products = &mut products[..tile.rows.len()];
+                kernel.products(race.code.coarse(), &tile.rows, &tile.sums, products);
+                for (at, (product, measure)) in products.iter().zip(&tile.measures).enumerate() {
+                    if race.code.upper(*product, *measure) >= race.floor.level() {
+                        race.consider(self, kernel, &tile, at, *product);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Fetches the vectors of candidates, by what they could reach at most, until no other can be among the best.
+    fn decide<E>(
+        &self,
+        race: Race,
+        vector: &mut impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Vec<Hit>, E> {
+        let (query, group) = (race.query, race.group);
+        let mut exact = Floor::new(query.k);
+        let mut hits: HashMap<u32, Hit> = HashMap::new();
+        let mut values = vec![0.0; self.dimension()];
+        for candidate in race.ranked() {
+            if candidate.upper < exact.level() {
+                break;
+            }
+            let key = group.key(candidate.vessel, candidate.slot);
+            if hits.get(&key).is_some_and(|hit| candidate.upper < hit.cosine) {
+                continue;
+            }
+            let row = self.row(candidate.slot);
+            vector(row, &mut values)?;
+            let hit =
+                Hit { row, vessel: candidate.vessel, cosine: cosine(query.vector, &values), entries: 1 };
+            exact.offer(key, hit.cosine);
+            hits.entry(key).and_modify(|best| *best = better(*best, hit)).or_insert(hit);
+        }
+        let mut hits: Vec<Hit> = hits.into_values().collect();
+        hits.sort_by(|a, b| b.cosine.total_cmp(&a.cosine).then(a.row.cmp(&b.row)));
+        hits.truncate(query.k);
+        Ok(hits)
+    }
+
+    fn row(&self, slot: usize) -> RowId {
+        self.segments[slot / ROWS].columns().rows[slot % ROWS]
+    }
+
+    fn vessel(&self, slot: usize) -> VesselNumber {
+        VesselNumber::of(self.segments[slot / ROWS].columns().vessels[slot % ROWS], slot)
+    }
+
+    /// Counts for every hit the entries of its vessel that took part.
+    fn count_entries(&self, queries: &[IndexQuery<'_>], selection: &Selection, found: &mut [Vec<Hit>]) {
+        let wanted: VesselSet = found.iter().flatten().map(|hit| hit.vessel).collect();
+        let mut counts: HashMap<VesselNumber, u32> = HashMap::new();
+        if selection.len() == self.len() {
+            // Without a filter the count is that of the whole index.
+            let whole =
+                |hit: &Hit| (hit.vessel, hit.vessel.named().map_or(1, |number| self.tally.count(number)));
+            counts.extend(found.iter().flatten().map(whole));
+        } else {
+            let vessels = self.selected(selection).map(|slot| self.vessel(slot));
+            vessels
+                .filter(|vessel| wanted.contains(*vessel))
+                .for_each(|vessel| *counts.entry(vessel).or_default() += 1);
+        }
+        for (query, hits) in queries.iter().zip(found) {
+            let without = query.without_row.and_then(|row| self.slot(row));
+            let without =
+                without.filter(|slot| selection.slots.contains(*slot)).map(|slot| self.vessel(slot));
+            for hit in hits {
+                hit.entries = counts[&hit.vessel] - u32::from(without == Some(hit.vessel));
+            }
+        }
+    }
+}
+
+/// The cosine of two unit vectors, summed in f64.
+pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    /// Sums that do not wait for each other.
+    const LANES: usize = 8;
+    let mut sums = [0.0_f64; LANES];
+    let (a, b) = (a.chunks(LANES), b.chunks(LANES));
+    for (a, b) in a.zip(b) {
+        for (sum, (a, b)) in sums.iter_mut().zip(a.iter().zip(b)) {
+            *sum += f64::from(*a) * f64::from(*b);
+        }
+    }
+    sums.iter().sum::<f64>() as f32
+}
+
+fn better(a: Hit, b: Hit) -> Hit {
+    if b.cosine > a.cosine || (b.cosine == a.cosine && b.row < a.row) { b } else { a }
+}
+
+impl Group {
+    /// What counts once.
+    fn key(self, vessel: VesselNumber, slot: usize) -> u32 {
+        match self {
+            Self::Vessel => vessel.raw(),
+            Self::Entry => slot as u32,
+        }
+    }
+}
+
+/// Rows whose codes the queries share.
+#[derive(Default)]
+struct Tile<'a> {
+    slots: Vec<usize>,
+    rows: Vec<&'a [Block]>,
+    measures: Vec<Measure>,
+    sums: Vec<i32>,
+}
+
+impl<'a> Tile<'a> {
+    /// Takes the next rows; `false` where there are none.
+    fn fill(&mut self, index: &'a Index, slots: &mut impl Iterator<Item = usize>) -> bool {
+        self.slots.clear();
+        self.rows.clear();
+        self.measures.clear();
+        self.sums.clear();
+        for slot in slots.take(TILE) {
+            let codes = index.segments[slot / ROWS].codes();
+            let measure = codes.measure(slot % ROWS);
+            self.slots.push(slot);
+            self.rows.push(codes.row(slot % ROWS));
+            self.measures.push(measure);
+            self.sums.push(measure.sum);
+        }
+        !self.slots.is_empty()
+    }
+}
+
+/// One query on its way through the rows.
+struct Race<'q> {
+    query: IndexQuery<'q>,
+    group: Group,
+    code: QueryCode,
+    /// Of lower bounds: what stays below for certain is out.
+    floor: Floor,
+    found: Vec<Candidate>,
+    prune_at: usize,
+}
+
+/// A row that could be among the best.
+struct Candidate {
+    slot: usize,
+    vessel: VesselNumber,
+    /// The most that its cosine can be.
+    upper: f32,
+}
+
+impl<'q> Race<'q> {
+    fn new(query: IndexQuery<'q>, group: Group) -> Self {
+        Self {
+            query,
+            group,
+            code: QueryCode::new(query.vector),
+            floor: Floor::new(query.k),
+            found: vec![],
+            prune_at: CANDIDATES_MIN,
+        }
+    }
+
+    /// Makes row `at` of the tile a candidate, if a closer look at it does not rule that out.
+    #[cold]
+    fn consider(&mut self, index: &Index, kernel: Kernel, tile: &Tile, at: usize, coarse: i32) {
+        let mut fine = [0];
+        kernel.products(self.code.fine(), &tile.rows[at..=at], &tile.sums[at..=at], &mut fine);
+        let bounds = self.code.bounds([coarse, fine[0]], tile.measures[at]);
+        let slot = tile.slots[at];
+        let vessel = index.vessel(slot);
+        if bounds.upper < self.floor.level()
+            || self.query.without_vessels.contains(vessel)
+            || self.query.without_row == Some(index.row(slot))
+        {
+            return;
+        }
+        self.floor.offer(self.group.key(vessel, slot), bounds.lower);
+        self.found.push(Candidate { slot, vessel, upper: bounds.upper });
+        if self.found.len() >= self.prune_at {
+            self.prune();
+            self.prune_at = CANDIDATES_MIN.max(2 * self.found.len());
+        }
+    }
+
+    /// Drops those that can neither be among the best nor be the best entry of their vessel.
+    fn prune(&mut self) {
+        let (floor, group) = (&self.floor, self.group);
+        let reach = |candidate: &Candidate| {
+            let own = floor.score(group.key(candidate.vessel, candidate.slot));
+            candidate.upper >= own.unwrap_or(floor.level())
+        };
+        self.found.retain(reach);
+    }
+
+    /// The candidates that are left, by the most that they could reach.
+    fn ranked(mut self) -> Vec<Candidate> {
+        self.prune();
+        self.found.sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper).then(a.slot.cmp(&b.slot)));
+        self.found
+    }
+}

@@ -1,0 +1,120 @@
+//! A piece of an index: the codes of up to 1,024 rows, and the columns that filters read.
+
+use std::sync::Arc;
+
+use super::RowId;
+use super::codes::{CodeRef, Codes};
+use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
+use crate::chip::Modality;
+use crate::gallery::entry::{Position, Time};
+
+/// Rows of a full segment; a multiple of the bits of a word.
+pub(super) const ROWS: usize = 1024;
+
+/// Codes and columns change separately: an update of what is known of a row copies no codes.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    codes: Arc<Codes>,
+    columns: Arc<Columns>,
+}
+
+/// What an index knows of a row beside its code.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known {
+    pub modality: Modality,
+    pub observed_at: Option<Time>,
+    pub position: Option<Position>,
+    pub vessel: Option<NamedVessel>,
+    pub scene: Option<SceneNumber>,
+    pub detection: Option<DetectionHash>,
+    pub labels: LabelSet,
+}
+
+/// Every column has one value a row.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Columns {
+    /// Ascending.
+    pub rows: Vec<RowId>,
+    pub modalities: Vec<Modality>,
+    pub times: Vec<Option<Time>>,
+    pub positions: Vec<Option<Position>>,
+    pub vessels: Vec<Option<NamedVessel>>,
+    pub scenes: Vec<Option<SceneNumber>>,
+    pub detections: Vec<Option<DetectionHash>>,
+    pub labels: Vec<LabelSet>,
+}
+
+impl Segment {
+    pub fn new(dimension: usize) -> Self {
+        Self { codes: Arc::new(Codes::with_room(dimension, 0)), columns: Arc::default() }
+    }
+
+    pub fn codes(&self) -> &Codes {
+        &self.codes
+    }
+
+    pub fn columns(&self) -> &Columns {
+        &self.columns
+    }
+
+    pub fn len(&self) -> usize {
+        self.columns.rows.len()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.len() == ROWS
+    }
+
+    /// # Panics
+    /// When the code has another dimension.
+    pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: Known) {
+        Arc::make_mut(&mut self.codes).push(code);
+        Arc::make_mut(&mut self.columns).push(row, known);
+    }
+
+    pub fn update(&mut self, at: usize, known: Known) {
+        Arc::make_mut(&mut self.columns).set(at, known);
+    }
+
+    /// Adds the rows `kept` of another segment.
+    pub fn append(&mut self, other: &Self, kept: impl Iterator<Item = usize>) {
+        for at in kept {
+            self.push(other.columns.rows[at], other.codes.code(at), other.columns.known(at));
+        }
+    }
+}
+
+impl Columns {
+    fn push(&mut self, row: RowId, known: Known) {
+        self.rows.push(row);
+        self.modalities.push(known.modality);
+        self.times.push(known.observed_at);
+        self.positions.push(known.position);
+        self.vessels.push(known.vessel);
+        self.scenes.push(known.scene);
+        self.detections.push(known.detection);
+        self.labels.push(known.labels);
+    }
+
+    fn set(&mut self, at: usize, known: Known) {
+        self.modalities[at] = known.modality;
+        self.times[at] = known.observed_at;
+        self.positions[at] = known.position;
+        self.vessels[at] = known.vessel;
+        self.scenes[at] = known.scene;
+        self.detections[at] = known.detection;
+        self.labels[at] = known.labels;
+    }
+
+    pub fn known(&self, at: usize) -> Known {
+        Known {
+            modality: self.modalities[at],
+            observed_at: self.times[at],
+            position: self.positions[at],
+            vessel: self.vessels[at],
+            scene: self.scenes[at],
+            detection: self.detections[at],
+            labels: self.labels[at],
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Filters on columns: which rows take part.
+
+use fixedbitset::FixedBitSet;
+
+use super::names::Names;
+use super::names::{DetectionHash, SceneNumber};
+use super::segment::{Columns, ROWS};
+use super::vessels::VesselNumber;
+use super::{Index, RowId};
+use crate::gallery::entry::{Position, Time};
+use crate::gallery::filter::Filter;
+
+/// Rows that take part, of the index that selected them.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// By slot.
+    pub(super) slots: FixedBitSet,
+    len: usize,
+}
+
+impl Selection {
+    /// Rows that take part.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// What the kinematic gate asks of a row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sighting {
+    pub row: RowId,
+    pub vessel: VesselNumber,
+    pub observed_at: Option<Time>,
+    pub position: Option<Position>,
+    pub scene: Option<SceneNumber>,
+    pub detection: Option<DetectionHash>,
+}
+
+/// A word of a set of slots.
+const WORD: usize = usize::BITS as usize;
+
+impl Index {
+    /// The rows that `filter` admits. `listed` are the rows of `filter.entries`, whose ids an index does not know; rows
+    /// that are not there are passed over.
+    ///
+    /// # Panics
+    /// When `filter` names entries and `listed` is `None`.
+    pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>) -> Selection {
+        assert!(listed.is_some() || filter.entries.is_empty(), "an index knows rows, not ids");
+        let mut slots = match listed {
+            None => self.live.clone(),
+            Some(rows) => {
+                let mut slots = FixedBitSet::with_capacity(self.live.len());
+                rows.iter().filter_map(|row| self.slot(*row)).for_each(|slot| slots.insert(slot));
+                slots
+            }
+        };
+        let wanted = Wanted::new(filter, &self.names());
+        for (words, segment) in slots.as_mut_slice().chunks_mut(ROWS / WORD).zip(&self.segments) {
+            wanted.keep(words, segment.columns());
+        }
+        let len = slots.count_ones(..);
+        Selection { slots, len }
+    }
+
+    /// Selected rows, ascending.
+    pub fn rows<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = RowId> + 'a {
+        self.selected(selection).map(|slot| self.segments[slot / ROWS].columns().rows[slot % ROWS])
+    }
+
+    /// Selected rows as the kinematic gate sees them, ascending.
+    pub fn sightings<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = Sighting> + 'a {
+        self.selected(selection).map(|slot| {
+            let (columns, at) = (self.segments[slot / ROWS].columns(), slot % ROWS);
+            Sighting {
+                row: columns.rows[at],
+                vessel: VesselNumber::of(columns.vessels[at], slot),
+                observed_at: columns.times[at],
+                position: columns.positions[at],
+                scene: columns.scenes[at],
+                detection: columns.detections[at],
+            }
+        })
+    }
+
+    /// Slots of selected rows, ascending.
+    ///
+    /// # Panics
+    /// When another state of the index selected them.
+    pub(super) fn selected<'a>(&self, selection: &'a Selection) -> impl Iterator<Item = usize> + 'a {
+        assert_eq!(selection.slots.len(), self.live.len(), "a selection belongs to the index that made it");
+        selection.slots.ones()
+    }
+}
+
+/// A filter in the numbers of an index; `None` is no condition.
+struct Wanted<'f> {
+    filter: &'f Filter,
+    vessels: Option<FixedBitSet>,
+    label_sets: Option<FixedBitSet>,
+}
+
+impl<'f> Wanted<'f> {
+    fn new(filter: &'f Filter, names: &Names) -> Self {
+        let numbers = || filter.vessels.iter().filter_map(|id| names.known_vessel(id));
+        let vessels = || numbers().map(|vessel| vessel.number() as usize).collect();
+        let label_sets = || names.label_sets_with(&filter.labels);
+        Self {
+            filter,
+            vessels: (!filter.vessels.is_empty()).then(vessels),
+            label_sets: (!filter.labels.is_empty()).then(label_sets),
+        }
+    }
+
+    /// Clears the bits of a segment's rows that are not wanted.
+    fn keep(&self, words: &mut [usize], columns: &Columns) {
+        let filter = self.filter;
+        if !filter.modalities.is_empty() {
+            keep(words, &columns.modalities, |modality| filter.modalities.contains(modality));
+        }
+        if let Some(range) = filter.time_range {
+            keep(words, &columns.times, |time| time.is_some_and(|time| range.contains(time)));
+        }
+        if let Some(vessels) = &self.vessels {
+            keep(words, &columns.vessels, |vessel| {
+                vessel.is_some_and(|vessel| vessels.contains(vessel.number() as usize))
+            });
+        }
+        if let Some(sets) = &self.label_sets {
+            keep(words, &columns.labels, |set| sets.contains(set.number()));
+        }
+        if let Some(area) = filter.area {
+            keep(words, &columns.positions, |place| place.as_ref().is_some_and(|place| area.contains(place)));
+        }
+    }
+}
+
+/// Clears the bits of the rows whose value does not hold.
+fn keep<T>(words: &mut [usize], column: &[T], holds: impl Fn(&T) -> bool) {
+    for (word, values) in words.iter_mut().zip(column.chunks(WORD)) {
+        if *word != 0 {
+            // Without a branch on the value, which nobody could predict.
+            let bit = |(at, value)| usize::from(holds(value)) << at;
+            *word &= values.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit);
+        }
+    }
+}

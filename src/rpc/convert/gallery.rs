@@ -1,0 +1,186 @@
+//! Galleries, their entries, and changes to them.
+
+use std::collections::HashMap;
+
+use super::super::problem::Problem;
+use super::sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
+use super::{embedding, filter, model_digest, source_chip};
+use crate::chip::{Modality, SourceChip};
+use crate::embedding::{Embedding, ModelDigest};
+use crate::gallery::{
+    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
+};
+use crate::wire;
+use crate::wire::delete_entries_request::Selection;
+use crate::wire::enroll_request::Source;
+
+/// An item of an Enroll stream whose every field has been read.
+pub struct EnrollItem {
+    pub id: EntryId,
+    pub vessel: Option<VesselId>,
+    pub labels: Labels,
+    pub observation: Observation,
+    pub source: EnrollSource,
+    pub overwrite: bool,
+}
+
+/// What an entry's embedding comes from.
+pub enum EnrollSource {
+    Chip(SourceChip),
+    Ready { embedding: Embedding, model: ModelDigest, modality: Modality },
+}
+
+impl EnrollItem {
+    /// # Errors
+    /// What is wrong with the item, by field.
+    pub fn parse(request: wire::EnrollRequest) -> Result<Self, Problem> {
+        let (source, observed) = match request.source {
+            None => return Err(Problem::invalid("NO_SOURCE", "chip", "neither chip nor embedding is set")),
+            Some(Source::Chip(mut chip)) => {
+                let observed = chip.observation.take();
+                let chip = source_chip(chip).map_err(|problem| problem.within("chip"))?;
+                (EnrollSource::Chip(chip), (observed, "chip.observation"))
+            }
+            Some(Source::Embedding(mut ready)) => {
+                let observed = ready.observation.take();
+                let source = ready_source(ready).map_err(|problem| problem.within("embedding"))?;
+                (source, (observed, "embedding.observation"))
+            }
+        };
+        let (observed, place) = observed;
+        Ok(Self {
+            id: entry_id("entry_id", &request.entry_id)?,
+            vessel: vessel_id("vessel_id", &request.vessel_id)?,
+            labels: labels(request.labels)?,
+            observation: observation(observed.unwrap_or_default())
+                .map_err(|problem| problem.within(place))?,
+            source,
+            overwrite: request.overwrite,
+        })
+    }
+
+    pub fn content(&self) -> ContentHash {
+        let Self { labels, observation, .. } = self;
+        let content = Content { vessel: self.vessel.as_ref(), labels, observation };
+        match &self.source {
+            EnrollSource::Chip(chip) => content.with_chip(chip),
+            EnrollSource::Ready { embedding, modality, .. } => content.with_embedding(*modality, embedding),
+        }
+    }
+}
+
+fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
+    let model = model_digest(&ready.model)?
+        .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "model", "model is not set"))?;
+    let modality = super::modality("modality", ready.modality)?
+        .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
+    let embedding = embedding("embedding", ready.embedding.unwrap_or_default())?;
+    Ok(EnrollSource::Ready { embedding, model, modality })
+}
+
+/// Which entries a deletion takes.
+pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
+    match selection {
+        None => Err(Problem::invalid("NO_SELECTION", "ids", "neither ids nor filter is set")),
+        Some(Selection::Ids(ids)) => {
+            let ids = ids.entry_ids.iter().map(|id| entry_id("ids.entry_ids", id));
+            Ok(Selector::Ids(ids.collect::<Result<_, _>>()?))
+        }
+        Some(Selection::Filter(wanted)) => {
+            let wanted = filter(wanted).map_err(|problem| problem.within("filter"))?;
+            if wanted.is_empty() {
+                let message = "filter is empty: it would delete every entry; delete the gallery instead";
+                return Err(Problem::invalid("FILTER_EMPTY", "filter", message));
+            }
+            Ok(Selector::Filter(wanted))
+        }
+    }
+}
+
+/// Updates and the fields that they write.
+pub fn updates(request: wire::UpdateEntriesRequest) -> Result<(Vec<Update>, Vec<Field>), Problem> {
+    let fields = fields(&request.update_mask.unwrap_or_default().paths)?;
+    let updates = request.updates.into_iter().enumerate().map(|(index, update)| {
+        self::update(update).map_err(|problem| problem.within(&format!("updates[{index}]")))
+    });
+    Ok((updates.collect::<Result<_, _>>()?, fields))
+}
+
+fn update(update: wire::EntryUpdate) -> Result<Update, Problem> {
+    let observed = observation(update.observation.unwrap_or_default());
+    Ok(Update {
+        id: entry_id("entry_id", &update.entry_id)?,
+        vessel: vessel_id("vessel_id", &update.vessel_id)?,
+        labels: labels(update.labels)?,
+        observation: observed.map_err(|problem| problem.within("observation"))?,
+    })
+}
+
+fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
+    if paths.is_empty() {
+        let message = "update_mask is empty: it says which of vessel_id, labels, observation to write";
+        return Err(Problem::invalid("UPDATE_MASK_EMPTY", "update_mask", message));
+    }
+    let field = |path: &String| {
+        Ok(match path.as_str() {
+            "vessel_id" => Field::Vessel,
+            "labels" => Field::Labels,
+            "observation" => Field::Observation,
+            "observation.detection_id" => Field::DetectionId,
+            "observation.scene_id" => Field::SceneId,
+            "observation.sensor" => Field::Sensor,
+            "observation.observed_at" => Field::ObservedAt,
+            // A position is one thing: its parts are written together.
+            "observation.latitude" | "observation.longitude" | "observation.position_sigma_m" => {
+                Field::Position
+            }
+            "observation.heading_deg" | "observation.heading_ambiguous" => Field::Heading,
+            "observation.length_m" => Field::Length,
+            "observation.width_m" => Field::Width,
+            other => {
+                let message = format!("update_mask names {other}, which cannot be updated");
+                return Err(Problem::invalid("UPDATE_MASK_UNKNOWN", "update_mask", message));
+            }
+        })
+    };
+    paths.iter().map(field).collect()
+}
+
+pub fn gallery(name: &str, info: Info) -> wire::Gallery {
+    wire::Gallery {
+        name: name.into(),
+        model: info.about.model.to_string(),
+        dimension: info.about.dimension as u32,
+        entries: info.entries,
+        vessels: info.vessels,
+        stored_bytes: info.stored_bytes,
+        created_at: Some(timestamp(info.about.created_at)),
+        keeps_chips: info.about.keeps_chips,
+        read_only_reason: info.read_only.unwrap_or_default(),
+    }
+}
+
+pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
+    let labels = entry.labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
+    wire::Entry {
+        entry_id: entry.id.to_string(),
+        vessel_id: entry.vessel.as_ref().map(ToString::to_string).unwrap_or_default(),
+        modality: modality_to_wire(entry.modality).into(),
+        labels: labels.collect::<HashMap<_, _>>(),
+        enrolled_at: Some(timestamp(entry.enrolled_at)),
+        embedding: embedding.map(|embedding| wire::Embedding { values: embedding.into_vec() }),
+        observation: Some(observation_to_wire(entry.observation)),
+    }
+}
+
+/// What a copy holds beside embeddings.
+pub fn chips(with_chips: bool) -> Chips {
+    if with_chips { Chips::With } else { Chips::Without }
+}
+
+fn modality_to_wire(modality: Modality) -> wire::Modality {
+    match modality {
+        Modality::Optical => wire::Modality::Optical,
+        Modality::Sar => wire::Modality::Sar,
+    }
+}

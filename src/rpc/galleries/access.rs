@@ -1,0 +1,66 @@
+//! The galleries of a server, for the services that need them: named by tenant, read on a bounded number of threads.
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
+use tonic::Code;
+
+use super::super::problem::Problem;
+use crate::gallery::{Gallery, GalleryName, Shelf};
+
+/// Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct GalleryAccess {
+    shelf: Option<Arc<Shelf>>,
+    readers: Arc<Semaphore>,
+}
+
+impl GalleryAccess {
+    /// Reads on at most `readers` threads at once; without a shelf, everything is refused.
+    pub fn new(shelf: Option<Arc<Shelf>>, readers: usize) -> Self {
+        Self { shelf, readers: Arc::new(Semaphore::new(readers)) }
+    }
+
+    /// # Errors
+    /// The server has no data folder.
+    pub fn shelf(&self) -> Result<&Arc<Shelf>, Problem> {
+        self.shelf.as_ref().ok_or_else(|| {
+            let message = "this server keeps no galleries: store.data_dir is empty";
+            Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message)
+        })
+    }
+
+    /// # Errors
+    /// There is no such gallery, or it is damaged.
+    pub fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
+        Ok(self.shelf()?.get(tenant, &gallery_name(name)?)?)
+    }
+
+    /// Runs work that reads or writes the disk off the async threads.
+    ///
+    /// # Errors
+    /// The work's own, or it panicked.
+    pub async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        // The semaphore is never closed; a panic in the work is all that can go wrong here.
+        let place = Arc::clone(&self.readers).acquire_owned().await;
+        let done = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            work()
+        });
+        done.await.unwrap_or_else(|cause| {
+            tracing::error!(%cause, "reading a gallery panicked");
+            Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
+        })
+    }
+}
+
+/// # Errors
+/// No gallery can have the name.
+pub fn gallery_name(name: &str) -> Result<GalleryName, Problem> {
+    GalleryName::new(name).map_err(|cause| {
+        Problem::invalid("GALLERY_NAME_INVALID", "name", format!("the gallery name {cause}"))
+    })
+}

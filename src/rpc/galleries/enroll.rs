@@ -1,0 +1,197 @@
+//! Enroll: a stream of items in, an acknowledgement for each out, in their order.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tonic::{Code, Status};
+
+use super::super::context::CallContext;
+use super::super::convert::{self, EnrollItem, EnrollSource};
+use super::super::problem::Problem;
+use super::access::GalleryAccess;
+use crate::chip::SourceChip;
+use crate::encoder::{Embedded, Pipeline, Priority};
+use crate::gallery::{Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, Time};
+use crate::metrics;
+use crate::wire;
+
+/// What the items of one call share.
+#[derive(Clone)]
+pub struct EnrollCall {
+    pub access: GalleryAccess,
+    pub pipeline: Arc<Pipeline>,
+    pub context: CallContext,
+    pub gallery: Gallery,
+    /// As the first item names it.
+    pub name: Arc<str>,
+    /// Chips that may be in flight.
+    pub chips: Arc<Semaphore>,
+    pub in_flight: InFlight,
+}
+
+/// An item that has its turn.
+pub struct Begun {
+    entry_id: String,
+    item: Result<EnrollItem, Problem>,
+    _chip: Option<OwnedSemaphorePermit>,
+    _turn: Turn,
+}
+
+impl EnrollCall {
+    /// Reads an item and waits for its turn: for room, if it has a chip, and for an earlier item with its id. Further
+    /// items are read afterwards, so that a sender is slowed down and memory is bounded.
+    pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
+        let request = request?;
+        let entry_id = request.entry_id.clone();
+        let chip = match &request.source {
+            // The semaphore is never closed.
+            Some(wire::enroll_request::Source::Chip(_)) => self.chips.acquire_owned().await.ok(),
+            _ => None,
+        };
+        let turn = self.in_flight.turn(&entry_id).await;
+        let item = if request.gallery.is_empty() || *request.gallery == *self.name {
+            EnrollItem::parse(request)
+        } else {
+            let message = format!("the stream enrols into {}, not into {}", self.name, request.gallery);
+            Err(Problem::invalid("GALLERY_CHANGED", "gallery", message))
+        };
+        Ok(Begun { entry_id, item, _chip: chip, _turn: turn })
+    }
+
+    /// Embeds and stores an item; an item at fault fails alone.
+    pub async fn finish(self, begun: Result<Begun, Status>) -> Result<wire::EnrollResponse, Status> {
+        let Begun { entry_id, item, _chip, _turn } = begun?;
+        let mut response = wire::EnrollResponse { entry_id, ..wire::EnrollResponse::default() };
+        let stored = match item {
+            Ok(item) => self.store(item).await,
+            Err(problem) => Err(problem),
+        };
+        match stored {
+            Ok((outcome, warnings)) => {
+                metrics::enrolled(outcome_name(outcome));
+                response.outcome = outcome_to_wire(outcome).into();
+                response.warnings = warnings;
+            }
+            Err(problem) => {
+                metrics::enrolled(problem.reason);
+                response.error = Some(problem.into());
+            }
+        }
+        Ok(response)
+    }
+
+    async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
+        let content = item.content();
+        let EnrollItem { id, vessel, labels, observation, source, overwrite } = item;
+        let (embedding, model, modality, extent_m, chip, warnings) = match source {
+            EnrollSource::Ready { embedding, model, modality } => {
+                (embedding, model, modality, None, None, Vec::new())
+            }
+            EnrollSource::Chip(chip) => {
+                if self.is_enrolled(&id, content).await? {
+                    return Ok((Enrolled::Unchanged, Vec::new()));
+                }
+                let embedded = self.embed(chip.clone()).await?;
+                let warnings = convert::warnings(&embedded.warnings);
+                let model = self.gallery.info().about.model;
+                let extent_m = Some(embedded.extent_m);
+                (embedded.embedding, model, chip.view.modality, extent_m, Some(chip), warnings)
+            }
+        };
+        let entry =
+            Entry { id, vessel, modality, observation, labels, extent_m, enrolled_at: now(), content };
+        let conflict = if overwrite { Conflict::Overwrite } else { Conflict::Refuse };
+        let enrolment = Enrolment { entry, embedding, model, chip, conflict };
+        Ok((self.gallery.enrol(enrolment).await?, warnings))
+    }
+
+    /// Whether storing would change nothing, so that the device need not see the chip again.
+    async fn is_enrolled(&self, id: &EntryId, content: ContentHash) -> Result<bool, Problem> {
+        let (snapshot, id) = (self.gallery.snapshot(), id.clone());
+        self.access.run(move || Ok(snapshot.is_enrolled(&id, &content)?)).await
+    }
+
+    async fn embed(&self, chip: SourceChip) -> Result<Embedded, Problem> {
+        let model = resident(&self.pipeline, &self.gallery)?;
+        let caller = convert::caller(&self.context, Priority::Bulk);
+        let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
+        let embedded = self.pipeline.embed(&model, &caller, chip).await;
+        embedded.map_err(|cause| Problem::from(cause).within("chip"))
+    }
+}
+
+/// The model of a gallery, where chips can be embedded by it now.
+pub fn resident(pipeline: &Pipeline, gallery: &Gallery) -> Result<crate::encoder::ModelCard, Problem> {
+    let model = gallery.info().about.model;
+    pipeline.resolve(Some(model)).map_err(|_| {
+        let active = pipeline.resolve(None).map(|card| card.digest.to_string()).unwrap_or_default();
+        let message =
+            format!("the gallery is of model {model}, which is not resident; the active one is {active}");
+        Problem::new(Code::FailedPrecondition, "MODEL_NOT_RESIDENT", message)
+            .with_metadata("gallery_model", model)
+            .with_metadata("active_model", active)
+    })
+}
+
+/// Ids whose items have not ended, so that two items with one id are stored in the order in which they came.
+#[derive(Clone, Debug, Default)]
+pub struct InFlight(Arc<Ids>);
+
+#[derive(Debug, Default)]
+struct Ids {
+    taken: Mutex<HashSet<String>>,
+    freed: Notify,
+}
+
+/// An id that is taken until this is dropped.
+#[derive(Debug)]
+struct Turn {
+    ids: InFlight,
+    id: String,
+}
+
+impl InFlight {
+    async fn turn(&self, id: &str) -> Turn {
+        loop {
+            let freed = self.0.freed.notified();
+            if self.taken(|taken| taken.insert(id.to_owned())) {
+                return Turn { ids: self.clone(), id: id.to_owned() };
+            }
+            freed.await;
+        }
+    }
+
+    fn taken<T>(&self, change: impl FnOnce(&mut HashSet<String>) -> T) -> T {
+        change(&mut self.0.taken.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.ids.taken(|taken| taken.remove(&self.id));
+        self.ids.0.freed.notify_waiters();
+    }
+}
+
+fn now() -> Time {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time::from_unix(since_1970.as_secs() as i64, since_1970.subsec_nanos()).unwrap_or(Time::from_nanos(0))
+}
+
+fn outcome_name(outcome: Enrolled) -> &'static str {
+    match outcome {
+        Enrolled::Created => "created",
+        Enrolled::Replaced => "replaced",
+        Enrolled::Unchanged => "unchanged",
+    }
+}
+
+fn outcome_to_wire(outcome: Enrolled) -> wire::EnrollOutcome {
+    match outcome {
+        Enrolled::Created => wire::EnrollOutcome::Created,
+        Enrolled::Replaced => wire::EnrollOutcome::Replaced,
+        Enrolled::Unchanged => wire::EnrollOutcome::Unchanged,
+    }
+}

@@ -1,0 +1,414 @@
+//! The service `Galleries`.
+
+mod access;
+mod enroll;
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt, stream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+pub use access::{GalleryAccess, gallery_name};
+pub use enroll::resident;
+
+use super::ResponseStream;
+use super::context::CallContext;
+use super::convert;
+use super::deadline;
+use super::problem::Problem;
+use crate::config::Limits;
+use crate::encoder::Pipeline;
+use crate::gallery::{Export, Filter, GalleryName, Import, NewGallery, RowId, Snapshot, VesselId};
+use crate::wire;
+use enroll::{EnrollCall, InFlight};
+
+/// Entries or galleries of a page, unless the caller says otherwise.
+const PAGE_DEFAULT: u32 = 100;
+const PAGE_MAX: u32 = 1000;
+/// Entries that one call may name.
+const ENTRIES_MAX: usize = 10_000;
+/// Pieces of a copy between the disk and a slow reader.
+const EXPORT_AHEAD: usize = 4;
+
+/// Known ships, stored.
+#[derive(Clone)]
+pub struct GalleriesService {
+    access: GalleryAccess,
+    pipeline: Arc<Pipeline>,
+    chips_inflight_max: usize,
+    items_inflight_max: usize,
+}
+
+impl GalleriesService {
+    pub fn new(access: GalleryAccess, pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
+        Self {
+            access,
+            pipeline,
+            chips_inflight_max: limits.stream_inflight_max,
+            items_inflight_max: limits.enroll_inflight_max,
+        }
+    }
+
+    fn snapshot(&self, context: &CallContext, gallery: &str) -> Result<Arc<Snapshot>, Problem> {
+        Ok(self.access.gallery(&context.tenant, gallery)?.snapshot())
+    }
+
+    async fn create(
+        &self,
+        context: CallContext,
+        request: wire::CreateGalleryRequest,
+    ) -> Result<wire::Gallery, Problem> {
+        let shelf = Arc::clone(self.access.shelf()?);
+        let name = gallery_name(&request.name)?;
+        let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
+        let new = NewGallery {
+            model: card.digest,
+            dimension: card.dimension,
+            keeps_chips: request.keep_chips.unwrap_or(true),
+        };
+        self.access
+            .run(move || {
+                let made = shelf.create(&context.tenant, &name, new)?;
+                Ok(convert::gallery(name.as_str(), made.info()))
+            })
+            .await
+    }
+
+    fn list(
+        &self,
+        context: &CallContext,
+        request: &wire::ListGalleriesRequest,
+    ) -> Result<wire::ListGalleriesResponse, Problem> {
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(GalleryName::new(token).map_err(|_| bad_token())?),
+        };
+        let size = page_size(request.page_size)?;
+        let listing = self.access.shelf()?.list(&context.tenant, after.as_ref(), size);
+        let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
+            Ok(gallery) => convert::gallery(name.as_str(), gallery.info()),
+            // It is there, which whoever wants to delete it must see.
+            Err(cause) => wire::Gallery {
+                name: name.to_string(),
+                read_only_reason: format!("not served: {cause}"),
+                ..wire::Gallery::default()
+            },
+        });
+        Ok(wire::ListGalleriesResponse {
+            galleries: described.collect(),
+            next_page_token: listing.next.map(|name| name.to_string()).unwrap_or_default(),
+        })
+    }
+
+    async fn entries(
+        &self,
+        context: &CallContext,
+        request: wire::GetEntriesRequest,
+    ) -> Result<wire::GetEntriesResponse, Problem> {
+        let snapshot = self.snapshot(context, &request.gallery)?;
+        bounded_count("entry_ids", request.entry_ids.len())?;
+        let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
+        let ids = ids.collect::<Result<Vec<_>, _>>()?;
+        self.access
+            .run(move || {
+                let looked = snapshot.get(&ids)?;
+                let missing = looked.missing.iter().map(ToString::to_string);
+                Ok(wire::GetEntriesResponse {
+                    missing_entry_ids: missing.collect(),
+                    entries: entries_to_wire(&snapshot, looked.found, request.with_embeddings)?,
+                })
+            })
+            .await
+    }
+
+    async fn page(
+        &self,
+        context: &CallContext,
+        request: wire::ListEntriesRequest,
+    ) -> Result<wire::ListEntriesResponse, Problem> {
+        let snapshot = self.snapshot(context, &request.gallery)?;
+        let filter = filter(request.filter)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(RowId(u64::from_str_radix(token, 16).map_err(|_| bad_token())?)),
+        };
+        let size = page_size(request.page_size)?;
+        self.access
+            .run(move || {
+                let page = snapshot.list(&filter, after, size)?;
+                Ok(wire::ListEntriesResponse {
+                    next_page_token: page.next.map(|RowId(row)| format!("{row:x}")).unwrap_or_default(),
+                    entries: entries_to_wire(&snapshot, page.entries, request.with_embeddings)?,
+                })
+            })
+            .await
+    }
+
+    async fn delete_some(
+        &self,
+        context: &CallContext,
+        request: wire::DeleteEntriesRequest,
+    ) -> Result<u64, Problem> {
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let selector = convert::selector(request.selection)?;
+        Ok(gallery.delete(selector).await?)
+    }
+
+    async fn update(
+        &self,
+        context: &CallContext,
+        request: wire::UpdateEntriesRequest,
+    ) -> Result<wire::UpdateEntriesResponse, Problem> {
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        bounded_count("updates", request.updates.len())?;
+        let (updates, fields) = convert::updates(request)?;
+        let updated = gallery.update(updates, fields).await?;
+        Ok(wire::UpdateEntriesResponse {
+            updated: updated.updated,
+            missing_entry_ids: updated.missing.iter().map(ToString::to_string).collect(),
+        })
+    }
+
+    async fn merge(&self, context: &CallContext, request: wire::MergeVesselsRequest) -> Result<u64, Problem> {
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        bounded_count("vessel_ids", request.vessel_ids.len())?;
+        let vessels = request.vessel_ids.iter().map(|id| named_vessel("vessel_ids", id));
+        let vessels = vessels.collect::<Result<Vec<_>, _>>()?;
+        Ok(gallery.merge(vessels, named_vessel("into", &request.into)?).await?)
+    }
+
+    /// Takes a copy piece by piece; a call that ends early leaves nothing behind.
+    async fn import(
+        &self,
+        context: CallContext,
+        mut pieces: Streaming<wire::ImportGalleryRequest>,
+    ) -> Result<wire::Gallery, Status> {
+        let first = pieces.message().await?.unwrap_or_default();
+        let name = gallery_name(&first.name)?;
+        let shelf = Arc::clone(self.access.shelf()?);
+        let named = name.clone();
+        let mut import: Import = self.access.run(move || Ok(shelf.import(&context.tenant, &named)?)).await?;
+        let mut piece = Some(first);
+        while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
+            import = self
+                .access
+                .run(move || {
+                    import.push(&data)?;
+                    Ok(import)
+                })
+                .await?;
+            piece = pieces.message().await?;
+        }
+        let made = self.access.run(move || Ok(import.finish()?)).await?;
+        Ok(convert::gallery(name.as_str(), made.info()))
+    }
+
+    /// A copy of one snapshot, read from the disk as fast as it is taken.
+    fn export(
+        &self,
+        context: &CallContext,
+        request: &wire::ExportGalleryRequest,
+    ) -> Result<ReceiverStream<Result<wire::ExportGalleryResponse, Status>>, Problem> {
+        let snapshot = self.snapshot(context, &request.gallery)?;
+        let (pieces, receiver) = mpsc::channel(EXPORT_AHEAD);
+        let export = Export::new(snapshot, convert::chips(request.with_chips));
+        tokio::task::spawn_blocking(move || {
+            for piece in export {
+                let answer = match piece {
+                    Ok(data) => Ok(wire::ExportGalleryResponse { data }),
+                    Err(cause) => Err(Problem::from(cause).into()),
+                };
+                // Whoever left needs no more pieces; after an error there are none.
+                if pieces.blocking_send(answer).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(ReceiverStream::new(receiver))
+    }
+
+    async fn enroll_all(
+        &self,
+        context: CallContext,
+        mut items: Streaming<wire::EnrollRequest>,
+    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        let deadline = context.deadline;
+        let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
+        let call = EnrollCall {
+            gallery: self.access.gallery(&context.tenant, &first.gallery)?,
+            name: first.gallery.as_str().into(),
+            access: self.access.clone(),
+            pipeline: Arc::clone(&self.pipeline),
+            context,
+            chips: Arc::new(Semaphore::new(self.chips_inflight_max)),
+            in_flight: InFlight::default(),
+        };
+        let begin = {
+            let call = call.clone();
+            move |item| call.clone().begin(item)
+        };
+        let answers = stream::once(async { Ok(first) })
+            .chain(items)
+            .then(begin)
+            .map(move |begun| call.clone().finish(begun).boxed())
+            .buffered(self.items_inflight_max);
+        Ok(Box::pin(deadline::bounded(answers, deadline)))
+    }
+}
+
+fn entries_to_wire(
+    snapshot: &Snapshot,
+    entries: Vec<(RowId, crate::gallery::Entry)>,
+    with_embeddings: bool,
+) -> Result<Vec<wire::Entry>, Problem> {
+    let entry = |(row, entry)| {
+        let embedding = if with_embeddings { Some(snapshot.embedding(row)?) } else { None };
+        Ok(convert::entry(entry, embedding))
+    };
+    entries.into_iter().map(entry).collect()
+}
+
+fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
+    convert::filter(filter.unwrap_or_default()).map_err(|problem| problem.within("filter"))
+}
+
+fn named_vessel(field: &str, id: &str) -> Result<VesselId, Problem> {
+    convert::vessel_id(field, id)?
+        .ok_or_else(|| Problem::invalid("TEXT_EMPTY", field, format!("{field} names no vessel")))
+}
+
+fn page_size(asked: u32) -> Result<usize, Problem> {
+    match asked {
+        0 => Ok(PAGE_DEFAULT as usize),
+        1..=PAGE_MAX => Ok(asked as usize),
+        _ => {
+            let message = format!("page_size is {asked}, the limit is {PAGE_MAX}");
+            Err(Problem::invalid("PAGE_SIZE_INVALID", "page_size", message).with_metadata("limit", PAGE_MAX))
+        }
+    }
+}
+
+fn bounded_count(field: &str, count: usize) -> Result<(), Problem> {
+    if count <= ENTRIES_MAX {
+        return Ok(());
+    }
+    let message = format!("{field} has {count} elements, the limit is {ENTRIES_MAX}");
+    Err(Problem::invalid("TOO_MANY_ENTRIES", field, message).with_metadata("limit", ENTRIES_MAX))
+}
+
+fn bad_token() -> Problem {
+    Problem::invalid("PAGE_TOKEN_INVALID", "page_token", "page_token comes from no earlier answer")
+}
+
+#[tonic::async_trait]
+impl wire::galleries_server::Galleries for GalleriesService {
+    async fn create_gallery(
+        &self,
+        request: Request<wire::CreateGalleryRequest>,
+    ) -> Result<Response<wire::CreateGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let gallery = self.create(context, request.into_inner()).await?;
+        Ok(Response::new(wire::CreateGalleryResponse { gallery: Some(gallery) }))
+    }
+
+    async fn get_gallery(
+        &self,
+        request: Request<wire::GetGalleryRequest>,
+    ) -> Result<Response<wire::GetGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let name = request.into_inner().name;
+        let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name)?.info());
+        Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
+    }
+
+    async fn list_galleries(
+        &self,
+        request: Request<wire::ListGalleriesRequest>,
+    ) -> Result<Response<wire::ListGalleriesResponse>, Status> {
+        Ok(Response::new(self.list(&CallContext::of(&request), request.get_ref())?))
+    }
+
+    async fn delete_gallery(
+        &self,
+        request: Request<wire::DeleteGalleryRequest>,
+    ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let (shelf, name) = (Arc::clone(self.access.shelf()?), gallery_name(&request.get_ref().name)?);
+        self.access.run(move || Ok(shelf.delete(&context.tenant, &name)?)).await?;
+        Ok(Response::new(wire::DeleteGalleryResponse {}))
+    }
+
+    type EnrollStream = ResponseStream<wire::EnrollResponse>;
+
+    async fn enroll(
+        &self,
+        request: Request<Streaming<wire::EnrollRequest>>,
+    ) -> Result<Response<Self::EnrollStream>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.enroll_all(context, request.into_inner()).await?))
+    }
+
+    async fn get_entries(
+        &self,
+        request: Request<wire::GetEntriesRequest>,
+    ) -> Result<Response<wire::GetEntriesResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.entries(&context, request.into_inner()).await?))
+    }
+
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Result<Response<wire::ListEntriesResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.page(&context, request.into_inner()).await?))
+    }
+
+    async fn delete_entries(
+        &self,
+        request: Request<wire::DeleteEntriesRequest>,
+    ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
+        let context = CallContext::of(&request);
+        let deleted = self.delete_some(&context, request.into_inner()).await?;
+        Ok(Response::new(wire::DeleteEntriesResponse { deleted }))
+    }
+
+    async fn update_entries(
+        &self,
+        request: Request<wire::UpdateEntriesRequest>,
+    ) -> Result<Response<wire::UpdateEntriesResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.update(&context, request.into_inner()).await?))
+    }
+
+    async fn merge_vessels(
+        &self,
+        request: Request<wire::MergeVesselsRequest>,
+    ) -> Result<Response<wire::MergeVesselsResponse>, Status> {
+        let context = CallContext::of(&request);
+        let moved_entries = self.merge(&context, request.into_inner()).await?;
+        Ok(Response::new(wire::MergeVesselsResponse { moved_entries }))
+    }
+
+    type ExportGalleryStream = ResponseStream<wire::ExportGalleryResponse>;
+
+    async fn export_gallery(
+        &self,
+        request: Request<wire::ExportGalleryRequest>,
+    ) -> Result<Response<Self::ExportGalleryStream>, Status> {
+        let context = CallContext::of(&request);
+        let pieces = self.export(&context, request.get_ref())?;
+        Ok(Response::new(Box::pin(deadline::bounded(pieces, context.deadline))))
+    }
+
+    async fn import_gallery(
+        &self,
+        request: Request<Streaming<wire::ImportGalleryRequest>>,
+    ) -> Result<Response<wire::ImportGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let gallery = self.import(context, request.into_inner()).await?;
+        Ok(Response::new(wire::ImportGalleryResponse { gallery: Some(gallery) }))
+    }
+}

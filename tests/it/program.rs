@@ -1,0 +1,80 @@
+//! The program as its users start it.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+pub const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+/// Free ports.
+pub const PORTS: [&str; 4] =
+    ["--set", "server.listen=127.0.0.1:0", "--set", "server.metrics_listen=127.0.0.1:0"];
+
+pub fn shipreid() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_shipreid"))
+}
+
+pub fn run(arguments: &[&str]) -> Output {
+    shipreid().args(arguments).output().unwrap()
+}
+
+pub fn model_path(path: &Path) -> String {
+    format!("model.path={}", path.display())
+}
+
+/// The recorded micro checkpoint as a model of ours.
+pub fn imported(folder: &Path) -> PathBuf {
+    let model = folder.join("micro");
+    let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
+    let place = model.to_str().unwrap();
+    let output = run(&["model", "import", &checkpoint, place, "--heads", "2", "--image", "64x32"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    model
+}
+
+/// A server in a process of its own; killed when it goes out of scope.
+pub struct Server {
+    process: Child,
+    pub endpoint: String,
+}
+
+impl Server {
+    /// Serves `model` with settings in the form `section.key=value`.
+    pub fn start(model: &Path, settings: &[&str]) -> Self {
+        Self::start_as(shipreid(), model, settings)
+    }
+
+    /// The same through `program`, which ends in the program's own path.
+    pub fn start_as(mut program: Command, model: &Path, settings: &[&str]) -> Self {
+        program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
+        for setting in settings {
+            program.args(["--set", setting]);
+        }
+        let mut process = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
+        Self { process, endpoint: format!("http://{address}") }
+    }
+
+    /// Asks the server to end, and waits until it has.
+    pub fn terminate(mut self) {
+        let pid = i32::try_from(self.process.id()).unwrap();
+        // SAFETY: the process is a child that has not been waited for, so the id is its own.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert!(self.process.wait().unwrap().success());
+    }
+
+    /// SIGKILL, as a power failure without the power failure.
+    pub fn kill(mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A server that a test has ended is gone already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
