@@ -2,6 +2,7 @@
 
 #[cfg(feature = "torch")]
 mod load;
+mod training;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -24,8 +25,12 @@ use crate::encoder::{
     Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
+use crate::jobs::Jobs;
 use crate::metrics;
-use crate::rpc::{self, GalleriesService, GalleryAccess, Services, ShipReIdService, listener, status_page};
+use crate::rpc::{
+    self, GalleriesService, GalleryAccess, JobAccess, Services, ShipReIdService, TrainingJobsService,
+    listener, status_page,
+};
 
 #[cfg(feature = "torch")]
 pub use load::{load_model, put_on_device};
@@ -56,6 +61,7 @@ pub struct Running {
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
+    jobs: Option<Arc<Jobs>>,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -72,6 +78,7 @@ pub async fn start(
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
 
     let shelf = open_shelf(&config.store).await?;
+    let jobs = training::open_jobs(config).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: model.workers, batch_max: config.encoder.batch_max },
@@ -90,7 +97,8 @@ pub async fn start(
     metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
 
     let pipeline = Arc::new(pipeline(config, queue.clone(), card));
-    let (router, reporter) = rpc::router(services(config, pipeline, shelf.clone()), &config.limits);
+    let (router, reporter) =
+        rpc::router(services(config, pipeline, shelf.clone(), jobs.clone()), &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -98,7 +106,7 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf })
+    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, jobs })
 }
 
 impl Running {
@@ -106,6 +114,10 @@ impl Running {
     pub async fn stop(self) {
         self.queue.announce_drain();
         self.shutdown.send_replace(true);
+        if let Some(jobs) = self.jobs {
+            // Those who watch a job see how it ends here; only then they are sent away.
+            jobs.drain().await;
+        }
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
@@ -159,15 +171,22 @@ async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
     Ok(Some(Arc::new(opened?)))
 }
 
-fn services(config: &Config, pipeline: Arc<Pipeline>, shelf: Option<Arc<Shelf>>) -> Services {
+fn services(
+    config: &Config,
+    pipeline: Arc<Pipeline>,
+    shelf: Option<Arc<Shelf>>,
+    jobs: Option<Arc<Jobs>>,
+) -> Services {
     let readers = match config.matching.search_threads {
         0 => cores(),
         threads => threads,
     };
     let access = GalleryAccess::new(shelf, readers);
+    let jobs = JobAccess::new(jobs);
     Services {
-        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), &config.limits),
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), jobs.clone(), &config.limits),
         galleries: GalleriesService::new(access, pipeline, &config.limits),
+        training_jobs: TrainingJobsService::new(jobs),
     }
 }
 

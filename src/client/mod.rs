@@ -15,6 +15,7 @@ use crate::chip::Modality;
 use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
+use crate::wire::training_jobs_client::TrainingJobsClient;
 
 /// Codes of items that a busy server refused and that are worth sending again.
 pub const RESOURCE_EXHAUSTED: i32 = tonic::Code::ResourceExhausted as i32;
@@ -32,6 +33,7 @@ const CONNECT_SECONDS: u64 = 10;
 pub struct Client {
     ship_re_id: ShipReIdClient<Channel>,
     galleries: GalleriesClient<Channel>,
+    training_jobs: TrainingJobsClient<Channel>,
 }
 
 /// Why a call gave no answer, in words for a terminal.
@@ -85,10 +87,11 @@ impl Client {
         let ship_re_id = ShipReIdClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let galleries = GalleriesClient::new(channel)
+        let galleries = GalleriesClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries }
+        let training_jobs = TrainingJobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries, training_jobs }
     }
 
     /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.
@@ -110,6 +113,11 @@ impl Client {
     /// The generated client, for what this one does not wrap.
     pub fn ship_re_id(&self) -> ShipReIdClient<Channel> {
         self.ship_re_id.clone()
+    }
+
+    /// The generated client of training jobs.
+    pub fn training_jobs(&self) -> TrainingJobsClient<Channel> {
+        self.training_jobs.clone()
     }
 }
 

@@ -26,6 +26,6 @@ pub use job::{Job, JobId, JobIdError, JobKey, Order};
 pub use narrator::Narrator;
 pub use service::{JobError, Jobs, OrderError};
 pub use state::{Change, JobState, Refused, StateName};
-pub use store::{AddError, Bounds, Listing, Page, StoreError};
+pub use store::{AddError, Bounds, Listing, Page, StoreError as JobStoreError};
 pub use supervisor::Settings;
 pub use watch::{WatchError, WatchFrom};

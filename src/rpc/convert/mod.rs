@@ -5,6 +5,7 @@ mod embed;
 mod filter;
 mod gallery;
 mod sighting;
+mod training;
 
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ pub use embed::{EmbedCall, embed_response};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
 pub use sighting::{entry_id, vessel_id};
+pub use training::{job, job_event, job_id, listing, order};
 
 use super::context::CallContext;
 use super::problem::Problem;
