@@ -17,3 +17,5 @@ mod refusals;
 mod server;
 #[cfg(feature = "torch")]
 mod storage;
+#[cfg(feature = "torch")]
+mod training;
