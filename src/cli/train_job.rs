@@ -1,8 +1,10 @@
 //! `shipreid train --job`: a server's training process. It knows its folder and nothing else of the server.
 
+use std::any::Any;
 use std::fs;
 use std::io;
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,7 +12,7 @@ use std::time::Duration;
 use shipreid::config::Config;
 use shipreid::jobs::{
     CHECKPOINTS, Instructions, JobFailure, MODEL, Narrator, REPORT, Reason, Saying, Speaker, beat, confine,
-    die_with_parent, take_folder,
+    die_with_parent, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
 use shipreid::telemetry;
@@ -29,10 +31,11 @@ pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     die_with_parent()?;
     let speaker = Speaker::start()?;
     telemetry::install(&Config::default().telemetry)?;
-    let last_words = match train(folder, &speaker) {
-        Ok(model) => Saying::Finished { model },
-        Err(Ended::Stopped) => Saying::Stopped,
-        Err(Ended::Failed(failure)) => failure.into(),
+    let last_words = match catch_unwind(AssertUnwindSafe(|| train(folder, &speaker))) {
+        Ok(Ok(model)) => Saying::Finished { model },
+        Ok(Err(Ended::Stopped)) => Saying::Stopped,
+        Ok(Err(Ended::Failed(failure))) => failure.into(),
+        Err(panic) => panicked(panic.as_ref()).into(),
     };
     speaker.say(&last_words);
     Ok(())
@@ -53,7 +56,11 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     let _folder = take_folder(folder, wait_max).map_err(Ended::Failed)?;
     confine(&instructions).map_err(unusable)?;
     let heartbeat = Duration::from_secs_f64(instructions.heartbeat_seconds);
-    beat(speaker.clone(), heartbeat).map_err(|cause| failed(Reason::Crashed, cause))?;
+    beat(speaker.clone(), heartbeat).map_err(|cause| match cause.kind() {
+        // There is no room for the thread's stack.
+        io::ErrorKind::WouldBlock => failed(Reason::OutOfMemory, "a thread cannot be started"),
+        _ => failed(Reason::Crashed, cause),
+    })?;
 
     let (config, roots) = configured(&instructions)?;
     let materials = Materials::gather(&config, &roots).map_err(|found| Ended::Failed(unfit(found)))?;
@@ -113,6 +120,14 @@ fn leave(
         fs::write(folder.join(REPORT), format!("{:#}\n", serde_json::json!(narrator.evaluations())))?;
     }
     Ok(())
+}
+
+/// A thread that cannot be started is a panic of the standard library.
+fn panicked(panic: &(dyn Any + Send)) -> JobFailure {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    let text = text.unwrap_or("the process panicked");
+    let reason = if tells_of_memory(text) { Reason::OutOfMemory } else { Reason::Crashed };
+    JobFailure::new(reason, text)
 }
 
 fn failed(reason: Reason, cause: impl std::fmt::Display) -> Ended {

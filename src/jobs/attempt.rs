@@ -46,8 +46,8 @@ pub struct Stop;
 impl Slot {
     /// Starts a waiting job, sees its process to its end, and stores what comes next.
     pub async fn attempt(self, key: JobKey, stops: mpsc::Receiver<Stop>) {
-        let Ok(job) = self.desk.update(&key, |edit| edit.change(Change::Start)).await else {
-            // It was cancelled or deleted while it waited, or the store cannot be used.
+        let Some(job) = self.desk.update_surely(&key, |edit| edit.change(Change::Start)).await else {
+            // It was cancelled or deleted while it waited.
             return;
         };
         let ending = match self.start(&job).await {
@@ -55,7 +55,8 @@ impl Slot {
             Err(failure) => Ending::Failed(failure),
         };
         let attempts_max = self.settings.attempts_max;
-        let after = self.desk.update_surely(&key, move |edit| settle(edit, ending, attempts_max)).await;
+        let after =
+            self.desk.update_surely(&key, move |edit| settle(edit, ending.clone(), attempts_max)).await;
         metrics::job_slot_free(self.number);
         if let Some(job) = after {
             tracing::info!(job = %key.id, attempt = job.attempt, state = job.state.name().text(), "an attempt ended");
@@ -219,7 +220,7 @@ impl Process {
         self.note(&heard);
         if !heard.is_empty() {
             let log = Arc::clone(&self.log);
-            let stored = self.slot.desk.update_surely(&self.key, move |edit| store(heard, edit, &log)).await;
+            let stored = self.slot.desk.update_surely(&self.key, move |edit| store(&heard, edit, &log)).await;
             if stored.is_none() {
                 // Nobody has a job for it any more.
                 self.signal(Signal::KILL);
@@ -237,6 +238,8 @@ impl Process {
         self.kills.look();
         for heard in heard {
             match heard {
+                // Rust closes a panic with how to see more of it.
+                Heard::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
                 Heard::Log(line) => self.last_line = Some(line.clone()),
                 Heard::Saying(Saying::Progress(progress)) => {
                     let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
@@ -277,7 +280,7 @@ enum Heard {
     Log(String),
 }
 
-fn store(heard: Vec<Heard>, edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
+fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
     if !matches!(edit.job().state, JobState::Running | JobState::Cancelling) {
         return Err(Refused::Active);
     }
@@ -285,15 +288,15 @@ fn store(heard: Vec<Heard>, edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Ref
         match heard {
             Heard::Log(line) => {
                 let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(cause) = log.write(&line) {
+                if let Err(cause) = log.write(line) {
                     tracing::warn!(%cause, job = %edit.job().key.id, "a line of a job's log is lost");
                 }
-                edit.log(line);
+                edit.log(line.clone());
             }
-            Heard::Saying(Saying::Begun { steps }) => edit.begin(steps),
-            Heard::Saying(Saying::Progress(progress)) => edit.progress(progress),
-            Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation),
-            Heard::Saying(Saying::Saved(saved)) => edit.saved(saved),
+            Heard::Saying(Saying::Begun { steps }) => edit.begin(*steps),
+            Heard::Saying(Saying::Progress(progress)) => edit.progress(progress.clone()),
+            Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation.clone()),
+            Heard::Saying(Saying::Saved(saved)) => edit.saved(*saved),
             Heard::Saying(
                 Saying::Alive
                 | Saying::Sync { .. }

@@ -93,26 +93,34 @@ impl Desk {
     pub async fn update_surely<E: Send + 'static>(
         self: &Arc<Self>,
         key: &JobKey,
-        work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
+        work: impl Fn(&mut Edit) -> Result<(), E> + Send + Sync + 'static,
     ) -> Option<Job> {
-        match self.update(key, work).await {
-            Ok(job) => return Some(job),
-            Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
-            Err(UpdateError::Store(cause)) => {
-                tracing::error!(%cause, job = %key.id, "waiting for the job store")
+        let work = Arc::new(work);
+        loop {
+            let once = Arc::clone(&work);
+            let cause = match self.update(key, move |edit| once(edit)).await {
+                Ok(job) => return Some(job),
+                Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
+                Err(UpdateError::Store(cause)) => cause,
+            };
+            tracing::error!(%cause, job = %key.id, "waiting for the job store");
+            tokio::time::sleep(HEAL_PAUSE).await;
+            if let StoreError::Pending(_) = cause {
+                return self.healed(key).await;
             }
         }
-        // What was asked for is done by whoever can use the store first.
+    }
+
+    /// The job as it is when what was pending has come to pass.
+    async fn healed(self: &Arc<Self>, key: &JobKey) -> Option<Job> {
         loop {
-            tokio::time::sleep(HEAL_PAUSE).await;
             if self.blocking(|desk| desk.store.heal()).await.is_ok()
                 && let Ok(job) = self.get(key).await
             {
-                if let Some(job) = &job {
-                    self.publish(job);
-                }
+                job.iter().for_each(|job| self.publish(job));
                 return job;
             }
+            tokio::time::sleep(HEAL_PAUSE).await;
         }
     }
 

@@ -11,7 +11,6 @@ use super::job::Edit;
 use super::state::{Change, Refused};
 use crate::embedding::ModelDigest;
 
-const SIGABRT: i32 = 6;
 const SIGKILL: i32 = 9;
 
 /// How an attempt ended.
@@ -30,7 +29,7 @@ pub enum Ending {
 pub struct Death {
     /// The last thing it said of its end.
     pub words: Option<Saying>,
-    /// The last line of its log.
+    /// The last line of its log that says something.
     pub last_line: Option<String>,
     pub exit: ExitStatus,
     /// It was asked to stop, or killed since it did not.
@@ -69,9 +68,7 @@ impl Death {
             (Some(SIGKILL), _) if self.memory_kill => {
                 Failure::new(Reason::OutOfMemory, "the kernel killed the process for its memory")
             }
-            (Some(SIGABRT), _) if is_failed_allocation(line) => {
-                Failure::new(Reason::OutOfMemory, line.to_owned())
-            }
+            _ if tells_of_memory(line) => Failure::new(Reason::OutOfMemory, line.to_owned()),
             (Some(signal), _) => {
                 Failure::new(Reason::KilledBySignal, format!("the process was killed by signal {signal}"))
             }
@@ -88,9 +85,18 @@ impl Death {
     }
 }
 
-/// What Rust and C++ write before they abort.
-fn is_failed_allocation(line: &str) -> bool {
-    ["memory allocation of ", "bad_alloc", "not enough memory"].iter().any(|text| line.contains(text))
+/// Whether a process that ended with these words had not enough memory, as Rust, C++, libtorch and libgomp say it. A
+/// thread that cannot be started has no room for its stack.
+pub fn tells_of_memory(words: &str) -> bool {
+    let known = [
+        "memory allocation of ",
+        "bad_alloc",
+        "not enough memory",
+        "can't allocate memory",
+        "failed to spawn thread",
+        "Thread creation failed",
+    ];
+    known.iter().any(|text| words.contains(text))
 }
 
 /// Brings a job from the end of an attempt to what comes next: its end, or another attempt.
@@ -200,6 +206,11 @@ mod tests {
                 Death { last_line: line("  what():  std::bad_alloc"), ..killed(6) },
                 Reason::OutOfMemory,
                 "bad_alloc",
+            ),
+            (
+                Death { last_line: line("libgomp: Thread creation failed: x"), ..exited(1) },
+                Reason::OutOfMemory,
+                "libgomp",
             ),
             (Death { last_line: line("assertion"), ..killed(6) }, Reason::KilledBySignal, "signal 6"),
             (Death { silent: Some(Duration::from_secs(2)), ..killed(9) }, Reason::Hung, "for 2 s"),

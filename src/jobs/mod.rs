@@ -16,10 +16,13 @@ mod spawner;
 mod state;
 mod store;
 mod supervisor;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, REPORT, Saying, Speaker};
 pub use confine::{beat, confine, die_with_parent, take_folder};
+pub use ending::tells_of_memory;
 pub use event::{Evaluation, Happening, JobEvent, Progress, Saved};
 pub use failure::{Failure as JobFailure, Reason};
 pub use job::{Job, JobId, JobIdError, JobKey, Order};

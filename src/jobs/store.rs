@@ -71,9 +71,12 @@ pub enum StoreError {
     Newer { found: u64 },
     #[error("the job store is damaged: {0}")]
     Damaged(String),
-    /// For now; what was asked for may still come to pass.
+    /// For now; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
     Unavailable(String),
+    /// What was asked for comes to pass, once, when the store can be used again.
+    #[error("the job store cannot be written now: {0}")]
+    Pending(String),
 }
 
 /// Why a job was not created.
@@ -192,8 +195,7 @@ impl JobStore {
         Ok(Added::New(edit.into_job()))
     }
 
-    /// Changes a job, and stores what happens in it, as one. `work` may be asked again by another call after an error of
-    /// the store; what it did then comes to pass when the store can be used again, and not twice.
+    /// Changes a job, and stores what happens in it, as one.
     ///
     /// # Errors
     /// There is no such job, or what `work` says; then nothing has changed. See [`StoreError`] for the rest.
@@ -352,7 +354,7 @@ impl JobStore {
             Ok(_) => Ok(()),
             Err(cause) => {
                 tracing::warn!(%cause, "the job store is opened again");
-                self.healed(state).map(drop)
+                self.healed(state).map(drop).map_err(|cause| StoreError::Pending(cause.to_string()))
             }
         }
     }

@@ -216,7 +216,7 @@ async fn attempt(slot: Slot, key: JobKey, stops: mpsc::Receiver<Stop>) -> (Slot,
         // The process was killed as its handle was dropped.
         tracing::error!(%cause, job = %key.id, "supervising a job failed");
         let failure = Failure::new(Reason::Crashed, "the server could not supervise the process");
-        slot.desk.update_surely(&key, |edit| edit.change(Change::Fail(failure))).await;
+        slot.desk.update_surely(&key, move |edit| edit.change(Change::Fail(failure.clone()))).await;
     }
     (slot, key)
 }

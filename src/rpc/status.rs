@@ -165,7 +165,7 @@ impl From<JobStoreError> for Problem {
     fn from(cause: JobStoreError) -> Self {
         let message = cause.to_string();
         match cause {
-            JobStoreError::Unavailable(_) => {
+            JobStoreError::Unavailable(_) | JobStoreError::Pending(_) => {
                 Self::new(Code::Unavailable, "JOB_STORE_UNAVAILABLE", message).retry_after(RETRY_AFTER_DRAIN)
             }
             JobStoreError::Damaged(_) => Self::new(Code::DataLoss, "JOB_STORE_DAMAGED", message),

@@ -282,7 +282,7 @@ async fn failure(
 #[tokio::test]
 async fn a_job_that_fails_says_truly_why() {
     let place = Place::new();
-    let memory = ["training.memory_bytes_max=67108864"];
+    let memory = ["training.memory_bytes_max=83886080"];
     let (reason, message) = failure(&place, &memory, place.config(0), |_| {}).await;
     assert_eq!(reason, "OUT_OF_MEMORY", "{message}");
     let wild = place.config(0).replace("base_rate = 1e-3", "base_rate = 10.0").replace("1e-4", "1.0");
