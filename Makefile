@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure lint deny python bench clean
+.PHONY: help setup build demo test test-pure lint deny python bench bench-train clean
 
 CHIPS ?= ../shared/data/hoss165
 DENY := target/tools/bin/cargo-deny
@@ -40,6 +40,9 @@ python: ## Installs what the Python client of the tests needs, into .venv
 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
+
+bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
+	python3 benches/training.py --data $(CHIPS)
 
 clean: ## Removes what was built
 	cargo clean

@@ -7,6 +7,8 @@ use std::str::FromStr;
 const UNIT_TOLERANCE: f64 = 1e-4;
 /// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
 const NORM_MIN: f32 = 1e-12;
+/// A mean of unit vectors that is shorter than this points where rounding sends it.
+const MEAN_NORM_MIN: f64 = 1e-3;
 
 /// A feature of unit length, so that the cosine of two embeddings is their dot product.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +23,8 @@ pub enum EmbeddingError {
     NotFinite(usize),
     #[error("the vector has no direction: its length is zero")]
     Zero,
+    #[error("the vectors cancel each other out: their mean has no direction")]
+    Cancelled,
     #[error("the vector has not unit length")]
     NotUnit,
 }
@@ -43,6 +47,30 @@ impl Embedding {
         }
         feature.iter_mut().for_each(|value| *value /= norm);
         Ok(Self(feature.into_boxed_slice()))
+    }
+
+    /// The embedding of a tracklet: the mean of its members' embeddings, brought to unit length.
+    ///
+    /// # Errors
+    /// No members, or members that cancel each other out.
+    ///
+    /// # Panics
+    /// When the members differ in dimension: those of one model do not.
+    pub fn mean(members: &[Self]) -> Result<Self, EmbeddingError> {
+        if let [only] = members {
+            return Ok(only.clone());
+        }
+        let dimension = members.first().ok_or(EmbeddingError::Empty)?.dimension();
+        let mut sum = vec![0.0_f64; dimension];
+        for member in members {
+            assert_eq!(member.dimension(), dimension, "one model has one dimension");
+            sum.iter_mut().zip(&member.0).for_each(|(sum, value)| *sum += f64::from(*value));
+        }
+        let norm = sum.iter().map(|value| value * value).sum::<f64>().sqrt();
+        if norm < MEAN_NORM_MIN * members.len() as f64 {
+            return Err(EmbeddingError::Cancelled);
+        }
+        Self::from_feature(sum.into_iter().map(|value| (value / norm) as f32).collect())
     }
 
     /// A vector that was an embedding before, bit for bit as it was.
@@ -145,6 +173,20 @@ mod tests {
         let embedding = Embedding::from_feature(vec![3.0, 4.0]).expect("a direction");
         assert_eq!(embedding.as_slice(), &[0.6, 0.8]);
         assert!((embedding.cosine(&embedding) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_tracklet_points_between_its_members() {
+        let unit = |feature: [f32; 2]| Embedding::from_feature(feature.to_vec()).expect("a direction");
+        let (east, north) = (unit([1.0, 0.0]), unit([0.0, 1.0]));
+        let between = Embedding::mean(&[east.clone(), north]).expect("a direction");
+        assert!((between.cosine(&unit([1.0, 1.0])) - 1.0).abs() < 1e-6);
+        assert_eq!(Embedding::mean(std::slice::from_ref(&east)), Ok(east.clone()));
+        assert_eq!(Embedding::mean(&[]), Err(EmbeddingError::Empty));
+        for almost_west in [[-1.0, 0.0], [-1.0, 1e-6]] {
+            let cancelled = Embedding::mean(&[east.clone(), unit(almost_west)]);
+            assert_eq!(cancelled, Err(EmbeddingError::Cancelled));
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub mod encoder;
 pub mod weights;
 /// How good rankings are: CMC, mAP, protocols, re-ranking.
 pub mod evaluate;
+/// Which known ship a sighting shows: gates, evidence, rankings, probabilities.
+pub mod matching;
 /// Synthetic ships as two sensors see them.
 pub mod synth;
 /// Pictures of pictures.

@@ -139,7 +139,7 @@ impl<'a> Work<'a> {
 }
 
 /// User and system time of this process.
-fn process_cpu() -> Duration {
+pub(super) fn process_cpu() -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the clock exists on every Linux, and the pointer is to a live timespec.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };

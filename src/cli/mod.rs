@@ -8,11 +8,13 @@ mod enroll;
 mod eval;
 mod gallery;
 mod load;
+mod loader;
 mod manifest;
 mod model;
 mod ranked;
 mod report;
 mod serve;
+mod step;
 mod synth;
 mod train;
 mod train_job;
@@ -50,7 +52,7 @@ enum Command {
     /// Imports and inspects models.
     #[command(subcommand)]
     Model(model::Model),
-    /// Measures a running server, or the bare model without one.
+    /// Measures a running server, the bare model without one, or training.
     #[command(subcommand)]
     Bench(Bench),
     /// Trains a model on this machine.
@@ -71,6 +73,10 @@ enum Bench {
     Open(load::Open),
     /// Decodes and embeds in a loop in this process: what the service is measured against.
     Bare(bare::Bare),
+    /// Makes training batches from files and learns nothing from them.
+    Loader(loader::Loader),
+    /// Takes training steps on demand.
+    Step(step::Step),
 }
 
 /// The server that a command talks to.
@@ -131,6 +137,8 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Bench(Bench::Loader(bench)) => bench.run(),
+        Command::Bench(Bench::Step(bench)) => bench.run(),
         Command::Train(train) => train.run(),
         Command::Eval(eval) => eval.run(),
         Command::Synth(synth) => synth.run(),

@@ -1,6 +1,8 @@
 //! What is on disk and must still be there, whole, after a power failure.
 
 mod database;
+#[cfg(test)]
+pub mod faults;
 mod folder;
 mod lock;
 mod shield;

@@ -1,6 +1,6 @@
 //! Re-ranking with k-reciprocal encoding (Zhong et al., 2017, section 3), in f64 throughout.
 
-use super::distance::{Distances, ranking, squared_distances};
+use super::distance::{Distances, squared_distance};
 
 /// The paper's k1, k2 and lambda.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -25,16 +25,18 @@ impl Default for RerankSettings {
 /// number.
 pub fn rerank<V: AsRef<[f32]>>(queries: &[V], gallery: &[V], settings: &RerankSettings) -> Distances {
     let all: Vec<&[f32]> = queries.iter().chain(gallery).map(AsRef::as_ref).collect();
-    let distances = normalised_distances(&all);
-    let rankings: Vec<Vec<usize>> = distances.iter().map(|row| ranking(row)).collect();
-    let encodings: Vec<Vec<f64>> =
-        (0..all.len()).map(|image| encoding(image, &distances[image], &rankings, settings.k1)).collect();
-    let encodings = averaged(&encodings, &rankings, settings.k2);
+    let distances = Normalised::between(&all);
+    let near: Vec<Vec<usize>> = (0..all.len()).map(|image| distances.nearest(image, settings)).collect();
+    let encodings: Vec<Encoding> =
+        (0..all.len()).map(|image| encoding(image, &distances, &near, settings.k1)).collect();
+    let encodings: Vec<Encoding> =
+        near.iter().map(|near| averaged(&near[..settings.k2.clamp(1, near.len())], &encodings)).collect();
     let mut values = Vec::with_capacity(queries.len() * gallery.len());
     for query in 0..queries.len() {
+        let dense = encodings[query].dense(all.len());
         for image in queries.len()..all.len() {
-            let jaccard = jaccard_distance(&encodings[query], &encodings[image]);
-            let mixed = jaccard * (1.0 - settings.lambda) + distances[query][image] * settings.lambda;
+            let jaccard = jaccard_distance(&dense, &encodings[image]);
+            let mixed = jaccard * (1.0 - settings.lambda) + distances.at(query, image) * settings.lambda;
             values.push(mixed as f32);
         }
     }
@@ -42,38 +44,93 @@ pub fn rerank<V: AsRef<[f32]>>(queries: &[V], gallery: &[V], settings: &RerankSe
 }
 
 /// Squared distances of all pairs, each row divided by its largest.
-fn normalised_distances(all: &[&[f32]]) -> Vec<Vec<f64>> {
-    let rows = squared_distances(all, all);
-    rows.rows()
-        .map(|row| {
-            let largest = f64::from(row.iter().copied().fold(0.0, f32::max)).max(f64::MIN_POSITIVE);
-            row.iter().map(|distance| f64::from(*distance) / largest).collect()
-        })
-        .collect()
+struct Normalised {
+    images: usize,
+    squared: Vec<f32>,
+    /// By row.
+    largest: Vec<f64>,
+}
+
+impl Normalised {
+    fn between(all: &[&[f32]]) -> Self {
+        let images = all.len();
+        let mut squared = vec![0.0; images * images];
+        for a in 0..images {
+            for b in a + 1..images {
+                let distance = squared_distance(all[a], all[b]);
+                squared[a * images + b] = distance;
+                squared[b * images + a] = distance;
+            }
+        }
+        let largest = |row: &[f32]| f64::from(row.iter().copied().fold(0.0, f32::max)).max(f64::MIN_POSITIVE);
+        let largest = squared.chunks(images.max(1)).map(largest).collect();
+        Self { images, squared, largest }
+    }
+
+    fn row(&self, image: usize) -> &[f32] {
+        &self.squared[image * self.images..][..self.images]
+    }
+
+    fn at(&self, image: usize, other: usize) -> f64 {
+        f64::from(self.row(image)[other]) / self.largest[image]
+    }
+
+    /// As many of the nearest images, nearest first, as anything asks for; of equals, the first.
+    fn nearest(&self, image: usize, settings: &RerankSettings) -> Vec<usize> {
+        let row = self.row(image);
+        let before = |a: &usize, b: &usize| row[*a].total_cmp(&row[*b]).then(a.cmp(b));
+        let mut order: Vec<usize> = (0..row.len()).collect();
+        let count = (settings.k1 + 1).max(settings.k2);
+        if count < order.len() {
+            order.select_nth_unstable_by(count, before);
+            order.truncate(count);
+        }
+        order.sort_unstable_by(before);
+        order
+    }
 }
 
 /// Those among the first `k` + 1 neighbours of `image` that have it among theirs.
-fn reciprocal(image: usize, rankings: &[Vec<usize>], k: usize) -> Vec<usize> {
-    let near = |image: usize| &rankings[image][..(k + 1).min(rankings.len())];
-    near(image).iter().copied().filter(|other| near(*other).contains(&image)).collect()
+fn reciprocal(image: usize, near: &[Vec<usize>], k: usize) -> Vec<usize> {
+    let first = |image: usize| &near[image][..(k + 1).min(near[image].len())];
+    first(image).iter().copied().filter(|other| first(*other).contains(&image)).collect()
 }
 
-/// Weights over all images: exp(-d) on the expanded reciprocal neighbours, of sum 1.
-fn encoding(image: usize, distances: &[f64], rankings: &[Vec<usize>], k1: usize) -> Vec<f64> {
-    let neighbours = reciprocal(image, rankings, k1);
-    let mut belongs = vec![false; rankings.len()];
+/// Weights of an image's neighbours; all others weigh nothing.
+struct Encoding {
+    /// By ascending image, without zeros.
+    weights: Vec<(usize, f64)>,
+}
+
+impl Encoding {
+    fn dense(&self, images: usize) -> Vec<f64> {
+        let mut dense = vec![0.0; images];
+        self.weights.iter().for_each(|(image, weight)| dense[*image] = *weight);
+        dense
+    }
+}
+
+/// exp(-d) on the expanded reciprocal neighbours, of sum 1.
+fn encoding(image: usize, distances: &Normalised, near: &[Vec<usize>], k1: usize) -> Encoding {
+    let neighbours = reciprocal(image, near, k1);
+    let mut belongs = vec![false; near.len()];
+    // Nobody is nearer to an image than itself, but more than k1 duplicates may be as near.
+    belongs[image] = neighbours.is_empty();
     neighbours.iter().for_each(|neighbour| belongs[*neighbour] = true);
+    let mut expanded = belongs.clone();
     for neighbour in &neighbours {
-        let theirs = reciprocal(*neighbour, rankings, half(k1));
-        let common = theirs.iter().filter(|other| neighbours.contains(other)).count();
+        let theirs = reciprocal(*neighbour, near, half(k1));
+        let common = theirs.iter().filter(|other| belongs[**other]).count();
         if 3 * common > 2 * theirs.len() {
-            theirs.iter().for_each(|other| belongs[*other] = true);
+            theirs.iter().for_each(|other| expanded[*other] = true);
         }
     }
-    let weight = |other: usize| if belongs[other] { (-distances[other]).exp() } else { 0.0 };
-    let weights: Vec<f64> = (0..distances.len()).map(weight).collect();
-    let sum: f64 = weights.iter().sum();
-    weights.into_iter().map(|weight| weight / sum).collect()
+    let members = (0..near.len()).filter(|other| expanded[*other]);
+    let mut weights: Vec<(usize, f64)> =
+        members.map(|other| (other, (-distances.at(image, other)).exp())).collect();
+    let sum: f64 = weights.iter().map(|(_, weight)| weight).sum();
+    weights.iter_mut().for_each(|(_, weight)| *weight /= sum);
+    Encoding { weights }
 }
 
 /// k / 2, a half rounded to even as the reference's language does.
@@ -81,24 +138,33 @@ fn half(k: usize) -> usize {
     (k as f64 / 2.0).round_ties_even() as usize
 }
 
-/// Every encoding replaced by the mean of those of its first `k2` neighbours.
-fn averaged(encodings: &[Vec<f64>], rankings: &[Vec<usize>], k2: usize) -> Vec<Vec<f64>> {
-    rankings
-        .iter()
-        .map(|ranking| {
-            let near = &ranking[..k2.clamp(1, ranking.len())];
-            let mut mean = vec![0.0; ranking.len()];
-            for image in near {
-                mean.iter_mut().zip(&encodings[*image]).for_each(|(sum, weight)| *sum += weight);
-            }
-            mean.iter_mut().for_each(|sum| *sum /= near.len() as f64);
-            mean
-        })
-        .collect()
+/// The mean of the encodings of some images.
+fn averaged(images: &[usize], encodings: &[Encoding]) -> Encoding {
+    let mut sums = vec![0.0; encodings.len()];
+    for image in images {
+        encodings[*image].weights.iter().for_each(|(other, weight)| sums[*other] += weight);
+    }
+    let weights = sums.into_iter().enumerate().filter(|(_, sum)| *sum > 0.0);
+    Encoding { weights: weights.map(|(image, sum)| (image, sum / images.len() as f64)).collect() }
 }
 
 /// 1 - |a and b| / |a or b| for weights of sum 1.
-fn jaccard_distance(a: &[f64], b: &[f64]) -> f64 {
-    let common: f64 = a.iter().zip(b).map(|(a, b)| a.min(*b)).sum();
+fn jaccard_distance(a: &[f64], b: &Encoding) -> f64 {
+    let common: f64 = b.weights.iter().map(|(image, weight)| weight.min(a[*image])).sum();
     1.0 - common / (2.0 - common)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_number_of_duplicates_has_distances() {
+        let duplicates = vec![vec![0.6_f32, 0.8]; 40];
+        let settings = RerankSettings { k1: 5, k2: 3, lambda: 0.3 };
+        let distances = rerank(&duplicates[..1], &duplicates[1..], &settings);
+        assert!(distances.rows().flatten().all(|distance| (0.0..=1.0).contains(distance)));
+        let alone = rerank(&duplicates[..1], &duplicates[1..2], &settings);
+        assert_eq!(alone.rows().flatten().copied().collect::<Vec<_>>(), [0.0]);
+    }
 }

@@ -33,7 +33,9 @@ pub enum SynthError {
 }
 
 const HOSS: &str = "synthetic_hoss";
-const PAIRS: &str = "synthetic_pairs/synthetic";
+const PAIRS: &str = "synthetic_pairs";
+/// Ships in one folder of the pairs, since whole folders are held out.
+const PAIRS_PER_FOLDER: u64 = 100;
 const SHEET: &str = "synthetic_ships.png";
 /// On the contact sheet.
 const SHEET_SHIPS: u64 = 10;
@@ -55,7 +57,6 @@ pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<()
     let train = folder(&format!("{HOSS}/bounding_box_train"))?;
     let query = folder(&format!("{HOSS}/query"))?;
     let gallery = folder(&format!("{HOSS}/bounding_box_test"))?;
-    let pairs = folder(PAIRS)?;
     for number in 0..plan.ships {
         let ship = Ship::draw(plan.seed, number);
         for view in 0..plan.views {
@@ -72,6 +73,7 @@ pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<()
     }
     for number in plan.ships..plan.ships + plan.pairs {
         let ship = Ship::draw(plan.seed, number);
+        let pairs = folder(&format!("{PAIRS}/{:04}", (number - plan.ships) / PAIRS_PER_FOLDER))?;
         let name = |modality| pairs.join(format!("synthetic_{number:05}_0_{modality}.tif"));
         write_file(&name("RGB"), &OpticalImage::of(&ship, plan.seed, number, 0).to_tiff())?;
         write_file(&name("SAR"), &SarImage::of(&ship, plan.seed, number, 0).to_tiff())?;
@@ -160,6 +162,31 @@ mod tests {
             assert!(ships[..number].iter().all(|other| other.blocks != ship.blocks));
         }
         assert_ne!(size(&ships[0]), size(&Ship::draw(1, SHIPS_PER_CLASS)));
+    }
+
+    #[test]
+    fn colour_alone_finds_few_of_the_sister_ships() {
+        let colour = |number: u64, view: u64| {
+            let image = OpticalImage::of(&Ship::draw(1, number), 1, number, view);
+            let pixels = image.pixels.as_chunks::<3>().0;
+            let mean = |channel: usize| {
+                pixels.iter().map(|pixel| f64::from(pixel[channel])).sum::<f64>() / pixels.len() as f64
+            };
+            // Relative to their sum, so that the brightness of the day does not count.
+            let sum = mean(0) + mean(1) + mean(2);
+            [mean(0) / sum, mean(1) / sum]
+        };
+        let views =
+            [0, 1].map(|view| (0..SHIPS_PER_CLASS).map(|number| colour(number, view)).collect::<Vec<_>>());
+        let distance = |a: [f64; 2], b: [f64; 2]| (a[0] - b[0]).powi(2) + (a[1] - b[1]).powi(2);
+        let found = views[0].iter().enumerate().filter(|(number, query)| {
+            let nearer = views[1]
+                .iter()
+                .filter(|other| distance(**query, **other) < distance(**query, views[1][*number]));
+            nearer.count() == 0
+        });
+        let share = found.count() as f64 / SHIPS_PER_CLASS as f64;
+        assert!(share < 0.2, "{share}");
     }
 
     #[test]

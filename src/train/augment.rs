@@ -3,14 +3,12 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
+use super::config::Augmentation;
 use crate::chip::{Chip, ChipSize, DEVIATION, MEAN};
 
 const CHANNELS: usize = 3;
-const FLIP_PROBABILITY: f64 = 0.5;
-/// Black pixels on every side of 256 rows, among which the crop moves; other chips have as much for their size.
-const PADDING: usize = 10;
+/// Rows of a chip that is padded by [`Augmentation::padding`] as it is.
 const PADDED_HEIGHT: usize = 256;
-const ERASE_PROBABILITY: f64 = 0.5;
 const ERASE_ATTEMPTS: usize = 10;
 /// Share of the chip's area.
 const ERASE_AREA: (f64, f64) = (0.02, 1.0 / 3.0);
@@ -27,11 +25,12 @@ struct Rectangle {
 }
 
 /// `[3, height, width]`, normalised, changed at random as the reference changes its training chips.
-pub fn augment(chip: &Chip, random: &mut ChaCha8Rng) -> Vec<f32> {
-    let flip = random.random_bool(FLIP_PROBABILITY);
-    let offset = [0; 2].map(|_| random.random_range(0..=2 * padding(chip.size())));
+pub fn augment(chip: &Chip, settings: &Augmentation, random: &mut ChaCha8Rng) -> Vec<f32> {
+    let flip = random.random_bool(settings.flip);
+    let padding = padding(settings.padding, chip.size());
+    let offset = [0; 2].map(|_| random.random_range(0..=2 * padding) as isize - padding as isize);
     let mut input = normalise(chip, flip, offset);
-    if random.random_bool(ERASE_PROBABILITY)
+    if random.random_bool(settings.erase)
         && let Some(rectangle) = draw_rectangle(chip.size(), random)
     {
         fill(&mut input, chip.size(), rectangle, random);
@@ -41,23 +40,22 @@ pub fn augment(chip: &Chip, random: &mut ChaCha8Rng) -> Vec<f32> {
 
 /// `[3, height, width]`, normalised and otherwise as it is.
 pub fn plain(chip: &Chip) -> Vec<f32> {
-    normalise(chip, false, [padding(chip.size()); 2])
+    normalise(chip, false, [0; 2])
 }
 
-fn padding(size: ChipSize) -> usize {
-    (PADDING * size.height).div_ceil(PADDED_HEIGHT)
+fn padding(rows: usize, size: ChipSize) -> usize {
+    (rows * size.height).div_ceil(PADDED_HEIGHT)
 }
 
-/// Flips, pads with black, crops from `offset` rows and columns on, and normalises.
-fn normalise(chip: &Chip, flip: bool, [down, right]: [usize; 2]) -> Vec<f32> {
+/// Flips, moves the crop by `offset` rows and columns into black, and normalises.
+fn normalise(chip: &Chip, flip: bool, [down, right]: [isize; 2]) -> Vec<f32> {
     let ChipSize { height, width } = chip.size();
-    let padding = padding(chip.size());
     let mut input = Vec::with_capacity(CHANNELS * height * width);
     for channel in 0..CHANNELS {
         for y in 0..height {
-            let row = (y + down).checked_sub(padding).filter(|row| *row < height);
+            let row = y.checked_add_signed(down).filter(|row| *row < height);
             for x in 0..width {
-                let column = (x + right).checked_sub(padding).filter(|column| *column < width);
+                let column = x.checked_add_signed(right).filter(|column| *column < width);
                 let value = row.zip(column).map_or(0, |(row, column)| {
                     let column = if flip { width - 1 - column } else { column };
                     chip.pixels()[(row * width + column) * CHANNELS + channel]
@@ -117,6 +115,10 @@ mod tests {
         Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3])
     }
 
+    const AUTHORS: Augmentation = Augmentation { flip: 0.5, padding: 10, erase: 0.5 };
+    /// [`AUTHORS`]' padding at [`SIZE`].
+    const PADDING: isize = 3;
+
     fn random(number: u64) -> ChaCha8Rng {
         stream(1, 1, number, Purpose::Augmentation)
     }
@@ -134,24 +136,30 @@ mod tests {
 
     #[test]
     fn a_flip_mirrors_rows_and_a_crop_brings_black_in() {
-        let (plain, flipped) = (plain(&chip()), normalise(&chip(), true, [padding(SIZE); 2]));
+        let (plain, flipped) = (plain(&chip()), normalise(&chip(), true, [0; 2]));
         let mirrored: Vec<f32> =
             plain.chunks(SIZE.width).flat_map(|row| row.iter().rev().copied().collect::<Vec<_>>()).collect();
         assert_eq!(flipped, mirrored);
-        let moved = normalise(&chip(), false, [0, 2 * padding(SIZE)]);
+        let moved = normalise(&chip(), false, [-PADDING, PADDING]);
         let black = -MEAN[0] / DEVIATION[0];
         assert!((moved[0] - black).abs() < 1e-6 && (moved[SIZE.width - 1] - black).abs() < 1e-6);
-        assert_eq!(moved[padding(SIZE) * SIZE.width], plain[padding(SIZE)]);
+        assert_eq!(moved[PADDING as usize * SIZE.width], plain[PADDING as usize]);
     }
 
     #[test]
     fn a_stream_decides_everything() {
-        assert_eq!(augment(&chip(), &mut random(1)), augment(&chip(), &mut random(1)));
-        assert_ne!(augment(&chip(), &mut random(1)), augment(&chip(), &mut random(2)));
+        assert_eq!(augment(&chip(), &AUTHORS, &mut random(1)), augment(&chip(), &AUTHORS, &mut random(1)));
+        assert_ne!(augment(&chip(), &AUTHORS, &mut random(1)), augment(&chip(), &AUTHORS, &mut random(2)));
         assert_ne!(
-            augment(&chip(), &mut random(1)),
-            augment(&chip(), &mut stream(1, 2, 1, Purpose::Augmentation))
+            augment(&chip(), &AUTHORS, &mut random(1)),
+            augment(&chip(), &AUTHORS, &mut stream(1, 2, 1, Purpose::Augmentation))
         );
+    }
+
+    #[test]
+    fn nothing_happens_to_a_chip_without_augmentation() {
+        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
+        assert!((0..20).all(|number| augment(&chip(), &none, &mut random(number)) == plain(&chip())));
     }
 
     #[test]
@@ -174,7 +182,8 @@ mod tests {
     fn draws(number: u64) -> (bool, [usize; 2]) {
         let marked = |flat: usize| [flat % SIZE.width + 1, flat / SIZE.width + 1, 255].map(|mark| mark as u8);
         let pixels = (0..SIZE.height * SIZE.width).flat_map(marked).collect();
-        let input = augment(&Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3]), &mut random(number));
+        let input =
+            augment(&Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3]), &AUTHORS, &mut random(number));
         let level = |channel: usize, flat: usize| {
             let value = input[channel * SIZE.height * SIZE.width + flat];
             (value * DEVIATION[channel] + MEAN[channel]) * 255.0
@@ -192,14 +201,15 @@ mod tests {
         let flipped = level(0, flat + 1) < level(0, flat);
         let [column, row] = [0, 1].map(|channel| level(channel, flat).round() as usize - 1);
         let column = if flipped { SIZE.width - 1 - column } else { column };
-        (flipped, [row + padding(SIZE) - y, column + padding(SIZE) - x])
+        let padding = padding(AUTHORS.padding, SIZE);
+        (flipped, [row + padding - y, column + padding - x])
     }
 
     #[test]
     fn padding_is_the_authors_at_their_size_and_in_proportion_at_others() {
-        assert_eq!(padding(ChipSize { height: 256, width: 128 }), 10);
-        assert_eq!(padding(ChipSize { height: 128, width: 64 }), 5);
-        assert_eq!(2 * padding(SIZE) + 1, OFFSETS);
+        assert_eq!(padding(10, ChipSize { height: 256, width: 128 }), 10);
+        assert_eq!(padding(10, ChipSize { height: 128, width: 64 }), 5);
+        assert_eq!(2 * padding(10, SIZE) + 1, OFFSETS);
     }
 
     #[test]
@@ -222,7 +232,7 @@ mod tests {
             // Black like the padding, so that neither flip nor crop leaves values of its own.
             let black_chip = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
             let black = -MEAN[0] / DEVIATION[0];
-            let plane = &augment(&black_chip, &mut random(number))[..64 * 32];
+            let plane = &augment(&black_chip, &AUTHORS, &mut random(number))[..64 * 32];
             let changed: Vec<f32> =
                 plane.iter().copied().filter(|value| (value - black).abs() > 1e-6).collect();
             erased += usize::from(!changed.is_empty());

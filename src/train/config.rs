@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::schedule::Schedule;
 use crate::weights::architecture::Architecture;
+use crate::weights::seed::LOGIT_SCALE;
 
 /// Everything about a run but where it writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +22,8 @@ pub struct TrainConfig {
     pub batch: BatchShape,
     pub optimizer: OptimizerChoice,
     pub schedule: ScheduleChoice,
+    #[serde(default)]
+    pub augmentation: Augmentation,
     #[serde(default)]
     pub gradient: Gradient,
     #[serde(default)]
@@ -130,6 +133,24 @@ pub struct ScheduleChoice {
     pub epochs: u32,
 }
 
+/// How training images are changed at random; the defaults are the authors'.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Augmentation {
+    /// Share of images that are mirrored.
+    pub flip: f64,
+    /// Black pixels on every side of 256 rows, among which the crop moves; other chips have as much for their size.
+    pub padding: usize,
+    /// Share of images in which a rectangle becomes noise.
+    pub erase: f64,
+}
+
+impl Default for Augmentation {
+    fn default() -> Self {
+        Self { flip: 0.5, padding: 10, erase: 0.5 }
+    }
+}
+
 /// What happens to gradients before the step; by default nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -156,7 +177,7 @@ pub struct ValidationChoice {
     pub held_out: f64,
 }
 
-/// Of fine-tuning; the defaults are the authors'.
+/// The defaults are the authors'; all but the last are of fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
@@ -170,6 +191,8 @@ pub struct Loss {
     /// Of heads with a margin.
     pub head_scale: f64,
     pub head_margin: f64,
+    /// Of pretraining, at its start: the logarithm of the factor of the cosines, which is learned.
+    pub logit_scale: f32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +227,7 @@ impl Default for Loss {
             head: HeadName::Linear,
             head_scale: 30.0,
             head_margin: 0.5,
+            logit_scale: LOGIT_SCALE,
         }
     }
 }
@@ -307,6 +331,7 @@ impl TrainConfig {
             }
         };
         self.require_model(&mut require);
+        self.require_augmentation(&mut require);
         self.require_batch(&mut require);
         self.require_optimizer(&mut require);
         self.require_loss(&mut require);
@@ -327,6 +352,13 @@ impl TrainConfig {
             "start.path",
             "must be set if and only if start.from is not \"scratch\"",
         );
+    }
+
+    fn require_augmentation(&self, require: &mut impl FnMut(bool, &str, &str)) {
+        let Augmentation { flip, padding, erase } = self.augmentation;
+        require((0.0..=1.0).contains(&flip), "augmentation.flip", "must be 0 to 1");
+        require(padding <= 128, "augmentation.padding", "must be at most 128");
+        require((0.0..=1.0).contains(&erase), "augmentation.erase", "must be 0 to 1");
     }
 
     fn require_batch(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -386,6 +418,7 @@ impl TrainConfig {
         );
         require((1.0..=1024.0).contains(&loss.head_scale), "loss.head_scale", "must be 1 to 1024");
         require((0.0..=1.5).contains(&loss.head_margin), "loss.head_margin", "must be 0 to 1.5");
+        require((0.0..=5.0).contains(&loss.logit_scale), "loss.logit_scale", "must be 0 to 5");
     }
 
     fn require_validation(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -448,121 +481,4 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    fn shipped(name: &str) -> String {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train").join(name);
-        std::fs::read_to_string(path).expect("a shipped file")
-    }
-
-    #[test]
-    fn the_shipped_files_are_the_authors_settings() {
-        let hoss = TrainConfig::parse(&shipped("hoss_transoss.toml")).expect("valid");
-        assert_eq!(hoss.loss, Loss::default());
-        assert_eq!(hoss.batch, BatchShape { images: 32, images_per_identity: 4 });
-        assert_eq!(
-            hoss.schedule,
-            ScheduleChoice { base_rate: 5e-4, bias_factor: 2.0, warm_up_epochs: 5, epochs: 200 }
-        );
-        let pretrain = TrainConfig::parse(&shipped("pretrain_transoss.toml")).expect("valid");
-        assert_eq!(pretrain.objective, ObjectiveName::Contrastive);
-        assert_eq!(
-            pretrain.schedule,
-            ScheduleChoice { base_rate: 3e-3, bias_factor: 2.0, warm_up_epochs: 5, epochs: 60 }
-        );
-        assert!(!pretrain.model.size_token);
-    }
-
-    /// The fields that a shipped file violates once it is changed.
-    fn violated(name: &str, settings: &[&str]) -> Vec<String> {
-        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
-        let config = TrainConfig::read(&shipped(name), &settings).expect("keys and types are right");
-        config.violations().into_iter().map(|violation| violation.field).collect()
-    }
-
-    #[test]
-    fn every_field_has_bounds() {
-        for setting in [
-            "model.drop_path=1.0",
-            "model.drop_path=-0.1",
-            "model.drop_path=nan",
-            "model.stride=0",
-            "model.stride=17",
-            "model.mie_coefficient=inf",
-            "data.loader_threads=257",
-            "data.unreadable_max=100001",
-            "start.path=\"\"",
-            "batch.images=0",
-            "batch.images=4100",
-            "batch.images=33",
-            "batch.images_per_identity=0",
-            "gradient.parts=0",
-            "gradient.parts=3",
-            "gradient.norm_max=-1",
-            "optimizer.momentum=1",
-            "optimizer.weight_decay=1.1",
-            "schedule.base_rate=0",
-            "schedule.base_rate=nan",
-            "schedule.bias_factor=-1",
-            "schedule.epochs=0",
-            "schedule.warm_up_epochs=201",
-            "loss.identity_weight=-1",
-            "loss.triplet_weight=1001",
-            "loss.triplet_margin=nan",
-            "loss.alignment_weight=-1",
-            "loss.label_smoothing=1",
-            "loss.head_scale=0.5",
-            "loss.head_margin=1.6",
-            "validation.held_out=0.5",
-            "checkpoint.epochs=0",
-            "checkpoint.epochs=7",
-            "checkpoint.keep=0",
-        ] {
-            let fields = violated("hoss_transoss.toml", &[setting]);
-            let (key, _) = setting.split_once('=').expect("a setting");
-            let expected = match setting {
-                "batch.images_per_identity=0" => "batch.images",
-                "checkpoint.epochs=7" => "checkpoint.keep_best",
-                "schedule.epochs=0" => "schedule.epochs",
-                _ => key,
-            };
-            assert!(fields.iter().any(|field| field == expected), "{setting}: {fields:?}");
-        }
-        for setting in ["batch.images=33", "validation.epochs=1", "validation.held_out=1"] {
-            let (key, _) = setting.split_once('=').expect("a setting");
-            assert_eq!(violated("pretrain_transoss.toml", &[setting]), [key]);
-        }
-    }
-
-    #[test]
-    fn everything_that_is_wrong_is_said_at_once_and_a_wrong_key_by_its_line() {
-        let wrong = ["batch.images=33", "model.drop_path=1.0", "checkpoint.keep=0"];
-        assert_eq!(
-            violated("hoss_transoss.toml", &wrong),
-            ["model.drop_path", "batch.images", "checkpoint.keep"]
-        );
-        let text = shipped("hoss_transoss.toml").replace("base_rate", "base_lr");
-        let error = TrainConfig::parse(&text).expect_err("unknown").to_string();
-        assert!(error.contains("base_lr") && error.lines().count() == 1, "{error}");
-    }
-
-    #[test]
-    fn a_setting_wins_over_the_file() {
-        let text = shipped("hoss_transoss.toml");
-        let read = |setting: &str| TrainConfig::read(&text, &[setting.to_owned()]);
-        assert_eq!(read("data.root=data/elsewhere").expect("text").data.root, Path::new("data/elsewhere"));
-        assert_eq!(read("seed=7").expect("a number").seed, 7);
-        assert_eq!(read("gradient.parts=2").expect("a section of its own").gradient.parts, 2);
-        let check = |setting: &str, message: &str| {
-            let error = read(setting).expect_err("unusable").to_string();
-            assert!(error.contains(message) && error.lines().count() == 1, "{error}");
-        };
-        check("schedule.epoch=3", "unknown field `epoch`");
-        check("seed", "seed has no value");
-        check("seed.deep=1", "is in no section");
-        check("schedule.epochs=many", "invalid type");
-    }
-}
+mod tests;

@@ -99,7 +99,7 @@ fn open_data(
     let root = roots.admit(&config.data.root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
     let size = architecture.image;
-    let reader = Reader::new(size, config.data.unreadable_max);
+    let reader = Reader::new(size, config.augmentation, config.data.unreadable_max);
     let evaluates = config.validation.epochs > 0;
     match config.objective {
         ObjectiveName::FineTune => {
@@ -167,6 +167,7 @@ fn starting_tensors(
     roots: &DataRoots,
 ) -> Result<(NamedTensors, Overlay), Violation> {
     let mut tensors = seeded(architecture, config.seed);
+    tensors.entry("logit_scale".into()).and_modify(|scale| scale.values = vec![config.loss.logit_scale]);
     let start = &config.start;
     if start.from == StartKind::Scratch {
         return Ok((tensors, Overlay::default()));

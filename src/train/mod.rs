@@ -28,12 +28,13 @@ mod yaml;
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, Progress};
 pub use config::{
-    CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, Precision, PresetName,
-    StartKind, TrainConfig, TrainConfigError, Violation,
+    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, Precision,
+    PresetName, StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
+pub use loader::in_order;
 pub use log::EventLog;
 pub use materials::{DataSet, Materials};
 pub use random::{Purpose, stream};

@@ -154,6 +154,27 @@ mod tests {
     }
 
     #[test]
+    fn every_identity_and_every_image_is_as_likely_as_any_other() {
+        // Ten identities of one chunk each, four a batch: two batches, and two identities sit an epoch out.
+        let labels: Vec<i64> = (0..30).map(|image| image / 3).collect();
+        let sampler = IdentitySampler::new(&labels, 8, 2).expect("batches");
+        let (mut first, mut used, mut images) = ([0; 10], [0; 10], [0; 30]);
+        for epoch in 1..=3000 {
+            let batches = sampler.epoch(1, epoch);
+            assert_eq!(batches.len(), 2);
+            for image in batches.concat() {
+                images[image] += 1;
+                used[labels[image] as usize] += 1;
+            }
+            batches[0].iter().step_by(2).for_each(|image| first[labels[*image] as usize] += 1);
+        }
+        // Four of ten are in the first batch, eight of ten in any, each with two of its three images.
+        assert!(first.iter().all(|count| (1100..1300).contains(count)), "{first:?}");
+        assert!(used.iter().all(|count| (4650..4950).contains(count)), "{used:?}");
+        assert!(images.iter().all(|count| (1500..1700).contains(count)), "{images:?}");
+    }
+
+    #[test]
     fn epochs_differ_and_numbers_that_give_no_batch_are_refused() {
         let labels: Vec<i64> = (0..64).map(|image| image / 8).collect();
         let sampler = IdentitySampler::new(&labels, 8, 4).expect("batches");

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::augment::augment;
+use super::config::Augmentation;
 use super::dataset::{Image, Pair, classes};
 use super::fit::Source;
 use super::learn::Samples;
@@ -20,6 +21,7 @@ const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 
 #[derive(Debug)]
 pub struct Reader {
     size: ChipSize,
+    augmentation: Augmentation,
     unreadable_max: usize,
     unreadable: Mutex<BTreeSet<PathBuf>>,
 }
@@ -42,8 +44,9 @@ pub struct PairSource {
 }
 
 impl Reader {
-    pub fn new(size: ChipSize, unreadable_max: usize) -> Self {
-        Self { size, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
+    /// Chips of one size, changed at random; `unreadable_max` files may fail.
+    pub fn new(size: ChipSize, augmentation: Augmentation, unreadable_max: usize) -> Self {
+        Self { size, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
     }
 
     /// The chip, or nothing where the file cannot be read and that is tolerated.
@@ -127,7 +130,7 @@ impl Source for IdentitySource {
     }
 
     fn batch(&self, item: &Vec<usize>, seed: u64, epoch: u32) -> Result<Samples, String> {
-        let mut batch = Draft::new(self.reader.size, seed, epoch);
+        let mut batch = Draft::new(&self.reader, seed, epoch);
         for wanted in item {
             let (number, chip) = self.read(*wanted)?;
             batch.add(&chip, number as u64, self.labels[number]);
@@ -145,7 +148,7 @@ impl Source for PairSource {
 
     /// Optical images first, then their partners; the two are augmented independently.
     fn batch(&self, item: &Vec<usize>, seed: u64, epoch: u32) -> Result<Samples, String> {
-        let mut batch = Draft::new(self.reader.size, seed, epoch);
+        let mut batch = Draft::new(&self.reader, seed, epoch);
         let read = item.iter().map(|wanted| self.read(*wanted)).collect::<Result<Vec<_>, _>>()?;
         for side in [0, 1] {
             for (number, chips) in &read {
@@ -159,15 +162,16 @@ impl Source for PairSource {
 /// A batch in the making.
 struct Draft {
     samples: Samples,
+    augmentation: Augmentation,
     seed: u64,
     epoch: u32,
 }
 
 impl Draft {
-    fn new(size: ChipSize, seed: u64, epoch: u32) -> Self {
+    fn new(&Reader { size, augmentation, .. }: &Reader, seed: u64, epoch: u32) -> Self {
         let samples =
             Samples { size, pixels: vec![], modalities: vec![], size_tokens: vec![], labels: vec![] };
-        Self { samples, seed, epoch }
+        Self { samples, augmentation, seed, epoch }
     }
 
     /// Adds an augmented chip; `number` names its image in the data set.
@@ -175,7 +179,7 @@ impl Draft {
         // An image that fills up its identity is in a batch more than once and looks different each time.
         let number = number << 16 | self.samples.len() as u64;
         let random = &mut stream(self.seed, self.epoch, number, Purpose::Augmentation);
-        self.samples.pixels.extend(augment(chip, random));
+        self.samples.pixels.extend(augment(chip, &self.augmentation, random));
         self.samples.modalities.push(chip.modality());
         self.samples.size_tokens.push(chip.size_token());
         self.samples.labels.push(label);
@@ -201,9 +205,13 @@ pub fn read_chip(
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use safetensors::SafeTensors;
 
     use super::*;
+    use crate::train::augment::plain;
+    use crate::train::loader::in_order;
     use crate::weights::golden;
 
     const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
@@ -228,6 +236,65 @@ mod tests {
     }
 
     #[test]
+    fn files_become_the_recorded_input_of_the_network() {
+        let bytes = golden::bytes("preprocess.safetensors");
+        let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
+        let name = recorded.names().into_iter().find_map(|name| name.strip_suffix(".val_tensor_64x32"));
+        let name = name.expect("one file has its tensor");
+        let Image { path, modality, .. } = image(name, 1);
+        let chip = read_chip(&path, modality, SIZE, Resampling::Bilinear).expect("a fixture");
+        let view = recorded.tensor(&format!("{name}.val_tensor_64x32")).expect("recorded");
+        let plane = SIZE.height * SIZE.width;
+        let expected: Vec<f32> =
+            view.data().as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+        assert_eq!(expected.len() % plane, 0);
+        for (place, value) in plain(&chip).iter().enumerate() {
+            assert!((value - expected[place % expected.len()]).abs() <= 1e-6, "{name} {place}");
+        }
+
+        // In training the same, resized as training resizes, where no augmentation is wanted.
+        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
+        let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
+        let source = IdentitySource::new(images.to_vec(), 2, 2, Reader::new(SIZE, none, 0)).expect("batches");
+        let batch = source.batch(&vec![0, 1], 1, 1).expect("fixtures");
+        let views = images.map(|image| {
+            let name = image.path.file_name().expect("a name").to_string_lossy().into_owned();
+            recorded.tensor(&format!("{name}.train_64x32")).expect("recorded")
+        });
+        let deviation = [(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)];
+        for (input, view) in batch.pixels.chunks(3 * plane).zip(views) {
+            let channels = view.shape()[2];
+            for (place, value) in input.iter().enumerate() {
+                let (channel, pixel) = (place / plane, place % plane);
+                let byte = view.data()[pixel * channels + channel % channels];
+                let (mean, deviation) = deviation[channel];
+                let expected = (f32::from(byte) / 255.0 - mean) / deviation;
+                assert!((value - expected).abs() <= 1e-6, "{place}: {value} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_number_of_loader_threads_changes_no_pixel() {
+        let names = ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"];
+        let images = (0..12).map(|number| image(names[number % 3], number as i64 / 3)).collect();
+        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, Augmentation::default(), 0));
+        let source = source.expect("batches");
+        let items = source.epoch(5, 2);
+        let batches = |threads| {
+            let mut batches = Vec::new();
+            let make = |item: &Vec<usize>| source.batch(item, 5, 2).expect("fixtures");
+            let _ = in_order(&items, threads, make, |batch| {
+                batches.push(batch);
+                ControlFlow::<()>::Continue(())
+            });
+            batches
+        };
+        let alone = batches(1);
+        assert!(alone.len() > 1 && alone == batches(2) && alone == batches(7));
+    }
+
+    #[test]
     fn a_pair_batch_is_optical_first_and_each_image_is_changed_for_itself() {
         let optical = image("0001_a_33x97_RGB.tif", 1);
         let sar = image("0003_c_25x110_SAR.tif", 1);
@@ -238,7 +305,7 @@ mod tests {
             Pair { optical, sar },
             Pair { optical: Image { modality: Modality::Optical, ..twin.clone() }, sar: twin },
         ];
-        let source = PairSource::new(pairs, 2, Reader::new(SIZE, 0));
+        let source = PairSource::new(pairs, 2, Reader::new(SIZE, Augmentation::default(), 0));
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
         use Modality::{Optical, Sar};
         assert_eq!(batch.modalities, [Optical, Optical, Sar, Sar]);
@@ -251,7 +318,8 @@ mod tests {
     #[test]
     fn an_image_that_fills_up_its_identity_looks_different_each_time() {
         let images = vec![image("0001_a_33x97_RGB.tif", 7), image("0002_b_40x120_RGB.tif", 9)];
-        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, 0)).expect("batches");
+        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, Augmentation::default(), 0))
+            .expect("batches");
         let epoch = source.epoch(1, 1);
         let batch = source.batch(&epoch[0], 1, 1).expect("fixtures");
         assert_eq!((source.class_count(), batch.labels.len()), (2, 4));
@@ -271,7 +339,7 @@ mod tests {
         let broken = |identity| Image { path: golden::path("README.md"), identity, modality: Modality::Sar };
         let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
         let source = |unreadable_max| {
-            let reader = Reader::new(SIZE, unreadable_max);
+            let reader = Reader::new(SIZE, Augmentation::default(), unreadable_max);
             IdentitySource::new(images.clone(), 4, 2, reader).expect("batches")
         };
         let batch = source(1).batch(&vec![1, 0, 2, 2], 1, 1).expect("replaced");
@@ -282,7 +350,8 @@ mod tests {
         let sar = image("0003_c_25x110_SAR.tif", 1);
         let pair = |optical| Pair { optical, sar: sar.clone() };
         let pairs = vec![pair(broken(1)), pair(image("0001_a_33x97_RGB.tif", 1))];
-        let batch = PairSource::new(pairs, 2, Reader::new(SIZE, 1)).batch(&vec![0, 1], 1, 1);
+        let batch =
+            PairSource::new(pairs, 2, Reader::new(SIZE, Augmentation::default(), 1)).batch(&vec![0, 1], 1, 1);
         assert_eq!(batch.expect("replaced").len(), 4);
     }
 }

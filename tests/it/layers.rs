@@ -18,15 +18,28 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("weights", &["chip", "durable", "embedding"]),
     ("gallery", &["chip", "durable", "embedding"]),
     ("evaluate", &["chip", "embedding"]),
+    ("matching", &["chip", "embedding", "evaluate", "gallery"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
     ("jobs", &["chip", "durable", "embedding", "gallery", "metrics", "train"]),
-    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "jobs", "metrics", "wire"]),
+    ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "jobs", "matching", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
     (
         "app",
-        &["chip", "config", "embedding", "encoder", "gallery", "jobs", "metrics", "model", "rpc", "weights"],
+        &[
+            "chip",
+            "config",
+            "embedding",
+            "encoder",
+            "gallery",
+            "jobs",
+            "matching",
+            "metrics",
+            "model",
+            "rpc",
+            "weights",
+        ],
     ),
     (
         "cli",
@@ -40,6 +53,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "evaluate",
             "gallery",
             "jobs",
+            "matching",
             "metrics",
             "model",
             "sheet",
@@ -57,7 +71,7 @@ const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 const TORCH: &[&str] = &["model", "train"];
 
 /// Files that are tests as a whole.
-const TEST_FILES: &[&str] = &["golden.rs", "jpeg.rs", "tests.rs"];
+const TEST_FILES: &[&str] = &["fixture.rs", "golden.rs", "jpeg.rs", "tests.rs"];
 
 /// The text of every module, without tests.
 fn modules() -> BTreeMap<String, String> {

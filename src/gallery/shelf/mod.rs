@@ -47,7 +47,8 @@ struct Inner {
     tenants: RwLock<BTreeMap<String, Tenant>>,
     /// Held by whoever makes or removes a gallery.
     changing: Mutex<()>,
-    _lock: DirectoryLock,
+    /// Given back when the shelf is closed.
+    lock: Mutex<Option<DirectoryLock>>,
 }
 
 #[derive(Debug)]
@@ -168,7 +169,7 @@ impl Shelf {
             settings,
             tenants: RwLock::new(tenants),
             changing: Mutex::new(()),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })))
     }
 
@@ -242,7 +243,7 @@ impl Shelf {
         Ok(Import::new(self.clone(), tenant, name.clone(), partial))
     }
 
-    /// Finishes what waits for the disk and closes every gallery.
+    /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
         let galleries: Vec<Gallery> = {
             let tenants = self.tenants();
@@ -250,6 +251,7 @@ impl Shelf {
             slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
         };
         galleries.iter().for_each(Gallery::close);
+        drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Puts a new gallery in its place and opens it.

@@ -1,15 +1,15 @@
 //! One gallery on disk: what is acknowledged is there after a power failure, and what is deleted is not.
 
-mod batch;
+pub(super) mod batch;
 mod error;
 pub(super) mod foundation;
-mod handle;
+pub(super) mod handle;
 mod open;
 mod operation;
 pub(super) mod quota;
 pub(super) mod record;
-mod schema;
-mod sidecar;
+pub(super) mod schema;
+pub(super) mod sidecar;
 mod snapshot;
 pub(super) mod writer;
 

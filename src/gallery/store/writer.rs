@@ -1,6 +1,7 @@
 //! The only writer of a gallery: commits operations in groups, publishes what was committed, then acknowledges it.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -106,7 +107,10 @@ impl Writer {
         if let Some(reason) = self.published.failure() {
             return Err(read_only(reason));
         }
-        self.try_commit(group).map_err(|error| {
+        // Nothing of a group that panics is published, so its transaction may just as well be dropped.
+        let committed = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
+        let committed = committed.unwrap_or_else(|_| Err(read_only("its writer panicked")));
+        committed.map_err(|error| {
             let reason = match error {
                 StoreError::ReadOnly { reason } => reason,
                 other => other.to_string(),

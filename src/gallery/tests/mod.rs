@@ -1,5 +1,9 @@
 //! The galleries as their callers use them.
 
+mod archive;
+mod faults;
+mod model;
+mod property;
 mod shelf;
 
 use bytes::Bytes;

@@ -1,13 +1,35 @@
 //! Galleries by name: made, found, refused, deleted.
 
+use std::fs;
+use std::path::PathBuf;
+
 use super::*;
+use crate::gallery::store::schema::{CHIPS, CODES, GALLERY};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
 
 fn open(folder: &tempfile::TempDir) -> Shelf {
     Shelf::open(folder.path(), settings()).expect("the directory is free")
 }
 
-fn folder() -> tempfile::TempDir {
-    tempfile::tempdir().expect("a temporary folder")
+fn path(folder: &tempfile::TempDir, gallery: &str, file: &str) -> PathBuf {
+    folder.path().join("t-default").join(gallery).join(file)
+}
+
+/// Two closed galleries of three entries each.
+async fn two_galleries() -> tempfile::TempDir {
+    let folder = folder();
+    let shelf = open(&folder);
+    for gallery in ["harbour", "offshore"] {
+        let gallery = shelf.create("default", &name(gallery), new_gallery()).expect("made");
+        for seed in 0..3 {
+            gallery.enrol(enrolment(&seed.to_string(), seed)).await.expect("enrolled");
+        }
+    }
+    shelf.close();
+    folder
 }
 
 #[tokio::test]
@@ -37,5 +59,282 @@ async fn what_is_enrolled_is_there_after_the_next_opening() {
     assert_eq!(*entry, enrolment("a", 2).entry);
     assert_eq!(snapshot.embedding(*row), Ok(embedding(2)));
     assert_eq!(snapshot.chip(*row), Ok(Some(chip(2))));
+    shelf.close();
+}
+
+#[tokio::test]
+async fn galleries_of_tenants_are_apart() {
+    let folder = folder();
+    let shelf = open(&folder);
+    for tenant in ["a", "A", "../a"] {
+        shelf.create(tenant, &name("fleet"), new_gallery()).expect("made");
+    }
+    let exists = shelf.create("a", &name("fleet"), new_gallery()).expect_err("taken");
+    assert_eq!(exists.to_string(), "there is a gallery \"fleet\" already");
+    shelf.get("A", &name("fleet")).expect("there").enrol(enrolment("x", 1)).await.expect("enrolled");
+    shelf.delete("../a", &name("fleet")).expect("there");
+    let found = shelf.get("../a", &name("fleet")).expect_err("deleted");
+    assert_eq!(found.reason(), "GALLERY_NOT_FOUND");
+    let entries = |tenant| shelf.get(tenant, &name("fleet")).expect("there").info().entries;
+    assert_eq!((entries("a"), entries("A")), (0, 1));
+    assert!(shelf.get("b", &name("fleet")).is_err());
+    shelf.close();
+}
+
+#[test]
+fn galleries_are_listed_by_name_in_parts() {
+    let folder = folder();
+    let shelf = open(&folder);
+    for gallery in ["c", "a", "d", "b"] {
+        shelf.create("default", &name(gallery), new_gallery()).expect("made");
+    }
+    let list = |after: Option<&GalleryName>, size| {
+        let Listing { galleries, next } = shelf.list("default", after, size);
+        (galleries.into_iter().map(|(name, _)| name.to_string()).collect::<String>(), next)
+    };
+    assert_eq!(list(None, 3), ("abc".into(), Some(name("c"))));
+    assert_eq!(list(Some(&name("c")), 3), ("d".into(), None));
+    assert_eq!(list(None, 4), ("abcd".into(), None));
+    assert!(shelf.list("nobody", None, 4).galleries.is_empty());
+    shelf.close();
+}
+
+#[test]
+fn a_data_directory_has_one_shelf_at_a_time() {
+    let folder = folder();
+    let shelf = open(&folder);
+    let refused = Shelf::open(folder.path(), settings()).expect_err("in use").to_string();
+    assert!(refused.contains("is in use by another process"), "{refused}");
+    shelf.close();
+    open(&folder).close();
+}
+
+/// One gallery is spoilt in a file, which makes it refused by name; nothing else suffers.
+async fn check_refused(file: &str, spoil: impl Fn(&mut Vec<u8>), expected: &str) {
+    let folder = two_galleries().await;
+    let spoilt = path(&folder, "harbour", file);
+    let mut bytes = fs::read(&spoilt).expect("there");
+    spoil(&mut bytes);
+    fs::write(&spoilt, bytes).expect("writable");
+    let shelf = open(&folder);
+    let refused = shelf.get("default", &name("harbour")).expect_err("spoilt").to_string();
+    assert!(refused.starts_with("gallery \"harbour\" is not served: "), "{refused}");
+    assert!(refused.contains(file) && refused.contains(expected), "{refused}");
+    assert!(refused.ends_with("or delete the gallery"), "{refused}");
+    let listed = shelf.list("default", None, 9).galleries;
+    assert!(listed.len() == 2 && listed[0].1.is_err() && listed[1].1.is_ok());
+    let other = shelf.get("default", &name("offshore")).expect("whole");
+    assert_eq!(other.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));
+    shelf.delete("default", &name("harbour")).expect("deletable");
+    shelf.create("default", &name("harbour"), new_gallery()).expect("the name is free again");
+    shelf.close();
+}
+
+#[tokio::test]
+async fn a_damaged_gallery_is_refused_by_name_and_the_others_serve() {
+    check_refused(GALLERY, Vec::clear, "damaged").await;
+    check_refused(GALLERY, |bytes| bytes.truncate(bytes.len() / 2), "damaged").await;
+    check_refused(GALLERY, |bytes| bytes.fill(0), "damaged").await;
+    check_refused(GALLERY, |bytes| bytes[..9].copy_from_slice(b"something"), "damaged").await;
+    check_refused(CHIPS, |bytes| bytes.truncate(100), "damaged").await;
+}
+
+#[tokio::test]
+async fn a_gallery_without_its_file_is_refused() {
+    let folder = two_galleries().await;
+    fs::remove_file(path(&folder, "harbour", CHIPS)).expect("there");
+    let shelf = open(&folder);
+    let refused = shelf.get("default", &name("harbour")).expect_err("incomplete").to_string();
+    assert!(refused.contains("chips.redb cannot be read: No such file"), "{refused}");
+    shelf.close();
+}
+
+#[tokio::test]
+async fn no_changed_byte_is_believed() {
+    let folder = two_galleries().await;
+    let file = path(&folder, "harbour", GALLERY);
+    let whole = fs::read(&file).expect("there");
+    let codes = path(&folder, "harbour", CODES);
+    let whole_codes = fs::read(&codes).expect("there");
+    let random = &mut ChaCha8Rng::seed_from_u64(5);
+    let (mut refused, mut unreadable) = (0, 0);
+    for _ in 0..150 {
+        let mut bytes = whole.clone();
+        let at = random.random_range(0..bytes.len());
+        bytes[at] ^= 1 << random.random_range(0..8);
+        fs::write(&file, bytes).expect("writable");
+        fs::write(&codes, &whole_codes).expect("writable");
+        let shelf = open(&folder);
+        match shelf.get("default", &name("harbour")) {
+            Err(ShelfError::Refused { .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+            Ok(gallery) => {
+                let snapshot = gallery.snapshot();
+                for seed in 0..3 {
+                    let row = snapshot.row(&id(&seed.to_string())).expect("readable").expect("there");
+                    assert_eq!(snapshot.entry(row), Ok(enrolment(&seed.to_string(), seed).entry));
+                    match snapshot.embedding(row) {
+                        Err(StoreError::Unreadable(_)) => unreadable += 1,
+                        found => assert_eq!(found, Ok(embedding(seed))),
+                    }
+                }
+            }
+        }
+        shelf.close();
+    }
+    assert!(refused > 3, "{refused} {unreadable}");
+}
+
+#[tokio::test]
+async fn a_newer_gallery_is_refused_by_its_version() {
+    use crate::gallery::store::record::{AboutRecord, encode};
+    use crate::gallery::store::schema::ABOUT;
+    let folder = two_galleries().await;
+    let database = redb::Database::open(path(&folder, "harbour", GALLERY)).expect("whole");
+    let transaction = database.begin_write().expect("writable");
+    let newer = AboutRecord { schema: 2, ..AboutRecord::default() };
+    let mut table = transaction.open_table(ABOUT).expect("there");
+    table.insert("gallery", encode(&newer).as_slice()).expect("writable");
+    drop(table);
+    transaction.commit().expect("writable");
+    drop(database);
+    let shelf = open(&folder);
+    let refused = shelf.get("default", &name("harbour")).expect_err("newer").to_string();
+    assert_eq!(
+        refused,
+        "gallery \"harbour\" is not served: gallery.redb has schema version 2, this program reads up to \
+         version 1; start the program that wrote it, or delete the gallery"
+    );
+    shelf.close();
+}
+
+#[tokio::test]
+async fn what_was_half_made_or_half_deleted_is_removed() {
+    let folder = two_galleries().await;
+    let tenant = folder.path().join("t-default");
+    fs::rename(tenant.join("harbour"), tenant.join(".partial-harbour-gone-1-0")).expect("writable");
+    fs::create_dir(tenant.join(".partial-new-new-1-1")).expect("writable");
+    let shelf = open(&folder);
+    assert!(shelf.get("default", &name("harbour")).is_err());
+    assert!(shelf.get("default", &name("offshore")).is_ok());
+    assert_eq!(fs::read_dir(&tenant).expect("readable").count(), 1);
+    shelf.close();
+}
+
+#[tokio::test]
+async fn quotas_are_met_exactly_and_named() {
+    let folder = folder();
+    let mut settings = settings();
+    settings.quotas = Quotas { galleries_per_tenant: 2, entries_per_gallery: 2, bytes_per_tenant: 2000 };
+    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let first = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let second = shelf.create("default", &name("b"), new_gallery()).expect("made");
+    let full = shelf.create("default", &name("c"), new_gallery()).expect_err("one too many");
+    assert_eq!(full.to_string(), "the tenant has 2 galleries, which is the limit");
+    shelf.create("other", &name("c"), new_gallery()).expect("another tenant");
+
+    for seed in 0..2 {
+        assert_eq!(first.enrol(enrolment(&seed.to_string(), seed)).await, Ok(Enrolled::Created));
+    }
+    assert_eq!(first.enrol(enrolment("2", 2)).await, Err(StoreError::EntriesFull { limit: 2 }));
+    assert_eq!(first.enrol(enrolment("1", 1)).await, Ok(Enrolled::Unchanged));
+    let overwrite = Enrolment { conflict: Conflict::Overwrite, ..enrolment("1", 5) };
+    assert_eq!(first.enrol(overwrite).await, Ok(Enrolled::Replaced));
+
+    let each = first.info().stored_bytes / 2;
+    let mut large = enrolment("large", 7);
+    let room = 2000 - 3 * each;
+    let image = |bytes: u64| Bytes::from(vec![1; bytes as usize]);
+    large.chip.as_mut().expect("a chip").image = image(160 + room);
+    let refused = second.enrol(large.clone()).await.expect_err("two bytes more than there is room for");
+    assert_eq!(refused, StoreError::BytesFull { limit: 2000 });
+    large.chip.as_mut().expect("a chip").image = image(100 + room);
+    assert_eq!(second.enrol(large).await, Ok(Enrolled::Created));
+    assert_eq!(first.delete(Selector::Filter(Filter::default())).await, Ok(2));
+    assert_eq!(second.enrol(enrolment("next", 8)).await, Ok(Enrolled::Created));
+    shelf.close();
+    drop((shelf, first, second));
+
+    settings.quotas.bytes_per_tenant = 1000;
+    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let second = shelf.get("default", &name("b")).expect("a lowered limit refuses nothing that is there");
+    assert_eq!(second.delete(Selector::Ids(vec![id("next")])).await, Ok(1));
+    assert_eq!(second.enrol(enrolment("9", 9)).await, Err(StoreError::BytesFull { limit: 1000 }));
+    shelf.close();
+}
+
+#[tokio::test]
+async fn operations_of_a_group_fail_each_on_its_own() {
+    let folder = folder();
+    let shelf = open(&folder);
+    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let wide = Embedding::from_feature(vec![1.0; DIMENSION + 1]).expect("a direction");
+    let other = ModelDigest::new([8; 32]);
+    let (created, exists, dimension, mismatch, deleted, last) = tokio::join!(
+        gallery.enrol(enrolment("a", 1)),
+        gallery.enrol(enrolment("a", 2)),
+        gallery.enrol(Enrolment { embedding: wide, ..enrolment("b", 3) }),
+        gallery.enrol(Enrolment { model: other, ..enrolment("c", 4) }),
+        gallery.delete(Selector::Ids(vec![id("a")])),
+        gallery.enrol(enrolment("a", 2)),
+    );
+    assert_eq!(created, Ok(Enrolled::Created));
+    assert_eq!(exists, Err(StoreError::AlreadyExists(id("a"))));
+    assert_eq!(dimension, Err(StoreError::Dimension { expected: DIMENSION, found: DIMENSION + 1 }));
+    assert_eq!(mismatch, Err(StoreError::Model { expected: model(), found: other }));
+    assert_eq!(deleted, Ok(1));
+    assert_eq!(last, Ok(Enrolled::Created));
+    assert_eq!(gallery.info().entries, 1);
+    shelf.close();
+}
+
+#[tokio::test]
+async fn a_deleted_gallery_answers_at_once() {
+    let folder = folder();
+    let shelf = open(&folder);
+    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    gallery.enrol(enrolment("a", 1)).await.expect("enrolled");
+    shelf.delete("default", &name("a")).expect("there");
+    assert_eq!(gallery.enrol(enrolment("b", 2)).await, Err(StoreError::Closed));
+    assert_eq!(fs::read_dir(folder.path().join("t-default")).expect("readable").count(), 0);
+    shelf.close();
+}
+
+#[tokio::test]
+async fn codes_of_another_gallery_are_passed_over() {
+    let folder = folder();
+    let shelf = open(&folder);
+    for (gallery, seed) in [("a", 1), ("b", 2)] {
+        let gallery = shelf.create("default", &name(gallery), new_gallery()).expect("made");
+        gallery.enrol(enrolment("x", seed)).await.expect("enrolled");
+    }
+    shelf.close();
+    fs::copy(path(&folder, "a", CODES), path(&folder, "b", CODES)).expect("writable");
+    let shelf = open(&folder);
+    let snapshot = shelf.get("default", &name("b")).expect("there").snapshot();
+    let (_, code) = snapshot.index().codes().next().expect("one entry");
+    assert_eq!(code, Code::new(embedding(2).as_slice()).parts());
+    shelf.close();
+}
+
+/// The gallery of three entries that schema version 1 was released with.
+#[tokio::test]
+async fn a_gallery_of_schema_version_1_opens() {
+    let folder = folder();
+    let there = folder.path().join("t-default").join("harbour");
+    fs::create_dir_all(&there).expect("writable");
+    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gallery-1");
+    for file in [GALLERY, CHIPS, CODES] {
+        fs::copy(fixture.join(file), there.join(file)).expect("the fixture is in the tree");
+    }
+    let shelf = open(&folder);
+    let gallery = shelf.get("default", &name("harbour")).expect("of a version that is known");
+    let mut expected = model::Model { next_row: 3, ..model::Model::default() };
+    for seed in 0..3 {
+        let Enrolment { entry, embedding, chip, .. } = enrolment(&seed.to_string(), seed);
+        expected.rows.insert(RowId(seed), model::Kept { entry, embedding, chip });
+    }
+    expected.check(&gallery.snapshot());
+    assert_eq!(gallery.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));
     shelf.close();
 }

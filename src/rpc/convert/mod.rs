@@ -51,6 +51,7 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
             EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
             EmbeddingError::Zero => "EMBEDDING_ZERO",
             EmbeddingError::NotUnit => "EMBEDDING_NOT_UNIT",
+            EmbeddingError::Cancelled => "EMBEDDING_CANCELLED",
         };
         Problem::invalid(reason, format!("{field}.values"), cause.to_string())
     })

@@ -1,0 +1,183 @@
+//! Power failures, dead processes and disks that refuse: nothing acknowledged is lost, nothing deleted comes back.
+
+use std::sync::Arc;
+
+use super::model::{Answer, Model, Operation, Work};
+use super::*;
+use crate::durable::Volume;
+use crate::durable::faults::{Failure, FaultyDisk};
+use crate::gallery::store::foundation::Foundation;
+use crate::gallery::store::handle::pending;
+use crate::gallery::store::quota::Allowance;
+use crate::gallery::store::schema::{CHIP_ROWS, CHIPS, CODES};
+use crate::gallery::store::writer::{Bounds, Writer};
+
+const SEEDS: u64 = 1000;
+const CACHE_BYTES: usize = 1 << 20;
+
+/// A gallery on a disk that fails, and what is known of it.
+struct Trial {
+    disk: FaultyDisk,
+    work: Work,
+    /// What was acknowledged.
+    model: Model,
+    /// What is there if a group that was not acknowledged came through all the same.
+    perhaps: Option<Model>,
+    /// A file of codes from earlier in its life.
+    old_codes: Option<Vec<u8>>,
+}
+
+impl Trial {
+    fn new(seed: u64) -> Self {
+        let disk = FaultyDisk::new(seed);
+        let about = About::new(model(), DIMENSION, true, Time::from_nanos(5));
+        let foundation = Foundation::new(&disk, about, CACHE_BYTES).expect("no failure is planned");
+        foundation.finish(0).expect("no failure is planned");
+        Self { disk, work: Work::new(seed), model: Model::default(), perhaps: None, old_codes: None }
+    }
+
+    /// From opening the gallery to closing it in order, a dead process or a power failure.
+    fn live(&mut self) {
+        if self.work.0.random_bool(0.7) {
+            let lasts = if self.work.0.random() { Failure::Lasting } else { Failure::Passing };
+            self.disk.fail_after(self.work.0.random_range(0..150), lasts);
+        }
+        let Some(mut writer) = self.open() else { return self.die() };
+        for _ in 0..self.work.0.random_range(1..8) {
+            self.commit(&mut writer);
+            if self.work.0.random_bool(0.8) {
+                writer.sweep();
+            }
+        }
+        self.model.check(&writer.published().snapshot());
+        if self.work.0.random_bool(0.3) {
+            writer.close();
+            self.disk.restart_process();
+        } else {
+            self.disk.cut();
+            drop(writer);
+            self.die();
+        }
+        self.mangle_codes();
+    }
+
+    /// `None` where the disk already refused; what can be opened is as acknowledged.
+    fn open(&mut self) -> Option<Writer> {
+        let bounds = Bounds {
+            cache_bytes: CACHE_BYTES,
+            quotas: settings().quotas,
+            allowance: Arc::new(Allowance::new(u64::MAX)),
+        };
+        // A failing sync may refuse the opening, which changes nothing.
+        let writer = Writer::open(Arc::new(self.disk.clone()), bounds).ok()?;
+        let snapshot = writer.published().snapshot();
+        let found = Model::of(&snapshot);
+        if let Some(perhaps) = self.perhaps.take().filter(|perhaps| *perhaps == found) {
+            self.model = perhaps;
+        }
+        self.model.check(&snapshot);
+        Some(writer)
+    }
+
+    fn commit(&mut self, writer: &mut Writer) {
+        let operations: Vec<_> = (0..self.work.0.random_range(1..6)).map(|_| self.work.operation()).collect();
+        let mut after = self.model.clone();
+        let expected: Vec<Answer> = operations.iter().map(|operation| after.apply(operation)).collect();
+        let of = |operation: Operation| pending(move |batch| operation.run(batch));
+        let (mut jobs, mut answers): (Vec<_>, Vec<_>) = operations.into_iter().map(of).unzip();
+        let fate = writer.commit(&mut jobs);
+        jobs.into_iter().for_each(|job| job.acknowledge(fate.clone()));
+        let answers = answers.iter_mut().map(|answer| answer.try_recv().expect("answered"));
+        match fate {
+            Ok(()) => {
+                assert_eq!(answers.collect::<Result<Vec<_>, _>>().expect("acknowledged"), expected);
+                self.model = after;
+            }
+            Err(error) => {
+                answers.for_each(|answer| assert_eq!(answer, Err(error.clone())));
+                assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
+                self.perhaps.get_or_insert(after);
+            }
+        }
+        self.model.check(&writer.published().snapshot());
+    }
+
+    fn die(&mut self) {
+        self.disk.cut();
+        if self.work.0.random_bool(0.7) { self.disk.restart_machine() } else { self.disk.restart_process() }
+    }
+
+    /// Nothing depends on the codes, so anything may become of them.
+    fn mangle_codes(&mut self) {
+        let random = &mut self.work.0;
+        let Some(mut codes) = self.disk.bytes(CODES) else { return };
+        let now = codes.clone();
+        match random.random_range(0..6) {
+            0 => codes.truncate(random.random_range(0..=codes.len())),
+            1 => {
+                let at = random.random_range(0..=codes.len());
+                codes.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= 1 << random.random_range(0..8));
+            }
+            2 => codes.extend(b"more"),
+            3 => codes = self.old_codes.clone().unwrap_or_default(),
+            4 => {
+                let old = self.old_codes.clone().unwrap_or_default();
+                let mixed = random.random_range(0..=old.len().min(codes.len()));
+                codes[..mixed].copy_from_slice(&old[..mixed]);
+            }
+            _ => {}
+        }
+        self.old_codes = Some(now);
+        self.disk.set_bytes(CODES, codes);
+    }
+
+    /// Chips of rows that are gone, or never came to be, are not kept.
+    fn check_chips(&self) {
+        use redb::{ReadableDatabase, ReadableTable};
+        let file = self.disk.open(CHIPS).expect("there");
+        let database = redb::Builder::new().create_with_backend(Wrapped(file)).expect("in order");
+        let table = database.begin_read().expect("readable").open_table(CHIP_ROWS).expect("there");
+        let rows: Vec<u64> =
+            table.iter().expect("readable").map(|row| row.expect("readable").0.value()).collect();
+        let with_chip = self.model.rows.iter().filter(|(_, kept)| kept.chip.is_some());
+        assert_eq!(rows, with_chip.map(|(row, _)| row.0).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_is_acknowledged_survives_whatever_the_disk_does() {
+    for seed in 0..SEEDS {
+        let mut trial = Trial::new(seed);
+        for _ in 0..trial.work.0.random_range(1..5) {
+            trial.live();
+        }
+        trial.open().expect("no failure is planned").close();
+        trial.check_chips();
+    }
+}
+
+/// redb wants a backend of a type that it knows the size of.
+#[derive(Debug)]
+struct Wrapped(Box<dyn redb::StorageBackend>);
+
+impl redb::StorageBackend for Wrapped {
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> std::io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> std::io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
+        self.0.write(offset, data)
+    }
+}

@@ -1,0 +1,373 @@
+//! A calibrator: what a cosine, sizes and a way say about two images showing one ship. Valid from birth; a TOML file.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::evidence::{Evidence, Kinematics, ModalityPair, SizeModel};
+use super::super::gate::Leg;
+use crate::embedding::ModelDigest;
+
+/// Of the file.
+const FORMAT: u32 = 1;
+/// What a file opens with.
+const PREAMBLE: &str = "\
+# Turns what two images of ships have in common into natural-log likelihood ratios of \"same vessel\" to \"another\":
+#   appearance alone:      offset + cosine * COSINE
+#   appearance and sizes:  offset + cosine * COSINE + evidence * (log-likelihood ratio of the size model)
+# prior_unknown may be changed; so may [kinematics], which is assumed, not fitted, and may be left out.
+
+";
+
+/// Bound to the model whose cosines it was fitted on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Calibrator {
+    id: String,
+    model: ModelDigest,
+    prior_unknown: f64,
+    fitted_on: String,
+    kinematics: Option<Kinematics>,
+    pairs: BTreeMap<ModalityPair, PairCalibration>,
+}
+
+/// A calibrator before it is checked; the layout of the file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: u32,
+    id: String,
+    model: String,
+    prior_unknown: f64,
+    fitted_on: String,
+    kinematics: Option<Kinematics>,
+    pair: BTreeMap<ModalityPair, PairCalibration>,
+}
+
+/// For images from two sensors.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PairCalibration {
+    /// Pairs of images that it was fitted on, of one vessel and of two.
+    pub same_pairs: u64,
+    pub other_pairs: u64,
+    pub appearance: Appearance,
+    pub size: Option<SizeCalibration>,
+}
+
+/// offset + cosine * COSINE.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Appearance {
+    pub offset: f64,
+    /// Above 0.
+    pub cosine: f64,
+}
+
+/// offset + cosine * COSINE + evidence * (what `model` says of the sizes), for appearance and sizes together.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SizeCalibration {
+    pub offset: f64,
+    /// At least 0, as is `evidence`.
+    pub cosine: f64,
+    pub evidence: f64,
+    pub model: SizeModel,
+}
+
+/// Why a file is no calibrator.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum CalibratorError {
+    #[error("{0}")]
+    Toml(#[from] toml::de::Error),
+    #[error("format is {0}, this release reads {FORMAT}")]
+    Format(u32),
+    #[error("{field}: {cause}")]
+    Value { field: String, cause: String },
+}
+
+impl CalibratorError {
+    fn value(field: impl Into<String>, cause: impl ToString) -> Self {
+        Self::Value { field: field.into(), cause: cause.to_string() }
+    }
+}
+
+/// What a calibrator is made of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct CalibratorParts {
+    /// At most 256 bytes, not empty.
+    pub id: String,
+    pub model: ModelDigest,
+    /// Probability, before looking, that a ship is not in the gallery; above 0, below 1.
+    pub prior_unknown: f64,
+    /// For people.
+    pub fitted_on: String,
+    pub kinematics: Option<Kinematics>,
+    pub pairs: BTreeMap<ModalityPair, PairCalibration>,
+}
+
+impl Calibrator {
+    /// # Errors
+    /// A value that is out of bounds, or no pair of modalities.
+    pub fn new(parts: CalibratorParts) -> Result<Self, CalibratorError> {
+        let CalibratorParts { id, model, prior_unknown, fitted_on, kinematics, pairs } = parts;
+        crate::gallery::check_text(&id).map_err(|cause| CalibratorError::value("id", cause))?;
+        if id.is_empty() {
+            return Err(CalibratorError::value("id", "is empty"));
+        }
+        check_prior_unknown(prior_unknown).map_err(|cause| CalibratorError::value("prior_unknown", cause))?;
+        if let Some(kinematics) = &kinematics {
+            kinematics.check().map_err(|cause| CalibratorError::value("kinematics", cause))?;
+        }
+        if pairs.is_empty() {
+            return Err(CalibratorError::value("pair", "there is none"));
+        }
+        for (pair, calibration) in &pairs {
+            calibration.check(&format!("pair.{}", pair.name()))?;
+        }
+        Ok(Self { id, model, prior_unknown, fitted_on, kinematics, pairs })
+    }
+
+    /// Reads what [`Self::to_toml`] writes.
+    ///
+    /// # Errors
+    /// Text that is no TOML, a key that is missing or unknown (with its line), or a value out of bounds.
+    pub fn parse(text: &str) -> Result<Self, CalibratorError> {
+        /// The one field that every format has.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let Format { format } = toml::from_str(text)?;
+        if format != FORMAT {
+            return Err(CalibratorError::Format(format));
+        }
+        let file: File = toml::from_str(text)?;
+        let model = file.model.parse().map_err(|cause| CalibratorError::value("model", cause))?;
+        Self::new(CalibratorParts {
+            id: file.id,
+            model,
+            prior_unknown: file.prior_unknown,
+            fitted_on: file.fitted_on,
+            kinematics: file.kinematics,
+            pairs: file.pair,
+        })
+    }
+
+    /// The file.
+    pub fn to_toml(&self) -> String {
+        let file = File {
+            format: FORMAT,
+            id: self.id.clone(),
+            model: self.model.to_string(),
+            prior_unknown: self.prior_unknown,
+            fitted_on: self.fitted_on.clone(),
+            kinematics: self.kinematics,
+            pair: self.pairs.clone(),
+        };
+        format!("{PREAMBLE}{}", toml::to_string(&file).expect("numbers, texts and tables are TOML"))
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The model that it holds for.
+    pub fn model(&self) -> ModelDigest {
+        self.model
+    }
+
+    pub fn prior_unknown(&self) -> f64 {
+        self.prior_unknown
+    }
+
+    pub fn pair(&self, pair: ModalityPair) -> Option<&PairCalibration> {
+        self.pairs.get(&pair)
+    }
+
+    /// What speaks for a candidate; `pair` and the sizes' `log_ratios` of query and candidate.
+    ///
+    /// A pair that was not calibrated leaves appearance unjudged, and sizes are then judged by what was measured on
+    /// real chips.
+    pub fn evidence(
+        &self,
+        pair: ModalityPair,
+        cosine: f32,
+        log_ratios: [Option<f64>; 2],
+        leg: Option<&Leg>,
+    ) -> Evidence {
+        let kinematics =
+            self.kinematics.zip(leg).map(|(kinematics, leg)| kinematics.log_likelihood_ratio(leg));
+        let Some(calibration) = self.pair(pair) else {
+            return Evidence {
+                appearance: None,
+                size: SizeModel::measured(pair).log_likelihood_ratio(log_ratios),
+                kinematics,
+            };
+        };
+        let appearance = calibration.appearance.log_likelihood_ratio(cosine);
+        let size = calibration.size.and_then(|size| size.log_likelihood_ratio(cosine, log_ratios));
+        Evidence {
+            appearance: Some(appearance),
+            size: size.map(|together| together - appearance),
+            kinematics,
+        }
+    }
+}
+
+impl PairCalibration {
+    /// The most that appearance and sizes together can say for a candidate whose cosine is at most `cosine`.
+    pub fn log_likelihood_ratio_max(&self, cosine: f32) -> f64 {
+        let alone = self.appearance.log_likelihood_ratio(cosine);
+        self.size.map_or(alone, |size| {
+            let together = size.given(cosine) + size.evidence * size.model.log_likelihood_ratio_max();
+            together.max(alone)
+        })
+    }
+
+    fn check(&self, field: &str) -> Result<(), CalibratorError> {
+        let error = |what: &str, cause: &str| CalibratorError::value(format!("{field}.{what}"), cause);
+        let Appearance { offset, cosine } = self.appearance;
+        if !(offset.is_finite() && cosine.is_finite() && cosine > 0.0) {
+            return Err(error("appearance", "offset must be a number, cosine above 0"));
+        }
+        let Some(SizeCalibration { offset, cosine, evidence, model }) = self.size else { return Ok(()) };
+        if ![offset, cosine, evidence].iter().all(|value| value.is_finite()) || cosine < 0.0 || evidence < 0.0
+        {
+            return Err(error("size", "offset must be a number, cosine and evidence at least 0"));
+        }
+        model.check().map_err(|cause| error("size.model", cause))
+    }
+}
+
+impl Appearance {
+    pub fn log_likelihood_ratio(&self, cosine: f32) -> f64 {
+        self.offset + self.cosine * f64::from(cosine)
+    }
+}
+
+impl SizeCalibration {
+    /// Of appearance and sizes together; `None` where no size is known on both sides.
+    pub fn log_likelihood_ratio(&self, cosine: f32, log_ratios: [Option<f64>; 2]) -> Option<f64> {
+        Some(self.given(cosine) + self.evidence * self.model.log_likelihood_ratio(log_ratios)?)
+    }
+
+    fn given(&self, cosine: f32) -> f64 {
+        self.offset + self.cosine * f64::from(cosine)
+    }
+}
+
+/// # Errors
+/// A prior that is not above 0 and below 1.
+pub fn check_prior_unknown(prior: f64) -> Result<(), &'static str> {
+    if prior > 0.0 && prior < 1.0 { Ok(()) } else { Err("must be above 0 and below 1") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> CalibratorParts {
+        let pair = ModalityPair::OpticalSar;
+        let calibration = PairCalibration {
+            same_pairs: 88,
+            other_pairs: 5906,
+            appearance: Appearance { offset: -12.5, cosine: 20.1 },
+            size: Some(SizeCalibration {
+                offset: -9.0,
+                cosine: 14.0,
+                evidence: 0.8,
+                model: SizeModel::measured(pair),
+            }),
+        };
+        CalibratorParts {
+            id: "hoss-1".into(),
+            model: ModelDigest::new([7; 32]),
+            prior_unknown: 0.5,
+            fitted_on: "two folders".into(),
+            kinematics: Some(Kinematics::default()),
+            pairs: [(pair, calibration)].into(),
+        }
+    }
+
+    #[test]
+    fn a_file_is_read_as_it_was_written() {
+        let calibrator = Calibrator::new(parts()).expect("a calibrator");
+        let text = calibrator.to_toml();
+        assert_eq!(Calibrator::parse(&text), Ok(calibrator), "{text}");
+        let without = CalibratorParts { kinematics: None, ..parts() };
+        let calibrator = Calibrator::new(without).expect("a calibrator");
+        assert_eq!(Calibrator::parse(&calibrator.to_toml()), Ok(calibrator));
+    }
+
+    #[test]
+    fn what_is_wrong_in_a_file_is_named() {
+        let text = Calibrator::new(parts()).expect("a calibrator").to_toml();
+        for (from, to, expected) in [
+            ("format = 1", "format = 2", "format is 2, this release reads 1"),
+            ("prior_unknown = 0.5", "prior_unknown = 1.0", "prior_unknown: must be above 0 and below 1"),
+            ("prior_unknown = 0.5", "prior_unknown = nan", "prior_unknown: must be above 0 and below 1"),
+            ("id = \"hoss-1\"", "id = \"\"", "id: is empty"),
+            ("model = \"0707", "model = \"zz07", "model: a model digest is 64 hexadecimal digits"),
+            ("cosine = 20.1", "cosine = -20.1", "pair.optical-sar.appearance: offset must be"),
+            (
+                "evidence = 0.8",
+                "evidence = -0.8",
+                "pair.optical-sar.size: offset must be a number, cosine and",
+            ),
+            ("correlation = 0.87", "correlation = 1.87", "pair.optical-sar.size.model: a correlation must"),
+            ("spread_km = 500.0", "spread_km = 0.0", "kinematics: speed_knots and spread_km must be above 0"),
+            ("[pair.optical-sar]", "[pair.optical-radar]", "unknown variant `optical-radar`"),
+            ("evidence = 0.8", "evidens = 0.8", "unknown field `evidens`"),
+            ("cosine = 14.0\n", "", "missing field `cosine`"),
+        ] {
+            let broken = text.replacen(from, to, 1);
+            assert_ne!(broken, text, "{from}");
+            let found = Calibrator::parse(&broken).expect_err(to).to_string();
+            assert!(found.contains(expected), "{found}");
+        }
+        let line =
+            Calibrator::parse(&text.replacen("cosine = 14.0", "cosine = yes", 1)).expect_err("no number");
+        assert!(line.to_string().contains("line "), "{line}");
+    }
+
+    #[test]
+    fn size_is_what_it_adds_to_appearance() {
+        let calibrator = Calibrator::new(parts()).expect("a calibrator");
+        let ratios = [Some(0.03), Some(0.1)];
+        let evidence = calibrator.evidence(ModalityPair::OpticalSar, 0.7, ratios, None);
+        let alone = calibrator.evidence(ModalityPair::OpticalSar, 0.7, [None, None], None);
+        assert!((alone.total() - (-12.5 + 20.1 * 0.7)).abs() < 1e-6);
+        assert_eq!((alone.appearance, alone.size), (evidence.appearance, None));
+        let sizes =
+            SizeModel::measured(ModalityPair::OpticalSar).log_likelihood_ratio(ratios).expect("known");
+        assert!((evidence.total() - (-9.0 + 14.0 * 0.7 + 0.8 * sizes)).abs() < 1e-6);
+        let terms: Vec<_> = evidence.terms().map(|(term, _)| term).collect();
+        assert_eq!(terms, ["appearance", "size"]);
+    }
+
+    #[test]
+    fn no_candidate_exceeds_the_bound_of_its_cosine() {
+        let calibration = parts().pairs[&ModalityPair::OpticalSar];
+        let calibrator = Calibrator::new(parts()).expect("a calibrator");
+        for cosine in [-1.0, 0.0, 0.3, 0.9] {
+            let bound = calibration.log_likelihood_ratio_max(cosine);
+            for ratio in [-0.4, -0.1, 0.0, 0.03, 0.1, 0.5] {
+                for ratios in [[None, None], [Some(ratio), None], [Some(ratio), Some(ratio * 2.0)]] {
+                    for below in [0.0, 0.1] {
+                        let evidence =
+                            calibrator.evidence(ModalityPair::OpticalSar, cosine - below, ratios, None);
+                        assert!(evidence.total() <= bound + 1e-9);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_pair_without_calibration_leaves_appearance_unjudged() {
+        let calibrator = Calibrator::new(parts()).expect("a calibrator");
+        let evidence = calibrator.evidence(ModalityPair::SarSar, 0.9, [Some(0.0), Some(0.0)], None);
+        assert_eq!(evidence.appearance, None);
+        assert!(evidence.size.expect("known") > 0.0);
+    }
+}

@@ -1,0 +1,16 @@
+//! From a cosine to a probability: log-likelihood ratios by logistic regression, fitted on pairs of known ships and
+//! bound to the model that made their embeddings.
+
+mod calibrator;
+mod diagram;
+mod fit;
+mod logistic;
+mod reliability;
+
+pub use calibrator::{
+    Appearance, Calibrator, CalibratorError, CalibratorParts, PairCalibration, SizeCalibration,
+    check_prior_unknown,
+};
+pub use diagram::reliability_diagram;
+pub use fit::{CalibrateError, Calibration, FitSettings, HeldOut, Labelled, PairReport, Skipped, calibrate};
+pub use reliability::{Bin, Reliability, reliability};

@@ -1,0 +1,109 @@
+//! Whether probabilities come true: log-loss, and predicted against observed shares.
+
+use serde::Serialize;
+
+use super::logistic::softplus;
+
+/// Of equal width in probability.
+const BINS: usize = 10;
+
+/// How well log-likelihood ratios tell pairs of one vessel from pairs of two, at the share of the former among them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Reliability {
+    pub same_pairs: u64,
+    pub other_pairs: u64,
+    /// Mean of -ln of the probability of what was true; less is better.
+    pub log_loss: f64,
+    /// That of saying nothing but the share of pairs of one vessel.
+    pub log_loss_of_prior: f64,
+    /// Those with pairs in them, by probability.
+    pub bins: Vec<Bin>,
+}
+
+/// Pairs of about the same probability.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Bin {
+    /// Mean probability of being one vessel.
+    pub predicted: f64,
+    /// Share that is one vessel.
+    pub observed: f64,
+    pub pairs: u64,
+}
+
+/// Judges (log-likelihood ratio, is one vessel); `None` without pairs of either kind.
+///
+/// The prior is the share of pairs of one vessel, so that ratios that are right give probabilities that come true.
+pub fn reliability(judged: &[(f64, bool)]) -> Option<Reliability> {
+    let same = judged.iter().filter(|(_, same)| *same).count() as f64;
+    let other = judged.len() as f64 - same;
+    if same == 0.0 || other == 0.0 {
+        return None;
+    }
+    let prior = (same / other).ln();
+    let log_odds = || judged.iter().map(|(ratio, same)| (ratio + prior, *same));
+    let loss: f64 = log_odds().map(|(odds, same)| softplus(if same { -odds } else { odds })).sum();
+    let count = same + other;
+    let entropy = |share: f64| -share * share.ln();
+    Some(Reliability {
+        same_pairs: same as u64,
+        other_pairs: other as u64,
+        log_loss: loss / count,
+        log_loss_of_prior: entropy(same / count) + entropy(other / count),
+        bins: bins(log_odds().map(|(odds, same)| (1.0 / (1.0 + (-odds).exp()), same))),
+    })
+}
+
+fn bins(judged: impl Iterator<Item = (f64, bool)>) -> Vec<Bin> {
+    let mut sums = [(0.0, 0_u64, 0_u64); BINS];
+    for (probability, same) in judged {
+        let (predicted, observed, pairs) = &mut sums[((probability * BINS as f64) as usize).min(BINS - 1)];
+        *predicted += probability;
+        *observed += u64::from(same);
+        *pairs += 1;
+    }
+    let bin = |(predicted, observed, pairs): (f64, u64, u64)| Bin {
+        predicted: predicted / pairs as f64,
+        observed: observed as f64 / pairs as f64,
+        pairs,
+    };
+    sums.into_iter().filter(|(_, _, pairs)| *pairs > 0).map(bin).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_that_are_right_come_true() {
+        // Of a score with p(1 | same) = 0.8 and p(1 | other) = 0.2, at a share of one in four.
+        let (yes, no) = (4.0_f64.ln(), 0.25_f64.ln());
+        let mut judged = Vec::new();
+        for (ratio, same, count) in [(yes, true, 80), (no, true, 20), (yes, false, 60), (no, false, 240)] {
+            judged.extend(std::iter::repeat_n((ratio, same), count));
+        }
+        let found = reliability(&judged).expect("both kinds");
+        assert_eq!((found.same_pairs, found.other_pairs), (100, 300));
+        assert_eq!(found.bins.iter().map(|bin| bin.pairs).collect::<Vec<_>>(), [260, 140]);
+        for bin in &found.bins {
+            assert!((bin.predicted - bin.observed).abs() < 1e-12, "{bin:?}");
+        }
+        // 80/140 and 20/260 are the probabilities.
+        let expected = -(80.0 * (80.0_f64 / 140.0).ln()
+            + 60.0 * (60.0_f64 / 140.0).ln()
+            + 20.0 * (20.0_f64 / 260.0).ln()
+            + 240.0 * (240.0_f64 / 260.0).ln())
+            / 400.0;
+        assert!((found.log_loss - expected).abs() < 1e-12);
+        assert!(found.log_loss < found.log_loss_of_prior);
+    }
+
+    #[test]
+    fn ratios_that_say_nothing_are_worth_the_prior() {
+        let judged: Vec<_> = (0..10).map(|n| (0.0, n < 3)).collect();
+        let found = reliability(&judged).expect("both kinds");
+        assert!((found.log_loss - found.log_loss_of_prior).abs() < 1e-12);
+        let certain: Vec<_> = (0..10).map(|n| (if n < 3 { 1e6 } else { -1e6 }, n < 3)).collect();
+        assert_eq!(reliability(&certain).expect("both kinds").log_loss, 0.0);
+        assert_eq!(reliability(&[(0.0, true)]), None);
+    }
+}

@@ -1,0 +1,122 @@
+//! Shipped files, bounds, settings.
+
+use std::path::Path;
+
+use super::*;
+
+fn shipped(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train").join(name);
+    std::fs::read_to_string(path).expect("a shipped file")
+}
+
+#[test]
+fn the_shipped_files_are_the_authors_settings() {
+    let hoss = TrainConfig::parse(&shipped("hoss_transoss.toml")).expect("valid");
+    assert_eq!((hoss.loss, hoss.augmentation), (Loss::default(), Augmentation::default()));
+    assert_eq!(hoss.batch, BatchShape { images: 32, images_per_identity: 4 });
+    assert_eq!(
+        hoss.schedule,
+        ScheduleChoice { base_rate: 5e-4, bias_factor: 2.0, warm_up_epochs: 5, epochs: 200 }
+    );
+    let pretrain = TrainConfig::parse(&shipped("pretrain_transoss.toml")).expect("valid");
+    assert_eq!(pretrain.objective, ObjectiveName::Contrastive);
+    assert_eq!(
+        pretrain.schedule,
+        ScheduleChoice { base_rate: 3e-3, bias_factor: 2.0, warm_up_epochs: 5, epochs: 60 }
+    );
+    assert!(!pretrain.model.size_token);
+}
+
+/// The fields that a shipped file violates once it is changed.
+fn violated(name: &str, settings: &[&str]) -> Vec<String> {
+    let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+    let config = TrainConfig::read(&shipped(name), &settings).expect("keys and types are right");
+    config.violations().into_iter().map(|violation| violation.field).collect()
+}
+
+#[test]
+fn every_field_has_bounds() {
+    for setting in [
+        "model.drop_path=1.0",
+        "model.drop_path=-0.1",
+        "model.drop_path=nan",
+        "model.stride=0",
+        "model.stride=17",
+        "model.mie_coefficient=inf",
+        "data.loader_threads=257",
+        "data.unreadable_max=100001",
+        "start.path=\"\"",
+        "augmentation.flip=1.1",
+        "augmentation.padding=129",
+        "augmentation.erase=-0.1",
+        "batch.images=0",
+        "batch.images=4100",
+        "batch.images=33",
+        "batch.images_per_identity=0",
+        "gradient.parts=0",
+        "gradient.parts=3",
+        "gradient.norm_max=-1",
+        "optimizer.momentum=1",
+        "optimizer.weight_decay=1.1",
+        "schedule.base_rate=0",
+        "schedule.base_rate=nan",
+        "schedule.bias_factor=-1",
+        "schedule.epochs=0",
+        "schedule.warm_up_epochs=201",
+        "loss.identity_weight=-1",
+        "loss.triplet_weight=1001",
+        "loss.triplet_margin=nan",
+        "loss.alignment_weight=-1",
+        "loss.label_smoothing=1",
+        "loss.head_scale=0.5",
+        "loss.head_margin=1.6",
+        "loss.logit_scale=5.1",
+        "validation.held_out=0.5",
+        "checkpoint.epochs=0",
+        "checkpoint.epochs=7",
+        "checkpoint.keep=0",
+    ] {
+        let fields = violated("hoss_transoss.toml", &[setting]);
+        let (key, _) = setting.split_once('=').expect("a setting");
+        let expected = match setting {
+            "batch.images_per_identity=0" => "batch.images",
+            "checkpoint.epochs=7" => "checkpoint.keep_best",
+            "schedule.epochs=0" => "schedule.epochs",
+            _ => key,
+        };
+        assert!(fields.iter().any(|field| field == expected), "{setting}: {fields:?}");
+    }
+    for setting in ["batch.images=33", "validation.epochs=1", "validation.held_out=1"] {
+        let (key, _) = setting.split_once('=').expect("a setting");
+        assert_eq!(violated("pretrain_transoss.toml", &[setting]), [key]);
+    }
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_and_a_wrong_key_by_its_line() {
+    let wrong = ["batch.images=33", "model.drop_path=1.0", "checkpoint.keep=0"];
+    assert_eq!(
+        violated("hoss_transoss.toml", &wrong),
+        ["model.drop_path", "batch.images", "checkpoint.keep"]
+    );
+    let text = shipped("hoss_transoss.toml").replace("base_rate", "base_lr");
+    let error = TrainConfig::parse(&text).expect_err("unknown").to_string();
+    assert!(error.contains("base_lr") && error.lines().count() == 1, "{error}");
+}
+
+#[test]
+fn a_setting_wins_over_the_file() {
+    let text = shipped("hoss_transoss.toml");
+    let read = |setting: &str| TrainConfig::read(&text, &[setting.to_owned()]);
+    assert_eq!(read("data.root=data/elsewhere").expect("text").data.root, Path::new("data/elsewhere"));
+    assert_eq!(read("seed=7").expect("a number").seed, 7);
+    assert_eq!(read("gradient.parts=2").expect("a section of its own").gradient.parts, 2);
+    let check = |setting: &str, message: &str| {
+        let error = read(setting).expect_err("unusable").to_string();
+        assert!(error.contains(message) && error.lines().count() == 1, "{error}");
+    };
+    check("schedule.epoch=3", "unknown field `epoch`");
+    check("seed", "seed has no value");
+    check("seed.deep=1", "is in no section");
+    check("schedule.epochs=many", "invalid type");
+}
