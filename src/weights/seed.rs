@@ -10,7 +10,7 @@ use super::tensors::{HostTensor, NamedTensors};
 /// Keeps the streams apart from any other use of the same seed.
 const DOMAIN: &[u8] = b"shipreid initial weights 1";
 /// ln(1 / 0.07), the usual start of a contrastive temperature.
-const LOGIT_SCALE: f32 = 2.6592;
+pub const LOGIT_SCALE: f32 = 2.6592;
 
 /// Share of a normal distribution below the lower cut; the inverse below needs no logarithm inside the cuts.
 const CUT: f64 = 0.02425;
