@@ -29,6 +29,8 @@ pub mod sheet;
 pub mod model;
 /// Data sets, samplers, augmentation, schedules; losses, optimizers, the learner.
 pub mod train;
+/// Training jobs in the background.
+pub mod jobs;
 /// Messages and service traits of the contract.
 pub mod wire;
 /// gRPC services and the layers around them.

@@ -41,9 +41,15 @@ const STALLED: &str = "shipreid_stalled_galleries";
 const REEMBEDDED: &str = "shipreid_reembedded_entries_total";
 const MODELS_STORED: &str = "shipreid_models_stored";
 const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
+const JOBS: &str = "shipreid_jobs";
+const JOB_STEP: &str = "shipreid_job_step_duration_seconds";
+const JOB_IMAGES: &str = "shipreid_job_images_per_second";
+const JOB_LOSS: &str = "shipreid_job_loss";
+const JOB_MAP: &str = "shipreid_job_map";
 
 const CALL_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const STAGE_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const STEP_SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 const BATCH_CHIPS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 /// Starts recording; the handle renders what Prometheus scrapes.
@@ -53,6 +59,7 @@ const BATCH_CHIPS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(HANDLING.into()), &CALL_SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(JOB_STEP.into()), &STEP_SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), &STAGE_SECONDS)?
         .set_buckets_for_metric(Matcher::Full(BATCH.into()), &BATCH_CHIPS)?
         .install_recorder()?;
@@ -98,6 +105,14 @@ fn describe() {
     describe_counter!(REEMBEDDED, "Entries that were embedded anew.");
     describe_gauge!(MODELS_STORED, "Models on disk.");
     describe_gauge!(MODELS_STORED_BYTES, Unit::Bytes, "Bytes of the models on disk.");
+    describe_gauge!(JOBS, "Training jobs, by state.");
+    describe_histogram!(JOB_STEP, Unit::Seconds, "One training step, by the slot that its job runs in.");
+    describe_gauge!(
+        JOB_IMAGES,
+        "Images that a training job learns from in a second, by slot; 0 without a job."
+    );
+    describe_gauge!(JOB_LOSS, "Loss of a training job's last step, by slot; NaN without a job.");
+    describe_gauge!(JOB_MAP, "mAP of a training job's last evaluation, by slot; NaN before the first.");
     metrics_process::Collector::default().describe();
 }
 
@@ -225,4 +240,25 @@ pub fn stalled_galleries(galleries: usize) {
 
 pub fn reembedded(entries: u64) {
     counter!(REEMBEDDED).increment(entries);
+}
+
+pub fn jobs(state: &'static str, jobs: usize) {
+    gauge!(JOBS, "state" => state).set(jobs as f64);
+}
+
+/// `slot` counts the places for jobs that run at the same time, from 0.
+pub fn job_step(slot: usize, seconds: f64, images_per_second: f64, loss: f64) {
+    histogram!(JOB_STEP, "slot" => slot.to_string()).record(seconds);
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(images_per_second);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(loss);
+}
+
+pub fn job_map(slot: usize, map: f64) {
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(map);
+}
+
+pub fn job_slot_free(slot: usize) {
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(0.0);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(f64::NAN);
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(f64::NAN);
 }

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "torch")]
 mod load;
+mod training;
 
 use std::fs;
 use std::io;
@@ -27,12 +28,13 @@ use crate::encoder::{
     ResidencySettings,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
+use crate::jobs::Jobs;
 use crate::matching::Calibrator;
 use crate::metrics;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, Calibrators, GalleriesService, GalleryAccess, Matcher, ModelsService, Services, ShipReIdService,
-    listener, status_page,
+    self, Calibrators, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
+    ShipReIdService, TrainingJobsService, listener, status_page,
 };
 
 pub use crate::encoder::LoadedModel;
@@ -79,6 +81,7 @@ pub struct Running {
     registry: Option<Arc<Registry>>,
     /// Leads galleries to the active model.
     following: Option<JoinHandle<()>>,
+    jobs: Option<Arc<Jobs>>,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -97,6 +100,7 @@ pub async fn start(
 
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
+    let jobs = training::open_jobs(config).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },
@@ -118,7 +122,7 @@ pub async fn start(
     let follower = shelf.clone().zip(activator.clone());
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
-    let services = services(config, pipeline, shelf.clone(), calibrators, activator);
+    let services = services(config, pipeline, shelf.clone(), calibrators, activator, jobs.clone());
     let (router, reporter) = rpc::router(services, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
@@ -127,7 +131,18 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, registry, following })
+    Ok(Running {
+        address,
+        metrics_address,
+        health,
+        shutdown,
+        serving,
+        queue,
+        shelf,
+        registry,
+        following,
+        jobs,
+    })
 }
 
 impl Running {
@@ -135,6 +150,10 @@ impl Running {
     pub async fn stop(self) {
         self.queue.announce_drain();
         self.shutdown.send_replace(true);
+        if let Some(jobs) = self.jobs {
+            // Those who watch a job see how it ends here; only then they are sent away.
+            jobs.drain().await;
+        }
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
@@ -227,6 +246,7 @@ fn services(
     shelf: Option<Arc<Shelf>>,
     calibrators: Calibrators,
     activator: Option<Activator>,
+    jobs: Option<Arc<Jobs>>,
 ) -> Services {
     let readers = match config.matching.search_threads {
         0 => cores(),
@@ -235,10 +255,12 @@ fn services(
     let access = GalleryAccess::new(shelf, readers);
     let matcher =
         Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
+    let jobs = JobAccess::new(jobs);
     Services {
-        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, &config.limits),
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), &config.limits),
         galleries: GalleriesService::new(access, Arc::clone(&pipeline), &config.limits),
         models: ModelsService::new(pipeline, activator),
+        training_jobs: TrainingJobsService::new(jobs),
     }
 }
 

@@ -18,6 +18,7 @@ mod serve;
 mod step;
 mod synth;
 mod train;
+mod train_job;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

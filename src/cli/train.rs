@@ -23,8 +23,8 @@ use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::rules::for_serving;
 
-use super::Failure;
 use super::eval::{TestSet, table};
+use super::{Failure, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -42,7 +42,7 @@ const EVENTS: &str = "events.jsonl";
 #[command(verbatim_doc_comment)]
 pub struct Train {
     /// What to train, as TOML.
-    #[arg(long, value_name = "FILE", required_unless_present = "from_yaml")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job"])]
     local: Option<PathBuf>,
     /// What to train, as the authors' YAML.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
@@ -51,7 +51,7 @@ pub struct Train {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
-    #[arg(long, value_name = "FOLDER", required_unless_present = "from_yaml")]
+    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job"])]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.
     #[arg(long = "data-root", value_name = "FOLDER")]
@@ -59,6 +59,9 @@ pub struct Train {
     /// "cpu" or "cuda:N".
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// The folder of a job: how a server starts its training processes.
+    #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
+    job: Option<PathBuf>,
     /// Keys and values that win over those of the YAML.
     #[arg(value_name = "KEY VALUE", requires = "from_yaml")]
     overrides: Vec<String>,
@@ -66,14 +69,17 @@ pub struct Train {
 
 impl Train {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(folder) = &self.job {
+            return train_job::run(folder);
+        }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
         model::wait_passively(app::cores());
         telemetry::install(&server.telemetry)?;
         let asked = self.read_config().map_err(Failure::Unusable)?;
-        let run = Run::prepare(&asked, &self).map_err(Failure::Unusable)?;
-        let model = run.train()?;
+        let run = self.prepare(&asked).map_err(Failure::Unusable)?;
+        let model = self.train(&asked, run)?;
         let place = asked.out.join(MODEL);
         if place.exists() {
             // Of an earlier run in this folder; the checkpoints could give it again.
@@ -100,6 +106,37 @@ impl Train {
         };
         let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
         Ok(Asked { source: source.clone(), config, out })
+    }
+
+    fn prepare(&self, Asked { source, config, out }: &Asked) -> anyhow::Result<Run> {
+        let device = Device::open(&self.device)?;
+        let materials = Materials::gather(config, &self.data_roots()?);
+        let materials =
+            materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
+        Ok(Run::new(config, materials, device, checkpoints, app::cores()))
+    }
+
+    fn train(&self, asked: &Asked, run: Run) -> anyhow::Result<OpenModel> {
+        let events = asked.out.join(EVENTS);
+        let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
+        let mut terminal = Terminal::new(interrupted()?);
+        let mut unwritten = None;
+        let trained = run.train(&mut |event| {
+            if let Err(cause) = log.add(&event) {
+                unwritten.get_or_insert(cause);
+                return ControlFlow::Break(());
+            }
+            terminal.show(event)
+        });
+        if let Some(cause) = unwritten {
+            return Err(anyhow!(cause).context("the events of the run cannot be written"));
+        }
+        trained.map_err(|cause| match cause.downcast_ref() {
+            Some(FitError::Stopped) => anyhow!("stopped; give the same command again to go on"),
+            _ => cause,
+        })
     }
 
     fn data_roots(&self) -> anyhow::Result<DataRoots> {
@@ -131,22 +168,24 @@ fn evaluate(asked: &Asked, server: &Config, model: OpenModel) -> Result<(), Fail
 }
 
 /// Everything that was checked before the first step.
-struct Run {
+pub(super) struct Run {
     architecture: Architecture,
     plan: Plan,
     data: DataSet,
     validation: Option<Validation>,
     learner: TorchLearner,
     checkpoints: Checkpoints,
-    log: EventLog,
 }
 
 impl Run {
-    fn prepare(Asked { source, config, out }: &Asked, flags: &Train) -> anyhow::Result<Self> {
-        let device = Device::open(&flags.device)?;
-        let materials = Materials::gather(config, &flags.data_roots()?);
-        let materials =
-            materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+    /// `threads` read images where the configuration leaves it open.
+    pub(super) fn new(
+        config: &TrainConfig,
+        materials: Materials,
+        device: Device,
+        checkpoints: Checkpoints,
+        threads: usize,
+    ) -> Self {
         let Materials { architecture, tensors, taken, data, validation } = materials;
         if !taken.loaded.is_empty() {
             let (loaded, kept) = (taken.loaded.len(), taken.kept.len());
@@ -157,50 +196,31 @@ impl Run {
             schedule: config.schedule.schedule(),
             checkpoint_epochs: config.checkpoint.epochs,
             validation_epochs: config.validation.epochs,
-            loaders: if config.data.loader_threads == 0 { app::cores() } else { config.data.loader_threads },
+            loaders: if config.data.loader_threads == 0 { threads } else { config.data.loader_threads },
         };
-        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
-        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        let log =
-            EventLog::open(&out.join(EVENTS)).with_context(|| out.join(EVENTS).display().to_string())?;
         let learner = TorchLearner::new(&architecture, &tensors, device, Teaching::from(config));
-        Ok(Self { architecture, plan, data, validation, learner, checkpoints, log })
+        Self { architecture, plan, data, validation, learner, checkpoints }
     }
 
-    fn train(self) -> anyhow::Result<OpenModel> {
-        let Self { architecture, data, mut learner, mut log, .. } = self;
+    /// Trains to the end, or until `watch` breaks.
+    pub(super) fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> anyhow::Result<OpenModel> {
+        let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
-        let mut terminal = Terminal::new(interrupted()?);
-        let mut unwritten = None;
-        let mut watch = |event| {
-            if let Err(cause) = log.add(&event) {
-                unwritten.get_or_insert(cause);
-                return ControlFlow::Break(());
-            }
-            terminal.show(event)
-        };
         let state = match &data {
             DataSet::Identities(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, &mut watch)
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
             }
             DataSet::Pairs(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, &mut watch)
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
             }
         };
-        if let Some(cause) = unwritten {
-            return Err(anyhow!(cause).context("the events of the run cannot be written"));
-        }
-        let state = state.map_err(|cause| match cause {
-            FitError::Stopped => anyhow!("stopped; give the same command again to go on"),
-            other => other.into(),
-        })?;
-        let tensors = for_serving(&architecture, state.weights)?;
+        let tensors = for_serving(&architecture, state?.weights)?;
         Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
     }
 }
 
 /// Becomes true at Ctrl-C or SIGTERM.
-fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;

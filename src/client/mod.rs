@@ -18,6 +18,7 @@ use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
 use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
+use crate::wire::training_jobs_client::TrainingJobsClient;
 
 /// Codes of items that a busy server refused and that are worth sending again.
 pub const RESOURCE_EXHAUSTED: i32 = tonic::Code::ResourceExhausted as i32;
@@ -36,6 +37,7 @@ pub struct Client {
     ship_re_id: ShipReIdClient<Channel>,
     galleries: GalleriesClient<Channel>,
     models: ModelsClient<Channel>,
+    training_jobs: TrainingJobsClient<Channel>,
 }
 
 /// Why a call gave no answer, in words for a terminal.
@@ -92,10 +94,11 @@ impl Client {
         let galleries = GalleriesClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let models = ModelsClient::new(channel)
+        let models = ModelsClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries, models }
+        let training_jobs = TrainingJobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries, models, training_jobs }
     }
 
     /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.
@@ -117,6 +120,11 @@ impl Client {
     /// The generated client, for what this one does not wrap.
     pub fn ship_re_id(&self) -> ShipReIdClient<Channel> {
         self.ship_re_id.clone()
+    }
+
+    /// The generated client of training jobs.
+    pub fn training_jobs(&self) -> TrainingJobsClient<Channel> {
+        self.training_jobs.clone()
     }
 }
 

@@ -16,6 +16,8 @@ mod problem;
 mod ship_re_id;
 mod status;
 pub mod status_page;
+mod train;
+mod training_jobs;
 
 use std::pin::Pin;
 
@@ -30,15 +32,19 @@ pub use galleries::{GalleriesService, GalleryAccess};
 pub use matching::{Calibrators, Matcher};
 pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
+pub use train::JobAccess;
+pub use training_jobs::TrainingJobsService;
 
 use crate::config::Limits;
 use crate::wire::FILE_DESCRIPTOR_SET;
 use crate::wire::galleries_server::GalleriesServer;
 use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
+use crate::wire::training_jobs_server::TrainingJobsServer;
 
 /// Names under which health is reported, beside the server's own (the empty name).
-pub const SERVICES: [&str; 3] = ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.Models"];
+pub const SERVICES: [&str; 4] =
+    ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.Models", "shipreid.v1.TrainingJobs"];
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -47,6 +53,7 @@ pub struct Services {
     pub ship_re_id: ShipReIdService,
     pub galleries: GalleriesService,
     pub models: ModelsService,
+    pub training_jobs: TrainingJobsService,
 }
 
 /// Every service behind its layers. A call meets them in this order: observed, permitted, given its
@@ -70,6 +77,9 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let models = ModelsServer::new(services.models)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
+    let training_jobs = TrainingJobsServer::new(services.training_jobs)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
     let methods = observe::Methods::of(&[
         FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -82,6 +92,7 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
         .add_service(ship_re_id)
         .add_service(galleries)
         .add_service(models)
+        .add_service(training_jobs)
         .into_axum_router()
         .layer(from_fn_with_state(
             intake::Intake::new(message_max, limits.receiving_bytes_max),

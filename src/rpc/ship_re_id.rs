@@ -1,16 +1,17 @@
-//! The service `ShipReId`: Embed, EmbedStream and Match. Train is not served yet.
+//! The service `ShipReId`: Embed, EmbedStream, Match and Train.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
 use super::matching::Matcher;
 use super::problem::Problem;
+use super::train::{self, JobAccess};
 use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
 use crate::encoder::Pipeline;
@@ -23,15 +24,17 @@ pub struct ShipReIdService {
     matcher: Matcher,
     chips_max: usize,
     inflight_max: usize,
+    jobs: JobAccess,
 }
 
 impl ShipReIdService {
-    pub fn new(pipeline: Arc<Pipeline>, matcher: Matcher, limits: &Limits) -> Self {
+    pub fn new(pipeline: Arc<Pipeline>, matcher: Matcher, jobs: JobAccess, limits: &Limits) -> Self {
         Self {
             pipeline,
             matcher,
             chips_max: limits.chips_per_request_max,
             inflight_max: limits.stream_inflight_max,
+            jobs,
         }
     }
 
@@ -112,12 +115,9 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
 
     async fn train(
         &self,
-        _request: Request<wire::TrainRequest>,
+        request: Request<wire::TrainRequest>,
     ) -> Result<Response<Self::TrainStream>, Status> {
-        Err(not_served("Train").into())
+        let context = CallContext::of(&request);
+        Ok(Response::new(train::train(&self.jobs, &context, request.into_inner()).await?))
     }
-}
-
-fn not_served(method: &str) -> Problem {
-    Problem::new(Code::Unimplemented, "NOT_SERVED", format!("this release does not serve {method}"))
 }

@@ -11,6 +11,7 @@ use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
 use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
+use crate::jobs::{AddError, JobError, JobStoreError, OrderError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
 use crate::registry::{ActivationError, RegistryError};
 
@@ -125,6 +126,78 @@ impl From<ImportError> for Problem {
     }
 }
 
+impl From<OrderError> for Problem {
+    fn from(cause: OrderError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            OrderError::Syntax(_) => Self::invalid("CONFIG_MALFORMED", "config_toml", message),
+            OrderError::Invalid(violations) => {
+                let problem = Self::new(Code::InvalidArgument, "CONFIG_INVALID", message);
+                violations.into_iter().fold(problem, |problem, violation| {
+                    problem.with_violation(format!("config_toml.{}", violation.field), violation.problem)
+                })
+            }
+            OrderError::Draining => draining(),
+            OrderError::Add(AddError::OtherOrder(id)) => {
+                Self::new(Code::AlreadyExists, "REQUEST_ID_TAKEN", message).with_metadata("job_id", id)
+            }
+            OrderError::Add(AddError::Full { max }) => {
+                Self::new(Code::ResourceExhausted, "JOBS_FULL", message).with_metadata("limit", max)
+            }
+            OrderError::Add(AddError::Store(cause)) => cause.into(),
+        }
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(cause: JobError) -> Self {
+        match cause {
+            JobError::Unknown => Self::new(Code::NotFound, "JOB_NOT_FOUND", cause.to_string()),
+            JobError::Refused(refused) => {
+                let reason = match refused {
+                    Refused::Finished => "JOB_FINISHED",
+                    Refused::Failed => "JOB_FAILED",
+                    Refused::Cancelled => "JOB_CANCELLED",
+                    Refused::Cancelling => "JOB_CANCELLING",
+                    Refused::Active => "JOB_ACTIVE",
+                };
+                Self::new(Code::FailedPrecondition, reason, refused.to_string())
+            }
+            JobError::Draining => draining(),
+            JobError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<WatchError> for Problem {
+    fn from(cause: WatchError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            WatchError::Unknown => JobError::Unknown.into(),
+            WatchError::Gone { oldest, .. } => Self::new(Code::OutOfRange, "EVENT_NOT_RETAINED", message)
+                .with_metadata("oldest_event", oldest),
+            WatchError::Future { next, .. } => {
+                Self::new(Code::OutOfRange, "EVENT_IN_FUTURE", message).with_metadata("next_event", next)
+            }
+            WatchError::Closing { next } => Self { message, ..draining() }.with_metadata("next_event", next),
+            WatchError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<JobStoreError> for Problem {
+    fn from(cause: JobStoreError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            JobStoreError::Unavailable(_) | JobStoreError::Pending(_) => {
+                Self::new(Code::Unavailable, "JOB_STORE_UNAVAILABLE", message).retry_after(RETRY_AFTER_DRAIN)
+            }
+            JobStoreError::Damaged(_) => Self::new(Code::DataLoss, "JOB_STORE_DAMAGED", message),
+            JobStoreError::Newer { .. } => Self::new(Code::FailedPrecondition, "JOB_STORE_NEWER", message),
+        }
+    }
+}
+
 impl From<UnknownModel> for Problem {
     fn from(cause: UnknownModel) -> Self {
         Self::new(Code::NotFound, "MODEL_NOT_FOUND", cause.to_string()).with_field("model")
@@ -158,8 +231,7 @@ impl From<EncodeError> for Problem {
                 "the device is lost; the server must be restarted",
             )
             .retry_after(RETRY_AFTER_DRAIN),
-            EncodeError::Closed => Self::new(Code::Unavailable, "DRAINING", "the server is going down")
-                .retry_after(RETRY_AFTER_DRAIN),
+            EncodeError::Closed => draining(),
             EncodeError::UnknownModel => {
                 Self::new(Code::NotFound, "MODEL_NOT_FOUND", "the model is not resident any more")
             }
@@ -234,6 +306,10 @@ impl From<ActivationError> for Problem {
 /// What the device said stays in the log.
 fn not_runnable(reason: &'static str) -> Problem {
     Problem::new(Code::FailedPrecondition, reason, "the model cannot run on this server; its log says why")
+}
+
+fn draining() -> Problem {
+    Problem::new(Code::Unavailable, "DRAINING", "the server is going down").retry_after(RETRY_AFTER_DRAIN)
 }
 
 /// A call fails as a whole when none of its chips has an embedding and all for the server's reasons, so

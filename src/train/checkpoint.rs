@@ -80,7 +80,7 @@ impl Checkpoints {
         metric: Option<f64>,
         state: &LearnerState,
     ) -> Result<PathBuf, CheckpointError> {
-        let folder = self.folder.join(format!("{PREFIX}{:010}", progress.steps));
+        let folder = self.place(progress.steps);
         let failed = |cause| CheckpointError::Io { path: folder.clone(), cause };
         let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress };
         let progress = toml::to_string(&written).expect("progress is a table");
@@ -129,6 +129,16 @@ impl Checkpoints {
     /// The folder cannot be listed.
     pub fn newest_place(&self) -> Result<Option<PathBuf>, CheckpointError> {
         Ok(self.all()?.into_iter().rev().find(|folder| read(folder).is_ok()))
+    }
+
+    /// Whether the checkpoint after these steps has the highest metric of those that are kept.
+    pub fn is_best(&self, steps: u64) -> bool {
+        let best = self.all().ok().and_then(|all| best(&all).cloned());
+        best == Some(self.place(steps))
+    }
+
+    fn place(&self, steps: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{steps:010}"))
     }
 
     /// Oldest first.

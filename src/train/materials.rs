@@ -42,30 +42,51 @@ impl Materials {
     /// # Errors
     /// Everything that is wrong with values, data set and starting point, at once.
     pub fn gather(config: &TrainConfig, roots: &DataRoots) -> Result<Self, Vec<Violation>> {
-        let mut violations = config.violations();
-        let mut keep = |violation: Violation| {
-            // A value out of bounds may lead to a second complaint about its field.
-            if !violations.iter().any(|known| known.field == violation.field) {
-                violations.push(violation);
-            }
+        let start = |architecture: &Architecture| starting_tensors(config, architecture, roots);
+        let (architecture, (data, validation), (tensors, taken)) = examine(config, roots, start)?;
+        Ok(Self { architecture, tensors, taken, data, validation })
+    }
+
+    /// Says whether [`gather`](Self::gather) would succeed; weights from scratch are not drawn for that.
+    ///
+    /// # Errors
+    /// As those of `gather`.
+    pub fn check(config: &TrainConfig, roots: &DataRoots) -> Result<(), Vec<Violation>> {
+        let start = |architecture: &Architecture| match config.start.from {
+            StartKind::Scratch => Ok(()),
+            StartKind::Imagenet | StartKind::Model => starting_tensors(config, architecture, roots).map(drop),
         };
-        let mut architecture = config.model.architecture();
-        let valid = architecture
-            .validate()
-            .map_err(|cause| Violation::new("model", format!("fits no network: {cause}")));
-        let valid = valid.map_err(&mut keep).is_ok();
-        let data = open_data(config, &architecture, roots).map_err(&mut keep).ok();
-        if let Some((DataSet::Identities(source), _)) = &data {
-            architecture.classes = source.class_count();
+        examine(config, roots, start).map(drop)
+    }
+}
+
+type Opened = (DataSet, Option<Validation>);
+
+/// Values, data set and starting point together.
+fn examine<T>(
+    config: &TrainConfig,
+    roots: &DataRoots,
+    start: impl FnOnce(&Architecture) -> Result<T, Violation>,
+) -> Result<(Architecture, Opened, T), Vec<Violation>> {
+    let mut violations = config.violations();
+    let mut keep = |violation: Violation| {
+        // A value out of bounds may lead to a second complaint about its field.
+        if !violations.iter().any(|known| known.field == violation.field) {
+            violations.push(violation);
         }
-        let start =
-            valid.then(|| starting_tensors(config, &architecture, roots).map_err(&mut keep).ok()).flatten();
-        match (data, start) {
-            (Some((data, validation)), Some((tensors, taken))) if violations.is_empty() => {
-                Ok(Self { architecture, tensors, taken, data, validation })
-            }
-            _ => Err(violations),
-        }
+    };
+    let mut architecture = config.model.architecture();
+    let valid =
+        architecture.validate().map_err(|cause| Violation::new("model", format!("fits no network: {cause}")));
+    let valid = valid.map_err(&mut keep).is_ok();
+    let data = open_data(config, &architecture, roots).map_err(&mut keep).ok();
+    if let Some((DataSet::Identities(source), _)) = &data {
+        architecture.classes = source.class_count();
+    }
+    let start = valid.then(|| start(&architecture).map_err(&mut keep).ok()).flatten();
+    match (data, start) {
+        (Some(data), Some(start)) if violations.is_empty() => Ok((architecture, data, start)),
+        _ => Err(violations),
     }
 }
 

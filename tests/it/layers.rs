@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
+    ("jobs", &["chip", "durable", "embedding", "gallery", "metrics", "train"]),
     (
         "rpc",
         &[
@@ -31,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "gallery",
+            "jobs",
             "matching",
             "metrics",
             "registry",
@@ -47,6 +49,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "gallery",
+            "jobs",
             "matching",
             "metrics",
             "model",
@@ -66,6 +69,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "encoder",
             "evaluate",
             "gallery",
+            "jobs",
             "matching",
             "metrics",
             "model",

@@ -18,3 +18,5 @@ mod refusals;
 mod server;
 #[cfg(feature = "torch")]
 mod storage;
+#[cfg(feature = "torch")]
+mod training;

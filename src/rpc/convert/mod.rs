@@ -7,6 +7,7 @@ mod gallery;
 mod matching;
 mod model;
 mod sighting;
+mod training;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, upd
 pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
 pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, vessel_id};
+pub use training::{job, job_event, job_id, listing, order};
 
 use super::context::CallContext;
 use super::problem::Problem;

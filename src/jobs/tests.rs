@@ -1,0 +1,384 @@
+//! Jobs whose process is a script: what the supervisor makes of everything that a process can do.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+
+use super::desk::Desk;
+use super::event::{Happening, JobEvent};
+use super::failure::Reason;
+use super::job::{Job, JobKey, Order};
+use super::state::{Change, JobState, Refused, StateName};
+use super::store::{Added, Bounds, JobStore};
+use super::supervisor::{Settings, Supervisor};
+use super::watch::{WatchError, WatchFrom, watch};
+use crate::durable::Folder;
+use crate::embedding::ModelDigest;
+
+const ALIVE: &str = "echo '\"alive\"'";
+/// Stops as a training process does.
+const STOPS: &str = r#"
+    sleep 100000 >/dev/null 2>&1 &
+    trap 'kill $!; echo "{\"saved\":{\"step\":5,\"best\":false}}"; echo "\"stopped\""; exit 0' TERM
+    echo 'ready' >&2
+    wait
+"#;
+
+/// A server's jobs, without the server.
+struct Stage {
+    folder: tempfile::TempDir,
+    desk: Arc<Desk>,
+    supervisor: Supervisor,
+}
+
+impl Stage {
+    async fn new(script: &str) -> Self {
+        Self::with(script, |_| {}).await
+    }
+
+    async fn with(script: &str, change: impl Fn(&mut Settings)) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+        Self::on(folder, script, change).await
+    }
+
+    async fn on(folder: tempfile::TempDir, script: &str, change: impl Fn(&mut Settings)) -> Self {
+        std::fs::write(folder.path().join("script.sh"), script).expect("writable");
+        let desk = desk(&folder, 1000);
+        let mut settings = Settings {
+            folder: folder.path().to_owned(),
+            program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
+            jobs_concurrent_max: 1,
+            device: "cpu".into(),
+            threads: 1,
+            nice: 0,
+            memory_bytes_max: 0,
+            silence_max: Duration::from_secs(3600),
+            grace: Duration::from_secs(3600),
+            attempts_max: 2,
+            data_roots: vec![],
+        };
+        change(&mut settings);
+        let supervisor = Supervisor::start(Arc::clone(&desk), settings).await.expect("a supervisor");
+        Self { folder, desk, supervisor }
+    }
+
+    async fn order(&self) -> JobKey {
+        let key = add(&self.desk).await.key;
+        self.supervisor.look().await;
+        key
+    }
+
+    async fn cancel(&self, key: &JobKey) {
+        self.desk.update(key, |edit| edit.change(Change::Cancel)).await.expect("legal");
+        self.supervisor.stop(key.clone()).await;
+    }
+
+    /// Waits until an event for which `until` holds, or the job has ended.
+    async fn watch(&self, key: &JobKey, until: impl Fn(&Happening) -> bool) -> Vec<JobEvent> {
+        let events = watch(Arc::clone(&self.desk), key.clone(), WatchFrom::Oldest).await.expect("known");
+        let mut events = std::pin::pin!(events);
+        let mut seen = Vec::new();
+        while let Some(event) = events.next().await {
+            let event = event.expect("an event");
+            let reached = until(&event.what);
+            seen.push(event);
+            if reached {
+                break;
+            }
+        }
+        seen
+    }
+
+    async fn ended(&self, key: &JobKey) -> (Job, Vec<JobEvent>) {
+        let events = self.watch(key, |_| false).await;
+        (self.desk.get(key).await.expect("readable").expect("known"), events)
+    }
+
+    async fn failure(&self) -> (Reason, String, u32) {
+        let (job, _) = self.ended(&self.order().await).await;
+        match job.state {
+            JobState::Failed(failure) => (failure.reason, failure.message, job.attempt),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn desk(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<Desk> {
+    let bounds = Bounds { jobs_max: 10, events_retained_max };
+    let store = JobStore::open(Box::new(Folder(folder.path().to_owned())), bounds).expect("a store");
+    Arc::new(Desk::new(store).expect("readable"))
+}
+
+async fn add(desk: &Arc<Desk>) -> Job {
+    match desk.add("default".into(), Order::default()).await {
+        Ok(Added::New(job)) => job,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn states(events: &[JobEvent]) -> Vec<(u32, StateName)> {
+    let states = events.iter().filter_map(|event| match &event.what {
+        Happening::State(job) => Some((event.attempt, job.state.name())),
+        _ => None,
+    });
+    states.collect()
+}
+
+fn logged(events: &[JobEvent]) -> Vec<&str> {
+    let lines = events.iter().filter_map(|event| match &event.what {
+        Happening::Log(line) => Some(line.as_str()),
+        _ => None,
+    });
+    lines.collect()
+}
+
+fn is_logged(what: &Happening) -> bool {
+    matches!(what, Happening::Log(_))
+}
+
+fn is_running(what: &Happening) -> bool {
+    matches!(what, Happening::State(job) if job.state == JobState::Running)
+}
+
+#[tokio::test]
+async fn a_process_is_heard_out_to_its_end_whatever_else_it_writes() {
+    let model = ModelDigest::new([0xab; 32]);
+    let script = format!(
+        r#"
+        echo '{{"begun":{{"steps":0}}}}'
+        echo 'not of the protocol'
+        echo '{{"progress":{{"step":1,"steps_total":1,"epoch":1,"epochs_total":1,"losses":{{"total":0.5}},
+            "accuracy":null,"learning_rate":0.1,"images_per_second":3.0,"seconds_left":0.0,"step_seconds":1.0}}}}' |
+            tr -d '\n'
+        echo
+        echo 'for people' >&2
+        echo '{{"sync":{{"number":7}}}}'
+        read stored
+        echo "stored $stored" >&2
+        printf '{{"finished":{{"model":"{model}"}}}}\nlast'
+        "#
+    );
+    let stage = Stage::new(&script).await;
+    let (job, events) = stage.ended(&stage.order().await).await;
+    assert_eq!(job.state, JobState::Finished { model });
+    let mut lines = logged(&events);
+    lines.sort_unstable();
+    assert_eq!(lines, ["for people", "last", "not of the protocol", "stored 7"]);
+    assert_eq!(job.progress.map(|progress| progress.step), Some(1));
+    assert!(events.iter().map(|event| event.number).eq(1..=events.len() as u64));
+    let log = std::fs::read_to_string(stage.folder.path().join("job-1/log.txt")).expect("a log");
+    assert!(log.contains("for people\n") && log.contains("stored 7\n"), "{log}");
+}
+
+#[tokio::test]
+async fn a_killed_process_is_started_again_until_it_has_gained_nothing_too_often() {
+    use StateName::{Failed, Queued, Running};
+    let script = r#"
+        grep -q 'attempt 1"' job.toml && echo '{"saved":{"step":5,"best":true}}'
+        kill -9 $$
+    "#;
+    let stage = Stage::new(script).await;
+    let (job, events) = stage.ended(&stage.order().await).await;
+    assert_eq!(states(&events), [(1, Queued), (1, Running), (2, Queued), (2, Running), (2, Failed)]);
+    let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
+    assert_eq!(failure.reason, Reason::KilledBySignal);
+    assert!(failure.message.contains("signal 9; given up after 2 attempts"), "{}", failure.message);
+    assert_eq!(logged(&events)[0], "attempt 1 failed (KILLED_BY_SIGNAL): the process was killed by signal 9");
+}
+
+#[tokio::test]
+async fn a_process_that_says_why_it_fails_is_believed_and_not_started_again() {
+    let stage = Stage::new(r#"echo '{"failed":{"reason":"DISK_FULL","message":"no space"}}'; exit 1"#).await;
+    assert_eq!(stage.failure().await, (Reason::DiskFull, "no space".into(), 1));
+}
+
+#[tokio::test]
+async fn a_process_that_ends_without_a_word_has_crashed() {
+    for (script, message) in [
+        ("exit 0", "the process ended with exit code 0"),
+        ("echo ouch >&2; exit 101", "the process ended with exit code 101; its last words: ouch"),
+        ("echo '\"stopped\"'", "a signal that the server did not send stopped the process"),
+    ] {
+        let stage = Stage::with(script, |settings| settings.attempts_max = 1).await;
+        let (_, found, _) = stage.failure().await;
+        assert!(found.starts_with(message), "{found}");
+    }
+    let absent = Stage::with("", |settings| settings.program = "/nowhere/at/all".into()).await;
+    let (reason, _, attempts) = absent.failure().await;
+    assert_eq!((reason, attempts), (Reason::NotStarted, 2));
+}
+
+#[tokio::test]
+async fn a_process_that_is_silent_for_too_long_is_killed() {
+    let hung = |settings: &mut Settings| {
+        settings.silence_max = Duration::from_millis(300);
+        settings.attempts_max = 1;
+    };
+    let stage = Stage::with(&format!("{ALIVE}; exec sleep 100000"), hung).await;
+    let (reason, message, _) = stage.failure().await;
+    assert_eq!((reason, message.as_str()), (Reason::Hung, message.as_str()));
+    assert!(message.starts_with("nothing was heard of the process for 0.3 s"), "{message}");
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stops_with_a_checkpoint_and_can_go_on() {
+    use StateName::{Cancelled, Cancelling, Queued, Running};
+    let stage = Stage::new(STOPS).await;
+    let key = stage.order().await;
+    stage.watch(&key, is_logged).await;
+    stage.cancel(&key).await;
+    let (job, events) = stage.ended(&key).await;
+    assert_eq!(states(&events), [(1, Queued), (1, Running), (1, Cancelling), (1, Cancelled)]);
+    assert_eq!((job.saved_steps, job.fruitless), (5, 0));
+    stage.desk.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
+    stage.supervisor.look().await;
+    let events = stage.watch(&key, |what| matches!(what, Happening::State(job) if job.attempt == 2)).await;
+    assert_eq!(states(&events).last(), Some(&(2, Queued)));
+    stage.supervisor.drain().await;
+}
+
+#[tokio::test]
+async fn a_process_that_does_not_stop_is_killed_after_its_grace() {
+    let script = format!("trap '' TERM; {ALIVE}; echo deaf >&2; exec sleep 100000");
+    let stage = Stage::with(&script, |settings| settings.grace = Duration::from_millis(200)).await;
+    let key = stage.order().await;
+    stage.watch(&key, is_logged).await;
+    stage.cancel(&key).await;
+    let (job, _) = stage.ended(&key).await;
+    assert_eq!(job.state, JobState::Cancelled);
+}
+
+#[tokio::test]
+async fn as_many_jobs_run_as_there_are_slots_and_a_waiting_one_can_be_cancelled() {
+    let stage = Stage::with(STOPS, |settings| settings.jobs_concurrent_max = 2).await;
+    let keys = [stage.order().await, stage.order().await, stage.order().await, stage.order().await];
+    for key in &keys[..2] {
+        stage.watch(key, is_running).await;
+    }
+    let state = async |key: &JobKey| stage.desk.get(key).await.expect("readable").expect("known").state;
+    assert_eq!(state(&keys[2]).await, JobState::Queued);
+    stage.cancel(&keys[2]).await;
+    assert_eq!(state(&keys[2]).await, JobState::Cancelled);
+    stage.cancel(&keys[0]).await;
+    stage.watch(&keys[3], is_running).await;
+    assert_eq!(state(&keys[1]).await, JobState::Running);
+    stage.supervisor.drain().await;
+    assert_eq!(state(&keys[3]).await, JobState::Interrupted);
+}
+
+#[tokio::test]
+async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_next_start() {
+    use StateName::{Finished, Interrupted, Queued, Running};
+    let Stage { folder, desk, supervisor } = Stage::new(STOPS).await;
+    let stage = Stage { folder, desk, supervisor };
+    let key = stage.order().await;
+    stage.watch(&key, is_running).await;
+    stage.supervisor.drain().await;
+    let Stage { folder, desk, supervisor } = stage;
+    drop((desk, supervisor));
+    let model = ModelDigest::new([1; 32]);
+    let stage = Stage::on(folder, &format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#), |_| {}).await;
+    let (_, events) = stage.ended(&key).await;
+    let expected = [(1, Queued), (1, Running), (1, Interrupted), (2, Queued), (2, Running), (2, Finished)];
+    assert_eq!(states(&events), expected);
+}
+
+#[tokio::test]
+async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    let key = {
+        let desk = desk(&folder, 1000);
+        let key = add(&desk).await.key;
+        desk.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
+        key
+    };
+    // A server that was killed, twice.
+    let (mut stage, mut reached) = (None, vec![]);
+    let mut folder = Some(folder);
+    for _ in 0..2 {
+        let on =
+            Stage::on(folder.take().expect("a folder"), "sleep 100000 >/dev/null 2>&1 & wait", |_| {}).await;
+        let job = on.desk.get(&key).await.expect("readable").expect("known");
+        reached.push(job.state.name());
+        if job.state.is_ended() {
+            stage = Some(on);
+            break;
+        }
+        on.watch(&key, |what| matches!(what, Happening::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
+        let Stage { folder: place, desk, supervisor } = on;
+        // What a killed server leaves behind is a job that runs.
+        let copy = tempfile::tempdir().expect("a temporary folder");
+        drop((desk, supervisor));
+        std::fs::copy(place.path().join(super::store::FILE), copy.path().join(super::store::FILE))
+            .expect("a copy");
+        folder = Some(copy);
+    }
+    let stage = stage.expect("given up");
+    let (job, _) = stage.ended(&key).await;
+    let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
+    assert_eq!(failure.reason, Reason::ServerLost);
+    assert_eq!(reached, [StateName::Queued, StateName::Failed]);
+}
+
+#[tokio::test]
+async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    let desk = desk(&folder, 200);
+    let key = add(&desk).await.key;
+    let log = async |count: usize| {
+        let written = desk.update(&key, move |edit| {
+            (0..count).for_each(|number| edit.log(number.to_string()));
+            Ok::<(), Refused>(())
+        });
+        written.await.expect("stored");
+    };
+    log(150).await;
+    let from = |number| watch(Arc::clone(&desk), key.clone(), WatchFrom::Number(number));
+    let mut slow = std::pin::pin!(from(1).await.expect("retained"));
+    for number in 1..=100 {
+        assert_eq!(slow.next().await.expect("open").expect("an event").number, number);
+    }
+    log(300).await;
+    let rest: Vec<_> = slow.collect().await;
+    assert!(matches!(rest.last(), Some(Err(WatchError::Gone { oldest: 252, .. }))), "{:?}", rest.last());
+
+    assert!(matches!(from(1).await.err(), Some(WatchError::Gone { asked: 1, oldest: 252 })));
+    assert!(matches!(from(453).await.err(), Some(WatchError::Future { asked: 453, next: 452 })));
+    let unknown = JobKey { id: super::job::JobId::new(9), ..key.clone() };
+    let unknown = watch(Arc::clone(&desk), unknown, WatchFrom::Oldest).await;
+    assert!(matches!(unknown.err(), Some(WatchError::Unknown)));
+
+    let mut next = std::pin::pin!(from(452).await.expect("the next can be waited for"));
+    let (event, ()) = tokio::join!(next.next(), log(1));
+    assert_eq!(event.expect("open").expect("an event").number, 452);
+    let mut left = std::pin::pin!(from(453).await.expect("the next"));
+    let (closed, ()) = tokio::join!(left.next(), async { desk.close() });
+    assert!(matches!(closed, Some(Err(WatchError::Closing { next: 453 }))));
+}
+
+#[tokio::test]
+async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    let desk = desk(&folder, 200);
+    let key = add(&desk).await.key;
+    let events = watch(Arc::clone(&desk), key.clone(), WatchFrom::Number(2)).await.expect("the next");
+    let cancel = desk.update(&key, |edit| edit.change(Change::Cancel));
+    let (events, cancelled) = tokio::join!(events.collect::<Vec<_>>(), cancel);
+    cancelled.expect("legal");
+    assert_eq!(events.len(), 1);
+    let mut waiting =
+        std::pin::pin!(watch(Arc::clone(&desk), key.clone(), WatchFrom::Oldest).await.expect("known"));
+    assert!(waiting.next().await.expect("open").is_ok());
+    desk.delete(&key, |_| Ok::<(), ()>(())).await.expect("deleted");
+    // What had been read is still told.
+    assert!(waiting.next().await.expect("open").is_ok());
+    assert!(waiting.next().await.is_none());
+    let gone = watch(Arc::clone(&desk), key, WatchFrom::Oldest).await;
+    assert!(matches!(gone.err(), Some(WatchError::Unknown)));
+}

@@ -1,0 +1,294 @@
+//! Training over gRPC with the real program: started, watched, killed in every way, and gone on with.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use shipreid::client::Client;
+use shipreid::synth::{self, SynthPlan};
+use shipreid::wire::train_event::Event;
+use shipreid::wire::{
+    CancelTrainingJobRequest, GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent,
+    TrainRequest, TrainingJob, WatchTrainingJobRequest,
+};
+use tempfile::TempDir;
+use tokio_stream::StreamExt;
+
+use crate::program::{Server, imported};
+
+/// Of a run of `config`.
+const STEPS: u64 = 20;
+
+/// A data folder, a model to serve, and synthetic ships to learn from.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = SynthPlan { ships: 16, pairs: 1, views: 2, seed: 1 };
+        synth::write(&plan, &folder.path().join("ships"), &mut || {}).unwrap();
+        imported(folder.path());
+        Self { folder }
+    }
+
+    async fn serve(&self, settings: &[&str]) -> (Server, Client) {
+        let data = format!("store.data_dir={}", self.folder.path().join("data").display());
+        let roots = format!("training.data_roots={}", self.folder.path().display());
+        let settings = [&[data.as_str(), roots.as_str()], settings].concat();
+        let server = Server::start(&self.folder.path().join("micro"), &settings);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        (server, client)
+    }
+
+    /// Two images a ship and modality of eight ships, four batches an epoch.
+    fn config(&self, validation_epochs: u32) -> String {
+        format!(
+            r#"
+            seed = 5
+            objective = "fine_tune"
+            data = {{ root = "{root}", loader_threads = 1 }}
+            model = {{ preset = "tiny", size_token = true, drop_path = 0.1 }}
+            start = {{ from = "scratch" }}
+            batch = {{ images = 8, images_per_identity = 4 }}
+            optimizer = {{ kind = "sgd", momentum = 0.9, weight_decay = 1e-4 }}
+            schedule = {{ base_rate = 1e-3, warm_up_epochs = 1, epochs = 5 }}
+            validation = {{ epochs = {validation_epochs} }}
+            checkpoint = {{ epochs = 1, keep = 2 }}
+            "#,
+            root = self.folder.path().join("ships/synthetic_hoss").display()
+        )
+    }
+
+    /// The process that works in a job's folder, or the last that did.
+    fn process(&self, job_id: &str) -> i32 {
+        let lock = self.folder.path().join("data/jobs").join(job_id).join("lock");
+        std::fs::read_to_string(lock).unwrap().trim().parse().unwrap()
+    }
+}
+
+/// What a watcher has seen, whatever became of the server and his connection meanwhile.
+#[derive(Default)]
+struct Watcher {
+    events: Vec<TrainEvent>,
+}
+
+impl Watcher {
+    /// Watches until an event for which `until` holds, the end of the job, or of the server.
+    async fn watch(&mut self, client: &Client, job_id: &str, until: impl Fn(&TrainEvent) -> bool) {
+        let from_event = self.events.len() as u64 + 1;
+        let request = WatchTrainingJobRequest { job_id: job_id.into(), from_event };
+        let mut stream = client.training_jobs().watch_training_job(request).await.unwrap().into_inner();
+        while let Some(Ok(event)) = stream.next().await {
+            assert_eq!(event.number, self.events.len() as u64 + 1, "no gap and no double");
+            let reached = until(&event);
+            self.events.push(event);
+            if reached {
+                return;
+            }
+        }
+    }
+
+    fn states(&self) -> Vec<(u32, JobState)> {
+        let states = self.events.iter().filter_map(|event| match &event.event {
+            Some(Event::Job(job)) => Some((event.attempt, job.state())),
+            _ => None,
+        });
+        states.collect()
+    }
+
+    /// By step, with every bit; a step that was taken twice had the same losses.
+    fn losses(&self) -> BTreeMap<u64, Vec<(String, u64)>> {
+        let mut losses = BTreeMap::new();
+        for event in &self.events {
+            if let Some(Event::Progress(progress)) = &event.event {
+                let mut bits: Vec<_> =
+                    progress.losses.iter().map(|(name, loss)| (name.clone(), loss.to_bits())).collect();
+                bits.sort();
+                let before = losses.insert(progress.step, bits.clone());
+                assert!(before.is_none_or(|before| before == bits), "step {}", progress.step);
+            }
+        }
+        losses
+    }
+
+    fn last_job(&self) -> &TrainingJob {
+        let jobs = self.events.iter().rev().find_map(|event| match &event.event {
+            Some(Event::Job(job)) => Some(job),
+            _ => None,
+        });
+        jobs.expect("every job begins with its state")
+    }
+}
+
+fn at_step(step: u64) -> impl Fn(&TrainEvent) -> bool {
+    move |event| matches!(&event.event, Some(Event::Progress(progress)) if progress.step == step)
+}
+
+async fn start(client: &Client, config_toml: String) -> String {
+    let request = TrainRequest { config_toml, ..TrainRequest::default() };
+    let mut events = client.ship_re_id().train(request).await.unwrap().into_inner();
+    let first = events.next().await.unwrap().unwrap();
+    // Whoever starts a job and leaves does not stop it.
+    first.job_id
+}
+
+/// Gone, or dead and not yet waited for by whoever has it now.
+fn is_gone(process: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))
+}
+
+fn kill(process: i32) {
+    // SAFETY: the process holds the lock of a job that is being watched at this step.
+    assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
+}
+
+#[tokio::test]
+async fn a_job_is_started_watched_to_its_end_and_leaves_a_model() {
+    let place = Place::new();
+    let (server, client) = place.serve(&[]).await;
+    let request = TrainRequest { config_toml: place.config(2), ..TrainRequest::default() };
+    let mut stream = client.ship_re_id().train(request).await.unwrap().into_inner();
+    let mut watcher = Watcher::default();
+    while let Some(event) = stream.next().await {
+        watcher.events.push(event.unwrap());
+    }
+    assert_eq!(watcher.states(), [(1, JobState::Queued), (1, JobState::Running), (1, JobState::Finished)]);
+    assert_eq!(watcher.losses().len() as u64, STEPS);
+    let job = watcher.last_job();
+    let evaluated: Vec<_> =
+        job.evaluations.iter().map(|result| (result.epoch, result.protocol.as_str())).collect();
+    assert_eq!(evaluated[0], (5, "all"));
+    let progress = job.progress.as_ref().unwrap();
+    assert_eq!((progress.step, progress.steps_total, progress.epochs_total), (STEPS, STEPS, 5));
+    let saved = watcher.events.iter().filter(|event| matches!(event.event, Some(Event::Checkpoint(_))));
+    assert_eq!(saved.count(), 5);
+    let folder = place.folder.path().join("data/jobs").join(&job.job_id);
+    let description = std::fs::read_to_string(folder.join("model/model.toml")).unwrap();
+    assert!(description.contains(&job.model), "{description}");
+    assert!(folder.join("report.json").exists());
+
+    let get = GetTrainingJobRequest { job_id: job.job_id.clone() };
+    let found = client.training_jobs().get_training_job(get).await.unwrap().into_inner().job.unwrap();
+    assert_eq!(&found, job);
+    server.terminate();
+}
+
+#[tokio::test]
+async fn a_job_that_is_killed_with_or_without_its_server_goes_on_as_if_nothing_had_happened() {
+    let place = Place::new();
+    let (server, client) = place.serve(&[]).await;
+    let mut undisturbed = Watcher::default();
+    let job = start(&client, place.config(0)).await;
+    undisturbed.watch(&client, &job, |_| false).await;
+
+    let random = &mut ChaCha8Rng::seed_from_u64(7);
+    let (first, second) = (random.random_range(1..STEPS / 2), random.random_range(STEPS / 2 + 1..STEPS));
+    let mut watcher = Watcher::default();
+    let job = start(&client, place.config(0)).await;
+    watcher.watch(&client, &job, at_step(first)).await;
+    let killed = place.process(&job);
+    kill(killed);
+    watcher.watch(&client, &job, at_step(second)).await;
+    let orphan = place.process(&job);
+    assert_ne!(killed, orphan);
+    server.kill();
+
+    let (server, client) = place.serve(&[]).await;
+    watcher.watch(&client, &job, |_| false).await;
+    assert!(is_gone(killed) && is_gone(orphan));
+    use JobState::{Finished, Interrupted, Queued, Running};
+    let expected = [
+        (1, Queued),
+        (1, Running),
+        (2, Queued),
+        (2, Running),
+        (2, Interrupted),
+        (3, Queued),
+        (3, Running),
+        (3, Finished),
+    ];
+    assert_eq!(watcher.states(), expected);
+    assert_eq!(watcher.losses(), undisturbed.losses());
+    assert_eq!(watcher.losses().len() as u64, STEPS);
+    assert_eq!(watcher.last_job().model, undisturbed.last_job().model);
+    server.terminate();
+    assert!(is_gone(place.process(&job)));
+}
+
+#[tokio::test]
+async fn a_job_that_is_cancelled_or_whose_server_goes_down_keeps_every_step() {
+    let place = Place::new();
+    let (server, client) = place.serve(&[]).await;
+    let job = start(&client, place.config(0)).await;
+    let mut watcher = Watcher::default();
+    watcher.watch(&client, &job, at_step(2)).await;
+    let cancel = CancelTrainingJobRequest { job_id: job.clone() };
+    let cancelled = client.training_jobs().cancel_training_job(cancel).await.unwrap().into_inner();
+    assert_eq!(cancelled.job.unwrap().state(), JobState::Cancelling);
+    watcher.watch(&client, &job, |_| false).await;
+    assert_eq!(watcher.last_job().state(), JobState::Cancelled);
+    let resume = ResumeTrainingJobRequest { job_id: job.clone() };
+    client.training_jobs().resume_training_job(resume).await.unwrap();
+    watcher.watch(&client, &job, at_step(11)).await;
+    server.terminate();
+
+    let (server, client) = place.serve(&[]).await;
+    watcher.watch(&client, &job, |_| false).await;
+    use JobState::{Cancelled, Cancelling, Finished, Interrupted, Queued, Running};
+    let expected = [
+        (1, Queued),
+        (1, Running),
+        (1, Cancelling),
+        (1, Cancelled),
+        (2, Queued),
+        (2, Running),
+        (2, Interrupted),
+        (3, Queued),
+        (3, Running),
+        (3, Finished),
+    ];
+    assert_eq!(watcher.states(), expected);
+    // Each went on where the one before stood: no step was taken twice.
+    let steps = watcher.events.iter().filter_map(|event| match &event.event {
+        Some(Event::Progress(progress)) => Some(progress.step),
+        _ => None,
+    });
+    assert_eq!(steps.collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
+    server.terminate();
+}
+
+/// What a job that cannot be done says of itself.
+async fn failure(
+    place: &Place,
+    settings: &[&str],
+    config: String,
+    disturb: impl FnOnce(&Path),
+) -> (String, String) {
+    let (server, client) = place.serve(settings).await;
+    let job = start(&client, config).await;
+    disturb(place.folder.path());
+    let mut watcher = Watcher::default();
+    watcher.watch(&client, &job, |_| false).await;
+    server.terminate();
+    let job = watcher.last_job();
+    assert_eq!(job.state(), JobState::Failed);
+    (job.failure_reason.clone(), job.failure_message.clone())
+}
+
+#[tokio::test]
+async fn a_job_that_fails_says_truly_why() {
+    let place = Place::new();
+    let memory = ["training.memory_bytes_max=83886080"];
+    let (reason, message) = failure(&place, &memory, place.config(0), |_| {}).await;
+    assert_eq!(reason, "OUT_OF_MEMORY", "{message}");
+    let wild = place.config(0).replace("base_rate = 1e-3", "base_rate = 10.0").replace("1e-4", "1.0");
+    let (reason, message) = failure(&place, &[], wild, |_| {}).await;
+    assert_eq!(reason, "DIVERGED", "{message}");
+    let gone = |folder: &Path| std::fs::remove_dir_all(folder.join("ships")).unwrap();
+    let (reason, message) = failure(&place, &[], place.config(1), gone).await;
+    assert_eq!(reason, "DATA_MISSING", "{message}");
+}
