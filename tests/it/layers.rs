@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("train", &["chip", "embedding", "encoder", "evaluate", "model", "weights"]),
     ("rpc", &["chip", "config", "embedding", "encoder", "gallery", "metrics", "wire"]),
     ("client", &["chip", "wire"]),
+    ("job_page", &["client", "wire"]),
     ("app", &["chip", "config", "embedding", "encoder", "metrics", "model", "rpc", "weights"]),
     (
         "cli",
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "encoder",
             "evaluate",
             "gallery",
+            "job_page",
             "metrics",
             "model",
             "sheet",
