@@ -9,7 +9,7 @@ use tonic::Code;
 use tonic_types::{FieldViolation, StatusExt};
 
 /// What the server calls the oldest event that it has, where it refuses an older one.
-pub(super) const OLDEST_EVENT: &str = "oldest";
+pub(super) const OLDEST_EVENT: &str = "oldest_event";
 
 /// Why a call gave no answer, in words for a terminal.
 #[derive(Debug, thiserror::Error)]
@@ -60,14 +60,12 @@ impl ClientError {
     /// Whether the same call may go well later: the server is busy or gone, not unwilling.
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Refused(status) => match status.code() {
-                Code::Unavailable | Code::ResourceExhausted | Code::Aborted => true,
-                // The words of this server carry a reason; without one, these are what a broken connection makes of
-                // a call.
-                Code::Unknown | Code::Internal | Code::Cancelled | Code::DeadlineExceeded => {
-                    status.get_details_error_info().is_none()
-                }
-                _ => false,
+            // This server gives its reasons, and a time where trying again can help. Without a reason it is what a
+            // broken connection makes of a call.
+            Self::Refused(status) => match (status.code(), status.get_details_error_info()) {
+                (Code::Unavailable, _) => true,
+                (_, Some(_)) => self.retry_after().is_some(),
+                (code, None) => [Code::Unknown, Code::Internal, Code::Cancelled].contains(&code),
             },
             Self::Unreachable { .. } | Self::StreamEnded => true,
             Self::Endpoint { .. } | Self::File { .. } | Self::EventsLost { .. } => false,

@@ -214,6 +214,12 @@ fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)]) -> Status {
     Status::with_error_details(code, "refused", details)
 }
 
+fn overloaded() -> Status {
+    let mut details = ErrorDetails::with_error_info("CALLS", "shipreid", HashMap::new());
+    details.set_retry_info(Some(Duration::ZERO));
+    Status::with_error_details(Code::ResourceExhausted, "too many calls", details)
+}
+
 #[tokio::test]
 async fn each_event_is_told_once_and_in_order_wherever_the_stream_breaks() {
     let plays = [
@@ -222,7 +228,7 @@ async fn each_event_is_told_once_and_in_order_wherever_the_stream_breaks() {
         Play::Break((4..=3).collect(), broken(Code::Unknown)),
         // A server that begins earlier than it was asked to.
         Play::Break((2..=6).collect(), broken(Code::Internal)),
-        Play::Refuse(refusal(Code::ResourceExhausted, "WATCHERS", &[])),
+        Play::Refuse(overloaded()),
         Play::End((7..=7).collect()),
         Play::End((8..=9).collect()),
     ];
@@ -303,6 +309,7 @@ async fn what_is_refused_for_good_ends_the_watch() {
         (Code::NotFound, "JOB_NOT_FOUND"),
         (Code::OutOfRange, "EVENT_IN_THE_FUTURE"),
         (Code::Internal, "STORE_FAILED"),
+        (Code::ResourceExhausted, "JOBS_FULL"),
     ] {
         let plays = [Play::Refuse(refusal(code, reason, &[]))];
         let (_, told) = watched(plays, Beginning::Event(3)).await;
