@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// How far the length of a stored unit vector may be from 1: what f32 rounds away, of up to 4,096 values.
+const UNIT_TOLERANCE: f64 = 1e-4;
 /// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
 const NORM_MIN: f32 = 1e-12;
 
@@ -19,6 +21,8 @@ pub enum EmbeddingError {
     NotFinite(usize),
     #[error("the vector has no direction: its length is zero")]
     Zero,
+    #[error("the vector has not unit length")]
+    NotUnit,
 }
 
 impl Embedding {
@@ -39,6 +43,23 @@ impl Embedding {
         }
         feature.iter_mut().for_each(|value| *value /= norm);
         Ok(Self(feature.into_boxed_slice()))
+    }
+
+    /// A vector that was an embedding before, bit for bit as it was.
+    ///
+    /// # Errors
+    /// The vector is empty, or its length is not 1.
+    pub fn from_unit(values: Vec<f32>) -> Result<Self, EmbeddingError> {
+        if values.is_empty() {
+            return Err(EmbeddingError::Empty);
+        }
+        let length = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
+        // A length that is no number is not near 1 either.
+        if (length - 1.0).abs() <= UNIT_TOLERANCE {
+            Ok(Self(values.into_boxed_slice()))
+        } else {
+            Err(EmbeddingError::NotUnit)
+        }
     }
 
     /// Number of values.
@@ -138,5 +159,7 @@ mod tests {
         assert_eq!(Embedding::from_feature(vec![]), Err(EmbeddingError::Empty));
         assert_eq!(Embedding::from_feature(vec![0.0; 4]), Err(EmbeddingError::Zero));
         assert_eq!(Embedding::from_feature(vec![1.0, f32::NAN]), Err(EmbeddingError::NotFinite(1)));
+        assert_eq!(Embedding::from_unit(vec![1.0, f32::NAN]), Err(EmbeddingError::NotUnit));
+        assert_eq!(Embedding::from_unit(vec![1.0, 0.1]), Err(EmbeddingError::NotUnit));
     }
 }

@@ -6,7 +6,9 @@
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
-/// Enrolled ships and how they are searched.
+/// Files, folders and databases that survive a power failure.
+pub mod durable;
+/// Enrolled ships: what is kept of them and how they are searched.
 pub mod gallery;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
@@ -23,6 +25,8 @@ pub mod sheet;
 pub mod model;
 /// Data sets, samplers, augmentation, schedules; losses, optimizers, the learner.
 pub mod train;
+/// Training jobs in the background.
+pub mod jobs;
 /// Messages and service traits of the contract.
 pub mod wire;
 /// gRPC services and the layers around them.

@@ -29,11 +29,18 @@ const LATE: &str = "shipreid_late_chips_total";
 pub const LATE_MAX: &str = "shipreid_late_seconds_max";
 const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
+const ENROLLED: &str = "shipreid_enrolled_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
+const JOBS: &str = "shipreid_jobs";
+const JOB_STEP: &str = "shipreid_job_step_duration_seconds";
+const JOB_IMAGES: &str = "shipreid_job_images_per_second";
+const JOB_LOSS: &str = "shipreid_job_loss";
+const JOB_MAP: &str = "shipreid_job_map";
 
 const CALL_SECONDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const STAGE_SECONDS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const STEP_SECONDS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
 const BATCH_CHIPS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 
 /// Starts recording; the handle renders what Prometheus scrapes.
@@ -43,6 +50,7 @@ const BATCH_CHIPS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0];
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let handle = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Full(HANDLING.into()), &CALL_SECONDS)?
+        .set_buckets_for_metric(Matcher::Full(JOB_STEP.into()), &STEP_SECONDS)?
         .set_buckets_for_metric(Matcher::Suffix("_duration_seconds".into()), &STAGE_SECONDS)?
         .set_buckets_for_metric(Matcher::Full(BATCH.into()), &BATCH_CHIPS)?
         .install_recorder()?;
@@ -72,8 +80,17 @@ fn describe() {
     gauge!(LATE_MAX).set(0.0);
     describe_counter!(OUT_OF_MEMORY, "Forward passes that ran out of device memory.");
     describe_counter!(PANICS, "Forward passes that panicked.");
+    describe_counter!(ENROLLED, "Enrolments answered, by outcome (\"created\", ... or the error's reason).");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    describe_gauge!(JOBS, "Training jobs, by state.");
+    describe_histogram!(JOB_STEP, Unit::Seconds, "One training step, by the slot that its job runs in.");
+    describe_gauge!(
+        JOB_IMAGES,
+        "Images that a training job learns from in a second, by slot; 0 without a job."
+    );
+    describe_gauge!(JOB_LOSS, "Loss of a training job's last step, by slot; NaN without a job.");
+    describe_gauge!(JOB_MAP, "mAP of a training job's last evaluation, by slot; NaN before the first.");
     metrics_process::Collector::default().describe();
 }
 
@@ -153,10 +170,36 @@ pub fn encoder_panicked() {
     counter!(PANICS).increment(1);
 }
 
+/// `outcome` is one of a fixed set, never what a caller sent.
+pub fn enrolled(outcome: &'static str) {
+    counter!(ENROLLED, "outcome" => outcome).increment(1);
+}
+
 pub fn ready(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
 }
 
 pub fn model_resident(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}
+
+pub fn jobs(state: &'static str, jobs: usize) {
+    gauge!(JOBS, "state" => state).set(jobs as f64);
+}
+
+/// `slot` counts the places for jobs that run at the same time, from 0.
+pub fn job_step(slot: usize, seconds: f64, images_per_second: f64, loss: f64) {
+    histogram!(JOB_STEP, "slot" => slot.to_string()).record(seconds);
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(images_per_second);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(loss);
+}
+
+pub fn job_map(slot: usize, map: f64) {
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(map);
+}
+
+pub fn job_slot_free(slot: usize) {
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(0.0);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(f64::NAN);
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(f64::NAN);
 }

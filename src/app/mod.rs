@@ -2,9 +2,11 @@
 
 #[cfg(feature = "torch")]
 mod load;
+mod training;
 
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -18,18 +20,27 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::chip::ImageLimits;
-use crate::config::{Config, Precision};
+use crate::config::{Config, Precision, Store};
 use crate::encoder::{
     Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
 };
+use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
+use crate::jobs::Jobs;
 use crate::metrics;
-use crate::rpc::{self, ShipReIdService, listener, status_page};
+use crate::rpc::{
+    self, GalleriesService, GalleryAccess, JobAccess, Services, ShipReIdService, TrainingJobsService,
+    listener, status_page,
+};
 
 #[cfg(feature = "torch")]
 pub use load::{load_model, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// Folder of the galleries within the data folder.
+const GALLERIES: &str = "galleries";
+/// What may wait for a gallery's writer.
+const STORE_QUEUE: StoreQueue = StoreQueue { operations_max: 4096, bytes_max: 64 << 20 };
 
 /// A model that is ready to be put on the device threads.
 pub struct LoadedModel {
@@ -49,6 +60,8 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     queue: EncodeQueue,
+    shelf: Option<Arc<Shelf>>,
+    jobs: Option<Arc<Jobs>>,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -63,6 +76,9 @@ pub async fn start(
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
+
+    let shelf = open_shelf(&config.store).await?;
+    let jobs = training::open_jobs(config).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: model.workers, batch_max: config.encoder.batch_max },
@@ -81,7 +97,8 @@ pub async fn start(
     metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
 
     let pipeline = Arc::new(pipeline(config, queue.clone(), card));
-    let (router, reporter) = rpc::router(ShipReIdService::new(pipeline, &config.limits), &config.limits);
+    let (router, reporter) =
+        rpc::router(services(config, pipeline, shelf.clone(), jobs.clone()), &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -89,7 +106,7 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue })
+    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, jobs })
 }
 
 impl Running {
@@ -97,10 +114,19 @@ impl Running {
     pub async fn stop(self) {
         self.queue.announce_drain();
         self.shutdown.send_replace(true);
+        if let Some(jobs) = self.jobs {
+            // Those who watch a job see how it ends here; only then they are sent away.
+            jobs.drain().await;
+        }
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
         self.queue.close().await;
+        if let Some(shelf) = self.shelf
+            && let Err(cause) = tokio::task::spawn_blocking(move || shelf.close()).await
+        {
+            tracing::error!(%cause, "the galleries ended badly");
+        }
     }
 
     /// The state of the device threads, as health and readiness report it.
@@ -123,6 +149,44 @@ pub fn threads_per_worker(config: &Config) -> usize {
     match config.encoder.threads_per_worker {
         0 => (cores() / worker_count(config)).max(1),
         threads => threads,
+    }
+}
+
+/// Opens the galleries under the data folder, if there is one.
+async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
+    if store.data_dir.is_empty() {
+        return Ok(None);
+    }
+    let root = Path::new(&store.data_dir).join(GALLERIES);
+    let settings = ShelfSettings {
+        cache_bytes: store.cache_bytes,
+        queue: STORE_QUEUE,
+        quotas: Quotas {
+            galleries_per_tenant: store.galleries_max,
+            entries_per_gallery: store.entries_max,
+            bytes_per_tenant: store.bytes_max,
+        },
+    };
+    let opened = tokio::task::spawn_blocking(move || Shelf::open(&root, settings)).await?;
+    Ok(Some(Arc::new(opened?)))
+}
+
+fn services(
+    config: &Config,
+    pipeline: Arc<Pipeline>,
+    shelf: Option<Arc<Shelf>>,
+    jobs: Option<Arc<Jobs>>,
+) -> Services {
+    let readers = match config.matching.search_threads {
+        0 => cores(),
+        threads => threads,
+    };
+    let access = GalleryAccess::new(shelf, readers);
+    let jobs = JobAccess::new(jobs);
+    Services {
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), jobs.clone(), &config.limits),
+        galleries: GalleriesService::new(access, pipeline, &config.limits),
+        training_jobs: TrainingJobsService::new(jobs),
     }
 }
 
@@ -162,7 +226,7 @@ async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Hea
             Health::Warming | Health::Draining | Health::DeviceLost => ServingStatus::NotServing,
         };
         metrics::ready(now == Health::Serving);
-        for service in ["", rpc::SHIP_RE_ID] {
+        for service in [""].into_iter().chain(rpc::SERVICES) {
             reporter.set_service_status(service, status).await;
         }
         if health.changed().await.is_err() {

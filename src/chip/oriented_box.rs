@@ -62,9 +62,23 @@ impl OrientedBox {
         Ok(Self { center: (center_x, center_y), length, width, angle_deg })
     }
 
-    /// Centre (x, y), length, width and angle, as in [`Self::new`].
-    pub fn to_numbers(&self) -> [f64; 5] {
-        [self.center.0, self.center.1, self.length, self.width, self.angle_deg]
+    /// Column and row.
+    pub fn center(&self) -> (f64, f64) {
+        self.center
+    }
+
+    /// Pixels along the ship.
+    pub fn length(&self) -> f64 {
+        self.length
+    }
+
+    /// Pixels across the ship.
+    pub fn width(&self) -> f64 {
+        self.width
+    }
+
+    pub fn angle_deg(&self) -> f64 {
+        self.angle_deg
     }
 
     /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.

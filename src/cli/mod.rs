@@ -15,6 +15,7 @@ mod report;
 mod serve;
 mod synth;
 mod train;
+mod train_job;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -33,7 +33,7 @@ impl Serve {
         let metrics = metrics::install()?;
         let model = app::load_model(&config).map_err(Failure::Unusable)?;
         Runtime::new()?.block_on(async {
-            let running = app::start(&config, model, metrics).await?;
+            let running = app::start(&config, model, metrics).await.map_err(Failure::Unusable)?;
             println!("gRPC on {}", running.address);
             println!("metrics on http://{}/metrics", running.metrics_address);
             signalled().await?;

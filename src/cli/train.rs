@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,86 +16,159 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::{self, Device};
 use shipreid::telemetry;
 use shipreid::train::{
-    CheckpointChoice, Checkpoints, Course, Event, FitError, HossPart, IdentitySource, ObjectiveName,
-    PairSource, Plan, PresetName, Reader, StartKind, Teaching, TorchLearner, TrainConfig, Validation, fit,
-    hold_out, hoss, optisar_pairs,
+    AuthorsConfig, CheckpointChoice, Checkpoints, Course, DataRoots, DataSet, Event, EventLog, FitError,
+    Materials, ObjectiveName, Plan, Teaching, TorchLearner, TrainConfig, TrainConfigError, Validation, fit,
 };
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
-use shipreid::weights::rules::{self, for_serving, start_from};
-use shipreid::weights::seed::seeded;
-use shipreid::weights::tensors::NamedTensors;
-use shipreid::weights::{imagenet, native, pth};
+use shipreid::weights::rules::for_serving;
 
-use super::Failure;
 use super::eval::{TestSet, table};
+use super::{Failure, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
 const REPORT: &str = "report.json";
+/// A JSON object for each step and evaluation.
+const EVENTS: &str = "events.jsonl";
 
 /// Examples:
 ///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
+///   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
+///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
 ///
 /// An interrupted run goes on from its newest checkpoint when the same command is given again.
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Train {
     /// What to train, as TOML.
-    #[arg(long, value_name = "FILE")]
-    local: PathBuf,
-    /// Folder for checkpoints, the trained model and its report.
-    #[arg(long, value_name = "FOLDER")]
-    out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job"])]
+    local: Option<PathBuf>,
+    /// What to train, as the authors' YAML.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
+    from_yaml: Option<PathBuf>,
+    /// One key of the TOML, as section.key=value; wins over the file. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+    /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
+    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job"])]
+    out: Option<PathBuf>,
+    /// Refuses data and starting points outside this folder. May be repeated.
+    #[arg(long = "data-root", value_name = "FOLDER")]
+    data_roots: Vec<PathBuf>,
     /// "cpu" or "cuda:N".
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// The folder of a job: how a server starts its training processes.
+    #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
+    job: Option<PathBuf>,
+    /// Keys and values that win over those of the YAML.
+    #[arg(value_name = "KEY VALUE", requires = "from_yaml")]
+    overrides: Vec<String>,
 }
 
 impl Train {
     pub(super) fn run(self) -> Result<(), Failure> {
+        if let Some(folder) = &self.job {
+            return train_job::run(folder);
+        }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
         model::wait_passively(app::cores());
         telemetry::install(&server.telemetry)?;
-        let config = self.read_config().map_err(Failure::Unusable)?;
-        let run = Run::prepare(&config, &self.out, &self.device).map_err(Failure::Unusable)?;
-        let model = run.train()?;
-        let place = self.out.join(MODEL);
+        let asked = self.read_config().map_err(Failure::Unusable)?;
+        let run = self.prepare(&asked).map_err(Failure::Unusable)?;
+        let model = self.train(&asked, run)?;
+        let place = asked.out.join(MODEL);
         if place.exists() {
             // Of an earlier run in this folder; the checkpoints could give it again.
             fs::remove_dir_all(&place)?;
         }
-        model.save(&place, &self.local.to_string_lossy())?;
+        model.save(&place, &asked.source.to_string_lossy())?;
         println!("model {} in {}", model.digest, place.display());
-        self.evaluate(&config, &server, model)
+        evaluate(&asked, &server, model)
     }
 
-    fn read_config(&self) -> anyhow::Result<TrainConfig> {
-        let name = || self.local.display().to_string();
-        let text = fs::read_to_string(&self.local).with_context(name)?;
-        TrainConfig::parse(&text).with_context(name)
-    }
-
-    /// Where the data set has a test set, what the model is worth on it.
-    fn evaluate(&self, config: &TrainConfig, server: &Config, model: OpenModel) -> Result<(), Failure> {
-        if config.objective == ObjectiveName::Contrastive {
-            return Ok(());
-        }
-        let Ok(set) = TestSet::read(&config.data.root) else {
-            println!("no test set in {}", config.data.root.display());
-            return Ok(());
+    fn read_config(&self) -> anyhow::Result<Asked> {
+        let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
+        let name = || source.display().to_string();
+        let text = fs::read_to_string(source).with_context(name)?;
+        let (config, out) = if self.from_yaml.is_some() {
+            let AuthorsConfig { config, out, ignored } =
+                AuthorsConfig::read(&text, &self.overrides).with_context(name)?;
+            for key in ignored {
+                println!("ignored: {key}");
+            }
+            (config, out)
+        } else {
+            (TrainConfig::read(&text, &self.settings).with_context(name)?, None)
         };
-        let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
-        fs::write(self.out.join(REPORT), format!("{report:#}\n"))?;
-        println!("{}", table(&report));
-        Ok(())
+        let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
+        Ok(Asked { source: source.clone(), config, out })
+    }
+
+    fn prepare(&self, Asked { source, config, out }: &Asked) -> anyhow::Result<Run> {
+        let device = Device::open(&self.device)?;
+        let materials = Materials::gather(config, &self.data_roots()?);
+        let materials =
+            materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
+        Ok(Run::new(config, materials, device, checkpoints, app::cores()))
+    }
+
+    fn train(&self, asked: &Asked, run: Run) -> anyhow::Result<OpenModel> {
+        let events = asked.out.join(EVENTS);
+        let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
+        let mut terminal = Terminal::new(interrupted()?);
+        let mut unwritten = None;
+        let trained = run.train(&mut |event| {
+            if let Err(cause) = log.add(&event) {
+                unwritten.get_or_insert(cause);
+                return ControlFlow::Break(());
+            }
+            terminal.show(event)
+        });
+        if let Some(cause) = unwritten {
+            return Err(anyhow!(cause).context("the events of the run cannot be written"));
+        }
+        trained.map_err(|cause| match cause.downcast_ref() {
+            Some(FitError::Stopped) => anyhow!("stopped; give the same command again to go on"),
+            _ => cause,
+        })
+    }
+
+    fn data_roots(&self) -> anyhow::Result<DataRoots> {
+        Ok(if self.data_roots.is_empty() { DataRoots::Anywhere } else { DataRoots::under(&self.data_roots)? })
     }
 }
 
+/// What to train and where to leave it.
+struct Asked {
+    source: PathBuf,
+    config: TrainConfig,
+    out: PathBuf,
+}
+
+/// Where the data set has a test set, what the model is worth on it.
+fn evaluate(asked: &Asked, server: &Config, model: OpenModel) -> Result<(), Failure> {
+    let Asked { config, out, .. } = asked;
+    if config.objective == ObjectiveName::Contrastive {
+        return Ok(());
+    }
+    let Ok(set) = TestSet::read(&config.data.root) else {
+        println!("no test set in {}", config.data.root.display());
+        return Ok(());
+    };
+    let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
+    fs::write(out.join(REPORT), format!("{report:#}\n"))?;
+    println!("{}", table(&report));
+    Ok(())
+}
+
 /// Everything that was checked before the first step.
-struct Run {
+pub(super) struct Run {
     architecture: Architecture,
     plan: Plan,
     data: DataSet,
@@ -104,116 +177,50 @@ struct Run {
     checkpoints: Checkpoints,
 }
 
-enum DataSet {
-    Identities(IdentitySource),
-    Pairs(PairSource),
-}
-
 impl Run {
-    fn prepare(config: &TrainConfig, out: &Path, device: &str) -> anyhow::Result<Self> {
-        let mut architecture = Architecture {
-            size_token: config.model.size_token,
-            ..match config.model.preset {
-                PresetName::Tiny => Architecture::tiny(),
-                PresetName::Small => Architecture::small(),
-                PresetName::VitBase => Architecture::vit_base(),
-            }
-        };
-        let (data, validation) = open_data(config, &architecture)?;
-        if let DataSet::Identities(source) = &data {
-            architecture.classes = source.class_count();
+    /// `threads` read images where the configuration leaves it open.
+    pub(super) fn new(
+        config: &TrainConfig,
+        materials: Materials,
+        device: Device,
+        checkpoints: Checkpoints,
+        threads: usize,
+    ) -> Self {
+        let Materials { architecture, tensors, taken, data, validation } = materials;
+        if !taken.loaded.is_empty() {
+            let (loaded, kept) = (taken.loaded.len(), taken.kept.len());
+            println!("started from {}: {loaded} tensors taken, {kept} kept", config.start.path.display());
         }
-        let tensors = starting_tensors(config, &architecture)?;
-        let learner =
-            TorchLearner::new(&architecture, &tensors, Device::open(device)?, Teaching::from(config));
         let plan = Plan {
             seed: config.seed,
             schedule: config.schedule.schedule(),
             checkpoint_epochs: config.checkpoint.epochs,
             validation_epochs: config.validation.epochs,
-            loaders: if config.data.loader_threads == 0 { app::cores() } else { config.data.loader_threads },
+            loaders: if config.data.loader_threads == 0 { threads } else { config.data.loader_threads },
         };
-        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
-        let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        Ok(Self { architecture, plan, data, validation, learner, checkpoints })
+        let learner = TorchLearner::new(&architecture, &tensors, device, Teaching::from(config));
+        Self { architecture, plan, data, validation, learner, checkpoints }
     }
 
-    fn train(self) -> anyhow::Result<OpenModel> {
+    /// Trains to the end, or until `watch` breaks.
+    pub(super) fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> anyhow::Result<OpenModel> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
-        let stop = interrupted()?;
-        let mut terminal = Terminal::new(stop);
         let state = match &data {
             DataSet::Identities(source) => {
-                let course = Course { plan, source, validation, checkpoints };
-                fit(&course, &mut learner, &mut |event| terminal.show(event))
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
             }
             DataSet::Pairs(source) => {
-                let course = Course { plan, source, validation, checkpoints };
-                fit(&course, &mut learner, &mut |event| terminal.show(event))
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
             }
         };
-        let state = state.map_err(|cause| match cause {
-            FitError::Stopped => anyhow!("stopped; give the same command again to go on"),
-            other => other.into(),
-        })?;
-        let tensors = for_serving(&architecture, state.weights)?;
+        let tensors = for_serving(&architecture, state?.weights)?;
         Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
     }
 }
 
-/// What is learned from, and what is only looked at.
-fn open_data(
-    config: &TrainConfig,
-    architecture: &Architecture,
-) -> anyhow::Result<(DataSet, Option<Validation>)> {
-    let (root, batch, size) = (&config.data.root, &config.batch, architecture.image);
-    let reader = Reader::new(size, config.data.unreadable_max);
-    let evaluates = config.validation.epochs > 0;
-    Ok(match config.objective {
-        ObjectiveName::FineTune => {
-            let images = hoss(root, HossPart::Train)?;
-            let source = IdentitySource::new(images, batch.images, batch.images_per_identity, reader)?;
-            let test_set = || -> anyhow::Result<Validation> {
-                let (queries, gallery) = (hoss(root, HossPart::Query)?, hoss(root, HossPart::Gallery)?);
-                Ok(Validation::new(queries, gallery, size))
-            };
-            (DataSet::Identities(source), evaluates.then(test_set).transpose()?)
-        }
-        ObjectiveName::Contrastive => {
-            let (pairs, held_out) = hold_out(optisar_pairs(root)?, config.validation.held_out);
-            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            (DataSet::Pairs(PairSource::new(pairs, batch.images / 2, reader)), validation)
-        }
-    })
-}
-
-/// Seeded weights, replaced by those of the starting point as far as it has them.
-fn starting_tensors(config: &TrainConfig, architecture: &Architecture) -> anyhow::Result<NamedTensors> {
-    let mut tensors = seeded(architecture, config.seed);
-    let path = &config.start.path;
-    let name = || path.display().to_string();
-    let taken = match config.start.from {
-        StartKind::Scratch => return Ok(tensors),
-        StartKind::Imagenet => {
-            let checkpoint = pth::read(path, imagenet::WRAPPERS).with_context(name)?;
-            imagenet::initialise(&mut tensors, architecture, checkpoint).with_context(name)?.overlay
-        }
-        StartKind::Model => {
-            let checkpoint = if path.is_dir() {
-                native::read(path)?.1
-            } else {
-                rules::without_module(pth::read(path, rules::WRAPPERS).with_context(name)?)?
-            };
-            start_from(&mut tensors, checkpoint).with_context(name)?
-        }
-    };
-    println!("started from {}: {} tensors taken, {} kept", name(), taken.loaded.len(), taken.kept.len());
-    Ok(tensors)
-}
-
 /// Becomes true at Ctrl-C or SIGTERM.
-fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
+pub(super) fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
@@ -256,7 +263,7 @@ impl Terminal {
                     mean_accuracy * 100.0
                 ));
             }
-            Event::Evaluated { epoch, summaries } => {
+            Event::Evaluated { epoch, summaries, .. } => {
                 for Summary {
                     protocol,
                     mean_average_precision: map,

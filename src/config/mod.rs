@@ -22,6 +22,7 @@ pub struct Config {
     pub chips: Chips,
     pub store: Store,
     pub matching: Matching,
+    pub training: Training,
     pub limits: Limits,
     pub telemetry: Telemetry,
 }
@@ -113,6 +114,23 @@ pub struct Matching {
     pub calibrators: String,
 }
 
+/// Training jobs in processes of their own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    pub jobs_concurrent_max: usize,
+    pub jobs_max: usize,
+    pub data_roots: Vec<PathBuf>,
+    pub device: String,
+    pub threads: usize,
+    pub nice: i32,
+    pub memory_bytes_max: u64,
+    pub heartbeat_seconds_max: f64,
+    pub cancel_grace_seconds: f64,
+    pub attempts_max: u32,
+    pub events_retained_max: u64,
+    pub program: String,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     pub message_bytes_max: usize,
@@ -194,6 +212,25 @@ impl Default for Store {
 impl Default for Matching {
     fn default() -> Self {
         Self { search_threads: 0, queries_max: 64, top_k_max: 1000, calibrators: String::new() }
+    }
+}
+
+impl Default for Training {
+    fn default() -> Self {
+        Self {
+            jobs_concurrent_max: 1,
+            jobs_max: 1000,
+            data_roots: Vec::new(),
+            device: "cpu".into(),
+            threads: 0,
+            nice: 10,
+            memory_bytes_max: 0,
+            heartbeat_seconds_max: 120.0,
+            cancel_grace_seconds: 20.0,
+            attempts_max: 3,
+            events_retained_max: 100_000,
+            program: String::new(),
+        }
     }
 }
 
@@ -304,6 +341,17 @@ mod tests {
         assert_eq!(config.encoder.batch_max, 32);
         assert_eq!(config.encoder.workers, 3);
         assert_eq!(config.encoder.precision, Precision::Bf16);
+    }
+
+    #[test]
+    fn a_list_is_written_with_colons_outside_of_files() {
+        let roots = |file: &str, flags: &[&str]| load(file, &[], flags).expect("valid").training.data_roots;
+        assert_eq!(
+            roots("[training]\ndata_roots = [\"/a\", \"/b\"]", &[]),
+            [Path::new("/a"), Path::new("/b")]
+        );
+        assert_eq!(roots("", &["training.data_roots=/a:/b c"]), [Path::new("/a"), Path::new("/b c")]);
+        assert!(roots("", &["training.data_roots="]).is_empty());
     }
 
     #[test]

@@ -51,6 +51,11 @@ impl Settings {
         *slot = match slot {
             Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
             Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
+            // As the shell writes lists of paths.
+            Value::Array(_) => {
+                let items = text.split(':').filter(|item| !item.is_empty());
+                Value::Array(items.map(Value::from).collect())
+            }
             _ => Value::String(text.into()),
         };
         self.typed(source_name).map(drop)

@@ -1,6 +1,6 @@
 //! What a configuration must not say, section by section; everything is found at once.
 
-use super::{Chips, Config, Encoder, Limits, Matching, Preset, Server, Store, Telemetry};
+use super::{Chips, Config, Encoder, Limits, Matching, Preset, Server, Store, Telemetry, Training};
 
 /// One line for each value out of bounds.
 pub(super) fn violations(config: &Config) -> Vec<String> {
@@ -14,6 +14,7 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
     found.of_chips(&config.chips);
     found.of_store(&config.store);
     found.of_matching(&config.matching);
+    found.of_training(&config.training);
     found.of_limits(&config.limits);
     found.of_telemetry(&config.telemetry);
     found.0
@@ -40,11 +41,7 @@ impl Violations {
     }
 
     fn of_encoder(&mut self, encoder: &Encoder, chips: &Chips, limits: &Limits) {
-        let cuda = |device: &str| device.strip_prefix("cuda:").is_some_and(|n| n.parse::<u8>().is_ok());
-        self.require(
-            encoder.device == "cpu" || cuda(&encoder.device),
-            "encoder.device must be \"cpu\" or \"cuda:N\"",
-        );
+        self.require(is_device(&encoder.device), "encoder.device must be \"cpu\" or \"cuda:N\"");
         self.require(encoder.workers <= 64, "encoder.workers must be 0 to 64");
         self.require(encoder.threads_per_worker <= 256, "encoder.threads_per_worker must be 0 to 256");
         self.require((1..=1024).contains(&encoder.batch_max), "encoder.batch_max must be 1 to 1024");
@@ -87,6 +84,31 @@ impl Violations {
         self.require((1..=10_000).contains(&matching.top_k_max), "matching.top_k_max must be 1 to 10000");
     }
 
+    fn of_training(&mut self, training: &Training) {
+        self.require(
+            (1..=64).contains(&training.jobs_concurrent_max),
+            "training.jobs_concurrent_max must be 1 to 64",
+        );
+        self.require((1..=100_000).contains(&training.jobs_max), "training.jobs_max must be 1 to 100000");
+        self.require(is_device(&training.device), "training.device must be \"cpu\" or \"cuda:N\"");
+        self.require(training.threads <= 256, "training.threads must be 0 to 256");
+        self.require((0..=19).contains(&training.nice), "training.nice must be 0 to 19");
+        self.require(
+            training.memory_bytes_max == 0 || training.memory_bytes_max >= 64 << 20,
+            "training.memory_bytes_max must be 0 or at least 67108864",
+        );
+        self.require(
+            (0.1..=86_400.0).contains(&training.heartbeat_seconds_max),
+            "training.heartbeat_seconds_max must be 0.1 to 86400",
+        );
+        self.require(
+            (0.1..=3600.0).contains(&training.cancel_grace_seconds),
+            "training.cancel_grace_seconds must be 0.1 to 3600",
+        );
+        self.require((1..=1000).contains(&training.attempts_max), "training.attempts_max must be 1 to 1000");
+        self.require(training.events_retained_max >= 1, "training.events_retained_max must be at least 1");
+    }
+
     fn of_limits(&mut self, limits: &Limits) {
         self.require(
             (1024..=1 << 30).contains(&limits.message_bytes_max),
@@ -125,4 +147,8 @@ impl Violations {
             "telemetry.log_filter is not a valid filter",
         );
     }
+}
+
+fn is_device(name: &str) -> bool {
+    name == "cpu" || name.strip_prefix("cuda:").is_some_and(|number| number.parse::<u8>().is_ok())
 }

@@ -19,7 +19,11 @@ impl Content<'_> {
     pub fn with_chip(&self, chip: &SourceChip) -> ContentHash {
         let mut hash = self.hash("chip", chip.view.modality);
         hash.numbers([chip.view.pixel_size.x_m(), chip.view.pixel_size.y_m()]);
-        hash.numbers(chip.view.oriented_box.iter().flat_map(|cut| cut.to_numbers()));
+        let cut = chip.view.oriented_box.map(|cut| {
+            let (x, y) = cut.center();
+            [x, y, cut.length(), cut.width(), cut.angle_deg()]
+        });
+        hash.numbers(cut.into_iter().flatten());
         hash.bytes(&chip.image);
         hash.finish()
     }

@@ -1,10 +1,17 @@
-//! Enrolled ships: what is known of them, and a search in memory that proves its ranking exact.
+//! Enrolled ships: what is known of them, a store that loses none, and a search in memory that proves its ranking
+//! exact.
 
+mod archive;
 mod content;
 mod entry;
 mod filter;
 mod index;
+mod shelf;
+mod store;
+#[cfg(test)]
+mod tests;
 
+pub use archive::{ArchiveError, Chips, Export};
 pub use content::Content;
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,
@@ -14,4 +21,12 @@ pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
     Sighting, VesselNumber, VesselSet, cosine,
+};
+pub use shelf::{
+    GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError, ShelfOpenError,
+    ShelfSettings, Slot,
+};
+pub use store::{
+    About, Conflict, Enrolled, Enrolment, Field, Gallery, Info, Looked, OpenError, Page, QueueSettings,
+    Quotas, Selector, Snapshot, StoreError, Update, Updated,
 };

@@ -4,6 +4,7 @@
 mod context;
 mod convert;
 mod deadline;
+mod galleries;
 mod intake;
 pub mod listener;
 mod observe;
@@ -12,24 +13,44 @@ mod problem;
 mod ship_re_id;
 mod status;
 pub mod status_page;
+mod train;
+mod training_jobs;
+
+use std::pin::Pin;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use futures_util::Stream;
+use tonic::Status;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
+pub use galleries::{GalleriesService, GalleryAccess};
 pub use ship_re_id::ShipReIdService;
+pub use train::JobAccess;
+pub use training_jobs::TrainingJobsService;
 
 use crate::config::Limits;
 use crate::wire::FILE_DESCRIPTOR_SET;
+use crate::wire::galleries_server::GalleriesServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
+use crate::wire::training_jobs_server::TrainingJobsServer;
 
-/// Name under which health is reported beside the server's own (the empty name).
-pub const SHIP_RE_ID: &str = "shipreid.v1.ShipReId";
+/// Names under which health is reported, beside the server's own (the empty name).
+pub const SERVICES: [&str; 3] = ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.TrainingJobs"];
+
+type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// What the server offers.
+pub struct Services {
+    pub ship_re_id: ShipReIdService,
+    pub galleries: GalleriesService,
+    pub training_jobs: TrainingJobsService,
+}
 
 /// Every service behind its layers. A call meets them in this order: observed, permitted, given its
 /// deadline, weighed as it is received, handled.
-pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthReporter) {
+pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
     let reflection = || {
@@ -39,7 +60,13 @@ pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthRe
     };
     let built = "the descriptors are part of this program";
     let message_max = limits.message_bytes_max;
-    let ship_re_id = ShipReIdServer::new(ship_re_id)
+    let ship_re_id = ShipReIdServer::new(services.ship_re_id)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
+    let galleries = GalleriesServer::new(services.galleries)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
+    let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
     let methods = observe::Methods::of(&[
@@ -52,6 +79,8 @@ pub fn router(ship_re_id: ShipReIdService, limits: &Limits) -> (Router, HealthRe
         .add_service(reflection().build_v1alpha().expect(built))
         .add_service(health)
         .add_service(ship_re_id)
+        .add_service(galleries)
+        .add_service(training_jobs)
         .into_axum_router()
         .layer(from_fn_with_state(
             intake::Intake::new(message_max, limits.receiving_bytes_max),

@@ -20,6 +20,8 @@ pub struct Problem {
     pub message: String,
     /// Path of the field at fault from the request.
     pub field: Option<String>,
+    /// Further fields at fault, each with what is wrong with it.
+    pub violations: Vec<(String, String)>,
     /// When trying again can help.
     pub retry_after: Option<Duration>,
     pub metadata: Vec<(&'static str, String)>,
@@ -27,7 +29,15 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), field: None, retry_after: None, metadata: Vec::new() }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            field: None,
+            violations: Vec::new(),
+            retry_after: None,
+            metadata: Vec::new(),
+        }
     }
 
     /// The caller sent something that cannot be used.
@@ -37,6 +47,11 @@ impl Problem {
 
     pub fn with_field(mut self, field: impl Into<String>) -> Self {
         self.field = Some(field.into());
+        self
+    }
+
+    pub fn with_violation(mut self, field: impl Into<String>, problem: impl Into<String>) -> Self {
+        self.violations.push((field.into(), problem.into()));
         self
     }
 
@@ -64,6 +79,9 @@ impl From<Problem> for Status {
         let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, metadata);
         if let Some(field) = problem.field.filter(|_| problem.code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, problem.message.clone());
+        }
+        for (field, violation) in problem.violations {
+            details.add_bad_request_violation(field, violation);
         }
         if let Some(delay) = problem.retry_after {
             details.set_retry_info(Some(delay));

@@ -1,17 +1,17 @@
-//! The service `ShipReId`: Embed and EmbedStream. Match and Train are not served yet.
+//! The service `ShipReId`: Embed, EmbedStream and Train. Match is not served yet.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
-use futures_util::{Stream, StreamExt};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
 use super::problem::Problem;
-use super::{deadline, status};
+use super::train::{self, JobAccess};
+use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
 use crate::encoder::Pipeline;
 use crate::wire;
@@ -22,13 +22,17 @@ pub struct ShipReIdService {
     pipeline: Arc<Pipeline>,
     chips_max: usize,
     inflight_max: usize,
+    jobs: JobAccess,
 }
 
-type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 impl ShipReIdService {
-    pub fn new(pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
-        Self { pipeline, chips_max: limits.chips_per_request_max, inflight_max: limits.stream_inflight_max }
+    pub fn new(pipeline: Arc<Pipeline>, jobs: JobAccess, limits: &Limits) -> Self {
+        Self {
+            pipeline,
+            chips_max: limits.chips_per_request_max,
+            inflight_max: limits.stream_inflight_max,
+            jobs,
+        }
     }
 
     async fn embed_chips(
@@ -107,9 +111,10 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
 
     async fn train(
         &self,
-        _request: Request<wire::TrainRequest>,
+        request: Request<wire::TrainRequest>,
     ) -> Result<Response<Self::TrainStream>, Status> {
-        Err(not_served("Train").into())
+        let context = CallContext::of(&request);
+        Ok(Response::new(train::train(&self.jobs, &context, request.into_inner()).await?))
     }
 }
 

@@ -9,7 +9,8 @@ use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
-use crate::gallery::NumberError;
+use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
+use crate::jobs::{AddError, JobError, JobStoreError, OrderError, Refused, WatchError};
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
@@ -35,6 +36,141 @@ impl From<BoxError> for Problem {
 impl From<NumberError> for Problem {
     fn from(cause: NumberError) -> Self {
         Self::invalid("NUMBER_OUT_OF_BOUNDS", cause.field, cause.to_string())
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(cause: StoreError) -> Self {
+        let code = match &cause {
+            StoreError::AlreadyExists(_) => Code::AlreadyExists,
+            StoreError::Model { .. } => Code::FailedPrecondition,
+            StoreError::Dimension { .. } => Code::FailedPrecondition,
+            StoreError::EntriesFull { .. } | StoreError::BytesFull { .. } => Code::ResourceExhausted,
+            StoreError::ReadOnly { .. } => Code::FailedPrecondition,
+            StoreError::Closed => Code::Unavailable,
+            StoreError::Unreadable(_) => Code::DataLoss,
+        };
+        let problem = Self::new(code, cause.reason(), cause.to_string());
+        match cause {
+            StoreError::EntriesFull { limit } | StoreError::BytesFull { limit } => {
+                problem.with_metadata("limit", limit)
+            }
+            StoreError::Closed => problem.retry_after(RETRY_AFTER_DRAIN),
+            StoreError::AlreadyExists(_)
+            | StoreError::Model { .. }
+            | StoreError::Dimension { .. }
+            | StoreError::ReadOnly { .. }
+            | StoreError::Unreadable(_) => problem,
+        }
+    }
+}
+
+impl From<ShelfError> for Problem {
+    fn from(cause: ShelfError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ShelfError::NotFound(_) => Self::new(Code::NotFound, reason, message),
+            ShelfError::Exists(_) => Self::new(Code::AlreadyExists, reason, message),
+            ShelfError::GalleriesFull { limit } => {
+                Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
+            }
+            ShelfError::Refused { cause, .. } => {
+                let code = match *cause {
+                    OpenError::Damaged { .. } => Code::DataLoss,
+                    OpenError::Newer { .. } | OpenError::Io { .. } => Code::FailedPrecondition,
+                };
+                Self::new(code, reason, message)
+            }
+            ShelfError::Store(cause) => cause.into(),
+            ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
+        }
+    }
+}
+
+impl From<ImportError> for Problem {
+    fn from(cause: ImportError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ImportError::Archive(
+                ArchiveError::Foreign
+                | ArchiveError::Newer { .. }
+                | ArchiveError::Truncated { .. }
+                | ArchiveError::Damaged { .. },
+            ) => Self::invalid(reason, "data", message),
+            ImportError::Shelf(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<OrderError> for Problem {
+    fn from(cause: OrderError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            OrderError::Syntax(_) => Self::invalid("CONFIG_MALFORMED", "config_toml", message),
+            OrderError::Invalid(violations) => {
+                let problem = Self::new(Code::InvalidArgument, "CONFIG_INVALID", message);
+                violations.into_iter().fold(problem, |problem, violation| {
+                    problem.with_violation(format!("config_toml.{}", violation.field), violation.problem)
+                })
+            }
+            OrderError::Draining => draining(),
+            OrderError::Add(AddError::OtherOrder(id)) => {
+                Self::new(Code::AlreadyExists, "REQUEST_ID_TAKEN", message).with_metadata("job_id", id)
+            }
+            OrderError::Add(AddError::Full { max }) => {
+                Self::new(Code::ResourceExhausted, "JOBS_FULL", message).with_metadata("limit", max)
+            }
+            OrderError::Add(AddError::Store(cause)) => cause.into(),
+        }
+    }
+}
+
+impl From<JobError> for Problem {
+    fn from(cause: JobError) -> Self {
+        match cause {
+            JobError::Unknown => Self::new(Code::NotFound, "JOB_NOT_FOUND", cause.to_string()),
+            JobError::Refused(refused) => {
+                let reason = match refused {
+                    Refused::Finished => "JOB_FINISHED",
+                    Refused::Failed => "JOB_FAILED",
+                    Refused::Cancelled => "JOB_CANCELLED",
+                    Refused::Cancelling => "JOB_CANCELLING",
+                    Refused::Active => "JOB_ACTIVE",
+                };
+                Self::new(Code::FailedPrecondition, reason, refused.to_string())
+            }
+            JobError::Draining => draining(),
+            JobError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<WatchError> for Problem {
+    fn from(cause: WatchError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            WatchError::Unknown => JobError::Unknown.into(),
+            WatchError::Gone { oldest, .. } => Self::new(Code::OutOfRange, "EVENT_NOT_RETAINED", message)
+                .with_metadata("oldest_event", oldest),
+            WatchError::Future { next, .. } => {
+                Self::new(Code::OutOfRange, "EVENT_IN_FUTURE", message).with_metadata("next_event", next)
+            }
+            WatchError::Closing { next } => Self { message, ..draining() }.with_metadata("next_event", next),
+            WatchError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<JobStoreError> for Problem {
+    fn from(cause: JobStoreError) -> Self {
+        let message = cause.to_string();
+        match cause {
+            JobStoreError::Unavailable(_) => {
+                Self::new(Code::Unavailable, "JOB_STORE_UNAVAILABLE", message).retry_after(RETRY_AFTER_DRAIN)
+            }
+            JobStoreError::Damaged(_) => Self::new(Code::DataLoss, "JOB_STORE_DAMAGED", message),
+            JobStoreError::Newer { .. } => Self::new(Code::FailedPrecondition, "JOB_STORE_NEWER", message),
+        }
     }
 }
 
@@ -71,8 +207,7 @@ impl From<EncodeError> for Problem {
                 "the device is lost; the server must be restarted",
             )
             .retry_after(RETRY_AFTER_DRAIN),
-            EncodeError::Closed => Self::new(Code::Unavailable, "DRAINING", "the server is going down")
-                .retry_after(RETRY_AFTER_DRAIN),
+            EncodeError::Closed => draining(),
             EncodeError::UnknownModel => {
                 Self::new(Code::NotFound, "MODEL_NOT_FOUND", "the model is not resident any more")
             }
@@ -88,6 +223,10 @@ impl From<EmbedError> for Problem {
             EmbedError::Panicked => Self::new(Code::Internal, "DECODE_FAILED", "decoding the image failed"),
         }
     }
+}
+
+fn draining() -> Problem {
+    Problem::new(Code::Unavailable, "DRAINING", "the server is going down").retry_after(RETRY_AFTER_DRAIN)
 }
 
 /// A call fails as a whole when none of its chips has an embedding and all for the server's reasons, so

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::learn::LearnerState;
-use crate::weights::durable::{remove_partial, write_folder};
+use crate::durable::{remove_partial, write_folder};
 use crate::weights::native::{NativeError, read_tensors, tensor_bytes};
 
 const WEIGHTS: &str = "weights.safetensors";
@@ -80,7 +80,7 @@ impl Checkpoints {
         metric: Option<f64>,
         state: &LearnerState,
     ) -> Result<PathBuf, CheckpointError> {
-        let folder = self.folder.join(format!("{PREFIX}{:010}", progress.steps));
+        let folder = self.place(progress.steps);
         let failed = |cause| CheckpointError::Io { path: folder.clone(), cause };
         let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress };
         let progress = toml::to_string(&written).expect("progress is a table");
@@ -121,6 +121,24 @@ impl Checkpoints {
             }
         }
         Ok(None)
+    }
+
+    /// Where the newest checkpoint that can be read lies.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn newest_place(&self) -> Result<Option<PathBuf>, CheckpointError> {
+        Ok(self.all()?.into_iter().rev().find(|folder| read(folder).is_ok()))
+    }
+
+    /// Whether the checkpoint after these steps has the highest metric of those that are kept.
+    pub fn is_best(&self, steps: u64) -> bool {
+        let best = self.all().ok().and_then(|all| best(&all).cloned());
+        best == Some(self.place(steps))
+    }
+
+    fn place(&self, steps: u64) -> PathBuf {
+        self.folder.join(format!("{PREFIX}{steps:010}"))
     }
 
     /// Oldest first.

@@ -1,10 +1,13 @@
 //! What a run is told, as TOML; `configs/train` has commented examples.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
 
 use super::schedule::Schedule;
+use crate::weights::architecture::Architecture;
 
 /// Everything about a run but where it writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -37,7 +40,7 @@ pub enum ObjectiveName {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// HOSS layout for fine-tuning, OptiSar_Pair layout for pretraining.
+    /// HOSS layout for fine-tuning; OptiSar_Pair layout, or the training images of a HOSS layout, for pretraining.
     pub root: PathBuf,
     /// Threads that read and augment images; 0: one a core.
     pub loader_threads: usize,
@@ -51,6 +54,14 @@ pub struct Data {
 pub struct ModelChoice {
     pub preset: PresetName,
     pub size_token: bool,
+    /// Whether every token is told its modality.
+    #[serde(default = "yes")]
+    pub modality_embedding: bool,
+    #[serde(default = "mie_coefficient")]
+    pub mie_coefficient: f32,
+    /// Distance between patches, in pixels.
+    #[serde(default = "stride")]
+    pub stride: usize,
     /// Highest rate of stochastic depth.
     pub drop_path: f64,
     #[serde(default)]
@@ -112,6 +123,9 @@ pub enum OptimizerChoice {
 #[serde(deny_unknown_fields)]
 pub struct ScheduleChoice {
     pub base_rate: f64,
+    /// Biases learn faster by this factor.
+    #[serde(default = "bias_factor")]
+    pub bias_factor: f64,
     pub warm_up_epochs: u32,
     pub epochs: u32,
 }
@@ -194,9 +208,51 @@ impl Default for Loss {
     }
 }
 
+impl ModelChoice {
+    /// Without a classifier, whose rows the data set decides.
+    pub fn architecture(&self) -> Architecture {
+        let preset = match self.preset {
+            PresetName::Tiny => Architecture::tiny(),
+            PresetName::Small => Architecture::small(),
+            PresetName::VitBase => Architecture::vit_base(),
+        };
+        Architecture {
+            size_token: self.size_token,
+            modality_embedding: self.modality_embedding,
+            mie_coefficient: self.mie_coefficient,
+            stride: self.stride,
+            ..preset
+        }
+    }
+}
+
 impl ScheduleChoice {
     pub fn schedule(&self) -> Schedule {
-        Schedule { base: self.base_rate, warm_up_epochs: self.warm_up_epochs, epochs: self.epochs }
+        Schedule {
+            base: self.base_rate,
+            bias_factor: self.bias_factor,
+            warm_up_epochs: self.warm_up_epochs,
+            epochs: self.epochs,
+        }
+    }
+}
+
+/// What is wrong with one field, as a sentence that begins with its name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub field: String,
+    pub problem: String,
+}
+
+impl Violation {
+    pub fn new(field: &str, problem: impl Into<String>) -> Self {
+        Self { field: field.to_owned(), problem: problem.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.field, self.problem)
     }
 }
 
@@ -205,116 +261,190 @@ impl ScheduleChoice {
 pub enum TrainConfigError {
     #[error("{0}")]
     Syntax(String),
-    #[error("{}", .0.join("; "))]
-    Invalid(Vec<String>),
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Violation>),
 }
 
 impl TrainConfig {
-    /// Reads and checks a configuration as a whole.
+    /// Reads a configuration, and checks its values as a whole.
     ///
     /// # Errors
     /// What TOML or the first wrong key says, or all values out of bounds at once.
     pub fn parse(text: &str) -> Result<Self, TrainConfigError> {
-        let one_line = |cause: toml::de::Error| {
-            let lines: Vec<_> = text[..cause.span().map_or(0, |span| span.start)].lines().collect();
-            TrainConfigError::Syntax(format!(
-                "line {}: {}",
-                lines.len().max(1),
-                cause.message().replace('\n', " ")
-            ))
-        };
-        let config: Self = toml::from_str(text).map_err(one_line)?;
+        let config = Self::read(text, &[])?;
         let violations = config.violations();
         if violations.is_empty() { Ok(config) } else { Err(TrainConfigError::Invalid(violations)) }
     }
 
-    fn violations(&self) -> Vec<String> {
+    /// Reads a configuration whose values may be out of bounds. `settings` are `section.key=value` and win over the
+    /// text; a value that is no TOML is text.
+    ///
+    /// # Errors
+    /// What TOML or the first wrong key says.
+    pub fn read(text: &str, settings: &[String]) -> Result<Self, TrainConfigError> {
+        let one_line = |cause: toml::de::Error| {
+            let lines = text[..cause.span().map_or(0, |span| span.start)].lines().count();
+            TrainConfigError::Syntax(format!("line {}: {}", lines.max(1), cause.message().replace('\n', " ")))
+        };
+        if settings.is_empty() {
+            return toml::from_str(text).map_err(one_line);
+        }
+        let mut table: Table = toml::from_str(text).map_err(one_line)?;
+        for setting in settings {
+            apply(&mut table, setting).map_err(TrainConfigError::Syntax)?;
+        }
+        let unfit =
+            |cause: toml::de::Error| TrainConfigError::Syntax(cause.to_string().trim().replace('\n', " "));
+        table.try_into().map_err(unfit)
+    }
+
+    /// Every value that is out of bounds or does not go with another one.
+    pub fn violations(&self) -> Vec<Violation> {
         let mut found = Vec::new();
-        let mut require = |holds: bool, text: &str| {
+        let mut require = |holds: bool, field: &str, problem: &str| {
             if !holds {
-                found.push(text.to_owned());
+                found.push(Violation::new(field, problem));
             }
         };
-        let (batch, loss, schedule) = (&self.batch, &self.loss, &self.schedule);
-        require((0.0..1.0).contains(&self.model.drop_path), "model.drop_path must be 0 up to below 1");
-        require(self.data.loader_threads <= 256, "data.loader_threads must be 0 to 256");
+        self.require_model(&mut require);
+        self.require_batch(&mut require);
+        self.require_optimizer(&mut require);
+        self.require_loss(&mut require);
+        self.require_validation(&mut require);
+        found
+    }
+
+    fn require_model(&self, require: &mut impl FnMut(bool, &str, &str)) {
+        let (model, data) = (&self.model, &self.data);
+        require((0.0..1.0).contains(&model.drop_path), "model.drop_path", "must be 0 up to below 1");
+        require((1..=16).contains(&model.stride), "model.stride", "must be 1 to 16");
+        let coefficient = model.mie_coefficient;
+        require((-1000.0..=1000.0).contains(&coefficient), "model.mie_coefficient", "must be -1000 to 1000");
+        require(data.loader_threads <= 256, "data.loader_threads", "must be 0 to 256");
+        require(data.unreadable_max <= 100_000, "data.unreadable_max", "must be at most 100000");
         require(
             (self.start.from == StartKind::Scratch) == self.start.path.as_os_str().is_empty(),
-            "start.path must be set if and only if start.from is not \"scratch\"",
+            "start.path",
+            "must be set if and only if start.from is not \"scratch\"",
         );
-        require((2..=4096).contains(&batch.images), "batch.images must be 2 to 4096");
-        require(self.data.unreadable_max <= 100_000, "data.unreadable_max must be at most 100000");
-        self.require_gradient(&mut require);
-        self.require_validation(&mut require);
-        match self.objective {
-            ObjectiveName::FineTune => require(
-                batch.images_per_identity >= 1 && batch.images.is_multiple_of(batch.images_per_identity),
-                "batch.images must be a multiple of batch.images_per_identity, which is at least 1",
-            ),
-            ObjectiveName::Contrastive => {
-                require(batch.images.is_multiple_of(2), "batch.images must be even: each pair has two");
+    }
+
+    fn require_batch(&self, require: &mut impl FnMut(bool, &str, &str)) {
+        let BatchShape { images, images_per_identity } = self.batch;
+        require((2..=4096).contains(&images), "batch.images", "must be 2 to 4096");
+        let units = match self.objective {
+            ObjectiveName::FineTune => {
+                require(
+                    images_per_identity >= 1 && images.is_multiple_of(images_per_identity),
+                    "batch.images",
+                    "must be a multiple of batch.images_per_identity, which is at least 1",
+                );
+                images / images_per_identity.max(1)
             }
-        }
+            ObjectiveName::Contrastive => {
+                require(images.is_multiple_of(2), "batch.images", "must be even: each pair has two");
+                images / 2
+            }
+        };
+        let Gradient { parts, norm_max } = self.gradient;
+        require(
+            parts >= 1 && units.is_multiple_of(parts),
+            "gradient.parts",
+            "must divide the identities or pairs of a batch",
+        );
+        require((0.0..=1e6).contains(&norm_max), "gradient.norm_max", "must be 0 to 1000000");
+    }
+
+    fn require_optimizer(&self, require: &mut impl FnMut(bool, &str, &str)) {
         let (momentum, decay) = match self.optimizer {
             OptimizerChoice::Sgd { momentum, weight_decay } => (momentum, weight_decay),
             OptimizerChoice::Adamw { weight_decay } => (0.0, weight_decay),
         };
-        require((0.0..1.0).contains(&momentum), "optimizer.momentum must be 0 up to below 1");
-        require((0.0..=1.0).contains(&decay), "optimizer.weight_decay must be 0 to 1");
-        require(
-            schedule.base_rate > 0.0 && schedule.base_rate <= 10.0,
-            "schedule.base_rate must be above 0 and at most 10",
-        );
-        require((1..=100_000).contains(&schedule.epochs), "schedule.epochs must be 1 to 100000");
-        require(
-            schedule.warm_up_epochs <= schedule.epochs,
-            "schedule.warm_up_epochs must be at most schedule.epochs",
-        );
-        for (name, weight) in [
-            ("identity_weight", loss.identity_weight),
-            ("triplet_weight", loss.triplet_weight),
-            ("triplet_margin", loss.triplet_margin),
-            ("alignment_weight", loss.alignment_weight),
+        require((0.0..1.0).contains(&momentum), "optimizer.momentum", "must be 0 up to below 1");
+        require((0.0..=1.0).contains(&decay), "optimizer.weight_decay", "must be 0 to 1");
+        let ScheduleChoice { base_rate, bias_factor, warm_up_epochs, epochs } = self.schedule;
+        require(base_rate > 0.0 && base_rate <= 10.0, "schedule.base_rate", "must be above 0 and at most 10");
+        require((0.0..=100.0).contains(&bias_factor), "schedule.bias_factor", "must be 0 to 100");
+        require((1..=100_000).contains(&epochs), "schedule.epochs", "must be 1 to 100000");
+        require(warm_up_epochs <= epochs, "schedule.warm_up_epochs", "must be at most schedule.epochs");
+    }
+
+    fn require_loss(&self, require: &mut impl FnMut(bool, &str, &str)) {
+        let loss = &self.loss;
+        for (field, weight) in [
+            ("loss.identity_weight", loss.identity_weight),
+            ("loss.triplet_weight", loss.triplet_weight),
+            ("loss.triplet_margin", loss.triplet_margin),
+            ("loss.alignment_weight", loss.alignment_weight),
         ] {
-            require((0.0..=1000.0).contains(&weight), &format!("loss.{name} must be 0 to 1000"));
+            require((0.0..=1000.0).contains(&weight), field, "must be 0 to 1000");
         }
-        require((0.0..1.0).contains(&loss.label_smoothing), "loss.label_smoothing must be 0 up to below 1");
-        require((1.0..=1024.0).contains(&loss.head_scale), "loss.head_scale must be 1 to 1024");
-        require((0.0..=1.5).contains(&loss.head_margin), "loss.head_margin must be 0 to 1.5");
-        require(self.checkpoint.epochs >= 1, "checkpoint.epochs must be at least 1");
-        require((1..=1000).contains(&self.checkpoint.keep), "checkpoint.keep must be 1 to 1000");
-        found
-    }
-
-    fn require_gradient(&self, require: &mut impl FnMut(bool, &str)) {
-        let Gradient { parts, norm_max } = self.gradient;
-        let units = match self.objective {
-            ObjectiveName::FineTune => self.batch.images / self.batch.images_per_identity.max(1),
-            ObjectiveName::Contrastive => self.batch.images / 2,
-        };
         require(
-            parts >= 1 && units.is_multiple_of(parts),
-            "gradient.parts must divide the identities or pairs of a batch",
+            (0.0..1.0).contains(&loss.label_smoothing),
+            "loss.label_smoothing",
+            "must be 0 up to below 1",
         );
-        require((0.0..=1e6).contains(&norm_max), "gradient.norm_max must be 0 to 1000000");
+        require((1.0..=1024.0).contains(&loss.head_scale), "loss.head_scale", "must be 1 to 1024");
+        require((0.0..=1.5).contains(&loss.head_margin), "loss.head_margin", "must be 0 to 1.5");
     }
 
-    fn require_validation(&self, require: &mut impl FnMut(bool, &str)) {
+    fn require_validation(&self, require: &mut impl FnMut(bool, &str, &str)) {
         let ValidationChoice { epochs, held_out } = self.validation;
-        require((0.0..1.0).contains(&held_out), "validation.held_out must be 0 up to below 1");
+        let CheckpointChoice { epochs: period, keep, keep_best } = self.checkpoint;
+        require((0.0..1.0).contains(&held_out), "validation.held_out", "must be 0 up to below 1");
         require(
             held_out == 0.0 || self.objective == ObjectiveName::Contrastive,
-            "validation.held_out is for pairs; a HOSS folder brings its own test set",
+            "validation.held_out",
+            "is for pairs; a HOSS folder brings its own test set",
         );
         require(
             epochs == 0 || self.objective == ObjectiveName::FineTune || held_out > 0.0,
-            "validation.epochs of pretraining needs validation.held_out above 0",
+            "validation.epochs",
+            "of pretraining needs validation.held_out above 0",
         );
+        require(period >= 1, "checkpoint.epochs", "must be at least 1");
+        require((1..=1000).contains(&keep), "checkpoint.keep", "must be 1 to 1000");
         require(
-            !self.checkpoint.keep_best || (epochs > 0 && self.checkpoint.epochs.is_multiple_of(epochs)),
-            "checkpoint.keep_best needs checkpoint.epochs to be a multiple of validation.epochs",
+            !keep_best || (epochs > 0 && period.is_multiple_of(epochs)),
+            "checkpoint.keep_best",
+            "needs checkpoint.epochs to be a multiple of validation.epochs",
         );
     }
+}
+
+const fn yes() -> bool {
+    true
+}
+
+const fn mie_coefficient() -> f32 {
+    Architecture::vit_base().mie_coefficient
+}
+
+const fn stride() -> usize {
+    Architecture::vit_base().stride
+}
+
+const fn bias_factor() -> f64 {
+    Schedule::BIAS_FACTOR
+}
+
+/// Puts `section.key=value` into a table.
+fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
+    let (key, text) =
+        setting.split_once('=').ok_or_else(|| format!("{setting} has no value: write section.key=value"))?;
+    let parsed: Result<Table, _> = toml::from_str(&format!("value = {text}"));
+    let value = parsed.ok().and_then(|mut parsed| parsed.remove("value"));
+    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
+    match key.split_once('.') {
+        None => table.insert(key.to_owned(), value),
+        Some((section, key)) => {
+            let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
+            let section =
+                section.as_table_mut().ok_or_else(|| format!("{setting}: {key} is in no section"))?;
+            section.insert(key.to_owned(), value)
+        }
+    };
+    Ok(())
 }
 
 #[cfg(test)]
@@ -333,33 +463,106 @@ mod tests {
         let hoss = TrainConfig::parse(&shipped("hoss_transoss.toml")).expect("valid");
         assert_eq!(hoss.loss, Loss::default());
         assert_eq!(hoss.batch, BatchShape { images: 32, images_per_identity: 4 });
-        assert_eq!(hoss.schedule, ScheduleChoice { base_rate: 5e-4, warm_up_epochs: 5, epochs: 200 });
+        assert_eq!(
+            hoss.schedule,
+            ScheduleChoice { base_rate: 5e-4, bias_factor: 2.0, warm_up_epochs: 5, epochs: 200 }
+        );
         let pretrain = TrainConfig::parse(&shipped("pretrain_transoss.toml")).expect("valid");
         assert_eq!(pretrain.objective, ObjectiveName::Contrastive);
-        assert_eq!(pretrain.schedule, ScheduleChoice { base_rate: 3e-3, warm_up_epochs: 5, epochs: 60 });
+        assert_eq!(
+            pretrain.schedule,
+            ScheduleChoice { base_rate: 3e-3, bias_factor: 2.0, warm_up_epochs: 5, epochs: 60 }
+        );
         assert!(!pretrain.model.size_token);
+    }
+
+    /// The fields that a shipped file violates once it is changed.
+    fn violated(name: &str, settings: &[&str]) -> Vec<String> {
+        let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let config = TrainConfig::read(&shipped(name), &settings).expect("keys and types are right");
+        config.violations().into_iter().map(|violation| violation.field).collect()
+    }
+
+    #[test]
+    fn every_field_has_bounds() {
+        for setting in [
+            "model.drop_path=1.0",
+            "model.drop_path=-0.1",
+            "model.drop_path=nan",
+            "model.stride=0",
+            "model.stride=17",
+            "model.mie_coefficient=inf",
+            "data.loader_threads=257",
+            "data.unreadable_max=100001",
+            "start.path=\"\"",
+            "batch.images=0",
+            "batch.images=4100",
+            "batch.images=33",
+            "batch.images_per_identity=0",
+            "gradient.parts=0",
+            "gradient.parts=3",
+            "gradient.norm_max=-1",
+            "optimizer.momentum=1",
+            "optimizer.weight_decay=1.1",
+            "schedule.base_rate=0",
+            "schedule.base_rate=nan",
+            "schedule.bias_factor=-1",
+            "schedule.epochs=0",
+            "schedule.warm_up_epochs=201",
+            "loss.identity_weight=-1",
+            "loss.triplet_weight=1001",
+            "loss.triplet_margin=nan",
+            "loss.alignment_weight=-1",
+            "loss.label_smoothing=1",
+            "loss.head_scale=0.5",
+            "loss.head_margin=1.6",
+            "validation.held_out=0.5",
+            "checkpoint.epochs=0",
+            "checkpoint.epochs=7",
+            "checkpoint.keep=0",
+        ] {
+            let fields = violated("hoss_transoss.toml", &[setting]);
+            let (key, _) = setting.split_once('=').expect("a setting");
+            let expected = match setting {
+                "batch.images_per_identity=0" => "batch.images",
+                "checkpoint.epochs=7" => "checkpoint.keep_best",
+                "schedule.epochs=0" => "schedule.epochs",
+                _ => key,
+            };
+            assert!(fields.iter().any(|field| field == expected), "{setting}: {fields:?}");
+        }
+        for setting in ["batch.images=33", "validation.epochs=1", "validation.held_out=1"] {
+            let (key, _) = setting.split_once('=').expect("a setting");
+            assert_eq!(violated("pretrain_transoss.toml", &[setting]), [key]);
+        }
     }
 
     #[test]
     fn everything_that_is_wrong_is_said_at_once_and_a_wrong_key_by_its_line() {
-        let text = shipped("hoss_transoss.toml");
-        let change = |changes: &[(&str, &str)]| {
-            let text = changes.iter().fold(text.clone(), |text, (from, to)| {
-                assert!(text.contains(from), "{from}");
-                text.replace(from, to)
-            });
-            TrainConfig::parse(&text).expect_err("invalid")
-        };
-        let changes = [
-            ("images = 32", "images = 33"),
-            ("drop_path = 0.1", "drop_path = 1.0"),
-            ("keep = 2", "keep = 0"),
-        ];
-        match change(&changes) {
-            TrainConfigError::Invalid(found) => assert_eq!(found.len(), 3, "{found:?}"),
-            other => panic!("{other:?}"),
-        }
-        let error = change(&[("base_rate", "base_lr")]).to_string();
+        let wrong = ["batch.images=33", "model.drop_path=1.0", "checkpoint.keep=0"];
+        assert_eq!(
+            violated("hoss_transoss.toml", &wrong),
+            ["model.drop_path", "batch.images", "checkpoint.keep"]
+        );
+        let text = shipped("hoss_transoss.toml").replace("base_rate", "base_lr");
+        let error = TrainConfig::parse(&text).expect_err("unknown").to_string();
         assert!(error.contains("base_lr") && error.lines().count() == 1, "{error}");
+    }
+
+    #[test]
+    fn a_setting_wins_over_the_file() {
+        let text = shipped("hoss_transoss.toml");
+        let read = |setting: &str| TrainConfig::read(&text, &[setting.to_owned()]);
+        assert_eq!(read("data.root=data/elsewhere").expect("text").data.root, Path::new("data/elsewhere"));
+        assert_eq!(read("seed=7").expect("a number").seed, 7);
+        assert_eq!(read("gradient.parts=2").expect("a section of its own").gradient.parts, 2);
+        let check = |setting: &str, message: &str| {
+            let error = read(setting).expect_err("unusable").to_string();
+            assert!(error.contains(message) && error.lines().count() == 1, "{error}");
+        };
+        check("schedule.epoch=3", "unknown field `epoch`");
+        check("seed", "seed has no value");
+        check("seed.deep=1", "is in no section");
+        check("schedule.epochs=many", "invalid type");
     }
 }

@@ -67,6 +67,11 @@ pub fn hoss(root: &Path, part: HossPart) -> Result<Vec<Image>, DatasetError> {
     if images.is_empty() { Err(DatasetError::Empty(folder)) } else { Ok(images) }
 }
 
+/// Whether a folder has the layout of HOSS.
+pub fn is_hoss(root: &Path) -> bool {
+    root.join(HossPart::Train.folder()).is_dir()
+}
+
 /// The class of each image: its identity's place among all identities, ascending.
 ///
 /// The reference numbers classes in another order, which permutes the rows of a classifier that is never read again.

@@ -1,6 +1,7 @@
 //! The training loop: epochs of batches, rates, checkpoints. It does not know who is watching.
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::checkpoint::{CheckpointError, Checkpoints, Progress};
@@ -18,7 +19,7 @@ pub struct Plan {
     pub schedule: Schedule,
     /// Epochs between checkpoints; the last epoch always leaves one.
     pub checkpoint_epochs: u32,
-    /// Epochs between evaluations, the last epoch being one; 0: none.
+    /// Epochs between evaluations, the first of which is before any step and the last at the end; 0: none.
     pub validation_epochs: u32,
     /// Threads that make batches.
     pub loaders: usize,
@@ -62,9 +63,11 @@ pub enum Event {
         mean_loss: f64,
         mean_accuracy: f64,
     },
-    /// What the weights at the end of an epoch are worth.
+    /// What the weights at the end of an epoch are worth; epoch 0 is before the first step.
     Evaluated {
         epoch: u32,
+        /// Steps since the start.
+        steps: u64,
         summaries: Vec<Summary>,
     },
     CheckpointSaved {
@@ -85,8 +88,15 @@ pub enum FitError {
     Data(String),
     #[error("epoch {0} has no batch")]
     EmptyEpoch(u32),
-    #[error("the loss of step {step} of epoch {epoch} is {loss}; the newest checkpoint is from before")]
-    Diverged { epoch: u32, step: u64, loss: f64 },
+    /// What the checkpoints hold is from before.
+    #[error(
+        "the run diverged at step {step} of epoch {epoch}: {what}; {}",
+        .checkpoint.as_ref().map_or_else(
+            || "there is no checkpoint from before".to_owned(),
+            |path| format!("the last good checkpoint is {}", path.display()),
+        )
+    )]
+    Diverged { epoch: u32, step: u64, what: String, checkpoint: Option<PathBuf> },
 }
 
 /// What a run is made of but for the learner.
@@ -118,6 +128,10 @@ pub fn fit<S: Source>(
     }
     let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
     let mut stopped = report(started).is_break();
+    if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
+        let summaries = validation.evaluate(learner, plan.loaders)?;
+        stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries }).is_break();
+    }
     let mut pace = Pace { started: Instant::now(), steps: 0 };
     while !stopped && progress.epoch <= plan.schedule.epochs {
         stopped = run_epoch(course, learner, &mut progress, &mut pace, report)?.is_break();
@@ -128,10 +142,10 @@ pub fn fit<S: Source>(
         {
             let summaries = validation.evaluate(learner, plan.loaders)?;
             metric = summaries.first().map(|summary| summary.mean_average_precision);
-            stopped |= report(Event::Evaluated { epoch, summaries }).is_break();
+            stopped |= report(Event::Evaluated { epoch, steps: progress.steps, summaries }).is_break();
         }
         if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
-            checkpoints.save(progress, metric, &learner.state())?;
+            save(checkpoints, progress, metric, &learner.state())?;
             stopped |= report(Event::CheckpointSaved { progress }).is_break();
         }
     }
@@ -142,6 +156,23 @@ impl Plan {
     /// Whether something that happens every so many epochs happens after this one.
     fn is_due(&self, epoch: u32, period: u32) -> bool {
         period > 0 && (epoch.is_multiple_of(period) || epoch == self.schedule.epochs)
+    }
+}
+
+/// Saves a state that a run can go on from.
+fn save(
+    checkpoints: &Checkpoints,
+    progress: Progress,
+    metric: Option<f64>,
+    state: &LearnerState,
+) -> Result<(), FitError> {
+    match state.not_finite() {
+        None => Ok(checkpoints.save(progress, metric, state).map(drop)?),
+        Some(name) => {
+            let what = format!("{name} has a value that is not finite");
+            let Progress { epoch, steps_of_epoch: step, .. } = progress;
+            Err(FitError::Diverged { epoch, step, what, checkpoint: checkpoints.newest_place()? })
+        }
     }
 }
 
@@ -161,12 +192,13 @@ impl Pace {
 
 /// The rest of an epoch; afterwards `progress` is at the start of the next one unless the run was stopped.
 fn run_epoch<S: Source>(
-    &Course { plan, source, .. }: &Course<S>,
+    course: &Course<S>,
     learner: &mut impl Learner,
     progress: &mut Progress,
     pace: &mut Pace,
     report: &mut dyn FnMut(Event) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, FitError> {
+    let Course { plan, source, .. } = *course;
     let epoch = progress.epoch;
     let items = source.epoch(plan.seed, epoch);
     if items.is_empty() {
@@ -181,7 +213,7 @@ fn run_epoch<S: Source>(
         plan.loaders,
         |item| source.batch(item, plan.seed, epoch),
         |batch| {
-            let (terms, images) = match take_step(plan, learner, progress, rates, batch) {
+            let (terms, images) = match take_step(course, learner, progress, rates, batch) {
                 Ok(done) => done,
                 Err(cause) => return ControlFlow::Break(Err(cause)),
             };
@@ -221,8 +253,8 @@ fn run_epoch<S: Source>(
 }
 
 /// One step on a batch that could be read, and the images in it.
-fn take_step(
-    plan: &Plan,
+fn take_step<S>(
+    course: &Course<S>,
     learner: &mut impl Learner,
     progress: &Progress,
     rates: Rates,
@@ -230,12 +262,13 @@ fn take_step(
 ) -> Result<(LossTerms, usize), FitError> {
     let batch = batch.map_err(FitError::Data)?;
     let Progress { epoch, steps_of_epoch, .. } = *progress;
-    let mut random = stream(plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
+    let mut random = stream(course.plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
     let terms = learner.step(&batch, rates, &mut random)?;
     if terms.total.is_finite() {
         Ok((terms, batch.len()))
     } else {
-        Err(FitError::Diverged { epoch, step: steps_of_epoch + 1, loss: terms.total })
+        let (step, what) = (steps_of_epoch + 1, format!("its loss is {}", terms.total));
+        Err(FitError::Diverged { epoch, step, what, checkpoint: course.checkpoints.newest_place()? })
     }
 }
 
@@ -323,7 +356,7 @@ mod tests {
     const NUMBERS: Numbers = Numbers { batches: 7, broken: None };
 
     fn plan(loaders: usize) -> Plan {
-        let schedule = Schedule { base: 0.1, warm_up_epochs: 2, epochs: 5 };
+        let schedule = Schedule { base: 0.1, bias_factor: 2.0, warm_up_epochs: 2, epochs: 5 };
         Plan { seed: 9, schedule, checkpoint_epochs: 2, validation_epochs: 0, loaders }
     }
 
@@ -418,14 +451,14 @@ mod tests {
         let (mut evaluated, mut left) = (Vec::new(), Vec::new());
         fit(&course, &mut Linear::default(), &mut |event| {
             match event {
-                Event::Evaluated { epoch, summaries } => evaluated.push((epoch, summaries)),
+                Event::Evaluated { epoch, summaries, .. } => evaluated.push((epoch, summaries)),
                 Event::Step { seconds_left, .. } => left.push(seconds_left),
                 _ => {}
             }
             ControlFlow::Continue(())
         })
         .expect("finished");
-        assert_eq!(evaluated.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [3, 5]);
+        assert_eq!(evaluated.iter().map(|(epoch, _)| *epoch).collect::<Vec<_>>(), [0, 3, 5]);
         let (_, summaries) = &evaluated[0];
         let names: Vec<_> = summaries.iter().map(|summary| summary.protocol).collect();
         assert_eq!(names, ["all", "s2o"]);

@@ -63,6 +63,16 @@ pub struct LearnerState {
     pub steps: u32,
 }
 
+impl LearnerState {
+    /// The first tensor with a value that is infinite or no number.
+    pub fn not_finite(&self) -> Option<&str> {
+        let mut tensors = self.weights.iter().chain(&self.optimizer);
+        tensors
+            .find(|(_, tensor)| !tensor.values.iter().all(|value| value.is_finite()))
+            .map(|(name, _)| name.as_str())
+    }
+}
+
 /// Why a step could not be taken, or a state not be restored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LearnError {

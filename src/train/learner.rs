@@ -250,10 +250,9 @@ impl Learner for TorchLearner {
     ) -> Result<LossTerms, LearnError> {
         guarded(|| {
             let device = self.device.tch();
-            let kind = self.kind();
             let mut uniform = |count: i64| {
                 let numbers: Vec<f32> = (0..count).map(|_| random.random()).collect();
-                Tensor::from_slice(&numbers).to_device(device).to_kind(kind)
+                Tensor::from_slice(&numbers).to_device(device)
             };
             let terms = self.backward(batch, &mut uniform);
             if terms.total.is_finite() {

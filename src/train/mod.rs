@@ -11,30 +11,38 @@ mod learn;
 #[cfg(feature = "torch")]
 mod learner;
 mod loader;
+mod log;
 #[cfg(feature = "torch")]
 mod losses;
+mod materials;
 #[cfg(feature = "torch")]
 mod optimizer;
 mod random;
+mod roots;
 mod sampler;
 mod schedule;
 mod source;
 mod validation;
+mod yaml;
 
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, Progress};
 pub use config::{
     CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, Precision, PresetName,
-    StartKind, TrainConfig, TrainConfigError,
+    StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
+pub use log::EventLog;
+pub use materials::{DataSet, Materials};
 pub use random::{Purpose, stream};
+pub use roots::{DataRoots, RootError};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
 pub use source::{IdentitySource, PairSource, Reader, read_chip};
 pub use validation::Validation;
+pub use yaml::AuthorsConfig;
 
 #[cfg(feature = "torch")]
 pub use heads::Head;

@@ -5,8 +5,6 @@ use std::f64::consts::PI;
 /// Rate during the warm-up's start, and the floor, as shares of the base rate.
 const WARM_UP_START: f64 = 0.01;
 const FLOOR: f64 = 0.002;
-/// Biases learn faster by this factor, also at the end of the warm-up.
-const BIAS_FACTOR: f64 = 2.0;
 
 /// Learning rates of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,14 +18,19 @@ pub struct Rates {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     pub base: f64,
+    /// Biases learn faster by this factor, also at the end of the warm-up.
+    pub bias_factor: f64,
     pub warm_up_epochs: u32,
     pub epochs: u32,
 }
 
 impl Schedule {
+    /// What the authors set.
+    pub const BIAS_FACTOR: f64 = 2.0;
+
     /// Rates of an epoch, which counts from 1; the last one trains at the floor.
     pub fn rates(&self, epoch: u32) -> Rates {
-        Rates { weights: self.rate(epoch, 1.0), biases: self.rate(epoch, BIAS_FACTOR) }
+        Rates { weights: self.rate(epoch, 1.0), biases: self.rate(epoch, self.bias_factor) }
     }
 
     fn rate(&self, epoch: u32, factor: f64) -> f64 {
@@ -52,7 +55,7 @@ mod tests {
     #[test]
     fn rates_are_the_recorded_ones() {
         for (file, base, epochs) in [("lr_hoss.csv", 5e-4, 200), ("lr_pretrain.csv", 3e-3, 60)] {
-            let schedule = Schedule { base, warm_up_epochs: 5, epochs };
+            let schedule = Schedule { base, bias_factor: 2.0, warm_up_epochs: 5, epochs };
             let text = String::from_utf8(golden::bytes(file)).expect("text");
             for line in text.lines().skip(1) {
                 let cells: Vec<&str> = line.split(',').collect();

@@ -4,8 +4,6 @@
 pub mod architecture;
 /// The name of a model.
 pub mod digest;
-/// Folders that are whole or absent.
-pub mod durable;
 /// Recorded weights and inputs for tests.
 #[cfg(test)]
 pub mod golden;

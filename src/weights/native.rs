@@ -10,8 +10,8 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use super::architecture::{Architecture, FeaturePoint};
-use super::durable::write_folder;
 use super::tensors::{HostTensor, NamedTensors};
+use crate::durable::write_folder;
 
 pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";

@@ -1,8 +1,8 @@
 //! The program as its users start it: serve, embed, import, and what it says when it cannot.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use crate::program::{GOLDEN, PORTS, Server, imported, model_path, run, shipreid};
 

@@ -315,9 +315,9 @@ async fn a_copy_is_the_same_gallery_and_a_torn_one_is_refused() {
 
     let copy = std::fs::read(&file).unwrap();
     for (data, reason) in [
-        (copy[..copy.len() - 9].to_vec(), "COPY_TRUNCATED"),
-        (b"a file of somebody else's".to_vec(), "COPY_FOREIGN"),
-        ([&copy[..200], &[copy[200] ^ 1], &copy[201..]].concat(), "COPY_DAMAGED"),
+        (copy[..copy.len() - 9].to_vec(), "EXPORT_TRUNCATED"),
+        (b"a file of somebody else's".to_vec(), "EXPORT_FOREIGN"),
+        ([&copy[..200], &[copy[200] ^ 1], &copy[201..]].concat(), "EXPORT_DAMAGED"),
     ] {
         let request = ImportGalleryRequest { name: "third".into(), data: data.into() };
         let refused = refusal(client.galleries().import_gallery(tokio_stream::iter([request])).await);
@@ -337,9 +337,8 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     let folder = TempDir::new().unwrap();
     let (server, client) = start(&[&data_in(&folder), "store.entries_max=1"]).await;
     let missing = ready("a", "", vector(0, 0.0), Observation::default());
-    let mut answers = client.enroll(tokio_stream::iter([missing])).await.unwrap();
-    let missing = answers.next().await.expect("an answer").expect_err("no gallery");
-    assert_eq!((missing.code(), details(&missing).0.as_str()), (Code::NotFound, "GALLERY_NOT_FOUND"));
+    let missing = refusal(client.galleries().enroll(tokio_stream::iter([missing])).await);
+    assert_eq!(missing, (Code::NotFound, "GALLERY_NOT_FOUND".into()));
 
     create(&client, GALLERY).await;
     let good = || ready("a", "", vector(0, 0.0), Observation::default());
@@ -377,7 +376,7 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     let found = outcomes(&answers);
     assert_eq!(found[0], Ok(EnrollOutcome::Created));
     assert_eq!(found[1..found.len() - 1], expected);
-    assert_eq!(*found.last().unwrap(), Err("ENTRIES_FULL"));
+    assert_eq!(*found.last().unwrap(), Err("ENTRIES_QUOTA"));
 
     for (name, reason) in
         [("", "GALLERY_NAME_INVALID"), ("Big", "GALLERY_NAME_INVALID"), (GALLERY, "GALLERY_EXISTS")]
@@ -393,5 +392,35 @@ async fn a_server_without_a_data_folder_says_so() {
     let (server, client) = start(&["store.data_dir="]).await;
     let refused = refusal(client.galleries().list_galleries(ListGalleriesRequest::default()).await);
     assert_eq!(refused, (Code::FailedPrecondition, "NO_DATA_DIR".into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_damaged_gallery_is_refused_by_name_while_the_others_serve() {
+    let folder = TempDir::new().unwrap();
+    let (server, client) = start(&[&data_in(&folder)]).await;
+    create(&client, GALLERY).await;
+    create(&client, "whole").await;
+    enroll(&client, vec![ready("a", "", vector(0, 0.0), Observation::default())]).await;
+    server.stop().await;
+    let file = folder.path().join("galleries/t-default").join(GALLERY).join("gallery.redb");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, vec![0x5A; bytes.len()]).unwrap();
+
+    let (server, client) = start(&[&data_in(&folder)]).await;
+    let get = |name: &str| GetGalleryRequest { name: name.into() };
+    let status = client.galleries().get_gallery(get(GALLERY)).await.expect_err("it is damaged");
+    assert_eq!((status.code(), details(&status).0.as_str()), (Code::DataLoss, "GALLERY_REFUSED"));
+    let message = status.message();
+    assert!(
+        message.contains(GALLERY) && message.contains("gallery.redb") && message.contains("delete"),
+        "{message}"
+    );
+    client.galleries().get_gallery(get("whole")).await.unwrap();
+    let listed =
+        client.galleries().list_galleries(ListGalleriesRequest::default()).await.unwrap().into_inner();
+    assert!(listed.galleries[0].read_only_reason.contains("gallery.redb"), "{listed:?}");
+    client.galleries().delete_gallery(DeleteGalleryRequest { name: GALLERY.into() }).await.unwrap();
+    create(&client, GALLERY).await;
     server.stop().await;
 }

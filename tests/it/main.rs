@@ -15,3 +15,5 @@ mod matching;
 mod program;
 mod refusals;
 mod server;
+#[cfg(feature = "torch")]
+mod storage;

@@ -8,7 +8,7 @@ use super::{embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Content, ContentHash, Entry, EntryId, Field, GalleryInfo, Labels, Observation, Selector, Update, VesselId,
+    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
 };
 use crate::wire;
 use crate::wire::delete_entries_request::Selection;
@@ -52,7 +52,8 @@ impl EnrollItem {
             id: entry_id("entry_id", &request.entry_id)?,
             vessel: vessel_id("vessel_id", &request.vessel_id)?,
             labels: labels(request.labels)?,
-            observation: observation(observed.unwrap_or_default()).map_err(|problem| problem.within(place))?,
+            observation: observation(observed.unwrap_or_default())
+                .map_err(|problem| problem.within(place))?,
             source,
             overwrite: request.overwrite,
         })
@@ -145,7 +146,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
     paths.iter().map(field).collect()
 }
 
-pub fn gallery(name: &str, info: GalleryInfo) -> wire::Gallery {
+pub fn gallery(name: &str, info: Info) -> wire::Gallery {
     wire::Gallery {
         name: name.into(),
         model: info.about.model.to_string(),
@@ -170,6 +171,11 @@ pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
         embedding: embedding.map(|embedding| wire::Embedding { values: embedding.into_vec() }),
         observation: Some(observation_to_wire(entry.observation)),
     }
+}
+
+/// What a copy holds beside embeddings.
+pub fn chips(with_chips: bool) -> Chips {
+    if with_chips { Chips::With } else { Chips::Without }
 }
 
 fn modality_to_wire(modality: Modality) -> wire::Modality {

@@ -3,14 +3,18 @@
 mod chip;
 mod embed;
 mod filter;
+mod gallery;
 mod sighting;
+mod training;
 
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
 pub use embed::{EmbedCall, embed_response};
 pub use filter::filter;
-pub use sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
+pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
+pub use sighting::{entry_id, vessel_id};
+pub use training::{job, job_event, job_id, listing, order};
 
 use super::context::CallContext;
 use super::problem::Problem;
@@ -46,6 +50,7 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
             EmbeddingError::Empty => "EMBEDDING_EMPTY",
             EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
             EmbeddingError::Zero => "EMBEDDING_ZERO",
+            EmbeddingError::NotUnit => "EMBEDDING_NOT_UNIT",
         };
         Problem::invalid(reason, format!("{field}.values"), cause.to_string())
     })

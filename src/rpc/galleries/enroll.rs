@@ -123,14 +123,12 @@ impl EnrollCall {
 }
 
 /// The model of a gallery, where chips can be embedded by it now.
-pub fn resident(
-    pipeline: &Pipeline,
-    gallery: &Gallery,
-) -> Result<crate::encoder::ModelCard, Problem> {
+pub fn resident(pipeline: &Pipeline, gallery: &Gallery) -> Result<crate::encoder::ModelCard, Problem> {
     let model = gallery.info().about.model;
     pipeline.resolve(Some(model)).map_err(|_| {
         let active = pipeline.resolve(None).map(|card| card.digest.to_string()).unwrap_or_default();
-        let message = format!("the gallery is of model {model}, which is not resident; the active one is {active}");
+        let message =
+            format!("the gallery is of model {model}, which is not resident; the active one is {active}");
         Problem::new(Code::FailedPrecondition, "MODEL_NOT_RESIDENT", message)
             .with_metadata("gallery_model", model)
             .with_metadata("active_model", active)

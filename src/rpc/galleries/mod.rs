@@ -20,7 +20,7 @@ use super::deadline;
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
-use crate::gallery::{Filter, GalleryName, Import, NewGallery, RowId, Snapshot, VesselId};
+use crate::gallery::{Export, Filter, GalleryName, Import, NewGallery, RowId, Snapshot, VesselId};
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
@@ -55,7 +55,11 @@ impl GalleriesService {
         Ok(self.access.gallery(&context.tenant, gallery)?.snapshot())
     }
 
-    async fn create(&self, context: CallContext, request: wire::CreateGalleryRequest) -> Result<wire::Gallery, Problem> {
+    async fn create(
+        &self,
+        context: CallContext,
+        request: wire::CreateGalleryRequest,
+    ) -> Result<wire::Gallery, Problem> {
         let shelf = Arc::clone(self.access.shelf()?);
         let name = gallery_name(&request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
@@ -72,7 +76,11 @@ impl GalleriesService {
             .await
     }
 
-    fn list(&self, context: &CallContext, request: &wire::ListGalleriesRequest) -> Result<wire::ListGalleriesResponse, Problem> {
+    fn list(
+        &self,
+        context: &CallContext,
+        request: &wire::ListGalleriesRequest,
+    ) -> Result<wire::ListGalleriesResponse, Problem> {
         let after = match request.page_token.as_str() {
             "" => None,
             token => Some(GalleryName::new(token).map_err(|_| bad_token())?),
@@ -94,7 +102,11 @@ impl GalleriesService {
         })
     }
 
-    async fn entries(&self, context: &CallContext, request: wire::GetEntriesRequest) -> Result<wire::GetEntriesResponse, Problem> {
+    async fn entries(
+        &self,
+        context: &CallContext,
+        request: wire::GetEntriesRequest,
+    ) -> Result<wire::GetEntriesResponse, Problem> {
         let snapshot = self.snapshot(context, &request.gallery)?;
         bounded_count("entry_ids", request.entry_ids.len())?;
         let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
@@ -111,7 +123,11 @@ impl GalleriesService {
             .await
     }
 
-    async fn page(&self, context: &CallContext, request: wire::ListEntriesRequest) -> Result<wire::ListEntriesResponse, Problem> {
+    async fn page(
+        &self,
+        context: &CallContext,
+        request: wire::ListEntriesRequest,
+    ) -> Result<wire::ListEntriesResponse, Problem> {
         let snapshot = self.snapshot(context, &request.gallery)?;
         let filter = filter(request.filter)?;
         let after = match request.page_token.as_str() {
@@ -130,13 +146,21 @@ impl GalleriesService {
             .await
     }
 
-    async fn delete_some(&self, context: &CallContext, request: wire::DeleteEntriesRequest) -> Result<u64, Problem> {
+    async fn delete_some(
+        &self,
+        context: &CallContext,
+        request: wire::DeleteEntriesRequest,
+    ) -> Result<u64, Problem> {
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         let selector = convert::selector(request.selection)?;
         Ok(gallery.delete(selector).await?)
     }
 
-    async fn update(&self, context: &CallContext, request: wire::UpdateEntriesRequest) -> Result<wire::UpdateEntriesResponse, Problem> {
+    async fn update(
+        &self,
+        context: &CallContext,
+        request: wire::UpdateEntriesRequest,
+    ) -> Result<wire::UpdateEntriesResponse, Problem> {
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("updates", request.updates.len())?;
         let (updates, fields) = convert::updates(request)?;
@@ -156,13 +180,16 @@ impl GalleriesService {
     }
 
     /// Takes a copy piece by piece; a call that ends early leaves nothing behind.
-    async fn import(&self, context: CallContext, mut pieces: Streaming<wire::ImportGalleryRequest>) -> Result<wire::Gallery, Status> {
+    async fn import(
+        &self,
+        context: CallContext,
+        mut pieces: Streaming<wire::ImportGalleryRequest>,
+    ) -> Result<wire::Gallery, Status> {
         let first = pieces.message().await?.unwrap_or_default();
         let name = gallery_name(&first.name)?;
         let shelf = Arc::clone(self.access.shelf()?);
         let named = name.clone();
-        let mut import: Import =
-            self.access.run(move || Ok(shelf.import(&context.tenant, &named)?)).await?;
+        let mut import: Import = self.access.run(move || Ok(shelf.import(&context.tenant, &named)?)).await?;
         let mut piece = Some(first);
         while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
             import = self
@@ -179,14 +206,18 @@ impl GalleriesService {
     }
 
     /// A copy of one snapshot, read from the disk as fast as it is taken.
-    fn export(&self, context: &CallContext, request: &wire::ExportGalleryRequest) -> Result<ReceiverStream<Result<wire::ExportGalleryResponse, Status>>, Problem> {
+    fn export(
+        &self,
+        context: &CallContext,
+        request: &wire::ExportGalleryRequest,
+    ) -> Result<ReceiverStream<Result<wire::ExportGalleryResponse, Status>>, Problem> {
         let snapshot = self.snapshot(context, &request.gallery)?;
         let (pieces, receiver) = mpsc::channel(EXPORT_AHEAD);
-        let contents = convert::export_contents(request.with_chips);
+        let export = Export::new(snapshot, convert::chips(request.with_chips));
         tokio::task::spawn_blocking(move || {
-            for piece in snapshot.export(contents) {
+            for piece in export {
                 let answer = match piece {
-                    Ok(data) => Ok(wire::ExportGalleryResponse { data: data.into() }),
+                    Ok(data) => Ok(wire::ExportGalleryResponse { data }),
                     Err(cause) => Err(Problem::from(cause).into()),
                 };
                 // Whoever left needs no more pieces; after an error there are none.
@@ -198,7 +229,11 @@ impl GalleriesService {
         Ok(ReceiverStream::new(receiver))
     }
 
-    async fn enroll_all(&self, context: CallContext, mut items: Streaming<wire::EnrollRequest>) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+    async fn enroll_all(
+        &self,
+        context: CallContext,
+        mut items: Streaming<wire::EnrollRequest>,
+    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
         let deadline = context.deadline;
         let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
         let call = EnrollCall {
@@ -210,7 +245,10 @@ impl GalleriesService {
             chips: Arc::new(Semaphore::new(self.chips_inflight_max)),
             in_flight: InFlight::default(),
         };
-        let begin = { let call = call.clone(); move |item| call.clone().begin(item) };
+        let begin = {
+            let call = call.clone();
+            move |item| call.clone().begin(item)
+        };
         let answers = stream::once(async { Ok(first) })
             .chain(items)
             .then(begin)
@@ -266,24 +304,36 @@ fn bad_token() -> Problem {
 
 #[tonic::async_trait]
 impl wire::galleries_server::Galleries for GalleriesService {
-    async fn create_gallery(&self, request: Request<wire::CreateGalleryRequest>) -> Result<Response<wire::CreateGalleryResponse>, Status> {
+    async fn create_gallery(
+        &self,
+        request: Request<wire::CreateGalleryRequest>,
+    ) -> Result<Response<wire::CreateGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let gallery = self.create(context, request.into_inner()).await?;
         Ok(Response::new(wire::CreateGalleryResponse { gallery: Some(gallery) }))
     }
 
-    async fn get_gallery(&self, request: Request<wire::GetGalleryRequest>) -> Result<Response<wire::GetGalleryResponse>, Status> {
+    async fn get_gallery(
+        &self,
+        request: Request<wire::GetGalleryRequest>,
+    ) -> Result<Response<wire::GetGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let name = request.into_inner().name;
         let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name)?.info());
         Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
     }
 
-    async fn list_galleries(&self, request: Request<wire::ListGalleriesRequest>) -> Result<Response<wire::ListGalleriesResponse>, Status> {
+    async fn list_galleries(
+        &self,
+        request: Request<wire::ListGalleriesRequest>,
+    ) -> Result<Response<wire::ListGalleriesResponse>, Status> {
         Ok(Response::new(self.list(&CallContext::of(&request), request.get_ref())?))
     }
 
-    async fn delete_gallery(&self, request: Request<wire::DeleteGalleryRequest>) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
+    async fn delete_gallery(
+        &self,
+        request: Request<wire::DeleteGalleryRequest>,
+    ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let (shelf, name) = (Arc::clone(self.access.shelf()?), gallery_name(&request.get_ref().name)?);
         self.access.run(move || Ok(shelf.delete(&context.tenant, &name)?)).await?;
@@ -292,33 +342,51 @@ impl wire::galleries_server::Galleries for GalleriesService {
 
     type EnrollStream = ResponseStream<wire::EnrollResponse>;
 
-    async fn enroll(&self, request: Request<Streaming<wire::EnrollRequest>>) -> Result<Response<Self::EnrollStream>, Status> {
+    async fn enroll(
+        &self,
+        request: Request<Streaming<wire::EnrollRequest>>,
+    ) -> Result<Response<Self::EnrollStream>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.enroll_all(context, request.into_inner()).await?))
     }
 
-    async fn get_entries(&self, request: Request<wire::GetEntriesRequest>) -> Result<Response<wire::GetEntriesResponse>, Status> {
+    async fn get_entries(
+        &self,
+        request: Request<wire::GetEntriesRequest>,
+    ) -> Result<Response<wire::GetEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.entries(&context, request.into_inner()).await?))
     }
 
-    async fn list_entries(&self, request: Request<wire::ListEntriesRequest>) -> Result<Response<wire::ListEntriesResponse>, Status> {
+    async fn list_entries(
+        &self,
+        request: Request<wire::ListEntriesRequest>,
+    ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.page(&context, request.into_inner()).await?))
     }
 
-    async fn delete_entries(&self, request: Request<wire::DeleteEntriesRequest>) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
+    async fn delete_entries(
+        &self,
+        request: Request<wire::DeleteEntriesRequest>,
+    ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         let deleted = self.delete_some(&context, request.into_inner()).await?;
         Ok(Response::new(wire::DeleteEntriesResponse { deleted }))
     }
 
-    async fn update_entries(&self, request: Request<wire::UpdateEntriesRequest>) -> Result<Response<wire::UpdateEntriesResponse>, Status> {
+    async fn update_entries(
+        &self,
+        request: Request<wire::UpdateEntriesRequest>,
+    ) -> Result<Response<wire::UpdateEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.update(&context, request.into_inner()).await?))
     }
 
-    async fn merge_vessels(&self, request: Request<wire::MergeVesselsRequest>) -> Result<Response<wire::MergeVesselsResponse>, Status> {
+    async fn merge_vessels(
+        &self,
+        request: Request<wire::MergeVesselsRequest>,
+    ) -> Result<Response<wire::MergeVesselsResponse>, Status> {
         let context = CallContext::of(&request);
         let moved_entries = self.merge(&context, request.into_inner()).await?;
         Ok(Response::new(wire::MergeVesselsResponse { moved_entries }))
@@ -326,13 +394,19 @@ impl wire::galleries_server::Galleries for GalleriesService {
 
     type ExportGalleryStream = ResponseStream<wire::ExportGalleryResponse>;
 
-    async fn export_gallery(&self, request: Request<wire::ExportGalleryRequest>) -> Result<Response<Self::ExportGalleryStream>, Status> {
+    async fn export_gallery(
+        &self,
+        request: Request<wire::ExportGalleryRequest>,
+    ) -> Result<Response<Self::ExportGalleryStream>, Status> {
         let context = CallContext::of(&request);
         let pieces = self.export(&context, request.get_ref())?;
         Ok(Response::new(Box::pin(deadline::bounded(pieces, context.deadline))))
     }
 
-    async fn import_gallery(&self, request: Request<Streaming<wire::ImportGalleryRequest>>) -> Result<Response<wire::ImportGalleryResponse>, Status> {
+    async fn import_gallery(
+        &self,
+        request: Request<Streaming<wire::ImportGalleryRequest>>,
+    ) -> Result<Response<wire::ImportGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let gallery = self.import(context, request.into_inner()).await?;
         Ok(Response::new(wire::ImportGalleryResponse { gallery: Some(gallery) }))

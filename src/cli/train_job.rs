@@ -1,0 +1,161 @@
+//! `shipreid train --job`: a server's training process. It knows its folder and nothing else of the server.
+
+use std::fs;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use shipreid::config::Config;
+use shipreid::jobs::{
+    CHECKPOINTS, Instructions, JobFailure, MODEL, Narrator, REPORT, Reason, Saying, Speaker, beat, confine,
+    die_with_parent, take_folder,
+};
+use shipreid::model::Device;
+use shipreid::telemetry;
+use shipreid::train::{
+    CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
+    Materials, ObjectiveName, TrainConfig, TrainConfigError, Violation, hoss,
+};
+use shipreid::weights::native::NativeError;
+use shipreid::weights::open::OpenModel;
+
+use super::Failure;
+use super::train::{Run, interrupted};
+
+/// Trains in a job's folder, and says on standard output what happens, how it ends included.
+pub(super) fn run(folder: &Path) -> Result<(), Failure> {
+    die_with_parent()?;
+    let speaker = Speaker::start()?;
+    telemetry::install(&Config::default().telemetry)?;
+    let last_words = match train(folder, &speaker) {
+        Ok(model) => Saying::Finished { model },
+        Err(Ended::Stopped) => Saying::Stopped,
+        Err(Ended::Failed(failure)) => failure.into(),
+    };
+    speaker.say(&last_words);
+    Ok(())
+}
+
+/// Why there is no model.
+enum Ended {
+    Stopped,
+    Failed(JobFailure),
+}
+
+/// The digest of the model that is in the folder afterwards.
+fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
+    let unusable = |cause: io::Error| failed(Reason::ConfigInvalid, cause);
+    let instructions = Instructions::read(folder).map_err(unusable)?;
+    let stop = interrupted().map_err(|cause| failed(Reason::Crashed, cause))?;
+    let wait_max = Duration::from_secs_f64(instructions.lock_seconds_max);
+    let _folder = take_folder(folder, wait_max).map_err(Ended::Failed)?;
+    confine(&instructions).map_err(unusable)?;
+    let heartbeat = Duration::from_secs_f64(instructions.heartbeat_seconds);
+    beat(speaker.clone(), heartbeat).map_err(|cause| failed(Reason::Crashed, cause))?;
+
+    let (config, roots) = configured(&instructions)?;
+    let materials = Materials::gather(&config, &roots).map_err(|found| Ended::Failed(unfit(found)))?;
+    let device = Device::open(&instructions.device).map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
+    let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+    let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
+        .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
+    let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
+    let mut narrator = Narrator::new(config.objective, checkpoints);
+    let model = run.train(&mut |event| {
+        // A checkpoint may follow: what is before it must not be lost with the server.
+        let must_be_stored = matches!(event, Event::EpochDone { .. } | Event::Evaluated { .. });
+        let stops = stop.load(Ordering::Relaxed);
+        narrator.tell(event).iter().for_each(|saying| speaker.say(saying));
+        if must_be_stored || stops {
+            speaker.sync();
+        }
+        if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    let model = model.map_err(|cause| ended(&cause))?;
+    leave(folder, &instructions, &model, &narrator).map_err(|cause| ended(&cause))?;
+    Ok(model.digest.to_string())
+}
+
+/// The configuration as this process can follow it: no more threads than it may have, and an evaluation of what it
+/// makes wherever the data set has a test set.
+fn configured(instructions: &Instructions) -> Result<(TrainConfig, DataRoots), Ended> {
+    let config = TrainConfig::parse(&instructions.config_toml);
+    let mut config = config.map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
+    let roots = DataRoots::under(&instructions.data_roots);
+    let roots = roots.map_err(|cause| failed(Reason::DataMissing, cause))?;
+    config.data.loader_threads = config.data.loader_threads.min(instructions.threads);
+    let has_test_set = |config: &TrainConfig| {
+        config.objective == ObjectiveName::FineTune
+            && roots.admit(&config.data.root).is_ok_and(|root| hoss(&root, HossPart::Query).is_ok())
+    };
+    if config.validation.epochs == 0 && has_test_set(&config) {
+        config.validation.epochs = config.schedule.epochs;
+    }
+    Ok((config, roots))
+}
+
+/// Puts the model and what it is worth into the job's folder.
+fn leave(
+    folder: &Path,
+    instructions: &Instructions,
+    model: &OpenModel,
+    narrator: &Narrator,
+) -> anyhow::Result<()> {
+    let place = folder.join(MODEL);
+    if place.exists() {
+        // Of an attempt that ended before it could say so.
+        fs::remove_dir_all(&place)?;
+    }
+    model.save(&place, &instructions.name)?;
+    if !narrator.evaluations().is_empty() {
+        fs::write(folder.join(REPORT), format!("{:#}\n", serde_json::json!(narrator.evaluations())))?;
+    }
+    Ok(())
+}
+
+fn failed(reason: Reason, cause: impl std::fmt::Display) -> Ended {
+    Ended::Failed(JobFailure::new(reason, cause.to_string()))
+}
+
+/// What was fit when it was ordered and is no longer: the data are gone, or something else has changed.
+fn unfit(violations: Vec<Violation>) -> JobFailure {
+    let gone = |violation: &Violation| ["data.root", "start.path"].contains(&violation.field.as_str());
+    let reason = if violations.iter().any(gone) { Reason::DataMissing } else { Reason::ConfigInvalid };
+    JobFailure::new(reason, TrainConfigError::Invalid(violations).to_string())
+}
+
+fn ended(cause: &anyhow::Error) -> Ended {
+    let reason = match cause.downcast_ref() {
+        Some(FitError::Stopped) => return Ended::Stopped,
+        Some(FitError::Learn(LearnError::OutOfMemory)) => Reason::OutOfMemory,
+        Some(FitError::Learn(LearnError::Failed(_))) => Reason::Crashed,
+        Some(FitError::Learn(LearnError::OtherModel(_)) | FitError::EmptyEpoch(_)) => Reason::ConfigInvalid,
+        Some(FitError::Checkpoint(cause)) => return Ended::Failed(unsaved(cause)),
+        Some(FitError::Data(_)) => Reason::DataMissing,
+        Some(FitError::Diverged { .. }) => Reason::Diverged,
+        None => match cause.downcast_ref() {
+            Some(NativeError::Io { cause, .. }) => of_disk(cause),
+            _ => cause.downcast_ref().map_or(Reason::Crashed, of_disk),
+        },
+    };
+    failed(reason, format!("{cause:#}"))
+}
+
+fn unsaved(cause: &CheckpointError) -> JobFailure {
+    let reason = match cause {
+        CheckpointError::Io { cause, .. } | CheckpointError::Tensors(NativeError::Io { cause, .. }) => {
+            of_disk(cause)
+        }
+        CheckpointError::Tensors(_) | CheckpointError::Progress { .. } => Reason::Crashed,
+    };
+    JobFailure::new(reason, cause.to_string())
+}
+
+fn of_disk(cause: &io::Error) -> Reason {
+    match cause.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+        _ => Reason::Crashed,
+    }
+}

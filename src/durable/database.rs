@@ -1,0 +1,166 @@
+//! A redb database that stays readable when it can no longer be written, and whose damage is an error, not a panic.
+
+use std::fmt;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use redb::{
+    Builder, CommitError, ReadTransaction, ReadableDatabase, StorageBackend, StorageError, TableError,
+    TransactionError, WriteTransaction,
+};
+
+use super::shield::{Health, Shield};
+use super::volume::Volume;
+
+/// One database file, open for writing.
+pub struct Database {
+    database: redb::Database,
+    health: Health,
+}
+
+/// Why a database cannot be opened, written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The file is not what was once written to it.
+    #[error("{0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// What could not be written. Nothing is written any more; what was committed before stays readable.
+    #[error("{0}")]
+    Sealed(String),
+    #[error("the database is closed")]
+    Closed,
+}
+
+impl Database {
+    /// A new and empty database.
+    ///
+    /// # Errors
+    /// There is one already, or it cannot be written.
+    pub fn create(volume: &dyn Volume, name: &str, cache_bytes: usize) -> Result<Self, DatabaseError> {
+        Ok(start(volume.create(name)?, name, Builder::new().set_cache_size(cache_bytes))?)
+    }
+
+    /// A database that exists. It is repaired if it was not closed.
+    ///
+    /// # Errors
+    /// There is none, it cannot be read, or it is damaged.
+    pub fn open(volume: &dyn Volume, name: &str, cache_bytes: usize) -> Result<Self, DatabaseError> {
+        let mut builder = Builder::new();
+        builder.set_cache_size(cache_bytes);
+        builder.set_repair_callback(|session| session.abort());
+        match start(volume.open(name)?, name, &builder) {
+            Err(StartError::RepairNeeded) => {}
+            started => return Ok(started?),
+        }
+        tracing::info!(name, "a database was not closed and is repaired");
+        // A sync may have failed before, after which memory shows what the disk does not have.
+        volume.forget(name)?;
+        Ok(start(volume.open(name)?, name, builder.set_repair_callback(|_| {}))?)
+    }
+
+    /// # Errors
+    /// The file is sealed.
+    pub fn begin_write(&self) -> Result<WriteTransaction, DatabaseError> {
+        self.check()?;
+        Ok(self.database.begin_write()?)
+    }
+
+    /// Once this returns without an error, the transaction survives a power failure.
+    ///
+    /// # Errors
+    /// It could not be written. Whether it is there after the next opening is open; the file is sealed until then.
+    pub fn commit(&self, transaction: WriteTransaction) -> Result<(), DatabaseError> {
+        transaction.commit()?;
+        self.check()
+    }
+
+    /// What is committed now, for as long as the transaction lives.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn begin_read(&self) -> Result<ReadTransaction, DatabaseError> {
+        Ok(self.database.begin_read()?)
+    }
+
+    /// Closes the file, so that the next opening need not repair it. Whoever still reads is refused.
+    ///
+    /// # Errors
+    /// It is sealed or cannot be written. Nothing that was committed is lost.
+    pub fn close(self) -> Result<(), DatabaseError> {
+        let health = self.health.clone();
+        self.database.close().map_err(redb::Error::from)?;
+        check(&health)
+    }
+
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    fn check(&self) -> Result<(), DatabaseError> {
+        check(&self.health)
+    }
+}
+
+impl fmt::Debug for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Database").field("health", &self.health).finish_non_exhaustive()
+    }
+}
+
+fn check(health: &Health) -> Result<(), DatabaseError> {
+    health.failure().map_or(Ok(()), |reason| Err(DatabaseError::Sealed(reason.to_owned())))
+}
+
+enum StartError {
+    RepairNeeded,
+    Other(DatabaseError),
+}
+
+impl From<StartError> for DatabaseError {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::RepairNeeded => Self::Damaged("the database needs to be repaired".into()),
+            StartError::Other(error) => error,
+        }
+    }
+}
+
+fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Result<Database, StartError> {
+    let health = Health::default();
+    let shield = Shield::new(backend, name, health.clone());
+    // redb promises no more than a panic where a file was changed behind its back.
+    match catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(shield))) {
+        Ok(Ok(database)) => Ok(Database { database, health }),
+        Ok(Err(redb::DatabaseError::RepairAborted)) => Err(StartError::RepairNeeded),
+        Ok(Err(error)) => Err(StartError::Other(redb::Error::from(error).into())),
+        Err(_) => Err(StartError::Other(DatabaseError::Damaged("its pages contradict each other".into()))),
+    }
+}
+
+impl From<redb::Error> for DatabaseError {
+    fn from(error: redb::Error) -> Self {
+        match error {
+            redb::Error::Io(cause) => match cause.kind() {
+                // The file ends too early, or is no database at all.
+                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(cause.to_string()),
+                _ => Self::Io(cause),
+            },
+            redb::Error::DatabaseClosed => Self::Closed,
+            redb::Error::PreviousIo => Self::Io(io::Error::other("reading has failed before")),
+            other => Self::Damaged(other.to_string()),
+        }
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for DatabaseError {
+            fn from(error: $error) -> Self {
+                redb::Error::from(error).into()
+            }
+        })*
+    };
+}
+from_redb!(StorageError, TableError, TransactionError, CommitError);

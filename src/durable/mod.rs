@@ -1,0 +1,13 @@
+//! What is on disk and must still be there, whole, after a power failure.
+
+mod database;
+mod folder;
+mod lock;
+mod shield;
+mod volume;
+
+pub use database::{Database, DatabaseError};
+pub use folder::{PartialFolder, discard_folder, remove_partial, write_folder};
+pub use lock::{DirectoryLock, LockError};
+pub use shield::Health;
+pub use volume::{Folder, Volume};

@@ -1,0 +1,369 @@
+//! An exported gallery: a stream of bytes that says what it is, and at its end whether it is whole.
+//!
+//! After the magic and the version come frames: a length (u32, little-endian) and a message. The first frame says what
+//! the gallery is made for, the last one how many entries and which checksum came before it.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+
+use super::entry::{Entry, Time};
+use super::index::RowId;
+use super::store::record::{ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, unseal};
+use super::store::{About, Snapshot, StoreError};
+use crate::chip::SourceChip;
+use crate::durable::DatabaseError;
+use crate::embedding::ModelDigest;
+
+const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
+/// Changes when an older program could misread an export.
+const VERSION: u32 = 1;
+/// Bounds what a damaged length can make a reader wait for.
+const FRAME_BYTES_MAX: usize = 256 << 20;
+/// A piece of an export has at least as many bytes, the last one aside.
+const PIECE_BYTES: usize = 256 << 10;
+const DIMENSION_MAX: u32 = 1 << 16;
+
+/// Whether source chips are exported as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chips {
+    Without,
+    With,
+}
+
+/// A stream that is no export of a gallery, or not all of one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArchiveError {
+    #[error("this is no exported gallery")]
+    Foreign,
+    #[error("the export has version {found}, this program reads up to version {VERSION}")]
+    Newer { found: u32 },
+    #[error("the export is cut off after {entries} entries")]
+    Truncated { entries: u64 },
+    #[error("the export is damaged after {entries} entries: {cause}")]
+    Damaged { entries: u64, cause: String },
+}
+
+/// What the exported gallery is made for.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Head {
+    #[prost(bytes = "vec", tag = "1")]
+    model: Vec<u8>,
+    #[prost(uint32, tag = "2")]
+    dimension: u32,
+    #[prost(bool, tag = "3")]
+    keeps_chips: bool,
+    /// Above all rows.
+    #[prost(uint64, tag = "4")]
+    pub next_row: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ArchivedRow {
+    #[prost(uint64, tag = "1")]
+    row: u64,
+    #[prost(message, optional, tag = "2")]
+    entry: Option<EntryRecord>,
+    /// Little-endian f32.
+    #[prost(bytes = "vec", tag = "3")]
+    vector: Vec<u8>,
+    #[prost(message, optional, tag = "4")]
+    chip: Option<ChipRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Tail {
+    #[prost(uint64, tag = "1")]
+    entries: u64,
+    /// Of every byte before this frame.
+    #[prost(fixed32, tag = "2")]
+    crc32: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Frame {
+    #[prost(oneof = "Content", tags = "1, 2, 3")]
+    content: Option<Content>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum Content {
+    #[prost(message, tag = "1")]
+    Head(Head),
+    #[prost(message, tag = "2")]
+    Row(ArchivedRow),
+    #[prost(message, tag = "3")]
+    Tail(Tail),
+}
+
+impl Head {
+    fn new(snapshot: &Snapshot) -> Self {
+        let about = snapshot.about();
+        Self {
+            model: about.model.as_bytes().to_vec(),
+            dimension: about.dimension as u32,
+            keeps_chips: about.keeps_chips,
+            next_row: snapshot.state().next_row,
+        }
+    }
+
+    pub fn about(&self, created_at: Time) -> Result<About, Damage> {
+        let model = self.model.as_slice().try_into();
+        let model = ModelDigest::new(model.map_err(|_| Damage("the model digest is no SHA-256".into()))?);
+        if !(1..=DIMENSION_MAX).contains(&self.dimension) {
+            return Err(Damage(format!("the embeddings have {} numbers", self.dimension)));
+        }
+        Ok(About::new(model, self.dimension as usize, self.keeps_chips, created_at))
+    }
+}
+
+/// A consistent copy of a gallery, piece by piece, while the gallery goes on. Reads the disk.
+#[derive(Debug)]
+pub struct Export {
+    snapshot: Arc<Snapshot>,
+    chips: Chips,
+    at: At,
+    entries: u64,
+    checksum: crc32fast::Hasher,
+}
+
+#[derive(Debug)]
+enum At {
+    Head,
+    Row(u64),
+    End,
+}
+
+impl Export {
+    pub fn new(snapshot: Arc<Snapshot>, chips: Chips) -> Self {
+        Self { snapshot, chips, at: At::Head, entries: 0, checksum: crc32fast::Hasher::new() }
+    }
+
+    fn piece(&mut self) -> Result<Bytes, StoreError> {
+        let mut piece = Vec::new();
+        if let At::Head = self.at {
+            piece.extend(MAGIC);
+            piece.extend(VERSION.to_le_bytes());
+            put(&mut piece, Content::Head(Head::new(&self.snapshot)));
+            self.at = At::Row(0);
+        }
+        if let At::Row(from) = self.at {
+            self.at = self.put_rows(&mut piece, from)?;
+        }
+        self.checksum.update(&piece);
+        if let At::End = self.at {
+            let crc32 = self.checksum.clone().finalize();
+            put(&mut piece, Content::Tail(Tail { entries: self.entries, crc32 }));
+        }
+        Ok(piece.into())
+    }
+
+    /// Adds rows until the piece is large enough.
+    fn put_rows(&mut self, piece: &mut Vec<u8>, from: u64) -> Result<At, StoreError> {
+        let rows = self.snapshot.tables().entries.range(from..).map_err(DatabaseError::from)?;
+        for row in rows {
+            let (row, sealed) = row.map_err(DatabaseError::from)?;
+            let row = row.value();
+            if piece.len() >= PIECE_BYTES {
+                return Ok(At::Row(row));
+            }
+            let record: RowRecord = decode(sealed.value())?;
+            put(piece, Content::Row(self.row(row, record)?));
+            self.entries += 1;
+        }
+        Ok(At::End)
+    }
+
+    fn row(&self, row: u64, record: RowRecord) -> Result<ArchivedRow, StoreError> {
+        let missing = || StoreError::Unreadable(format!("row {row} is missing"));
+        let tables = self.snapshot.tables();
+        let vector = tables.vectors.get(row).map_err(DatabaseError::from)?.ok_or_else(missing)?;
+        let chip = match (&tables.chips, self.chips) {
+            (Some(chips), Chips::With) if record.chip_bytes > 0 => {
+                let chip = chips.get(row).map_err(DatabaseError::from)?.ok_or_else(missing)?;
+                Some(decode(chip.value())?)
+            }
+            _ => None,
+        };
+        Ok(ArchivedRow { row, entry: record.entry, vector: unseal(vector.value())?.to_vec(), chip })
+    }
+}
+
+impl Iterator for Export {
+    type Item = Result<Bytes, StoreError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let At::End = self.at {
+            return None;
+        }
+        let piece = self.piece();
+        if piece.is_err() {
+            self.at = At::End;
+        }
+        Some(piece)
+    }
+}
+
+fn put(piece: &mut Vec<u8>, content: Content) {
+    let frame = Frame { content: Some(content) };
+    piece.extend((frame.encoded_len() as u32).to_le_bytes());
+    frame.encode(piece).expect("a vector has room");
+}
+
+/// Takes an export apart, whatever pieces it comes in.
+#[derive(Debug)]
+pub(super) struct Reader {
+    buffer: BytesMut,
+    checksum: crc32fast::Hasher,
+    stage: Stage,
+    entries: u64,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Magic,
+    Head,
+    Rows { dimension: usize, next_row: u64, row_min: u64 },
+    Done,
+}
+
+/// What a reader found.
+#[derive(Debug)]
+pub(super) enum Item {
+    Head(Head),
+    Row(FoundRow),
+}
+
+/// A row that a gallery could have written, above all rows before.
+#[derive(Debug)]
+pub(super) struct FoundRow {
+    pub row: RowId,
+    pub entry: EntryRecord,
+    /// Little-endian f32.
+    pub vector: Vec<u8>,
+    pub chip: Option<ChipRecord>,
+}
+
+impl Reader {
+    pub fn new() -> Self {
+        Self { buffer: BytesMut::new(), checksum: crc32fast::Hasher::new(), stage: Stage::Magic, entries: 0 }
+    }
+
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next item, `None` until more bytes come.
+    ///
+    /// # Errors
+    /// The bytes are no export, or damaged.
+    pub fn next(&mut self) -> Result<Option<Item>, ArchiveError> {
+        loop {
+            match self.stage {
+                Stage::Magic => {
+                    if !self.read_magic()? {
+                        return Ok(None);
+                    }
+                    self.stage = Stage::Head;
+                }
+                Stage::Done if self.buffer.is_empty() => return Ok(None),
+                Stage::Done => return Err(self.damaged("it goes on behind its end")),
+                Stage::Head | Stage::Rows { .. } => {
+                    let Some(bytes) = self.frame()? else { return Ok(None) };
+                    if let Some(item) = self.item(bytes)? {
+                        return Ok(Some(item));
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Errors
+    /// The export did not come to its end.
+    pub fn finish(&self) -> Result<(), ArchiveError> {
+        match self.stage {
+            Stage::Done => Ok(()),
+            Stage::Magic if !MAGIC.starts_with(&self.buffer[..self.buffer.len().min(MAGIC.len())]) => {
+                Err(ArchiveError::Foreign)
+            }
+            _ => Err(ArchiveError::Truncated { entries: self.entries }),
+        }
+    }
+
+    fn read_magic(&mut self) -> Result<bool, ArchiveError> {
+        if self.buffer.len() < MAGIC.len() + 4 {
+            return Ok(false);
+        }
+        let head = self.buffer.split_to(MAGIC.len() + 4);
+        let (magic, mut version) = head.split_at(MAGIC.len());
+        if magic != MAGIC {
+            return Err(ArchiveError::Foreign);
+        }
+        self.checksum.update(&head);
+        match version.get_u32_le() {
+            VERSION => Ok(true),
+            found => Err(ArchiveError::Newer { found }),
+        }
+    }
+
+    /// A whole frame, with its length.
+    fn frame(&mut self) -> Result<Option<Bytes>, ArchiveError> {
+        let Some(mut length) = self.buffer.get(..4) else { return Ok(None) };
+        let length = length.get_u32_le() as usize;
+        if length > FRAME_BYTES_MAX {
+            return Err(self.damaged(format!("a record has {length} bytes, the limit is {FRAME_BYTES_MAX}")));
+        }
+        if self.buffer.len() < 4 + length {
+            return Ok(None);
+        }
+        Ok(Some(self.buffer.split_to(4 + length).freeze()))
+    }
+
+    fn item(&mut self, bytes: Bytes) -> Result<Option<Item>, ArchiveError> {
+        let frame = Frame::decode(bytes.slice(4..)).map_err(|cause| self.damaged(cause))?;
+        let item = match (frame.content, &self.stage) {
+            (Some(Content::Head(head)), Stage::Head) => {
+                let about = head.about(Time::from_nanos(0)).map_err(|cause| self.damaged(cause))?;
+                self.stage = Stage::Rows { dimension: about.dimension, next_row: head.next_row, row_min: 0 };
+                Some(Item::Head(head))
+            }
+            (Some(Content::Row(row)), &Stage::Rows { dimension, next_row, row_min }) => {
+                if !(row_min..next_row).contains(&row.row) {
+                    return Err(self.damaged(format!("row {} is out of order", row.row)));
+                }
+                let row = check(row, dimension).map_err(|cause| self.damaged(cause))?;
+                self.stage = Stage::Rows { dimension, next_row, row_min: row.row.0 + 1 };
+                self.entries += 1;
+                Some(Item::Row(row))
+            }
+            (Some(Content::Tail(tail)), Stage::Rows { .. }) => {
+                if tail.entries != self.entries {
+                    return Err(self.damaged(format!("it should have {}", tail.entries)));
+                }
+                if tail.crc32 != self.checksum.clone().finalize() {
+                    return Err(self.damaged("it has a wrong checksum"));
+                }
+                self.stage = Stage::Done;
+                None
+            }
+            _ => return Err(self.damaged("a record is out of place")),
+        };
+        self.checksum.update(&bytes);
+        Ok(item)
+    }
+
+    /// The export is damaged where the reader is.
+    pub fn damaged(&self, cause: impl ToString) -> ArchiveError {
+        ArchiveError::Damaged { entries: self.entries, cause: cause.to_string() }
+    }
+}
+
+fn check(archived: ArchivedRow, dimension: usize) -> Result<FoundRow, Damage> {
+    let ArchivedRow { row, entry, vector, chip } = archived;
+    let entry = entry.ok_or_else(|| Damage("a row has no entry".into()))?;
+    Entry::try_from(entry.clone())?;
+    read_embedding(&vector, dimension)?;
+    chip.clone().map(SourceChip::try_from).transpose()?;
+    Ok(FoundRow { row: RowId(row), entry, vector, chip })
+}

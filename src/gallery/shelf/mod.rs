@@ -1,0 +1,358 @@
+//! All galleries of a data directory, by tenant and name.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+mod import;
+mod names;
+
+pub use import::{Import, ImportError};
+pub use names::{GalleryName, NameError};
+
+use names::tenant_folder;
+
+use super::store::foundation::{Foundation, FoundationError};
+use super::store::quota::Allowance;
+use super::store::writer::{Bounds, Writer, now};
+use super::store::{About, Gallery, OpenError, QueueSettings, Quotas, StoreError};
+use crate::durable::{
+    DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, remove_partial,
+};
+use crate::embedding::ModelDigest;
+
+/// How galleries are run.
+#[derive(Clone, Copy, Debug)]
+pub struct ShelfSettings {
+    /// Memory that a database file may take for its pages; a gallery with chips has two.
+    pub cache_bytes: usize,
+    pub queue: QueueSettings,
+    pub quotas: Quotas,
+}
+
+/// The galleries of one data directory, which nobody else may use meanwhile. Cloning it is cheap.
+///
+/// Every method but [`get`](Self::get) and [`list`](Self::list) waits for the disk, so none is for an async task.
+#[derive(Clone, Debug)]
+pub struct Shelf(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    root: PathBuf,
+    settings: ShelfSettings,
+    /// By folder.
+    tenants: RwLock<BTreeMap<String, Tenant>>,
+    /// Held by whoever makes or removes a gallery.
+    changing: Mutex<()>,
+    _lock: DirectoryLock,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    allowance: Arc<Allowance>,
+    galleries: BTreeMap<GalleryName, Slot>,
+}
+
+/// A gallery, or why it is not served.
+pub type Slot = Result<Gallery, Arc<OpenError>>;
+
+/// What a new gallery is made for.
+#[derive(Clone, Copy, Debug)]
+pub struct NewGallery {
+    pub model: ModelDigest,
+    pub dimension: usize,
+    /// Whether source chips are kept, so that the gallery can follow a new model.
+    pub keeps_chips: bool,
+}
+
+/// A part of the list of galleries.
+#[derive(Clone, Debug)]
+pub struct Listing {
+    /// By name.
+    pub galleries: Vec<(GalleryName, Slot)>,
+    /// Where the next part begins, unless this is the last one.
+    pub next: Option<GalleryName>,
+}
+
+/// Why there is no such gallery.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ShelfError {
+    #[error("there is no gallery \"{0}\"")]
+    NotFound(GalleryName),
+    #[error("there is a gallery \"{0}\" already")]
+    Exists(GalleryName),
+    #[error("the tenant has {limit} galleries, which is the limit")]
+    GalleriesFull { limit: usize },
+    #[error("gallery \"{name}\" is not served: {cause}; {}", way_out(.cause))]
+    Refused { name: GalleryName, cause: Arc<OpenError> },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the data directory cannot be used: {0}")]
+    Io(Arc<io::Error>),
+}
+
+/// Why the data directory cannot be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ShelfOpenError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("{path}: {cause}")]
+    Io { path: PathBuf, cause: io::Error },
+}
+
+fn way_out(cause: &OpenError) -> &'static str {
+    match cause {
+        OpenError::Newer { .. } => "start the program that wrote it, or delete the gallery",
+        OpenError::Damaged { .. } => "restore the file from a copy and start again, or delete the gallery",
+        OpenError::Io { .. } => "make the file readable and start again, or delete the gallery",
+    }
+}
+
+impl ShelfError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "GALLERY_NOT_FOUND",
+            Self::Exists(_) => "GALLERY_EXISTS",
+            Self::GalleriesFull { .. } => "GALLERIES_QUOTA",
+            Self::Refused { .. } => "GALLERY_REFUSED",
+            Self::Store(cause) => cause.reason(),
+            Self::Io(_) => "DATA_DIRECTORY_UNUSABLE",
+        }
+    }
+}
+
+impl From<io::Error> for ShelfError {
+    fn from(cause: io::Error) -> Self {
+        Self::Io(Arc::new(cause))
+    }
+}
+
+impl From<DatabaseError> for ShelfError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Io(cause) => cause.into(),
+            other => io::Error::other(other.to_string()).into(),
+        }
+    }
+}
+
+impl From<FoundationError> for ShelfError {
+    fn from(error: FoundationError) -> Self {
+        match error {
+            FoundationError::Database(cause) => cause.into(),
+            FoundationError::Twice(_) => io::Error::new(io::ErrorKind::InvalidData, error.to_string()).into(),
+        }
+    }
+}
+
+impl Shelf {
+    /// Takes the data directory `root`, made if need be, and opens its galleries. What was half made or half deleted is
+    /// removed. A gallery that cannot be opened is refused by name later; the others serve.
+    ///
+    /// # Errors
+    /// Another process has the directory, or it cannot be used.
+    pub fn open(root: &Path, settings: ShelfSettings) -> Result<Self, ShelfOpenError> {
+        let failed = |cause| ShelfOpenError::Io { path: root.to_owned(), cause };
+        fs::create_dir_all(root).map_err(failed)?;
+        let lock = DirectoryLock::acquire(root)?;
+        let mut tenants = BTreeMap::new();
+        for (folder, path) in folders(root).map_err(failed)? {
+            tenants.insert(folder, Tenant::open(&path, &settings).map_err(failed)?);
+        }
+        Ok(Self(Arc::new(Inner {
+            root: root.to_owned(),
+            settings,
+            tenants: RwLock::new(tenants),
+            changing: Mutex::new(()),
+            _lock: lock,
+        })))
+    }
+
+    /// # Errors
+    /// There is no such gallery, or it is refused.
+    pub fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, ShelfError> {
+        let tenants = self.tenants();
+        let slot = tenants.get(&tenant_folder(tenant)).and_then(|tenant| tenant.galleries.get(name));
+        match slot {
+            None => Err(ShelfError::NotFound(name.clone())),
+            Some(Ok(gallery)) => Ok(gallery.clone()),
+            Some(Err(cause)) => Err(ShelfError::Refused { name: name.clone(), cause: cause.clone() }),
+        }
+    }
+
+    /// The first `size` galleries with names above `after`.
+    pub fn list(&self, tenant: &str, after: Option<&GalleryName>, size: usize) -> Listing {
+        let tenants = self.tenants();
+        let galleries = tenants.get(&tenant_folder(tenant)).map(|tenant| &tenant.galleries);
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut above =
+            galleries.into_iter().flat_map(|all| all.range::<GalleryName, _>((from, Bound::Unbounded)));
+        let galleries: Vec<_> =
+            above.by_ref().take(size).map(|(name, slot)| (name.clone(), slot.clone())).collect();
+        let next = above.next().and(galleries.last()).map(|(name, _)| name.clone());
+        Listing { galleries, next }
+    }
+
+    /// # Errors
+    /// The name is taken, the tenant has enough galleries, or the disk fails.
+    pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, ShelfError> {
+        let _changing = self.change();
+        self.check_free(tenant, name)?;
+        let partial = self.partial(tenant, name)?;
+        let about = About::new(new.model, new.dimension, new.keeps_chips, now());
+        let volume = Folder(partial.path().to_owned());
+        Foundation::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
+        self.publish(tenant, name, partial)
+    }
+
+    /// Deletes a gallery with everything in it, also one that is refused. Final once this returns.
+    ///
+    /// # Errors
+    /// There is no such gallery, or the disk fails.
+    pub fn delete(&self, tenant: &str, name: &GalleryName) -> Result<(), ShelfError> {
+        let _changing = self.change();
+        let folder = tenant_folder(tenant);
+        let path = self.0.root.join(&folder).join(name.as_str());
+        let slot = self.tenants_mut().get_mut(&folder).and_then(|tenant| tenant.galleries.remove(name));
+        if let Ok(gallery) = slot.ok_or_else(|| ShelfError::NotFound(name.clone()))? {
+            gallery.abandon();
+        }
+        discard_folder(&path).map_err(|cause| {
+            // It is still there, but closed.
+            let refused = OpenError::Io { file: "the folder", cause: io::Error::other(cause.to_string()) };
+            if let Some(tenant) = self.tenants_mut().get_mut(&folder) {
+                tenant.galleries.insert(name.clone(), Err(Arc::new(refused)));
+            }
+            cause.into()
+        })
+    }
+
+    /// Begins a new gallery from an [`Export`](super::Export).
+    ///
+    /// # Errors
+    /// The name is taken, the tenant has enough galleries, or the disk fails.
+    pub fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, ShelfError> {
+        let _changing = self.change();
+        self.check_free(tenant, name)?;
+        let partial = self.partial(tenant, name)?;
+        Ok(Import::new(self.clone(), tenant, name.clone(), partial))
+    }
+
+    /// Finishes what waits for the disk and closes every gallery.
+    pub fn close(&self) {
+        let galleries: Vec<Gallery> = {
+            let tenants = self.tenants();
+            let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
+            slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
+        };
+        galleries.iter().for_each(Gallery::close);
+    }
+
+    /// Puts a new gallery in its place and opens it.
+    fn publish(
+        &self,
+        tenant: &str,
+        name: &GalleryName,
+        partial: PartialFolder,
+    ) -> Result<Gallery, ShelfError> {
+        let path = self.0.root.join(tenant_folder(tenant)).join(name.as_str());
+        partial.publish()?;
+        let slot = open_gallery(&path, &self.0.settings, &self.allowance(tenant));
+        self.tenant(&mut self.tenants_mut(), tenant).galleries.insert(name.clone(), slot.clone());
+        slot.map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
+    }
+
+    /// A folder for a gallery that is being made.
+    fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, ShelfError> {
+        let folder = self.0.root.join(tenant_folder(tenant));
+        if !folder.exists() {
+            fs::create_dir(&folder)?;
+            fs::File::open(&self.0.root)?.sync_all()?;
+        }
+        Ok(PartialFolder::new(&folder.join(name.as_str()))?)
+    }
+
+    fn check_free(&self, tenant: &str, name: &GalleryName) -> Result<(), ShelfError> {
+        let tenants = self.tenants();
+        let Some(tenant) = tenants.get(&tenant_folder(tenant)) else { return Ok(()) };
+        let limit = self.0.settings.quotas.galleries_per_tenant;
+        if tenant.galleries.contains_key(name) {
+            Err(ShelfError::Exists(name.clone()))
+        } else if tenant.galleries.len() >= limit {
+            Err(ShelfError::GalleriesFull { limit })
+        } else {
+            Ok(())
+        }
+    }
+
+    fn tenant<'t>(&self, tenants: &'t mut BTreeMap<String, Tenant>, tenant: &str) -> &'t mut Tenant {
+        let quotas = self.0.settings.quotas;
+        tenants.entry(tenant_folder(tenant)).or_insert_with(|| Tenant::new(quotas))
+    }
+
+    fn allowance(&self, tenant: &str) -> Arc<Allowance> {
+        self.tenant(&mut self.tenants_mut(), tenant).allowance.clone()
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tenants(&self) -> RwLockReadGuard<'_, BTreeMap<String, Tenant>> {
+        self.0.tenants.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tenants_mut(&self) -> RwLockWriteGuard<'_, BTreeMap<String, Tenant>> {
+        self.0.tenants.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tenant {
+    fn new(quotas: Quotas) -> Self {
+        Self { allowance: Arc::new(Allowance::new(quotas.bytes_per_tenant)), galleries: BTreeMap::new() }
+    }
+
+    fn open(path: &Path, settings: &ShelfSettings) -> io::Result<Self> {
+        remove_partial(path)?;
+        let mut tenant = Self::new(settings.quotas);
+        for (folder, path) in folders(path)? {
+            let Ok(name) = GalleryName::new(&folder) else {
+                tracing::warn!(path = %path.display(), "a folder that is no gallery is passed over");
+                continue;
+            };
+            let slot = open_gallery(&path, settings, &tenant.allowance);
+            tenant.galleries.insert(name, slot);
+        }
+        Ok(tenant)
+    }
+}
+
+fn open_gallery(path: &Path, settings: &ShelfSettings, allowance: &Arc<Allowance>) -> Slot {
+    let bounds =
+        Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
+    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {
+        Gallery::start(writer, settings.queue).map_err(|cause| OpenError::Io { file: "its thread", cause })
+    });
+    opened.map_err(|cause| {
+        tracing::error!(path = %path.display(), %cause, "a gallery is not served");
+        Arc::new(cause)
+    })
+}
+
+/// The folders in `path` that are not hidden, by name.
+fn folders(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut folders = Vec::new();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() && !name.starts_with('.') {
+            folders.push((name, entry.path()));
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}

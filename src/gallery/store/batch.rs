@@ -1,0 +1,358 @@
+//! Operations in one transaction: each happens as a whole, or is refused and changes nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
+
+use super::error::StoreError;
+use super::operation::{Conflict, Enrolled, Enrolment, Field, Selector, Update, Updated};
+use super::quota::{Allowance, Quotas};
+use super::record::{
+    ChipRecord, RowRecord, StateRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
+};
+use super::schema::{About, ENTRIES, GONE, IDS, write_state};
+use crate::durable::DatabaseError;
+use crate::gallery::entry::{Entry, EntryId, VesselId};
+use crate::gallery::filter::Filter;
+use crate::gallery::index::{Code, Index, RowId};
+
+/// What a batch is made against.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    pub about: &'a About,
+    pub quotas: &'a Quotas,
+    pub allowance: &'a Arc<Allowance>,
+}
+
+/// A transaction that operations are applied to, and the index as it will be.
+pub struct Batch<'t> {
+    ground: Ground<'t>,
+    entries: Table<'t, u64, &'static [u8]>,
+    ids: Table<'t, &'static str, u64>,
+    vectors: Table<'t, u64, &'static [u8]>,
+    gone: Table<'t, u64, ()>,
+    index: Index,
+    state: StateRecord,
+    changes: Changes,
+    /// Taken of the allowance so far. Given back unless the batch is committed.
+    taken: Taken,
+}
+
+/// What a batch did beside its transaction.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Chips to be kept, sealed.
+    pub chips: BTreeMap<RowId, Vec<u8>>,
+    /// Rows that are gone and had chips.
+    pub gone: Vec<RowId>,
+    any: bool,
+}
+
+/// Where a batch ended.
+pub struct Finished {
+    pub index: Index,
+    pub state: StateRecord,
+    pub changes: Changes,
+    pub taken: Taken,
+}
+
+/// Bytes that come and go with a batch.
+pub struct Taken {
+    allowance: Arc<Allowance>,
+    taken: u64,
+    released: u64,
+}
+
+/// A row as it is now.
+struct Stored {
+    row: RowId,
+    entry: Entry,
+    /// Of its record.
+    bytes: u64,
+    chip_bytes: u64,
+}
+
+impl<'t> Batch<'t> {
+    /// # Errors
+    /// The tables cannot be opened.
+    pub fn new(
+        transaction: &'t WriteTransaction,
+        ground: Ground<'t>,
+        index: Index,
+        state: StateRecord,
+    ) -> Result<Self, DatabaseError> {
+        let vectors = ground.about.vectors();
+        Ok(Self {
+            entries: transaction.open_table(ENTRIES)?,
+            ids: transaction.open_table(IDS)?,
+            vectors: transaction.open_table(TableDefinition::new(&vectors))?,
+            gone: transaction.open_table(GONE)?,
+            index,
+            state,
+            changes: Changes::default(),
+            taken: Taken { allowance: ground.allowance.clone(), taken: 0, released: 0 },
+            ground,
+        })
+    }
+
+    /// # Errors
+    /// The enrolment is refused, or the transaction failed.
+    pub fn enrol(&mut self, enrolment: &Enrolment) -> Result<Enrolled, StoreError> {
+        let entry = &enrolment.entry;
+        self.check(enrolment)?;
+        let previous = self.find(&entry.id)?;
+        match &previous {
+            Some(previous) if previous.entry.content == entry.content => return Ok(Enrolled::Unchanged),
+            Some(_) if enrolment.conflict == Conflict::Refuse => {
+                return Err(StoreError::AlreadyExists(entry.id.clone()));
+            }
+            Some(_) => {}
+            None => self.check_room()?,
+        }
+        let chip = enrolment.chip.as_ref().filter(|_| self.ground.about.keeps_chips);
+        let chip = chip.map(|chip| encode(&ChipRecord::from(chip)));
+        let vector = enrolment.embedding.as_slice();
+        let record = encode(&RowRecord::new(entry, chip.as_ref().map_or(0, |chip| chip.len() as u64)));
+        let stored = seal(vector_bytes(vector));
+        let bytes = (record.len() + stored.len() + chip.as_ref().map_or(0, Vec::len)) as u64;
+        self.account(previous.as_ref().map_or(0, |previous| self.bytes(previous)), bytes)?;
+        if let Some(previous) = &previous {
+            self.take_out(previous)?;
+        }
+        let row = RowId(self.state.next_row);
+        self.state.next_row += 1;
+        self.insert(row, entry, &record, &stored)?;
+        self.index.push(row, &Code::new(vector), entry);
+        self.changes.chips.extend(chip.map(|chip| (row, chip)));
+        Ok(if previous.is_some() { Enrolled::Replaced } else { Enrolled::Created })
+    }
+
+    /// How many entries there were to delete.
+    ///
+    /// # Errors
+    /// The transaction failed.
+    pub fn delete(&mut self, selector: &Selector) -> Result<u64, StoreError> {
+        let rows = match selector {
+            Selector::Ids(ids) => self.rows_of(ids)?,
+            Selector::Filter(filter) => self.select(filter)?,
+        };
+        for row in &rows {
+            let stored = self.read(*row)?;
+            self.account(self.bytes(&stored), 0)?;
+            self.take_out(&stored)?;
+            self.ids.remove(stored.entry.id.as_str()).map_err(DatabaseError::from)?;
+        }
+        Ok(rows.len() as u64)
+    }
+
+    /// # Errors
+    /// The updates are refused, or the transaction failed.
+    pub fn update(&mut self, updates: &[Update], fields: &[Field]) -> Result<Updated, StoreError> {
+        let mut answer = Updated::default();
+        let mut changed: BTreeMap<RowId, (Stored, Entry)> = BTreeMap::new();
+        for update in updates {
+            let Some(row) = self.row_of(&update.id)? else {
+                answer.missing.push(update.id.clone());
+                continue;
+            };
+            if let Some((_, entry)) = changed.get_mut(&row) {
+                update.apply(fields, entry);
+            } else {
+                let stored = self.read(row)?;
+                let mut entry = stored.entry.clone();
+                update.apply(fields, &mut entry);
+                changed.insert(row, (stored, entry));
+            }
+            answer.updated += 1;
+        }
+        self.rewrite(changed.into_values())?;
+        Ok(answer)
+    }
+
+    /// How many entries moved.
+    ///
+    /// # Errors
+    /// The merger is refused, or the transaction failed.
+    pub fn merge(&mut self, vessels: &[VesselId], into: &VesselId) -> Result<u64, StoreError> {
+        let from: Vec<VesselId> = vessels.iter().filter(|vessel| *vessel != into).cloned().collect();
+        if from.is_empty() {
+            return Ok(0);
+        }
+        let mut changed = Vec::new();
+        for row in self.select(&Filter { vessels: from, ..Filter::default() })? {
+            let stored = self.read(row)?;
+            let entry = Entry { vessel: Some(into.clone()), ..stored.entry.clone() };
+            changed.push((stored, entry));
+        }
+        let moved = changed.len() as u64;
+        self.rewrite(changed)?;
+        Ok(moved)
+    }
+
+    /// Forgets that chips of these rows may still be there.
+    ///
+    /// # Errors
+    /// The transaction failed.
+    pub fn clear_gone(&mut self, rows: &[RowId]) -> Result<(), StoreError> {
+        for row in rows {
+            self.gone.remove(row.0).map_err(DatabaseError::from)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the state that the transaction leads to; `None` when nothing changed.
+    ///
+    /// # Errors
+    /// The transaction failed.
+    pub fn finish(
+        self,
+        transaction: &WriteTransaction,
+        committed_at: i64,
+    ) -> Result<Option<Finished>, StoreError> {
+        let Self { index, mut state, changes, taken, .. } = self;
+        if !changes.any {
+            return Ok(None);
+        }
+        state.commit += 1;
+        state.committed_at = committed_at;
+        write_state(transaction, &state)?;
+        Ok(Some(Finished { index, state, changes, taken }))
+    }
+
+    fn check(&self, enrolment: &Enrolment) -> Result<(), StoreError> {
+        let about = self.ground.about;
+        if enrolment.model != about.model {
+            return Err(StoreError::Model { expected: about.model, found: enrolment.model });
+        }
+        let found = enrolment.embedding.dimension();
+        if found != about.dimension {
+            return Err(StoreError::Dimension { expected: about.dimension, found });
+        }
+        Ok(())
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let limit = self.ground.quotas.entries_per_gallery;
+        if self.index.len() as u64 >= limit { Err(StoreError::EntriesFull { limit }) } else { Ok(()) }
+    }
+
+    /// The rows that `filter` admits, ascending.
+    fn select(&self, filter: &Filter) -> Result<Vec<RowId>, StoreError> {
+        let listed = if filter.entries.is_empty() { None } else { Some(self.rows_of(&filter.entries)?) };
+        let selection = self.index.select(filter, listed.as_deref());
+        Ok(self.index.rows(&selection).collect())
+    }
+
+    /// The rows of those that exist, each once.
+    fn rows_of(&self, ids: &[EntryId]) -> Result<Vec<RowId>, StoreError> {
+        let mut rows = Vec::new();
+        for id in ids {
+            rows.extend(self.row_of(id)?);
+        }
+        rows.sort_unstable();
+        rows.dedup();
+        Ok(rows)
+    }
+
+    fn row_of(&self, id: &EntryId) -> Result<Option<RowId>, StoreError> {
+        let row = self.ids.get(id.as_str()).map_err(DatabaseError::from)?;
+        Ok(row.map(|row| RowId(row.value())))
+    }
+
+    fn find(&self, id: &EntryId) -> Result<Option<Stored>, StoreError> {
+        self.row_of(id)?.map(|row| self.read(row)).transpose()
+    }
+
+    fn read(&self, row: RowId) -> Result<Stored, StoreError> {
+        let record = self.entries.get(row.0).map_err(DatabaseError::from)?;
+        let record = record.ok_or_else(|| StoreError::Unreadable(format!("row {} is missing", row.0)))?;
+        let bytes = record.value().len() as u64;
+        let record: RowRecord = decode(record.value())?;
+        let chip_bytes = record.chip_bytes;
+        Ok(Stored { row, entry: record.into_entry()?, bytes, chip_bytes })
+    }
+
+    /// Everything that is stored of a row.
+    fn bytes(&self, stored: &Stored) -> u64 {
+        stored.bytes + stored.chip_bytes + sealed_vector_bytes(self.ground.about.dimension)
+    }
+
+    /// Accounts for `before` bytes becoming `after`.
+    fn account(&mut self, before: u64, after: u64) -> Result<(), StoreError> {
+        self.taken.change(before, after)?;
+        self.state.bytes = self.state.bytes - before + after;
+        Ok(())
+    }
+
+    fn insert(
+        &mut self,
+        row: RowId,
+        entry: &Entry,
+        record: &[u8],
+        vector: &[u8],
+    ) -> Result<(), DatabaseError> {
+        self.changes.any = true;
+        self.entries.insert(row.0, record)?;
+        self.vectors.insert(row.0, vector)?;
+        self.ids.insert(entry.id.as_str(), row.0)?;
+        Ok(())
+    }
+
+    /// Removes a row; its id is the caller's.
+    fn take_out(&mut self, stored: &Stored) -> Result<(), DatabaseError> {
+        self.changes.any = true;
+        self.entries.remove(stored.row.0)?;
+        self.vectors.remove(stored.row.0)?;
+        if stored.chip_bytes > 0 {
+            self.gone.insert(stored.row.0, ())?;
+            self.changes.chips.remove(&stored.row);
+            self.changes.gone.push(stored.row);
+        }
+        self.index.remove(stored.row);
+        Ok(())
+    }
+
+    /// Replaces what is known of rows, all or none.
+    fn rewrite(&mut self, changed: impl IntoIterator<Item = (Stored, Entry)>) -> Result<(), StoreError> {
+        let record = |(stored, entry): (Stored, Entry)| {
+            let record = encode(&RowRecord::new(&entry, stored.chip_bytes));
+            (stored, entry, record)
+        };
+        let differs = |(stored, entry): &(Stored, Entry)| stored.entry != *entry;
+        let changed: Vec<_> = changed.into_iter().filter(differs).map(record).collect();
+        let before = changed.iter().map(|(stored, ..)| stored.bytes).sum();
+        let after = changed.iter().map(|(.., record)| record.len() as u64).sum();
+        self.account(before, after)?;
+        for (stored, entry, record) in &changed {
+            self.changes.any = true;
+            self.entries.insert(stored.row.0, record.as_slice()).map_err(DatabaseError::from)?;
+            self.index.update(stored.row, entry);
+        }
+        Ok(())
+    }
+}
+
+impl Taken {
+    /// The bytes stay as they are now.
+    pub fn keep(mut self) {
+        self.allowance.give_back(self.released);
+        (self.taken, self.released) = (0, 0);
+    }
+
+    fn change(&mut self, before: u64, after: u64) -> Result<(), StoreError> {
+        if after > before {
+            self.allowance.take(after - before)?;
+            self.taken += after - before;
+        } else {
+            self.released += before - after;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.allowance.give_back(self.taken);
+    }
+}

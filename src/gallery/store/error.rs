@@ -1,0 +1,74 @@
+//! Why a store does not do what it was asked for.
+
+use super::record::Damage;
+use crate::durable::DatabaseError;
+use crate::embedding::ModelDigest;
+use crate::gallery::entry::EntryId;
+
+/// An operation that did not happen. What it does not name is as it was.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum StoreError {
+    #[error("entry \"{0}\" exists with other content")]
+    AlreadyExists(EntryId),
+    #[error("the embedding is of model {found}, the gallery of model {expected}")]
+    Model { expected: ModelDigest, found: ModelDigest },
+    #[error("the embedding has {found} numbers, those of the gallery have {expected}")]
+    Dimension { expected: usize, found: usize },
+    #[error("the gallery has {limit} entries, which is the limit")]
+    EntriesFull { limit: u64 },
+    #[error("the galleries of the tenant would exceed {limit} bytes, which is the limit")]
+    BytesFull { limit: u64 },
+    /// Writes are refused until the gallery is opened again; reads go on.
+    #[error("the gallery takes no writes until it is opened again: {reason}")]
+    ReadOnly { reason: String },
+    /// It is going down or was deleted.
+    #[error("the gallery is closed")]
+    Closed,
+    /// What was asked for cannot be read.
+    #[error("the gallery cannot be read: {0}")]
+    Unreadable(String),
+}
+
+impl StoreError {
+    /// Whether only the operation is at fault, so that those beside it go on.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            Self::AlreadyExists(_)
+            | Self::Model { .. }
+            | Self::Dimension { .. }
+            | Self::EntriesFull { .. }
+            | Self::BytesFull { .. } => true,
+            Self::ReadOnly { .. } | Self::Closed | Self::Unreadable(_) => false,
+        }
+    }
+
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::AlreadyExists(_) => "ENTRY_EXISTS",
+            Self::Model { .. } => "MODEL_MISMATCH",
+            Self::Dimension { .. } => "DIMENSION_MISMATCH",
+            Self::EntriesFull { .. } => "ENTRIES_QUOTA",
+            Self::BytesFull { .. } => "BYTES_QUOTA",
+            Self::ReadOnly { .. } => "GALLERY_READ_ONLY",
+            Self::Closed => "GALLERY_CLOSED",
+            Self::Unreadable(_) => "GALLERY_UNREADABLE",
+        }
+    }
+}
+
+impl From<DatabaseError> for StoreError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Closed => Self::Closed,
+            DatabaseError::Sealed(reason) => Self::ReadOnly { reason },
+            DatabaseError::Damaged(_) | DatabaseError::Io(_) => Self::Unreadable(error.to_string()),
+        }
+    }
+}
+
+impl From<Damage> for StoreError {
+    fn from(damage: Damage) -> Self {
+        Self::Unreadable(damage.to_string())
+    }
+}

@@ -1,0 +1,156 @@
+//! The files of a new gallery, with or without entries to begin with.
+
+use redb::{Durability, TableDefinition};
+
+use super::record::{ChipRecord, EntryRecord, RowRecord, StateRecord, encode, seal};
+use super::schema::{About, CHIP_ROWS, CHIPS, ENTRIES, GALLERY, GONE, IDS, write_about, write_state};
+use super::writer::now;
+use crate::durable::{Database, DatabaseError, Volume};
+use crate::gallery::index::RowId;
+
+/// Rows and bytes that are written together.
+const ROWS_MAX: usize = 4096;
+const BYTES_MAX: u64 = 16 << 20;
+
+/// A gallery that is being made, and that nobody sees before it is whole.
+#[derive(Debug)]
+pub struct Foundation {
+    about: About,
+    gallery: Database,
+    chips: Option<Database>,
+    rows: Vec<NewRow>,
+    /// Of `rows`.
+    pending_bytes: u64,
+    bytes: u64,
+}
+
+/// A row to begin with, as it is written.
+#[derive(Debug)]
+pub struct NewRow {
+    row: RowId,
+    id: String,
+    record: Vec<u8>,
+    vector: Vec<u8>,
+    chip: Option<Vec<u8>>,
+}
+
+/// Why a row cannot be added.
+#[derive(Debug, thiserror::Error)]
+pub enum FoundationError {
+    #[error("the entry \"{0}\" is there twice")]
+    Twice(String),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+impl Foundation {
+    /// # Errors
+    /// The files exist or cannot be written.
+    pub fn new(volume: &dyn Volume, about: About, cache_bytes: usize) -> Result<Self, DatabaseError> {
+        let gallery = Database::create(volume, GALLERY, cache_bytes)?;
+        let chips = about.keeps_chips.then(|| Database::create(volume, CHIPS, cache_bytes)).transpose()?;
+        let transaction = gallery.begin_write()?;
+        write_about(&transaction, &about)?;
+        transaction.open_table(GONE)?;
+        gallery.commit(transaction)?;
+        Ok(Self { about, gallery, chips, rows: vec![], pending_bytes: 0, bytes: 0 })
+    }
+
+    /// Adds a row above all rows before.
+    ///
+    /// # Errors
+    /// Its id is taken, or the files cannot be written.
+    pub fn add(&mut self, new: NewRow) -> Result<(), FoundationError> {
+        self.pending_bytes += new.bytes();
+        self.bytes += new.bytes();
+        self.rows.push(new);
+        if self.rows.len() >= ROWS_MAX || self.pending_bytes >= BYTES_MAX {
+            self.write(Durability::None, |_| Ok(()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable. `next_row` is above all rows.
+    ///
+    /// # Errors
+    /// An id is taken, or the files cannot be written.
+    pub fn finish(mut self, next_row: u64) -> Result<(), FoundationError> {
+        let state = StateRecord { commit: 1, committed_at: now().nanos(), next_row, bytes: self.bytes };
+        self.write(Durability::Immediate, |transaction| write_state(transaction, &state))?;
+        for database in [Some(self.gallery), self.chips].into_iter().flatten() {
+            database.close()?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        durability: Durability,
+        also: impl FnOnce(&redb::WriteTransaction) -> Result<(), DatabaseError>,
+    ) -> Result<(), FoundationError> {
+        let rows = std::mem::take(&mut self.rows);
+        self.pending_bytes = 0;
+        if let Some(chips) = &self.chips {
+            write_chips(chips, durability, &rows)?;
+        }
+        let mut transaction = self.gallery.begin_write()?;
+        set_durability(&mut transaction, durability);
+        insert(&transaction, &self.about, &rows)?;
+        also(&transaction)?;
+        Ok(self.gallery.commit(transaction)?)
+    }
+}
+
+impl NewRow {
+    pub fn new(row: RowId, entry: EntryRecord, vector: Vec<u8>, chip: Option<&ChipRecord>) -> Self {
+        let (id, chip) = (entry.id().to_owned(), chip.map(encode));
+        let chip_bytes = chip.as_ref().map_or(0, |chip| chip.len() as u64);
+        let record = encode(&RowRecord { entry: Some(entry), chip_bytes });
+        Self { row, id, record, vector: seal(vector), chip }
+    }
+
+    /// Everything that is stored of it.
+    pub fn bytes(&self) -> u64 {
+        (self.record.len() + self.vector.len() + self.chip.as_ref().map_or(0, Vec::len)) as u64
+    }
+}
+
+fn write_chips(chips: &Database, durability: Durability, rows: &[NewRow]) -> Result<(), DatabaseError> {
+    let mut transaction = chips.begin_write()?;
+    set_durability(&mut transaction, durability);
+    let mut table = transaction.open_table(CHIP_ROWS)?;
+    for new in rows {
+        if let Some(chip) = &new.chip {
+            table.insert(new.row.0, chip.as_slice())?;
+        }
+    }
+    drop(table);
+    chips.commit(transaction)
+}
+
+fn insert(
+    transaction: &redb::WriteTransaction,
+    about: &About,
+    rows: &[NewRow],
+) -> Result<(), FoundationError> {
+    let name = about.vectors();
+    let vectors: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);
+    let mut entries = transaction.open_table(ENTRIES).map_err(DatabaseError::from)?;
+    let mut ids = transaction.open_table(IDS).map_err(DatabaseError::from)?;
+    let mut vectors = transaction.open_table(vectors).map_err(DatabaseError::from)?;
+    for new in rows {
+        let taken = ids.insert(new.id.as_str(), new.row.0).map_err(DatabaseError::from)?;
+        if taken.is_some() {
+            return Err(FoundationError::Twice(new.id.clone()));
+        }
+        entries.insert(new.row.0, new.record.as_slice()).map_err(DatabaseError::from)?;
+        vectors.insert(new.row.0, new.vector.as_slice()).map_err(DatabaseError::from)?;
+    }
+    Ok(())
+}
+
+fn set_durability(transaction: &mut redb::WriteTransaction, durability: Durability) {
+    transaction
+        .set_durability(durability)
+        .expect("a database of one process without savepoints takes any durability");
+}

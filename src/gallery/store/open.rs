@@ -1,0 +1,181 @@
+//! Opening the files of a gallery: what the last process left unfinished is finished, and the index is made.
+
+use std::sync::Arc;
+
+use redb::{ReadableTable, ReadableTableMetadata};
+
+use super::record::{Damage, RowRecord, decode, read_vector, unseal};
+use super::schema::{About, CHIP_ROWS, CHIPS, GALLERY, GONE, SCHEMA, SchemaError, read_about, read_state};
+use super::sidecar::{self, Header, Unusable};
+use super::snapshot::{Snapshot, Tables};
+use crate::durable::{Database, DatabaseError, Volume};
+use crate::gallery::entry::Entry;
+use crate::gallery::index::{Code, Index, RowId};
+
+/// Why a gallery cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("{file} has schema version {found}, this program reads up to version {SCHEMA}")]
+    Newer { file: &'static str, found: u32 },
+    #[error("{file} is damaged: {cause}")]
+    Damaged { file: &'static str, cause: String },
+    #[error("{file} cannot be read: {cause}")]
+    Io { file: &'static str, cause: std::io::Error },
+}
+
+/// A gallery's databases and what is committed in them.
+pub struct Opened {
+    pub gallery: Database,
+    pub chips: Option<Database>,
+    pub snapshot: Snapshot,
+    /// Rows that are marked as gone although no chip of them is left.
+    pub swept: Vec<RowId>,
+}
+
+/// # Errors
+/// See [`OpenError`].
+pub fn open(volume: &dyn Volume, cache_bytes: usize) -> Result<Opened, OpenError> {
+    let in_gallery = |error: SchemaError| OpenError::new(GALLERY, error);
+    let gallery = Database::open(volume, GALLERY, cache_bytes).map_err(|cause| in_gallery(cause.into()))?;
+    let read = || gallery.begin_read().map_err(SchemaError::from);
+    let about = read().and_then(|transaction| read_about(&transaction)).map_err(in_gallery)?;
+    let chips = about.keeps_chips.then(|| Database::open(volume, CHIPS, cache_bytes)).transpose();
+    let chips = chips.map_err(|cause| OpenError::new(CHIPS, cause.into()))?;
+    let swept = chips.as_ref().map(|chips| drop_stray_chips(&gallery, chips)).transpose();
+    let swept = swept.map_err(|cause| OpenError::new(CHIPS, cause))?.unwrap_or_default();
+    let snapshot = read_snapshot(volume, &gallery, chips.as_ref(), about).map_err(in_gallery)?;
+    Ok(Opened { gallery, chips, snapshot, swept })
+}
+
+/// Removes chips of rows that are gone, or that never came to be. Returns the marks that are of no more use.
+fn drop_stray_chips(gallery: &Database, chips: &Database) -> Result<Vec<RowId>, SchemaError> {
+    let transaction = gallery.begin_read()?;
+    let next_row = read_state(&transaction)?.next_row;
+    let marks = transaction.open_table(GONE).map_err(DatabaseError::from)?;
+    let marks = marks.iter().map_err(DatabaseError::from)?;
+    let gone = marks.map(|mark| mark.map(|(row, _)| RowId(row.value())));
+    let gone = gone.collect::<Result<Vec<_>, _>>().map_err(DatabaseError::from)?;
+    let rows = chips.begin_read()?.open_table(CHIP_ROWS).map_err(DatabaseError::from)?;
+    let unborn = rows.range(next_row..).map_err(DatabaseError::from)?.next().is_some();
+    if gone.is_empty() && !unborn {
+        return Ok(gone);
+    }
+    match remove_chips(chips, &gone, next_row) {
+        Ok(()) => Ok(gone),
+        // A disk without room still serves what it has.
+        Err(DatabaseError::Sealed(_)) => Ok(vec![]),
+        Err(other) => Err(other.into()),
+    }
+}
+
+fn remove_chips(chips: &Database, gone: &[RowId], unborn_from: u64) -> Result<(), DatabaseError> {
+    let removal = chips.begin_write()?;
+    let mut table = removal.open_table(CHIP_ROWS)?;
+    for row in gone {
+        table.remove(row.0)?;
+    }
+    table.retain_in(unborn_from.., |_, _| false)?;
+    drop(table);
+    chips.commit(removal)
+}
+
+fn read_snapshot(
+    volume: &dyn Volume,
+    gallery: &Database,
+    chips: Option<&Database>,
+    about: About,
+) -> Result<Snapshot, SchemaError> {
+    let transaction = gallery.begin_read()?;
+    let state = read_state(&transaction)?;
+    let chips = chips.map(Database::begin_read).transpose()?;
+    let tables = Tables::open(&transaction, chips.as_ref(), &about)?;
+    let rows = tables.entries.len().map_err(DatabaseError::from)?;
+    if tables.vectors.len().map_err(DatabaseError::from)? != rows
+        || tables.ids.len().map_err(DatabaseError::from)? != rows
+    {
+        return Err(Damage("has not as many embeddings and ids as entries".into()).into());
+    }
+    let header = Header::new(&about, &state, rows);
+    let index = match index_from_codes(volume, &header, &about, &tables)? {
+        Some(index) => index,
+        None => index_from_vectors(&about, &tables)?,
+    };
+    Ok(Snapshot::new(Arc::new(about), state, index, tables))
+}
+
+/// `None` where the file of codes is of no use.
+fn index_from_codes(
+    volume: &dyn Volume,
+    header: &Header,
+    about: &About,
+    tables: &Tables,
+) -> Result<Option<Index>, SchemaError> {
+    let mut reader = match sidecar::Reader::open(volume, header, about.dimension) {
+        Ok(Some(reader)) => reader,
+        Ok(None) => return Ok(None),
+        Err(cause) => return Ok(passed_over(&cause)),
+    };
+    let mut index = Index::new(about.dimension);
+    for entry in entries(tables)? {
+        let (row, entry) = entry?;
+        match reader.next(row) {
+            Ok(code) => index.push(row, &code, &entry),
+            Err(cause) => return Ok(passed_over(&cause)),
+        }
+    }
+    match reader.finish() {
+        Ok(()) => Ok(Some(index)),
+        Err(cause) => Ok(passed_over(&cause)),
+    }
+}
+
+fn passed_over(cause: &Unusable) -> Option<Index> {
+    tracing::info!(%cause, "the file of codes is passed over");
+    None
+}
+
+/// The index as the vectors alone give it.
+pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
+    let mut index = Index::new(about.dimension);
+    let mut values = vec![0.0; about.dimension];
+    let mut vectors = tables.vectors.iter().map_err(DatabaseError::from)?;
+    for entry in entries(tables)? {
+        let (row, entry) = entry?;
+        let vector = vectors.next().transpose().map_err(DatabaseError::from)?;
+        let (_, sealed) = vector
+            .filter(|(of, _)| of.value() == row.0)
+            .ok_or_else(|| Damage(format!("row {} has no embedding", row.0)))?;
+        let read = unseal(sealed.value()).and_then(|bytes| read_vector(bytes, &mut values));
+        read.map_err(|damage| Damage(format!("the embedding of row {} {damage}", row.0)))?;
+        index.push(row, &Code::new(&values), &entry);
+    }
+    Ok(index)
+}
+
+/// All entries by ascending row.
+fn entries(
+    tables: &Tables,
+) -> Result<impl Iterator<Item = Result<(RowId, Entry), SchemaError>>, SchemaError> {
+    let rows = tables.entries.iter().map_err(DatabaseError::from)?;
+    Ok(rows.map(|row| {
+        let (row, sealed) = row.map_err(DatabaseError::from)?;
+        let row = row.value();
+        let entry = decode::<RowRecord>(sealed.value()).and_then(RowRecord::into_entry);
+        Ok((RowId(row), entry.map_err(|damage| Damage(format!("row {row} {damage}")))?))
+    }))
+}
+
+impl OpenError {
+    fn new(file: &'static str, error: SchemaError) -> Self {
+        match error {
+            SchemaError::Newer { found } => Self::Newer { file, found },
+            SchemaError::Damaged(Damage(cause)) | SchemaError::Database(DatabaseError::Damaged(cause)) => {
+                Self::Damaged { file, cause }
+            }
+            SchemaError::Database(DatabaseError::Io(cause)) => Self::Io { file, cause },
+            SchemaError::Database(error) => {
+                Self::Io { file, cause: std::io::Error::other(error.to_string()) }
+            }
+        }
+    }
+}

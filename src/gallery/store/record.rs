@@ -1,0 +1,380 @@
+//! What the store writes: messages that can gain fields, each with a checksum behind it.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use crate::chip::{Modality, OrientedBox, PixelSize, SourceChip, View};
+use crate::embedding::{Embedding, ModelDigest};
+use crate::gallery::entry::{
+    ContentHash, Entry, EntryId, Heading, Labels, Observation, Position, Time, VesselId,
+};
+
+/// What is stored is not what was once written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Damage(pub String);
+
+/// `bytes` with their checksum behind them.
+pub fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
+    let checksum = crc32fast::hash(&bytes);
+    bytes.extend(checksum.to_le_bytes());
+    bytes
+}
+
+/// The bytes that were [sealed](seal).
+///
+/// # Errors
+/// The checksum is another one.
+pub fn unseal(sealed: &[u8]) -> Result<&[u8], Damage> {
+    let (bytes, checksum) = sealed.split_last_chunk::<4>().ok_or_else(|| Damage("is empty".into()))?;
+    if crc32fast::hash(bytes) == u32::from_le_bytes(*checksum) {
+        Ok(bytes)
+    } else {
+        Err(Damage("has a wrong checksum".into()))
+    }
+}
+
+/// Reads a sealed message.
+///
+/// # Errors
+/// It is damaged.
+pub fn decode<M: Message + Default>(sealed: &[u8]) -> Result<M, Damage> {
+    M::decode(unseal(sealed)?).map_err(|cause| Damage(cause.to_string()))
+}
+
+/// A sealed message.
+pub fn encode<M: Message>(message: &M) -> Vec<u8> {
+    seal(message.encode_to_vec())
+}
+
+/// The values of a vector, little-endian.
+pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// Bytes of a sealed vector with `dimension` values.
+pub fn sealed_vector_bytes(dimension: usize) -> u64 {
+    4 * dimension as u64 + 4
+}
+
+/// Reads [`vector_bytes`] into `values`.
+///
+/// # Errors
+/// There are more or fewer of them.
+pub fn read_vector(bytes: &[u8], values: &mut [f32]) -> Result<(), Damage> {
+    let (chunks, rest) = bytes.as_chunks::<4>();
+    if chunks.len() != values.len() || !rest.is_empty() {
+        return Err(Damage(format!("has {} bytes for {} numbers", bytes.len(), values.len())));
+    }
+    for (value, bytes) in values.iter_mut().zip(chunks) {
+        *value = f32::from_le_bytes(*bytes);
+    }
+    Ok(())
+}
+
+/// # Errors
+/// The bytes are no unit vector with `dimension` values.
+pub fn read_embedding(bytes: &[u8], dimension: usize) -> Result<Embedding, Damage> {
+    let mut values = vec![0.0; dimension];
+    read_vector(bytes, &mut values)?;
+    Embedding::from_unit(values).map_err(|cause| Damage(cause.to_string()))
+}
+
+/// What is said once of a gallery. A program that knows no newer schema still reads its number.
+#[derive(Clone, PartialEq, Message)]
+pub struct AboutRecord {
+    #[prost(uint32, tag = "1")]
+    pub schema: u32,
+    #[prost(sfixed64, tag = "2")]
+    pub created_at: i64,
+    #[prost(bool, tag = "3")]
+    pub keeps_chips: bool,
+    /// The embeddings that count.
+    #[prost(message, optional, tag = "4")]
+    pub generation: Option<GenerationRecord>,
+}
+
+/// Embeddings of one model.
+#[derive(Clone, PartialEq, Message)]
+pub struct GenerationRecord {
+    /// Of their table.
+    #[prost(uint64, tag = "1")]
+    pub number: u64,
+    #[prost(bytes = "vec", tag = "2")]
+    pub model: Vec<u8>,
+    #[prost(uint32, tag = "3")]
+    pub dimension: u32,
+}
+
+/// What changes with every commit.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+pub struct StateRecord {
+    #[prost(uint64, tag = "1")]
+    pub commit: u64,
+    /// Tells commits of one number apart, where a restored file went another way.
+    #[prost(sfixed64, tag = "2")]
+    pub committed_at: i64,
+    /// No row from here on was ever used.
+    #[prost(uint64, tag = "3")]
+    pub next_row: u64,
+    /// Of entries, embeddings and chips, sealed.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct EntryRecord {
+    #[prost(string, tag = "1")]
+    id: String,
+    #[prost(string, optional, tag = "2")]
+    vessel: Option<String>,
+    #[prost(uint32, tag = "3")]
+    modality: u32,
+    #[prost(message, optional, tag = "4")]
+    observation: Option<ObservationRecord>,
+    #[prost(btree_map = "string, string", tag = "5")]
+    labels: BTreeMap<String, String>,
+    #[prost(double, optional, tag = "6")]
+    extent_width_m: Option<f64>,
+    #[prost(double, optional, tag = "7")]
+    extent_length_m: Option<f64>,
+    #[prost(sfixed64, tag = "8")]
+    enrolled_at: i64,
+    #[prost(bytes = "vec", tag = "9")]
+    content: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ObservationRecord {
+    #[prost(string, tag = "1")]
+    detection_id: String,
+    #[prost(string, tag = "2")]
+    scene_id: String,
+    #[prost(string, tag = "3")]
+    sensor: String,
+    #[prost(sfixed64, optional, tag = "4")]
+    observed_at: Option<i64>,
+    #[prost(message, optional, tag = "5")]
+    position: Option<PositionRecord>,
+    #[prost(message, optional, tag = "6")]
+    heading: Option<HeadingRecord>,
+    #[prost(double, optional, tag = "7")]
+    length_m: Option<f64>,
+    #[prost(double, optional, tag = "8")]
+    width_m: Option<f64>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PositionRecord {
+    #[prost(double, tag = "1")]
+    latitude_deg: f64,
+    #[prost(double, tag = "2")]
+    longitude_deg: f64,
+    #[prost(double, tag = "3")]
+    sigma_m: f64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct HeadingRecord {
+    #[prost(double, tag = "1")]
+    deg: f64,
+    #[prost(bool, tag = "2")]
+    ambiguous: bool,
+}
+
+/// An entry as its gallery keeps it.
+#[derive(Clone, PartialEq, Message)]
+pub struct RowRecord {
+    #[prost(message, optional, tag = "1")]
+    pub entry: Option<EntryRecord>,
+    /// Bytes of its kept chip; 0 without one.
+    #[prost(uint64, tag = "2")]
+    pub chip_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct ChipRecord {
+    #[prost(bytes = "bytes", tag = "1")]
+    image: bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    modality: u32,
+    #[prost(double, tag = "3")]
+    pixel_size_x_m: f64,
+    #[prost(double, tag = "4")]
+    pixel_size_y_m: f64,
+    #[prost(message, optional, tag = "5")]
+    oriented_box: Option<OrientedBoxRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OrientedBoxRecord {
+    #[prost(double, tag = "1")]
+    center_x: f64,
+    #[prost(double, tag = "2")]
+    center_y: f64,
+    #[prost(double, tag = "3")]
+    length: f64,
+    #[prost(double, tag = "4")]
+    width: f64,
+    #[prost(double, tag = "5")]
+    angle_deg: f64,
+}
+
+impl GenerationRecord {
+    pub fn model(&self) -> Result<ModelDigest, Damage> {
+        let bytes = self.model.as_slice().try_into();
+        Ok(ModelDigest::new(bytes.map_err(|_| Damage("the model digest is no SHA-256".into()))?))
+    }
+}
+
+impl EntryRecord {
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl From<&Entry> for EntryRecord {
+    fn from(entry: &Entry) -> Self {
+        Self {
+            id: entry.id.as_str().to_owned(),
+            vessel: entry.vessel.as_ref().map(|vessel| vessel.as_str().to_owned()),
+            modality: modality_number(entry.modality),
+            observation: Some(ObservationRecord::from(&entry.observation)),
+            labels: entry.labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
+            extent_width_m: entry.extent_m.map(|[width, _]| width),
+            extent_length_m: entry.extent_m.map(|[_, length]| length),
+            enrolled_at: entry.enrolled_at.nanos(),
+            content: entry.content.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl TryFrom<EntryRecord> for Entry {
+    type Error = Damage;
+
+    fn try_from(record: EntryRecord) -> Result<Self, Damage> {
+        let content = record.content.as_slice().try_into();
+        Ok(Self {
+            id: EntryId::new(&record.id).map_err(|cause| Damage(format!("the id {cause}")))?,
+            vessel: record.vessel.as_deref().map(VesselId::new).transpose().map_err(damage)?,
+            modality: modality(record.modality)?,
+            observation: record.observation.unwrap_or_default().try_into()?,
+            labels: Labels::new(record.labels).map_err(damage)?,
+            extent_m: record
+                .extent_width_m
+                .zip(record.extent_length_m)
+                .map(|(width, length)| [width, length]),
+            enrolled_at: Time::from_nanos(record.enrolled_at),
+            content: ContentHash::new(content.map_err(|_| Damage("the content is no SHA-256".into()))?),
+        })
+    }
+}
+
+impl From<&Observation> for ObservationRecord {
+    fn from(observation: &Observation) -> Self {
+        let position = |place: Position| PositionRecord {
+            latitude_deg: place.latitude_deg(),
+            longitude_deg: place.longitude_deg(),
+            sigma_m: place.sigma_m(),
+        };
+        let heading =
+            |heading: Heading| HeadingRecord { deg: heading.deg(), ambiguous: heading.is_ambiguous() };
+        Self {
+            detection_id: observation.detection_id.clone(),
+            scene_id: observation.scene_id.clone(),
+            sensor: observation.sensor.clone(),
+            observed_at: observation.observed_at.map(Time::nanos),
+            position: observation.position.map(position),
+            heading: observation.heading.map(heading),
+            length_m: observation.length_m,
+            width_m: observation.width_m,
+        }
+    }
+}
+
+impl TryFrom<ObservationRecord> for Observation {
+    type Error = Damage;
+
+    fn try_from(record: ObservationRecord) -> Result<Self, Damage> {
+        let position =
+            |place: PositionRecord| Position::new(place.latitude_deg, place.longitude_deg, place.sigma_m);
+        let heading = |heading: HeadingRecord| Heading::new(heading.deg, heading.ambiguous);
+        Ok(Self {
+            detection_id: record.detection_id,
+            scene_id: record.scene_id,
+            sensor: record.sensor,
+            observed_at: record.observed_at.map(Time::from_nanos),
+            position: record.position.map(position).transpose().map_err(damage)?,
+            heading: record.heading.map(heading).transpose().map_err(damage)?,
+            length_m: record.length_m,
+            width_m: record.width_m,
+        })
+    }
+}
+
+impl RowRecord {
+    pub fn new(entry: &Entry, chip_bytes: u64) -> Self {
+        Self { entry: Some(EntryRecord::from(entry)), chip_bytes }
+    }
+
+    /// # Errors
+    /// It holds no valid entry.
+    pub fn into_entry(self) -> Result<Entry, Damage> {
+        self.entry.ok_or_else(|| Damage("has no entry".into()))?.try_into()
+    }
+}
+
+impl From<&SourceChip> for ChipRecord {
+    fn from(chip: &SourceChip) -> Self {
+        let oriented_box = |cut: OrientedBox| OrientedBoxRecord {
+            center_x: cut.center().0,
+            center_y: cut.center().1,
+            length: cut.length(),
+            width: cut.width(),
+            angle_deg: cut.angle_deg(),
+        };
+        Self {
+            image: chip.image.clone(),
+            modality: modality_number(chip.view.modality),
+            pixel_size_x_m: chip.view.pixel_size.x_m(),
+            pixel_size_y_m: chip.view.pixel_size.y_m(),
+            oriented_box: chip.view.oriented_box.map(oriented_box),
+        }
+    }
+}
+
+impl TryFrom<ChipRecord> for SourceChip {
+    type Error = Damage;
+
+    fn try_from(record: ChipRecord) -> Result<Self, Damage> {
+        let oriented_box = |cut: OrientedBoxRecord| {
+            OrientedBox::new(cut.center_x, cut.center_y, cut.length, cut.width, cut.angle_deg)
+        };
+        let view = View {
+            modality: modality(record.modality)?,
+            pixel_size: PixelSize::new(record.pixel_size_x_m, record.pixel_size_y_m).map_err(damage)?,
+            oriented_box: record.oriented_box.map(oriented_box).transpose().map_err(damage)?,
+        };
+        Ok(Self { image: record.image, view })
+    }
+}
+
+fn damage(cause: impl ToString) -> Damage {
+    Damage(cause.to_string())
+}
+
+fn modality_number(modality: Modality) -> u32 {
+    match modality {
+        Modality::Optical => 1,
+        Modality::Sar => 2,
+    }
+}
+
+fn modality(number: u32) -> Result<Modality, Damage> {
+    match number {
+        1 => Ok(Modality::Optical),
+        2 => Ok(Modality::Sar),
+        other => Err(Damage(format!("has the unknown modality {other}"))),
+    }
+}

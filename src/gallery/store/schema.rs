@@ -1,0 +1,126 @@
+//! The files of a gallery and the tables in them.
+
+use redb::{ReadTransaction, TableDefinition, TableHandle};
+
+use super::record::{AboutRecord, Damage, GenerationRecord, StateRecord, decode, encode};
+use crate::durable::DatabaseError;
+use crate::embedding::ModelDigest;
+use crate::gallery::entry::Time;
+
+/// Everything but the chips.
+pub const GALLERY: &str = "gallery.redb";
+/// The source chips, in a gallery that keeps them.
+pub const CHIPS: &str = "chips.redb";
+/// The codes of all vectors, so that opening need not compute them. Nothing depends on it.
+pub const CODES: &str = "codes.i8";
+
+/// Changes when an older program could misread a gallery.
+pub const SCHEMA: u32 = 1;
+
+pub type Rows = TableDefinition<'static, u64, &'static [u8]>;
+
+pub const ABOUT: TableDefinition<&str, &[u8]> = TableDefinition::new("about");
+/// [`RowRecord`](super::record::RowRecord)s.
+pub const ENTRIES: Rows = TableDefinition::new("entries");
+/// Rows by entry id.
+pub const IDS: TableDefinition<&str, u64> = TableDefinition::new("ids");
+/// Rows that are gone, whose chips may still be there.
+pub const GONE: TableDefinition<u64, ()> = TableDefinition::new("gone");
+/// [`ChipRecord`](super::record::ChipRecord)s, in their own file.
+pub const CHIP_ROWS: Rows = TableDefinition::new("chips");
+
+const ABOUT_KEY: &str = "gallery";
+const STATE_KEY: &str = "state";
+
+/// What a gallery is made for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// The model of its embeddings.
+    pub model: ModelDigest,
+    /// Values of an embedding.
+    pub dimension: usize,
+    /// Whether source chips are kept, so that the gallery can follow a new model.
+    pub keeps_chips: bool,
+    pub created_at: Time,
+    /// Of the embeddings that count.
+    pub(super) generation: u64,
+}
+
+impl About {
+    /// A gallery whose embeddings are its first.
+    pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
+        Self { model, dimension, keeps_chips, created_at, generation: 1 }
+    }
+
+    /// Name of the table of its vectors, by row.
+    pub(super) fn vectors(&self) -> String {
+        format!("vectors-{}", self.generation)
+    }
+}
+
+/// A gallery of another program.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    #[error("it has schema version {found}, this program reads up to version {SCHEMA}")]
+    Newer { found: u32 },
+    #[error(transparent)]
+    Damaged(#[from] Damage),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+}
+
+/// # Errors
+/// The transaction is of no gallery, or of one of a newer schema.
+pub fn read_about(transaction: &ReadTransaction) -> Result<About, SchemaError> {
+    let foreign = || Damage("is no gallery".into());
+    let tables = transaction.list_tables().map_err(DatabaseError::from)?;
+    if !tables.into_iter().any(|table| table.name() == ABOUT.name()) {
+        return Err(foreign().into());
+    }
+    let table = transaction.open_table(ABOUT).map_err(DatabaseError::from)?;
+    let sealed = table.get(ABOUT_KEY).map_err(DatabaseError::from)?.ok_or_else(foreign)?;
+    let record: AboutRecord = decode(sealed.value())?;
+    if record.schema > SCHEMA {
+        return Err(SchemaError::Newer { found: record.schema });
+    }
+    let generation = record.generation.ok_or_else(|| Damage("has no embeddings".into()))?;
+    Ok(About {
+        model: generation.model()?,
+        dimension: generation.dimension as usize,
+        keeps_chips: record.keeps_chips,
+        created_at: Time::from_nanos(record.created_at),
+        generation: generation.number,
+    })
+}
+
+/// # Errors
+/// It cannot be read.
+pub fn read_state(transaction: &ReadTransaction) -> Result<StateRecord, SchemaError> {
+    let table = transaction.open_table(ABOUT).map_err(DatabaseError::from)?;
+    let sealed = table.get(STATE_KEY).map_err(DatabaseError::from)?;
+    Ok(decode(sealed.ok_or_else(|| Damage("has no state".into()))?.value())?)
+}
+
+/// # Errors
+/// It cannot be written.
+pub fn write_about(transaction: &redb::WriteTransaction, about: &About) -> Result<(), DatabaseError> {
+    let record = AboutRecord {
+        schema: SCHEMA,
+        created_at: about.created_at.nanos(),
+        keeps_chips: about.keeps_chips,
+        generation: Some(GenerationRecord {
+            number: about.generation,
+            model: about.model.as_bytes().to_vec(),
+            dimension: about.dimension as u32,
+        }),
+    };
+    transaction.open_table(ABOUT)?.insert(ABOUT_KEY, encode(&record).as_slice())?;
+    Ok(())
+}
+
+/// # Errors
+/// It cannot be written.
+pub fn write_state(transaction: &redb::WriteTransaction, state: &StateRecord) -> Result<(), DatabaseError> {
+    transaction.open_table(ABOUT)?.insert(STATE_KEY, encode(state).as_slice())?;
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! The only writer of a gallery: commits operations in groups, publishes what was committed, then acknowledges it.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::time::SystemTime;
+
+use super::batch::{Batch, Finished, Ground};
+use super::error::StoreError;
+use super::open::{OpenError, Opened, open};
+use super::quota::{Allowance, Quotas};
+use super::schema::{About, CHIP_ROWS};
+use super::sidecar::{self, Header};
+use super::snapshot::{Snapshot, Tables};
+use crate::durable::{Database, DatabaseError, Volume};
+use crate::gallery::entry::Time;
+use crate::gallery::index::RowId;
+
+/// Something to be done in a transaction that it may share with others.
+pub trait Job: Send {
+    /// # Errors
+    /// The transaction failed, for all in it. A refusal is no error: it is told to whoever asked.
+    fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError>;
+
+    /// Answers whoever asked, once the fate of the transaction is known.
+    fn acknowledge(self: Box<Self>, fate: Result<(), StoreError>);
+}
+
+/// What a gallery's readers see.
+#[derive(Debug)]
+pub struct Published {
+    snapshot: RwLock<Arc<Snapshot>>,
+    failure: OnceLock<String>,
+}
+
+/// What a writer is bound by.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    pub cache_bytes: usize,
+    pub quotas: Quotas,
+    pub allowance: Arc<Allowance>,
+}
+
+pub struct Writer {
+    volume: Arc<dyn Volume>,
+    bounds: Bounds,
+    about: Arc<About>,
+    gallery: Database,
+    chips: Option<Database>,
+    published: Arc<Published>,
+    /// Rows whose chips are still to be removed.
+    gone: Vec<RowId>,
+    /// Rows whose chips are removed, but not yet their marks.
+    swept: Vec<RowId>,
+}
+
+impl Published {
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Why the gallery takes no writes any more.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
+    }
+
+    /// Refuses writes from now on. The first reason stays.
+    pub fn fail(&self, reason: &str) {
+        if self.failure.set(reason.to_owned()).is_ok() {
+            tracing::error!(reason, "a gallery takes no more writes");
+        }
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+}
+
+impl Writer {
+    /// Opens the gallery in `volume`. What it holds is counted against the allowance.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(volume: Arc<dyn Volume>, bounds: Bounds) -> Result<Self, OpenError> {
+        let Opened { gallery, chips, snapshot, swept } = open(&*volume, bounds.cache_bytes)?;
+        let about = Arc::new(snapshot.about().clone());
+        bounds.allowance.count(snapshot.stored_bytes());
+        let published =
+            Arc::new(Published { snapshot: RwLock::new(Arc::new(snapshot)), failure: OnceLock::new() });
+        for database in [Some(&gallery), chips.as_ref()].into_iter().flatten() {
+            database.health().failure().inspect(|reason| published.fail(reason));
+        }
+        Ok(Self { volume, bounds, about, gallery, chips, published, gone: vec![], swept })
+    }
+
+    pub fn published(&self) -> &Arc<Published> {
+        &self.published
+    }
+
+    /// Does all of `group` in one transaction. When this returns without an error, what was done is durable and
+    /// published.
+    ///
+    /// # Errors
+    /// The gallery takes no writes; nothing of the group is published.
+    pub fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        let read_only = |reason: &str| StoreError::ReadOnly { reason: reason.to_owned() };
+        if let Some(reason) = self.published.failure() {
+            return Err(read_only(reason));
+        }
+        self.try_commit(group).map_err(|error| {
+            let reason = match error {
+                StoreError::ReadOnly { reason } => reason,
+                other => other.to_string(),
+            };
+            self.published.fail(&reason);
+            read_only(&reason)
+        })
+    }
+
+    fn try_commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+        let before = self.published.snapshot();
+        let transaction = self.gallery.begin_write()?;
+        let ground =
+            Ground { about: &self.about, quotas: &self.bounds.quotas, allowance: &self.bounds.allowance };
+        let mut batch = Batch::new(&transaction, ground, before.index().clone(), *before.state())?;
+        for job in group {
+            job.apply(&mut batch)?;
+        }
+        batch.clear_gone(&self.swept)?;
+        let Some(finished) = batch.finish(&transaction, now().nanos())? else { return Ok(()) };
+        let Finished { index, state, changes, taken } = finished;
+        // A chip without a row harms nobody; a row without its chip could never be embedded anew.
+        self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
+        self.gallery.commit(transaction)?;
+        let tables = self.tables()?;
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables));
+        taken.keep();
+        self.swept.clear();
+        self.gone.extend(changes.gone);
+        Ok(())
+    }
+
+    fn add_chips<'c>(
+        &self,
+        added: impl ExactSizeIterator<Item = (RowId, &'c [u8])>,
+    ) -> Result<(), DatabaseError> {
+        let Some(chips) = self.chips.as_ref().filter(|_| added.len() > 0) else { return Ok(()) };
+        let transaction = chips.begin_write()?;
+        let mut table = transaction.open_table(CHIP_ROWS)?;
+        for (row, chip) in added {
+            table.insert(row.0, chip)?;
+        }
+        drop(table);
+        chips.commit(transaction)
+    }
+
+    fn tables(&self) -> Result<Tables, DatabaseError> {
+        let chips = self.chips.as_ref().map(Database::begin_read).transpose()?;
+        Tables::open(&self.gallery.begin_read()?, chips.as_ref(), &self.about)
+    }
+
+    /// Removes the chips of rows that are gone. Their absence was acknowledged already, and no reader sees them.
+    pub fn sweep(&mut self) {
+        let Some(chips) = self.chips.as_ref().filter(|_| !self.gone.is_empty()) else { return };
+        let removed = chips.begin_write().and_then(|transaction| {
+            let mut table = transaction.open_table(CHIP_ROWS)?;
+            for row in &self.gone {
+                table.remove(row.0)?;
+            }
+            drop(table);
+            chips.commit(transaction)
+        });
+        match removed {
+            Ok(()) => self.swept.append(&mut self.gone),
+            Err(cause) => self.published.fail(&cause.to_string()),
+        }
+    }
+
+    /// Closes the files in a way that the next opening is quick. Readers of snapshots are refused from now on.
+    pub fn close(self) {
+        let snapshot = self.published.snapshot();
+        let header = Header::new(&self.about, snapshot.state(), snapshot.index().len() as u64);
+        if self.published.failure().is_none() {
+            let written = sidecar::write(&*self.volume, &header, snapshot.index());
+            written.unwrap_or_else(|cause| tracing::warn!(%cause, "the codes of a gallery are not written"));
+        }
+        self.abandon();
+    }
+
+    /// Closes the files of a gallery that nobody will open again.
+    pub fn abandon(self) {
+        self.bounds.allowance.give_back(self.published.snapshot().stored_bytes());
+        for database in [Some(self.gallery), self.chips].into_iter().flatten() {
+            if let Err(cause) = database.close() {
+                tracing::warn!(%cause, "a database of a gallery is not closed in order");
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Writer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writer").field("published", &self.published).finish_non_exhaustive()
+    }
+}
+
+pub fn now() -> Time {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Time::from_nanos(since.as_nanos().try_into().unwrap_or(i64::MAX))
+}

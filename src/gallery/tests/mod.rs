@@ -1,0 +1,75 @@
+//! The galleries as their callers use them.
+
+mod shelf;
+
+use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+use crate::chip::{Modality, PixelSize, SourceChip, View};
+use crate::embedding::{Embedding, ModelDigest};
+
+pub const DIMENSION: usize = 24;
+
+pub fn model() -> ModelDigest {
+    ModelDigest::new([7; 32])
+}
+
+pub fn settings() -> ShelfSettings {
+    ShelfSettings {
+        cache_bytes: 1 << 20,
+        queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
+        quotas: Quotas { galleries_per_tenant: 10, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
+    }
+}
+
+pub fn new_gallery() -> NewGallery {
+    NewGallery { model: model(), dimension: DIMENSION, keeps_chips: true }
+}
+
+pub fn id(text: &str) -> EntryId {
+    EntryId::new(text).expect("an id")
+}
+
+pub fn name(text: &str) -> GalleryName {
+    GalleryName::new(text).expect("a name")
+}
+
+pub fn embedding(seed: u64) -> Embedding {
+    let random = &mut ChaCha8Rng::seed_from_u64(seed);
+    let values = (0..DIMENSION).map(|_| random.random_range(-1.0..1.0)).collect();
+    Embedding::from_feature(values).expect("a direction")
+}
+
+pub fn chip(seed: u64) -> SourceChip {
+    let view = View {
+        modality: Modality::Sar,
+        pixel_size: PixelSize::default_for(Modality::Sar),
+        oriented_box: None,
+    };
+    SourceChip { image: Bytes::from(seed.to_le_bytes().repeat(20)), view }
+}
+
+/// An enrolment whose content is `seed`.
+pub fn enrolment(name: &str, seed: u64) -> Enrolment {
+    let mut content = [0; 32];
+    content[..8].copy_from_slice(&seed.to_le_bytes());
+    let entry = Entry {
+        id: id(name),
+        vessel: None,
+        modality: Modality::Sar,
+        observation: Observation::default(),
+        labels: Labels::default(),
+        extent_m: Some([30.0, 200.0]),
+        enrolled_at: Time::from_nanos(seed as i64),
+        content: ContentHash::new(content),
+    };
+    Enrolment {
+        entry,
+        embedding: embedding(seed),
+        model: model(),
+        chip: Some(chip(seed)),
+        conflict: Conflict::Refuse,
+    }
+}

@@ -1,0 +1,307 @@
+//! One attempt at a job: its process from the start to the end, however it ends.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use super::child::{Instructions, Saying};
+use super::desk::Desk;
+use super::ending::{Death, Ending, MemoryKills, settle};
+use super::failure::{Failure, Reason};
+use super::job::{Edit, Job, JobKey};
+use super::lines::{Lines, Log};
+use super::spawner::Spawner;
+use super::state::{Change, JobState, Refused};
+use super::supervisor::Settings;
+use crate::metrics;
+
+/// Lines that wait to be stored; a process that says more waits itself.
+const LINES_MAX: usize = 256;
+/// How long a pipe may stay open after its process has ended.
+const PIPE_MAX: Duration = Duration::from_secs(5);
+/// Times in which a process says that it is alive before it counts as hung.
+const BEATS: f64 = 4.0;
+
+/// A place among the jobs that run at the same time, and what is known there.
+#[derive(Clone, Debug)]
+pub struct Slot {
+    pub number: usize,
+    pub desk: Arc<Desk>,
+    pub settings: Arc<Settings>,
+    pub spawner: Spawner,
+}
+
+/// The process shall stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stop;
+
+impl Slot {
+    /// Starts a waiting job, sees its process to its end, and stores what comes next.
+    pub async fn attempt(self, key: JobKey, stops: mpsc::Receiver<Stop>) {
+        let Ok(job) = self.desk.update(&key, |edit| edit.change(Change::Start)).await else {
+            // It was cancelled or deleted while it waited, or the store cannot be used.
+            return;
+        };
+        let ending = match self.start(&job).await {
+            Ok(process) => process.supervise(stops).await,
+            Err(failure) => Ending::Failed(failure),
+        };
+        let attempts_max = self.settings.attempts_max;
+        let after = self.desk.update_surely(&key, move |edit| settle(edit, ending, attempts_max)).await;
+        metrics::job_slot_free(self.number);
+        if let Some(job) = after {
+            tracing::info!(job = %key.id, attempt = job.attempt, state = job.state.name().text(), "an attempt ended");
+        }
+    }
+
+    async fn start(&self, job: &Job) -> Result<Process, Failure> {
+        let not_started =
+            |cause: io::Error| Failure::new(Reason::NotStarted, format!("not started: {cause}"));
+        let folder = self.settings.job_folder(job.key.id);
+        std::fs::create_dir_all(&folder).map_err(not_started)?;
+        self.instructions(job).write(&folder).map_err(not_started)?;
+        let log = Log::open(&folder).map_err(not_started)?;
+        let mut child = self.spawner.spawn(self.command(folder)).await.map_err(not_started)?;
+        let (lines, heard) = mpsc::channel(LINES_MAX);
+        if let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) {
+            tokio::spawn(forward(out, lines.clone(), Line::Said));
+            tokio::spawn(forward(err, lines, Line::Logged));
+        }
+        Ok(Process {
+            key: job.key.clone(),
+            stdin: child.stdin.take(),
+            child,
+            heard,
+            log: Arc::new(Mutex::new(log)),
+            kills: MemoryKills::now(),
+            slot: self.clone(),
+            words: None,
+            last_line: None,
+        })
+    }
+
+    fn instructions(&self, job: &Job) -> Instructions {
+        let settings = &self.settings;
+        Instructions {
+            name: format!("{}, attempt {}", job.key.id, job.attempt),
+            device: settings.device.clone(),
+            threads: settings.threads,
+            nice: settings.nice,
+            memory_bytes_max: settings.memory_bytes_max,
+            heartbeat_seconds: settings.silence_max.as_secs_f64() / BEATS,
+            lock_seconds_max: settings.grace.as_secs_f64(),
+            data_roots: settings.data_roots.clone(),
+            from_chips: job.order.gallery.is_some(),
+            config_toml: job.order.config_toml.clone(),
+        }
+    }
+
+    fn command(&self, folder: PathBuf) -> Command {
+        let mut command = Command::new(&self.settings.program);
+        command.args(["train", "--job"]).arg(folder);
+        // A signal for the server's terminal is none for its jobs: the server stops them itself.
+        command.process_group(0).kill_on_drop(true);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // libgomp reads these before anything of ours runs; spinning threads would take what serving needs.
+        command.env("OMP_WAIT_POLICY", "PASSIVE").env("OMP_NUM_THREADS", self.settings.threads.to_string());
+        command
+    }
+}
+
+enum Line {
+    Said(String),
+    Logged(String),
+}
+
+async fn forward(
+    pipe: impl AsyncRead + Unpin + Send + 'static,
+    lines: mpsc::Sender<Line>,
+    kind: fn(String) -> Line,
+) {
+    let mut pipe = Lines::new(BufReader::new(pipe));
+    while let Some(line) = pipe.next().await {
+        if lines.send(kind(line)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// A process under way.
+struct Process {
+    key: JobKey,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    heard: mpsc::Receiver<Line>,
+    log: Arc<Mutex<Log>>,
+    kills: MemoryKills,
+    slot: Slot,
+    /// What it said of its end.
+    words: Option<Saying>,
+    /// Of its log.
+    last_line: Option<String>,
+}
+
+/// When something is done to a process that is not as it should be.
+struct Clock {
+    /// It has been silent for too long.
+    silent_at: Instant,
+    /// It was asked to stop, and has not.
+    kill_at: Option<Instant>,
+    /// It has ended, and its pipes have not.
+    deaf_at: Option<Instant>,
+}
+
+impl Process {
+    /// Until the process and what it said have come to their end.
+    async fn supervise(mut self, mut stops: mpsc::Receiver<Stop>) -> Ending {
+        let Settings { silence_max, grace, .. } = *self.slot.settings;
+        let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
+        let (mut exit, mut silent, mut open) = (None, None, true);
+        let mut lines = Vec::with_capacity(LINES_MAX);
+        loop {
+            tokio::select! {
+                count = self.heard.recv_many(&mut lines, LINES_MAX), if open => {
+                    open = count > 0;
+                    self.hear(std::mem::take(&mut lines)).await;
+                    clock.silent_at = Instant::now() + silence_max;
+                }
+                ended = self.child.wait(), if exit.is_none() => {
+                    exit = Some(ended.unwrap_or_default());
+                    clock.deaf_at = Some(Instant::now() + PIPE_MAX);
+                }
+                Some(Stop) = stops.recv(), if clock.kill_at.is_none() => {
+                    self.signal(Signal::TERM);
+                    clock.kill_at = Some(Instant::now() + grace);
+                }
+                () = sleep_until(clock.silent_at), if exit.is_none() && clock.kill_at.is_none() && silent.is_none() => {
+                    silent = Some(silence_max);
+                    self.signal(Signal::KILL);
+                }
+                () = due(clock.kill_at), if exit.is_none() => {
+                    self.signal(Signal::KILL);
+                    clock.kill_at = Some(Instant::now() + grace);
+                }
+                () = due(clock.deaf_at) => open = false,
+            }
+            if let (Some(exit), false) = (exit, open) {
+                return self.death(exit, clock.kill_at.is_some(), silent).ending();
+            }
+        }
+    }
+
+    /// Stores what the process said, then tells it so where it waits for that.
+    async fn hear(&mut self, lines: Vec<Line>) {
+        let mut sync = None;
+        let mut heard = Vec::with_capacity(lines.len());
+        for line in lines {
+            match line {
+                Line::Logged(line) => heard.push(Heard::Log(line)),
+                Line::Said(line) => match serde_json::from_str(&line) {
+                    Ok(Saying::Sync { number }) => sync = Some(number),
+                    Ok(Saying::Alive) => {}
+                    Ok(saying @ (Saying::Finished { .. } | Saying::Stopped | Saying::Failed { .. })) => {
+                        self.words = Some(saying);
+                    }
+                    Ok(saying) => heard.push(Heard::Saying(saying)),
+                    // Not of our protocol, but perhaps of use to whoever reads the log.
+                    Err(_) => heard.push(Heard::Log(line)),
+                },
+            }
+        }
+        self.note(&heard);
+        if !heard.is_empty() {
+            let log = Arc::clone(&self.log);
+            let stored = self.slot.desk.update_surely(&self.key, move |edit| store(heard, edit, &log)).await;
+            if stored.is_none() {
+                // Nobody has a job for it any more.
+                self.signal(Signal::KILL);
+            }
+        }
+        if let (Some(number), Some(stdin)) = (sync, &mut self.stdin)
+            && stdin.write_all(format!("{number}\n").as_bytes()).await.is_err()
+        {
+            // It has ended, which is noticed in its turn.
+            self.stdin = None;
+        }
+    }
+
+    fn note(&mut self, heard: &[Heard]) {
+        self.kills.look();
+        for heard in heard {
+            match heard {
+                Heard::Log(line) => self.last_line = Some(line.clone()),
+                Heard::Saying(Saying::Progress(progress)) => {
+                    let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
+                    let number = self.slot.number;
+                    metrics::job_step(number, progress.step_seconds, progress.images_per_second, loss);
+                }
+                Heard::Saying(Saying::Evaluated(evaluation)) if evaluation.protocol == "all" => {
+                    metrics::job_map(self.slot.number, evaluation.map);
+                }
+                Heard::Saying(_) => {}
+            }
+        }
+    }
+
+    fn death(self, exit: ExitStatus, asked: bool, silent: Option<Duration>) -> Death {
+        let memory_kill = self.kills.happened();
+        Death { words: self.words, last_line: self.last_line, exit, asked, silent, memory_kill }
+    }
+
+    /// A process that has ended takes no signal, and its number nobody else has before it was waited for.
+    fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        if let Some(Err(cause)) = pid.map(|pid| kill_process(pid, signal)) {
+            tracing::warn!(%cause, job = %self.key.id, "a training process takes no signal");
+        }
+    }
+}
+
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+enum Heard {
+    Saying(Saying),
+    Log(String),
+}
+
+fn store(heard: Vec<Heard>, edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
+    if !matches!(edit.job().state, JobState::Running | JobState::Cancelling) {
+        return Err(Refused::Active);
+    }
+    for heard in heard {
+        match heard {
+            Heard::Log(line) => {
+                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Err(cause) = log.write(&line) {
+                    tracing::warn!(%cause, job = %edit.job().key.id, "a line of a job's log is lost");
+                }
+                edit.log(line);
+            }
+            Heard::Saying(Saying::Begun { steps }) => edit.begin(steps),
+            Heard::Saying(Saying::Progress(progress)) => edit.progress(progress),
+            Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation),
+            Heard::Saying(Saying::Saved(saved)) => edit.saved(saved),
+            Heard::Saying(
+                Saying::Alive
+                | Saying::Sync { .. }
+                | Saying::Finished { .. }
+                | Saying::Stopped
+                | Saying::Failed { .. },
+            ) => {}
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,233 @@
+//! What a training process is told and what it says: a file of instructions, then a line of JSON for everything that
+//! happens on its standard output, and on its standard input how much of that is stored.
+//!
+//! A process saves no checkpoint before everything up to it is stored, so that whoever goes on from the checkpoint
+//! leaves nothing out.
+
+use std::fs::{self, File};
+use std::io::{self, BufRead, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::process::{Signal, getpid, kill_process};
+use serde::{Deserialize, Serialize};
+
+use super::event::{Evaluation, Progress, Saved};
+use super::failure::{Failure, Reason};
+
+/// Files and folders of a job.
+pub const INSTRUCTIONS: &str = "job.toml";
+pub const CHECKPOINTS: &str = "checkpoints";
+pub const MODEL: &str = "model";
+pub const REPORT: &str = "report.json";
+pub const CHIPS: &str = "chips";
+
+/// `job.toml`: everything that a training process needs to know beside the data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Instructions {
+    /// Of the job and the attempt, for people.
+    pub name: String,
+    /// "cpu" or "cuda:N".
+    pub device: String,
+    /// Threads that compute, and at most as many that read images; at least 1.
+    pub threads: usize,
+    /// Added to the priority that the server runs at.
+    pub nice: i32,
+    /// 0: as much as there is.
+    pub memory_bytes_max: u64,
+    /// How often the process says that it is alive.
+    pub heartbeat_seconds: f64,
+    /// How long it waits for an earlier process to leave the folder.
+    pub lock_seconds_max: f64,
+    /// Folders under which data and starting point lie.
+    pub data_roots: Vec<PathBuf>,
+    /// Whether the data are the chips in the job's folder.
+    pub from_chips: bool,
+    /// The configuration as it was ordered.
+    pub config_toml: String,
+}
+
+/// One line of a training process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Saying {
+    /// The run begins, or goes on after the steps of a checkpoint.
+    Begun {
+        steps: u64,
+    },
+    Progress(Progress),
+    Evaluated(Evaluation),
+    Saved(Saved),
+    /// Nothing has happened, but the process is at work.
+    Alive,
+    /// The process waits until everything before this is stored and it reads this number.
+    Sync {
+        number: u64,
+    },
+    /// The model is in the job's folder.
+    Finished {
+        model: String,
+    },
+    /// It was asked to stop, and a checkpoint is where it stands.
+    Stopped,
+    Failed {
+        reason: Reason,
+        message: String,
+    },
+}
+
+impl Instructions {
+    /// # Errors
+    /// The file cannot be written.
+    pub fn write(&self, folder: &Path) -> io::Result<()> {
+        let text = toml::to_string(self).map_err(io::Error::other)?;
+        fs::write(folder.join(INSTRUCTIONS), text)
+    }
+
+    /// # Errors
+    /// The file cannot be read, or is of another release.
+    pub fn read(folder: &Path) -> io::Result<Self> {
+        let text = fs::read_to_string(folder.join(INSTRUCTIONS))?;
+        toml::from_str(&text).map_err(|cause| io::Error::other(cause.message().to_owned()))
+    }
+}
+
+/// The process's side of the conversation. It ends with the process as soon as nobody listens.
+#[derive(Clone, Debug)]
+pub struct Speaker(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    out: Mutex<Out>,
+    /// The last number that was read.
+    stored: Mutex<u64>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Out {
+    file: File,
+    syncs: u64,
+}
+
+impl Speaker {
+    /// Speaks through the standard output, which from now on belongs to the conversation alone: what others write there
+    /// goes to standard error. Ends the process when its standard input does.
+    ///
+    /// # Errors
+    /// The standard output cannot be moved.
+    pub fn start() -> io::Result<Self> {
+        let file = File::from(rustix::io::dup(rustix::stdio::stdout())?);
+        rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
+        let shared = Shared {
+            out: Mutex::new(Out { file, syncs: 0 }),
+            stored: Mutex::new(0),
+            changed: Condvar::new(),
+        };
+        let speaker = Self(Arc::new(shared));
+        let listener = speaker.clone();
+        thread::Builder::new().name("parent".into()).spawn(move || listener.listen())?;
+        Ok(speaker)
+    }
+
+    pub fn say(&self, saying: &Saying) {
+        write(&mut lock(&self.0.out).file, saying);
+    }
+
+    /// Waits until everything that was said is stored.
+    pub fn sync(&self) {
+        let number = {
+            let mut out = lock(&self.0.out);
+            out.syncs += 1;
+            let number = out.syncs;
+            write(&mut out.file, &Saying::Sync { number });
+            number
+        };
+        let stored = lock(&self.0.stored);
+        let waited = self.0.changed.wait_while(stored, |stored| *stored < number);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn listen(&self) {
+        for line in io::stdin().lock().lines() {
+            let Ok(line) = line else { break };
+            if let Ok(number) = line.trim().parse() {
+                *lock(&self.0.stored) = number;
+                self.0.changed.notify_all();
+            }
+        }
+        vanish();
+    }
+}
+
+fn write(file: &mut File, saying: &Saying) {
+    let mut line = serde_json::to_vec(saying).unwrap_or_default();
+    line.push(b'\n');
+    if file.write_all(&line).is_err() {
+        vanish();
+    }
+}
+
+/// Ends this process at once: its parent is gone, and what it goes on from later is on disk already. Nothing that
+/// libraries do at an exit can keep it.
+fn vanish() {
+    let _ = kill_process(getpid(), Signal::KILL);
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<Failure> for Saying {
+    fn from(failure: Failure) -> Self {
+        Self::Failed { reason: failure.reason, message: failure.message }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_saying_is_one_line_and_keeps_every_bit_of_a_loss() {
+        let losses = [("total".to_owned(), 0.1 + 0.2), ("id".to_owned(), f64::MIN_POSITIVE)].into();
+        for saying in [
+            Saying::Begun { steps: 7 },
+            Saying::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() }),
+            Saying::Evaluated(Evaluation { protocol: "all".into(), map: 1.0 / 3.0, ..Evaluation::default() }),
+            Saying::Saved(Saved { step: 3, best: true }),
+            Saying::Alive,
+            Saying::Sync { number: 1 },
+            Saying::Finished { model: "ab".into() },
+            Saying::Stopped,
+            Saying::Failed { reason: Reason::DiskFull, message: "two\nlines".into() },
+        ] {
+            let line = serde_json::to_string(&saying).expect("a line");
+            assert!(!line.contains('\n'));
+            assert_eq!(serde_json::from_str::<Saying>(&line).expect("read"), saying);
+        }
+        assert_eq!(serde_json::to_string(&Saying::Alive).expect("a line"), "\"alive\"");
+    }
+
+    #[test]
+    fn instructions_are_read_as_they_were_written() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let instructions = Instructions {
+            name: "job-7, attempt 2".into(),
+            device: "cpu".into(),
+            threads: 2,
+            nice: 10,
+            memory_bytes_max: 0,
+            heartbeat_seconds: 5.0,
+            lock_seconds_max: 30.0,
+            data_roots: vec!["/data".into()],
+            from_chips: false,
+            config_toml: "seed = 1\n[data]\nroot = \"a \\\" b\"\n".into(),
+        };
+        instructions.write(folder.path()).expect("writable");
+        assert_eq!(Instructions::read(folder.path()).expect("readable"), instructions);
+        assert!(Instructions::read(&folder.path().join("nowhere")).is_err());
+    }
+}

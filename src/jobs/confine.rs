@@ -1,0 +1,103 @@
+//! What a training process may take from the server beside it.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{
+    Resource, Rlimit, Signal, getrlimit, nice, set_parent_process_death_signal, setrlimit,
+};
+use rustix::time::{ClockId, clock_gettime};
+
+use super::child::{Instructions, Saying, Speaker};
+use super::failure::{Failure, Reason};
+use crate::durable::{DirectoryLock, LockError};
+
+/// Before the server's -1000 to 0; the kernel looks for somebody to kill here first.
+const OOM_SCORE_ADJ: &str = "800";
+/// Between two looks at a folder that is in use.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+/// A process that computes for less than this share of the time is not at work.
+const AT_WORK: f64 = 0.002;
+
+/// Makes the kernel end this process with its parent.
+///
+/// # Errors
+/// The kernel does not.
+pub fn die_with_parent() -> io::Result<()> {
+    Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
+}
+
+/// Lowers what this process gets: priority, memory, mercy. Threads that are started later get no more.
+///
+/// # Errors
+/// A limit cannot be set.
+pub fn confine(instructions: &Instructions) -> io::Result<()> {
+    nice(instructions.nice)?;
+    if instructions.memory_bytes_max > 0 {
+        // Of what is written to, not of what is mapped: CUDA maps far more than it uses.
+        let limit = Rlimit { current: Some(instructions.memory_bytes_max), ..getrlimit(Resource::Data) };
+        setrlimit(Resource::Data, limit)?;
+    }
+    // Some containers hide the file; then the kernel chooses by size alone.
+    if let Err(cause) = fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ) {
+        tracing::warn!(%cause, "oom_score_adj stays as it is");
+    }
+    Ok(())
+}
+
+/// Takes the job's folder, once an earlier process has left it.
+///
+/// # Errors
+/// It has not in time, or the folder cannot be used.
+pub fn take_folder(folder: &Path, wait_max: Duration) -> Result<DirectoryLock, Failure> {
+    let until = Instant::now() + wait_max;
+    loop {
+        match DirectoryLock::acquire(folder) {
+            Ok(lock) => return Ok(lock),
+            Err(LockError::Held { .. }) if Instant::now() < until => thread::sleep(LOCK_PAUSE),
+            Err(cause) => return Err(Failure::new(Reason::FolderInUse, cause.to_string())),
+        }
+    }
+}
+
+/// Says every so often that this process is at work, for as long as it is: one that waits for ever does not compute.
+///
+/// # Errors
+/// The thread cannot be started.
+pub fn beat(speaker: Speaker, period: Duration) -> io::Result<()> {
+    let busy = || {
+        let time = clock_gettime(ClockId::ProcessCPUTime);
+        Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+    };
+    let mut before = busy();
+    let beat = move || loop {
+        thread::sleep(period);
+        let now = busy();
+        if now.saturating_sub(before) >= period.mul_f64(AT_WORK) {
+            speaker.say(&Saying::Alive);
+        }
+        before = now;
+    };
+    thread::Builder::new().name("heartbeat".into()).spawn(beat).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_taken_when_its_holder_leaves_or_not_at_all() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let held = take_folder(folder.path(), Duration::ZERO).expect("free");
+        let refused = take_folder(folder.path(), Duration::ZERO).expect_err("in use");
+        assert_eq!(refused.reason, Reason::FolderInUse);
+        thread::scope(|scope| {
+            let waiting = scope.spawn(|| take_folder(folder.path(), Duration::from_secs(3600)));
+            drop(held);
+            waiting.join().expect("no panic").expect("free again");
+        });
+    }
+}

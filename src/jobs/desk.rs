@@ -1,0 +1,195 @@
+//! The store as everybody around it uses it: off the runtime's threads, telling watchers and metrics what changes.
+
+use std::collections::HashMap;
+use std::panic::resume_unwind;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::job::{Edit, Job, JobKey, Order};
+use super::state::StateName;
+use super::store::{AddError, Added, JobStore, Listing, Page, Replay, StoreError, UpdateError};
+use crate::gallery::Time;
+use crate::metrics;
+
+/// Between two attempts to use a store that has failed.
+const HEAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// The store, and who waits for its events.
+#[derive(Debug)]
+pub struct Desk {
+    store: JobStore,
+    /// The last event of every job that is watched.
+    heads: Mutex<HashMap<JobKey, watch::Sender<u64>>>,
+    /// Of every job there is.
+    states: Mutex<HashMap<JobKey, StateName>>,
+    /// Whether the server goes down.
+    closing: watch::Sender<bool>,
+}
+
+impl Desk {
+    /// # Errors
+    /// The store cannot be read.
+    pub fn new(store: JobStore) -> Result<Self, StoreError> {
+        let jobs = store.all()?;
+        let states = jobs.into_iter().map(|job| (job.key, job.state.name())).collect();
+        let desk = Self {
+            store,
+            heads: Mutex::default(),
+            states: Mutex::new(states),
+            closing: watch::Sender::new(false),
+        };
+        count(&lock(&desk.states));
+        Ok(desk)
+    }
+
+    pub async fn add(self: &Arc<Self>, tenant: Arc<str>, order: Order) -> Result<Added, AddError> {
+        let added = self.blocking(move |desk| desk.store.add(&tenant, order, now())).await?;
+        if let Added::New(job) = &added {
+            self.publish(job);
+        }
+        Ok(added)
+    }
+
+    pub async fn get(self: &Arc<Self>, key: &JobKey) -> Result<Option<Job>, StoreError> {
+        let key = key.clone();
+        self.blocking(move |desk| desk.store.get(&key)).await
+    }
+
+    pub async fn list(self: &Arc<Self>, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
+        self.blocking(move |desk| desk.store.list(&tenant, &listing)).await
+    }
+
+    pub async fn all(self: &Arc<Self>) -> Result<Vec<Job>, StoreError> {
+        self.blocking(|desk| desk.store.all()).await
+    }
+
+    pub async fn events(
+        self: &Arc<Self>,
+        key: &JobKey,
+        from: u64,
+        limit: usize,
+    ) -> Result<Option<Replay>, StoreError> {
+        let key = key.clone();
+        self.blocking(move |desk| desk.store.events(&key, from, limit)).await
+    }
+
+    /// Changes a job once; see [`JobStore::update`].
+    pub async fn update<E: Send + 'static>(
+        self: &Arc<Self>,
+        key: &JobKey,
+        work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
+    ) -> Result<Job, UpdateError<E>> {
+        let place = key.clone();
+        let job = self.blocking(move |desk| desk.store.update(&place, now(), work)).await?;
+        self.publish(&job);
+        Ok(job)
+    }
+
+    /// Changes a job however long the store cannot be used. `None` where the job is gone, or `work` finds that it cannot
+    /// be.
+    pub async fn update_surely<E: Send + 'static>(
+        self: &Arc<Self>,
+        key: &JobKey,
+        work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
+    ) -> Option<Job> {
+        match self.update(key, work).await {
+            Ok(job) => return Some(job),
+            Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
+            Err(UpdateError::Store(cause)) => {
+                tracing::error!(%cause, job = %key.id, "waiting for the job store")
+            }
+        }
+        // What was asked for is done by whoever can use the store first.
+        loop {
+            tokio::time::sleep(HEAL_PAUSE).await;
+            if self.blocking(|desk| desk.store.heal()).await.is_ok()
+                && let Ok(job) = self.get(key).await
+            {
+                if let Some(job) = &job {
+                    self.publish(job);
+                }
+                return job;
+            }
+        }
+    }
+
+    pub async fn delete<E: Send + 'static>(
+        self: &Arc<Self>,
+        key: &JobKey,
+        check: impl FnOnce(&Job) -> Result<(), E> + Send + 'static,
+    ) -> Result<Job, UpdateError<E>> {
+        let place = key.clone();
+        let job = self.blocking(move |desk| desk.store.delete(&place, check)).await?;
+        self.tell(&job);
+        let mut states = lock(&self.states);
+        states.remove(&job.key);
+        count(&states);
+        Ok(job)
+    }
+
+    /// Hears when there is something new; subscribe first, then read.
+    pub fn subscribe(&self, key: &JobKey) -> watch::Receiver<u64> {
+        lock(&self.heads).entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    }
+
+    /// Becomes true when nothing more will happen, since the server goes down.
+    pub fn closing(&self) -> watch::Receiver<bool> {
+        self.closing.subscribe()
+    }
+
+    pub fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    /// Tells watchers, and counts the job's state.
+    fn publish(&self, job: &Job) {
+        self.tell(job);
+        let mut states = lock(&self.states);
+        let name = job.state.name();
+        if states.insert(job.key.clone(), name) != Some(name) {
+            count(&states);
+        }
+    }
+
+    fn tell(&self, job: &Job) {
+        let mut heads = lock(&self.heads);
+        if let Some(head) = heads.get(&job.key) {
+            head.send_replace(job.last_event);
+            if head.receiver_count() == 0 {
+                heads.remove(&job.key);
+            }
+        }
+    }
+
+    /// Runs what may wait for the disk on a thread that may wait.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> T {
+        let desk = Arc::clone(self);
+        match spawn_blocking(move || work(&desk)).await {
+            Ok(done) => done,
+            Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
+            // The runtime is being shut down, and this task with it.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+fn count(states: &HashMap<JobKey, StateName>) {
+    for name in StateName::EVERY {
+        metrics::jobs(name.text(), states.values().filter(|state| **state == name).count());
+    }
+}
+
+pub fn now() -> Time {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Time::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

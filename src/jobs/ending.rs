@@ -1,0 +1,262 @@
+//! Why a training process ended: from its last words, its exit, and what was done to it.
+
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use super::child::Saying;
+use super::failure::{Failure, Reason};
+use super::job::Edit;
+use super::state::{Change, Refused};
+use crate::embedding::ModelDigest;
+
+const SIGABRT: i32 = 6;
+const SIGKILL: i32 = 9;
+
+/// How an attempt ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    Finished {
+        model: ModelDigest,
+    },
+    /// As it was asked to.
+    Stopped,
+    Failed(Failure),
+}
+
+/// What is known of a process that is gone.
+#[derive(Clone, Debug)]
+pub struct Death {
+    /// The last thing it said of its end.
+    pub words: Option<Saying>,
+    /// The last line of its log.
+    pub last_line: Option<String>,
+    pub exit: ExitStatus,
+    /// It was asked to stop, or killed since it did not.
+    pub asked: bool,
+    /// It was killed for having been silent for so long.
+    pub silent: Option<Duration>,
+    /// Meanwhile the kernel has killed a process for its memory.
+    pub memory_kill: bool,
+}
+
+impl Death {
+    pub fn ending(&self) -> Ending {
+        match &self.words {
+            Some(Saying::Finished { model }) => match model.parse() {
+                Ok(model) => Ending::Finished { model },
+                Err(_) => Ending::Failed(Failure::new(Reason::Crashed, "the model has no digest")),
+            },
+            _ if self.asked => Ending::Stopped,
+            Some(Saying::Failed { reason, message }) => {
+                Ending::Failed(Failure::new(*reason, message.clone()))
+            }
+            words => Ending::Failed(match self.silent {
+                Some(silence) => {
+                    let message = format!("nothing was heard of the process for {} s", silence.as_secs_f64());
+                    Failure::new(Reason::Hung, message)
+                }
+                None => self.unsaid(*words == Some(Saying::Stopped)),
+            }),
+        }
+    }
+
+    /// The failure of a process that did not say why it ended.
+    fn unsaid(&self, stopped: bool) -> Failure {
+        let line = self.last_line.as_deref().unwrap_or("");
+        match (self.exit.signal(), self.exit.code()) {
+            (Some(SIGKILL), _) if self.memory_kill => {
+                Failure::new(Reason::OutOfMemory, "the kernel killed the process for its memory")
+            }
+            (Some(SIGABRT), _) if is_failed_allocation(line) => {
+                Failure::new(Reason::OutOfMemory, line.to_owned())
+            }
+            (Some(signal), _) => {
+                Failure::new(Reason::KilledBySignal, format!("the process was killed by signal {signal}"))
+            }
+            _ if stopped => Failure::new(
+                Reason::KilledBySignal,
+                "a signal that the server did not send stopped the process",
+            ),
+            (None, code) => {
+                let code = code.map_or_else(String::new, |code| format!(" with exit code {code}"));
+                let line = if line.is_empty() { String::new() } else { format!("; its last words: {line}") };
+                Failure::new(Reason::Crashed, format!("the process ended{code}{line}"))
+            }
+        }
+    }
+}
+
+/// What Rust and C++ write before they abort.
+fn is_failed_allocation(line: &str) -> bool {
+    ["memory allocation of ", "bad_alloc", "not enough memory"].iter().any(|text| line.contains(text))
+}
+
+/// Brings a job from the end of an attempt to what comes next: its end, or another attempt.
+///
+/// # Errors
+/// The job is in a state in which it has no process.
+pub fn settle(edit: &mut Edit, ending: Ending, attempts_max: u32) -> Result<(), Refused> {
+    let failure = match ending {
+        Ending::Finished { model } => return edit.change(Change::Finish { model }),
+        Ending::Stopped => return edit.change(Change::Stop),
+        Ending::Failed(failure) => failure,
+    };
+    let attempt = edit.job().attempt;
+    edit.log(format!("attempt {attempt} failed ({}): {failure}", failure.reason.name()));
+    let fruitless = edit.count_attempt();
+    if !failure.reason.is_passing() {
+        return edit.change(Change::Fail(failure));
+    }
+    if fruitless < attempts_max {
+        return edit.change(Change::Retry);
+    }
+    let gave_up = format!("{failure}; given up after {fruitless} attempts without a further checkpoint");
+    edit.change(Change::Fail(Failure::new(failure.reason, gave_up)))
+}
+
+/// The processes that the kernel has killed for their memory, as far as can be told.
+#[derive(Debug)]
+pub struct MemoryKills {
+    /// Of this control group where there is one, else of the whole machine.
+    file: Option<String>,
+    seen: u64,
+}
+
+impl MemoryKills {
+    pub fn now() -> Self {
+        let group = fs::read_to_string("/proc/self/cgroup").ok();
+        let group = group.and_then(|text| Some(text.lines().find_map(|l| l.strip_prefix("0::"))?.to_owned()));
+        let group = group.map(|path| format!("/sys/fs/cgroup{path}/memory.events"));
+        let files = group.into_iter().chain(["/proc/vmstat".to_owned()]);
+        let file = files.into_iter().find(|file| count(file).is_some());
+        let seen = file.as_deref().and_then(count).unwrap_or(0);
+        Self { file, seen }
+    }
+
+    /// Forgets the kills until now.
+    pub fn look(&mut self) {
+        self.seen = self.file.as_deref().and_then(count).unwrap_or(self.seen);
+    }
+
+    /// Whether there was one since the last look.
+    pub fn happened(&self) -> bool {
+        self.file.as_deref().and_then(count).is_some_and(|count| count > self.seen)
+    }
+}
+
+fn count(file: &str) -> Option<u64> {
+    kills(&fs::read_to_string(file).ok()?)
+}
+
+fn kills(text: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::{Job, JobId, JobKey, Order};
+    use super::super::state::JobState;
+    use super::*;
+    use crate::gallery::Time;
+
+    fn exited(code: i32) -> Death {
+        Death {
+            words: None,
+            last_line: None,
+            exit: ExitStatus::from_raw(code << 8),
+            asked: false,
+            silent: None,
+            memory_kill: false,
+        }
+    }
+
+    fn killed(signal: i32) -> Death {
+        Death { exit: ExitStatus::from_raw(signal), ..exited(0) }
+    }
+
+    #[test]
+    fn every_death_has_its_reason() {
+        let said = |reason| Some(Saying::Failed { reason, message: "x".into() });
+        let line = |line: &str| Some(line.to_owned());
+        for (death, expected, part) in [
+            (exited(0), Reason::Crashed, "exit code 0"),
+            (
+                Death { last_line: line("panicked"), ..exited(101) },
+                Reason::Crashed,
+                "101; its last words: panicked",
+            ),
+            (killed(9), Reason::KilledBySignal, "signal 9"),
+            (killed(11), Reason::KilledBySignal, "signal 11"),
+            (Death { memory_kill: true, ..killed(9) }, Reason::OutOfMemory, "kernel"),
+            (Death { memory_kill: true, ..killed(11) }, Reason::KilledBySignal, "signal 11"),
+            (
+                Death { last_line: line("memory allocation of 8 bytes failed"), ..killed(6) },
+                Reason::OutOfMemory,
+                "of 8 bytes",
+            ),
+            (
+                Death { last_line: line("  what():  std::bad_alloc"), ..killed(6) },
+                Reason::OutOfMemory,
+                "bad_alloc",
+            ),
+            (Death { last_line: line("assertion"), ..killed(6) }, Reason::KilledBySignal, "signal 6"),
+            (Death { silent: Some(Duration::from_secs(2)), ..killed(9) }, Reason::Hung, "for 2 s"),
+            (Death { words: said(Reason::DiskFull), ..exited(1) }, Reason::DiskFull, "x"),
+            (Death { words: said(Reason::Diverged), ..killed(9) }, Reason::Diverged, "x"),
+            (Death { words: Some(Saying::Stopped), ..exited(0) }, Reason::KilledBySignal, "did not send"),
+            (
+                Death { words: Some(Saying::Finished { model: "?".into() }), ..exited(0) },
+                Reason::Crashed,
+                "digest",
+            ),
+        ] {
+            match death.ending() {
+                Ending::Failed(failure) => {
+                    assert_eq!(failure.reason, expected, "{death:?}");
+                    assert!(failure.message.contains(part), "{}", failure.message);
+                }
+                other => panic!("{death:?}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_was_asked_to_stop_has_stopped_unless_it_has_finished() {
+        let model = ModelDigest::new([7; 32]);
+        let finished = Some(Saying::Finished { model: model.to_string() });
+        let asked = |death: Death| Death { asked: true, ..death }.ending();
+        assert_eq!(asked(killed(9)), Ending::Stopped);
+        assert_eq!(asked(Death { words: Some(Saying::Stopped), ..exited(0) }), Ending::Stopped);
+        assert_eq!(asked(Death { words: finished, ..killed(9) }), Ending::Finished { model });
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_a_bounded_number_of_times() {
+        let key = JobKey { tenant: "a".into(), id: JobId::new(1) };
+        let job = Job { state: JobState::Running, ..Job::new(key, Order::default(), Time::from_nanos(0)) };
+        let mut edit = Edit::new(job.clone(), Time::from_nanos(1));
+        let killed = || Ending::Failed(Failure::new(Reason::KilledBySignal, "signal 9"));
+        for attempt in 2..=3 {
+            settle(&mut edit, killed(), 3).expect("legal");
+            assert_eq!((&edit.job().state, edit.job().attempt), (&JobState::Queued, attempt));
+            edit.change(Change::Start).expect("legal");
+        }
+        settle(&mut edit, killed(), 3).expect("legal");
+        let JobState::Failed(failure) = &edit.job().state else { panic!("{:?}", edit.job().state) };
+        assert_eq!(failure.reason, Reason::KilledBySignal);
+        assert!(failure.message.ends_with("after 3 attempts without a further checkpoint"));
+
+        let mut edit = Edit::new(job, Time::from_nanos(1));
+        settle(&mut edit, Ending::Failed(Failure::new(Reason::OutOfMemory, "x")), 3).expect("legal");
+        assert!(edit.job().state.is_ended());
+    }
+
+    #[test]
+    fn the_kernels_count_is_read_wherever_it_stands() {
+        assert_eq!(kills("low 0\noom 3\noom_kill 2\n"), Some(2));
+        assert_eq!(kills("nr_free_pages 1\noom_kill 17\n"), Some(17));
+        assert_eq!(kills("oom_group_kill 1\n"), None);
+    }
+}

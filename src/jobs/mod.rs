@@ -1,0 +1,31 @@
+//! Training jobs: durable, supervised in a process of their own each, watched by whoever wants to.
+
+mod attempt;
+mod child;
+mod confine;
+mod desk;
+mod ending;
+mod event;
+mod failure;
+mod job;
+mod lines;
+mod narrator;
+mod record;
+mod service;
+mod spawner;
+mod state;
+mod store;
+mod supervisor;
+mod watch;
+
+pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, REPORT, Saying, Speaker};
+pub use confine::{beat, confine, die_with_parent, take_folder};
+pub use event::{Evaluation, Happening, JobEvent, Progress, Saved};
+pub use failure::{Failure as JobFailure, Reason};
+pub use job::{Job, JobId, JobIdError, JobKey, Order};
+pub use narrator::Narrator;
+pub use service::{JobError, Jobs, OrderError};
+pub use state::{Change, JobState, Refused, StateName};
+pub use store::{AddError, Bounds, Listing, Page, StoreError as JobStoreError};
+pub use supervisor::Settings;
+pub use watch::{WatchError, WatchFrom};

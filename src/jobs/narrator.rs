@@ -1,0 +1,143 @@
+//! What happens in a run, as a training process tells it.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use super::child::Saying;
+use super::event::{Evaluation, Progress, Saved};
+use crate::evaluate::Summary;
+use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName};
+
+/// Turns the events of a run into what is said of them.
+#[derive(Debug)]
+pub struct Narrator {
+    objective: ObjectiveName,
+    checkpoints: Checkpoints,
+    epochs: u32,
+    last_step: Instant,
+    /// Of the last epoch that was evaluated.
+    evaluations: Vec<Evaluation>,
+}
+
+impl Narrator {
+    pub fn new(objective: ObjectiveName, checkpoints: Checkpoints) -> Self {
+        Self { objective, checkpoints, epochs: 0, last_step: Instant::now(), evaluations: Vec::new() }
+    }
+
+    pub fn tell(&mut self, event: Event) -> Vec<Saying> {
+        match event {
+            Event::Started { steps, epochs } => {
+                self.epochs = epochs;
+                vec![Saying::Begun { steps }]
+            }
+            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
+                let step_seconds = self.last_step.elapsed().as_secs_f64();
+                self.last_step = Instant::now();
+                vec![Saying::Progress(Progress {
+                    step: progress.steps,
+                    steps_total: steps_in_epoch * u64::from(self.epochs),
+                    epoch: progress.epoch,
+                    epochs_total: self.epochs,
+                    losses: losses(self.objective, &terms),
+                    accuracy: Some(terms.accuracy),
+                    learning_rate: rates.weights,
+                    images_per_second,
+                    seconds_left,
+                    step_seconds,
+                })]
+            }
+            Event::EpochDone { .. } => vec![],
+            Event::Evaluated { epoch, summaries, .. } => {
+                self.last_step = Instant::now();
+                self.evaluations =
+                    summaries.iter().filter_map(|summary| evaluation(epoch, summary)).collect();
+                self.evaluations.iter().cloned().map(Saying::Evaluated).collect()
+            }
+            Event::CheckpointSaved { progress } => {
+                self.last_step = Instant::now();
+                let best = self.checkpoints.is_best(progress.steps);
+                vec![Saying::Saved(Saved { step: progress.steps, best })]
+            }
+        }
+    }
+
+    /// What the weights were worth when they were last evaluated.
+    pub fn evaluations(&self) -> &[Evaluation] {
+        &self.evaluations
+    }
+}
+
+/// The terms that the objective has.
+fn losses(objective: ObjectiveName, terms: &LossTerms) -> BTreeMap<String, f64> {
+    let named: &[(&str, f64)] = match objective {
+        ObjectiveName::FineTune => &[
+            ("total", terms.total),
+            ("id", terms.identity),
+            ("triplet", terms.triplet),
+            ("alignment", terms.alignment),
+        ],
+        ObjectiveName::Contrastive => &[("total", terms.total), ("contrastive", terms.contrastive)],
+    };
+    named.iter().map(|(name, loss)| ((*name).to_owned(), *loss)).collect()
+}
+
+/// Nothing where no query counts: there is no mean of nothing.
+fn evaluation(epoch: u32, summary: &Summary) -> Option<Evaluation> {
+    (summary.queries_with_a_match > 0).then(|| Evaluation {
+        protocol: summary.protocol.to_owned(),
+        epoch,
+        map: summary.mean_average_precision,
+        rank1: summary.hit_within_1,
+        rank5: summary.hit_within_5,
+        rank10: summary.hit_within_10,
+        valid_queries: summary.queries_with_a_match as u32,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::train::{LearnerState, Progress as Place, Rates};
+
+    #[test]
+    fn a_run_is_told_with_its_totals_and_without_scores_of_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let checkpoints = Checkpoints::open(folder.path(), 3, false).expect("writable");
+        let mut narrator = Narrator::new(ObjectiveName::Contrastive, checkpoints.clone());
+        assert_eq!(narrator.tell(Event::Started { steps: 4, epochs: 3 }), [Saying::Begun { steps: 4 }]);
+        let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
+        let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };
+        let step = Event::Step {
+            progress,
+            steps_in_epoch: 4,
+            terms,
+            rates: Rates { weights: 0.1, biases: 0.2 },
+            images_per_second: 7.0,
+            seconds_left: 3.0,
+        };
+        let said = narrator.tell(step);
+        let [Saying::Progress(step)] = &said[..] else { panic!("{said:?}") };
+        assert_eq!((step.step, step.steps_total, step.epoch, step.epochs_total), (5, 12, 2, 3));
+        assert_eq!(step.losses, [("total".into(), 0.5), ("contrastive".into(), 0.5)].into());
+
+        let summary = |protocol, matched, map| Summary {
+            protocol,
+            queries: 2,
+            queries_with_a_match: matched,
+            mean_average_precision: map,
+            hit_within_1: map,
+            hit_within_5: map,
+            hit_within_10: map,
+        };
+        let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
+        let said = narrator.tell(Event::Evaluated { epoch: 2, steps: 8, summaries });
+        assert_eq!(said, [Saying::Evaluated(narrator.evaluations()[0].clone())]);
+
+        for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
+            let progress = Place { epoch: 3, steps_of_epoch: 0, steps };
+            checkpoints.save(progress, Some(metric), &LearnerState::default()).expect("writable");
+            let said = narrator.tell(Event::CheckpointSaved { progress });
+            assert_eq!(said, [Saying::Saved(Saved { step: steps, best })]);
+        }
+    }
+}

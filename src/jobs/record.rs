@@ -1,0 +1,263 @@
+//! Jobs and events as they are stored. Fields are only ever added; their numbers are never used again.
+
+use prost::Message;
+
+use super::event::{Evaluation, Happening, JobEvent, Progress, Saved};
+use super::failure::{Failure, Reason};
+use super::job::{Job, JobKey, Order};
+use super::state::JobState;
+use crate::embedding::ModelDigest;
+use crate::gallery::Time;
+
+/// What was stored is not what this program stores.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    #[error(transparent)]
+    Malformed(#[from] prost::DecodeError),
+    #[error("a record has no usable {0}")]
+    Unusable(&'static str),
+}
+
+pub fn job_to_bytes(job: &Job) -> Vec<u8> {
+    JobRecord::from(job).encode_to_vec()
+}
+
+/// # Errors
+/// The bytes are no job.
+pub fn job_from_bytes(key: &JobKey, bytes: &[u8]) -> Result<Job, RecordError> {
+    JobRecord::decode(bytes)?.into_job(key)
+}
+
+pub fn event_to_bytes(attempt: u32, occurred_at: Time, what: &Happening) -> Vec<u8> {
+    let what = match what {
+        Happening::State(job) => What::State(JobRecord::from(&**job)),
+        Happening::Progress(progress) => What::Progress(progress.clone()),
+        Happening::Evaluated(evaluation) => What::Evaluated(evaluation.clone()),
+        Happening::CheckpointSaved(saved) => What::Saved(*saved),
+        Happening::Log(line) => What::Log(line.clone()),
+    };
+    EventRecord { attempt, occurred_at: occurred_at.nanos(), what: Some(what) }.encode_to_vec()
+}
+
+/// # Errors
+/// The bytes are no event.
+pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEvent, RecordError> {
+    let EventRecord { attempt, occurred_at, what } = EventRecord::decode(bytes)?;
+    let what = match what.ok_or(RecordError::Unusable("event"))? {
+        What::State(record) => Happening::State(Box::new(record.into_job(key)?)),
+        What::Progress(progress) => Happening::Progress(progress),
+        What::Evaluated(evaluation) => Happening::Evaluated(evaluation),
+        What::Saved(saved) => Happening::CheckpointSaved(saved),
+        What::Log(line) => Happening::Log(line),
+    };
+    Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), what })
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct JobRecord {
+    #[prost(string, tag = "1")]
+    config_toml: String,
+    #[prost(string, optional, tag = "2")]
+    gallery: Option<String>,
+    #[prost(string, tag = "3")]
+    display_name: String,
+    #[prost(string, optional, tag = "4")]
+    request_id: Option<String>,
+    #[prost(enumeration = "StateRecord", tag = "5")]
+    state: i32,
+    #[prost(string, tag = "6")]
+    failure_reason: String,
+    #[prost(string, tag = "7")]
+    failure_message: String,
+    #[prost(bytes = "vec", tag = "8")]
+    model: Vec<u8>,
+    #[prost(uint32, tag = "9")]
+    attempt: u32,
+    #[prost(uint32, tag = "10")]
+    fruitless: u32,
+    #[prost(uint64, tag = "11")]
+    saved_steps: u64,
+    #[prost(sfixed64, tag = "12")]
+    created_at: i64,
+    #[prost(sfixed64, optional, tag = "13")]
+    started_at: Option<i64>,
+    #[prost(sfixed64, optional, tag = "14")]
+    ended_at: Option<i64>,
+    #[prost(message, optional, tag = "15")]
+    progress: Option<Progress>,
+    #[prost(message, repeated, tag = "16")]
+    evaluations: Vec<Evaluation>,
+    #[prost(uint64, tag = "17")]
+    last_event: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+enum StateRecord {
+    Unknown = 0,
+    Queued = 1,
+    Running = 2,
+    Cancelling = 3,
+    Cancelled = 4,
+    Failed = 5,
+    Finished = 6,
+    Interrupted = 7,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct EventRecord {
+    #[prost(uint32, tag = "1")]
+    attempt: u32,
+    #[prost(sfixed64, tag = "2")]
+    occurred_at: i64,
+    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7")]
+    what: Option<What>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+enum What {
+    #[prost(message, tag = "3")]
+    State(JobRecord),
+    #[prost(message, tag = "4")]
+    Progress(Progress),
+    #[prost(message, tag = "5")]
+    Evaluated(Evaluation),
+    #[prost(message, tag = "6")]
+    Saved(Saved),
+    #[prost(string, tag = "7")]
+    Log(String),
+}
+
+impl From<&Job> for JobRecord {
+    fn from(job: &Job) -> Self {
+        let Order { config_toml, gallery, display_name, request_id } = job.order.clone();
+        let mut record = Self {
+            config_toml,
+            gallery,
+            display_name,
+            request_id,
+            attempt: job.attempt,
+            fruitless: job.fruitless,
+            saved_steps: job.saved_steps,
+            created_at: job.created_at.nanos(),
+            started_at: job.started_at.map(Time::nanos),
+            ended_at: job.ended_at.map(Time::nanos),
+            progress: job.progress.clone(),
+            evaluations: job.evaluations.clone(),
+            last_event: job.last_event,
+            ..Self::default()
+        };
+        let state = match &job.state {
+            JobState::Queued => StateRecord::Queued,
+            JobState::Running => StateRecord::Running,
+            JobState::Cancelling => StateRecord::Cancelling,
+            JobState::Cancelled => StateRecord::Cancelled,
+            JobState::Failed(Failure { reason, message }) => {
+                record.failure_reason = reason.name().to_owned();
+                record.failure_message = message.clone();
+                StateRecord::Failed
+            }
+            JobState::Finished { model } => {
+                record.model = model.as_bytes().to_vec();
+                StateRecord::Finished
+            }
+            JobState::Interrupted => StateRecord::Interrupted,
+        };
+        record.set_state(state);
+        record
+    }
+}
+
+impl JobRecord {
+    fn into_job(self, key: &JobKey) -> Result<Job, RecordError> {
+        let state = match self.state() {
+            StateRecord::Unknown => return Err(RecordError::Unusable("state")),
+            StateRecord::Queued => JobState::Queued,
+            StateRecord::Running => JobState::Running,
+            StateRecord::Cancelling => JobState::Cancelling,
+            StateRecord::Cancelled => JobState::Cancelled,
+            StateRecord::Failed => {
+                let reason = Reason::named(&self.failure_reason).ok_or(RecordError::Unusable("reason"))?;
+                JobState::Failed(Failure { reason, message: self.failure_message })
+            }
+            StateRecord::Finished => {
+                let model = self.model.try_into().map_err(|_| RecordError::Unusable("model"))?;
+                JobState::Finished { model: ModelDigest::new(model) }
+            }
+            StateRecord::Interrupted => JobState::Interrupted,
+        };
+        Ok(Job {
+            key: key.clone(),
+            order: Order {
+                config_toml: self.config_toml,
+                gallery: self.gallery,
+                display_name: self.display_name,
+                request_id: self.request_id,
+            },
+            state,
+            attempt: self.attempt,
+            fruitless: self.fruitless,
+            saved_steps: self.saved_steps,
+            created_at: Time::from_nanos(self.created_at),
+            started_at: self.started_at.map(Time::from_nanos),
+            ended_at: self.ended_at.map(Time::from_nanos),
+            progress: self.progress,
+            evaluations: self.evaluations,
+            last_event: self.last_event,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::JobId;
+    use super::*;
+
+    #[test]
+    fn a_job_in_any_state_and_every_event_is_read_as_it_was_stored() {
+        let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
+        let order = Order {
+            config_toml: "seed = 1".into(),
+            gallery: Some("harbour".into()),
+            display_name: "first".into(),
+            request_id: Some("r".into()),
+        };
+        let progress = Progress { step: 3, losses: [("total".into(), 0.1)].into(), ..Progress::default() };
+        let evaluation = Evaluation { protocol: "all".into(), map: 0.3, ..Evaluation::default() };
+        let full = Job {
+            started_at: Some(Time::from_nanos(-3)),
+            ended_at: Some(Time::from_nanos(4)),
+            progress: Some(progress.clone()),
+            evaluations: vec![evaluation.clone()],
+            saved_steps: 2,
+            fruitless: 1,
+            last_event: 9,
+            ..Job::new(key.clone(), order, Time::from_nanos(1))
+        };
+        for state in [
+            JobState::Queued,
+            JobState::Running,
+            JobState::Cancelling,
+            JobState::Cancelled,
+            JobState::Failed(Failure::new(Reason::Hung, "silent")),
+            JobState::Finished { model: ModelDigest::new([3; 32]) },
+            JobState::Interrupted,
+        ] {
+            let job = Job { state, ..full.clone() };
+            assert_eq!(job_from_bytes(&key, &job_to_bytes(&job)).expect("a job"), job);
+            for what in [
+                Happening::State(Box::new(job)),
+                Happening::Progress(progress.clone()),
+                Happening::Evaluated(evaluation.clone()),
+                Happening::CheckpointSaved(Saved { step: 2, best: true }),
+                Happening::Log("a line".into()),
+            ] {
+                let bytes = event_to_bytes(2, Time::from_nanos(8), &what);
+                let event = JobEvent { number: 5, attempt: 2, occurred_at: Time::from_nanos(8), what };
+                assert_eq!(event_from_bytes(&key, 5, &bytes).expect("an event"), event);
+            }
+        }
+        assert!(job_from_bytes(&key, &[]).is_err());
+        assert!(event_from_bytes(&key, 1, &[]).is_err());
+    }
+}

@@ -1,0 +1,229 @@
+//! Training jobs as the rest of the server uses them.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures_util::Stream;
+use tokio::task::spawn_blocking;
+
+use super::desk::{Desk, now};
+use super::event::JobEvent;
+use super::job::{Job, JobId, JobKey, Order};
+use super::state::{Change, Refused};
+use super::store::{AddError, Added, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
+use super::supervisor::{Settings, Supervisor};
+use super::watch::{WatchError, WatchFrom, watch};
+use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
+use crate::train::{DataRoots, Materials, TrainConfig, TrainConfigError, Violation};
+
+/// The jobs of every tenant.
+#[derive(Debug)]
+pub struct Jobs {
+    desk: Arc<Desk>,
+    supervisor: Supervisor,
+    settings: Settings,
+    roots: DataRoots,
+    draining: AtomicBool,
+}
+
+/// Why a job was not ordered.
+#[derive(Debug, thiserror::Error)]
+pub enum OrderError {
+    /// What is no TOML, or a key that is none.
+    #[error("the configuration cannot be read: {0}")]
+    Syntax(String),
+    /// Every value that starts no run.
+    #[error("the configuration starts no run: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<Violation>),
+    #[error("the server is going down")]
+    Draining,
+    #[error(transparent)]
+    Add(#[from] AddError),
+}
+
+/// Why nothing happened to a job.
+#[derive(Debug, thiserror::Error)]
+pub enum JobError {
+    #[error("there is no such job")]
+    Unknown,
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    #[error("the server is going down")]
+    Draining,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Jobs {
+    /// Opens the jobs in `settings.folder`, which is made where it is missing, and goes on with those that ran.
+    ///
+    /// # Errors
+    /// The store or a data root cannot be used.
+    pub async fn open(settings: Settings, bounds: Bounds) -> anyhow::Result<Self> {
+        let roots = DataRoots::under(&settings.data_roots)?;
+        let folder = settings.folder.clone();
+        let desk = spawn_blocking(move || open_desk(&folder, bounds)).await??;
+        let desk = Arc::new(desk);
+        let supervisor = Supervisor::start(Arc::clone(&desk), settings.clone()).await?;
+        Ok(Self { desk, supervisor, settings, roots, draining: AtomicBool::new(false) })
+    }
+
+    /// Checks an order, and what it wants to learn from, without starting anything.
+    ///
+    /// # Errors
+    /// Everything that keeps it from being started.
+    pub async fn check(&self, tenant: Arc<str>, order: Order) -> Result<Job, OrderError> {
+        self.validate(&order).await?;
+        let key = JobKey { tenant, id: JobId::new(0) };
+        Ok(Job::new(key, order, now()))
+    }
+
+    /// Starts a job, or finds the one that the same request id has started with the same order.
+    ///
+    /// # Errors
+    /// See [`OrderError`]; then there is no job.
+    pub async fn order(&self, tenant: Arc<str>, order: Order) -> Result<Job, OrderError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(OrderError::Draining);
+        }
+        self.validate(&order).await?;
+        let added = self.desk.add(tenant, order).await;
+        self.supervisor.look().await;
+        match added? {
+            Added::New(job) | Added::Known(job) => Ok(job),
+        }
+    }
+
+    /// # Errors
+    /// There is no such job, or the store cannot be used.
+    pub async fn get(&self, key: &JobKey) -> Result<Job, JobError> {
+        self.desk.get(key).await?.ok_or(JobError::Unknown)
+    }
+
+    /// Newest first.
+    ///
+    /// # Errors
+    /// The store cannot be used.
+    pub async fn list(&self, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
+        self.desk.list(tenant, listing).await
+    }
+
+    /// The events of a job from a number on, until it has ended.
+    ///
+    /// # Errors
+    /// There is no such job or no such event.
+    pub async fn watch(
+        &self,
+        key: JobKey,
+        from: WatchFrom,
+    ) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send + use<>, WatchError> {
+        watch(Arc::clone(&self.desk), key, from).await
+    }
+
+    /// Asks a job to stop with a checkpoint; it is killed when it does not in time.
+    ///
+    /// # Errors
+    /// It has finished or failed. A job that was cancelled is cancelled.
+    pub async fn cancel(&self, key: JobKey) -> Result<Job, JobError> {
+        let job = self.desk.update(&key, |edit| edit.change(Change::Cancel)).await?;
+        self.supervisor.stop(key).await;
+        Ok(job)
+    }
+
+    /// Lets a job that was cancelled, has failed or was interrupted go on from its last checkpoint.
+    ///
+    /// # Errors
+    /// It waits, runs or has finished.
+    pub async fn resume(&self, key: &JobKey) -> Result<Job, JobError> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(JobError::Draining);
+        }
+        let job = self.desk.update(key, |edit| edit.change(Change::Resume)).await?;
+        self.supervisor.look().await;
+        Ok(job)
+    }
+
+    /// Removes a job that has ended, with its events, checkpoints and model.
+    ///
+    /// # Errors
+    /// It has not ended.
+    pub async fn delete(&self, key: &JobKey) -> Result<(), JobError> {
+        let ended = |job: &Job| if job.state.is_ended() { Ok(()) } else { Err(job.state.refusal()) };
+        self.desk.delete(key, ended).await?;
+        let folder = self.settings.job_folder(key.id);
+        let removed = spawn_blocking(move || discard(&folder)).await;
+        if let Ok(Err(cause)) = removed {
+            tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
+        }
+        Ok(())
+    }
+
+    /// The folder of a job, in which a finished one has left its model.
+    pub fn folder(&self, id: JobId) -> PathBuf {
+        self.settings.job_folder(id)
+    }
+
+    /// Stops every job with a checkpoint, to be gone on with at the next start, then ends every watch.
+    pub async fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        self.supervisor.drain().await;
+        self.desk.close();
+    }
+
+    /// Values, data set and starting point.
+    async fn validate(&self, order: &Order) -> Result<(), OrderError> {
+        let config = TrainConfig::read(&order.config_toml, &[]).map_err(|cause| match cause {
+            TrainConfigError::Syntax(cause) => OrderError::Syntax(cause),
+            TrainConfigError::Invalid(violations) => OrderError::Invalid(violations),
+        })?;
+        let roots = self.roots.clone();
+        let gathered = spawn_blocking(move || Materials::check(&config, &roots)).await;
+        match gathered {
+            Ok(gathered) => gathered.map_err(OrderError::Invalid),
+            Err(_) => Err(OrderError::Draining),
+        }
+    }
+}
+
+/// The store in a folder, beside the folders of its jobs; those that have no job are removed.
+fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
+    if !folder.join(FILE).exists() {
+        let parent = folder.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(parent)?;
+        let partial = PartialFolder::new(folder)?;
+        JobStore::create(&Folder(partial.path().to_owned()))?;
+        partial.publish()?;
+    }
+    remove_partial(folder)?;
+    let store = JobStore::open(Box::new(Folder(folder.to_owned())), bounds)?;
+    let known: Vec<String> = store.all()?.iter().map(|job| job.key.id.to_string()).collect();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.parse::<JobId>().is_ok() && !known.contains(&name) {
+            discard(&entry.path())?;
+        }
+    }
+    Ok(Desk::new(store)?)
+}
+
+fn discard(folder: &Path) -> io::Result<()> {
+    match discard_folder(folder) {
+        // A job that never ran has none.
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(()),
+        discarded => discarded,
+    }
+}
+
+impl From<UpdateError<Refused>> for JobError {
+    fn from(cause: UpdateError<Refused>) -> Self {
+        match cause {
+            UpdateError::Unknown => Self::Unknown,
+            UpdateError::Refused(cause) => Self::Refused(cause),
+            UpdateError::Store(cause) => Self::Store(cause),
+        }
+    }
+}

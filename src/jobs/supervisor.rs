@@ -1,0 +1,222 @@
+//! Which jobs run: the oldest that wait, as many at the same time as there are slots. The store is the queue.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+
+use super::attempt::{Slot, Stop};
+use super::desk::Desk;
+use super::failure::{Failure, Reason};
+use super::job::{Edit, JobId, JobKey};
+use super::spawner::Spawner;
+use super::state::{Change, JobState, Refused};
+use super::store::{StoreError, UpdateError};
+
+/// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
+const LOOK_PERIOD: Duration = Duration::from_secs(10);
+const COMMANDS_MAX: usize = 64;
+
+/// How jobs are run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// Each job has a folder of its own in it.
+    pub folder: PathBuf,
+    /// What is run with `train --job FOLDER`.
+    pub program: PathBuf,
+    pub jobs_concurrent_max: usize,
+    pub device: String,
+    pub threads: usize,
+    pub nice: i32,
+    /// 0: as much as there is.
+    pub memory_bytes_max: u64,
+    /// A process of which nothing is heard for longer is killed.
+    pub silence_max: Duration,
+    /// A process that was asked to stop is killed after this time.
+    pub grace: Duration,
+    /// Attempts in a row without a further checkpoint.
+    pub attempts_max: u32,
+    /// Folders under which data and starting points lie.
+    pub data_roots: Vec<PathBuf>,
+}
+
+impl Settings {
+    pub fn job_folder(&self, id: JobId) -> PathBuf {
+        self.folder.join(id.to_string())
+    }
+}
+
+/// Tells the supervisor what has changed.
+#[derive(Clone, Debug)]
+pub struct Supervisor(mpsc::Sender<Command>);
+
+#[derive(Debug)]
+enum Command {
+    /// There may be a job that waits.
+    Look,
+    Stop(JobKey),
+    Drain(oneshot::Sender<()>),
+}
+
+impl Supervisor {
+    /// Brings jobs back that ran when the server went away, and runs those that wait.
+    ///
+    /// # Errors
+    /// The store cannot be used, or no thread be started.
+    pub async fn start(desk: Arc<Desk>, settings: Settings) -> anyhow::Result<Self> {
+        recover(&desk, settings.attempts_max).await?;
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let slots = settings.jobs_concurrent_max;
+        let spawner = Spawner::start()?;
+        let settings = Arc::new(settings);
+        let slot = |number| Slot {
+            number,
+            desk: Arc::clone(&desk),
+            settings: Arc::clone(&settings),
+            spawner: spawner.clone(),
+        };
+        let floor = Floor {
+            free: (0..slots).rev().map(slot).collect(),
+            desk: Arc::clone(&desk),
+            running: HashMap::new(),
+            attempts: JoinSet::new(),
+        };
+        tokio::spawn(floor.run(commands));
+        Ok(Self(sender))
+    }
+
+    pub async fn look(&self) {
+        self.tell(Command::Look).await;
+    }
+
+    /// Asks a job's process to stop, if it has one.
+    pub async fn stop(&self, key: JobKey) {
+        self.tell(Command::Stop(key)).await;
+    }
+
+    /// Stops every process, and returns when the last one has ended. No other is started.
+    pub async fn drain(&self) {
+        let (done, drained) = oneshot::channel();
+        self.tell(Command::Drain(done)).await;
+        // A supervisor that is gone has nothing left to stop.
+        let _ = drained.await;
+    }
+
+    async fn tell(&self, command: Command) {
+        // After a drain nobody listens, and nothing is started or stopped any more.
+        let _ = self.0.send(command).await;
+    }
+}
+
+/// Jobs that ran when the server was killed have been interrupted; all that were interrupted wait again.
+async fn recover(desk: &Arc<Desk>, attempts_max: u32) -> Result<(), UpdateError<Refused>> {
+    for job in desk.all().await? {
+        match job.state {
+            JobState::Running | JobState::Cancelling | JobState::Interrupted => {
+                let job = desk.update(&job.key, move |edit| resume(edit, attempts_max)).await?;
+                let state = job.state.name().text();
+                tracing::info!(job = %job.key.id, state, "the server went down while this job ran");
+            }
+            JobState::Queued | JobState::Cancelled | JobState::Failed(_) | JobState::Finished { .. } => {}
+        }
+    }
+    Ok(())
+}
+
+/// A server that stopped its jobs has interrupted them already. One that was killed may have been so for a job's sake:
+/// that happens a bounded number of times.
+fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
+    let was_killed = edit.job().state != JobState::Interrupted;
+    if was_killed {
+        edit.change(Change::Stop)?;
+    }
+    if edit.job().state.is_ended() {
+        return Ok(());
+    }
+    if was_killed && edit.count_attempt() >= attempts_max {
+        let message =
+            format!("the server went down during {attempts_max} attempts without a further checkpoint");
+        return edit.change(Change::Fail(Failure::new(Reason::ServerLost, message)));
+    }
+    edit.change(Change::Retry)
+}
+
+/// Slots and what runs in them.
+struct Floor {
+    desk: Arc<Desk>,
+    free: Vec<Slot>,
+    running: HashMap<JobKey, mpsc::Sender<Stop>>,
+    attempts: JoinSet<(Slot, JobKey)>,
+}
+
+impl Floor {
+    async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut ticks = tokio::time::interval(LOOK_PERIOD);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let drained = loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Look) => {}
+                    Some(Command::Stop(key)) => self.stop(&key),
+                    Some(Command::Drain(drained)) => break Some(drained),
+                    None => break None,
+                },
+                Some(Ok((slot, key))) = self.attempts.join_next() => self.ended(slot, &key),
+                _ = ticks.tick() => {}
+            }
+            if let Err(cause) = self.fill().await {
+                tracing::error!(%cause, "the job store cannot be read; no job is started");
+            }
+        };
+        self.running.keys().for_each(|key| self.stop(key));
+        while self.attempts.join_next().await.is_some() {}
+        if let Some(drained) = drained {
+            // Whoever asked may have given up waiting.
+            let _ = drained.send(());
+        }
+    }
+
+    /// Puts waiting jobs into free slots, oldest first.
+    async fn fill(&mut self) -> Result<(), StoreError> {
+        if self.free.is_empty() {
+            return Ok(());
+        }
+        for job in self.desk.all().await? {
+            if job.state != JobState::Queued || self.running.contains_key(&job.key) {
+                continue;
+            }
+            let Some(slot) = self.free.pop() else { break };
+            let (stop, stops) = mpsc::channel(1);
+            self.running.insert(job.key.clone(), stop);
+            self.attempts.spawn(attempt(slot, job.key, stops));
+        }
+        Ok(())
+    }
+
+    fn stop(&self, key: &JobKey) {
+        if let Some(stop) = self.running.get(key) {
+            // A process that was asked already needs no second word.
+            let _ = stop.try_send(Stop);
+        }
+    }
+
+    fn ended(&mut self, slot: Slot, key: &JobKey) {
+        self.running.remove(key);
+        self.free.push(slot);
+    }
+}
+
+/// An attempt, after which its slot is free whatever became of it.
+async fn attempt(slot: Slot, key: JobKey, stops: mpsc::Receiver<Stop>) -> (Slot, JobKey) {
+    if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stops)).await {
+        // The process was killed as its handle was dropped.
+        tracing::error!(%cause, job = %key.id, "supervising a job failed");
+        let failure = Failure::new(Reason::Crashed, "the server could not supervise the process");
+        slot.desk.update_surely(&key, |edit| edit.change(Change::Fail(failure))).await;
+    }
+    (slot, key)
+}

@@ -1,0 +1,128 @@
+//! Following a job: everything from a number on, then what happens, at the reader's own pace.
+//!
+//! A watcher reads the store and is only told that there is something new, so that a slow one costs a job nothing.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use tokio::sync::watch;
+
+use super::desk::Desk;
+use super::event::JobEvent;
+use super::job::JobKey;
+use super::store::{Replay, StoreError};
+
+/// Events that are read at once.
+const CHUNK: usize = 128;
+
+/// Where a watcher begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchFrom {
+    /// With the oldest event that is retained.
+    Oldest,
+    /// With this one. The next that will happen can be waited for, no later one.
+    Number(u64),
+}
+
+/// Why there is no next event.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    #[error("there is no such job")]
+    Unknown,
+    #[error("event {asked} is no longer retained, the oldest is {oldest}")]
+    Gone { asked: u64, oldest: u64 },
+    #[error("event {asked} is in the future, the next is {next}")]
+    Future { asked: u64, next: u64 },
+    /// The job goes on when the server does.
+    #[error("the server is going down; watch again from event {next}")]
+    Closing { next: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// The events of a job in order, without a gap; it ends after the last one of a job that has ended.
+///
+/// # Errors
+/// There is no such job, or the first event cannot be told.
+pub async fn watch(
+    desk: Arc<Desk>,
+    key: JobKey,
+    from: WatchFrom,
+) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send, WatchError> {
+    let mut follower = Follower {
+        head: desk.subscribe(&key),
+        closing: desk.closing(),
+        next: 1,
+        events: VecDeque::new(),
+        complete: false,
+        desk,
+        key,
+    };
+    match from {
+        WatchFrom::Number(number) => {
+            follower.next = number;
+            follower.read().await?;
+        }
+        WatchFrom::Oldest => match follower.read().await {
+            Err(WatchError::Gone { oldest, .. }) => follower.next = oldest,
+            read => read?,
+        },
+    }
+    Ok(stream::try_unfold(follower, async |mut follower| {
+        Ok(follower.next().await?.map(|event| (event, follower)))
+    }))
+}
+
+struct Follower {
+    desk: Arc<Desk>,
+    key: JobKey,
+    head: watch::Receiver<u64>,
+    closing: watch::Receiver<bool>,
+    /// The first event that has not been read.
+    next: u64,
+    events: VecDeque<JobEvent>,
+    /// What has been read is all that there is.
+    complete: bool,
+}
+
+impl Follower {
+    async fn next(&mut self) -> Result<Option<JobEvent>, WatchError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                return Ok(Some(event));
+            }
+            if self.complete {
+                return Ok(None);
+            }
+            // What happened before the server closed is told; then there is nothing to wait for.
+            let closing = *self.closing.borrow();
+            self.head.mark_unchanged();
+            self.read().await?;
+            if !self.events.is_empty() || self.complete {
+                continue;
+            }
+            if closing {
+                return Err(WatchError::Closing { next: self.next });
+            }
+            tokio::select! {
+                _ = self.head.changed() => {}
+                _ = self.closing.wait_for(|closing| *closing) => {}
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), WatchError> {
+        let asked = self.next;
+        match self.desk.events(&self.key, asked, CHUNK).await?.ok_or(WatchError::Unknown)? {
+            Replay::Events { events, complete } => {
+                self.next += events.len() as u64;
+                self.events.extend(events);
+                self.complete = complete;
+                Ok(())
+            }
+            Replay::Gone { oldest } => Err(WatchError::Gone { asked, oldest }),
+            Replay::Future { next } => Err(WatchError::Future { asked, next }),
+        }
+    }
+}

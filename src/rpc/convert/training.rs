@@ -1,0 +1,154 @@
+//! Training jobs: orders, pages, jobs and what happens in them.
+
+use std::time::Duration;
+
+use super::super::problem::Problem;
+use super::sighting::timestamp;
+use super::{bounded_text, duration};
+use crate::jobs::{
+    Evaluation, Happening, Job, JobEvent, JobFailure, JobId, JobKey, JobState, Listing, Order, Progress,
+    Saved, StateName,
+};
+use crate::wire;
+use crate::wire::train_event::Event;
+
+/// Bytes of a configuration; those of the authors have about 1,500.
+const CONFIG_BYTES_MAX: usize = 64 << 10;
+const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Jobs of a page, unless the caller says otherwise.
+const PAGE_DEFAULT: u32 = 100;
+const PAGE_MAX: u32 = 1000;
+
+/// What a caller orders, whose configuration is still a text.
+pub fn order(request: wire::TrainRequest) -> Result<Order, Problem> {
+    let wire::TrainRequest { config_toml, request_id, display_name, gallery, .. } = request;
+    bounded_bytes("config_toml", config_toml.len(), CONFIG_BYTES_MAX)?;
+    bounded_bytes("request_id", request_id.len(), REQUEST_ID_BYTES_MAX)?;
+    bounded_text("request_id", &request_id)?;
+    bounded_text("display_name", &display_name)?;
+    bounded_text("gallery", &gallery)?;
+    let filled = |text: String| Some(text).filter(|text| !text.is_empty());
+    Ok(Order { config_toml, display_name, request_id: filled(request_id), gallery: filled(gallery) })
+}
+
+pub fn job_id(text: &str) -> Result<JobId, Problem> {
+    text.parse().map_err(|cause| Problem::invalid("JOB_ID_MALFORMED", "job_id", format!("job_id: {cause}")))
+}
+
+/// Which jobs a caller wants to see.
+pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Problem> {
+    let states = request.states.iter().map(|number| state_name(*number)).collect::<Result<_, _>>()?;
+    let before = match request.page_token.as_str() {
+        "" => None,
+        token => Some(token.parse::<JobId>().map_err(|_| {
+            Problem::invalid("PAGE_TOKEN_INVALID", "page_token", "page_token comes from no earlier answer")
+        })?),
+    };
+    let limit = match request.page_size {
+        0 => PAGE_DEFAULT as usize,
+        asked @ 1..=PAGE_MAX => asked as usize,
+        asked => {
+            let message = format!("page_size is {asked}, the limit is {PAGE_MAX}");
+            let problem = Problem::invalid("PAGE_SIZE_INVALID", "page_size", message);
+            return Err(problem.with_metadata("limit", PAGE_MAX));
+        }
+    };
+    Ok(Listing { states, before, limit })
+}
+
+/// An event as everybody sees it who watches its job.
+pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
+    let what = match event.what {
+        Happening::State(job) => Event::Job(self::job(*job)),
+        Happening::Progress(progress) => Event::Progress(self::progress(progress)),
+        Happening::Evaluated(evaluation) => Event::Evaluation(self::evaluation(evaluation)),
+        Happening::CheckpointSaved(Saved { step, best }) => {
+            Event::Checkpoint(wire::CheckpointSaved { step, best })
+        }
+        Happening::Log(line) => Event::LogLine(line),
+    };
+    wire::TrainEvent {
+        job_id: key.id.to_string(),
+        number: event.number,
+        attempt: event.attempt,
+        occurred_at: Some(timestamp(event.occurred_at)),
+        event: Some(what),
+    }
+}
+
+pub fn job(job: Job) -> wire::TrainingJob {
+    let state = wire_state(job.state.name());
+    let (failure, model) = match job.state {
+        JobState::Failed(failure) => (Some(failure), String::new()),
+        JobState::Finished { model } => (None, model.to_string()),
+        JobState::Queued
+        | JobState::Running
+        | JobState::Cancelling
+        | JobState::Cancelled
+        | JobState::Interrupted => (None, String::new()),
+    };
+    let (failure_reason, failure_message) = match failure {
+        Some(JobFailure { reason, message }) => (reason.name().to_owned(), message),
+        None => Default::default(),
+    };
+    wire::TrainingJob {
+        job_id: job.key.id.to_string(),
+        display_name: job.order.display_name,
+        state: state.into(),
+        failure_reason,
+        failure_message,
+        config_toml: job.order.config_toml,
+        attempt: job.attempt,
+        created_at: Some(timestamp(job.created_at)),
+        started_at: job.started_at.map(timestamp),
+        ended_at: job.ended_at.map(timestamp),
+        progress: job.progress.map(progress),
+        model,
+        evaluations: job.evaluations.into_iter().map(evaluation).collect(),
+        last_event: job.last_event,
+    }
+}
+
+fn progress(progress: Progress) -> wire::TrainProgress {
+    wire::TrainProgress {
+        step: progress.step,
+        steps_total: progress.steps_total,
+        epoch: progress.epoch,
+        epochs_total: progress.epochs_total,
+        losses: progress.losses.into_iter().collect(),
+        accuracy: progress.accuracy,
+        learning_rate: progress.learning_rate,
+        images_per_second: progress.images_per_second,
+        remaining: Duration::try_from_secs_f64(progress.seconds_left).ok().and_then(duration),
+    }
+}
+
+fn evaluation(evaluation: Evaluation) -> wire::EvaluationResult {
+    let Evaluation { protocol, epoch, map, rank1, rank5, rank10, valid_queries } = evaluation;
+    wire::EvaluationResult { protocol, epoch, map, rank1, rank5, rank10, valid_queries }
+}
+
+fn wire_state(name: StateName) -> wire::JobState {
+    match name {
+        StateName::Queued => wire::JobState::Queued,
+        StateName::Running => wire::JobState::Running,
+        StateName::Cancelling => wire::JobState::Cancelling,
+        StateName::Cancelled => wire::JobState::Cancelled,
+        StateName::Failed => wire::JobState::Failed,
+        StateName::Finished => wire::JobState::Finished,
+        StateName::Interrupted => wire::JobState::Interrupted,
+    }
+}
+
+fn state_name(number: i32) -> Result<StateName, Problem> {
+    let known = StateName::EVERY.into_iter().find(|name| wire_state(*name) as i32 == number);
+    known.ok_or_else(|| Problem::invalid("STATE_UNKNOWN", "states", format!("state {number} is unknown")))
+}
+
+fn bounded_bytes(field: &str, bytes: usize, limit: usize) -> Result<(), Problem> {
+    if bytes <= limit {
+        return Ok(());
+    }
+    let message = format!("{field} has {bytes} bytes, the limit is {limit}");
+    Err(Problem::invalid("TEXT_TOO_LONG", field, message).with_metadata("limit", limit))
+}

@@ -1,0 +1,76 @@
+//! Train: starts a job, and streams what happens in it for as long as the caller stays.
+
+use std::sync::Arc;
+
+use futures_util::{StreamExt, stream};
+use tonic::{Code, Status};
+
+use super::context::CallContext;
+use super::problem::Problem;
+use super::{ResponseStream, convert, deadline};
+use crate::jobs::{Happening, Job, JobEvent, JobKey, Jobs, WatchFrom};
+use crate::wire;
+
+/// The jobs of a server, for the services that need them. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct JobAccess(Option<Arc<Jobs>>);
+
+impl JobAccess {
+    /// Without jobs, everything is refused.
+    pub fn new(jobs: Option<Arc<Jobs>>) -> Self {
+        Self(jobs)
+    }
+
+    /// # Errors
+    /// The server has no data folder.
+    pub fn jobs(&self) -> Result<&Arc<Jobs>, Problem> {
+        self.0.as_ref().ok_or_else(|| {
+            let message = "this server trains no models: store.data_dir is empty";
+            Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message)
+        })
+    }
+}
+
+pub async fn train(
+    access: &JobAccess,
+    context: &CallContext,
+    request: wire::TrainRequest,
+) -> Result<ResponseStream<wire::TrainEvent>, Problem> {
+    let jobs = access.jobs()?;
+    let tenant = Arc::clone(&context.tenant);
+    let validate_only = request.validate_only;
+    let order = convert::order(request)?;
+    if validate_only {
+        let job = jobs.check(tenant, order).await?;
+        return Ok(Box::pin(stream::iter([Ok(as_it_would_start(job))])));
+    }
+    let job = jobs.order(tenant, order).await?;
+    follow(jobs, job.key, WatchFrom::Oldest, context).await
+}
+
+/// A job's events until it has ended, or the caller's time has passed.
+pub async fn follow(
+    jobs: &Jobs,
+    key: JobKey,
+    from: WatchFrom,
+    context: &CallContext,
+) -> Result<ResponseStream<wire::TrainEvent>, Problem> {
+    let events = jobs.watch(key.clone(), from).await?;
+    let told = events.map(move |event| match event {
+        Ok(event) => Ok(convert::job_event(&key, event)),
+        Err(cause) => Err(Status::from(Problem::from(cause))),
+    });
+    Ok(Box::pin(deadline::bounded(told, context.deadline)))
+}
+
+/// The only event of a job that is not started; neither has a name or number yet.
+fn as_it_would_start(job: Job) -> wire::TrainEvent {
+    let (key, attempt, occurred_at) = (job.key.clone(), job.attempt, job.created_at);
+    let event = JobEvent { number: 0, attempt, occurred_at, what: Happening::State(Box::new(job)) };
+    let mut event = convert::job_event(&key, event);
+    event.job_id.clear();
+    if let Some(wire::train_event::Event::Job(job)) = &mut event.event {
+        job.job_id.clear();
+    }
+    event
+}

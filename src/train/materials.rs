@@ -1,0 +1,323 @@
+//! What a run learns from and starts with: found, read and checked before its first step.
+
+use std::path::Path;
+
+use super::config::{ObjectiveName, StartKind, TrainConfig, Violation};
+use super::dataset::{
+    DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
+};
+use super::roots::DataRoots;
+use super::sampler::SamplerError;
+use super::source::{IdentitySource, PairSource, Reader};
+use super::validation::Validation;
+use crate::weights::architecture::Architecture;
+use crate::weights::rules::{self, Overlay, start_from};
+use crate::weights::seed::seeded;
+use crate::weights::tensors::NamedTensors;
+use crate::weights::{imagenet, native, pth};
+
+/// Everything that a learner and [`super::fit`] are made of, read from what a configuration names.
+#[derive(Debug)]
+pub struct Materials {
+    /// With a class for each identity.
+    pub architecture: Architecture,
+    /// Of every tensor of the architecture.
+    pub tensors: NamedTensors,
+    /// Which of them the starting point gave; none from scratch.
+    pub taken: Overlay,
+    pub data: DataSet,
+    pub validation: Option<Validation>,
+}
+
+/// What is learned from.
+#[derive(Debug)]
+pub enum DataSet {
+    Identities(IdentitySource),
+    Pairs(PairSource),
+}
+
+impl Materials {
+    /// Reads what `config` names, where `roots` allows it.
+    ///
+    /// # Errors
+    /// Everything that is wrong with values, data set and starting point, at once.
+    pub fn gather(config: &TrainConfig, roots: &DataRoots) -> Result<Self, Vec<Violation>> {
+        let start = |architecture: &Architecture| starting_tensors(config, architecture, roots);
+        let (architecture, (data, validation), (tensors, taken)) = examine(config, roots, start)?;
+        Ok(Self { architecture, tensors, taken, data, validation })
+    }
+
+    /// Says whether [`gather`](Self::gather) would succeed; weights from scratch are not drawn for that.
+    ///
+    /// # Errors
+    /// As those of `gather`.
+    pub fn check(config: &TrainConfig, roots: &DataRoots) -> Result<(), Vec<Violation>> {
+        let start = |architecture: &Architecture| match config.start.from {
+            StartKind::Scratch => Ok(()),
+            StartKind::Imagenet | StartKind::Model => starting_tensors(config, architecture, roots).map(drop),
+        };
+        examine(config, roots, start).map(drop)
+    }
+}
+
+type Opened = (DataSet, Option<Validation>);
+
+/// Values, data set and starting point together.
+fn examine<T>(
+    config: &TrainConfig,
+    roots: &DataRoots,
+    start: impl FnOnce(&Architecture) -> Result<T, Violation>,
+) -> Result<(Architecture, Opened, T), Vec<Violation>> {
+    let mut violations = config.violations();
+    let mut keep = |violation: Violation| {
+        // A value out of bounds may lead to a second complaint about its field.
+        if !violations.iter().any(|known| known.field == violation.field) {
+            violations.push(violation);
+        }
+    };
+    let mut architecture = config.model.architecture();
+    let valid =
+        architecture.validate().map_err(|cause| Violation::new("model", format!("fits no network: {cause}")));
+    let valid = valid.map_err(&mut keep).is_ok();
+    let data = open_data(config, &architecture, roots).map_err(&mut keep).ok();
+    if let Some((DataSet::Identities(source), _)) = &data {
+        architecture.classes = source.class_count();
+    }
+    let start = valid.then(|| start(&architecture).map_err(&mut keep).ok()).flatten();
+    match (data, start) {
+        (Some(data), Some(start)) if violations.is_empty() => Ok((architecture, data, start)),
+        _ => Err(violations),
+    }
+}
+
+fn open_data(
+    config: &TrainConfig,
+    architecture: &Architecture,
+    roots: &DataRoots,
+) -> Result<(DataSet, Option<Validation>), Violation> {
+    let in_root = |cause: DatasetError| Violation::new("data.root", format!("is no data set: {cause}"));
+    let root = roots.admit(&config.data.root);
+    let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
+    let size = architecture.image;
+    let reader = Reader::new(size, config.data.unreadable_max);
+    let evaluates = config.validation.epochs > 0;
+    match config.objective {
+        ObjectiveName::FineTune => {
+            let images = hoss(root, HossPart::Train).map_err(in_root)?;
+            admit_images(&images, roots)?;
+            let validation = if evaluates { Some(test_set(root, architecture, roots)?) } else { None };
+            let batch = config.batch;
+            let source = IdentitySource::new(images, batch.images, batch.images_per_identity, reader);
+            let source = source.map_err(|cause| Violation::new("batch.images", too_many(&cause)))?;
+            Ok((DataSet::Identities(source), validation))
+        }
+        ObjectiveName::Contrastive => {
+            let pairs = pairs(root).map_err(in_root)?;
+            pairs
+                .iter()
+                .try_for_each(|Pair { optical, sar }| admit_images(&[optical.clone(), sar.clone()], roots))?;
+            let (pairs, held_out) = hold_out(pairs, config.validation.held_out);
+            if pairs.is_empty() {
+                return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
+            }
+            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
+            Ok((DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader)), validation))
+        }
+    }
+}
+
+fn pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
+    if !is_hoss(root) {
+        return optisar_pairs(root);
+    }
+    let pairs = hoss_pairs(&hoss(root, HossPart::Train)?);
+    if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
+}
+
+fn test_set(root: &Path, architecture: &Architecture, roots: &DataRoots) -> Result<Validation, Violation> {
+    let part = |part| {
+        let images = hoss(root, part);
+        images.map_err(|cause| Violation::new("validation.epochs", format!("finds no test set: {cause}")))
+    };
+    let (queries, gallery) = (part(HossPart::Query)?, part(HossPart::Gallery)?);
+    admit_images(&queries, roots)?;
+    admit_images(&gallery, roots)?;
+    Ok(Validation::new(queries, gallery, architecture.image))
+}
+
+/// Each file may be a link.
+fn admit_images(images: &[Image], roots: &DataRoots) -> Result<(), Violation> {
+    if *roots == DataRoots::Anywhere {
+        return Ok(());
+    }
+    images.iter().try_for_each(|image| {
+        let admitted = roots.admit(&image.path).map(drop);
+        admitted.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))
+    })
+}
+
+fn too_many(cause: &SamplerError) -> String {
+    format!("gives no batch: {cause}")
+}
+
+/// Seeded weights, replaced by those of the starting point as far as it has them.
+fn starting_tensors(
+    config: &TrainConfig,
+    architecture: &Architecture,
+    roots: &DataRoots,
+) -> Result<(NamedTensors, Overlay), Violation> {
+    let mut tensors = seeded(architecture, config.seed);
+    let start = &config.start;
+    if start.from == StartKind::Scratch {
+        return Ok((tensors, Overlay::default()));
+    }
+    let unusable = |cause: &dyn std::fmt::Display| {
+        Violation::new("start.path", format!("cannot be used: {}: {cause}", start.path.display()))
+    };
+    let path = roots
+        .admit(&start.path)
+        .map_err(|cause| Violation::new("start.path", format!("cannot be used: {cause}")))?;
+    let taken = match start.from {
+        StartKind::Imagenet => {
+            let checkpoint = pth::read(&path, imagenet::WRAPPERS).map_err(|cause| unusable(&cause))?;
+            let initialised = imagenet::initialise(&mut tensors, architecture, checkpoint);
+            initialised.map_err(|cause| unusable(&cause))?.overlay
+        }
+        StartKind::Model | StartKind::Scratch => {
+            let checkpoint = if path.is_dir() {
+                native::read(&path).map_err(|cause| unusable(&cause))?.1
+            } else {
+                let plain = pth::read(&path, rules::WRAPPERS).map_err(|cause| unusable(&cause))?;
+                rules::without_module(plain).map_err(|cause| unusable(&cause))?
+            };
+            start_from(&mut tensors, checkpoint).map_err(|cause| unusable(&cause))?
+        }
+    };
+    Ok((tensors, taken))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::weights::architecture::FeaturePoint;
+    use crate::weights::golden;
+    use crate::weights::open::OpenModel;
+
+    const IMAGES: [&str; 2] = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"];
+
+    /// `allowed/hoss` with three ships and a test set, `allowed/pairs` with a pair in each of two folders.
+    fn folders() -> tempfile::TempDir {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let write = |folder: &str, name: String, image: &str| {
+            let folder = place.path().join("allowed").join(folder);
+            fs::create_dir_all(&folder).expect("writable");
+            fs::copy(golden::path("images").join(image), folder.join(name)).expect("writable");
+        };
+        for ship in 1..=3 {
+            for image in IMAGES {
+                let end = &image[image.len() - 7..];
+                for folder in ["hoss/bounding_box_train", "hoss/query", "hoss/bounding_box_test"] {
+                    write(folder, format!("{ship:04}_s1c1_{end}"), image);
+                }
+                write(&format!("pairs/{}", ship % 2), format!("p_{ship}_{end}"), image);
+            }
+        }
+        place
+    }
+
+    fn config(objective: &str, settings: &[String]) -> TrainConfig {
+        let text = format!(
+            r#"
+            seed = 1
+            objective = "{objective}"
+            data = {{ root = "hoss", loader_threads = 1 }}
+            model = {{ preset = "tiny", size_token = true, drop_path = 0.0 }}
+            start = {{ from = "scratch" }}
+            batch = {{ images = 4, images_per_identity = 2 }}
+            optimizer = {{ kind = "sgd", momentum = 0.9, weight_decay = 1e-4 }}
+            schedule = {{ base_rate = 1e-3, warm_up_epochs = 1, epochs = 2 }}
+            checkpoint = {{ epochs = 1, keep = 1 }}
+            "#
+        );
+        TrainConfig::read(&text, settings).expect("a configuration")
+    }
+
+    fn gather(objective: &str, settings: &[&str], place: &Path) -> Result<Materials, String> {
+        let settings: Vec<String> =
+            settings.iter().map(|setting| setting.replace('@', &place.to_string_lossy())).collect();
+        let roots = DataRoots::under(&[place.join("allowed")]).expect("there");
+        let lines =
+            |found: Vec<Violation>| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        Materials::gather(&config(objective, &settings), &roots).map_err(lines)
+    }
+
+    #[test]
+    fn what_a_configuration_names_is_read_where_it_is_allowed() {
+        let place = folders();
+        let found = gather("fine_tune", &["validation.epochs=1"], place.path()).expect("a run");
+        assert_eq!(found.architecture.classes, 3);
+        assert!(found.validation.is_some() && matches!(found.data, DataSet::Identities(_)));
+        for root in ["data.root=pairs", "data.root=hoss"] {
+            let found = gather("contrastive", &[root], place.path()).expect("a run");
+            assert!(matches!(found.data, DataSet::Pairs(_)));
+        }
+    }
+
+    #[test]
+    fn whatever_cannot_be_used_is_named() {
+        let place = folders();
+        let allowed = place.path().join("allowed");
+        fs::write(place.path().join("secret.pth"), b"").expect("writable");
+        fs::create_dir_all(place.path().join("secret")).expect("writable");
+        symlink(place.path().join("secret"), allowed.join("link")).expect("writable");
+        let stolen = allowed.join("stolen/bounding_box_train");
+        fs::create_dir_all(&stolen).expect("writable");
+        symlink(place.path().join("secret.pth"), stolen.join("0001_a_RGB.tif")).expect("writable");
+        let small = Architecture::small();
+        let model = OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, 1));
+        model.save(&allowed.join("model"), "a test").expect("writable");
+        fs::copy(golden::path("ckpt_truncated.pth"), allowed.join("torn.pth")).expect("writable");
+
+        let check = |objective: &str, settings: &[&str], expected: &str| {
+            let found = gather(objective, settings, place.path()).expect_err(expected);
+            assert!(found.lines().count() == 1 && found.contains(expected), "{settings:?}: {found}");
+        };
+        check("fine_tune", &["batch.images=5"], "batch.images must be a multiple");
+        check("fine_tune", &["batch.images=8"], "a batch wants 4 identities, the data set has 3");
+        check("fine_tune", &["data.root=nothing"], "data.root cannot be used: nothing: No such file");
+        check("fine_tune", &["data.root=model/model.toml"], "Not a directory");
+        check("fine_tune", &["data.root=pairs"], "bounding_box_train: No such file");
+        check("fine_tune", &["data.root=../secret"], "../secret is outside the allowed folders");
+        check("fine_tune", &["data.root=@/secret"], "is outside the allowed folders");
+        check("fine_tune", &["data.root=link"], "link is outside the allowed folders");
+        check("fine_tune", &["data.root=stolen"], "0001_a_RGB.tif is outside the allowed folders");
+        check("contrastive", &["data.root=model"], "holds no image");
+        check(
+            "contrastive",
+            &["data.root=pairs", "validation.held_out=0.9"],
+            "leaves no folder to learn from",
+        );
+        let start = |path: &str, expected: &str| {
+            let path = format!("start.path={path}");
+            check("fine_tune", &["start.from=model", &path], expected);
+        };
+        start("model", "misshapen base.pos_embed");
+        start("nothing.pth", "start.path cannot be used: nothing.pth: No such file");
+        start("torn.pth", "torn.pth: the archive is damaged or truncated");
+        start("@/secret.pth", "is outside the allowed folders");
+        check("fine_tune", &["start.from=imagenet", "start.path=torn.pth"], "torn.pth");
+    }
+
+    #[test]
+    fn values_data_and_starting_point_are_complained_of_together() {
+        let place = folders();
+        let settings =
+            ["optimizer.momentum=2", "data.root=nothing", "start.from=model", "start.path=../secret.pth"];
+        let found = gather("fine_tune", &settings, place.path()).expect_err("nothing is right");
+        let fields: Vec<&str> = found.lines().filter_map(|line| line.split(' ').next()).collect();
+        assert_eq!(fields, ["optimizer.momentum", "data.root", "start.path"]);
+    }
+}

@@ -1,0 +1,120 @@
+//! The data folder of a real server: one server at a time, and a disk that runs full.
+
+use std::collections::HashSet;
+use std::process::Command;
+
+use shipreid::client::Client;
+use shipreid::wire::enroll_request::Source;
+use shipreid::wire::{
+    CreateGalleryRequest, Embedding, EnrollRequest, GetGalleryRequest, ListEntriesRequest, Modality,
+    ReadyEmbedding,
+};
+use tokio_stream::StreamExt;
+
+use crate::program::{PORTS, Server, imported, model_path, run};
+
+/// Enough that the galleries' files grow past what a small disk has.
+const ENTRIES: usize = 4000;
+const NAMES: [&str; 2] = ["first", "second"];
+
+#[test]
+fn a_second_server_on_one_data_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = imported(folder.path());
+    let data = format!("store.data_dir={}", folder.path().join("data").display());
+    let server = Server::start(&model, &[&data]);
+    let model = model_path(&model);
+    let second = run(&[&["serve"], &PORTS[..], &["--set", &model, "--set", &data]].concat());
+    assert_eq!(second.status.code(), Some(2));
+    let message = String::from_utf8(second.stderr).unwrap();
+    assert!(message.contains("data") && message.contains("another process"), "{message}");
+    server.terminate();
+}
+
+/// In name spaces of its own, where it is root, the server gets a small disk.
+fn on_a_small_disk(folder: &std::path::Path) -> Command {
+    let mut program = Command::new("unshare");
+    let mount = format!("mount -t tmpfs -o size=2m tmpfs {} && exec \"$0\" \"$@\"", folder.display());
+    program.args([
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        &mount,
+        env!("CARGO_BIN_EXE_shipreid"),
+    ]);
+    program
+}
+
+#[tokio::test]
+async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = imported(folder.path());
+    let disk = folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let data = format!("store.data_dir={}", disk.display());
+    let server = Server::start_as(on_a_small_disk(&disk), &model, &[&data]);
+    let client = Client::connect(&server.endpoint).await.unwrap();
+    let mut digest = String::new();
+    for name in NAMES {
+        let request = CreateGalleryRequest { name: name.into(), ..CreateGalleryRequest::default() };
+        let made = client.galleries().create_gallery(request).await.unwrap().into_inner();
+        digest = made.gallery.unwrap().model;
+    }
+    let requests = (0..ENTRIES).map(|number| request(NAMES[0], number, &digest)).collect::<Vec<_>>();
+    let mut answers = client.enroll(tokio_stream::iter(requests)).await.unwrap();
+    let (mut acknowledged, mut refused) = (Vec::new(), Vec::new());
+    while let Some(answer) = answers.next().await {
+        let answer = answer.unwrap();
+        match answer.error {
+            None => acknowledged.push(answer.entry_id),
+            Some(error) => refused.push(error),
+        }
+    }
+    assert!(
+        !acknowledged.is_empty() && !refused.is_empty(),
+        "{} kept, {} refused",
+        acknowledged.len(),
+        refused.len()
+    );
+    assert!(refused.iter().all(|error| error.reason == "GALLERY_READ_ONLY"), "{:?}", refused[0]);
+
+    let get = GetGalleryRequest { name: NAMES[0].into() };
+    let gallery = client.galleries().get_gallery(get).await.unwrap().into_inner().gallery.unwrap();
+    assert!(gallery.read_only_reason.contains("space"), "{}", gallery.read_only_reason);
+    let mut present = HashSet::new();
+    let mut list = ListEntriesRequest { gallery: NAMES[0].into(), page_size: 1000, ..Default::default() };
+    loop {
+        let page = client.galleries().list_entries(list.clone()).await.unwrap().into_inner();
+        present.extend(page.entries.into_iter().map(|entry| entry.entry_id));
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        list.page_token = page.next_page_token;
+    }
+    // What was in the last commit may be there though nobody was told.
+    let missing = acknowledged.iter().filter(|id: &&String| !present.contains(id.as_str())).count();
+    assert_eq!(missing, 0, "of {}", acknowledged.len());
+    // The other gallery is as it was, though it cannot grow either.
+    let get = GetGalleryRequest { name: NAMES[1].into() };
+    let other = client.galleries().get_gallery(get).await.unwrap().into_inner().gallery.unwrap();
+    assert_eq!(other.read_only_reason, "");
+    server.terminate();
+}
+
+fn request(gallery: &str, number: usize, model: &str) -> EnrollRequest {
+    let mut values = vec![0.0; 16];
+    values[number % 16] = 1.0;
+    EnrollRequest {
+        gallery: gallery.into(),
+        entry_id: format!("{number:06}-{}", "x".repeat(200)),
+        source: Some(Source::Embedding(ReadyEmbedding {
+            embedding: Some(Embedding { values }),
+            model: model.into(),
+            modality: Modality::Sar.into(),
+            observation: None,
+        })),
+        ..EnrollRequest::default()
+    }
+}
