@@ -39,6 +39,8 @@ pub mod rpc;
 pub mod app;
 /// The gRPC client.
 pub mod client;
+/// A training job as one page of HTML.
+pub mod job_page;
 /// The only reader of files, environment and flags.
 pub mod config;
 /// Every metric's name, once.

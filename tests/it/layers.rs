@@ -41,6 +41,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("client", &["chip", "wire"]),
+    ("job_page", &["client", "wire"]),
     (
         "app",
         &[
@@ -69,6 +70,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "encoder",
             "evaluate",
             "gallery",
+            "job_page",
             "jobs",
             "matching",
             "metrics",
