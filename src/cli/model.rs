@@ -198,8 +198,8 @@ fn table(models: &[wire::Model]) -> Table {
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["digest", "origin", "dimension", "parameters", "mAP", "state"]);
     for model in models {
-        let best = model.evaluations.iter().filter(|evaluation| evaluation.protocol == "all");
-        let map = best.last().map(|evaluation| format!("{:.4}", evaluation.map));
+        let mut best = model.evaluations.iter().filter(|evaluation| evaluation.protocol == "all");
+        let map = best.next_back().map(|evaluation| format!("{:.4}", evaluation.map));
         let state = match model {
             wire::Model { damage, .. } if !damage.is_empty() => format!("damaged: {damage}"),
             wire::Model { active: true, precision, .. } => format!("active, {precision}"),
