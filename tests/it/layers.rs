@@ -23,7 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
     ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
-    ("jobs", &["chip", "durable", "embedding", "gallery", "metrics", "train"]),
+    ("jobs", &["chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
     (
         "rpc",
         &[
