@@ -56,13 +56,8 @@ impl RemoteFlags {
         }
         let mut follower = client.train(request);
         if self.detach {
-            loop {
-                match follower.next().await.map_err(refused)? {
-                    Followed::Lost { cause, wait } => {
-                        eprintln!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64());
-                    }
-                    Followed::Event(_) | Followed::Ended(_) => break,
-                }
+            while let Followed::Lost { cause, wait } = follower.next().await.map_err(refused)? {
+                eprintln!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64());
             }
             tell_way_back(&follower, &endpoint);
             return Ok(());
