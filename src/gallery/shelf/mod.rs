@@ -245,6 +245,7 @@ impl Shelf {
 
     /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
+        let _changing = self.change();
         let galleries: Vec<Gallery> = {
             let tenants = self.tenants();
             let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
