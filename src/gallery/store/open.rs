@@ -94,21 +94,20 @@ fn read_snapshot(
         return Err(Damage("it has not as many embeddings as entries".into()).into());
     }
     let header = Header::new(&about, &state, rows);
-    let built = match build_from_codes(volume, &header, &about, &tables)? {
-        Some(built) => built,
-        None => build_from_vectors(&about, &tables)?,
+    let index = match index_from_codes(volume, &header, &about, &tables)? {
+        Some(index) => index,
+        None => index_from_vectors(&about, &tables)?,
     };
-    let index = built.finish(&tables)?;
     Ok(Snapshot::new(Arc::new(about), state, index, tables))
 }
 
 /// `None` where the file of codes is of no use.
-fn build_from_codes(
+fn index_from_codes(
     volume: &dyn Volume,
     header: &Header,
     about: &About,
     tables: &Tables,
-) -> Result<Option<Build>, SchemaError> {
+) -> Result<Option<Index>, SchemaError> {
     let mut reader = match sidecar::Reader::open(volume, header, about.dimension) {
         Ok(Some(reader)) => reader,
         Ok(None) => return Ok(None),
@@ -123,17 +122,18 @@ fn build_from_codes(
         }
     }
     match reader.finish() {
-        Ok(()) => Ok(Some(build)),
+        Ok(()) => Ok(Some(build.finish(tables)?)),
         Err(cause) => Ok(passed_over(&cause)),
     }
 }
 
-fn passed_over(cause: &Unusable) -> Option<Build> {
+fn passed_over(cause: &Unusable) -> Option<Index> {
     tracing::info!(%cause, "the file of codes is passed over");
     None
 }
 
-fn build_from_vectors(about: &About, tables: &Tables) -> Result<Build, SchemaError> {
+/// The index as the vectors alone give it.
+pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
     let mut build = Build::new(about.dimension);
     let mut values = vec![0.0; about.dimension];
     let mut vectors = tables.vectors.iter().map_err(DatabaseError::from)?;
@@ -147,7 +147,7 @@ fn build_from_vectors(about: &About, tables: &Tables) -> Result<Build, SchemaErr
         read.map_err(|damage| Damage(format!("the embedding of row {} {damage}", row.0)))?;
         build.push(row, &Code::new(&values), &entry);
     }
-    Ok(build)
+    build.finish(tables)
 }
 
 /// All entries by ascending row.
