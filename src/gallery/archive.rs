@@ -13,7 +13,7 @@ use super::index::RowId;
 use super::store::record::{ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, unseal};
 use super::store::{About, Snapshot, StoreError};
 use crate::chip::SourceChip;
-use crate::durable::DatabaseError;
+use crate::durable::{DatabaseError, guard};
 use crate::embedding::ModelDigest;
 
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
@@ -198,7 +198,7 @@ impl Iterator for Export {
         if let At::End = self.at {
             return None;
         }
-        let piece = self.piece();
+        let piece = guard(|| self.piece());
         if piece.is_err() {
             self.at = At::End;
         }

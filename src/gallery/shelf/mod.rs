@@ -252,6 +252,7 @@ impl Shelf {
 
     /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
+        let _changing = self.change();
         self.galleries().iter().for_each(Gallery::close);
         drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }

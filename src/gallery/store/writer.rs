@@ -12,7 +12,7 @@ use super::quota::{Allowance, Quotas};
 use super::schema::{About, CHIP_ROWS};
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
-use crate::durable::{Database, DatabaseError, Volume};
+use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 
@@ -173,7 +173,8 @@ impl Writer {
     /// Removes the chips of rows that are gone. Their absence was acknowledged already, and no reader sees them.
     pub fn sweep(&mut self) {
         let Some(chips) = self.chips.as_ref().filter(|_| !self.gone.is_empty()) else { return };
-        let removed = chips.begin_write().and_then(|transaction| {
+        let removed = guard(|| {
+            let transaction = chips.begin_write()?;
             let mut table = transaction.open_table(CHIP_ROWS)?;
             for row in &self.gone {
                 table.remove(row.0)?;

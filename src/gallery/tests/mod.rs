@@ -17,6 +17,11 @@ use crate::embedding::{Embedding, ModelDigest};
 
 pub const DIMENSION: usize = 24;
 
+/// In memory where that can be had, since the tests ask for thousands of syncs.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
+
 pub fn model() -> ModelDigest {
     ModelDigest::new([7; 32])
 }
