@@ -1,8 +1,9 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure lint deny python bench bench-train clean
+.PHONY: help setup build demo test test-pure lint deny python bench bench-train bench-learn clean
 
 CHIPS ?= ../shared/data/hoss165
+TILES ?= ../shared/data/optisar_pair
 DENY := target/tools/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
@@ -43,6 +44,9 @@ bench: build ## Measures the server beside the bare model (about 15 minutes; chi
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
+
+bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
+	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))
 
 clean: ## Removes what was built
 	cargo clean
