@@ -1,0 +1,155 @@
+//! What the store keeps, lists, replays and refuses.
+
+use super::super::failure::{Failure, Reason};
+use super::super::state::{Change, Refused};
+use super::*;
+use crate::durable::Folder;
+
+const NOW: Time = Time::from_nanos(1);
+const BOUNDS: Bounds = Bounds { jobs_max: 3, events_retained_max: 5 };
+
+struct Place {
+    store: JobStore,
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+        Self { store: open(&folder), folder }
+    }
+
+    fn reopened(self) -> Self {
+        drop(self.store);
+        Self { store: open(&self.folder), folder: self.folder }
+    }
+}
+
+fn open(folder: &tempfile::TempDir) -> JobStore {
+    JobStore::open(Box::new(Folder(folder.path().to_owned())), BOUNDS).expect("a store")
+}
+
+fn order(config: &str, request_id: Option<&str>) -> Order {
+    let request_id = request_id.map(str::to_owned);
+    Order { config_toml: config.into(), request_id, ..Order::default() }
+}
+
+fn add(store: &JobStore, tenant: &str, order: Order) -> Job {
+    match store.add(&tenant.into(), order, NOW) {
+        Ok(Added::New(job)) => job,
+        other => panic!("a new job, not {other:?}"),
+    }
+}
+
+fn events(store: &JobStore, key: &JobKey, from: u64) -> Replay {
+    store.events(key, from, 3).expect("readable").expect("known")
+}
+
+#[test]
+fn jobs_are_found_again_newest_first_and_by_their_tenant_only() {
+    let place = Place::new();
+    let jobs: Vec<Job> = (0..3).map(|_| add(&place.store, "a", order("x", None))).collect();
+    let other = add(&place.store, "b", order("x", None));
+    let running = place.store.update(&jobs[1].key, NOW, |edit| edit.change(Change::Start)).expect("legal");
+    let Place { store, .. } = &place.reopened();
+    let list = |states: &[StateName], before: Option<JobId>, limit| {
+        let listing = Listing { states: states.to_vec(), before, limit };
+        let page = store.list(&"a".into(), &listing).expect("readable");
+        (page.jobs.iter().map(|job| job.key.id).collect::<Vec<_>>(), page.more)
+    };
+    let ids: Vec<JobId> = jobs.iter().map(|job| job.key.id).collect();
+    assert_eq!(list(&[], None, 2), (vec![ids[2], ids[1]], true));
+    assert_eq!(list(&[], Some(ids[1]), 2), (vec![ids[0]], false));
+    assert_eq!(list(&[StateName::Queued], None, 9), (vec![ids[2], ids[0]], false));
+    assert_eq!(store.get(&running.key).expect("readable"), Some(running));
+    let foreign = JobKey { tenant: "a".into(), id: other.key.id };
+    assert_eq!(store.get(&foreign).expect("readable"), None);
+    assert_eq!(store.all().expect("readable").len(), 4);
+}
+
+#[test]
+fn a_request_id_starts_one_job() {
+    let Place { store, .. } = &Place::new();
+    let first = add(store, "a", order("x", Some("r")));
+    let again = store.add(&"a".into(), order("x", Some("r")), NOW);
+    assert_eq!(again.expect("known"), Added::Known(first.clone()));
+    let other = store.add(&"a".into(), order("y", Some("r")), NOW);
+    assert!(matches!(other, Err(AddError::OtherOrder(id)) if id == first.key.id));
+    assert_ne!(add(store, "b", order("y", Some("r"))).key.id, first.key.id);
+    store.delete(&first.key, |_| Ok::<(), ()>(())).expect("deleted");
+    let second = add(store, "a", order("y", Some("r")));
+    assert!(second.key.id > first.key.id, "numbers are never used again");
+}
+
+#[test]
+fn a_tenant_has_so_many_jobs() {
+    let Place { store, .. } = &Place::new();
+    let jobs: Vec<Job> = (0..3).map(|_| add(store, "a", order("x", None))).collect();
+    assert!(matches!(store.add(&"a".into(), order("x", None), NOW), Err(AddError::Full { max: 3 })));
+    add(store, "b", order("x", None));
+    store.delete(&jobs[0].key, |_| Ok::<(), ()>(())).expect("deleted");
+    add(store, "a", order("x", None));
+}
+
+#[test]
+fn events_are_replayed_from_any_number_that_is_retained() {
+    let place = Place::new();
+    let key = add(&place.store, "a", order("x", None)).key;
+    for line in ["2", "3", "4", "5", "6", "7"] {
+        let logged = place.store.update(&key, NOW, |edit| {
+            edit.log(line);
+            Ok::<(), Refused>(())
+        });
+        logged.expect("stored");
+    }
+    let Place { store, .. } = &place.reopened();
+    assert_eq!(events(store, &key, 1), Replay::Gone { oldest: 3 });
+    assert_eq!(events(store, &key, 9), Replay::Future { next: 8 });
+    assert_eq!(events(store, &key, 8), Replay::Events { events: vec![], complete: false });
+    let numbers = |from| match events(store, &key, from) {
+        Replay::Events { events, complete } => {
+            (events.iter().map(|event| event.number).collect::<Vec<_>>(), complete)
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(numbers(3), (vec![3, 4, 5], false));
+    assert_eq!(numbers(6), (vec![6, 7], false));
+    store.update(&key, NOW, |edit| edit.change(Change::Cancel)).expect("legal");
+    assert_eq!(numbers(6), (vec![6, 7, 8], true));
+    assert_eq!(numbers(9), (vec![], true));
+    store.delete(&key, |_| Ok::<(), ()>(())).expect("deleted");
+    assert_eq!(store.events(&key, 1, 3).expect("readable"), None);
+}
+
+#[test]
+fn what_is_refused_changes_nothing() {
+    let Place { store, .. } = &Place::new();
+    let job = add(store, "a", order("x", None));
+    let refused = store.update(&job.key, NOW, |edit| {
+        edit.log("lost");
+        edit.change(Change::Finish { model: crate::embedding::ModelDigest::new([1; 32]) })
+    });
+    assert!(matches!(refused, Err(UpdateError::Refused(Refused::Active))));
+    let failure = || Failure::new(Reason::Crashed, "no");
+    assert!(matches!(store.delete(&job.key, |_| Err(failure())), Err(UpdateError::Refused(_))));
+    assert_eq!(store.get(&job.key).expect("readable"), Some(job.clone()));
+    let unknown = JobKey { id: JobId::new(99), ..job.key };
+    let updated = store.update(&unknown, NOW, |edit| edit.change(Change::Cancel));
+    assert!(matches!(updated, Err(UpdateError::Unknown)));
+}
+
+#[test]
+fn a_store_of_a_later_release_is_refused_by_name() {
+    let place = Place::new();
+    {
+        let state = place.store.lock();
+        let database = state.database.as_ref().expect("open");
+        let write = database.begin_write().expect("writable");
+        write.open_table(META).expect("there").insert("schema", SCHEMA + 1).expect("writable");
+        database.commit(write).expect("writable");
+    }
+    drop(place.store);
+    let refused = JobStore::open(Box::new(Folder(place.folder.path().to_owned())), BOUNDS);
+    assert!(refused.expect_err("later").to_string().contains("schema 2"));
+}
