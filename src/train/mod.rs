@@ -4,6 +4,7 @@ mod augment;
 mod checkpoint;
 mod config;
 mod dataset;
+mod fingerprint;
 mod fit;
 #[cfg(feature = "torch")]
 mod heads;
@@ -32,6 +33,7 @@ pub use config::{
     PresetName, StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
+pub use fingerprint::fingerprint;
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use loader::in_order;
