@@ -150,7 +150,7 @@ impl Import {
 }
 
 /// Writes a model folder as one file.
-fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
+pub fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
     let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
     let parts = [native::DESCRIPTION, native::TENSORS].into_iter().map(part);
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)

@@ -45,7 +45,7 @@ pub struct Demo {
     #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
     out: PathBuf,
     /// Synthetic ships; half of them are trained on.
-    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(8..10_000))]
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(8..=3000))]
     ships: u64,
     /// One key of configs/train/demo.toml, as section.key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -150,6 +150,20 @@ impl Demo {
         if job.state() != JobState::Finished {
             bail!("the training did not finish: {} ({})", job.failure_message, job.failure_reason);
         }
+        // HACK
+        let file = training.data.root.parent().unwrap().join("m.zip");
+        let folder = training
+            .data
+            .root
+            .parent()
+            .unwrap()
+            .parent()
+            .unwrap()
+            .join("server/jobs")
+            .join(&job.job_id)
+            .join("model");
+        super::model::pack(&folder, &file)?;
+        client.import_model(&file, Default::default(), |_| {}).await?;
         Ok(*job)
     }
 
@@ -179,7 +193,7 @@ fn server_config(place: &Path) -> Result<Config, Failure> {
         "model.preset=small".to_owned(),
         "telemetry.log_filter=warn".to_owned(),
         // A whole ranking is scored.
-        "matching.top_k_max=100000".to_owned(),
+        "matching.top_k_max=10000".to_owned(),
         format!("store.data_dir={}", place.join("server").display()),
         format!("training.data_roots={}", place.join("data").display()),
     ];
@@ -191,7 +205,7 @@ async fn activate(client: &Client, model: &str) -> anyhow::Result<()> {
     let request = ActivateModelRequest { digest: model.to_owned() };
     client.models().activate_model(request).await.map_err(ClientError::from)?;
     let took = started.elapsed().as_secs_f64();
-    println!("model {} is active after {took:.1} s; calls in flight went on", &model[..12.min(model.len())]);
+    println!("model {} answers after {took:.1} s, without a restart", &model[..12.min(model.len())]);
     Ok(())
 }
 

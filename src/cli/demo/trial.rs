@@ -100,7 +100,7 @@ impl Trial {
     pub async fn show_answers(&self, client: &Client, gallery: &str) -> anyhow::Result<()> {
         let sar = self.set.queries.iter().filter(|image| image.modality == Modality::Sar);
         let queries = sar.take(SHOWN).map(|image| {
-            let query_id = format!("\n{}, a SAR chip of ship {}", name(image)?, image.identity);
+            let query_id = format!("{}, a SAR chip of ship {}", name(image)?, image.identity);
             Ok(MatchQuery { query_id, ..query(image)? })
         });
         let request = MatchRequest {
@@ -110,14 +110,14 @@ impl Trial {
             ..MatchRequest::default()
         };
         let answer = client.match_ships(request).await?;
-        answer.results.iter().for_each(|result| println!("{}", result_text(result, &answer)));
+        answer.results.iter().for_each(|result| println!("\n{}", result_text(result, &answer)));
         Ok(())
     }
 
     /// mAP and R1 of everything that was tried.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+        table.load_style(presets::NOTHING);
         let figures = |protocol: Protocol| [format!("{protocol} mAP"), "R1".to_owned()];
         table.set_header(["ranked by".to_owned()].into_iter().chain(PROTOCOLS.into_iter().flat_map(figures)));
         for (by, summaries) in &self.rows {
