@@ -74,7 +74,7 @@ enum Command {
     Calibrate(calibrate::Calibrate),
     /// Draws data sets of synthetic ships.
     Synth(synth::Synth),
-    /// Starts a server with an untrained model, embeds chips through it and compares them.
+    /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
 }
 
