@@ -21,7 +21,8 @@ fn python() -> Option<String> {
 async fn run(script: &str, settings: &[&str]) {
     let Some(python) = python() else {
         // Not a print macro: the runner would keep that to itself.
-        writeln!(std::io::stderr(), "skipped: {script}: no grpcio in .venv (make python)").unwrap();
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "skipped: {script}: no grpcio in .venv (make python)").unwrap();
         return;
     };
     let (server, _client) = start(settings).await;
