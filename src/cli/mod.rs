@@ -14,6 +14,7 @@ mod load;
 mod loader;
 mod manifest;
 mod model;
+mod output;
 mod ranked;
 mod report;
 mod serve;
@@ -169,6 +170,7 @@ pub fn run() -> ExitCode {
             eprintln!("shipreid: {cause:#}");
             ExitCode::from(UNUSABLE)
         }
+        Err(Failure::Failed(cause)) if output::reader_left(&cause) => ExitCode::SUCCESS,
         Err(Failure::Failed(cause)) => {
             eprintln!("shipreid: {cause:#}");
             ExitCode::FAILURE
