@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure lint deny python bench bench-train clean
+.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery clean
 
 CHIPS ?= ../shared/data/hoss165
 DENY := target/tools/bin/cargo-deny
@@ -43,6 +43,15 @@ bench: build ## Measures the server beside the bare model (about 15 minutes; chi
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
+
+bench-gallery: ## Measures the search of galleries beside memory bandwidth and, where PyPI is reachable, FAISS (about 5 minutes, 9 GiB)
+	test -x .venv/bin/python || python3 -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check faiss-cpu numpy || echo "no FAISS: it is skipped"
+	cargo bench --locked --no-default-features --bench gallery
+	cargo bench --locked --no-default-features --bench enrolment
+
+torture: setup ## Kills a server 100 times while it enrols and deletes
+	SHIPREID_TORTURE_ROUNDS=100 cargo test --locked --test it crash::
 
 clean: ## Removes what was built
 	cargo clean

@@ -83,7 +83,7 @@ async fn measure_enrolment(arguments: &Arguments, folder: &Path, callers: usize)
     let (rate, sync, ratio) = (median(rates), median(syncs), median(ratios));
     println!(
         "{callers} in flight: {rate:.0} entries/s; a sync of {} KiB takes {:.2} ms; ratio {ratio:.2}",
-        callers * entry_bytes >> 10,
+        (callers * entry_bytes) >> 10,
         sync * 1e3
     );
     Ok(json!({ "in_flight": callers, "entries_per_second": rate, "sync_seconds": sync, "ratio": ratio }))
@@ -233,6 +233,7 @@ fn enrolment(id: &str, number: u64, random: &mut ChaCha8Rng) -> Result<Enrolment
         },
         embedding: Embedding::from_feature(values)?,
         model: digest(),
+        shadow: None,
         chip: None,
         conflict: Conflict::Refuse,
     })

@@ -122,7 +122,7 @@ impl AsRef<[f32]> for Embedding {
 pub struct ModelDigest([u8; 32]);
 
 impl ModelDigest {
-    pub fn new(bytes: [u8; 32]) -> Self {
+    pub const fn new(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 

@@ -14,6 +14,8 @@ pub mod gallery;
 pub mod encoder;
 /// Checkpoints as data.
 pub mod weights;
+/// Models on disk, and which of them serves.
+pub mod registry;
 /// How good rankings are: CMC, mAP, protocols, re-ranking.
 pub mod evaluate;
 /// Which known ship a sighting shows: gates, evidence, rankings, probabilities.
@@ -37,6 +39,8 @@ pub mod rpc;
 pub mod app;
 /// The gRPC client.
 pub mod client;
+/// A training job as one page of HTML.
+pub mod job_page;
 /// The only reader of files, environment and flags.
 pub mod config;
 /// Every metric's name, once.

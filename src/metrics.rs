@@ -29,9 +29,18 @@ const LATE: &str = "shipreid_late_chips_total";
 pub const LATE_MAX: &str = "shipreid_late_seconds_max";
 const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
 const PANICS: &str = "shipreid_encoder_panics_total";
+const SEARCH: &str = "shipreid_search_duration_seconds";
 const ENROLLED: &str = "shipreid_enrolled_total";
 const READY: &str = "shipreid_ready";
 const MODEL: &str = "shipreid_model_info";
+const ACTIVATIONS: &str = "shipreid_activations_total";
+const ACTIVATION: &str = "shipreid_activation_seconds";
+const FOLLOWING: &str = "shipreid_following_galleries";
+const FOLLOWING_LEFT: &str = "shipreid_following_entries_left";
+const STALLED: &str = "shipreid_stalled_galleries";
+const REEMBEDDED: &str = "shipreid_reembedded_entries_total";
+const MODELS_STORED: &str = "shipreid_models_stored";
+const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
 const JOBS: &str = "shipreid_jobs";
 const JOB_STEP: &str = "shipreid_job_step_duration_seconds";
 const JOB_IMAGES: &str = "shipreid_job_images_per_second";
@@ -80,9 +89,22 @@ fn describe() {
     gauge!(LATE_MAX).set(0.0);
     describe_counter!(OUT_OF_MEMORY, "Forward passes that ran out of device memory.");
     describe_counter!(PANICS, "Forward passes that panicked.");
+    describe_histogram!(
+        SEARCH,
+        Unit::Seconds,
+        "Filtering, searching and ranking the queries of one Match call."
+    );
     describe_counter!(ENROLLED, "Enrolments answered, by outcome (\"created\", ... or the error's reason).");
     describe_gauge!(READY, "1 while the server answers calls.");
     describe_gauge!(MODEL, "1 for each resident model, by digest, precision and device.");
+    describe_counter!(ACTIVATIONS, "Activations of a model, by outcome (\"ok\" or the error's reason).");
+    describe_gauge!(ACTIVATION, Unit::Seconds, "How long the last activation took.");
+    describe_gauge!(FOLLOWING, "Galleries that are being embedded anew by the active model.");
+    describe_gauge!(FOLLOWING_LEFT, "Entries that the gallery at work has yet to be embedded anew.");
+    describe_gauge!(STALLED, "Galleries that should follow the active model but cannot.");
+    describe_counter!(REEMBEDDED, "Entries that were embedded anew.");
+    describe_gauge!(MODELS_STORED, "Models on disk.");
+    describe_gauge!(MODELS_STORED_BYTES, Unit::Bytes, "Bytes of the models on disk.");
     describe_gauge!(JOBS, "Training jobs, by state.");
     describe_histogram!(JOB_STEP, Unit::Seconds, "One training step, by the slot that its job runs in.");
     describe_gauge!(
@@ -170,6 +192,10 @@ pub fn encoder_panicked() {
     counter!(PANICS).increment(1);
 }
 
+pub fn searched(took: Duration) {
+    histogram!(SEARCH).record(took);
+}
+
 /// `outcome` is one of a fixed set, never what a caller sent.
 pub fn enrolled(outcome: &'static str) {
     counter!(ENROLLED, "outcome" => outcome).increment(1);
@@ -179,8 +205,41 @@ pub fn ready(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
 }
 
+/// A model is on the devices.
 pub fn model_resident(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}
+
+/// A model has left the devices.
+pub fn model_gone(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
+}
+
+pub fn models_stored(models: usize, bytes: u64) {
+    gauge!(MODELS_STORED).set(models as f64);
+    gauge!(MODELS_STORED_BYTES).set(bytes as f64);
+}
+
+pub fn activation(outcome: &'static str, took: Duration) {
+    counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
+    gauge!(ACTIVATION).set(took);
+}
+
+pub fn following(galleries: usize) {
+    gauge!(FOLLOWING).set(galleries as f64);
+}
+
+/// Of the gallery that is at work.
+pub fn following_left(entries: u64) {
+    gauge!(FOLLOWING_LEFT).set(entries as f64);
+}
+
+pub fn stalled_galleries(galleries: usize) {
+    gauge!(STALLED).set(galleries as f64);
+}
+
+pub fn reembedded(entries: u64) {
+    counter!(REEMBEDDED).increment(entries);
 }
 
 pub fn jobs(state: &'static str, jobs: usize) {

@@ -4,6 +4,8 @@
 mod load;
 mod training;
 
+use std::fs;
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -20,20 +22,24 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::chip::ImageLimits;
-use crate::config::{Config, Precision, Store};
+use crate::config::{Config, Matching, Precision, Store};
 use crate::encoder::{
-    Admission, EncodeQueue, EncoderEvent, EncoderFactory, Health, ModelCard, Pipeline, QueueSettings,
+    Admission, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings, Residency,
+    ResidencySettings,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::jobs::Jobs;
+use crate::matching::Calibrator;
 use crate::metrics;
+use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, GalleriesService, GalleryAccess, JobAccess, Services, ShipReIdService, TrainingJobsService,
-    listener, status_page,
+    self, Calibrators, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
+    ShipReIdService, TrainingJobsService, listener, status_page,
 };
 
+pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
-pub use load::{load_model, put_on_device};
+pub use load::{load_model, open_models, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -42,12 +48,23 @@ const GALLERIES: &str = "galleries";
 /// What may wait for a gallery's writer.
 const STORE_QUEUE: StoreQueue = StoreQueue { operations_max: 4096, bytes_max: 64 << 20 };
 
-/// A model that is ready to be put on the device threads.
-pub struct LoadedModel {
-    pub card: ModelCard,
-    /// Makes the model's encoder on each device thread.
-    pub factory: EncoderFactory,
-    pub workers: usize,
+/// The model that a server starts with, and where it finds others.
+pub struct ServedModels {
+    pub first: LoadedModel,
+    /// Absent: the first one serves for life.
+    pub kept: Option<KeptModels>,
+}
+
+/// Models on disk, and how they are put on a device.
+pub struct KeptModels {
+    pub registry: Arc<Registry>,
+    pub loader: ModelLoader,
+}
+
+impl From<LoadedModel> for ServedModels {
+    fn from(first: LoadedModel) -> Self {
+        Self { first, kept: None }
+    }
 }
 
 /// A server that answers, and the means to end it.
@@ -61,6 +78,9 @@ pub struct Running {
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
+    registry: Option<Arc<Registry>>,
+    /// Leads galleries to the active model.
+    following: Option<JoinHandle<()>>,
     jobs: Option<Arc<Jobs>>,
 }
 
@@ -70,18 +90,20 @@ pub struct Running {
 /// A model that cannot be put on its device, or a port that cannot be opened.
 pub async fn start(
     config: &Config,
-    model: LoadedModel,
+    models: impl Into<ServedModels>,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
+    let ServedModels { first, kept } = models.into();
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
 
     let shelf = open_shelf(&config.store).await?;
+    let calibrators = read_calibrators(&config.matching)?;
     let jobs = training::open_jobs(config).await?;
 
     let queue = EncodeQueue::start(
-        QueueSettings { workers: model.workers, batch_max: config.encoder.batch_max },
+        QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },
         Arc::new(observe),
     );
     let health = queue.health();
@@ -91,14 +113,17 @@ pub async fn start(
     tokio::spawn(axum::serve(status_listener, pages).into_future());
     tokio::spawn(upkeep(metrics));
 
-    let card = model.card;
-    queue.load(card.digest, card.chip_size, model.factory).await.context("the model cannot be warmed")?;
-    let device = config.encoder.device.clone();
-    metrics::model_resident(card.digest.to_string(), precision_name(config.encoder.precision), device);
-
-    let pipeline = Arc::new(pipeline(config, queue.clone(), card));
-    let (router, reporter) =
-        rpc::router(services(config, pipeline, shelf.clone(), jobs.clone()), &config.limits);
+    let residency = Residency::new(queue.clone(), residency_settings(config));
+    let active = residency.admit(first).await?;
+    let pipeline = Arc::new(pipeline(config, residency, active));
+    let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
+    let (activator, changes) =
+        kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
+    let follower = shelf.clone().zip(activator.clone());
+    let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
+    let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
+    let services = services(config, pipeline, shelf.clone(), calibrators, activator, jobs.clone());
+    let (router, reporter) = rpc::router(services, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -106,7 +131,18 @@ pub async fn start(
         listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
-    Ok(Running { address, metrics_address, health, shutdown, serving, queue, shelf, jobs })
+    Ok(Running {
+        address,
+        metrics_address,
+        health,
+        shutdown,
+        serving,
+        queue,
+        shelf,
+        registry,
+        following,
+        jobs,
+    })
 }
 
 impl Running {
@@ -121,11 +157,19 @@ impl Running {
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
+        if let Some(following) = self.following {
+            following.abort();
+            // What it was doing goes on at the next start.
+            let _ = following.await;
+        }
         self.queue.close().await;
         if let Some(shelf) = self.shelf
             && let Err(cause) = tokio::task::spawn_blocking(move || shelf.close()).await
         {
             tracing::error!(%cause, "the galleries ended badly");
+        }
+        if let Some(registry) = self.registry {
+            registry.close();
         }
     }
 
@@ -171,10 +215,37 @@ async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
     Ok(Some(Arc::new(opened?)))
 }
 
+/// Reads the configured calibrator, or those of a folder.
+fn read_calibrators(matching: &Matching) -> anyhow::Result<Calibrators> {
+    let place = Path::new(&matching.calibrators);
+    if matching.calibrators.is_empty() {
+        return Ok(Calibrators::new());
+    }
+    let mut files = vec![place.to_owned()];
+    if place.is_dir() {
+        let entries = fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+        files = entries.into_iter().filter(|file| file.extension() == Some("toml".as_ref())).collect();
+        files.sort();
+    }
+    let mut calibrators = Calibrators::new();
+    for file in files {
+        let named = || file.display().to_string();
+        let text = fs::read_to_string(&file).with_context(named)?;
+        let calibrator = Calibrator::parse(&text).with_context(named)?;
+        let model = calibrator.model();
+        if calibrators.insert(model, Arc::new(calibrator)).is_some() {
+            bail!("{}: another calibrator holds for model {model} already", named());
+        }
+    }
+    Ok(calibrators)
+}
+
 fn services(
     config: &Config,
     pipeline: Arc<Pipeline>,
     shelf: Option<Arc<Shelf>>,
+    calibrators: Calibrators,
+    activator: Option<Activator>,
     jobs: Option<Arc<Jobs>>,
 ) -> Services {
     let readers = match config.matching.search_threads {
@@ -182,22 +253,33 @@ fn services(
         threads => threads,
     };
     let access = GalleryAccess::new(shelf, readers);
+    let matcher =
+        Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
     let jobs = JobAccess::new(jobs);
     Services {
-        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), jobs.clone(), &config.limits),
-        galleries: GalleriesService::new(access, pipeline, &config.limits),
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), &config.limits),
+        galleries: GalleriesService::new(access, Arc::clone(&pipeline), &config.limits),
+        models: ModelsService::new(pipeline, activator),
         training_jobs: TrainingJobsService::new(jobs),
     }
 }
 
-fn pipeline(config: &Config, queue: EncodeQueue, card: ModelCard) -> Pipeline {
+fn residency_settings(config: &Config) -> ResidencySettings {
+    ResidencySettings {
+        bytes_max: config.models.resident_bytes_max,
+        precision: precision_name(config.encoder.precision),
+        device: config.encoder.device.clone(),
+    }
+}
+
+fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {
     let admission = Admission::new(config.encoder.queue_items_max, config.encoder.queue_bytes_max);
     let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
     let decode_threads = match config.chips.decode_threads {
         0 => cores(),
         threads => threads,
     };
-    Pipeline::new(admission, limits, decode_threads, queue, card)
+    Pipeline::new(admission, limits, decode_threads, residency, active)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

@@ -83,7 +83,7 @@ impl Demo {
             print(&queries, &answer);
             println!("{} SAR chips matched in {took:.0} ms", answer.results.len());
             println!(
-                "The weights are random: what is found is found by size. A trained model tells ships apart."
+                "The weights are random, so the ranking is worth nothing yet: a trained model tells ships apart."
             );
             running.stop().await;
             println!("the server has stopped");

@@ -159,17 +159,23 @@ impl TestSet {
     }
 
     fn report_by_size(&self, protocols: &[Protocol]) -> anyhow::Result<Value> {
-        let sizes = |images: &[Image]| -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
-            let size = |image: &Image| {
-                let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
-                Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
-            };
-            images.iter().map(size).collect()
-        };
         let (queries, gallery) = (sizes(&self.queries)?, sizes(&self.gallery)?);
         let rows = rows(protocols, |protocol| evaluate_by_size(protocol, &queries, &gallery));
         Ok(json!({ "model": "size alone", "reranked": false, "protocols": rows }))
     }
+
+    /// Width and length in metres of every image, queries first.
+    pub fn sizes(&self) -> anyhow::Result<impl Iterator<Item = [f64; 2]>> {
+        Ok(sizes(&self.queries)?.into_iter().chain(sizes(&self.gallery)?).map(|(_, size)| size))
+    }
+}
+
+fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
+    let size = |image: &Image| {
+        let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
+        Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
+    };
+    images.iter().map(size).collect()
 }
 
 /// The mAP and CMC of each protocol in which somebody takes part.
@@ -219,6 +225,11 @@ impl Embedded {
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
         let rows = rows(protocols, |protocol| self.ranked(protocol, reranked).map(|ranked| ranked.scores));
         json!({ "model": self.model, "reranked": reranked, "protocols": rows })
+    }
+
+    /// Every image, queries first.
+    pub fn images(&self) -> impl Iterator<Item = &(Seen, Embedding)> {
+        self.queries.iter().chain(&self.gallery)
     }
 
     fn ranked(&self, protocol: Protocol, reranked: bool) -> Option<Ranked> {

@@ -1,12 +1,15 @@
 //! The command line; one file a subcommand.
 
 mod bare;
+mod calibrate;
 mod chips;
 mod demo;
 mod embed;
 mod enroll;
 mod eval;
 mod gallery;
+mod jobs;
+mod live;
 mod load;
 mod loader;
 mod manifest;
@@ -18,6 +21,8 @@ mod step;
 mod synth;
 mod train;
 mod train_job;
+mod train_remotely;
+mod training_bar;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,6 +31,9 @@ use clap::{Args, Parser, Subcommand};
 use shipreid::client::{Client, ClientError};
 use shipreid::config::{Config, Sources};
 use tokio::runtime::Runtime;
+
+/// Where a server listens unless it is told otherwise.
+const ENDPOINT: &str = "http://127.0.0.1:50051";
 
 /// Exit code of a configuration or model that cannot be used.
 const UNUSABLE: u8 = 2;
@@ -49,16 +57,21 @@ enum Command {
     Gallery(gallery::Gallery),
     /// Asks a running server which ships of a gallery image files show.
     Match(ranked::Match),
-    /// Imports and inspects models.
+    /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
     /// Measures a running server, the bare model without one, or training.
     #[command(subcommand)]
     Bench(Bench),
-    /// Trains a model on this machine.
+    /// Trains a model on this machine, or on a running server.
     Train(train::Train),
+    /// Lists, watches, stops, resumes and describes training jobs of a running server.
+    #[command(subcommand)]
+    Jobs(jobs::Jobs),
     /// Says how well a model ranks a HOSS test set.
     Eval(eval::Eval),
+    /// Learns what similarities mean from a HOSS test set, so that answers carry probabilities.
+    Calibrate(calibrate::Calibrate),
     /// Draws data sets of synthetic ships.
     Synth(synth::Synth),
     /// Starts a server with an untrained model, embeds chips through it and compares them.
@@ -83,7 +96,7 @@ enum Bench {
 #[derive(Args)]
 pub struct ServerFlag {
     /// The server.
-    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    #[arg(long, default_value = ENDPOINT, value_name = "URL")]
     endpoint: String,
 }
 
@@ -118,6 +131,8 @@ enum Failure {
     Unusable(anyhow::Error),
     /// Everything else.
     Failed(anyhow::Error),
+    /// It was told already; this is the exit code.
+    Told(u8),
 }
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
@@ -140,7 +155,11 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Loader(bench)) => bench.run(),
         Command::Bench(Bench::Step(bench)) => bench.run(),
         Command::Train(train) => train.run(),
+        Command::Jobs(jobs) => {
+            Runtime::new().map_err(Failure::from).and_then(|runtime| runtime.block_on(jobs.run()))
+        }
         Command::Eval(eval) => eval.run(),
+        Command::Calibrate(calibrate) => calibrate.run(),
         Command::Synth(synth) => synth.run(),
         Command::Demo(demo) => demo.run(),
     };
@@ -154,6 +173,7 @@ pub fn run() -> ExitCode {
             eprintln!("shipreid: {cause:#}");
             ExitCode::FAILURE
         }
+        Err(Failure::Told(code)) => ExitCode::from(code),
     }
 }
 

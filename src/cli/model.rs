@@ -1,29 +1,31 @@
-//! `shipreid model`: checkpoints into models of ours, and what is in either.
+//! `shipreid model`: checkpoints into models of ours, what is in either, and the models of a running server.
 
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use comfy_table::{Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
+use shipreid::client::{Client, ClientError};
 use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
+use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
+use shipreid::weights::packed::{self, Part};
+use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
-use super::Failure;
+use super::{Failure, ServerFlag, block_on};
 
 #[derive(Subcommand)]
 pub enum Model {
-    /// Writes a PyTorch checkpoint of TransOSS as a model folder.
+    /// Makes a model of ours out of a PyTorch checkpoint of TransOSS, in a folder here, or brings one to a server.
     ///
-    /// Example: shipreid model import transoss.pth models/transoss
+    /// Examples:
+    ///   shipreid model import transoss.pth models/transoss
+    ///   shipreid model import transoss.pth --endpoint http://127.0.0.1:50051
     #[command(verbatim_doc_comment)]
-    Import {
-        /// A .pth as PyTorch writes it. Nothing in it is executed.
-        checkpoint: PathBuf,
-        /// The folder to make.
-        folder: PathBuf,
-        #[command(flatten)]
-        hints: HintFlags,
-    },
+    Import(Import),
     /// Says what a checkpoint or a model folder holds.
     Inspect {
         /// A .pth or a model folder.
@@ -31,6 +33,44 @@ pub enum Model {
         #[command(flatten)]
         hints: HintFlags,
     },
+    /// Lists the models of a server.
+    List {
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Writes a model of a server into a file: a zip of its folder.
+    Export {
+        digest: String,
+        file: PathBuf,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Makes a model of a server the one that serves, without a restart or a failed call.
+    Activate {
+        digest: String,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Deletes a model of a server. Final.
+    Delete {
+        digest: String,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+}
+
+#[derive(Args)]
+#[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
+pub struct Import {
+    /// A .pth as PyTorch writes it, of which nothing is executed; for a server also a model folder or an exported model.
+    checkpoint: PathBuf,
+    /// The folder to make here.
+    folder: Option<PathBuf>,
+    /// The server that gets the model instead.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    #[command(flatten)]
+    hints: HintFlags,
 }
 
 /// What a checkpoint does not say itself.
@@ -56,20 +96,147 @@ pub struct HintFlags {
 impl Model {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
-            Self::Import { checkpoint, folder, hints } => {
-                let model = open(&checkpoint, &hints)?;
-                let name = checkpoint.file_name().context("a checkpoint is a file")?;
-                model.save(&folder, &name.to_string_lossy())?;
-                describe(&model);
-                println!("written to  {}", folder.display());
+            Self::Import(import) => import.run(),
+            Self::Inspect { path, hints } => {
+                describe(&open(&path, &hints)?);
+                Ok(())
             }
-            Self::Inspect { path, hints } => describe(&open(&path, &hints)?),
+            Self::List { server } => block_on(list(server)),
+            Self::Export { digest, file, server } => block_on(export(server, digest, file)),
+            Self::Activate { digest, server } => block_on(activate(server, digest)),
+            Self::Delete { digest, server } => block_on(delete(server, digest)),
         }
+    }
+}
+
+impl Import {
+    fn run(self) -> Result<(), Failure> {
+        match (&self.folder, &self.endpoint) {
+            (Some(folder), _) => self.write_to(folder),
+            (None, Some(endpoint)) => block_on(self.send_to(endpoint)),
+            (None, None) => Err(anyhow::anyhow!("name a folder, or a server with --endpoint").into()),
+        }
+    }
+
+    fn write_to(&self, folder: &Path) -> Result<(), Failure> {
+        let model = open(&self.checkpoint, &self.hints)?;
+        let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
+        model.save(folder, &name.to_string_lossy())?;
+        describe(&model);
+        println!("written to  {}", folder.display());
+        Ok(())
+    }
+
+    async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
+        let client = Client::connect(endpoint).await?;
+        let named = || self.checkpoint.display().to_string();
+        let packed = tempfile::tempdir()?;
+        let file = if self.checkpoint.is_dir() {
+            let name = self.checkpoint.file_name().unwrap_or("model".as_ref());
+            let file = packed.path().join(name).with_added_extension("zip");
+            pack(&self.checkpoint, &file).with_context(named)?;
+            file
+        } else {
+            self.checkpoint.clone()
+        };
+        let bar = bytes_bar(fs::metadata(&file).with_context(named)?.len());
+        let sent = bar.clone();
+        let progress = move |bytes| sent.set_position(bytes);
+        let model = client.import_model(&file, self.hints.to_wire(), progress).await;
+        bar.finish_and_clear();
+        println!("{}", table(&[model?]));
         Ok(())
     }
 }
 
-fn open(path: &std::path::Path, flags: &HintFlags) -> Result<OpenModel, Failure> {
+/// Writes a model folder as one file.
+fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
+    let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
+    let parts = [native::DESCRIPTION, native::TENSORS].into_iter().map(part);
+    packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
+}
+
+async fn list(server: ServerFlag) -> anyhow::Result<()> {
+    println!("{}", table(&server.connect().await?.list_models().await?));
+    Ok(())
+}
+
+async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Result<()> {
+    let client = server.connect().await?;
+    let request = GetModelRequest { digest: digest.clone() };
+    let model = client.models().get_model(request).await.map_err(ClientError::from)?.into_inner().model;
+    let bar = bytes_bar(model.unwrap_or_default().stored_bytes);
+    let written = client.export_model(digest, &file, |bytes| bar.set_position(bytes)).await;
+    bar.finish_and_clear();
+    println!("{} bytes in {}", written?, file.display());
+    Ok(())
+}
+
+async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
+    let mut models = server.connect().await?.models();
+    let answer = models.activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
+    println!("{}", table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
+    Ok(())
+}
+
+async fn delete(server: ServerFlag, digest: String) -> anyhow::Result<()> {
+    let mut models = server.connect().await?.models();
+    models.delete_model(DeleteModelRequest { digest: digest.clone() }).await.map_err(ClientError::from)?;
+    println!("model {digest} is deleted");
+    Ok(())
+}
+
+/// A bar on a terminal, nothing elsewhere.
+fn bytes_bar(length: u64) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
+        .expect("a constant template");
+    ProgressBar::new(length).with_style(style)
+}
+
+fn table(models: &[wire::Model]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["digest", "origin", "dimension", "parameters", "mAP", "state"]);
+    for model in models {
+        let mut best = model.evaluations.iter().filter(|evaluation| evaluation.protocol == "all");
+        let map = best.next_back().map(|evaluation| format!("{:.4}", evaluation.map));
+        let state = match model {
+            wire::Model { damage, .. } if !damage.is_empty() => format!("damaged: {damage}"),
+            wire::Model { active: true, precision, .. } => format!("active, {precision}"),
+            wire::Model { resident: true, precision, .. } => format!("resident, {precision}"),
+            _ => String::new(),
+        };
+        table.add_row([
+            model.digest.clone(),
+            model.origin.clone(),
+            model.dimension.to_string(),
+            format!("{} M", model.parameters_millions),
+            map.unwrap_or_default(),
+            state,
+        ]);
+    }
+    table
+}
+
+impl HintFlags {
+    fn to_wire(&self) -> CheckpointHints {
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let feature_point = match self.feature {
+            FeaturePoint::BeforeNeck => wire::FeaturePoint::BeforeNeck,
+            FeaturePoint::AfterNeck => wire::FeaturePoint::AfterNeck,
+        };
+        CheckpointHints {
+            feature_point: feature_point.into(),
+            image_height: self.image.map_or(0, |image| number(image.height)),
+            image_width: self.image.map_or(0, |image| number(image.width)),
+            stride: self.stride.map_or(0, number),
+            heads: self.heads.map_or(0, number),
+            mie_coefficient: self.mie_coefficient,
+        }
+    }
+}
+
+fn open(path: &Path, flags: &HintFlags) -> Result<OpenModel, Failure> {
     let architecture = ArchitectureHints {
         image: flags.image,
         stride: flags.stride,

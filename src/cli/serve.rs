@@ -31,9 +31,9 @@ impl Serve {
         model::wait_passively(app::threads_per_worker(&config));
         telemetry::install(&config.telemetry)?;
         let metrics = metrics::install()?;
-        let model = app::load_model(&config).map_err(Failure::Unusable)?;
+        let models = app::open_models(&config).map_err(Failure::Unusable)?;
         Runtime::new()?.block_on(async {
-            let running = app::start(&config, model, metrics).await.map_err(Failure::Unusable)?;
+            let running = app::start(&config, models, metrics).await.map_err(Failure::Unusable)?;
             println!("gRPC on {}", running.address);
             println!("metrics on http://{}/metrics", running.metrics_address);
             signalled().await?;

@@ -1,15 +1,13 @@
-//! `shipreid train`: pretraining and fine-tuning in this process.
+//! `shipreid train`: pretraining and fine-tuning in this process, or on a server.
 
 use std::fs;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context, anyhow};
-use clap::Args;
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+use anyhow::{Context, anyhow, bail};
+use clap::{ArgGroup, Args};
 use shipreid::app;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
@@ -22,8 +20,11 @@ use shipreid::train::{
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::rules::for_serving;
+use tokio::runtime::Runtime;
 
 use super::eval::{TestSet, table};
+use super::train_remotely::RemoteFlags;
+use super::training_bar::{Step, TrainingBar};
 use super::{Failure, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
@@ -36,13 +37,15 @@ const EVENTS: &str = "events.jsonl";
 ///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
 ///   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
 ///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
+///   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name "HOSS, authors' settings"
 ///
-/// An interrupted run goes on from its newest checkpoint when the same command is given again.
+/// An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
+/// leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(verbatim_doc_comment, group(ArgGroup::new("wordy").args(["from_yaml", "endpoint"]).multiple(true)))]
 pub struct Train {
     /// What to train, as TOML.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job"])]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
     local: Option<PathBuf>,
     /// What to train, as the authors' YAML.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
@@ -51,7 +54,7 @@ pub struct Train {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
-    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job"])]
+    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.
     #[arg(long = "data-root", value_name = "FOLDER")]
@@ -62,9 +65,11 @@ pub struct Train {
     /// The folder of a job: how a server starts its training processes.
     #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
     job: Option<PathBuf>,
-    /// Keys and values that win over those of the YAML.
-    #[arg(value_name = "KEY VALUE", requires = "from_yaml")]
-    overrides: Vec<String>,
+    #[command(flatten)]
+    remote: RemoteFlags,
+    /// With --endpoint: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
+    #[arg(value_name = "FILE | KEY VALUE", requires = "wordy")]
+    words: Vec<String>,
 }
 
 impl Train {
@@ -72,12 +77,16 @@ impl Train {
         if let Some(folder) = &self.job {
             return train_job::run(folder);
         }
+        if self.remote.is_given() {
+            let config = self.remote_config().map_err(Failure::Unusable)?;
+            return Runtime::new()?.block_on(self.remote.run(config));
+        }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
         model::wait_passively(app::cores());
         telemetry::install(&server.telemetry)?;
-        let asked = self.read_config().map_err(Failure::Unusable)?;
+        let asked = self.asked().map_err(Failure::Unusable)?;
         let run = self.prepare(&asked).map_err(Failure::Unusable)?;
         let model = self.train(&asked, run)?;
         let place = asked.out.join(MODEL);
@@ -90,22 +99,39 @@ impl Train {
         evaluate(&asked, &server, model)
     }
 
-    fn read_config(&self) -> anyhow::Result<Asked> {
-        let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
-        let name = || source.display().to_string();
-        let text = fs::read_to_string(source).with_context(name)?;
-        let (config, out) = if self.from_yaml.is_some() {
-            let AuthorsConfig { config, out, ignored } =
-                AuthorsConfig::read(&text, &self.overrides).with_context(name)?;
-            for key in ignored {
-                println!("ignored: {key}");
-            }
-            (config, out)
-        } else {
-            (TrainConfig::read(&text, &self.settings).with_context(name)?, None)
+    /// What a server is asked to train: the file as it is, with its comments, unless something changes it.
+    fn remote_config(&self) -> anyhow::Result<String> {
+        let source = match (&self.from_yaml, self.words.as_slice()) {
+            (Some(file), _) => file.clone(),
+            (None, [file]) => PathBuf::from(file),
+            (None, _) => bail!("name one configuration file, or give --from-yaml"),
         };
+        if self.from_yaml.is_none() && self.settings.is_empty() {
+            return fs::read_to_string(&source).with_context(|| source.display().to_string());
+        }
+        Ok(toml::to_string(&self.read_config(&source)?.0)?)
+    }
+
+    fn asked(&self) -> anyhow::Result<Asked> {
+        let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
+        let (config, out) = self.read_config(source)?;
         let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
         Ok(Asked { source: source.clone(), config, out })
+    }
+
+    /// A file with the flags that change it, and where it says that the run writes to.
+    fn read_config(&self, source: &Path) -> anyhow::Result<(TrainConfig, Option<PathBuf>)> {
+        let name = || source.display().to_string();
+        let text = fs::read_to_string(source).with_context(name)?;
+        if self.from_yaml.is_none() {
+            return Ok((TrainConfig::read(&text, &self.settings).with_context(name)?, None));
+        }
+        let AuthorsConfig { config, out, ignored } =
+            AuthorsConfig::read(&text, &self.words).with_context(name)?;
+        for key in ignored {
+            println!("ignored: {key}");
+        }
+        Ok((config, out))
     }
 
     fn prepare(&self, Asked { source, config, out }: &Asked) -> anyhow::Result<Run> {
@@ -228,61 +254,45 @@ pub(super) fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-/// One live bar, and a line an epoch.
+/// The live bar of a run in this process, which Ctrl-C stops.
 struct Terminal {
     stop: Arc<AtomicBool>,
-    bar: ProgressBar,
+    bar: TrainingBar,
 }
 
 impl Terminal {
     fn new(stop: Arc<AtomicBool>) -> Self {
-        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {msg}")
-            .expect("a constant template");
-        Self { stop, bar: ProgressBar::new(0).with_style(style) }
+        Self { stop, bar: TrainingBar::new() }
     }
 
     fn show(&mut self, event: Event) -> ControlFlow<()> {
         match event {
             Event::Started { steps, epochs } if steps > 0 => {
-                self.line(format!("going on after {steps} steps, to epoch {epochs}"));
+                self.bar.line(&format!("going on after {steps} steps, to epoch {epochs}"));
             }
-            Event::Started { .. } => {}
             Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
-                self.bar.set_prefix(format!("epoch {}", progress.epoch));
-                self.bar.set_length(steps_in_epoch);
-                self.bar.set_position(progress.steps_of_epoch);
-                let (loss, rate) = (terms.total, rates.weights);
-                let left = HumanDuration(Duration::from_secs_f64(seconds_left));
-                self.bar.set_message(format!(
-                    "loss {loss:.3}, rate {rate:.1e}, {images_per_second:.0} images/s, {left:#} to the end"
-                ));
+                self.bar.show(&Step {
+                    epoch: progress.epoch,
+                    position: progress.steps_of_epoch,
+                    length: steps_in_epoch,
+                    loss: terms.total,
+                    rate: rates.weights,
+                    images_per_second,
+                    seconds_left,
+                });
             }
             Event::EpochDone { epoch, mean_loss, mean_accuracy } => {
-                self.line(format!(
-                    "epoch {epoch}: loss {mean_loss:.4}, accuracy {:.1} %",
-                    mean_accuracy * 100.0
-                ));
+                self.bar.epoch(epoch, mean_loss, Some(mean_accuracy));
             }
             Event::Evaluated { epoch, summaries, .. } => {
-                for Summary {
-                    protocol,
-                    mean_average_precision: map,
-                    hit_within_1: r1,
-                    hit_within_5: r5,
-                    hit_within_10: r10,
-                    ..
-                } in summaries
-                {
-                    let percent = [map, r1, r5, r10].map(|share| format!("{:.1}", share * 100.0)).join(" / ");
-                    self.line(format!("epoch {epoch}: {protocol} mAP / R1 / R5 / R10 {percent} %"));
+                for summary in summaries {
+                    let Summary { protocol, mean_average_precision: map, .. } = summary;
+                    let within = [summary.hit_within_1, summary.hit_within_5, summary.hit_within_10];
+                    self.bar.evaluation(epoch, protocol, [map, within[0], within[1], within[2]]);
                 }
             }
-            Event::CheckpointSaved { .. } => {}
+            Event::Started { .. } | Event::CheckpointSaved { .. } => {}
         }
         if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    }
-
-    fn line(&self, text: String) {
-        self.bar.suspend(|| println!("{text}"));
     }
 }

@@ -1,25 +1,34 @@
 //! The gRPC client that the command line and the tests share.
 
+mod error;
+mod follow;
 mod gallery;
+mod model;
+mod training;
+mod transfer;
 
 use std::error::Error;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
-use tonic_types::StatusExt;
+
+pub use error::{ClientError, Violation};
+pub use follow::{Backoff, Beginning, Followed, Follower};
+pub use training::{is_ended, state_name};
 
 use crate::chip::Modality;
 use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
+use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 use crate::wire::training_jobs_client::TrainingJobsClient;
 
 /// Codes of items that a busy server refused and that are worth sending again.
-pub const RESOURCE_EXHAUSTED: i32 = tonic::Code::ResourceExhausted as i32;
-pub const UNAVAILABLE: i32 = tonic::Code::Unavailable as i32;
+pub const RESOURCE_EXHAUSTED: i32 = Code::ResourceExhausted as i32;
+pub const UNAVAILABLE: i32 = Code::Unavailable as i32;
 
 /// Answers may carry many embeddings.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
@@ -27,38 +36,16 @@ const MESSAGE_BYTES_MAX: usize = 256 << 20;
 const WINDOW_BYTES: u32 = 8 << 20;
 /// How long a connection may take to come up.
 const CONNECT_SECONDS: u64 = 10;
+/// A call that waits hears within so many seconds that its server is gone without a word, as a machine without power.
+const KEEPALIVE_SECONDS: u64 = 30;
 
 /// A connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client {
     ship_re_id: ShipReIdClient<Channel>,
     galleries: GalleriesClient<Channel>,
+    models: ModelsClient<Channel>,
     training_jobs: TrainingJobsClient<Channel>,
-}
-
-/// Why a call gave no answer, in words for a terminal.
-#[derive(Debug, thiserror::Error)]
-pub enum ClientError {
-    #[error("{endpoint} is not an endpoint: write http://host:port")]
-    Endpoint { endpoint: String },
-    #[error("cannot reach {endpoint}: {cause}")]
-    Unreachable { endpoint: String, cause: String },
-    #[error("{}", describe(.0))]
-    Refused(Box<tonic::Status>),
-    #[error("{}: {cause}", path.display())]
-    File { path: PathBuf, cause: io::Error },
-}
-
-impl From<tonic::Status> for ClientError {
-    fn from(status: tonic::Status) -> Self {
-        // tonic's channel watches the deadline as well, and calls it CANCELLED when it is first to see it pass.
-        let mut causes =
-            std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
-        let expired = causes.any(|cause| cause.is::<tonic::TimeoutExpired>());
-        let status =
-            if expired { tonic::Status::deadline_exceeded("the deadline has passed") } else { status };
-        Self::Refused(Box::new(status))
-    }
 }
 
 impl Client {
@@ -71,6 +58,7 @@ impl Client {
             .map_err(|_| ClientError::Endpoint { endpoint: endpoint.into() })?
             .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
             .tcp_nodelay(true)
+            .http2_keep_alive_interval(Duration::from_secs(KEEPALIVE_SECONDS))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .connect()
@@ -90,8 +78,11 @@ impl Client {
         let galleries = GalleriesClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let models = ModelsClient::new(channel.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let training_jobs = TrainingJobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries, training_jobs }
+        Self { ship_re_id, galleries, models, training_jobs }
     }
 
     /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.
@@ -114,11 +105,6 @@ impl Client {
     pub fn ship_re_id(&self) -> ShipReIdClient<Channel> {
         self.ship_re_id.clone()
     }
-
-    /// The generated client of training jobs.
-    pub fn training_jobs(&self) -> TrainingJobsClient<Channel> {
-        self.training_jobs.clone()
-    }
 }
 
 /// A chip of the default pixel size.
@@ -138,14 +124,6 @@ pub fn modality_of_name(path: &Path) -> Option<Modality> {
         "RGB" | "OPT" | "OPTICAL" => Some(Modality::Optical),
         "SAR" => Some(Modality::Sar),
         _ => None,
-    }
-}
-
-fn describe(status: &tonic::Status) -> String {
-    let reason = status.get_details_error_info().map(|info| info.reason);
-    match reason {
-        Some(reason) => format!("{} ({:?}, {reason})", status.message(), status.code()),
-        None => format!("{} ({:?})", status.message(), status.code()),
     }
 }
 

@@ -18,6 +18,7 @@ const ENVIRONMENT_PREFIX: &str = "SHIPREID__";
 pub struct Config {
     pub server: Server,
     pub model: Model,
+    pub models: Models,
     pub encoder: Encoder,
     pub chips: Chips,
     pub store: Store,
@@ -41,6 +42,14 @@ pub struct Model {
     pub seed: u64,
     pub feature: Feature,
     pub heads: usize,
+}
+
+/// Models on disk and in memory.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Models {
+    pub count_max: usize,
+    pub bytes_max: u64,
+    pub resident_bytes_max: u64,
 }
 
 /// Untrained weights to try the service with.
@@ -173,6 +182,12 @@ impl Default for Server {
 impl Default for Model {
     fn default() -> Self {
         Self { path: String::new(), preset: Preset::None, seed: 0, feature: Feature::BeforeNeck, heads: 0 }
+    }
+}
+
+impl Default for Models {
+    fn default() -> Self {
+        Self { count_max: 100, bytes_max: 64 << 30, resident_bytes_max: 32 << 30 }
     }
 }
 

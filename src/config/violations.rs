@@ -1,6 +1,6 @@
 //! What a configuration must not say, section by section; everything is found at once.
 
-use super::{Chips, Config, Encoder, Limits, Matching, Preset, Server, Store, Telemetry, Training};
+use super::{Chips, Config, Encoder, Limits, Matching, Models, Preset, Server, Store, Telemetry, Training};
 
 /// One line for each value out of bounds.
 pub(super) fn violations(config: &Config) -> Vec<String> {
@@ -10,6 +10,7 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
         "model.path and model.preset exclude each other",
     );
     found.of_server(&config.server);
+    found.of_models(&config.models);
     found.of_encoder(&config.encoder, &config.chips, &config.limits);
     found.of_chips(&config.chips);
     found.of_store(&config.store);
@@ -37,6 +38,15 @@ impl Violations {
         self.require(
             (0.0..=3600.0).contains(&server.drain_seconds_max),
             "server.drain_seconds_max must be 0 to 3600",
+        );
+    }
+
+    fn of_models(&mut self, models: &Models) {
+        self.require((1..=10_000).contains(&models.count_max), "models.count_max must be 1 to 10000");
+        self.require(models.bytes_max >= 1 << 20, "models.bytes_max must be at least 1048576");
+        self.require(
+            models.resident_bytes_max >= 1 << 20,
+            "models.resident_bytes_max must be at least 1048576",
         );
     }
 

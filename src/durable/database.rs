@@ -89,8 +89,8 @@ impl Database {
     /// # Errors
     /// It is sealed or cannot be written. Nothing that was committed is lost.
     pub fn close(self) -> Result<(), DatabaseError> {
-        let health = self.health.clone();
-        self.database.close().map_err(redb::Error::from)?;
+        let Self { database, health } = self;
+        guard(|| database.close().map_err(|error| DatabaseError::from(redb::Error::from(error))))?;
         check(&health)
     }
 
@@ -118,6 +118,12 @@ enum StartError {
     Other(DatabaseError),
 }
 
+impl From<DatabaseError> for StartError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Other(error)
+    }
+}
+
 impl From<StartError> for DatabaseError {
     fn from(error: StartError) -> Self {
         match error {
@@ -130,13 +136,21 @@ impl From<StartError> for DatabaseError {
 fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Result<Database, StartError> {
     let health = Health::default();
     let shield = Shield::new(backend, name, health.clone());
-    // redb promises no more than a panic where a file was changed behind its back.
-    match catch_unwind(AssertUnwindSafe(|| builder.create_with_backend(shield))) {
-        Ok(Ok(database)) => Ok(Database { database, health }),
-        Ok(Err(redb::DatabaseError::RepairAborted)) => Err(StartError::RepairNeeded),
-        Ok(Err(error)) => Err(StartError::Other(redb::Error::from(error).into())),
-        Err(_) => Err(StartError::Other(DatabaseError::Damaged("its pages contradict each other".into()))),
-    }
+    guard(|| match builder.create_with_backend(shield) {
+        Ok(database) => Ok(Database { database, health }),
+        Err(redb::DatabaseError::RepairAborted) => Err(StartError::RepairNeeded),
+        Err(error) => Err(DatabaseError::from(redb::Error::from(error)).into()),
+    })
+}
+
+/// Reads from a database, with damage as an error: redb promises no more than a panic where a file was changed behind
+/// its back.
+///
+/// # Errors
+/// What `read` gives, and damage where it panics.
+pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let damaged = || DatabaseError::Damaged("its pages contradict each other".into());
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged().into()))
 }
 
 impl From<redb::Error> for DatabaseError {

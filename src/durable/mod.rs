@@ -8,7 +8,7 @@ mod lock;
 mod shield;
 mod volume;
 
-pub use database::{Database, DatabaseError};
+pub use database::{Database, DatabaseError, guard};
 pub use folder::{PartialFolder, discard_folder, remove_partial, write_folder};
 pub use lock::{DirectoryLock, LockError};
 pub use shield::Health;

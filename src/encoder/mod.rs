@@ -1,18 +1,23 @@
 //! The way of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
 
 mod admission;
+mod order;
 mod pipeline;
 mod predict;
 mod projection;
 mod queue;
+mod residency;
 mod schedule;
 mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
-pub use pipeline::{Caller, EmbedError, Embedded, ModelCard, Pipeline, UnknownModel};
+pub use pipeline::{Caller, EmbedError, Embedded, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
 pub use queue::{
     EncodeError, EncodeJob, EncodeQueue, Encoded, EncoderEvent, Health, LoadError, Observe, QueueSettings,
+};
+pub use residency::{
+    LoadedModel, ModelCard, ModelLease, RESIDENT_MAX, Residency, ResidencyError, ResidencySettings,
 };
 pub use schedule::Priority;
 pub use worker::EncoderFactory;

@@ -1,12 +1,13 @@
 //! From encoded bytes to an embedding: the steps that Embed, Enroll and Match share.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
 use super::admission::{Admission, Admitted, Refusal};
-use super::queue::{EncodeError, EncodeJob, EncodeQueue};
+use super::queue::{EncodeError, EncodeJob};
+use super::residency::{ModelLease, Residency};
 use super::schedule::Priority;
 use crate::chip::{ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
@@ -14,16 +15,6 @@ use crate::metrics;
 
 /// The expected time is a mean: with this much room, chips that are let in are rarely late.
 const CAUTION: f64 = 1.25;
-
-/// What callers need to know of a resident model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct ModelCard {
-    pub digest: ModelDigest,
-    /// Values in an embedding.
-    pub dimension: usize,
-    /// Rows and columns that it reads.
-    pub chip_size: ChipSize,
-}
 
 /// Who asks, and until when an answer is worth anything.
 #[derive(Clone, Debug)]
@@ -61,34 +52,55 @@ pub enum EmbedError {
 #[error("model {0} is not resident")]
 pub struct UnknownModel(pub ModelDigest);
 
-/// Admission, decoding and the queue of one server.
+/// Admission, decoding and the models of one server.
 #[derive(Debug)]
 pub struct Pipeline {
     admission: Admission,
     decoding: Semaphore,
     limits: ImageLimits,
-    queue: EncodeQueue,
-    active: ModelCard,
+    residency: Residency,
+    active: RwLock<ModelLease>,
 }
 
 impl Pipeline {
-    /// Serves `active`, which `queue` has resident, and decodes on at most `decode_threads` threads.
+    /// Serves the models of `residency`, `active` where a call names none, and decodes on at most `decode_threads`
+    /// threads.
     pub fn new(
         admission: Admission,
         limits: ImageLimits,
         decode_threads: usize,
-        queue: EncodeQueue,
-        active: ModelCard,
+        residency: Residency,
+        active: ModelLease,
     ) -> Self {
-        Self { admission, decoding: Semaphore::new(decode_threads), limits, queue, active }
+        let active = RwLock::new(active);
+        Self { admission, decoding: Semaphore::new(decode_threads), limits, residency, active }
     }
 
-    /// The model that a call runs on from now to its end: the named one, or the active one.
-    pub fn resolve(&self, named: Option<ModelDigest>) -> Result<ModelCard, UnknownModel> {
+    /// The model that a call runs on from now to its end: the named one if it is resident, or the active one.
+    ///
+    /// # Errors
+    /// The named model is not resident.
+    pub fn resolve(&self, named: Option<ModelDigest>) -> Result<ModelLease, UnknownModel> {
         match named {
-            Some(digest) if digest != self.active.digest => Err(UnknownModel(digest)),
-            _ => Ok(self.active.clone()),
+            None => Ok(self.active()),
+            Some(digest) => self.residency.lease(digest).ok_or(UnknownModel(digest)),
         }
+    }
+
+    /// The model that calls run on which name none.
+    pub fn active(&self) -> ModelLease {
+        self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes `model` the active one. Calls that began keep the model that they began with; the former one leaves the
+    /// devices after them, and after the lease that is given back.
+    pub fn activate(&self, model: ModelLease) -> ModelLease {
+        let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *active, model)
+    }
+
+    pub fn residency(&self) -> &Residency {
+        &self.residency
     }
 
     /// Room for the chips of one call, until the returned value is dropped, or a refusal at once: when a budget is
@@ -97,7 +109,7 @@ impl Pipeline {
     /// A chip weighs its encoded bytes and the pixels that it becomes.
     pub fn admit(
         &self,
-        model: &ModelCard,
+        model: &ModelLease,
         caller: &Caller,
         chips: usize,
         image_bytes: usize,
@@ -112,10 +124,11 @@ impl Pipeline {
         admitted
     }
 
-    fn in_time(&self, model: &ModelCard, caller: &Caller, chips: usize) -> Result<(), Refusal> {
+    fn in_time(&self, model: &ModelLease, caller: &Caller, chips: usize) -> Result<(), Refusal> {
         let Some(deadline) = caller.deadline else { return Ok(()) };
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let expected = self.queue.expected_time(model.digest, &caller.tenant, caller.priority, chips);
+        let expected =
+            self.residency.queue().expected_time(model.digest, &caller.tenant, caller.priority, chips);
         if expected.mul_f64(CAUTION) > left { Err(Refusal::Deadline { expected, left }) } else { Ok(()) }
     }
 
@@ -125,7 +138,7 @@ impl Pipeline {
     /// Whatever is wrong with this chip or its batch; other chips are not touched.
     pub async fn embed(
         &self,
-        model: &ModelCard,
+        model: &ModelLease,
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
@@ -138,14 +151,15 @@ impl Pipeline {
 
     async fn embed_uncounted(
         &self,
-        model: &ModelCard,
+        model: &ModelLease,
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
         let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
         let extent_m = prepared.chip.extent_m();
         let encoded = self
-            .queue
+            .residency
+            .queue()
             .encode(EncodeJob {
                 model: model.digest,
                 tenant: Arc::clone(&caller.tenant),

@@ -3,17 +3,21 @@
 //! The async side owns deadlines: it answers its caller in time and takes the chip out. A device thread only
 //! judges, when it binds a batch, whether a chip could still be done in time.
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+mod shared;
 
+use std::fmt;
+use std::iter;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
-use super::predict::BatchTime;
-use super::schedule::{Buckets, Entry, Priority, Schedule};
+pub(super) use shared::{Shared, Waiting, Work};
+
+use super::order::{Load, Order, Unload};
+use super::schedule::{Buckets, Priority};
 use super::worker::{self, EncoderFactory};
 use crate::chip::{Chip, ChipSize};
 use crate::embedding::{Embedding, ModelDigest};
@@ -148,22 +152,8 @@ impl fmt::Debug for EncodeQueue {
 impl EncodeQueue {
     /// Starts the device threads; they have no model yet.
     pub fn start(settings: QueueSettings, observe: Observe) -> Self {
-        let workers = settings.workers.max(1);
-        let shared = Arc::new(Shared {
-            state: Mutex::new(State {
-                schedule: Schedule::default(),
-                times: HashMap::new(),
-                resident: HashSet::new(),
-                loads: (0..workers).map(|_| VecDeque::new()).collect(),
-                phase: Phase::Open,
-            }),
-            wake: Condvar::new(),
-            settings: QueueSettings { workers, batch_max: settings.batch_max.max(1) },
-            next_id: AtomicU64::new(0),
-            health: watch::Sender::new(Health::Warming),
-            observe,
-        });
-        let threads = (0..workers).map(|index| {
+        let shared = Arc::new(Shared::new(settings, observe));
+        let threads = (0..shared.settings().workers).map(|index| {
             let shared = Arc::clone(&shared);
             let buckets = Buckets::up_to(settings.batch_max);
             std::thread::Builder::new()
@@ -175,38 +165,66 @@ impl EncodeQueue {
         Self { shared, threads }
     }
 
-    /// Makes `model` on every device thread and warms every batch size; afterwards chips may name it.
+    /// Makes `model` on every device thread and warms every batch size; afterwards chips may name it. To be awaited to
+    /// its end.
+    ///
+    /// While other models serve, one thread after the other makes it, between its batches.
     ///
     /// # Errors
-    /// When one thread cannot make or run it; then no thread serves it.
+    /// When one thread cannot make or run it; then no thread has it.
     pub async fn load(
         &self,
         model: ModelDigest,
         chip_size: ChipSize,
         factory: EncoderFactory,
     ) -> Result<(), LoadError> {
-        let mut answers = Vec::new();
-        {
-            let mut state = self.shared.lock();
-            for loads in &mut state.loads {
-                let (done, answer) = oneshot::channel();
-                loads.push_back(Load { model, chip_size, factory: Arc::clone(&factory), done });
-                answers.push(answer);
-            }
+        if let Err(cause) = self.load_everywhere(model, chip_size, factory).await {
+            self.unload(model).await;
+            return Err(cause);
         }
-        self.shared.wake.notify_all();
-        for answer in answers {
-            answer.await.unwrap_or_else(|_| Err(LoadError("the device thread has ended".into())))?;
-        }
-        self.shared.lock().resident.insert(model);
-        self.shared.health.send_if_modified(|health| {
-            let first = *health == Health::Warming;
-            if first {
-                *health = Health::Serving;
-            }
-            first
-        });
+        self.shared.admit(model);
         Ok(())
+    }
+
+    async fn load_everywhere(
+        &self,
+        model: ModelDigest,
+        chip_size: ChipSize,
+        factory: EncoderFactory,
+    ) -> Result<(), LoadError> {
+        let workers = self.shared.settings().workers;
+        let at_once = if self.shared.has_models() { 1 } else { workers };
+        // The last thread gets the factory itself, so that what it holds dies there and not here.
+        let mut factories = iter::repeat_n(factory, workers).enumerate();
+        for _ in (0..workers).step_by(at_once) {
+            let answers: Vec<_> = factories
+                .by_ref()
+                .take(at_once)
+                .map(|(worker, factory)| {
+                    let (done, answer) = oneshot::channel();
+                    self.shared.order(worker, Order::Load(Load { model, chip_size, factory, done }));
+                    answer
+                })
+                .collect();
+            for answer in join_all(answers).await {
+                answer.unwrap_or_else(|_| Err(LoadError("the device threads have ended".into())))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses new chips of `model` from now on, lets those that wait be embedded, then drops it on every device
+    /// thread. Nothing happens where it is not loaded.
+    pub async fn unload(&self, model: ModelDigest) {
+        self.shared.dismiss(model);
+        let answers = (0..self.shared.settings().workers).map(|worker| {
+            let (done, answer) = oneshot::channel();
+            self.shared.order(worker, Order::Unload(Unload { model, done }));
+            answer
+        });
+        // A thread that has ended and gives no answer took its models with it.
+        join_all(answers.collect::<Vec<_>>()).await;
+        self.shared.forget_times(model);
     }
 
     /// Waits for the chip's turn and its forward pass. Dropping the future frees its place at once.
@@ -238,39 +256,28 @@ impl EncodeQueue {
         priority: Priority,
         chips: usize,
     ) -> Duration {
-        let state = self.shared.lock();
-        let QueueSettings { workers, batch_max } = self.shared.settings;
-        let ahead = state.schedule.ahead_of(tenant, priority);
-        let time = state.times.get(&model).copied().unwrap_or_default();
-        time.predict_behind(ahead, chips, batch_max, workers)
+        self.shared.expected_time(model, tenant, priority, chips)
     }
 
     /// Chips that wait for a device; those on a device do not count.
     pub fn depth(&self) -> usize {
-        self.shared.lock().schedule.len()
+        self.shared.depth()
     }
 
     /// Follows the state of the device threads.
     pub fn health(&self) -> watch::Receiver<Health> {
-        self.shared.health.subscribe()
+        self.shared.health()
     }
 
     /// Tells everybody who follows the health that the server goes down; chips are still embedded.
     pub fn announce_drain(&self) {
-        self.shared.health.send_if_modified(|health| {
-            let alive = matches!(health, Health::Warming | Health::Serving);
-            if alive {
-                *health = Health::Draining;
-            }
-            alive
-        });
+        self.shared.announce_drain();
     }
 
     /// Refuses new chips, embeds those that wait, ends the device threads.
     pub async fn close(&self) {
         self.announce_drain();
-        self.shared.lock().phase.close();
-        self.shared.wake.notify_all();
+        self.shared.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));
@@ -278,186 +285,6 @@ impl EncodeQueue {
         if joined.await.is_err() {
             tracing::error!("the device threads could not be joined");
         }
-    }
-}
-
-/// What callers and device threads share.
-pub(super) struct Shared {
-    state: Mutex<State>,
-    wake: Condvar,
-    settings: QueueSettings,
-    next_id: AtomicU64,
-    health: watch::Sender<Health>,
-    observe: Observe,
-}
-
-struct State {
-    schedule: Schedule<Waiting>,
-    times: HashMap<ModelDigest, BatchTime>,
-    resident: HashSet<ModelDigest>,
-    /// For each device thread, the models that it has yet to make.
-    loads: Vec<VecDeque<Load>>,
-    phase: Phase,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Open,
-    Closed,
-    Lost,
-}
-
-impl Phase {
-    fn close(&mut self) {
-        if *self == Self::Open {
-            *self = Self::Closed;
-        }
-    }
-}
-
-/// A model for one device thread to make.
-pub(super) struct Load {
-    pub model: ModelDigest,
-    pub chip_size: ChipSize,
-    pub factory: EncoderFactory,
-    pub done: oneshot::Sender<Result<(), LoadError>>,
-}
-
-/// A chip in the queue, and where its answer goes.
-pub(super) struct Waiting {
-    pub chip: Chip,
-    pub since: Instant,
-    pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
-}
-
-/// What a free device thread does next.
-pub(super) enum Work {
-    Load(Load),
-    Batch(Vec<Entry<Waiting>>),
-    Stop,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A panic cannot leave the state half changed: no code that may panic runs under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn enqueue(
-        self: &Arc<Self>,
-        job: EncodeJob,
-        reply: oneshot::Sender<Result<Encoded, EncodeError>>,
-    ) -> Result<Ticket, EncodeError> {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut state = self.lock();
-        match state.phase {
-            Phase::Open => {}
-            Phase::Closed => return Err(EncodeError::Closed),
-            Phase::Lost => return Err(EncodeError::DeviceLost),
-        }
-        if !state.resident.contains(&job.model) {
-            return Err(EncodeError::UnknownModel);
-        }
-        state.schedule.insert(Entry {
-            id,
-            model: job.model,
-            tenant: job.tenant,
-            priority: job.priority,
-            deadline: job.deadline.map(tokio::time::Instant::into_std),
-            payload: Waiting { chip: job.chip, since: Instant::now(), reply },
-        });
-        self.tell_depth(&state);
-        drop(state);
-        self.wake.notify_one();
-        Ok(Ticket { id, shared: Arc::clone(self) })
-    }
-
-    /// Blocks a device thread until there is something to do. The batch is bound here, when the device is
-    /// free, and not before.
-    pub fn next_work(&self, worker: usize, buckets: &Buckets) -> Work {
-        let mut state = self.lock();
-        loop {
-            if let Some(load) = state.loads[worker].pop_front() {
-                return Work::Load(load);
-            }
-            let State { schedule, times, .. } = &mut *state;
-            let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
-                times.get(&model).map_or(Duration::ZERO, |time| time.predict(size))
-            });
-            let closed = state.phase != Phase::Open;
-            if !taken.expired.is_empty() || !taken.batch.is_empty() {
-                self.tell_depth(&state);
-                drop(state);
-                for entry in taken.expired {
-                    self.tell(EncoderEvent::Dropped { reason: "DEADLINE" });
-                    // A caller that left in the meantime wants no answer.
-                    let _ = entry.payload.reply.send(Err(EncodeError::DeadlineExceeded));
-                }
-                if !taken.batch.is_empty() {
-                    return Work::Batch(taken.batch);
-                }
-                state = self.lock();
-                continue;
-            }
-            if closed {
-                return Work::Stop;
-            }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    pub fn record_time(&self, model: ModelDigest, size: usize, took: Duration) {
-        self.lock().times.entry(model).or_default().record(size, took);
-    }
-
-    /// The device is gone: nobody who waits, or comes later, will be served.
-    pub fn lose_device(&self, message: String) {
-        let waiting = {
-            let mut state = self.lock();
-            state.phase = Phase::Lost;
-            let waiting = state.schedule.drain();
-            self.tell_depth(&state);
-            waiting
-        };
-        self.health.send_replace(Health::DeviceLost);
-        self.wake.notify_all();
-        self.tell(EncoderEvent::DeviceLost { message });
-        for entry in waiting {
-            let _ = entry.payload.reply.send(Err(EncodeError::DeviceLost));
-        }
-    }
-
-    /// Under the lock, so that the depths arrive in the order in which they were true.
-    fn tell_depth(&self, state: &State) {
-        self.tell(EncoderEvent::Depth(state.schedule.len()));
-    }
-
-    pub fn tell(&self, event: EncoderEvent) {
-        (self.observe)(event);
-    }
-}
-
-/// A caller's place in the queue, free again when the caller leaves.
-struct Ticket {
-    id: u64,
-    shared: Arc<Shared>,
-}
-
-impl Ticket {
-    fn give_up(&self, reason: &'static str) {
-        let mut state = self.shared.lock();
-        if state.schedule.remove(self.id).is_some() {
-            self.shared.tell_depth(&state);
-            drop(state);
-            self.shared.tell(EncoderEvent::Dropped { reason });
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        // A chip that has run, or was given up before, is not in the queue any more.
-        self.give_up("CANCELLED");
     }
 }
 

@@ -184,7 +184,8 @@ impl<T> Schedule<T> {
         self.classes.iter().find_map(|class| class.front().map(|queue| queue.model))
     }
 
-    fn waiting(&self, model: ModelDigest) -> usize {
+    /// Chips of `model` that wait, in every class.
+    pub fn waiting(&self, model: ModelDigest) -> usize {
         let queues = self.classes.iter().flatten().filter(|queue| queue.model == model);
         queues.flat_map(|queue| &queue.tenants).map(|tenant| tenant.entries.len()).sum()
     }

@@ -6,7 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::queue::{EncodeError, Encoded, EncoderEvent, Load, LoadError, Shared, Waiting, Work};
+use super::order::{Order, Unload, Warm};
+use super::queue::{EncodeError, Encoded, EncoderEvent, LoadError, Shared, Waiting, Work};
 use super::schedule::{Buckets, Entry};
 use super::{Batch, Encoder, ForwardError};
 use crate::chip::{Chip, ChipSize, Modality};
@@ -21,15 +22,23 @@ const NICENESS: libc::c_int = 5;
 /// The life of a device thread.
 pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
     lower_priority();
-    let mut encoders = HashMap::new();
+    let mut encoders = Encoders::new();
     loop {
         match shared.next_work(index, &buckets) {
             Work::Stop => return,
-            Work::Load(Load { model, chip_size, factory, done }) => {
-                let made = load(index, model, chip_size, &factory, &buckets, shared);
-                let answer = made.map(|encoder| drop(encoders.insert(model, encoder)));
-                // Nobody listens when the server gave up starting.
-                let _ = done.send(answer);
+            // Below, nobody listens when the server gave up starting.
+            Work::Order(Order::Load(load)) => match make(index, &load.factory) {
+                Ok(encoder) => {
+                    encoders.insert(load.model, encoder);
+                    shared.order(index, Order::Warm(Warm::all(load, &buckets)));
+                }
+                Err(cause) => drop(load.done.send(Err(cause))),
+            },
+            Work::Order(Order::Warm(warm)) => warm_next(index, warm, &mut encoders, shared),
+            Work::Order(Order::Unload(Unload { model, done })) => {
+                drop(encoders.remove(&model));
+                give_memory_back();
+                let _ = done.send(());
             }
             Work::Batch(entries) => {
                 let model = entries[0].model;
@@ -41,26 +50,33 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
     }
 }
 
-fn load(
-    index: usize,
-    model: ModelDigest,
-    size: ChipSize,
-    factory: &EncoderFactory,
-    buckets: &Buckets,
-    shared: &Shared,
-) -> Result<Box<dyn Encoder>, LoadError> {
-    let made = catch_unwind(AssertUnwindSafe(|| factory(index)));
-    let mut encoder = made
+/// The encoders of one device thread.
+type Encoders = HashMap<ModelDigest, Box<dyn Encoder>>;
+
+fn make(index: usize, factory: &EncoderFactory) -> Result<Box<dyn Encoder>, LoadError> {
+    catch_unwind(AssertUnwindSafe(|| factory(index)))
         .map_err(|panic| LoadError(panic_message(panic.as_ref())))
-        .and_then(|made| made.map_err(LoadError))?;
-    for bucket in buckets.sizes() {
-        let chips = (0..*bucket).map(|n| warm_up_chip(size, n)).collect();
-        let batch = Batch { model, chips };
-        let started = Instant::now();
-        forward(encoder.as_mut(), &batch).map_err(|failure| LoadError(failure.to_string()))?;
-        shared.record_time(model, *bucket, started.elapsed());
+        .and_then(|made| made.map_err(LoadError))
+}
+
+/// Runs one batch size, and leaves the next one for later: chips may wait.
+fn warm_next(index: usize, mut warm: Warm, encoders: &mut Encoders, shared: &Shared) {
+    let (model, Some(size)) = (warm.model, warm.sizes.pop_front()) else { return };
+    let chips = (0..size).map(|number| warm_up_chip(warm.chip_size, number)).collect();
+    let encoder = encoders.get_mut(&model).expect("a model is made before it is warmed");
+    let started = Instant::now();
+    if let Err(failure) = forward(encoder.as_mut(), &Batch { model, chips }) {
+        encoders.remove(&model);
+        let _ = warm.done.send(Err(LoadError(failure.to_string())));
+        return;
     }
-    Ok(encoder)
+    shared.record_time(model, size, started.elapsed());
+    if warm.sizes.is_empty() {
+        give_memory_back();
+        let _ = warm.done.send(Ok(()));
+    } else {
+        shared.order(index, Order::Warm(warm));
+    }
 }
 
 /// Both modalities alternate, so that a batch warms either branch.
@@ -191,6 +207,17 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".into())
 }
+
+/// The allocator keeps what was freed: without this, a server holds the room of what its model was read from, and of
+/// the model before it.
+#[cfg(target_env = "gnu")]
+fn give_memory_back() {
+    // SAFETY: it touches nothing that is in use.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(not(target_env = "gnu"))]
+fn give_memory_back() {}
 
 fn lower_priority() {
     // SAFETY: setpriority reads its arguments only; on Linux, process 0 is the calling thread.

@@ -32,12 +32,13 @@ pub fn rerank<V: AsRef<[f32]>>(queries: &[V], gallery: &[V], settings: &RerankSe
     let encodings: Vec<Encoding> =
         near.iter().map(|near| averaged(&near[..settings.k2.clamp(1, near.len())], &encodings)).collect();
     let mut values = Vec::with_capacity(queries.len() * gallery.len());
-    for query in 0..queries.len() {
-        let dense = encodings[query].dense(all.len());
-        for image in queries.len()..all.len() {
-            let jaccard = jaccard_distance(&dense, &encodings[image]);
-            let mixed = jaccard * (1.0 - settings.lambda) + distances.at(query, image) * settings.lambda;
-            values.push(mixed as f32);
+    let (asking, searched) = encodings.split_at(queries.len());
+    for (query, encoding) in asking.iter().enumerate() {
+        let dense = encoding.dense(all.len());
+        for (image, encoding) in searched.iter().enumerate() {
+            let jaccard = jaccard_distance(&dense, encoding);
+            let original = distances.at(query, queries.len() + image);
+            values.push((jaccard * (1.0 - settings.lambda) + original * settings.lambda) as f32);
         }
     }
     Distances::new(gallery.len(), values)

@@ -13,7 +13,7 @@ use super::index::RowId;
 use super::store::record::{ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, unseal};
 use super::store::{About, Snapshot, StoreError};
 use crate::chip::SourceChip;
-use crate::durable::DatabaseError;
+use crate::durable::{DatabaseError, guard};
 use crate::embedding::ModelDigest;
 
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
@@ -88,6 +88,7 @@ struct Frame {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 enum Content {
     #[prost(message, tag = "1")]
     Head(Head),
@@ -197,7 +198,7 @@ impl Iterator for Export {
         if let At::End = self.at {
             return None;
         }
-        let piece = self.piece();
+        let piece = guard(|| self.piece());
         if piece.is_err() {
             self.at = At::End;
         }
@@ -230,6 +231,7 @@ enum Stage {
 
 /// What a reader found.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 pub(super) enum Item {
     Head(Head),
     Row(FoundRow),

@@ -27,6 +27,6 @@ pub use shelf::{
     ShelfSettings, Slot,
 };
 pub use store::{
-    About, Conflict, Enrolled, Enrolment, Field, Gallery, Info, Looked, OpenError, Page, QueueSettings,
-    Quotas, Selector, Snapshot, StoreError, Update, Updated,
+    About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, Info, Looked, OpenError, Page,
+    QueueSettings, Quotas, Selector, Shadow, ShadowEmbedding, Snapshot, StoreError, Update, Updated,
 };

@@ -115,6 +115,7 @@ struct EventRecord {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, on its way to or from the disk")]
 enum What {
     #[prost(message, tag = "3")]
     State(JobRecord),

@@ -221,6 +221,15 @@ fn with_errors(log_ratio: f64) -> f64 {
     right.max(wrong) + (-(right - wrong).abs()).exp().ln_1p()
 }
 
+/// What two images have in common.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Resemblance {
+    pub pair: ModalityPair,
+    pub cosine: f32,
+    /// As [`Outline::log_ratios`] gives them.
+    pub log_ratios: [Option<f64>; 2],
+}
+
 /// What speaks for or against one candidate; `None` where nothing is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evidence {
@@ -232,6 +241,17 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// What can be said without a calibrator: nothing of appearance, and of the rest what was measured on real chips or
+    /// is assumed. No resemblance: the query's modality is not known.
+    pub fn uncalibrated(resemblance: Option<Resemblance>, leg: Option<&Leg>) -> Self {
+        let size = |seen: Resemblance| SizeModel::measured(seen.pair).log_likelihood_ratio(seen.log_ratios);
+        Self {
+            appearance: None,
+            size: resemblance.and_then(size),
+            kinematics: leg.map(|leg| Kinematics::default().log_likelihood_ratio(leg)),
+        }
+    }
+
     /// Names as in the contract, and log-likelihood ratios.
     pub fn terms(&self) -> impl Iterator<Item = (&'static str, f64)> {
         let terms = [("appearance", self.appearance), ("size", self.size), ("kinematics", self.kinematics)];

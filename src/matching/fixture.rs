@@ -1,8 +1,15 @@
-//! Entries for tests.
+//! Entries and galleries for tests.
+
+use std::sync::Arc;
+
+use futures_util::future::join_all;
+use tempfile::TempDir;
 
 use crate::chip::Modality;
+use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    ContentHash, DetectionHash, Entry, EntryId, Index, Labels, Observation, SceneNumber, Time,
+    Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName, Index, Labels, NewGallery,
+    Observation, QueueSettings, Quotas, SceneNumber, Shelf, ShelfSettings, Snapshot, Time,
 };
 
 /// An optical sighting of which nothing else is known.
@@ -23,4 +30,44 @@ pub fn entry(id: &str) -> Entry {
 pub fn detections(index: &Index, of: &[(&str, &str)]) -> Vec<(SceneNumber, Option<DetectionHash>)> {
     let detection = |(scene, id): &(&str, &str)| Some((index.scene_number(scene)?, DetectionHash::of(id)));
     of.iter().filter_map(detection).collect()
+}
+
+/// The model of every gallery.
+pub fn model() -> ModelDigest {
+    ModelDigest::new([3; 32])
+}
+
+/// Closes a gallery and removes it in the end.
+pub struct Keeper {
+    _shelf: Shelf,
+    _folder: TempDir,
+}
+
+/// What a gallery holds after these entries were enrolled, and what keeps it open.
+pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc<Snapshot>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let settings = ShelfSettings {
+        cache_bytes: 1 << 20,
+        queue: QueueSettings { operations_max: 1 << 16, bytes_max: 1 << 30 },
+        quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1 << 20, bytes_per_tenant: 1 << 40 },
+    };
+    let shelf = Shelf::open(folder.path(), settings).expect("a shelf");
+    let new = NewGallery { model: model(), dimension, keeps_chips: false };
+    let name = GalleryName::new("ships").expect("a name");
+    let gallery = shelf.create("default", &name, new).expect("a gallery");
+    let enrolments = entries.iter().map(|(entry, embedding)| {
+        gallery.enrol(Enrolment {
+            entry: entry.clone(),
+            embedding: embedding.clone(),
+            model: model(),
+            chip: None,
+            conflict: Conflict::Refuse,
+            shadow: None,
+        })
+    });
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    for enrolled in runtime.block_on(join_all(enrolments)) {
+        enrolled.expect("an enrolment");
+    }
+    (Keeper { _shelf: shelf, _folder: folder }, gallery.snapshot())
 }

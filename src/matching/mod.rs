@@ -1,21 +1,33 @@
 //! Which known ship a sighting shows: gates, evidence, rankings and probabilities over a gallery's search.
 
+mod answer;
 mod assignment;
 mod calibration;
 mod evidence;
 #[cfg(test)]
 mod fixture;
+mod fusion;
 mod gate;
+mod plan;
 mod posterior;
+mod query;
+mod reranking;
+mod screening;
+mod session;
 mod sphere;
+#[cfg(test)]
+mod tests;
 
+pub use answer::{Candidate, Doubt, MatchError, Matched, match_queries};
 pub use assignment::{Alternative, Choice, assign};
 pub use calibration::{
     Appearance, Bin, CalibrateError, Calibration, Calibrator, CalibratorError, CalibratorParts, FitSettings,
     HeldOut, Labelled, PairCalibration, PairReport, Reliability, SizeCalibration, Skipped, calibrate,
     check_prior_unknown, reliability, reliability_diagram,
 };
-pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, SizeModel, Spread};
+pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, Resemblance, SizeModel, Spread};
 pub use gate::{Asked, Gate, Leg, Reason, Trace, Verdict};
+pub use plan::{Plan, Ranking, Sharing};
 pub use posterior::{Posterior, Prior, Unjudged, posterior};
+pub use query::{Query, QueryError, Seen, Sight};
 pub use sphere::great_circle_m;

@@ -32,24 +32,38 @@ pub struct TorchSettings {
     pub feature_point: FeaturePoint,
 }
 
-/// A model's tensors on its device, shared by all its encoders.
+/// A model's tensors, shared by all its encoders.
 pub struct SharedWeights {
     architecture: Architecture,
     settings: TorchSettings,
     /// A tensor may change threads but not be seen by two at once, so each encoder takes handles of its own.
-    tensors: Mutex<Tensors>,
+    weights: Mutex<Weights>,
     kernel: OnceLock<Kernel>,
 }
 
-impl SharedWeights {
-    /// Puts `tensors`, which were compared with `architecture`, on the device.
-    pub fn new(architecture: Architecture, tensors: &NamedTensors, settings: TorchSettings) -> Arc<Self> {
+/// libtorch is used on the long-lived device threads only, so the first of them puts the weights on the device.
+struct Weights {
+    /// Empty once they are on the device.
+    read: NamedTensors,
+    on_device: Option<Tensors>,
+}
+
+impl Weights {
+    fn on_device(&mut self, settings: &TorchSettings) -> &Tensors {
         let kind = if settings.bf16 { Kind::BFloat16 } else { Kind::Float };
-        let tensors = upload(tensors, settings.device, kind);
+        let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
+        self.read.clear();
+        tensors
+    }
+}
+
+impl SharedWeights {
+    /// Takes `tensors`, which were compared with `architecture`.
+    pub fn new(architecture: Architecture, tensors: NamedTensors, settings: TorchSettings) -> Arc<Self> {
         Arc::new(Self {
             architecture,
             settings,
-            tensors: Mutex::new(tensors),
+            weights: Mutex::new(Weights { read: tensors, on_device: None }),
             kernel: settings.kernel.map(OnceLock::from).unwrap_or_default(),
         })
     }
@@ -68,10 +82,11 @@ impl SharedWeights {
         // libgomp keeps the number of threads for each thread that starts others.
         tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
         let _no_grad = tch::no_grad_guard();
-        let tensors = self.tensors.lock().unwrap_or_else(PoisonError::into_inner);
-        let kernel = *self.kernel.get_or_init(|| self.faster_kernel(&tensors));
+        let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
+        let tensors = weights.on_device(&self.settings);
+        let kernel = *self.kernel.get_or_init(|| self.faster_kernel(tensors));
         TorchEncoder {
-            network: TransOss::new(&self.architecture, &tensors, kernel, self.settings.batch_max),
+            network: TransOss::new(&self.architecture, tensors, kernel, self.settings.batch_max),
             settings: self.settings,
         }
     }
@@ -208,7 +223,7 @@ mod tests {
             batch_max: 32,
             feature_point: FeaturePoint::BeforeNeck,
         };
-        let weights = SharedWeights::new(architecture, &seeded(&architecture, 1), settings);
+        let weights = SharedWeights::new(architecture, seeded(&architecture, 1), settings);
         weights.factory()(0).expect("an encoder")
     }
 

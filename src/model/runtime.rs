@@ -19,6 +19,10 @@ pub enum DeviceError {
 }
 
 impl Device {
+    pub fn is_cpu(self) -> bool {
+        self.0 == tch::Device::Cpu
+    }
+
     /// As libtorch names it.
     pub fn tch(self) -> tch::Device {
         self.0

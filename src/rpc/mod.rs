@@ -7,7 +7,10 @@ mod deadline;
 mod galleries;
 mod intake;
 pub mod listener;
+mod matching;
+mod models;
 mod observe;
+mod page;
 mod permit;
 mod problem;
 mod ship_re_id;
@@ -26,6 +29,8 @@ use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
 pub use galleries::{GalleriesService, GalleryAccess};
+pub use matching::{Calibrators, Matcher};
+pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
 pub use train::JobAccess;
 pub use training_jobs::TrainingJobsService;
@@ -33,11 +38,13 @@ pub use training_jobs::TrainingJobsService;
 use crate::config::Limits;
 use crate::wire::FILE_DESCRIPTOR_SET;
 use crate::wire::galleries_server::GalleriesServer;
+use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
 use crate::wire::training_jobs_server::TrainingJobsServer;
 
 /// Names under which health is reported, beside the server's own (the empty name).
-pub const SERVICES: [&str; 3] = ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.TrainingJobs"];
+pub const SERVICES: [&str; 4] =
+    ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.Models", "shipreid.v1.TrainingJobs"];
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -45,6 +52,7 @@ type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub struct Services {
     pub ship_re_id: ShipReIdService,
     pub galleries: GalleriesService,
+    pub models: ModelsService,
     pub training_jobs: TrainingJobsService,
 }
 
@@ -66,6 +74,9 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let galleries = GalleriesServer::new(services.galleries)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
+    let models = ModelsServer::new(services.models)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
@@ -80,6 +91,7 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
         .add_service(health)
         .add_service(ship_re_id)
         .add_service(galleries)
+        .add_service(models)
         .add_service(training_jobs)
         .into_axum_router()
         .layer(from_fn_with_state(

@@ -1,14 +1,15 @@
-//! The service `ShipReId`: Embed, EmbedStream and Train. Match is not served yet.
+//! The service `ShipReId`: Embed, EmbedStream, Match and Train.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
+use super::matching::Matcher;
 use super::problem::Problem;
 use super::train::{self, JobAccess};
 use super::{ResponseStream, deadline, status};
@@ -20,15 +21,17 @@ use crate::wire;
 #[derive(Clone)]
 pub struct ShipReIdService {
     pipeline: Arc<Pipeline>,
+    matcher: Matcher,
     chips_max: usize,
     inflight_max: usize,
     jobs: JobAccess,
 }
 
 impl ShipReIdService {
-    pub fn new(pipeline: Arc<Pipeline>, jobs: JobAccess, limits: &Limits) -> Self {
+    pub fn new(pipeline: Arc<Pipeline>, matcher: Matcher, jobs: JobAccess, limits: &Limits) -> Self {
         Self {
             pipeline,
+            matcher,
             chips_max: limits.chips_per_request_max,
             inflight_max: limits.stream_inflight_max,
             jobs,
@@ -102,9 +105,10 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
 
     async fn r#match(
         &self,
-        _request: Request<wire::MatchRequest>,
+        request: Request<wire::MatchRequest>,
     ) -> Result<Response<wire::MatchResponse>, Status> {
-        Err(not_served("Match").into())
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.matcher.answer(request.into_inner(), &context).await?))
     }
 
     type TrainStream = ResponseStream<wire::TrainEvent>;
@@ -116,8 +120,4 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
         let context = CallContext::of(&request);
         Ok(Response::new(train::train(&self.jobs, &context, request.into_inner()).await?))
     }
-}
-
-fn not_served(method: &str) -> Problem {
-    Problem::new(Code::Unimplemented, "NOT_SERVED", format!("this release does not serve {method}"))
 }

@@ -1,5 +1,6 @@
 //! Every error of the domain as a [`Problem`], and problems as gRPC answers. The only such map.
 
+use std::io;
 use std::time::Duration;
 
 use tonic::Code;
@@ -8,9 +9,11 @@ use super::deadline;
 use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
-use crate::encoder::{EmbedError, EncodeError, Refusal, UnknownModel};
+use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
 use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
 use crate::jobs::{AddError, JobError, JobStoreError, OrderError, Refused, WatchError};
+use crate::matching::{MatchError, QueryError};
+use crate::registry::{ActivationError, RegistryError};
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
@@ -84,6 +87,27 @@ impl From<ShelfError> for Problem {
             ShelfError::Store(cause) => cause.into(),
             ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
         }
+    }
+}
+
+impl From<MatchError> for Problem {
+    fn from(cause: MatchError) -> Self {
+        match cause {
+            MatchError::Uncalibrated { .. } => {
+                Self::new(Code::FailedPrecondition, "UNCALIBRATED", cause.to_string())
+            }
+            MatchError::Store(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<QueryError> for Problem {
+    fn from(cause: QueryError) -> Self {
+        let code = match &cause {
+            QueryError::UnknownEntry(_) => Code::NotFound,
+            QueryError::Dimension { .. } => Code::FailedPrecondition,
+        };
+        Self::new(code, cause.reason(), cause.to_string())
     }
 }
 
@@ -223,6 +247,65 @@ impl From<EmbedError> for Problem {
             EmbedError::Panicked => Self::new(Code::Internal, "DECODE_FAILED", "decoding the image failed"),
         }
     }
+}
+
+impl From<RegistryError> for Problem {
+    fn from(cause: RegistryError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            RegistryError::NotFound(_) => Self::new(Code::NotFound, reason, message),
+            RegistryError::Damaged { .. } => Self::new(Code::DataLoss, reason, message),
+            RegistryError::Active(_) => Self::new(Code::FailedPrecondition, reason, message),
+            RegistryError::TooMany { limit } => {
+                Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
+            }
+            RegistryError::TooLarge { limit, .. } => {
+                Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
+            }
+            RegistryError::TooManyIncoming { limit } => Self::new(Code::ResourceExhausted, reason, message)
+                .with_metadata("limit", limit)
+                .retry_after(RETRY_AFTER_DRAIN),
+            RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
+            RegistryError::Io { cause, .. } if cause.kind() == io::ErrorKind::StorageFull => {
+                Self::new(Code::ResourceExhausted, "DISK_FULL", "the disk of the models is full")
+            }
+            RegistryError::Lock(_) | RegistryError::Io { .. } | RegistryError::ActiveRecord { .. } => {
+                tracing::error!(cause = message, "the models cannot be read or written");
+                Self::new(Code::Internal, reason, "the models cannot be read or written")
+            }
+        }
+    }
+}
+
+impl From<ResidencyError> for Problem {
+    fn from(cause: ResidencyError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ResidencyError::Full { .. } => Self::new(Code::FailedPrecondition, reason, message),
+            ResidencyError::TooLarge { limit, .. } => {
+                Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
+            }
+            ResidencyError::Load(_) => not_runnable(reason),
+        }
+    }
+}
+
+impl From<ActivationError> for Problem {
+    fn from(cause: ActivationError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            ActivationError::Busy => Self::new(Code::Aborted, reason, message).retry_after(RETRY_AFTER_DRAIN),
+            ActivationError::Registry(cause) => cause.into(),
+            ActivationError::Residency(cause) => cause.into(),
+            ActivationError::Load { .. } => not_runnable(reason),
+            ActivationError::Panicked => Self::new(Code::Internal, reason, message),
+        }
+    }
+}
+
+/// What the device said stays in the log.
+fn not_runnable(reason: &'static str) -> Problem {
+    Problem::new(Code::FailedPrecondition, reason, "the model cannot run on this server; its log says why")
 }
 
 fn draining() -> Problem {

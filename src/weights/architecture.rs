@@ -149,6 +149,13 @@ impl Architecture {
         1 + self.patch_count() + usize::from(self.size_token)
     }
 
+    /// Numbers in the tensors that a served model reads.
+    pub fn parameters(&self) -> u64 {
+        let tensors = self.expected_tensors();
+        let served = tensors.iter().filter(|(name, _)| !is_unused_in_serving(name));
+        served.map(|(_, shape)| shape.iter().map(|length| *length as u64).product::<u64>()).sum()
+    }
+
     /// Name and shape of every tensor of the model's state dict.
     ///
     /// `base.fc.*` is not among them: official checkpoints hold it, no computation uses it.

@@ -13,6 +13,8 @@ pub mod imagenet;
 pub mod native;
 /// A model from either format.
 pub mod open;
+/// A model folder as one file.
+pub mod packed;
 /// The pickles in torch checkpoints, read without executing them.
 pub mod pickle;
 /// Torch checkpoint files.

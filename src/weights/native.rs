@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
+use zip::result::ZipError;
 
 use super::architecture::{Architecture, FeaturePoint};
 use super::tensors::{HostTensor, NamedTensors};
@@ -17,8 +18,8 @@ pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";
 /// Changes when an older program could misread a folder.
 const FORMAT: u32 = 1;
-const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
-const TENSOR_BYTES_MAX: u64 = 16 << 30;
+pub(super) const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
+pub(super) const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
 /// `model.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,11 @@ impl Description {
     ) -> Self {
         Self { format: FORMAT, digest, feature_point, source, architecture }
     }
+
+    /// As it is written to disk.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a description is a table")
+    }
 }
 
 /// Why a folder is no model, or could not become one.
@@ -59,6 +65,8 @@ pub enum NativeError {
     Tensors { path: PathBuf, cause: String },
     #[error("{path} is larger than {max} bytes")]
     TooLarge { path: PathBuf, max: u64 },
+    #[error("{path} is no whole zip: {cause}")]
+    Packed { path: PathBuf, cause: ZipError },
 }
 
 /// Writes a model folder that is whole or absent, also after a power failure.
@@ -69,7 +77,7 @@ pub fn write(folder: &Path, description: &Description, tensors: &NamedTensors) -
     if folder.exists() {
         return Err(NativeError::Exists(folder.to_owned()));
     }
-    let text = toml::to_string(description).expect("a description is a table");
+    let text = description.to_toml();
     let files: [(&str, &[u8]); 2] = [(TENSORS, &tensor_bytes(tensors)), (DESCRIPTION, text.as_bytes())];
     write_folder(folder, &files).map_err(|cause| NativeError::Io { path: folder.to_owned(), cause })
 }
@@ -85,18 +93,30 @@ pub fn tensor_bytes(tensors: &NamedTensors) -> Vec<u8> {
 /// # Errors
 /// A file is absent, malformed, too large or of another format.
 pub fn read(folder: &Path) -> Result<(Description, NamedTensors), NativeError> {
+    Ok((read_description(folder)?, read_tensors(&folder.join(TENSORS))?))
+}
+
+/// Reads what a model folder says of its tensors, without them.
+///
+/// # Errors
+/// The description is absent, malformed, too large or of another format.
+pub fn read_description(folder: &Path) -> Result<Description, NativeError> {
     let path = folder.join(DESCRIPTION);
-    let text = String::from_utf8_lossy(&read_bounded(&path, DESCRIPTION_BYTES_MAX)?).into_owned();
+    parse_description(&path, &read_bounded(&path, DESCRIPTION_BYTES_MAX)?)
+}
+
+/// The description in `bytes`, which lie at `path`.
+pub(super) fn parse_description(path: &Path, bytes: &[u8]) -> Result<Description, NativeError> {
+    let text = String::from_utf8_lossy(bytes);
     let malformed = |cause: toml::de::Error| NativeError::Description {
-        path: path.clone(),
+        path: path.to_owned(),
         cause: cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
     };
     let format = toml::from_str::<Format>(&text).map_err(malformed)?.format;
     if format != FORMAT {
-        return Err(NativeError::Format { path, found: format });
+        return Err(NativeError::Format { path: path.to_owned(), found: format });
     }
-    let description: Description = toml::from_str(&text).map_err(malformed)?;
-    Ok((description, read_tensors(&folder.join(TENSORS))?))
+    toml::from_str(&text).map_err(malformed)
 }
 
 /// The part of a description that every format has.
@@ -110,9 +130,13 @@ struct Format {
 /// # Errors
 /// The file is absent, malformed, too large or holds numbers of another type.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
+    parse_tensors(path, &read_bounded(path, TENSOR_BYTES_MAX)?)
+}
+
+/// The tensors in `bytes`, which lie at `path`.
+pub(super) fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<NamedTensors, NativeError> {
     let malformed = |cause: String| NativeError::Tensors { path: path.to_owned(), cause };
-    let bytes = read_bounded(path, TENSOR_BYTES_MAX)?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|cause| malformed(cause.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|cause| malformed(cause.to_string()))?;
     let mut tensors = BTreeMap::new();
     for (name, view) in file.iter() {
         if view.dtype() != Dtype::F32 {

@@ -1,10 +1,11 @@
-//! A model from wherever it lies: our own folder, or a checkpoint of PyTorch.
+//! A model from wherever it lies: our own folder, packed or not, or a checkpoint of PyTorch.
 
 use std::path::{Path, PathBuf};
 
 use super::architecture::{Architecture, ArchitectureError, ArchitectureHints, FeaturePoint};
 use super::digest::digest;
 use super::native::{self, Description, NativeError};
+use super::packed;
 use super::pth::{self, PthError};
 use super::rules::{self, Ambiguous, Misfits};
 use super::tensors::NamedTensors;
@@ -57,12 +58,18 @@ impl OpenModel {
         Self { architecture, feature_point, digest, tensors }
     }
 
-    /// Reads a model folder, or a `.pth` as PyTorch writes it.
+    /// Reads a model folder, one that is packed into a file, or a `.pth` as PyTorch writes it.
     ///
     /// # Errors
     /// What keeps it from being served, with everything that is missing, unexpected or misshapen in one.
     pub fn open(path: &Path, hints: &Hints) -> Result<Self, OpenError> {
-        let opened = if path.is_dir() { open_folder(path) } else { open_pth(path, hints) };
+        let opened = if path.is_dir() {
+            native::read(path).map_err(Cause::from).and_then(check)
+        } else if packed::is_packed(path).unwrap_or(false) {
+            packed::read(path).map_err(Cause::from).and_then(check)
+        } else {
+            open_pth(path, hints)
+        };
         opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
     }
 
@@ -81,8 +88,8 @@ impl OpenModel {
     }
 }
 
-fn open_folder(path: &Path) -> Result<OpenModel, Cause> {
-    let (description, tensors) = native::read(path)?;
+/// Whether the tensors are those of their description.
+fn check((description, tensors): (Description, NamedTensors)) -> Result<OpenModel, Cause> {
     description.architecture.validate()?;
     let tensors = rules::for_serving(&description.architecture, tensors)?;
     let model = OpenModel::new(description.architecture, description.feature_point, tensors);

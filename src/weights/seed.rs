@@ -27,26 +27,10 @@ const CUT_STD: f64 = 0.873_922_942_716_433_8;
 pub fn seeded(architecture: &Architecture, seed: u64) -> NamedTensors {
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
-        let mut values = values(start(&name, &shape, architecture), count, stream(&name, seed));
-        if name.contains("patch_embed") && name.ends_with("weight") {
-            let inputs = count / shape[0];
-            values.chunks_exact_mut(inputs).for_each(centre);
-        }
-        if name == "base.pos_embed"
-            && let Ok(f) = std::env::var("SEED_POS")
-        {
-            let f: f32 = f.parse().unwrap();
-            values.iter_mut().for_each(|v| *v *= f);
-        }
+        let values = values(start(&name, &shape, architecture), count, stream(&name, seed));
         (name, HostTensor { shape, values })
     };
     architecture.expected_tensors().into_iter().map(tensor).collect()
-}
-
-/// Takes the mean off a filter, which then answers to what differs within a patch and not to how bright it is.
-fn centre(filter: &mut [f32]) {
-    let mean = filter.iter().map(|value| f64::from(*value)).sum::<f64>() / filter.len() as f64;
-    filter.iter_mut().for_each(|value| *value = (f64::from(*value) - mean) as f32);
 }
 
 /// How a tensor starts.

@@ -57,11 +57,60 @@ fn last_value(line: &serde_json::Value) -> f32 {
 }
 
 #[test]
+fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("store.data_dir={}", folder.path().join("data").display());
+    let configured = imported(folder.path());
+    let server = Server::start(&configured, &[&data]);
+    let output = |arguments: &[&str]| {
+        let output = run(arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let at = ["--endpoint", &server.endpoint];
+    let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
+    let hints = ["--heads", "2", "--image", "64x32", "--feature", "after-neck"];
+    let sent = output(&[&["model", "import", &checkpoint], &at[..], &hints].concat());
+    let digest = digest_in(&sent);
+    let listed = output(&[&["model", "list"], &at[..]].concat());
+    assert_eq!(listed.matches(" 16 ").count(), 2, "the configured one was kept as well: {listed}");
+    assert!(output(&[&["model", "activate", &digest], &at[..]].concat()).contains("active, f32"));
+    let file = folder.path().join("exported.zip");
+    output(&[&["model", "export", &digest, file.to_str().unwrap()], &at[..]].concat());
+    assert!(output(&["model", "inspect", file.to_str().unwrap()]).contains(&digest));
+    let again = output(&[&["model", "import", configured.to_str().unwrap()], &at[..]].concat());
+    assert!(listed.contains(&digest_in(&again)), "a folder is brought to a server as well");
+    server.terminate();
+
+    let server = Server::start(&configured, &[&data]);
+    let at = ["--endpoint", &server.endpoint];
+    let listed = output(&[&["model", "list"], &at[..]].concat());
+    let active = listed.lines().find(|line| line.contains("active")).expect("one is");
+    assert_eq!(digest_in(active), digest, "an activation wins over the configuration");
+    let refused = run(&[&["model", "delete", &digest], &at[..]].concat());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("MODEL_ACTIVE"));
+    server.terminate();
+
+    let record = folder.path().join("data/models/active.toml");
+    std::fs::write(record, "format = 9").unwrap();
+    let model = model_path(&configured);
+    let settings = ["--set", &model, "--set", &data];
+    unusable(&[&["serve"], &PORTS[..], &settings].concat(), "active.toml does not say which model is active");
+}
+
+/// The first digest of a text.
+fn digest_in(text: &str) -> String {
+    let is_digest = |word: &&str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    text.split_whitespace().find(is_digest).expect("a digest").to_owned()
+}
+
+#[test]
 fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     let folder = tempfile::tempdir().unwrap();
     let model = imported(folder.path());
     let serve = |setting: &str, message: &str| {
-        unusable(&[&["serve"], &PORTS[..], &["--set", setting]].concat(), message);
+        let nothing_kept = ["--set", "store.data_dir="];
+        unusable(&[&["serve"], &PORTS[..], &nothing_kept, &["--set", setting]].concat(), message);
     };
     serve("model.presets=small", "did you mean model.preset?");
     serve("encoder.batch_max=0", "encoder.batch_max must be");
@@ -75,7 +124,15 @@ fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     let text = std::fs::read_to_string(&description).unwrap();
     std::fs::write(&description, text.replace("embed_dim = 16", "embed_dim = 32")).unwrap();
     serve(&model_path(&model), "misshapen base.blocks.0");
-    let cuda = ["serve", "--set", "model.preset=small", "--set", "encoder.device=cuda:0"];
+    let cuda = [
+        "serve",
+        "--set",
+        "model.preset=small",
+        "--set",
+        "encoder.device=cuda:0",
+        "--set",
+        "store.data_dir=",
+    ];
     if !has_cuda() {
         unusable(&cuda, "cuda:0 is not available");
     }
@@ -107,6 +164,10 @@ fn every_command_explains_itself() {
         &["embed"],
         &["model", "import"],
         &["model", "inspect"],
+        &["model", "list"],
+        &["model", "export"],
+        &["model", "activate"],
+        &["model", "delete"],
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
@@ -114,6 +175,7 @@ fn every_command_explains_itself() {
         &["bench", "step"],
         &["train"],
         &["eval"],
+        &["calibrate"],
         &["demo"],
     ] {
         let output = run(&[command, &["--help"]].concat());

@@ -11,6 +11,7 @@ mod foreign;
 mod galleries;
 mod layers;
 mod matching;
+mod models;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;

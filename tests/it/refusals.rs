@@ -8,7 +8,7 @@ use shipreid::chip::Modality;
 use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::{Batch, Encoder, EncoderFactory, ForwardError, Health};
-use shipreid::wire::{EmbedRequest, MatchRequest};
+use shipreid::wire::EmbedRequest;
 use tonic::{Code, Status};
 
 use crate::server::{details, fixture, start, start_with};
@@ -56,14 +56,6 @@ async fn an_oversized_message_is_refused_with_the_limit() {
     let (reason, details) = details(&status);
     assert_eq!((status.code(), reason.as_str()), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
     assert_eq!(details.error_info().unwrap().metadata["limit"], "4096");
-    server.stop().await;
-}
-
-#[tokio::test]
-async fn methods_that_are_not_served_say_so() {
-    let (server, client) = start(&[]).await;
-    let status = client.ship_re_id().r#match(MatchRequest::default()).await.unwrap_err();
-    assert_eq!((status.code(), details(&status).0.as_str()), (Code::Unimplemented, "NOT_SERVED"));
     server.stop().await;
 }
 

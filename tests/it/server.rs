@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use shipreid::app::{self, LoadedModel, Running};
+use shipreid::app::{self, LoadedModel, Running, ServedModels};
 use shipreid::chip::ChipSize;
 use shipreid::client::Client;
 use shipreid::config::{Config, Sources};
@@ -28,12 +28,16 @@ pub async fn start(settings: &[&str]) -> (Running, Client) {
 }
 
 pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running, Client) {
-    let ports = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0"];
-    let flags = ports.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
-    let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
-    let running = app::start(&config, LoadedModel { card, factory, workers: 1 }, recorder()).await.unwrap();
+    start_serving(settings, LoadedModel { card, factory, workers: 1, bytes: 1 }).await
+}
+
+pub async fn start_serving(settings: &[&str], models: impl Into<ServedModels>) -> (Running, Client) {
+    let defaults = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0", "store.data_dir="];
+    let flags = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
+    let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
+    let running = app::start(&config, models, recorder()).await.unwrap();
     let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();
     (running, client)
 }

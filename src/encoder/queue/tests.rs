@@ -5,7 +5,10 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::chip::{ImageLimits, Modality};
-use crate::encoder::{Admission, Batch, Caller, Encoder, ForwardError, ModelCard, Pipeline, Refusal};
+use crate::encoder::{
+    Admission, Batch, Caller, Encoder, ForwardError, LoadedModel, ModelCard, Pipeline, Refusal, Residency,
+    ResidencySettings,
+};
 
 const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
 
@@ -54,6 +57,12 @@ fn digest() -> ModelDigest {
 }
 
 async fn bench() -> Bench {
+    let (bench, factory) = empty_bench();
+    bench.queue.load(digest(), SIZE, factory).await.expect("a scripted encoder");
+    bench
+}
+
+fn empty_bench() -> (Bench, EncoderFactory) {
     let (told, events) = mpsc::unbounded_channel();
     let observe: Observe = Arc::new(move |event| drop(told.send(event)));
     let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 2 }, observe);
@@ -64,8 +73,7 @@ async fn bench() -> Bench {
         let (acts, seen) = script.lock().expect("one thread").take().expect("one worker");
         Ok(Box::new(Scripted { warming: 2, acts, seen }) as Box<dyn Encoder>)
     });
-    queue.load(digest(), SIZE, factory).await.expect("a scripted encoder");
-    Bench { queue, acts, seen, events }
+    (Bench { queue, acts, seen, events }, factory)
 }
 
 impl Bench {
@@ -191,7 +199,12 @@ async fn a_chip_is_given_up_at_its_deadline_and_never_costs_the_device() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
-    let mut bench = bench().await;
+    let (mut bench, factory) = empty_bench();
+    let card = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE };
+    let settings = ResidencySettings { bytes_max: 1, precision: "f32", device: "cpu".into() };
+    let residency = Residency::new(bench.queue.clone(), settings);
+    let loaded = LoadedModel { card, factory, workers: 1, bytes: 1 };
+    let model = residency.admit(loaded).await.expect("a scripted encoder");
     for size in [1, 2].repeat(200) {
         bench.queue.shared.record_time(digest(), size, Duration::from_secs(5 * size as u64));
     }
@@ -201,9 +214,8 @@ async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     let waits = bench.send();
     bench.wait_for(&EncoderEvent::Depth(1)).await;
 
-    let model = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE };
     let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
-    let pipeline = Pipeline::new(Admission::new(9, 999), limits, 1, bench.queue.clone(), model.clone());
+    let pipeline = Pipeline::new(Admission::new(9, 999), limits, 1, residency, model.clone());
     let admit = |seconds: Option<u64>| {
         let deadline = seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
         let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline };
@@ -221,5 +233,27 @@ async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     for chip in [busy, waits] {
         chip.await.expect("no panic").expect("an embedding");
     }
+    bench.queue.close().await;
+}
+
+#[tokio::test]
+async fn an_unloaded_model_takes_no_new_chips_but_does_those_that_wait() {
+    let mut bench = bench().await;
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    bench.wait_for(&EncoderEvent::Depth(0)).await;
+    let waits = bench.send();
+    bench.wait_for(&EncoderEvent::Depth(1)).await;
+    let queue = bench.queue.clone();
+    let mut unloading = Box::pin(queue.unload(digest()));
+    assert!(futures_util::poll!(&mut unloading).is_pending());
+    assert_eq!(bench.send().await.expect("no panic").expect_err("unloaded"), EncodeError::UnknownModel);
+    bench.act(Act::Answer);
+    bench.act(Act::Answer);
+    for chip in [busy, waits] {
+        chip.await.expect("no panic").expect("an embedding");
+    }
+    unloading.await;
+    assert_eq!([bench.seen.recv().await, bench.seen.recv().await], [Some(1), None], "the encoder is gone");
     bench.queue.close().await;
 }

@@ -1,6 +1,8 @@
 //! int8 codes of unit vectors, and how far a product of codes can be from the product of the vectors.
 
-use super::kernel::{BLOCK, Block};
+use super::block::{BLOCK, Block, Blocks};
+use super::kernel::{Factor, Rows};
+use super::segment::ROWS;
 
 /// Codes are symmetric, so that a vector and its opposite have opposite codes.
 const CODE_MAX: f32 = 127.0;
@@ -57,24 +59,23 @@ impl Code {
 #[derive(Clone, Debug)]
 pub(super) struct Codes {
     dimension: usize,
-    blocks: Vec<Block>,
+    blocks: Blocks,
     measures: Vec<Measure>,
+    /// Of the rows' codes.
+    sums: Vec<i32>,
 }
 
-/// What a score needs of a row beside its codes.
+/// What a score needs of a row beside the product.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measure {
     pub scale: f32,
     pub residual: f32,
-    /// Of the row's codes, which one kind of product needs.
-    pub sum: i32,
 }
 
 impl Codes {
-    /// No rows yet, of vectors with `dimension` values, and memory for `rows` of them.
-    pub fn with_room(dimension: usize, rows: usize) -> Self {
-        let blocks = Vec::with_capacity(rows * dimension.div_ceil(BLOCK));
-        Self { dimension, blocks, measures: Vec::with_capacity(rows) }
+    /// No rows yet, of vectors with `dimension` values.
+    pub fn new(dimension: usize) -> Self {
+        Self { dimension, blocks: Blocks::new(), measures: vec![], sums: vec![] }
     }
 
     /// Adds a code as the last row.
@@ -83,23 +84,28 @@ impl Codes {
     /// When it has another dimension.
     pub fn push(&mut self, code: CodeRef<'_>) {
         assert_eq!(code.codes.len(), self.dimension, "rows have one dimension");
-        self.blocks.extend(code.codes.chunks(BLOCK).map(Block::padded));
-        let sum = code.codes.iter().map(|code| i32::from(*code)).sum();
-        self.measures.push(Measure { scale: code.scale, residual: code.residual, sum });
+        let blocks: Vec<Block> = code.codes.chunks(BLOCK).map(Block::padded).collect();
+        self.blocks.extend(&blocks, ROWS * blocks.len());
+        self.sums.push(code.codes.iter().map(|code| i32::from(*code)).sum());
+        self.measures.push(Measure { scale: code.scale, residual: code.residual });
     }
 
-    pub fn row(&self, row: usize) -> &[Block] {
+    pub fn rows<'a>(&'a self, at: &'a [u16]) -> Rows<'a> {
+        Rows { blocks: self.blocks.as_slice(), sums: &self.sums, at }
+    }
+
+    pub fn row(&self, at: usize) -> &[Block] {
         let stride = self.dimension.div_ceil(BLOCK);
-        &self.blocks[row * stride..][..stride]
+        &self.blocks.as_slice()[at * stride..][..stride]
     }
 
-    pub fn measure(&self, row: usize) -> Measure {
-        self.measures[row]
+    pub fn measure(&self, at: usize) -> Measure {
+        self.measures[at]
     }
 
-    pub fn code(&self, row: usize) -> CodeRef<'_> {
-        let Measure { scale, residual, .. } = self.measures[row];
-        CodeRef { codes: &Block::flat(self.row(row))[..self.dimension], scale, residual }
+    pub fn code(&self, at: usize) -> CodeRef<'_> {
+        let Measure { scale, residual } = self.measures[at];
+        CodeRef { codes: &Block::flat(self.row(at))[..self.dimension], scale, residual }
     }
 }
 
@@ -110,7 +116,7 @@ pub(super) struct QueryCode {
 }
 
 struct Plane {
-    blocks: Vec<Block>,
+    factor: Factor,
     scale: f32,
     residual: f32,
 }
@@ -130,12 +136,12 @@ impl QueryCode {
         Self { coarse: Plane::new(&coarse), fine: Plane::new(&fine) }
     }
 
-    pub fn coarse(&self) -> &[Block] {
-        &self.coarse.blocks
+    pub fn coarse(&self) -> &Factor {
+        &self.coarse.factor
     }
 
-    pub fn fine(&self) -> &[Block] {
-        &self.fine.blocks
+    pub fn fine(&self) -> &Factor {
+        &self.fine.factor
     }
 
     /// The most that the cosine can be, from the product of the coarse plane with the row.
@@ -164,8 +170,7 @@ impl QueryCode {
 
 impl Plane {
     fn new(code: &Code) -> Self {
-        let blocks = code.codes.chunks(BLOCK).map(Block::padded).collect();
-        Self { blocks, scale: code.scale, residual: code.residual }
+        Self { factor: Factor::new(&code.codes), scale: code.scale, residual: code.residual }
     }
 }
 
@@ -173,7 +178,6 @@ impl Plane {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::kernel::Kernel;
     use super::*;
     use crate::embedding::Embedding;
 
@@ -181,13 +185,13 @@ mod tests {
     fn look(query: Vec<f32>, row: Vec<f32>) -> Option<(f32, Bounds, f64)> {
         let query = Embedding::from_feature(query).ok()?;
         let row = Embedding::from_feature(row).ok()?;
-        let mut codes = Codes::with_room(row.dimension(), 1);
+        let mut codes = Codes::new(row.dimension());
         codes.push(Code::new(row.as_slice()).parts());
         let code = QueryCode::new(query.as_slice());
         let measure = codes.measure(0);
         let products = [code.coarse(), code.fine()].map(|plane| {
             let mut product = [0];
-            Kernel::Portable.products(plane, &[codes.row(0)], &[measure.sum], &mut product);
+            plane.products(codes.rows(&[0]), codes.rows(&[]), &mut product);
             product[0]
         });
         let values = query.as_slice().iter().zip(row.as_slice());

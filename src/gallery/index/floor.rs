@@ -7,22 +7,21 @@ use std::collections::{BTreeSet, HashMap};
 #[derive(Debug)]
 pub(super) struct Floor {
     k: usize,
+    level: f32,
     best: BTreeSet<(Score, u32)>,
     scores: HashMap<u32, Score>,
 }
 
 impl Floor {
     pub fn new(k: usize) -> Self {
-        Self { k, best: BTreeSet::new(), scores: HashMap::new() }
+        // Where nobody is wanted, no score is enough.
+        let level = if k == 0 { f32::INFINITY } else { f32::NEG_INFINITY };
+        Self { k, level, best: BTreeSet::new(), scores: HashMap::new() }
     }
 
     /// The k-th best score; with fewer keys, below every score.
     pub fn level(&self) -> f32 {
-        match self.best.first() {
-            _ if self.best.len() < self.k => f32::NEG_INFINITY,
-            Some((score, _)) => score.0,
-            None => f32::INFINITY,
-        }
+        self.level
     }
 
     /// The best score of a key that is among the best.
@@ -44,6 +43,11 @@ impl Floor {
             && let Some((_, dropped)) = self.best.pop_first()
         {
             self.scores.remove(&dropped);
+        }
+        if self.best.len() == self.k
+            && let Some((lowest, _)) = self.best.first()
+        {
+            self.level = lowest.0;
         }
     }
 }

@@ -7,6 +7,7 @@ use fixedbitset::FixedBitSet;
 
 use super::entry::Entry;
 
+mod block;
 mod codes;
 mod floor;
 mod kernel;

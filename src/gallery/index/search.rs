@@ -1,10 +1,13 @@
 //! The exact best of the selected rows: a scan of the codes leaves few, whose vectors decide.
 
 use std::collections::HashMap;
+use std::iter::Peekable;
 
-use super::codes::{Measure, QueryCode};
+use fixedbitset::Ones;
+
+use super::codes::{Codes, QueryCode};
 use super::floor::Floor;
-use super::kernel::{Block, Kernel};
+use super::kernel::{Factor, Rows};
 use super::segment::ROWS;
 use super::select::Selection;
 use super::vessels::{VesselNumber, VesselSet};
@@ -50,7 +53,9 @@ pub struct Hit {
 }
 
 /// Rows that are scored by one query after another while their codes are in the nearest cache.
-const TILE: usize = 32;
+const TILE: usize = 24;
+/// Rows between the one that is scored and the one that memory is asked for.
+const AHEAD: usize = 4;
 /// Candidates that are kept before those are dropped that can no longer be among the best.
 const CANDIDATES_MIN: usize = 4096;
 
@@ -73,8 +78,9 @@ impl Index {
         mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
     ) -> Result<Vec<Found>, E> {
         assert!(queries.iter().all(|query| query.vector.len() == self.dimension()), "one dimension");
+        selection.check(self);
         let mut races: Vec<Race> = queries.iter().map(|query| Race::new(*query, group)).collect();
-        self.scan(self.selected(selection), &mut races);
+        self.scan(selection, &mut races);
         let hits = races.into_iter().map(|race| self.decide(race, &mut vector));
         let mut found = hits.collect::<Result<Vec<_>, E>>()?;
         if group == Group::Vessel {
@@ -83,19 +89,23 @@ impl Index {
         Ok(found.into_iter().map(|hits| Found { hits }).collect())
     }
 
-    /// Scores the rows in `slots`, all queries in one pass over memory.
-    fn scan(&self, mut slots: impl Iterator<Item = usize>, races: &mut [Race]) {
-        let (kernel, mut tile) = (Kernel::detect(), Tile::default());
-        let mut products = [0; TILE];
-        while tile.fill(self, &mut slots) {
-            for race in races.iter_mut() {
-                let products = &mut products[..tile.rows.len()];
-                kernel.products(race.code.coarse(), &tile.rows, &tile.sums, products);
-                for (at, (product, measure)) in products.iter().zip(&tile.measures).enumerate() {
-                    if race.code.upper(*product, *measure) >= race.floor.level() {
-                        race.consider(self, kernel, &tile, at, *product);
-                    }
+    /// Scores the selected rows, all queries in one pass over memory. On one thread: it nearly fills the way to memory,
+    /// so a second one gains little and takes that from other requests.
+    fn scan(&self, selection: &Selection, races: &mut [Race]) {
+        let mut tiles = Tiles::new(self, selection);
+        let mut next = tiles.next();
+        while let Some(tile) = next {
+            next = tiles.next();
+            let mut products = [0; TILE];
+            let products = &mut products[..tile.at().len()];
+            for (number, race) in races.iter_mut().enumerate() {
+                if number == 0 {
+                    // The first query has the codes fetched, for all.
+                    tile.products(race.code.coarse(), next.as_ref(), products);
+                } else {
+                    race.code.coarse().products(tile.codes.rows(tile.at()), Rows::NONE, products);
                 }
+                race.run(self, &tile, products);
             }
         }
     }
@@ -193,31 +203,58 @@ impl Group {
     }
 }
 
-/// Rows whose codes the queries share.
-#[derive(Default)]
+/// Rows of one segment whose codes the queries share.
 struct Tile<'a> {
-    slots: Vec<usize>,
-    rows: Vec<&'a [Block]>,
-    measures: Vec<Measure>,
-    sums: Vec<i32>,
+    codes: &'a Codes,
+    /// The slot of the segment's first row.
+    start: usize,
+    at: [u16; TILE],
+    len: usize,
 }
 
-impl<'a> Tile<'a> {
-    /// Takes the next rows; `false` where there are none.
-    fn fill(&mut self, index: &'a Index, slots: &mut impl Iterator<Item = usize>) -> bool {
-        self.slots.clear();
-        self.rows.clear();
-        self.measures.clear();
-        self.sums.clear();
-        for slot in slots.take(TILE) {
-            let codes = index.segments[slot / ROWS].codes();
-            let measure = codes.measure(slot % ROWS);
-            self.slots.push(slot);
-            self.rows.push(codes.row(slot % ROWS));
-            self.measures.push(measure);
-            self.sums.push(measure.sum);
+impl Tile<'_> {
+    fn at(&self) -> &[u16] {
+        &self.at[..self.len]
+    }
+
+    /// The products with all rows, while memory is asked for those that follow, here and in the next tile.
+    fn products(&self, factor: &Factor, next: Option<&Self>, products: &mut [i32]) {
+        let first = next.map(|tile| tile.codes.rows(&tile.at()[..tile.len.min(AHEAD)]));
+        let following = self.at().chunks(AHEAD).skip(1).map(|at| self.codes.rows(at));
+        let following = following.chain(first).chain([Rows::NONE]);
+        let rows = self.at().chunks(AHEAD).zip(following).zip(products.chunks_mut(AHEAD));
+        for ((at, ahead), products) in rows {
+            factor.products(self.codes.rows(at), ahead, products);
         }
-        !self.slots.is_empty()
+    }
+}
+
+/// The selected rows, tile by tile.
+struct Tiles<'a> {
+    index: &'a Index,
+    slots: Peekable<Ones<'a>>,
+}
+
+impl<'a> Tiles<'a> {
+    fn new(index: &'a Index, selection: &'a Selection) -> Self {
+        Self { index, slots: selection.slots.ones().peekable() }
+    }
+}
+
+impl<'a> Iterator for Tiles<'a> {
+    type Item = Tile<'a>;
+
+    fn next(&mut self) -> Option<Tile<'a>> {
+        let segment = self.slots.peek()? / ROWS;
+        let codes = self.index.segments[segment].codes();
+        let mut tile = Tile { codes, start: segment * ROWS, at: [0; TILE], len: 0 };
+        while tile.len < TILE
+            && let Some(slot) = self.slots.next_if(|slot| slot / ROWS == segment)
+        {
+            tile.at[tile.len] = (slot - tile.start) as u16;
+            tile.len += 1;
+        }
+        Some(tile)
     }
 }
 
@@ -252,13 +289,22 @@ impl<'q> Race<'q> {
         }
     }
 
-    /// Makes row `at` of the tile a candidate, if a closer look at it does not rule that out.
+    /// Scores the rows of a tile.
+    fn run(&mut self, index: &Index, tile: &Tile, products: &[i32]) {
+        for (at, product) in tile.at().iter().zip(products) {
+            let at = usize::from(*at);
+            if self.code.upper(*product, tile.codes.measure(at)) >= self.floor.level() {
+                self.consider(index, tile.start + at, *product);
+            }
+        }
+    }
+
+    /// Makes a row a candidate, if a closer look at it does not rule that out.
     #[cold]
-    fn consider(&mut self, index: &Index, kernel: Kernel, tile: &Tile, at: usize, coarse: i32) {
-        let mut fine = [0];
-        kernel.products(self.code.fine(), &tile.rows[at..=at], &tile.sums[at..=at], &mut fine);
-        let bounds = self.code.bounds([coarse, fine[0]], tile.measures[at]);
-        let slot = tile.slots[at];
+    fn consider(&mut self, index: &Index, slot: usize, coarse: i32) {
+        let (codes, at, mut fine) = (index.segments[slot / ROWS].codes(), slot % ROWS, [0]);
+        self.code.fine().products(codes.rows(&[at as u16]), Rows::NONE, &mut fine);
+        let bounds = self.code.bounds([coarse, fine[0]], codes.measure(at));
         let vessel = index.vessel(slot);
         if bounds.upper < self.floor.level()
             || self.query.without_vessels.contains(vessel)

@@ -1,4 +1,4 @@
-//! A piece of an index: the codes of up to 1,024 rows, and the columns that filters read.
+//! A piece of an index: the codes of up to 8,192 rows, and the columns that filters read.
 
 use std::sync::Arc;
 
@@ -8,8 +8,8 @@ use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
 use crate::chip::Modality;
 use crate::gallery::entry::{Position, Time};
 
-/// Rows of a full segment; a multiple of the bits of a word.
-pub(super) const ROWS: usize = 1024;
+/// Rows of a full segment. Whole words of a bit set; codes of 768 values take three huge pages.
+pub(super) const ROWS: usize = 8192;
 
 /// Codes and columns change separately: an update of what is known of a row copies no codes.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub(super) struct Columns {
 
 impl Segment {
     pub fn new(dimension: usize) -> Self {
-        Self { codes: Arc::new(Codes::with_room(dimension, 0)), columns: Arc::default() }
+        Self { codes: Arc::new(Codes::new(dimension)), columns: Arc::default() }
     }
 
     pub fn codes(&self) -> &Codes {

@@ -27,6 +27,12 @@ impl Selection {
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
+
+    /// # Panics
+    /// When another state of the index made the selection, as far as that shows.
+    pub(super) fn check(&self, index: &Index) {
+        assert_eq!(self.slots.len(), index.live.len(), "a selection belongs to the index that made it");
+    }
 }
 
 /// What the kinematic gate asks of a row.
@@ -88,11 +94,8 @@ impl Index {
     }
 
     /// Slots of selected rows, ascending.
-    ///
-    /// # Panics
-    /// When another state of the index selected them.
     pub(super) fn selected<'a>(&self, selection: &'a Selection) -> impl Iterator<Item = usize> + 'a {
-        assert_eq!(selection.slots.len(), self.live.len(), "a selection belongs to the index that made it");
+        selection.check(self);
         selection.slots.ones()
     }
 }

@@ -332,6 +332,29 @@ fn every_row_can_go_and_come_again() {
 }
 
 #[test]
+fn a_search_spans_segments_also_when_they_were_merged() {
+    let random = &mut ChaCha8Rng::seed_from_u64(8);
+    let mut pair = Pair::new(16);
+    for _ in 0..3 * ROWS + 100 {
+        pair.push(random_entry(random), random_unit(random, 16));
+    }
+    let full = pair.clone();
+    for row in 0..pair.next {
+        if random.random_bool(0.7) {
+            pair.remove(RowId(row));
+        }
+    }
+    for _ in 0..ROWS {
+        pair.push(random_entry(random), random_unit(random, 16));
+    }
+    for pair in [full, pair] {
+        let asks: Vec<Ask> = (0..3).map(|_| random_ask(&pair, random)).collect();
+        pair.check(&asks, &Filter::default());
+        pair.check(&asks, &random_filter(&pair, random));
+    }
+}
+
+#[test]
 fn memory_follows_the_rows_that_are_left() {
     let random = &mut ChaCha8Rng::seed_from_u64(4);
     let mut pair = Pair::new(4);

@@ -198,6 +198,13 @@ impl Shelf {
         Listing { galleries, next }
     }
 
+    /// Every gallery that is served, of every tenant.
+    pub fn galleries(&self) -> Vec<Gallery> {
+        let tenants = self.tenants();
+        let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
+        slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
+    }
+
     /// # Errors
     /// The name is taken, the tenant has enough galleries, or the disk fails.
     pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, ShelfError> {
@@ -245,12 +252,8 @@ impl Shelf {
 
     /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
-        let galleries: Vec<Gallery> = {
-            let tenants = self.tenants();
-            let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
-            slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
-        };
-        galleries.iter().for_each(Gallery::close);
+        let _changing = self.change();
+        self.galleries().iter().for_each(Gallery::close);
         drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 

@@ -13,6 +13,7 @@ use super::record::{
 };
 use super::schema::{About, ENTRIES, GONE, IDS, write_state};
 use crate::durable::DatabaseError;
+use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Code, Index, RowId};
@@ -31,6 +32,8 @@ pub struct Batch<'t> {
     entries: Table<'t, u64, &'static [u8]>,
     ids: Table<'t, &'static str, u64>,
     vectors: Table<'t, u64, &'static [u8]>,
+    /// Of the gallery's shadow, if it has one.
+    shadow: Option<Table<'t, u64, &'static [u8]>>,
     gone: Table<'t, u64, ()>,
     index: Index,
     state: StateRecord,
@@ -83,10 +86,12 @@ impl<'t> Batch<'t> {
         state: StateRecord,
     ) -> Result<Self, DatabaseError> {
         let vectors = ground.about.vectors();
+        let shadow = ground.about.shadow.map(|shadow| shadow.vectors());
         Ok(Self {
             entries: transaction.open_table(ENTRIES)?,
             ids: transaction.open_table(IDS)?,
             vectors: transaction.open_table(TableDefinition::new(&vectors))?,
+            shadow: shadow.map(|name| transaction.open_table(TableDefinition::new(&name))).transpose()?,
             gone: transaction.open_table(GONE)?,
             index,
             state,
@@ -100,7 +105,7 @@ impl<'t> Batch<'t> {
     /// The enrolment is refused, or the transaction failed.
     pub fn enrol(&mut self, enrolment: &Enrolment) -> Result<Enrolled, StoreError> {
         let entry = &enrolment.entry;
-        self.check(enrolment)?;
+        let embedding = self.embedding(enrolment)?;
         let previous = self.find(&entry.id)?;
         match &previous {
             Some(previous) if previous.entry.content == entry.content => return Ok(Enrolled::Unchanged),
@@ -112,7 +117,7 @@ impl<'t> Batch<'t> {
         }
         let chip = enrolment.chip.as_ref().filter(|_| self.ground.about.keeps_chips);
         let chip = chip.map(|chip| encode(&ChipRecord::from(chip)));
-        let vector = enrolment.embedding.as_slice();
+        let vector = embedding.as_slice();
         let record = encode(&RowRecord::new(entry, chip.as_ref().map_or(0, |chip| chip.len() as u64)));
         let stored = seal(vector_bytes(vector));
         let bytes = (record.len() + stored.len() + chip.as_ref().map_or(0, Vec::len)) as u64;
@@ -123,6 +128,9 @@ impl<'t> Batch<'t> {
         let row = RowId(self.state.next_row);
         self.state.next_row += 1;
         self.insert(row, entry, &record, &stored)?;
+        if let Some(shadow) = &enrolment.shadow {
+            self.insert_shadow(row, shadow.model, &shadow.embedding)?;
+        }
         self.index.push(row, &Code::new(vector), entry);
         self.changes.chips.extend(chip.map(|chip| (row, chip)));
         Ok(if previous.is_some() { Enrolled::Replaced } else { Enrolled::Created })
@@ -190,6 +198,36 @@ impl<'t> Batch<'t> {
         Ok(moved)
     }
 
+    /// Adds embeddings by `model` to the shadow, and says how many: what was deleted or replaced since it was read, and
+    /// what the shadow has already, is passed over.
+    ///
+    /// # Errors
+    /// The shadow is of another model or dimension, or the transaction failed.
+    pub fn fill_shadow(
+        &mut self,
+        model: ModelDigest,
+        embeddings: &[(RowId, Embedding)],
+    ) -> Result<u64, StoreError> {
+        let expected = self.ground.about.shadow;
+        let expected =
+            expected.ok_or(StoreError::Model { expected: self.ground.about.model, found: model })?;
+        if expected.model != model {
+            return Err(StoreError::Model { expected: expected.model, found: model });
+        }
+        let mut added = 0;
+        for (row, embedding) in embeddings {
+            let found = embedding.dimension();
+            if found != expected.dimension {
+                return Err(StoreError::Dimension { expected: expected.dimension, found });
+            }
+            let is_there = self.entries.get(row.0).map_err(DatabaseError::from)?.is_some();
+            if is_there && self.insert_shadow(*row, model, embedding)? {
+                added += 1;
+            }
+        }
+        Ok(added)
+    }
+
     /// Forgets that chips of these rows may still be there.
     ///
     /// # Errors
@@ -220,16 +258,19 @@ impl<'t> Batch<'t> {
         Ok(Some(Finished { index, state, changes, taken }))
     }
 
-    fn check(&self, enrolment: &Enrolment) -> Result<(), StoreError> {
+    /// The embedding that counts. A gallery whose shadow came to count since it was made takes the shadow's.
+    fn embedding<'e>(&self, enrolment: &'e Enrolment) -> Result<&'e Embedding, StoreError> {
         let about = self.ground.about;
-        if enrolment.model != about.model {
-            return Err(StoreError::Model { expected: about.model, found: enrolment.model });
-        }
-        let found = enrolment.embedding.dimension();
+        let embedding = match &enrolment.shadow {
+            _ if enrolment.model == about.model => &enrolment.embedding,
+            Some(shadow) if shadow.model == about.model => &shadow.embedding,
+            _ => return Err(StoreError::Model { expected: about.model, found: enrolment.model }),
+        };
+        let found = embedding.dimension();
         if found != about.dimension {
             return Err(StoreError::Dimension { expected: about.dimension, found });
         }
-        Ok(())
+        Ok(embedding)
     }
 
     fn check_room(&self) -> Result<(), StoreError> {
@@ -299,11 +340,32 @@ impl<'t> Batch<'t> {
         Ok(())
     }
 
+    /// Whether the embedding is new in the shadow; one by another model, or of another dimension, is passed over.
+    fn insert_shadow(
+        &mut self,
+        row: RowId,
+        model: ModelDigest,
+        embedding: &Embedding,
+    ) -> Result<bool, DatabaseError> {
+        let (Some(about), Some(table)) = (self.ground.about.shadow, &mut self.shadow) else {
+            return Ok(false);
+        };
+        if about.model != model || about.dimension != embedding.dimension() || table.get(row.0)?.is_some() {
+            return Ok(false);
+        }
+        table.insert(row.0, seal(vector_bytes(embedding.as_slice())).as_slice())?;
+        self.changes.any = true;
+        Ok(true)
+    }
+
     /// Removes a row; its id is the caller's.
     fn take_out(&mut self, stored: &Stored) -> Result<(), DatabaseError> {
         self.changes.any = true;
         self.entries.remove(stored.row.0)?;
         self.vectors.remove(stored.row.0)?;
+        if let Some(shadow) = &mut self.shadow {
+            shadow.remove(stored.row.0)?;
+        }
         if stored.chip_bytes > 0 {
             self.gone.insert(stored.row.0, ())?;
             self.changes.chips.remove(&stored.row);

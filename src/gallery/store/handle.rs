@@ -1,6 +1,7 @@
 //! The handle of a gallery that callers share: async towards them, a queue towards its writer.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
@@ -11,9 +12,12 @@ use super::batch::Batch;
 use super::error::StoreError;
 use super::operation::{Enrolled, Enrolment, Field, Selector, Update, Updated};
 use super::schema::About;
+use super::shadow::Flip;
 use super::snapshot::Snapshot;
 use super::writer::{Job, Published, Writer};
+use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
+use crate::gallery::index::RowId;
 
 /// Operations in one commit.
 const GROUP_MAX: usize = 1024;
@@ -39,12 +43,21 @@ struct Shared {
     bytes_max: usize,
     deleted: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    /// Why its shadow does not grow.
+    stalled: Mutex<Option<String>>,
 }
 
 struct Queued {
-    job: Box<dyn Job>,
-    /// Its room in the queue.
-    _room: OwnedSemaphorePermit,
+    work: Work,
+    /// In the queue.
+    room: OwnedSemaphorePermit,
+}
+
+enum Work {
+    /// In a transaction that others share.
+    Together(Box<dyn Job>),
+    /// In a transaction of its own; it answers whoever asked.
+    Alone(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
 /// What is known of a gallery as a whole.
@@ -57,6 +70,17 @@ pub struct Info {
     pub stored_bytes: u64,
     /// Why it refuses writes, if it does.
     pub read_only: Option<String>,
+    pub following: Option<Following>,
+}
+
+/// How far a gallery is on its way to another model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Following {
+    pub model: ModelDigest,
+    /// Entries that have an embedding by it.
+    pub embedded: u64,
+    /// Why it does not go on, if it does not.
+    pub stalled: Option<String>,
 }
 
 impl Gallery {
@@ -77,6 +101,7 @@ impl Gallery {
             bytes_max: settings.bytes_max,
             deleted,
             thread: Mutex::new(Some(thread)),
+            stalled: Mutex::default(),
         })))
     }
 
@@ -114,6 +139,49 @@ impl Gallery {
         self.run(0, move |batch| batch.merge(&vessels, &into)).await
     }
 
+    /// Begins to follow another model: from now on its embeddings are taken beside those that count. What is there of
+    /// that model already goes on; a shadow of yet another model is given up.
+    ///
+    /// # Errors
+    /// The gallery is of that model, keeps no chips, or takes no writes.
+    pub async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+        self.alone(move |writer| writer.begin_shadow(model, dimension)).await
+    }
+
+    /// Follows no model any more.
+    ///
+    /// # Errors
+    /// The gallery takes no writes.
+    pub async fn drop_shadow(&self) -> Result<(), StoreError> {
+        self.alone(Writer::drop_shadow).await
+    }
+
+    /// Adds embeddings to the shadow of `model`, durably, and says how many were of use.
+    ///
+    /// # Errors
+    /// There is no such shadow, or the gallery takes no writes.
+    pub async fn fill_shadow(
+        &self,
+        model: ModelDigest,
+        embeddings: Vec<(RowId, Embedding)>,
+    ) -> Result<u64, StoreError> {
+        let bytes = embeddings.iter().map(|(_, embedding)| 4 * embedding.dimension()).sum();
+        self.run(bytes, move |batch| batch.fill_shadow(model, &embeddings)).await
+    }
+
+    /// Makes the shadow of `model` count, if it has an embedding for every entry.
+    ///
+    /// # Errors
+    /// There is no such shadow, or the gallery takes no writes.
+    pub async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError> {
+        self.alone(move |writer| writer.flip(model)).await
+    }
+
+    /// Says why the shadow does not grow, or that it does.
+    pub fn stall(&self, reason: Option<String>) {
+        *self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
     /// What is committed now.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.0.published.snapshot()
@@ -121,7 +189,14 @@ impl Gallery {
 
     pub fn info(&self) -> Info {
         let snapshot = self.snapshot();
+        let stalled = || self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let following = snapshot.about().shadow.map(|shadow| Following {
+            model: shadow.model,
+            embedded: snapshot.shadow_rows(),
+            stalled: stalled(),
+        });
         Info {
+            following,
             about: snapshot.about().clone(),
             entries: snapshot.index().len() as u64,
             vessels: snapshot.index().vessels() as u64,
@@ -152,6 +227,26 @@ impl Gallery {
         bytes: usize,
         operation: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        let (job, answered) = pending(operation);
+        self.send(bytes, Work::Together(job), answered).await
+    }
+
+    async fn alone<T: Send + 'static>(
+        &self,
+        operation: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        // Whoever left does not wait for the answer.
+        let work = move |writer: &mut Writer| drop(answer.send(operation(writer)));
+        self.send(0, Work::Alone(Box::new(work)), answered).await
+    }
+
+    async fn send<T>(
+        &self,
+        bytes: usize,
+        work: Work,
+        answered: oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         let shared = &self.0;
         let refused = || match shared.published.failure() {
             Some(reason) => StoreError::ReadOnly { reason: reason.to_owned() },
@@ -164,8 +259,7 @@ impl Gallery {
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
         let room = shared.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
         let queue = shared.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let (job, answered) = pending(operation);
-        let queued = Queued { job, _room: room };
+        let queued = Queued { work, room };
         queue.ok_or(StoreError::Closed)?.send(queued).await.map_err(|_| refused())?;
         answered.await.unwrap_or_else(|_| Err(refused()))
     }
@@ -213,23 +307,43 @@ impl<T: Send, F: FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send> Job for
 }
 
 fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBool) {
-    while let Some(first) = queue.blocking_recv() {
-        let mut group = vec![first];
-        while group.len() < GROUP_MAX {
-            let Ok(next) = queue.try_recv() else { break };
-            group.push(next);
+    let mut next = None;
+    while let Some(Queued { work, room }) = next.take().or_else(|| queue.blocking_recv()) {
+        match work {
+            Work::Alone(_) if deleted.load(Ordering::Relaxed) => {}
+            Work::Alone(work) => {
+                if catch_unwind(AssertUnwindSafe(|| work(&mut writer))).is_err() {
+                    writer.published().fail("its writer panicked");
+                }
+            }
+            Work::Together(job) => {
+                let (mut jobs, mut rooms) = (vec![job], vec![room]);
+                while jobs.len() < GROUP_MAX
+                    && next.is_none()
+                    && let Ok(queued) = queue.try_recv()
+                {
+                    match queued {
+                        Queued { work: Work::Together(job), room } => {
+                            jobs.push(job);
+                            rooms.push(room);
+                        }
+                        alone => next = Some(alone),
+                    }
+                }
+                commit(&mut writer, jobs, deleted);
+            }
         }
-        let (mut jobs, rooms): (Vec<_>, Vec<_>) =
-            group.into_iter().map(|queued| (queued.job, queued._room)).unzip();
-        let fate =
-            if deleted.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { writer.commit(&mut jobs) };
-        for job in jobs {
-            job.acknowledge(fate.clone());
-        }
-        drop(rooms);
         writer.sweep();
     }
     if deleted.load(Ordering::Relaxed) { writer.abandon() } else { writer.close() }
+}
+
+fn commit(writer: &mut Writer, mut jobs: Vec<Box<dyn Job>>, deleted: &AtomicBool) {
+    let fate =
+        if deleted.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { writer.commit(&mut jobs) };
+    for job in jobs {
+        job.acknowledge(fate.clone());
+    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,15 @@ pub(super) mod quota;
 pub(super) mod record;
 pub(super) mod schema;
 pub(super) mod sidecar;
+mod shadow;
 mod snapshot;
 pub(super) mod writer;
 
 pub use error::StoreError;
-pub use handle::{Gallery, Info, QueueSettings};
+pub use handle::{Following, Gallery, Info, QueueSettings};
 pub use open::OpenError;
-pub use operation::{Conflict, Enrolled, Enrolment, Field, Selector, Update, Updated};
+pub use operation::{Conflict, Enrolled, Enrolment, Field, Selector, ShadowEmbedding, Update, Updated};
 pub use quota::Quotas;
-pub use schema::About;
+pub use schema::{About, Shadow};
+pub use shadow::Flip;
 pub use snapshot::{Looked, Page, Snapshot};

@@ -1,5 +1,6 @@
 //! Opening the files of a gallery: what the last process left unfinished is finished, and the index is made.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use redb::{ReadableTable, ReadableTableMetadata};
@@ -8,7 +9,7 @@ use super::record::{Damage, RowRecord, decode, read_vector, unseal};
 use super::schema::{About, CHIP_ROWS, CHIPS, GALLERY, GONE, SCHEMA, SchemaError, read_about, read_state};
 use super::sidecar::{self, Header, Unusable};
 use super::snapshot::{Snapshot, Tables};
-use crate::durable::{Database, DatabaseError, Volume};
+use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Entry;
 use crate::gallery::index::{Code, Index, RowId};
 
@@ -37,13 +38,12 @@ pub struct Opened {
 pub fn open(volume: &dyn Volume, cache_bytes: usize) -> Result<Opened, OpenError> {
     let in_gallery = |error: SchemaError| OpenError::new(GALLERY, error);
     let gallery = Database::open(volume, GALLERY, cache_bytes).map_err(|cause| in_gallery(cause.into()))?;
-    let read = || gallery.begin_read().map_err(SchemaError::from);
-    let about = read().and_then(|transaction| read_about(&transaction)).map_err(in_gallery)?;
+    let about = guard(|| read_about(&gallery.begin_read()?)).map_err(in_gallery)?;
     let chips = about.keeps_chips.then(|| Database::open(volume, CHIPS, cache_bytes)).transpose();
     let chips = chips.map_err(|cause| OpenError::new(CHIPS, cause.into()))?;
-    let swept = chips.as_ref().map(|chips| drop_stray_chips(&gallery, chips)).transpose();
+    let swept = guard(|| chips.as_ref().map(|chips| drop_stray_chips(&gallery, chips)).transpose());
     let swept = swept.map_err(|cause| OpenError::new(CHIPS, cause))?.unwrap_or_default();
-    let snapshot = read_snapshot(volume, &gallery, chips.as_ref(), about).map_err(in_gallery)?;
+    let snapshot = guard(|| read_snapshot(volume, &gallery, chips.as_ref(), about)).map_err(in_gallery)?;
     Ok(Opened { gallery, chips, snapshot, swept })
 }
 
@@ -90,17 +90,15 @@ fn read_snapshot(
     let chips = chips.map(Database::begin_read).transpose()?;
     let tables = Tables::open(&transaction, chips.as_ref(), &about)?;
     let rows = tables.entries.len().map_err(DatabaseError::from)?;
-    if tables.vectors.len().map_err(DatabaseError::from)? != rows
-        || tables.ids.len().map_err(DatabaseError::from)? != rows
-    {
-        return Err(Damage("has not as many embeddings and ids as entries".into()).into());
+    if tables.vectors.len().map_err(DatabaseError::from)? != rows {
+        return Err(Damage("it has not as many embeddings as entries".into()).into());
     }
     let header = Header::new(&about, &state, rows);
     let index = match index_from_codes(volume, &header, &about, &tables)? {
         Some(index) => index,
         None => index_from_vectors(&about, &tables)?,
     };
-    Ok(Snapshot::new(Arc::new(about), state, index, tables))
+    Ok(Snapshot::new(Arc::new(about), state, index, tables)?)
 }
 
 /// `None` where the file of codes is of no use.
@@ -115,16 +113,16 @@ fn index_from_codes(
         Ok(None) => return Ok(None),
         Err(cause) => return Ok(passed_over(&cause)),
     };
-    let mut index = Index::new(about.dimension);
+    let mut build = Build::new(about.dimension);
     for entry in entries(tables)? {
         let (row, entry) = entry?;
         match reader.next(row) {
-            Ok(code) => index.push(row, &code, &entry),
+            Ok(code) => build.push(row, &code, &entry),
             Err(cause) => return Ok(passed_over(&cause)),
         }
     }
     match reader.finish() {
-        Ok(()) => Ok(Some(index)),
+        Ok(()) => Ok(Some(build.finish(tables)?)),
         Err(cause) => Ok(passed_over(&cause)),
     }
 }
@@ -136,7 +134,7 @@ fn passed_over(cause: &Unusable) -> Option<Index> {
 
 /// The index as the vectors alone give it.
 pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
-    let mut index = Index::new(about.dimension);
+    let mut build = Build::new(about.dimension);
     let mut values = vec![0.0; about.dimension];
     let mut vectors = tables.vectors.iter().map_err(DatabaseError::from)?;
     for entry in entries(tables)? {
@@ -147,9 +145,9 @@ pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index
             .ok_or_else(|| Damage(format!("row {} has no embedding", row.0)))?;
         let read = unseal(sealed.value()).and_then(|bytes| read_vector(bytes, &mut values));
         read.map_err(|damage| Damage(format!("the embedding of row {} {damage}", row.0)))?;
-        index.push(row, &Code::new(&values), &entry);
+        build.push(row, &Code::new(&values), &entry);
     }
-    Ok(index)
+    build.finish(tables)
 }
 
 /// All entries by ascending row.
@@ -163,6 +161,53 @@ fn entries(
         let entry = decode::<RowRecord>(sealed.value()).and_then(RowRecord::into_entry);
         Ok((RowId(row), entry.map_err(|damage| Damage(format!("row {row} {damage}")))?))
     }))
+}
+
+/// An index that is being made, and which ids its entries have.
+struct Build {
+    index: Index,
+    ids: Ids,
+}
+
+/// A checksum of ids with their rows, in any order.
+#[derive(Default, PartialEq)]
+struct Ids {
+    count: u64,
+    sum: u64,
+}
+
+impl Build {
+    fn new(dimension: usize) -> Self {
+        Self { index: Index::new(dimension), ids: Ids::default() }
+    }
+
+    fn push(&mut self, row: RowId, code: &Code, entry: &Entry) {
+        self.index.push(row, code, entry);
+        self.ids.add(entry.id.as_str(), row.0);
+    }
+
+    /// The index, if the table of ids leads to its entries; that table has no checksums of its own.
+    fn finish(self, tables: &Tables) -> Result<Index, SchemaError> {
+        let mut ids = Ids::default();
+        for id in tables.ids.iter().map_err(DatabaseError::from)? {
+            let (id, row) = id.map_err(DatabaseError::from)?;
+            ids.add(id.value(), row.value());
+        }
+        if ids == self.ids {
+            Ok(self.index)
+        } else {
+            Err(Damage("its ids are not those of its entries".into()).into())
+        }
+    }
+}
+
+impl Ids {
+    fn add(&mut self, id: &str, row: u64) {
+        let mut hasher = DefaultHasher::new();
+        (id, row).hash(&mut hasher);
+        self.count += 1;
+        self.sum = self.sum.wrapping_add(hasher.finish());
+    }
 }
 
 impl OpenError {

@@ -12,9 +12,18 @@ pub struct Enrolment {
     pub embedding: Embedding,
     /// Made the embedding.
     pub model: ModelDigest,
+    /// The embedding by the model of the gallery's shadow, from whoever knows it.
+    pub shadow: Option<ShadowEmbedding>,
     /// Kept in galleries that keep chips.
     pub chip: Option<SourceChip>,
     pub conflict: Conflict,
+}
+
+/// An embedding for a gallery's shadow.
+#[derive(Clone, Debug)]
+pub struct ShadowEmbedding {
+    pub embedding: Embedding,
+    pub model: ModelDigest,
 }
 
 /// What happens when another content has the id already.

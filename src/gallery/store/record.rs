@@ -93,6 +93,9 @@ pub struct AboutRecord {
     /// The embeddings that count.
     #[prost(message, optional, tag = "4")]
     pub generation: Option<GenerationRecord>,
+    /// Those that will count once they are complete.
+    #[prost(message, optional, tag = "5")]
+    pub shadow: Option<GenerationRecord>,
 }
 
 /// Embeddings of one model.

@@ -44,18 +44,66 @@ pub struct About {
     pub created_at: Time,
     /// Of the embeddings that count.
     pub(super) generation: u64,
+    /// The embeddings that are being made of its chips by another model, if any are.
+    pub shadow: Option<Shadow>,
+}
+
+/// Embeddings of a gallery that count once there is one for every entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    pub model: ModelDigest,
+    /// Values of an embedding.
+    pub dimension: usize,
+    pub(super) generation: u64,
 }
 
 impl About {
     /// A gallery whose embeddings are its first.
     pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
-        Self { model, dimension, keeps_chips, created_at, generation: 1 }
+        Self { model, dimension, keeps_chips, created_at, generation: 1, shadow: None }
     }
 
     /// Name of the table of its vectors, by row.
     pub(super) fn vectors(&self) -> String {
-        format!("vectors-{}", self.generation)
+        vectors(self.generation)
     }
+
+    /// The same gallery with an empty shadow of another model.
+    pub(super) fn with_shadow(&self, model: ModelDigest, dimension: usize) -> Self {
+        let last = self.shadow.map_or(self.generation, |shadow| shadow.generation);
+        Self { shadow: Some(Shadow { model, dimension, generation: last + 1 }), ..self.clone() }
+    }
+
+    /// The same gallery without its shadow.
+    pub(super) fn without_shadow(&self) -> Self {
+        Self { shadow: None, ..self.clone() }
+    }
+
+    /// The gallery as it is once its shadow counts.
+    pub(super) fn flipped(&self, shadow: Shadow) -> Self {
+        let Shadow { model, dimension, generation } = shadow;
+        Self { model, dimension, generation, shadow: None, ..self.clone() }
+    }
+}
+
+impl Shadow {
+    fn read(record: &GenerationRecord) -> Result<Self, Damage> {
+        let (dimension, generation) = (record.dimension as usize, record.number);
+        Ok(Self { model: record.model()?, dimension, generation })
+    }
+
+    /// Name of the table of its vectors, by row.
+    pub(super) fn vectors(&self) -> String {
+        vectors(self.generation)
+    }
+}
+
+fn generation_record(number: u64, model: ModelDigest, dimension: usize) -> GenerationRecord {
+    GenerationRecord { number, model: model.as_bytes().to_vec(), dimension: dimension as u32 }
+}
+
+fn vectors(generation: u64) -> String {
+    format!("vectors-{generation}")
 }
 
 /// A gallery of another program.
@@ -90,6 +138,7 @@ pub fn read_about(transaction: &ReadTransaction) -> Result<About, SchemaError> {
         keeps_chips: record.keeps_chips,
         created_at: Time::from_nanos(record.created_at),
         generation: generation.number,
+        shadow: record.shadow.as_ref().map(Shadow::read).transpose()?,
     })
 }
 
@@ -108,11 +157,10 @@ pub fn write_about(transaction: &redb::WriteTransaction, about: &About) -> Resul
         schema: SCHEMA,
         created_at: about.created_at.nanos(),
         keeps_chips: about.keeps_chips,
-        generation: Some(GenerationRecord {
-            number: about.generation,
-            model: about.model.as_bytes().to_vec(),
-            dimension: about.dimension as u32,
-        }),
+        generation: Some(generation_record(about.generation, about.model, about.dimension)),
+        shadow: about
+            .shadow
+            .map(|shadow| generation_record(shadow.generation, shadow.model, shadow.dimension)),
     };
     transaction.open_table(ABOUT)?.insert(ABOUT_KEY, encode(&record).as_slice())?;
     Ok(())

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use redb::{ReadOnlyTable, ReadTransaction, TableDefinition};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableDefinition};
 
 use super::error::StoreError;
 use super::record::{
@@ -11,7 +11,7 @@ use super::record::{
 };
 use super::schema::{About, CHIP_ROWS, ENTRIES, IDS};
 use crate::chip::SourceChip;
-use crate::durable::DatabaseError;
+use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
 use crate::gallery::entry::{ContentHash, Entry, EntryId};
 use crate::gallery::filter::Filter;
@@ -28,6 +28,7 @@ pub struct Snapshot {
     state: StateRecord,
     index: Index,
     tables: Tables,
+    shadow_rows: u64,
 }
 
 /// The tables of one commit.
@@ -35,6 +36,7 @@ pub(in crate::gallery) struct Tables {
     pub entries: RowTable,
     pub ids: ReadOnlyTable<&'static str, u64>,
     pub vectors: RowTable,
+    pub shadow: Option<RowTable>,
     pub chips: Option<RowTable>,
 }
 
@@ -64,18 +66,28 @@ impl Tables {
         about: &About,
     ) -> Result<Self, DatabaseError> {
         let vectors = about.vectors();
+        let shadow = about.shadow.map(|shadow| shadow.vectors());
         Ok(Self {
             entries: gallery.open_table(ENTRIES)?,
             ids: gallery.open_table(IDS)?,
             vectors: gallery.open_table(TableDefinition::new(&vectors))?,
+            shadow: shadow.map(|name| gallery.open_table(TableDefinition::new(&name))).transpose()?,
             chips: chips.map(|chips| chips.open_table(CHIP_ROWS)).transpose()?,
         })
     }
 }
 
 impl Snapshot {
-    pub(super) fn new(about: Arc<About>, state: StateRecord, index: Index, tables: Tables) -> Self {
-        Self { about, state, index, tables }
+    /// # Errors
+    /// The tables cannot be read.
+    pub(super) fn new(
+        about: Arc<About>,
+        state: StateRecord,
+        index: Index,
+        tables: Tables,
+    ) -> Result<Self, DatabaseError> {
+        let shadow_rows = tables.shadow.as_ref().map_or(Ok(0), RowTable::len)?;
+        Ok(Self { about, state, index, tables, shadow_rows })
     }
 
     pub fn about(&self) -> &About {
@@ -96,6 +108,31 @@ impl Snapshot {
         self.state.bytes
     }
 
+    /// Embeddings in the shadow.
+    pub fn shadow_rows(&self) -> u64 {
+        self.shadow_rows
+    }
+
+    /// The first `size` rows above `after` that have no embedding in the shadow yet; none without a shadow.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn rows_to_shadow(&self, after: Option<RowId>, size: usize) -> Result<Vec<RowId>, StoreError> {
+        let Some(shadow) = &self.tables.shadow else { return Ok(vec![]) };
+        let mut rows = Vec::new();
+        let from = after.map_or(0, |after| after.0.saturating_add(1));
+        for row in self.tables.entries.range(from..).map_err(DatabaseError::from)? {
+            let row = row.map_err(DatabaseError::from)?.0.value();
+            if rows.len() == size {
+                break;
+            }
+            if shadow.get(row).map_err(DatabaseError::from)?.is_none() {
+                rows.push(RowId(row));
+            }
+        }
+        Ok(rows)
+    }
+
     pub(in crate::gallery) fn state(&self) -> &StateRecord {
         &self.state
     }
@@ -107,17 +144,17 @@ impl Snapshot {
     /// # Errors
     /// The gallery cannot be read.
     pub fn row(&self, id: &EntryId) -> Result<Option<RowId>, StoreError> {
-        let row = self.tables.ids.get(id.as_str()).map_err(DatabaseError::from)?;
-        Ok(row.map(|row| RowId(row.value())))
+        guard(|| {
+            let row = self.tables.ids.get(id.as_str()).map_err(DatabaseError::from)?;
+            Ok(row.map(|row| RowId(row.value())))
+        })
     }
 
     /// # Errors
     /// There is no such row, or it cannot be read.
     pub fn entry(&self, row: RowId) -> Result<Entry, StoreError> {
-        let record = self.tables.entries.get(row.0).map_err(DatabaseError::from)?;
-        let record = record.ok_or_else(|| missing(row))?;
-        let record: RowRecord = decode(record.value()).map_err(|damage| damaged(row, &damage))?;
-        record.into_entry().map_err(|damage| damaged(row, &damage))
+        let entry = |sealed: &[u8]| decode::<RowRecord>(sealed)?.into_entry();
+        read(&self.tables.entries, row, entry)?.ok_or_else(|| missing(row))
     }
 
     /// Writes the unit vector of a row into `values`, which has the gallery's dimension.
@@ -125,19 +162,15 @@ impl Snapshot {
     /// # Errors
     /// There is no such row, or it cannot be read.
     pub fn vector(&self, row: RowId, values: &mut [f32]) -> Result<(), StoreError> {
-        let sealed = self.tables.vectors.get(row.0).map_err(DatabaseError::from)?;
-        let sealed = sealed.ok_or_else(|| missing(row))?;
-        let read = unseal(sealed.value()).and_then(|bytes| read_vector(bytes, values));
-        read.map_err(|damage| damaged(row, &damage))
+        let vector = |sealed: &[u8]| read_vector(unseal(sealed)?, values);
+        read(&self.tables.vectors, row, vector)?.ok_or_else(|| missing(row))
     }
 
     /// # Errors
     /// There is no such row, or it cannot be read.
     pub fn embedding(&self, row: RowId) -> Result<Embedding, StoreError> {
-        let sealed = self.tables.vectors.get(row.0).map_err(DatabaseError::from)?;
-        let sealed = sealed.ok_or_else(|| missing(row))?;
-        let read = unseal(sealed.value()).and_then(|bytes| read_embedding(bytes, self.about.dimension));
-        read.map_err(|damage| damaged(row, &damage))
+        let embedding = |sealed: &[u8]| read_embedding(unseal(sealed)?, self.about.dimension);
+        read(&self.tables.vectors, row, embedding)?.ok_or_else(|| missing(row))
     }
 
     /// The source chip of a row, where one was enrolled and is kept.
@@ -145,10 +178,8 @@ impl Snapshot {
     /// # Errors
     /// It cannot be read.
     pub fn chip(&self, row: RowId) -> Result<Option<SourceChip>, StoreError> {
-        let Some(chips) = &self.tables.chips else { return Ok(None) };
-        let Some(sealed) = chips.get(row.0).map_err(DatabaseError::from)? else { return Ok(None) };
-        let record = decode::<ChipRecord>(sealed.value()).and_then(SourceChip::try_from);
-        record.map(Some).map_err(|damage| damaged(row, &damage))
+        let chip = |sealed: &[u8]| decode::<ChipRecord>(sealed).and_then(SourceChip::try_from);
+        self.tables.chips.as_ref().map_or(Ok(None), |chips| read(chips, row, chip))
     }
 
     /// Whether this content is enrolled under this id, so that enrolling it again would change nothing.
@@ -231,10 +262,19 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-fn missing(row: RowId) -> StoreError {
-    StoreError::Unreadable(format!("row {} is missing", row.0))
+/// What `parse` makes of a row of a table, `None` where there is no such row.
+fn read<T>(
+    table: &RowTable,
+    row: RowId,
+    parse: impl FnOnce(&[u8]) -> Result<T, Damage>,
+) -> Result<Option<T>, StoreError> {
+    guard(|| {
+        let sealed = table.get(row.0).map_err(DatabaseError::from)?;
+        let parsed = sealed.map(|sealed| parse(sealed.value())).transpose();
+        parsed.map_err(|damage| StoreError::Unreadable(format!("row {} {damage}", row.0)))
+    })
 }
 
-fn damaged(row: RowId, damage: &Damage) -> StoreError {
-    StoreError::Unreadable(format!("row {} {damage}", row.0))
+fn missing(row: RowId) -> StoreError {
+    StoreError::Unreadable(format!("row {} is missing", row.0))
 }

@@ -12,7 +12,7 @@ use super::quota::{Allowance, Quotas};
 use super::schema::{About, CHIP_ROWS};
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
-use crate::durable::{Database, DatabaseError, Volume};
+use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 
@@ -43,11 +43,11 @@ pub struct Bounds {
 
 pub struct Writer {
     volume: Arc<dyn Volume>,
-    bounds: Bounds,
-    about: Arc<About>,
-    gallery: Database,
+    pub(super) bounds: Bounds,
+    pub(super) about: Arc<About>,
+    pub(super) gallery: Database,
     chips: Option<Database>,
-    published: Arc<Published>,
+    pub(super) published: Arc<Published>,
     /// Rows whose chips are still to be removed.
     gone: Vec<RowId>,
     /// Rows whose chips are removed, but not yet their marks.
@@ -71,7 +71,7 @@ impl Published {
         }
     }
 
-    fn publish(&self, snapshot: Snapshot) {
+    pub(super) fn publish(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
 }
@@ -103,21 +103,28 @@ impl Writer {
     /// # Errors
     /// The gallery takes no writes; nothing of the group is published.
     pub fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
-        let read_only = |reason: &str| StoreError::ReadOnly { reason: reason.to_owned() };
-        if let Some(reason) = self.published.failure() {
-            return Err(read_only(reason));
-        }
+        self.check_writable()?;
         // Nothing of a group that panics is published, so its transaction may just as well be dropped.
         let committed = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
-        let committed = committed.unwrap_or_else(|_| Err(read_only("its writer panicked")));
-        committed.map_err(|error| {
-            let reason = match error {
-                StoreError::ReadOnly { reason } => reason,
-                other => other.to_string(),
-            };
-            self.published.fail(&reason);
-            read_only(&reason)
-        })
+        let panicked = |_| Err(StoreError::ReadOnly { reason: "its writer panicked".into() });
+        committed.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
+    }
+
+    pub(super) fn check_writable(&self) -> Result<(), StoreError> {
+        match self.published.failure() {
+            Some(reason) => Err(StoreError::ReadOnly { reason: reason.to_owned() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes no writes any more: what did not come through may be half there.
+    pub(super) fn give_up(&self, error: StoreError) -> StoreError {
+        let reason = match error {
+            StoreError::ReadOnly { reason } => reason,
+            other => other.to_string(),
+        };
+        self.published.fail(&reason);
+        StoreError::ReadOnly { reason }
     }
 
     fn try_commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
@@ -135,8 +142,8 @@ impl Writer {
         // A chip without a row harms nobody; a row without its chip could never be embedded anew.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
         self.gallery.commit(transaction)?;
-        let tables = self.tables()?;
-        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables));
+        let tables = self.tables(&self.about)?;
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
         taken.keep();
         self.swept.clear();
         self.gone.extend(changes.gone);
@@ -157,15 +164,17 @@ impl Writer {
         chips.commit(transaction)
     }
 
-    fn tables(&self) -> Result<Tables, DatabaseError> {
+    /// What is committed now, with the generations that `about` names.
+    pub(super) fn tables(&self, about: &About) -> Result<Tables, DatabaseError> {
         let chips = self.chips.as_ref().map(Database::begin_read).transpose()?;
-        Tables::open(&self.gallery.begin_read()?, chips.as_ref(), &self.about)
+        Tables::open(&self.gallery.begin_read()?, chips.as_ref(), about)
     }
 
     /// Removes the chips of rows that are gone. Their absence was acknowledged already, and no reader sees them.
     pub fn sweep(&mut self) {
         let Some(chips) = self.chips.as_ref().filter(|_| !self.gone.is_empty()) else { return };
-        let removed = chips.begin_write().and_then(|transaction| {
+        let removed = guard(|| {
+            let transaction = chips.begin_write()?;
             let mut table = transaction.open_table(CHIP_ROWS)?;
             for row in &self.gone {
                 table.remove(row.0)?;

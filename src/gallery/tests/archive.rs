@@ -14,7 +14,7 @@ fn import(shelf: &Shelf, bytes: &[u8]) -> Result<Gallery, ImportError> {
 }
 
 async fn gallery_of(entries: u64) -> (tempfile::TempDir, Shelf, Gallery) {
-    let folder = tempfile::tempdir().expect("a temporary folder");
+    let folder = folder();
     let shelf = Shelf::open(folder.path(), settings()).expect("free");
     let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
     for seed in 0..entries {
@@ -80,7 +80,7 @@ async fn an_import_is_bound_by_the_quotas() {
     for (entries, stored, expected) in
         [(2, 1 << 20, "EntriesFull { limit: 2 }"), (9, bytes - 1, "BytesFull"), (9, bytes, "")]
     {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder();
         let mut settings = settings();
         settings.quotas =
             Quotas { galleries_per_tenant: 1, entries_per_gallery: entries, bytes_per_tenant: stored };

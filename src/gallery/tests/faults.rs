@@ -25,6 +25,8 @@ struct Trial {
     perhaps: Option<Model>,
     /// A file of codes from earlier in its life.
     old_codes: Option<Vec<u8>>,
+    /// How often the gallery came to be of another model.
+    flips: usize,
 }
 
 impl Trial {
@@ -33,7 +35,14 @@ impl Trial {
         let about = About::new(model(), DIMENSION, true, Time::from_nanos(5));
         let foundation = Foundation::new(&disk, about, CACHE_BYTES).expect("no failure is planned");
         foundation.finish(0).expect("no failure is planned");
-        Self { disk, work: Work::new(seed), model: Model::default(), perhaps: None, old_codes: None }
+        Self {
+            disk,
+            work: Work::new(seed),
+            model: Model::default(),
+            perhaps: None,
+            old_codes: None,
+            flips: 0,
+        }
     }
 
     /// From opening the gallery to closing it in order, a dead process or a power failure.
@@ -45,6 +54,9 @@ impl Trial {
         let Some(mut writer) = self.open() else { return self.die() };
         for _ in 0..self.work.0.random_range(1..8) {
             self.commit(&mut writer);
+            if self.work.0.random_bool(0.5) {
+                self.turn(&mut writer);
+            }
             if self.work.0.random_bool(0.8) {
                 writer.sweep();
             }
@@ -80,7 +92,11 @@ impl Trial {
     }
 
     fn commit(&mut self, writer: &mut Writer) {
-        let operations: Vec<_> = (0..self.work.0.random_range(1..6)).map(|_| self.work.operation()).collect();
+        let mut operations: Vec<_> =
+            (0..self.work.0.random_range(1..6)).map(|_| self.work.operation()).collect();
+        if self.work.0.random_bool(0.6) {
+            operations.push(self.work.fill(&self.model));
+        }
         let mut after = self.model.clone();
         let expected: Vec<Answer> = operations.iter().map(|operation| after.apply(operation)).collect();
         let of = |operation: Operation| pending(move |batch| operation.run(batch));
@@ -97,6 +113,24 @@ impl Trial {
                 answers.for_each(|answer| assert_eq!(answer, Err(error.clone())));
                 assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
                 self.perhaps.get_or_insert(after);
+            }
+        }
+        self.model.check(&writer.published().snapshot());
+    }
+
+    /// The gallery begins to follow another model, gives it up, or flips.
+    fn turn(&mut self, writer: &mut Writer) {
+        let turn = self.work.turn(&self.model);
+        let mut after = self.model.clone();
+        let expected = after.turn(&turn);
+        match turn.run(writer) {
+            Err(StoreError::ReadOnly { .. }) => {
+                self.perhaps.get_or_insert(after);
+            }
+            outcome => {
+                assert_eq!(outcome, expected, "{turn:?}");
+                self.flips += usize::from(after.of != self.model.of);
+                self.model = after;
             }
         }
         self.model.check(&writer.published().snapshot());
@@ -146,6 +180,7 @@ impl Trial {
 
 #[test]
 fn what_is_acknowledged_survives_whatever_the_disk_does() {
+    let mut flips = 0;
     for seed in 0..SEEDS {
         let mut trial = Trial::new(seed);
         for _ in 0..trial.work.0.random_range(1..5) {
@@ -153,7 +188,9 @@ fn what_is_acknowledged_survives_whatever_the_disk_does() {
         }
         trial.open().expect("no failure is planned").close();
         trial.check_chips();
+        flips += trial.flips;
     }
+    assert!(flips > 100, "{flips}");
 }
 
 /// redb wants a backend of a type that it knows the size of.

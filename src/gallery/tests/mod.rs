@@ -4,6 +4,7 @@ mod archive;
 mod faults;
 mod model;
 mod property;
+mod shadow;
 mod shelf;
 
 use bytes::Bytes;
@@ -16,8 +17,17 @@ use crate::embedding::{Embedding, ModelDigest};
 
 pub const DIMENSION: usize = 24;
 
+/// In memory where that can be had, since the tests ask for thousands of syncs.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
+
 pub fn model() -> ModelDigest {
     ModelDigest::new([7; 32])
+}
+
+pub fn other_model() -> ModelDigest {
+    ModelDigest::new([8; 32])
 }
 
 pub fn settings() -> ShelfSettings {
@@ -73,6 +83,7 @@ pub fn enrolment(name: &str, seed: u64) -> Enrolment {
         entry,
         embedding: embedding(seed),
         model: model(),
+        shadow: None,
         chip: Some(chip(seed)),
         conflict: Conflict::Refuse,
     }

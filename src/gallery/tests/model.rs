@@ -4,18 +4,31 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::gallery::store::batch::Batch;
+use crate::gallery::store::record::{read_embedding, unseal};
+use crate::gallery::store::writer::Writer;
 
 /// What must be true of a gallery.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub rows: BTreeMap<RowId, Kept>,
     pub next_row: u64,
+    /// Made the embeddings that count.
+    pub of: ModelDigest,
+    /// Makes those of the shadow.
+    pub shadow: Option<ModelDigest>,
+}
+
+impl Default for Model {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new(), next_row: 0, of: model(), shadow: None }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kept {
     pub entry: Entry,
     pub embedding: Embedding,
+    pub shadow: Option<Embedding>,
     pub chip: Option<SourceChip>,
 }
 
@@ -26,6 +39,15 @@ pub enum Operation {
     Delete(Selector),
     Update(Vec<Update>, Vec<Field>),
     Merge(Vec<VesselId>, VesselId),
+    Fill(ModelDigest, Vec<(RowId, Embedding)>),
+}
+
+/// What changes the generations of a gallery's embeddings.
+#[derive(Clone, Copy, Debug)]
+pub enum Turn {
+    Begin(ModelDigest),
+    Drop,
+    Flip(ModelDigest),
 }
 
 /// What it is answered.
@@ -43,6 +65,7 @@ impl Operation {
             Self::Delete(selector) => Answer::Count(batch.delete(selector)),
             Self::Update(updates, fields) => Answer::Updated(batch.update(updates, fields)),
             Self::Merge(vessels, into) => Answer::Count(batch.merge(vessels, into)),
+            Self::Fill(model, embeddings) => Answer::Count(batch.fill_shadow(*model, embeddings)),
         })
     }
 
@@ -52,6 +75,17 @@ impl Operation {
             Self::Delete(selector) => Answer::Count(gallery.delete(selector).await),
             Self::Update(updates, fields) => Answer::Updated(gallery.update(updates, fields).await),
             Self::Merge(vessels, into) => Answer::Count(gallery.merge(vessels, into).await),
+            Self::Fill(model, embeddings) => Answer::Count(gallery.fill_shadow(model, embeddings).await),
+        }
+    }
+}
+
+impl Turn {
+    pub fn run(self, writer: &mut Writer) -> Result<(), StoreError> {
+        match self {
+            Self::Begin(model) => writer.begin_shadow(model, DIMENSION),
+            Self::Drop => writer.drop_shadow(),
+            Self::Flip(model) => writer.flip(model).map(drop),
         }
     }
 }
@@ -68,6 +102,7 @@ impl Model {
             }
             Operation::Update(updates, fields) => Answer::Updated(Ok(self.update(updates, fields))),
             Operation::Merge(vessels, into) => Answer::Count(Ok(self.merge(vessels, into))),
+            Operation::Fill(model, embeddings) => Answer::Count(self.fill(*model, embeddings)),
         }
     }
 
@@ -82,6 +117,13 @@ impl Model {
 
     fn enrol(&mut self, enrolment: &Enrolment) -> Result<Enrolled, StoreError> {
         let entry = &enrolment.entry;
+        let also = |wanted| enrolment.shadow.as_ref().filter(|shadow| Some(shadow.model) == wanted);
+        let embedding = if enrolment.model == self.of {
+            &enrolment.embedding
+        } else {
+            let mismatch = StoreError::Model { expected: self.of, found: enrolment.model };
+            &also(Some(self.of)).ok_or(mismatch)?.embedding
+        };
         let previous = self.row(&entry.id);
         if let Some(row) = previous {
             if self.rows[&row].entry.content == entry.content {
@@ -94,12 +136,56 @@ impl Model {
         }
         let kept = Kept {
             entry: entry.clone(),
-            embedding: enrolment.embedding.clone(),
+            embedding: embedding.clone(),
+            shadow: also(self.shadow).map(|shadow| shadow.embedding.clone()),
             chip: enrolment.chip.clone(),
         };
         self.rows.insert(RowId(self.next_row), kept);
         self.next_row += 1;
         Ok(if previous.is_some() { Enrolled::Replaced } else { Enrolled::Created })
+    }
+
+    pub fn turn(&mut self, turn: &Turn) -> Result<(), StoreError> {
+        match turn {
+            Turn::Begin(model) if *model == self.of => {
+                return Err(StoreError::Model { expected: self.of, found: *model });
+            }
+            Turn::Begin(model) if self.shadow == Some(*model) => {}
+            Turn::Begin(model) => self.set_shadow(Some(*model)),
+            Turn::Drop => self.set_shadow(None),
+            Turn::Flip(model) => {
+                if self.shadow != Some(*model) {
+                    return Err(StoreError::Model { expected: self.of, found: *model });
+                }
+                if self.rows.values().all(|kept| kept.shadow.is_some()) {
+                    self.of = *model;
+                    for kept in self.rows.values_mut() {
+                        kept.embedding = kept.shadow.take().expect("every row has one");
+                    }
+                    self.shadow = None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn set_shadow(&mut self, model: Option<ModelDigest>) {
+        self.shadow = model;
+        self.rows.values_mut().for_each(|kept| kept.shadow = None);
+    }
+
+    fn fill(&mut self, model: ModelDigest, embeddings: &[(RowId, Embedding)]) -> Result<u64, StoreError> {
+        if self.shadow != Some(model) {
+            return Err(StoreError::Model { expected: self.shadow.unwrap_or(self.of), found: model });
+        }
+        let mut added = 0;
+        for (row, embedding) in embeddings {
+            if let Some(kept) = self.rows.get_mut(row).filter(|kept| kept.shadow.is_none()) {
+                kept.shadow = Some(embedding.clone());
+                added += 1;
+            }
+        }
+        Ok(added)
     }
 
     fn remove(&mut self, goes: impl Fn(&Entry) -> bool) -> u64 {
@@ -163,10 +249,17 @@ impl Model {
             assert_eq!(snapshot.row(&entry.id), Ok(Some(row)));
             let embedding = snapshot.embedding(row).expect("readable");
             let chip = snapshot.chip(row).expect("readable");
-            (row, Kept { entry, embedding, chip })
+            let shadow = shadow_embedding(snapshot, row);
+            (row, Kept { entry, embedding, shadow, chip })
         };
         let rows = everything.entries.into_iter().map(kept).collect();
-        Self { rows, next_row: snapshot.state().next_row }
+        let about = snapshot.about();
+        Self {
+            rows,
+            next_row: snapshot.state().next_row,
+            of: about.model,
+            shadow: about.shadow.map(|shadow| shadow.model),
+        }
     }
 
     /// Whether everything that `snapshot` says follows from this model, in memory and on disk.
@@ -179,6 +272,11 @@ impl Model {
             assert_eq!(code, Code::new(kept.embedding.as_slice()).parts());
         }
         assert_eq!(snapshot.stored_bytes(), bytes_on_disk(snapshot));
+        let bare = self.rows.iter().filter(|(_, kept)| self.shadow.is_some() && kept.shadow.is_none());
+        let bare: Vec<RowId> = bare.map(|(row, _)| *row).collect();
+        assert_eq!(snapshot.rows_to_shadow(None, usize::MAX), Ok(bare));
+        let shadowed = self.rows.values().filter(|kept| kept.shadow.is_some()).count();
+        assert_eq!(snapshot.shadow_rows(), shadowed as u64);
     }
 
     /// The rows that `filter` admits with their cosines, best first.
@@ -202,6 +300,12 @@ impl Model {
         }
         best
     }
+}
+
+fn shadow_embedding(snapshot: &Snapshot, row: RowId) -> Option<Embedding> {
+    let sealed = snapshot.tables().shadow.as_ref()?.get(row.0).expect("readable")?;
+    let bytes = unseal(sealed.value()).expect("in order");
+    Some(read_embedding(bytes, DIMENSION).expect("in order"))
 }
 
 fn bytes_on_disk(snapshot: &Snapshot) -> u64 {
@@ -246,6 +350,30 @@ impl Work {
         }
     }
 
+    pub fn turn(&mut self, known: &Model) -> Turn {
+        let model = self.model();
+        match self.0.random_range(0..10) {
+            0..4 => Turn::Begin(model),
+            4 => Turn::Drop,
+            5 => Turn::Flip(model),
+            _ => Turn::Flip(known.shadow.unwrap_or(model)),
+        }
+    }
+
+    /// Embeddings by the model of the shadow, if there is one, of most rows or of all; a few rows are not there.
+    pub fn fill(&mut self, known: &Model) -> Operation {
+        let model = known.shadow.filter(|_| self.0.random_bool(0.9)).unwrap_or_else(|| self.model());
+        let some = self.0.random_bool(0.3);
+        let rows = known.rows.keys().copied().chain([RowId(known.next_row)]);
+        let rows: Vec<RowId> = rows.filter(|_| !some || self.0.random_bool(0.7)).collect();
+        Operation::Fill(model, rows.into_iter().map(|row| (row, embedding(1000 + row.0))).collect())
+    }
+
+    /// The gallery's first model, or the one that it may follow.
+    fn model(&mut self) -> ModelDigest {
+        if self.0.random() { model() } else { other_model() }
+    }
+
     pub fn filter(&mut self) -> Filter {
         let mut filter = Filter::default();
         match self.0.random_range(0..7) {
@@ -285,6 +413,10 @@ impl Work {
         }
         if self.0.random_bool(0.3) {
             enrolment.chip = None;
+        }
+        if self.0.random_bool(0.5) {
+            let embedding = embedding(5000 + seed);
+            enrolment.shadow = Some(ShadowEmbedding { embedding, model: other_model() });
         }
         enrolment.entry.modality = self.modality();
         enrolment.entry.vessel = self.0.random_bool(0.7).then(|| self.vessel());

@@ -23,7 +23,7 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = folder();
         let shelf = Shelf::open(folder.path(), settings()).expect("free");
         let name = name("first");
         let gallery = shelf.create(TENANT, &name, new_gallery()).expect("made");

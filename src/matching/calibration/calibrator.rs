@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::evidence::{Evidence, Kinematics, ModalityPair, SizeModel};
+use super::super::evidence::{Evidence, Kinematics, ModalityPair, Resemblance, SizeModel};
 use super::super::gate::Leg;
 use crate::embedding::ModelDigest;
 
@@ -184,39 +184,51 @@ impl Calibrator {
         self.pairs.get(&pair)
     }
 
-    /// What speaks for a candidate; `pair` and the sizes' `log_ratios` of query and candidate.
+    /// What speaks for a candidate. No resemblance: the query's modality is not known.
     ///
-    /// A pair that was not calibrated leaves appearance unjudged, and sizes are then judged by what was measured on
-    /// real chips.
-    pub fn evidence(
-        &self,
-        pair: ModalityPair,
-        cosine: f32,
-        log_ratios: [Option<f64>; 2],
-        leg: Option<&Leg>,
-    ) -> Evidence {
-        let kinematics =
-            self.kinematics.zip(leg).map(|(kinematics, leg)| kinematics.log_likelihood_ratio(leg));
-        let Some(calibration) = self.pair(pair) else {
-            return Evidence {
-                appearance: None,
-                size: SizeModel::measured(pair).log_likelihood_ratio(log_ratios),
-                kinematics,
-            };
+    /// A pair of modalities that was not calibrated leaves appearance unjudged; its sizes are judged by what was
+    /// measured on real chips.
+    pub fn evidence(&self, resemblance: Option<Resemblance>, leg: Option<&Leg>) -> Evidence {
+        let kinematics = leg.and_then(|leg| self.kinematics(leg));
+        let Some(seen) = resemblance else { return Evidence { kinematics, ..Evidence::default() } };
+        let Some(calibration) = self.pair(seen.pair) else {
+            return Evidence { kinematics, ..Evidence::uncalibrated(resemblance, None) };
         };
-        let appearance = calibration.appearance.log_likelihood_ratio(cosine);
-        let size = calibration.size.and_then(|size| size.log_likelihood_ratio(cosine, log_ratios));
+        let appearance = calibration.appearance.log_likelihood_ratio(seen.cosine);
+        let size = calibration.size.and_then(|size| size.log_likelihood_ratio(seen.cosine, seen.log_ratios));
         Evidence {
             appearance: Some(appearance),
             size: size.map(|together| together - appearance),
             kinematics,
         }
     }
+
+    /// What the way between two sightings says; `None` where the calibrator leaves that out.
+    pub fn kinematics(&self, leg: &Leg) -> Option<f64> {
+        self.kinematics.map(|kinematics| kinematics.log_likelihood_ratio(leg))
+    }
+
+    /// Whether the way between two sightings is evidence.
+    pub fn weighs_kinematics(&self) -> bool {
+        self.kinematics.is_some()
+    }
+
+    /// What appearance says of a candidate with this cosine; 0 where the pair was not calibrated.
+    pub fn appearance(&self, pair: ModalityPair, cosine: f32) -> f64 {
+        self.pair(pair).map_or(0.0, |calibration| calibration.appearance.log_likelihood_ratio(cosine))
+    }
+
+    /// The most that appearance and sizes together can say for a candidate whose cosine is at most `cosine`.
+    pub fn resemblance_max(&self, pair: ModalityPair, cosine: f32) -> f64 {
+        match self.pair(pair) {
+            Some(calibration) => calibration.log_likelihood_ratio_max(cosine),
+            None => SizeModel::measured(pair).log_likelihood_ratio_max(),
+        }
+    }
 }
 
 impl PairCalibration {
-    /// The most that appearance and sizes together can say for a candidate whose cosine is at most `cosine`.
-    pub fn log_likelihood_ratio_max(&self, cosine: f32) -> f64 {
+    fn log_likelihood_ratio_max(&self, cosine: f32) -> f64 {
         let alone = self.appearance.log_likelihood_ratio(cosine);
         self.size.map_or(alone, |size| {
             let together = size.given(cosine) + size.evidence * size.model.log_likelihood_ratio_max();
@@ -330,33 +342,35 @@ mod tests {
         assert!(line.to_string().contains("line "), "{line}");
     }
 
+    fn evidence(pair: ModalityPair, cosine: f32, log_ratios: [Option<f64>; 2]) -> Evidence {
+        let calibrator = Calibrator::new(parts()).expect("a calibrator");
+        calibrator.evidence(Some(Resemblance { pair, cosine, log_ratios }), None)
+    }
+
     #[test]
     fn size_is_what_it_adds_to_appearance() {
-        let calibrator = Calibrator::new(parts()).expect("a calibrator");
         let ratios = [Some(0.03), Some(0.1)];
-        let evidence = calibrator.evidence(ModalityPair::OpticalSar, 0.7, ratios, None);
-        let alone = calibrator.evidence(ModalityPair::OpticalSar, 0.7, [None, None], None);
+        let both = evidence(ModalityPair::OpticalSar, 0.7, ratios);
+        let alone = evidence(ModalityPair::OpticalSar, 0.7, [None, None]);
         assert!((alone.total() - (-12.5 + 20.1 * 0.7)).abs() < 1e-6);
-        assert_eq!((alone.appearance, alone.size), (evidence.appearance, None));
+        assert_eq!((alone.appearance, alone.size), (both.appearance, None));
         let sizes =
             SizeModel::measured(ModalityPair::OpticalSar).log_likelihood_ratio(ratios).expect("known");
-        assert!((evidence.total() - (-9.0 + 14.0 * 0.7 + 0.8 * sizes)).abs() < 1e-6);
-        let terms: Vec<_> = evidence.terms().map(|(term, _)| term).collect();
+        assert!((both.total() - (-9.0 + 14.0 * 0.7 + 0.8 * sizes)).abs() < 1e-6);
+        let terms: Vec<_> = both.terms().map(|(term, _)| term).collect();
         assert_eq!(terms, ["appearance", "size"]);
     }
 
     #[test]
     fn no_candidate_exceeds_the_bound_of_its_cosine() {
-        let calibration = parts().pairs[&ModalityPair::OpticalSar];
         let calibrator = Calibrator::new(parts()).expect("a calibrator");
-        for cosine in [-1.0, 0.0, 0.3, 0.9] {
-            let bound = calibration.log_likelihood_ratio_max(cosine);
-            for ratio in [-0.4, -0.1, 0.0, 0.03, 0.1, 0.5] {
-                for ratios in [[None, None], [Some(ratio), None], [Some(ratio), Some(ratio * 2.0)]] {
-                    for below in [0.0, 0.1] {
-                        let evidence =
-                            calibrator.evidence(ModalityPair::OpticalSar, cosine - below, ratios, None);
-                        assert!(evidence.total() <= bound + 1e-9);
+        for pair in [ModalityPair::OpticalSar, ModalityPair::SarSar] {
+            for cosine in [-1.0, 0.0, 0.3, 0.9] {
+                let bound = calibrator.resemblance_max(pair, cosine);
+                for ratio in [-0.4, -0.1, 0.0, 0.03, 0.1, 0.5] {
+                    for ratios in [[None, None], [Some(ratio), None], [Some(ratio), Some(ratio * 2.0)]] {
+                        assert!(evidence(pair, cosine, ratios).total() <= bound + 1e-9);
+                        assert!(evidence(pair, cosine - 0.1, ratios).total() <= bound + 1e-9);
                     }
                 }
             }
@@ -365,9 +379,8 @@ mod tests {
 
     #[test]
     fn a_pair_without_calibration_leaves_appearance_unjudged() {
-        let calibrator = Calibrator::new(parts()).expect("a calibrator");
-        let evidence = calibrator.evidence(ModalityPair::SarSar, 0.9, [Some(0.0), Some(0.0)], None);
-        assert_eq!(evidence.appearance, None);
-        assert!(evidence.size.expect("known") > 0.0);
+        let found = evidence(ModalityPair::SarSar, 0.9, [Some(0.0), Some(0.0)]);
+        assert_eq!(found.appearance, None);
+        assert!(found.size.expect("known") > 0.0);
     }
 }

@@ -157,6 +157,11 @@ pub fn gallery(name: &str, info: Info) -> wire::Gallery {
         created_at: Some(timestamp(info.about.created_at)),
         keeps_chips: info.about.keeps_chips,
         read_only_reason: info.read_only.unwrap_or_default(),
+        following: info.following.map(|following| wire::Following {
+            model: following.model.to_string(),
+            embedded_entries: following.embedded,
+            stalled_reason: following.stalled.unwrap_or_default(),
+        }),
     }
 }
 

@@ -4,15 +4,19 @@ mod chip;
 mod embed;
 mod filter;
 mod gallery;
+mod matching;
+mod model;
 mod sighting;
 mod training;
 
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
-pub use embed::{EmbedCall, embed_response};
+pub use embed::{EmbedCall, embed_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
+pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
+pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, vessel_id};
 pub use training::{job, job_event, job_id, listing, order};
 

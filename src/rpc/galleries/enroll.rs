@@ -11,9 +11,12 @@ use super::super::context::CallContext;
 use super::super::convert::{self, EnrollItem, EnrollSource};
 use super::super::problem::Problem;
 use super::access::GalleryAccess;
-use crate::chip::SourceChip;
-use crate::encoder::{Embedded, Pipeline, Priority};
-use crate::gallery::{Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, Time};
+use crate::chip::{Modality, SourceChip};
+use crate::encoder::{Embedded, ModelLease, Pipeline, Priority};
+use crate::gallery::{
+    About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, Labels, Observation,
+    ShadowEmbedding, StoreError, Time, VesselId,
+};
 use crate::metrics;
 use crate::wire;
 
@@ -83,28 +86,63 @@ impl EnrollCall {
     }
 
     async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
-        let content = item.content();
-        let EnrollItem { id, vessel, labels, observation, source, overwrite } = item;
-        let (embedding, model, modality, extent_m, chip, warnings) = match source {
+        let known = Known::of(&item);
+        match item.source {
             EnrollSource::Ready { embedding, model, modality } => {
-                (embedding, model, modality, None, None, Vec::new())
+                let entry = known.entry(modality, None);
+                let (conflict, shadow) = (known.conflict, None);
+                let enrolment = Enrolment { entry, embedding, model, shadow, chip: None, conflict };
+                Ok((self.gallery.enrol(enrolment).await?, Vec::new()))
             }
-            EnrollSource::Chip(chip) => {
-                if self.is_enrolled(&id, content).await? {
-                    return Ok((Enrolled::Unchanged, Vec::new()));
-                }
-                let embedded = self.embed(chip.clone()).await?;
-                let warnings = convert::warnings(&embedded.warnings);
-                let model = self.gallery.info().about.model;
-                let extent_m = Some(embedded.extent_m);
-                (embedded.embedding, model, chip.view.modality, extent_m, Some(chip), warnings)
+            EnrollSource::Chip(_) if self.is_enrolled(&known.id, known.content).await? => {
+                Ok((Enrolled::Unchanged, Vec::new()))
             }
+            EnrollSource::Chip(chip) => self.store_chip(&known, &chip).await,
+        }
+    }
+
+    async fn store_chip(
+        &self,
+        known: &Known,
+        chip: &SourceChip,
+    ) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
+        let (enrolment, warnings) = self.enrolment(known, chip).await?;
+        match self.gallery.enrol(enrolment).await {
+            // The gallery came to be of another model while the chip was embedded by the former one.
+            Err(StoreError::Model { .. }) => {
+                let (enrolment, warnings) = self.enrolment(known, chip).await?;
+                Ok((self.gallery.enrol(enrolment).await?, warnings))
+            }
+            enrolled => Ok((enrolled?, warnings)),
+        }
+    }
+
+    /// Embeds a chip by the gallery's model, and by the one that the gallery follows.
+    async fn enrolment(
+        &self,
+        known: &Known,
+        chip: &SourceChip,
+    ) -> Result<(Enrolment, Vec<wire::Warning>), Problem> {
+        let about = self.gallery.info().about;
+        let model = resident(&self.pipeline, &about)?;
+        let followed = about.shadow.and_then(|shadow| self.pipeline.resolve(Some(shadow.model)).ok());
+        let shadow = async {
+            // What fails here is made up for in the background.
+            let followed = followed?;
+            let embedded = self.embed(&followed, chip).await.ok()?;
+            Some(ShadowEmbedding { embedding: embedded.embedding, model: followed.digest })
         };
-        let entry =
-            Entry { id, vessel, modality, observation, labels, extent_m, enrolled_at: now(), content };
-        let conflict = if overwrite { Conflict::Overwrite } else { Conflict::Refuse };
-        let enrolment = Enrolment { entry, embedding, model, chip, conflict };
-        Ok((self.gallery.enrol(enrolment).await?, warnings))
+        let (embedded, shadow) = tokio::join!(self.embed(&model, chip), shadow);
+        let Embedded { embedding, extent_m, warnings, .. } = embedded?;
+        let enrolment = Enrolment {
+            entry: known.entry(chip.view.modality, Some(extent_m)),
+            embedding,
+            model: model.digest,
+            shadow,
+            chip: Some(chip.clone()),
+            conflict: known.conflict,
+        };
+        Ok((enrolment, convert::warnings(&warnings)))
     }
 
     /// Whether storing would change nothing, so that the device need not see the chip again.
@@ -113,22 +151,67 @@ impl EnrollCall {
         self.access.run(move || Ok(snapshot.is_enrolled(&id, &content)?)).await
     }
 
-    async fn embed(&self, chip: SourceChip) -> Result<Embedded, Problem> {
-        let model = resident(&self.pipeline, &self.gallery)?;
+    async fn embed(&self, model: &ModelLease, chip: &SourceChip) -> Result<Embedded, Problem> {
         let caller = convert::caller(&self.context, Priority::Bulk);
-        let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
-        let embedded = self.pipeline.embed(&model, &caller, chip).await;
+        let _place = self.pipeline.admit(model, &caller, 1, chip.image.len())?;
+        let embedded = self.pipeline.embed(model, &caller, chip.clone()).await;
         embedded.map_err(|cause| Problem::from(cause).within("chip"))
     }
 }
 
-/// The model of a gallery, where chips can be embedded by it now.
-pub fn resident(pipeline: &Pipeline, gallery: &Gallery) -> Result<crate::encoder::ModelCard, Problem> {
-    let model = gallery.info().about.model;
+/// What an item says of its sighting, whatever its embedding comes from.
+struct Known {
+    id: EntryId,
+    vessel: Option<VesselId>,
+    labels: Labels,
+    observation: Observation,
+    content: ContentHash,
+    conflict: Conflict,
+}
+
+impl Known {
+    fn of(item: &EnrollItem) -> Self {
+        Self {
+            id: item.id.clone(),
+            vessel: item.vessel.clone(),
+            labels: item.labels.clone(),
+            observation: item.observation.clone(),
+            content: item.content(),
+            conflict: if item.overwrite { Conflict::Overwrite } else { Conflict::Refuse },
+        }
+    }
+
+    fn entry(&self, modality: Modality, extent_m: Option<[f64; 2]>) -> Entry {
+        Entry {
+            id: self.id.clone(),
+            vessel: self.vessel.clone(),
+            modality,
+            observation: self.observation.clone(),
+            labels: self.labels.clone(),
+            extent_m,
+            enrolled_at: now(),
+            content: self.content,
+        }
+    }
+}
+
+/// A gallery's model, where chips can be embedded by it now.
+pub fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
+    let model = about.model;
     pipeline.resolve(Some(model)).map_err(|_| {
-        let active = pipeline.resolve(None).map(|card| card.digest.to_string()).unwrap_or_default();
-        let message =
-            format!("the gallery is of model {model}, which is not resident; the active one is {active}");
+        let active = pipeline.active().digest;
+        let way_out = match about.shadow {
+            Some(shadow) => format!(
+                "it is being embedded anew by model {}: wait, or activate model {model} again",
+                shadow.model
+            ),
+            None => {
+                format!("activate model {model} again, or enrol the ships in a gallery of the active model")
+            }
+        };
+        let message = format!(
+            "the gallery is of model {model}, which is not resident; the active one is {active}; {way_out}"
+        );
         Problem::new(Code::FailedPrecondition, "MODEL_NOT_RESIDENT", message)
             .with_metadata("gallery_model", model)
             .with_metadata("active_model", active)

@@ -17,6 +17,7 @@ use super::ResponseStream;
 use super::context::CallContext;
 use super::convert;
 use super::deadline;
+use super::page::{bad_token, page_size};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
@@ -24,9 +25,6 @@ use crate::gallery::{Export, Filter, GalleryName, Import, NewGallery, RowId, Sna
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
-/// Entries or galleries of a page, unless the caller says otherwise.
-const PAGE_DEFAULT: u32 = 100;
-const PAGE_MAX: u32 = 1000;
 /// Entries that one call may name.
 const ENTRIES_MAX: usize = 10_000;
 /// Pieces of a copy between the disk and a slow reader.
@@ -279,27 +277,12 @@ fn named_vessel(field: &str, id: &str) -> Result<VesselId, Problem> {
         .ok_or_else(|| Problem::invalid("TEXT_EMPTY", field, format!("{field} names no vessel")))
 }
 
-fn page_size(asked: u32) -> Result<usize, Problem> {
-    match asked {
-        0 => Ok(PAGE_DEFAULT as usize),
-        1..=PAGE_MAX => Ok(asked as usize),
-        _ => {
-            let message = format!("page_size is {asked}, the limit is {PAGE_MAX}");
-            Err(Problem::invalid("PAGE_SIZE_INVALID", "page_size", message).with_metadata("limit", PAGE_MAX))
-        }
-    }
-}
-
 fn bounded_count(field: &str, count: usize) -> Result<(), Problem> {
     if count <= ENTRIES_MAX {
         return Ok(());
     }
     let message = format!("{field} has {count} elements, the limit is {ENTRIES_MAX}");
     Err(Problem::invalid("TOO_MANY_ENTRIES", field, message).with_metadata("limit", ENTRIES_MAX))
-}
-
-fn bad_token() -> Problem {
-    Problem::invalid("PAGE_TOKEN_INVALID", "page_token", "page_token comes from no earlier answer")
 }
 
 #[tonic::async_trait]

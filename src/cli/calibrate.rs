@@ -1,0 +1,126 @@
+//! `shipreid calibrate`: what a similarity means, learned from ships whose identity is known.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde_json::json;
+use shipreid::app;
+use shipreid::embedding::Embedding;
+use shipreid::evaluate::Seen;
+use shipreid::matching::{
+    Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
+};
+use shipreid::model;
+
+use super::eval::{Embedded, TestSet};
+use super::{ConfigFlags, Failure};
+
+/// Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
+/// the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
+/// has not seen.
+///
+/// Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct Calibrate {
+    /// The folder that holds query and bounding_box_test: ships that the model was not trained on.
+    #[arg(long, value_name = "FOLDER")]
+    data: PathBuf,
+    /// The calibrator, for matching.calibrators.
+    #[arg(long, value_name = "FILE.toml")]
+    out: PathBuf,
+    /// Draws how often pairs are one vessel, against how often they are said to be.
+    #[arg(long, value_name = "FILE.png")]
+    picture: Option<PathBuf>,
+    /// Name of the calibrator in answers; the file's without it.
+    #[arg(long)]
+    id: Option<String>,
+    /// Share of the ships that it is measured on.
+    #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
+    held_out: f64,
+    /// Probability, before looking, that a ship is not in the gallery.
+    #[arg(long, default_value_t = 0.2, value_name = "PROBABILITY")]
+    prior_unknown: f64,
+    /// Of the choice of ships to measure on.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    config: ConfigFlags,
+    /// Prints one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Calibrate {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let set = TestSet::read(&self.data)?;
+        let config = self.config.clone().load()?;
+        model::wait_passively(app::threads_per_worker(&config));
+        let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
+        let images = labelled(&set, &set.embed_locally(&loaded)?)?;
+        let stem = self.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let settings = FitSettings {
+            id: self.id.clone().unwrap_or(stem),
+            model: loaded.card.digest,
+            fitted_on: self.data.display().to_string(),
+            prior_unknown: self.prior_unknown,
+            kinematics: None,
+            held_out: self.held_out,
+            seed: self.seed,
+        };
+        let Calibration { calibrator, pairs } = calibrate(&images, &settings)?;
+        fs::write(&self.out, calibrator.to_toml()).with_context(|| self.out.display().to_string())?;
+        if let Some(picture) = &self.picture {
+            reliability_diagram(&pairs).save(picture)?;
+        }
+        if self.json {
+            println!(
+                "{}",
+                json!({ "id": calibrator.id(), "model": calibrator.model().to_string(), "pairs": pairs })
+            );
+        } else {
+            println!("{}", table(&pairs));
+            println!("calibrator {} in {}", calibrator.id(), self.out.display());
+        }
+        Ok(())
+    }
+}
+
+/// All images of the set; distractors are ships of their own.
+fn labelled(set: &TestSet, embedded: &Embedded) -> anyhow::Result<Vec<Labelled>> {
+    let image = |((seen, embedding), [width_m, length_m]): (&(Seen, Embedding), [f64; 2])| Labelled {
+        identity: (seen.identity >= 0).then_some(seen.identity),
+        embedding: embedding.clone(),
+        outline: Outline { modality: seen.modality, length_m: Some(length_m), width_m: Some(width_m) },
+    };
+    Ok(embedded.images().zip(set.sizes()?).map(image).collect())
+}
+
+fn table(pairs: &[PairReport]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["pair", "of one vessel", "of two", "log-loss", "with size", "of the prior", "remarks"]);
+    for pair in pairs {
+        let loss = |reliability: Option<&Reliability>| {
+            reliability.map_or_else(|| "-".to_owned(), |reliability| format!("{:.4}", reliability.log_loss))
+        };
+        let held_out = pair.held_out.as_ref();
+        let remarks = [&pair.skipped, &pair.size_skipped].into_iter().flatten().map(ToString::to_string);
+        table.add_row([
+            pair.pair.to_owned(),
+            pair.same_pairs.to_string(),
+            pair.other_pairs.to_string(),
+            loss(held_out.map(|held_out| &held_out.appearance)),
+            loss(held_out.and_then(|held_out| held_out.with_size.as_ref())),
+            held_out.map_or_else(
+                || "-".to_owned(),
+                |held_out| format!("{:.4}", held_out.appearance.log_loss_of_prior),
+            ),
+            remarks.collect::<Vec<_>>().join("; "),
+        ]);
+    }
+    table
+}

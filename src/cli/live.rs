@@ -1,0 +1,245 @@
+//! A training job as it is watched from a terminal: live, through lost connections, until it ends or the watcher leaves.
+
+use std::time::Duration;
+
+use shipreid::client::{ClientError, Followed, Follower, state_name};
+use shipreid::wire::train_event::Event;
+use shipreid::wire::{EvaluationResult, JobState, TrainEvent, TrainProgress, TrainingJob};
+use tokio::signal;
+
+use super::Failure;
+use super::training_bar::{Step, TrainingBar};
+
+/// Exit code after a job that was cancelled.
+const CANCELLED: u8 = 3;
+/// Exit code after Ctrl-C, as shells have it.
+const INTERRUPTED: u8 = 130;
+
+/// What a watcher sees.
+pub enum Seen<'a> {
+    Event(&'a TrainEvent),
+    /// The connection is lost; it is tried again after a while.
+    Lost {
+        cause: &'a str,
+        wait: Duration,
+    },
+    /// The connection is there again.
+    Back,
+}
+
+/// How a watch ended.
+pub enum Watched {
+    /// The job has ended.
+    Ended(Box<TrainingJob>),
+    /// The last event that was asked for is told.
+    Read,
+    /// Ctrl-C.
+    Left,
+}
+
+/// How far a watcher goes.
+#[derive(Clone, Copy)]
+pub enum Until {
+    End,
+    Event(u64),
+}
+
+/// Tells `see` what happens in a job.
+///
+/// # Errors
+/// What the server refuses for good.
+pub async fn watch(
+    follower: &mut Follower,
+    until: Until,
+    see: &mut dyn FnMut(Seen),
+) -> Result<Watched, ClientError> {
+    let mut lost = false;
+    loop {
+        if let Until::Event(last) = until
+            && follower.next_event() > last
+        {
+            return Ok(Watched::Read);
+        }
+        let followed = tokio::select! {
+            followed = follower.next() => followed?,
+            // Without a handler for it, Ctrl-C ends the process by itself.
+            Ok(()) = signal::ctrl_c() => return Ok(Watched::Left),
+        };
+        match followed {
+            Followed::Lost { cause, wait } => {
+                if !lost {
+                    see(Seen::Lost { cause: &cause, wait });
+                }
+                lost = true;
+            }
+            Followed::Event(event) => {
+                if std::mem::take(&mut lost) {
+                    see(Seen::Back);
+                }
+                see(Seen::Event(&event));
+            }
+            Followed::Ended(job) => return Ok(Watched::Ended(job)),
+        }
+    }
+}
+
+/// The live bar of a job, a line an epoch and an evaluation.
+pub struct Screen {
+    bar: TrainingBar,
+    epoch: Epoch,
+    state: Option<(JobState, u32)>,
+}
+
+/// What was seen of an epoch.
+#[derive(Default)]
+struct Epoch {
+    number: u32,
+    steps: u32,
+    losses: f64,
+    accuracies: Option<f64>,
+}
+
+impl Screen {
+    pub fn new() -> Self {
+        Self { bar: TrainingBar::new(), epoch: Epoch::default(), state: None }
+    }
+
+    pub fn show(&mut self, seen: Seen) {
+        match seen {
+            Seen::Event(event) => self.event(event),
+            Seen::Lost { cause, wait } => {
+                let seconds = wait.as_secs_f64();
+                self.bar.line(&format!("lost: {cause}; trying again in {seconds:.1} s, until it is back"));
+            }
+            Seen::Back => self.bar.line("connected again"),
+        }
+    }
+
+    pub fn finish(&mut self) {
+        self.close_epoch();
+        self.bar.finish();
+    }
+
+    fn event(&mut self, event: &TrainEvent) {
+        match &event.event {
+            Some(Event::Job(job)) => self.job(job),
+            Some(Event::Progress(progress)) => self.progress(progress),
+            Some(Event::Evaluation(result)) => {
+                self.close_epoch();
+                let EvaluationResult { protocol, epoch, map, rank1, rank5, rank10, .. } = result;
+                self.bar.evaluation(*epoch, protocol, [*map, *rank1, *rank5, *rank10]);
+            }
+            Some(Event::Checkpoint(saved)) if saved.best => {
+                self.bar.line(&format!("step {}: a checkpoint is saved, the best so far", saved.step));
+            }
+            Some(Event::Checkpoint(_) | Event::LogLine(_) | Event::Rankings(_)) | None => {}
+        }
+    }
+
+    fn job(&mut self, job: &TrainingJob) {
+        if self.state.replace((job.state(), job.attempt)) == Some((job.state(), job.attempt)) {
+            return;
+        }
+        self.close_epoch();
+        let attempt = if job.attempt > 1 { format!(", attempt {}", job.attempt) } else { String::new() };
+        self.bar.line(&format!("{} is {}{attempt}", job.job_id, state_name(job.state())));
+    }
+
+    fn progress(&mut self, progress: &TrainProgress) {
+        let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
+        if progress.epoch != self.epoch.number {
+            self.close_epoch();
+            self.epoch.number = progress.epoch;
+        }
+        self.epoch.add(loss, progress.accuracy);
+        let left = progress.remaining.and_then(|left| Duration::try_from(left).ok());
+        self.bar.show(&Step {
+            epoch: progress.epoch,
+            position: progress.step,
+            length: progress.steps_total,
+            loss,
+            rate: progress.learning_rate,
+            images_per_second: progress.images_per_second,
+            seconds_left: left.unwrap_or_default().as_secs_f64(),
+        });
+    }
+
+    /// The means of what was seen of the epoch, in a line.
+    fn close_epoch(&mut self) {
+        let Epoch { number, steps, losses, accuracies } = std::mem::take(&mut self.epoch);
+        if steps > 0 {
+            let mean = |sum: f64| sum / f64::from(steps);
+            self.bar.epoch(number, mean(losses), accuracies.map(mean));
+        }
+    }
+}
+
+impl Epoch {
+    fn add(&mut self, loss: f64, accuracy: Option<f64>) {
+        self.steps += 1;
+        self.losses += loss;
+        if let Some(accuracy) = accuracy {
+            *self.accuracies.get_or_insert(0.0) += accuracy;
+        }
+    }
+}
+
+/// Watches a job to its end with a live bar; the exit code tells how it ended.
+///
+/// # Errors
+/// What the server refuses, a job that failed or was cancelled, or a watcher who has left.
+pub async fn watch_to_the_end(mut follower: Follower, endpoint: &str) -> Result<(), Failure> {
+    let mut screen = Screen::new();
+    let watched = watch(&mut follower, Until::End, &mut |seen| screen.show(seen)).await;
+    screen.finish();
+    match watched? {
+        Watched::Ended(job) => tell_end(&job, endpoint),
+        Watched::Left | Watched::Read => {
+            tell_way_back(&follower, endpoint);
+            Err(Failure::Told(INTERRUPTED))
+        }
+    }
+}
+
+/// Says how a job ended and what can be done next.
+fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
+    let (id, here) = (&job.job_id, at(endpoint));
+    match job.state() {
+        JobState::Failed => {
+            eprintln!("{id} failed: {} ({})", job.failure_message, job.failure_reason);
+            eprintln!("  shipreid jobs logs {id}{here}      what it said");
+            eprintln!("  shipreid jobs resume {id}{here}    goes on from its last checkpoint");
+            Err(Failure::Told(1))
+        }
+        JobState::Cancelled => {
+            eprintln!("{id} was cancelled; shipreid jobs resume {id}{here} goes on from its last checkpoint");
+            Err(Failure::Told(CANCELLED))
+        }
+        _ => {
+            println!("{id} made the model {}", job.model);
+            println!("  shipreid model activate {}{here}    lets it answer", job.model);
+            println!("  shipreid jobs report {id}{here}    writes a page about the run");
+            Ok(())
+        }
+    }
+}
+
+/// The job goes on without its watcher.
+pub fn tell_way_back(follower: &Follower, endpoint: &str) {
+    let here = at(endpoint);
+    match follower.job_id() {
+        Some(id) => {
+            println!("{id} goes on without you. To come back, or to stop it:");
+            println!("  shipreid jobs watch {id} --from {}{here}", follower.next_event());
+            println!("  shipreid jobs cancel {id}{here}");
+        }
+        None => println!(
+            "The server had not answered yet; shipreid jobs list{here} tells whether it has the job."
+        ),
+    }
+}
+
+/// The flag that the same server needs again.
+fn at(endpoint: &str) -> String {
+    if endpoint == super::ENDPOINT { String::new() } else { format!(" --endpoint {endpoint}") }
+}

@@ -1,0 +1,84 @@
+//! `shipreid train --endpoint`: training on a server that has the data.
+
+use clap::Args;
+use shipreid::client::{Client, ClientError, Followed};
+use shipreid::wire::TrainRequest;
+
+use super::Failure;
+use super::live::{tell_way_back, watch_to_the_end};
+
+/// What concerns a server alone.
+#[derive(Args)]
+pub struct RemoteFlags {
+    /// Trains on this server, whose folders the configuration names, and not on this machine.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device"])]
+    endpoint: Option<String>,
+    /// What people call the job.
+    #[arg(long, value_name = "TEXT", requires = "endpoint")]
+    name: Option<String>,
+    /// The same id with the same configuration attaches to the job that it started.
+    #[arg(long, value_name = "ID", requires = "endpoint")]
+    request_id: Option<String>,
+    /// Learns from the kept chips of this gallery, vessels being the identities.
+    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    gallery: Option<String>,
+    /// Says everything that is wrong with the configuration and its data, and starts nothing.
+    #[arg(long, requires = "endpoint", conflicts_with = "detach")]
+    validate_only: bool,
+    /// Starts the job and leaves.
+    #[arg(long, requires = "endpoint")]
+    detach: bool,
+}
+
+impl RemoteFlags {
+    pub fn is_given(&self) -> bool {
+        self.endpoint.is_some()
+    }
+
+    /// Orders what `config_toml` says.
+    ///
+    /// # Errors
+    /// What the server refuses, and how the job ended.
+    pub async fn run(self, config_toml: String) -> Result<(), Failure> {
+        let endpoint = self.endpoint.unwrap_or_default();
+        let client = Client::connect(&endpoint).await?;
+        let request = TrainRequest {
+            config_toml,
+            request_id: self.request_id.unwrap_or_default(),
+            display_name: self.name.unwrap_or_default(),
+            gallery: self.gallery.unwrap_or_default(),
+            validate_only: self.validate_only,
+        };
+        if self.validate_only {
+            client.validate_training(request).await.map_err(refused)?;
+            println!("the configuration starts a run");
+            return Ok(());
+        }
+        let mut follower = client.train(request);
+        if self.detach {
+            while let Followed::Lost { cause, wait } = follower.next().await.map_err(refused)? {
+                eprintln!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+            }
+            tell_way_back(&follower, &endpoint);
+            return Ok(());
+        }
+        watch_to_the_end(follower, &endpoint).await
+    }
+}
+
+/// A refused configuration with everything that is wrong with it, a line each.
+pub fn refused(cause: ClientError) -> Failure {
+    let violations = cause.violations();
+    if violations.is_empty() {
+        return cause.into();
+    }
+    for violation in &violations {
+        let field = violation.field.strip_prefix("config_toml.").unwrap_or(&violation.field);
+        eprintln!("{field}: {}", violation.description);
+    }
+    Failure::Unusable(anyhow::anyhow!("the server refuses the order; {} at fault", count(violations.len())))
+}
+
+fn count(fields: usize) -> String {
+    if fields == 1 { "one field is".into() } else { format!("{fields} fields are") }
+}

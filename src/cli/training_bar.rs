@@ -1,0 +1,61 @@
+//! One live bar for a training run, here or elsewhere, and lines above it.
+
+use std::time::Duration;
+
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+/// Nothing where standard error is no terminal; the lines stay.
+pub struct TrainingBar(ProgressBar);
+
+/// A step as a bar shows it.
+pub struct Step {
+    pub epoch: u32,
+    /// Steps taken, and all of them.
+    pub position: u64,
+    pub length: u64,
+    pub loss: f64,
+    pub rate: f64,
+    pub images_per_second: f64,
+    pub seconds_left: f64,
+}
+
+impl TrainingBar {
+    pub fn new() -> Self {
+        let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {msg}")
+            .expect("a constant template");
+        Self(ProgressBar::new(0).with_style(style))
+    }
+
+    pub fn show(&self, step: &Step) {
+        let Step { epoch, position, length, loss, rate, images_per_second, seconds_left } = step;
+        let left = HumanDuration(Duration::try_from_secs_f64(*seconds_left).unwrap_or_default());
+        self.0.set_prefix(format!("epoch {epoch}"));
+        self.0.set_length(*length);
+        self.0.set_position(*position);
+        self.0.set_message(format!(
+            "loss {loss:.3}, rate {rate:.1e}, {images_per_second:.0} images/s, {left:#} to the end"
+        ));
+    }
+
+    pub fn epoch(&self, epoch: u32, mean_loss: f64, mean_accuracy: Option<f64>) {
+        let accuracy =
+            mean_accuracy.map_or_else(String::new, |share| format!(", accuracy {:.1} %", share * 100.0));
+        self.line(&format!("epoch {epoch}: loss {mean_loss:.4}{accuracy}"));
+    }
+
+    /// `shares` are mAP, R1, R5 and R10.
+    pub fn evaluation(&self, epoch: u32, protocol: &str, shares: [f64; 4]) {
+        let percent = shares.map(|share| format!("{:.1}", share * 100.0)).join(" / ");
+        self.line(&format!("epoch {epoch}: {protocol} mAP / R1 / R5 / R10 {percent} %"));
+    }
+
+    /// Stands above the bar.
+    pub fn line(&self, text: &str) {
+        self.0.suspend(|| println!("{text}"));
+    }
+
+    /// Takes the bar away; the lines stay.
+    pub fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}

@@ -1,0 +1,95 @@
+//! Why a call gave no answer, and whether it is worth another.
+
+use std::error::Error;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tonic::Code;
+use tonic_types::{FieldViolation, StatusExt};
+
+/// What the server calls the oldest event that it has, where it refuses an older one.
+pub(super) const OLDEST_EVENT: &str = "oldest_event";
+
+/// Why a call gave no answer, in words for a terminal.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{endpoint} is not an endpoint: write http://host:port")]
+    Endpoint { endpoint: String },
+    #[error("cannot reach {endpoint}: {cause}")]
+    Unreachable { endpoint: String, cause: String },
+    #[error("{}", describe(.0))]
+    Refused(Box<tonic::Status>),
+    #[error("{}: {cause}", path.display())]
+    File { path: PathBuf, cause: io::Error },
+    #[error("the server's events go on with {found} where {expected} was expected")]
+    EventsLost { expected: u64, found: u64 },
+    #[error("the server ended the stream")]
+    StreamEnded,
+}
+
+/// What is wrong with one field of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub field: String,
+    pub description: String,
+}
+
+impl From<tonic::Status> for ClientError {
+    fn from(status: tonic::Status) -> Self {
+        // tonic's channel watches the deadline as well, and calls it CANCELLED when it is first to see it pass.
+        let mut causes =
+            std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
+        let expired = causes.any(|cause| cause.is::<tonic::TimeoutExpired>());
+        let status =
+            if expired { tonic::Status::deadline_exceeded("the deadline has passed") } else { status };
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl ClientError {
+    /// Every field at fault, where the server names them.
+    pub fn violations(&self) -> Vec<Violation> {
+        let Self::Refused(status) = self else { return Vec::new() };
+        let named = status.get_details_bad_request().map(|details| details.field_violations);
+        let violation =
+            |named: FieldViolation| Violation { field: named.field, description: named.description };
+        named.unwrap_or_default().into_iter().map(violation).collect()
+    }
+
+    /// Whether the same call may go well later: the server is busy or gone, not unwilling.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            // This server gives its reasons, and a time where trying again can help. Without a reason it is what a
+            // broken connection makes of a call.
+            Self::Refused(status) => match (status.code(), status.get_details_error_info()) {
+                (Code::Unavailable, _) => true,
+                (_, Some(_)) => self.retry_after().is_some(),
+                (code, None) => [Code::Unknown, Code::Internal, Code::Cancelled].contains(&code),
+            },
+            Self::Unreachable { .. } | Self::StreamEnded => true,
+            Self::Endpoint { .. } | Self::File { .. } | Self::EventsLost { .. } => false,
+        }
+    }
+
+    /// How long the server wants to be left alone.
+    pub fn retry_after(&self) -> Option<Duration> {
+        let Self::Refused(status) = self else { return None };
+        status.get_details_retry_info().and_then(|info| info.retry_delay)
+    }
+
+    /// The oldest event that a job still has, where an older one was asked for.
+    pub(super) fn oldest_event(&self) -> Option<u64> {
+        let Self::Refused(status) = self else { return None };
+        let info = status.get_details_error_info().filter(|_| status.code() == Code::OutOfRange)?;
+        info.metadata.get(OLDEST_EVENT)?.parse().ok()
+    }
+}
+
+fn describe(status: &tonic::Status) -> String {
+    let reason = status.get_details_error_info().map(|info| info.reason);
+    match reason {
+        Some(reason) => format!("{} ({:?}, {reason})", status.message(), status.code()),
+        None => format!("{} ({:?})", status.message(), status.code()),
+    }
+}

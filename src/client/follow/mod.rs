@@ -1,0 +1,217 @@
+//! Follows a training job over lost connections and servers that restart: each event once, in order.
+
+mod backoff;
+mod order;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
+
+use tonic::Streaming;
+
+pub use backoff::Backoff;
+use order::{Arrival, EventOrder};
+
+use super::{Client, ClientError, is_ended};
+use crate::wire::{TrainEvent, TrainRequest, TrainingJob, WatchTrainingJobRequest};
+
+/// Where a watcher begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beginning {
+    /// With the oldest event that the server still has.
+    Oldest,
+    /// With this event; refused when the server has it no more.
+    Event(u64),
+}
+
+/// A job as it is watched.
+#[derive(Debug)]
+pub struct Follower {
+    client: Client,
+    subject: Subject,
+    beginning: Beginning,
+    order: EventOrder,
+    stream: Stream,
+    backoff: Backoff,
+}
+
+/// What a follower has to tell.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Followed {
+    Event(Box<TrainEvent>),
+    /// The connection or the server is gone; the next call tries again after `wait`.
+    Lost {
+        cause: String,
+        wait: Duration,
+    },
+    /// Nothing happens to the job any more, unless somebody resumes it; every event was told.
+    Ended(Box<TrainingJob>),
+}
+
+/// What is asked for when a stream is opened.
+#[derive(Debug)]
+enum Subject {
+    /// The job has no name yet. Its request id makes it safe to order it again.
+    Order(Box<TrainRequest>),
+    Job(String),
+}
+
+#[derive(Debug)]
+enum Stream {
+    Closed,
+    /// Closed, and to be opened after a while.
+    Waiting(Duration),
+    Open {
+        events: Box<Streaming<TrainEvent>>,
+        told: bool,
+    },
+}
+
+impl Follower {
+    /// Orders a job, and follows it; nothing is sent before the first call of [`Follower::next`].
+    ///
+    /// # Panics
+    /// Without a request id, an order whose answer was lost could not be given again.
+    pub(super) fn ordering(client: Client, request: TrainRequest) -> Self {
+        assert!(!request.request_id.is_empty(), "an order that may be repeated has a request id");
+        Self {
+            client,
+            subject: Subject::Order(Box::new(request)),
+            beginning: Beginning::Oldest,
+            order: EventOrder::from_any(),
+            stream: Stream::Closed,
+            backoff: Backoff::default(),
+        }
+    }
+
+    pub(super) fn watching(client: Client, job_id: String, beginning: Beginning) -> Self {
+        let first = match beginning {
+            Beginning::Oldest => 1,
+            Beginning::Event(number) => number,
+        };
+        Self {
+            client,
+            subject: Subject::Job(job_id),
+            beginning,
+            order: EventOrder::from(first),
+            stream: Stream::Closed,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Waits like this after failures.
+    #[must_use]
+    pub fn with_backoff(self, backoff: Backoff) -> Self {
+        Self { backoff, ..self }
+    }
+
+    /// The job, once the server has named it.
+    pub fn job_id(&self) -> Option<&str> {
+        match &self.subject {
+            Subject::Order(_) => None,
+            Subject::Job(id) => Some(id),
+        }
+    }
+
+    /// The number of the event that comes next.
+    pub fn next_event(&self) -> u64 {
+        self.order.next()
+    }
+
+    /// The next thing to tell. Whoever drops the future loses nothing; after `Ended`, the job is asked about again.
+    ///
+    /// # Errors
+    /// What the server refuses for good, or events that it has lost.
+    pub async fn next(&mut self) -> Result<Followed, ClientError> {
+        loop {
+            match &mut self.stream {
+                Stream::Waiting(wait) => {
+                    tokio::time::sleep(*wait).await;
+                    self.stream = Stream::Closed;
+                }
+                Stream::Closed => match self.open().await {
+                    Ok(events) => self.stream = Stream::Open { events: Box::new(events), told: false },
+                    Err(cause) => return self.lost(cause),
+                },
+                Stream::Open { events, told } => match events.message().await {
+                    Ok(Some(event)) => match self.order.arrive(event.number) {
+                        Arrival::Next => {
+                            *told = true;
+                            return Ok(self.tell(event));
+                        }
+                        Arrival::Again => {}
+                        // A stream that begins behind what was asked for will do so again.
+                        Arrival::Gap { expected } if !*told => {
+                            return Err(ClientError::EventsLost { expected, found: event.number });
+                        }
+                        Arrival::Gap { expected } => {
+                            let cause = ClientError::EventsLost { expected, found: event.number };
+                            return Ok(self.wait(&cause));
+                        }
+                    },
+                    Ok(None) => return self.ended().await,
+                    Err(status) => return self.lost(status.into()),
+                },
+            }
+        }
+    }
+
+    fn tell(&mut self, event: TrainEvent) -> Followed {
+        if let Subject::Order(_) = self.subject {
+            self.subject = Subject::Job(event.job_id.clone());
+        }
+        self.backoff.reset();
+        Followed::Event(Box::new(event))
+    }
+
+    async fn open(&mut self) -> Result<Streaming<TrainEvent>, ClientError> {
+        let job_id = match &self.subject {
+            Subject::Order(request) => {
+                let answer = self.client.ship_re_id().train(TrainRequest::clone(request)).await?;
+                return Ok(answer.into_inner());
+            }
+            Subject::Job(id) => id.clone(),
+        };
+        let mut jobs = self.client.training_jobs();
+        let request = WatchTrainingJobRequest { job_id: job_id.clone(), from_event: self.order.next() };
+        let refused = match jobs.watch_training_job(request).await {
+            Ok(answer) => return Ok(answer.into_inner()),
+            Err(status) => ClientError::from(status),
+        };
+        match (self.beginning, refused.oldest_event()) {
+            // The oldest of all, before any event was told: the one that is there.
+            (Beginning::Oldest, Some(oldest)) if self.order == EventOrder::from(1) => {
+                self.order = EventOrder::from(oldest);
+                let request = WatchTrainingJobRequest { job_id, from_event: oldest };
+                Ok(jobs.watch_training_job(request).await?.into_inner())
+            }
+            _ => Err(refused),
+        }
+    }
+
+    /// The server has closed the stream in order: because the job has ended, or to go down.
+    async fn ended(&mut self) -> Result<Followed, ClientError> {
+        self.stream = Stream::Closed;
+        let Subject::Job(id) = &self.subject else {
+            return Ok(self.wait(&ClientError::StreamEnded));
+        };
+        let job = match self.client.training_job(id).await {
+            Ok(job) => job,
+            Err(cause) => return self.lost(cause),
+        };
+        if is_ended(job.state()) && job.last_event < self.order.next() {
+            return Ok(Followed::Ended(Box::new(job)));
+        }
+        Ok(self.wait(&ClientError::StreamEnded))
+    }
+
+    fn lost(&mut self, cause: ClientError) -> Result<Followed, ClientError> {
+        if cause.is_passing() { Ok(self.wait(&cause)) } else { Err(cause) }
+    }
+
+    fn wait(&mut self, cause: &ClientError) -> Followed {
+        let wait = self.backoff.failed().max(cause.retry_after().unwrap_or_default());
+        self.stream = Stream::Waiting(wait);
+        Followed::Lost { cause: cause.to_string(), wait }
+    }
+}

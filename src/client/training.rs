@@ -1,0 +1,119 @@
+//! Training jobs as a client uses them: ordered, watched, listed, stopped and resumed.
+
+use futures_util::StreamExt;
+use tonic::transport::Channel;
+
+use super::follow::{Beginning, Follower};
+use super::{Client, ClientError};
+use crate::wire::train_event::Event;
+use crate::wire::training_jobs_client::TrainingJobsClient;
+use crate::wire::{
+    CancelTrainingJobRequest, DeleteTrainingJobRequest, GetTrainingJobRequest, JobState,
+    ListTrainingJobsRequest, ResumeTrainingJobRequest, TrainRequest, TrainingJob,
+};
+
+/// The largest page that the contract allows.
+const PAGE: u32 = 1000;
+
+impl Client {
+    /// The generated client of the service `TrainingJobs`, for what is not wrapped here.
+    pub fn training_jobs(&self) -> TrainingJobsClient<Channel> {
+        self.training_jobs.clone()
+    }
+
+    /// Orders a job and follows it. Without a request id it gets a random one, since an order whose answer was lost is
+    /// given again.
+    pub fn train(&self, mut request: TrainRequest) -> Follower {
+        request.validate_only = false;
+        if request.request_id.is_empty() {
+            request.request_id = format!("{:032x}", rand::random::<u128>());
+        }
+        Follower::ordering(self.clone(), request)
+    }
+
+    /// The job as it would be started; starts nothing.
+    ///
+    /// # Errors
+    /// What is wrong with configuration and data; [`ClientError::violations`] has all of it.
+    pub async fn validate_training(&self, mut request: TrainRequest) -> Result<TrainingJob, ClientError> {
+        request.validate_only = true;
+        let mut events = self.ship_re_id().train(request).await?.into_inner();
+        match events.next().await.transpose()?.and_then(|event| event.event) {
+            Some(Event::Job(job)) => Ok(job),
+            _ => Err(ClientError::StreamEnded),
+        }
+    }
+
+    /// Follows a job.
+    pub fn watch_training(&self, job_id: &str, beginning: Beginning) -> Follower {
+        Follower::watching(self.clone(), job_id.to_owned(), beginning)
+    }
+
+    /// # Errors
+    /// What the server refuses, an unknown job for one.
+    pub async fn training_job(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
+        let request = GetTrainingJobRequest { job_id: job_id.to_owned() };
+        Ok(self.training_jobs().get_training_job(request).await?.into_inner().job.unwrap_or_default())
+    }
+
+    /// The jobs in one of `states`, newest first; without a state, all of them.
+    ///
+    /// # Errors
+    /// What the server refuses.
+    pub async fn list_training_jobs(&self, states: &[JobState]) -> Result<Vec<TrainingJob>, ClientError> {
+        let states = states.iter().map(|state| i32::from(*state)).collect();
+        let mut request = ListTrainingJobsRequest { states, page_size: PAGE, ..Default::default() };
+        let mut found = Vec::new();
+        loop {
+            let page = self.training_jobs().list_training_jobs(request.clone()).await?.into_inner();
+            found.extend(page.jobs);
+            if page.next_page_token.is_empty() {
+                return Ok(found);
+            }
+            request.page_token = page.next_page_token;
+        }
+    }
+
+    /// Asks a job to stop.
+    ///
+    /// # Errors
+    /// What the server refuses, a job that has finished for one.
+    pub async fn cancel_training(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
+        let request = CancelTrainingJobRequest { job_id: job_id.to_owned() };
+        Ok(self.training_jobs().cancel_training_job(request).await?.into_inner().job.unwrap_or_default())
+    }
+
+    /// Lets a job go on from its last checkpoint.
+    ///
+    /// # Errors
+    /// What the server refuses, a job that runs for one.
+    pub async fn resume_training(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
+        let request = ResumeTrainingJobRequest { job_id: job_id.to_owned() };
+        Ok(self.training_jobs().resume_training_job(request).await?.into_inner().job.unwrap_or_default())
+    }
+
+    /// # Errors
+    /// What the server refuses, a job that runs for one.
+    pub async fn delete_training(&self, job_id: &str) -> Result<(), ClientError> {
+        let request = DeleteTrainingJobRequest { job_id: job_id.to_owned() };
+        self.training_jobs().delete_training_job(request).await?;
+        Ok(())
+    }
+}
+
+/// Whether nothing happens to a job in this state unless somebody resumes it.
+pub fn is_ended(state: JobState) -> bool {
+    match state {
+        JobState::Cancelled | JobState::Failed | JobState::Finished => true,
+        JobState::Unspecified
+        | JobState::Queued
+        | JobState::Running
+        | JobState::Cancelling
+        | JobState::Interrupted => false,
+    }
+}
+
+/// A state in lower case, as on command lines and pages.
+pub fn state_name(state: JobState) -> String {
+    state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
+}

@@ -1,0 +1,306 @@
+//! What callers and device threads share: who waits, what the threads are told, and whether they live.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{oneshot, watch};
+
+use super::{EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
+use crate::chip::Chip;
+use crate::embedding::ModelDigest;
+use crate::encoder::order::{Desk, Order};
+use crate::encoder::predict::BatchTime;
+use crate::encoder::schedule::{Buckets, Entry, Priority, Schedule};
+
+/// What callers and device threads share.
+pub struct Shared {
+    state: Mutex<State>,
+    wake: Condvar,
+    settings: QueueSettings,
+    next_id: AtomicU64,
+    health: watch::Sender<Health>,
+    observe: Observe,
+}
+
+struct State {
+    schedule: Schedule<Waiting>,
+    times: HashMap<ModelDigest, BatchTime>,
+    resident: HashSet<ModelDigest>,
+    /// One for each device thread.
+    desks: Vec<Desk>,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Open,
+    Closed,
+    Lost,
+}
+
+impl Phase {
+    fn close(&mut self) {
+        if *self == Self::Open {
+            *self = Self::Closed;
+        }
+    }
+}
+
+/// A chip in the queue, and where its answer goes.
+pub struct Waiting {
+    pub chip: Chip,
+    pub since: Instant,
+    pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
+}
+
+/// What a free device thread does next.
+pub enum Work {
+    Order(Order),
+    Batch(Vec<Entry<Waiting>>),
+    Stop,
+}
+
+impl State {
+    /// The order that a device thread carries out now, if it is an order's turn.
+    fn next_order(&mut self, worker: usize) -> Option<Order> {
+        let Self { schedule, desks, .. } = self;
+        desks[worker].next_order(schedule.len(), |model| schedule.waiting(model))
+    }
+
+    /// Orders that nobody will carry out; dropped, they tell whoever waits for them.
+    fn take_orders(&mut self) -> Vec<Order> {
+        self.desks.iter_mut().flat_map(Desk::clear).collect()
+    }
+}
+
+impl Shared {
+    pub fn new(settings: QueueSettings, observe: Observe) -> Self {
+        let workers = settings.workers.max(1);
+        Self {
+            state: Mutex::new(State {
+                schedule: Schedule::default(),
+                times: HashMap::new(),
+                resident: HashSet::new(),
+                desks: (0..workers).map(|_| Desk::default()).collect(),
+                phase: Phase::Open,
+            }),
+            wake: Condvar::new(),
+            settings: QueueSettings { workers, batch_max: settings.batch_max.max(1) },
+            next_id: AtomicU64::new(0),
+            health: watch::Sender::new(Health::Warming),
+            observe,
+        }
+    }
+
+    pub fn settings(&self) -> QueueSettings {
+        self.settings
+    }
+
+    /// Lets chips name `model`; with the first one the server serves.
+    pub fn admit(&self, model: ModelDigest) {
+        self.lock().resident.insert(model);
+        self.health.send_if_modified(|health| {
+            let first = *health == Health::Warming;
+            if first {
+                *health = Health::Serving;
+            }
+            first
+        });
+    }
+
+    /// Refuses chips that name `model`.
+    pub fn dismiss(&self, model: ModelDigest) {
+        self.lock().resident.remove(&model);
+    }
+
+    pub fn has_models(&self) -> bool {
+        !self.lock().resident.is_empty()
+    }
+
+    pub fn depth(&self) -> usize {
+        self.lock().schedule.len()
+    }
+
+    pub fn expected_time(
+        &self,
+        model: ModelDigest,
+        tenant: &str,
+        priority: Priority,
+        chips: usize,
+    ) -> Duration {
+        let state = self.lock();
+        let QueueSettings { workers, batch_max } = self.settings;
+        let ahead = state.schedule.ahead_of(tenant, priority);
+        let time = state.times.get(&model).copied().unwrap_or_default();
+        time.predict_behind(ahead, chips, batch_max, workers)
+    }
+
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    pub fn announce_drain(&self) {
+        self.health.send_if_modified(|health| {
+            let alive = matches!(health, Health::Warming | Health::Serving);
+            if alive {
+                *health = Health::Draining;
+            }
+            alive
+        });
+    }
+
+    /// Refuses new chips and orders; the threads end once no chip waits.
+    pub fn close(&self) {
+        let orders = {
+            let mut state = self.lock();
+            state.phase.close();
+            state.take_orders()
+        };
+        drop(orders);
+        self.wake.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic cannot leave the state half changed: no code that may panic runs under the lock.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn enqueue(
+        self: &Arc<Self>,
+        job: EncodeJob,
+        reply: oneshot::Sender<Result<Encoded, EncodeError>>,
+    ) -> Result<Ticket, EncodeError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        match state.phase {
+            Phase::Open => {}
+            Phase::Closed => return Err(EncodeError::Closed),
+            Phase::Lost => return Err(EncodeError::DeviceLost),
+        }
+        if !state.resident.contains(&job.model) {
+            return Err(EncodeError::UnknownModel);
+        }
+        state.schedule.insert(Entry {
+            id,
+            model: job.model,
+            tenant: job.tenant,
+            priority: job.priority,
+            deadline: job.deadline.map(tokio::time::Instant::into_std),
+            payload: Waiting { chip: job.chip, since: Instant::now(), reply },
+        });
+        self.tell_depth(&state);
+        drop(state);
+        self.wake.notify_one();
+        Ok(Ticket { id, shared: Arc::clone(self) })
+    }
+
+    /// Gives a device thread an order; it is dropped where the threads end.
+    pub fn order(&self, worker: usize, order: Order) {
+        let mut state = self.lock();
+        if state.phase != Phase::Open {
+            drop(state);
+            return drop(order);
+        }
+        state.desks[worker].push(order);
+        drop(state);
+        self.wake.notify_all();
+    }
+
+    /// Blocks a device thread until there is something to do. The batch is bound here, when the device is
+    /// free, and not before.
+    pub fn next_work(&self, worker: usize, buckets: &Buckets) -> Work {
+        let mut state = self.lock();
+        loop {
+            if let Some(order) = state.next_order(worker) {
+                return Work::Order(order);
+            }
+            let State { schedule, times, .. } = &mut *state;
+            let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
+                times.get(&model).map_or(Duration::ZERO, |time| time.predict(size))
+            });
+            let closed = state.phase != Phase::Open;
+            if !taken.expired.is_empty() || !taken.batch.is_empty() {
+                self.tell_depth(&state);
+                if !taken.batch.is_empty() {
+                    state.desks[worker].batch_taken();
+                }
+                drop(state);
+                for entry in taken.expired {
+                    self.tell(EncoderEvent::Dropped { reason: "DEADLINE" });
+                    // A caller that left in the meantime wants no answer.
+                    let _ = entry.payload.reply.send(Err(EncodeError::DeadlineExceeded));
+                }
+                if !taken.batch.is_empty() {
+                    return Work::Batch(taken.batch);
+                }
+                state = self.lock();
+                continue;
+            }
+            if closed {
+                return Work::Stop;
+            }
+            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    pub fn forget_times(&self, model: ModelDigest) {
+        self.lock().times.remove(&model);
+    }
+
+    pub fn record_time(&self, model: ModelDigest, size: usize, took: Duration) {
+        self.lock().times.entry(model).or_default().record(size, took);
+    }
+
+    /// The device is gone: nobody who waits, or comes later, will be served.
+    pub fn lose_device(&self, message: String) {
+        let (waiting, orders) = {
+            let mut state = self.lock();
+            state.phase = Phase::Lost;
+            let waiting = state.schedule.drain();
+            self.tell_depth(&state);
+            (waiting, state.take_orders())
+        };
+        drop(orders);
+        self.health.send_replace(Health::DeviceLost);
+        self.wake.notify_all();
+        self.tell(EncoderEvent::DeviceLost { message });
+        for entry in waiting {
+            let _ = entry.payload.reply.send(Err(EncodeError::DeviceLost));
+        }
+    }
+
+    /// Under the lock, so that the depths arrive in the order in which they were true.
+    fn tell_depth(&self, state: &State) {
+        self.tell(EncoderEvent::Depth(state.schedule.len()));
+    }
+
+    pub fn tell(&self, event: EncoderEvent) {
+        (self.observe)(event);
+    }
+}
+
+/// A caller's place in the queue, free again when the caller leaves.
+pub struct Ticket {
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl Ticket {
+    pub fn give_up(&self, reason: &'static str) {
+        let mut state = self.shared.lock();
+        if state.schedule.remove(self.id).is_some() {
+            self.shared.tell_depth(&state);
+            drop(state);
+            self.shared.tell(EncoderEvent::Dropped { reason });
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // A chip that has run, or was given up before, is not in the queue any more.
+        self.give_up("CANCELLED");
+    }
+}

@@ -1,0 +1,278 @@
+//! Which models are on the device threads: at most two, within a bound on memory, each for as long as it is needed.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::queue::{EncodeQueue, LoadError};
+use super::worker::EncoderFactory;
+use crate::chip::ChipSize;
+use crate::embedding::ModelDigest;
+use crate::metrics;
+
+/// Models on the device threads: the active one, and one that comes or goes.
+pub const RESIDENT_MAX: usize = 2;
+
+/// How long a model that arrives waits for a place: calls in flight give theirs back soon, galleries that are being
+/// embedded anew do not.
+const PLACE_WAIT: Duration = Duration::from_secs(10);
+
+/// What callers need to know of a model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelCard {
+    pub digest: ModelDigest,
+    /// Values in an embedding.
+    pub dimension: usize,
+    /// Rows and columns that it reads.
+    pub chip_size: ChipSize,
+}
+
+/// A model that is ready to be put on the device threads.
+pub struct LoadedModel {
+    pub card: ModelCard,
+    /// Makes the model's encoder on each device thread.
+    pub factory: EncoderFactory,
+    /// Device threads that it is meant for.
+    pub workers: usize,
+    /// Estimate of the memory that it takes on all of them together.
+    pub bytes: u64,
+}
+
+/// How models run, and how much of them there may be.
+#[derive(Clone, Debug)]
+pub struct ResidencySettings {
+    /// Bytes of all resident models, by their estimates.
+    pub bytes_max: u64,
+    /// What numbers models are run in, for people.
+    pub precision: &'static str,
+    /// Where they run, likewise.
+    pub device: String,
+}
+
+/// The models on the device threads of one queue. A model leaves them when its last lease ends.
+#[derive(Clone, Debug)]
+pub struct Residency(Arc<Shared>);
+
+/// A model that stays resident for as long as this lives; whoever names it in the queue holds one.
+#[derive(Clone, Debug)]
+pub struct ModelLease(Arc<Resident>);
+
+/// Why a model is not put on the device threads.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ResidencyError {
+    #[error("{RESIDENT_MAX} models are resident already, which is the most: {}", list(.resident))]
+    Full { resident: Vec<ModelDigest> },
+    #[error("model {model} takes {needed} bytes beside the {taken} of others, the limit is {limit}")]
+    TooLarge { model: ModelDigest, needed: u64, taken: u64, limit: u64 },
+    #[error("the model cannot be warmed: {0}")]
+    Load(#[from] LoadError),
+}
+
+impl ResidencyError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Full { .. } => "TOO_MANY_RESIDENT_MODELS",
+            Self::TooLarge { .. } => "MODEL_TOO_LARGE",
+            Self::Load(_) => "MODEL_NOT_RUNNABLE",
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: EncodeQueue,
+    settings: ResidencySettings,
+    places: watch::Sender<Vec<Place>>,
+}
+
+/// Memory that a model takes, or is about to take.
+#[derive(Clone, Debug)]
+struct Place {
+    digest: ModelDigest,
+    bytes: u64,
+    stay: Stay,
+}
+
+#[derive(Clone, Debug)]
+enum Stay {
+    Arriving,
+    /// Without a lease it is leaving.
+    Leased(Weak<Resident>),
+}
+
+#[derive(Debug)]
+struct Resident {
+    card: ModelCard,
+    /// Dropped with the last lease, which tells the departure that waits at the other end.
+    _last_lease: oneshot::Sender<Infallible>,
+}
+
+impl Deref for ModelLease {
+    type Target = ModelCard;
+
+    fn deref(&self) -> &ModelCard {
+        &self.0.card
+    }
+}
+
+impl Residency {
+    pub fn new(queue: EncodeQueue, settings: ResidencySettings) -> Self {
+        Self(Arc::new(Shared { queue, settings, places: watch::Sender::default() }))
+    }
+
+    /// Puts a model on the device threads and warms it, as soon as one of the two that may be there has left. One that is
+    /// resident already is not loaded again.
+    ///
+    /// Dropping the future does not stop it: a model that nobody has asked for in the end leaves at once.
+    ///
+    /// # Errors
+    /// Two models are resident and stay, the memory does not suffice, or the model does not run.
+    pub async fn admit(&self, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
+        let residency = self.clone();
+        let admitted = tokio::spawn(async move { residency.0.admit(model).await });
+        admitted.await.unwrap_or_else(|cause| Err(LoadError(cause.to_string()).into()))
+    }
+
+    /// A lease of a model that is resident; `None` for any other.
+    pub fn lease(&self, model: ModelDigest) -> Option<ModelLease> {
+        self.0.places.borrow().iter().find(|place| place.digest == model).and_then(Place::lease)
+    }
+
+    /// A lease of every model that is resident.
+    pub fn leases(&self) -> Vec<ModelLease> {
+        self.0.places.borrow().iter().filter_map(Place::lease).collect()
+    }
+
+    /// Returns once no device thread has `model` any more.
+    pub async fn gone(&self, model: ModelDigest) {
+        let mut places = self.0.places.subscribe();
+        // The sender lives as long as `self`.
+        let _ = places.wait_for(|places| places.iter().all(|place| place.digest != model)).await;
+    }
+
+    pub fn settings(&self) -> &ResidencySettings {
+        &self.0.settings
+    }
+
+    pub fn queue(&self) -> &EncodeQueue {
+        &self.0.queue
+    }
+}
+
+impl Shared {
+    async fn admit(self: Arc<Self>, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
+        let LoadedModel { card, factory, bytes, .. } = model;
+        if let Some(lease) = self.place_or_lease(card.digest, bytes).await? {
+            return Ok(lease);
+        }
+        if let Err(cause) = self.queue.load(card.digest, card.chip_size, factory).await {
+            self.places.send_modify(|places| places.retain(|place| place.digest != card.digest));
+            return Err(cause.into());
+        }
+        Ok(self.settle(card))
+    }
+
+    /// Takes a place for a model that arrives, or a lease of one that is there.
+    async fn place_or_lease(
+        &self,
+        digest: ModelDigest,
+        bytes: u64,
+    ) -> Result<Option<ModelLease>, ResidencyError> {
+        let mut changes = self.places.subscribe();
+        let patience = Instant::now() + PLACE_WAIT;
+        loop {
+            // The sender lives as long as `self`, here and below.
+            let _ = changes.wait_for(|places| !places.iter().any(Place::is_moving(digest))).await;
+            let mut found = Ok(None);
+            let placed = self.places.send_if_modified(|places| {
+                if places.iter().any(Place::is_moving(digest)) {
+                    return false;
+                }
+                found = self.room_for(places, digest, bytes);
+                let placed = matches!(found, Ok(None));
+                if placed {
+                    places.push(Place { digest, bytes, stay: Stay::Arriving });
+                }
+                placed
+            });
+            match found {
+                Ok(None) if !placed => {}
+                Err(ResidencyError::Full { .. })
+                    if tokio::time::timeout_at(patience, changes.changed()).await.is_ok() => {}
+                _ => return found,
+            }
+        }
+    }
+
+    fn room_for(
+        &self,
+        places: &[Place],
+        digest: ModelDigest,
+        bytes: u64,
+    ) -> Result<Option<ModelLease>, ResidencyError> {
+        if let Some(place) = places.iter().find(|place| place.digest == digest) {
+            return Ok(place.lease());
+        }
+        if places.len() >= RESIDENT_MAX {
+            return Err(ResidencyError::Full { resident: places.iter().map(|place| place.digest).collect() });
+        }
+        let taken: u64 = places.iter().map(|place| place.bytes).sum();
+        let limit = self.settings.bytes_max;
+        if taken.saturating_add(bytes) > limit {
+            return Err(ResidencyError::TooLarge { model: digest, needed: bytes, taken, limit });
+        }
+        Ok(None)
+    }
+
+    /// Makes a loaded model one that can be leased, and sees to its departure.
+    fn settle(self: Arc<Self>, card: ModelCard) -> ModelLease {
+        let digest = card.digest;
+        let (last_lease, departure) = oneshot::channel();
+        let lease = ModelLease(Arc::new(Resident { card, _last_lease: last_lease }));
+        self.places.send_modify(|places| {
+            for place in places.iter_mut().filter(|place| place.digest == digest) {
+                place.stay = Stay::Leased(Arc::downgrade(&lease.0));
+            }
+        });
+        metrics::model_resident(digest.to_string(), self.settings.precision, self.settings.device.clone());
+        tokio::spawn(async move {
+            // Nothing is ever sent.
+            let _ = departure.await;
+            self.queue.unload(digest).await;
+            self.places.send_modify(|places| places.retain(|place| place.digest != digest));
+            metrics::model_gone(digest.to_string(), self.settings.precision, self.settings.device.clone());
+        });
+        lease
+    }
+}
+
+impl Place {
+    fn lease(&self) -> Option<ModelLease> {
+        match &self.stay {
+            Stay::Arriving => None,
+            Stay::Leased(model) => model.upgrade().map(ModelLease),
+        }
+    }
+
+    /// Tells the places that whoever brings `model` must wait for: those that are about to be free, and its own if the
+    /// model is on its way already.
+    fn is_moving(model: ModelDigest) -> impl Fn(&Self) -> bool {
+        move |place| match &place.stay {
+            Stay::Arriving => place.digest == model,
+            Stay::Leased(leases) => leases.strong_count() == 0,
+        }
+    }
+}
+
+fn list(models: &[ModelDigest]) -> impl fmt::Display {
+    models.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}
+
+#[cfg(test)]
+mod tests;

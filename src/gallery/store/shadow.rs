@@ -1,0 +1,129 @@
+//! The way of a gallery to another model: its chips are embedded anew beside what counts, until one transaction flips.
+
+use std::sync::Arc;
+
+use redb::TableDefinition;
+
+use super::error::StoreError;
+use super::open::index_from_vectors;
+use super::record::sealed_vector_bytes;
+use super::schema::{About, SchemaError, write_about, write_state};
+use super::snapshot::Snapshot;
+use super::writer::{Writer, now};
+use crate::durable::DatabaseError;
+use crate::embedding::ModelDigest;
+use crate::gallery::index::Index;
+
+/// What became of a shadow that was to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flip {
+    Done,
+    /// This many entries have no embedding in the shadow yet; nothing has changed.
+    Incomplete {
+        missing: u64,
+    },
+}
+
+/// What a transaction that changes the generations leads to.
+struct Turn {
+    about: About,
+    /// Of the gallery before the transaction, unless its embeddings change.
+    index: Index,
+    bytes: u64,
+    /// The table of vectors that are of no more use.
+    obsolete: Option<String>,
+}
+
+impl Writer {
+    /// Begins a shadow of `model`. One of the same model goes on, one of another is given up.
+    ///
+    /// # Errors
+    /// The gallery is of that model already, keeps no chips, or takes no writes.
+    pub fn begin_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+        if self.about.model == model || !self.about.keeps_chips {
+            return Err(StoreError::Model { expected: self.about.model, found: model });
+        }
+        let former = self.about.shadow;
+        if former.is_some_and(|shadow| shadow.model == model && shadow.dimension == dimension) {
+            return Ok(());
+        }
+        let about = self.about.with_shadow(model, dimension);
+        self.turn(about, former.map(|shadow| shadow.vectors()))
+    }
+
+    /// Gives up the shadow, if there is one.
+    ///
+    /// # Errors
+    /// The gallery takes no writes.
+    pub fn drop_shadow(&mut self) -> Result<(), StoreError> {
+        match self.about.shadow {
+            None => Ok(()),
+            Some(shadow) => self.turn(self.about.without_shadow(), Some(shadow.vectors())),
+        }
+    }
+
+    /// Makes the shadow of `model` count, if it is complete: in one transaction, before and after which every snapshot
+    /// is of one model. Reads all its vectors, while writes wait.
+    ///
+    /// # Errors
+    /// There is no such shadow, it cannot be read, or the gallery takes no writes.
+    pub fn flip(&mut self, model: ModelDigest) -> Result<Flip, StoreError> {
+        let no_shadow = StoreError::Model { expected: self.about.model, found: model };
+        let shadow = self.about.shadow.filter(|shadow| shadow.model == model).ok_or(no_shadow)?;
+        self.check_writable()?;
+        let before = self.published.snapshot();
+        let missing = (before.index().len() as u64).saturating_sub(before.shadow_rows());
+        if missing > 0 {
+            return Ok(Flip::Incomplete { missing });
+        }
+        let about = self.about.flipped(shadow);
+        let index = index_from_vectors(&about, &self.tables(&about)?).map_err(unreadable)?;
+        let rows = index.len() as u64;
+        let [old, new] =
+            [self.about.dimension, about.dimension].map(|dimension| rows * sealed_vector_bytes(dimension));
+        let bytes = before.state().bytes - old + new;
+        let obsolete = Some(self.about.vectors());
+        self.commit_turn(Turn { about, index, bytes, obsolete }).map_err(|error| self.give_up(error))?;
+        // The shadow did not count against the tenant's limit, nor may a flip fail for it.
+        self.bounds.allowance.count(new);
+        self.bounds.allowance.give_back(old);
+        Ok(Flip::Done)
+    }
+
+    fn turn(&mut self, about: About, obsolete: Option<String>) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let before = self.published.snapshot();
+        let (index, bytes) = (before.index().clone(), before.state().bytes);
+        self.commit_turn(Turn { about, index, bytes, obsolete }).map_err(|error| self.give_up(error))
+    }
+
+    fn commit_turn(&mut self, turn: Turn) -> Result<(), StoreError> {
+        let Turn { about, index, bytes, obsolete } = turn;
+        let mut state = *self.published.snapshot().state();
+        (state.commit, state.committed_at, state.bytes) = (state.commit + 1, now().nanos(), bytes);
+        let transaction = self.gallery.begin_write()?;
+        if let Some(name) = obsolete {
+            let table: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);
+            transaction.delete_table(table).map_err(DatabaseError::from)?;
+        }
+        if let Some(shadow) = about.shadow {
+            let name = shadow.vectors();
+            let table: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);
+            transaction.open_table(table).map_err(DatabaseError::from)?;
+        }
+        write_about(&transaction, &about)?;
+        write_state(&transaction, &state)?;
+        self.gallery.commit(transaction)?;
+        self.about = Arc::new(about);
+        let tables = self.tables(&self.about)?;
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
+        Ok(())
+    }
+}
+
+fn unreadable(error: SchemaError) -> StoreError {
+    match error {
+        SchemaError::Database(cause) => cause.into(),
+        SchemaError::Newer { .. } | SchemaError::Damaged(_) => StoreError::Unreadable(error.to_string()),
+    }
+}

@@ -1,0 +1,238 @@
+//! A match from its plan to its answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::assignment::{Alternative, Choice, assign};
+use super::evidence::{Evidence, ModalityPair};
+use super::fusion::{Fusion, SECOND_LOOK};
+use super::gate::Reason;
+use super::plan::{Plan, Ranking, Sharing};
+use super::query::{QueryError, resolve};
+use super::reranking::rank_reranked;
+use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
+use crate::embedding::{Embedding, ModelDigest};
+use crate::gallery::{EntryId, Found, Group, Hit, RowId, Snapshot, StoreError, VesselId, VesselNumber};
+
+/// The answer to one query.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matched {
+    /// Best first, at most as many as were asked for.
+    pub candidates: Vec<Candidate>,
+    /// The query's own.
+    pub embedding: Embedding,
+    /// That the ship is none of the vessels that the filter admits; `None`: uncalibrated.
+    pub unknown_probability: Option<f64>,
+    /// Entries that the filter admits; the query itself is none.
+    pub matched: u64,
+    /// Candidates that a gate removed: vessels in a ranking of vessels, entries in one of entries.
+    pub removed: Vec<(Reason, u64)>,
+    /// Whether the ranking is that of brute force.
+    pub is_exact: bool,
+    pub doubts: Vec<Doubt>,
+}
+
+/// A place in a ranking.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The entry, or the one that the vessel stands with.
+    pub entry: EntryId,
+    pub vessel: Option<VesselId>,
+    /// Cosine.
+    pub similarity: f32,
+    /// That it shows the query's ship; `None`: uncalibrated.
+    pub probability: Option<f64>,
+    pub evidence: Evidence,
+    /// Between query and the vessel's sighting nearest in time.
+    pub implied_speed_knots: Option<f64>,
+    /// The vessel's that the filter admits; 1 in a ranking of entries.
+    pub entries: u32,
+    /// A gate could not judge it, since a time or position is missing.
+    pub is_unchecked: bool,
+}
+
+/// What an answer leaves open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Doubt {
+    #[error("the query's modality is not known, so that nothing is calibrated for it")]
+    ModalityUnknown,
+    #[error("the calibrator does not know the pair {}, whose candidates have no probability", .0.name())]
+    PairUncalibrated(ModalityPair),
+    #[error("no vessel was assigned: the others' queries fit them better, or none fits")]
+    Unassigned,
+}
+
+impl Doubt {
+    /// Stable and fit for programs.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::ModalityUnknown => "MODALITY_UNKNOWN",
+            Self::PairUncalibrated(_) => "PAIR_UNCALIBRATED",
+            Self::Unassigned => "UNASSIGNED",
+        }
+    }
+}
+
+/// Why a match has no answer at all.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum MatchError {
+    #[error("a fused ranking needs a calibrator for model {model}, and there is none")]
+    Uncalibrated { model: ModelDigest },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Ranks the candidates of every query. What is wrong with one query fails it alone.
+///
+/// Reads the disk and computes, so it is not for an async task.
+///
+/// # Errors
+/// The gallery cannot be read, or a fused ranking has no calibrator.
+pub fn match_queries(
+    snapshot: &Snapshot,
+    plan: &Plan,
+) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
+    let model = snapshot.about().model;
+    let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
+    if plan.ranking == Ranking::Fused && calibrator.is_none() {
+        return Err(MatchError::Uncalibrated { model });
+    }
+    let session = Session { snapshot, plan, calibrator, selection: snapshot.select(&plan.filter)? };
+    let (mut askings, mut failures) = (Vec::new(), Vec::new());
+    for query in &plan.queries {
+        match resolve(snapshot, query)? {
+            Ok(resolved) => {
+                askings.push(session.screen(resolved));
+                failures.push(None);
+            }
+            Err(failure) => failures.push(Some(failure)),
+        }
+    }
+    let mut answers = answer(&session, &askings)?.into_iter();
+    let next = |failure: Option<QueryError>| match failure {
+        Some(failure) => Err(failure),
+        None => Ok(answers.next().expect("one answer for each query that is asked")),
+    };
+    Ok(failures.into_iter().map(next).collect())
+}
+
+fn answer(session: &Session, askings: &[Asking]) -> Result<Vec<Matched>, StoreError> {
+    let mut rankings = rank(session, askings)?;
+    for (asking, ranked) in askings.iter().zip(&mut rankings) {
+        session.believe(asking, ranked);
+    }
+    if session.plan.sharing == Sharing::DistinctVessels {
+        share_out(session, askings, &mut rankings);
+    }
+    let answers = askings.iter().zip(rankings);
+    Ok(answers.map(|(asking, ranked)| matched(session, asking, ranked)).collect())
+}
+
+fn rank(session: &Session, askings: &[Asking]) -> Result<Vec<Ranked>, StoreError> {
+    match session.plan.ranking {
+        Ranking::Cosine => rank_by_cosine(session, askings),
+        Ranking::Reranked { depth } => rank_reranked(session, askings, depth),
+        Ranking::Fused => askings.iter().map(|asking| rank_fused(session, asking)).collect(),
+    }
+}
+
+fn rank_by_cosine(session: &Session, askings: &[Asking]) -> Result<Vec<Ranked>, StoreError> {
+    let depth = session.depth();
+    let found = session.search(askings, depth, session.plan.group)?;
+    let ranked = |(asking, found): (&Asking, Found)| {
+        let horizon = session.horizon(&found.hits, depth);
+        Ok(Ranked::new(session.weigh(asking, &found.hits)?, horizon, true))
+    };
+    askings.iter().zip(found).map(ranked).collect()
+}
+
+fn rank_fused(session: &Session, asking: &Asking) -> Result<Ranked, StoreError> {
+    match session.judge_of(asking) {
+        Some((calibrator, modality)) => {
+            Fusion { session, asking, calibrator, modality, second_look: SECOND_LOOK }.rank()
+        }
+        None => {
+            let mut by_cosine = rank_by_cosine(session, std::slice::from_ref(asking))?;
+            Ok(by_cosine.pop().expect("one ranking for one query"))
+        }
+    }
+}
+
+/// Puts first the vessel that each query is assigned.
+fn share_out(session: &Session, askings: &[Asking], rankings: &mut [Ranked]) {
+    let likelihoods = |(asking, ranked): (&Asking, &Ranked)| {
+        let (calibrator, _) = session.judge_of(asking)?;
+        let prior = session.prior(calibrator, asking);
+        let candidates = best_of_vessels(&ranked.contenders).into_iter();
+        Some(Choice {
+            candidates: candidates.map(|(vessel, ratio)| (vessel, ratio + prior.log_vessel())).collect(),
+            alternative: Alternative::Weight(prior.log_unknown()),
+        })
+    };
+    let cosines = |ranked: &Ranked| {
+        let mut best: BTreeMap<VesselNumber, f64> = BTreeMap::new();
+        for Hit { vessel, cosine, .. } in ranked.contenders.iter().map(|contender| contender.hit) {
+            let most = best.entry(vessel).or_insert(f64::NEG_INFINITY);
+            *most = most.max(f64::from(cosine));
+        }
+        Choice { candidates: best.into_iter().collect(), alternative: Alternative::LastResort }
+    };
+    let weighed: Option<Vec<_>> = askings.iter().zip(&*rankings).map(likelihoods).collect();
+    let choices = weighed.unwrap_or_else(|| rankings.iter().map(cosines).collect());
+    for (ranked, assigned) in rankings.iter_mut().zip(assign(&choices)) {
+        match assigned {
+            None => ranked.doubts.push(Doubt::Unassigned),
+            Some(vessel) => {
+                let is_assigned = |contender: &Contender| contender.hit.vessel == vessel;
+                let place = ranked.contenders.iter().position(is_assigned);
+                let place = place.expect("a vessel is assigned from the contenders");
+                ranked.contenders[..=place].rotate_right(1);
+            }
+        }
+    }
+}
+
+fn matched(session: &Session, asking: &Asking, ranked: Ranked) -> Matched {
+    let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
+    contenders.truncate(session.plan.top_k);
+    doubts.extend(doubts_of(session, asking, &contenders));
+    let rows = || session.taking().index.rows(&session.selection);
+    let takes_part = |own: RowId| rows().any(|row| row == own);
+    let itself = usize::from(asking.resolved.asked.row.is_some_and(takes_part));
+    Matched {
+        candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),
+        embedding: asking.resolved.seen.embedding().clone(),
+        unknown_probability,
+        matched: (session.selection.len() - itself) as u64,
+        removed: asking.screening.counts.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        is_exact,
+        doubts,
+    }
+}
+
+/// What is not calibrated, where there is a calibrator.
+fn doubts_of(session: &Session, asking: &Asking, contenders: &[Contender]) -> Vec<Doubt> {
+    if session.calibrator.is_none() {
+        return vec![];
+    }
+    let Some(query) = asking.resolved.seen.modality() else { return vec![Doubt::ModalityUnknown] };
+    let unjudged = contenders.iter().filter(|contender| contender.evidence.appearance.is_none());
+    let pairs: BTreeSet<ModalityPair> =
+        unjudged.map(|contender| ModalityPair::of(query, contender.entry.modality)).collect();
+    pairs.into_iter().map(Doubt::PairUncalibrated).collect()
+}
+
+fn candidate(session: &Session, contender: Contender) -> Candidate {
+    Candidate {
+        similarity: contender.hit.cosine,
+        probability: contender.probability,
+        evidence: contender.evidence,
+        implied_speed_knots: contender.leg.and_then(|leg| leg.implied_speed_knots()),
+        entries: match session.plan.group {
+            Group::Vessel => contender.entries,
+            Group::Entry => 1,
+        },
+        is_unchecked: contender.is_unchecked,
+        entry: contender.entry.id,
+        vessel: contender.entry.vessel,
+    }
+}

@@ -1,0 +1,151 @@
+//! Ranking by posterior probability: by what appearance, size and way together say for a vessel.
+
+use std::collections::HashSet;
+
+use super::calibration::Calibrator;
+use super::evidence::ModalityPair;
+use super::gate::Trace;
+use super::session::{Asking, Contender, Ranked, Session};
+use crate::chip::Modality;
+use crate::gallery::{Group, Hit, IndexQuery, RowId, Selection, StoreError, VesselSet};
+
+/// What a second look is worth: some ten milliseconds.
+pub(super) const SECOND_LOOK: usize = 4096;
+
+/// A query whose candidates are to be ranked by evidence.
+#[derive(Clone, Copy)]
+pub(super) struct Fusion<'s> {
+    pub session: &'s Session<'s>,
+    pub asking: &'s Asking,
+    pub calibrator: &'s Calibrator,
+    /// The query's.
+    pub modality: Modality,
+    /// Hits in one modality that get a second look.
+    pub second_look: usize,
+}
+
+impl Fusion<'_> {
+    /// Ranks by evidence. A vessel stands with its most similar entry of each modality, for a cosine says another thing
+    /// in each.
+    ///
+    /// The best by cosine are looked at first. Whoever lies beyond them and yet could be among the best, by size and
+    /// way, gets a second look; the ranking is exact unless more could than that look reaches.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn rank(self) -> Result<Ranked, StoreError> {
+        let session = self.session;
+        let fields = session.modalities().map(|modality| Field::new(self, modality));
+        let fields = fields.collect::<Result<Vec<Field>, StoreError>>()?;
+        let hits: Vec<Hit> = fields.iter().flat_map(|field| &field.hits).copied().collect();
+        let contenders = best_first(session.weigh(self.asking, &hits)?, session.plan.group);
+        let floor = floor(&contenders, session.goal());
+
+        let looks = fields.iter().map(|field| field.look_again(floor));
+        let looks = looks.collect::<Result<Vec<Look>, StoreError>>()?;
+        let known: HashSet<RowId> = hits.iter().map(|hit| hit.row).collect();
+        let new = looks.iter().flat_map(|look| &look.hits).filter(|hit| !known.contains(&hit.row));
+        let new = session.weigh(self.asking, &new.copied().collect::<Vec<_>>())?;
+        let contenders = best_first([contenders, new].concat(), session.plan.group);
+        let floor = self::floor(&contenders, session.goal());
+        let horizon = fields.iter().filter_map(|field| Some((field.modality, field.horizon?))).collect();
+        let is_beaten = |look: &Look| look.reach == NOBODY || look.reach < floor;
+        Ok(Ranked::new(contenders, horizon, looks.iter().all(is_beaten)))
+    }
+}
+
+/// The most evidence first; of equals, the higher cosine, then the lower row. Where vessels are ranked, each once.
+fn best_first(mut contenders: Vec<Contender>, group: Group) -> Vec<Contender> {
+    contenders.sort_by(|a, b| {
+        let evidence = b.evidence.total().total_cmp(&a.evidence.total());
+        evidence.then(b.hit.cosine.total_cmp(&a.hit.cosine)).then(a.hit.row.cmp(&b.hit.row))
+    });
+    if group == Group::Vessel {
+        let mut seen = HashSet::new();
+        contenders.retain(|contender| seen.insert(contender.hit.vessel));
+    }
+    contenders
+}
+
+/// The evidence of the last of the best `goal`, which a newcomer must reach; anything does where there are fewer.
+fn floor(contenders: &[Contender], goal: usize) -> f64 {
+    let last = goal.checked_sub(1).and_then(|last| contenders.get(last));
+    last.map_or(f64::NEG_INFINITY, |last| last.evidence.total())
+}
+
+/// The entries of one modality.
+struct Field<'s> {
+    fusion: Fusion<'s>,
+    modality: Modality,
+    selection: Selection,
+    /// The best by cosine.
+    hits: Vec<Hit>,
+    /// The highest cosine beyond them; `None`: there is nobody.
+    horizon: Option<f32>,
+}
+
+/// What a second look found.
+struct Look {
+    hits: Vec<Hit>,
+    /// The most evidence that anybody can have who was not seen.
+    reach: f64,
+}
+
+const NOBODY: f64 = f64::NEG_INFINITY;
+
+impl<'s> Field<'s> {
+    fn new(fusion: Fusion<'s>, modality: Modality) -> Result<Self, StoreError> {
+        let selection = fusion.session.selection_of(modality)?;
+        let mut field = Self { fusion, modality, selection, hits: vec![], horizon: None };
+        let depth = fusion.session.depth();
+        field.hits = field.search(depth, &fusion.asking.screening.removed)?;
+        field.horizon = field.hits.last().filter(|_| field.hits.len() == depth).map(|last| last.cosine);
+        Ok(field)
+    }
+
+    fn search(&self, k: usize, without_vessels: &VesselSet) -> Result<Vec<Hit>, StoreError> {
+        let session = self.fusion.session;
+        let query = IndexQuery { without_vessels, ..self.fusion.asking.index_query(k) };
+        let found = session.snapshot.search(&[query], &self.selection, session.plan.group)?;
+        Ok(found.into_iter().flat_map(|found| found.hits).collect())
+    }
+
+    /// Searches those beyond the horizon that could have as much evidence as `floor`.
+    fn look_again(&self, floor: f64) -> Result<Look, StoreError> {
+        let Some(horizon) = self.horizon else { return Ok(Look { hits: vec![], reach: NOBODY }) };
+        let missing = floor - self.reach(horizon);
+        let screening = &self.fusion.asking.screening;
+        let mut without = screening.removed.clone();
+        if self.fusion.session.plan.group == Group::Vessel {
+            self.hits.iter().for_each(|hit| without.insert(hit.vessel));
+        }
+        // The most that the way of anybody who is left says; without evidence of ways all are alike.
+        let mut most = if screening.every_trace().is_none() { 0.0 } else { NOBODY };
+        for (vessel, trace) in screening.every_trace().into_iter().flatten() {
+            let way = self.way(trace);
+            if way < missing {
+                without.insert(*vessel);
+            } else if !without.contains(*vessel) {
+                most = way.max(most);
+            }
+        }
+        if most < missing {
+            return Ok(Look { hits: vec![], reach: most + self.reach(horizon) });
+        }
+        let hits = self.search(self.fusion.second_look, &without)?;
+        let beyond = hits.last().filter(|_| hits.len() == self.fusion.second_look);
+        let reach = beyond.map_or(NOBODY, |last| most + self.reach(last.cosine));
+        Ok(Look { hits, reach })
+    }
+
+    /// The most that appearance and size say at a cosine.
+    fn reach(&self, cosine: f32) -> f64 {
+        let pair = ModalityPair::of(self.fusion.modality, self.modality);
+        self.fusion.calibrator.resemblance_max(pair, cosine)
+    }
+
+    /// What the way of a vessel says; 0 where it is not known.
+    fn way(&self, trace: &Trace) -> f64 {
+        trace.leg().and_then(|leg| self.fusion.calibrator.kinematics(&leg)).unwrap_or(0.0)
+    }
+}

@@ -1,0 +1,200 @@
+//! Who is asked for: one image, a tracklet of several, or an enrolled entry.
+
+use super::evidence::Outline;
+use super::gate::Asked;
+use crate::chip::Modality;
+use crate::embedding::{Embedding, EmbeddingError};
+use crate::gallery::{DetectionHash, Entry, EntryId, Index, Observation, RowId, Snapshot, StoreError};
+
+/// One query of a match.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Query {
+    Seen(Box<Seen>),
+    /// An entry of the gallery, which then does not match itself.
+    Enrolled(EntryId),
+}
+
+/// An image of a ship, and what is known beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sight {
+    pub embedding: Embedding,
+    /// `None`: unknown, as for a ready embedding that came without.
+    pub modality: Option<Modality>,
+    pub observation: Observation,
+    /// Width and length of the chip in metres, where there was one.
+    pub extent_m: Option<[f64; 2]>,
+}
+
+/// A ship as one image or several show it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Seen {
+    embedding: Embedding,
+    modality: Option<Modality>,
+    length_m: Option<f64>,
+    width_m: Option<f64>,
+    observations: Vec<Observation>,
+}
+
+/// Why one query has no answer.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum QueryError {
+    #[error("the gallery has no entry \"{0}\"")]
+    UnknownEntry(EntryId),
+    #[error("the embedding has {found} numbers, those of the gallery have {expected}")]
+    Dimension { expected: usize, found: usize },
+}
+
+impl QueryError {
+    /// Stable and fit for programs.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::UnknownEntry(_) => "ENTRY_NOT_FOUND",
+            Self::Dimension { .. } => "DIMENSION_MISMATCH",
+        }
+    }
+}
+
+impl Seen {
+    /// A tracklet: the mean of its embeddings, the geometric means of known lengths and widths, and all its places and
+    /// scenes. Its modality is known where all its images have one.
+    ///
+    /// # Errors
+    /// No images, or embeddings that cancel each other out.
+    ///
+    /// # Panics
+    /// When embeddings differ in dimension.
+    pub fn tracklet(sights: Vec<Sight>) -> Result<Self, EmbeddingError> {
+        let embeddings: Vec<Embedding> = sights.iter().map(|sight| sight.embedding.clone()).collect();
+        let first = sights.first().and_then(|sight| sight.modality);
+        let is_one = sights.iter().all(|sight| sight.modality == first);
+        Ok(Self {
+            embedding: Embedding::mean(&embeddings)?,
+            modality: first.filter(|_| is_one),
+            length_m: geometric_mean(sights.iter().filter_map(Sight::length_m)),
+            width_m: geometric_mean(sights.iter().filter_map(Sight::width_m)),
+            observations: sights.into_iter().map(|sight| sight.observation).collect(),
+        })
+    }
+
+    pub fn embedding(&self) -> &Embedding {
+        &self.embedding
+    }
+
+    pub fn modality(&self) -> Option<Modality> {
+        self.modality
+    }
+
+    /// `None` where the modality is not known.
+    pub(super) fn outline(&self) -> Option<Outline> {
+        let (length_m, width_m) = (self.length_m, self.width_m);
+        self.modality.map(|modality| Outline { modality, length_m, width_m })
+    }
+
+    /// Of an enrolled entry.
+    fn enrolled(entry: Entry, embedding: Embedding) -> Self {
+        Self {
+            modality: Some(entry.modality),
+            length_m: entry.length_m(),
+            width_m: entry.width_m(),
+            observations: vec![entry.observation],
+            embedding,
+        }
+    }
+
+    fn asked(&self, index: &Index, row: Option<RowId>) -> Asked {
+        let observations = || self.observations.iter();
+        let detection = |observation: &Observation| {
+            Some((index.scene_number(&observation.scene_id)?, DetectionHash::of(&observation.detection_id)))
+        };
+        Asked {
+            places: observations().filter_map(|seen| seen.observed_at.zip(seen.position)).collect(),
+            detections: observations().filter_map(detection).collect(),
+            row,
+        }
+    }
+}
+
+impl Sight {
+    fn length_m(&self) -> Option<f64> {
+        self.observation.length_m.or(self.extent_m.map(|[_, length]| length))
+    }
+
+    fn width_m(&self) -> Option<f64> {
+        self.observation.width_m.or(self.extent_m.map(|[width, _]| width))
+    }
+}
+
+fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, count) = values.fold((0.0, 0), |(sum, count), value| (sum + value.ln(), count + 1));
+    (count > 0).then(|| (sum / f64::from(count)).exp())
+}
+
+/// A query in the terms of one state of a gallery.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Resolved {
+    pub seen: Seen,
+    pub asked: Asked,
+}
+
+/// # Errors
+/// The gallery cannot be read. What is wrong with the query itself comes inside.
+pub(super) fn resolve(
+    snapshot: &Snapshot,
+    query: &Query,
+) -> Result<Result<Resolved, QueryError>, StoreError> {
+    let (seen, row) = match query {
+        Query::Seen(seen) => (Seen::clone(seen), None),
+        Query::Enrolled(id) => {
+            let Some(row) = snapshot.row(id)? else { return Ok(Err(QueryError::UnknownEntry(id.clone()))) };
+            (Seen::enrolled(snapshot.entry(row)?, snapshot.embedding(row)?), Some(row))
+        }
+    };
+    let (expected, found) = (snapshot.index().dimension(), seen.embedding.dimension());
+    if expected != found {
+        return Ok(Err(QueryError::Dimension { expected, found }));
+    }
+    let asked = seen.asked(snapshot.index(), row);
+    Ok(Ok(Resolved { seen, asked }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gallery::{Position, Time};
+
+    fn sight(feature: [f32; 2], modality: Option<Modality>, length_m: Option<f64>) -> Sight {
+        Sight {
+            embedding: Embedding::from_feature(feature.to_vec()).expect("a direction"),
+            modality,
+            observation: Observation { length_m, ..Observation::default() },
+            extent_m: Some([20.0, 100.0]),
+        }
+    }
+
+    #[test]
+    fn a_tracklet_is_the_middle_of_its_images() {
+        let optical = Some(Modality::Optical);
+        let seen =
+            Seen::tracklet(vec![sight([1.0, 0.0], optical, Some(400.0)), sight([0.0, 1.0], optical, None)]);
+        let outline = seen.expect("a tracklet").outline().expect("a modality");
+        assert!((outline.length_m.expect("known") - 200.0).abs() < 1e-9, "observed 400, and a chip of 100");
+        assert!((outline.width_m.expect("known") - 20.0).abs() < 1e-9);
+        let mixed = vec![sight([1.0, 0.0], optical, None), sight([0.0, 1.0], Some(Modality::Sar), None)];
+        assert_eq!(Seen::tracklet(mixed).expect("a tracklet").modality(), None);
+        let opposed = vec![sight([1.0, 0.0], optical, None), sight([-1.0, 0.0], optical, None)];
+        assert_eq!(Seen::tracklet(opposed), Err(EmbeddingError::Cancelled));
+        assert_eq!(Seen::tracklet(vec![]), Err(EmbeddingError::Empty));
+    }
+
+    #[test]
+    fn only_images_with_time_and_place_are_somewhere() {
+        let mut sights = vec![sight([1.0, 0.0], None, None); 3];
+        let place = Position::new(1.0, 2.0, 3.0).expect("a place");
+        sights[0].observation.observed_at = Some(Time::from_nanos(1));
+        sights[1].observation.position = Some(place);
+        sights[2].observation.observed_at = Some(Time::from_nanos(3));
+        sights[2].observation.position = Some(place);
+        let asked = Seen::tracklet(sights).expect("a tracklet").asked(&Index::new(2), None);
+        assert_eq!(asked.places, [(Time::from_nanos(3), place)]);
+    }
+}

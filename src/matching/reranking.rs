@@ -1,0 +1,70 @@
+//! Ranking by k-reciprocal re-ranking of the best entries.
+
+use std::collections::{HashMap, HashSet};
+
+use super::session::{Asking, Ranked, Session};
+use crate::evaluate::{Distances, RerankSettings, rerank};
+use crate::gallery::{Group, Hit, RowId, StoreError};
+
+/// Re-ranks the best `depth` entries of each query; what lies beyond follows by cosine. A vessel stands where its first
+/// entry does.
+///
+/// # Errors
+/// The gallery cannot be read.
+pub(super) fn rank_reranked(
+    session: &Session,
+    askings: &[Asking],
+    depth: usize,
+) -> Result<Vec<Ranked>, StoreError> {
+    let entries = session.search(askings, depth, Group::Entry)?;
+    let beyond = session.search(askings, session.depth(), session.plan.group)?;
+    let mut distances: HashMap<Vec<RowId>, Distances> = HashMap::new();
+    let mut ranked = Vec::with_capacity(askings.len());
+    for (number, (entries, beyond)) in entries.into_iter().zip(beyond).enumerate() {
+        let mut rows: Vec<RowId> = entries.hits.iter().map(|hit| hit.row).collect();
+        rows.sort_unstable();
+        if !rows.is_empty() && !distances.contains_key(&rows) {
+            distances.insert(rows.clone(), measure(session, askings, &rows)?);
+        }
+        let near = distances.get(&rows).map(|distances| near(&rows, distances, number));
+        let horizon = session.horizon(&beyond.hits, session.depth());
+        let mut hits = [reordered(entries.hits, &near.unwrap_or_default()), beyond.hits].concat();
+        keep_firsts(&mut hits, session.plan.group);
+        if session.calibrator.is_none() {
+            hits.truncate(session.depth());
+        }
+        ranked.push(Ranked::new(session.weigh(&askings[number], &hits)?, horizon, true));
+    }
+    Ok(ranked)
+}
+
+/// Distances of every query from the entries in `rows`.
+fn measure(session: &Session, askings: &[Asking], rows: &[RowId]) -> Result<Distances, StoreError> {
+    let vectors = rows.iter().map(|row| session.snapshot.embedding(*row));
+    let vectors = vectors.collect::<Result<Vec<_>, StoreError>>()?;
+    let gallery: Vec<&[f32]> = vectors.iter().map(|vector| vector.as_slice()).collect();
+    let queries: Vec<&[f32]> =
+        askings.iter().map(|asking| asking.resolved.seen.embedding().as_slice()).collect();
+    Ok(rerank(&queries, &gallery, &RerankSettings::default()))
+}
+
+/// How far each row is from one query.
+fn near(rows: &[RowId], distances: &Distances, query: usize) -> HashMap<RowId, f32> {
+    let distances = distances.rows().nth(query).into_iter().flatten();
+    rows.iter().copied().zip(distances.copied()).collect()
+}
+
+/// The nearest first; of equals, as they were.
+fn reordered(mut hits: Vec<Hit>, near: &HashMap<RowId, f32>) -> Vec<Hit> {
+    hits.sort_by(|a, b| near[&a.row].total_cmp(&near[&b.row]));
+    hits
+}
+
+/// Keeps the first hit of every vessel, or of every entry.
+fn keep_firsts(hits: &mut Vec<Hit>, group: Group) {
+    let (mut vessels, mut rows) = (HashSet::new(), HashSet::new());
+    hits.retain(|hit| match group {
+        Group::Vessel => vessels.insert(hit.vessel),
+        Group::Entry => rows.insert(hit.row),
+    });
+}

@@ -1,0 +1,107 @@
+//! The gates over all selected sightings: which vessels are out, and what is known of the way of those that stay.
+
+use std::collections::BTreeMap;
+
+use rustc_hash::FxHashMap;
+
+use super::gate::{Asked, Gate, Reason, Trace, Verdict};
+use crate::gallery::{Group, Index, Selection, Sighting, VesselNumber, VesselSet};
+
+/// The entries that take part.
+#[derive(Clone, Copy)]
+pub(super) struct Taking<'g> {
+    pub index: &'g Index,
+    /// Of this index.
+    pub selection: &'g Selection,
+}
+
+/// What the sightings of each vessel say.
+pub(super) type Traces = FxHashMap<VesselNumber, Trace>;
+
+/// What the gates leave of a query's vessels.
+#[derive(Debug, Default)]
+pub(super) struct Screening {
+    pub removed: VesselSet,
+    /// How many candidates each gate removed: vessels in a ranking of vessels, entries in one of entries.
+    pub counts: BTreeMap<Reason, u64>,
+    /// Of every vessel that takes part, where that was asked for.
+    traces: Option<Traces>,
+}
+
+/// Whose way is looked at.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scope {
+    EveryVessel,
+    /// Only that of vessels that share a scene with the query.
+    Scenes,
+}
+
+impl<'g> Taking<'g> {
+    fn sightings(self) -> impl Iterator<Item = Sighting> + 'g {
+        self.index.sightings(self.selection)
+    }
+
+    /// Of the vessels that are wanted.
+    fn traces(self, asked: &Asked, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
+        let mut traces: Traces = Traces::default();
+        for sighting in self.sightings().filter(|sighting| wanted(sighting.vessel)) {
+            traces.entry(sighting.vessel).or_default().add(asked, &sighting);
+        }
+        traces
+    }
+}
+
+impl Screening {
+    /// Judges the vessels; a speed only with the scope of every vessel.
+    pub fn new(taking: Taking, asked: &Asked, gate: Gate, scope: Scope, group: Group) -> Self {
+        let mut screening = Self::default();
+        let traces = match scope {
+            Scope::EveryVessel => taking.traces(asked, |_| true),
+            Scope::Scenes if asked.detections.is_empty() => Traces::default(),
+            Scope::Scenes => {
+                let beside = taking.sightings().filter(|sighting| asked.is_beside(sighting));
+                let beside: VesselSet = beside.map(|sighting| sighting.vessel).collect();
+                taking.traces(asked, |vessel| beside.contains(vessel))
+            }
+        };
+        for (vessel, trace) in &traces {
+            if let Verdict::Removed(reason) = gate.judge(trace) {
+                screening.removed.insert(*vessel);
+                *screening.counts.entry(reason).or_default() += match group {
+                    Group::Vessel => 1,
+                    Group::Entry => u64::from(trace.entries()),
+                };
+            }
+        }
+        screening.traces = (scope == Scope::EveryVessel).then_some(traces);
+        screening
+    }
+
+    /// What the sightings of these vessels say.
+    pub fn traces_of(&self, taking: Taking, asked: &Asked, vessels: &VesselSet) -> Traces {
+        match &self.traces {
+            None => taking.traces(asked, |vessel| vessels.contains(vessel)),
+            Some(traces) => {
+                let wanted = traces.iter().filter(|(vessel, _)| vessels.contains(**vessel));
+                wanted.map(|(vessel, trace)| (*vessel, *trace)).collect()
+            }
+        }
+    }
+
+    /// What the sightings of every vessel that takes part say; `None` where that was not asked for.
+    pub fn every_trace(&self) -> Option<&Traces> {
+        self.traces.as_ref()
+    }
+
+    /// How many vessels take part, the removed ones included.
+    pub fn vessels(&self, taking: Taking, asked: &Asked) -> usize {
+        if let Some(traces) = &self.traces {
+            return traces.values().filter(|trace| trace.entries() > 0).count();
+        }
+        if asked.row.is_none() && taking.selection.len() == taking.index.len() {
+            return taking.index.vessels();
+        }
+        let others = taking.sightings().filter(|sighting| asked.row != Some(sighting.row));
+        others.map(|sighting| sighting.vessel).collect::<VesselSet>().len()
+    }
+}

@@ -1,0 +1,239 @@
+//! One match under way: what its queries share, and how a hit becomes a candidate.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::answer::Doubt;
+use super::calibration::Calibrator;
+use super::evidence::{Evidence, ModalityPair, Outline, Resemblance};
+use super::gate::{Leg, Trace, Verdict};
+use super::plan::{Plan, Ranking, Sharing};
+use super::posterior::{Prior, Unjudged, posterior};
+use super::query::Resolved;
+use super::screening::{Scope, Screening, Taking, Traces};
+use crate::chip::Modality;
+use crate::gallery::{
+    Entry, Filter, Found, Group, Hit, IndexQuery, Selection, Snapshot, StoreError, VesselNumber, VesselSet,
+};
+
+/// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
+/// for the last of these; and for assignment, so that entries of one vessel do not crowd out all others.
+const WEIGHED: usize = 256;
+
+pub(super) struct Session<'s> {
+    pub snapshot: &'s Snapshot,
+    pub plan: &'s Plan,
+    /// The plan's, if it is of the gallery's model.
+    pub calibrator: Option<&'s Calibrator>,
+    pub selection: Selection,
+}
+
+/// A query after the gates.
+pub(super) struct Asking {
+    pub resolved: Resolved,
+    pub screening: Screening,
+}
+
+/// A hit, and what speaks for and against it.
+#[derive(Clone, Debug)]
+pub(super) struct Contender {
+    pub hit: Hit,
+    pub entry: Entry,
+    pub evidence: Evidence,
+    pub leg: Option<Leg>,
+    /// The gate's, which has removed nobody here.
+    pub is_unchecked: bool,
+    /// The vessel's that take part.
+    pub entries: u32,
+    /// That it shows the query's ship; `None`: uncalibrated.
+    pub probability: Option<f64>,
+}
+
+/// The candidates of one query, best first.
+#[derive(Clone, Debug)]
+pub(super) struct Ranked {
+    pub contenders: Vec<Contender>,
+    /// By modality, the cosine that entries of vessels not among the contenders reach at most; none where all vessels
+    /// are.
+    pub horizon: Vec<(Modality, f32)>,
+    /// Whether brute force would rank them as they are.
+    pub is_exact: bool,
+    /// That the ship is none of the gallery's; `None`: uncalibrated.
+    pub unknown_probability: Option<f64>,
+    pub doubts: Vec<Doubt>,
+}
+
+impl Ranked {
+    pub fn new(contenders: Vec<Contender>, horizon: Vec<(Modality, f32)>, is_exact: bool) -> Self {
+        Self { contenders, horizon, is_exact, unknown_probability: None, doubts: vec![] }
+    }
+}
+
+impl<'s> Session<'s> {
+    pub fn taking(&self) -> Taking<'_> {
+        Taking { index: self.snapshot.index(), selection: &self.selection }
+    }
+
+    /// Candidates that must be the best there are: those that are answered, and one for each query that may take one
+    /// away.
+    pub fn goal(&self) -> usize {
+        match self.plan.sharing {
+            Sharing::Independent => self.plan.top_k,
+            Sharing::DistinctVessels => self.plan.top_k.max(self.plan.queries.len()),
+        }
+    }
+
+    /// Candidates to look at, so that assignment and probabilities have enough.
+    pub fn depth(&self) -> usize {
+        match self.plan.sharing {
+            Sharing::Independent if self.calibrator.is_none() => self.goal(),
+            Sharing::Independent | Sharing::DistinctVessels => self.goal().max(WEIGHED),
+        }
+    }
+
+    pub fn screen(&self, resolved: Resolved) -> Asking {
+        let plan = self.plan;
+        let weighs_ways =
+            plan.ranking == Ranking::Fused && self.calibrator.is_some_and(Calibrator::weighs_kinematics);
+        let is_somewhere = !resolved.asked.places.is_empty();
+        let scope = if is_somewhere && (plan.gate.max_speed_knots.is_some() || weighs_ways) {
+            Scope::EveryVessel
+        } else {
+            Scope::Scenes
+        };
+        let screening = Screening::new(self.taking(), &resolved.asked, plan.gate, scope, plan.group);
+        Asking { resolved, screening }
+    }
+
+    /// Modalities of entries that the filter admits.
+    pub fn modalities(&self) -> impl Iterator<Item = Modality> {
+        let wanted = &self.plan.filter.modalities;
+        let both = [Modality::Optical, Modality::Sar];
+        both.into_iter().filter(|modality| wanted.is_empty() || wanted.contains(modality))
+    }
+
+    /// The part of the selection that is of one modality.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn selection_of(&self, modality: Modality) -> Result<Selection, StoreError> {
+        self.snapshot.select(&Filter { modalities: vec![modality], ..self.plan.filter.clone() })
+    }
+
+    /// The best by cosine for every query.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn search(&self, askings: &[Asking], k: usize, group: Group) -> Result<Vec<Found>, StoreError> {
+        let queries: Vec<IndexQuery> = askings.iter().map(|asking| asking.index_query(k)).collect();
+        self.snapshot.search(&queries, &self.selection, group)
+    }
+
+    /// What is known of cosines beyond `hits`, of which at most `k` were asked for.
+    pub fn horizon(&self, hits: &[Hit], k: usize) -> Vec<(Modality, f32)> {
+        let last = hits.last().filter(|_| hits.len() == k);
+        last.map_or(vec![], |last| self.modalities().map(|modality| (modality, last.cosine)).collect())
+    }
+
+    /// Reads and weighs hits.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn weigh(&self, asking: &Asking, hits: &[Hit]) -> Result<Vec<Contender>, StoreError> {
+        let traces = if self.needs_traces(asking) {
+            let vessels: VesselSet = hits.iter().map(|hit| hit.vessel).collect();
+            asking.screening.traces_of(self.taking(), &asking.resolved.asked, &vessels)
+        } else {
+            Traces::default()
+        };
+        hits.iter().map(|hit| self.contender(asking, *hit, &traces)).collect()
+    }
+
+    /// Whether anything is to be said of ways, or a search has not counted the entries of vessels as they are.
+    fn needs_traces(&self, asking: &Asking) -> bool {
+        self.plan.ranking != Ranking::Cosine
+            || self.plan.gate.max_speed_knots.is_some()
+            || !asking.resolved.asked.places.is_empty()
+    }
+
+    fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
+        let entry = self.snapshot.entry(hit.row)?;
+        let trace = traces.get(&hit.vessel);
+        let leg = trace.and_then(Trace::leg);
+        let resemblance = asking.resolved.seen.outline().map(|query| {
+            let outline =
+                Outline { modality: entry.modality, length_m: entry.length_m(), width_m: entry.width_m() };
+            Resemblance {
+                pair: ModalityPair::of(query.modality, entry.modality),
+                cosine: hit.cosine,
+                log_ratios: query.log_ratios(&outline),
+            }
+        });
+        let evidence = match self.calibrator {
+            Some(calibrator) => calibrator.evidence(resemblance, leg.as_ref()),
+            None => Evidence::uncalibrated(resemblance, leg.as_ref()),
+        };
+        let is_unchecked = trace.is_some_and(|trace| self.plan.gate.judge(trace) == Verdict::Unchecked);
+        let entries = trace.map_or(hit.entries, Trace::entries);
+        Ok(Contender { hit, entry, evidence, leg, is_unchecked, entries, probability: None })
+    }
+
+    /// The calibrator and the query's modality, where that is known and calibrated with one that takes part.
+    pub fn judge_of(&self, asking: &Asking) -> Option<(&'s Calibrator, Modality)> {
+        let (calibrator, query) = self.calibrator.zip(asking.resolved.seen.modality())?;
+        let is_calibrated = |modality: Modality| calibrator.pair(ModalityPair::of(query, modality)).is_some();
+        self.modalities().any(is_calibrated).then_some((calibrator, query))
+    }
+
+    /// What is believed of a query before looking.
+    pub fn prior(&self, calibrator: &Calibrator, asking: &Asking) -> Prior {
+        Prior {
+            unknown: self.plan.prior_unknown.unwrap_or(calibrator.prior_unknown()),
+            vessels: asking.screening.vessels(self.taking(), &asking.resolved.asked),
+        }
+    }
+
+    /// Gives every contender the probability of its vessel, which is judged by the contender of it with the most
+    /// evidence. One whose pair of modalities was not calibrated takes part, as likely as before looking, and gets none.
+    pub fn believe(&self, asking: &Asking, ranked: &mut Ranked) {
+        let Some((calibrator, query)) = self.judge_of(asking) else { return };
+        let prior = self.prior(calibrator, asking);
+        let reach = |(modality, cosine): &(Modality, f32)| {
+            calibrator.appearance(ModalityPair::of(query, *modality), *cosine)
+        };
+        let (vessels, ratios): (Vec<VesselNumber>, Vec<f64>) =
+            best_of_vessels(&ranked.contenders).into_iter().unzip();
+        let looked_at = vessels.len() + asking.screening.removed.len();
+        let unjudged = Unjudged {
+            vessels: if ranked.horizon.is_empty() { 0 } else { prior.vessels.saturating_sub(looked_at) },
+            log_likelihood_ratio: ranked.horizon.iter().map(reach).fold(f64::NEG_INFINITY, f64::max),
+        };
+        let found = posterior(&ratios, unjudged, prior);
+        let probabilities: HashMap<VesselNumber, f64> = vessels.into_iter().zip(found.candidates).collect();
+        for contender in &mut ranked.contenders {
+            let probability = probabilities[&contender.hit.vessel];
+            contender.probability = contender.evidence.appearance.map(|_| probability);
+        }
+        ranked.unknown_probability = Some(found.unknown);
+    }
+}
+
+impl Asking {
+    pub fn index_query(&self, k: usize) -> IndexQuery<'_> {
+        IndexQuery {
+            vector: self.resolved.seen.embedding().as_slice(),
+            k,
+            without_row: self.resolved.asked.row,
+            without_vessels: &self.screening.removed,
+        }
+    }
+}
+
+/// The most evidence for each vessel.
+pub(super) fn best_of_vessels(contenders: &[Contender]) -> BTreeMap<VesselNumber, f64> {
+    let mut best: BTreeMap<VesselNumber, f64> = BTreeMap::new();
+    for contender in contenders {
+        let most = best.entry(contender.hit.vessel).or_insert(f64::NEG_INFINITY);
+        *most = most.max(contender.evidence.total());
+    }
+    best
+}

@@ -1,0 +1,146 @@
+//! Which model serves, and how that changes while it serves: load, warm, remember, swap.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
+
+use super::{ActiveModel, Registry, RegistryError};
+use crate::embedding::ModelDigest;
+use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, ResidencyError};
+use crate::metrics;
+use crate::weights::open::OpenModel;
+
+/// Makes a model ready for the device threads: for libtorch in the program, for something simpler in tests.
+pub type ModelLoader = Arc<dyn Fn(OpenModel) -> Result<LoadedModel, LoadError> + Send + Sync>;
+
+/// Changes the active model of a pipeline to one of a registry, one change at a time.
+#[derive(Clone)]
+pub struct Activator {
+    registry: Arc<Registry>,
+    pipeline: Arc<Pipeline>,
+    loader: ModelLoader,
+    changing: Arc<Mutex<()>>,
+    changed: mpsc::UnboundedSender<Activation>,
+}
+
+/// A change that has happened. Both models stay resident until it is dropped.
+#[derive(Debug)]
+pub struct Activation {
+    pub active: ModelLease,
+    pub former: ModelLease,
+}
+
+/// Why a model does not become the active one; the one that was active serves on.
+#[derive(Debug, thiserror::Error)]
+pub enum ActivationError {
+    #[error("another model is being activated")]
+    Busy,
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error("model {model} cannot run here: {cause}")]
+    Load { model: ModelDigest, cause: LoadError },
+    #[error(transparent)]
+    Residency(#[from] ResidencyError),
+    #[error("the activation panicked")]
+    Panicked,
+}
+
+impl Activator {
+    /// The receiver gets every change, with the leases that keep both models resident.
+    pub fn new(
+        registry: Arc<Registry>,
+        pipeline: Arc<Pipeline>,
+        loader: ModelLoader,
+    ) -> (Self, mpsc::UnboundedReceiver<Activation>) {
+        let (changed, changes) = mpsc::unbounded_channel();
+        (Self { registry, pipeline, loader, changing: Arc::default(), changed }, changes)
+    }
+
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Makes `model` the active one: reads, verifies and warms it beside the one that serves, remembers it, swaps.
+    ///
+    /// Dropping the future does not stop it: it goes on to its end.
+    ///
+    /// # Errors
+    /// At once where another change is on its way; else what keeps the model from serving.
+    pub async fn activate(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
+        let turn = Arc::clone(&self.changing).try_lock_owned().map_err(|_| ActivationError::Busy)?;
+        let activator = self.clone();
+        let started = Instant::now();
+        let changing = tokio::spawn(async move { activator.change_to(model, turn).await });
+        let outcome = changing.await.unwrap_or(Err(ActivationError::Panicked));
+        match &outcome {
+            Ok(_) => tracing::info!(%model, took = ?started.elapsed(), "a model is active"),
+            Err(cause) => tracing::warn!(%model, %cause, "a model is not activated"),
+        }
+        metrics::activation(
+            outcome.as_ref().map_or_else(ActivationError::reason, |_| "ok"),
+            started.elapsed(),
+        );
+        outcome
+    }
+
+    async fn change_to(
+        &self,
+        model: ModelDigest,
+        _turn: OwnedMutexGuard<()>,
+    ) -> Result<ModelLease, ActivationError> {
+        let active = self.pipeline.active();
+        if active.digest == model {
+            return Ok(active);
+        }
+        let next = self.lease(model).await?;
+        self.remember(ActiveModel { digest: model, former: active.digest }).await?;
+        let former = self.pipeline.activate(next.clone());
+        // Without a receiver nobody follows, and the former model leaves with its last call.
+        let _ = self.changed.send(Activation { active: next.clone(), former });
+        Ok(next)
+    }
+
+    /// A lease of a model beside the active one, put on the devices if need be.
+    ///
+    /// # Errors
+    /// What keeps the model from running.
+    pub async fn lease(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
+        match self.pipeline.residency().lease(model) {
+            Some(lease) => Ok(lease),
+            None => self.bring(model).await,
+        }
+    }
+
+    async fn bring(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
+        let (registry, loader) = (Arc::clone(&self.registry), Arc::clone(&self.loader));
+        let loading = tokio::task::spawn_blocking(move || {
+            let opened = registry.load(model)?;
+            loader(opened).map_err(|cause| ActivationError::Load { model, cause })
+        });
+        let loaded = loading.await.unwrap_or(Err(ActivationError::Panicked))?;
+        Ok(self.pipeline.residency().admit(loaded).await?)
+    }
+
+    async fn remember(&self, active: ActiveModel) -> Result<(), ActivationError> {
+        let registry = Arc::clone(&self.registry);
+        let writing = tokio::task::spawn_blocking(move || registry.set_active(active));
+        Ok(writing.await.map_err(|_| ActivationError::Panicked)??)
+    }
+}
+
+impl ActivationError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Busy => "ACTIVATION_IN_PROGRESS",
+            Self::Registry(cause) => cause.reason(),
+            Self::Load { .. } => "MODEL_NOT_RUNNABLE",
+            Self::Residency(cause) => cause.reason(),
+            Self::Panicked => "ACTIVATION_FAILED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,314 @@
+//! Galleries on their way from one model to another.
+
+use std::path::Path;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc as sync;
+
+use futures_util::future::join_all;
+
+use super::*;
+use crate::chip::{ImageLimits, Modality, PixelSize, View, prepare};
+use crate::encoder::{
+    Admission, Batch, EncodeQueue, Encoder, EncoderFactory, ForwardError, LoadedModel, ModelCard,
+    PixelProjection, QueueSettings, Residency, ResidencySettings,
+};
+use crate::gallery::{
+    Conflict, ContentHash, Enrolment, Entry, EntryId, GalleryName, Labels, NewGallery, Observation,
+    QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
+};
+use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
+use crate::weights::architecture::{Architecture, FeaturePoint};
+use crate::weights::open::OpenModel;
+use crate::weights::{golden, seed::seeded};
+
+const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+/// Models of different widths, by seed.
+const DIMENSIONS: [usize; 2] = [16, 32];
+
+fn model(seed: usize) -> OpenModel {
+    let architecture =
+        Architecture { embed_dim: DIMENSIONS[seed], heads: 2, depth: 1, classes: 0, ..golden::MICRO };
+    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed as u64))
+}
+
+fn digest(seed: usize) -> ModelDigest {
+    model(seed).digest
+}
+
+/// What a device does with the chips of model 1 before it embeds them.
+type Gate = Arc<dyn Fn(usize) + Send + Sync>;
+
+struct Gated {
+    projection: PixelProjection,
+    warming: bool,
+    gate: Gate,
+}
+
+impl Encoder for Gated {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+        if !std::mem::take(&mut self.warming) {
+            (self.gate)(batch.chips.len());
+        }
+        self.projection.forward(batch)
+    }
+}
+
+fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
+    let dimension = model.architecture.embed_dim;
+    let card = ModelCard { digest: model.digest, dimension, chip_size: model.architecture.image };
+    let gate = if model.digest == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
+    let factory: EncoderFactory = Arc::new(move |_| {
+        let projection = PixelProjection::new(dimension, dimension as u64);
+        Ok(Box::new(Gated { projection, warming: true, gate: Arc::clone(&gate) }) as Box<dyn Encoder>)
+    });
+    LoadedModel { card, factory, workers: 1, bytes: 1 }
+}
+
+/// One life of a server that embeds one chip at a time.
+struct Life {
+    follower: Follower,
+    changes: mpsc::UnboundedReceiver<Activation>,
+}
+
+impl Life {
+    async fn begin(folder: &Path, gate: Gate) -> Self {
+        let registry_limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
+        let registry = Registry::open(&folder.join("models"), registry_limits).expect("a registry");
+        for seed in [0, 1] {
+            registry.add(&model(seed), &Provenance::now("test")).expect("room");
+        }
+        let shelf = Shelf::open(&folder.join("galleries"), shelf_settings()).expect("a shelf");
+        let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
+        let settings = ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() };
+        let residency = Residency::new(queue, settings);
+        let active = registry.active().map_or(digest(0), |active| active.digest);
+        let first = loaded(&registry.load(active).expect("intact"), &gate);
+        let first = residency.admit(first).await.expect("room");
+        let pipeline = Pipeline::new(Admission::new(99, 1 << 30), LIMITS, 1, residency, first);
+        let pipeline = Arc::new(pipeline);
+        let loader: ModelLoader = Arc::new(move |model| Ok(loaded(&model, &gate)));
+        let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader);
+        Self { follower: Follower::new(Arc::new(shelf), pipeline, activator), changes }
+    }
+
+    /// A gallery of model 0 with `count` chips.
+    async fn gallery(&self, name: &str, count: u8, keeps_chips: bool) -> Gallery {
+        let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips };
+        let name = GalleryName::new(name).expect("a name");
+        let gallery = self.follower.shelf.create("t", &name, new).expect("made");
+        join_all((0..count).map(|number| enrol(&gallery, number, Some(chip(number))))).await;
+        gallery
+    }
+
+    /// Makes model `seed` active, and says where galleries are to go.
+    async fn activate(&mut self, seed: usize) -> Course {
+        self.follower.activator.activate(digest(seed)).await.expect("activated");
+        let Activation { active, former } = self.changes.recv().await.expect("told");
+        Course { active, former: former.digest, _former: Some(former) }
+    }
+
+    async fn end(self) {
+        self.follower.shelf.close();
+        self.follower.pipeline.residency().queue().close().await;
+    }
+}
+
+fn shelf_settings() -> ShelfSettings {
+    ShelfSettings {
+        cache_bytes: 1 << 20,
+        queue: StoreQueue { operations_max: 64, bytes_max: 1 << 20 },
+        quotas: Quotas { galleries_per_tenant: 9, entries_per_gallery: 999, bytes_per_tenant: 1 << 30 },
+    }
+}
+
+fn open_gate() -> Gate {
+    Arc::new(|_| {})
+}
+
+/// A gate that tells when a chip is before it, and lets it through when told to; `None` leaves it open.
+fn closed_gate() -> (Gate, sync::Receiver<()>, sync::Sender<()>) {
+    let (came, comes) = sync::channel();
+    let (go, goes) = sync::channel();
+    let goes = Mutex::new(goes);
+    let gate: Gate = Arc::new(move |_| {
+        // Once the test is over, nobody listens.
+        let _ = came.send(());
+        let _ = goes.lock().expect("no panic").recv();
+    });
+    (gate, comes, go)
+}
+
+async fn arrival(comes: sync::Receiver<()>) -> sync::Receiver<()> {
+    let waiting = tokio::task::spawn_blocking(move || {
+        comes.recv().expect("a chip comes");
+        comes
+    });
+    waiting.await.expect("no panic")
+}
+
+/// A chip of its own shade.
+fn chip(number: u8) -> SourceChip {
+    let mut image = image::RgbImage::new(6, 20);
+    image.pixels_mut().enumerate().for_each(|(at, pixel)| *pixel = image::Rgb([number, at as u8, 7]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).expect("in memory");
+    let pixel_size = PixelSize::default_for(Modality::Optical);
+    let view = View { modality: Modality::Optical, pixel_size, oriented_box: None };
+    SourceChip { image: bytes.into_inner().into(), view }
+}
+
+/// What model `seed` makes of a chip.
+fn embedding(seed: usize, chip: &SourceChip) -> Embedding {
+    let size = golden::MICRO.image;
+    let chips = vec![prepare(&chip.image, &chip.view, size, &LIMITS).expect("decodable").chip];
+    let dimension = DIMENSIONS[seed];
+    let mut projection = PixelProjection::new(dimension, dimension as u64);
+    projection.forward(&Batch { model: digest(seed), chips }).expect("embeddings").remove(0)
+}
+
+fn id(number: u8) -> EntryId {
+    EntryId::new(&format!("entry {number}")).expect("an id")
+}
+
+async fn enrol(gallery: &Gallery, number: u8, kept: Option<SourceChip>) {
+    let entry = Entry {
+        id: id(number),
+        vessel: None,
+        modality: Modality::Optical,
+        observation: Observation::default(),
+        labels: Labels::default(),
+        extent_m: None,
+        enrolled_at: Time::from_nanos(0),
+        content: ContentHash::new([number; 32]),
+    };
+    let enrolment = Enrolment {
+        entry,
+        embedding: embedding(0, &chip(number)),
+        model: digest(0),
+        shadow: None,
+        chip: kept,
+        conflict: Conflict::Refuse,
+    };
+    gallery.enrol(enrolment).await.expect("enrolled");
+}
+
+/// Whether the gallery is of model `seed`, with its embedding of every chip.
+fn check(gallery: &Gallery, seed: usize, count: u8) {
+    let snapshot = gallery.snapshot();
+    assert_eq!((snapshot.about().model, snapshot.about().shadow), (digest(seed), None));
+    assert_eq!(snapshot.index().len(), usize::from(count));
+    for number in 0..count {
+        let row = snapshot.row(&id(number)).expect("readable").expect("there");
+        assert_eq!(snapshot.embedding(row), Ok(embedding(seed, &chip(number))));
+    }
+}
+
+#[tokio::test]
+async fn galleries_follow_while_the_former_model_stays_for_their_searches() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (gate, comes, go) = closed_gate();
+    let mut life = Life::begin(folder.path(), gate).await;
+    let (first, second) = (life.gallery("first", 3, true).await, life.gallery("second", 2, true).await);
+    let bare = life.gallery("bare", 2, false).await;
+    let course = life.activate(1).await;
+    let follower = life.follower.clone();
+    let following = tokio::spawn(async move { follower.follow(&course).await });
+    let _comes = arrival(comes).await;
+    assert_eq!(first.info().following.expect("on its way").model, digest(1));
+    // This one comes by the former model alone, as from a call that began before the activation.
+    enrol(&first, 3, Some(chip(3))).await;
+    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok());
+    drop(go);
+    following.await.expect("no panic");
+    check(&first, 1, 4);
+    check(&second, 1, 2);
+    check(&bare, 0, 2);
+    life.follower.pipeline.residency().gone(digest(0)).await;
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let count = PIECE as u8 + 10;
+    let (passed, (told, stuck)) = (Arc::new(AtomicUsize::new(0)), sync::channel());
+    let gate: Gate = Arc::new({
+        let passed = Arc::clone(&passed);
+        move |chips| {
+            // The second piece never comes through.
+            if passed.fetch_add(chips, Ordering::Relaxed) == PIECE {
+                told.send(()).expect("the test listens");
+                std::thread::park();
+            }
+        }
+    });
+    let mut life = Life::begin(folder.path(), gate).await;
+    let gallery = life.gallery("g", count, true).await;
+    let course = life.activate(1).await;
+    let follower = life.follower.clone();
+    let following = tokio::spawn(async move { follower.follow(&course).await });
+    tokio::task::spawn_blocking(move || stuck.recv()).await.expect("no panic").expect("it comes");
+    following.abort();
+    assert!(following.await.expect_err("ended").is_cancelled());
+    assert_eq!(gallery.info().following.expect("on its way").embedded, PIECE as u64);
+    life.follower.shelf.close();
+    drop((life, gallery));
+
+    let embedded = Arc::new(AtomicUsize::new(0));
+    let gate: Gate = Arc::new({
+        let embedded = Arc::clone(&embedded);
+        move |chips| {
+            embedded.fetch_add(chips, Ordering::Relaxed);
+        }
+    });
+    let life = Life::begin(folder.path(), gate).await;
+    let course = life.follower.resumed().await.expect("an activation is remembered");
+    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok(), "searches need it");
+    life.follower.follow(&course).await;
+    let gallery = life.follower.shelf.galleries().remove(0);
+    check(&gallery, 1, count);
+    assert_eq!(embedded.load(Ordering::Relaxed), 10);
+    drop(course);
+    assert!(life.follower.resumed().await.expect("remembered")._former.is_none(), "nobody needs it any more");
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_without_them() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut life = Life::begin(folder.path(), open_gate()).await;
+    let gallery = life.gallery("g", 2, true).await;
+    enrol(&gallery, 2, None).await;
+    enrol(&gallery, 3, Some(SourceChip { image: b"no image".as_slice().into(), ..chip(3) })).await;
+    let course = life.activate(1).await;
+    life.follower.follow(&course).await;
+    let following = gallery.info().following.expect("on its way");
+    assert_eq!(following.embedded, 2);
+    let reason = following.stalled.expect("stalled");
+    assert!(reason.starts_with("2 entries have no chip"), "{reason}");
+    assert_eq!(gallery.info().about.model, digest(0));
+    gallery.delete(Selector::Ids(vec![id(2), id(3)])).await.expect("deleted");
+    life.follower.follow(&course).await;
+    check(&gallery, 1, 2);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_gallery_stays_when_its_model_becomes_active_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (gate, comes, go) = closed_gate();
+    let mut life = Life::begin(folder.path(), gate).await;
+    let gallery = life.gallery("g", 3, true).await;
+    let (_, unused) = mpsc::unbounded_channel();
+    let changes = std::mem::replace(&mut life.changes, unused);
+    let running = tokio::spawn(life.follower.clone().run(changes));
+    life.follower.activator.activate(digest(1)).await.expect("activated");
+    let _comes = arrival(comes).await;
+    life.follower.activator.activate(digest(0)).await.expect("activated again");
+    drop(go);
+    life.follower.pipeline.residency().gone(digest(1)).await;
+    check(&gallery, 0, 3);
+    running.abort();
+    life.end().await;
+}

@@ -1,0 +1,469 @@
+//! The models of a server on disk, and which of them serves.
+//!
+//! A folder holds `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
+//! `incoming/` for what is being received. Blocking, without tensors of libtorch; [`Activator`] joins it to the models
+//! in memory, and [`Follower`] leads galleries from one active model to the next.
+
+mod activation;
+mod active;
+mod follow;
+mod incoming;
+mod provenance;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use activation::{Activation, ActivationError, Activator, ModelLoader};
+pub use active::ActiveModel;
+pub use follow::Follower;
+pub use incoming::Incoming;
+pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
+
+use provenance::PROVENANCE_BYTES_MAX;
+
+use crate::durable::{DirectoryLock, LockError, discard_folder, remove_partial, write_folder};
+use crate::embedding::ModelDigest;
+use crate::metrics;
+use crate::weights::architecture::Architecture;
+use crate::weights::native::{self, Description};
+use crate::weights::open::{Hints, OpenError, OpenModel};
+use crate::weights::packed::{self, Part};
+
+/// What the registry may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegistryLimits {
+    pub count_max: usize,
+    /// Bytes on disk of all models together. What is being received has to fit in as well.
+    pub bytes_max: u64,
+}
+
+/// A model on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredModel {
+    pub digest: ModelDigest,
+    /// Bytes on disk.
+    pub bytes: u64,
+    pub condition: Condition,
+}
+
+/// Whether a model on disk can be used, as far as is known.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Condition {
+    Intact(Box<Facts>),
+    /// What was found wrong with it.
+    Damaged(String),
+}
+
+/// What a model's folder says about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    pub architecture: Architecture,
+    pub provenance: Provenance,
+}
+
+/// Whether a model was new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    New,
+    /// It was there already, and stays with the provenance that it had.
+    Known,
+}
+
+/// Why the registry does not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    #[error("there is no model {0}")]
+    NotFound(ModelDigest),
+    #[error("model {digest} is damaged: {reason}; delete it, or import it again")]
+    Damaged { digest: ModelDigest, reason: String },
+    #[error("model {0} is active: activate another one first")]
+    Active(ModelDigest),
+    #[error("the server keeps {limit} models already, which is its limit: delete one first")]
+    TooMany { limit: usize },
+    #[error("{bytes} bytes more beside {used} of other models exceed the limit of {limit}")]
+    TooLarge { bytes: u64, used: u64, limit: u64 },
+    #[error("{limit} models are being received already")]
+    TooManyIncoming { limit: usize },
+    #[error("{0}")]
+    NoModel(String),
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("{path}: {cause}")]
+    Io { path: PathBuf, cause: io::Error },
+    #[error(
+        "{path} does not say which model is active ({cause}): remove it to serve what the configuration says"
+    )]
+    ActiveRecord { path: PathBuf, cause: String },
+}
+
+/// The models of one folder, which no other process uses meanwhile.
+#[derive(Debug)]
+pub struct Registry {
+    folder: PathBuf,
+    /// Absent once the registry is closed.
+    lock: Mutex<Option<DirectoryLock>>,
+    limits: RegistryLimits,
+    shelf: Mutex<Shelf>,
+    /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
+    writing: Mutex<()>,
+    incoming: Arc<Receiving>,
+}
+
+#[derive(Debug)]
+struct Shelf {
+    models: BTreeMap<ModelDigest, StoredModel>,
+    active: Option<ActiveModel>,
+}
+
+/// What is being received by all calls together.
+#[derive(Debug, Default)]
+struct Receiving {
+    count: AtomicU64,
+    bytes: AtomicU64,
+}
+
+/// The files of a model, ready to be sent.
+#[derive(Debug)]
+pub struct Export {
+    parts: Vec<Part>,
+}
+
+impl Registry {
+    /// Opens the registry in `folder`, which is made if need be, and removes what killed writers have left. A model that
+    /// is damaged is kept, and refused by name when it is asked for.
+    ///
+    /// # Errors
+    /// The folder cannot be used, another process uses it, or it does not say which model is active.
+    pub fn open(folder: &Path, limits: RegistryLimits) -> Result<Self, RegistryError> {
+        fs::create_dir_all(folder).map_err(at(folder))?;
+        let lock = DirectoryLock::acquire(folder)?;
+        remove_partial(folder).map_err(at(folder))?;
+        incoming::clear(folder)?;
+        let mut models = BTreeMap::new();
+        for entry in fs::read_dir(folder).map_err(at(folder))? {
+            let path = entry.map_err(at(folder))?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let Ok(digest) = name.parse() else { continue };
+            let model = inspect(folder, digest);
+            if let Condition::Damaged(reason) = &model.condition {
+                tracing::error!(model = %digest, reason, "a model on disk is damaged");
+            }
+            models.insert(digest, model);
+        }
+        let active = active::read(folder)?;
+        let registry = Self {
+            folder: folder.to_owned(),
+            lock: Mutex::new(Some(lock)),
+            limits,
+            shelf: Mutex::new(Shelf { models, active }),
+            writing: Mutex::default(),
+            incoming: Arc::default(),
+        };
+        registry.tell(&registry.shelf());
+        Ok(registry)
+    }
+
+    /// Adds a model, whole or not at all, also after a power failure. One that is there already is left as it is, unless
+    /// it is damaged.
+    ///
+    /// # Errors
+    /// A limit would be exceeded, or it cannot be written.
+    pub fn add(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
+        let _writing = self.writing();
+        self.add_alone(model, provenance)
+    }
+
+    /// Every model, oldest first.
+    pub fn list(&self) -> Vec<StoredModel> {
+        let mut models: Vec<StoredModel> = self.shelf().models.values().cloned().collect();
+        models.sort_by_key(|model| (model.created_at(), model.digest));
+        models
+    }
+
+    /// # Errors
+    /// There is no such model.
+    pub fn get(&self, digest: ModelDigest) -> Result<StoredModel, RegistryError> {
+        self.shelf().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
+    }
+
+    /// Reads a model and verifies every number of it.
+    ///
+    /// # Errors
+    /// There is none, or it is damaged, which is remembered.
+    pub fn load(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+        self.get(digest)?;
+        let mut stored = inspect(&self.folder, digest);
+        let opened = match &stored.condition {
+            Condition::Damaged(reason) => Err(reason.clone()),
+            Condition::Intact(_) => match OpenModel::open(&self.place(digest), &Hints::default()) {
+                Ok(model) if model.digest == digest => Ok(model),
+                Ok(model) => Err(format!("it is model {}", model.digest)),
+                Err(cause) => Err(relative(&self.folder, cause)),
+            },
+        };
+        if let Err(reason) = &opened {
+            tracing::error!(model = %digest, reason, "a model on disk is damaged");
+            stored.condition = Condition::Damaged(reason.clone());
+        }
+        // It may have been deleted while it was read.
+        self.change(|shelf| {
+            if let Some(known) = shelf.models.get_mut(&digest) {
+                *known = stored;
+            }
+        });
+        opened.map_err(|reason| RegistryError::Damaged { digest, reason })
+    }
+
+    /// Removes a model for good.
+    ///
+    /// # Errors
+    /// There is none, it is the active one, or it cannot be removed.
+    pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
+        let _writing = self.writing();
+        self.get(digest)?;
+        if self.active().is_some_and(|active| active.digest == digest) {
+            return Err(RegistryError::Active(digest));
+        }
+        let place = self.place(digest);
+        discard_folder(&place).map_err(at(&place))?;
+        self.change(|shelf| shelf.models.remove(&digest));
+        Ok(())
+    }
+
+    /// The model that serves from the next start on, and the one before it. `None` where none was ever activated.
+    pub fn active(&self) -> Option<ActiveModel> {
+        self.shelf().active
+    }
+
+    /// Remembers, durably, which model serves.
+    ///
+    /// # Errors
+    /// There is no such model, it is damaged, or the record cannot be written; the old one then stays.
+    pub fn set_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
+        let _writing = self.writing();
+        self.intact(active.digest)?;
+        active::write(&self.folder, active)?;
+        self.change(|shelf| shelf.active = Some(active));
+        Ok(())
+    }
+
+    /// Opens a model's files for sending. It may be deleted while they are sent. Whoever receives them verifies them.
+    ///
+    /// # Errors
+    /// There is none, it is damaged, or its files cannot be opened.
+    pub fn export(&self, digest: ModelDigest) -> Result<Export, RegistryError> {
+        self.intact(digest)?;
+        let part = |name| {
+            let path = self.place(digest).join(name);
+            Ok(Part { name, file: File::open(&path).map_err(at(&path))? })
+        };
+        let names = [native::DESCRIPTION, PROVENANCE, native::TENSORS];
+        Ok(Export { parts: names.into_iter().map(part).collect::<Result<_, RegistryError>>()? })
+    }
+
+    /// A place for a model that comes in pieces.
+    ///
+    /// # Errors
+    /// Too many are coming already, or the file cannot be made.
+    pub fn receive(&self) -> Result<Incoming, RegistryError> {
+        let stored = self.stored_bytes();
+        Incoming::begin(&self.folder, &self.incoming, self.limits.bytes_max, stored)
+    }
+
+    /// Adds what has been received: a packed model, whose provenance is kept, or a checkpoint of PyTorch. `name` says
+    /// where it came from.
+    ///
+    /// # Errors
+    /// It is no model that can be served, a limit would be exceeded, or it cannot be written.
+    pub fn import(
+        &self,
+        received: Incoming,
+        name: &str,
+        hints: &Hints,
+    ) -> Result<(StoredModel, Added), RegistryError> {
+        // One at a time, so that no more than one is in memory.
+        let _writing = self.writing();
+        // Where it lies meanwhile means nothing to whoever sent it.
+        let here = received.path().display().to_string();
+        let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
+        let model = OpenModel::open(received.path(), hints).map_err(no_model)?;
+        let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
+        let added = self.add_alone(&model, &provenance)?;
+        Ok((self.get(model.digest)?, added))
+    }
+
+    /// Gives the folder back to other processes; nothing is to be done with it any more.
+    pub fn close(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// [`Self::add`] for whoever is the only one that writes.
+    fn add_alone(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
+        let digest = model.digest;
+        let place = self.place(digest);
+        match self.get(digest).map(|stored| stored.condition) {
+            Ok(Condition::Intact(_)) => return Ok(Added::Known),
+            Ok(Condition::Damaged(_)) => {
+                discard_folder(&place).map_err(at(&place))?;
+                self.change(|shelf| shelf.models.remove(&digest));
+            }
+            Err(_) => {}
+        }
+        let description = Description::new(
+            digest.to_string(),
+            model.feature_point,
+            provenance.origin.clone(),
+            model.architecture,
+        );
+        let description = description.to_toml();
+        let tensors = native::tensor_bytes(&model.tensors);
+        let provenance_text = provenance.to_toml();
+        let files: [(&str, &[u8]); 3] = [
+            (native::TENSORS, &tensors),
+            (native::DESCRIPTION, description.as_bytes()),
+            (PROVENANCE, provenance_text.as_bytes()),
+        ];
+        let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
+        self.check_room(bytes)?;
+        write_folder(&place, &files).map_err(at(&place))?;
+        let facts = Facts { architecture: model.architecture, provenance: provenance.clone() };
+        let stored = StoredModel { digest, bytes, condition: Condition::Intact(Box::new(facts)) };
+        self.change(|shelf| shelf.models.insert(digest, stored));
+        Ok(Added::New)
+    }
+
+    fn check_room(&self, bytes: u64) -> Result<(), RegistryError> {
+        let RegistryLimits { count_max, bytes_max } = self.limits;
+        if self.shelf().models.len() >= count_max {
+            return Err(RegistryError::TooMany { limit: count_max });
+        }
+        let used = self.stored_bytes();
+        if used.saturating_add(bytes) > bytes_max {
+            return Err(RegistryError::TooLarge { bytes, used, limit: bytes_max });
+        }
+        Ok(())
+    }
+
+    fn intact(&self, digest: ModelDigest) -> Result<Box<Facts>, RegistryError> {
+        match self.get(digest)?.condition {
+            Condition::Intact(facts) => Ok(facts),
+            Condition::Damaged(reason) => Err(RegistryError::Damaged { digest, reason }),
+        }
+    }
+
+    fn place(&self, digest: ModelDigest) -> PathBuf {
+        self.folder.join(digest.to_string())
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.shelf().models.values().map(|model| model.bytes).sum()
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self) -> MutexGuard<'_, ()> {
+        self.writing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Shelf) -> T) -> T {
+        let mut shelf = self.shelf();
+        let changed = change(&mut shelf);
+        self.tell(&shelf);
+        changed
+    }
+
+    fn tell(&self, shelf: &Shelf) {
+        metrics::models_stored(shelf.models.len(), shelf.models.values().map(|model| model.bytes).sum());
+    }
+}
+
+impl RegistryError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NotFound(_) => "MODEL_NOT_FOUND",
+            Self::Damaged { .. } => "MODEL_DAMAGED",
+            Self::Active(_) => "MODEL_ACTIVE",
+            Self::TooMany { .. } => "TOO_MANY_MODELS",
+            Self::TooLarge { .. } => "MODELS_TOO_LARGE",
+            Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
+            Self::NoModel(_) => "MODEL_UNREADABLE",
+            Self::Lock(_) | Self::Io { .. } | Self::ActiveRecord { .. } => "MODEL_STORE_FAILED",
+        }
+    }
+}
+
+impl StoredModel {
+    /// Seconds since 1970; 0 where a damaged model does not say.
+    fn created_at(&self) -> u64 {
+        match &self.condition {
+            Condition::Intact(facts) => facts.provenance.created_at,
+            Condition::Damaged(_) => 0,
+        }
+    }
+}
+
+impl Export {
+    /// Writes the model as one file, in the form that [`Registry::import`] and [`OpenModel::open`] take.
+    ///
+    /// # Errors
+    /// A file cannot be read, or `out` not be written.
+    pub fn write_to(self, out: impl Write) -> io::Result<()> {
+        packed::pack(self.parts, out)
+    }
+}
+
+/// Looks at a model without reading its numbers: what can be told at start, however many models there are.
+fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
+    let place = folder.join(digest.to_string());
+    let condition = match facts(&place, digest) {
+        Ok(facts) => Condition::Intact(Box::new(facts)),
+        Err(reason) => Condition::Damaged(relative(folder, reason)),
+    };
+    let length = |name| fs::metadata(place.join(name)).map_or(0, |file| file.len());
+    let bytes = [native::DESCRIPTION, PROVENANCE, native::TENSORS].into_iter().map(length).sum();
+    StoredModel { digest, bytes, condition }
+}
+
+fn facts(place: &Path, digest: ModelDigest) -> Result<Facts, String> {
+    let description = native::read_description(place).map_err(|cause| cause.to_string())?;
+    if description.digest != digest.to_string() {
+        return Err(format!("its description is of model {}", description.digest));
+    }
+    let architecture = description.architecture;
+    architecture.validate().map_err(|cause| cause.to_string())?;
+    let tensors = place.join(native::TENSORS);
+    let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
+    if length < architecture.parameters() * size_of::<f32>() as u64 {
+        return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
+    }
+    let path = place.join(PROVENANCE);
+    let text = fs::read_to_string(&path).map_err(|cause| at(&path)(cause).to_string())?;
+    let provenance = Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    Ok(Facts { architecture, provenance })
+}
+
+/// A reason that names files from the registry's folder on: where that lies is nobody else's business.
+fn relative(folder: &Path, reason: impl fmt::Display) -> String {
+    reason.to_string().replace(&format!("{}/", folder.display()), "")
+}
+
+/// What a packed model says of its history.
+fn packed_provenance(path: &Path) -> Option<Provenance> {
+    let bytes = packed::read_part(path, PROVENANCE, PROVENANCE_BYTES_MAX).ok()?;
+    Provenance::from_toml(str::from_utf8(&bytes).ok()?).ok()
+}
+
+/// Names the path at which something failed.
+fn at(path: &Path) -> impl Fn(io::Error) -> RegistryError {
+    move |cause| RegistryError::Io { path: path.to_owned(), cause }
+}

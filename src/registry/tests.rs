@@ -1,0 +1,240 @@
+//! What the registry keeps, and what becomes of it when a writer is killed or a file changed.
+
+use super::*;
+use crate::weights::architecture::FeaturePoint;
+use crate::weights::golden;
+use crate::weights::seed::seeded;
+
+const LIMITS: RegistryLimits = RegistryLimits { count_max: 3, bytes_max: 10 << 20 };
+
+fn model(seed: u64) -> OpenModel {
+    let architecture = Architecture { classes: 0, ..golden::MICRO };
+    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
+}
+
+/// A history that `seed` orders in time.
+fn provenance(seed: u64) -> Provenance {
+    Provenance {
+        parent: Some(model(0).digest),
+        data_fingerprint: Some(format!("data {seed}")),
+        created_at: seed,
+        ..Provenance::now(format!("job {seed}"))
+    }
+}
+
+/// An activation of the model of seed `seed` after that of seed 9.
+fn active(seed: u64) -> ActiveModel {
+    ActiveModel { digest: model(seed).digest, former: model(9).digest }
+}
+
+fn opened(folder: &Path) -> Registry {
+    Registry::open(folder, LIMITS).expect("a registry")
+}
+
+fn filled(folder: &Path, seeds: &[u64]) -> Registry {
+    let registry = opened(folder);
+    for seed in seeds {
+        assert_eq!(registry.add(&model(*seed), &provenance(*seed)).expect("room"), Added::New);
+    }
+    registry
+}
+
+fn packed(registry: &Registry, digest: ModelDigest) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    registry.export(digest).expect("there").write_to(&mut bytes).expect("in memory");
+    bytes
+}
+
+fn received(registry: &Registry, bytes: &[u8]) -> Incoming {
+    let mut incoming = registry.receive().expect("room");
+    for piece in bytes.chunks(1000) {
+        incoming.write(piece).expect("within the limits");
+    }
+    incoming
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).expect("readable");
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn models_and_the_active_one_are_there_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[2, 1]);
+    assert_eq!(registry.active(), None);
+    registry.set_active(active(1)).expect("there");
+    registry.set_active(active(2)).expect("there");
+    let listed = registry.list();
+    drop(registry);
+
+    let registry = opened(folder.path());
+    assert_eq!(registry.list(), listed);
+    assert_eq!(
+        listed.iter().map(|stored| stored.digest).collect::<Vec<_>>(),
+        [1, 2].map(|n| model(n).digest)
+    );
+    let Condition::Intact(facts) = &listed[0].condition else { panic!("intact") };
+    assert_eq!(facts.provenance, provenance(1));
+    assert_eq!(registry.active(), Some(active(2)));
+    assert_eq!(registry.load(model(1).digest).expect("intact"), model(1));
+}
+
+#[test]
+fn a_model_that_is_there_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[1]);
+    let stored = registry.get(model(1).digest).expect("there");
+    assert_eq!(registry.add(&model(1), &provenance(9)).expect("known"), Added::Known);
+    assert_eq!(registry.list(), [stored]);
+}
+
+#[test]
+fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    here.add(&model(1), &provenance(1)).expect("room");
+    let bytes = packed(&here, model(1).digest);
+    assert_eq!(bytes, packed(&here, model(1).digest), "equal models give equal bytes");
+    let (stored, added) =
+        there.import(received(&there, &bytes), "x.zip", &Hints::default()).expect("a packed model");
+    assert_eq!((added, &stored), (Added::New, &here.get(model(1).digest).expect("there")));
+    let (_, added) = there.import(received(&there, &bytes), "x.zip", &Hints::default()).expect("again");
+    assert_eq!(added, Added::Known);
+
+    let architecture = crate::weights::architecture::ArchitectureHints {
+        heads: Some(2),
+        image: Some(golden::MICRO.image),
+        ..Default::default()
+    };
+    let hints = Hints { architecture, ..Hints::default() };
+    let checkpoint = received(&there, &golden::bytes("ckpt_wrapped.pth"));
+    let (stored, _) = there.import(checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
+    let Condition::Intact(facts) = stored.condition else { panic!("intact") };
+    assert_eq!((facts.provenance.origin.as_str(), facts.provenance.parent), ("ckpt_wrapped.pth", None));
+    let malicious = received(&there, &golden::bytes("ckpt_malicious.pth"));
+    assert!(matches!(there.import(malicious, "x", &hints), Err(RegistryError::NoModel(_))));
+    assert!(names(&folders[1].path().join(incoming::FOLDER)).is_empty(), "nothing received stays behind");
+}
+
+#[test]
+fn the_active_model_is_not_deleted_and_a_deleted_one_is_gone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[1, 2]);
+    registry.set_active(active(1)).expect("there");
+    assert!(matches!(registry.delete(model(1).digest), Err(RegistryError::Active(_))));
+    // What is being sent is sent to its end.
+    let export = registry.export(model(2).digest).expect("there");
+    registry.delete(model(2).digest).expect("not active");
+    export.write_to(io::sink()).expect("sent");
+    for registry in [registry].into_iter().chain(std::iter::once_with(|| opened(folder.path()))) {
+        let absent = model(2).digest;
+        assert!(matches!(registry.delete(absent), Err(RegistryError::NotFound(_))));
+        assert!(matches!(registry.set_active(active(2)), Err(RegistryError::NotFound(_))));
+        assert!(matches!(registry.load(absent), Err(RegistryError::NotFound(_))));
+        assert_eq!(registry.list().len(), 1);
+    }
+}
+
+#[test]
+fn limits_are_met_before_anything_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[1, 2, 3]);
+    assert!(matches!(registry.add(&model(4), &provenance(4)), Err(RegistryError::TooMany { limit: 3 })));
+    registry.delete(model(3).digest).expect("not active");
+    let one = registry.get(model(1).digest).expect("there").bytes;
+    drop(registry);
+    let bytes_max = 2 * one + one / 2;
+    let registry = Registry::open(folder.path(), RegistryLimits { bytes_max, ..LIMITS }).expect("opens");
+    match registry.add(&model(3), &provenance(3)) {
+        Err(RegistryError::TooLarge { used, limit, .. }) => assert_eq!((used, limit), (2 * one, bytes_max)),
+        other => panic!("{other:?}"),
+    }
+    // What is received by several calls counts together, until it is given up.
+    let piece = vec![0; (one / 3) as usize];
+    let (mut first, mut second) =
+        (registry.receive().expect("a place"), registry.receive().expect("a place"));
+    first.write(&piece).expect("room");
+    assert!(matches!(second.write(&piece), Err(RegistryError::TooLarge { .. })));
+    drop(first);
+    second.write(&piece).expect("room again");
+    let more: Vec<_> = std::iter::from_fn(|| registry.receive().ok()).collect();
+    assert_eq!(more.len(), 3);
+    assert!(matches!(registry.receive(), Err(RegistryError::TooManyIncoming { limit: 4 })));
+    assert_eq!(registry.list().len(), 2);
+}
+
+#[test]
+fn a_damaged_model_is_refused_by_name_and_repaired_by_adding_it_again() {
+    let change = |name: &'static str, change: fn(&Path)| (name, change);
+    let flip = |path: &Path| {
+        let mut bytes = fs::read(path).expect("readable");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).expect("writable");
+    };
+    for (name, change) in [
+        change(native::TENSORS, |path| fs::remove_file(path).expect("there")),
+        change(native::TENSORS, |path| fs::write(path, b"junk").expect("writable")),
+        change(native::TENSORS, flip),
+        change(native::DESCRIPTION, |path| fs::write(path, b"format = 2").expect("writable")),
+        change(native::DESCRIPTION, |path| {
+            let text = fs::read_to_string(path).expect("readable");
+            fs::write(path, text.replace(&model(1).digest.to_string(), &model(2).digest.to_string()))
+                .expect("writable");
+        }),
+        change(PROVENANCE, |path| fs::remove_file(path).expect("there")),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let digest = model(1).digest;
+        let place = filled(folder.path(), &[1, 2]).place(digest);
+        change(&place.join(name));
+        let registry = opened(folder.path());
+        let error = registry.load(digest).map(|model| model.digest);
+        let error = error.expect_err("damaged").to_string();
+        assert!(error.contains(&digest.to_string()) && error.contains("damaged"), "{name}: {error}");
+        assert!(matches!(registry.get(digest).expect("listed").condition, Condition::Damaged(_)));
+        assert!(matches!(registry.set_active(active(1)), Err(RegistryError::Damaged { .. })));
+        assert!(matches!(registry.export(digest), Err(RegistryError::Damaged { .. })));
+        registry.load(model(2).digest).expect("the other one is not touched");
+        assert_eq!(registry.add(&model(1), &provenance(1)).expect("repaired"), Added::New);
+        assert_eq!(registry.load(digest).expect("repaired"), model(1));
+    }
+}
+
+#[test]
+fn what_killed_writers_left_is_gone_after_a_restart() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[1]);
+    registry.set_active(active(1)).expect("there");
+    let before = names(folder.path());
+    std::mem::forget(received(&registry, b"half of a mod"));
+    drop(registry);
+    // As an addition, a deletion and a change of the active model leave them when they are cut short.
+    let digest = model(2).digest.to_string();
+    for partial in [format!(".partial-{digest}-new-1-0"), format!(".partial-{digest}-gone-1-1")] {
+        fs::create_dir(folder.path().join(&partial)).expect("writable");
+        fs::write(folder.path().join(&partial).join(native::TENSORS), b"torn").expect("writable");
+    }
+    fs::write(folder.path().join("active.toml.new"), b"forma").expect("writable");
+    let registry = opened(folder.path());
+    assert_eq!(registry.active(), Some(active(1)));
+    registry.set_active(active(1)).expect("there");
+    assert_eq!(names(folder.path()), before);
+    assert!(names(&folder.path().join(incoming::FOLDER)).is_empty());
+}
+
+#[test]
+fn a_record_of_the_active_model_that_cannot_be_read_names_the_way_out() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    drop(opened(folder.path()));
+    for text in ["", "format = 9\ndigest = \"\"", "format = 1\ndigest = \"12\"", "\u{1}"] {
+        let path = folder.path().join("active.toml");
+        fs::write(&path, text).expect("writable");
+        let error = Registry::open(folder.path(), LIMITS).expect_err("refused").to_string();
+        assert!(error.contains("active.toml") && error.contains("remove it"), "{error}");
+    }
+}

@@ -1,0 +1,259 @@
+//! Match: queries are embedded where they are chips, then ranked against a gallery off the async threads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, try_join_all};
+use tonic::Code;
+
+use super::context::CallContext;
+use super::convert::{self, MatchCall, QueryCall, SubjectCall};
+use super::deadline;
+use super::galleries::{GalleryAccess, resident};
+use super::problem::Problem;
+use crate::chip::SourceChip;
+use crate::config::{Limits, Matching};
+use crate::embedding::ModelDigest;
+use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
+use crate::gallery::{About, Observation, Snapshot};
+use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
+use crate::metrics;
+use crate::wire;
+
+/// Calibrators by the model that they hold for.
+pub type Calibrators = HashMap<ModelDigest, Arc<Calibrator>>;
+
+/// What Match needs, shared by its calls.
+#[derive(Clone)]
+pub struct Matcher {
+    access: GalleryAccess,
+    pipeline: Arc<Pipeline>,
+    calibrators: Arc<Calibrators>,
+    limits: Matching,
+    chips_max: usize,
+}
+
+impl Matcher {
+    pub fn new(
+        access: GalleryAccess,
+        pipeline: Arc<Pipeline>,
+        calibrators: Calibrators,
+        matching: &Matching,
+        limits: &Limits,
+    ) -> Self {
+        Self {
+            access,
+            pipeline,
+            calibrators: Arc::new(calibrators),
+            limits: matching.clone(),
+            chips_max: limits.chips_per_request_max,
+        }
+    }
+
+    pub async fn answer(
+        &self,
+        request: wire::MatchRequest,
+        context: &CallContext,
+    ) -> Result<wire::MatchResponse, Problem> {
+        let started = Instant::now();
+        let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
+        let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
+        let snapshot = gallery.snapshot();
+        let model = snapshot.about().model;
+        check_model(call.model, model)?;
+        let calibrator = self.calibrators.get(&model).cloned();
+        let asked = self.embed(&call, snapshot.about(), context).await?;
+        let (queries, asked) = split(asked);
+        let plan = Plan {
+            queries,
+            top_k: call.top_k,
+            group: call.group,
+            filter: call.filter,
+            gate: call.gate,
+            ranking: call.ranking,
+            sharing: call.sharing,
+            calibrator: calibrator.clone(),
+            prior_unknown: call.prior_unknown,
+        };
+        let (matched, search) = self.search(snapshot, plan, context).await?;
+        let mut timings = convert::embed_timings(asked.iter().flat_map(|asked| &asked.embedded));
+        timings.search = convert::duration(search);
+        timings.total = convert::duration(started.elapsed());
+        let ids = call.queries.into_iter().map(|query| query.id);
+        Ok(wire::MatchResponse {
+            results: results(ids, asked, matched),
+            model: model.to_string(),
+            calibrator: calibrator.map(|calibrator| calibrator.id().to_owned()).unwrap_or_default(),
+            timings: Some(timings),
+        })
+    }
+
+    /// Embeds the chips of all tracklets; a chip that fails takes its query with it.
+    async fn embed(
+        &self,
+        call: &MatchCall,
+        about: &About,
+        context: &CallContext,
+    ) -> Result<Vec<Asked>, Problem> {
+        let (count, bytes) = call.chips();
+        if count == 0 {
+            return Ok(call.queries.iter().map(Asked::without_chips).collect());
+        }
+        let model = resident(&self.pipeline, about)?;
+        let caller = convert::caller(context, Priority::Interactive);
+        let _place = self.pipeline.admit(&model, &caller, count, bytes)?;
+        let asked = call.queries.iter().enumerate().map(async |(index, query)| match &query.subject {
+            Ok(SubjectCall::Tracklet(chips)) => {
+                Asked::of_tracklet(self.embed_tracklet(chips, &model, &caller, index).await)
+            }
+            _ => Asked::without_chips(query),
+        });
+        let asked = join_all(asked).await;
+        let outcomes: Vec<Result<(), Problem>> =
+            asked.iter().map(|asked| asked.query.as_ref().map(|_| ()).map_err(Problem::clone)).collect();
+        super::status::whole_call(&outcomes)?;
+        Ok(asked)
+    }
+
+    async fn embed_tracklet(
+        &self,
+        chips: &[(SourceChip, Observation)],
+        model: &ModelLease,
+        caller: &Caller,
+        query: usize,
+    ) -> Result<(Seen, Vec<Embedded>), Problem> {
+        let embedded = try_join_all(chips.iter().enumerate().map(async |(index, (chip, _))| {
+            let embedded = self.pipeline.embed(model, caller, chip.clone()).await;
+            embedded.map_err(|cause| {
+                Problem::from(cause).within(&format!("queries[{query}].tracklet.chips[{index}]"))
+            })
+        }))
+        .await?;
+        let sights = chips.iter().zip(&embedded).map(|((chip, observation), embedded)| Sight {
+            embedding: embedded.embedding.clone(),
+            modality: Some(chip.view.modality),
+            observation: observation.clone(),
+            extent_m: Some(embedded.extent_m),
+        });
+        let seen = seen(sights.collect(), &format!("queries[{query}].tracklet"))?;
+        Ok((seen, embedded))
+    }
+
+    /// Ranks on a reader's thread; a call whose time has passed is not begun.
+    async fn search(
+        &self,
+        snapshot: Arc<Snapshot>,
+        plan: Plan,
+        context: &CallContext,
+    ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
+        let deadline = context.deadline;
+        self.access
+            .run(move || {
+                if deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
+                    return Err(deadline::exceeded());
+                }
+                let started = Instant::now();
+                let matched = match_queries(&snapshot, &plan)?;
+                let took = started.elapsed();
+                metrics::searched(took);
+                Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))
+            })
+            .await
+    }
+}
+
+/// A query after its chips were embedded.
+struct Asked {
+    query: Result<Query, Problem>,
+    embedded: Vec<Embedded>,
+}
+
+impl Asked {
+    fn of_tracklet(outcome: Result<(Seen, Vec<Embedded>), Problem>) -> Self {
+        match outcome {
+            Ok((seen, embedded)) => Self { query: Ok(Query::Seen(Box::new(seen))), embedded },
+            Err(problem) => Self { query: Err(problem), embedded: Vec::new() },
+        }
+    }
+
+    /// A query that has no chips, or is at fault.
+    fn without_chips(call: &QueryCall) -> Self {
+        let query = match &call.subject {
+            Err(problem) => Err(problem.clone()),
+            Ok(SubjectCall::Enrolled(id)) => Ok(Query::Enrolled(id.clone())),
+            Ok(SubjectCall::Ready { embedding, modality, observation }) => {
+                let sight = Sight {
+                    embedding: embedding.clone(),
+                    modality: *modality,
+                    observation: observation.clone(),
+                    extent_m: None,
+                };
+                seen(vec![sight], "embedding").map(|seen| Query::Seen(Box::new(seen)))
+            }
+            Ok(SubjectCall::Tracklet(_)) => Err(no_chips()),
+        };
+        Self { query, embedded: Vec::new() }
+    }
+}
+
+fn no_chips() -> Problem {
+    Problem::invalid("NO_CHIPS", "tracklet.chips", "tracklet.chips is empty")
+}
+
+fn seen(sights: Vec<Sight>, field: &str) -> Result<Seen, Problem> {
+    Seen::tracklet(sights)
+        .map_err(|cause| Problem::invalid("TRACKLET_CANCELS", field, format!("{field}: {cause}")))
+}
+
+/// Takes the queries out of those that can be asked; what is left says which those are.
+fn split(asked: Vec<Asked>) -> (Vec<Query>, Vec<Answerable>) {
+    let mut queries = Vec::new();
+    let asked = asked.into_iter().map(|Asked { query, embedded }| {
+        let failure = match query {
+            Ok(query) => {
+                queries.push(query);
+                None
+            }
+            Err(problem) => Some(problem),
+        };
+        Answerable { failure, embedded }
+    });
+    let asked = asked.collect();
+    (queries, asked)
+}
+
+/// A query that was asked, unless it failed before.
+struct Answerable {
+    failure: Option<Problem>,
+    embedded: Vec<Embedded>,
+}
+
+fn results(
+    ids: impl Iterator<Item = String>,
+    asked: Vec<Answerable>,
+    matched: Vec<Result<Matched, Problem>>,
+) -> Vec<wire::MatchResult> {
+    let mut matched = matched.into_iter();
+    let result = |(id, asked): (String, Answerable)| {
+        let warnings = asked.embedded.iter().flat_map(|chip| convert::warnings(&chip.warnings)).collect();
+        let outcome = match asked.failure {
+            Some(problem) => Err(problem),
+            None => matched.next().expect("one answer for each query that was asked"),
+        };
+        convert::match_result(id, outcome, warnings)
+    };
+    ids.zip(asked).map(result).collect()
+}
+
+fn check_model(named: Option<ModelDigest>, gallerys: ModelDigest) -> Result<(), Problem> {
+    match named {
+        Some(named) if named != gallerys => {
+            let message = format!("the gallery is of model {gallerys}, the request names {named}");
+            Err(Problem::new(Code::FailedPrecondition, "MODEL_MISMATCH", message)
+                .with_metadata("gallery_model", gallerys)
+                .with_metadata("request_model", named))
+        }
+        _ => Ok(()),
+    }
+}

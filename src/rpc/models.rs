@@ -1,0 +1,284 @@
+//! The service `Models`.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use super::context::CallContext;
+use super::page::{bad_token, page_size};
+use super::problem::Problem;
+use super::{ResponseStream, convert, deadline};
+use crate::embedding::ModelDigest;
+use crate::encoder::{ModelLease, Pipeline};
+use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
+use crate::wire;
+
+/// Bytes of a model in one message.
+const PIECE_BYTES: usize = 1 << 20;
+/// Pieces of a model between the disk and a slow reader.
+const PIECES_AHEAD: usize = 4;
+
+/// The models on disk and in memory.
+#[derive(Clone)]
+pub struct ModelsService {
+    pipeline: Arc<Pipeline>,
+    /// Absent in a server without a data directory, which serves one model for life.
+    activator: Option<Activator>,
+}
+
+impl ModelsService {
+    pub fn new(pipeline: Arc<Pipeline>, activator: Option<Activator>) -> Self {
+        Self { pipeline, activator }
+    }
+
+    fn activator(&self) -> Result<&Activator, Problem> {
+        self.activator.as_ref().ok_or_else(|| {
+            Problem::new(
+                Code::FailedPrecondition,
+                "NO_DATA_DIR",
+                "the server keeps no models: set store.data_dir and start it again",
+            )
+        })
+    }
+
+    fn registry(&self) -> Result<Arc<Registry>, Problem> {
+        Ok(Arc::clone(self.activator()?.registry()))
+    }
+
+    fn list(&self, request: &wire::ListModelsRequest) -> Result<wire::ListModelsResponse, Problem> {
+        let size = page_size(request.page_size)?;
+        let after = match request.page_token.as_str() {
+            "" => None,
+            token => Some(position(token).ok_or_else(bad_token)?),
+        };
+        let models = self.known_models();
+        let first = models
+            .partition_point(|model| after.as_ref().is_some_and(|after| place_in_list(model) <= *after));
+        let end = models.len().min(first + size);
+        let page = models[first..end]
+            .iter()
+            .map(|model| wire::Model { config_toml: String::new(), ..model.clone() });
+        let next = models.get(end).and(models.get(end.wrapping_sub(1)));
+        Ok(wire::ListModelsResponse {
+            models: page.collect(),
+            next_page_token: next.map(token).unwrap_or_default(),
+        })
+    }
+
+    /// Every model, oldest first; one that is resident but not kept, as a configuration's preset, before all others.
+    fn known_models(&self) -> Vec<wire::Model> {
+        let stored = self.activator.as_ref().map(|activator| activator.registry().list()).unwrap_or_default();
+        let resident = self.pipeline.residency().leases();
+        let not_kept = resident.iter().filter(|lease| stored.iter().all(|kept| kept.digest != lease.digest));
+        let not_kept = not_kept.map(|lease| self.with_residence(convert::resident_model(lease), Some(lease)));
+        let mut models: Vec<_> = not_kept.chain(stored.iter().map(|stored| self.stored(stored))).collect();
+        models.sort_by_key(place_in_list);
+        models
+    }
+
+    fn get(&self, digest: &str) -> Result<wire::Model, Problem> {
+        let digest = convert::model_digest(digest)?.unwrap_or_else(|| self.pipeline.active().digest);
+        let known = self.known_models().into_iter().find(|model| model.digest == digest.to_string());
+        known.ok_or_else(|| RegistryError::NotFound(digest).into())
+    }
+
+    fn stored(&self, stored: &StoredModel) -> wire::Model {
+        let lease = self.pipeline.residency().lease(stored.digest);
+        self.with_residence(convert::stored_model(stored), lease.as_ref())
+    }
+
+    fn with_residence(&self, model: wire::Model, lease: Option<&ModelLease>) -> wire::Model {
+        let precision = self.pipeline.residency().settings().precision;
+        wire::Model {
+            active: lease.is_some_and(|lease| lease.digest == self.pipeline.active().digest),
+            resident: lease.is_some(),
+            precision: lease.map(|_| precision.to_owned()).unwrap_or_default(),
+            ..model
+        }
+    }
+
+    async fn import(&self, mut pieces: Streaming<wire::ImportModelRequest>) -> Result<wire::Model, Status> {
+        let registry = self.registry()?;
+        let first = pieces.message().await?.unwrap_or_default();
+        convert::bounded_text("file_name", &first.file_name)?;
+        let hints = convert::hints(&first.hints.unwrap_or_default())?;
+        let mut incoming = blocking({
+            let registry = Arc::clone(&registry);
+            move || Ok(registry.receive()?)
+        })
+        .await?;
+        let mut piece = Some(first.data);
+        while let Some(data) = piece {
+            incoming = blocking(move || written(incoming, &data)).await?;
+            piece = pieces.message().await?.map(|message| message.data);
+        }
+        let name = if first.file_name.is_empty() { "the file".to_owned() } else { first.file_name };
+        let (stored, _) = blocking(move || Ok(registry.import(incoming, &name, &hints)?)).await?;
+        Ok(self.stored(&stored))
+    }
+
+    /// A model, read from the disk as fast as it is taken.
+    async fn export(
+        &self,
+        digest: &str,
+    ) -> Result<ReceiverStream<Result<wire::ExportModelResponse, Status>>, Problem> {
+        let (registry, digest) = (self.registry()?, required_digest(digest)?);
+        let export = blocking(move || Ok(registry.export(digest)?)).await?;
+        let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
+        tokio::task::spawn_blocking(move || send(export, digest, pieces));
+        Ok(ReceiverStream::new(receiver))
+    }
+
+    async fn activate(&self, digest: &str) -> Result<wire::Model, Problem> {
+        let digest = required_digest(digest)?;
+        self.activator()?.activate(digest).await?;
+        self.get(&digest.to_string())
+    }
+
+    async fn delete(&self, digest: &str) -> Result<(), Problem> {
+        let (registry, digest) = (self.registry()?, required_digest(digest)?);
+        if self.pipeline.residency().lease(digest).is_some() && digest != self.pipeline.active().digest {
+            let message = format!(
+                "model {digest} is still in use: by calls, or by galleries that follow the active one"
+            );
+            return Err(Problem::new(Code::FailedPrecondition, "MODEL_IN_USE", message));
+        }
+        blocking(move || Ok(registry.delete(digest)?)).await
+    }
+}
+
+#[tonic::async_trait]
+impl wire::models_server::Models for ModelsService {
+    async fn list_models(
+        &self,
+        request: Request<wire::ListModelsRequest>,
+    ) -> Result<Response<wire::ListModelsResponse>, Status> {
+        Ok(Response::new(self.list(request.get_ref())?))
+    }
+
+    async fn get_model(
+        &self,
+        request: Request<wire::GetModelRequest>,
+    ) -> Result<Response<wire::GetModelResponse>, Status> {
+        let model = self.get(&request.get_ref().digest)?;
+        Ok(Response::new(wire::GetModelResponse { model: Some(model) }))
+    }
+
+    async fn import_model(
+        &self,
+        request: Request<Streaming<wire::ImportModelRequest>>,
+    ) -> Result<Response<wire::ImportModelResponse>, Status> {
+        let model = self.import(request.into_inner()).await?;
+        Ok(Response::new(wire::ImportModelResponse { model: Some(model) }))
+    }
+
+    type ExportModelStream = ResponseStream<wire::ExportModelResponse>;
+
+    async fn export_model(
+        &self,
+        request: Request<wire::ExportModelRequest>,
+    ) -> Result<Response<Self::ExportModelStream>, Status> {
+        let deadline = CallContext::of(&request).deadline;
+        let pieces = self.export(&request.get_ref().digest).await?;
+        Ok(Response::new(Box::pin(deadline::bounded(pieces, deadline))))
+    }
+
+    async fn activate_model(
+        &self,
+        request: Request<wire::ActivateModelRequest>,
+    ) -> Result<Response<wire::ActivateModelResponse>, Status> {
+        let model = self.activate(&request.get_ref().digest).await?;
+        Ok(Response::new(wire::ActivateModelResponse { model: Some(model) }))
+    }
+
+    async fn delete_model(
+        &self,
+        request: Request<wire::DeleteModelRequest>,
+    ) -> Result<Response<wire::DeleteModelResponse>, Status> {
+        self.delete(&request.get_ref().digest).await?;
+        Ok(Response::new(wire::DeleteModelResponse {}))
+    }
+}
+
+/// Runs what reads and writes the disk where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let panicked =
+        || Problem::new(Code::Internal, "MODEL_STORE_FAILED", "the models cannot be read or written");
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(panicked()))
+}
+
+fn written(mut incoming: Incoming, piece: &[u8]) -> Result<Incoming, Problem> {
+    incoming.write(piece)?;
+    Ok(incoming)
+}
+
+fn send(
+    export: Export,
+    digest: ModelDigest,
+    pieces: mpsc::Sender<Result<wire::ExportModelResponse, Status>>,
+) {
+    let mut out = Pieces { filling: BytesMut::new(), sender: pieces };
+    if let Err(cause) = export.write_to(&mut out).and_then(|()| out.send())
+        && !out.sender.is_closed()
+    {
+        tracing::error!(model = %digest, %cause, "a model cannot be read from disk");
+        let problem = Problem::new(Code::DataLoss, "MODEL_DAMAGED", "the model cannot be read from disk");
+        // Whoever left in the meantime wants no answer.
+        let _ = out.sender.blocking_send(Err(problem.into()));
+    }
+}
+
+/// Bytes that become messages of a stream.
+struct Pieces {
+    filling: BytesMut,
+    sender: mpsc::Sender<Result<wire::ExportModelResponse, Status>>,
+}
+
+impl Pieces {
+    fn send(&mut self) -> io::Result<()> {
+        let data = self.filling.split().freeze();
+        let sent = self.sender.blocking_send(Ok(wire::ExportModelResponse { data }));
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let taken = bytes.len().min(PIECE_BYTES - self.filling.len());
+        self.filling.extend_from_slice(&bytes[..taken]);
+        if self.filling.len() == PIECE_BYTES {
+            self.send()?;
+        }
+        Ok(taken)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn required_digest(text: &str) -> Result<ModelDigest, Problem> {
+    convert::model_digest(text)?
+        .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "digest", "digest names no model"))
+}
+
+/// Where a model stands in the list: stays the same whatever is added and deleted.
+fn place_in_list(model: &wire::Model) -> (i64, String) {
+    (model.created_at.map_or(0, |at| at.seconds), model.digest.clone())
+}
+
+fn token(model: &wire::Model) -> String {
+    let (created_at, digest) = place_in_list(model);
+    format!("{created_at}-{digest}")
+}
+
+fn position(token: &str) -> Option<(i64, String)> {
+    let (created_at, digest) = token.split_once('-')?;
+    Some((created_at.parse().ok()?, digest.parse::<ModelDigest>().ok()?.to_string()))
+}

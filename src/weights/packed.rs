@@ -1,0 +1,142 @@
+//! A model folder as one file, for transport: a zip of its files, uncompressed, with their checksums.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
+use std::path::Path;
+
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
+
+use super::native::{self, Description, NativeError};
+use super::tensors::NamedTensors;
+
+/// A file of a model folder under its name there.
+#[derive(Debug)]
+pub struct Part {
+    pub name: &'static str,
+    pub file: File,
+}
+
+/// Writes `parts` one after the other, front to back.
+///
+/// # Errors
+/// A part cannot be read, or `out` not be written.
+pub fn pack(parts: Vec<Part>, out: impl Write) -> io::Result<()> {
+    // Without the times of the files, equal models give equal bytes.
+    let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
+    let mut zip = ZipWriter::new_stream(out);
+    for Part { name, mut file } in parts {
+        zip.start_file(name, options)?;
+        io::copy(&mut file, &mut zip)?;
+    }
+    zip.finish()?.into_inner().flush()
+}
+
+/// Whether a file is a packed model, whole or not; a PyTorch checkpoint, though a zip as well, is none.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn is_packed(path: &Path) -> io::Result<bool> {
+    let archive = ZipArchive::new(BufReader::new(File::open(path)?));
+    Ok(archive.is_ok_and(|archive| archive.index_for_name(native::DESCRIPTION).is_some()))
+}
+
+/// Reads a packed model; the caller compares tensors with architecture and digest.
+///
+/// # Errors
+/// A part is absent, damaged, malformed, too large or of another format.
+pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
+    let description = read_part(path, native::DESCRIPTION, native::DESCRIPTION_BYTES_MAX)?;
+    let description = native::parse_description(path, &description)?;
+    let tensors = read_part(path, native::TENSORS, native::TENSOR_BYTES_MAX)?;
+    Ok((description, native::parse_tensors(path, &tensors)?))
+}
+
+/// The bytes of one part, whose checksum has been verified.
+///
+/// # Errors
+/// The part is absent, damaged or larger than `bytes_max`.
+pub fn read_part(path: &Path, name: &str, bytes_max: u64) -> Result<Vec<u8>, NativeError> {
+    let packed = |cause| NativeError::Packed { path: path.to_owned(), cause };
+    let failed = |cause| NativeError::Io { path: path.join(name), cause };
+    let file = File::open(path).map_err(failed)?;
+    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(packed)?;
+    let part = archive.by_name(name).map_err(packed)?;
+    let mut bytes = Vec::new();
+    part.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > bytes_max {
+        return Err(NativeError::TooLarge { path: path.join(name), max: bytes_max });
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::weights::architecture::{Architecture, FeaturePoint};
+    use crate::weights::golden;
+    use crate::weights::open::{Hints, OpenModel};
+    use crate::weights::seed::seeded;
+
+    fn model() -> OpenModel {
+        let architecture = Architecture { classes: 0, ..golden::MICRO };
+        OpenModel::new(architecture, FeaturePoint::AfterNeck, seeded(&architecture, 3))
+    }
+
+    fn packed(folder: &Path) -> Vec<u8> {
+        let place = folder.join("model");
+        model().save(&place, "test").expect("written");
+        let part = |name| Part { name, file: File::open(place.join(name)).expect("there") };
+        let mut bytes = Vec::new();
+        pack(vec![part(native::DESCRIPTION), part(native::TENSORS)], &mut bytes).expect("in memory");
+        bytes
+    }
+
+    fn file(folder: &Path, bytes: &[u8]) -> PathBuf {
+        let path = folder.join("model.zip");
+        fs::write(&path, bytes).expect("writable");
+        path
+    }
+
+    #[test]
+    fn a_packed_model_is_the_model() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = file(folder.path(), &packed(folder.path()));
+        assert!(is_packed(&path).expect("readable"));
+        assert_eq!(OpenModel::open(&path, &Hints::default()).expect("a model"), model());
+        assert!(!is_packed(&golden::path("ckpt_plain.pth")).expect("readable"));
+    }
+
+    #[test]
+    fn a_changed_or_shortened_file_is_never_another_model() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let bytes = packed(folder.path());
+        for at in (0..bytes.len()).step_by(2503).chain((bytes.len() - 300..bytes.len()).step_by(11)) {
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 0x10;
+            for changed in [&flipped[..], &bytes[..at]] {
+                let path = file(folder.path(), changed);
+                // Some bytes, such as a time, say nothing about the model.
+                if let Ok(opened) = OpenModel::open(&path, &Hints::default()) {
+                    assert!(opened == model(), "byte {at}");
+                }
+            }
+        }
+        let path = file(folder.path(), &bytes[..bytes.len() - 1]);
+        assert!(OpenModel::open(&path, &Hints::default()).is_err());
+    }
+
+    #[test]
+    fn a_part_may_not_be_larger_than_expected() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = file(folder.path(), &packed(folder.path()));
+        let description = read_part(&path, native::DESCRIPTION, 1000).expect("short");
+        let at_most = description.len() as u64;
+        assert!(read_part(&path, native::DESCRIPTION, at_most).is_ok());
+        let error = read_part(&path, native::DESCRIPTION, at_most - 1).expect_err("too long");
+        assert!(matches!(error, NativeError::TooLarge { .. }), "{error}");
+    }
+}

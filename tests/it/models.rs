@@ -1,0 +1,338 @@
+//! Models of a running server: imported, listed, activated under load, exported, deleted.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use shipreid::app::{KeptModels, LoadedModel, Running, ServedModels};
+use shipreid::chip::{ChipSize, ImageLimits, Modality, PixelSize, View, prepare};
+use shipreid::client::{Client, ClientError, chip};
+use shipreid::embedding::ModelDigest;
+use shipreid::encoder::{Batch, Encoder, EncoderFactory, Health, ModelCard, PixelProjection};
+use shipreid::registry::{Provenance, Registry, RegistryLimits};
+use shipreid::weights::architecture::{Architecture, FeaturePoint};
+use shipreid::weights::open::OpenModel;
+use shipreid::weights::seed::seeded;
+use shipreid::wire::embed_result::Outcome;
+use shipreid::wire::enroll_request::Source;
+use shipreid::wire::{
+    ActivateModelRequest, CheckpointHints, CreateGalleryRequest, DeleteModelRequest, EmbedRequest,
+    EnrollRequest, ExportModelRequest, Gallery, GetGalleryRequest, GetModelRequest, ImportModelRequest,
+    ListEntriesRequest, ListModelsRequest, Model,
+};
+use tonic::{Code, Status};
+
+use crate::galleries::enroll;
+use crate::server::{details, fixture, start_serving};
+
+const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+const IMAGE: &str = "0001_a_33x97_RGB.tif";
+
+/// Models that differ in nothing but their seed.
+fn model(seed: u64) -> OpenModel {
+    let small = Architecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..Architecture::vit_base() };
+    OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, seed))
+}
+
+fn digest(seed: u64) -> String {
+    model(seed).digest.to_string()
+}
+
+/// In the place of a model, a projection that its digest seeds.
+fn projection(digest: ModelDigest) -> PixelProjection {
+    let [a, b, c, d, ..] = *digest.as_bytes();
+    PixelProjection::new(16, u32::from_le_bytes([a, b, c, d]).into())
+}
+
+fn loaded(model: &OpenModel) -> LoadedModel {
+    let digest = model.digest;
+    let card = ModelCard { digest, dimension: 16, chip_size: SIZE };
+    let factory: EncoderFactory = Arc::new(move |_| Ok(Box::new(projection(digest)) as Box<dyn Encoder>));
+    LoadedModel { card, factory, workers: 2, bytes: 1 }
+}
+
+/// A server that keeps its models in `folder`, and starts with the one that was activated last, or with seed 0.
+async fn start(folder: &Path, settings: &[&str]) -> (Running, Client) {
+    let limits = RegistryLimits { count_max: 4, bytes_max: 1 << 20 };
+    let registry = Arc::new(Registry::open(&folder.join("models"), limits).unwrap());
+    let first = registry.active().map_or_else(|| model(0), |active| registry.load(active.digest).unwrap());
+    let kept = KeptModels { registry, loader: Arc::new(|model| Ok(loaded(&model))) };
+    let data = format!("store.data_dir={}", folder.display());
+    let settings: Vec<&str> = settings.iter().copied().chain([data.as_str()]).collect();
+    start_serving(&settings, ServedModels { first: loaded(&first), kept: Some(kept) }).await
+}
+
+/// Models as files, as another server exports them.
+fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
+    let limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
+    let registry = Registry::open(&folder.join("elsewhere"), limits).unwrap();
+    let file = |seed: &u64| {
+        let provenance = Provenance { created_at: *seed, ..Provenance::now(format!("job {seed}")) };
+        registry.add(&model(*seed), &provenance).unwrap();
+        let path = folder.join(format!("{seed}.zip"));
+        let file = fs::File::create(&path).unwrap();
+        registry.export(model(*seed).digest).unwrap().write_to(file).unwrap();
+        path
+    };
+    seeds.iter().map(file).collect()
+}
+
+async fn import(client: &Client, file: &Path) -> Model {
+    client.import_model(file, CheckpointHints::default(), |_| {}).await.unwrap()
+}
+
+async fn activate(client: &Client, digest: String) -> Result<Model, Status> {
+    let answer = client.models().activate_model(ActivateModelRequest { digest }).await?;
+    Ok(answer.into_inner().model.unwrap())
+}
+
+fn request() -> EmbedRequest {
+    let chips = vec![chip(fixture(IMAGE), Modality::Optical)];
+    EmbedRequest { chips, ..EmbedRequest::default() }
+}
+
+fn expected(digest: ModelDigest) -> Vec<f32> {
+    let pixel_size = PixelSize::default_for(Modality::Optical);
+    let view = View { modality: Modality::Optical, pixel_size, oriented_box: None };
+    let limits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+    let chips = vec![prepare(&fixture(IMAGE), &view, SIZE, &limits).unwrap().chip];
+    projection(digest).forward(&Batch { model: digest, chips }).unwrap().remove(0).into_vec()
+}
+
+/// Embeds until told to stop; the models that answered, each with its own embedding.
+async fn keep_embedding(client: Client, stop: Arc<AtomicBool>) -> Vec<ModelDigest> {
+    let mut models: Vec<ModelDigest> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let answer = client.embed(request(), None).await.unwrap();
+        let model: ModelDigest = answer.model.parse().unwrap();
+        let Some(Outcome::Embedding(embedding)) = &answer.results[0].outcome else { panic!("{answer:?}") };
+        assert_eq!(embedding.values, expected(model));
+        models.push(model);
+    }
+    models
+}
+
+fn refusal(error: ClientError) -> (Code, String, String) {
+    let ClientError::Refused(status) = error else { panic!("{error}") };
+    (status.code(), details(&status).0, status.message().to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_are_activated_under_load_without_a_failed_or_wrong_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    for file in exported(folder.path(), &[1, 2]) {
+        import(&client, &file).await;
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let load: Vec<_> =
+        (0..4).map(|_| tokio::spawn(keep_embedding(client.clone(), Arc::clone(&stop)))).collect();
+    for seed in [1, 2, 1, 2, 1] {
+        let active = activate(&client, digest(seed)).await.unwrap();
+        assert_eq!((active.digest.as_str(), active.active), (digest(seed).as_str(), true));
+        assert_eq!(client.embed(request(), None).await.unwrap().model, digest(seed));
+        assert_eq!(server.health(), Health::Serving);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut answered = Vec::new();
+    for caller in load {
+        answered.extend(caller.await.unwrap());
+    }
+    answered.sort();
+    answered.dedup();
+    assert!(answered.len() >= 2, "{answered:?}");
+    server.stop().await;
+
+    let (server, client) = start(folder.path(), &[]).await;
+    assert_eq!(client.embed(request(), None).await.unwrap().model, digest(1), "remembered");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn models_are_listed_in_pages_exported_and_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    let files = exported(folder.path(), &[1, 2, 3]);
+    for file in &files {
+        let model = import(&client, file).await;
+        assert_eq!((model.active, model.resident, model.precision.as_str()), (false, false, ""));
+    }
+    let mut request = ListModelsRequest { page_size: 2, ..ListModelsRequest::default() };
+    let mut listed = Vec::new();
+    loop {
+        let page = client.models().list_models(request.clone()).await.unwrap().into_inner();
+        listed.extend(page.models);
+        request.page_token = page.next_page_token;
+        if request.page_token.is_empty() {
+            break;
+        }
+    }
+    let digests: Vec<_> = listed.iter().map(|model| model.digest.clone()).collect();
+    assert_eq!(digests, [0, 1, 2, 3].map(digest), "oldest first, the configuration's before all");
+    let first = &listed[0];
+    assert_eq!((first.active, first.precision.as_str(), first.stored_bytes), (true, "f32", 0));
+    let second = &listed[1];
+    assert_eq!((second.origin.as_str(), second.dimension, second.image_height), ("job 1", 16, 64));
+    assert_eq!(client.list_models().await.unwrap(), listed);
+
+    let copy = folder.path().join("copy.zip");
+    client.export_model(digest(2), &copy, |_| {}).await.unwrap();
+    assert_eq!(fs::read(copy).unwrap(), fs::read(&files[1]).unwrap());
+
+    activate(&client, digest(2)).await.unwrap();
+    let get = GetModelRequest::default();
+    let active = client.models().get_model(get).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(active.digest, digest(2));
+    let mut models = client.models();
+    let refused = models.delete_model(DeleteModelRequest { digest: digest(2) }).await.unwrap_err();
+    assert_eq!((refused.code(), details(&refused).0.as_str()), (Code::FailedPrecondition, "MODEL_ACTIVE"));
+    models.delete_model(DeleteModelRequest { digest: digest(3) }).await.unwrap();
+    while client.list_models().await.unwrap().len() > 2 {
+        // The first one was never kept, and leaves with its last call.
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_imported_with_what_it_does_not_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    let checkpoint = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ckpt_wrapped.pth"));
+    let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
+    let model = client.import_model(checkpoint, hints, |_| {}).await.unwrap();
+    assert_eq!((model.origin.as_str(), model.dimension), ("ckpt_wrapped.pth", 16));
+    let (code, reason, _) =
+        refusal(client.import_model(checkpoint, CheckpointHints::default(), |_| {}).await.unwrap_err());
+    assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "MODEL_UNREADABLE"));
+    let hints = CheckpointHints { image_height: 64, ..Default::default() };
+    let (_, reason, _) = refusal(client.import_model(checkpoint, hints, |_| {}).await.unwrap_err());
+    assert_eq!(reason, "IMAGE_SIZE_INCOMPLETE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_done_with_models_says_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    let mut models = client.models();
+    let check = |refused: Result<(), Status>, code: Code, reason: &str| {
+        let status = refused.unwrap_err();
+        assert_eq!((status.code(), details(&status).0.as_str()), (code, reason), "{status:?}");
+    };
+    let activated = activate(&client, digest(9)).await.map(drop);
+    check(activated, Code::NotFound, "MODEL_NOT_FOUND");
+    check(activate(&client, "12".into()).await.map(drop), Code::InvalidArgument, "MODEL_MALFORMED");
+    check(activate(&client, String::new()).await.map(drop), Code::InvalidArgument, "MODEL_MALFORMED");
+    let absent = ExportModelRequest { digest: digest(9) };
+    check(models.export_model(absent).await.map(drop), Code::NotFound, "MODEL_NOT_FOUND");
+    let get = GetModelRequest { digest: digest(9) };
+    check(models.get_model(get).await.map(drop), Code::NotFound, "MODEL_NOT_FOUND");
+    let page = ListModelsRequest { page_token: "x".into(), ..Default::default() };
+    check(models.list_models(page).await.map(drop), Code::InvalidArgument, "PAGE_TOKEN_INVALID");
+
+    let junk = |bytes: usize| {
+        let request = ImportModelRequest {
+            file_name: "junk.pth".into(),
+            data: vec![7; bytes].into(),
+            ..Default::default()
+        };
+        tokio_stream::iter([request])
+    };
+    let status = models.import_model(junk(9)).await.unwrap_err();
+    assert_eq!((status.code(), details(&status).0.as_str()), (Code::InvalidArgument, "MODEL_UNREADABLE"));
+    assert!(status.message().starts_with("junk.pth: "), "no path of the server: {}", status.message());
+    let too_large = models.import_model(junk((1 << 20) + 1)).await.map(drop);
+    check(too_large, Code::ResourceExhausted, "MODELS_TOO_LARGE");
+
+    import(&client, &exported(folder.path(), &[1])[0]).await;
+    let tensors = folder.path().join("models").join(digest(1)).join("model.safetensors");
+    let mut bytes = fs::read(&tensors).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(tensors, bytes).unwrap();
+    check(activate(&client, digest(1)).await.map(drop), Code::DataLoss, "MODEL_DAMAGED");
+    let get = GetModelRequest { digest: digest(1) };
+    let damaged = models.get_model(get).await.unwrap().into_inner().model.unwrap();
+    assert!(damaged.damage.contains("digest"), "{}", damaged.damage);
+    assert_eq!(client.embed(request(), None).await.unwrap().model, digest(0), "the first one serves on");
+    server.stop().await;
+}
+
+fn enrolment(gallery: &str, number: usize) -> EnrollRequest {
+    EnrollRequest {
+        gallery: gallery.into(),
+        entry_id: format!("{number:03}"),
+        source: Some(Source::Chip(chip(fixture(IMAGE), Modality::Optical))),
+        ..EnrollRequest::default()
+    }
+}
+
+/// Enrols numbered entries until told to stop, and says how many.
+async fn keep_enrolling(client: Client, gallery: &'static str, stop: Arc<AtomicBool>) -> usize {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let answers = enroll(&client, vec![enrolment(gallery, count)]).await;
+        assert_eq!(answers[0].error, None);
+        count += 1;
+    }
+    count
+}
+
+async fn described(client: &Client, name: &str) -> Gallery {
+    let request = GetGalleryRequest { name: name.into() };
+    client.galleries().get_gallery(request).await.unwrap().into_inner().gallery.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gallery_follows_the_active_model_while_chips_are_enrolled() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    import(&client, &exported(folder.path(), &[1])[0]).await;
+    for (name, keep_chips) in [("kept", true), ("bare", false)] {
+        let request =
+            CreateGalleryRequest { name: name.into(), keep_chips: Some(keep_chips), ..Default::default() };
+        client.galleries().create_gallery(request).await.unwrap();
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn(keep_enrolling(client.clone(), "kept", Arc::clone(&stop)));
+    let embedding = tokio::spawn(keep_embedding(client.clone(), Arc::clone(&stop)));
+    while described(&client, "kept").await.entries < 5 {}
+    activate(&client, digest(1)).await.unwrap();
+    while described(&client, "kept").await.model != digest(1) {}
+    let flipped_at = described(&client, "kept").await.entries;
+    while described(&client, "kept").await.entries < flipped_at + 5 {}
+    stop.store(true, Ordering::Relaxed);
+    let (count, _) = (load.await.unwrap(), embedding.await.unwrap());
+
+    let kept = described(&client, "kept").await;
+    assert_eq!((kept.entries, kept.following), (count as u64, None));
+    let request = ListEntriesRequest {
+        gallery: "kept".into(),
+        with_embeddings: true,
+        page_size: 1000,
+        ..Default::default()
+    };
+    let entries = client.galleries().list_entries(request).await.unwrap().into_inner().entries;
+    let expected = expected(model(1).digest);
+    assert!(entries.iter().all(|entry| entry.embedding.as_ref().unwrap().values == expected));
+
+    // The one without chips stays with its model, and says what to do when that is gone.
+    assert_eq!(described(&client, "bare").await.model, digest(0));
+    while client.list_models().await.unwrap().iter().any(|model| model.digest == digest(0)) {}
+    let answers = enroll(&client, vec![enrolment("bare", 0)]).await;
+    let error = answers[0].error.as_ref().unwrap();
+    assert_eq!((error.code, error.reason.as_str()), (Code::FailedPrecondition as i32, "MODEL_NOT_RESIDENT"));
+    assert!(error.message.contains("again"), "{}", error.message);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_without_a_data_folder_serves_one_model_for_life() {
+    let (server, client) = start_serving(&["store.data_dir="], loaded(&model(0))).await;
+    let listed = client.list_models().await.unwrap();
+    assert_eq!((listed.len(), listed[0].digest.as_str(), listed[0].active), (1, digest(0).as_str(), true));
+    let status = activate(&client, digest(1)).await.unwrap_err();
+    assert_eq!((status.code(), details(&status).0.as_str()), (Code::FailedPrecondition, "NO_DATA_DIR"));
+    server.stop().await;
+}
