@@ -4,8 +4,9 @@ use std::path::Path;
 
 use super::config::{ObjectiveName, StartKind, TrainConfig, Violation};
 use super::dataset::{
-    DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
+    self, DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
 };
+use super::kept::{Division, KeptChips};
 use super::roots::DataRoots;
 use super::sampler::SamplerError;
 use super::source::{IdentitySource, PairSource, Reader};
@@ -15,6 +16,9 @@ use crate::weights::rules::{self, Overlay, start_from};
 use crate::weights::seed::seeded;
 use crate::weights::tensors::NamedTensors;
 use crate::weights::{imagenet, native, pth};
+
+/// Share of a gallery's vessels that are held out for evaluation.
+const KEPT_HELD_OUT: f64 = 0.2;
 
 /// Everything that a learner and [`super::fit`] are made of, read from what a configuration names.
 #[derive(Debug)]
@@ -101,6 +105,9 @@ fn open_data(
     let size = architecture.image;
     let reader = Reader::new(size, config.augmentation, config.data.unreadable_max);
     let evaluates = config.validation.epochs > 0;
+    if KeptChips::are_in(root) {
+        return open_kept(config, root, roots, reader);
+    }
     match config.objective {
         ObjectiveName::FineTune => {
             let images = hoss(root, HossPart::Train).map_err(in_root)?;
@@ -120,6 +127,43 @@ fn open_data(
             if pairs.is_empty() {
                 return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
             }
+            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
+            Ok((DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader)), validation))
+        }
+    }
+}
+
+/// Chips of a gallery. Those who are evaluated on the way learn from a part of the vessels only.
+fn open_kept(
+    config: &TrainConfig,
+    root: &Path,
+    roots: &DataRoots,
+    reader: Reader,
+) -> Result<Opened, Violation> {
+    let in_root = |cause: DatasetError| Violation::new("data.root", format!("is no data set: {cause}"));
+    let (size, evaluates) = (config.model.architecture().image, config.validation.epochs > 0);
+    let share = match config.objective {
+        ObjectiveName::FineTune if evaluates => KEPT_HELD_OUT,
+        ObjectiveName::FineTune => 0.0,
+        ObjectiveName::Contrastive => config.validation.held_out,
+    };
+    let kept = KeptChips::read(root).map_err(in_root)?;
+    admit_images(kept.images(), roots)?;
+    let Division { train, queries, gallery } = kept.divide(share);
+    match config.objective {
+        ObjectiveName::FineTune => {
+            let batch = config.batch;
+            let source = IdentitySource::new(train, batch.images, batch.images_per_identity, reader);
+            let source = source.map_err(|cause| Violation::new("batch.images", too_many(&cause)))?;
+            let validation = evaluates.then(|| Validation::new(queries, gallery, size));
+            Ok((DataSet::Identities(source), validation))
+        }
+        ObjectiveName::Contrastive => {
+            let pairs = dataset::pairs(train);
+            if pairs.is_empty() {
+                return Err(Violation::new("data.root", "has no vessel with chips of both modalities"));
+            }
+            let held_out = dataset::pairs([queries, gallery].concat());
             let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
             Ok((DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader)), validation))
         }
