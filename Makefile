@@ -1,8 +1,9 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery clean
+.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery bench-learn clean
 
 CHIPS ?= ../shared/data/hoss165
+TILES ?= ../shared/data/optisar_pair
 DENY := target/tools/bin/cargo-deny
 DENY_VERSION := 0.20.2
 
@@ -52,6 +53,9 @@ bench-gallery: ## Measures the search of galleries beside memory bandwidth and, 
 
 torture: setup ## Kills a server 100 times while it enrols and deletes
 	SHIPREID_TORTURE_ROUNDS=100 cargo test --locked --test it crash::
+
+bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
+	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))
 
 clean: ## Removes what was built
 	cargo clean

@@ -99,7 +99,7 @@ def main():
     is_sar, label = torch.arange(batch) >= batch // 2, torch.arange(batch) // 4
 
     def step():
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
             feature, scores = model(pixels, is_sar, sizes)
         loss = F.cross_entropy(scores.float(), label) + soft_triplet(feature, label)

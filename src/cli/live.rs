@@ -10,6 +10,8 @@ use tokio::signal;
 use super::Failure;
 use super::training_bar::{Step, TrainingBar};
 
+/// Exit code after a job that failed.
+const FAILED: u8 = 1;
 /// Exit code after a job that was cancelled.
 const CANCELLED: u8 = 3;
 /// Exit code after Ctrl-C, as shells have it.
@@ -192,7 +194,7 @@ pub async fn watch_to_the_end(mut follower: Follower, endpoint: &str) -> Result<
     let mut screen = Screen::new();
     let watched = watch(&mut follower, Until::End, &mut |seen| screen.show(seen)).await;
     screen.finish();
-    match watched? {
+    match watched.map_err(refused)? {
         Watched::Ended(job) => tell_end(&job, endpoint),
         Watched::Left | Watched::Read => {
             tell_way_back(&follower, endpoint);
@@ -207,18 +209,19 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
     match job.state() {
         JobState::Failed => {
             eprintln!("{id} failed: {} ({})", job.failure_message, job.failure_reason);
-            eprintln!("  shipreid jobs logs {id}{here}      what it said");
-            eprintln!("  shipreid jobs resume {id}{here}    goes on from its last checkpoint");
-            Err(Failure::Told(1))
+            eprintln!("  what it said:                        shipreid jobs logs {id}{here}");
+            eprintln!("  to go on from its last checkpoint:   shipreid jobs resume {id}{here}");
+            Err(Failure::Told(FAILED))
         }
         JobState::Cancelled => {
-            eprintln!("{id} was cancelled; shipreid jobs resume {id}{here} goes on from its last checkpoint");
+            eprintln!("{id} was cancelled");
+            eprintln!("  to go on from its last checkpoint:   shipreid jobs resume {id}{here}");
             Err(Failure::Told(CANCELLED))
         }
         _ => {
             println!("{id} made the model {}", job.model);
-            println!("  shipreid model activate {}{here}    lets it answer", job.model);
-            println!("  shipreid jobs report {id}{here}    writes a page about the run");
+            println!("  to let it answer:                    shipreid model activate {}{here}", job.model);
+            println!("  for a page about the run:            shipreid jobs report {id}{here}");
             Ok(())
         }
     }
@@ -229,14 +232,35 @@ pub fn tell_way_back(follower: &Follower, endpoint: &str) {
     let here = at(endpoint);
     match follower.job_id() {
         Some(id) => {
-            println!("{id} goes on without you. To come back, or to stop it:");
-            println!("  shipreid jobs watch {id} --from {}{here}", follower.next_event());
-            println!("  shipreid jobs cancel {id}{here}");
+            println!("{id} goes on without you");
+            println!(
+                "  to come back:                        shipreid jobs watch {id} --from {}{here}",
+                follower.next_event()
+            );
+            println!("  to stop it:                          shipreid jobs cancel {id}{here}");
         }
-        None => println!(
-            "The server had not answered yet; shipreid jobs list{here} tells whether it has the job."
-        ),
+        None => {
+            println!("the server had not answered yet");
+            println!("  whether it has the job:              shipreid jobs list{here}");
+        }
     }
+}
+
+/// A refused configuration with everything that is wrong with it, a line each.
+pub fn refused(cause: ClientError) -> Failure {
+    let violations = cause.violations();
+    if violations.is_empty() {
+        return cause.into();
+    }
+    for violation in &violations {
+        let field = violation.field.strip_prefix("config_toml.").unwrap_or(&violation.field);
+        eprintln!("{field}: {}", violation.description);
+    }
+    Failure::Unusable(anyhow::anyhow!("the server refuses the order; {} at fault", count(violations.len())))
+}
+
+fn count(fields: usize) -> String {
+    if fields == 1 { "one field is".into() } else { format!("{fields} fields are") }
 }
 
 /// The flag that the same server needs again.

@@ -1,11 +1,11 @@
 //! `shipreid train --endpoint`: training on a server that has the data.
 
 use clap::Args;
-use shipreid::client::{Client, ClientError, Followed};
+use shipreid::client::{Client, Followed};
 use shipreid::wire::TrainRequest;
 
 use super::Failure;
-use super::live::{tell_way_back, watch_to_the_end};
+use super::live::{refused, tell_way_back, watch_to_the_end};
 
 /// What concerns a server alone.
 #[derive(Args)]
@@ -64,21 +64,4 @@ impl RemoteFlags {
         }
         watch_to_the_end(follower, &endpoint).await
     }
-}
-
-/// A refused configuration with everything that is wrong with it, a line each.
-pub fn refused(cause: ClientError) -> Failure {
-    let violations = cause.violations();
-    if violations.is_empty() {
-        return cause.into();
-    }
-    for violation in &violations {
-        let field = violation.field.strip_prefix("config_toml.").unwrap_or(&violation.field);
-        eprintln!("{field}: {}", violation.description);
-    }
-    Failure::Unusable(anyhow::anyhow!("the server refuses the order; {} at fault", count(violations.len())))
-}
-
-fn count(fields: usize) -> String {
-    if fields == 1 { "one field is".into() } else { format!("{fields} fields are") }
 }

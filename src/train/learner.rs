@@ -160,12 +160,10 @@ impl TorchLearner {
     }
 
     /// Loss and gradients of a batch, in place of any gradients before.
-    fn backward(&self, batch: &Samples, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
-        for tensor in self.tensors.values() {
-            let mut gradient = tensor.grad();
-            if gradient.defined() {
-                let _ = gradient.detach_().zero_();
-            }
+    fn backward(&mut self, batch: &Samples, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
+        // New leaves on the same storage: an earlier step's gradients need neither be cleared nor added to.
+        for tensor in self.tensors.values_mut().filter(|tensor| tensor.requires_grad()) {
+            *tensor = tensor.detach().set_requires_grad(true);
         }
         let mut terms = LossTerms::default();
         for rows in self.teaching.parts(batch.len()) {

@@ -70,28 +70,31 @@ impl Optimizer {
         }
     }
 
+    /// In place throughout: beside the network, a step is the reading and writing of memory.
     fn update(&mut self, name: &str, mut tensor: Tensor, gradient: &Tensor, rate: f64) {
+        let factor = |value: f64| Tensor::from(value as f32).to_device(gradient.device());
         match self.settings {
             OptimizerSettings::Sgd { momentum, weight_decay } => {
-                let gradient = gradient + &tensor * weight_decay;
-                let mut buffer = self.moment(name, "momentum", gradient.zeros_like());
-                let _ = buffer.g_mul_scalar_(momentum).g_add_(&gradient);
-                let _ = tensor.g_sub_(&(buffer * rate));
+                let mut buffer = self.moment(name, "momentum", gradient);
+                let mut buffer = buffer.g_mul_scalar_(momentum).g_add_(gradient);
+                let buffer = buffer.addcmul_(&tensor, &factor(weight_decay));
+                let _ = tensor.addcmul_(&buffer, &factor(-rate));
             }
             OptimizerSettings::AdamW { beta1, beta2, epsilon, weight_decay } => {
-                let mut first = self.moment(name, "first", gradient.zeros_like());
-                let mut second = self.moment(name, "second", gradient.zeros_like());
-                let _ = first.g_mul_scalar_(beta1).g_add_(&(gradient * (1.0 - beta1)));
-                let _ = second.g_mul_scalar_(beta2).g_add_(&(gradient.square() * (1.0 - beta2)));
-                let steps = f64::from(self.steps);
-                let (first, second) = (first / (1.0 - beta1.powf(steps)), second / (1.0 - beta2.powf(steps)));
+                let mut first = self.moment(name, "first", gradient);
+                let mut second = self.moment(name, "second", gradient);
+                let first = first.g_mul_scalar_(beta1).addcmul_(gradient, &factor(1.0 - beta1));
+                let second = second.g_mul_scalar_(beta2).addcmul_(gradient, &(gradient * (1.0 - beta2)));
+                let bias = |beta: f64| 1.0 - beta.powf(f64::from(self.steps));
+                let length = second.sqrt() / bias(beta2).sqrt() + epsilon;
                 let _ = tensor.g_mul_scalar_(1.0 - rate * weight_decay);
-                let _ = tensor.g_sub_(&(first / (second.sqrt() + epsilon) * rate));
+                let _ = tensor.addcdiv_(&first, &(length * (-bias(beta1) / rate)));
             }
         }
     }
 
-    fn moment(&mut self, name: &str, kind: &str, start: Tensor) -> Tensor {
-        self.state.entry(format!("{name}.{kind}")).or_insert(start).shallow_clone()
+    /// What earlier steps left behind, or zeros of the gradient's shape.
+    fn moment(&mut self, name: &str, kind: &str, gradient: &Tensor) -> Tensor {
+        self.state.entry(format!("{name}.{kind}")).or_insert_with(|| gradient.zeros_like()).shallow_clone()
     }
 }
