@@ -100,7 +100,7 @@ pub async fn start(
 
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
-    let jobs = training::open_jobs(config).await?;
+    let jobs = training::open_jobs(config, shelf.clone()).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },

@@ -43,6 +43,17 @@ pub struct KeptChips {
     identities: Vec<String>,
 }
 
+/// How many chips there are of each identity, by its name: enough to say whether a run can learn from them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census(BTreeMap<String, Count>);
+
+/// Chips of one identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    optical: u32,
+    sar: u32,
+}
+
 /// What is learned from, and what is held out.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Division {
@@ -126,30 +137,71 @@ impl KeptChips {
         &self.images
     }
 
-    /// Holds out a `share` of the identities that have two images or more, at least one if it is above 0. Which ones
-    /// depends on their names alone, not on the order of the list.
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        self.images
+            .iter()
+            .for_each(|image| census.add(&self.identities[image.identity as usize], image.modality()));
+        census
+    }
+
+    /// Holds out the identities of [`Census::held_out`].
     pub fn divide(self, share: f64) -> Division {
-        let mut images: BTreeMap<i64, Vec<Image>> = BTreeMap::new();
-        for image in self.images {
-            images.entry(image.identity).or_default().push(image);
-        }
-        let draw = |identity: i64| Sha256::digest(self.identities[identity as usize].as_bytes());
-        let mut found: Vec<i64> =
-            images.iter().filter(|(_, images)| images.len() > 1).map(|(identity, _)| *identity).collect();
-        found.sort_by_key(|identity| draw(*identity));
-        let count = (share * found.len() as f64).ceil() as usize;
-        let held: BTreeSet<i64> = found.into_iter().take(count).collect();
+        let census = self.census();
+        let held = census.held_out(share);
         let mut division = Division::default();
-        for (identity, images) in images {
-            if held.contains(&identity) {
-                let mut images = images.into_iter();
-                division.queries.extend(images.next());
-                division.gallery.extend(images);
+        let mut asked = BTreeSet::new();
+        for image in self.images {
+            if !held.contains(self.identities[image.identity as usize].as_str()) {
+                division.train.push(image);
+            } else if asked.insert(image.identity) {
+                division.queries.push(image);
             } else {
-                division.train.extend(images);
+                division.gallery.push(image);
             }
         }
         division
+    }
+}
+
+impl Census {
+    pub fn add(&mut self, identity: &str, modality: Modality) {
+        if !self.0.contains_key(identity) {
+            self.0.insert(identity.to_owned(), Count::default());
+        }
+        if let Some(count) = self.0.get_mut(identity) {
+            match modality {
+                Modality::Optical => count.optical += 1,
+                Modality::Sar => count.sar += 1,
+            }
+        }
+    }
+
+    /// A `share` of the identities that have two chips or more, at least one if it is above 0. Which ones depends on
+    /// their names alone.
+    pub fn held_out(&self, share: f64) -> BTreeSet<&str> {
+        let found = self.0.iter().filter(|(_, count)| count.chips() > 1);
+        let mut found: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
+        found.sort_by_cached_key(|name| Sha256::digest(name));
+        let count = (share * found.len() as f64).ceil() as usize;
+        found.into_iter().take(count).collect()
+    }
+
+    /// The identities that are learned from when a `share` is held out.
+    pub fn learned(&self, share: f64) -> Vec<Count> {
+        let held = self.held_out(share);
+        let learned = self.0.iter().filter(|(name, _)| !held.contains(name.as_str()));
+        learned.map(|(_, count)| *count).collect()
+    }
+}
+
+impl Count {
+    pub fn chips(self) -> u32 {
+        self.optical + self.sar
+    }
+
+    pub fn is_of_both_modalities(self) -> bool {
+        self.optical > 0 && self.sar > 0
     }
 }
 
@@ -232,6 +284,23 @@ mod tests {
         assert_eq!(fleet(&[3, 9, 0, 7, 1, 8, 2, 6, 4, 5]).1, held);
         let (none, _) = fleet(&[]);
         assert_eq!((none.train.len(), none.queries.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_census_says_beforehand_what_is_learned_from() {
+        let mut census = Census::default();
+        for (name, modality) in [("a", Modality::Sar), ("b", Modality::Sar), ("b", Modality::Optical)] {
+            census.add(name, modality);
+        }
+        assert_eq!(census.held_out(0.01), ["b"].into());
+        assert_eq!(census.learned(0.01), [Count { optical: 0, sar: 1 }]);
+        assert_eq!(census.learned(0.0).iter().map(|count| count.chips()).collect::<Vec<_>>(), [1, 2]);
+        let kept: Vec<_> = [("b", 1), ("a", 2), ("b", 3)]
+            .map(|(name, number)| {
+                (name, chip(number, if number == 1 { Modality::Optical } else { Modality::Sar }))
+            })
+            .into();
+        assert_eq!(KeptChips::read(written(&kept).path()).expect("readable").census(), census);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub use config::{
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
-pub use kept::{Division, KeptChips, KeptWriter};
+pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use loader::in_order;
 pub use log::EventLog;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use super::augment::augment;
@@ -12,7 +12,7 @@ use super::fit::Source;
 use super::learn::Samples;
 use super::random::{Purpose, stream};
 use super::sampler::{IdentitySampler, SamplerError, pair_batches};
-use crate::chip::{Chip, ChipSize, ImageLimits, Modality, PixelSize, Resampling, View, prepare_resampled};
+use crate::chip::{Chip, ChipSize, ImageLimits, Resampling, prepare_resampled};
 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
@@ -204,6 +204,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
+    use crate::chip::Modality;
     use crate::train::augment::plain;
     use crate::train::loader::in_order;
     use crate::weights::golden;
