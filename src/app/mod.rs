@@ -100,7 +100,8 @@ pub async fn start(
 
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
-    let jobs = training::open_jobs(config, shelf.clone()).await?;
+    let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
+    let jobs = training::open_jobs(config, shelf.clone(), registry.clone()).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },
@@ -116,7 +117,6 @@ pub async fn start(
     let residency = Residency::new(queue.clone(), residency_settings(config));
     let active = residency.admit(first).await?;
     let pipeline = Arc::new(pipeline(config, residency, active));
-    let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
     let (activator, changes) =
         kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
     let follower = shelf.clone().zip(activator.clone());

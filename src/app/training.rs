@@ -1,5 +1,6 @@
 //! From the configuration's `[training]` to jobs that go on.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,25 +9,37 @@ use anyhow::Context;
 
 use super::cores;
 use crate::config::{Config, Training};
+use crate::durable::discard_folder;
+use crate::embedding::ModelDigest;
 use crate::gallery::Shelf;
-use crate::jobs::{Bounds, Jobs, Settings};
+use crate::jobs::{Bounds, JobFailure, Jobs, Keeper, Reason, Settings};
+use crate::registry::{Registry, RegistryError};
 
 /// Folder of the jobs within the data folder.
 const JOBS: &str = "jobs";
 /// This program, also after another one has taken its place on disk.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Opens the jobs under the data folder, beside the galleries; without a data folder there are neither.
+/// Opens the jobs under the data folder, beside the galleries; without a data folder there are neither. Their models go
+/// into the registry where there is one.
 ///
 /// # Errors
 /// The job store or a data root cannot be used.
-pub async fn open_jobs(config: &Config, shelf: Option<Arc<Shelf>>) -> anyhow::Result<Option<Arc<Jobs>>> {
+pub async fn open_jobs(
+    config: &Config,
+    shelf: Option<Arc<Shelf>>,
+    registry: Option<Arc<Registry>>,
+) -> anyhow::Result<Option<Arc<Jobs>>> {
     let Some(shelf) = shelf else { return Ok(None) };
     // A training process has the same working directory, but its instructions shall not depend on that.
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let Training { jobs_max, events_retained_max, .. } = config.training;
     let bounds = Bounds { jobs_max, events_retained_max };
-    let jobs = Jobs::open(settings(&config.training, &data_dir, shelf), bounds).await;
+    let keeper: Arc<dyn Keeper> = match registry {
+        Some(registry) => registry,
+        None => Arc::new(()),
+    };
+    let jobs = Jobs::open(settings(&config.training, &data_dir, shelf), bounds, keeper).await;
     Ok(Some(Arc::new(jobs.context("the training jobs cannot be opened")?)))
 }
 
@@ -48,4 +61,31 @@ fn settings(training: &Training, data_dir: &Path, galleries: Arc<Shelf>) -> Sett
         data_roots: training.data_roots.clone(),
         galleries,
     }
+}
+
+impl Keeper for Registry {
+    fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), JobFailure> {
+        let (digest, _) =
+            self.adopt(folder).map_err(|cause| JobFailure::new(reason(&cause), cause.to_string()))?;
+        if digest != model {
+            let message = format!("it said that it made model {model}, and left model {digest}");
+            return Err(JobFailure::new(Reason::Crashed, message));
+        }
+        if let Err(cause) = discard_folder(folder) {
+            tracing::warn!(%cause, %model, "a second copy of a model stays with the job that made it");
+        }
+        Ok(())
+    }
+}
+
+fn reason(cause: &RegistryError) -> Reason {
+    match cause {
+        RegistryError::NoModel(_) => Reason::Crashed,
+        RegistryError::Io { cause, .. } if is_full(cause) => Reason::DiskFull,
+        _ => Reason::ModelNotKept,
+    }
+}
+
+fn is_full(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -10,17 +10,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use shipreid::config::Config;
+use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
-    CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, REPORT, Reason, Saying, Speaker, beat,
+    self, CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, beat,
     confine, die_with_parent, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
+use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
     CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
-    Materials, ObjectiveName, TrainConfig, TrainConfigError, Violation, hoss,
+    Materials, ObjectiveName, StartKind, TrainConfig, TrainConfigError, Violation, fingerprint, hoss,
 };
-use shipreid::weights::native::NativeError;
+use shipreid::weights::native::{self, NativeError};
 use shipreid::weights::open::OpenModel;
 
 use super::Failure;
@@ -68,6 +70,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
+    let fingerprint = fingerprint(&materials.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
     let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
     let mut narrator = Narrator::new(config.objective, checkpoints);
     let model = run.train(&mut |event| {
@@ -81,7 +84,14 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let model = model.map_err(|cause| ended(&cause))?;
-    leave(folder, &instructions, &model, &narrator).map_err(|cause| ended(&cause))?;
+    let provenance = Provenance {
+        parent: parent(&config),
+        configuration: Some(instructions.config_toml),
+        data_fingerprint: Some(fingerprint),
+        evaluations: narrator.evaluations().iter().map(worth).collect(),
+        ..Provenance::now(instructions.name)
+    };
+    leave(folder, &model, &provenance).map_err(|cause| ended(&cause))?;
     Ok(model.digest.to_string())
 }
 
@@ -111,23 +121,35 @@ fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig
     Ok((config, roots))
 }
 
-/// Puts the model and what it is worth into the job's folder.
-fn leave(
-    folder: &Path,
-    instructions: &Instructions,
-    model: &OpenModel,
-    narrator: &Narrator,
-) -> anyhow::Result<()> {
+/// The model that the run started from, where it was one of ours.
+fn parent(config: &TrainConfig) -> Option<ModelDigest> {
+    match config.start.from {
+        StartKind::Model => native::read_description(&config.start.path).ok()?.digest.parse().ok(),
+        StartKind::Scratch | StartKind::Imagenet => None,
+    }
+}
+
+fn worth(evaluation: &jobs::Evaluation) -> Evaluation {
+    Evaluation {
+        protocol: evaluation.protocol.clone(),
+        epoch: evaluation.epoch,
+        mean_average_precision: evaluation.map,
+        hit_within_1: evaluation.rank1,
+        hit_within_5: evaluation.rank5,
+        hit_within_10: evaluation.rank10,
+        queries_with_a_match: evaluation.valid_queries,
+    }
+}
+
+/// Puts the model and its history into the job's folder.
+fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> anyhow::Result<()> {
     let place = folder.join(MODEL);
     if place.exists() {
         // Of an attempt that ended before it could say so.
         fs::remove_dir_all(&place)?;
     }
-    model.save(&place, &instructions.name)?;
-    if !narrator.evaluations().is_empty() {
-        fs::write(folder.join(REPORT), format!("{:#}\n", serde_json::json!(narrator.evaluations())))?;
-    }
-    Ok(())
+    model.save(&place, &provenance.origin)?;
+    Ok(fs::write(place.join(PROVENANCE), provenance.to_toml())?)
 }
 
 /// A thread that cannot be started is a panic of the standard library.

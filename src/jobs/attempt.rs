@@ -10,18 +10,21 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
-use super::child::{Instructions, Saying};
+use super::child::{Instructions, MODEL, Saying};
 use super::chips;
 use super::desk::Desk;
 use super::ending::{Death, Ending, MemoryKills, settle};
 use super::failure::{Failure, Reason};
 use super::job::{Edit, Job, JobKey};
+use super::keeper::Keeper;
 use super::lines::{Lines, Log};
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::supervisor::Settings;
+use crate::embedding::ModelDigest;
 use crate::metrics;
 
 /// Lines that wait to be stored; a process that says more waits itself.
@@ -38,6 +41,7 @@ pub struct Slot {
     pub desk: Arc<Desk>,
     pub settings: Arc<Settings>,
     pub spawner: Spawner,
+    pub keeper: Arc<dyn Keeper>,
 }
 
 /// The process shall stop.
@@ -54,6 +58,10 @@ impl Slot {
         let ending = match self.begin(&job, &mut stops).await {
             Ok(process) => process.supervise(stops).await,
             Err(ending) => ending,
+        };
+        let ending = match ending {
+            Ending::Finished { model } => self.keep(&job, model).await,
+            ending @ (Ending::Stopped | Ending::Failed(_)) => ending,
         };
         let attempts_max = self.settings.attempts_max;
         let after =
@@ -94,6 +102,15 @@ impl Slot {
             words: None,
             last_line: None,
         })
+    }
+
+    async fn keep(&self, job: &Job, model: ModelDigest) -> Ending {
+        let (keeper, place) = (Arc::clone(&self.keeper), self.settings.job_folder(job.key.id).join(MODEL));
+        match spawn_blocking(move || keeper.keep(&place, model)).await {
+            Ok(Ok(())) => Ending::Finished { model },
+            Ok(Err(failure)) => Ending::Failed(failure),
+            Err(cause) => Ending::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),
+        }
     }
 
     fn instructions(&self, job: &Job) -> Instructions {

@@ -20,7 +20,6 @@ use super::failure::{Failure, Reason};
 pub const INSTRUCTIONS: &str = "job.toml";
 pub const CHECKPOINTS: &str = "checkpoints";
 pub const MODEL: &str = "model";
-pub const REPORT: &str = "report.json";
 pub const CHIPS: &str = "chips";
 
 /// `job.toml`: everything that a training process needs to know beside the data.

@@ -38,6 +38,8 @@ pub enum Reason {
     NotStarted,
     /// The server went down while the job ran, more often than it may.
     ServerLost,
+    /// The model is made, but the server has no room for it among its models.
+    ModelNotKept,
 }
 
 impl Failure {
@@ -53,7 +55,7 @@ impl fmt::Display for Failure {
 }
 
 impl Reason {
-    const EVERY: [Self; 11] = [
+    const EVERY: [Self; 12] = [
         Self::ConfigInvalid,
         Self::DataMissing,
         Self::OutOfMemory,
@@ -65,6 +67,7 @@ impl Reason {
         Self::Crashed,
         Self::NotStarted,
         Self::ServerLost,
+        Self::ModelNotKept,
     ];
 
     pub fn name(self) -> &'static str {
@@ -80,6 +83,7 @@ impl Reason {
             Self::Crashed => "CRASHED",
             Self::NotStarted => "NOT_STARTED",
             Self::ServerLost => "SERVER_LOST",
+            Self::ModelNotKept => "MODEL_NOT_KEPT",
         }
     }
 
@@ -98,9 +102,12 @@ impl Reason {
             | Self::FolderInUse
             | Self::NotStarted
             | Self::ServerLost => true,
-            Self::ConfigInvalid | Self::DataMissing | Self::OutOfMemory | Self::DiskFull | Self::Diverged => {
-                false
-            }
+            Self::ConfigInvalid
+            | Self::DataMissing
+            | Self::OutOfMemory
+            | Self::DiskFull
+            | Self::Diverged
+            | Self::ModelNotKept => false,
         }
     }
 }

@@ -13,6 +13,7 @@ use super::chips::{self, GalleryError};
 use super::desk::{Desk, now};
 use super::event::JobEvent;
 use super::job::{Job, JobId, JobKey, Order};
+use super::keeper::Keeper;
 use super::state::{Change, Refused};
 use super::store::{AddError, Added, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
 use super::supervisor::{Settings, Supervisor};
@@ -61,16 +62,17 @@ pub enum JobError {
 }
 
 impl Jobs {
-    /// Opens the jobs in `settings.folder`, which is made where it is missing, and goes on with those that ran.
+    /// Opens the jobs in `settings.folder`, which is made where it is missing, and goes on with those that ran. `keeper`
+    /// takes their models.
     ///
     /// # Errors
     /// The store or a data root cannot be used.
-    pub async fn open(settings: Settings, bounds: Bounds) -> anyhow::Result<Self> {
+    pub async fn open(settings: Settings, bounds: Bounds, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
         let roots = DataRoots::under(&settings.data_roots)?;
         let folder = settings.folder.clone();
         let desk = spawn_blocking(move || open_desk(&folder, bounds)).await??;
         let desk = Arc::new(desk);
-        let supervisor = Supervisor::start(Arc::clone(&desk), settings.clone()).await?;
+        let supervisor = Supervisor::start(Arc::clone(&desk), settings.clone(), keeper).await?;
         Ok(Self { desk, supervisor, settings, roots, draining: AtomicBool::new(false) })
     }
 

@@ -13,6 +13,7 @@ use super::attempt::{Slot, Stop};
 use super::desk::Desk;
 use super::failure::{Failure, Reason};
 use super::job::{Edit, JobId, JobKey};
+use super::keeper::Keeper;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
@@ -70,7 +71,7 @@ impl Supervisor {
     ///
     /// # Errors
     /// The store cannot be used, or no thread be started.
-    pub async fn start(desk: Arc<Desk>, settings: Settings) -> anyhow::Result<Self> {
+    pub async fn start(desk: Arc<Desk>, settings: Settings, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
         recover(&desk, settings.attempts_max).await?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let slots = settings.jobs_concurrent_max;
@@ -81,6 +82,7 @@ impl Supervisor {
             desk: Arc::clone(&desk),
             settings: Arc::clone(&settings),
             spawner: spawner.clone(),
+            keeper: Arc::clone(&keeper),
         };
         let floor = Floor {
             free: (0..slots).rev().map(slot).collect(),

@@ -1,15 +1,17 @@
 //! Jobs whose process is a script: what the supervisor makes of everything that a process can do.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 
 use super::desk::Desk;
 use super::event::{Happening, JobEvent};
-use super::failure::Reason;
+use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
+use super::keeper::Keeper;
 use super::state::{Change, JobState, Refused, StateName};
 use super::store::{Added, Bounds, JobStore};
 use super::supervisor::{Settings, Supervisor};
@@ -47,6 +49,15 @@ impl Stage {
     }
 
     async fn on(folder: tempfile::TempDir, script: &str, change: impl Fn(&mut Settings)) -> Self {
+        Self::kept_by(Arc::new(()), folder, script, change).await
+    }
+
+    async fn kept_by(
+        keeper: Arc<dyn Keeper>,
+        folder: tempfile::TempDir,
+        script: &str,
+        change: impl Fn(&mut Settings),
+    ) -> Self {
         std::fs::write(folder.path().join("script.sh"), script).expect("writable");
         let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
         let mut settings = Settings {
@@ -64,7 +75,7 @@ impl Stage {
             galleries: Arc::clone(&galleries),
         };
         change(&mut settings);
-        let supervisor = Supervisor::start(Arc::clone(&desk), settings).await.expect("a supervisor");
+        let supervisor = Supervisor::start(Arc::clone(&desk), settings, keeper).await.expect("a supervisor");
         Self { folder, desk, supervisor, galleries }
     }
 
@@ -296,6 +307,38 @@ async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_nex
     let (_, events) = stage.ended(&key).await;
     let expected = [(1, Queued), (1, Running), (1, Interrupted), (2, Queued), (2, Running), (2, Finished)];
     assert_eq!(states(&events), expected);
+}
+
+/// Has no room until somebody makes some.
+#[derive(Debug, Default)]
+struct Full(AtomicBool);
+
+impl Keeper for Full {
+    fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), Failure> {
+        assert!(folder.ends_with("job-1/model") && model == ModelDigest::new([1; 32]));
+        match self.0.load(Ordering::Relaxed) {
+            true => Ok(()),
+            false => Err(Failure::new(Reason::ModelNotKept, "there are enough")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_job_whose_model_finds_no_room_fails_and_finishes_when_there_is_some() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    let (full, model) = (Arc::new(Full::default()), ModelDigest::new([1; 32]));
+    let script = format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#);
+    let stage = Stage::kept_by(full.clone(), folder, &script, |_| {}).await;
+    let key = stage.order().await;
+    let (job, _) = stage.ended(&key).await;
+    assert_eq!(job.state, JobState::Failed(Failure::new(Reason::ModelNotKept, "there are enough")));
+    assert_eq!(job.attempt, 1, "trying again makes no room");
+
+    full.0.store(true, Ordering::Relaxed);
+    stage.desk.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
+    stage.supervisor.look().await;
+    assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
 }
 
 #[tokio::test]

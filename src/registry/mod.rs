@@ -180,6 +180,18 @@ impl Registry {
         self.add_alone(model, provenance)
     }
 
+    /// Adds the model in a folder as whoever trained it has left it: in the native format, with its provenance.
+    ///
+    /// # Errors
+    /// There is no such model in the folder, a limit would be exceeded, or it cannot be written.
+    pub fn adopt(&self, folder: &Path) -> Result<(ModelDigest, Added), RegistryError> {
+        let _writing = self.writing();
+        let no_model = |cause: &dyn fmt::Display| RegistryError::NoModel(relative(folder, cause));
+        let model = OpenModel::open(folder, &Hints::default()).map_err(|cause| no_model(&cause))?;
+        let provenance = read_provenance(folder).map_err(|cause| no_model(&cause))?;
+        Ok((model.digest, self.add_alone(&model, &provenance)?))
+    }
+
     /// Every model, oldest first.
     pub fn list(&self) -> Vec<StoredModel> {
         let mut models: Vec<StoredModel> = self.shelf().models.values().cloned().collect();
@@ -446,10 +458,13 @@ fn facts(place: &Path, digest: ModelDigest) -> Result<Facts, String> {
     if length < architecture.parameters() * size_of::<f32>() as u64 {
         return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
     }
+    Ok(Facts { architecture, provenance: read_provenance(place)? })
+}
+
+fn read_provenance(place: &Path) -> Result<Provenance, String> {
     let path = place.join(PROVENANCE);
     let text = fs::read_to_string(&path).map_err(|cause| at(&path)(cause).to_string())?;
-    let provenance = Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))?;
-    Ok(Facts { architecture, provenance })
+    Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))
 }
 
 /// A reason that names files from the registry's folder on: where that lies is nobody else's business.

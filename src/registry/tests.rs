@@ -121,6 +121,23 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
 }
 
 #[test]
+fn a_model_that_a_job_has_left_is_taken_over_with_its_history() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let (registry, left) = (opened(&place.path().join("models")), place.path().join("left"));
+    let refused = registry.adopt(&left).expect_err("there is nothing");
+    assert_eq!(refused.reason(), "MODEL_UNREADABLE");
+    model(1).save(&left, "job 1").expect("writable");
+    assert_eq!(registry.adopt(&left).expect_err("no history").reason(), "MODEL_UNREADABLE");
+    assert!(registry.list().is_empty());
+
+    fs::write(left.join(PROVENANCE), provenance(1).to_toml()).expect("writable");
+    assert_eq!(registry.adopt(&left).expect("room"), (model(1).digest, Added::New));
+    assert_eq!(registry.adopt(&left).expect("known"), (model(1).digest, Added::Known));
+    let stored = registry.get(model(1).digest).expect("there").condition;
+    assert!(matches!(stored, Condition::Intact(facts) if facts.provenance == provenance(1)));
+}
+
+#[test]
 fn the_active_model_is_not_deleted_and_a_deleted_one_is_gone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let registry = filled(folder.path(), &[1, 2]);

@@ -4,6 +4,7 @@ mod augment;
 mod checkpoint;
 mod config;
 mod dataset;
+mod fingerprint;
 mod fit;
 #[cfg(feature = "torch")]
 mod heads;
@@ -33,6 +34,7 @@ pub use config::{
     PresetName, StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
+pub use fingerprint::fingerprint;
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
 pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};

@@ -92,6 +92,10 @@ impl IdentitySource {
         self.labels.iter().max().map_or(0, |last| *last as usize + 1)
     }
 
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
     /// The image of this number, or the next one of its identity that can be read.
     fn read(&self, wanted: usize) -> Result<(usize, Chip), String> {
         let label = self.labels[wanted];
@@ -108,6 +112,10 @@ impl IdentitySource {
 impl PairSource {
     pub fn new(pairs: Vec<Pair>, pairs_per_batch: usize, reader: Reader) -> Self {
         Self { pairs, pairs_per_batch, reader }
+    }
+
+    pub fn pairs(&self) -> &[Pair] {
+        &self.pairs
     }
 
     /// The pair of this number, or the next one that can be read.

@@ -47,6 +47,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &[
             "chip",
             "config",
+            "durable",
             "embedding",
             "encoder",
             "gallery",
@@ -75,6 +76,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "matching",
             "metrics",
             "model",
+            "registry",
             "sheet",
             "synth",
             "telemetry",

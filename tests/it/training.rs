@@ -10,8 +10,9 @@ use shipreid::synth::{self, SynthPlan};
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{
-    CancelTrainingJobRequest, CreateGalleryRequest, EnrollRequest, GetTrainingJobRequest, JobState,
-    ResumeTrainingJobRequest, TrainEvent, TrainRequest, TrainingJob, WatchTrainingJobRequest,
+    ActivateModelRequest, CancelTrainingJobRequest, CreateGalleryRequest, EnrollRequest, GetModelRequest,
+    GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent, TrainRequest, TrainingJob,
+    WatchTrainingJobRequest,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -175,7 +176,7 @@ fn kill(process: i32) {
 }
 
 #[tokio::test]
-async fn a_job_is_started_watched_to_its_end_and_leaves_a_model() {
+async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     let place = Place::new();
     let (server, client) = place.serve(&[]).await;
     let request = TrainRequest { config_toml: place.config(2), ..TrainRequest::default() };
@@ -194,10 +195,18 @@ async fn a_job_is_started_watched_to_its_end_and_leaves_a_model() {
     assert_eq!((progress.step, progress.steps_total, progress.epochs_total), (STEPS, STEPS, 5));
     let saved = watcher.events.iter().filter(|event| matches!(event.event, Some(Event::Checkpoint(_))));
     assert_eq!(saved.count(), 5);
+    let get = GetModelRequest { digest: job.model.clone() };
+    let model = client.models().get_model(get).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(model.config_toml, place.config(2));
+    assert_eq!(model.evaluations, job.evaluations);
+    assert!(model.data_fingerprint.starts_with("sha256:"), "{}", model.data_fingerprint);
     let folder = place.folder.path().join("data/jobs").join(&job.job_id);
-    let description = std::fs::read_to_string(folder.join("model/model.toml")).unwrap();
-    assert!(description.contains(&job.model), "{description}");
-    assert!(folder.join("report.json").exists());
+    assert!(!folder.join("model").exists(), "it is there once");
+
+    let activate = ActivateModelRequest { digest: job.model.clone() };
+    client.models().activate_model(activate).await.unwrap();
+    let models = client.list_models().await.unwrap();
+    assert_eq!(models.iter().find(|model| model.active).map(|model| &model.digest), Some(&job.model));
 
     let get = GetTrainingJobRequest { job_id: job.job_id.clone() };
     let found = client.training_jobs().get_training_job(get).await.unwrap().into_inner().job.unwrap();

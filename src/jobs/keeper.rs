@@ -1,0 +1,24 @@
+//! Who takes a model over from the job that has made it.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use super::failure::Failure;
+use crate::embedding::ModelDigest;
+
+/// Where finished models go.
+pub trait Keeper: Debug + Send + Sync {
+    /// Takes over the model in `folder`, before its job counts as finished. Blocking. It may come again, after a server
+    /// went down between this and the end of the job.
+    ///
+    /// # Errors
+    /// The job fails with it; resumed, it makes the same model from its last checkpoint.
+    fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), Failure>;
+}
+
+/// Leaves models in the folders of their jobs.
+impl Keeper for () {
+    fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+//! What a data set is, in one short text: the same files give the same one wherever they lie.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::dataset::{Image, Pair};
+use super::materials::DataSet;
+
+/// Of a file's path, what counts as its name: its folder says which part of a data set it belongs to.
+const NAME_PARTS: usize = 2;
+const PIECE_BYTES: usize = 64 << 10;
+
+/// SHA-256 over the names and contents of all files that are learned from, as `sha256:` and 64 hexadecimal digits.
+///
+/// # Errors
+/// A file cannot be read, by name.
+pub fn fingerprint(data: &DataSet) -> io::Result<String> {
+    let mut files: Vec<&Path> = match data {
+        DataSet::Identities(source) => source.images().iter().map(path).collect(),
+        DataSet::Pairs(source) => {
+            source.pairs().iter().flat_map(|Pair { optical, sar }| [path(optical), path(sar)]).collect()
+        }
+    };
+    files.sort_by_cached_key(|file| name(file));
+    let mut hash = Sha256::new();
+    for file in files {
+        let named = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", file.display()));
+        let content = content(file).map_err(named)?;
+        hash.update(name(file).as_os_str().as_encoded_bytes());
+        // No name holds a zero, so that no two lists of files give the same bytes.
+        hash.update([0]);
+        hash.update(content);
+    }
+    let mut text = String::from("sha256:");
+    for byte in hash.finalize() {
+        let _ = write!(text, "{byte:02x}");
+    }
+    Ok(text)
+}
+
+fn path(image: &Image) -> &Path {
+    &image.path
+}
+
+fn name(file: &Path) -> PathBuf {
+    let parts: Vec<_> = file.components().rev().take(NAME_PARTS).collect();
+    parts.into_iter().rev().collect()
+}
+
+/// The hash of a file, so that memory does not depend on its size.
+fn content(file: &Path) -> io::Result<[u8; 32]> {
+    let (mut file, mut hash) = (File::open(file)?, Sha256::new());
+    let mut piece = vec![0; PIECE_BYTES];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hash.finalize().into()),
+            length => hash.update(&piece[..length]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::dataset::{HossPart, hoss};
+    use super::super::source::{IdentitySource, Reader};
+    use super::*;
+    use crate::chip::ChipSize;
+
+    const FOLDER: &str = "bounding_box_train";
+
+    fn data(root: &Path) -> DataSet {
+        let images = hoss(root, HossPart::Train).expect("a data set");
+        let reader = Reader::new(ChipSize { height: 16, width: 16 }, Default::default(), 0);
+        DataSet::Identities(IdentitySource::new(images, 4, 2, reader).expect("batches"))
+    }
+
+    fn write(root: &Path, name: &str, content: &str) {
+        fs::create_dir_all(root.join(FOLDER)).expect("writable");
+        fs::write(root.join(FOLDER).join(name), content).expect("writable");
+    }
+
+    #[test]
+    fn a_fingerprint_depends_on_every_name_and_byte_and_not_on_the_place() {
+        let places = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+        let roots = places.each_ref().map(|place| place.path());
+        for root in roots {
+            for ship in 1..=2 {
+                for (modality, content) in [("RGB", "optical"), ("SAR", "radar")] {
+                    write(root, &format!("000{ship}_s1c1_{modality}.tif"), content);
+                }
+            }
+        }
+        let of = |root: &Path| fingerprint(&data(root)).expect("readable");
+        let whole = of(roots[0]);
+        assert!(whole.starts_with("sha256:") && whole.len() == 71, "{whole}");
+        assert_eq!(of(roots[1]), whole);
+
+        write(roots[1], "0002_s1c1_SAR.tif", "raddr");
+        assert_ne!(of(roots[1]), whole);
+        write(roots[1], "0002_s1c1_SAR.tif", "radar");
+        assert_eq!(of(roots[1]), whole);
+        let folder = roots[1].join(FOLDER);
+        fs::rename(folder.join("0002_s1c1_SAR.tif"), folder.join("0002_s2c1_SAR.tif")).expect("renamed");
+        assert_ne!(of(roots[1]), whole);
+
+        let known = data(roots[0]);
+        fs::remove_file(roots[0].join(FOLDER).join("0001_s1c1_RGB.tif")).expect("removed");
+        let gone = fingerprint(&known).expect_err("a file is gone");
+        assert!(gone.to_string().contains("0001_s1c1_RGB.tif"), "{gone}");
+    }
+}
