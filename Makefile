@@ -16,7 +16,7 @@ setup: ## Fetches libtorch into the user's cache, once, and links it here
 build: setup ## Builds the release binary
 	cargo build --release --locked
 
-demo: build ## Starts a server, embeds chips through it, compares them, stops it
+demo: build ## Draws ships, trains through a server, activates, enrols, matches: the whole mission in minutes
 	target/release/shipreid demo $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
 
 test: setup ## Runs every test

@@ -73,7 +73,7 @@ def synthetic(arguments):
 
 def real(arguments):
     curves = [
-        train(arguments, "optisar_small.toml", f"optisar_{seed}", f"seed={seed}", f"data.root={arguments.pairs}")[1]
+        train(arguments, "optisar_pairs.toml", f"optisar_{seed}", f"seed={seed}", f"data.root={arguments.pairs}")[1]
         for seed in range(1, arguments.seeds + 1)
     ]
     queries = next(row for row in curves[0][0]["protocols"] if row["protocol"] == "s2o")["queries"]

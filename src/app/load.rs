@@ -128,6 +128,7 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
     };
     match (config.model.path.as_str(), config.model.preset) {
         ("", Preset::None) => bail!("no model: set model.path, or model.preset to try the service untrained"),
+        ("", Preset::Tiny) => Ok(seeded_model(Architecture::tiny())),
         ("", Preset::Small) => Ok(seeded_model(Architecture::small())),
         ("", Preset::VitBase) => Ok(seeded_model(Architecture::vit_base())),
         (path, _) => {

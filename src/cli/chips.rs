@@ -76,10 +76,10 @@ impl ChipFlags {
     /// # Errors
     /// A file that cannot be read, or whose modality nothing tells.
     pub fn read_one(&self, FoundFile { name, path }: FoundFile) -> anyhow::Result<ChipFile> {
+        let image = fs::read(&path).with_context(|| path.display().to_string())?;
         let modality = self.modality.or_else(|| client::modality_of_name(&path)).with_context(|| {
             format!("the name of {} tells no modality: add --modality optical or sar", path.display())
         })?;
-        let image = fs::read(&path).with_context(|| path.display().to_string())?;
         let mut chip = client::chip(Bytes::from(image), modality);
         chip.pixel_size_x_m = self.pixel_size;
         chip.pixel_size_y_m = self.pixel_size;

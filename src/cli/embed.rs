@@ -14,8 +14,8 @@ use serde_json::json;
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
 
-use super::ServerFlag;
 use super::chips::{ChipFile, ChipFlags};
+use super::{ServerFlag, output};
 
 /// Values of an embedding that a table shows.
 const SHOWN: usize = 4;
@@ -70,7 +70,7 @@ impl Embed {
         match &self.npy {
             Some(path) if failed == 0 => write_npy(path, &results)?,
             _ if self.json => print_json(&chips, &results)?,
-            _ => println!("{}", table(&chips, &results)),
+            _ => output::say(table(&chips, &results))?,
         }
         if failed > 0 {
             bail!("{failed} of {} chips have no embedding", chips.len());

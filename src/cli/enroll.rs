@@ -15,11 +15,11 @@ use shipreid::wire::{EnrollOutcome, EnrollRequest, EnrollResponse, ItemError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::ServerFlag;
 use super::chips::{ChipFlags, FoundFile};
 use super::embed::progress;
 use super::gallery::LabelFlags;
 use super::manifest::Manifest;
+use super::{ServerFlag, output};
 
 /// Refusals of a busy server, which a second attempt may not meet.
 const RETRYABLE: [i32; 2] = [client::RESOURCE_EXHAUSTED, client::UNAVAILABLE];
@@ -63,6 +63,8 @@ struct Tally {
     unchanged: usize,
     /// File and reason.
     failed: Vec<String>,
+    /// Of the failed, those that are entries with other content.
+    differing: usize,
     warned: Vec<String>,
 }
 
@@ -80,7 +82,7 @@ impl Enroll {
                 break;
             }
             if attempt == ATTEMPTS_MAX {
-                tally.failed.extend(refused.iter().map(|(item, error)| failure(item, error)));
+                refused.iter().for_each(|(item, error)| tally.fail(item, error));
                 break;
             }
             left = refused.into_iter().map(|(item, _)| item).collect();
@@ -89,7 +91,12 @@ impl Enroll {
         }
         bar.finish_and_clear();
         tally.print(&upload.flags.gallery);
-        if tally.failed.is_empty() { Ok(()) } else { bail!("{} files are not enrolled", tally.failed.len()) }
+        if tally.failed.is_empty() {
+            return Ok(());
+        }
+        let way_out =
+            if tally.differing > 0 { "; --overwrite replaces entries whose content differs" } else { "" };
+        bail!("{} of {} files are not enrolled{way_out}", tally.failed.len(), tally.done())
     }
 }
 
@@ -147,7 +154,7 @@ impl Upload {
             let Some(item) = waiting.remove(&answer.entry_id) else { continue };
             match &answer.error {
                 Some(error) if RETRYABLE.contains(&error.code) => refused.push((item, error.clone())),
-                Some(error) => tally.failed.push(failure(&item, error)),
+                Some(error) => tally.fail(&item, error),
                 None => tally.count(&item, &answer),
             }
             bar.set_position(tally.done() as u64);
@@ -198,10 +205,6 @@ fn vessel_of_name(path: &Path) -> Option<String> {
     (!identity.starts_with('-')).then(|| identity.to_owned())
 }
 
-fn failure(item: &Item, error: &ItemError) -> String {
-    format!("{}: {} ({})", item.file.name, error.message, error.reason)
-}
-
 impl Tally {
     fn count(&mut self, item: &Item, answer: &EnrollResponse) {
         match answer.outcome() {
@@ -213,13 +216,17 @@ impl Tally {
         self.warned.extend(warnings.map(|w| format!("{}: {} ({})", item.file.name, w.message, w.code)));
     }
 
+    fn fail(&mut self, item: &Item, error: &ItemError) {
+        self.failed.push(format!("{}: {} ({})", item.file.name, error.message, error.reason));
+        self.differing += usize::from(error.code == client::ALREADY_EXISTS);
+    }
+
     fn done(&self) -> usize {
         self.created + self.replaced + self.unchanged + self.failed.len()
     }
 
     fn print(&self, gallery: &str) {
-        self.warned.iter().for_each(|warning| eprintln!("{warning}"));
-        self.failed.iter().for_each(|failure| eprintln!("{failure}"));
+        self.warned.iter().chain(&self.failed).for_each(output::remark);
         println!(
             "{gallery}: {} entries created, {} replaced, {} there already",
             self.created, self.replaced, self.unchanged

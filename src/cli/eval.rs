@@ -89,7 +89,9 @@ impl Eval {
         };
         self.print(&embedded.report(&protocols, self.rerank))?;
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
-            sheet(&set, &embedded, *protocol, self.rerank)?.save(path)?;
+            let ranked =
+                embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
+            ranked_lists(&set, &ranked)?.save(path)?;
             eprintln!("ranked lists of protocol {protocol} in {}", path.display());
         }
         Ok(())
@@ -107,8 +109,8 @@ impl Eval {
 
 /// Query and gallery of a HOSS folder.
 pub struct TestSet {
-    queries: Vec<Image>,
-    gallery: Vec<Image>,
+    pub queries: Vec<Image>,
+    pub gallery: Vec<Image>,
 }
 
 /// A test set as a model sees it.
@@ -168,7 +170,8 @@ impl TestSet {
     }
 }
 
-fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
+/// Width and length of each image in metres.
+pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
     let size = |image: &Image| {
         let chip = read_chip(image, SIZED, Resampling::Bilinear);
         Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
@@ -182,7 +185,7 @@ fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> 
     protocols.iter().filter_map(row).collect()
 }
 
-fn seen(image: &Image) -> Seen {
+pub fn seen(image: &Image) -> Seen {
     Seen { identity: image.identity, modality: image.modality() }
 }
 
@@ -278,9 +281,8 @@ fn anonymous() -> Entry {
     }
 }
 
-/// Queries spread over the test set, each with its best in `protocol`.
-fn sheet(set: &TestSet, embedded: &Embedded, protocol: Protocol, reranked: bool) -> anyhow::Result<RgbImage> {
-    let ranked = embedded.ranked(protocol, reranked).context("nobody takes part in the protocol")?;
+/// Queries spread over those that ask, each with its best.
+pub fn ranked_lists(set: &TestSet, ranked: &Ranked) -> anyhow::Result<RgbImage> {
     let step = ranked.queries.len().div_ceil(SHEET_QUERIES);
     let rows = ranked.queries.iter().zip(&ranked.rankings).step_by(step).map(|(query, ranking)| {
         let query = &set.queries[*query];

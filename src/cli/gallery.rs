@@ -13,8 +13,8 @@ use shipreid::wire::{
     ListGalleriesRequest, UpdateEntriesRequest, delete_entries_request,
 };
 
-use super::ServerFlag;
 use super::enroll::Enroll;
+use super::{ServerFlag, output};
 
 #[derive(Subcommand)]
 pub enum Gallery {
@@ -69,6 +69,8 @@ pub enum Gallery {
         server: ServerFlag,
     },
     /// Changes what is known about entries, as when an AIS identity arrives days later.
+    ///
+    /// Labels that are given take the place of all that an entry had.
     Update {
         name: String,
         #[arg(required = true, value_name = "ENTRY")]
@@ -147,8 +149,7 @@ async fn list(server: &ServerFlag) -> anyhow::Result<()> {
         }
         request = ListGalleriesRequest { page_token: page.next_page_token, ..Default::default() };
     }
-    println!("{}", galleries(found.into_iter()));
-    Ok(())
+    Ok(output::say(galleries(found.into_iter()))?)
 }
 
 async fn list_entries(server: &ServerFlag, gallery: String) -> anyhow::Result<()> {
@@ -164,8 +165,7 @@ async fn list_entries(server: &ServerFlag, gallery: String) -> anyhow::Result<()
         }
         request.page_token = page.next_page_token;
     }
-    println!("{}", entries(&rows));
-    Ok(())
+    Ok(output::say(entries(&rows))?)
 }
 
 async fn delete(server: &ServerFlag, name: String, entries: Vec<String>) -> anyhow::Result<()> {

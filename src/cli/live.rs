@@ -15,7 +15,7 @@ const FAILED: u8 = 1;
 /// Exit code after a job that was cancelled.
 const CANCELLED: u8 = 3;
 /// Exit code after Ctrl-C, as shells have it.
-const INTERRUPTED: u8 = 130;
+pub const INTERRUPTED: u8 = 130;
 
 /// What a watcher sees.
 pub enum Seen<'a> {

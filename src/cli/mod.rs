@@ -14,6 +14,7 @@ mod load;
 mod loader;
 mod manifest;
 mod model;
+mod output;
 mod ranked;
 mod report;
 mod serve;
@@ -74,7 +75,7 @@ enum Command {
     Calibrate(calibrate::Calibrate),
     /// Draws data sets of synthetic ships.
     Synth(synth::Synth),
-    /// Starts a server with an untrained model, embeds chips through it and compares them.
+    /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
 }
 
@@ -169,6 +170,7 @@ pub fn run() -> ExitCode {
             eprintln!("shipreid: {cause:#}");
             ExitCode::from(UNUSABLE)
         }
+        Err(Failure::Failed(cause)) if output::reader_left(&cause) => ExitCode::SUCCESS,
         Err(Failure::Failed(cause)) => {
             eprintln!("shipreid: {cause:#}");
             ExitCode::FAILURE

@@ -12,9 +12,9 @@ use shipreid::wire::{
     Ranking, Tracklet,
 };
 
-use super::ServerFlag;
 use super::chips::ChipFlags;
 use super::manifest::Manifest;
+use super::{ServerFlag, output};
 
 /// Queries in one call.
 const BATCH: usize = 16;
@@ -89,9 +89,9 @@ impl Match {
             failed += response.results.iter().filter(|result| result.error.is_some()).count();
             for result in &response.results {
                 if self.json {
-                    println!("{}", result_json(result, &response));
+                    output::say(result_json(result, &response))?;
                 } else {
-                    println!("{}\n", result_text(result, &response));
+                    output::say(format_args!("{}\n", result_text(result, &response)))?;
                 }
             }
         }

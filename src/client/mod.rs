@@ -26,6 +26,8 @@ use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 use crate::wire::training_jobs_client::TrainingJobsClient;
 
+/// Code of an item whose id is taken by other content.
+pub const ALREADY_EXISTS: i32 = Code::AlreadyExists as i32;
 /// Codes of items that a busy server refused and that are worth sending again.
 pub const RESOURCE_EXHAUSTED: i32 = Code::ResourceExhausted as i32;
 pub const UNAVAILABLE: i32 = Code::Unavailable as i32;

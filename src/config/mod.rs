@@ -57,6 +57,7 @@ pub struct Models {
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
     None,
+    Tiny,
     Small,
     VitBase,
 }

@@ -147,7 +147,8 @@ pub fn evaluate(
     ranked.map(|ranked| ranked.scores)
 }
 
-/// [`rank`] by nothing but width and height in metres: what a model has to beat.
+/// [`rank`] by nothing but width and height in metres: what a model has to beat. The distance is the sum of the squared
+/// log ratios, each over its deviation.
 pub fn evaluate_by_size(
     protocol: Protocol,
     queries: &[(Seen, [f64; 2])],

@@ -4,16 +4,11 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "proto"))
-
 import grpc
-from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from grpc_status import rpc_status
 
-messages, services = grpc.protos_and_services("shipreid/v1/shipreid.proto")
-chips = grpc.protos("shipreid/v1/chip.proto")
+from contract import chips, messages, refused, services
 
 
 def main(address, images):
@@ -40,9 +35,9 @@ def main(address, images):
     assert answer.results[0].HasField("embedding")
     assert answer.results[1].error.field == "chips[1].image", answer.results[1]
 
-    refused(service, messages.EmbedRequest(), grpc.StatusCode.INVALID_ARGUMENT, "NO_CHIPS")
+    refused(service.Embed, messages.EmbedRequest(), grpc.StatusCode.INVALID_ARGUMENT, "NO_CHIPS")
     large = chips.Chip(image=bytes(65 << 20), modality=chips.MODALITY_SAR)
-    refused(service, messages.EmbedRequest(chips=[large]), grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
+    refused(service.Embed, messages.EmbedRequest(chips=[large]), grpc.StatusCode.RESOURCE_EXHAUSTED, "MESSAGE_TOO_LARGE")
 
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "shipreid.v1.ShipReId"):
@@ -50,19 +45,6 @@ def main(address, images):
         assert status == health_pb2.HealthCheckResponse.SERVING, (name, status)
     assert "shipreid.v1.ShipReId" in ProtoReflectionDescriptorDatabase(channel).get_services()
     print("ok")
-
-
-def refused(service, request, code, reason):
-    try:
-        service.Embed(request, timeout=60)
-    except grpc.RpcError as error:
-        assert error.code() == code, error
-        info = error_details_pb2.ErrorInfo()
-        details = rpc_status.from_call(error).details
-        assert any(detail.Unpack(info) for detail in details if detail.Is(info.DESCRIPTOR)), details
-        assert (info.domain, info.reason) == ("shipreid", reason), info
-    else:
-        raise AssertionError(f"{code} expected")
 
 
 if __name__ == "__main__":

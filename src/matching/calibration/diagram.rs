@@ -1,4 +1,9 @@
 //! Reliability diagrams: observed shares over predicted probabilities, one panel for each pair of modalities.
+//!
+//! Both axes are even in log-odds: of all pairs so few are of one vessel that evenly spaced probabilities would put every
+//! point into one corner.
+
+use std::ops::Range;
 
 use image::{Rgb, RgbImage};
 
@@ -13,6 +18,13 @@ const ORIGIN: (i32, i32) = (70, 372);
 /// Radius of a point in pixels: of one pair, and more for every factor of ten.
 const RADIUS: f64 = 3.0;
 const RADIUS_A_DECADE: f64 = 1.8;
+/// Decades of odds from the middle of an axis to its ends; what lies beyond is drawn at the end.
+const DECADES: f64 = 5.0;
+/// Probabilities at decades of odds, nearly.
+const LABELS: [(f64, &str); 5] =
+    [(-4.0, "0.0001"), (-2.0, "0.01"), (0.0, "0.5"), (2.0, "0.99"), (4.0, "0.9999")];
+/// Pixels between a label and its axis, so that points on the axis leave it readable.
+const LABEL_GAP: i32 = 14;
 /// Pixels of a glyph's pixel.
 const SCALE: i32 = 2;
 
@@ -34,10 +46,10 @@ pub fn reliability_diagram(pairs: &[PairReport]) -> RgbImage {
         panel.draw(
             &mut picture,
             0,
-            &Series { name: "APPEARANCE", colour: APPEARANCE, of: &held_out.appearance },
+            &Series { name: "APPEARANCE", colour: APPEARANCE, hole: 0.0, of: &held_out.appearance },
         );
         if let Some(of) = &held_out.with_size {
-            panel.draw(&mut picture, 1, &Series { name: "WITH SIZE", colour: WITH_SIZE, of });
+            panel.draw(&mut picture, 1, &Series { name: "WITH SIZE", colour: WITH_SIZE, hole: 0.75, of });
         }
     }
     picture.0
@@ -46,6 +58,8 @@ pub fn reliability_diagram(pairs: &[PairReport]) -> RgbImage {
 struct Series<'r> {
     name: &'static str,
     colour: Rgb<u8>,
+    /// Share of a point's radius that shows what is below.
+    hole: f64,
     of: &'r Reliability,
 }
 
@@ -55,23 +69,22 @@ struct Panel {
 
 impl Panel {
     fn draw_axes(&self, picture: &mut Picture, name: &str) {
-        for tenth in 0..=10 {
-            let share = f64::from(tenth) / 10.0;
-            let colour = if tenth == 0 { INK } else { GRID };
-            picture.line(self.at(share, 0.0), self.at(share, 1.0), colour);
-            picture.line(self.at(0.0, share), self.at(1.0, share), colour);
-            if tenth % 5 == 0 {
-                let label = ["0", "0.5", "1"][tenth as usize / 5];
-                let (x, y) = self.at(share, 0.0);
-                picture.text((x - width(label) / 2, y + 8), label, INK);
-                let (x, y) = self.at(0.0, share);
-                picture.text((x - 8 - width(label), y - 5), label, INK);
-            }
+        let ends = DECADES as i32;
+        for decade in (-ends..=ends).map(f64::from) {
+            let colour = if decade == -DECADES { INK } else { GRID };
+            picture.line(self.place(decade, -DECADES), self.place(decade, DECADES), colour);
+            picture.line(self.place(-DECADES, decade), self.place(DECADES, decade), colour);
+        }
+        for (decade, label) in LABELS {
+            let (x, y) = self.place(decade, -DECADES);
+            picture.text((x - width(label) / 2, y + LABEL_GAP), label, INK);
+            let (x, y) = self.place(-DECADES, decade);
+            picture.text((x - LABEL_GAP - width(label), y - 5), label, INK);
         }
         picture.line(self.at(0.0, 0.0), self.at(1.0, 1.0), INK);
         picture.text((self.left + ORIGIN.0, 14), &name.to_uppercase(), INK);
         let (x, y) = self.at(0.5, 0.0);
-        picture.text((x - width("PREDICTED") / 2, y + 30), "PREDICTED", INK);
+        picture.text((x - width("PREDICTED") / 2, y + 36), "PREDICTED", INK);
         picture.text((self.left + 8, self.at(0.0, 1.0).1 - 22), "OBSERVED", INK);
     }
 
@@ -82,7 +95,7 @@ impl Panel {
         }
         for bin in &series.of.bins {
             let radius = RADIUS + RADIUS_A_DECADE * (bin.pairs as f64).log10();
-            picture.disc(point(bin), radius, series.colour);
+            picture.ring(point(bin), radius * series.hole - 1.0..radius, series.colour);
         }
         let text = format!("{} LOG LOSS {:.4}", series.name, series.of.log_loss);
         picture.text((self.left + ORIGIN.0, 28 + 14 * line), &text, series.colour);
@@ -90,7 +103,13 @@ impl Panel {
 
     /// Where a predicted and an observed share lie.
     fn at(&self, predicted: f64, observed: f64) -> (i32, i32) {
-        let pixels = |share: f64| (share * f64::from(PLOT)).round() as i32;
+        let decades = |share: f64| (share / (1.0 - share)).log10().clamp(-DECADES, DECADES);
+        self.place(decades(predicted), decades(observed))
+    }
+
+    /// Where decades of predicted and of observed odds lie.
+    fn place(&self, predicted: f64, observed: f64) -> (i32, i32) {
+        let pixels = |decades: f64| ((decades + DECADES) / (2.0 * DECADES) * f64::from(PLOT)).round() as i32;
         (self.left + ORIGIN.0 + pixels(predicted), ORIGIN.1 - pixels(observed))
     }
 }
@@ -120,11 +139,14 @@ impl Picture {
         }
     }
 
-    fn disc(&mut self, centre: (i32, i32), radius: f64, colour: Rgb<u8>) {
-        let reach = radius.ceil() as i32 + 1;
+    /// Between two radii; an inner one below 0 leaves no hole.
+    fn ring(&mut self, centre: (i32, i32), radii: Range<f64>, colour: Rgb<u8>) {
+        let reach = radii.end.ceil() as i32 + 1;
         for dy in -reach..=reach {
             for dx in -reach..=reach {
-                let covered = (radius + 0.5 - f64::from(dx).hypot(f64::from(dy))).clamp(0.0, 1.0);
+                let within =
+                    |radius: f64| (radius + 0.5 - f64::from(dx).hypot(f64::from(dy))).clamp(0.0, 1.0);
+                let covered = within(radii.end) - within(radii.start);
                 self.mix((centre.0 + dx, centre.1 + dy), colour, covered);
             }
         }
@@ -219,17 +241,25 @@ mod tests {
         let pairs = [report("optical-sar", &[(0.0, 0.0, 1), (0.5, 0.25, 1_000)], false)];
         let picture = reliability_diagram(&pairs);
         assert_eq!(picture.dimensions(), (380, 430));
-        let colour = |predicted: f64, observed: f64| {
+        let beside = |predicted: f64, observed: f64, pixels: u32| {
             let (x, y) = Panel { left: 0 }.at(predicted, observed);
-            *picture.get_pixel(x as u32, y as u32)
+            *picture.get_pixel(x as u32 + pixels, y as u32)
         };
-        assert_eq!(colour(0.5, 0.25), APPEARANCE);
-        assert_eq!(colour(0.0, 0.0), APPEARANCE);
-        assert_eq!(colour(0.75, 0.75), INK, "the diagonal");
-        assert_eq!(colour(0.95, 0.05), PAPER);
+        assert_eq!(beside(0.5, 0.25, 0), APPEARANCE);
+        assert_eq!(beside(0.0, 0.0, 0), APPEARANCE);
+        assert_eq!(beside(0.75, 0.75, 0), INK, "the diagonal");
+        assert_eq!(beside(0.95, 0.05, 0), PAPER);
         // A thousand pairs reach further than one.
-        assert_eq!(colour(0.5 + 7.0 / f64::from(PLOT), 0.25), APPEARANCE);
-        assert_ne!(colour(7.0 / f64::from(PLOT), 0.0), APPEARANCE);
+        assert_eq!(beside(0.5, 0.25, 7), APPEARANCE);
+        assert_ne!(beside(0.0, 0.0, 7), APPEARANCE);
+    }
+
+    #[test]
+    fn what_appearance_says_is_seen_through_what_size_adds() {
+        let picture = reliability_diagram(&[report("optical-sar", &[(0.01, 0.01, 1_000)], true)]);
+        let (x, y) = Panel { left: 0 }.at(0.01, 0.01);
+        assert_eq!(*picture.get_pixel(x as u32, y as u32), APPEARANCE);
+        assert_eq!(*picture.get_pixel(x as u32 + 7, y as u32), WITH_SIZE);
     }
 
     #[test]

@@ -1,11 +1,17 @@
 //! Whether probabilities come true: log-loss, and predicted against observed shares.
 
+use std::collections::BTreeMap;
+use std::f64::consts::LN_10;
+
 use serde::Serialize;
 
 use super::logistic::softplus;
 
-/// Of equal width in probability.
-const BINS: usize = 10;
+/// Bins for a factor of ten in odds: pairs of one vessel are so rare that bins of equal probability would hold nearly all
+/// pairs in the first.
+const BINS_A_DECADE: f64 = 2.0;
+/// Probabilities beyond these odds, in decades, are of one bin at either end.
+const DECADES: f64 = 6.0;
 
 /// How well log-likelihood ratios tell pairs of one vessel from pairs of two, at the share of the former among them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -16,7 +22,7 @@ pub struct Reliability {
     pub log_loss: f64,
     /// That of saying nothing but the share of pairs of one vessel.
     pub log_loss_of_prior: f64,
-    /// Those with pairs in them, by probability.
+    /// Those with pairs in them, by probability; of equal width in log-odds.
     pub bins: Vec<Bin>,
 }
 
@@ -49,15 +55,18 @@ pub fn reliability(judged: &[(f64, bool)]) -> Option<Reliability> {
         other_pairs: other as u64,
         log_loss: loss / count,
         log_loss_of_prior: entropy(same / count) + entropy(other / count),
-        bins: bins(log_odds().map(|(odds, same)| (1.0 / (1.0 + (-odds).exp()), same))),
+        bins: bins(log_odds()),
     })
 }
 
+/// Of (log-odds, is one vessel).
 fn bins(judged: impl Iterator<Item = (f64, bool)>) -> Vec<Bin> {
-    let mut sums = [(0.0, 0_u64, 0_u64); BINS];
-    for (probability, same) in judged {
-        let (predicted, observed, pairs) = &mut sums[((probability * BINS as f64) as usize).min(BINS - 1)];
-        *predicted += probability;
+    let mut sums: BTreeMap<i32, (f64, u64, u64)> = BTreeMap::new();
+    for (odds, same) in judged {
+        let decades = (odds / LN_10).clamp(-DECADES, DECADES);
+        let place = (decades * BINS_A_DECADE).floor() as i32;
+        let (predicted, observed, pairs) = sums.entry(place).or_default();
+        *predicted += 1.0 / (1.0 + (-odds).exp());
         *observed += u64::from(same);
         *pairs += 1;
     }
@@ -66,7 +75,7 @@ fn bins(judged: impl Iterator<Item = (f64, bool)>) -> Vec<Bin> {
         observed: observed as f64 / pairs as f64,
         pairs,
     };
-    sums.into_iter().filter(|(_, _, pairs)| *pairs > 0).map(bin).collect()
+    sums.into_values().map(bin).collect()
 }
 
 #[cfg(test)]
@@ -95,6 +104,16 @@ mod tests {
             / 400.0;
         assert!((found.log_loss - expected).abs() < 1e-12);
         assert!(found.log_loss < found.log_loss_of_prior);
+    }
+
+    #[test]
+    fn rare_pairs_of_one_vessel_are_told_apart_by_their_odds() {
+        let judged: Vec<_> = (0..10_000).map(|n| (if n % 1_000 == 0 { 5.0 } else { -5.0 }, n < 10)).collect();
+        let found = reliability(&judged).expect("both kinds");
+        assert_eq!(found.bins.iter().map(|bin| bin.pairs).collect::<Vec<_>>(), [9_990, 10]);
+        assert!(found.bins.iter().all(|bin| bin.predicted < 0.2), "{found:?}");
+        let endless = reliability(&[(1e6, true), (-1e6, false)]).expect("both kinds");
+        assert_eq!(endless.bins.iter().map(|bin| bin.observed).collect::<Vec<_>>(), [0.0, 1.0]);
     }
 
     #[test]

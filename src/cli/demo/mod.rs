@@ -1,0 +1,211 @@
+//! `shipreid demo`: the whole mission once, in one command.
+
+mod trial;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use shipreid::app::{self, Running};
+use shipreid::client::{Client, ClientError};
+use shipreid::config::{Config, Sources};
+use shipreid::job_page::{History, page};
+use shipreid::synth::{self, SynthPlan};
+use shipreid::train::TrainConfig;
+use shipreid::wire::{ActivateModelRequest, JobState, TrainRequest, TrainingJob};
+use shipreid::{metrics, model, telemetry};
+use tokio::runtime::Runtime;
+use tokio::signal;
+
+use super::Failure;
+use super::embed::progress;
+use super::live::{INTERRUPTED, Screen, Seen, Until, Watched, watch};
+use trial::Trial;
+
+/// What is trained, but for the folder of the data.
+const CONFIG: &str = include_str!("../../../configs/train/demo.toml");
+/// Views of each ship by either sensor; one of them asks, the others are found.
+const VIEWS: u64 = 4;
+const SEED: u64 = 1;
+/// Where the chips of synthetic ships lie in what `synth` writes, and its picture of them.
+const SYNTHETIC: &str = "synthetic_hoss";
+const SHIPS_PICTURE: &str = "synthetic_ships.png";
+const REPORT: &str = "training.html";
+
+/// Draws synthetic ships, starts a server, trains a model on half of them through it, activates the model, enrols the
+/// other half, asks for them, and says how well they are found: beside ranking by size alone and an untrained model.
+#[derive(Args)]
+pub struct Demo {
+    /// A folder with real chips in the HOSS layout, which are enrolled and asked for as well.
+    #[arg(long, value_name = "FOLDER")]
+    chips: Option<PathBuf>,
+    /// Where the pictures and the report of the training are left.
+    #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
+    out: PathBuf,
+    /// Synthetic ships; half of them are trained on.
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(8..=3000))]
+    ships: u64,
+    /// One key of configs/train/demo.toml, as section.key=value. May be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    settings: Vec<String>,
+}
+
+impl Demo {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let mut training =
+            TrainConfig::read(CONFIG, &self.settings).map_err(|cause| Failure::Unusable(cause.into()))?;
+        let place = tempfile::tempdir()?;
+        training.data.root = place.path().join("data").join(SYNTHETIC);
+        let config = server_config(place.path())?;
+        model::wait_passively(app::threads_per_worker(&config));
+        telemetry::install(&config.telemetry)?;
+        fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
+        Runtime::new()?.block_on(async {
+            tokio::select! {
+                done = self.mission(&config, &training) => Ok(done?),
+                // Returning removes the data and ends the training process.
+                Ok(()) = signal::ctrl_c() => Err(Failure::Told(INTERRUPTED)),
+            }
+        })
+    }
+
+    async fn mission(&self, config: &Config, training: &TrainConfig) -> anyhow::Result<()> {
+        let clock = Clock(Instant::now());
+        clock.heading(&format!("{} synthetic ships, as a camera and a radar see them", self.ships));
+        self.draw(training)?;
+        clock.heading("A server with a tiny untrained TransOSS");
+        let running = app::start(config, app::open_models(config)?, metrics::install()?).await?;
+        println!("gRPC on {}, metrics on http://{}/metrics", running.address, running.metrics_address);
+        let client = Client::connect(&format!("http://{}", running.address)).await?;
+        let mut trials = self.trials(&training.data.root)?;
+
+        clock.heading("What a model has to beat: ranking by size alone, and the untrained model");
+        for trial in &mut trials {
+            trial.rank_by_size()?;
+            trial.rank(&client, "untrained model", "untrained").await?;
+            trial.forget(&client, "untrained").await?;
+        }
+        clock.heading("Training over gRPC; the server does it in a process of its own");
+        let job = self.train(&client, training).await?;
+        clock.heading("Activation: the trained model answers from now on");
+        activate(&client, &job.model).await?;
+        clock.heading("Enrolment and matching with the trained model");
+        for trial in &mut trials {
+            trial.rank(&client, "trained model", "harbour").await?;
+        }
+        trials[0].show_answers(&client, "harbour").await?;
+        clock.heading("How well ships are found that the model has never seen");
+        self.tell(&trials)?;
+        stop(running).await;
+        println!("\nThe server has stopped, {:.0} s after the start.", clock.0.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    fn draw(&self, training: &TrainConfig) -> anyhow::Result<()> {
+        let data = training.data.root.parent().context("the data lies in a folder of its own")?;
+        let plan = SynthPlan { ships: self.ships, pairs: 0, views: VIEWS, seed: SEED };
+        let bar = progress(self.ships as usize);
+        synth::write(&plan, data, &mut || bar.inc(1))?;
+        bar.finish_and_clear();
+        let picture = self.out.join(SHIPS_PICTURE);
+        fs::copy(data.join(SHIPS_PICTURE), &picture).with_context(|| picture.display().to_string())?;
+        println!(
+            "{} to train on, the others to test with; some of them in {}",
+            self.ships / 2,
+            picture.display()
+        );
+        Ok(())
+    }
+
+    fn trials(&self, synthetic: &Path) -> anyhow::Result<Vec<Trial>> {
+        let mut trials = vec![Trial::read("synthetic ships", synthetic)?];
+        if let Some(folder) = &self.chips {
+            trials.push(Trial::read("real ships (HOSS)", folder)?);
+        }
+        Ok(trials)
+    }
+
+    /// Orders a job and watches it to its end; leaves a page about it.
+    async fn train(&self, client: &Client, training: &TrainConfig) -> anyhow::Result<TrainingJob> {
+        let request = TrainRequest {
+            config_toml: toml::to_string(training)?,
+            display_name: "demo: synthetic ships".into(),
+            ..TrainRequest::default()
+        };
+        let (mut screen, mut history) = (Screen::new(), History::default());
+        let mut see = |seen: Seen| {
+            if let Seen::Event(event) = &seen {
+                history.add(event);
+            }
+            screen.show(seen);
+        };
+        let watched = watch(&mut client.train(request), Until::End, &mut see).await;
+        screen.finish();
+        let Watched::Ended(job) = watched? else { bail!("the training was left alone") };
+        let report = self.out.join(REPORT);
+        fs::write(&report, page(&job, &history)).with_context(|| report.display().to_string())?;
+        println!("curves, evaluations and configuration in {}", report.display());
+        if job.state() != JobState::Finished {
+            bail!("the training did not finish: {} ({})", job.failure_message, job.failure_reason);
+        }
+        Ok(*job)
+    }
+
+    /// Tables and pictures of every trial.
+    fn tell(&self, trials: &[Trial]) -> anyhow::Result<()> {
+        println!("all: everything asks everything; o2s: optical asks SAR; s2o: SAR asks optical; in percent");
+        for (trial, file) in trials.iter().zip(["ranked.png", "ranked_real.png"]) {
+            println!("\n{}\n{}", trial.title(), trial.table());
+            let path = self.out.join(file);
+            trial.sheet()?.save(&path)?;
+            println!("queries and what was found for them, best first: {}", path.display());
+        }
+        if trials.len() > 1 {
+            println!(
+                "\nThe model was trained on synthetic ships alone: the real ones show how little of that carries over."
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A server for this mission alone: free ports, everything in `place`.
+fn server_config(place: &Path) -> Result<Config, Failure> {
+    let flags = vec![
+        "server.listen=127.0.0.1:0".to_owned(),
+        "server.metrics_listen=127.0.0.1:0".to_owned(),
+        // Of the architecture that is trained, so that training is all that differs.
+        "model.preset=tiny".to_owned(),
+        "telemetry.log_filter=warn".to_owned(),
+        // A whole ranking is scored.
+        "matching.top_k_max=10000".to_owned(),
+        format!("store.data_dir={}", place.join("server").display()),
+        format!("training.data_roots={}", place.join("data").display()),
+    ];
+    Config::load(&Sources { flags, ..Sources::default() }).map_err(|cause| Failure::Unusable(cause.into()))
+}
+
+async fn activate(client: &Client, model: &str) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let request = ActivateModelRequest { digest: model.to_owned() };
+    client.models().activate_model(request).await.map_err(ClientError::from)?;
+    let took = started.elapsed().as_secs_f64();
+    println!("model {} answers after {took:.1} s, without a restart", &model[..12.min(model.len())]);
+    Ok(())
+}
+
+async fn stop(running: Running) {
+    // A server that still has something to do must not keep its owner.
+    let _ = tokio::time::timeout(Duration::from_secs(30), running.stop()).await;
+}
+
+/// When the mission began.
+struct Clock(Instant);
+
+impl Clock {
+    fn heading(&self, text: &str) {
+        println!("\n[{:>3.0} s] {text}", self.0.elapsed().as_secs_f64());
+    }
+}
