@@ -101,7 +101,7 @@ pub async fn start(
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
     let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
-    let jobs = training::open_jobs(config, registry.clone()).await?;
+    let jobs = training::open_jobs(config, shelf.clone(), registry.clone()).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },

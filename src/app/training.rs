@@ -11,6 +11,7 @@ use super::cores;
 use crate::config::{Config, Training};
 use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
+use crate::gallery::Shelf;
 use crate::jobs::{Bounds, JobFailure, Jobs, Keeper, Reason, Settings};
 use crate::registry::{Registry, RegistryError};
 
@@ -19,17 +20,17 @@ const JOBS: &str = "jobs";
 /// This program, also after another one has taken its place on disk.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Opens the jobs under the data folder, if there is one; their models go into the registry where there is one.
+/// Opens the jobs under the data folder, beside the galleries; without a data folder there are neither. Their models go
+/// into the registry where there is one.
 ///
 /// # Errors
 /// The job store or a data root cannot be used.
 pub async fn open_jobs(
     config: &Config,
+    shelf: Option<Arc<Shelf>>,
     registry: Option<Arc<Registry>>,
 ) -> anyhow::Result<Option<Arc<Jobs>>> {
-    if config.store.data_dir.is_empty() {
-        return Ok(None);
-    }
+    let Some(shelf) = shelf else { return Ok(None) };
     // A training process has the same working directory, but its instructions shall not depend on that.
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let Training { jobs_max, events_retained_max, .. } = config.training;
@@ -38,11 +39,11 @@ pub async fn open_jobs(
         Some(registry) => registry,
         None => Arc::new(()),
     };
-    let jobs = Jobs::open(settings(&config.training, &data_dir), bounds, keeper).await;
+    let jobs = Jobs::open(settings(&config.training, &data_dir, shelf), bounds, keeper).await;
     Ok(Some(Arc::new(jobs.context("the training jobs cannot be opened")?)))
 }
 
-fn settings(training: &Training, data_dir: &Path) -> Settings {
+fn settings(training: &Training, data_dir: &Path, galleries: Arc<Shelf>) -> Settings {
     Settings {
         folder: data_dir.join(JOBS),
         program: match training.program.as_str() {
@@ -58,6 +59,7 @@ fn settings(training: &Training, data_dir: &Path) -> Settings {
         grace: Duration::from_secs_f64(training.cancel_grace_seconds),
         attempts_max: training.attempts_max,
         data_roots: training.data_roots.clone(),
+        galleries,
     }
 }
 

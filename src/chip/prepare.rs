@@ -23,6 +23,13 @@ pub struct View {
     pub oriented_box: Option<OrientedBox>,
 }
 
+impl View {
+    /// The whole image, whose pixels have the default size of its modality.
+    pub fn plain(modality: Modality) -> Self {
+        Self { modality, pixel_size: PixelSize::default_for(modality), oriented_box: None }
+    }
+}
+
 /// A chip and the doubts about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Prepared {

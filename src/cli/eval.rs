@@ -132,9 +132,7 @@ impl TestSet {
         let mut embed = |images: &[Image]| -> anyhow::Result<Vec<(Seen, Embedding)>> {
             let mut embedded = Vec::new();
             for images in images.chunks(BATCH) {
-                let chip = |image: &Image| {
-                    read_chip(&image.path, image.modality, model.card.chip_size, Resampling::Bilinear)
-                };
+                let chip = |image: &Image| read_chip(image, model.card.chip_size, Resampling::Bilinear);
                 let chips =
                     images.iter().map(chip).collect::<Result<Vec<_>, _>>().map_err(|cause| anyhow!(cause))?;
                 let embeddings = encoder.forward(&Batch { model: model.card.digest, chips })?;
@@ -175,7 +173,7 @@ impl TestSet {
 /// Width and length of each image in metres.
 pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
     let size = |image: &Image| {
-        let chip = read_chip(&image.path, image.modality, SIZED, Resampling::Bilinear);
+        let chip = read_chip(image, SIZED, Resampling::Bilinear);
         Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
     };
     images.iter().map(size).collect()
@@ -188,7 +186,7 @@ fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> 
 }
 
 pub fn seen(image: &Image) -> Seen {
-    Seen { identity: image.identity, modality: image.modality }
+    Seen { identity: image.identity, modality: image.modality() }
 }
 
 /// The model's digest, and every image's embedding.
@@ -201,7 +199,7 @@ async fn embed_images(
     for images in images.chunks(BATCH) {
         let chip = |image: &Image| {
             let bytes = std::fs::read(&image.path).with_context(|| image.path.display().to_string())?;
-            anyhow::Ok(client::chip(bytes, image.modality))
+            anyhow::Ok(client::chip(bytes, image.modality()))
         };
         let request = EmbedRequest {
             chips: images.iter().map(chip).collect::<Result<_, _>>()?,
@@ -299,7 +297,7 @@ pub fn ranked_lists(set: &TestSet, ranked: &Ranked) -> anyhow::Result<RgbImage> 
 }
 
 fn picture(image: &Image) -> anyhow::Result<RgbImage> {
-    let chip = read_chip(&image.path, image.modality, PICTURE, Resampling::Bilinear);
+    let chip = read_chip(image, PICTURE, Resampling::Bilinear);
     let pixels = chip.map_err(|cause| anyhow!(cause))?.pixels().to_vec();
     RgbImage::from_raw(PICTURE.width as u32, PICTURE.height as u32, pixels).context("a chip has its pixels")
 }

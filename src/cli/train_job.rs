@@ -12,8 +12,8 @@ use std::time::Duration;
 use shipreid::config::Config;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
-    self, CHECKPOINTS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, beat, confine,
-    die_with_parent, take_folder, tells_of_memory,
+    self, CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, beat,
+    confine, die_with_parent, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
 use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
@@ -64,7 +64,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         _ => failed(Reason::Crashed, cause),
     })?;
 
-    let (config, roots) = configured(&instructions)?;
+    let (config, roots) = configured(folder, &instructions)?;
     let materials = Materials::gather(&config, &roots).map_err(|found| Ended::Failed(unfit(found)))?;
     let device = Device::open(&instructions.device).map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
     let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
@@ -95,13 +95,21 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     Ok(model.digest.to_string())
 }
 
-/// The configuration as this process can follow it: no more threads than it may have, and an evaluation of what it
-/// makes wherever the data set has a test set.
-fn configured(instructions: &Instructions) -> Result<(TrainConfig, DataRoots), Ended> {
+/// The configuration as this process can follow it: no more threads than it may have, the chips in its folder if they
+/// are what it learns from, and otherwise an evaluation of what it makes wherever the data set has a test set.
+fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig, DataRoots), Ended> {
     let config = TrainConfig::parse(&instructions.config_toml);
     let mut config = config.map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
-    let roots = DataRoots::under(&instructions.data_roots);
-    let roots = roots.map_err(|cause| failed(Reason::DataMissing, cause))?;
+    let mut allowed = instructions.data_roots.clone();
+    if instructions.from_chips {
+        config.data.root = folder.join(CHIPS);
+        allowed.push(folder.join(CHIPS));
+        if config.validation.epochs == 0 {
+            // Vessels are held out for it alone: whoever did not ask for it learns from all.
+            tracing::info!("no evaluation on the way or at the end: validation.epochs is 0");
+        }
+    }
+    let roots = DataRoots::under(&allowed).map_err(|cause| failed(Reason::DataMissing, cause))?;
     config.data.loader_threads = config.data.loader_threads.min(instructions.threads);
     let has_test_set = |config: &TrainConfig| {
         config.objective == ObjectiveName::FineTune

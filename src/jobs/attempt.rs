@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::child::{Instructions, MODEL, Saying};
+use super::chips;
 use super::desk::Desk;
 use super::ending::{Death, Ending, MemoryKills, settle};
 use super::failure::{Failure, Reason};
@@ -49,14 +50,14 @@ pub struct Stop;
 
 impl Slot {
     /// Starts a waiting job, sees its process to its end, and stores what comes next.
-    pub async fn attempt(self, key: JobKey, stops: mpsc::Receiver<Stop>) {
+    pub async fn attempt(self, key: JobKey, mut stops: mpsc::Receiver<Stop>) {
         let Some(job) = self.desk.update_surely(&key, |edit| edit.change(Change::Start)).await else {
             // It was cancelled or deleted while it waited.
             return;
         };
-        let ending = match self.start(&job).await {
+        let ending = match self.begin(&job, &mut stops).await {
             Ok(process) => process.supervise(stops).await,
-            Err(failure) => Ending::Failed(failure),
+            Err(ending) => ending,
         };
         let ending = match ending {
             Ending::Finished { model } => self.keep(&job, model).await,
@@ -69,6 +70,12 @@ impl Slot {
         if let Some(job) = after {
             tracing::info!(job = %key.id, attempt = job.attempt, state = job.state.name().text(), "an attempt ended");
         }
+    }
+
+    /// Fetches what the process learns from, and starts it.
+    async fn begin(&self, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> Result<Process, Ending> {
+        chips::fetch(self, job, stops).await?;
+        self.start(job).await.map_err(Ending::Failed)
     }
 
     async fn start(&self, job: &Job) -> Result<Process, Failure> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::event::{Evaluation, Happening, Progress, Saved};
 use super::state::{Change, JobState, Refused};
-use crate::gallery::Time;
+use crate::gallery::{GalleryName, Time};
 
 /// Names a job; later jobs have higher numbers, which are never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,7 +56,7 @@ pub struct Order {
     /// The whole configuration, valid when it was ordered.
     pub config_toml: String,
     /// The gallery whose chips are learned from, in the place of a folder.
-    pub gallery: Option<String>,
+    pub gallery: Option<GalleryName>,
     pub display_name: String,
     /// What makes the order idempotent.
     pub request_id: Option<String>,

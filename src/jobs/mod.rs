@@ -2,6 +2,7 @@
 
 mod attempt;
 mod child;
+mod chips;
 mod confine;
 mod desk;
 mod ending;
@@ -22,6 +23,7 @@ mod tests;
 mod watch;
 
 pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, Saying, Speaker};
+pub use chips::GalleryError;
 pub use confine::{beat, confine, die_with_parent, take_folder};
 pub use ending::tells_of_memory;
 pub use event::{Evaluation, Happening, JobEvent, Progress, Saved};

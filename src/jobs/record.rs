@@ -7,7 +7,7 @@ use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
-use crate::gallery::Time;
+use crate::gallery::{GalleryName, Time};
 
 /// What was stored is not what this program stores.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +134,7 @@ impl From<&Job> for JobRecord {
         let Order { config_toml, gallery, display_name, request_id } = job.order.clone();
         let mut record = Self {
             config_toml,
-            gallery,
+            gallery: gallery.map(|name| name.to_string()),
             display_name,
             request_id,
             attempt: job.attempt,
@@ -187,11 +187,13 @@ impl JobRecord {
             }
             StateRecord::Interrupted => JobState::Interrupted,
         };
+        let gallery = self.gallery.as_deref().map(GalleryName::new).transpose();
+        let gallery = gallery.map_err(|_| RecordError::Unusable("gallery"))?;
         Ok(Job {
             key: key.clone(),
             order: Order {
                 config_toml: self.config_toml,
-                gallery: self.gallery,
+                gallery,
                 display_name: self.display_name,
                 request_id: self.request_id,
             },
@@ -219,7 +221,7 @@ mod tests {
         let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
         let order = Order {
             config_toml: "seed = 1".into(),
-            gallery: Some("harbour".into()),
+            gallery: Some(GalleryName::new("harbour").expect("a name")),
             display_name: "first".into(),
             request_id: Some("r".into()),
         };

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::Stream;
 use tokio::task::spawn_blocking;
 
+use super::chips::{self, GalleryError};
 use super::desk::{Desk, now};
 use super::event::JobEvent;
 use super::job::{Job, JobId, JobKey, Order};
@@ -39,6 +40,8 @@ pub enum OrderError {
     /// Every value that starts no run.
     #[error("the configuration starts no run: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
+    #[error(transparent)]
+    Gallery(#[from] GalleryError),
     #[error("the server is going down")]
     Draining,
     #[error(transparent)]
@@ -78,7 +81,7 @@ impl Jobs {
     /// # Errors
     /// Everything that keeps it from being started.
     pub async fn check(&self, tenant: Arc<str>, order: Order) -> Result<Job, OrderError> {
-        self.validate(&order).await?;
+        self.validate(&tenant, &order).await?;
         let key = JobKey { tenant, id: JobId::new(0) };
         Ok(Job::new(key, order, now()))
     }
@@ -91,7 +94,7 @@ impl Jobs {
         if self.draining.load(Ordering::Acquire) {
             return Err(OrderError::Draining);
         }
-        self.validate(&order).await?;
+        self.validate(&tenant, &order).await?;
         let added = self.desk.add(tenant, order).await;
         self.supervisor.look().await;
         match added? {
@@ -176,17 +179,22 @@ impl Jobs {
     }
 
     /// Values, data set and starting point.
-    async fn validate(&self, order: &Order) -> Result<(), OrderError> {
+    async fn validate(&self, tenant: &str, order: &Order) -> Result<(), OrderError> {
         let config = TrainConfig::read(&order.config_toml, &[]).map_err(|cause| match cause {
             TrainConfigError::Syntax(cause) => OrderError::Syntax(cause),
             TrainConfigError::Invalid(violations) => OrderError::Invalid(violations),
         })?;
-        let roots = self.roots.clone();
-        let gathered = spawn_blocking(move || Materials::check(&config, &roots)).await;
-        match gathered {
-            Ok(gathered) => gathered.map_err(OrderError::Invalid),
-            Err(_) => Err(OrderError::Draining),
-        }
+        let gallery =
+            order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
+        let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
+        let checked = spawn_blocking(move || match gallery {
+            None => Materials::check(&config, &roots).map_err(OrderError::Invalid),
+            Some(gallery) => {
+                let census = chips::census(&gallery.snapshot()).map_err(GalleryError::from)?;
+                Materials::check_kept(&config, &census, &roots).map_err(OrderError::Invalid)
+            }
+        });
+        checked.await.unwrap_or(Err(OrderError::Draining))
     }
 }
 

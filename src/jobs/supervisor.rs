@@ -17,13 +17,14 @@ use super::keeper::Keeper;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
+use crate::gallery::Shelf;
 
 /// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 const COMMANDS_MAX: usize = 64;
 
 /// How jobs are run.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// Each job has a folder of its own in it.
     pub folder: PathBuf,
@@ -43,6 +44,8 @@ pub struct Settings {
     pub attempts_max: u32,
     /// Folders under which data and starting points lie.
     pub data_roots: Vec<PathBuf>,
+    /// Whose kept chips can be learned from.
+    pub galleries: Arc<Shelf>,
 }
 
 impl Settings {

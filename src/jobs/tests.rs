@@ -18,6 +18,7 @@ use super::supervisor::{Settings, Supervisor};
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::durable::Folder;
 use crate::embedding::ModelDigest;
+use crate::gallery::{GalleryName, NewGallery, QueueSettings, Quotas, Shelf, ShelfSettings};
 
 const ALIVE: &str = "echo '\"alive\"'";
 /// Stops as a training process does.
@@ -33,6 +34,7 @@ struct Stage {
     folder: tempfile::TempDir,
     desk: Arc<Desk>,
     supervisor: Supervisor,
+    galleries: Arc<Shelf>,
 }
 
 impl Stage {
@@ -57,7 +59,7 @@ impl Stage {
         change: impl Fn(&mut Settings),
     ) -> Self {
         std::fs::write(folder.path().join("script.sh"), script).expect("writable");
-        let desk = desk(&folder, 1000);
+        let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
         let mut settings = Settings {
             folder: folder.path().to_owned(),
             program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
@@ -70,10 +72,11 @@ impl Stage {
             grace: Duration::from_secs(3600),
             attempts_max: 2,
             data_roots: vec![],
+            galleries: Arc::clone(&galleries),
         };
         change(&mut settings);
         let supervisor = Supervisor::start(Arc::clone(&desk), settings, keeper).await.expect("a supervisor");
-        Self { folder, desk, supervisor }
+        Self { folder, desk, supervisor, galleries }
     }
 
     async fn order(&self) -> JobKey {
@@ -115,6 +118,15 @@ impl Stage {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn shelf(folder: &tempfile::TempDir) -> Shelf {
+    let settings = ShelfSettings {
+        cache_bytes: 1 << 20,
+        queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
+        quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
+    };
+    Shelf::open(&folder.path().join("galleries"), settings).expect("a shelf")
 }
 
 fn desk(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<Desk> {
@@ -283,13 +295,13 @@ async fn as_many_jobs_run_as_there_are_slots_and_a_waiting_one_can_be_cancelled(
 #[tokio::test]
 async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_next_start() {
     use StateName::{Finished, Interrupted, Queued, Running};
-    let Stage { folder, desk, supervisor } = Stage::new(STOPS).await;
-    let stage = Stage { folder, desk, supervisor };
+    let stage = Stage::new(STOPS).await;
     let key = stage.order().await;
     stage.watch(&key, is_running).await;
     stage.supervisor.drain().await;
-    let Stage { folder, desk, supervisor } = stage;
+    let Stage { folder, desk, supervisor, galleries } = stage;
     drop((desk, supervisor));
+    galleries.close();
     let model = ModelDigest::new([1; 32]);
     let stage = Stage::on(folder, &format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#), |_| {}).await;
     let (_, events) = stage.ended(&key).await;
@@ -352,7 +364,7 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
             break;
         }
         on.watch(&key, |what| matches!(what, Happening::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
-        let Stage { folder: place, desk, supervisor } = on;
+        let Stage { folder: place, desk, supervisor, .. } = on;
         // What a killed server leaves behind is a job that runs.
         let copy = tempfile::tempdir().expect("a temporary folder");
         drop((desk, supervisor));
@@ -424,4 +436,32 @@ async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
     assert!(waiting.next().await.is_none());
     let gone = watch(Arc::clone(&desk), key, WatchFrom::Oldest).await;
     assert!(matches!(gone.err(), Some(WatchError::Unknown)));
+}
+
+#[tokio::test]
+async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
+    let script =
+        r#"wc -l < chips/manifest.jsonl >&2; echo '{"failed":{"reason":"DIVERGED","message":"over"}}'"#;
+    let stage = Stage::new(script).await;
+    let name = GalleryName::new("harbour").expect("a name");
+    let order = Order { gallery: Some(name.clone()), ..Order::default() };
+    let ended = async || {
+        let added = stage.desk.add("default".into(), order.clone()).await;
+        let Ok(Added::New(job)) = added else { panic!("{added:?}") };
+        stage.supervisor.look().await;
+        let (job, events) = stage.ended(&job.key).await;
+        let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
+        (failure, logged(&events).into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let (failure, _) = ended().await;
+    assert_eq!(failure.reason, Reason::DataMissing);
+    let expected = "the gallery's chips cannot be copied: there is no gallery \"harbour\"";
+    assert_eq!(failure.message, expected);
+    let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips: true };
+    stage.galleries.create("default", &name, new).expect("made");
+    let (failure, log) = ended().await;
+    assert_eq!(failure.message, "over");
+    let copied =
+        "learning from 0 chips of the gallery; left out: 0 entries without a vessel id, 0 without a chip";
+    assert_eq!(log[..2], [copied, "0"]);
 }

@@ -11,7 +11,7 @@ use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
 use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
-use crate::jobs::{AddError, JobError, JobStoreError, OrderError, Refused, WatchError};
+use crate::jobs::{AddError, GalleryError, JobError, JobStoreError, OrderError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
 use crate::registry::{ActivationError, RegistryError};
 
@@ -136,6 +136,10 @@ impl From<OrderError> for Problem {
                 violations.into_iter().fold(problem, |problem, violation| {
                     problem.with_violation(format!("config_toml.{}", violation.field), violation.problem)
                 })
+            }
+            OrderError::Gallery(GalleryError::Shelf(cause)) => Self::from(cause).with_field("gallery"),
+            OrderError::Gallery(GalleryError::NoChips(_)) => {
+                Self::new(Code::FailedPrecondition, "GALLERY_WITHOUT_CHIPS", message).with_field("gallery")
             }
             OrderError::Draining => draining(),
             OrderError::Add(AddError::OtherOrder(id)) => {

@@ -43,7 +43,9 @@ pub enum ObjectiveName {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// HOSS layout for fine-tuning; OptiSar_Pair layout, or the training images of a HOSS layout, for pretraining.
+    /// HOSS layout for fine-tuning; OptiSar_Pair layout, or the training images of a HOSS layout, for pretraining. Not
+    /// read where a server learns from a gallery.
+    #[serde(default)]
     pub root: PathBuf,
     /// Threads that read and augment images; 0: one a core.
     pub loader_threads: usize,

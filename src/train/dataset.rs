@@ -5,19 +5,30 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::chip::Modality;
+use crate::chip::{Modality, View};
 
-/// A file, the ship on it, and the sensor.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// A file, the ship on it, and how to look at it.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     pub path: PathBuf,
     /// As in the file name; -1 is a distractor of HOSS.
     pub identity: i64,
-    pub modality: Modality,
+    pub view: View,
+}
+
+impl Image {
+    /// A whole image, whose pixels have the default size of their modality.
+    pub fn plain(path: PathBuf, identity: i64, modality: Modality) -> Self {
+        Self { path, identity, view: View::plain(modality) }
+    }
+
+    pub fn modality(&self) -> Modality {
+        self.view.modality
+    }
 }
 
 /// An optical image and a SAR image of one ship.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     pub optical: Image,
     pub sar: Image,
@@ -63,7 +74,7 @@ pub fn hoss(root: &Path, part: HossPart) -> Result<Vec<Image>, DatasetError> {
         .filter(|path| path.extension().is_some_and(|extension| extension == "tif"))
         .map(hoss_image)
         .collect::<Result<Vec<_>, _>>()?;
-    images.sort();
+    images.sort_by(|a, b| a.path.cmp(&b.path));
     if images.is_empty() { Err(DatasetError::Empty(folder)) } else { Ok(images) }
 }
 
@@ -125,20 +136,21 @@ fn hoss_image(path: PathBuf) -> Result<Image, DatasetError> {
         _ => Modality::Sar,
     };
     let identity = identity.ok_or_else(|| DatasetError::NoIdentity(path.clone()))?;
-    Ok(Image { path, identity, modality })
+    Ok(Image::plain(path, identity, modality))
 }
 
 fn optisar_image(path: PathBuf) -> Result<Image, DatasetError> {
     let identity = file_name(&path).split('_').nth(1).and_then(|field| field.parse().ok());
     let identity = identity.ok_or_else(|| DatasetError::NoIdentity(path.clone()))?;
     let modality = if ends_in(&path, &OPTICAL_ENDS) { Modality::Optical } else { Modality::Sar };
-    Ok(Image { path, identity, modality })
+    Ok(Image::plain(path, identity, modality))
 }
 
-fn pairs(mut images: Vec<Image>) -> Vec<Pair> {
-    images.sort();
+/// Every optical image with every SAR image of the same identity, by path.
+pub(super) fn pairs(mut images: Vec<Image>) -> Vec<Pair> {
+    images.sort_by(|a, b| a.path.cmp(&b.path));
     let (optical, sar): (Vec<_>, Vec<_>) =
-        images.into_iter().partition(|image| image.modality == Modality::Optical);
+        images.into_iter().partition(|image| image.modality() == Modality::Optical);
     let partners = |optical: &Image| {
         let identity = optical.identity;
         sar.iter().filter(move |sar| sar.identity == identity).cloned().collect::<Vec<_>>()
@@ -192,7 +204,7 @@ mod tests {
 
     fn row(root: &Path, image: &Image, label: i64) -> Value {
         let path = image.path.strip_prefix(root).expect("inside").to_str().expect("text");
-        serde_json::json!([path, label, i64::from(image.modality == Modality::Sar)])
+        serde_json::json!([path, label, i64::from(image.modality() == Modality::Sar)])
     }
 
     fn pair_rows(root: &Path, pairs: &[Pair]) -> Value {

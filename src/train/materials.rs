@@ -4,17 +4,21 @@ use std::path::Path;
 
 use super::config::{ObjectiveName, StartKind, TrainConfig, Violation};
 use super::dataset::{
-    DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
+    self, DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
 };
+use super::kept::{Census, Count, Division, KeptChips};
 use super::roots::DataRoots;
-use super::sampler::SamplerError;
 use super::source::{IdentitySource, PairSource, Reader};
 use super::validation::Validation;
+use crate::chip::ChipSize;
 use crate::weights::architecture::Architecture;
 use crate::weights::rules::{self, Overlay, start_from};
 use crate::weights::seed::seeded;
 use crate::weights::tensors::NamedTensors;
 use crate::weights::{imagenet, native, pth};
+
+/// Share of a gallery's vessels that are held out for evaluation.
+const KEPT_HELD_OUT: f64 = 0.2;
 
 /// Everything that a learner and [`super::fit`] are made of, read from what a configuration names.
 #[derive(Debug)]
@@ -42,8 +46,9 @@ impl Materials {
     /// # Errors
     /// Everything that is wrong with values, data set and starting point, at once.
     pub fn gather(config: &TrainConfig, roots: &DataRoots) -> Result<Self, Vec<Violation>> {
+        let data = |architecture: &Architecture| open_data(config, architecture, roots);
         let start = |architecture: &Architecture| starting_tensors(config, architecture, roots);
-        let (architecture, (data, validation), (tensors, taken)) = examine(config, roots, start)?;
+        let (architecture, Opened { data, validation }, (tensors, taken)) = examine(config, data, start)?;
         Ok(Self { architecture, tensors, taken, data, validation })
     }
 
@@ -52,22 +57,35 @@ impl Materials {
     /// # Errors
     /// As those of `gather`.
     pub fn check(config: &TrainConfig, roots: &DataRoots) -> Result<(), Vec<Violation>> {
-        let start = |architecture: &Architecture| match config.start.from {
-            StartKind::Scratch => Ok(()),
-            StartKind::Imagenet | StartKind::Model => starting_tensors(config, architecture, roots).map(drop),
-        };
-        examine(config, roots, start).map(drop)
+        let data = |architecture: &Architecture| open_data(config, architecture, roots);
+        examine(config, data, |architecture| check_start(config, architecture, roots)).map(drop)
+    }
+
+    /// The same for a run that learns from the kept chips of a gallery, whatever `data.root` is.
+    ///
+    /// # Errors
+    /// As those of `gather` once these chips are in a folder.
+    pub fn check_kept(
+        config: &TrainConfig,
+        census: &Census,
+        roots: &DataRoots,
+    ) -> Result<(), Vec<Violation>> {
+        let data = |_: &Architecture| Ok(((), enough(config, census)?));
+        examine(config, data, |architecture| check_start(config, architecture, roots)).map(drop)
     }
 }
 
-type Opened = (DataSet, Option<Validation>);
+struct Opened {
+    data: DataSet,
+    validation: Option<Validation>,
+}
 
-/// Values, data set and starting point together.
-fn examine<T>(
+/// Values, data set and starting point together. `data` gives the classes of the classifier as well, 0 without one.
+fn examine<D, S>(
     config: &TrainConfig,
-    roots: &DataRoots,
-    start: impl FnOnce(&Architecture) -> Result<T, Violation>,
-) -> Result<(Architecture, Opened, T), Vec<Violation>> {
+    data: impl FnOnce(&Architecture) -> Result<(D, usize), Violation>,
+    start: impl FnOnce(&Architecture) -> Result<S, Violation>,
+) -> Result<(Architecture, D, S), Vec<Violation>> {
     let mut violations = config.violations();
     let mut keep = |violation: Violation| {
         // A value out of bounds may lead to a second complaint about its field.
@@ -79,13 +97,11 @@ fn examine<T>(
     let valid =
         architecture.validate().map_err(|cause| Violation::new("model", format!("fits no network: {cause}")));
     let valid = valid.map_err(&mut keep).is_ok();
-    let data = open_data(config, &architecture, roots).map_err(&mut keep).ok();
-    if let Some((DataSet::Identities(source), _)) = &data {
-        architecture.classes = source.class_count();
-    }
+    let data = data(&architecture).map_err(&mut keep).ok();
+    architecture.classes = data.as_ref().map_or(0, |(_, classes)| *classes);
     let start = valid.then(|| start(&architecture).map_err(&mut keep).ok()).flatten();
     match (data, start) {
-        (Some(data), Some(start)) if violations.is_empty() => Ok((architecture, data, start)),
+        (Some((data, _)), Some(start)) if violations.is_empty() => Ok((architecture, data, start)),
         _ => Err(violations),
     }
 }
@@ -94,25 +110,42 @@ fn open_data(
     config: &TrainConfig,
     architecture: &Architecture,
     roots: &DataRoots,
-) -> Result<(DataSet, Option<Validation>), Violation> {
-    let in_root = |cause: DatasetError| Violation::new("data.root", format!("is no data set: {cause}"));
-    let root = roots.admit(&config.data.root);
+) -> Result<(Opened, usize), Violation> {
+    let root = &config.data.root;
+    if root.as_os_str().is_empty() {
+        return Err(Violation::new("data.root", "must be set where no gallery is learned from"));
+    }
+    let root = roots.admit(root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
-    let size = architecture.image;
-    let reader = Reader::new(size, config.augmentation, config.data.unreadable_max);
-    let evaluates = config.validation.epochs > 0;
+    let reader = Reader::new(architecture.image, config.augmentation, config.data.unreadable_max);
+    let opened = if KeptChips::are_in(root) {
+        open_kept(config, root, roots, reader)?
+    } else {
+        open_folder(config, root, roots, reader)?
+    };
+    let classes = match &opened.data {
+        DataSet::Identities(source) => source.class_count(),
+        DataSet::Pairs(_) => 0,
+    };
+    Ok((opened, classes))
+}
+
+fn open_folder(
+    config: &TrainConfig,
+    root: &Path,
+    roots: &DataRoots,
+    reader: Reader,
+) -> Result<Opened, Violation> {
+    let (size, evaluates) = (config.model.architecture().image, config.validation.epochs > 0);
     match config.objective {
         ObjectiveName::FineTune => {
-            let images = hoss(root, HossPart::Train).map_err(in_root)?;
+            let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
             admit_images(&images, roots)?;
-            let validation = if evaluates { Some(test_set(root, architecture, roots)?) } else { None };
-            let batch = config.batch;
-            let source = IdentitySource::new(images, batch.images, batch.images_per_identity, reader);
-            let source = source.map_err(|cause| Violation::new("batch.images", too_many(&cause)))?;
-            Ok((DataSet::Identities(source), validation))
+            let validation = if evaluates { Some(test_set(root, size, roots)?) } else { None };
+            Ok(Opened { data: identities(config, images, reader)?, validation })
         }
         ObjectiveName::Contrastive => {
-            let pairs = pairs(root).map_err(in_root)?;
+            let pairs = pairs(root).map_err(no_data_set)?;
             pairs
                 .iter()
                 .try_for_each(|Pair { optical, sar }| admit_images(&[optical.clone(), sar.clone()], roots))?;
@@ -121,9 +154,80 @@ fn open_data(
                 return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
             }
             let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            Ok((DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader)), validation))
+            let data = DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader));
+            Ok(Opened { data, validation })
         }
     }
+}
+
+/// Chips of a gallery.
+fn open_kept(
+    config: &TrainConfig,
+    root: &Path,
+    roots: &DataRoots,
+    reader: Reader,
+) -> Result<Opened, Violation> {
+    let (size, evaluates) = (config.model.architecture().image, config.validation.epochs > 0);
+    let kept = KeptChips::read(root).map_err(no_data_set)?;
+    admit_images(kept.images(), roots)?;
+    enough(config, &kept.census())?;
+    let Division { train, queries, gallery } = kept.divide(kept_held_out(config));
+    match config.objective {
+        ObjectiveName::FineTune => {
+            let validation = evaluates.then(|| Validation::new(queries, gallery, size));
+            Ok(Opened { data: identities(config, train, reader)?, validation })
+        }
+        ObjectiveName::Contrastive => {
+            let held_out = dataset::pairs([queries, gallery].concat());
+            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
+            let pairs = PairSource::new(dataset::pairs(train), config.batch.images / 2, reader);
+            Ok(Opened { data: DataSet::Pairs(pairs), validation })
+        }
+    }
+}
+
+/// Share of a gallery's vessels that a run does not learn from. Without an evaluation it learns from all.
+fn kept_held_out(config: &TrainConfig) -> f64 {
+    match config.objective {
+        ObjectiveName::FineTune if config.validation.epochs > 0 => KEPT_HELD_OUT,
+        ObjectiveName::FineTune => 0.0,
+        ObjectiveName::Contrastive => config.validation.held_out,
+    }
+}
+
+/// Whether a run can learn from chips of a gallery, and how many classes they have.
+fn enough(config: &TrainConfig, census: &Census) -> Result<usize, Violation> {
+    let learned = census.learned(kept_held_out(config));
+    let beside = if kept_held_out(config) > 0.0 { ", beside those that are held out" } else { "" };
+    match config.objective {
+        ObjectiveName::FineTune => {
+            // A vessel with one chip is learned as a class, but a batch of such teaches nothing of what stays the same.
+            let found = learned.iter().filter(|count| count.chips() > 1).count();
+            let wanted = config.batch.images / config.batch.images_per_identity.max(1);
+            if found < wanted {
+                let problem = format!(
+                    "wants {wanted} vessels with 2 chips or more in a batch, the gallery has {found}{beside}"
+                );
+                return Err(Violation::new("batch.images", problem));
+            }
+            Ok(learned.len())
+        }
+        ObjectiveName::Contrastive if learned.iter().copied().any(Count::is_of_both_modalities) => Ok(0),
+        ObjectiveName::Contrastive => {
+            let problem = format!("finds no vessel with chips of both modalities in the gallery{beside}");
+            Err(Violation::new("objective", problem))
+        }
+    }
+}
+
+fn identities(config: &TrainConfig, images: Vec<Image>, reader: Reader) -> Result<DataSet, Violation> {
+    let source = IdentitySource::new(images, config.batch.images, config.batch.images_per_identity, reader);
+    let no_batch = |cause| Violation::new("batch.images", format!("gives no batch: {cause}"));
+    Ok(DataSet::Identities(source.map_err(no_batch)?))
+}
+
+fn no_data_set(cause: DatasetError) -> Violation {
+    Violation::new("data.root", format!("is no data set: {cause}"))
 }
 
 fn pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
@@ -134,7 +238,7 @@ fn pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
     if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
 }
 
-fn test_set(root: &Path, architecture: &Architecture, roots: &DataRoots) -> Result<Validation, Violation> {
+fn test_set(root: &Path, size: ChipSize, roots: &DataRoots) -> Result<Validation, Violation> {
     let part = |part| {
         let images = hoss(root, part);
         images.map_err(|cause| Violation::new("validation.epochs", format!("finds no test set: {cause}")))
@@ -142,7 +246,7 @@ fn test_set(root: &Path, architecture: &Architecture, roots: &DataRoots) -> Resu
     let (queries, gallery) = (part(HossPart::Query)?, part(HossPart::Gallery)?);
     admit_images(&queries, roots)?;
     admit_images(&gallery, roots)?;
-    Ok(Validation::new(queries, gallery, architecture.image))
+    Ok(Validation::new(queries, gallery, size))
 }
 
 /// Each file may be a link.
@@ -156,8 +260,16 @@ fn admit_images(images: &[Image], roots: &DataRoots) -> Result<(), Violation> {
     })
 }
 
-fn too_many(cause: &SamplerError) -> String {
-    format!("gives no batch: {cause}")
+/// Whether the starting point can be used; weights from scratch are not drawn for that.
+fn check_start(
+    config: &TrainConfig,
+    architecture: &Architecture,
+    roots: &DataRoots,
+) -> Result<(), Violation> {
+    match config.start.from {
+        StartKind::Scratch => Ok(()),
+        StartKind::Imagenet | StartKind::Model => starting_tensors(config, architecture, roots).map(drop),
+    }
 }
 
 /// Seeded weights, replaced by those of the starting point as far as it has them.
@@ -203,6 +315,8 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+    use crate::chip::{Modality, SourceChip, View};
+    use crate::train::kept::KeptWriter;
     use crate::weights::architecture::FeaturePoint;
     use crate::weights::golden;
     use crate::weights::open::OpenModel;
@@ -310,6 +424,67 @@ mod tests {
         start("torn.pth", "torn.pth: the archive is damaged or truncated");
         start("@/secret.pth", "is outside the allowed folders");
         check("fine_tune", &["start.from=imagenet", "start.path=torn.pth"], "torn.pth");
+    }
+
+    /// `ships` vessels with an optical and a SAR chip each, and one that was seen once.
+    fn kept(ships: usize, place: &Path) -> Census {
+        let image = |number: usize| fs::read(golden::path("images").join(IMAGES[number])).expect("a fixture");
+        let mut writer = KeptWriter::new(place).expect("writable");
+        for ship in 0..ships {
+            for (number, modality) in [Modality::Optical, Modality::Sar].into_iter().enumerate() {
+                let chip = SourceChip { image: image(number).into(), view: View::plain(modality) };
+                writer.add(&format!("ship {ship}"), &chip).expect("writable");
+            }
+        }
+        let chip = SourceChip { image: image(0).into(), view: View::plain(Modality::Optical) };
+        writer.add("seen once", &chip).expect("writable");
+        writer.finish().expect("writable");
+        KeptChips::read(place).expect("readable").census()
+    }
+
+    #[test]
+    fn an_order_and_its_process_find_the_same_wrong_with_the_chips_of_a_gallery() {
+        let check = |objective: &str, ships: usize, settings: &[&str], expected: Option<&str>| {
+            let place = tempfile::tempdir().expect("a temporary folder");
+            let census = kept(ships, place.path());
+            let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+            let mut config = config(objective, &settings);
+            config.data.root = "not/looked/at".into();
+            let ordered = Materials::check_kept(&config, &census, &DataRoots::Anywhere);
+            config.data.root = place.path().to_owned();
+            let gathered = Materials::gather(&config, &DataRoots::Anywhere);
+            let one =
+                |found: &[Violation]| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+            assert_eq!(ordered.as_ref().err().map(|found| one(found)).as_deref(), expected);
+            assert_eq!(gathered.as_ref().err().map(|found| one(found)).as_deref(), expected);
+            gathered.ok()
+        };
+        let found = check("fine_tune", 2, &[], None).expect("a run");
+        assert_eq!((found.architecture.classes, found.validation.is_some()), (3, false));
+        let found = check("fine_tune", 3, &["validation.epochs=1"], None).expect("a run");
+        assert_eq!((found.architecture.classes, found.validation.is_some()), (3, true));
+        check("contrastive", 1, &[], None);
+        let few = "batch.images wants 2 vessels with 2 chips or more in a batch, the gallery has 1";
+        check("fine_tune", 1, &[], Some(few));
+        let few = format!("{few}, beside those that are held out");
+        check("fine_tune", 2, &["validation.epochs=1"], Some(&few));
+        check(
+            "fine_tune",
+            2,
+            &["batch.images=5"],
+            Some("batch.images must be a multiple of batch.images_per_identity, which is at least 1"),
+        );
+        let none = "objective finds no vessel with chips of both modalities in the gallery";
+        check("contrastive", 0, &[], Some(none));
+        let none = format!("{none}, beside those that are held out");
+        check("contrastive", 1, &["validation.held_out=0.1"], Some(&none));
+    }
+
+    #[test]
+    fn a_run_without_a_folder_wants_a_gallery() {
+        let place = folders();
+        let found = gather("fine_tune", &["data.root="], place.path()).expect_err("nowhere");
+        assert_eq!(found, "data.root must be set where no gallery is learned from");
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod fingerprint;
 mod fit;
 #[cfg(feature = "torch")]
 mod heads;
+mod kept;
 mod learn;
 #[cfg(feature = "torch")]
 mod learner;
@@ -35,6 +36,7 @@ pub use config::{
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
 pub use fit::{Course, Event, FitError, Plan, Source, fit};
+pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use loader::in_order;
 pub use log::EventLog;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use super::augment::augment;
@@ -12,7 +12,7 @@ use super::fit::Source;
 use super::learn::Samples;
 use super::random::{Purpose, stream};
 use super::sampler::{IdentitySampler, SamplerError, pair_batches};
-use crate::chip::{Chip, ChipSize, ImageLimits, Modality, PixelSize, Resampling, View, prepare_resampled};
+use crate::chip::{Chip, ChipSize, ImageLimits, Resampling, prepare_resampled};
 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
@@ -54,7 +54,7 @@ impl Reader {
     /// # Errors
     /// One file more than are tolerated, by name.
     fn read(&self, image: &Image) -> Result<Option<Chip>, String> {
-        let cause = match read_chip(&image.path, image.modality, self.size, Resampling::Bicubic) {
+        let cause = match read_chip(image, self.size, Resampling::Bicubic) {
             Ok(chip) => return Ok(Some(chip)),
             Err(cause) => cause,
         };
@@ -194,20 +194,14 @@ impl Draft {
     }
 }
 
-/// Reads a file of a data set, whose pixels have the default size of their modality.
+/// Reads a file of a data set.
 ///
 /// # Errors
 /// One line that names the file.
-pub fn read_chip(
-    path: &Path,
-    modality: Modality,
-    size: ChipSize,
-    resampling: Resampling,
-) -> Result<Chip, String> {
-    let named = |cause: &dyn std::fmt::Display| format!("{}: {cause}", path.display());
-    let bytes = fs::read(path).map_err(|cause| named(&cause))?;
-    let view = View { modality, pixel_size: PixelSize::default_for(modality), oriented_box: None };
-    let prepared = prepare_resampled(&bytes, &view, size, &LIMITS, resampling);
+pub fn read_chip(image: &Image, size: ChipSize, resampling: Resampling) -> Result<Chip, String> {
+    let named = |cause: &dyn std::fmt::Display| format!("{}: {cause}", image.path.display());
+    let bytes = fs::read(&image.path).map_err(|cause| named(&cause))?;
+    let prepared = prepare_resampled(&bytes, &image.view, size, &LIMITS, resampling);
     Ok(prepared.map_err(|cause| named(&cause))?.chip)
 }
 
@@ -218,6 +212,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
+    use crate::chip::Modality;
     use crate::train::augment::plain;
     use crate::train::loader::in_order;
     use crate::weights::golden;
@@ -226,7 +221,7 @@ mod tests {
 
     fn image(name: &str, identity: i64) -> Image {
         let modality = if name.ends_with("SAR.tif") { Modality::Sar } else { Modality::Optical };
-        Image { path: golden::path("images").join(name), identity, modality }
+        Image::plain(golden::path("images").join(name), identity, modality)
     }
 
     #[test]
@@ -234,8 +229,7 @@ mod tests {
         let bytes = golden::bytes("preprocess.safetensors");
         let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
         for name in ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"] {
-            let Image { path, modality, .. } = image(name, 1);
-            let chip = read_chip(&path, modality, SIZE, Resampling::Bicubic).expect("a fixture");
+            let chip = read_chip(&image(name, 1), SIZE, Resampling::Bicubic).expect("a fixture");
             let view = recorded.tensor(&format!("{name}.train_64x32")).expect("recorded");
             let repeat = 3 / view.shape()[2];
             let expected: Vec<u8> = view.data().iter().flat_map(|byte| vec![*byte; repeat]).collect();
@@ -249,8 +243,7 @@ mod tests {
         let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
         let name = recorded.names().into_iter().find_map(|name| name.strip_suffix(".val_tensor_64x32"));
         let name = name.expect("one file has its tensor");
-        let Image { path, modality, .. } = image(name, 1);
-        let chip = read_chip(&path, modality, SIZE, Resampling::Bilinear).expect("a fixture");
+        let chip = read_chip(&image(name, 1), SIZE, Resampling::Bilinear).expect("a fixture");
         let view = recorded.tensor(&format!("{name}.val_tensor_64x32")).expect("recorded");
         let plane = SIZE.height * SIZE.width;
         let expected: Vec<f32> =
@@ -307,11 +300,10 @@ mod tests {
         let optical = image("0001_a_33x97_RGB.tif", 1);
         let sar = image("0003_c_25x110_SAR.tif", 1);
         // The same picture on both sides shows that they are not changed alike.
-        let twin =
-            Image { modality: Modality::Sar, path: golden::path("images/0005_e_64x20_RGB.png"), identity: 2 };
+        let twin = Image::plain(golden::path("images/0005_e_64x20_RGB.png"), 2, Modality::Sar);
         let pairs = vec![
             Pair { optical, sar },
-            Pair { optical: Image { modality: Modality::Optical, ..twin.clone() }, sar: twin },
+            Pair { optical: Image::plain(twin.path.clone(), 2, Modality::Optical), sar: twin },
         ];
         let source = PairSource::new(pairs, 2, Reader::new(SIZE, Augmentation::default(), 0));
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
@@ -338,13 +330,14 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_image_is_named() {
-        let error = read_chip(&golden::path("README.md"), Modality::Sar, SIZE, Resampling::Bicubic);
+        let error =
+            read_chip(&Image::plain(golden::path("README.md"), 1, Modality::Sar), SIZE, Resampling::Bicubic);
         assert!(error.expect_err("no image").contains("README.md: "));
     }
 
     #[test]
     fn unreadable_files_are_replaced_up_to_the_bound_and_then_named() {
-        let broken = |identity| Image { path: golden::path("README.md"), identity, modality: Modality::Sar };
+        let broken = |identity| Image::plain(golden::path("README.md"), identity, Modality::Sar);
         let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
         let source = |unreadable_max| {
             let reader = Reader::new(SIZE, Augmentation::default(), unreadable_max);

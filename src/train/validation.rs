@@ -56,7 +56,7 @@ impl Validation {
         learner: &mut impl Learner,
         loaders: usize,
     ) -> Result<Vec<(Seen, Embedding)>, FitError> {
-        let read = |image: &Image| read_chip(&image.path, image.modality, self.size, Resampling::Bilinear);
+        let read = |image: &Image| read_chip(image, self.size, Resampling::Bilinear);
         let parts: Vec<&[Image]> = images.chunks(BATCH).collect();
         let mut embedded = Vec::with_capacity(images.len());
         let flow = in_order(
@@ -74,7 +74,7 @@ impl Validation {
                 ControlFlow::Continue(())
             },
         );
-        let seen = |image: &Image| Seen { identity: image.identity, modality: image.modality };
+        let seen = |image: &Image| Seen { identity: image.identity, modality: image.modality() };
         match flow {
             ControlFlow::Break(cause) => Err(cause),
             ControlFlow::Continue(()) => Ok(images.iter().map(seen).zip(embedded).collect()),

@@ -98,7 +98,7 @@ impl Trial {
 
     /// Some answers as a caller of Match sees them.
     pub async fn show_answers(&self, client: &Client, gallery: &str) -> anyhow::Result<()> {
-        let sar = self.set.queries.iter().filter(|image| image.modality == Modality::Sar);
+        let sar = self.set.queries.iter().filter(|image| image.modality() == Modality::Sar);
         let queries = sar.take(SHOWN).map(|image| {
             let query_id = format!("{}, a SAR chip of ship {}", name(image)?, image.identity);
             Ok(MatchQuery { query_id, ..query(image)? })
@@ -280,7 +280,7 @@ fn query(image: &Image) -> anyhow::Result<MatchQuery> {
 
 fn chip(image: &Image) -> anyhow::Result<Chip> {
     let bytes = std::fs::read(&image.path).with_context(|| image.path.display().to_string())?;
-    Ok(client::chip(bytes, image.modality))
+    Ok(client::chip(bytes, image.modality()))
 }
 
 fn name(image: &Image) -> anyhow::Result<String> {

@@ -182,6 +182,15 @@ impl Snapshot {
         self.tables.chips.as_ref().map_or(Ok(None), |chips| read(chips, row, chip))
     }
 
+    /// Whether the source chip of a row is kept, without reading it.
+    ///
+    /// # Errors
+    /// There is no such row, or it cannot be read.
+    pub fn keeps_chip(&self, row: RowId) -> Result<bool, StoreError> {
+        let kept = |sealed: &[u8]| Ok(decode::<RowRecord>(sealed)?.chip_bytes > 0);
+        read(&self.tables.entries, row, kept)?.ok_or_else(|| missing(row))
+    }
+
     /// Whether this content is enrolled under this id, so that enrolling it again would change nothing.
     ///
     /// # Errors

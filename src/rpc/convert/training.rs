@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::problem::Problem;
 use super::sighting::timestamp;
 use super::{bounded_text, duration};
+use crate::gallery::GalleryName;
 use crate::jobs::{
     Evaluation, Happening, Job, JobEvent, JobFailure, JobId, JobKey, JobState, Listing, Order, Progress,
     Saved, StateName,
@@ -26,9 +27,13 @@ pub fn order(request: wire::TrainRequest) -> Result<Order, Problem> {
     bounded_bytes("request_id", request_id.len(), REQUEST_ID_BYTES_MAX)?;
     bounded_text("request_id", &request_id)?;
     bounded_text("display_name", &display_name)?;
-    bounded_text("gallery", &gallery)?;
-    let filled = |text: String| Some(text).filter(|text| !text.is_empty());
-    Ok(Order { config_toml, display_name, request_id: filled(request_id), gallery: filled(gallery) })
+    let request_id = Some(request_id).filter(|id| !id.is_empty());
+    let gallery =
+        Some(gallery).filter(|name| !name.is_empty()).map(|name| GalleryName::new(&name)).transpose();
+    let gallery = gallery.map_err(|cause| {
+        Problem::invalid("GALLERY_NAME_INVALID", "gallery", format!("the gallery name {cause}"))
+    })?;
+    Ok(Order { config_toml, gallery, display_name, request_id })
 }
 
 pub fn job_id(text: &str) -> Result<JobId, Problem> {

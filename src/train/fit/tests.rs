@@ -191,11 +191,8 @@ fn weights_that_are_not_finite_are_never_saved() {
 
 #[test]
 fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
-    let image = |name: &str, identity, modality| Image {
-        path: golden::path("images").join(name),
-        identity,
-        modality,
-    };
+    let image =
+        |name: &str, identity, modality| Image::plain(golden::path("images").join(name), identity, modality);
     let optical = image("0001_a_33x97_RGB.tif", 1, Modality::Optical);
     let sar = image("0003_c_25x110_SAR.tif", 1, Modality::Sar);
     let validation = Validation::new(vec![sar], vec![optical], SIZE);

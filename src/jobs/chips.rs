@@ -1,0 +1,350 @@
+//! What a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
+//!
+//! A job goes on with the same chips after an interruption, whatever happens to the gallery meanwhile.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io;
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
+
+use super::attempt::{Slot, Stop};
+use super::child::CHIPS;
+use super::ending::Ending;
+use super::failure::{Failure, Reason};
+use super::job::{Edit, Job};
+use super::state::Refused;
+use crate::durable::{PartialFolder, remove_partial};
+use crate::gallery::{Entry, Filter, Gallery, GalleryName, RowId, Shelf, ShelfError, Snapshot, StoreError};
+use crate::train::{Census, KeptWriter};
+
+/// Entries that are read at once.
+const PAGE: usize = 1000;
+
+/// Why a gallery is nothing to learn from.
+#[derive(Debug, thiserror::Error)]
+pub enum GalleryError {
+    #[error(transparent)]
+    Shelf(#[from] ShelfError),
+    #[error(
+        "gallery \"{0}\" keeps no chips to learn from; enrol the chips again in a gallery that is made to keep them"
+    )]
+    NoChips(GalleryName),
+}
+
+impl From<StoreError> for GalleryError {
+    fn from(cause: StoreError) -> Self {
+        Self::Shelf(cause.into())
+    }
+}
+
+/// Why there are no chips in a job's folder.
+#[derive(Debug, thiserror::Error)]
+enum CopyError {
+    #[error(transparent)]
+    Gallery(#[from] GalleryError),
+    #[error(transparent)]
+    Unreadable(#[from] StoreError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error("stopped")]
+    Stopped,
+}
+
+/// What was copied, and what was not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Copied {
+    chips: usize,
+    /// Entries of which nobody knows the vessel.
+    unnamed: usize,
+    /// Entries of ready embeddings.
+    chipless: usize,
+}
+
+impl fmt::Display for Copied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { chips, unnamed, chipless } = self;
+        write!(
+            f,
+            "learning from {chips} chips of the gallery; left out: {unnamed} entries without a vessel id, {chipless} \
+             without a chip"
+        )
+    }
+}
+
+impl CopyError {
+    fn ending(&self) -> Ending {
+        let reason = match self {
+            Self::Stopped => return Ending::Stopped,
+            Self::Gallery(_) | Self::Unreadable(_) => Reason::DataMissing,
+            Self::Io(cause) => match cause.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+                _ => Reason::NotStarted,
+            },
+        };
+        Ending::Failed(Failure::new(reason, format!("the gallery's chips cannot be copied: {self}")))
+    }
+}
+
+/// The gallery of this name, if it keeps chips.
+///
+/// # Errors
+/// There is none, it cannot be used, or it keeps none.
+pub fn gallery(shelf: &Shelf, tenant: &str, name: &GalleryName) -> Result<Gallery, GalleryError> {
+    let gallery = shelf.get(tenant, name)?;
+    if gallery.info().about.keeps_chips { Ok(gallery) } else { Err(GalleryError::NoChips(name.clone())) }
+}
+
+/// The chips of every known vessel, counted without reading any. Blocking.
+///
+/// # Errors
+/// The gallery cannot be read.
+pub fn census(snapshot: &Snapshot) -> Result<Census, StoreError> {
+    let mut census = Census::default();
+    for_each(snapshot, |row, entry| {
+        if let Some(vessel) = &entry.vessel
+            && snapshot.keeps_chip(row)?
+        {
+            census.add(vessel.as_str(), entry.modality);
+        }
+        Ok::<_, StoreError>(())
+    })?;
+    Ok(census)
+}
+
+/// Sees to it that the chips are in the folder of a job that learns from a gallery.
+///
+/// # Errors
+/// How the attempt ends where they cannot be copied, or it was stopped meanwhile.
+pub async fn fetch(slot: &Slot, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> Result<(), Ending> {
+    let Some(name) = job.order.gallery.clone() else { return Ok(()) };
+    let (shelf, tenant) = (Arc::clone(&slot.settings.galleries), Arc::clone(&job.key.tenant));
+    let folder = slot.settings.job_folder(job.key.id);
+    let stopped = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&stopped);
+    let mut copying = spawn_blocking(move || copy(&shelf, &tenant, &name, &folder, &seen));
+    let copied = loop {
+        tokio::select! {
+            copied = &mut copying => break copied,
+            Some(Stop) = stops.recv() => stopped.store(true, Ordering::Relaxed),
+        }
+    };
+    match copied {
+        Ok(Ok(None)) => Ok(()),
+        Ok(Ok(Some(copied))) => {
+            let line = copied.to_string();
+            let logged = move |edit: &mut Edit| {
+                edit.log(line.clone());
+                Ok::<_, Refused>(())
+            };
+            slot.desk.update_surely(&job.key, logged).await;
+            Ok(())
+        }
+        Ok(Err(cause)) => Err(cause.ending()),
+        Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
+        // The runtime is being shut down, and this task with it.
+        Err(_) => Err(Ending::Stopped),
+    }
+}
+
+/// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so: whole, or not at all.
+fn copy(
+    shelf: &Shelf,
+    tenant: &str,
+    name: &GalleryName,
+    folder: &Path,
+    stopped: &AtomicBool,
+) -> Result<Option<Copied>, CopyError> {
+    let place = folder.join(CHIPS);
+    if place.exists() {
+        return Ok(None);
+    }
+    let gallery = gallery(shelf, tenant, name)?;
+    fs::create_dir_all(folder)?;
+    // Of a server that was killed while it copied; no process has worked here yet.
+    remove_partial(folder)?;
+    let partial = PartialFolder::new(&place)?;
+    let copied = write(&gallery.snapshot(), partial.path(), stopped)?;
+    // Thousands of small files, one after the other, would take minutes to sync.
+    rustix::fs::syncfs(File::open(partial.path())?).map_err(io::Error::from)?;
+    partial.publish()?;
+    Ok(Some(copied))
+}
+
+/// One chip after the other, so that none but one is in memory.
+fn write(snapshot: &Snapshot, place: &Path, stopped: &AtomicBool) -> Result<Copied, CopyError> {
+    let mut writer = KeptWriter::new(place)?;
+    let mut copied = Copied::default();
+    for_each(snapshot, |row, entry| {
+        if stopped.load(Ordering::Relaxed) {
+            return Err(CopyError::Stopped);
+        }
+        match (&entry.vessel, snapshot.keeps_chip(row)?) {
+            (None, _) => copied.unnamed += 1,
+            (Some(_), false) => copied.chipless += 1,
+            (Some(vessel), true) => {
+                snapshot.chip(row)?.iter().try_for_each(|chip| writer.add(vessel.as_str(), chip))?;
+            }
+        }
+        Ok(())
+    })?;
+    copied.chips = writer.finish()?;
+    Ok(copied)
+}
+
+/// Every entry, by ascending row.
+fn for_each<E: From<StoreError>>(
+    snapshot: &Snapshot,
+    mut visit: impl FnMut(RowId, &Entry) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut after = None;
+    loop {
+        let page = snapshot.list(&Filter::default(), after, PAGE)?;
+        page.entries.iter().try_for_each(|(row, entry)| visit(*row, entry))?;
+        after = page.next;
+        if after.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::chip::{Modality, SourceChip, View};
+    use crate::embedding::{Embedding, ModelDigest};
+    use crate::gallery::{
+        Conflict, ContentHash, Enrolment, EntryId, Labels, NewGallery, Observation, QueueSettings, Quotas,
+        ShelfSettings, Time, VesselId,
+    };
+    use crate::train::KeptChips;
+
+    const TENANT: &str = "default";
+
+    fn shelf(folder: &Path) -> Shelf {
+        let settings = ShelfSettings {
+            cache_bytes: 1 << 20,
+            queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
+            quotas: Quotas {
+                galleries_per_tenant: 10,
+                entries_per_gallery: 10_000,
+                bytes_per_tenant: 1 << 30,
+            },
+        };
+        Shelf::open(&folder.join("galleries"), settings).expect("a shelf")
+    }
+
+    fn name() -> GalleryName {
+        GalleryName::new("harbour").expect("a name")
+    }
+
+    fn made(shelf: &Shelf, keeps_chips: bool) -> Gallery {
+        let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips };
+        shelf.create(TENANT, &name(), new).expect("made")
+    }
+
+    async fn enrol(gallery: &Gallery, number: u8, vessel: Option<&str>, modality: Option<Modality>) {
+        let entry = Entry {
+            id: EntryId::new(&format!("entry {number}")).expect("an id"),
+            vessel: vessel.map(|vessel| VesselId::new(vessel).expect("an id")),
+            modality: modality.unwrap_or(Modality::Sar),
+            observation: Observation::default(),
+            labels: Labels::default(),
+            extent_m: Some([30.0, 200.0]),
+            enrolled_at: Time::from_nanos(0),
+            content: ContentHash::new([number; 32]),
+        };
+        let enrolment = Enrolment {
+            entry,
+            embedding: Embedding::from_feature(vec![1.0, f32::from(number)]).expect("a direction"),
+            model: ModelDigest::new([7; 32]),
+            shadow: None,
+            chip: modality.map(|modality| chip(number, modality)),
+            conflict: Conflict::Refuse,
+        };
+        gallery.enrol(enrolment).await.expect("enrolled");
+    }
+
+    fn chip(number: u8, modality: Modality) -> SourceChip {
+        SourceChip { image: Bytes::from(vec![number; 9]), view: View::plain(modality) }
+    }
+
+    fn copy_in(shelf: &Shelf, folder: &Path) -> Result<Option<Copied>, CopyError> {
+        copy(shelf, TENANT, &name(), &folder.join("job-1"), &AtomicBool::new(false))
+    }
+
+    fn files(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).expect("readable");
+        entries.map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn chips_of_known_vessels_are_copied_with_identities_in_the_order_of_their_names() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let shelf = shelf(place.path());
+        let gallery = made(&shelf, true);
+        enrol(&gallery, 1, Some("b"), Some(Modality::Optical)).await;
+        enrol(&gallery, 2, None, Some(Modality::Optical)).await;
+        enrol(&gallery, 3, Some("c"), None).await;
+        enrol(&gallery, 4, Some("a"), Some(Modality::Sar)).await;
+        enrol(&gallery, 5, Some("b"), Some(Modality::Sar)).await;
+        let copied = copy_in(&shelf, place.path()).expect("copied");
+        assert_eq!(copied, Some(Copied { chips: 3, unnamed: 1, chipless: 1 }));
+        let kept = KeptChips::read(&place.path().join("job-1").join(CHIPS)).expect("readable");
+        let found: Vec<_> = kept
+            .images()
+            .iter()
+            .map(|image| (image.identity, fs::read(&image.path).expect("readable"), image.view))
+            .collect();
+        let expected = [(1, 1, Modality::Optical), (0, 4, Modality::Sar), (1, 5, Modality::Sar)]
+            .map(|(identity, number, modality)| (identity, vec![number; 9], View::plain(modality)));
+        assert_eq!(found, expected);
+        assert_eq!(kept.census(), census(&gallery.snapshot()).expect("readable"));
+    }
+
+    #[tokio::test]
+    async fn a_second_attempt_has_the_chips_of_the_first_whatever_became_of_the_gallery() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let shelf = shelf(place.path());
+        enrol(&made(&shelf, true), 1, Some("a"), Some(Modality::Sar)).await;
+        assert!(copy_in(&shelf, place.path()).expect("copied").is_some());
+        shelf.delete(TENANT, &name()).expect("deleted");
+        assert_eq!(copy_in(&shelf, place.path()).expect("there"), None);
+    }
+
+    #[tokio::test]
+    async fn a_copy_that_does_not_come_to_its_end_leaves_nothing() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let shelf = shelf(place.path());
+        enrol(&made(&shelf, true), 1, Some("a"), Some(Modality::Sar)).await;
+        let job = place.path().join("job-1");
+        let stopped = copy(&shelf, TENANT, &name(), &job, &AtomicBool::new(true)).expect_err("stopped");
+        assert_eq!(stopped.ending(), Ending::Stopped);
+        assert!(files(&job).is_empty());
+        // A server that is killed removes nothing.
+        std::mem::forget(PartialFolder::new(&job.join(CHIPS)).expect("writable"));
+        assert!(copy_in(&shelf, place.path()).expect("copied").is_some());
+        assert_eq!(files(&job), [CHIPS]);
+    }
+
+    #[test]
+    fn a_gallery_that_cannot_be_learned_from_says_what_to_do() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let shelf = shelf(place.path());
+        let refusal = || gallery(&shelf, TENANT, &name()).expect_err("nothing to learn from").to_string();
+        assert_eq!(refusal(), "there is no gallery \"harbour\"");
+        made(&shelf, false);
+        assert!(refusal().ends_with("enrol the chips again in a gallery that is made to keep them"));
+        let Ending::Failed(failure) = copy_in(&shelf, place.path()).expect_err("no chips").ending() else {
+            panic!("no failure")
+        };
+        assert_eq!(failure.reason, Reason::DataMissing);
+    }
+}

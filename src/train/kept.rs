@@ -1,0 +1,320 @@
+//! Chips that a gallery has kept, as a data set: a folder of images as they were enrolled, and a list of what is on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::dataset::{DatasetError, Image};
+use crate::chip::{Modality, OrientedBox, PixelSize, SourceChip, View};
+
+/// One JSON object for each image, in the folder of the images.
+const LIST: &str = "manifest.jsonl";
+
+/// A line of the list.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    file: String,
+    /// As whoever enrolled it names the vessel.
+    identity: String,
+    modality: String,
+    pixel_size_m: [f64; 2],
+    /// Column and row of the center, length, width, angle in degrees.
+    oriented_box: Option<[f64; 5]>,
+}
+
+/// Writes such a folder.
+#[derive(Debug)]
+pub struct KeptWriter {
+    folder: PathBuf,
+    list: BufWriter<File>,
+    count: usize,
+}
+
+/// The images of such a folder, with the identities by their names.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeptChips {
+    images: Vec<Image>,
+    /// The identity of an image is its place here.
+    identities: Vec<String>,
+}
+
+/// How many chips there are of each identity, by its name: enough to say whether a run can learn from them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census(BTreeMap<String, Count>);
+
+/// Chips of one identity.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    optical: u32,
+    sar: u32,
+}
+
+/// What is learned from, and what is held out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Division {
+    pub train: Vec<Image>,
+    /// One image of each identity that is held out.
+    pub queries: Vec<Image>,
+    /// Its other images.
+    pub gallery: Vec<Image>,
+}
+
+impl KeptWriter {
+    /// Into a folder that is empty.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(folder: &Path) -> io::Result<Self> {
+        let list = BufWriter::new(File::create_new(folder.join(LIST))?);
+        Ok(Self { folder: folder.to_owned(), list, count: 0 })
+    }
+
+    /// # Errors
+    /// The chip cannot be written.
+    pub fn add(&mut self, identity: &str, chip: &SourceChip) -> io::Result<()> {
+        let file = format!("{:08}", self.count);
+        fs::write(self.folder.join(&file), &chip.image)?;
+        let View { modality, pixel_size, oriented_box } = chip.view;
+        let line = Line {
+            file,
+            identity: identity.to_owned(),
+            modality: modality.name().to_owned(),
+            pixel_size_m: [pixel_size.x_m(), pixel_size.y_m()],
+            oriented_box: oriented_box.map(|cut| {
+                let (x, y) = cut.center();
+                [x, y, cut.length(), cut.width(), cut.angle_deg()]
+            }),
+        };
+        serde_json::to_writer(&mut self.list, &line)?;
+        self.list.write_all(b"\n")?;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// The number of chips, all of which have been handed to the system.
+    ///
+    /// # Errors
+    /// The list cannot be written.
+    pub fn finish(mut self) -> io::Result<usize> {
+        self.list.flush()?;
+        Ok(self.count)
+    }
+}
+
+impl KeptChips {
+    /// Whether a folder looks like one of these.
+    pub fn are_in(folder: &Path) -> bool {
+        folder.join(LIST).is_file()
+    }
+
+    /// # Errors
+    /// The list cannot be read, is none, or is empty.
+    pub fn read(folder: &Path) -> Result<Self, DatasetError> {
+        let path = folder.join(LIST);
+        let unreadable = |cause| DatasetError::Unreadable { path: path.clone(), cause };
+        let text = fs::read_to_string(&path).map_err(unreadable)?;
+        let lines = text.lines().map(serde_json::from_str::<Line>).collect::<Result<Vec<_>, _>>();
+        let lines = lines.map_err(|cause| unreadable(cause.into()))?;
+        let names: BTreeSet<&str> = lines.iter().map(|line| line.identity.as_str()).collect();
+        let numbers: BTreeMap<&str, i64> = names.iter().copied().zip(0..).collect();
+        let image = |line: &Line| {
+            let view = line.view().ok_or_else(|| unreadable(io::ErrorKind::InvalidData.into()))?;
+            Ok(Image { path: folder.join(&line.file), identity: numbers[line.identity.as_str()], view })
+        };
+        let images = lines.iter().map(image).collect::<Result<Vec<_>, DatasetError>>()?;
+        if images.is_empty() {
+            return Err(DatasetError::Empty(folder.to_owned()));
+        }
+        Ok(Self { images, identities: names.into_iter().map(str::to_owned).collect() })
+    }
+
+    pub fn images(&self) -> &[Image] {
+        &self.images
+    }
+
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        self.images
+            .iter()
+            .for_each(|image| census.add(&self.identities[image.identity as usize], image.modality()));
+        census
+    }
+
+    /// Holds out the identities of [`Census::held_out`].
+    pub fn divide(self, share: f64) -> Division {
+        let census = self.census();
+        let held = census.held_out(share);
+        let mut division = Division::default();
+        let mut asked = BTreeSet::new();
+        for image in self.images {
+            if !held.contains(self.identities[image.identity as usize].as_str()) {
+                division.train.push(image);
+            } else if asked.insert(image.identity) {
+                division.queries.push(image);
+            } else {
+                division.gallery.push(image);
+            }
+        }
+        division
+    }
+}
+
+impl Census {
+    pub fn add(&mut self, identity: &str, modality: Modality) {
+        if !self.0.contains_key(identity) {
+            self.0.insert(identity.to_owned(), Count::default());
+        }
+        if let Some(count) = self.0.get_mut(identity) {
+            match modality {
+                Modality::Optical => count.optical += 1,
+                Modality::Sar => count.sar += 1,
+            }
+        }
+    }
+
+    /// A `share` of the identities that have two chips or more, at least one if it is above 0. Which ones depends on
+    /// their names alone.
+    pub fn held_out(&self, share: f64) -> BTreeSet<&str> {
+        let found = self.0.iter().filter(|(_, count)| count.chips() > 1);
+        let mut found: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
+        found.sort_by_cached_key(|name| Sha256::digest(name));
+        let count = (share * found.len() as f64).ceil() as usize;
+        found.into_iter().take(count).collect()
+    }
+
+    /// The identities that are learned from when a `share` is held out.
+    pub fn learned(&self, share: f64) -> Vec<Count> {
+        let held = self.held_out(share);
+        let learned = self.0.iter().filter(|(name, _)| !held.contains(name.as_str()));
+        learned.map(|(_, count)| *count).collect()
+    }
+}
+
+impl Count {
+    pub fn chips(self) -> u32 {
+        self.optical + self.sar
+    }
+
+    pub fn is_of_both_modalities(self) -> bool {
+        self.optical > 0 && self.sar > 0
+    }
+}
+
+impl Line {
+    fn view(&self) -> Option<View> {
+        let modality = match self.modality.as_str() {
+            "optical" => Modality::Optical,
+            "sar" => Modality::Sar,
+            _ => return None,
+        };
+        let [x, y] = self.pixel_size_m;
+        let cut = self
+            .oriented_box
+            .map(|[x, y, length, width, angle]| OrientedBox::new(x, y, length, width, angle));
+        Some(View { modality, pixel_size: PixelSize::new(x, y).ok()?, oriented_box: cut.transpose().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn chip(number: u8, modality: Modality) -> SourceChip {
+        let view = View {
+            modality,
+            pixel_size: PixelSize::new(0.1 + 0.2, 1.5).expect("a size"),
+            oriented_box: (number > 0)
+                .then(|| OrientedBox::new(1.0 / 3.0, 4.0, 30.0, 10.0, -12.5).expect("a box")),
+        };
+        SourceChip { image: Bytes::from(vec![number; 3]), view }
+    }
+
+    fn written(chips: &[(&str, SourceChip)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut writer = KeptWriter::new(folder.path()).expect("writable");
+        chips.iter().for_each(|(identity, chip)| writer.add(identity, chip).expect("writable"));
+        assert_eq!(writer.finish().expect("writable"), chips.len());
+        folder
+    }
+
+    #[test]
+    fn chips_are_read_as_they_were_enrolled() {
+        let chips = [
+            ("b \"quoted\"\n", chip(0, Modality::Optical)),
+            ("a", chip(1, Modality::Sar)),
+            ("b \"quoted\"\n", chip(2, Modality::Sar)),
+        ];
+        let folder = written(&chips);
+        assert!(KeptChips::are_in(folder.path()));
+        let kept = KeptChips::read(folder.path()).expect("readable");
+        assert_eq!(kept.identities, ["a", "b \"quoted\"\n"]);
+        let images = kept.images();
+        assert_eq!(images.iter().map(|image| image.identity).collect::<Vec<_>>(), [1, 0, 1]);
+        for (image, (_, chip)) in images.iter().zip(&chips) {
+            assert_eq!(image.view, chip.view);
+            assert_eq!(fs::read(&image.path).expect("readable"), chip.image);
+        }
+    }
+
+    #[test]
+    fn identities_are_held_out_by_their_names_and_only_where_they_can_be_found_again() {
+        let fleet = |ships: &[usize]| {
+            let names: Vec<String> = ships.iter().map(|ship| format!("ship {ship}")).collect();
+            let one = |name: &String| vec![(name.clone(), chip(1, Modality::Sar)); 3];
+            let mut chips: Vec<_> = names.iter().flat_map(one).collect();
+            chips.push(("seen once".to_owned(), chip(1, Modality::Sar)));
+            let chips: Vec<_> = chips.iter().map(|(name, chip)| (name.as_str(), chip.clone())).collect();
+            let kept = KeptChips::read(written(&chips).path()).expect("readable");
+            let names = kept.identities.clone();
+            let division = kept.divide(0.2);
+            let held: BTreeSet<String> =
+                division.queries.iter().map(|image| names[image.identity as usize].clone()).collect();
+            (division, held)
+        };
+        let (division, held) = fleet(&[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!((division.train.len(), division.queries.len(), division.gallery.len()), (25, 2, 4));
+        assert!(!held.contains("seen once"));
+        assert_eq!(fleet(&[3, 9, 0, 7, 1, 8, 2, 6, 4, 5]).1, held);
+        let (none, _) = fleet(&[]);
+        assert_eq!((none.train.len(), none.queries.len()), (1, 0));
+    }
+
+    #[test]
+    fn a_census_says_beforehand_what_is_learned_from() {
+        let mut census = Census::default();
+        for (name, modality) in [("a", Modality::Sar), ("b", Modality::Sar), ("b", Modality::Optical)] {
+            census.add(name, modality);
+        }
+        assert_eq!(census.held_out(0.01), ["b"].into());
+        assert_eq!(census.learned(0.01), [Count { optical: 0, sar: 1 }]);
+        assert_eq!(census.learned(0.0).iter().map(|count| count.chips()).collect::<Vec<_>>(), [1, 2]);
+        let kept: Vec<_> = [("b", 1), ("a", 2), ("b", 3)]
+            .map(|(name, number)| {
+                (name, chip(number, if number == 1 { Modality::Optical } else { Modality::Sar }))
+            })
+            .into();
+        assert_eq!(KeptChips::read(written(&kept).path()).expect("readable").census(), census);
+    }
+
+    #[test]
+    fn what_is_no_list_is_named() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(!KeptChips::are_in(folder.path()));
+        for text in [
+            "",
+            "{\"file\": 1}\n",
+            "{\"file\":\"0\",\"identity\":\"a\",\"modality\":\"x\",\"pixel_size_m\":[1,1],\"oriented_box\":null}",
+        ] {
+            fs::write(folder.path().join(LIST), text).expect("writable");
+            let error = KeptChips::read(folder.path()).expect_err("no list").to_string();
+            assert!(error.contains(&folder.path().display().to_string()), "{error}");
+        }
+    }
+}
