@@ -14,25 +14,26 @@ use super::materials::DataSet;
 const NAME_PARTS: usize = 2;
 const PIECE_BYTES: usize = 64 << 10;
 
-/// SHA-256 over the names and contents of all files that are learned from, as `sha256:` and 64 hexadecimal digits.
+/// SHA-256 over the names, identities and contents of all images that are learned from, as `sha256:` and 64 hexadecimal digits.
 ///
 /// # Errors
 /// A file cannot be read, by name.
 pub fn fingerprint(data: &DataSet) -> io::Result<String> {
-    let mut files: Vec<&Path> = match data {
-        DataSet::Identities(source) => source.images().iter().map(path).collect(),
+    let mut images: Vec<&Image> = match data {
+        DataSet::Identities(source) => source.images().iter().collect(),
         DataSet::Pairs(source) => {
-            source.pairs().iter().flat_map(|Pair { optical, sar }| [path(optical), path(sar)]).collect()
+            source.pairs().iter().flat_map(|Pair { optical, sar }| [optical, sar]).collect()
         }
     };
-    files.sort_by_cached_key(|file| name(file));
+    images.sort_by_cached_key(|image| name(&image.path));
     let mut hash = Sha256::new();
-    for file in files {
-        let named = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", file.display()));
-        let content = content(file).map_err(named)?;
-        hash.update(name(file).as_os_str().as_encoded_bytes());
-        // No name holds a zero, so that no two lists of files give the same bytes.
+    for Image { path, identity, .. } in images {
+        let named = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
+        let content = content(path).map_err(named)?;
+        hash.update(name(path).as_os_str().as_encoded_bytes());
+        // No name holds a zero, so that no two lists of images give the same bytes.
         hash.update([0]);
+        hash.update(identity.to_le_bytes());
         hash.update(content);
     }
     let mut text = String::from("sha256:");
@@ -40,10 +41,6 @@ pub fn fingerprint(data: &DataSet) -> io::Result<String> {
         let _ = write!(text, "{byte:02x}");
     }
     Ok(text)
-}
-
-fn path(image: &Image) -> &Path {
-    &image.path
 }
 
 fn name(file: &Path) -> PathBuf {

@@ -263,7 +263,7 @@ impl<'a> Asker<'a> {
             }
             rankings.push(ranking);
             let query = &mut self.queries[*place];
-            query.modality = wire_modality(self.set.queries[*place].modality).into();
+            query.modality = wire_modality(self.set.queries[*place].modality()).into();
             query.subject = result.embedding.map(Subject::Embedding).or(query.subject.take());
         }
         Ok(rankings)
