@@ -22,8 +22,7 @@ use shipreid::gallery::{
     VesselSet,
 };
 use shipreid::model;
-use shipreid::sheet::{Mark, contact_sheet};
-use shipreid::train::{HossPart, Image, hoss, read_chip};
+use shipreid::train::{Extent, HossPart, Image, RankedLists, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
@@ -33,10 +32,8 @@ use super::{ConfigFlags, Failure};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
-/// Rows and ranks of a contact sheet, and the size of its pictures.
-const SHEET_QUERIES: usize = 20;
-const SHEET_RANKS: usize = 10;
-const PICTURE: ChipSize = ChipSize { height: 128, width: 64 };
+/// Of a contact sheet.
+const SHEET: Extent = Extent { queries: 20, ranks: 10 };
 /// What a chip is resized to where only its extent is read.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
@@ -91,7 +88,7 @@ impl Eval {
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
             let ranked =
                 embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
-            ranked_lists(&set, &ranked)?.save(path)?;
+            set.picture(&ranked)?.save(path)?;
             eprintln!("ranked lists of protocol {protocol} in {}", path.display());
         }
         Ok(())
@@ -156,6 +153,12 @@ impl TestSet {
             bail!("the server changed its model while it was measured");
         }
         Ok(Embedded { model, queries, gallery })
+    }
+
+    /// Some queries, each with its best.
+    pub fn picture(&self, ranked: &Ranked) -> anyhow::Result<RgbImage> {
+        let lists = RankedLists::of(ranked, &self.queries, &self.gallery, SHEET);
+        lists.picture().map_err(|cause| anyhow!(cause))
     }
 
     fn report_by_size(&self, protocols: &[Protocol]) -> anyhow::Result<Value> {
@@ -279,27 +282,6 @@ fn anonymous() -> Entry {
         enrolled_at: Time::from_nanos(0),
         content: ContentHash::new([0; 32]),
     }
-}
-
-/// Queries spread over those that ask, each with its best.
-pub fn ranked_lists(set: &TestSet, ranked: &Ranked) -> anyhow::Result<RgbImage> {
-    let step = ranked.queries.len().div_ceil(SHEET_QUERIES);
-    let rows = ranked.queries.iter().zip(&ranked.rankings).step_by(step).map(|(query, ranking)| {
-        let query = &set.queries[*query];
-        let mut row = vec![(Mark::Query, picture(query)?)];
-        for image in ranking.iter().take(SHEET_RANKS).map(|place| &set.gallery[*place]) {
-            let mark = if image.identity == query.identity { Mark::Right } else { Mark::Wrong };
-            row.push((mark, picture(image)?));
-        }
-        Ok(row)
-    });
-    Ok(contact_sheet(&rows.collect::<anyhow::Result<Vec<_>>>()?))
-}
-
-fn picture(image: &Image) -> anyhow::Result<RgbImage> {
-    let chip = read_chip(image, PICTURE, Resampling::Bilinear);
-    let pixels = chip.map_err(|cause| anyhow!(cause))?.pixels().to_vec();
-    RgbImage::from_raw(PICTURE.width as u32, PICTURE.height as u32, pixels).context("a chip has its pixels")
 }
 
 /// A report for people.

@@ -72,7 +72,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
     let fingerprint = fingerprint(&materials.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
     let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
-    let mut narrator = Narrator::new(config.objective, checkpoints);
+    let mut narrator = Narrator::new(config.objective, checkpoints, folder.to_owned());
     let model = run.train(&mut |event| {
         // A checkpoint may follow: what is before it must not be lost with the server.
         let must_be_stored = matches!(event, Event::EpochDone { .. } | Event::Evaluated { .. });

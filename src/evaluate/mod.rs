@@ -8,6 +8,8 @@ mod rerank;
 mod score;
 
 pub use distance::{Distances, angles, squared_distances};
-pub use protocol::{Protocol, Ranked, Seen, Summary, UnknownProtocol, evaluate, evaluate_by_size, rank};
+pub use protocol::{
+    Protocol, Ranked, Seen, Summary, UnknownProtocol, evaluate_by_size, rank, rank_by_distance,
+};
 pub use rerank::{RerankSettings, rerank};
 pub use score::{Scores, score, score_rankings};

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use super::distance::squared_distances;
-use super::rerank::{RerankSettings, rerank};
 use super::score::{Scores, score_rankings};
 use crate::chip::Modality;
 use crate::embedding::Embedding;
@@ -130,21 +129,13 @@ pub fn rank<T>(
     Some(Ranked { rankings: rankings.into_iter().map(in_gallery).collect(), queries: asking, scores })
 }
 
-/// [`rank`] by distance, re-ranked if so wished.
-pub fn evaluate(
+/// [`rank`] by distance.
+pub fn rank_by_distance(
     protocol: Protocol,
     queries: &[(Seen, Embedding)],
     gallery: &[(Seen, Embedding)],
-    reranking: Option<&RerankSettings>,
-) -> Option<Scores> {
-    let ranked = rank(protocol, queries, gallery, |queries, gallery| {
-        let distances = match reranking {
-            None => squared_distances(queries, gallery),
-            Some(settings) => rerank(queries, gallery, settings),
-        };
-        distances.rankings()
-    });
-    ranked.map(|ranked| ranked.scores)
+) -> Option<Ranked> {
+    rank(protocol, queries, gallery, |queries, gallery| squared_distances(queries, gallery).rankings())
 }
 
 /// [`rank`] by nothing but width and height in metres: what a model has to beat. The distance is the sum of the squared

@@ -17,10 +17,12 @@ use super::child::{Instructions, MODEL, Saying};
 use super::chips;
 use super::desk::Desk;
 use super::ending::{Death, Ending, MemoryKills, settle};
+use super::event::Rankings;
 use super::failure::{Failure, Reason};
 use super::job::{Edit, Job, JobKey};
 use super::keeper::Keeper;
 use super::lines::{Lines, Log};
+use super::rankings;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::supervisor::Settings;
@@ -235,6 +237,7 @@ impl Process {
                     Ok(saying @ (Saying::Finished { .. } | Saying::Stopped | Saying::Failed { .. })) => {
                         self.words = Some(saying);
                     }
+                    Ok(Saying::Rankings { epoch }) => heard.extend(self.rankings(epoch).await),
                     Ok(saying) => heard.push(Heard::Saying(saying)),
                     // Not of our protocol, but perhaps of use to whoever reads the log.
                     Err(_) => heard.push(Heard::Log(line)),
@@ -258,6 +261,19 @@ impl Process {
         }
     }
 
+    /// What the process has left in its folder; a job goes on without it.
+    async fn rankings(&self, epoch: u32) -> Option<Heard> {
+        let folder = self.slot.settings.job_folder(self.key.id);
+        let fetched = spawn_blocking(move || rankings::fetch(&folder, epoch)).await;
+        match fetched.unwrap_or_else(|cause| Err(io::Error::other(cause))) {
+            Ok(rankings) => Some(Heard::Rankings(rankings)),
+            Err(cause) => {
+                tracing::warn!(%cause, job = %self.key.id, "rankings of a job are lost");
+                None
+            }
+        }
+    }
+
     fn note(&mut self, heard: &[Heard]) {
         self.kills.look();
         for heard in heard {
@@ -273,7 +289,7 @@ impl Process {
                 Heard::Saying(Saying::Evaluated(evaluation)) if evaluation.protocol == "all" => {
                     metrics::job_map(self.slot.number, evaluation.map);
                 }
-                Heard::Saying(_) => {}
+                Heard::Saying(_) | Heard::Rankings(_) => {}
             }
         }
     }
@@ -301,6 +317,7 @@ async fn due(at: Option<Instant>) {
 
 enum Heard {
     Saying(Saying),
+    Rankings(Rankings),
     Log(String),
 }
 
@@ -317,12 +334,14 @@ fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refus
                 }
                 edit.log(line.clone());
             }
+            Heard::Rankings(rankings) => edit.ranked(rankings.clone()),
             Heard::Saying(Saying::Begun { steps }) => edit.begin(*steps),
             Heard::Saying(Saying::Progress(progress)) => edit.progress(progress.clone()),
             Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation.clone()),
             Heard::Saying(Saying::Saved(saved)) => edit.saved(*saved),
             Heard::Saying(
                 Saying::Alive
+                | Saying::Rankings { .. }
                 | Saying::Sync { .. }
                 | Saying::Finished { .. }
                 | Saying::Stopped

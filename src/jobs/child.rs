@@ -58,6 +58,10 @@ pub enum Saying {
     },
     Progress(Progress),
     Evaluated(Evaluation),
+    /// Rankings after this epoch are in the job's folder.
+    Rankings {
+        epoch: u32,
+    },
     Saved(Saved),
     /// Nothing has happened, but the process is at work.
     Alive,
@@ -196,6 +200,7 @@ mod tests {
             Saying::Begun { steps: 7 },
             Saying::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() }),
             Saying::Evaluated(Evaluation { protocol: "all".into(), map: 1.0 / 3.0, ..Evaluation::default() }),
+            Saying::Rankings { epoch: 2 },
             Saying::Saved(Saved { step: 3, best: true }),
             Saying::Alive,
             Saying::Sync { number: 1 },

@@ -23,6 +23,7 @@ pub enum Happening {
     State(Box<Job>),
     Progress(Progress),
     Evaluated(Evaluation),
+    Rankings(Rankings),
     CheckpointSaved(Saved),
     Log(String),
 }
@@ -75,6 +76,16 @@ pub struct Evaluation {
     /// Queries with a match, which are those that count.
     #[prost(uint32, tag = "7")]
     pub valid_queries: u32,
+}
+
+/// Queries of the test set with what was found for each.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Rankings {
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    /// At most 2 MiB.
+    #[prost(bytes = "vec", tag = "2")]
+    pub png: Vec<u8>,
 }
 
 /// A checkpoint from which the run can go on.

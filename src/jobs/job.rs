@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::event::{Evaluation, Happening, Progress, Saved};
+use super::event::{Evaluation, Happening, Progress, Rankings, Saved};
 use super::state::{Change, JobState, Refused};
 use crate::gallery::{GalleryName, Time};
 
@@ -171,6 +171,10 @@ impl Edit {
             .retain(|known| known.epoch == evaluation.epoch && known.protocol != evaluation.protocol);
         self.job.evaluations.push(evaluation.clone());
         self.push(Happening::Evaluated(evaluation));
+    }
+
+    pub fn ranked(&mut self, rankings: Rankings) {
+        self.push(Happening::Rankings(rankings));
     }
 
     pub fn saved(&mut self, saved: Saved) {

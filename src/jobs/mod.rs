@@ -12,6 +12,7 @@ mod job;
 mod keeper;
 mod lines;
 mod narrator;
+mod rankings;
 mod record;
 mod service;
 mod spawner;
@@ -26,7 +27,7 @@ pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, Saying, S
 pub use chips::GalleryError;
 pub use confine::{beat, confine, die_with_parent, take_folder};
 pub use ending::tells_of_memory;
-pub use event::{Evaluation, Happening, JobEvent, Progress, Saved};
+pub use event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved};
 pub use failure::{Failure as JobFailure, Reason};
 pub use job::{Job, JobId, JobIdError, JobKey, Order};
 pub use keeper::Keeper;

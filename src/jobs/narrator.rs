@@ -1,18 +1,22 @@
 //! What happens in a run, as a training process tells it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use super::child::Saying;
 use super::event::{Evaluation, Progress, Saved};
+use super::rankings;
 use crate::evaluate::Summary;
-use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName};
+use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
 
 /// Turns the events of a run into what is said of them.
 #[derive(Debug)]
 pub struct Narrator {
     objective: ObjectiveName,
     checkpoints: Checkpoints,
+    /// Of the job.
+    folder: PathBuf,
     epochs: u32,
     last_step: Instant,
     /// Of the last epoch that was evaluated.
@@ -20,8 +24,8 @@ pub struct Narrator {
 }
 
 impl Narrator {
-    pub fn new(objective: ObjectiveName, checkpoints: Checkpoints) -> Self {
-        Self { objective, checkpoints, epochs: 0, last_step: Instant::now(), evaluations: Vec::new() }
+    pub fn new(objective: ObjectiveName, checkpoints: Checkpoints, folder: PathBuf) -> Self {
+        Self { objective, checkpoints, folder, epochs: 0, last_step: Instant::now(), evaluations: Vec::new() }
     }
 
     pub fn tell(&mut self, event: Event) -> Vec<Saying> {
@@ -47,16 +51,29 @@ impl Narrator {
                 })]
             }
             Event::EpochDone { .. } => vec![],
-            Event::Evaluated { epoch, summaries, .. } => {
-                self.last_step = Instant::now();
+            Event::Evaluated { epoch, summaries, sample, .. } => {
                 self.evaluations =
                     summaries.iter().filter_map(|summary| evaluation(epoch, summary)).collect();
-                self.evaluations.iter().cloned().map(Saying::Evaluated).collect()
+                let mut sayings: Vec<_> = self.evaluations.iter().cloned().map(Saying::Evaluated).collect();
+                sayings.extend(sample.and_then(|sample| self.show(epoch, &sample)));
+                self.last_step = Instant::now();
+                sayings
             }
             Event::CheckpointSaved { progress } => {
                 self.last_step = Instant::now();
                 let best = self.checkpoints.is_best(progress.steps);
                 vec![Saying::Saved(Saved { step: progress.steps, best })]
+            }
+        }
+    }
+
+    /// A run goes on without a picture.
+    fn show(&self, epoch: u32, sample: &RankedLists) -> Option<Saying> {
+        match rankings::leave(&self.folder, sample) {
+            Ok(()) => Some(Saying::Rankings { epoch }),
+            Err(cause) => {
+                tracing::warn!(%cause, epoch, "there is no picture of the rankings");
+                None
             }
         }
     }
@@ -103,7 +120,8 @@ mod tests {
     fn a_run_is_told_with_its_totals_and_without_scores_of_nothing() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let checkpoints = Checkpoints::open(folder.path(), 3, false).expect("writable");
-        let mut narrator = Narrator::new(ObjectiveName::Contrastive, checkpoints.clone());
+        let place = folder.path().to_owned();
+        let mut narrator = Narrator::new(ObjectiveName::Contrastive, checkpoints.clone(), place);
         assert_eq!(narrator.tell(Event::Started { steps: 4, epochs: 3 }), [Saying::Begun { steps: 4 }]);
         let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
         let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };
@@ -130,7 +148,7 @@ mod tests {
             hit_within_10: map,
         };
         let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
-        let said = narrator.tell(Event::Evaluated { epoch: 2, steps: 8, summaries });
+        let said = narrator.tell(Event::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
         assert_eq!(said, [Saying::Evaluated(narrator.evaluations()[0].clone())]);
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {

@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::event::{Evaluation, Happening, JobEvent, Progress, Saved};
+use super::event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::state::JobState;
@@ -33,6 +33,7 @@ pub fn event_to_bytes(attempt: u32, occurred_at: Time, what: &Happening) -> Vec<
         Happening::State(job) => What::State(JobRecord::from(&**job)),
         Happening::Progress(progress) => What::Progress(progress.clone()),
         Happening::Evaluated(evaluation) => What::Evaluated(evaluation.clone()),
+        Happening::Rankings(rankings) => What::Rankings(rankings.clone()),
         Happening::CheckpointSaved(saved) => What::Saved(*saved),
         Happening::Log(line) => What::Log(line.clone()),
     };
@@ -47,6 +48,7 @@ pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEv
         What::State(record) => Happening::State(Box::new(record.into_job(key)?)),
         What::Progress(progress) => Happening::Progress(progress),
         What::Evaluated(evaluation) => Happening::Evaluated(evaluation),
+        What::Rankings(rankings) => Happening::Rankings(rankings),
         What::Saved(saved) => Happening::CheckpointSaved(saved),
         What::Log(line) => Happening::Log(line),
     };
@@ -110,7 +112,7 @@ struct EventRecord {
     attempt: u32,
     #[prost(sfixed64, tag = "2")]
     occurred_at: i64,
-    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7")]
+    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 8")]
     what: Option<What>,
 }
 
@@ -127,6 +129,8 @@ enum What {
     Saved(Saved),
     #[prost(string, tag = "7")]
     Log(String),
+    #[prost(message, tag = "8")]
+    Rankings(Rankings),
 }
 
 impl From<&Job> for JobRecord {
@@ -252,6 +256,7 @@ mod tests {
                 Happening::State(Box::new(job)),
                 Happening::Progress(progress.clone()),
                 Happening::Evaluated(evaluation.clone()),
+                Happening::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
                 Happening::CheckpointSaved(Saved { step: 2, best: true }),
                 Happening::Log("a line".into()),
             ] {

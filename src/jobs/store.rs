@@ -22,6 +22,8 @@ const SCHEMA: u64 = 1;
 const CACHE_BYTES: usize = 8 << 20;
 /// A page of jobs ends when their configurations have this many bytes.
 const PAGE_BYTES: usize = 4 << 20;
+/// What is read of a job's events at once ends when they have this many bytes.
+const REPLAY_BYTES: usize = 4 << 20;
 
 /// `schema` and `next_id`.
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -280,7 +282,8 @@ impl JobStore {
         Ok(jobs)
     }
 
-    /// At most `limit` events, the first of which has the number `from`; `None` where there is no such job.
+    /// At most `limit` events, fewer where they are large, the first of which has the number `from`; `None` where
+    /// there is no such job.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -299,9 +302,13 @@ impl JobStore {
         if from > job.last_event + 1 {
             return Ok(Some(Replay::Future { next: job.last_event + 1 }));
         }
-        let mut events = Vec::new();
+        let (mut events, mut bytes) = (Vec::new(), 0);
         for entry in table.range((tenant, id, from)..=(tenant, id, u64::MAX))?.take(limit) {
             let (number, value) = entry?;
+            bytes += value.value().len();
+            if bytes > REPLAY_BYTES && !events.is_empty() {
+                break;
+            }
             events.push(record::event_from_bytes(key, number.value().2, value.value())?);
         }
         let complete = job.state.is_ended() && from + events.len() as u64 == job.last_event + 1;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::desk::Desk;
-use super::event::{Happening, JobEvent};
+use super::event::{Happening, JobEvent, Rankings};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::keeper::Keeper;
@@ -194,6 +194,33 @@ async fn a_process_is_heard_out_to_its_end_whatever_else_it_writes() {
     assert!(events.iter().map(|event| event.number).eq(1..=events.len() as u64));
     let log = std::fs::read_to_string(stage.folder.path().join("job-1/log.txt")).expect("a log");
     assert!(log.contains("for people\n") && log.contains("stored 7\n"), "{log}");
+}
+
+#[tokio::test]
+async fn rankings_become_an_event_and_a_job_goes_on_without_those_that_cannot_be_read() {
+    let model = ModelDigest::new([1; 32]);
+    let script = format!(
+        r#"
+        echo '{{"rankings":{{"epoch":0}}}}'
+        echo '{{"sync":{{"number":1}}}}'
+        read stored
+        printf 'a picture' > rankings.png
+        echo '{{"rankings":{{"epoch":1}}}}'
+        echo '{{"sync":{{"number":2}}}}'
+        read stored
+        head -c 2097153 /dev/zero > rankings.png
+        echo '{{"rankings":{{"epoch":2}}}}'
+        echo '{{"finished":{{"model":"{model}"}}}}'
+        "#
+    );
+    let stage = Stage::new(&script).await;
+    let (job, events) = stage.ended(&stage.order().await).await;
+    assert_eq!(job.state, JobState::Finished { model });
+    let shown = events.into_iter().filter_map(|event| match event.what {
+        Happening::Rankings(rankings) => Some(rankings),
+        _ => None,
+    });
+    assert_eq!(shown.collect::<Vec<_>>(), [Rankings { epoch: 1, png: b"a picture".to_vec() }]);
 }
 
 #[tokio::test]

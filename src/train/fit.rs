@@ -8,8 +8,9 @@ use super::checkpoint::{CheckpointError, Checkpoints, Progress};
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::loader::in_order;
 use super::random::{Purpose, stream};
+use super::ranked_lists::RankedLists;
 use super::schedule::{Rates, Schedule};
-use super::validation::Validation;
+use super::validation::{Validation, Worth};
 use crate::evaluate::Summary;
 
 /// How long and how often.
@@ -69,6 +70,8 @@ pub enum Event {
         /// Steps since the start.
         steps: u64,
         summaries: Vec<Summary>,
+        /// At the first, second, fourth, eighth ... and the last of a run.
+        sample: Option<RankedLists>,
     },
     CheckpointSaved {
         progress: Progress,
@@ -129,8 +132,8 @@ pub fn fit<S: Source>(
     let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
     let mut stopped = report(started).is_break();
     if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
-        let summaries = validation.evaluate(learner, plan.loaders)?;
-        stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries }).is_break();
+        let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
+        stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
     }
     let mut pace = Pace { started: Instant::now(), steps: 0 };
     while !stopped && progress.epoch <= plan.schedule.epochs {
@@ -140,9 +143,11 @@ pub fn fit<S: Source>(
         if let Some((epoch, validation)) = ended.zip(validation)
             && plan.is_due(epoch, plan.validation_epochs)
         {
-            let summaries = validation.evaluate(learner, plan.loaders)?;
+            let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
             metric = summaries.first().map(|summary| summary.mean_average_precision);
-            stopped |= report(Event::Evaluated { epoch, steps: progress.steps, summaries }).is_break();
+            let sample = sample.filter(|_| plan.is_shown(epoch));
+            stopped |=
+                report(Event::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
         }
         if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
             save(checkpoints, progress, metric, &learner.state())?;
@@ -156,6 +161,12 @@ impl Plan {
     /// Whether something that happens every so many epochs happens after this one.
     fn is_due(&self, epoch: u32, period: u32) -> bool {
         period > 0 && (epoch.is_multiple_of(period) || epoch == self.schedule.epochs)
+    }
+
+    /// Whether rankings are shown after this epoch, at whose end there is an evaluation: a long run shows hardly more
+    /// of them than a short one.
+    fn is_shown(&self, epoch: u32) -> bool {
+        epoch == self.schedule.epochs || (epoch / self.validation_epochs).is_power_of_two()
     }
 }
 

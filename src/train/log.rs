@@ -46,7 +46,7 @@ impl EventLog {
                 "rate": rates.weights,
             })),
             Event::EpochDone { .. } | Event::CheckpointSaved { .. } => Ok(()),
-            Event::Evaluated { epoch, steps, summaries } => self.append(&json!({
+            Event::Evaluated { epoch, steps, summaries, .. } => self.append(&json!({
                 "event": "evaluated",
                 "step": steps,
                 "epoch": epoch,
@@ -96,7 +96,7 @@ mod tests {
     fn what_a_resumed_run_does_again_is_logged_once() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("events.jsonl");
-        let evaluated = Event::Evaluated { epoch: 0, steps: 0, summaries: vec![] };
+        let evaluated = Event::Evaluated { epoch: 0, steps: 0, summaries: vec![], sample: None };
         let run = |started: u64, steps: std::ops::RangeInclusive<u64>| {
             let mut log = EventLog::open(&path).expect("writable");
             log.add(&Event::Started { steps: started, epochs: 2 }).expect("writable");

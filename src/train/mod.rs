@@ -20,6 +20,7 @@ mod materials;
 #[cfg(feature = "torch")]
 mod optimizer;
 mod random;
+mod ranked_lists;
 mod roots;
 mod sampler;
 mod schedule;
@@ -42,11 +43,12 @@ pub use loader::in_order;
 pub use log::EventLog;
 pub use materials::{DataSet, Materials};
 pub use random::{Purpose, stream};
+pub use ranked_lists::{Extent, RankedLists};
 pub use roots::{DataRoots, RootError};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
 pub use source::{IdentitySource, PairSource, Reader, read_chip};
-pub use validation::Validation;
+pub use validation::{Validation, Worth};
 pub use yaml::AuthorsConfig;
 
 #[cfg(feature = "torch")]

@@ -6,13 +6,16 @@ use super::dataset::{Image, Pair};
 use super::fit::FitError;
 use super::learn::Learner;
 use super::loader::in_order;
+use super::ranked_lists::{Extent, RankedLists};
 use super::source::read_chip;
 use crate::chip::{Chip, ChipSize, Resampling};
 use crate::embedding::Embedding;
-use crate::evaluate::{Protocol, Seen, Summary, evaluate};
+use crate::evaluate::{Protocol, Seen, Summary, rank_by_distance};
 
 /// Images in one pass.
 const BATCH: usize = 16;
+/// What is shown of what was found.
+const SAMPLE: Extent = Extent { queries: 6, ranks: 6 };
 
 /// Queries and the gallery in which they are to be found.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +23,15 @@ pub struct Validation {
     queries: Vec<Image>,
     gallery: Vec<Image>,
     size: ChipSize,
+}
+
+/// What a learner is worth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Worth {
+    /// In every protocol in which somebody takes part, [`Protocol::All`] first.
+    pub summaries: Vec<Summary>,
+    /// Of [`Protocol::All`].
+    pub sample: Option<RankedLists>,
 }
 
 impl Validation {
@@ -37,17 +49,22 @@ impl Validation {
         Self { queries, gallery, size }
     }
 
-    /// Scores in every protocol in which somebody takes part, [`Protocol::All`] first.
+    /// Ranks the gallery for every query.
     ///
     /// # Errors
     /// An image cannot be read, or the learner fails.
-    pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<Vec<Summary>, FitError> {
+    pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<Worth, FitError> {
         let queries = self.embed(&self.queries, learner, loaders)?;
         let gallery = self.embed(&self.gallery, learner, loaders)?;
-        let summary = |protocol: &Protocol| {
-            Some(Summary::of(*protocol, &evaluate(*protocol, &queries, &gallery, None)?))
-        };
-        Ok(Protocol::EVERY.iter().filter_map(summary).collect())
+        let mut worth = Worth { summaries: Vec::new(), sample: None };
+        for protocol in Protocol::EVERY {
+            let Some(ranked) = rank_by_distance(protocol, &queries, &gallery) else { continue };
+            worth.summaries.push(Summary::of(protocol, &ranked.scores));
+            if protocol == Protocol::All {
+                worth.sample = Some(RankedLists::of(&ranked, &self.queries, &self.gallery, SAMPLE));
+            }
+        }
+        Ok(worth)
     }
 
     fn embed(

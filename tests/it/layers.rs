@@ -22,7 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("encoder", &["chip", "embedding", "metrics"]),
     ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
     ("model", &["chip", "embedding", "encoder", "weights"]),
-    ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "weights"]),
+    ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "sheet", "weights"]),
     ("jobs", &["chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
     (
         "rpc",

@@ -1,6 +1,7 @@
 //! The data folder of a real server: one server at a time, and a disk that runs full.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::process::Command;
 
 use shipreid::client::Client;
@@ -32,9 +33,9 @@ fn a_second_server_on_one_data_folder_is_refused() {
 }
 
 /// In name spaces of its own, where it is root, the server gets a small disk.
-fn on_a_small_disk(folder: &std::path::Path) -> Command {
+pub fn on_a_small_disk(folder: &Path, size: &str) -> Command {
     let mut program = Command::new("unshare");
-    let mount = format!("mount -t tmpfs -o size=2m tmpfs {} && exec \"$0\" \"$@\"", folder.display());
+    let mount = format!("mount -t tmpfs -o size={size} tmpfs {} && exec \"$0\" \"$@\"", folder.display());
     program.args([
         "--user",
         "--map-root-user",
@@ -54,7 +55,7 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
     let disk = folder.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
     let data = format!("store.data_dir={}", disk.display());
-    let server = Server::start_as(on_a_small_disk(&disk), &model, &[&data]);
+    let server = Server::start_as(on_a_small_disk(&disk, "2m"), &model, &[&data]);
     let client = Client::connect(&server.endpoint).await.unwrap();
     let mut digest = String::new();
     for name in NAMES {

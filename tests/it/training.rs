@@ -2,24 +2,28 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Command;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use shipreid::chip::Modality;
 use shipreid::client::{Client, chip, modality_of_name};
 use shipreid::synth::{self, SynthPlan};
+use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{
-    ActivateModelRequest, CancelTrainingJobRequest, CreateGalleryRequest, EnrollRequest, GetModelRequest,
-    GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent, TrainRequest, TrainingJob,
-    WatchTrainingJobRequest,
+    ActivateModelRequest, CancelTrainingJobRequest, CreateGalleryRequest, EmbedRequest, EnrollRequest,
+    GetModelRequest, GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent, TrainRequest,
+    TrainingJob, WatchTrainingJobRequest,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::Code;
 
 use crate::galleries::{GALLERY, create, enroll, refusal};
-use crate::program::{Server, imported};
+use crate::program::{GOLDEN, Server, imported, shipreid};
+use crate::storage::on_a_small_disk;
 
 /// Of a run of `config`.
 const STEPS: u64 = 20;
@@ -39,10 +43,14 @@ impl Place {
     }
 
     async fn serve(&self, settings: &[&str]) -> (Server, Client) {
-        let data = format!("store.data_dir={}", self.folder.path().join("data").display());
+        self.serve_as(shipreid(), &self.folder.path().join("data"), settings).await
+    }
+
+    async fn serve_as(&self, program: Command, data: &Path, settings: &[&str]) -> (Server, Client) {
+        let data = format!("store.data_dir={}", data.display());
         let roots = format!("training.data_roots={}", self.folder.path().display());
         let settings = [&[data.as_str(), roots.as_str()], settings].concat();
-        let server = Server::start(&self.folder.path().join("micro"), &settings);
+        let server = Server::start_as(program, &self.folder.path().join("micro"), &settings);
         let client = Client::connect(&server.endpoint).await.unwrap();
         (server, client)
     }
@@ -170,9 +178,9 @@ fn is_gone(process: i32) -> bool {
     stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))
 }
 
-fn kill(process: i32) {
+fn signal(process: i32, signal: i32) {
     // SAFETY: the process holds the lock of a job that is being watched at this step.
-    assert_eq!(unsafe { libc::kill(process, libc::SIGKILL) }, 0);
+    assert_eq!(unsafe { libc::kill(process, signal) }, 0);
 }
 
 #[tokio::test]
@@ -191,6 +199,12 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     let evaluated: Vec<_> =
         job.evaluations.iter().map(|result| (result.epoch, result.protocol.as_str())).collect();
     assert_eq!(evaluated[0], (5, "all"));
+    let shown = watcher.events.iter().filter_map(|event| match &event.event {
+        Some(Event::Rankings(rankings)) => Some((rankings.epoch, image::load_from_memory(&rankings.png))),
+        _ => None,
+    });
+    let shown: Vec<_> = shown.map(|(epoch, picture)| (epoch, picture.unwrap().width())).collect();
+    assert_eq!(shown, [0, 2, 4, 5].map(|epoch| (epoch, 7 * 70)));
     let progress = job.progress.as_ref().unwrap();
     assert_eq!((progress.step, progress.steps_total, progress.epochs_total), (STEPS, STEPS, 5));
     let saved = watcher.events.iter().filter(|event| matches!(event.event, Some(Event::Checkpoint(_))));
@@ -228,7 +242,7 @@ async fn a_job_that_is_killed_with_or_without_its_server_goes_on_as_if_nothing_h
     let job = start(&client, place.config(0)).await;
     watcher.watch(&client, &job, at_step(first)).await;
     let killed = place.process(&job);
-    kill(killed);
+    signal(killed, libc::SIGKILL);
     watcher.watch(&client, &job, at_step(second)).await;
     let orphan = place.process(&job);
     assert_ne!(killed, orphan);
@@ -298,18 +312,20 @@ async fn a_job_that_is_cancelled_or_whose_server_goes_down_keeps_every_step() {
     server.terminate();
 }
 
-/// What a job that cannot be done says of itself.
+/// What a job that cannot be done says of itself, while the server goes on as if nothing had happened.
 async fn failure(
-    place: &Place,
-    settings: &[&str],
+    (server, client): (Server, Client),
     config: String,
-    disturb: impl FnOnce(&Path),
+    disturb: impl AsyncFnOnce(&Client, &str),
 ) -> (String, String) {
-    let (server, client) = place.serve(settings).await;
     let job = start(&client, config).await;
-    disturb(place.folder.path());
+    disturb(&client, &job).await;
     let mut watcher = Watcher::default();
     watcher.watch(&client, &job, |_| false).await;
+    let image = std::fs::read(format!("{GOLDEN}/images/0001_a_33x97_RGB.tif")).unwrap();
+    let request = EmbedRequest { chips: vec![chip(image, Modality::Optical)], ..EmbedRequest::default() };
+    let answer = client.embed(request, None).await.unwrap();
+    assert!(matches!(answer.results[0].outcome, Some(Outcome::Embedding(_))));
     server.terminate();
     let job = watcher.last_job();
     assert_eq!(job.state(), JobState::Failed);
@@ -319,14 +335,31 @@ async fn failure(
 #[tokio::test]
 async fn a_job_that_fails_says_truly_why() {
     let place = Place::new();
-    let memory = ["training.memory_bytes_max=83886080"];
-    let (reason, message) = failure(&place, &memory, place.config(0), |_| {}).await;
+    let memory = place.serve(&["training.memory_bytes_max=83886080"]).await;
+    let (reason, message) = failure(memory, place.config(0), async |_, _| {}).await;
     assert_eq!(reason, "OUT_OF_MEMORY", "{message}");
+
     let wild = place.config(0).replace("base_rate = 1e-3", "base_rate = 10.0").replace("1e-4", "1.0");
-    let (reason, message) = failure(&place, &[], wild, |_| {}).await;
+    let (reason, message) = failure(place.serve(&[]).await, wild, async |_, _| {}).await;
     assert_eq!(reason, "DIVERGED", "{message}");
-    let gone = |folder: &Path| std::fs::remove_dir_all(folder.join("ships")).unwrap();
-    let (reason, message) = failure(&place, &[], place.config(1), gone).await;
+
+    let stop = async |client: &Client, job: &str| {
+        Watcher::default().watch(client, job, at_step(1)).await;
+        signal(place.process(job), libc::SIGSTOP);
+    };
+    let impatient = place.serve(&["training.heartbeat_seconds_max=2", "training.attempts_max=1"]).await;
+    let (reason, message) = failure(impatient, place.config(0), stop).await;
+    assert_eq!(reason, "HUNG", "{message}");
+
+    let disk = place.folder.path().join("disk");
+    std::fs::create_dir(&disk).unwrap();
+    let small = place.serve_as(on_a_small_disk(&disk, "6m"), &disk, &[]).await;
+    let (reason, message) = failure(small, place.config(0), async |_, _| {}).await;
+    assert_eq!(reason, "DISK_FULL", "{message}");
+
+    let ships = place.folder.path().join("ships");
+    let gone = async |_: &Client, _: &str| std::fs::remove_dir_all(ships).unwrap();
+    let (reason, message) = failure(place.serve(&[]).await, place.config(1), gone).await;
     assert_eq!(reason, "DATA_MISSING", "{message}");
 }
 

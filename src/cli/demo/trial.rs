@@ -20,7 +20,7 @@ use shipreid::wire::{
 };
 
 use super::super::embed::progress;
-use super::super::eval::{TestSet, ranked_lists, seen, sizes};
+use super::super::eval::{TestSet, seen, sizes};
 use super::super::ranked::result_text;
 
 /// What is measured.
@@ -135,7 +135,7 @@ impl Trial {
 
     /// The last ranking in pictures.
     pub fn sheet(&self) -> anyhow::Result<RgbImage> {
-        ranked_lists(&self.set, self.ranked.as_ref().context("nothing was ranked")?)
+        self.set.picture(self.ranked.as_ref().context("nothing was ranked")?)
     }
 
     fn add(&mut self, by: &'static str, scores: impl Fn(Protocol) -> Option<Scores>) {

@@ -1,5 +1,6 @@
 //! What the store keeps, lists, replays and refuses.
 
+use super::super::event::Rankings;
 use super::super::failure::{Failure, Reason};
 use super::super::state::{Change, Refused};
 use super::*;
@@ -152,4 +153,23 @@ fn a_store_of_a_later_release_is_refused_by_name() {
     drop(place.store);
     let refused = JobStore::open(Box::new(Folder(place.folder.path().to_owned())), BOUNDS);
     assert!(refused.expect_err("later").to_string().contains("schema 2"));
+}
+
+#[test]
+fn large_events_are_replayed_few_at_a_time() {
+    let place = Place::new();
+    let job = add(&place.store, "a", order("x", None));
+    let rankings = |epoch| Rankings { epoch, png: vec![0; REPLAY_BYTES / 2] };
+    let edit = |edit: &mut Edit| -> Result<(), Refused> {
+        (0..3).for_each(|epoch| edit.ranked(rankings(epoch)));
+        Ok(())
+    };
+    place.store.update(&job.key, NOW, edit).expect("writable");
+    let numbers = |from| match events(&place.store, &job.key, from) {
+        Replay::Events { events, .. } => events.iter().map(|event| event.number).collect::<Vec<_>>(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(numbers(1), [1, 2]);
+    assert_eq!(numbers(3), [3]);
+    assert_eq!(numbers(4), [4]);
 }

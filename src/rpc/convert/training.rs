@@ -8,7 +8,7 @@ use super::{bounded_text, duration};
 use crate::gallery::GalleryName;
 use crate::jobs::{
     Evaluation, Happening, Job, JobEvent, JobFailure, JobId, JobKey, JobState, Listing, Order, Progress,
-    Saved, StateName,
+    Rankings, Saved, StateName,
 };
 use crate::wire;
 use crate::wire::train_event::Event;
@@ -67,6 +67,9 @@ pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
         Happening::State(job) => Event::Job(self::job(*job)),
         Happening::Progress(progress) => Event::Progress(self::progress(progress)),
         Happening::Evaluated(evaluation) => Event::Evaluation(self::evaluation(evaluation)),
+        Happening::Rankings(Rankings { epoch, png }) => {
+            Event::Rankings(wire::SampleRankings { epoch, png: png.into() })
+        }
         Happening::CheckpointSaved(Saved { step, best }) => {
             Event::Checkpoint(wire::CheckpointSaved { step, best })
         }

@@ -203,7 +203,10 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
     let (mut evaluated, mut left) = (Vec::new(), Vec::new());
     fit(&course, &mut Linear::default(), &mut |event| {
         match event {
-            Event::Evaluated { epoch, summaries, .. } => evaluated.push((epoch, summaries)),
+            Event::Evaluated { epoch, summaries, sample, .. } => {
+                assert!(sample.is_some(), "the first two and the last are shown");
+                evaluated.push((epoch, summaries));
+            }
             Event::Step { seconds_left, .. } => left.push(seconds_left),
             _ => {}
         }
@@ -215,4 +218,12 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
     let names: Vec<_> = summaries.iter().map(|summary| summary.protocol).collect();
     assert_eq!(names, ["all", "s2o"]);
     assert!(left[0] > 0.0 && left.last() == Some(&0.0), "{left:?}");
+}
+
+#[test]
+fn few_of_many_evaluations_are_shown() {
+    let plan = Plan { validation_epochs: 2, ..plan(1) };
+    let plan = Plan { schedule: Schedule { epochs: 45, ..plan.schedule }, ..plan };
+    let shown = (1..=45).filter(|epoch| plan.is_due(*epoch, 2) && plan.is_shown(*epoch));
+    assert_eq!(shown.collect::<Vec<_>>(), [2, 4, 8, 16, 32, 45]);
 }

@@ -1,0 +1,106 @@
+//! Queries of a test set and what was found for each, as a picture.
+
+use image::RgbImage;
+
+use super::dataset::Image;
+use super::source::read_chip;
+use crate::chip::{ChipSize, Resampling};
+use crate::evaluate::Ranked;
+use crate::sheet::{Mark, contact_sheet};
+
+/// Size at which a chip is shown.
+const PICTURE: ChipSize = ChipSize { height: 128, width: 64 };
+
+/// How many queries are shown, and how many images for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    pub queries: usize,
+    pub ranks: usize,
+}
+
+/// Queries spread over those that asked, each with its best.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RankedLists(Vec<RankedList>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct RankedList {
+    query: Image,
+    best: Vec<Image>,
+}
+
+impl RankedLists {
+    /// Takes from a ranking of `gallery` for `queries`.
+    pub fn of(ranked: &Ranked, queries: &[Image], gallery: &[Image], extent: Extent) -> Self {
+        let step = ranked.queries.len().div_ceil(extent.queries).max(1);
+        let asked = ranked.queries.iter().zip(&ranked.rankings).step_by(step);
+        let list = |(query, ranking): (&usize, &Vec<usize>)| RankedList {
+            query: queries[*query].clone(),
+            best: ranking.iter().take(extent.ranks).map(|place| gallery[*place].clone()).collect(),
+        };
+        Self(asked.map(list).collect())
+    }
+
+    /// A query a row, framed in white, then its best, right ones in green, wrong ones in red.
+    ///
+    /// # Errors
+    /// An image can no longer be read.
+    pub fn picture(&self) -> Result<RgbImage, String> {
+        let rows: Result<Vec<_>, _> = self.0.iter().map(RankedList::row).collect();
+        Ok(contact_sheet(&rows?))
+    }
+}
+
+impl RankedList {
+    fn row(&self) -> Result<Vec<(Mark, RgbImage)>, String> {
+        let mut row = vec![(Mark::Query, picture(&self.query)?)];
+        for image in &self.best {
+            let mark = if image.identity == self.query.identity { Mark::Right } else { Mark::Wrong };
+            row.push((mark, picture(image)?));
+        }
+        Ok(row)
+    }
+}
+
+fn picture(image: &Image) -> Result<RgbImage, String> {
+    let pixels = read_chip(image, PICTURE, Resampling::Bilinear)?.pixels().to_vec();
+    let (width, height) = (PICTURE.width as u32, PICTURE.height as u32);
+    RgbImage::from_raw(width, height, pixels).ok_or_else(|| "a chip without its pixels".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chip::Modality;
+    use crate::evaluate::score_rankings;
+    use crate::weights::golden;
+
+    #[test]
+    fn queries_are_spread_and_shown_with_their_best() {
+        let image = |name: &str, identity| {
+            Image::plain(golden::path("images").join(name), identity, Modality::Optical)
+        };
+        let queries: Vec<_> = (0..5).map(|identity| image("0001_a_33x97_RGB.tif", identity)).collect();
+        let gallery = [image("0003_c_25x110_SAR.tif", 3), image("0001_a_33x97_RGB.tif", 2)];
+        let rankings = vec![vec![1, 0]; 5];
+        let scores = score_rankings(&rankings, &[0, 1, 2, 3, 4], &[3, 2]);
+        let ranked = Ranked { queries: (0..5).collect(), rankings, scores };
+        let lists = RankedLists::of(&ranked, &queries, &gallery, Extent { queries: 3, ranks: 1 });
+        let identities = |list: &RankedList| (list.query.identity, list.best[0].identity);
+        assert_eq!(lists.0.iter().map(identities).collect::<Vec<_>>(), [(0, 2), (2, 2), (4, 2)]);
+
+        let tiles = lists.picture().expect("readable");
+        let frames = |row: u32| [tiles.get_pixel(0, row * 134), tiles.get_pixel(70, row * 134)];
+        let shown = |mark: Mark| *contact_sheet(&[vec![(mark, RgbImage::new(1, 1))]]).get_pixel(0, 0);
+        assert_eq!(frames(0), [&shown(Mark::Query), &shown(Mark::Wrong)]);
+        assert_eq!(frames(1), [&shown(Mark::Query), &shown(Mark::Right)]);
+
+        let gone = [image("gone.png", 1)];
+        let lists = RankedLists::of(
+            &ranked,
+            &queries,
+            &[gone[0].clone(), gone[0].clone()],
+            Extent { queries: 1, ranks: 2 },
+        );
+        assert!(lists.picture().expect_err("it is gone").contains("gone.png"));
+    }
+}
