@@ -10,13 +10,13 @@ use tonic::Code;
 use super::context::CallContext;
 use super::convert::{self, MatchCall, QueryCall, SubjectCall};
 use super::deadline;
-use super::galleries::{GalleryAccess, resident};
+use super::galleries::{GalleryAccess, with_model};
 use super::problem::Problem;
 use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
-use crate::gallery::{About, Observation, Snapshot};
+use crate::gallery::{Observation, Snapshot};
 use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
 use crate::metrics;
 use crate::wire;
@@ -59,11 +59,11 @@ impl Matcher {
         let started = Instant::now();
         let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
         let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
-        let snapshot = gallery.snapshot();
+        let (snapshot, lease) = with_model(&self.pipeline, &gallery);
         let model = snapshot.about().model;
         check_model(call.model, model)?;
         let calibrator = self.calibrators.get(&model).cloned();
-        let asked = self.embed(&call, snapshot.about(), context).await?;
+        let asked = self.embed(&call, lease, context).await?;
         let (queries, asked) = split(asked);
         let plan = Plan {
             queries,
@@ -93,14 +93,14 @@ impl Matcher {
     async fn embed(
         &self,
         call: &MatchCall,
-        about: &About,
+        model: Result<ModelLease, Problem>,
         context: &CallContext,
     ) -> Result<Vec<Asked>, Problem> {
         let (count, bytes) = call.chips();
         if count == 0 {
             return Ok(call.queries.iter().map(Asked::without_chips).collect());
         }
-        let model = resident(&self.pipeline, about)?;
+        let model = model?;
         let caller = convert::caller(context, Priority::Interactive);
         let _place = self.pipeline.admit(&model, &caller, count, bytes)?;
         let asked = call.queries.iter().enumerate().map(async |(index, query)| match &query.subject {

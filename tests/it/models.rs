@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use shipreid::app::{KeptModels, LoadedModel, Running, ServedModels};
 use shipreid::chip::{ChipSize, ImageLimits, Modality, PixelSize, View, prepare};
@@ -16,10 +16,11 @@ use shipreid::weights::open::OpenModel;
 use shipreid::weights::seed::seeded;
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::enroll_request::Source;
+use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
     ActivateModelRequest, CheckpointHints, CreateGalleryRequest, DeleteModelRequest, EmbedRequest,
     EnrollRequest, ExportModelRequest, Gallery, GetGalleryRequest, GetModelRequest, ImportModelRequest,
-    ListEntriesRequest, ListModelsRequest, Model,
+    ListEntriesRequest, ListModelsRequest, MatchQuery, MatchRequest, Model, Tracklet,
 };
 use tonic::{Code, Status};
 
@@ -279,13 +280,42 @@ async fn keep_enrolling(client: Client, gallery: &'static str, stop: Arc<AtomicB
     count
 }
 
+/// Matches until told to stop; the models that answered, each with its own embedding and with entries of its own.
+async fn keep_matching(
+    client: Client,
+    gallery: &'static str,
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
+) -> Vec<ModelDigest> {
+    let tracklet = Tracklet { chips: vec![chip(fixture(IMAGE), Modality::Optical)] };
+    let query = MatchQuery { subject: Some(Subject::Tracklet(tracklet)), ..MatchQuery::default() };
+    let request = MatchRequest {
+        gallery: gallery.into(),
+        queries: vec![query],
+        top_k: Some(1000),
+        ..Default::default()
+    };
+    let mut models: Vec<ModelDigest> = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let answer = client.ship_re_id().r#match(request.clone()).await.unwrap().into_inner();
+        let (model, result) = (answer.model.parse().unwrap(), &answer.results[0]);
+        assert_eq!(result.embedding.as_ref().unwrap().values, expected(model));
+        // Every entry is of the very chip that asks, so that one of another model would be less similar.
+        assert!(result.exact && !result.candidates.is_empty(), "{result:?}");
+        assert!(result.candidates.iter().all(|found| found.similarity > 0.999_99), "{result:?}");
+        models.push(model);
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    models
+}
+
 async fn described(client: &Client, name: &str) -> Gallery {
     let request = GetGalleryRequest { name: name.into() };
     client.galleries().get_gallery(request).await.unwrap().into_inner().gallery.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_gallery_follows_the_active_model_while_chips_are_enrolled() {
+async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched() {
     let folder = tempfile::tempdir().unwrap();
     let (server, client) = start(folder.path(), &[]).await;
     import(&client, &exported(folder.path(), &[1])[0]).await;
@@ -298,12 +328,26 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled() {
     let load = tokio::spawn(keep_enrolling(client.clone(), "kept", Arc::clone(&stop)));
     let embedding = tokio::spawn(keep_embedding(client.clone(), Arc::clone(&stop)));
     while described(&client, "kept").await.entries < 5 {}
+    let matches = Arc::new(AtomicUsize::new(0));
+    let matching = keep_matching(client.clone(), "kept", Arc::clone(&stop), Arc::clone(&matches));
+    let matching = tokio::spawn(matching);
+    let matched_at_least = async |count| {
+        while matches.load(Ordering::Relaxed) < count && !matching.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    };
+    matched_at_least(1).await;
     activate(&client, digest(1)).await.unwrap();
     while described(&client, "kept").await.model != digest(1) {}
     let flipped_at = described(&client, "kept").await.entries;
+    // One may have been under way, the next one begins after.
+    matched_at_least(matches.load(Ordering::Relaxed) + 2).await;
     while described(&client, "kept").await.entries < flipped_at + 5 {}
     stop.store(true, Ordering::Relaxed);
     let (count, _) = (load.await.unwrap(), embedding.await.unwrap());
+    let mut answered = matching.await.unwrap();
+    answered.dedup();
+    assert_eq!(answered, [0, 1].map(|seed| model(seed).digest), "from one model to the other, once");
 
     let kept = described(&client, "kept").await;
     assert_eq!((kept.entries, kept.following), (count as u64, None));

@@ -15,7 +15,7 @@ use crate::chip::{Modality, SourceChip};
 use crate::encoder::{Embedded, ModelLease, Pipeline, Priority};
 use crate::gallery::{
     About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, Labels, Observation,
-    ShadowEmbedding, StoreError, Time, VesselId,
+    ShadowEmbedding, Snapshot, StoreError, Time, VesselId,
 };
 use crate::metrics;
 use crate::wire;
@@ -123,9 +123,10 @@ impl EnrollCall {
         known: &Known,
         chip: &SourceChip,
     ) -> Result<(Enrolment, Vec<wire::Warning>), Problem> {
-        let about = self.gallery.info().about;
-        let model = resident(&self.pipeline, &about)?;
-        let followed = about.shadow.and_then(|shadow| self.pipeline.resolve(Some(shadow.model)).ok());
+        let (snapshot, model) = with_model(&self.pipeline, &self.gallery);
+        let model = model?;
+        let followed =
+            snapshot.about().shadow.and_then(|shadow| self.pipeline.resolve(Some(shadow.model)).ok());
         let shadow = async {
             // What fails here is made up for in the background.
             let followed = followed?;
@@ -195,8 +196,20 @@ impl Known {
     }
 }
 
-/// A gallery's model, where chips can be embedded by it now.
-pub fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
+/// A gallery as it is now, and its model where chips can be embedded by it.
+pub fn with_model(pipeline: &Pipeline, gallery: &Gallery) -> (Arc<Snapshot>, Result<ModelLease, Problem>) {
+    let snapshot = gallery.snapshot();
+    let model = resident(pipeline, snapshot.about());
+    let later = gallery.snapshot();
+    if model.is_err() && later.about().model != snapshot.about().model {
+        // It has come to be of another model, and its former one is gone with its last use.
+        let model = resident(pipeline, later.about());
+        return (later, model);
+    }
+    (snapshot, model)
+}
+
+fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
     let model = about.model;
     pipeline.resolve(Some(model)).map_err(|_| {
         let active = pipeline.active().digest;

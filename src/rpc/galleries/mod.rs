@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
-pub use enroll::resident;
+pub use enroll::with_model;
 
 use super::ResponseStream;
 use super::context::CallContext;
