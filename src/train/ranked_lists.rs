@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::dataset::Image;
 use super::source::read_chip;
-use crate::chip::{ChipSize, Resampling};
+use crate::chip::{ChipSize, Modality, Resampling};
 use crate::evaluate::Ranked;
 use crate::sheet::{Mark, contact_sheet};
 
@@ -18,7 +18,7 @@ pub struct Extent {
     pub ranks: usize,
 }
 
-/// Queries spread over those that asked, each with its best.
+/// Queries spread over those that asked, optical ones before SAR ones, each with its best.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankedLists(Vec<RankedList>);
 
@@ -31,8 +31,11 @@ struct RankedList {
 impl RankedLists {
     /// Takes from a ranking of `gallery` for `queries`.
     pub fn of(ranked: &Ranked, queries: &[Image], gallery: &[Image], extent: Extent) -> Self {
-        let step = ranked.queries.len().div_ceil(extent.queries).max(1);
-        let asked = ranked.queries.iter().zip(&ranked.rankings).step_by(step);
+        let mut asked: Vec<_> = ranked.queries.iter().zip(&ranked.rankings).collect();
+        // Test sets alternate between modalities, so that steps alone could meet but one of them.
+        asked.sort_by_key(|(query, _)| queries[**query].modality() == Modality::Sar);
+        let step = asked.len().div_ceil(extent.queries).max(1);
+        let asked = asked.into_iter().step_by(step);
         let list = |(query, ranking): (&usize, &Vec<usize>)| RankedList {
             query: queries[*query].clone(),
             best: ranking.iter().take(extent.ranks).map(|place| gallery[*place].clone()).collect(),
@@ -70,23 +73,24 @@ fn picture(image: &Image) -> Result<RgbImage, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chip::Modality;
     use crate::evaluate::score_rankings;
     use crate::weights::golden;
 
     #[test]
     fn queries_are_spread_and_shown_with_their_best() {
         let image = |name: &str, identity| {
-            Image::plain(golden::path("images").join(name), identity, Modality::Optical)
+            let modality = if name.contains("SAR") { Modality::Sar } else { Modality::Optical };
+            Image::plain(golden::path("images").join(name), identity, modality)
         };
-        let queries: Vec<_> = (0..5).map(|identity| image("0001_a_33x97_RGB.tif", identity)).collect();
+        let names = ["0003_c_25x110_SAR.tif", "0001_a_33x97_RGB.tif"].into_iter().cycle();
+        let queries: Vec<_> = names.zip(0..5).map(|(name, identity)| image(name, identity)).collect();
         let gallery = [image("0003_c_25x110_SAR.tif", 3), image("0001_a_33x97_RGB.tif", 2)];
         let rankings = vec![vec![1, 0]; 5];
         let scores = score_rankings(&rankings, &[0, 1, 2, 3, 4], &[3, 2]);
         let ranked = Ranked { queries: (0..5).collect(), rankings, scores };
         let lists = RankedLists::of(&ranked, &queries, &gallery, Extent { queries: 3, ranks: 1 });
         let identities = |list: &RankedList| (list.query.identity, list.best[0].identity);
-        assert_eq!(lists.0.iter().map(identities).collect::<Vec<_>>(), [(0, 2), (2, 2), (4, 2)]);
+        assert_eq!(lists.0.iter().map(identities).collect::<Vec<_>>(), [(1, 2), (0, 2), (4, 2)]);
 
         let tiles = lists.picture().expect("readable");
         let frames = |row: u32| [tiles.get_pixel(0, row * 134), tiles.get_pixel(70, row * 134)];
