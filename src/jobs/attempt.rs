@@ -107,8 +107,9 @@ impl Slot {
     }
 
     async fn keep(&self, job: &Job, model: ModelDigest) -> Ending {
-        let (keeper, place) = (Arc::clone(&self.keeper), self.settings.job_folder(job.key.id).join(MODEL));
-        match spawn_blocking(move || keeper.keep(&place, model)).await {
+        let (keeper, folder) = (Arc::clone(&self.keeper), self.settings.job_folder(job.key.id));
+        let keep = move || keeper.keep(&folder.join(MODEL), model).map(|()| chips::discard(&folder));
+        match spawn_blocking(keep).await {
             Ok(Ok(())) => Ending::Finished { model },
             Ok(Err(failure)) => Ending::Failed(failure),
             Err(cause) => Ending::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),

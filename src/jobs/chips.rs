@@ -19,7 +19,7 @@ use super::ending::Ending;
 use super::failure::{Failure, Reason};
 use super::job::{Edit, Job};
 use super::state::Refused;
-use crate::durable::{PartialFolder, remove_partial};
+use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{Entry, Filter, Gallery, GalleryName, RowId, Shelf, ShelfError, Snapshot, StoreError};
 use crate::train::{Census, KeptWriter};
 
@@ -149,6 +149,16 @@ pub async fn fetch(slot: &Slot, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> 
         Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
         // The runtime is being shut down, and this task with it.
         Err(_) => Err(Ending::Stopped),
+    }
+}
+
+/// Removes the chips of a job that has learned from them. Blocking.
+pub fn discard(folder: &Path) {
+    let place = folder.join(CHIPS);
+    if place.exists()
+        && let Err(cause) = discard_folder(&place)
+    {
+        tracing::warn!(%cause, place = %place.display(), "chips stay with the job that learned from them");
     }
 }
 

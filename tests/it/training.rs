@@ -394,6 +394,8 @@ async fn a_job_learns_from_the_kept_chips_of_a_gallery_and_is_evaluated_on_some_
     let job = watcher.last_job();
     assert_eq!(job.state(), JobState::Finished, "{}", job.failure_message);
     assert!(!job.model.is_empty());
+    let copies = place.folder.path().join("data/jobs").join(&job.job_id).join("chips");
+    assert!(!copies.exists(), "they have done their service");
     let all = job.evaluations.iter().find(|result| result.protocol == "all").unwrap();
     // Two of eight vessels are held out, and one image of each asks.
     assert_eq!((all.epoch, all.valid_queries), (5, 2));
