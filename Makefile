@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery bench-learn clean
+.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery bench-learn bench-beside clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -44,6 +44,9 @@ bench: build ## Measures the server beside the bare model (about 15 minutes; chi
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
+
+bench-beside: build ## Measures Embed before, during and after a training job (15 minutes; chips from CHIPS)
+	python3 benches/beside_training.py --chips $(CHIPS)
 
 bench-gallery: ## Measures the search of galleries beside memory bandwidth and, where PyPI is reachable, FAISS (about 5 minutes, 9 GiB)
 	test -x .venv/bin/python || python3 -m venv .venv

@@ -77,9 +77,9 @@ def write_job(folder):
 def start_job(server, job):
     """Its id, once it has learned for an epoch."""
     command = [BINARY, "train", job, f"--endpoint=http://{server.address}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as watcher:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as watcher:
         job_id = None
-        for line in watcher.stderr:
+        for line in watcher.stdout:
             job_id = job_id or line.split()[0]
             if line.startswith("epoch 1:"):
                 break
