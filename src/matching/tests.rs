@@ -436,6 +436,7 @@ fn a_fused_ranking_is_called_exact_only_where_it_is() {
                 plan: &plan,
                 calibrator: plan.calibrator.as_deref(),
                 selection: snapshot.select(&plan.filter).expect("a selection"),
+                patience: &Patience::default(),
             };
             let resolved = query::resolve(&snapshot, &query).expect("a gallery").expect("a query");
             let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));

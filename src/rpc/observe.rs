@@ -103,19 +103,19 @@ impl Drop for CallRecord {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         // No status means that the caller went away before the answer was complete.
-        let (code, message) = self.ended.take().unwrap_or((Code::Cancelled, "the caller left".into()));
+        let (code, detail) = self.ended.take().unwrap_or((Code::Cancelled, "the caller left".into()));
         let (service, method, seconds) = (self.method.service, self.method.name, took.as_secs_f64());
         metrics::call_handled(service, method, code_name(code), took);
         trace::ended(&self.span, code);
         // The span names the request and the trace.
         self.span.in_scope(|| match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(service, method, ?code, seconds, message, "call failed");
+                tracing::error!(service, method, ?code, seconds, detail, "call failed");
             }
             Code::Unavailable | Code::ResourceExhausted => {
-                tracing::warn!(service, method, ?code, seconds, message, "call refused");
+                tracing::warn!(service, method, ?code, seconds, detail, "call refused");
             }
-            _ => tracing::debug!(service, method, ?code, seconds, message, "call ended"),
+            _ => tracing::debug!(service, method, ?code, seconds, detail, "call ended"),
         });
     }
 }

@@ -356,6 +356,13 @@ mod tests {
     }
 
     #[test]
+    fn a_watcher_that_is_sent_away_knows_the_last_event() {
+        let problem = Problem::from(WatchError::Closing { next: 8 });
+        assert_eq!((problem.code, problem.reason), (Code::Unavailable, "DRAINING"));
+        assert!(problem.retry_after.is_some() && problem.metadata.contains(&("last_event", "7".into())));
+    }
+
+    #[test]
     fn a_batch_that_nobody_could_serve_fails_as_a_call() {
         let full = || problem(Code::ResourceExhausted).retry_after(RETRY_AFTER);
         let bad = || problem(Code::InvalidArgument);
