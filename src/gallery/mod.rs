@@ -6,6 +6,7 @@ mod content;
 mod entry;
 mod filter;
 mod index;
+mod patience;
 mod shelf;
 mod store;
 #[cfg(test)]
@@ -22,9 +23,10 @@ pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
     Sighting, VesselNumber, VesselSet, cosine,
 };
+pub use patience::{Patience, Stopped, Waiter};
 pub use shelf::{
-    GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError, ShelfOpenError,
-    ShelfSettings, Slot,
+    Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError,
+    ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, Info, Looked, OpenError, Page,

@@ -6,11 +6,13 @@
 mod command;
 #[cfg(feature = "torch")]
 mod crash;
+mod drain;
 mod embed;
 mod foreign;
 mod galleries;
 mod layers;
 mod matching;
+mod metrics;
 mod models;
 #[cfg(feature = "torch")]
 mod program;
@@ -18,5 +20,6 @@ mod refusals;
 mod server;
 #[cfg(feature = "torch")]
 mod storage;
+mod telemetry;
 #[cfg(feature = "torch")]
 mod training;
