@@ -255,3 +255,31 @@ fn a_record_of_the_active_model_that_cannot_be_read_names_the_way_out() {
         assert!(error.contains("active.toml") && error.contains("remove it"), "{error}");
     }
 }
+
+/// The models that the first release was released with.
+const RELEASED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/models-1");
+
+#[test]
+fn models_of_the_first_release_are_read() {
+    let [fresh, old] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let digest = model(1).digest;
+    let there = old.path().join(digest.to_string());
+    fs::create_dir(&there).expect("writable");
+    for file in names(&Path::new(RELEASED).join(digest.to_string())) {
+        fs::copy(Path::new(RELEASED).join(digest.to_string()).join(&file), there.join(file))
+            .expect("writable");
+    }
+    fs::copy(Path::new(RELEASED).join("active.toml"), old.path().join("active.toml")).expect("writable");
+    let registry = opened(old.path());
+    assert_eq!(registry.list(), filled(fresh.path(), &[1]).list());
+    assert_eq!(registry.active(), Some(active(1)));
+    assert_eq!(registry.load(digest).expect("intact"), model(1));
+}
+
+#[test]
+#[ignore = "writes the fixture of a release, once"]
+fn write_the_models_of_this_release() {
+    let folder = Path::new(RELEASED);
+    fs::create_dir_all(folder).expect("writable");
+    filled(folder, &[1]).set_active(active(1)).expect("there");
+}

@@ -98,3 +98,23 @@ async fn an_import_is_bound_by_the_quotas() {
     }
     shelf.close();
 }
+
+/// The export of three entries that version 1 was released with.
+#[tokio::test]
+async fn an_export_of_version_1_is_read() {
+    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let bytes = fs::read(released("export-1").join("harbour.bin"));
+    let copy = import(&shelf, &bytes.expect("the fixture is in the tree")).expect("of a known version");
+    assert_eq!(export(&copy, Chips::With), export(&gallery, Chips::With));
+    shelf.close();
+}
+
+#[tokio::test]
+#[ignore = "writes the fixture of a version, once"]
+async fn write_an_export_of_this_version() {
+    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let place = released("export-1");
+    fs::create_dir_all(&place).expect("writable");
+    fs::write(place.join("harbour.bin"), export(&gallery, Chips::With)).expect("writable");
+    shelf.close();
+}

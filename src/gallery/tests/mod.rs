@@ -7,6 +7,9 @@ mod property;
 mod shadow;
 mod shelf;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,6 +23,11 @@ pub const DIMENSION: usize = 24;
 /// In memory where that can be had, since the tests ask for thousands of syncs.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
+
+/// What a release has written.
+pub fn released(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 pub fn model() -> ModelDigest {

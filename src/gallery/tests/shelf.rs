@@ -322,7 +322,7 @@ async fn a_gallery_of_schema_version_1_opens() {
     let folder = folder();
     let there = folder.path().join("t-default").join("harbour");
     fs::create_dir_all(&there).expect("writable");
-    let fixture = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gallery-1");
+    let fixture = released("gallery-1");
     for file in [GALLERY, CHIPS, CODES] {
         fs::copy(fixture.join(file), there.join(file)).expect("the fixture is in the tree");
     }

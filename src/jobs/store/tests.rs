@@ -1,12 +1,16 @@
 //! What the store keeps, lists, replays and refuses.
 
-use super::super::event::Rankings;
+use std::path::Path;
+
+use super::super::event::{Evaluation, Progress, Rankings, Saved};
 use super::super::failure::{Failure, Reason};
 use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::Folder;
+use crate::gallery::GalleryName;
 
 const NOW: Time = Time::from_nanos(1);
+const RELEASED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/jobs-1");
 const BOUNDS: Bounds = Bounds { jobs_max: 3, events_retained_max: 5 };
 
 struct Place {
@@ -172,4 +176,60 @@ fn large_events_are_replayed_few_at_a_time() {
     assert_eq!(numbers(1), [1, 2]);
     assert_eq!(numbers(3), [3]);
     assert_eq!(numbers(4), [4]);
+}
+
+/// A job that has finished with everything that can happen in one, and one that waits.
+fn eventful(folder: &Path) -> (JobStore, [JobKey; 2]) {
+    let bounds = Bounds { events_retained_max: 100, ..BOUNDS };
+    JobStore::create(&Folder(folder.to_owned())).expect("writable");
+    let store = JobStore::open(Box::new(Folder(folder.to_owned())), bounds).expect("a store");
+    let done = add(&store, "default", order("seed = 1", Some("first"))).key;
+    let gallery = Some(GalleryName::new("harbour").expect("a name"));
+    let waits =
+        add(&store, "default", Order { gallery, display_name: "second".into(), ..order("x", None) }).key;
+    let losses = [("total".to_owned(), 0.1)].into();
+    let progress = Progress { step: 3, steps_total: 9, losses, accuracy: Some(0.5), ..Progress::default() };
+    let evaluation = Evaluation { protocol: "all".into(), epoch: 1, map: 0.3, ..Evaluation::default() };
+    let model = crate::embedding::ModelDigest::new([1; 32]);
+    let history = |edit: &mut Edit| {
+        edit.change(Change::Start)?;
+        edit.begin(0);
+        edit.progress(progress);
+        edit.evaluated(evaluation);
+        edit.ranked(Rankings { epoch: 1, png: vec![1, 2] });
+        edit.saved(Saved { step: 3, best: true });
+        edit.log("a line");
+        edit.change(Change::Finish { model })
+    };
+    store.update(&done, NOW, history).expect("legal");
+    (store, [done, waits])
+}
+
+/// Everything that is known of a job.
+fn known(store: &JobStore, key: &JobKey) -> (Option<Job>, Option<Replay>) {
+    (store.get(key).expect("readable"), store.events(key, 1, 100).expect("readable"))
+}
+
+/// The store of two jobs that schema version 1 was released with.
+#[test]
+fn a_store_of_schema_version_1_opens() {
+    let [fresh, old] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let (expected, keys) = eventful(fresh.path());
+    std::fs::copy(Path::new(RELEASED).join(FILE), old.path().join(FILE)).expect("the fixture is in the tree");
+    let store = open(&old);
+    for key in &keys {
+        assert_eq!(known(&store, key), known(&expected, key));
+    }
+    assert!(matches!(
+        store.add(&"default".into(), order("seed = 1", Some("first")), NOW),
+        Ok(Added::Known(_))
+    ));
+    assert_eq!(add(&store, "default", order("y", None)).key.id, JobId::new(3));
+}
+
+#[test]
+#[ignore = "writes the fixture of a schema version, once"]
+fn write_a_store_of_this_schema_version() {
+    std::fs::create_dir_all(RELEASED).expect("writable");
+    eventful(Path::new(RELEASED));
 }
