@@ -122,3 +122,28 @@ impl ShouldSample for Linked {
         result
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceState};
+
+    use super::*;
+
+    fn link(flags: TraceFlags) -> Link {
+        let (trace, span) = (TraceId::from(7), SpanId::from(8));
+        Link::with_context(SpanContext::new(trace, span, flags, true, TraceState::NONE))
+    }
+
+    #[test]
+    fn a_batch_is_traced_if_one_of_its_calls_is() {
+        let decide = |share: f64, links: &[Link]| {
+            let sampler = Linked(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(share))));
+            sampler.should_sample(None, TraceId::from(1), "batch", &SpanKind::Internal, &[], links).decision
+        };
+        let (sampled, not) = (link(TraceFlags::SAMPLED), link(TraceFlags::NOT_SAMPLED));
+        assert_eq!(decide(0.0, &[not.clone(), sampled]), SamplingDecision::RecordAndSample);
+        assert_eq!(decide(1.0, &[not]), SamplingDecision::Drop);
+        assert_eq!(decide(0.0, &[]), SamplingDecision::Drop);
+        assert_eq!(decide(1.0, &[]), SamplingDecision::RecordAndSample);
+    }
+}

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "torch")]
 mod load;
+mod tell;
 mod training;
 
 use std::fs;
@@ -18,31 +19,28 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 
 use crate::chip::ImageLimits;
 use crate::config::{Config, Matching, Precision, Store};
 use crate::encoder::{
-    Admission, CanaryOutcome, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings,
-    Residency, ResidencySettings, keep_canaries,
+    Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
+    keep_canaries,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::jobs::Jobs;
 use crate::matching::Calibrator;
-use crate::metrics;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
     self, Calibrators, Drain, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
     ShipReIdService, TrainingJobsService, listener, status_page,
 };
 
+use tell::{observe, report_health, tell_limits, upkeep};
+
 pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
 pub use load::{load_model, open_models, put_on_device};
 
-/// How often the exporter tidies its histograms; without it they grow for ever.
-const UPKEEP: Duration = Duration::from_secs(5);
 /// What calls in flight may take of the time to go down; the rest is for stores.
 const CALLS_SHARE: f64 = 0.8;
 /// Folder of the galleries within the data folder.
@@ -132,16 +130,14 @@ pub async fn start(
     let follower = shelf.clone().zip(activator.clone());
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
-    let canary_period = Some(config.encoder.canary_seconds).filter(|seconds| *seconds > 0.0);
-    let canaries = canary_period
-        .map(|seconds| tokio::spawn(keep_canaries(Arc::clone(&pipeline), Duration::from_secs_f64(seconds))));
+    let canaries = try_when_idle(config, &pipeline);
     let drain = Drain::new(stopping);
     let wired = Wired { pipeline, shelf: shelf.clone(), calibrators, activator, jobs: jobs.clone() };
     let (router, reporter) = rpc::router(services(config, wired, &drain), &config.limits, drain.clone());
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
-    let calls_max = drain_max.mul_f64(CALLS_SHARE);
+    let calls_max = calls_max(drain_max);
     let serving = tokio::spawn(async move {
         listener::serve(listener, router, &limits, drain.begun(), calls_max).await;
     });
@@ -198,7 +194,9 @@ impl Running {
     async fn finish(self) {
         if let Some(jobs) = self.jobs {
             // Those who watch a job see how it ends here; only then they are sent away.
-            jobs.drain().await;
+            if tokio::time::timeout(calls_max(self.drain_max), jobs.drain()).await.is_err() {
+                tracing::warn!("training jobs did not stop in time; they go on from their last checkpoints");
+            }
         }
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
@@ -337,90 +335,19 @@ fn decode_threads(config: &Config) -> usize {
     }
 }
 
-/// Shows the bounds of what other metrics show the use of.
-fn tell_limits(config: &Config, workers: usize) {
-    for (limit, most) in [
-        ("calls", config.limits.calls_max),
-        ("connections", config.limits.connections_max),
-        ("receiving_bytes", config.limits.receiving_bytes_max),
-        ("queue_chips", config.encoder.queue_items_max),
-        ("queue_bytes", config.encoder.queue_bytes_max),
-        ("decode_threads", decode_threads(config)),
-        ("device_threads", workers),
-        ("batch_chips", config.encoder.batch_max),
-        ("search_threads", search_threads(config)),
-        ("jobs_running", config.training.jobs_concurrent_max),
-        ("models_stored", config.models.count_max),
-    ] {
-        metrics::limit(limit, most as f64);
-    }
-    metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
+/// Sees to canaries, where the configuration wants any.
+fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle<()>> {
+    let period = Duration::from_secs_f64(config.encoder.canary_seconds);
+    (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
+}
+
+/// Of the time to go down, what calls in flight and training jobs get.
+fn calls_max(drain_max: Duration) -> Duration {
+    drain_max.mul_f64(CALLS_SHARE)
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-async fn upkeep(metrics: PrometheusHandle) {
-    let mut ticks = tokio::time::interval(UPKEEP);
-    loop {
-        ticks.tick().await;
-        metrics.run_upkeep();
-    }
-}
-
-/// Keeps grpc.health.v1 equal to what the device threads say of themselves.
-async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
-    loop {
-        let now = *health.borrow_and_update();
-        let status = match now {
-            Health::Serving => ServingStatus::Serving,
-            Health::Warming | Health::Failing | Health::Draining | Health::DeviceLost => {
-                ServingStatus::NotServing
-            }
-        };
-        tell_health(now);
-        for service in [""].into_iter().chain(rpc::SERVICES) {
-            reporter.set_service_status(service, status).await;
-        }
-        if health.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-fn tell_health(now: Health) {
-    metrics::ready(now == Health::Serving);
-    for state in Health::ALL {
-        metrics::health(state.name(), state == now);
-    }
-}
-
-/// What the device threads tell becomes metrics and logs here, so that they need to know neither.
-fn observe(event: EncoderEvent) {
-    match event {
-        EncoderEvent::BatchDone { size, forward, waits, late } => {
-            metrics::batch_done(size, forward, &waits, &late);
-        }
-        EncoderEvent::Canary { outcome } => {
-            metrics::canary(outcome.name());
-            if outcome != CanaryOutcome::Passed {
-                tracing::error!(outcome = outcome.name(), "a canary has not come through the device");
-            }
-        }
-        EncoderEvent::Depth(chips) => metrics::queue_depth(chips),
-        EncoderEvent::Dropped { reason } => metrics::dropped(reason),
-        EncoderEvent::OutOfMemory { size } => {
-            metrics::out_of_memory();
-            tracing::warn!(size, "a batch did not fit into the device's memory");
-        }
-        EncoderEvent::Failed { size, message } => tracing::error!(size, message, "a forward pass failed"),
-        EncoderEvent::Panicked { size, message } => {
-            metrics::encoder_panicked();
-            tracing::error!(size, message, "a forward pass panicked");
-        }
-        EncoderEvent::DeviceLost { message } => tracing::error!(message, "the device is lost"),
-    }
 }
 
 fn precision_name(precision: Precision) -> &'static str {

@@ -35,12 +35,6 @@ impl Drain {
         Self(stopping)
     }
 
-    /// A server that never goes down.
-    #[cfg(test)]
-    pub fn never() -> Self {
-        Self(watch::channel(false).1)
-    }
-
     pub fn has_begun(&self) -> bool {
         *self.0.borrow()
     }
@@ -162,7 +156,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_ends_by_itself_knows_nothing_of_drain() {
-        let items = Drain::never().cut(stream::iter([Ok(1), Ok(2)]));
+        let (_stop, stopping) = watch::channel(false);
+        let items = Drain::new(stopping).cut(stream::iter([Ok(1), Ok(2)]));
         assert_eq!(items.map(|item| item.expect("no drain")).collect::<Vec<_>>().await, [1, 2]);
     }
 

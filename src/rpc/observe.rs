@@ -20,7 +20,8 @@ use super::problem::DOMAIN;
 use super::trace::{self, REQUEST_ID};
 use crate::metrics;
 
-/// Counts, times, traces and logs a call, tells the layers below its [`Method`], and completes the details of errors that tonic itself gave.
+/// Counts, times, traces and logs a call, tells the layers below its [`Method`], and completes the details of errors that
+/// tonic itself gave.
 pub async fn record(State(methods): State<Methods>, mut request: Request, next: Next) -> Response {
     let method = methods.find(request.uri().path());
     metrics::call_started(method.service, method.name);

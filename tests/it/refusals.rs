@@ -150,6 +150,46 @@ async fn a_deadline_is_answered_while_the_device_is_busy() {
 }
 
 #[tokio::test]
+async fn a_call_without_a_deadline_has_the_servers() {
+    let (factory, script) = scripted(1);
+    let settings = ["encoder.batch_max=1", "limits.deadline_seconds_default=0.02"];
+    let (server, client) = start_with(&settings, factory).await;
+    let status = refused(&client, request(1), None).await;
+    assert_eq!((status.code(), details(&status).0.as_str()), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+    script.outcomes.send(Ok(())).unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_frees_his_places_while_the_device_is_still_at_his_chip() {
+    let (factory, script) = scripted(1);
+    let settings = [
+        "encoder.batch_max=1",
+        "encoder.queue_items_max=1",
+        "limits.chips_per_request_max=1",
+        "limits.calls_max=1",
+    ];
+    let (server, client) = start_with(&settings, factory).await;
+    let leaving = tokio::spawn({
+        let client = client.clone();
+        async move { client.embed(request(1), None).await }
+    });
+    let (script, _) = script.entered().await;
+    assert_eq!(refused(&client, request(1), None).await.code(), Code::ResourceExhausted);
+    leaving.abort();
+    // It is let in as soon as the server has heard of that, and waits for the device.
+    loop {
+        let status = refused(&client, request(1), Some(Duration::from_millis(20))).await;
+        if status.code() == Code::DeadlineExceeded {
+            break;
+        }
+        assert_eq!(status.code(), Code::ResourceExhausted);
+    }
+    script.outcomes.send(Ok(())).unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_failed_batch_fails_alone_and_a_lost_device_ends_service() {
     let (factory, script) = scripted(1);
     let (server, client) = start_with(&["encoder.batch_max=1"], factory).await;

@@ -327,6 +327,7 @@ async fn a_canary_waits_until_no_callers_chip_does_and_shares_no_batch() {
     let mut bench = bench().await;
     let busy = bench.send();
     assert_eq!(bench.seen.recv().await, Some(1));
+    bench.wait_for(&EncoderEvent::Depth(0)).await;
     let queue = bench.queue.clone();
     let mut canary = Box::pin(queue.send_canary(digest(), SIZE));
     assert!(futures_util::poll!(&mut canary).is_pending());

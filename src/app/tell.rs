@@ -1,0 +1,100 @@
+//! What a server tells of itself: metrics, health, and what its device threads do.
+
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::watch;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use super::{decode_threads, search_threads};
+use crate::config::Config;
+use crate::encoder::{CanaryOutcome, EncoderEvent, Health};
+use crate::metrics;
+use crate::rpc;
+
+/// How often the exporter tidies its histograms; without it they grow for ever.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Shows the bounds of what other metrics show the use of.
+pub fn tell_limits(config: &Config, workers: usize) {
+    for (limit, most) in [
+        ("calls", config.limits.calls_max),
+        ("connections", config.limits.connections_max),
+        ("receiving_bytes", config.limits.receiving_bytes_max),
+        ("queue_chips", config.encoder.queue_items_max),
+        ("queue_bytes", config.encoder.queue_bytes_max),
+        ("decode_threads", decode_threads(config)),
+        ("device_threads", workers),
+        ("batch_chips", config.encoder.batch_max),
+        ("search_threads", search_threads(config)),
+        ("jobs_running", config.training.jobs_concurrent_max),
+        ("models_stored", config.models.count_max),
+    ] {
+        metrics::limit(limit, most as f64);
+    }
+    metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
+}
+
+/// Tidies the exporter for ever.
+pub async fn upkeep(metrics: PrometheusHandle) {
+    let mut ticks = tokio::time::interval(UPKEEP);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+/// Keeps grpc.health.v1 equal to what the device threads say of themselves.
+pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
+    loop {
+        let now = *health.borrow_and_update();
+        let status = match now {
+            Health::Serving => ServingStatus::Serving,
+            Health::Warming | Health::Failing | Health::Draining | Health::DeviceLost => {
+                ServingStatus::NotServing
+            }
+        };
+        tell_health(now);
+        for service in [""].into_iter().chain(rpc::SERVICES) {
+            reporter.set_service_status(service, status).await;
+        }
+        if health.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn tell_health(now: Health) {
+    metrics::ready(now == Health::Serving);
+    for state in Health::ALL {
+        metrics::health(state.name(), state == now);
+    }
+}
+
+/// What the device threads tell becomes metrics and logs here, so that they need to know neither.
+pub fn observe(event: EncoderEvent) {
+    match event {
+        EncoderEvent::BatchDone { size, forward, waits, late } => {
+            metrics::batch_done(size, forward, &waits, &late);
+        }
+        EncoderEvent::Canary { outcome } => {
+            metrics::canary(outcome.name());
+            if outcome != CanaryOutcome::Passed {
+                tracing::error!(outcome = outcome.name(), "a canary has not come through the device");
+            }
+        }
+        EncoderEvent::Depth(chips) => metrics::queue_depth(chips),
+        EncoderEvent::Dropped { reason } => metrics::dropped(reason),
+        EncoderEvent::OutOfMemory { size } => {
+            metrics::out_of_memory();
+            tracing::warn!(size, "a batch did not fit into the device's memory");
+        }
+        EncoderEvent::Failed { size, message } => tracing::error!(size, message, "a forward pass failed"),
+        EncoderEvent::Panicked { size, message } => {
+            metrics::encoder_panicked();
+            tracing::error!(size, message, "a forward pass panicked");
+        }
+        EncoderEvent::DeviceLost { message } => tracing::error!(message, "the device is lost"),
+    }
+}
