@@ -13,6 +13,8 @@ const HANDLED: &str = "grpc_server_handled_total";
 const HANDLING: &str = "grpc_server_handling_seconds";
 const CALLS: &str = "shipreid_calls_in_flight";
 const CONNECTIONS: &str = "shipreid_connections";
+const CONNECTIONS_ENDED: &str = "shipreid_connections_ended_total";
+const RELOADS: &str = "shipreid_reloads_total";
 const REFUSED: &str = "shipreid_refused_total";
 const CHIPS: &str = "shipreid_chips_total";
 const WARNINGS: &str = "shipreid_chip_warnings_total";
@@ -73,7 +75,12 @@ fn describe() {
     describe_histogram!(HANDLING, Unit::Seconds, "Time from a call's headers to its end.");
     describe_gauge!(CALLS, "Calls that hold a permit.");
     describe_gauge!(CONNECTIONS, "Open gRPC connections.");
-    describe_counter!(REFUSED, "Calls and chips refused at once, by reason.");
+    describe_counter!(CONNECTIONS_ENDED, "gRPC connections that the server ended in order, by reason.");
+    describe_counter!(
+        RELOADS,
+        "Changed files that were read again, by subject and outcome (\"ok\", \"failed\")."
+    );
+    describe_counter!(REFUSED, "Connections, calls and chips refused at once, by reason.");
     describe_counter!(CHIPS, "Chips answered, by modality and outcome (\"ok\" or the error's reason).");
     describe_counter!(WARNINGS, "Doubts about embedded chips, by code.");
     describe_histogram!(DECODE, Unit::Seconds, "Decoding and resizing one chip.");
@@ -137,6 +144,14 @@ pub fn calls_in_flight(calls: usize) {
 
 pub fn connections(open: usize) {
     gauge!(CONNECTIONS).set(open as f64);
+}
+
+pub fn connection_ended(reason: &'static str) {
+    counter!(CONNECTIONS_ENDED, "reason" => reason).increment(1);
+}
+
+pub fn reloaded(subject: &'static str, outcome: &'static str) {
+    counter!(RELOADS, "subject" => subject, "outcome" => outcome).increment(1);
 }
 
 pub fn refused(reason: &'static str) {

@@ -34,7 +34,9 @@ use crate::metrics;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
     self, Calibrators, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
-    ShipReIdService, TrainingJobsService, listener, status_page,
+    ShipReIdService, TrainingJobsService,
+    listener::{self, Port, Security},
+    status_page,
 };
 
 pub use crate::encoder::LoadedModel;
@@ -94,9 +96,11 @@ pub async fn start(
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
     let ServedModels { first, kept } = models.into();
+    let security = Security::open(&config.tls).await?;
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
+    let port = Port { listener, security };
 
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
@@ -128,7 +132,7 @@ pub async fn start(
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
     let serving = tokio::spawn(async move {
-        listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
+        listener::serve(port, router, &limits, stopped(stopping), drain_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
     Ok(Running {

@@ -1,5 +1,6 @@
 //! The command line; one file a subcommand.
 
+mod access;
 mod bare;
 mod calibrate;
 mod chips;
@@ -29,9 +30,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use shipreid::client::{Client, ClientError};
 use shipreid::config::{Config, Sources};
 use tokio::runtime::Runtime;
+
+use access::ServerFlag;
 
 /// Where a server listens unless it is told otherwise.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
@@ -91,20 +93,6 @@ enum Bench {
     Loader(loader::Loader),
     /// Takes training steps on demand.
     Step(step::Step),
-}
-
-/// The server that a command talks to.
-#[derive(Args)]
-pub struct ServerFlag {
-    /// The server.
-    #[arg(long, default_value = ENDPOINT, value_name = "URL")]
-    endpoint: String,
-}
-
-impl ServerFlag {
-    async fn connect(&self) -> Result<Client, ClientError> {
-        Client::connect(&self.endpoint).await
-    }
 }
 
 /// Where a server's configuration comes from.

@@ -17,6 +17,8 @@ const ENVIRONMENT_PREFIX: &str = "SHIPREID__";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     pub server: Server,
+    pub tls: Tls,
+    pub auth: Auth,
     pub model: Model,
     pub models: Models,
     pub encoder: Encoder,
@@ -32,7 +34,34 @@ pub struct Config {
 pub struct Server {
     pub listen: SocketAddr,
     pub metrics_listen: SocketAddr,
+    pub plaintext: Plaintext,
     pub drain_seconds_max: f64,
+}
+
+/// From where calls may come unencrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plaintext {
+    Loopback,
+    Everywhere,
+}
+
+/// Encryption of the gRPC port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tls {
+    pub certificate: String,
+    pub key: String,
+    pub client_ca: String,
+    pub handshake_seconds_max: f64,
+    pub handshakes_max: usize,
+    pub reload_seconds: f64,
+}
+
+/// Who may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Auth {
+    pub keys_file: String,
+    pub reload_seconds: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -147,9 +176,16 @@ pub struct Limits {
     pub receiving_bytes_max: usize,
     pub chips_per_request_max: usize,
     pub calls_max: usize,
+    pub calls_per_second_max: u32,
+    pub calls_burst_max: u32,
     pub stream_inflight_max: usize,
     pub enroll_inflight_max: usize,
     pub connections_max: usize,
+    pub header_seconds_max: f64,
+    pub idle_seconds_max: f64,
+    pub connection_seconds_max: f64,
+    pub connection_grace_seconds: f64,
+    pub pending_resets_max: usize,
     pub streams_per_connection_max: u32,
     pub header_bytes_max: u32,
     pub stream_window_bytes: u32,
@@ -161,6 +197,7 @@ pub struct Limits {
 pub struct Telemetry {
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub audit_file: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,8 +212,35 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            plaintext: Plaintext::Loopback,
             drain_seconds_max: 30.0,
         }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificate: String::new(),
+            key: String::new(),
+            client_ca: String::new(),
+            handshake_seconds_max: 10.0,
+            handshakes_max: 64,
+            reload_seconds: 10.0,
+        }
+    }
+}
+
+impl Tls {
+    /// Whether the gRPC port is encrypted.
+    pub fn is_on(&self) -> bool {
+        !self.certificate.is_empty()
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { keys_file: String::new(), reload_seconds: 10.0 }
     }
 }
 
@@ -257,9 +321,16 @@ impl Default for Limits {
             receiving_bytes_max: 512 << 20,
             chips_per_request_max: 64,
             calls_max: 256,
+            calls_per_second_max: 0,
+            calls_burst_max: 100,
             stream_inflight_max: 32,
             enroll_inflight_max: 1024,
             connections_max: 1000,
+            header_seconds_max: 30.0,
+            idle_seconds_max: 900.0,
+            connection_seconds_max: 0.0,
+            connection_grace_seconds: 60.0,
+            pending_resets_max: 256,
             streams_per_connection_max: 128,
             header_bytes_max: 16 << 10,
             stream_window_bytes: 1 << 20,
@@ -271,7 +342,7 @@ impl Default for Limits {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: LogFormat::Text, log_filter: "info".into() }
+        Self { log_format: LogFormat::Text, log_filter: "info".into(), audit_file: String::new() }
     }
 }
 

@@ -1,11 +1,16 @@
 //! Who calls, and until when: what every call carries from its headers to the device.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 /// The tenant of callers without an identity.
 pub const DEFAULT_TENANT: &str = "default";
+
+/// From where a call comes; in the request's extensions from its arrival.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// Put into the request's extensions before a handler sees it.
 #[derive(Clone, Debug)]

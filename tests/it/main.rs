@@ -2,8 +2,10 @@
 //! program as its users start it; and the shape of the source.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
+mod certificates;
 #[cfg(feature = "torch")]
 mod command;
+mod connections;
 #[cfg(feature = "torch")]
 mod crash;
 mod embed;
@@ -18,5 +20,6 @@ mod refusals;
 mod server;
 #[cfg(feature = "torch")]
 mod storage;
+mod tls;
 #[cfg(feature = "torch")]
 mod training;
