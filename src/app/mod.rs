@@ -33,8 +33,8 @@ use crate::matching::Calibrator;
 use crate::metrics;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, Calibrators, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
-    ShipReIdService, TrainingJobsService,
+    self, AuditLog, Calibrators, GalleriesService, GalleryAccess, Gate, Identity, JobAccess, Matcher,
+    ModelsService, Services, ShipReIdService, TrainingJobsService,
     listener::{self, Port, Security},
     status_page,
 };
@@ -97,6 +97,7 @@ pub async fn start(
 ) -> anyhow::Result<Running> {
     let ServedModels { first, kept } = models.into();
     let security = Security::open(&config.tls).await?;
+    let gate = gate(config).await?;
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
@@ -127,7 +128,7 @@ pub async fn start(
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
     let services = services(config, pipeline, shelf.clone(), calibrators, activator, jobs.clone());
-    let (router, reporter) = rpc::router(services, &config.limits);
+    let (router, reporter) = rpc::router(services, gate, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
@@ -198,6 +199,14 @@ pub fn threads_per_worker(config: &Config) -> usize {
         0 => (cores() / worker_count(config)).max(1),
         threads => threads,
     }
+}
+
+/// Reads the keys of callers and opens the audit log.
+async fn gate(config: &Config) -> anyhow::Result<Gate> {
+    let identity = Identity::open(&config.auth).await?;
+    let path = &config.telemetry.audit_file;
+    let audit = AuditLog::open(path).with_context(|| format!("telemetry.audit_file {path}"))?;
+    Ok(Gate { identity, audit })
 }
 
 /// Opens the galleries under the data folder, if there is one.

@@ -10,6 +10,7 @@ mod enroll;
 mod eval;
 mod gallery;
 mod jobs;
+mod key;
 mod live;
 mod load;
 mod loader;
@@ -63,6 +64,9 @@ enum Command {
     /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
+    /// Makes keys of callers.
+    #[command(subcommand)]
+    Key(key::Key),
     /// Measures a running server, the bare model without one, or training.
     #[command(subcommand)]
     Bench(Bench),
@@ -138,6 +142,7 @@ pub fn run() -> ExitCode {
         Command::Gallery(gallery) => block_on(gallery.run()),
         Command::Match(matching) => block_on(matching.run()),
         Command::Model(model) => model.run(),
+        Command::Key(key) => key.run().map_err(Failure::from),
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),

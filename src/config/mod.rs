@@ -482,6 +482,18 @@ mod tests {
     }
 
     #[test]
+    fn beyond_loopback_it_is_tls_or_words() {
+        let listen = "server.listen=0.0.0.0:50051";
+        match load("", &[], &[listen]) {
+            Err(ConfigError::Invalid(violations)) => assert_eq!(violations.len(), 1, "{violations:?}"),
+            other => panic!("{other:?}"),
+        }
+        load("", &[], &[listen, "server.plaintext=everywhere"]).expect("said in words");
+        load("", &[], &[listen, "tls.certificate=a.pem", "tls.key=a.key"]).expect("encrypted");
+        load("", &[], &["server.listen=[::1]:50051"]).expect("loopback");
+    }
+
+    #[test]
     fn the_shipped_file_is_the_defaults_and_comments_every_key() {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/server.toml");
         let config =

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::context::{CallContext, DEFAULT_TENANT};
+use super::context::CallContext;
 use super::problem::Problem;
 
 /// Attaches the [`CallContext`], and ends a call whose answer has not begun by its deadline. Dropping the
@@ -22,7 +22,8 @@ pub async fn enforce(mut request: Request, next: Next) -> Response {
         Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
         Err(problem) => return Status::from(problem).into_http(),
     };
-    request.extensions_mut().insert(CallContext { tenant: DEFAULT_TENANT.into(), deadline });
+    let context = CallContext::new(request.extensions(), deadline);
+    request.extensions_mut().insert(context);
     match deadline {
         None => next.run(request).await,
         Some(deadline) => tokio::time::timeout_at(deadline, next.run(request))

@@ -1,11 +1,13 @@
 //! gRPC: one file a service, one for every layer around them, and the only place beside the client that
 //! knows wire types.
 
+mod audit;
 mod context;
 mod convert;
 mod deadline;
 mod galleries;
 mod held;
+mod identity;
 mod intake;
 pub mod listener;
 mod matching;
@@ -14,6 +16,7 @@ mod observe;
 mod page;
 mod permit;
 mod problem;
+mod rate;
 mod reload;
 mod ship_re_id;
 mod status;
@@ -30,10 +33,11 @@ use tonic::Status;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
+pub use audit::AuditLog;
 pub use galleries::{GalleriesService, GalleryAccess};
+pub use identity::Identity;
 pub use matching::{Calibrators, Matcher};
 pub use models::ModelsService;
-pub use reload::FileError;
 pub use ship_re_id::ShipReIdService;
 pub use train::JobAccess;
 pub use training_jobs::TrainingJobsService;
@@ -51,6 +55,14 @@ pub const SERVICES: [&str; 4] =
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Every method that is served.
+const DESCRIPTORS: [&[u8]; 4] = [
+    FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
 /// What the server offers.
 pub struct Services {
     pub ship_re_id: ShipReIdService,
@@ -59,9 +71,15 @@ pub struct Services {
     pub training_jobs: TrainingJobsService,
 }
 
-/// Every service behind its layers. A call meets them in this order: observed, permitted, given its
-/// deadline, weighed as it is received, handled.
-pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
+/// Who gets through to the services.
+pub struct Gate {
+    pub identity: Identity,
+    pub audit: AuditLog,
+}
+
+/// Every service behind its layers. A call meets them in this order: observed, audited, identified, counted for its
+/// tenant, permitted, given its deadline, weighed as it is received, handled.
+pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
     let reflection = || {
@@ -83,12 +101,7 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
-    let methods = observe::Methods::of(&[
-        FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ]);
+    let methods = observe::Methods::of(&DESCRIPTORS);
     let router = Routes::new(reflection().build_v1().expect(built))
         .add_service(reflection().build_v1alpha().expect(built))
         .add_service(health)
@@ -103,6 +116,9 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
         ))
         .layer(from_fn(deadline::enforce))
         .layer(from_fn_with_state(permit::CallPermits::new(limits.calls_max), permit::take))
+        .layer(from_fn_with_state(rate::RateLimit::new(limits), rate::limit))
+        .layer(from_fn_with_state(gate.identity, identity::establish))
+        .layer(from_fn_with_state(gate.audit, audit::record))
         .layer(from_fn_with_state(methods, observe::record));
     (router, reporter)
 }

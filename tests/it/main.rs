@@ -11,6 +11,7 @@ mod crash;
 mod embed;
 mod foreign;
 mod galleries;
+mod identity;
 mod layers;
 mod matching;
 mod models;

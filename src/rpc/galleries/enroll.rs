@@ -74,6 +74,7 @@ impl EnrollCall {
         match stored {
             Ok((outcome, warnings)) => {
                 metrics::enrolled(outcome_name(outcome));
+                self.context.changed(u64::from(outcome != Enrolled::Unchanged));
                 response.outcome = outcome_to_wire(outcome).into();
                 response.warnings = warnings;
             }
