@@ -22,6 +22,8 @@ COPY configs /etc/shipreid
 USER shipreid
 WORKDIR /var/lib/shipreid
 EXPOSE 50051 9090
+# Reached from other machines, so it starts with tls.certificate and tls.key only, or where SHIPREID__SERVER__PLAINTEXT is
+# "everywhere" since something in front of it encrypts.
 ENV SHIPREID__SERVER__LISTEN=0.0.0.0:50051 SHIPREID__SERVER__METRICS_LISTEN=0.0.0.0:9090
 ENTRYPOINT ["/usr/local/bin/shipreid"]
 CMD ["serve", "--config", "/etc/shipreid/server.toml"]

@@ -33,6 +33,8 @@ pub mod train;
 pub mod jobs;
 /// Messages and service traits of the contract.
 pub mod wire;
+/// Keys of callers.
+pub mod keys;
 /// gRPC services and the layers around them.
 pub mod rpc;
 /// Load, warm, wire, serve, drain.

@@ -31,8 +31,10 @@ use crate::jobs::Jobs;
 use crate::matching::Calibrator;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, Calibrators, Drain, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
-    ShipReIdService, TrainingJobsService, listener, status_page,
+    self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, JobAccess, Matcher,
+    ModelsService, Services, ShipReIdService, TrainingJobsService,
+    listener::{self, Port, Security},
+    status_page,
 };
 
 use tell::{observe, report_health, tell_limits, upkeep};
@@ -98,9 +100,14 @@ pub async fn start(
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
     let ServedModels { first, kept } = models.into();
+    let (shutdown, stopping) = watch::channel(false);
+    let drain = Drain::new(stopping);
+    let security = Security::open(&config.tls).await?;
+    let gate = gate(config, drain.clone()).await?;
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
+    let port = Port { listener, security };
 
     let shelf = open_shelf(&config.store).await?;
     let calibrators = read_calibrators(&config.matching)?;
@@ -112,7 +119,6 @@ pub async fn start(
         Arc::new(observe),
     );
     let health = queue.health();
-    let (shutdown, stopping) = watch::channel(false);
     tell_limits(config, queue.workers());
     let pages = status_page::router(status_page::StatusPages {
         metrics: metrics.clone(),
@@ -131,15 +137,14 @@ pub async fn start(
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
     let canaries = try_when_idle(config, &pipeline);
-    let drain = Drain::new(stopping);
     let wired = Wired { pipeline, shelf: shelf.clone(), calibrators, activator, jobs: jobs.clone() };
-    let (router, reporter) = rpc::router(services(config, wired, &drain), &config.limits, drain.clone());
+    let (router, reporter) = rpc::router(services(config, wired, &drain), gate, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
     let calls_max = calls_max(drain_max);
     let serving = tokio::spawn(async move {
-        listener::serve(listener, router, &limits, drain.begun(), calls_max).await;
+        listener::serve(port, router, &limits, drain.begun(), calls_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
     Ok(Running {
@@ -238,6 +243,14 @@ pub fn threads_per_worker(config: &Config) -> usize {
         0 => (cores() / worker_count(config)).max(1),
         threads => threads,
     }
+}
+
+/// Reads the keys of callers and opens the audit log.
+async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
+    let identity = Identity::open(&config.auth).await?;
+    let path = &config.telemetry.audit_file;
+    let audit = AuditLog::open(path).with_context(|| format!("telemetry.audit_file {path}"))?;
+    Ok(Gate { identity, audit, drain })
 }
 
 /// Opens the galleries under the data folder, if there is one.

@@ -27,6 +27,7 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
 
+use super::access::AccessFlags;
 use super::embed::progress;
 use super::{ConfigFlags, Failure};
 
@@ -56,6 +57,8 @@ pub struct Eval {
     /// A running server in the place of a model in this process.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
+    #[command(flatten)]
+    access: AccessFlags,
     /// Ranks by the size of the chips alone: what a model has to beat.
     #[arg(long, conflicts_with_all = ["config", "settings", "endpoint", "rerank"])]
     by_size: bool,
@@ -77,7 +80,8 @@ impl Eval {
             return self.print(&set.report_by_size(&protocols)?);
         }
         let embedded = match &self.endpoint {
-            Some(endpoint) => Runtime::new()?.block_on(set.embed_remotely(endpoint))?,
+            Some(endpoint) => Runtime::new()?
+                .block_on(async { set.embed_remotely(&self.access.connect(endpoint).await?).await })?,
             None => {
                 let config = self.config.clone().load()?;
                 model::wait_passively(app::threads_per_worker(&config));
@@ -143,11 +147,10 @@ impl TestSet {
         Ok(Embedded { model: model.card.digest.to_string(), queries, gallery })
     }
 
-    async fn embed_remotely(&self, endpoint: &str) -> anyhow::Result<Embedded> {
-        let client = Client::connect(endpoint).await?;
+    async fn embed_remotely(&self, client: &Client) -> anyhow::Result<Embedded> {
         let bar = progress(self.queries.len() + self.gallery.len());
-        let (model, queries) = embed_images(&client, &self.queries, &bar).await?;
-        let (other, gallery) = embed_images(&client, &self.gallery, &bar).await?;
+        let (model, queries) = embed_images(client, &self.queries, &bar).await?;
+        let (other, gallery) = embed_images(client, &self.gallery, &bar).await?;
         bar.finish_and_clear();
         if model != other {
             bail!("the server changed its model while it was measured");

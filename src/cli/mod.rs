@@ -1,5 +1,6 @@
 //! The command line; one file a subcommand.
 
+mod access;
 mod bare;
 mod calibrate;
 mod chips;
@@ -9,6 +10,7 @@ mod enroll;
 mod eval;
 mod gallery;
 mod jobs;
+mod key;
 mod live;
 mod load;
 mod loader;
@@ -29,9 +31,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use shipreid::client::{Client, ClientError};
 use shipreid::config::{Config, Sources};
 use tokio::runtime::Runtime;
+
+use access::ServerFlag;
 
 /// Where a server listens unless it is told otherwise.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
@@ -61,6 +64,9 @@ enum Command {
     /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
+    /// Makes keys of callers.
+    #[command(subcommand)]
+    Key(key::Key),
     /// Measures a running server, the bare model without one, or training.
     #[command(subcommand)]
     Bench(Bench),
@@ -91,20 +97,6 @@ enum Bench {
     Loader(loader::Loader),
     /// Takes training steps on demand.
     Step(step::Step),
-}
-
-/// The server that a command talks to.
-#[derive(Args)]
-pub struct ServerFlag {
-    /// The server.
-    #[arg(long, default_value = ENDPOINT, value_name = "URL")]
-    endpoint: String,
-}
-
-impl ServerFlag {
-    async fn connect(&self) -> Result<Client, ClientError> {
-        Client::connect(&self.endpoint).await
-    }
 }
 
 /// Where a server's configuration comes from.
@@ -150,6 +142,7 @@ pub fn run() -> ExitCode {
         Command::Gallery(gallery) => block_on(gallery.run()),
         Command::Match(matching) => block_on(matching.run()),
         Command::Model(model) => model.run(),
+        Command::Key(key) => key.run().map_err(Failure::from),
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),

@@ -8,13 +8,14 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
-use shipreid::client::{Client, ClientError};
+use shipreid::client::ClientError;
 use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
+use super::access::AccessFlags;
 use super::{Failure, ServerFlag, block_on};
 
 #[derive(Subcommand)]
@@ -69,6 +70,8 @@ pub struct Import {
     /// The server that gets the model instead.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
+    #[command(flatten)]
+    access: AccessFlags,
     #[command(flatten)]
     hints: HintFlags,
 }
@@ -128,7 +131,7 @@ impl Import {
     }
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
-        let client = Client::connect(endpoint).await?;
+        let client = self.access.connect(endpoint).await?;
         let named = || self.checkpoint.display().to_string();
         let packed = tempfile::tempdir()?;
         let file = if self.checkpoint.is_dir() {

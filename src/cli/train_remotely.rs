@@ -1,10 +1,11 @@
 //! `shipreid train --endpoint`: training on a server that has the data.
 
 use clap::Args;
-use shipreid::client::{Client, Followed};
+use shipreid::client::Followed;
 use shipreid::wire::TrainRequest;
 
 use super::Failure;
+use super::access::AccessFlags;
 use super::live::{refused, tell_way_back, watch_to_the_end};
 
 /// What concerns a server alone.
@@ -13,6 +14,8 @@ pub struct RemoteFlags {
     /// Trains on this server, whose folders the configuration names, and not on this machine.
     #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device"])]
     endpoint: Option<String>,
+    #[command(flatten)]
+    access: AccessFlags,
     /// What people call the job.
     #[arg(long, value_name = "TEXT", requires = "endpoint")]
     name: Option<String>,
@@ -41,7 +44,7 @@ impl RemoteFlags {
     /// What the server refuses, and how the job ended.
     pub async fn run(self, config_toml: String) -> Result<(), Failure> {
         let endpoint = self.endpoint.unwrap_or_default();
-        let client = Client::connect(&endpoint).await?;
+        let client = self.access.connect(&endpoint).await?;
         let request = TrainRequest {
             config_toml,
             request_id: self.request_id.unwrap_or_default(),

@@ -14,8 +14,14 @@ pub(super) const OLDEST_EVENT: &str = "oldest_event";
 /// Why a call gave no answer, in words for a terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    #[error("{endpoint} is not an endpoint: write http://host:port")]
+    #[error(
+        "{endpoint} is not an endpoint: write http://host:port, or https://host:port where TLS is asked for"
+    )]
     Endpoint { endpoint: String },
+    #[error("the API key holds characters that no key has")]
+    KeyMalformed,
+    #[error("an API key is sent to {endpoint} over https:// only: everybody on the way could read it")]
+    Unencrypted { endpoint: String },
     #[error("cannot reach {endpoint}: {cause}")]
     Unreachable { endpoint: String, cause: String },
     #[error("{}", describe(.0))]
@@ -68,7 +74,11 @@ impl ClientError {
                 (code, None) => [Code::Unknown, Code::Internal, Code::Cancelled].contains(&code),
             },
             Self::Unreachable { .. } | Self::StreamEnded => true,
-            Self::Endpoint { .. } | Self::File { .. } | Self::EventsLost { .. } => false,
+            Self::Endpoint { .. }
+            | Self::KeyMalformed
+            | Self::Unencrypted { .. }
+            | Self::File { .. }
+            | Self::EventsLost { .. } => false,
         }
     }
 

@@ -4,15 +4,14 @@ use std::path::Path;
 
 use futures_util::{Stream, StreamExt};
 use tonic::Streaming;
-use tonic::transport::Channel;
 
-use super::{Client, ClientError, transfer};
+use super::{Client, ClientError, Transport, transfer};
 use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
 
 impl Client {
     /// The generated client of the service `Galleries`, for what is not wrapped here.
-    pub fn galleries(&self) -> GalleriesClient<Channel> {
+    pub fn galleries(&self) -> GalleriesClient<Transport> {
         self.galleries.clone()
     }
 

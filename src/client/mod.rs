@@ -1,5 +1,6 @@
 //! The gRPC client that the command line and the tests share.
 
+mod access;
 mod error;
 mod follow;
 mod gallery;
@@ -13,8 +14,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::Endpoint;
 
+pub use access::{Access, ApiKey, Transport};
 pub use error::{ClientError, Violation};
 pub use follow::{Backoff, Beginning, Followed, Follower};
 pub use training::{is_ended, state_name};
@@ -44,20 +47,32 @@ const KEEPALIVE_SECONDS: u64 = 30;
 /// A connection to a server.
 #[derive(Clone, Debug)]
 pub struct Client {
-    ship_re_id: ShipReIdClient<Channel>,
-    galleries: GalleriesClient<Channel>,
-    models: ModelsClient<Channel>,
-    training_jobs: TrainingJobsClient<Channel>,
+    ship_re_id: ShipReIdClient<Transport>,
+    galleries: GalleriesClient<Transport>,
+    models: ModelsClient<Transport>,
+    training_jobs: TrainingJobsClient<Transport>,
 }
 
 impl Client {
-    /// Connects to `http://host:port`.
+    /// Connects to `http://host:port` as nobody in particular.
     ///
     /// # Errors
     /// A malformed endpoint, or no server there.
     pub async fn connect(endpoint: &str) -> Result<Self, ClientError> {
-        let channel = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|_| ClientError::Endpoint { endpoint: endpoint.into() })?
+        Self::connect_as(endpoint, &Access::default()).await
+    }
+
+    /// Connects to `http://host:port` or `https://host:port`, with what the server asks for.
+    ///
+    /// # Errors
+    /// A malformed endpoint, a file that cannot be read, a key that would travel unencrypted, or no server there that
+    /// one of the authorities vouches for.
+    pub async fn connect_as(endpoint: &str, access: &Access) -> Result<Self, ClientError> {
+        let target = Endpoint::from_shared(endpoint.to_owned())
+            .map_err(|_| ClientError::Endpoint { endpoint: endpoint.into() })?;
+        let credentials = access.credentials(&target)?;
+        let channel = access
+            .secured(target)?
             .connect_timeout(Duration::from_secs(CONNECT_SECONDS))
             .tcp_nodelay(true)
             .http2_keep_alive_interval(Duration::from_secs(KEEPALIVE_SECONDS))
@@ -69,11 +84,10 @@ impl Client {
                 endpoint: endpoint.into(),
                 cause: root_cause(&cause),
             })?;
-        Ok(Self::over(channel))
+        Ok(Self::over(InterceptedService::new(channel, credentials)))
     }
 
-    /// Uses a channel that is set up already.
-    pub fn over(channel: Channel) -> Self {
+    fn over(channel: Transport) -> Self {
         let ship_re_id = ShipReIdClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -104,7 +118,7 @@ impl Client {
     }
 
     /// The generated client, for what this one does not wrap.
-    pub fn ship_re_id(&self) -> ShipReIdClient<Channel> {
+    pub fn ship_re_id(&self) -> ShipReIdClient<Transport> {
         self.ship_re_id.clone()
     }
 }

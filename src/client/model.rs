@@ -4,15 +4,14 @@ use std::path::Path;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tonic::transport::Channel;
 
-use super::{Client, ClientError, transfer};
+use super::{Client, ClientError, Transport, transfer};
 use crate::wire;
 use crate::wire::models_client::ModelsClient;
 
 impl Client {
     /// The generated client of the service `Models`, for what is not wrapped here.
-    pub fn models(&self) -> ModelsClient<Channel> {
+    pub fn models(&self) -> ModelsClient<Transport> {
         self.models.clone()
     }
 

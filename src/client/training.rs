@@ -1,10 +1,9 @@
 //! Training jobs as a client uses them: ordered, watched, listed, stopped and resumed.
 
 use futures_util::StreamExt;
-use tonic::transport::Channel;
 
 use super::follow::{Beginning, Follower};
-use super::{Client, ClientError};
+use super::{Client, ClientError, Transport};
 use crate::wire::train_event::Event;
 use crate::wire::training_jobs_client::TrainingJobsClient;
 use crate::wire::{
@@ -17,7 +16,7 @@ const PAGE: u32 = 1000;
 
 impl Client {
     /// The generated client of the service `TrainingJobs`, for what is not wrapped here.
-    pub fn training_jobs(&self) -> TrainingJobsClient<Channel> {
+    pub fn training_jobs(&self) -> TrainingJobsClient<Transport> {
         self.training_jobs.clone()
     }
 

@@ -17,6 +17,8 @@ const ENVIRONMENT_PREFIX: &str = "SHIPREID__";
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Config {
     pub server: Server,
+    pub tls: Tls,
+    pub auth: Auth,
     pub model: Model,
     pub models: Models,
     pub encoder: Encoder,
@@ -32,8 +34,35 @@ pub struct Config {
 pub struct Server {
     pub listen: SocketAddr,
     pub metrics_listen: SocketAddr,
+    pub plaintext: Plaintext,
     pub drain_notice_seconds: f64,
     pub drain_seconds_max: f64,
+}
+
+/// From where calls may come unencrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Plaintext {
+    Loopback,
+    Everywhere,
+}
+
+/// Encryption of the gRPC port.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Tls {
+    pub certificate: String,
+    pub key: String,
+    pub client_ca: String,
+    pub handshake_seconds_max: f64,
+    pub handshakes_max: usize,
+    pub reload_seconds: f64,
+}
+
+/// Who may call.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Auth {
+    pub keys_file: String,
+    pub reload_seconds: f64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -149,11 +178,18 @@ pub struct Limits {
     pub receiving_bytes_max: usize,
     pub chips_per_request_max: usize,
     pub calls_max: usize,
+    pub calls_per_second_max: u32,
+    pub calls_burst_max: u32,
     pub deadline_seconds_default: f64,
     pub deadline_seconds_max: f64,
     pub stream_inflight_max: usize,
     pub enroll_inflight_max: usize,
     pub connections_max: usize,
+    pub header_seconds_max: f64,
+    pub idle_seconds_max: f64,
+    pub connection_seconds_max: f64,
+    pub connection_grace_seconds: f64,
+    pub pending_resets_max: usize,
     pub streams_per_connection_max: u32,
     pub header_bytes_max: u32,
     pub stream_window_bytes: u32,
@@ -168,6 +204,7 @@ pub struct Telemetry {
     pub otlp_endpoint: String,
     pub otlp_sample_ratio: f64,
     pub service_name: String,
+    pub audit_file: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,9 +219,36 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            plaintext: Plaintext::Loopback,
             drain_notice_seconds: 3.0,
             drain_seconds_max: 30.0,
         }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificate: String::new(),
+            key: String::new(),
+            client_ca: String::new(),
+            handshake_seconds_max: 10.0,
+            handshakes_max: 64,
+            reload_seconds: 10.0,
+        }
+    }
+}
+
+impl Tls {
+    /// Whether the gRPC port is encrypted.
+    pub fn is_on(&self) -> bool {
+        !self.certificate.is_empty()
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { keys_file: String::new(), reload_seconds: 10.0 }
     }
 }
 
@@ -266,11 +330,18 @@ impl Default for Limits {
             receiving_bytes_max: 512 << 20,
             chips_per_request_max: 64,
             calls_max: 256,
+            calls_per_second_max: 0,
+            calls_burst_max: 100,
             deadline_seconds_default: 60.0,
             deadline_seconds_max: 600.0,
             stream_inflight_max: 32,
             enroll_inflight_max: 1024,
             connections_max: 1000,
+            header_seconds_max: 30.0,
+            idle_seconds_max: 900.0,
+            connection_seconds_max: 0.0,
+            connection_grace_seconds: 60.0,
+            pending_resets_max: 256,
             streams_per_connection_max: 128,
             header_bytes_max: 16 << 10,
             stream_window_bytes: 1 << 20,
@@ -288,6 +359,7 @@ impl Default for Telemetry {
             otlp_endpoint: String::new(),
             otlp_sample_ratio: 1.0,
             service_name: "shipreid".into(),
+            audit_file: String::new(),
         }
     }
 }
@@ -425,6 +497,18 @@ mod tests {
             Err(ConfigError::Invalid(violations)) => assert_eq!(violations.len(), 3, "{violations:?}"),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn beyond_loopback_it_is_tls_or_words() {
+        let listen = "server.listen=0.0.0.0:50051";
+        match load("", &[], &[listen]) {
+            Err(ConfigError::Invalid(violations)) => assert_eq!(violations.len(), 1, "{violations:?}"),
+            other => panic!("{other:?}"),
+        }
+        load("", &[], &[listen, "server.plaintext=everywhere"]).expect("said in words");
+        load("", &[], &[listen, "tls.certificate=a.pem", "tls.key=a.key"]).expect("encrypted");
+        load("", &[], &["server.listen=[::1]:50051"]).expect("loopback");
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! What a configuration must not say, section by section; everything is found at once.
 
-use super::{Chips, Config, Encoder, Limits, Matching, Models, Preset, Server, Store, Telemetry, Training};
+use super::{
+    Auth, Chips, Config, Encoder, Limits, Matching, Models, Plaintext, Preset, Server, Store, Telemetry, Tls,
+    Training,
+};
 
 /// One line for each value out of bounds.
 pub(super) fn violations(config: &Config) -> Vec<String> {
@@ -9,7 +12,9 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
         config.model.path.is_empty() || config.model.preset == Preset::None,
         "model.path and model.preset exclude each other",
     );
-    found.of_server(&config.server);
+    found.of_server(&config.server, &config.tls);
+    found.of_tls(&config.tls);
+    found.of_auth(&config.auth);
     found.of_models(&config.models);
     found.of_encoder(&config.encoder, &config.chips, &config.limits);
     found.of_chips(&config.chips);
@@ -17,6 +22,7 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
     found.of_matching(&config.matching);
     found.of_training(&config.training);
     found.of_limits(&config.limits);
+    found.of_connections(&config.limits);
     found.of_telemetry(&config.telemetry);
     found.0
 }
@@ -30,7 +36,12 @@ impl Violations {
         }
     }
 
-    fn of_server(&mut self, server: &Server) {
+    fn of_server(&mut self, server: &Server, tls: &Tls) {
+        self.require(
+            server.listen.ip().is_loopback() || tls.is_on() || server.plaintext == Plaintext::Everywhere,
+            "server.listen is reached from other machines and nothing encrypts it: set tls.certificate and tls.key, \
+             or server.plaintext = \"everywhere\" where something in front of it encrypts",
+        );
         self.require(
             server.listen.port() == 0 || server.listen != server.metrics_listen,
             "server.listen and server.metrics_listen must differ",
@@ -43,6 +54,27 @@ impl Violations {
             (0.0..=3600.0).contains(&server.drain_seconds_max),
             "server.drain_seconds_max must be 0 to 3600",
         );
+    }
+
+    fn of_tls(&mut self, tls: &Tls) {
+        self.require(
+            tls.certificate.is_empty() == tls.key.is_empty(),
+            "tls.certificate and tls.key belong together",
+        );
+        self.require(
+            tls.client_ca.is_empty() || tls.is_on(),
+            "tls.client_ca needs tls.certificate and tls.key",
+        );
+        self.require(
+            (0.1..=300.0).contains(&tls.handshake_seconds_max),
+            "tls.handshake_seconds_max must be 0.1 to 300",
+        );
+        self.require((1..=65_536).contains(&tls.handshakes_max), "tls.handshakes_max must be 1 to 65536");
+        self.require(is_reload(tls.reload_seconds), "tls.reload_seconds must be 0.01 to 86400");
+    }
+
+    fn of_auth(&mut self, auth: &Auth) {
+        self.require(is_reload(auth.reload_seconds), "auth.reload_seconds must be 0.01 to 86400");
     }
 
     fn of_models(&mut self, models: &Models) {
@@ -138,6 +170,10 @@ impl Violations {
         );
         self.require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
         self.require(
+            limits.calls_per_second_max == 0 || limits.calls_burst_max >= 1,
+            "limits.calls_burst_max must be at least 1",
+        );
+        self.require(
             (0.001..=86_400.0).contains(&limits.deadline_seconds_max),
             "limits.deadline_seconds_max must be 0.001 to 86400",
         );
@@ -167,6 +203,30 @@ impl Violations {
         );
     }
 
+    fn of_connections(&mut self, limits: &Limits) {
+        self.require(
+            (0.1..=3600.0).contains(&limits.header_seconds_max),
+            "limits.header_seconds_max must be 0.1 to 3600",
+        );
+        self.require(
+            (0.1..=86_400.0).contains(&limits.idle_seconds_max),
+            "limits.idle_seconds_max must be 0.1 to 86400",
+        );
+        self.require(
+            limits.connection_seconds_max == 0.0
+                || (0.1..=2_592_000.0).contains(&limits.connection_seconds_max),
+            "limits.connection_seconds_max must be 0 or 0.1 to 2592000",
+        );
+        self.require(
+            (0.1..=86_400.0).contains(&limits.connection_grace_seconds),
+            "limits.connection_grace_seconds must be 0.1 to 86400",
+        );
+        self.require(
+            (1..=65_536).contains(&limits.pending_resets_max),
+            "limits.pending_resets_max must be 1 to 65536",
+        );
+    }
+
     fn of_telemetry(&mut self, telemetry: &Telemetry) {
         self.require(
             tracing_subscriber::EnvFilter::try_new(&telemetry.log_filter).is_ok(),
@@ -182,6 +242,10 @@ impl Violations {
         );
         self.require(!telemetry.service_name.is_empty(), "telemetry.service_name must not be empty");
     }
+}
+
+fn is_reload(seconds: f64) -> bool {
+    (0.01..=86_400.0).contains(&seconds)
 }
 
 fn is_device(name: &str) -> bool {

@@ -70,6 +70,15 @@ pub fn connections(open: usize) {
     gauge!(CONNECTIONS).set(open as f64);
 }
 
+pub fn connection_ended(reason: &'static str) {
+    counter!(CONNECTIONS_ENDED, "reason" => reason).increment(1);
+}
+
+/// `subject` is what kind of file, never its name.
+pub fn reloaded(subject: &'static str, outcome: &'static str) {
+    counter!(RELOADS, "subject" => subject, "outcome" => outcome).increment(1);
+}
+
 pub fn receiving(bytes: usize) {
     gauge!(RECEIVING).set(bytes as f64);
 }

@@ -31,6 +31,8 @@ pub const HANDLED: &str = "grpc_server_handled_total";
 pub const HANDLING: &str = "grpc_server_handling_seconds";
 pub const CALLS: &str = "shipreid_calls_in_flight";
 pub const CONNECTIONS: &str = "shipreid_connections";
+pub const CONNECTIONS_ENDED: &str = "shipreid_connections_ended_total";
+pub const RELOADS: &str = "shipreid_reloads_total";
 pub const RECEIVING: &str = "shipreid_receiving_bytes";
 pub const REFUSED: &str = "shipreid_refused_total";
 pub const LIMIT: &str = "shipreid_limit";
@@ -121,6 +123,20 @@ pub const TABLE: &[Group] = &[
             ),
             metric(CALLS, Kind::Gauge, "calls", &[], "Calls that hold a permit."),
             metric(CONNECTIONS, Kind::Gauge, "connections", &[], "Open gRPC connections."),
+            metric(
+                CONNECTIONS_ENDED,
+                Kind::Counter,
+                "connections",
+                &[("reason", "`NO_CALL`, `IDLE`, `AGE`, `SHUTDOWN`")],
+                "gRPC connections that the server ended in order.",
+            ),
+            metric(
+                RELOADS,
+                Kind::Counter,
+                "reloads",
+                &[("subject", "`certificates`, `keys`"), ("outcome", "`ok`, `failed`")],
+                "Changed files that were read again. Where that failed, the old ones stay in use.",
+            ),
             metric(RECEIVING, Kind::Gauge, "bytes", &[], "Bytes of messages that are being received."),
             metric(
                 REFUSED,
@@ -129,7 +145,8 @@ pub const TABLE: &[Group] = &[
                 &[(
                     "reason",
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
-                     `QUEUE_TOO_LONG`, `DRAINING`",
+                     `QUEUE_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, \
+                     `ROLE_MISSING`, `HANDSHAKES`, `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`",
                 )],
                 "What was refused at once: calls, connections, or the chips of a call.",
             ),

@@ -12,7 +12,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::{Code, Status};
 
-use super::context::{CallContext, DEFAULT_TENANT};
+use super::context::CallContext;
 use super::method::{Method, Shape};
 use super::problem::Problem;
 use crate::config::Limits;
@@ -49,7 +49,8 @@ pub async fn enforce(State(deadlines): State<Deadlines>, mut request: Request, n
         Err(problem) => return Status::from(problem).into_http(),
     };
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-    request.extensions_mut().insert(CallContext { tenant: DEFAULT_TENANT.into(), deadline });
+    let context = CallContext::new(request.extensions(), deadline);
+    request.extensions_mut().insert(context);
     match deadline {
         None => next.run(request).await,
         Some(deadline) => tokio::time::timeout_at(deadline, next.run(request))

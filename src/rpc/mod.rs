@@ -1,11 +1,14 @@
 //! gRPC: one file a service, one for every layer around them, and the only place beside the client that
 //! knows wire types.
 
+mod audit;
 mod context;
 mod convert;
 mod deadline;
 mod drain;
 mod galleries;
+mod held;
+mod identity;
 mod intake;
 pub mod listener;
 mod matching;
@@ -15,6 +18,8 @@ mod observe;
 mod page;
 mod permit;
 mod problem;
+mod rate;
+mod reload;
 mod ship_re_id;
 mod status;
 pub mod status_page;
@@ -31,8 +36,10 @@ use tonic::Status;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
+pub use audit::AuditLog;
 pub use drain::Drain;
 pub use galleries::{GalleriesService, GalleryAccess};
+pub use identity::Identity;
 pub use matching::{Calibrators, Matcher};
 pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
@@ -53,6 +60,14 @@ pub const SERVICES: [&str; 4] =
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
+/// Every method that is served.
+const DESCRIPTORS: [&[u8]; 4] = [
+    FILE_DESCRIPTOR_SET,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
 /// What the server offers.
 pub struct Services {
     pub ship_re_id: ShipReIdService,
@@ -61,9 +76,16 @@ pub struct Services {
     pub training_jobs: TrainingJobsService,
 }
 
-/// Every service behind its layers. A call meets them in this order: observed, turned away where the server goes down,
-/// permitted, given its deadline, weighed as it is received, handled.
-pub fn router(services: Services, limits: &Limits, drain: Drain) -> (Router, HealthReporter) {
+/// Who gets through to the services.
+pub struct Gate {
+    pub identity: Identity,
+    pub audit: AuditLog,
+    pub drain: Drain,
+}
+
+/// Every service behind its layers. A call meets them in this order: observed, audited, turned away where the server
+/// goes down, identified, counted for its tenant, permitted, given its deadline, weighed as it is received, handled.
+pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
     let reflection = || {
@@ -85,12 +107,7 @@ pub fn router(services: Services, limits: &Limits, drain: Drain) -> (Router, Hea
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
-    let methods = Methods::of(&[
-        FILE_DESCRIPTOR_SET,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-    ]);
+    let methods = Methods::of(&DESCRIPTORS);
     let router = Routes::new(reflection().build_v1().expect(built))
         .add_service(reflection().build_v1alpha().expect(built))
         .add_service(health)
@@ -105,7 +122,10 @@ pub fn router(services: Services, limits: &Limits, drain: Drain) -> (Router, Hea
         ))
         .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))
         .layer(from_fn_with_state(permit::CallPermits::new(limits.calls_max), permit::take))
-        .layer(from_fn_with_state(drain, drain::gate))
+        .layer(from_fn_with_state(rate::RateLimit::new(limits), rate::limit))
+        .layer(from_fn_with_state(gate.identity, identity::establish))
+        .layer(from_fn_with_state(gate.drain, drain::gate))
+        .layer(from_fn_with_state(gate.audit, audit::record))
         .layer(from_fn_with_state(methods, observe::record));
     (router, reporter)
 }

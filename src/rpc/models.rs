@@ -172,7 +172,9 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<Streaming<wire::ImportModelRequest>>,
     ) -> Result<Response<wire::ImportModelResponse>, Status> {
+        let context = CallContext::of(&request);
         let model = self.import(request.into_inner()).await?;
+        context.concerns(&model.digest);
         Ok(Response::new(wire::ImportModelResponse { model: Some(model) }))
     }
 
@@ -191,6 +193,7 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::ActivateModelRequest>,
     ) -> Result<Response<wire::ActivateModelResponse>, Status> {
+        CallContext::of(&request).concerns(&request.get_ref().digest);
         let model = self.activate(&request.get_ref().digest).await?;
         Ok(Response::new(wire::ActivateModelResponse { model: Some(model) }))
     }
@@ -199,6 +202,7 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::DeleteModelRequest>,
     ) -> Result<Response<wire::DeleteModelResponse>, Status> {
+        CallContext::of(&request).concerns(&request.get_ref().digest);
         self.delete(&request.get_ref().digest).await?;
         Ok(Response::new(wire::DeleteModelResponse {}))
     }

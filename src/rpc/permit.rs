@@ -4,13 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http_body_util::BodyExt;
 use tonic::{Code, Status};
 
+use super::held::until_answered;
 use super::problem::Problem;
 use crate::metrics;
 
@@ -60,12 +59,7 @@ pub async fn take(State(permits): State<CallPermits>, request: Request, next: Ne
         metrics::refused("CALLS");
         return Status::from(full(permits.max)).into_http();
     };
-    next.run(request).await.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &permit;
-            frame
-        }))
-    })
+    until_answered(next.run(request).await, permit)
 }
 
 fn full(max: usize) -> Problem {

@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
+
+use shipreid::keys::{KeyRing, Role};
 
 use crate::program::{GOLDEN, PORTS, Server, imported, model_path, run, shipreid};
 
@@ -115,6 +118,20 @@ fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     serve("model.presets=small", "did you mean model.preset?");
     serve("encoder.batch_max=0", "encoder.batch_max must be");
     serve("model.seed=3", "no model: set model.path");
+    serve("server.listen=0.0.0.0:0", "server.plaintext = \"everywhere\"");
+    serve("tls.certificate=server.pem", "tls.certificate and tls.key belong together");
+    for (settings, message) in [
+        (&["auth.keys_file=/nowhere/keys.toml"][..], "/nowhere/keys.toml: No such file"),
+        (
+            &["tls.certificate=/nowhere/server.pem", "tls.key=/nowhere/server.key"],
+            "/nowhere/server.pem: No such",
+        ),
+        (&["telemetry.audit_file=/nowhere/audit"], "telemetry.audit_file /nowhere/audit: No such file"),
+    ] {
+        let settings = settings.iter().chain(&["store.data_dir=", "model.preset=tiny"]);
+        let flags: Vec<&str> = settings.flat_map(|setting| ["--set", setting]).collect();
+        unusable(&[&["serve"], &PORTS[..], &flags].concat(), message);
+    }
     serve("model.path=/nowhere/at/all.pth", "/nowhere/at/all.pth");
     for name in ["ckpt_malicious.pth", "ckpt_malicious_raw.pth", "ckpt_truncated.pth", "README.md"] {
         serve(&model_path(&Path::new(GOLDEN).join(name)), name);
@@ -158,6 +175,21 @@ fn a_configuration_can_be_checked_without_a_server() {
 }
 
 #[test]
+fn a_new_key_is_shown_once_beside_the_block_that_the_server_gets() {
+    let made =
+        run(&["key", "new", "--tenant", "harbour", "--role", "embed", "--role", "match", "--days", "1"]);
+    assert!(made.status.success());
+    let (block, token) = (String::from_utf8(made.stdout).unwrap(), String::from_utf8(made.stderr).unwrap());
+    let keys = KeyRing::parse(&block).unwrap();
+    let key = keys.find(token.trim(), SystemTime::now()).unwrap();
+    assert_eq!(&*key.tenant, "harbour");
+    assert!(key.roles.allow(Role::Match) && !key.roles.allow(Role::Enrol));
+    assert!(key.not_after.is_some_and(|end| end > SystemTime::now()));
+    assert!(!block.contains(token.trim().rsplit('.').next().unwrap()));
+    assert!(!run(&["key", "new", "--role", "root"]).status.success());
+}
+
+#[test]
 fn every_command_explains_itself() {
     for command in [
         &["serve"][..],
@@ -168,6 +200,7 @@ fn every_command_explains_itself() {
         &["model", "export"],
         &["model", "activate"],
         &["model", "delete"],
+        &["key", "new"],
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],

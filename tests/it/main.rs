@@ -2,14 +2,17 @@
 //! program as its users start it; and the shape of the source.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
+mod certificates;
 #[cfg(feature = "torch")]
 mod command;
+mod connections;
 #[cfg(feature = "torch")]
 mod crash;
 mod drain;
 mod embed;
 mod foreign;
 mod galleries;
+mod identity;
 mod layers;
 mod matching;
 mod metrics;
@@ -21,5 +24,6 @@ mod server;
 #[cfg(feature = "torch")]
 mod storage;
 mod telemetry;
+mod tls;
 #[cfg(feature = "torch")]
 mod training;

@@ -25,30 +25,52 @@ pub fn digest() -> ModelDigest {
 
 /// Starts a server with settings in the form `section.key=value`.
 pub async fn start(settings: &[&str]) -> (Running, Client) {
-    let factory: EncoderFactory =
-        Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>));
-    start_with(settings, factory).await
+    start_serving(settings, projection()).await
 }
 
 pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running, Client) {
+    start_serving(settings, model(factory)).await
+}
+
+fn projection() -> LoadedModel {
+    model(Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>)))
+}
+
+fn model(factory: EncoderFactory) -> LoadedModel {
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
-    start_serving(settings, LoadedModel { card, factory, workers: 1, bytes: 1 }).await
+    LoadedModel { card, factory, workers: 1, bytes: 1 }
 }
 
 pub async fn start_serving(settings: &[&str], models: impl Into<ServedModels>) -> (Running, Client) {
+    let running = serve(settings, models).await;
+    let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();
+    (running, client)
+}
+
+/// Starts a server that a test reaches in its own way.
+pub async fn start_alone(settings: &[&str]) -> Running {
+    serve(settings, projection()).await
+}
+
+async fn serve(settings: &[&str], models: impl Into<ServedModels>) -> Running {
     let defaults = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0", "store.data_dir="];
     let flags = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
     let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
-    let running = app::start(&config, models, recorder()).await.unwrap();
-    let client = Client::connect(&format!("http://{}", running.address)).await.unwrap();
-    (running, client)
+    app::start(&config, models, recorder()).await.unwrap()
 }
 
 /// One recorder serves every server of the process.
 fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER.get_or_init(|| metrics::install().unwrap()).clone()
+}
+
+/// What a counter shows, whichever server of the process it comes from; `series` is its name with its labels.
+pub fn counted(series: &str) -> u64 {
+    let page = recorder().render();
+    let line = page.lines().find_map(|line| line.strip_prefix(series));
+    line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
 /// The details of an error, which every error of this API has.

@@ -75,6 +75,7 @@ impl EnrollCall {
         match stored {
             Ok((outcome, warnings)) => {
                 metrics::enrolled(outcome_name(outcome), started.elapsed());
+                self.context.changed(u64::from(outcome != Enrolled::Unchanged));
                 response.outcome = outcome_to_wire(outcome).into();
                 response.warnings = warnings;
             }

@@ -61,6 +61,7 @@ impl GalleriesService {
         context: CallContext,
         request: wire::CreateGalleryRequest,
     ) -> Result<wire::Gallery, Problem> {
+        context.concerns(&request.name);
         let shelf = Arc::clone(self.access.shelf()?);
         let name = gallery_name(&request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
@@ -152,9 +153,12 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::DeleteEntriesRequest,
     ) -> Result<u64, Problem> {
+        context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         let selector = convert::selector(request.selection)?;
-        Ok(gallery.delete(selector).await?)
+        let deleted = gallery.delete(selector).await?;
+        context.changed(deleted);
+        Ok(deleted)
     }
 
     async fn update(
@@ -162,10 +166,12 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::UpdateEntriesRequest,
     ) -> Result<wire::UpdateEntriesResponse, Problem> {
+        context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("updates", request.updates.len())?;
         let (updates, fields) = convert::updates(request)?;
         let updated = gallery.update(updates, fields).await?;
+        context.changed(updated.updated);
         Ok(wire::UpdateEntriesResponse {
             updated: updated.updated,
             missing_entry_ids: updated.missing.iter().map(ToString::to_string).collect(),
@@ -173,11 +179,14 @@ impl GalleriesService {
     }
 
     async fn merge(&self, context: &CallContext, request: wire::MergeVesselsRequest) -> Result<u64, Problem> {
+        context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("vessel_ids", request.vessel_ids.len())?;
         let vessels = request.vessel_ids.iter().map(|id| named_vessel("vessel_ids", id));
         let vessels = vessels.collect::<Result<Vec<_>, _>>()?;
-        Ok(gallery.merge(vessels, named_vessel("into", &request.into)?).await?)
+        let moved = gallery.merge(vessels, named_vessel("into", &request.into)?).await?;
+        context.changed(moved);
+        Ok(moved)
     }
 
     /// Takes a copy piece by piece; a call that ends early leaves nothing behind.
@@ -187,6 +196,7 @@ impl GalleriesService {
         mut pieces: Streaming<wire::ImportGalleryRequest>,
     ) -> Result<wire::Gallery, Status> {
         let first = pieces.message().await?.unwrap_or_default();
+        context.concerns(&first.name);
         let name = gallery_name(&first.name)?;
         let shelf = Arc::clone(self.access.shelf()?);
         let named = name.clone();
@@ -237,6 +247,7 @@ impl GalleriesService {
     ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
         let deadline = context.deadline;
         let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
+        context.concerns(&first.gallery);
         let call = EnrollCall {
             gallery: self.access.gallery(&context.tenant, &first.gallery)?,
             name: first.gallery.as_str().into(),
@@ -321,6 +332,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<wire::DeleteGalleryRequest>,
     ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
+        context.concerns(&request.get_ref().name);
         let (shelf, name) = (Arc::clone(self.access.shelf()?), gallery_name(&request.get_ref().name)?);
         self.access.run(move || Ok(shelf.delete(&context.tenant, &name)?)).await?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))

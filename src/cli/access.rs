@@ -1,0 +1,56 @@
+//! The server that a command talks to, how it is reached and who asks.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use shipreid::client::{Access, ApiKey, Client, ClientError};
+
+use super::ENDPOINT;
+
+/// Holds the key where no file does.
+const KEY_VARIABLE: &str = "SHIPREID_API_KEY";
+
+/// The server that a command talks to.
+#[derive(Args)]
+pub struct ServerFlag {
+    /// The server.
+    #[arg(long, default_value = ENDPOINT, value_name = "URL")]
+    pub endpoint: String,
+    #[command(flatten)]
+    access: AccessFlags,
+}
+
+/// How a server is reached. The key itself is no argument, since every user of a machine sees those.
+#[derive(Args)]
+pub struct AccessFlags {
+    /// Authorities, as PEM, of which one vouches for an https:// server; the system's without it.
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// Our own certificate, as PEM, for a server that asks for one.
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_cert: Option<PathBuf>,
+    /// The key of our own certificate, as PEM.
+    #[arg(long, value_name = "FILE", requires = "client_cert")]
+    client_key: Option<PathBuf>,
+    /// File that holds our API key; without it, the environment variable SHIPREID_API_KEY does.
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+}
+
+impl ServerFlag {
+    pub async fn connect(&self) -> Result<Client, ClientError> {
+        self.access.connect(&self.endpoint).await
+    }
+}
+
+impl AccessFlags {
+    pub async fn connect(&self, endpoint: &str) -> Result<Client, ClientError> {
+        let key = match &self.api_key_file {
+            Some(path) => Some(ApiKey::read(path)?),
+            None => std::env::var(KEY_VARIABLE).ok().map(|token| ApiKey::new(&token)).transpose()?,
+        };
+        let authorities = self.ca.clone();
+        let identity = self.client_cert.clone().zip(self.client_key.clone());
+        Client::connect_as(endpoint, &Access { authorities, identity, key }).await
+    }
+}

@@ -1,0 +1,54 @@
+//! `shipreid key`: keys of callers.
+
+use std::time::{Duration, SystemTime};
+
+use anyhow::anyhow;
+use clap::{Args, Subcommand};
+use shipreid::keys::{NewKey, Role};
+
+use super::output;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+#[derive(Subcommand)]
+pub enum Key {
+    /// Makes a key: what the server gets goes to the standard output, the key itself, this once, to the standard error.
+    New(New),
+}
+
+/// Examples:
+///   shipreid key new --tenant harbour --role embed --role match >> keys.toml
+///   shipreid key new --id ops-2026 --role admin --days 90 >> keys.toml 2> ops.key
+#[derive(Args)]
+#[command(verbatim_doc_comment)]
+pub struct New {
+    /// What the key may do: embed, match, enrol, train or admin. May be repeated.
+    #[arg(long = "role", required = true, value_name = "ROLE", value_parser = role)]
+    roles: Vec<Role>,
+    /// Whose galleries and jobs it opens.
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    tenant: String,
+    /// Its name in the audit log; a random one without it.
+    #[arg(long, value_name = "NAME")]
+    id: Option<String>,
+    /// Days after which it is worth nothing; it lasts until it is removed without them.
+    #[arg(long, value_name = "DAYS")]
+    days: Option<u16>,
+}
+
+impl Key {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let Self::New(new) = self;
+        let not_after = new.days.map(|days| SystemTime::now() + DAY * u32::from(days));
+        let key = NewKey { id: new.id, tenant: new.tenant, roles: new.roles, not_after };
+        let made = key.make().map_err(|problem| anyhow!(problem))?;
+        output::say(made.block)?;
+        output::remark(made.token);
+        Ok(())
+    }
+}
+
+fn role(text: &str) -> Result<Role, String> {
+    let named = Role::EVERY.into_iter().find(|role| role.name() == text);
+    named.ok_or_else(|| "one of embed, match, enrol, train, admin".to_owned())
+}

@@ -1,0 +1,120 @@
+//! Who changed what, and how it ended: one record for every call that changes something.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::HeaderMap;
+use http_body_util::BodyExt;
+use prost_types::Timestamp;
+use serde_json::json;
+use tonic::Status;
+use tonic_types::StatusExt;
+
+use super::context::{Note, Peer};
+use super::identity::{Effect, Method};
+
+/// Where records go beside the log.
+#[derive(Clone, Debug, Default)]
+pub struct AuditLog(Option<Arc<Appended>>);
+
+#[derive(Debug)]
+struct Appended {
+    path: PathBuf,
+    file: Mutex<File>,
+}
+
+impl AuditLog {
+    /// Opens the file that records are appended to; an empty path is none.
+    ///
+    /// # Errors
+    /// It can neither be opened nor made.
+    pub fn open(path: &str) -> io::Result<Self> {
+        if path.is_empty() {
+            return Ok(Self::default());
+        }
+        let file = Mutex::new(OpenOptions::new().append(true).create(true).open(path)?);
+        Ok(Self(Some(Arc::new(Appended { path: path.into(), file }))))
+    }
+
+    /// Writes at once, as the log itself does: a line goes into the page cache.
+    fn append(&self, line: &serde_json::Value) {
+        let Some(appended) = &self.0 else { return };
+        let written = {
+            let mut file = appended.file.lock().unwrap_or_else(PoisonError::into_inner);
+            file.write_all(format!("{line}\n").as_bytes())
+        };
+        if let Err(cause) = written {
+            tracing::error!(%cause, path = %appended.path.display(), "a record of the audit log is in the log alone");
+        }
+    }
+}
+
+/// Records a call that changes something when it has ended, whoever ended it. Calls without an identity are not
+/// recorded: strangers must not fill the disk.
+pub async fn record(State(log): State<AuditLog>, mut request: Request, next: Next) -> Response {
+    let method = Method::of(request.uri().path());
+    if method.effect == Effect::Reads {
+        return next.run(request).await;
+    }
+    let note = Note::default();
+    request.extensions_mut().insert(note.clone());
+    let peer = request.extensions().get::<Peer>().copied();
+    let mut record = Record { log, method, peer, note, ended: None };
+    let response = next.run(request).await;
+    record.end(response.headers());
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            if let Some(trailers) = frame.trailers_ref() {
+                record.end(trailers);
+            }
+            frame
+        }))
+    })
+}
+
+/// A call under way; told when the last holder of its answer lets go.
+struct Record {
+    log: AuditLog,
+    method: Method,
+    peer: Option<Peer>,
+    note: Note,
+    ended: Option<Status>,
+}
+
+impl Record {
+    fn end(&mut self, trailers: &HeaderMap) {
+        self.ended = Status::from_header_map(trailers).or(self.ended.take());
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let Some(principal) = self.note.principal() else { return };
+        let (resource, items) = (self.note.resource(), self.note.items());
+        let (key, tenant) = (principal.key_id.as_deref(), &*principal.tenant);
+        let method = self.method.path;
+        let peer = self.peer.map(|Peer(address)| address.to_string());
+        let ended = self.ended.take().unwrap_or_else(|| Status::cancelled("the caller left"));
+        let code = format!("{:?}", ended.code());
+        let reason = ended.get_details_error_info().map(|info| info.reason);
+        tracing::info!(target: "audit", key, tenant, peer, method, resource, items, code, reason, "changed or tried to");
+        self.log.append(&json!({
+            "time": Timestamp::from(SystemTime::now()).to_string(),
+            "key": key,
+            "tenant": tenant,
+            "peer": peer,
+            "method": method,
+            "resource": resource,
+            "items": items,
+            "code": code,
+            "reason": reason,
+        }));
+    }
+}

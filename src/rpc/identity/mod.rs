@@ -1,0 +1,122 @@
+//! Who calls: a key opens what its roles allow, in its tenant, for as long as it is there.
+
+mod ending;
+mod methods;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use http::header::AUTHORIZATION;
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+pub use methods::{Effect, Method};
+
+use super::context::{Note, Principal};
+use super::problem::Problem;
+use super::reload::{FileError, Files};
+use crate::config::Auth;
+use crate::keys::{Key, KeyRing, Rejection};
+use crate::metrics;
+use methods::Access;
+
+/// How callers are known.
+#[derive(Clone, Debug)]
+pub enum Identity {
+    /// Nobody has a key: everybody may do everything, as one tenant.
+    Anonymous,
+    Keys(watch::Receiver<Arc<KeyRing>>),
+}
+
+impl Identity {
+    /// Reads the keys, and goes on watching their file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds a block at fault.
+    pub async fn open(settings: &Auth) -> Result<Self, FileError> {
+        if settings.keys_file.is_empty() {
+            return Ok(Self::Anonymous);
+        }
+        let path = PathBuf::from(&settings.keys_file);
+        let every = Duration::from_secs_f64(settings.reload_seconds);
+        let files = Files { subject: "keys", paths: vec![path.clone()], every };
+        let parse = move |contents: &[Vec<u8>]| {
+            let text = String::from_utf8_lossy(&contents[0]);
+            KeyRing::parse(&text).map_err(|problem| FileError::Invalid { path: path.clone(), problem })
+        };
+        Ok(Self::Keys(files.follow(parse).await?))
+    }
+}
+
+/// Finds out who calls, and lets the call through if it may. A call ends when its key does.
+pub async fn establish(State(identity): State<Identity>, mut request: Request, next: Next) -> Response {
+    let method = Method::of(request.uri().path());
+    // Nothing behind this layer sees the secret.
+    let header = request.headers_mut().remove(AUTHORIZATION);
+    let Identity::Keys(keys) = identity else {
+        introduce(&mut request, Principal::anonymous());
+        return next.run(request).await;
+    };
+    if method.access == Access::Open {
+        introduce(&mut request, Principal::anonymous());
+        return next.run(request).await;
+    }
+    let token = header.as_ref().and_then(|header| bearer(header.to_str().ok()?));
+    let key = match known(&keys, token) {
+        Ok(key) => key,
+        Err(problem) => return refused(problem),
+    };
+    introduce(&mut request, Principal::of(&key));
+    if !method.access.is_granted_to(key.roles) {
+        return refused(role_missing(method));
+    }
+    ending::until_over(keys, key, next.run(request)).await
+}
+
+/// Tells the layers behind, and the audit before, who calls.
+fn introduce(request: &mut Request, principal: Principal) {
+    if let Some(note) = request.extensions().get::<Note>() {
+        note.is_of(principal.clone());
+    }
+    request.extensions_mut().insert(principal);
+}
+
+/// The token of an Authorization header.
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn known(keys: &watch::Receiver<Arc<KeyRing>>, token: Option<&str>) -> Result<Arc<Key>, Problem> {
+    let token = token.ok_or_else(|| {
+        let message = "the call has no key: send the header \"authorization: Bearer KEY\"";
+        Problem::new(Code::Unauthenticated, "KEY_MISSING", message)
+    })?;
+    keys.borrow().find(token, SystemTime::now()).cloned().map_err(rejected)
+}
+
+fn rejected(rejection: Rejection) -> Problem {
+    match rejection {
+        Rejection::Invalid => Problem::new(Code::Unauthenticated, "KEY_INVALID", "the key is not known here"),
+        Rejection::Expired => Problem::new(Code::Unauthenticated, "KEY_EXPIRED", "the key's time has passed"),
+    }
+}
+
+fn role_missing(method: Method) -> Problem {
+    let enough = match method.access {
+        Access::Open | Access::AnyKey => &[],
+        Access::OneOf(roles) => roles,
+    };
+    let names: Vec<&str> = enough.iter().map(|role| role.name()).collect();
+    let message = format!("the key lacks the role for this: {}", names.join(" or "));
+    Problem::new(Code::PermissionDenied, "ROLE_MISSING", message).with_metadata("role", names.join(","))
+}
+
+fn refused(problem: Problem) -> Response {
+    metrics::refused(problem.reason);
+    Status::from(problem).into_http()
+}

@@ -1,0 +1,138 @@
+//! Encryption of the gRPC port: rustls, with bounds on handshakes, and certificates that are read again when they change.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::pki_types::pem::PemObject;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::server::TlsStream;
+
+use crate::config;
+use crate::metrics;
+use crate::rpc::reload::{FileError, Files};
+
+/// gRPC is HTTP/2 and nothing else.
+const HTTP2: &[u8] = b"h2";
+
+/// How peers are met before they may speak HTTP/2.
+#[derive(Clone, Debug)]
+pub enum Security {
+    /// Unencrypted: on loopback, or where the configuration says so in words.
+    Plain,
+    Tls(Tls),
+}
+
+/// Handshakes by the certificate that holds at the time.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    current: watch::Receiver<Arc<ServerConfig>>,
+    pending: Arc<Semaphore>,
+    handshake_max: Duration,
+}
+
+impl Security {
+    /// Reads certificates and keys, and goes on watching them.
+    ///
+    /// # Errors
+    /// A file that cannot be read or holds no certificate or key, or a key of another certificate.
+    pub async fn open(settings: &config::Tls) -> Result<Self, FileError> {
+        if !settings.is_on() {
+            return Ok(Self::Plain);
+        }
+        let sources = [&settings.certificate, &settings.key, &settings.client_ca];
+        let paths: Vec<PathBuf> =
+            sources.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+        let every = Duration::from_secs_f64(settings.reload_seconds);
+        let files = Files { subject: "certificates", paths: paths.clone(), every };
+        let current = files.follow(move |contents| server_config(&paths, contents)).await?;
+        Ok(Self::Tls(Tls {
+            current,
+            pending: Arc::new(Semaphore::new(settings.handshakes_max)),
+            handshake_max: Duration::from_secs_f64(settings.handshake_seconds_max),
+        }))
+    }
+}
+
+impl Tls {
+    /// Shakes hands within bounds of time and number; whoever fails is counted.
+    pub async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+        let Ok(_place) = self.pending.try_acquire() else {
+            metrics::refused("HANDSHAKES");
+            return None;
+        };
+        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+        match tokio::time::timeout(self.handshake_max, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(cause)) => {
+                metrics::refused("HANDSHAKE_FAILED");
+                tracing::debug!(%cause, "a handshake failed");
+                None
+            }
+            Err(_) => {
+                metrics::refused("HANDSHAKE_TIME");
+                None
+            }
+        }
+    }
+}
+
+/// From a certificate, its key and, for mutual TLS, the authorities of callers.
+fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, FileError> {
+    let provider = Arc::new(ring::default_provider());
+    let chain = certificates(&paths[0], &contents[0])?;
+    let key = PrivateKeyDer::from_pem_slice(&contents[1])
+        .map_err(|_| invalid(&paths[1], "holds no private key as PEM"))?;
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .expect("ring has what TLS 1.2 and 1.3 need");
+    let builder = match contents.get(2) {
+        None => builder.with_no_client_auth(),
+        Some(authorities) => {
+            let roots = roots(&paths[2], authorities)?;
+            let verifier = verifier(roots, provider).map_err(|cause| invalid(&paths[2], cause))?;
+            builder.with_client_cert_verifier(verifier)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|cause| match cause {
+        rustls::Error::InconsistentKeys(_) => {
+            invalid(&paths[1], format!("is not the key of {}", paths[0].display()))
+        }
+        cause => invalid(&paths[0], cause),
+    })?;
+    config.alpn_protocols = vec![HTTP2.to_vec()];
+    Ok(config)
+}
+
+fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
+    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match read {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) | Err(_) => Err(invalid(path, "holds no certificate as PEM")),
+    }
+}
+
+fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, FileError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, pem)? {
+        roots.add(authority).map_err(|cause| invalid(path, cause))?;
+    }
+    Ok(roots)
+}
+
+fn verifier(
+    roots: RootCertStore,
+    provider: Arc<CryptoProvider>,
+) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, rustls::server::VerifierBuilderError> {
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()
+}
+
+fn invalid(path: &Path, problem: impl ToString) -> FileError {
+    FileError::Invalid { path: path.to_owned(), problem: problem.to_string() }
+}

@@ -1,0 +1,98 @@
+//! How many calls a tenant may begin in a second.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tonic::{Code, Status};
+
+use super::context::Principal;
+use super::problem::Problem;
+use crate::config::Limits;
+use crate::metrics;
+
+/// Orchestrators ask after the server's health in no tenant's name.
+const NOT_COUNTED: &str = "/grpc.health.";
+
+/// A bucket of calls for each tenant. There are as many tenants as the file of keys names.
+#[derive(Clone)]
+pub struct RateLimit(Option<Arc<Bounded>>);
+
+struct Bounded {
+    calls_per_second: u32,
+    buckets: DefaultKeyedRateLimiter<Arc<str>>,
+}
+
+impl RateLimit {
+    pub fn new(limits: &Limits) -> Self {
+        let rate = NonZeroU32::new(limits.calls_per_second_max);
+        let bounded = rate.map(|rate| {
+            let burst = NonZeroU32::new(limits.calls_burst_max).unwrap_or(rate);
+            let buckets = RateLimiter::keyed(Quota::per_second(rate).allow_burst(burst));
+            Arc::new(Bounded { calls_per_second: rate.get(), buckets })
+        });
+        Self(bounded)
+    }
+
+    /// Takes a call out of the tenant's bucket.
+    ///
+    /// # Errors
+    /// The bucket is empty; the error says when it no longer is.
+    fn take(&self, tenant: &Arc<str>) -> Result<(), Problem> {
+        let Some(bounded) = &self.0 else { return Ok(()) };
+        bounded.buckets.check_key(tenant).map_err(|not_yet| {
+            let message = format!("the tenant may begin {} calls a second", bounded.calls_per_second);
+            Problem::new(Code::ResourceExhausted, "RATE_LIMITED", message)
+                .with_metadata("limit", bounded.calls_per_second)
+                .retry_after(not_yet.wait_time_from(DefaultClock::default().now()))
+        })
+    }
+}
+
+/// Lets a call through, or refuses it.
+pub async fn limit(State(rate): State<RateLimit>, request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with(NOT_COUNTED) {
+        return next.run(request).await;
+    }
+    let tenant = Principal::behind(request.extensions()).tenant;
+    match rate.take(&tenant) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => {
+            metrics::refused("RATE");
+            Status::from(problem).into_http()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_tenant_has_a_bucket_of_its_own_and_hears_when_it_fills() {
+        let limits = Limits { calls_per_second_max: 1, calls_burst_max: 3, ..Limits::default() };
+        let rate = RateLimit::new(&limits);
+        let (harbour, yard) = ("harbour".into(), "yard".into());
+        for _ in 0..3 {
+            rate.take(&harbour).expect("within the burst");
+        }
+        let problem = rate.take(&harbour).expect_err("an empty bucket");
+        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "RATE_LIMITED"));
+        assert!(problem.retry_after.is_some_and(|delay| delay <= Duration::from_secs(1)));
+        rate.take(&yard).expect("another tenant's bucket");
+    }
+
+    #[test]
+    fn without_a_limit_nobody_is_refused() {
+        let rate = RateLimit::new(&Limits::default());
+        for _ in 0..10_000 {
+            rate.take(&"harbour".into()).expect("no limit");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! How long connections last, how many there may be, and what a peer may do on one.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::{Request, StatusCode};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+
+use crate::server::{counted, start_alone};
+
+type Body = BoxBody<Bytes, Infallible>;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// An empty message of gRPC.
+const EMPTY_MESSAGE: &[u8] = &[0; 5];
+
+/// One connection, and the end of it.
+async fn connect(address: std::net::SocketAddr) -> (SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
+    let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    (sender, tokio::spawn(connection))
+}
+
+fn health() -> Request<Body> {
+    call("/grpc.health.v1.Health/Check", Full::new(Bytes::from_static(EMPTY_MESSAGE)).boxed())
+}
+
+fn call(path: &str, body: Body) -> Request<Body> {
+    let request = Request::post(format!("http://server{path}")).header("content-type", "application/grpc");
+    request.header("te", "trailers").body(body).unwrap()
+}
+
+/// A call whose messages are sent later.
+fn open_stream() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
+    let (messages, body) = mpsc::unbounded_channel();
+    let body = UnboundedReceiverStream::new(body).map(|message| Ok(Frame::data(message)));
+    (messages, call("/shipreid.v1.ShipReId/EmbedStream", StreamBody::new(body).boxed()))
+}
+
+/// Waits until a call is answered to its end.
+async fn answered(response: http::Response<Incoming>) {
+    let answer = response.into_body().collect().await.unwrap();
+    assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
+}
+
+#[tokio::test]
+async fn a_peer_that_says_nothing_or_half_of_it_is_sent_away() {
+    let server = start_alone(&["limits.header_seconds_max=0.1"]).await;
+    let before = counted("shipreid_connections_ended_total{reason=\"NO_CALL\"}");
+    let said: [&[u8]; 3] = [b"", &PREFACE[..10], &[PREFACE, EMPTY_SETTINGS].concat()];
+    let ends = said.map(async |said| {
+        let mut stream = TcpStream::connect(server.address).await.unwrap();
+        stream.write_all(said).await.unwrap();
+        // Answers may come; then the end does.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    join_all(ends).await;
+    assert!(counted("shipreid_connections_ended_total{reason=\"NO_CALL\"}") >= before + 3);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_without_calls_ends_in_order() {
+    let server = start_alone(&["limits.idle_seconds_max=0.1"]).await;
+    let (mut sender, connection) = connect(server.address).await;
+    answered(sender.send_request(health()).await.unwrap()).await;
+    connection.await.unwrap().expect("a GOAWAY without an error");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_of_age_takes_no_further_calls_and_finishes_those_it_has() {
+    let server = start_alone(&["limits.connection_seconds_max=0.1"]).await;
+    let (mut sender, connection) = connect(server.address).await;
+    let (messages, request) = open_stream();
+    let stream = sender.send_request(request).await.unwrap();
+    while let Ok(response) = sender.send_request(health()).await {
+        answered(response).await;
+    }
+    drop(messages);
+    answered(stream).await;
+    connection.await.unwrap().expect("a GOAWAY without an error");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn calls_that_outlast_the_grace_of_a_connection_of_age_are_cut_off() {
+    let limits = ["limits.connection_seconds_max=0.1", "limits.connection_grace_seconds=0.1"];
+    let server = start_alone(&limits).await;
+    let (mut sender, connection) = connect(server.address).await;
+    let (_messages, request) = open_stream();
+    let stream = sender.send_request(request).await.unwrap();
+    stream.into_body().collect().await.expect_err("cut off");
+    let _ = connection.await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_too_many_is_closed_at_once() {
+    let server = start_alone(&["limits.connections_max=1"]).await;
+    let (mut sender, connection) = connect(server.address).await;
+    answered(sender.send_request(health()).await.unwrap()).await;
+    let mut other = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
+    drop(sender);
+    connection.await.unwrap().unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_storm_of_cancelled_calls_ends_its_own_connection_alone() {
+    let server = start_alone(&["limits.pending_resets_max=4"]).await;
+    let (mut sender, connection) = connect(server.address).await;
+    answered(sender.send_request(health()).await.unwrap()).await;
+    // Begun and dropped before the server's turn comes: this test and the server share a thread.
+    let mut storm = 0;
+    while !connection.is_finished() {
+        let begun: Vec<_> = (0..64).map(|_| sender.send_request(health())).collect();
+        tokio::task::yield_now().await;
+        drop(begun);
+        tokio::task::yield_now().await;
+        storm += 1;
+        assert!(storm < 10_000, "the storm is endured");
+    }
+    connection.await.unwrap().expect_err("an attack is told to calm down");
+    let (mut sender, _connection) = connect(server.address).await;
+    answered(sender.send_request(health()).await.unwrap()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_peer_is_told_the_limits_of_its_connection() {
+    let limits = [
+        "limits.streams_per_connection_max=7",
+        "limits.stream_window_bytes=70000",
+        "limits.header_bytes_max=2000",
+    ];
+    let server = start_alone(&limits).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    stream.write_all(&[PREFACE, EMPTY_SETTINGS].concat()).await.unwrap();
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[3], 4, "the first frame is SETTINGS");
+    let mut settings = vec![0; usize::from(head[2])];
+    stream.read_exact(&mut settings).await.unwrap();
+    let told = |id: u8| {
+        let found = settings.chunks_exact(6).find(|setting| setting[..2] == [0, id]).unwrap();
+        u32::from_be_bytes(found[2..].try_into().unwrap())
+    };
+    const STREAMS: u8 = 3;
+    const WINDOW: u8 = 4;
+    const HEADERS: u8 = 6;
+    assert_eq!((told(STREAMS), told(WINDOW), told(HEADERS)), (7, 70_000, 2000));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn headers_beyond_their_limit_are_refused_and_the_connection_goes_on() {
+    let server = start_alone(&["limits.header_bytes_max=2000"]).await;
+    let (mut sender, _connection) = connect(server.address).await;
+    let mut large = health();
+    large.headers_mut().insert("x-large", "x".repeat(3000).parse().unwrap());
+    let refused = sender.send_request(large).await;
+    let status = refused.map(|response| response.status());
+    assert!(
+        status.as_ref().map_or(true, |status| *status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
+        "{status:?}"
+    );
+    answered(sender.send_request(health()).await.unwrap()).await;
+    server.stop().await;
+}

@@ -1,0 +1,153 @@
+//! Encryption of the gRPC port, as callers with and without the right certificates meet it.
+
+use std::path::Path;
+
+use shipreid::app::Running;
+use shipreid::client::{Access, Client, ClientError};
+use shipreid::wire::ListModelsRequest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::certificates::{Authority, Pair, Term};
+use crate::server::{counted, start_alone};
+
+/// An authority, and what it has issued.
+struct Office {
+    folder: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Office {
+    fn new(name: &str) -> Self {
+        Self { folder: tempfile::tempdir().unwrap(), authority: Authority::new(name) }
+    }
+
+    fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn issue(&self, name: &str, term: Term) -> Pair {
+        self.authority.issue(self.path(), name, term)
+    }
+
+    /// A server that is issued `term`, with further settings.
+    async fn server(&self, term: Term, settings: &[&str]) -> Running {
+        let pair = self.issue("server", term).settings();
+        let all: Vec<&str> = pair.iter().map(String::as_str).chain(settings.iter().copied()).collect();
+        start_alone(&all).await
+    }
+
+    /// What a caller of this office has, with its own certificate if it has one.
+    fn access(&self, own: Option<Pair>) -> Access {
+        Access {
+            authorities: Some(self.authority.write(self.path().join("authority.pem"))),
+            identity: own.map(|pair| (pair.certificate, pair.key)),
+            key: None,
+        }
+    }
+}
+
+/// Calls over an encrypted connection.
+async fn call(server: &Running, access: &Access) -> Result<(), ClientError> {
+    let client = Client::connect_as(&format!("https://localhost:{}", server.address.port()), access).await?;
+    client.models().list_models(ListModelsRequest::default()).await?;
+    Ok(())
+}
+
+fn unreachable(outcome: Result<(), ClientError>, says: &str) {
+    let cause = outcome.expect_err("no connection");
+    assert!(matches!(cause, ClientError::Unreachable { .. }), "{cause:?}");
+    assert!(cause.to_string().contains(says), "{cause}");
+}
+
+#[tokio::test]
+async fn a_caller_trusts_the_server_that_its_authority_vouches_for_and_no_other() {
+    let office = Office::new("office");
+    let server = office.server(Term::Valid, &[]).await;
+    call(&server, &office.access(None)).await.unwrap();
+    let stranger = Office::new("stranger");
+    unreachable(call(&server, &stranger.access(None)).await, "UnknownIssuer");
+    server.stop().await;
+    let expired = office.server(Term::Expired, &[]).await;
+    unreachable(call(&expired, &office.access(None)).await, "certificate expired");
+    expired.stop().await;
+}
+
+#[tokio::test]
+async fn with_an_authority_for_callers_only_its_callers_are_served() {
+    let office = Office::new("office");
+    let access = office.access(None);
+    let authority = format!("tls.client_ca={}", access.authorities.as_ref().unwrap().display());
+    let server = office.server(Term::Valid, &[&authority]).await;
+    call(&server, &office.access(Some(office.issue("caller", Term::Valid)))).await.unwrap();
+    let before = counted("shipreid_refused_total{reason=\"HANDSHAKE_FAILED\"}");
+    let stranger = Office::new("stranger");
+    let of_stranger = stranger.issue("caller", Term::Valid);
+    for own in [None, Some(office.issue("late", Term::Expired)), Some(of_stranger)] {
+        call(&server, &office.access(own)).await.expect_err("not one of its callers");
+    }
+    assert!(counted("shipreid_refused_total{reason=\"HANDSHAKE_FAILED\"}") >= before + 3);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn plain_text_to_the_encrypted_port_and_the_reverse_end_at_once() {
+    let office = Office::new("office");
+    let server = office.server(Term::Valid, &[]).await;
+    let before = counted("shipreid_refused_total{reason=\"HANDSHAKE_FAILED\"}");
+    let mut plain = TcpStream::connect(server.address).await.unwrap();
+    plain.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    let _ = plain.read_to_end(&mut Vec::new()).await;
+    assert!(counted("shipreid_refused_total{reason=\"HANDSHAKE_FAILED\"}") > before);
+    server.stop().await;
+    let plain = start_alone(&[]).await;
+    call(&plain, &office.access(None)).await.expect_err("no TLS there");
+    plain.stop().await;
+}
+
+#[tokio::test]
+async fn handshakes_are_bounded_in_number_and_time() {
+    let office = Office::new("office");
+    let limits = ["tls.handshakes_max=1", "tls.handshake_seconds_max=0.1"];
+    let server = office.server(Term::Valid, &limits).await;
+    let series = ["HANDSHAKES", "HANDSHAKE_TIME"]
+        .map(|reason| format!("shipreid_refused_total{{reason=\"{reason}\"}}"));
+    let before = series.each_ref().map(|series| counted(series));
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut second = TcpStream::connect(server.address).await.unwrap();
+    assert_eq!(second.read(&mut [0]).await.unwrap(), 0);
+    assert!(counted(&series[0]) > before[0]);
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
+    assert!(counted(&series[1]) > before[1]);
+    call(&server, &office.access(None)).await.unwrap();
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_new_certificate_holds_for_new_connections_and_a_broken_one_for_none() {
+    let office = Office::new("office");
+    let server = office.server(Term::Valid, &["tls.reload_seconds=0.01"]).await;
+    let long_lived =
+        Client::connect_as(&format!("https://localhost:{}", server.address.port()), &office.access(None))
+            .await
+            .unwrap();
+    let failed = "shipreid_reloads_total{subject=\"certificates\",outcome=\"failed\"}";
+    let before = counted(failed);
+    std::fs::write(office.path().join("server.pem"), "no certificate").unwrap();
+    while counted(failed) == before {
+        call(&server, &office.access(None)).await.expect("the old one stays in use");
+    }
+    let other = Office::new("other");
+    let pair = other.issue("server", Term::Valid);
+    let before = counted(failed);
+    std::fs::rename(pair.key, office.path().join("server.key")).unwrap();
+    while counted(failed) == before {
+        call(&server, &office.access(None)).await.expect("a key without its certificate changes nothing");
+    }
+    std::fs::rename(pair.certificate, office.path().join("server.pem")).unwrap();
+    while call(&server, &other.access(None)).await.is_err() {}
+    unreachable(call(&server, &office.access(None)).await, "UnknownIssuer");
+    long_lived.models().list_models(ListModelsRequest::default()).await.expect("it lives on");
+    drop(long_lived);
+    server.stop().await;
+}
