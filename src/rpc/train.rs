@@ -45,7 +45,7 @@ pub async fn train(
         return Ok(Box::pin(stream::iter([Ok(as_it_would_start(job))])));
     }
     let job = jobs.order(tenant, order).await?;
-    context.concerns(&job.key.id);
+    context.concerns(job.key.id);
     follow(jobs, job.key, WatchFrom::Oldest, context).await
 }
 

@@ -8,6 +8,8 @@ use std::time::SystemTime;
 
 use shipreid::keys::{KeyRing, Role};
 
+use crate::certificates::{Authority, Term};
+use crate::identity::Keys;
 use crate::program::{GOLDEN, PORTS, Server, imported, model_path, run, shipreid};
 
 /// Exit code 2 and one line that contains `message`, before anything listens.
@@ -187,6 +189,43 @@ fn a_new_key_is_shown_once_beside_the_block_that_the_server_gets() {
     assert!(key.not_after.is_some_and(|end| end > SystemTime::now()));
     assert!(!block.contains(token.trim().rsplit('.').next().unwrap()));
     assert!(!run(&["key", "new", "--role", "root"]).status.success());
+}
+
+#[test]
+fn a_command_reaches_an_encrypted_server_with_its_key_and_tells_it_to_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("authority");
+    let trusted = authority.write(folder.path().join("authority.pem"));
+    let mut keys = Keys::new(folder.path());
+    let token = keys.add("reader", "harbour", &[Role::Match]);
+    let key_file = folder.path().join("reader.key");
+    std::fs::write(&key_file, format!("{token}\n")).unwrap();
+    let [certificate, key] = authority.issue(folder.path(), "server", Term::Valid).settings();
+    let settings = ["store.data_dir=", &certificate, &key, &keys.setting()];
+    let server = Server::start(&imported(folder.path()), &settings);
+    let port = server.endpoint.rsplit(':').next().unwrap();
+    let list = |endpoint: String, more: &[&str]| {
+        let mut command = shipreid();
+        command.args(["model", "list", "--endpoint", &endpoint]).args(more);
+        command
+    };
+    let encrypted = || format!("https://localhost:{port}");
+    let ca = ["--ca", trusted.to_str().unwrap()];
+    let key_file = ["--api-key-file", key_file.to_str().unwrap()];
+    assert!(list(encrypted(), &[ca, key_file].concat()).output().unwrap().status.success());
+    let mut by_environment = list(encrypted(), &ca);
+    assert!(by_environment.env("SHIPREID_API_KEY", &token).output().unwrap().status.success());
+    for (mut command, says) in [
+        (list(encrypted(), &ca), "KEY_MISSING"),
+        (list(encrypted(), &key_file), "UnknownIssuer"),
+        (list(format!("http://ships.example:{port}"), &key_file), "over https:// only"),
+    ] {
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(text.contains(says) && !text.contains(&token), "{text}");
+        assert_eq!(output.status.code(), Some(1));
+    }
+    server.terminate();
 }
 
 #[test]

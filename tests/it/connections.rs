@@ -23,6 +23,8 @@ type Body = BoxBody<Bytes, Infallible>;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+/// A HEADERS frame of 100 bytes on stream 1, of which four are there.
+const HALF_OF_THE_HEADERS: &[u8] = &[0, 0, 100, 1, 0, 0, 0, 0, 1, 0x83, 0x87, 0x84, 0x41];
 /// An empty message of gRPC.
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
@@ -59,7 +61,9 @@ async fn answered(response: http::Response<Incoming>) {
 async fn a_peer_that_says_nothing_or_half_of_it_is_sent_away() {
     let server = start_alone(&["limits.header_seconds_max=0.1"]).await;
     let before = counted("shipreid_connections_ended_total{reason=\"NO_CALL\"}");
-    let said: [&[u8]; 3] = [b"", &PREFACE[..10], &[PREFACE, EMPTY_SETTINGS].concat()];
+    let silent = [PREFACE, EMPTY_SETTINGS].concat();
+    let half = [&silent, HALF_OF_THE_HEADERS].concat();
+    let said: [&[u8]; 4] = [b"", &PREFACE[..10], &silent, &half];
     let ends = said.map(async |said| {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(said).await.unwrap();
@@ -67,7 +71,7 @@ async fn a_peer_that_says_nothing_or_half_of_it_is_sent_away() {
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
     join_all(ends).await;
-    assert!(counted("shipreid_connections_ended_total{reason=\"NO_CALL\"}") >= before + 3);
+    assert!(counted("shipreid_connections_ended_total{reason=\"NO_CALL\"}") >= before + 4);
     server.stop().await;
 }
 

@@ -23,6 +23,8 @@ from contract import TIMEOUT, chips, messages, services
 Code = grpc.StatusCode
 EMBED, MATCH, ENROL, TRAIN, ADMIN = "embed", "match", "enrol", "train", "admin"
 EVERY = {EMBED, MATCH, ENROL, TRAIN, ADMIN}
+# By each worker, before the next certificate.
+CALLS_BETWEEN = 10
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 
 # Who may call what, beside admins.
@@ -220,13 +222,12 @@ def certificates_are_exchanged_under_load(world):
         while presented(world) != expected:
             assert not failures, failures
         begun = list(calls)
-        while not failures and any(now == then for now, then in zip(calls, begun)):
+        while not failures and any(now < then + CALLS_BETWEEN for now, then in zip(calls, begun)):
             presented(world)
     done.set()
     for worker in workers:
         worker.join()
     assert not failures, failures
-    assert all(calls), calls
 
 
 def presented(world):

@@ -74,7 +74,6 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.TrainingJobs/DeleteTrainingJob", TRAIN, Changes),
     // Orchestrators and load balancers have no keys.
     method("/grpc.health.v1.Health/Check", Open, Reads),
-    method("/grpc.health.v1.Health/List", Open, Reads),
     method("/grpc.health.v1.Health/Watch", Open, Reads),
     method("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", AnyKey, Reads),
     method("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", AnyKey, Reads),
