@@ -109,8 +109,12 @@ pub async fn start(
     );
     let health = queue.health();
     let (shutdown, stopping) = watch::channel(false);
-    let pages =
-        status_page::router(status_page::StatusPages { metrics: metrics.clone(), health: health.clone() });
+    tell_limits(config, queue.workers());
+    let pages = status_page::router(status_page::StatusPages {
+        metrics: metrics.clone(),
+        health: health.clone(),
+        shelf: shelf.clone(),
+    });
     tokio::spawn(axum::serve(status_listener, pages).into_future());
     tokio::spawn(upkeep(metrics));
 
@@ -248,11 +252,7 @@ fn services(
     activator: Option<Activator>,
     jobs: Option<Arc<Jobs>>,
 ) -> Services {
-    let readers = match config.matching.search_threads {
-        0 => cores(),
-        threads => threads,
-    };
-    let access = GalleryAccess::new(shelf, readers);
+    let access = GalleryAccess::new(shelf, search_threads(config));
     let matcher =
         Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
     let jobs = JobAccess::new(jobs);
@@ -275,11 +275,41 @@ fn residency_settings(config: &Config) -> ResidencySettings {
 fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {
     let admission = Admission::new(config.encoder.queue_items_max, config.encoder.queue_bytes_max);
     let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
-    let decode_threads = match config.chips.decode_threads {
+    Pipeline::new(admission, limits, decode_threads(config), residency, active)
+}
+
+fn search_threads(config: &Config) -> usize {
+    match config.matching.search_threads {
         0 => cores(),
         threads => threads,
-    };
-    Pipeline::new(admission, limits, decode_threads, residency, active)
+    }
+}
+
+fn decode_threads(config: &Config) -> usize {
+    match config.chips.decode_threads {
+        0 => cores(),
+        threads => threads,
+    }
+}
+
+/// Shows the bounds of what other metrics show the use of.
+fn tell_limits(config: &Config, workers: usize) {
+    for (limit, most) in [
+        ("calls", config.limits.calls_max),
+        ("connections", config.limits.connections_max),
+        ("receiving_bytes", config.limits.receiving_bytes_max),
+        ("queue_chips", config.encoder.queue_items_max),
+        ("queue_bytes", config.encoder.queue_bytes_max),
+        ("decode_threads", decode_threads(config)),
+        ("device_threads", workers),
+        ("batch_chips", config.encoder.batch_max),
+        ("search_threads", search_threads(config)),
+        ("jobs_running", config.training.jobs_concurrent_max),
+        ("models_stored", config.models.count_max),
+    ] {
+        metrics::limit(limit, most as f64);
+    }
+    metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -307,13 +337,20 @@ async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Hea
             Health::Serving => ServingStatus::Serving,
             Health::Warming | Health::Draining | Health::DeviceLost => ServingStatus::NotServing,
         };
-        metrics::ready(now == Health::Serving);
+        tell_health(now);
         for service in [""].into_iter().chain(rpc::SERVICES) {
             reporter.set_service_status(service, status).await;
         }
         if health.changed().await.is_err() {
             return;
         }
+    }
+}
+
+fn tell_health(now: Health) {
+    metrics::ready(now == Health::Serving);
+    for state in Health::ALL {
+        metrics::health(state.name(), state == now);
     }
 }
 

@@ -1,9 +1,10 @@
 //! From encoded bytes to an embedding: the steps that Embed, Enroll and Match share.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::admission::{Admission, Admitted, Refusal};
 use super::queue::{EncodeError, EncodeJob};
@@ -56,10 +57,16 @@ pub struct UnknownModel(pub ModelDigest);
 #[derive(Debug)]
 pub struct Pipeline {
     admission: Admission,
-    decoding: Semaphore,
+    decoding: DecodeThreads,
     limits: ImageLimits,
     residency: Residency,
     active: RwLock<ModelLease>,
+}
+
+#[derive(Debug)]
+struct DecodeThreads {
+    places: Arc<Semaphore>,
+    decoding: Arc<AtomicUsize>,
 }
 
 impl Pipeline {
@@ -73,7 +80,9 @@ impl Pipeline {
         active: ModelLease,
     ) -> Self {
         let active = RwLock::new(active);
-        Self { admission, decoding: Semaphore::new(decode_threads), limits, residency, active }
+        let decoding =
+            DecodeThreads { places: Arc::new(Semaphore::new(decode_threads)), decoding: Arc::default() };
+        Self { admission, decoding, limits, residency, active }
     }
 
     /// The model that a call runs on from now to its end: the named one if it is resident, or the active one.
@@ -185,12 +194,13 @@ impl Pipeline {
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
-        let _turn = self.decoding.acquire().await.map_err(|_| EncodeError::Closed)?;
+        let turn = DecodeTurn::take(&self.decoding).await?;
         if caller.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
             return Err(EncodeError::DeadlineExceeded.into());
         }
         let limits = self.limits;
         let decoding = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
             let started = Instant::now();
             let prepared = crate::chip::prepare(&chip.image, &chip.view, size, &limits);
             (prepared, started.elapsed())
@@ -198,6 +208,28 @@ impl Pipeline {
         let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)?;
         metrics::decoded(took);
         Ok((prepared?, took))
+    }
+}
+
+/// A decoding thread's time, held to the end of the work even when the caller has left.
+#[derive(Debug)]
+struct DecodeTurn {
+    decoding: Arc<AtomicUsize>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl DecodeTurn {
+    async fn take(threads: &DecodeThreads) -> Result<Self, EncodeError> {
+        let place = Arc::clone(&threads.places).acquire_owned().await.map_err(|_| EncodeError::Closed)?;
+        let decoding = Arc::clone(&threads.decoding);
+        metrics::decoding(decoding.fetch_add(1, Ordering::AcqRel) + 1);
+        Ok(Self { decoding, _place: place })
+    }
+}
+
+impl Drop for DecodeTurn {
+    fn drop(&mut self) {
+        metrics::decoding(self.decoding.fetch_sub(1, Ordering::AcqRel) - 1);
     }
 }
 

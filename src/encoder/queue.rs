@@ -43,6 +43,20 @@ pub enum Health {
     DeviceLost,
 }
 
+impl Health {
+    pub const ALL: [Self; 4] = [Self::Warming, Self::Serving, Self::Draining, Self::DeviceLost];
+
+    /// Stable and fit for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Warming => "warming",
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+            Self::DeviceLost => "device_lost",
+        }
+    }
+}
+
 /// What happened on the device threads, for whoever counts and logs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EncoderEvent {
@@ -257,6 +271,11 @@ impl EncodeQueue {
         chips: usize,
     ) -> Duration {
         self.shared.expected_time(model, tenant, priority, chips)
+    }
+
+    /// Device threads.
+    pub fn workers(&self) -> usize {
+        self.shared.settings().workers
     }
 
     /// Chips that wait for a device; those on a device do not count.

@@ -23,8 +23,8 @@ pub use index::{
     Sighting, VesselNumber, VesselSet, cosine,
 };
 pub use shelf::{
-    GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError, ShelfOpenError,
-    ShelfSettings, Slot,
+    Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError,
+    ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, Info, Looked, OpenError, Page,

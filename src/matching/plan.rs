@@ -40,6 +40,17 @@ pub enum Ranking {
     Fused,
 }
 
+impl Ranking {
+    /// Stable and fit for labels.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Reranked { .. } => "reranked",
+            Self::Fused => "fused",
+        }
+    }
+}
+
 /// Whether queries may show the same vessel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {

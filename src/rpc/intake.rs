@@ -45,7 +45,10 @@ impl Intake {
         }
         let grow = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= self.receiving_max);
         match self.receiving.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow) {
-            Ok(_) => Ok(Share { receiving: Arc::clone(&self.receiving), bytes }),
+            Ok(before) => {
+                metrics::receiving(before + bytes);
+                Ok(Share { receiving: Arc::clone(&self.receiving), bytes })
+            }
             Err(_) => {
                 metrics::refused("RECEIVING_BYTES");
                 Err(crowded(self.receiving_max))
@@ -87,7 +90,7 @@ struct Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        self.receiving.fetch_sub(self.bytes, Ordering::AcqRel);
+        metrics::receiving(self.receiving.fetch_sub(self.bytes, Ordering::AcqRel) - self.bytes);
     }
 }
 

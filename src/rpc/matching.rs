@@ -148,15 +148,17 @@ impl Matcher {
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
         let deadline = context.deadline;
+        let asked = Instant::now();
         self.access
             .run(move || {
                 if deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
                     return Err(deadline::exceeded());
                 }
                 let started = Instant::now();
+                metrics::search_waited(started - asked);
                 let matched = match_queries(&snapshot, &plan)?;
                 let took = started.elapsed();
-                metrics::searched(took);
+                metrics::searched(plan.ranking.name(), took);
                 Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))
             })
             .await

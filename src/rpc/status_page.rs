@@ -1,5 +1,7 @@
 //! The second port, over HTTP: metrics for Prometheus, liveness and readiness for an orchestrator.
 
+use std::sync::Arc;
+
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -9,6 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::encoder::Health;
+use crate::gallery::{Census, Shelf};
 use crate::metrics;
 
 /// What Prometheus expects of its text format.
@@ -19,6 +22,8 @@ const METRICS_CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub struct StatusPages {
     pub metrics: PrometheusHandle,
     pub health: watch::Receiver<Health>,
+    /// Absent in a server that only embeds.
+    pub shelf: Option<Arc<Shelf>>,
 }
 
 /// `/metrics`, `/healthz` (restart me when this fails) and `/readyz` (send me calls while this succeeds).
@@ -32,7 +37,17 @@ pub fn router(pages: StatusPages) -> Router {
 
 async fn metrics_page(State(pages): State<StatusPages>) -> Response {
     metrics::collect_process();
+    if let Some(shelf) = &pages.shelf {
+        count_galleries(&shelf.census());
+    }
     ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], pages.metrics.render()).into_response()
+}
+
+fn count_galleries(census: &Census) {
+    metrics::galleries("writable", census.writable);
+    metrics::galleries("read_only", census.read_only);
+    metrics::galleries("refused", census.refused);
+    metrics::gallery_content(census.entries, census.bytes);
 }
 
 async fn alive(State(pages): State<StatusPages>) -> (StatusCode, &'static str) {

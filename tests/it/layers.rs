@@ -16,7 +16,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("synth", &["sheet"]),
     ("telemetry", &["config"]),
     ("weights", &["chip", "durable", "embedding"]),
-    ("gallery", &["chip", "durable", "embedding"]),
+    ("gallery", &["chip", "durable", "embedding", "metrics"]),
     ("evaluate", &["chip", "embedding"]),
     ("matching", &["chip", "embedding", "evaluate", "gallery"]),
     ("encoder", &["chip", "embedding", "metrics"]),

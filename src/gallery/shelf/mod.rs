@@ -35,7 +35,7 @@ pub struct ShelfSettings {
 
 /// The galleries of one data directory, which nobody else may use meanwhile. Cloning it is cheap.
 ///
-/// Every method but [`get`](Self::get) and [`list`](Self::list) waits for the disk, so none is for an async task.
+/// Every method but [`get`](Self::get), [`list`](Self::list) and [`census`](Self::census) waits for the disk, so none is for an async task.
 #[derive(Clone, Debug)]
 pub struct Shelf(Arc<Inner>);
 
@@ -76,6 +76,19 @@ pub struct Listing {
     pub galleries: Vec<(GalleryName, Slot)>,
     /// Where the next part begins, unless this is the last one.
     pub next: Option<GalleryName>,
+}
+
+/// The galleries of all tenants together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    pub writable: usize,
+    /// Their disk failed.
+    pub read_only: usize,
+    /// They cannot be opened.
+    pub refused: usize,
+    pub entries: u64,
+    /// Of entries, embeddings and kept chips.
+    pub bytes: u64,
 }
 
 /// Why there is no such gallery.
@@ -203,6 +216,21 @@ impl Shelf {
         let tenants = self.tenants();
         let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
         slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
+    }
+
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for slot in self.tenants().values().flat_map(|tenant| tenant.galleries.values()) {
+            let Ok(gallery) = slot else {
+                census.refused += 1;
+                continue;
+            };
+            let info = gallery.info();
+            *if info.read_only.is_some() { &mut census.read_only } else { &mut census.writable } += 1;
+            census.entries += info.entries;
+            census.bytes += info.stored_bytes;
+        }
+        census
     }
 
     /// # Errors

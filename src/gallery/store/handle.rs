@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
+use std::time::Instant;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
@@ -18,6 +19,7 @@ use super::writer::{Job, Published, Writer};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
+use crate::metrics;
 
 /// Operations in one commit.
 const GROUP_MAX: usize = 1024;
@@ -339,8 +341,12 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
 }
 
 fn commit(writer: &mut Writer, mut jobs: Vec<Box<dyn Job>>, deleted: &AtomicBool) {
+    let started = Instant::now();
     let fate =
         if deleted.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { writer.commit(&mut jobs) };
+    if fate.is_ok() {
+        metrics::committed(jobs.len(), started.elapsed());
+    }
     for job in jobs {
         job.acknowledge(fate.clone());
     }

@@ -1,24 +1,27 @@
 //! The galleries of a server, for the services that need them: named by tenant, read on a bounded number of threads.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Code;
 
 use super::super::problem::Problem;
 use crate::gallery::{Gallery, GalleryName, Shelf};
+use crate::metrics;
 
 /// Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct GalleryAccess {
     shelf: Option<Arc<Shelf>>,
-    readers: Arc<Semaphore>,
+    readers: Arc<Readers>,
 }
 
 impl GalleryAccess {
     /// Reads on at most `readers` threads at once; without a shelf, everything is refused.
     pub fn new(shelf: Option<Arc<Shelf>>, readers: usize) -> Self {
-        Self { shelf, readers: Arc::new(Semaphore::new(readers)) }
+        let readers = Readers { places: Arc::new(Semaphore::new(readers)), reading: Arc::default() };
+        Self { shelf, readers: Arc::new(readers) }
     }
 
     /// # Errors
@@ -44,8 +47,7 @@ impl GalleryAccess {
         &self,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        // The semaphore is never closed; a panic in the work is all that can go wrong here.
-        let place = Arc::clone(&self.readers).acquire_owned().await;
+        let place = ReaderPlace::take(&self.readers).await;
         let done = tokio::task::spawn_blocking(move || {
             let _place = place;
             work()
@@ -54,6 +56,36 @@ impl GalleryAccess {
             tracing::error!(%cause, "reading a gallery panicked");
             Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
         })
+    }
+}
+
+/// The threads that read galleries.
+#[derive(Debug)]
+struct Readers {
+    places: Arc<Semaphore>,
+    reading: Arc<AtomicUsize>,
+}
+
+/// A reader's place, held to the end of the work even when the caller has left.
+#[derive(Debug)]
+struct ReaderPlace {
+    reading: Arc<AtomicUsize>,
+    /// The semaphore is never closed.
+    _permit: Option<OwnedSemaphorePermit>,
+}
+
+impl ReaderPlace {
+    async fn take(readers: &Readers) -> Self {
+        let permit = Arc::clone(&readers.places).acquire_owned().await.ok();
+        let reading = Arc::clone(&readers.reading);
+        metrics::searching(reading.fetch_add(1, Ordering::AcqRel) + 1);
+        Self { reading, _permit: permit }
+    }
+}
+
+impl Drop for ReaderPlace {
+    fn drop(&mut self) {
+        metrics::searching(self.reading.fetch_sub(1, Ordering::AcqRel) - 1);
     }
 }
 

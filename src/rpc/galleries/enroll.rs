@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
@@ -66,6 +66,7 @@ impl EnrollCall {
     /// Embeds and stores an item; an item at fault fails alone.
     pub async fn finish(self, begun: Result<Begun, Status>) -> Result<wire::EnrollResponse, Status> {
         let Begun { entry_id, item, _chip, _turn } = begun?;
+        let started = Instant::now();
         let mut response = wire::EnrollResponse { entry_id, ..wire::EnrollResponse::default() };
         let stored = match item {
             Ok(item) => self.store(item).await,
@@ -73,12 +74,12 @@ impl EnrollCall {
         };
         match stored {
             Ok((outcome, warnings)) => {
-                metrics::enrolled(outcome_name(outcome));
+                metrics::enrolled(outcome_name(outcome), started.elapsed());
                 response.outcome = outcome_to_wire(outcome).into();
                 response.warnings = warnings;
             }
             Err(problem) => {
-                metrics::enrolled(problem.reason);
+                metrics::enrolled(problem.reason, started.elapsed());
                 response.error = Some(problem.into());
             }
         }

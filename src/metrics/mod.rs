@@ -1,0 +1,248 @@
+//! Every metric, once: `table` says what it is, the functions here record it.
+//!
+//! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
+
+pub mod table;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+
+pub use table::LATE_MAX;
+use table::*;
+
+/// Starts recording; the handle renders what Prometheus scrapes.
+///
+/// # Errors
+/// When a recorder is installed already.
+pub fn install() -> Result<PrometheusHandle, BuildError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in table::all() {
+        if let Kind::Histogram(bounds) = metric.kind {
+            builder = builder.set_buckets_for_metric(Matcher::Full(metric.name.into()), bounds)?;
+        }
+    }
+    let handle = builder.install_recorder()?;
+    describe();
+    gauge!(LATE_MAX).set(0.0);
+    gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    Ok(handle)
+}
+
+fn describe() {
+    for Metric { name, kind, meaning, .. } in table::all() {
+        match kind {
+            Kind::Counter => describe_counter!(*name, *meaning),
+            Kind::Gauge => describe_gauge!(*name, *meaning),
+            Kind::Histogram(_) => describe_histogram!(*name, *meaning),
+        }
+    }
+    metrics_process::Collector::default().describe();
+}
+
+/// What the configuration allows of something.
+pub fn limit(limit: &'static str, most: f64) {
+    gauge!(LIMIT, "limit" => limit).set(most);
+}
+
+/// Reads the process's own CPU time, memory and files, once a scrape.
+pub fn collect_process() {
+    metrics_process::Collector::default().collect();
+}
+
+/// `service` and `method` must come from the served contract, so that callers cannot add label values.
+pub fn call_started(service: &'static str, method: &'static str) {
+    counter!(STARTED, "grpc_service" => service, "grpc_method" => method).increment(1);
+}
+
+pub fn call_handled(service: &'static str, method: &'static str, code: &'static str, took: Duration) {
+    counter!(HANDLED, "grpc_service" => service, "grpc_method" => method, "grpc_code" => code).increment(1);
+    histogram!(HANDLING, "grpc_service" => service, "grpc_method" => method).record(took);
+}
+
+pub fn calls_in_flight(calls: usize) {
+    gauge!(CALLS).set(calls as f64);
+}
+
+pub fn connections(open: usize) {
+    gauge!(CONNECTIONS).set(open as f64);
+}
+
+pub fn receiving(bytes: usize) {
+    gauge!(RECEIVING).set(bytes as f64);
+}
+
+pub fn refused(reason: &'static str) {
+    counter!(REFUSED, "reason" => reason).increment(1);
+}
+
+pub fn chip_answered(modality: &'static str, outcome: &'static str) {
+    counter!(CHIPS, "modality" => modality, "outcome" => outcome).increment(1);
+}
+
+pub fn chip_warning(code: &'static str) {
+    counter!(WARNINGS, "code" => code).increment(1);
+}
+
+pub fn decoding(chips: usize) {
+    gauge!(DECODING).set(chips as f64);
+}
+
+pub fn decoded(took: Duration) {
+    histogram!(DECODE).record(took);
+}
+
+pub fn queue_depth(chips: usize) {
+    gauge!(QUEUE_DEPTH).set(chips as f64);
+}
+
+pub fn admitted(chips: usize, bytes: usize) {
+    gauge!(ADMITTED).set(chips as f64);
+    gauge!(ADMITTED_BYTES).set(bytes as f64);
+}
+
+/// `late` has an entry for each chip that ended past its deadline.
+pub fn batch_done(size: usize, forward: Duration, waits: &[Duration], late: &[Duration]) {
+    static LATEST_US: AtomicU64 = AtomicU64::new(0);
+    if let Some(latest) = late.iter().max() {
+        counter!(LATE).increment(late.len() as u64);
+        let latest = u64::try_from(latest.as_micros()).unwrap_or(u64::MAX);
+        let latest = LATEST_US.fetch_max(latest, Ordering::Relaxed).max(latest);
+        gauge!(LATE_MAX).set(Duration::from_micros(latest).as_secs_f64());
+    }
+    forward_succeeded();
+    histogram!(BATCH).record(size as f64);
+    histogram!(FORWARD).record(forward);
+    for wait in waits {
+        histogram!(QUEUE_WAIT).record(*wait);
+    }
+}
+
+fn forward_succeeded() {
+    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    gauge!(LAST_FORWARD).set(since_1970.as_secs_f64());
+}
+
+/// A chip of the server's own has come through, or not.
+pub fn canary(outcome: &'static str) {
+    counter!(CANARIES, "outcome" => outcome).increment(1);
+}
+
+pub fn dropped(reason: &'static str) {
+    counter!(DROPPED, "reason" => reason).increment(1);
+}
+
+pub fn out_of_memory() {
+    counter!(OUT_OF_MEMORY).increment(1);
+}
+
+pub fn encoder_panicked() {
+    counter!(PANICS).increment(1);
+}
+
+pub fn searching(threads: usize) {
+    gauge!(SEARCHING).set(threads as f64);
+}
+
+pub fn search_waited(took: Duration) {
+    histogram!(SEARCH_WAIT).record(took);
+}
+
+pub fn searched(ranking: &'static str, took: Duration) {
+    histogram!(SEARCH, "ranking" => ranking).record(took);
+}
+
+pub fn search_stopped(reason: &'static str) {
+    counter!(SEARCH_STOPPED, "reason" => reason).increment(1);
+}
+
+/// `outcome` is one of a fixed set, never what a caller sent.
+pub fn enrolled(outcome: &'static str, took: Duration) {
+    counter!(ENROLLED, "outcome" => outcome).increment(1);
+    histogram!(ENROLL).record(took);
+}
+
+pub fn committed(operations: usize, took: Duration) {
+    histogram!(COMMIT).record(took);
+    histogram!(COMMIT_SIZE).record(operations as f64);
+}
+
+/// How many galleries are in a state.
+pub fn galleries(state: &'static str, galleries: usize) {
+    gauge!(GALLERIES, "state" => state).set(galleries as f64);
+}
+
+/// Of all galleries together.
+pub fn gallery_content(entries: u64, bytes: u64) {
+    gauge!(ENTRIES).set(entries as f64);
+    gauge!(GALLERY_BYTES).set(bytes as f64);
+}
+
+pub fn ready(is_ready: bool) {
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+}
+
+/// Whether the server is in a state.
+pub fn health(state: &'static str, is_in_it: bool) {
+    gauge!(HEALTH, "state" => state).set(f64::from(u8::from(is_in_it)));
+}
+
+/// A model is on the devices.
+pub fn model_resident(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
+}
+
+/// A model has left the devices.
+pub fn model_gone(digest: String, precision: &'static str, device: String) {
+    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
+}
+
+pub fn models_stored(models: usize, bytes: u64) {
+    gauge!(MODELS_STORED).set(models as f64);
+    gauge!(MODELS_STORED_BYTES).set(bytes as f64);
+}
+
+pub fn activation(outcome: &'static str, took: Duration) {
+    counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
+    gauge!(ACTIVATION).set(took);
+}
+
+pub fn following(galleries: usize) {
+    gauge!(FOLLOWING).set(galleries as f64);
+}
+
+/// Of the gallery that is at work.
+pub fn following_left(entries: u64) {
+    gauge!(FOLLOWING_LEFT).set(entries as f64);
+}
+
+pub fn stalled_galleries(galleries: usize) {
+    gauge!(STALLED).set(galleries as f64);
+}
+
+pub fn reembedded(entries: u64) {
+    counter!(REEMBEDDED).increment(entries);
+}
+
+pub fn jobs(state: &'static str, jobs: usize) {
+    gauge!(JOBS, "state" => state).set(jobs as f64);
+}
+
+/// `slot` counts the places for jobs that run at the same time, from 0.
+pub fn job_step(slot: usize, seconds: f64, images_per_second: f64, loss: f64) {
+    histogram!(JOB_STEP, "slot" => slot.to_string()).record(seconds);
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(images_per_second);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(loss);
+}
+
+pub fn job_map(slot: usize, map: f64) {
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(map);
+}
+
+pub fn job_slot_free(slot: usize) {
+    gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(0.0);
+    gauge!(JOB_LOSS, "slot" => slot.to_string()).set(f64::NAN);
+    gauge!(JOB_MAP, "slot" => slot.to_string()).set(f64::NAN);
+}

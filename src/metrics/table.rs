@@ -1,0 +1,459 @@
+//! What every metric is: name, kind, unit, labels and meaning. `docs/metrics.md` is written from here.
+
+/// One metric, as Prometheus and its readers know it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: &'static str,
+    /// Each with its possible values.
+    pub labels: &'static [(&'static str, &'static str)],
+    pub meaning: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    /// With the upper bounds of its buckets.
+    Histogram(&'static [f64]),
+}
+
+/// Metrics of one subject.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Group {
+    pub title: &'static str,
+    pub metrics: &'static [Metric],
+}
+
+pub const STARTED: &str = "grpc_server_started_total";
+pub const HANDLED: &str = "grpc_server_handled_total";
+pub const HANDLING: &str = "grpc_server_handling_seconds";
+pub const CALLS: &str = "shipreid_calls_in_flight";
+pub const CONNECTIONS: &str = "shipreid_connections";
+pub const RECEIVING: &str = "shipreid_receiving_bytes";
+pub const REFUSED: &str = "shipreid_refused_total";
+pub const LIMIT: &str = "shipreid_limit";
+pub const CHIPS: &str = "shipreid_chips_total";
+pub const WARNINGS: &str = "shipreid_chip_warnings_total";
+pub const DECODING: &str = "shipreid_decoding_chips";
+pub const DECODE: &str = "shipreid_decode_duration_seconds";
+pub const QUEUE_DEPTH: &str = "shipreid_queue_depth_chips";
+pub const ADMITTED: &str = "shipreid_admitted_chips";
+pub const ADMITTED_BYTES: &str = "shipreid_admitted_bytes";
+pub const QUEUE_WAIT: &str = "shipreid_queue_wait_duration_seconds";
+pub const FORWARD: &str = "shipreid_forward_duration_seconds";
+pub const BATCH: &str = "shipreid_batch_size_chips";
+pub const DROPPED: &str = "shipreid_dropped_chips_total";
+pub const LATE: &str = "shipreid_late_chips_total";
+/// Read by `shipreid bench`.
+pub const LATE_MAX: &str = "shipreid_late_seconds_max";
+pub const OUT_OF_MEMORY: &str = "shipreid_out_of_memory_total";
+pub const PANICS: &str = "shipreid_encoder_panics_total";
+pub const SEARCHING: &str = "shipreid_searches_running";
+pub const SEARCH_WAIT: &str = "shipreid_search_wait_duration_seconds";
+pub const SEARCH: &str = "shipreid_search_duration_seconds";
+pub const SEARCH_STOPPED: &str = "shipreid_searches_stopped_total";
+pub const ENROLLED: &str = "shipreid_enrolled_total";
+pub const ENROLL: &str = "shipreid_enroll_duration_seconds";
+pub const COMMIT: &str = "shipreid_commit_duration_seconds";
+pub const COMMIT_SIZE: &str = "shipreid_commit_size_operations";
+pub const GALLERIES: &str = "shipreid_galleries";
+pub const ENTRIES: &str = "shipreid_gallery_entries";
+pub const GALLERY_BYTES: &str = "shipreid_gallery_bytes";
+pub const READY: &str = "shipreid_ready";
+pub const HEALTH: &str = "shipreid_health";
+pub const CANARIES: &str = "shipreid_canaries_total";
+pub const LAST_FORWARD: &str = "shipreid_last_forward_timestamp_seconds";
+pub const BUILD: &str = "shipreid_build_info";
+pub const MODEL: &str = "shipreid_model_info";
+pub const ACTIVATIONS: &str = "shipreid_activations_total";
+pub const ACTIVATION: &str = "shipreid_activation_seconds";
+pub const FOLLOWING: &str = "shipreid_following_galleries";
+pub const FOLLOWING_LEFT: &str = "shipreid_following_entries_left";
+pub const STALLED: &str = "shipreid_stalled_galleries";
+pub const REEMBEDDED: &str = "shipreid_reembedded_entries_total";
+pub const MODELS_STORED: &str = "shipreid_models_stored";
+pub const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
+pub const JOBS: &str = "shipreid_jobs";
+pub const JOB_STEP: &str = "shipreid_job_step_duration_seconds";
+pub const JOB_IMAGES: &str = "shipreid_job_images_per_second";
+pub const JOB_LOSS: &str = "shipreid_job_loss";
+pub const JOB_MAP: &str = "shipreid_job_map";
+
+const CALL_SECONDS: Kind =
+    Kind::Histogram(&[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0]);
+const STAGE_SECONDS: Kind =
+    Kind::Histogram(&[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0]);
+const STEP_SECONDS: Kind =
+    Kind::Histogram(&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
+const BATCH_CHIPS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]);
+const COMMIT_OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0]);
+
+const SERVICE: (&str, &str) =
+    ("grpc_service", "a service of the contract, of health or reflection; `unknown`");
+const METHOD: (&str, &str) = ("grpc_method", "its method; `unknown`");
+const SLOT: (&str, &str) = ("slot", "`0` to `training.jobs_concurrent_max` - 1");
+
+/// Every metric of ours, by subject, in the order of a chip's way.
+pub const TABLE: &[Group] = &[
+    Group {
+        title: "Calls and connections",
+        metrics: &[
+            metric(STARTED, Kind::Counter, "calls", &[SERVICE, METHOD], "Calls that arrived."),
+            metric(
+                HANDLED,
+                Kind::Counter,
+                "calls",
+                &[
+                    SERVICE,
+                    METHOD,
+                    ("grpc_code", "`OK`, `Canceled`, `InvalidArgument`, ... as go-grpc names them"),
+                ],
+                "Calls that ended. A caller that left counts as `Canceled`.",
+            ),
+            metric(
+                HANDLING,
+                CALL_SECONDS,
+                "seconds",
+                &[SERVICE, METHOD],
+                "From a call's headers to its end.",
+            ),
+            metric(CALLS, Kind::Gauge, "calls", &[], "Calls that hold a permit."),
+            metric(CONNECTIONS, Kind::Gauge, "connections", &[], "Open gRPC connections."),
+            metric(RECEIVING, Kind::Gauge, "bytes", &[], "Bytes of messages that are being received."),
+            metric(
+                REFUSED,
+                Kind::Counter,
+                "refusals",
+                &[(
+                    "reason",
+                    "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
+                     `QUEUE_TOO_LONG`, `DRAINING`",
+                )],
+                "What was refused at once: calls, connections, or the chips of a call.",
+            ),
+            metric(
+                LIMIT,
+                Kind::Gauge,
+                "as what it bounds",
+                &[(
+                    "limit",
+                    "`calls`, `connections`, `receiving_bytes`, `queue_chips`, `queue_bytes`, `decode_threads`, \
+                     `device_threads`, `batch_chips`, `search_threads`, `jobs_running`, `models_stored`, \
+                     `models_stored_bytes`",
+                )],
+                "What the configuration allows. Saturation is what is used, divided by it.",
+            ),
+        ],
+    },
+    Group {
+        title: "Chips and batches",
+        metrics: &[
+            metric(
+                CHIPS,
+                Kind::Counter,
+                "chips",
+                &[("modality", "`optical`, `sar`"), ("outcome", "`ok`, or the reason of the chip's error")],
+                "Chips answered.",
+            ),
+            metric(
+                WARNINGS,
+                Kind::Counter,
+                "warnings",
+                &[("code", "the code of the warning")],
+                "Doubts about embedded chips.",
+            ),
+            metric(DECODING, Kind::Gauge, "chips", &[], "Chips that are being decoded and resized."),
+            metric(DECODE, STAGE_SECONDS, "seconds", &[], "Decoding and resizing one chip."),
+            metric(ADMITTED, Kind::Gauge, "chips", &[], "Chips in the server, from admission to answer."),
+            metric(ADMITTED_BYTES, Kind::Gauge, "bytes", &[], "Bytes of the chips in the server."),
+            metric(QUEUE_DEPTH, Kind::Gauge, "chips", &[], "Chips that wait for a device."),
+            metric(QUEUE_WAIT, STAGE_SECONDS, "seconds", &[], "One chip's wait between queue and device."),
+            metric(FORWARD, STAGE_SECONDS, "seconds", &[], "One forward pass."),
+            metric(BATCH, BATCH_CHIPS, "chips", &[], "Chips in one forward pass."),
+            metric(
+                DROPPED,
+                Kind::Counter,
+                "chips",
+                &[("reason", "`DEADLINE`, `CANCELLED`")],
+                "Chips that left the queue without costing the device.",
+            ),
+            metric(LATE, Kind::Counter, "chips", &[], "Chips whose forward pass ended after their deadline."),
+            metric(
+                LATE_MAX,
+                Kind::Gauge,
+                "seconds",
+                &[],
+                "The furthest that a forward pass has ended past a deadline.",
+            ),
+            metric(
+                OUT_OF_MEMORY,
+                Kind::Counter,
+                "passes",
+                &[],
+                "Forward passes that ran out of device memory.",
+            ),
+            metric(PANICS, Kind::Counter, "passes", &[], "Forward passes that panicked."),
+        ],
+    },
+    Group {
+        title: "Galleries",
+        metrics: &[
+            metric(SEARCHING, Kind::Gauge, "threads", &[], "Threads that search or read galleries now."),
+            metric(SEARCH_WAIT, STAGE_SECONDS, "seconds", &[], "One Match call's wait for such a thread."),
+            metric(
+                SEARCH,
+                STAGE_SECONDS,
+                "seconds",
+                &[("ranking", "`cosine`, `reranked`, `fused`")],
+                "Filtering, searching and ranking the queries of one Match call.",
+            ),
+            metric(
+                SEARCH_STOPPED,
+                Kind::Counter,
+                "searches",
+                &[("reason", "`DEADLINE`, `CANCELLED`")],
+                "Searches that were given up half way, since nobody waited for them any more.",
+            ),
+            metric(
+                ENROLLED,
+                Kind::Counter,
+                "items",
+                &[("outcome", "`created`, `replaced`, `unchanged`, or the reason of the item's error")],
+                "Enrolments answered.",
+            ),
+            metric(
+                ENROLL,
+                STAGE_SECONDS,
+                "seconds",
+                &[],
+                "One enrolment, from its turn to its acknowledgement.",
+            ),
+            metric(
+                COMMIT,
+                STAGE_SECONDS,
+                "seconds",
+                &[],
+                "One group of operations made durable and published.",
+            ),
+            metric(COMMIT_SIZE, COMMIT_OPERATIONS, "operations", &[], "Operations that share one commit."),
+            metric(
+                GALLERIES,
+                Kind::Gauge,
+                "galleries",
+                &[("state", "`writable`, `read_only` (the disk failed), `refused` (cannot be opened)")],
+                "Galleries, of all tenants together.",
+            ),
+            metric(ENTRIES, Kind::Gauge, "entries", &[], "Entries of all galleries together."),
+            metric(
+                GALLERY_BYTES,
+                Kind::Gauge,
+                "bytes",
+                &[],
+                "Bytes of entries, embeddings and kept chips of all galleries together; the files are larger.",
+            ),
+        ],
+    },
+    Group {
+        title: "Health",
+        metrics: &[
+            metric(READY, Kind::Gauge, "0 or 1", &[], "1 while the server answers calls."),
+            metric(
+                HEALTH,
+                Kind::Gauge,
+                "0 or 1",
+                &[(
+                    "state",
+                    "`warming`, `serving`, `failing` (canaries do not pass), `draining`, `device_lost`",
+                )],
+                "1 for the state that the server is in.",
+            ),
+            metric(
+                CANARIES,
+                Kind::Counter,
+                "canaries",
+                &[("outcome", "`ok`, `failed`, `late`")],
+                "Chips of the server's own that went through queue and device while nothing else did.",
+            ),
+            metric(
+                LAST_FORWARD,
+                Kind::Gauge,
+                "Unix time in seconds",
+                &[],
+                "When a forward pass last succeeded, a caller's or a canary's.",
+            ),
+            metric(
+                BUILD,
+                Kind::Gauge,
+                "1",
+                &[("version", "the program's version")],
+                "1 for the program that runs.",
+            ),
+        ],
+    },
+    Group {
+        title: "Models",
+        metrics: &[
+            metric(
+                MODEL,
+                Kind::Gauge,
+                "0 or 1",
+                &[
+                    ("digest", "the model's digest"),
+                    ("precision", "`f32`, `bf16`"),
+                    ("device", "`cpu`, `cuda:0`, ..."),
+                ],
+                "1 for each resident model.",
+            ),
+            metric(
+                ACTIVATIONS,
+                Kind::Counter,
+                "activations",
+                &[("outcome", "`ok`, or the reason of the error")],
+                "Activations of a model.",
+            ),
+            metric(ACTIVATION, Kind::Gauge, "seconds", &[], "How long the last activation took."),
+            metric(
+                FOLLOWING,
+                Kind::Gauge,
+                "galleries",
+                &[],
+                "Galleries that are being embedded anew by the active model.",
+            ),
+            metric(
+                FOLLOWING_LEFT,
+                Kind::Gauge,
+                "entries",
+                &[],
+                "Entries that the gallery at work has yet to be embedded anew.",
+            ),
+            metric(
+                STALLED,
+                Kind::Gauge,
+                "galleries",
+                &[],
+                "Galleries that should follow the active model but cannot.",
+            ),
+            metric(REEMBEDDED, Kind::Counter, "entries", &[], "Entries that were embedded anew."),
+            metric(MODELS_STORED, Kind::Gauge, "models", &[], "Models on disk."),
+            metric(MODELS_STORED_BYTES, Kind::Gauge, "bytes", &[], "Bytes of the models on disk."),
+        ],
+    },
+    Group {
+        title: "Training",
+        metrics: &[
+            metric(
+                JOBS,
+                Kind::Gauge,
+                "jobs",
+                &[(
+                    "state",
+                    "`queued`, `running`, `cancelling`, `cancelled`, `failed`, `finished`, `interrupted`",
+                )],
+                "Training jobs.",
+            ),
+            metric(JOB_STEP, STEP_SECONDS, "seconds", &[SLOT], "One training step."),
+            metric(
+                JOB_IMAGES,
+                Kind::Gauge,
+                "images per second",
+                &[SLOT],
+                "Images that a job learns from; 0 without a job.",
+            ),
+            metric(JOB_LOSS, Kind::Gauge, "1", &[SLOT], "Loss of a job's last step; NaN without a job."),
+            metric(
+                JOB_MAP,
+                Kind::Gauge,
+                "share",
+                &[SLOT],
+                "mAP of a job's last evaluation; NaN before the first.",
+            ),
+        ],
+    },
+];
+
+const fn metric(
+    name: &'static str,
+    kind: Kind,
+    unit: &'static str,
+    labels: &'static [(&'static str, &'static str)],
+    meaning: &'static str,
+) -> Metric {
+    Metric { name, kind, unit, labels, meaning }
+}
+
+/// Every metric of ours.
+pub fn all() -> impl Iterator<Item = &'static Metric> {
+    TABLE.iter().flat_map(|group| group.metrics)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::fmt::Write;
+    use std::path::Path;
+
+    use super::*;
+
+    /// Set, the document is written and not compared.
+    const WRITE: &str = "SHIPREID_WRITE_DOCS";
+
+    const HEAD: &str = "# Metrics\n\n\
+        What `/metrics` on `server.metrics_listen` shows, written from `src/metrics/table.rs` by\n\
+        `SHIPREID_WRITE_DOCS=1 cargo test --no-default-features --lib metrics`.\n\n\
+        Durations are in seconds, sizes in bytes. No label carries the id of a ship, chip, gallery, job or caller, so\n\
+        that the number of series is bounded by the program. A metric appears with its first value. Beside these stand\n\
+        the standard `process_*` metrics: processor time, memory, open files, threads, start time.\n";
+
+    fn kind(kind: Kind) -> String {
+        match kind {
+            Kind::Counter => "counter".into(),
+            Kind::Gauge => "gauge".into(),
+            Kind::Histogram(bounds) => {
+                let bounds: Vec<String> = bounds.iter().map(ToString::to_string).collect();
+                format!("histogram: {}", bounds.join(", "))
+            }
+        }
+    }
+
+    fn document() -> String {
+        let mut text = HEAD.to_owned();
+        for group in TABLE {
+            write!(text, "\n## {}\n\n", group.title).expect("a string");
+            text.push_str("| name | kind | unit | labels | meaning |\n|---|---|---|---|---|\n");
+            for Metric { name, kind, unit, labels, meaning } in group.metrics {
+                let labels: Vec<String> =
+                    labels.iter().map(|(label, values)| format!("`{label}`: {values}")).collect();
+                let (kind, labels) = (self::kind(*kind), labels.join("; "));
+                writeln!(text, "| `{name}` | {kind} | {unit} | {labels} | {meaning} |").expect("a string");
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_document_says_what_the_table_says() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+        if std::env::var_os(WRITE).is_some() {
+            std::fs::write(&path, document()).expect("the folder of the documents");
+        }
+        let found = std::fs::read_to_string(&path).expect("the document is there");
+        assert!(
+            found == document(),
+            "docs/metrics.md is not what the table says; write it with \
+             {WRITE}=1 cargo test --no-default-features --lib metrics"
+        );
+    }
+
+    #[test]
+    fn names_are_unique_and_end_as_prometheus_wants() {
+        let names: BTreeSet<&str> = all().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), all().count());
+        for Metric { name, kind, unit, .. } in all() {
+            assert_eq!(*kind == Kind::Counter, name.ends_with("_total"), "{name}");
+            assert!(*unit != "seconds" || name.contains("seconds"), "{name}");
+            assert!(*unit != "bytes" || name.contains("bytes"), "{name}");
+        }
+    }
+}
