@@ -6,6 +6,7 @@
 mod command;
 #[cfg(feature = "torch")]
 mod crash;
+mod dashboards;
 mod embed;
 mod foreign;
 mod galleries;
