@@ -24,8 +24,8 @@ use tonic_health::server::HealthReporter;
 use crate::chip::ImageLimits;
 use crate::config::{Config, Matching, Precision, Store};
 use crate::encoder::{
-    Admission, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings, Residency,
-    ResidencySettings,
+    Admission, CanaryOutcome, EncodeQueue, EncoderEvent, Health, ModelLease, Pipeline, QueueSettings,
+    Residency, ResidencySettings, keep_canaries,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::jobs::Jobs;
@@ -33,7 +33,7 @@ use crate::matching::Calibrator;
 use crate::metrics;
 use crate::registry::{Activator, Follower, ModelLoader, Registry};
 use crate::rpc::{
-    self, Calibrators, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
+    self, Calibrators, Drain, GalleriesService, GalleryAccess, JobAccess, Matcher, ModelsService, Services,
     ShipReIdService, TrainingJobsService, listener, status_page,
 };
 
@@ -43,6 +43,8 @@ pub use load::{load_model, open_models, put_on_device};
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
+/// What calls in flight may take of the time to go down; the rest is for stores.
+const CALLS_SHARE: f64 = 0.8;
 /// Folder of the galleries within the data folder.
 const GALLERIES: &str = "galleries";
 /// What may wait for a gallery's writer.
@@ -74,11 +76,15 @@ pub struct Running {
     /// Where `/metrics`, `/healthz` and `/readyz` answer.
     pub metrics_address: SocketAddr,
     health: watch::Receiver<Health>,
+    drain_notice: Duration,
+    drain_max: Duration,
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     queue: EncodeQueue,
     shelf: Option<Arc<Shelf>>,
     registry: Option<Arc<Registry>>,
+    /// Looks whether an idle device still works.
+    canaries: Option<JoinHandle<()>>,
     /// Leads galleries to the active model.
     following: Option<JoinHandle<()>>,
     jobs: Option<Arc<Jobs>>,
@@ -126,34 +132,70 @@ pub async fn start(
     let follower = shelf.clone().zip(activator.clone());
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
-    let services = services(config, pipeline, shelf.clone(), calibrators, activator, jobs.clone());
-    let (router, reporter) = rpc::router(services, &config.limits);
+    let canary_period = Some(config.encoder.canary_seconds).filter(|seconds| *seconds > 0.0);
+    let canaries = canary_period
+        .map(|seconds| tokio::spawn(keep_canaries(Arc::clone(&pipeline), Duration::from_secs_f64(seconds))));
+    let drain = Drain::new(stopping);
+    let wired = Wired { pipeline, shelf: shelf.clone(), calibrators, activator, jobs: jobs.clone() };
+    let (router, reporter) = rpc::router(services(config, wired, &drain), &config.limits, drain.clone());
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
     let drain_max = Duration::from_secs_f64(config.server.drain_seconds_max);
+    let calls_max = drain_max.mul_f64(CALLS_SHARE);
     let serving = tokio::spawn(async move {
-        listener::serve(listener, router, &limits, stopped(stopping), drain_max).await;
+        listener::serve(listener, router, &limits, drain.begun(), calls_max).await;
     });
     tracing::info!(%address, %metrics_address, "serving");
     Ok(Running {
         address,
         metrics_address,
         health,
+        drain_notice: Duration::from_secs_f64(config.server.drain_notice_seconds),
+        drain_max,
         shutdown,
         serving,
         queue,
         shelf,
         registry,
+        canaries,
         following,
         jobs,
     })
 }
 
+/// How a server went down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drained {
+    InOrder,
+    /// Something did not end in time; it may still run.
+    CutShort,
+}
+
 impl Running {
-    /// Refuses new calls, lets those in flight finish within the grace period, stops the device threads.
-    pub async fn stop(self) {
+    /// Says that the server is not ready, serves on for as long as load balancers need to look away, then
+    /// [stops](Self::stop).
+    pub async fn drain(self) -> Drained {
+        self.queue.announce_drain();
+        tokio::time::sleep(self.drain_notice).await;
+        self.stop().await
+    }
+
+    /// Refuses new calls, lets those in flight and training jobs finish, stops the device threads, closes the stores:
+    /// within the configured time, whatever hangs.
+    pub async fn stop(self) -> Drained {
         self.queue.announce_drain();
         self.shutdown.send_replace(true);
+        let drain_max = self.drain_max;
+        match tokio::time::timeout(drain_max, self.finish()).await {
+            Ok(()) => Drained::InOrder,
+            Err(_) => {
+                tracing::error!(seconds = drain_max.as_secs_f64(), "the server did not go down in time");
+                Drained::CutShort
+            }
+        }
+    }
+
+    async fn finish(self) {
         if let Some(jobs) = self.jobs {
             // Those who watch a job see how it ends here; only then they are sent away.
             jobs.drain().await;
@@ -161,10 +203,10 @@ impl Running {
         if let Err(cause) = self.serving.await {
             tracing::error!(%cause, "the server task ended badly");
         }
-        if let Some(following) = self.following {
-            following.abort();
+        for background in [self.canaries, self.following].into_iter().flatten() {
+            background.abort();
             // What it was doing goes on at the next start.
-            let _ = following.await;
+            let _ = background.await;
         }
         self.queue.close().await;
         if let Some(shelf) = self.shelf
@@ -244,21 +286,24 @@ fn read_calibrators(matching: &Matching) -> anyhow::Result<Calibrators> {
     Ok(calibrators)
 }
 
-fn services(
-    config: &Config,
+/// What services are made of.
+struct Wired {
     pipeline: Arc<Pipeline>,
     shelf: Option<Arc<Shelf>>,
     calibrators: Calibrators,
     activator: Option<Activator>,
     jobs: Option<Arc<Jobs>>,
-) -> Services {
+}
+
+fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
+    let Wired { pipeline, shelf, calibrators, activator, jobs } = wired;
+    let Config { limits, matching, .. } = config;
     let access = GalleryAccess::new(shelf, search_threads(config));
-    let matcher =
-        Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, &config.matching, &config.limits);
+    let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
     let jobs = JobAccess::new(jobs);
     Services {
-        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), &config.limits),
-        galleries: GalleriesService::new(access, Arc::clone(&pipeline), &config.limits),
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),
+        galleries: GalleriesService::new(access, Arc::clone(&pipeline), limits, drain.clone()),
         models: ModelsService::new(pipeline, activator),
         training_jobs: TrainingJobsService::new(jobs),
     }
@@ -316,11 +361,6 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
-async fn stopped(mut stopping: watch::Receiver<bool>) {
-    // A dropped sender means that the server's owner is gone, which is a reason to stop as well.
-    let _ = stopping.wait_for(|stop| *stop).await;
-}
-
 async fn upkeep(metrics: PrometheusHandle) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
@@ -335,7 +375,9 @@ async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Hea
         let now = *health.borrow_and_update();
         let status = match now {
             Health::Serving => ServingStatus::Serving,
-            Health::Warming | Health::Draining | Health::DeviceLost => ServingStatus::NotServing,
+            Health::Warming | Health::Failing | Health::Draining | Health::DeviceLost => {
+                ServingStatus::NotServing
+            }
         };
         tell_health(now);
         for service in [""].into_iter().chain(rpc::SERVICES) {
@@ -359,6 +401,12 @@ fn observe(event: EncoderEvent) {
     match event {
         EncoderEvent::BatchDone { size, forward, waits, late } => {
             metrics::batch_done(size, forward, &waits, &late);
+        }
+        EncoderEvent::Canary { outcome } => {
+            metrics::canary(outcome.name());
+            if outcome != CanaryOutcome::Passed {
+                tracing::error!(outcome = outcome.name(), "a canary has not come through the device");
+            }
         }
         EncoderEvent::Depth(chips) => metrics::queue_depth(chips),
         EncoderEvent::Dropped { reason } => metrics::dropped(reason),

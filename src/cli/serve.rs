@@ -1,12 +1,17 @@
 //! `shipreid serve`: until a signal ends it.
 
 use clap::Args;
-use shipreid::app;
+use shipreid::app::{self, Drained};
+use shipreid::config::Config;
+use shipreid::telemetry::Traces;
 use shipreid::{metrics, model, telemetry};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{ConfigFlags, Failure};
+
+/// Exit code of a server that a second signal has ended.
+const INTERRUPTED: libc::c_int = 3;
 
 /// Examples:
 ///   shipreid serve --set model.preset=small
@@ -29,32 +34,63 @@ impl Serve {
             return Ok(());
         }
         model::wait_passively(app::threads_per_worker(&config));
-        telemetry::install(&config.telemetry)?;
-        let metrics = metrics::install()?;
-        let models = app::open_models(&config).map_err(Failure::Unusable)?;
-        Runtime::new()?.block_on(async {
-            let running = app::start(&config, models, metrics).await.map_err(Failure::Unusable)?;
-            println!("gRPC on {}", running.address);
-            println!("metrics on http://{}/metrics", running.metrics_address);
-            signalled().await?;
-            tracing::info!("draining; a second signal ends the process at once");
-            tokio::select! {
-                () = running.stop() => Ok(()),
-                second = signalled() => {
-                    second?;
-                    Err(anyhow::anyhow!("ended by a second signal, with calls in flight").into())
-                }
-            }
-        })
+        let runtime = Runtime::new()?;
+        let traces = {
+            let _runtime = runtime.enter();
+            telemetry::install(&config.telemetry)?
+        };
+        match runtime.block_on(serve(&config, traces))? {
+            Drained::InOrder => Ok(()),
+            // What did not end in time would also keep this process.
+            Drained::CutShort => exit_at_once(0),
+        }
     }
 }
 
-/// SIGTERM or SIGINT.
-async fn signalled() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+async fn serve(config: &Config, traces: Traces) -> Result<Drained, Failure> {
+    let metrics = metrics::install()?;
+    let models = app::open_models(config).map_err(Failure::Unusable)?;
+    let running = app::start(config, models, metrics).await.map_err(Failure::Unusable)?;
+    let mut signals = Signals::new()?;
+    println!("gRPC on {}", running.address);
+    println!("metrics on http://{}/metrics", running.metrics_address);
+    signals.next().await;
+    tracing::info!("draining; a second signal ends the process at once");
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        drained = running.drain() => {
+            // It blocks.
+            let _ = tokio::task::spawn_blocking(|| traces.flush()).await;
+            Ok(drained)
+        }
+        () = signals.next() => {
+            eprintln!("shipreid: ended by a second signal, with calls in flight");
+            exit_at_once(INTERRUPTED)
+        }
     }
-    Ok(())
+}
+
+/// SIGTERM and SIGINT. They are caught from here on, so that none is lost between two.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Ends the process without waiting for a thread: neither for one that hangs, nor for what libraries would tidy up
+/// beneath those that still run.
+fn exit_at_once(code: libc::c_int) -> ! {
+    // SAFETY: it does not return, and nothing is left to be done in this process.
+    unsafe { libc::_exit(code) }
 }

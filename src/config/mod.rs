@@ -32,6 +32,7 @@ pub struct Config {
 pub struct Server {
     pub listen: SocketAddr,
     pub metrics_listen: SocketAddr,
+    pub drain_notice_seconds: f64,
     pub drain_seconds_max: f64,
 }
 
@@ -80,6 +81,7 @@ pub struct Encoder {
     pub batch_max: usize,
     pub queue_items_max: usize,
     pub queue_bytes_max: usize,
+    pub canary_seconds: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -147,6 +149,8 @@ pub struct Limits {
     pub receiving_bytes_max: usize,
     pub chips_per_request_max: usize,
     pub calls_max: usize,
+    pub deadline_seconds_default: f64,
+    pub deadline_seconds_max: f64,
     pub stream_inflight_max: usize,
     pub enroll_inflight_max: usize,
     pub connections_max: usize,
@@ -161,6 +165,9 @@ pub struct Limits {
 pub struct Telemetry {
     pub log_format: LogFormat,
     pub log_filter: String,
+    pub otlp_endpoint: String,
+    pub otlp_sample_ratio: f64,
+    pub service_name: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,6 +182,7 @@ impl Default for Server {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
+            drain_notice_seconds: 3.0,
             drain_seconds_max: 30.0,
         }
     }
@@ -203,6 +211,7 @@ impl Default for Encoder {
             batch_max: 8,
             queue_items_max: 512,
             queue_bytes_max: 512 << 20,
+            canary_seconds: 30.0,
         }
     }
 }
@@ -257,6 +266,8 @@ impl Default for Limits {
             receiving_bytes_max: 512 << 20,
             chips_per_request_max: 64,
             calls_max: 256,
+            deadline_seconds_default: 60.0,
+            deadline_seconds_max: 600.0,
             stream_inflight_max: 32,
             enroll_inflight_max: 1024,
             connections_max: 1000,
@@ -271,7 +282,13 @@ impl Default for Limits {
 
 impl Default for Telemetry {
     fn default() -> Self {
-        Self { log_format: LogFormat::Text, log_filter: "info".into() }
+        Self {
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
+            otlp_endpoint: String::new(),
+            otlp_sample_ratio: 1.0,
+            service_name: "shipreid".into(),
+        }
     }
 }
 

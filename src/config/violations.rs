@@ -36,6 +36,10 @@ impl Violations {
             "server.listen and server.metrics_listen must differ",
         );
         self.require(
+            (0.0..=600.0).contains(&server.drain_notice_seconds),
+            "server.drain_notice_seconds must be 0 to 600",
+        );
+        self.require(
             (0.0..=3600.0).contains(&server.drain_seconds_max),
             "server.drain_seconds_max must be 0 to 3600",
         );
@@ -58,6 +62,10 @@ impl Violations {
         self.require(
             encoder.queue_items_max >= encoder.batch_max,
             "encoder.queue_items_max must be at least encoder.batch_max",
+        );
+        self.require(
+            encoder.canary_seconds == 0.0 || (1.0..=3600.0).contains(&encoder.canary_seconds),
+            "encoder.canary_seconds must be 0 or 1 to 3600",
         );
         self.require(
             (1..=encoder.queue_items_max).contains(&limits.chips_per_request_max),
@@ -129,6 +137,14 @@ impl Violations {
             "limits.receiving_bytes_max must be at least limits.message_bytes_max",
         );
         self.require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
+        self.require(
+            (0.001..=86_400.0).contains(&limits.deadline_seconds_max),
+            "limits.deadline_seconds_max must be 0.001 to 86400",
+        );
+        self.require(
+            (0.0..=limits.deadline_seconds_max).contains(&limits.deadline_seconds_default),
+            "limits.deadline_seconds_default must be 0 to limits.deadline_seconds_max",
+        );
         self.require(limits.stream_inflight_max >= 1, "limits.stream_inflight_max must be at least 1");
         self.require(
             (1..=65_536).contains(&limits.enroll_inflight_max),
@@ -156,9 +172,23 @@ impl Violations {
             tracing_subscriber::EnvFilter::try_new(&telemetry.log_filter).is_ok(),
             "telemetry.log_filter is not a valid filter",
         );
+        self.require(
+            telemetry.otlp_endpoint.is_empty() || is_http(&telemetry.otlp_endpoint),
+            "telemetry.otlp_endpoint must be empty or like http://127.0.0.1:4317",
+        );
+        self.require(
+            (0.0..=1.0).contains(&telemetry.otlp_sample_ratio),
+            "telemetry.otlp_sample_ratio must be 0 to 1",
+        );
+        self.require(!telemetry.service_name.is_empty(), "telemetry.service_name must not be empty");
     }
 }
 
 fn is_device(name: &str) -> bool {
     name == "cpu" || name.strip_prefix("cuda:").is_some_and(|number| number.parse::<u8>().is_ok())
+}
+
+fn is_http(endpoint: &str) -> bool {
+    let uri = endpoint.parse::<http::Uri>();
+    uri.is_ok_and(|uri| uri.scheme() == Some(&http::uri::Scheme::HTTP) && uri.authority().is_some())
 }

@@ -1,6 +1,7 @@
 //! The way of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
 
 mod admission;
+mod canary;
 mod order;
 mod pipeline;
 mod predict;
@@ -11,6 +12,7 @@ mod schedule;
 mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
+pub use canary::{CanaryOutcome, keep_canaries};
 pub use pipeline::{Caller, EmbedError, Embedded, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
 pub use queue::{

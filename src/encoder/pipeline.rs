@@ -199,8 +199,10 @@ impl Pipeline {
             return Err(EncodeError::DeadlineExceeded.into());
         }
         let limits = self.limits;
+        let span = tracing::debug_span!("decode", bytes = chip.image.len());
         let decoding = tokio::task::spawn_blocking(move || {
             let _turn = turn;
+            let _span = span.enter();
             let started = Instant::now();
             let prepared = crate::chip::prepare(&chip.image, &chip.view, size, &limits);
             (prepared, started.elapsed())

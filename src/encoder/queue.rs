@@ -14,8 +14,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
-pub(super) use shared::{Shared, Waiting, Work};
+pub(super) use shared::{Canary, Shared, Waiting, Work};
 
+use super::canary::CanaryOutcome;
 use super::order::{Load, Order, Unload};
 use super::schedule::{Buckets, Priority};
 use super::worker::{self, EncoderFactory};
@@ -37,6 +38,8 @@ pub enum Health {
     /// No model has been warmed yet.
     Warming,
     Serving,
+    /// Forward passes fail, or hang; the next that comes through ends this.
+    Failing,
     /// Going down: what is there is finished.
     Draining,
     /// A device thread lost its device; only a restart helps.
@@ -44,13 +47,15 @@ pub enum Health {
 }
 
 impl Health {
-    pub const ALL: [Self; 4] = [Self::Warming, Self::Serving, Self::Draining, Self::DeviceLost];
+    pub const ALL: [Self; 5] =
+        [Self::Warming, Self::Serving, Self::Failing, Self::Draining, Self::DeviceLost];
 
     /// Stable and fit for labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Warming => "warming",
             Self::Serving => "serving",
+            Self::Failing => "failing",
             Self::Draining => "draining",
             Self::DeviceLost => "device_lost",
         }
@@ -66,6 +71,10 @@ pub enum EncoderEvent {
         waits: Vec<Duration>,
         /// How far chips ended past their deadlines, for those that did.
         late: Vec<Duration>,
+    },
+    /// What became of a chip of the server's own.
+    Canary {
+        outcome: CanaryOutcome,
     },
     /// Chips that wait now.
     Depth(usize),
@@ -143,6 +152,15 @@ impl EncodeError {
             Self::UnknownModel => "MODEL_NOT_FOUND",
         }
     }
+}
+
+/// Why a chip of the server's own has not come through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CanaryError {
+    #[error("the forward pass failed")]
+    Failed,
+    #[error("the queue is closed, or the device is lost")]
+    Closed,
 }
 
 /// A model could not be put on a device thread.
@@ -247,8 +265,10 @@ impl EncodeQueue {
     /// What became of this chip's batch, or [`EncodeError::DeadlineExceeded`] at the deadline.
     pub async fn encode(&self, job: EncodeJob) -> Result<Encoded, EncodeError> {
         let deadline = job.deadline;
+        // It ends when a device thread takes the chip, or the caller leaves.
+        let span = tracing::debug_span!("queue");
         let (reply, answer) = oneshot::channel();
-        let ticket = self.shared.enqueue(job, reply)?;
+        let ticket = self.shared.enqueue(job, span, reply)?;
         let outcome = match deadline {
             None => answer.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
@@ -260,6 +280,29 @@ impl EncodeQueue {
             },
         };
         outcome.unwrap_or(Err(EncodeError::Closed))
+    }
+
+    /// Sends a chip of our own through one of the device threads, once it has nothing else to do. There is one at a time:
+    /// the next takes its place, and dropping the future takes it back.
+    ///
+    /// # Errors
+    /// What became of it.
+    pub async fn send_canary(&self, model: ModelDigest, chip_size: ChipSize) -> Result<(), CanaryError> {
+        let (reply, answer) = oneshot::channel();
+        let waits = self.shared.place_canary(Canary { model, chip_size, reply })?;
+        let outcome = answer.await;
+        drop(waits);
+        outcome.unwrap_or(Err(CanaryError::Closed))
+    }
+
+    /// Changes with every forward pass that succeeds.
+    pub fn passes(&self) -> watch::Receiver<u64> {
+        self.shared.passes()
+    }
+
+    /// Makes health what a canary says.
+    pub fn judge(&self, outcome: CanaryOutcome) {
+        self.shared.judge(outcome);
     }
 
     /// How long chips that come now would take to be done, by the batches that ran lately.

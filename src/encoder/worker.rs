@@ -6,8 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tracing::Span;
+
 use super::order::{Order, Unload, Warm};
-use super::queue::{EncodeError, Encoded, EncoderEvent, LoadError, Shared, Waiting, Work};
+use super::queue::{
+    Canary, CanaryError, EncodeError, Encoded, EncoderEvent, LoadError, Shared, Waiting, Work,
+};
 use super::schedule::{Buckets, Entry};
 use super::{Batch, Encoder, ForwardError};
 use crate::chip::{Chip, ChipSize, Modality};
@@ -46,6 +50,7 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
                     encoders.get_mut(&model).expect("only resident models are in the queue");
                 run_batch(encoder.as_mut(), model, entries, &mut buckets, shared);
             }
+            Work::Canary(canary) => run_canary(canary, &mut encoders, shared),
         }
     }
 }
@@ -79,11 +84,37 @@ fn warm_next(index: usize, mut warm: Warm, encoders: &mut Encoders, shared: &Sha
     }
 }
 
+/// Runs a chip of our own; only whether it comes through is told.
+fn run_canary(canary: Canary, encoders: &mut Encoders, shared: &Shared) {
+    let Canary { model, chip_size, reply } = canary;
+    // The model may have left since; then the next canary is of another.
+    let Some(encoder) = encoders.get_mut(&model) else { return };
+    let batch = Batch { model, chips: vec![warm_up_chip(chip_size, 0)] };
+    let outcome = match run_once(encoder.as_mut(), &batch, shared) {
+        Ok(_) => Ok(()),
+        Err(failure) => {
+            let error = tell_failure(failure, 1, shared);
+            Err(if error == EncodeError::DeviceLost { CanaryError::Closed } else { CanaryError::Failed })
+        }
+    };
+    // Whoever waited may have given it up.
+    let _ = reply.send(outcome);
+}
+
 /// Both modalities alternate, so that a batch warms either branch.
 fn warm_up_chip(size: ChipSize, number: usize) -> Chip {
     let modality = if number.is_multiple_of(2) { Modality::Optical } else { Modality::Sar };
     let pixels = (0..size.height * size.width * 3).map(|byte| (byte * 31 + number) as u8).collect();
     Chip::new(pixels, size, modality, [0.5, 0.5, 4.0])
+}
+
+/// A batch belongs to the traces of all its callers, and is in none of them.
+fn batch_span(entries: &[Entry<Waiting>]) -> Span {
+    let span = tracing::debug_span!(parent: None, "batch", chips = entries.len());
+    for entry in entries {
+        span.follows_from(&entry.payload.span);
+    }
+    span
 }
 
 /// Runs a batch and answers its callers; one that does not fit into memory is tried once more in halves.
@@ -95,6 +126,8 @@ fn run_batch(
     shared: &Shared,
 ) {
     let bound = Instant::now();
+    let span = batch_span(&entries);
+    let _span = span.enter();
     let (chips, callers): (Vec<_>, Vec<_>) = entries
         .into_iter()
         .map(|Entry { payload, deadline, .. }| {
@@ -129,10 +162,12 @@ fn run_once(
     batch: &Batch,
     shared: &Shared,
 ) -> Result<(Vec<Embedding>, Duration), Failure> {
+    let span = tracing::debug_span!("forward", chips = batch.chips.len());
     let started = Instant::now();
-    let embeddings = forward(encoder, batch)?;
+    let embeddings = span.in_scope(|| forward(encoder, batch))?;
     let took = started.elapsed();
     shared.record_time(batch.model, batch.chips.len(), took);
+    shared.passed();
     Ok((embeddings, took))
 }
 
@@ -178,25 +213,32 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
             }
             return;
         }
-        Err(Failure::OutOfMemory) => {
-            shared.tell(EncoderEvent::OutOfMemory { size });
-            EncodeError::OutOfMemory
-        }
-        Err(Failure::DeviceLost(message)) => {
-            shared.lose_device(message);
-            EncodeError::DeviceLost
-        }
-        Err(Failure::Failed(message)) => {
-            shared.tell(EncoderEvent::Failed { size, message });
-            EncodeError::Failed
-        }
-        Err(Failure::Panicked(message)) => {
-            shared.tell(EncoderEvent::Panicked { size, message });
-            EncodeError::Failed
-        }
+        Err(failure) => tell_failure(failure, size, shared),
     };
     for caller in callers {
         let _ = caller.reply.send(Err(error));
+    }
+}
+
+/// Tells why a batch gave nothing; what its callers get is returned.
+fn tell_failure(failure: Failure, size: usize, shared: &Shared) -> EncodeError {
+    match failure {
+        Failure::OutOfMemory => {
+            shared.tell(EncoderEvent::OutOfMemory { size });
+            EncodeError::OutOfMemory
+        }
+        Failure::DeviceLost(message) => {
+            shared.lose_device(message);
+            EncodeError::DeviceLost
+        }
+        Failure::Failed(message) => {
+            shared.tell(EncoderEvent::Failed { size, message });
+            EncodeError::Failed
+        }
+        Failure::Panicked(message) => {
+            shared.tell(EncoderEvent::Panicked { size, message });
+            EncodeError::Failed
+        }
     }
 }
 

@@ -6,6 +6,7 @@ mod content;
 mod entry;
 mod filter;
 mod index;
+mod patience;
 mod shelf;
 mod store;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
     Sighting, VesselNumber, VesselSet, cosine,
 };
+pub use patience::{Patience, Stopped, Waiter};
 pub use shelf::{
     Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError,
     ShelfOpenError, ShelfSettings, Slot,

@@ -11,7 +11,9 @@ use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
 use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
 use crate::embedding::{Embedding, ModelDigest};
-use crate::gallery::{EntryId, Found, Group, Hit, RowId, Snapshot, StoreError, VesselId, VesselNumber};
+use crate::gallery::{
+    EntryId, Found, Group, Hit, Patience, RowId, Snapshot, StoreError, VesselId, VesselNumber,
+};
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,19 +88,24 @@ pub enum MatchError {
 /// Reads the disk and computes, so it is not for an async task.
 ///
 /// # Errors
-/// The gallery cannot be read, or a fused ranking has no calibrator.
+/// The gallery cannot be read, a fused ranking has no calibrator, or the patience has run out.
 pub fn match_queries(
     snapshot: &Snapshot,
     plan: &Plan,
+    patience: &Patience,
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
     let model = snapshot.about().model;
     let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
     if plan.ranking == Ranking::Fused && calibrator.is_none() {
         return Err(MatchError::Uncalibrated { model });
     }
-    let session = Session { snapshot, plan, calibrator, selection: snapshot.select(&plan.filter)? };
+    patience.check().map_err(StoreError::from)?;
+    let selection = snapshot.select(&plan.filter)?;
+    let session = Session { snapshot, plan, calibrator, selection, patience };
     let (mut askings, mut failures) = (Vec::new(), Vec::new());
     for query in &plan.queries {
+        // Screening may look at every sighting.
+        patience.check().map_err(StoreError::from)?;
         match resolve(snapshot, query)? {
             Ok(resolved) => {
                 askings.push(session.screen(resolved));

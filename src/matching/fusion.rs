@@ -106,7 +106,8 @@ impl<'s> Field<'s> {
     fn search(&self, k: usize, without_vessels: &VesselSet) -> Result<Vec<Hit>, StoreError> {
         let session = self.fusion.session;
         let query = IndexQuery { without_vessels, ..self.fusion.asking.index_query(k) };
-        let found = session.snapshot.search(&[query], &self.selection, session.plan.group)?;
+        let found =
+            session.snapshot.search(&[query], &self.selection, session.plan.group, session.patience)?;
         Ok(found.into_iter().flat_map(|found| found.hits).collect())
     }
 

@@ -12,7 +12,8 @@ use super::query::Resolved;
 use super::screening::{Scope, Screening, Taking, Traces};
 use crate::chip::Modality;
 use crate::gallery::{
-    Entry, Filter, Found, Group, Hit, IndexQuery, Selection, Snapshot, StoreError, VesselNumber, VesselSet,
+    Entry, Filter, Found, Group, Hit, IndexQuery, Patience, Selection, Snapshot, StoreError, VesselNumber,
+    VesselSet,
 };
 
 /// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
@@ -25,6 +26,7 @@ pub(super) struct Session<'s> {
     /// The plan's, if it is of the gallery's model.
     pub calibrator: Option<&'s Calibrator>,
     pub selection: Selection,
+    pub patience: &'s Patience,
 }
 
 /// A query after the gates.
@@ -125,7 +127,7 @@ impl<'s> Session<'s> {
     /// The gallery cannot be read.
     pub fn search(&self, askings: &[Asking], k: usize, group: Group) -> Result<Vec<Found>, StoreError> {
         let queries: Vec<IndexQuery> = askings.iter().map(|asking| asking.index_query(k)).collect();
-        self.snapshot.search(&queries, &self.selection, group)
+        self.snapshot.search(&queries, &self.selection, group, self.patience)
     }
 
     /// What is known of cosines beyond `hits`, of which at most `k` were asked for.
@@ -156,6 +158,7 @@ impl<'s> Session<'s> {
     }
 
     fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
+        self.patience.check()?;
         let entry = self.snapshot.entry(hit.row)?;
         let trace = traces.get(&hit.vessel);
         let leg = trace.and_then(Trace::leg);

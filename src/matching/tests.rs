@@ -12,7 +12,8 @@ use crate::chip::Modality::{self, Optical, Sar};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::evaluate::{Distances, score};
 use crate::gallery::{
-    Entry, EntryId, Filter, Group, Observation, Position, Snapshot, Time, VesselId, cosine,
+    Entry, EntryId, Filter, Group, Observation, Patience, Position, Snapshot, Stopped, StoreError, Time,
+    VesselId, cosine,
 };
 use crate::weights::golden;
 
@@ -106,7 +107,7 @@ fn calibrated(plan: Plan, ranking: Ranking) -> Plan {
 }
 
 fn run(snapshot: &Snapshot, plan: &Plan) -> Vec<Matched> {
-    let answers = match_queries(snapshot, plan).expect("a match");
+    let answers = match_queries(snapshot, plan, &Patience::default()).expect("a match");
     answers.into_iter().map(|answer| answer.expect("an answer")).collect()
 }
 
@@ -171,7 +172,7 @@ fn a_query_that_cannot_be_asked_fails_alone() {
     let short = query(entry("q", "", Optical), unit([1.0, 0.0]));
     let fine = query(entry("q", "", Optical), at_angle(0.0));
     let plan = plan(vec![Query::Enrolled(stranger.clone()), fine, short]);
-    let answers = match_queries(&snapshot, &plan).expect("a match");
+    let answers = match_queries(&snapshot, &plan, &Patience::default()).expect("a match");
     assert_eq!(answers[0], Err(QueryError::UnknownEntry(stranger)));
     assert_eq!(answers[1].as_ref().map(|answer| answer.candidates.len()), Ok(4));
     assert_eq!(answers[2], Err(QueryError::Dimension { expected: DIMENSION, found: 2 }));
@@ -284,7 +285,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     for calibrator in [None, foreign] {
         let fused = Plan { calibrator: calibrator.clone(), ..calibrated.clone() };
         let expected = MatchError::Uncalibrated { model: fixture::model() };
-        assert_eq!(match_queries(&snapshot, &fused), Err(expected));
+        assert_eq!(match_queries(&snapshot, &fused, &Patience::default()), Err(expected));
         let by_cosine = run_one(&snapshot, &Plan { calibrator, ..plan.clone() });
         assert_eq!((by_cosine.unknown_probability, by_cosine.doubts), (None, vec![]));
     }
@@ -435,6 +436,7 @@ fn a_fused_ranking_is_called_exact_only_where_it_is() {
                 plan: &plan,
                 calibrator: plan.calibrator.as_deref(),
                 selection: snapshot.select(&plan.filter).expect("a selection"),
+                patience: &Patience::default(),
             };
             let resolved = query::resolve(&snapshot, &query).expect("a gallery").expect("a query");
             let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
@@ -511,4 +513,13 @@ fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
     };
     assert_eq!(sorted(before), sorted(after));
     assert!(reranked.candidates.iter().all(|candidate| candidate.entries == 2));
+}
+
+#[test]
+fn a_match_that_nobody_waits_for_is_not_made() {
+    let (_keeper, snapshot) = harbour();
+    let (patience, waiter) = Patience::until(None);
+    drop(waiter);
+    let stopped = match_queries(&snapshot, &plan(vec![]), &patience);
+    assert_eq!(stopped, Err(MatchError::Store(StoreError::Stopped(Stopped::Cancelled))));
 }

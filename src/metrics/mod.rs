@@ -127,6 +127,9 @@ fn forward_succeeded() {
 
 /// A chip of the server's own has come through, or not.
 pub fn canary(outcome: &'static str) {
+    if outcome == "ok" {
+        forward_succeeded();
+    }
     counter!(CANARIES, "outcome" => outcome).increment(1);
 }
 

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use futures_util::{Stream, StreamExt, stream};
@@ -13,15 +13,42 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::context::{CallContext, DEFAULT_TENANT};
+use super::method::{Method, Shape};
 use super::problem::Problem;
+use crate::config::Limits;
+
+/// What a call with one request and one answer may take; streams take what their callers give them.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// Where the caller gives none.
+    pub default: Option<Duration>,
+    pub max: Duration,
+}
+
+impl Deadlines {
+    pub fn new(limits: &Limits) -> Self {
+        let default = Duration::from_secs_f64(limits.deadline_seconds_default);
+        let max = Duration::from_secs_f64(limits.deadline_seconds_max);
+        Self { default: Some(default).filter(|default| !default.is_zero()), max }
+    }
+
+    fn apply(self, asked: Option<Duration>, shape: Shape) -> Option<Duration> {
+        match shape {
+            Shape::Unary => asked.or(self.default).map(|timeout| timeout.min(self.max)),
+            Shape::Streaming => asked,
+        }
+    }
+}
 
 /// Attaches the [`CallContext`], and ends a call whose answer has not begun by its deadline. Dropping the
 /// handler takes its chips out of the queue.
-pub async fn enforce(mut request: Request, next: Next) -> Response {
-    let deadline = match timeout(request.headers()) {
-        Ok(timeout) => timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
+pub async fn enforce(State(deadlines): State<Deadlines>, mut request: Request, next: Next) -> Response {
+    let shape = request.extensions().get().map_or(Shape::Unary, |method: &Method| method.shape);
+    let timeout = match timeout(request.headers()) {
+        Ok(asked) => deadlines.apply(asked, shape),
         Err(problem) => return Status::from(problem).into_http(),
     };
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     request.extensions_mut().insert(CallContext { tenant: DEFAULT_TENANT.into(), deadline });
     match deadline {
         None => next.run(request).await,
@@ -89,6 +116,22 @@ mod tests {
         let answers: Vec<_> = bounded(stream::iter([Ok(1), Ok(2)]), deadline).collect().await;
         assert_eq!(answers.len(), 2);
         assert!(answers.iter().all(Result::is_ok));
+    }
+
+    #[test]
+    fn a_unary_call_has_a_deadline_and_a_stream_the_one_it_asks_for() {
+        let [one, ten, hour] = [1, 10, 3600].map(Duration::from_secs);
+        let deadlines = Deadlines { default: Some(one), max: ten };
+        for (asked, shape, expected) in [
+            (None, Shape::Unary, Some(one)),
+            (Some(ten), Shape::Unary, Some(ten)),
+            (Some(hour), Shape::Unary, Some(ten)),
+            (None, Shape::Streaming, None),
+            (Some(hour), Shape::Streaming, Some(hour)),
+        ] {
+            assert_eq!(deadlines.apply(asked, shape), expected, "{asked:?} {shape:?}");
+        }
+        assert_eq!(Deadlines { default: None, max: ten }.apply(None, Shape::Unary), None);
     }
 
     #[test]

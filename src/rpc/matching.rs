@@ -9,7 +9,6 @@ use tonic::Code;
 
 use super::context::CallContext;
 use super::convert::{self, MatchCall, QueryCall, SubjectCall};
-use super::deadline;
 use super::galleries::{GalleryAccess, resident};
 use super::problem::Problem;
 use crate::chip::SourceChip;
@@ -140,23 +139,22 @@ impl Matcher {
         Ok((seen, embedded))
     }
 
-    /// Ranks on a reader's thread; a call whose time has passed is not begun.
+    /// Ranks on a reader's thread, for as long as the caller waits.
     async fn search(
         &self,
         snapshot: Arc<Snapshot>,
         plan: Plan,
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
-        let deadline = context.deadline;
         let asked = Instant::now();
+        let span =
+            tracing::debug_span!("search", ranking = plan.ranking.name(), queries = plan.queries.len());
         self.access
-            .run(move || {
-                if deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
-                    return Err(deadline::exceeded());
-                }
+            .run_patiently(context.deadline, move |patience| {
+                let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);
-                let matched = match_queries(&snapshot, &plan)?;
+                let matched = match_queries(&snapshot, &plan, patience)?;
                 let took = started.elapsed();
                 metrics::searched(plan.ranking.name(), took);
                 Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))

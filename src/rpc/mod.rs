@@ -4,10 +4,12 @@
 mod context;
 mod convert;
 mod deadline;
+mod drain;
 mod galleries;
 mod intake;
 pub mod listener;
 mod matching;
+mod method;
 mod models;
 mod observe;
 mod page;
@@ -16,18 +18,20 @@ mod problem;
 mod ship_re_id;
 mod status;
 pub mod status_page;
+mod trace;
 mod train;
 mod training_jobs;
 
 use std::pin::Pin;
 
 use axum::Router;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use futures_util::Stream;
 use tonic::Status;
 use tonic::service::Routes;
 use tonic_health::server::HealthReporter;
 
+pub use drain::Drain;
 pub use galleries::{GalleriesService, GalleryAccess};
 pub use matching::{Calibrators, Matcher};
 pub use models::ModelsService;
@@ -41,6 +45,7 @@ use crate::wire::galleries_server::GalleriesServer;
 use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
 use crate::wire::training_jobs_server::TrainingJobsServer;
+use method::Methods;
 
 /// Names under which health is reported, beside the server's own (the empty name).
 pub const SERVICES: [&str; 4] =
@@ -56,9 +61,9 @@ pub struct Services {
     pub training_jobs: TrainingJobsService,
 }
 
-/// Every service behind its layers. A call meets them in this order: observed, permitted, given its
-/// deadline, weighed as it is received, handled.
-pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
+/// Every service behind its layers. A call meets them in this order: observed, turned away where the server goes down,
+/// permitted, given its deadline, weighed as it is received, handled.
+pub fn router(services: Services, limits: &Limits, drain: Drain) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
     let reflection = || {
@@ -80,7 +85,7 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
-    let methods = observe::Methods::of(&[
+    let methods = Methods::of(&[
         FILE_DESCRIPTOR_SET,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
         tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
@@ -98,8 +103,9 @@ pub fn router(services: Services, limits: &Limits) -> (Router, HealthReporter) {
             intake::Intake::new(message_max, limits.receiving_bytes_max),
             intake::guard,
         ))
-        .layer(from_fn(deadline::enforce))
+        .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))
         .layer(from_fn_with_state(permit::CallPermits::new(limits.calls_max), permit::take))
+        .layer(from_fn_with_state(drain, drain::gate))
         .layer(from_fn_with_state(methods, observe::record));
     (router, reporter)
 }

@@ -1,61 +1,34 @@
 //! Every call, once: counted, timed and logged when it ends, whoever ended it.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
-use http::HeaderMap;
-use http_body_util::BodyExt;
-use prost::Message;
-use prost_types::FileDescriptorSet;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
+use http_body::{Frame, SizeHint};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+use tracing::{Instrument, Span};
 
+use super::method::{Method, Methods};
 use super::problem::DOMAIN;
+use super::trace::{self, REQUEST_ID};
 use crate::metrics;
 
-/// The methods that this server knows, so that strangers cannot invent label values.
-#[derive(Clone, Debug)]
-pub struct Methods(Arc<BTreeSet<(&'static str, &'static str)>>);
-
-impl Methods {
-    /// The methods in encoded descriptor sets. Call it once: the names live as long as the process.
-    ///
-    /// # Panics
-    /// When a descriptor set, which is part of this program, does not decode.
-    pub fn of(descriptor_sets: &[&[u8]]) -> Self {
-        let mut methods = BTreeSet::new();
-        for encoded in descriptor_sets {
-            let set = FileDescriptorSet::decode(*encoded).expect("an own descriptor set decodes");
-            for file in &set.file {
-                for service in &file.service {
-                    let full_name: &str = format!("{}.{}", file.package(), service.name()).leak();
-                    let names = service.method.iter().map(|method| &*method.name().to_owned().leak());
-                    methods.extend(names.map(|name| (full_name, name)));
-                }
-            }
-        }
-        Self(Arc::new(methods))
-    }
-
-    fn find(&self, path: &str) -> (&'static str, &'static str) {
-        path.strip_prefix('/')
-            .and_then(|path| path.split_once('/'))
-            .and_then(|(service, method)| self.0.iter().find(|known| **known == (service, method)).copied())
-            .unwrap_or(("unknown", "unknown"))
-    }
-}
-
-/// Counts, times and logs a call, and completes the details of errors that tonic itself gave.
-pub async fn record(State(methods): State<Methods>, request: Request, next: Next) -> Response {
-    let (service, method) = methods.find(request.uri().path());
-    metrics::call_started(service, method);
-    let mut call = CallRecord { service, method, started: Instant::now(), ended: None };
-    let mut response = next.run(request).await;
+/// Counts, times, traces and logs a call, tells the layers below its [`Method`], and completes the details of errors that tonic itself gave.
+pub async fn record(State(methods): State<Methods>, mut request: Request, next: Next) -> Response {
+    let method = methods.find(request.uri().path());
+    metrics::call_started(method.service, method.name);
+    let request_id = trace::request_id(request.headers());
+    let span = trace::call_span(method, &request_id, &request);
+    request.extensions_mut().insert(method);
+    let mut call = CallRecord { method, span: span.clone(), started: Instant::now(), ended: None };
+    let mut response = next.run(request).instrument(span).await;
     call.end(response.headers());
     if let Some(status) = Status::from_header_map(response.headers())
         && status.code() != Code::Ok
@@ -63,15 +36,45 @@ pub async fn record(State(methods): State<Methods>, request: Request, next: Next
     {
         response = completed(status).into_http();
     }
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            if let Some(trailers) = frame.trailers_ref() {
-                // A method takes the record whole, so that it lives as long as the answer.
-                call.end(trailers);
-            }
-            frame
-        }))
-    })
+    if let Ok(id) = HeaderValue::from_str(&request_id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response.map(|inner| Body::new(RecordedBody { inner, call }))
+}
+
+/// An answer whose call ends with it. A stream of answers is made while it is polled, so that happens within the
+/// call's span.
+#[derive(Debug)]
+struct RecordedBody {
+    inner: Body,
+    call: CallRecord,
+}
+
+impl http_body::Body for RecordedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let span = self.call.span.clone();
+        let frame = ready!(span.in_scope(|| Pin::new(&mut self.inner).poll_frame(context)));
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+        {
+            self.call.end(trailers);
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
 }
 
 /// Adds the `ErrorInfo` that every error of this API carries.
@@ -83,8 +86,8 @@ fn completed(status: Status) -> Status {
 /// A call under way; logs and counts itself when the last holder of its answer lets go.
 #[derive(Debug)]
 struct CallRecord {
-    service: &'static str,
-    method: &'static str,
+    method: Method,
+    span: Span,
     started: Instant,
     ended: Option<(Code, String)>,
 }
@@ -100,18 +103,20 @@ impl Drop for CallRecord {
     fn drop(&mut self) {
         let took = self.started.elapsed();
         // No status means that the caller went away before the answer was complete.
-        let (code, message) = self.ended.take().unwrap_or((Code::Cancelled, "the caller left".into()));
-        metrics::call_handled(self.service, self.method, code_name(code), took);
-        let (service, method, seconds) = (self.service, self.method, took.as_secs_f64());
-        match code {
+        let (code, detail) = self.ended.take().unwrap_or((Code::Cancelled, "the caller left".into()));
+        let (service, method, seconds) = (self.method.service, self.method.name, took.as_secs_f64());
+        metrics::call_handled(service, method, code_name(code), took);
+        trace::ended(&self.span, code);
+        // The span names the request and the trace.
+        self.span.in_scope(|| match code {
             Code::Internal | Code::Unknown | Code::DataLoss => {
-                tracing::error!(service, method, ?code, seconds, message, "call failed");
+                tracing::error!(service, method, ?code, seconds, detail, "call failed");
             }
             Code::Unavailable | Code::ResourceExhausted => {
-                tracing::warn!(service, method, ?code, seconds, message, "call refused");
+                tracing::warn!(service, method, ?code, seconds, detail, "call refused");
             }
-            _ => tracing::debug!(service, method, ?code, seconds, message, "call ended"),
-        }
+            _ => tracing::debug!(service, method, ?code, seconds, detail, "call ended"),
+        });
     }
 }
 
@@ -158,19 +163,5 @@ fn code_reason(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_served_methods_become_labels() {
-        let methods = Methods::of(&[crate::wire::FILE_DESCRIPTOR_SET]);
-        assert_eq!(methods.find("/shipreid.v1.ShipReId/Embed"), ("shipreid.v1.ShipReId", "Embed"));
-        for path in ["/shipreid.v1.ShipReId/Sink", "/x/y", "", "/", "//"] {
-            assert_eq!(methods.find(path), ("unknown", "unknown"), "{path}");
-        }
     }
 }

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::convert::{self, EmbedCall};
+use super::drain::Drain;
 use super::matching::Matcher;
 use super::problem::Problem;
 use super::train::{self, JobAccess};
@@ -25,16 +26,24 @@ pub struct ShipReIdService {
     chips_max: usize,
     inflight_max: usize,
     jobs: JobAccess,
+    drain: Drain,
 }
 
 impl ShipReIdService {
-    pub fn new(pipeline: Arc<Pipeline>, matcher: Matcher, jobs: JobAccess, limits: &Limits) -> Self {
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        matcher: Matcher,
+        jobs: JobAccess,
+        limits: &Limits,
+        drain: Drain,
+    ) -> Self {
         Self {
             pipeline,
             matcher,
             chips_max: limits.chips_per_request_max,
             inflight_max: limits.stream_inflight_max,
             jobs,
+            drain,
         }
     }
 
@@ -96,8 +105,9 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
         let context = CallContext::of(&request);
         let service = self.clone();
         let deadline = context.deadline;
-        let answers = request
-            .into_inner()
+        let answers = self
+            .drain
+            .cut(request.into_inner())
             .map(move |item| service.clone().embed_one(item, context.clone()))
             .buffered(self.inflight_max);
         Ok(Response::new(Box::pin(deadline::bounded(answers, deadline))))

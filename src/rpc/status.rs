@@ -1,22 +1,19 @@
 //! Every error of the domain as a [`Problem`], and problems as gRPC answers. The only such map.
 
 use std::io;
-use std::time::Duration;
 
 use tonic::Code;
 
 use super::deadline;
+use super::drain::{RETRY_AFTER_DRAIN, draining};
 use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
-use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
+use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, Stopped, StoreError};
 use crate::jobs::{AddError, GalleryError, JobError, JobStoreError, OrderError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
 use crate::registry::{ActivationError, RegistryError};
-
-/// How long a caller waits for a server that goes down: another replica, or this one restarted.
-const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
 
 impl From<PrepareError> for Problem {
     fn from(cause: PrepareError) -> Self {
@@ -52,6 +49,7 @@ impl From<StoreError> for Problem {
             StoreError::ReadOnly { .. } => Code::FailedPrecondition,
             StoreError::Closed => Code::Unavailable,
             StoreError::Unreadable(_) => Code::DataLoss,
+            StoreError::Stopped(stopped) => return (*stopped).into(),
         };
         let problem = Self::new(code, cause.reason(), cause.to_string());
         match cause {
@@ -63,7 +61,18 @@ impl From<StoreError> for Problem {
             | StoreError::Model { .. }
             | StoreError::Dimension { .. }
             | StoreError::ReadOnly { .. }
-            | StoreError::Unreadable(_) => problem,
+            | StoreError::Unreadable(_)
+            | StoreError::Stopped(_) => problem,
+        }
+    }
+}
+
+impl From<Stopped> for Problem {
+    fn from(cause: Stopped) -> Self {
+        match cause {
+            Stopped::Deadline => deadline::exceeded(),
+            // Nobody is there to read it.
+            Stopped::Cancelled => Self::new(Code::Cancelled, cause.reason(), cause.to_string()),
         }
     }
 }
@@ -183,7 +192,9 @@ impl From<WatchError> for Problem {
             WatchError::Future { next, .. } => {
                 Self::new(Code::OutOfRange, "EVENT_IN_FUTURE", message).with_metadata("next_event", next)
             }
-            WatchError::Closing { next } => Self { message, ..draining() }.with_metadata("next_event", next),
+            WatchError::Closing { next } => Self { message, ..draining() }
+                .with_metadata("last_event", next - 1)
+                .with_metadata("next_event", next),
             WatchError::Store(cause) => cause.into(),
         }
     }
@@ -312,10 +323,6 @@ fn not_runnable(reason: &'static str) -> Problem {
     Problem::new(Code::FailedPrecondition, reason, "the model cannot run on this server; its log says why")
 }
 
-fn draining() -> Problem {
-    Problem::new(Code::Unavailable, "DRAINING", "the server is going down").retry_after(RETRY_AFTER_DRAIN)
-}
-
 /// A call fails as a whole when none of its chips has an embedding and all for the server's reasons, so
 /// that a retry policy sees one code and not a batch of errors.
 pub fn whole_call<T>(outcomes: &[Result<T, Problem>]) -> Result<(), Problem> {
@@ -331,6 +338,8 @@ pub fn whole_call<T>(outcomes: &[Result<T, Problem>]) -> Result<(), Problem> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn problem(code: Code) -> Problem {
@@ -344,6 +353,13 @@ mod tests {
         assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "QUEUE_TOO_LONG"));
         assert_eq!(problem.retry_after, Some(expected));
         assert_eq!(problem.message, "the queue would take 3.0s, the call's deadline is in 2.0s");
+    }
+
+    #[test]
+    fn a_watcher_that_is_sent_away_knows_the_last_event() {
+        let problem = Problem::from(WatchError::Closing { next: 8 });
+        assert_eq!((problem.code, problem.reason), (Code::Unavailable, "DRAINING"));
+        assert!(problem.retry_after.is_some() && problem.metadata.contains(&("last_event", "7".into())));
     }
 
     #[test]

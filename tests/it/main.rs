@@ -7,11 +7,13 @@ mod command;
 #[cfg(feature = "torch")]
 mod crash;
 mod dashboards;
+mod drain;
 mod embed;
 mod foreign;
 mod galleries;
 mod layers;
 mod matching;
+mod metrics;
 mod models;
 #[cfg(feature = "torch")]
 mod program;
@@ -19,5 +21,6 @@ mod refusals;
 mod server;
 #[cfg(feature = "torch")]
 mod storage;
+mod telemetry;
 #[cfg(feature = "torch")]
 mod training;

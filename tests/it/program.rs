@@ -1,8 +1,9 @@
 //! The program as its users start it.
 
 use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 pub const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 /// Free ports.
@@ -35,6 +36,8 @@ pub fn imported(folder: &Path) -> PathBuf {
 pub struct Server {
     process: Child,
     pub endpoint: String,
+    /// Where its pages are.
+    pub metrics: SocketAddr,
 }
 
 impl Server {
@@ -46,22 +49,36 @@ impl Server {
     /// The same through `program`, which ends in the program's own path.
     pub fn start_as(mut program: Command, model: &Path, settings: &[&str]) -> Self {
         program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
+        // Nobody has to look away before a test's server goes down.
+        program.args(["--set", "server.drain_notice_seconds=0"]);
         for setting in settings {
             program.args(["--set", setting]);
         }
         let mut process = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(process.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
-        Self { process, endpoint: format!("http://{address}") }
+        let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
+        let address = lines.next().expect("a line");
+        let address = address.strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
+        let metrics = lines.next().expect("a line");
+        let metrics = metrics.strip_prefix("metrics on http://").expect("the second line names the other");
+        let metrics = metrics.trim_end_matches("/metrics").parse().unwrap();
+        Self { process, endpoint: format!("http://{address}"), metrics }
     }
 
     /// Asks the server to end, and waits until it has.
-    pub fn terminate(mut self) {
+    pub fn terminate(self) {
+        self.signal(libc::SIGTERM);
+        assert!(self.ended().success());
+    }
+
+    pub fn signal(&self, signal: libc::c_int) {
         let pid = i32::try_from(self.process.id()).unwrap();
         // SAFETY: the process is a child that has not been waited for, so the id is its own.
-        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
-        assert!(self.process.wait().unwrap().success());
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Waits until the server has ended.
+    pub fn ended(mut self) -> ExitStatus {
+        self.process.wait().unwrap()
     }
 
     /// SIGKILL, as a power failure without the power failure.

@@ -78,13 +78,13 @@ impl Encoder for Scripted {
     }
 }
 
-struct Script {
+pub struct Script {
     entered: mpsc::Receiver<usize>,
-    outcomes: mpsc::Sender<Result<(), ForwardError>>,
+    pub outcomes: mpsc::Sender<Result<(), ForwardError>>,
 }
 
 /// `buckets` is the number of batches that warm it.
-fn scripted(buckets: usize) -> (EncoderFactory, Script) {
+pub fn scripted(buckets: usize) -> (EncoderFactory, Script) {
     let (entered_in, entered) = mpsc::channel();
     let (outcomes, outcomes_out) = mpsc::channel();
     let outcomes_out = Arc::new(Mutex::new(outcomes_out));
@@ -97,7 +97,7 @@ fn scripted(buckets: usize) -> (EncoderFactory, Script) {
 
 impl Script {
     /// Waits, off the runtime, until a batch is on the device, and returns its size.
-    async fn entered(self) -> (Self, usize) {
+    pub async fn entered(self) -> (Self, usize) {
         tokio::task::spawn_blocking(move || {
             let size = self.entered.recv().unwrap();
             (self, size)

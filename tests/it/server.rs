@@ -1,5 +1,6 @@
 //! A server on free ports, with a seeded pixel projection in the place of a model.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -10,6 +11,8 @@ use shipreid::config::{Config, Sources};
 use shipreid::embedding::ModelDigest;
 use shipreid::encoder::{Encoder, EncoderFactory, ModelCard, PixelProjection};
 use shipreid::metrics;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -59,4 +62,14 @@ pub fn details(status: &Status) -> (String, ErrorDetails) {
 /// A golden image of the reference.
 pub fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/golden/images/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
+}
+
+/// What a page of the second port answers, headers and all.
+pub async fn page(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }

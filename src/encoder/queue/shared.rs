@@ -6,10 +6,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
+use tracing::Span;
 
-use super::{EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
-use crate::chip::Chip;
+use super::{CanaryError, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
+use crate::chip::{Chip, ChipSize};
 use crate::embedding::ModelDigest;
+use crate::encoder::canary::CanaryOutcome;
 use crate::encoder::order::{Desk, Order};
 use crate::encoder::predict::BatchTime;
 use crate::encoder::schedule::{Buckets, Entry, Priority, Schedule};
@@ -21,6 +23,7 @@ pub struct Shared {
     settings: QueueSettings,
     next_id: AtomicU64,
     health: watch::Sender<Health>,
+    passes: watch::Sender<u64>,
     observe: Observe,
 }
 
@@ -30,6 +33,8 @@ struct State {
     resident: HashSet<ModelDigest>,
     /// One for each device thread.
     desks: Vec<Desk>,
+    /// Has its turn when nothing else has.
+    canary: Option<Canary>,
     phase: Phase,
 }
 
@@ -53,12 +58,22 @@ pub struct Waiting {
     pub chip: Chip,
     pub since: Instant,
     pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
+    /// Of the wait; what follows is linked to it.
+    pub span: Span,
+}
+
+/// A chip of our own that waits for an idle device thread.
+pub struct Canary {
+    pub model: ModelDigest,
+    pub chip_size: ChipSize,
+    pub reply: oneshot::Sender<Result<(), CanaryError>>,
 }
 
 /// What a free device thread does next.
 pub enum Work {
     Order(Order),
     Batch(Vec<Entry<Waiting>>),
+    Canary(Canary),
     Stop,
 }
 
@@ -84,12 +99,14 @@ impl Shared {
                 times: HashMap::new(),
                 resident: HashSet::new(),
                 desks: (0..workers).map(|_| Desk::default()).collect(),
+                canary: None,
                 phase: Phase::Open,
             }),
             wake: Condvar::new(),
             settings: QueueSettings { workers, batch_max: settings.batch_max.max(1) },
             next_id: AtomicU64::new(0),
             health: watch::Sender::new(Health::Warming),
+            passes: watch::Sender::new(0),
             observe,
         }
     }
@@ -101,13 +118,7 @@ impl Shared {
     /// Lets chips name `model`; with the first one the server serves.
     pub fn admit(&self, model: ModelDigest) {
         self.lock().resident.insert(model);
-        self.health.send_if_modified(|health| {
-            let first = *health == Health::Warming;
-            if first {
-                *health = Health::Serving;
-            }
-            first
-        });
+        self.turn(Health::Warming, Health::Serving);
     }
 
     /// Refuses chips that name `model`.
@@ -141,9 +152,51 @@ impl Shared {
         self.health.subscribe()
     }
 
+    /// Goes from one state of health to another, if it is in the first.
+    fn turn(&self, from: Health, to: Health) {
+        self.health.send_if_modified(|health| {
+            let turns = *health == from;
+            if turns {
+                *health = to;
+            }
+            turns
+        });
+    }
+
+    pub fn passes(&self) -> watch::Receiver<u64> {
+        self.passes.subscribe()
+    }
+
+    /// A forward pass has succeeded, whoever's chips were in it.
+    pub fn passed(&self) {
+        self.passes.send_modify(|passes| *passes += 1);
+        self.turn(Health::Failing, Health::Serving);
+    }
+
+    pub fn judge(&self, outcome: CanaryOutcome) {
+        match outcome {
+            CanaryOutcome::Passed => self.turn(Health::Failing, Health::Serving),
+            CanaryOutcome::Failed | CanaryOutcome::Late => self.turn(Health::Serving, Health::Failing),
+        }
+        self.tell(EncoderEvent::Canary { outcome });
+    }
+
+    /// Lets a canary wait, in the place of one that was there.
+    pub fn place_canary(self: &Arc<Self>, canary: Canary) -> Result<CanaryTicket, CanaryError> {
+        let mut state = self.lock();
+        if state.phase != Phase::Open {
+            return Err(CanaryError::Closed);
+        }
+        let former = state.canary.replace(canary);
+        drop(state);
+        drop(former);
+        self.wake.notify_one();
+        Ok(CanaryTicket(Arc::clone(self)))
+    }
+
     pub fn announce_drain(&self) {
         self.health.send_if_modified(|health| {
-            let alive = matches!(health, Health::Warming | Health::Serving);
+            let alive = matches!(health, Health::Warming | Health::Serving | Health::Failing);
             if alive {
                 *health = Health::Draining;
             }
@@ -153,12 +206,12 @@ impl Shared {
 
     /// Refuses new chips and orders; the threads end once no chip waits.
     pub fn close(&self) {
-        let orders = {
+        let (orders, canary) = {
             let mut state = self.lock();
             state.phase.close();
-            state.take_orders()
+            (state.take_orders(), state.canary.take())
         };
-        drop(orders);
+        drop((orders, canary));
         self.wake.notify_all();
     }
 
@@ -170,6 +223,7 @@ impl Shared {
     pub fn enqueue(
         self: &Arc<Self>,
         job: EncodeJob,
+        span: Span,
         reply: oneshot::Sender<Result<Encoded, EncodeError>>,
     ) -> Result<Ticket, EncodeError> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
@@ -188,7 +242,7 @@ impl Shared {
             tenant: job.tenant,
             priority: job.priority,
             deadline: job.deadline.map(tokio::time::Instant::into_std),
-            payload: Waiting { chip: job.chip, since: Instant::now(), reply },
+            payload: Waiting { chip: job.chip, since: Instant::now(), reply, span },
         });
         self.tell_depth(&state);
         drop(state);
@@ -241,6 +295,9 @@ impl Shared {
             if closed {
                 return Work::Stop;
             }
+            if let Some(canary) = state.canary.take() {
+                return Work::Canary(canary);
+            }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -255,14 +312,14 @@ impl Shared {
 
     /// The device is gone: nobody who waits, or comes later, will be served.
     pub fn lose_device(&self, message: String) {
-        let (waiting, orders) = {
+        let (waiting, orders, canary) = {
             let mut state = self.lock();
             state.phase = Phase::Lost;
             let waiting = state.schedule.drain();
             self.tell_depth(&state);
-            (waiting, state.take_orders())
+            (waiting, state.take_orders(), state.canary.take())
         };
-        drop(orders);
+        drop((orders, canary));
         self.health.send_replace(Health::DeviceLost);
         self.wake.notify_all();
         self.tell(EncoderEvent::DeviceLost { message });
@@ -302,5 +359,16 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         // A chip that has run, or was given up before, is not in the queue any more.
         self.give_up("CANCELLED");
+    }
+}
+
+/// A canary's place, free again when nobody waits for it.
+pub struct CanaryTicket(Arc<Shared>);
+
+impl Drop for CanaryTicket {
+    fn drop(&mut self) {
+        // One that is on a device is not in its place any more.
+        let canary = self.0.lock().canary.take();
+        drop(canary);
     }
 }

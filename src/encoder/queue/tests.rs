@@ -6,8 +6,8 @@ use tokio::task::JoinHandle;
 use super::*;
 use crate::chip::{ImageLimits, Modality};
 use crate::encoder::{
-    Admission, Batch, Caller, Encoder, ForwardError, LoadedModel, ModelCard, Pipeline, Refusal, Residency,
-    ResidencySettings,
+    Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, Pipeline,
+    Refusal, Residency, ResidencySettings, keep_canaries,
 };
 
 const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
@@ -197,14 +197,23 @@ async fn a_chip_is_given_up_at_its_deadline_and_never_costs_the_device() {
     assert_eq!(bench.seen.recv().await, None);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
-    let (mut bench, factory) = empty_bench();
+/// A bench whose model is the active one of a pipeline.
+async fn piped() -> (Bench, Arc<Pipeline>) {
+    let (bench, factory) = empty_bench();
     let card = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE };
     let settings = ResidencySettings { bytes_max: 1, precision: "f32", device: "cpu".into() };
     let residency = Residency::new(bench.queue.clone(), settings);
     let loaded = LoadedModel { card, factory, workers: 1, bytes: 1 };
     let model = residency.admit(loaded).await.expect("a scripted encoder");
+    let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
+    let pipeline = Pipeline::new(Admission::new(9, 999), limits, 1, residency, model);
+    (bench, Arc::new(pipeline))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
+    let (mut bench, pipeline) = piped().await;
+    let model = pipeline.active();
     for size in [1, 2].repeat(200) {
         bench.queue.shared.record_time(digest(), size, Duration::from_secs(5 * size as u64));
     }
@@ -214,8 +223,6 @@ async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     let waits = bench.send();
     bench.wait_for(&EncoderEvent::Depth(1)).await;
 
-    let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
-    let pipeline = Pipeline::new(Admission::new(9, 999), limits, 1, residency, model.clone());
     let admit = |seconds: Option<u64>| {
         let deadline = seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
         let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline };
@@ -256,4 +263,97 @@ async fn an_unloaded_model_takes_no_new_chips_but_does_those_that_wait() {
     unloading.await;
     assert_eq!([bench.seen.recv().await, bench.seen.recv().await], [Some(1), None], "the encoder is gone");
     bench.queue.close().await;
+}
+
+const PERIOD: Duration = Duration::from_secs(30);
+
+/// Keeps the paused clock from going on by itself while a device thread works, for as long as it lives.
+fn held_clock() -> std::sync::mpsc::Sender<()> {
+    let (held, until) = std::sync::mpsc::channel();
+    tokio::task::spawn_blocking(move || until.recv());
+    held
+}
+
+/// Lets the canaries' keeper begin to wait, then lets their period pass.
+async fn idle() {
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    tokio::time::advance(PERIOD).await;
+}
+
+fn told(outcome: CanaryOutcome) -> EncoderEvent {
+    EncoderEvent::Canary { outcome }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_device_is_tried_and_health_is_what_comes_of_it() {
+    let _clock = held_clock();
+    let (mut bench, pipeline) = piped().await;
+    let health = bench.queue.health();
+    let keeping = tokio::spawn(keep_canaries(pipeline, PERIOD));
+
+    idle().await;
+    assert_eq!(bench.seen.recv().await, Some(1));
+    bench.act(Act::Answer);
+    bench.wait_for(&told(CanaryOutcome::Passed)).await;
+    assert_eq!(*health.borrow(), Health::Serving);
+
+    idle().await;
+    assert_eq!(bench.seen.recv().await, Some(1));
+    bench.act(Act::Panic);
+    bench.wait_for(&told(CanaryOutcome::Failed)).await;
+    assert_eq!(*health.borrow(), Health::Failing);
+
+    // A caller's chip that comes through says as much.
+    bench.is_alive().await;
+    assert_eq!((bench.seen.recv().await, *health.borrow()), (Some(1), Health::Serving));
+
+    idle().await;
+    assert_eq!(bench.seen.recv().await, Some(1));
+    idle().await;
+    bench.wait_for(&told(CanaryOutcome::Late)).await;
+    assert_eq!(*health.borrow(), Health::Failing);
+    bench.act(Act::Answer);
+    let mut health = health;
+    health.wait_for(|health| *health == Health::Serving).await.expect("the queue lives");
+
+    bench.queue.close().await;
+    keeping.abort();
+}
+
+#[tokio::test]
+async fn a_canary_waits_until_no_callers_chip_does_and_shares_no_batch() {
+    let mut bench = bench().await;
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    let queue = bench.queue.clone();
+    let mut canary = Box::pin(queue.send_canary(digest(), SIZE));
+    assert!(futures_util::poll!(&mut canary).is_pending());
+    let chip = bench.send();
+    bench.wait_for(&EncoderEvent::Depth(1)).await;
+    bench.act(Act::Answer);
+    bench.act(Act::Answer);
+    busy.await.expect("no panic").expect("an embedding");
+    assert_eq!(chip.await.expect("no panic").expect("an embedding").batch_size, 1);
+    assert!(futures_util::poll!(&mut canary).is_pending(), "it is on the device by itself");
+    bench.act(Act::Answer);
+    assert_eq!(canary.await, Ok(()));
+    assert_eq!([bench.seen.recv().await, bench.seen.recv().await], [Some(1), Some(1)]);
+    bench.queue.close().await;
+}
+
+#[tokio::test]
+async fn a_canary_that_nobody_waits_for_does_not_cost_the_device() {
+    let mut bench = bench().await;
+    let busy = bench.send();
+    assert_eq!(bench.seen.recv().await, Some(1));
+    {
+        let canary = std::pin::pin!(bench.queue.send_canary(digest(), SIZE));
+        assert!(futures_util::poll!(canary).is_pending());
+    }
+    bench.act(Act::Answer);
+    busy.await.expect("no panic").expect("an embedding");
+    bench.queue.close().await;
+    assert_eq!(bench.seen.recv().await, None);
 }

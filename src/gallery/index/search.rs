@@ -56,6 +56,8 @@ pub struct Hit {
 const TILE: usize = 24;
 /// Rows between the one that is scored and the one that memory is asked for.
 const AHEAD: usize = 4;
+/// Tiles that one query is scored on between two questions whether to go on.
+const TILES_UNASKED: usize = 256;
 /// Candidates that are kept before those are dropped that can no longer be among the best.
 const CANDIDATES_MIN: usize = 4096;
 
@@ -75,12 +77,34 @@ impl Index {
         queries: &[IndexQuery<'_>],
         selection: &Selection,
         group: Group,
+        vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
+    ) -> Result<Vec<Found>, E> {
+        self.search_while(queries, selection, group, || Ok(()), vector)
+    }
+
+    /// The same, for as long as `go_on` allows: it is asked often enough to stop within a millisecond.
+    ///
+    /// # Errors
+    /// The first that `go_on` or `vector` gives.
+    ///
+    /// # Panics
+    /// As [`search`](Self::search).
+    pub fn search_while<E>(
+        &self,
+        queries: &[IndexQuery<'_>],
+        selection: &Selection,
+        group: Group,
+        mut go_on: impl FnMut() -> Result<(), E>,
         mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
     ) -> Result<Vec<Found>, E> {
         assert!(queries.iter().all(|query| query.vector.len() == self.dimension()), "one dimension");
         selection.check(self);
         let mut races: Vec<Race> = queries.iter().map(|query| Race::new(*query, group)).collect();
-        self.scan(selection, &mut races);
+        self.scan(selection, &mut races, &mut go_on)?;
+        let mut vector = |row: RowId, values: &mut [f32]| {
+            go_on()?;
+            vector(row, values)
+        };
         let hits = races.into_iter().map(|race| self.decide(race, &mut vector));
         let mut found = hits.collect::<Result<Vec<_>, E>>()?;
         if group == Group::Vessel {
@@ -91,10 +115,22 @@ impl Index {
 
     /// Scores the selected rows, all queries in one pass over memory. On one thread: it nearly fills the way to memory,
     /// so a second one gains little and takes that from other requests.
-    fn scan(&self, selection: &Selection, races: &mut [Race]) {
+    fn scan<E>(
+        &self,
+        selection: &Selection,
+        races: &mut [Race],
+        go_on: &mut impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
+        // The more queries a tile is scored by, the fewer tiles are a millisecond.
+        let leg = (TILES_UNASKED / races.len().max(1)).max(1);
         let mut tiles = Tiles::new(self, selection);
         let mut next = tiles.next();
+        let mut scored = 0;
         while let Some(tile) = next {
+            if scored % leg == 0 {
+                go_on()?;
+            }
+            scored += 1;
             next = tiles.next();
             let mut products = [0; TILE];
             let products = &mut products[..tile.at().len()];
@@ -108,6 +144,7 @@ impl Index {
                 race.run(self, &tile, products);
             }
         }
+        Ok(())
     }
 
     /// Fetches the vectors of candidates, by what they could reach at most, until no other can be among the best.

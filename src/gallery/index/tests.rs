@@ -434,3 +434,23 @@ fn what_the_store_says_goes_wrong_ends_the_search() {
     let selection = index.select(&Filter::default(), None);
     assert_eq!(index.search(&[query], &selection, Group::Entry, |_, _| Err("gone")), Err("gone"));
 }
+
+#[test]
+fn a_search_that_may_not_go_on_stops_between_its_rows() {
+    let random = &mut ChaCha8Rng::seed_from_u64(8);
+    let mut index = Index::new(8);
+    for row in 0..20_000 {
+        index.push(RowId(row), &Code::new(&random_unit(random, 8)), &random_entry(random));
+    }
+    let (vector, none) = (random_unit(random, 8), VesselSet::default());
+    let query = IndexQuery { vector: &vector, k: 1, without_row: None, without_vessels: &none };
+    let selection = index.select(&Filter::default(), None);
+    let mut asked = 0;
+    let go_on = || {
+        asked += 1;
+        if asked == 2 { Err("stop") } else { Ok(()) }
+    };
+    let stopped =
+        index.search_while(&[query], &selection, Group::Entry, go_on, |_, _| panic!("nothing is read"));
+    assert_eq!(stopped, Err("stop"));
+}

@@ -4,6 +4,7 @@ use super::record::Damage;
 use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
+use crate::gallery::patience::Stopped;
 
 /// An operation that did not happen. What it does not name is as it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -27,6 +28,9 @@ pub enum StoreError {
     /// What was asked for cannot be read.
     #[error("the gallery cannot be read: {0}")]
     Unreadable(String),
+    /// Nobody waits any more for what was being read.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 impl StoreError {
@@ -38,7 +42,7 @@ impl StoreError {
             | Self::Dimension { .. }
             | Self::EntriesFull { .. }
             | Self::BytesFull { .. } => true,
-            Self::ReadOnly { .. } | Self::Closed | Self::Unreadable(_) => false,
+            Self::ReadOnly { .. } | Self::Closed | Self::Unreadable(_) | Self::Stopped(_) => false,
         }
     }
 
@@ -53,6 +57,7 @@ impl StoreError {
             Self::ReadOnly { .. } => "GALLERY_READ_ONLY",
             Self::Closed => "GALLERY_CLOSED",
             Self::Unreadable(_) => "GALLERY_UNREADABLE",
+            Self::Stopped(stopped) => stopped.reason(),
         }
     }
 }

@@ -16,6 +16,7 @@ use crate::embedding::Embedding;
 use crate::gallery::entry::{ContentHash, Entry, EntryId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Found, Group, Index, IndexQuery, RowId, Selection};
+use crate::gallery::patience::Patience;
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
 
@@ -233,14 +234,16 @@ impl Snapshot {
     /// The best of a selection for every query, with vectors from the disk.
     ///
     /// # Errors
-    /// The gallery cannot be read.
+    /// The gallery cannot be read, or the patience has run out.
     pub fn search(
         &self,
         queries: &[IndexQuery<'_>],
         selection: &Selection,
         group: Group,
+        patience: &Patience,
     ) -> Result<Vec<Found>, StoreError> {
-        self.index.search(queries, selection, group, |row, values| self.vector(row, values))
+        let go_on = || Ok(patience.check()?);
+        self.index.search_while(queries, selection, group, go_on, |row, values| self.vector(row, values))
     }
 
     /// The first `size` entries that `filter` admits in rows above `after`.

@@ -53,7 +53,10 @@ impl Bench {
             (Group::Entry, self.model.best(&filter, query.vector).into_iter().map(|hit| (hit, 1)).collect()),
             (Group::Vessel, self.model.best_vessels(&filter, query.vector)),
         ] {
-            let found = snapshot.search(&[query], &selection, group).expect("readable").remove(0);
+            let found = snapshot
+                .search(&[query], &selection, group, &Patience::default())
+                .expect("readable")
+                .remove(0);
             let found = found.hits.iter().map(|hit| ((hit.row, hit.cosine), hit.entries));
             let expected: Vec<((RowId, f32), u32)> = expected;
             assert_eq!(found.collect::<Vec<_>>(), expected.into_iter().take(k).collect::<Vec<_>>());

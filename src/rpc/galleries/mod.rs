@@ -17,6 +17,7 @@ use super::ResponseStream;
 use super::context::CallContext;
 use super::convert;
 use super::deadline;
+use super::drain::Drain;
 use super::page::{bad_token, page_size};
 use super::problem::Problem;
 use crate::config::Limits;
@@ -37,15 +38,17 @@ pub struct GalleriesService {
     pipeline: Arc<Pipeline>,
     chips_inflight_max: usize,
     items_inflight_max: usize,
+    drain: Drain,
 }
 
 impl GalleriesService {
-    pub fn new(access: GalleryAccess, pipeline: Arc<Pipeline>, limits: &Limits) -> Self {
+    pub fn new(access: GalleryAccess, pipeline: Arc<Pipeline>, limits: &Limits, drain: Drain) -> Self {
         Self {
             access,
             pipeline,
             chips_inflight_max: limits.stream_inflight_max,
             items_inflight_max: limits.enroll_inflight_max,
+            drain,
         }
     }
 
@@ -248,7 +251,7 @@ impl GalleriesService {
             move |item| call.clone().begin(item)
         };
         let answers = stream::once(async { Ok(first) })
-            .chain(items)
+            .chain(self.drain.cut(items))
             .then(begin)
             .map(move |begun| call.clone().finish(begun).boxed())
             .buffered(self.items_inflight_max);

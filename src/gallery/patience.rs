@@ -1,0 +1,82 @@
+//! How long a search is worth going on with: until its deadline, and for as long as somebody waits.
+
+use std::sync::{Arc, Weak};
+
+use tokio::time::Instant;
+
+/// Asked between the steps of long work, which stops where it has run out.
+#[derive(Clone, Debug, Default)]
+pub struct Patience {
+    deadline: Option<Instant>,
+    /// Absent where nobody can leave.
+    waiter: Option<Weak<()>>,
+}
+
+/// Somebody who waits. Dropped, he has left.
+#[derive(Debug)]
+pub struct Waiter {
+    _here: Arc<()>,
+}
+
+/// Why work is not gone on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Stopped {
+    #[error("the deadline has passed")]
+    Deadline,
+    #[error("the caller has left")]
+    Cancelled,
+}
+
+impl Patience {
+    /// Patience until `deadline`, for as long as the waiter is there.
+    pub fn until(deadline: Option<Instant>) -> (Self, Waiter) {
+        let here = Arc::new(());
+        let waiter = Some(Arc::downgrade(&here));
+        (Self { deadline, waiter }, Waiter { _here: here })
+    }
+
+    /// # Errors
+    /// It has run out.
+    pub fn check(&self) -> Result<(), Stopped> {
+        // Who leaves at the deadline has left for its sake.
+        if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(Stopped::Deadline);
+        }
+        match &self.waiter {
+            Some(waiter) if waiter.strong_count() == 0 => Err(Stopped::Cancelled),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Stopped {
+    /// Stable and fit for programs and labels.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Deadline => "DEADLINE",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn patience_ends_with_the_deadline_or_the_waiter() {
+        assert_eq!(Patience::default().check(), Ok(()));
+        let (patience, waiter) = Patience::until(Some(Instant::now() + Duration::from_secs(1)));
+        assert_eq!(patience.check(), Ok(()));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(patience.check(), Err(Stopped::Deadline));
+        drop(waiter);
+        assert_eq!(patience.check(), Err(Stopped::Deadline));
+        let (patience, waiter) = Patience::until(None);
+        assert_eq!(patience.check(), Ok(()));
+        drop(waiter);
+        assert_eq!(patience.check(), Err(Stopped::Cancelled));
+    }
+}

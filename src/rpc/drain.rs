@@ -1,0 +1,201 @@
+//! Going down: new calls are refused, and streams end after what is in flight.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
+use http::HeaderMap;
+use http_body::Frame;
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use super::problem::Problem;
+use crate::metrics;
+
+/// How long a caller waits for a server that goes down: another replica, or this one restarted.
+pub const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
+
+/// Services that answer to the end, so that a server that goes down can be watched.
+const ALWAYS_OPEN: &str = "/grpc.health.";
+
+/// Whether the server takes new calls. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct Drain(watch::Receiver<bool>);
+
+impl Drain {
+    /// The server goes down once `stopping` says so, or has nobody any more who could say it.
+    pub fn new(stopping: watch::Receiver<bool>) -> Self {
+        Self(stopping)
+    }
+
+    /// A server that never goes down.
+    #[cfg(test)]
+    pub fn never() -> Self {
+        Self(watch::channel(false).1)
+    }
+
+    pub fn has_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Waits until the server goes down.
+    pub async fn begun(mut self) {
+        // A dropped sender means that the server's owner is gone, which is a reason to stop as well.
+        let _ = self.0.wait_for(|stop| *stop).await;
+    }
+
+    /// What a caller sends, until the server goes down; then, as the last item, that it does.
+    pub fn cut<T: Send, S: Stream<Item = Result<T, Status>> + Send>(
+        &self,
+        items: S,
+    ) -> impl Stream<Item = Result<T, Status>> + Send + use<T, S> {
+        let begun = Box::pin(self.clone().begun());
+        stream::unfold(Some((Box::pin(items), begun)), async |going| {
+            let (mut items, mut begun) = going?;
+            tokio::select! {
+                biased;
+                () = &mut begun => Some((Err(draining().into()), None)),
+                item = items.next() => Some((item?, Some((items, begun)))),
+            }
+        })
+    }
+}
+
+/// The answer to whoever comes while the server goes down.
+pub fn draining() -> Problem {
+    Problem::new(Code::Unavailable, "DRAINING", "the server is going down").retry_after(RETRY_AFTER_DRAIN)
+}
+
+/// Refuses new calls while the server goes down, and ends those that only watch its health.
+pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> Response {
+    if request.uri().path().starts_with(ALWAYS_OPEN) {
+        let begun = drain.begun().boxed();
+        return next.run(request).await.map(|inner| Body::new(WatchBody { inner, begun: Some(begun) }));
+    }
+    if drain.has_begun() {
+        metrics::refused("DRAINING");
+        return Status::from(draining()).into_http();
+    }
+    next.run(request).await
+}
+
+/// An answer that ends when the server goes down, since it would never end by itself.
+struct WatchBody {
+    inner: Body,
+    /// Absent once it has ended.
+    begun: Option<BoxFuture<'static, ()>>,
+}
+
+impl fmt::Debug for WatchBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WatchBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+impl http_body::Body for WatchBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let this = &mut *self;
+        let Some(begun) = &mut this.begun else { return Poll::Ready(None) };
+        if let Poll::Ready(frame) = Pin::new(&mut this.inner).poll_frame(context) {
+            return Poll::Ready(frame);
+        }
+        futures_util::ready!(begun.as_mut().poll(context));
+        this.begun = None;
+        let mut trailers = HeaderMap::new();
+        let told = Status::from(draining()).add_header(&mut trailers);
+        Poll::Ready(told.is_ok().then(|| Ok(Frame::trailers(trailers))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
+    use axum::routing::post;
+    use http_body_util::BodyExt;
+    use hyper::service::Service;
+    use hyper_util::service::TowerToHyperService;
+    use tonic_types::StatusExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_ends_after_what_is_in_flight_when_the_server_goes_down() {
+        let (stop, stopping) = watch::channel(false);
+        let drain = Drain::new(stopping);
+        let (sender, items) = tokio::sync::mpsc::channel(8);
+        let (finish, finished) = tokio::sync::oneshot::channel::<()>();
+        let finished = finished.shared();
+        let items = tokio_stream::wrappers::ReceiverStream::new(items);
+        let answers = drain.cut(items).map(|item: Result<i32, Status>| {
+            let finished = finished.clone();
+            async move {
+                let item = item?;
+                finished.await.map_err(|_| Status::internal("the test left"))?;
+                Ok::<_, Status>(item)
+            }
+        });
+        let mut answers = Box::pin(answers.buffered(8));
+        sender.send(Ok(1)).await.expect("room");
+        assert!(futures_util::poll!(answers.next()).is_pending(), "one is in flight");
+        stop.send_replace(true);
+        sender.send(Ok(2)).await.expect("room");
+        assert!(futures_util::poll!(answers.next()).is_pending(), "what is in flight is not given up");
+        finish.send(()).expect("it waits");
+        let answers: Vec<_> = answers.collect().await;
+        let [Ok(1), Err(last)] = &answers[..] else { panic!("{answers:?}") };
+        assert_eq!(last.code(), Code::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_by_itself_knows_nothing_of_drain() {
+        let items = Drain::never().cut(stream::iter([Ok(1), Ok(2)]));
+        assert_eq!(items.map(|item| item.expect("no drain")).collect::<Vec<_>>().await, [1, 2]);
+    }
+
+    /// A router whose health is watched for ever.
+    fn router(drain: &Drain) -> TowerToHyperService<Router> {
+        let watched = || async { Body::from_stream(stream::pending::<Result<Bytes, axum::Error>>()) };
+        let router = Router::new()
+            .route("/shipreid.v1.ShipReId/Embed", post(|| async { "embedded" }))
+            .route("/grpc.health.v1.Health/Watch", post(watched))
+            .layer(from_fn_with_state(drain.clone(), gate));
+        TowerToHyperService::new(router)
+    }
+
+    fn call(path: &str) -> Request {
+        Request::post(path).body(Body::empty()).expect("a request")
+    }
+
+    #[tokio::test]
+    async fn new_calls_are_refused_and_health_is_no_longer_watched() {
+        let (stop, stopping) = watch::channel(false);
+        let router = router(&Drain::new(stopping));
+        let embed = async || router.call(call("/shipreid.v1.ShipReId/Embed")).await.expect("infallible");
+        let watched = router.call(call("/grpc.health.v1.Health/Watch")).await.expect("infallible");
+        assert!(Status::from_header_map(embed().await.headers()).is_none());
+
+        stop.send_replace(true);
+        let refused = Status::from_header_map(embed().await.headers()).expect("a status");
+        let details = refused.get_error_details();
+        assert_eq!(refused.code(), Code::Unavailable);
+        assert_eq!(details.error_info().expect("a reason").reason, "DRAINING");
+        assert!(details.retry_info().is_some());
+        let watched = watched.into_body().collect().await.expect("it ends");
+        let status = Status::from_header_map(watched.trailers().expect("trailers"));
+        assert_eq!(status.expect("a status").code(), Code::Unavailable);
+    }
+}
