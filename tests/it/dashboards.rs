@@ -14,9 +14,9 @@ use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
 use crate::server::{fixture, start};
 
 /// The first of these programs that is not installed.
-fn missing(programs: &[&'static str]) -> Option<&'static str> {
-    let answers = |program: &&str| Command::new(program).arg("--version").output().is_ok();
-    programs.iter().find(|program| !answers(program)).copied()
+pub fn missing(programs: &[&'static str]) -> Option<&'static str> {
+    let is_missing = |program: &&str| Command::new(program).arg("--version").output().is_err();
+    programs.iter().copied().find(is_missing)
 }
 
 /// Work of every kind that has a panel: chips good and bad, an enrolment, a search.

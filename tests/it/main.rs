@@ -7,6 +7,8 @@ mod command;
 #[cfg(feature = "torch")]
 mod crash;
 mod dashboards;
+#[cfg(feature = "torch")]
+mod deployment;
 mod drain;
 mod embed;
 mod foreign;
