@@ -222,7 +222,7 @@ def batching():
         panel("Dropped and late", "Dropped: left the queue without costing the device. Late: the device worked for "
               "nobody, which should stay at nothing.",
               [(f"sum by (reason) ({rate('shipreid_dropped_chips_total')})", "dropped {{reason}}"),
-               (f"sum({rate('shipreid_late_chips_total')})", "late")], "cps"),
+               (f"sum({rate('shipreid_late_chips_total')}) or vector(0)", "late")], "cps"),
         panel("Latest pass past a deadline", "The furthest since each server's start.",
               [(f"shipreid_late_seconds_max{{{OF}}}", "{{instance}}")], "s"),
     ]
@@ -297,8 +297,8 @@ def errors():
         panel("Refusals", "Refused at once, by reason. QUEUE_TOO_LONG: the queue would have kept it past its deadline.",
               [(f"sum by (reason) ({rate('shipreid_refused_total')})", "{{reason}}")], "reqps", stacked=True),
         panel("Device", "Forward passes that ran out of memory or panicked, since each server's start.",
-              [(f"shipreid_out_of_memory_total{{{OF}}}", "out of memory {{instance}}"),
-               (f"shipreid_encoder_panics_total{{{OF}}}", "panics {{instance}}")]),
+              [(f"sum(shipreid_out_of_memory_total{{{OF}}}) or vector(0)", "out of memory"),
+               (f"sum(shipreid_encoder_panics_total{{{OF}}}) or vector(0)", "panics")]),
         panel("Canaries", "Chips of the server's own that go through queue and device while nothing else does.",
               [(f"sum by (outcome) ({rate('shipreid_canaries_total')})", "{{outcome}}")], "cps"),
         panel("Last good pass", "Age of the last forward pass that succeeded, a caller's or a canary's.",

@@ -1,23 +1,18 @@
 //! What watches the server: a real Prometheus scrapes it, and every panel and rule that we ship is asked of that one.
 
-use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use shipreid::chip::Modality;
 use shipreid::client::{Client, chip};
 use shipreid::wire::match_query::Subject;
 use shipreid::wire::{EmbedRequest, MatchQuery, MatchRequest, Observation};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::Command;
 
 use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
 use crate::server::{fixture, start};
-
-/// The first of these programs that is not installed.
-pub fn missing(programs: &[&'static str]) -> Option<&'static str> {
-    let is_missing = |program: &&str| Command::new(program).arg("--version").output().is_err();
-    programs.iter().copied().find(is_missing)
-}
+use crate::tools::{missing, skipped};
 
 /// Work of every kind that has a panel: chips good and bad, an enrolment, a search.
 async fn give_work(client: &Client, round: usize) {
@@ -35,7 +30,7 @@ async fn give_work(client: &Client, round: usize) {
 #[tokio::test]
 async fn every_panel_and_rule_asks_a_real_prometheus_for_what_the_server_has() {
     if let Some(program) = missing(&["python3", "prometheus", "promtool"]) {
-        writeln!(std::io::stderr(), "skipped: dashboards.py: no {program} (make operators)").unwrap();
+        skipped("dashboards.py", &format!("no {program} (make operators)"));
         return;
     }
     let folder = tempfile::tempdir().unwrap();
@@ -44,9 +39,9 @@ async fn every_panel_and_rule_asks_a_real_prometheus_for_what_the_server_has() {
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/dashboards.py");
     let mut command = Command::new("python3");
-    command.arg(script).arg(server.metrics_address.to_string());
+    command.arg(script).arg(server.metrics_address.to_string()).kill_on_drop(true);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut process = tokio::process::Command::from(command).kill_on_drop(true).spawn().unwrap();
+    let mut process = command.spawn().unwrap();
     let mut errors = process.stderr.take().unwrap();
     let said = tokio::spawn(async move {
         let mut text = String::new();

@@ -5,8 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::dashboards::missing;
-use crate::foreign::python;
+use crate::tools::{missing, python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const PROGRAM: &str = env!("CARGO_BIN_EXE_shipreid");
@@ -18,10 +17,6 @@ fn run(script: &str, imports: &str, arguments: &[&str]) -> Option<Output> {
         return None;
     };
     Some(Command::new(python).arg(Path::new(ROOT).join(script)).args(arguments).output().unwrap())
-}
-
-fn skipped(script: &str, cause: &str) {
-    writeln!(std::io::stderr(), "skipped: {script}: {cause}").unwrap();
 }
 
 #[test]
@@ -45,7 +40,7 @@ fn replicas_restart_behind_a_balancer_without_a_failed_call_and_state_loses_noth
         return;
     }
     // Fewer calls than by hand: the machine may be busy with other tests.
-    let arguments = ["--server", PROGRAM, "--calls", "1000", "--rate", "100", "--entries", "1000"];
+    let arguments = ["--server", PROGRAM, "--calls", "1000", "--rate", "100", "--entries", "200"];
     let Some(output) = run(script, "grpc, grpc_tools, grpc_status", &arguments) else { return };
     let (said, failed) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{said}{failed}");

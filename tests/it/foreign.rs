@@ -9,16 +9,17 @@ use crate::server::start;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The Python of `make python`, if it has these modules.
-pub fn python(modules: &str) -> Option<String> {
+/// The Python of `make python`, if it has what the client needs.
+fn python() -> Option<String> {
     let python = format!("{ROOT}/.venv/bin/python");
-    let found = Command::new(&python).args(["-c", &format!("import {modules}")]).output();
+    let imports = "import grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection";
+    let found = Command::new(&python).args(["-c", imports]).output();
     found.is_ok_and(|output| output.status.success()).then_some(python)
 }
 
 /// Runs a script against a server with these settings; says so by name where there is nothing to run it with.
 async fn run(script: &str, settings: &[&str]) {
-    let Some(python) = python("grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection") else {
+    let Some(python) = python() else {
         // Not a print macro: the runner would keep that to itself.
         let mut stderr = std::io::stderr();
         writeln!(stderr, "skipped: {script}: no grpcio in .venv (make python)").unwrap();

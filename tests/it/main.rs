@@ -24,5 +24,6 @@ mod server;
 #[cfg(feature = "torch")]
 mod storage;
 mod telemetry;
+mod tools;
 #[cfg(feature = "torch")]
 mod training;
