@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny python bench bench-train bench-gallery bench-learn bench-beside clean
+.PHONY: help setup build demo test test-pure torture lint deny python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling dashboard clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -39,6 +39,10 @@ python: ## Installs what the Python client of the tests needs, into .venv
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 
+operators: ## Installs what the tests of deploy/ need beside that, as root, where it is missing
+	command -v prometheus >/dev/null && command -v haproxy >/dev/null || { apt-get update --quiet=2 && \
+		apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy; }
+
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
 
@@ -47,6 +51,12 @@ bench-train: build ## Measures a training step beside PyTorch's where it is inst
 
 bench-beside: build ## Measures Embed before, during and after a training job (15 minutes; chips from CHIPS)
 	python3 benches/beside_training.py --chips $(CHIPS)
+
+rolling: build ## Restarts servers under load: replicas behind HAProxy, then one with galleries (about a minute)
+	.venv/bin/python benches/rolling.py
+
+bench-overload: build ## Overload, many connections, slow headers, cancelled calls, garbage (about 3 minutes)
+	.venv/bin/python benches/overload.py
 
 bench-gallery: ## Measures the search of galleries beside memory bandwidth and, where PyPI is reachable, FAISS (about 5 minutes, 9 GiB)
 	test -x .venv/bin/python || python3 -m venv .venv
@@ -59,6 +69,9 @@ torture: setup ## Kills a server 100 times while it enrols and deletes
 
 bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
 	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))
+
+dashboard: ## Writes Grafana's dashboard anew
+	python3 deploy/grafana/dashboard.py
 
 clean: ## Removes what was built
 	cargo clean

@@ -8,6 +8,9 @@ mod command;
 mod connections;
 #[cfg(feature = "torch")]
 mod crash;
+mod dashboards;
+#[cfg(feature = "torch")]
+mod deployment;
 mod drain;
 mod embed;
 mod foreign;
@@ -25,5 +28,6 @@ mod server;
 mod storage;
 mod telemetry;
 mod tls;
+mod tools;
 #[cfg(feature = "torch")]
 mod training;

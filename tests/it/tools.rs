@@ -1,0 +1,23 @@
+//! Programs beside our own that some tests need; without them such a test says so by name.
+
+use std::io::Write;
+use std::process::Command;
+
+/// The first of these programs that is not installed.
+pub fn missing(programs: &[&'static str]) -> Option<&'static str> {
+    let is_missing = |program: &&str| Command::new(program).arg("--version").output().is_err();
+    programs.iter().copied().find(is_missing)
+}
+
+/// The Python of `make python`, if it has these modules.
+#[cfg(feature = "torch")]
+pub fn python(modules: &str) -> Option<String> {
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
+    let found = Command::new(python).args(["-c", &format!("import {modules}")]).output();
+    found.is_ok_and(|output| output.status.success()).then(|| python.to_owned())
+}
+
+/// Not a print macro: the runner would keep that to itself.
+pub fn skipped(test: &str, cause: &str) {
+    writeln!(std::io::stderr(), "skipped: {test}: {cause}").unwrap();
+}

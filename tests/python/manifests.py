@@ -1,0 +1,148 @@
+"""Checks deploy/: schemas of Kubernetes and compose, settings that exist, times that fit together, the systemd unit.
+
+Usage: manifests.py PROGRAM    PROGRAM stands for the server in the unit. Prints "skipped: ..." for a tool that is missing.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+TOOLS = Path(sys.executable).parent
+KUBERNETES = "1.32"
+SETTINGS = tomllib.loads((ROOT / "configs/server.toml").read_text())
+
+
+def run(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def check_setting(where, name):
+    _, section, key = name.split("__")
+    assert key.lower() in SETTINGS.get(section.lower(), {}), f"{where}: no setting is called {name}"
+
+
+def drain_seconds(given):
+    """Seconds from SIGTERM to the end at the latest, with the environment `given`."""
+    server = SETTINGS["server"]
+    notice = float(given.get("SHIPREID__SERVER__DRAIN_NOTICE_SECONDS", server["drain_notice_seconds"]))
+    return notice + float(given.get("SHIPREID__SERVER__DRAIN_SECONDS_MAX", server["drain_seconds_max"]))
+
+
+def by_name(documents, kind, name):
+    return next(one for one in documents if one["kind"] == kind and one["metadata"]["name"].startswith(name))
+
+
+def check_overlay(overlay):
+    rendered = list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", overlay)))
+    for document in rendered:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    general = by_name(rendered, "ConfigMap", "shipreid")["data"]
+    for kind, name in (("Deployment", "shipreid-encode"), ("StatefulSet", "shipreid-state")):
+        where = f"{overlay.name}: {name}"
+        pod = by_name(rendered, kind, name)["spec"]["template"]["spec"]
+        container = pod["containers"][0]
+        given = general | {one["name"]: one["value"] for one in container["env"]}
+        for setting in given:
+            check_setting(where, setting)
+        assert drain_seconds(given) < pod["terminationGracePeriodSeconds"], where
+        assert container["readinessProbe"]["httpGet"]["path"] == "/readyz", where
+        assert container["livenessProbe"]["httpGet"]["path"] == "/healthz", where
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        declared = {volume["name"] for volume in pod["volumes"]} | ({"data"} if kind == "StatefulSet" else set())
+        assert mounted == declared, where
+    check_one_state(by_name(rendered, "StatefulSet", "shipreid-state"))
+    job = int(given["SHIPREID__TRAINING__MEMORY_BYTES_MAX"])
+    limit = container["resources"]["limits"]["memory"]
+    assert job <= int(limit.removesuffix("Gi")) * 2**30 // 2 and limit.endswith("Gi"), "a job must leave room to serve"
+    recorded = (DEPLOY / "prometheus/rules/recording.yml").read_text()
+    adapter = yaml.safe_load((DEPLOY / "kubernetes/components/autoscaling/adapter.yaml").read_text())["rules"]["custom"][0]
+    scaler = by_name(rendered, "HorizontalPodAutoscaler", "shipreid-encode")["spec"]
+    assert scaler["metrics"][0]["pods"]["metric"]["name"] == adapter["name"]["as"]
+    assert f'record: {adapter["seriesQuery"].split("{")[0]}\n' in recorded
+
+
+def check_one_state(state):
+    schema = json.loads((DEPLOY / "kubernetes/state.schema.json").read_text())
+    jsonschema.validate(state, schema)
+    for replicas in (2, 10):
+        more = state | {"spec": state["spec"] | {"replicas": replicas}}
+        try:
+            jsonschema.validate(more, schema)
+        except jsonschema.ValidationError:
+            continue
+        raise AssertionError(f"{replicas} replicas of state pass the schema")
+
+
+def check_compose():
+    path = DEPLOY / "compose/compose.yaml"
+    run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
+    services = yaml.safe_load(path.read_text())["services"]
+    given = services["shipreid"]["environment"]
+    for setting in [*given, *re.findall(r"# (SHIPREID__\w+):", path.read_text())]:
+        check_setting("compose", setting)
+    assert drain_seconds(given) < float(services["shipreid"]["stop_grace_period"].removesuffix("s"))
+    for name, service in services.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), f"{name} is open to everybody"
+        assert "healthcheck" in service, name
+        assert name == "shipreid" or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} is not pinned"
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("..") or (path.parent / source).exists(), f"{name}: there is no {source}"
+
+
+def check_unit(program):
+    path = DEPLOY / "systemd/shipreid.service"
+    text = path.read_text()
+    assert drain_seconds({}) < float(re.search(r"^TimeoutStopSec=(\d+)$", text, re.M)[1])
+    for setting in re.findall(r"--set (\w+\.\w+)=", text):
+        section, key = setting.split(".")
+        assert key in SETTINGS[section], f"{path.name}: no setting is called {setting}"
+    if not shutil.which("systemd-analyze"):
+        print("skipped: systemd-analyze verify: no systemd-analyze", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        unit = Path(folder) / path.name
+        unit.write_text(text.replace("/usr/local/bin/shipreid", program))
+        run("systemd-analyze", "verify", unit)
+
+
+def check_yaml():
+    """Everything else is at least YAML without doubled keys."""
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def once(loader, node):
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        assert len(keys) == len(set(map(str, keys))), f"a key is given twice: {node.start_mark}"
+        return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
+
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, once)
+    found = [path for end in ("yaml", "yml") for path in DEPLOY.rglob(f"*.{end}")]
+    assert len(found) > 15
+    for path in found:
+        list(yaml.load_all(path.read_text(), Strict))
+
+
+def main(program):
+    check_yaml()
+    for overlay in sorted((DEPLOY / "kubernetes/overlays").iterdir()):
+        check_overlay(overlay)
+    check_compose()
+    check_unit(program)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
