@@ -1,6 +1,5 @@
 //! A client in another language, from the protos alone.
 
-use std::io::Write;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -11,16 +10,12 @@ use crate::certificates::{Authority, Pair, Term};
 use crate::galleries::data_in;
 use crate::identity::Keys;
 use crate::server::{start, start_alone};
+use crate::tools::{python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// The Python of `make python`, if it has what the client needs.
-fn python() -> Option<String> {
-    let python = format!("{ROOT}/.venv/bin/python");
-    let imports = "import grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection";
-    let found = Command::new(&python).args(["-c", imports]).output();
-    found.is_ok_and(|output| output.status.success()).then_some(python)
-}
+/// What the clients import.
+const MODULES: &str = "grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection";
 
 /// Runs a script against a server with these settings; says so by name where there is nothing to run it with.
 async fn run(script: &str, settings: &[&str]) {
@@ -31,11 +26,8 @@ async fn run(script: &str, settings: &[&str]) {
 }
 
 async fn call(script: &str, arguments: &[&str]) {
-    let Some(python) = python() else {
-        // Not a print macro: the runner would keep that to itself.
-        let mut stderr = std::io::stderr();
-        writeln!(stderr, "skipped: {script}: no grpcio in .venv (make python)").unwrap();
-        return;
+    let Some(python) = python(MODULES) else {
+        return skipped(script, "no grpcio in .venv (make python)");
     };
     let mut client = Command::new(python);
     client.arg(Path::new(ROOT).join("tests/python").join(script)).args(arguments);

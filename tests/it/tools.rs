@@ -10,7 +10,6 @@ pub fn missing(programs: &[&'static str]) -> Option<&'static str> {
 }
 
 /// The Python of `make python`, if it has these modules.
-#[cfg(feature = "torch")]
 pub fn python(modules: &str) -> Option<String> {
     let python = concat!(env!("CARGO_MANIFEST_DIR"), "/.venv/bin/python");
     let found = Command::new(python).args(["-c", &format!("import {modules}")]).output();
@@ -19,5 +18,6 @@ pub fn python(modules: &str) -> Option<String> {
 
 /// Not a print macro: the runner would keep that to itself.
 pub fn skipped(test: &str, cause: &str) {
-    writeln!(std::io::stderr(), "skipped: {test}: {cause}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: {test}: {cause}").unwrap();
 }
