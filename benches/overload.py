@@ -154,7 +154,7 @@ async def is_well(server, idle_ms):
 async def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--server", default=ROOT / "target/release/shipreid", help="the program")
-    parser.add_argument("--preset", default="tiny", help="the model, untrained")
+    parser.add_argument("--preset", default="small", help="the model, untrained")
     parser.add_argument("--seconds", type=float, default=10, help="of each load")
     args = parser.parse_args()
     rows, all_well = [], True
@@ -195,7 +195,9 @@ async def main():
 
         def goodput(found):
             refused = ", ".join(f"{count} {code}" for code, count in found["calls_failed"].items()) or "none"
-            return (f"goodput {found['images_per_second'] / capacity['images_per_second']:.3f} of capacity; "
+            each = found["images_per_server_cpu_second"] / capacity["images_per_server_cpu_second"]
+            return (f"goodput {found['images_per_second'] / capacity['images_per_second']:.3f} of capacity, "
+                    f"{each:.3f} of it a server CPU-second; "
                     f"p99 of answered {found['latency_ms']['p99']:.0f} ms; refused: {refused}")
 
         async def closed():
