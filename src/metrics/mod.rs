@@ -26,9 +26,20 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     }
     let handle = builder.install_recorder()?;
     describe();
+    begin();
     gauge!(LATE_MAX).set(0.0);
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
+}
+
+/// Shows counters of what should not happen from the start, since a rate misses what a series begins with.
+fn begin() {
+    for metric in table::all().filter(|metric| metric.kind == Kind::Counter && metric.labels.is_empty()) {
+        counter!(metric.name).increment(0);
+    }
+    for subject in ["certificates", "keys"] {
+        counter!(RELOADS, "subject" => subject, "outcome" => "failed").increment(0);
+    }
 }
 
 fn describe() {
