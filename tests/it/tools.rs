@@ -19,5 +19,6 @@ pub fn python(modules: &str) -> Option<String> {
 
 /// Not a print macro: the runner would keep that to itself.
 pub fn skipped(test: &str, cause: &str) {
-    writeln!(std::io::stderr(), "skipped: {test}: {cause}").unwrap();
+    let mut stderr = std::io::stderr();
+    writeln!(stderr, "skipped: {test}: {cause}").unwrap();
 }
