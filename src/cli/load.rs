@@ -40,7 +40,8 @@ pub struct LoadFlags {
     /// Seconds that a call may take; it is sent to the server as the call's deadline.
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     timeout: f64,
-    /// Connections to spread the calls over.
+    /// Connections to spread the calls over. Each carries limits.streams_per_connection_max calls at once; further ones
+    /// wait on this side.
     #[arg(long, default_value_t = 2)]
     connections: usize,
     /// Prints the figures as JSON.
