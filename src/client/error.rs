@@ -100,6 +100,10 @@ fn describe(status: &tonic::Status) -> String {
     let reason = status.get_details_error_info().map(|info| info.reason);
     match reason {
         Some(reason) => format!("{} ({:?}, {reason})", status.message(), status.code()),
+        // What a port with TLS makes of a connection without.
+        None if status.message().contains("h2 protocol error") => {
+            "the server broke off: where it has TLS, write https:// for http://".to_owned()
+        }
         None => format!("{} ({:?})", status.message(), status.code()),
     }
 }
