@@ -5,22 +5,29 @@ use std::process::Stdio;
 
 use shipreid::chip::Modality;
 use shipreid::client::{Client, chip};
+use shipreid::embedding::ModelDigest;
+use shipreid::wire::enroll_request::Source;
 use shipreid::wire::match_query::Subject;
-use shipreid::wire::{EmbedRequest, MatchQuery, MatchRequest, Observation};
+use shipreid::wire::{EmbedRequest, EnrollRequest, MatchQuery, MatchRequest};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
-use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
-use crate::server::{fixture, start};
+use crate::galleries::{GALLERY, create, data_in, enroll, vector};
+use crate::server::{fixture, projection, start_serving};
 use crate::tools::{missing, skipped};
 
 /// Work of every kind that has a panel: chips good and bad, an enrolment, a search.
 async fn give_work(client: &Client, round: usize) {
     let good = chip(fixture("0003_c_25x110_SAR.tif"), Modality::Sar);
     let bad = chip(b"no image".to_vec(), Modality::Optical);
-    let chips = vec![good, bad];
+    let chips = vec![good.clone(), bad];
     client.ship_re_id().embed(EmbedRequest { chips, ..EmbedRequest::default() }).await.unwrap();
-    let item = ready(&format!("e{round}"), "v", vector(round, 0.5), Observation::default());
+    let item = EnrollRequest {
+        gallery: GALLERY.into(),
+        entry_id: format!("e{round}"),
+        source: Some(Source::Chip(good)),
+        ..EnrollRequest::default()
+    };
     assert!(enroll(client, vec![item]).await[0].error.is_none());
     let query = MatchQuery { subject: Some(Subject::Embedding(vector(0, 0.1))), ..MatchQuery::default() };
     let request = MatchRequest { gallery: GALLERY.into(), queries: vec![query], ..MatchRequest::default() };
@@ -34,7 +41,10 @@ async fn every_panel_and_rule_asks_a_real_prometheus_for_what_the_server_has() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let (server, client) = start(&[&data_in(&folder)]).await;
+    // One recorder tells of every server of this process, and those of other tests come and go with a model of one name.
+    let mut model = projection();
+    model.card.digest = ModelDigest::new([8; 32]);
+    let (server, client) = start_serving(&[&data_in(&folder)], model).await;
     create(&client, GALLERY).await;
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/dashboards.py");

@@ -32,7 +32,7 @@ pub async fn start_with(settings: &[&str], factory: EncoderFactory) -> (Running,
     start_serving(settings, model(factory)).await
 }
 
-fn projection() -> LoadedModel {
+pub fn projection() -> LoadedModel {
     model(Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>)))
 }
 
