@@ -144,21 +144,28 @@ async fn a_storm_of_cancelled_calls_ends_its_own_connection_alone() {
     server.stop().await;
 }
 
+/// Kind and payload of the next HTTP/2 frame.
+async fn frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.unwrap();
+    let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    (head[3], payload)
+}
+
 #[tokio::test]
 async fn a_peer_is_told_the_limits_of_its_connection() {
     let limits = [
         "limits.streams_per_connection_max=7",
         "limits.stream_window_bytes=70000",
+        "limits.connection_window_bytes=300000",
         "limits.header_bytes_max=2000",
     ];
     let server = start_alone(&limits).await;
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     stream.write_all(&[PREFACE, EMPTY_SETTINGS].concat()).await.unwrap();
-    let mut head = [0; 9];
-    stream.read_exact(&mut head).await.unwrap();
-    assert_eq!(head[3], 4, "the first frame is SETTINGS");
-    let mut settings = vec![0; usize::from(head[2])];
-    stream.read_exact(&mut settings).await.unwrap();
+    let (kind, settings) = frame(&mut stream).await;
+    assert_eq!(kind, 4, "the first frame is SETTINGS");
     let told = |id: u8| {
         let found = settings.chunks_exact(6).find(|setting| setting[..2] == [0, id]).unwrap();
         u32::from_be_bytes(found[2..].try_into().unwrap())
@@ -167,6 +174,13 @@ async fn a_peer_is_told_the_limits_of_its_connection() {
     const WINDOW: u8 = 4;
     const HEADERS: u8 = 6;
     assert_eq!((told(STREAMS), told(WINDOW), told(HEADERS)), (7, 70_000, 2000));
+    const WINDOW_UPDATE: u8 = 8;
+    let increment = loop {
+        if let (WINDOW_UPDATE, increment) = frame(&mut stream).await {
+            break u32::from_be_bytes(increment.try_into().unwrap());
+        }
+    };
+    assert_eq!(increment, 300_000 - 65_535, "beyond what every connection begins with");
     server.stop().await;
 }
 
