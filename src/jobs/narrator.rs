@@ -37,9 +37,12 @@ impl Narrator {
             Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
                 self.last_step = Instant::now();
+                let later = u64::from(self.epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
+                let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
                 vec![Saying::Progress(Progress {
                     step: progress.steps,
-                    steps_total: steps_in_epoch * u64::from(self.epochs),
+                    // Epochs differ by a few steps, so that what was taken is counted and what is left is estimated.
+                    steps_total: progress.steps + left,
                     epoch: progress.epoch,
                     epochs_total: self.epochs,
                     losses: losses(self.objective, &terms),
