@@ -16,14 +16,12 @@ use http_body::Frame;
 use tokio::sync::watch;
 use tonic::{Code, Status};
 
+use super::method::is_health;
 use super::problem::Problem;
 use crate::metrics;
 
 /// How long a caller waits for a server that goes down: another replica, or this one restarted.
 pub const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
-
-/// Services that answer to the end, so that a server that goes down can be watched.
-const ALWAYS_OPEN: &str = "/grpc.health.";
 
 /// Whether the server takes new calls. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -69,7 +67,7 @@ pub fn draining() -> Problem {
 
 /// Refuses new calls while the server goes down, and ends those that only watch its health.
 pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> Response {
-    if request.uri().path().starts_with(ALWAYS_OPEN) {
+    if is_health(request.uri().path()) {
         let begun = drain.begun().boxed();
         return next.run(request).await.map(|inner| Body::new(WatchBody { inner, begun: Some(begun) }));
     }

@@ -14,6 +14,12 @@ pub struct Method {
     pub shape: Shape,
 }
 
+/// Whether a path asks after the server's health: whoever does is let in whatever else is refused, so that a server
+/// that is full, closed to strangers or going down can be watched.
+pub fn is_health(path: &str) -> bool {
+    path.starts_with("/grpc.health.")
+}
+
 /// How many messages go either way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {

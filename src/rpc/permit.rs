@@ -10,14 +10,15 @@ use axum::response::Response;
 use tonic::{Code, Status};
 
 use super::held::until_answered;
+use super::method::is_health;
 use super::problem::Problem;
 use crate::metrics;
 
 /// How long a refused caller is asked to wait.
 pub const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// Services that answer even when the server is full, so that it can be looked at.
-const ALWAYS_OPEN: [&str; 2] = ["/grpc.health.", "/grpc.reflection."];
+/// Answers even when the server is full, so that it can be looked at; health does as well.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// The calls that may be in flight at once, over all connections.
 #[derive(Clone, Debug)]
@@ -52,7 +53,8 @@ impl Drop for CallPermit {
 
 /// Lets a call in, or refuses it; a place is held until the last byte of the answer is gone.
 pub async fn take(State(permits): State<CallPermits>, request: Request, next: Next) -> Response {
-    if ALWAYS_OPEN.iter().any(|prefix| request.uri().path().starts_with(prefix)) {
+    let path = request.uri().path();
+    if is_health(path) || path.starts_with(REFLECTION) {
         return next.run(request).await;
     }
     let Some(permit) = permits.try_take() else {

@@ -11,12 +11,10 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tonic::{Code, Status};
 
 use super::context::Principal;
+use super::method::is_health;
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
-
-/// Orchestrators ask after the server's health in no tenant's name.
-const NOT_COUNTED: &str = "/grpc.health.";
 
 /// A bucket of calls for each tenant. There are as many tenants as the file of keys names.
 #[derive(Clone)]
@@ -55,7 +53,8 @@ impl RateLimit {
 
 /// Lets a call through, or refuses it.
 pub async fn limit(State(rate): State<RateLimit>, request: Request, next: Next) -> Response {
-    if request.uri().path().starts_with(NOT_COUNTED) {
+    // Orchestrators ask after the server's health in no tenant's name.
+    if is_health(request.uri().path()) {
         return next.run(request).await;
     }
     let tenant = Principal::behind(request.extensions()).tenant;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::page::{bad_token, page_size};
 use super::super::problem::Problem;
 use super::sighting::timestamp;
 use super::{bounded_text, duration};
@@ -16,9 +17,6 @@ use crate::wire::train_event::Event;
 /// Bytes of a configuration; those of the authors have about 1,500.
 const CONFIG_BYTES_MAX: usize = 64 << 10;
 const REQUEST_ID_BYTES_MAX: usize = 128;
-/// Jobs of a page, unless the caller says otherwise.
-const PAGE_DEFAULT: u32 = 100;
-const PAGE_MAX: u32 = 1000;
 
 /// What a caller orders, whose configuration is still a text.
 pub fn order(request: wire::TrainRequest) -> Result<Order, Problem> {
@@ -45,20 +43,9 @@ pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Probl
     let states = request.states.iter().map(|number| state_name(*number)).collect::<Result<_, _>>()?;
     let before = match request.page_token.as_str() {
         "" => None,
-        token => Some(token.parse::<JobId>().map_err(|_| {
-            Problem::invalid("PAGE_TOKEN_INVALID", "page_token", "page_token comes from no earlier answer")
-        })?),
+        token => Some(token.parse::<JobId>().map_err(|_| bad_token())?),
     };
-    let limit = match request.page_size {
-        0 => PAGE_DEFAULT as usize,
-        asked @ 1..=PAGE_MAX => asked as usize,
-        asked => {
-            let message = format!("page_size is {asked}, the limit is {PAGE_MAX}");
-            let problem = Problem::invalid("PAGE_SIZE_INVALID", "page_size", message);
-            return Err(problem.with_metadata("limit", PAGE_MAX));
-        }
-    };
-    Ok(Listing { states, before, limit })
+    Ok(Listing { states, before, limit: page_size(request.page_size)? })
 }
 
 /// An event as everybody sees it who watches its job.
