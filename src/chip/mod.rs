@@ -1,6 +1,9 @@
 //! A ship cut out of a satellite image, ready for the model.
 
+#[cfg(test)]
+mod cases;
 mod decode;
+mod georeference;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]

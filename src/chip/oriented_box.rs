@@ -117,7 +117,7 @@ impl OrientedBox {
         };
         let turned = sin.abs() > cos.abs();
         Ok(Cut {
-            raster: Raster { width: columns, height: rows, pixels },
+            raster: Raster { width: columns, height: rows, pixels, facts: from.facts.clone() },
             pixel_size: if turned { pixel_size.turned() } else { pixel_size },
             leaves_image: sampling.leaves(from),
         })
@@ -208,11 +208,12 @@ fn blend<const N: usize>(image: &Raster, x: f64, y: f64, pixel: impl Fn(usize) -
 
 #[cfg(test)]
 mod tests {
+    use super::super::decode::Facts;
     use super::*;
 
     fn image(width: usize, height: usize) -> Raster {
         let pixels = (0..width * height).map(|index| index as f32).collect();
-        Raster { width, height, pixels: Pixels::Amplitude(pixels) }
+        Raster { width, height, pixels: Pixels::Amplitude(pixels), facts: Facts::default() }
     }
 
     fn cut(image: &Raster, cut: [f64; 5], pixel_size: PixelSize) -> Result<Cut, BoxError> {

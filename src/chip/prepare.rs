@@ -133,7 +133,7 @@ pub fn prepare_resampled(
         (raster, pixel_size) = (cut.raster, cut.pixel_size);
         warnings.extend(cut.leaves_image.then_some(ChipWarning::BoxLeavesImage));
     }
-    let Raster { width, height, pixels } = raster;
+    let Raster { width, height, pixels, facts: _ } = raster;
     let rgb = match pixels {
         Pixels::Rgb(bytes) => bytes,
         Pixels::Amplitude(values) => stretch(values, &mut warnings),

@@ -1,0 +1,241 @@
+//! JPEG to pixels: as a file, and as the chunks of a TIFF.
+//!
+//! The library decodes; what the components mean is decided here, by the rules of libjpeg, because the library takes
+//! three components that an Adobe segment calls RGB for something else.
+
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::errors::{DecodeErrors, UnsupportedSchemes};
+use zune_jpeg::zune_core::bytestream::{ZByteIoError, ZCursor};
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::{
+    DecodeError, Facts, ImageLimits, Pixels, Raster, SampleFormat, StoredSample, cmyk_to_rgb, replicate,
+};
+
+const CONVERT: &str = "gdal_translate in.jpg out.png";
+
+/// What the segments before the first scan say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Header {
+    pub width: u16,
+    pub height: u16,
+    ids: Vec<u8>,
+    jfif: bool,
+    /// The colour transform that an Adobe segment tells.
+    adobe: Option<u8>,
+    /// Where the Adobe segment lies.
+    adobe_at: Option<(usize, usize)>,
+    /// Where the data of the first scan begin.
+    scan_at: usize,
+}
+
+/// What becomes of three components that are Y, Cb and Cr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Conversion {
+    ToRgb,
+    AsStored,
+}
+
+/// Interleaved components of 8 bits.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Components {
+    pub width: usize,
+    pub height: usize,
+    pub channels: usize,
+    pub samples: Vec<u8>,
+}
+
+/// Reads a JPEG file. Its EXIF orientation is not applied, as in the reference.
+pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Raster, DecodeError> {
+    let header = Header::read(bytes)?;
+    limits.check_size(u32::from(header.width), u32::from(header.height))?;
+    if !header.ends(bytes) {
+        return Err(DecodeError::Truncated);
+    }
+    let (width, height, channels) = (header.width.into(), header.height.into(), header.ids.len());
+    let rgb = match channels {
+        1 => replicate(components(bytes, &header, Conversion::AsStored)?.samples),
+        3 if header.is_rgb() => components(bytes, &header, Conversion::AsStored)?.samples,
+        3 => components(bytes, &header, Conversion::ToRgb)?.samples,
+        4 => {
+            let mut ink = components(bytes, &header, Conversion::AsStored)?.samples;
+            if header.adobe.is_some_and(|transform| transform != 0) {
+                ycck_to_cmyk(&mut ink);
+            }
+            // The reference takes every file of four inks for one of Adobe, where 0 is full ink.
+            ink.iter_mut().for_each(|value| *value = 255 - *value);
+            cmyk_to_rgb(&ink)
+        }
+        count => return Err(unsupported(format!("a JPEG of {count} components"))),
+    };
+    let stored = StoredSample { bits: 8, format: SampleFormat::Unsigned, channels: channels as u16 };
+    let facts = Facts { stored, ..Facts::default() };
+    Ok(Raster { width, height, pixels: Pixels::Rgb(rgb), facts })
+}
+
+impl Header {
+    /// Walks the segments up to the first scan. Fill bytes between them are legal, and what is neither is passed
+    /// over, as the reference does.
+    pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut header = Self {
+            width: 0,
+            height: 0,
+            ids: Vec::new(),
+            jfif: false,
+            adobe: None,
+            adobe_at: None,
+            scan_at: 0,
+        };
+        let mut at = 2;
+        loop {
+            let marker_at = at;
+            let marker = match bytes.get(at..at + 2).ok_or(DecodeError::Truncated)? {
+                [0xFF, marker] => *marker,
+                _ => 0xFF,
+            };
+            match marker {
+                // Fill, junk and markers that stand alone.
+                0xFF => at += 1,
+                0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
+                0xD9 => return Err(DecodeError::corrupt("it ends before its pixels begin")),
+                _ => {
+                    let length = bytes.get(at + 2..at + 4).ok_or(DecodeError::Truncated)?;
+                    let length = usize::from(u16::from_be_bytes([length[0], length[1]]));
+                    if length < 2 {
+                        return Err(DecodeError::corrupt("a segment is shorter than its length"));
+                    }
+                    at += 2 + length;
+                    let segment = bytes.get(marker_at + 4..at).ok_or(DecodeError::Truncated)?;
+                    match marker {
+                        0xDA if header.ids.is_empty() => {
+                            return Err(DecodeError::corrupt("pixels come before their size"));
+                        }
+                        0xDA => return Ok(Self { scan_at: at, ..header }),
+                        0xC0..=0xCF if !matches!(marker, 0xC4 | 0xC8 | 0xCC) => {
+                            header.frame(marker, segment)?
+                        }
+                        0xE0 => header.jfif |= segment.starts_with(b"JFIF\0"),
+                        0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => {
+                            header.adobe = Some(segment[11]);
+                            header.adobe_at = Some((marker_at, at));
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+    }
+
+    fn frame(&mut self, marker: u8, segment: &[u8]) -> Result<(), DecodeError> {
+        let &[precision, h1, h0, w1, w0, count, ref components @ ..] = segment else {
+            return Err(DecodeError::corrupt("its frame header is too short"));
+        };
+        match marker {
+            0xC0..=0xC2 => {}
+            0xC3 | 0xC7 | 0xCB | 0xCF => return Err(unsupported("a lossless JPEG".into())),
+            0xC9 | 0xCA => return Err(unsupported("a JPEG with arithmetic coding".into())),
+            _ => return Err(unsupported("a hierarchical JPEG".into())),
+        }
+        if precision != 8 {
+            return Err(unsupported(format!("a JPEG of {precision} bits a sample")));
+        }
+        if !self.ids.is_empty() {
+            return Err(DecodeError::corrupt("it has two frames"));
+        }
+        if count == 0 || components.len() != usize::from(count) * 3 {
+            return Err(DecodeError::corrupt("its frame header has another length than its components"));
+        }
+        (self.width, self.height) = (u16::from_be_bytes([w1, w0]), u16::from_be_bytes([h1, h0]));
+        self.ids = components.chunks_exact(3).map(|component| component[0]).collect();
+        Ok(())
+    }
+
+    pub fn channels(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether three components are red, green and blue: by the marker of JFIF, that of Adobe, then by their names.
+    fn is_rgb(&self) -> bool {
+        match (self.jfif, self.adobe) {
+            (true, _) => false,
+            (false, Some(transform)) => transform == 0,
+            (false, None) => self.ids == *b"RGB",
+        }
+    }
+
+    /// Whether the end marker follows the scan. The decoder fills a missing rest with gray; the reference refuses.
+    pub fn ends(&self, bytes: &[u8]) -> bool {
+        bytes[self.scan_at..].windows(2).any(|pair| pair == [0xFF, 0xD9])
+    }
+}
+
+/// Decodes the components, three of which may be Y, Cb and Cr.
+pub fn components(bytes: &[u8], header: &Header, conversion: Conversion) -> Result<Components, DecodeError> {
+    // Without an Adobe segment the library knows three components as YCbCr and four as CMYK.
+    let plain = header.adobe_at.map(|(from, to)| [&bytes[..from], &bytes[to..]].concat());
+    let bytes = plain.as_deref().unwrap_or(bytes);
+    let options = DecoderOptions::default()
+        .set_strict_mode(false)
+        .set_max_width(usize::from(u16::MAX))
+        .set_max_height(usize::from(u16::MAX));
+    let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
+    decoder.decode_headers().map_err(broken)?;
+    let found = decoder.input_colorspace().unwrap_or(ColorSpace::Unknown);
+    let wanted = match (found, conversion) {
+        (ColorSpace::YCbCr, Conversion::ToRgb) => ColorSpace::RGB,
+        (found, _) => found,
+    };
+    decoder.set_options(options.jpeg_set_out_colorspace(wanted));
+    let mut samples = decoder.decode().map_err(broken)?;
+    let (width, height, channels) = (header.width.into(), header.height.into(), header.channels());
+    if samples.len() != width * height * channels {
+        return Err(DecodeError::corrupt("it decodes to another size than its header says"));
+    }
+    if conversion == Conversion::ToRgb && found == ColorSpace::RGB {
+        // Its components are named R, G and B, and yet they are none.
+        samples.chunks_exact_mut(3).for_each(|pixel| {
+            let rgb = ycc_to_rgb([pixel[0], pixel[1], pixel[2]]);
+            pixel.copy_from_slice(&rgb);
+        });
+    }
+    Ok(Components { width, height, channels, samples })
+}
+
+fn ycck_to_cmyk(ink: &mut [u8]) {
+    for pixel in ink.chunks_exact_mut(4) {
+        let rgb = ycc_to_rgb([pixel[0], pixel[1], pixel[2]]);
+        pixel[..3].copy_from_slice(&rgb.map(|value| 255 - value));
+    }
+}
+
+/// In the integers of libjpeg.
+fn ycc_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
+    const HALF: i32 = 1 << 15;
+    let fixed = |factor: f64| (factor * 65536.0 + 0.5) as i32;
+    let (y, cb, cr) = (i32::from(y), i32::from(cb) - 128, i32::from(cr) - 128);
+    let red = y + ((fixed(1.402) * cr + HALF) >> 16);
+    let green = y + ((-fixed(0.344_136_286) * cb - fixed(0.714_136_286) * cr + HALF) >> 16);
+    let blue = y + ((fixed(1.772) * cb + HALF) >> 16);
+    [red, green, blue].map(|value| value.clamp(0, 255) as u8)
+}
+
+fn unsupported(what: String) -> DecodeError {
+    DecodeError::Unsupported { what, command: CONVERT }
+}
+
+/// Tells an image that ends too early from one that is wrong.
+fn broken(error: DecodeErrors) -> DecodeError {
+    match error {
+        DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(ZByteIoError::NotEnoughBytes(..)) => {
+            DecodeError::Truncated
+        }
+        DecodeErrors::Unsupported(scheme) => unsupported(match scheme {
+            UnsupportedSchemes::LosslessHuffman | UnsupportedSchemes::LosslessArithmetic => {
+                "a lossless JPEG".into()
+            }
+            scheme => format!("a JPEG of the kind {scheme:?}"),
+        }),
+        error => DecodeError::corrupt(format!("{error:?}")),
+    }
+}

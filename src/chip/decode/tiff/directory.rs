@@ -1,0 +1,199 @@
+//! The header and the first directory of a TIFF, classic or BigTIFF, in either byte order.
+//!
+//! Later directories (pages, overviews, masks) are not read, as in the reference.
+
+use super::super::DecodeError;
+use super::tag::{self, Tag};
+
+/// Bytes a value, by the type of a field.
+const BYTE: u16 = 1;
+const ASCII: u16 = 2;
+const SHORT: u16 = 3;
+const LONG: u16 = 4;
+const RATIONAL: u16 = 5;
+const SIGNED_BYTE: u16 = 6;
+const UNDEFINED: u16 = 7;
+const SIGNED_SHORT: u16 = 8;
+const SIGNED_LONG: u16 = 9;
+const SIGNED_RATIONAL: u16 = 10;
+const FLOAT: u16 = 11;
+const DOUBLE: u16 = 12;
+const IFD: u16 = 13;
+const LONG8: u16 = 16;
+const SIGNED_LONG8: u16 = 17;
+const IFD8: u16 = 18;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ByteOrder {
+    Little,
+    Big,
+}
+
+impl ByteOrder {
+    /// An unsigned number of at most eight bytes.
+    pub fn number(self, bytes: &[u8]) -> u64 {
+        let add = |number: u64, byte: &u8| number << 8 | u64::from(*byte);
+        match self {
+            Self::Little => bytes.iter().rev().fold(0, add),
+            Self::Big => bytes.iter().fold(0, add),
+        }
+    }
+
+    pub fn is_native(self) -> bool {
+        (self == Self::Little) == cfg!(target_endian = "little")
+    }
+}
+
+/// The fields that we know of the first directory.
+#[derive(Debug)]
+pub struct Directory<'a> {
+    bytes: &'a [u8],
+    order: ByteOrder,
+    /// At most one for each of our tags.
+    fields: Vec<Field>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Field {
+    tag: Tag,
+    kind: u16,
+    count: u64,
+    /// Where its values begin.
+    at: u64,
+}
+
+impl<'a> Directory<'a> {
+    /// # Errors
+    /// A directory that does not lie in the file, or that has a field of ours twice.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        let order = if bytes.starts_with(b"II") { ByteOrder::Little } else { ByteOrder::Big };
+        let mut directory = Self { bytes, order, fields: Vec::new() };
+        let big = directory.number(2, 2)? == 43;
+        if big && (directory.number(4, 2)?, directory.number(6, 2)?) != (8, 0) {
+            return Err(DecodeError::corrupt("its offsets have not 8 bytes"));
+        }
+        // Bytes of the number of fields, of one field, and of what stands in it for its values.
+        let (wide, field_bytes) = if big { (8, 20) } else { (4, 12) };
+        let at = directory.number(wide, wide)?;
+        if at == 0 {
+            return Err(DecodeError::corrupt("it has no directory"));
+        }
+        let count_bytes = if big { 8 } else { 2 };
+        let count = directory.number(at, count_bytes)?;
+        let first = at.saturating_add(count_bytes);
+        if count > bytes.len() as u64 / field_bytes {
+            return Err(DecodeError::Truncated);
+        }
+        for index in 0..count {
+            let at = first + index * field_bytes;
+            let (number, kind) = (directory.number(at, 2)?, directory.number(at + 2, 2)? as u16);
+            let count = directory.number(at + 4, wide)?;
+            let value_at = at + 4 + wide;
+            // The whole field has to lie in the file.
+            let offset = directory.number(value_at, wide)?;
+            let Some(tag) = tag::known(number as u16) else { continue };
+            let Some(size) = value_bytes(kind) else {
+                return Err(DecodeError::corrupt(format!("{tag} has the unknown type {kind}")));
+            };
+            if directory.find(tag).is_some() {
+                return Err(DecodeError::corrupt(format!("{tag} is there twice")));
+            }
+            let within = count.saturating_mul(size) <= wide;
+            directory.fields.push(Field { tag, kind, count, at: if within { value_at } else { offset } });
+        }
+        Ok(directory)
+    }
+
+    pub fn order(&self) -> ByteOrder {
+        self.order
+    }
+
+    pub fn has(&self, tag: Tag) -> bool {
+        self.find(tag).is_some()
+    }
+
+    /// Values of a field; none without it.
+    pub fn count(&self, tag: Tag) -> u64 {
+        self.find(tag).map_or(0, |field| field.count)
+    }
+
+    /// The first of the values, which are whole numbers.
+    pub fn integer(&self, tag: Tag) -> Result<Option<u64>, DecodeError> {
+        Ok(self.integers(tag, 1)?.first().copied())
+    }
+
+    /// At most the first `count_max` of the values, which are whole numbers; none without the field.
+    pub fn integers(&self, tag: Tag, count_max: u64) -> Result<Vec<u64>, DecodeError> {
+        let Some(field) = self.find(tag) else { return Ok(Vec::new()) };
+        if !matches!(field.kind, BYTE | SHORT | LONG | LONG8 | IFD | IFD8) {
+            return Err(DecodeError::corrupt(format!("{tag} is no whole number")));
+        }
+        let (size, values) = self.values(field, count_max)?;
+        Ok(values.chunks_exact(size).map(|value| self.order.number(value)).collect())
+    }
+
+    /// At most the first `count_max` of the values as real numbers; none without the field.
+    pub fn reals(&self, tag: Tag, count_max: u64) -> Result<Vec<f64>, DecodeError> {
+        let Some(field) = self.find(tag) else { return Ok(Vec::new()) };
+        let (size, values) = self.values(field, count_max)?;
+        let number = |bytes: &[u8]| self.order.number(bytes);
+        let real = |value: &[u8]| match field.kind {
+            FLOAT => Some(f64::from(f32::from_bits(number(value) as u32))),
+            DOUBLE => Some(f64::from_bits(number(value))),
+            RATIONAL => Some(number(&value[..4]) as f64 / number(&value[4..]) as f64),
+            SIGNED_RATIONAL => {
+                Some(f64::from(number(&value[..4]) as i32) / f64::from(number(&value[4..]) as i32))
+            }
+            BYTE | SHORT | LONG | LONG8 => Some(number(value) as f64),
+            _ => None,
+        };
+        let reals = values.chunks_exact(size).map(real).collect::<Option<Vec<_>>>();
+        reals.ok_or_else(|| DecodeError::corrupt(format!("{tag} is no number")))
+    }
+
+    /// At most the first `count_max` bytes of a field of bytes or text; none without the field.
+    pub fn raw(&self, tag: Tag, count_max: u64) -> Result<&'a [u8], DecodeError> {
+        let Some(field) = self.find(tag) else { return Ok(&[]) };
+        if !matches!(field.kind, BYTE | ASCII | UNDEFINED) {
+            return Err(DecodeError::corrupt(format!("{tag} is no run of bytes")));
+        }
+        Ok(self.values(field, count_max)?.1)
+    }
+
+    fn find(&self, tag: Tag) -> Option<&Field> {
+        self.fields.iter().find(|field| field.tag == tag)
+    }
+
+    fn number(&self, at: u64, size: u64) -> Result<u64, DecodeError> {
+        self.slice(at, size).map(|bytes| self.order.number(bytes))
+    }
+
+    /// Bytes of one value, and the values.
+    fn values(&self, field: &Field, count_max: u64) -> Result<(usize, &'a [u8]), DecodeError> {
+        let size = value_bytes(field.kind).unwrap_or(1);
+        let length = field.count.min(count_max).saturating_mul(size);
+        Ok((size as usize, self.slice(field.at, length)?))
+    }
+
+    /// A part of the file.
+    pub fn slice(&self, at: u64, length: u64) -> Result<&'a [u8], DecodeError> {
+        let end = at.checked_add(length).filter(|end| *end <= self.bytes.len() as u64);
+        let end = end.ok_or(DecodeError::Truncated)?;
+        Ok(&self.bytes[at as usize..end as usize])
+    }
+
+    /// The file from `at` on.
+    pub fn rest(&self, at: u64) -> Result<&'a [u8], DecodeError> {
+        self.slice(at, (self.bytes.len() as u64).saturating_sub(at))
+    }
+}
+
+fn value_bytes(kind: u16) -> Option<u64> {
+    match kind {
+        BYTE | ASCII | SIGNED_BYTE | UNDEFINED => Some(1),
+        SHORT | SIGNED_SHORT => Some(2),
+        LONG | SIGNED_LONG | FLOAT | IFD => Some(4),
+        RATIONAL | SIGNED_RATIONAL | DOUBLE | LONG8 | SIGNED_LONG8 | IFD8 => Some(8),
+        _ => None,
+    }
+}
