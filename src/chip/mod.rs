@@ -8,6 +8,8 @@ mod georeference;
 mod golden;
 #[cfg(test)]
 mod jpeg;
+#[cfg(test)]
+mod oracle;
 mod oriented_box;
 mod prepare;
 mod resize;

@@ -95,7 +95,7 @@ const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 const TORCH: &[&str] = &["model", "train"];
 
 /// Files that are tests as a whole.
-const TEST_FILES: &[&str] = &["faults.rs", "fixture.rs", "golden.rs", "jpeg.rs", "tests.rs"];
+const TEST_FILES: &[&str] = &["faults.rs", "fixture.rs", "golden.rs", "jpeg.rs", "oracle.rs", "tests.rs"];
 
 /// The text of every module, without tests.
 fn modules() -> BTreeMap<String, String> {
