@@ -34,7 +34,7 @@ fn fixtures() -> Vec<(String, Vec<u8>)> {
 
 fn view(name: &str) -> View {
     let modality = if name.ends_with("SAR.tif") { Modality::Sar } else { Modality::Optical };
-    View { modality, pixel_size: PixelSize::default_for(modality), oriented_box: None }
+    View::reference(modality)
 }
 
 fn replicated(bytes: &[u8], channels: usize) -> Vec<u8> {
@@ -79,7 +79,8 @@ fn size_tokens_equal_the_recorded_ones() {
     let file = std::fs::read(golden("preprocess.safetensors")).expect("golden set f");
     let recorded = SafeTensors::deserialize(&file).expect("golden set f");
     for (name, bytes) in fixtures() {
-        let (chip, size) = (original(&name, &bytes).chip, view(&name).pixel_size);
+        let chip = original(&name, &bytes).chip;
+        let size = PixelSize::default_for(chip.modality());
         let (width, height) = (chip.size().width as f64, chip.size().height as f64);
         // The reference tells the pixel size by the name, where only `SAR.tif` counts as SAR.
         let token = size_token(width * size.x_m(), height * size.y_m());
@@ -153,7 +154,8 @@ fn every_real_chip_decodes_without_a_doubt() {
             let path = entry.expect("a readable folder").path();
             let bytes = std::fs::read(&path).expect("a readable chip");
             let size = ChipSize { height: 256, width: 128 };
-            let prepared = prepare(&bytes, &view(&path.to_string_lossy()), size, &LIMITS).expect("a chip");
+            let View { modality, .. } = view(&path.to_string_lossy());
+            let prepared = prepare(&bytes, &View::plain(modality), size, &LIMITS).expect("a chip");
             assert!(prepared.warnings.is_empty(), "{}: {:?}", path.display(), prepared.warnings);
             chips += 1;
         }

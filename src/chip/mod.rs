@@ -3,6 +3,7 @@
 #[cfg(test)]
 mod cases;
 mod decode;
+mod doubts;
 mod georeference;
 #[cfg(test)]
 mod golden;
@@ -11,15 +12,20 @@ mod jpeg;
 #[cfg(test)]
 mod oracle;
 mod oriented_box;
+mod pixel_size;
 mod prepare;
 mod resize;
 mod size_token;
+mod warning;
 
 pub use decode::{DecodeError, ImageLimits};
+pub use georeference::may_say_its_size;
 pub use oriented_box::{BoxError, OrientedBox};
-pub use prepare::{ChipWarning, PrepareError, Prepared, View, prepare, prepare_resampled};
+pub use pixel_size::{AskedPixelSize, PixelSize, PixelSizeError, PixelSizeRule};
+pub use prepare::{PrepareError, Prepared, View, prepare, prepare_resampled};
 pub use resize::{Resampling, resize};
-pub use size_token::{PixelSize, PixelSizeError, size_token};
+pub use size_token::size_token;
+pub use warning::ChipWarning;
 
 use std::fmt;
 

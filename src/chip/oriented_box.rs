@@ -1,9 +1,10 @@
 //! Cutting a ship out of a larger patch, upright.
 
 use super::decode::{Pixels, Raster};
-use super::size_token::PixelSize;
+use super::doubts::Framing;
+use super::pixel_size::PixelSize;
 
-/// How far angles may be from a right angle, and pixels from square, to count as such.
+/// How far angles may be from a right angle, and places from the middle of a pixel, to count as such.
 const TOLERANCE: f64 = 1e-9;
 
 /// A rotated rectangle in the pixels of an image.
@@ -26,16 +27,13 @@ pub enum BoxError {
     TooLarge { length: f64, width: f64, limit: u64 },
     #[error("oriented_box lies outside the image of {width} x {height} pixels")]
     Outside { width: usize, height: usize },
-    #[error(
-        "oriented_box cannot be turned by {angle_deg} degrees, since pixel_size_x_m and pixel_size_y_m differ"
-    )]
-    NotSquare { angle_deg: f64 },
 }
 
 /// The cut, as an image of its own.
 pub(super) struct Cut {
     pub raster: Raster,
     pub pixel_size: PixelSize,
+    pub framing: Framing,
     /// A part of the box had no pixels and is black.
     pub leaves_image: bool,
 }
@@ -82,18 +80,18 @@ impl OrientedBox {
     }
 
     /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.
+    ///
+    /// Pixels that are longer one way than the other are sampled along the ship and, on the ground, at right angles to
+    /// it, so that the ship is not slanted: between the long sides of the box, which stay where they are.
     pub(super) fn cut(&self, from: &Raster, pixel_size: PixelSize, pixels_max: u64) -> Result<Cut, BoxError> {
         let &Self { length, width, angle_deg, .. } = self;
         if length * width > pixels_max as f64 {
             return Err(BoxError::TooLarge { length, width, limit: pixels_max });
         }
         let (sin, cos) = sin_cos(angle_deg);
-        let square = (pixel_size.x_m() - pixel_size.y_m()).abs() <= TOLERANCE * pixel_size.x_m();
-        if !square && sin.abs() > TOLERANCE && cos.abs() > TOLERANCE {
-            return Err(BoxError::NotSquare { angle_deg });
-        }
         let (rows, columns) = (length.round() as usize, width.round() as usize);
-        let sampling = Sampling { cut: *self, sin, cos, rows, columns };
+        let sampling =
+            Sampling { cut: *self, down: (-sin, cos), right: across(sin, cos, pixel_size), rows, columns };
         if !sampling.touches(from) {
             return Err(BoxError::Outside { width: from.width, height: from.height });
         }
@@ -115,13 +113,31 @@ impl OrientedBox {
                 Pixels::Amplitude(out)
             }
         };
-        let turned = sin.abs() > cos.abs();
         Ok(Cut {
             raster: Raster { width: columns, height: rows, pixels, facts: from.facts.clone() },
-            pixel_size: if turned { pixel_size.turned() } else { pixel_size },
+            pixel_size: match (sin.abs() > TOLERANCE, cos.abs() > TOLERANCE) {
+                (true, true) => pixel_size.along(sin, cos),
+                (true, false) => pixel_size.turned(),
+                (false, _) => pixel_size,
+            },
+            framing: if sampling.is_copy() { Framing::Copied } else { Framing::Resampled },
             leaves_image: sampling.leaves(from),
         })
     }
+}
+
+/// From a pixel of the cut to its right neighbour, in columns and rows of the image.
+///
+/// At right angles to the ship on the ground: (cos, sin) where pixels are square.
+fn across(sin: f64, cos: f64, pixel_size: PixelSize) -> (f64, f64) {
+    let (x_m, y_m) = (pixel_size.x_m(), pixel_size.y_m());
+    if x_m == y_m {
+        return (cos, sin);
+    }
+    let (x, y) = (cos * y_m / x_m, sin * x_m / y_m);
+    // Long enough to reach the other long side of the box.
+    let reach = x * cos + y * sin;
+    (x / reach, y / reach)
 }
 
 /// Exact at right angles, where rounding would turn a copy into a blend.
@@ -137,8 +153,9 @@ fn sin_cos(angle_deg: f64) -> (f64, f64) {
 
 struct Sampling {
     cut: OrientedBox,
-    sin: f64,
-    cos: f64,
+    /// From a pixel of the cut to the one below, and to its right neighbour, in columns and rows of the image.
+    down: (f64, f64),
+    right: (f64, f64),
     rows: usize,
     columns: usize,
 }
@@ -149,7 +166,14 @@ impl Sampling {
         let right = column - self.columns as f64 / 2.0;
         let down = row - self.rows as f64 / 2.0;
         let (x, y) = self.cut.center;
-        (x + self.cos * right - self.sin * down, y + self.sin * right + self.cos * down)
+        (x + self.right.0 * right + self.down.0 * down, y + self.right.1 * right + self.down.1 * down)
+    }
+
+    /// Whether every pixel of the cut is one of the image's.
+    fn is_copy(&self) -> bool {
+        let whole = |number: f64| (number - number.round()).abs() <= TOLERANCE;
+        let (x, y) = self.source(0.5, 0.5);
+        [self.down.0, self.down.1, self.right.0, self.right.1, x - 0.5, y - 0.5].into_iter().all(whole)
     }
 
     fn each(&self, mut visit: impl FnMut(f64, f64)) {
@@ -240,6 +264,7 @@ mod tests {
             let cut = cut(&image, [2.0, 2.0, 2.0, 2.0, angle], size).expect("a cut");
             assert_eq!(values(&cut), expected, "{angle}");
             assert!(!cut.leaves_image);
+            assert_eq!(cut.framing, Framing::Copied);
             assert_eq!(cut.pixel_size == size, angle.abs() != 90.0);
         }
     }
@@ -252,17 +277,62 @@ mod tests {
         assert_eq!(values(&cut), [0.0, 0.0, 4.0, 5.0, 0.0, 0.0, 8.0, 9.0]);
     }
 
+    /// A scene of pixels of 1 m x 2 m with a ship on it that heads for `heading_deg`, 40 m long and 10 m wide, its
+    /// brightness growing towards the bow and, less, to the right.
+    fn ship(heading_deg: f64, size: PixelSize) -> Raster {
+        let (width, height) = (80, 80);
+        let (sin, cos) = heading_deg.to_radians().sin_cos();
+        let pixel = |index: usize| {
+            let east = (index % width) as f64 + 0.5 - width as f64 / 2.0;
+            let south = (index / width) as f64 + 0.5 - height as f64 / 2.0;
+            let (east, south) = (east * size.x_m(), south * size.y_m());
+            let (ahead, right) = (east * sin - south * cos, east * cos + south * sin);
+            if ahead.abs() < 20.0 && right.abs() < 5.0 { 100.0 + ahead + right / 2.0 } else { 0.0 }
+        };
+        let pixels = (0..width * height).map(|index| pixel(index) as f32).collect();
+        Raster { width, height, pixels: Pixels::Amplitude(pixels), facts: Facts::default() }
+    }
+
+    #[test]
+    fn a_ship_on_oblong_pixels_is_cut_upright_and_keeps_its_size() {
+        let size = PixelSize::new(1.0, 2.0).expect("a pixel size");
+        for heading in [30.0_f64, 60.0, 135.0, 250.0] {
+            let scene = ship(heading, size);
+            // As a detector sees it on the pixels: its axis, and how far its long sides are from each other.
+            let (sin, cos) = heading.to_radians().sin_cos();
+            let (x, y) = (sin / size.x_m(), cos / size.y_m());
+            let length = 40.0 * x.hypot(y);
+            let width = 10.0 / (size.x_m() * size.y_m() * x.hypot(y));
+            let angle = x.atan2(y).to_degrees();
+            let found = cut(&scene, [40.0, 40.0, length, width, angle], size).expect("a cut");
+            let (rows, columns) = (found.raster.height, found.raster.width);
+            let (width_m, height_m) = (width * found.pixel_size.x_m(), length * found.pixel_size.y_m());
+            assert!((width_m - 10.0).abs() < 1e-9 && (height_m - 40.0).abs() < 1e-9, "{width_m} {height_m}");
+            assert_eq!(found.framing, Framing::Resampled);
+            // Away from the edges, every pixel shows the part of the ship that belongs there.
+            for (row, column) in
+                [(rows / 4, columns / 4), (rows / 2, columns / 2), (3 * rows / 4, columns / 2)]
+            {
+                let ahead = (rows as f64 / 2.0 - row as f64 - 0.5) * found.pixel_size.y_m();
+                let right = (column as f64 + 0.5 - columns as f64 / 2.0) * found.pixel_size.x_m();
+                let value = f64::from(values(&found)[row * columns + column]);
+                assert!(
+                    (value - (100.0 + ahead + right / 2.0)).abs() < 0.01,
+                    "{heading}: {row} {column} {value}"
+                );
+            }
+        }
+    }
+
     #[test]
     fn impossible_boxes_are_refused() {
-        let (square, oblong) = (PixelSize::new(1.0, 1.0), PixelSize::new(1.0, 2.0));
-        let (square, oblong) = (square.expect("a pixel size"), oblong.expect("a pixel size"));
+        let size = PixelSize::new(1.0, 1.0).expect("a pixel size");
         let image = image(40, 40);
-        for (given, size, reason) in [
-            ([f64::NAN, 1.0, 5.0, 5.0, 0.0], square, "not finite"),
-            ([5.0, 5.0, 0.0, 5.0, 0.0], square, "at least 1"),
-            ([5.0, 5.0, 1e9, 1e9, 0.0], square, "limit"),
-            ([-50.0, 5.0, 5.0, 5.0, 0.0], square, "outside"),
-            ([5.0, 5.0, 5.0, 5.0, 45.0], oblong, "differ"),
+        for (given, reason) in [
+            ([f64::NAN, 1.0, 5.0, 5.0, 0.0], "not finite"),
+            ([5.0, 5.0, 0.0, 5.0, 0.0], "at least 1"),
+            ([5.0, 5.0, 1e9, 1e9, 0.0], "limit"),
+            ([-50.0, 5.0, 5.0, 5.0, 0.0], "outside"),
         ] {
             let message = cut(&image, given, size).err().expect("impossible").to_string();
             assert!(message.contains(reason), "{message}");

@@ -1,9 +1,13 @@
 //! The whole way from an encoded image to a chip, and the doubts that arise on it.
 
-use super::decode::{self, DecodeError, ImageLimits, Pixels, Raster};
+use super::decode::{self, DecodeError, Facts, ImageLimits, Pixels, Raster};
+use super::doubts::{Framing, Picture, doubts};
+use super::georeference::Ground;
 use super::oriented_box::{BoxError, Cut, OrientedBox};
+use super::pixel_size::{AskedPixelSize, PixelSize, PixelSizeRule};
 use super::resize::{Resampling, resize};
-use super::size_token::{PixelSize, size_token};
+use super::size_token::size_token;
+use super::warning::ChipWarning;
 use super::{Chip, ChipSize, Modality};
 
 /// Upright ships in the training data are at least this much longer than wide; the slimmest of 165 real chips is
@@ -18,15 +22,22 @@ const HEIGHT_RANGE_M: (f64, f64) = (25.0, 580.0);
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct View {
     pub modality: Modality,
-    pub pixel_size: PixelSize,
+    pub pixel_size: PixelSizeRule,
     /// Where the ship lies; the whole image without it.
     pub oriented_box: Option<OrientedBox>,
 }
 
 impl View {
-    /// The whole image, whose pixels have the default size of its modality.
+    /// The whole image as the reference looks at it: its pixels have the default size of its modality, whatever the
+    /// file says of itself.
+    pub fn reference(modality: Modality) -> Self {
+        let pixel_size = PixelSizeRule::Fixed(PixelSize::default_for(modality));
+        Self { modality, pixel_size, oriented_box: None }
+    }
+
+    /// The whole image, of which a caller says nothing but its modality.
     pub fn plain(modality: Modality) -> Self {
-        Self { modality, pixel_size: PixelSize::default_for(modality), oriented_box: None }
+        Self { modality, pixel_size: PixelSizeRule::Asked(AskedPixelSize::default()), oriented_box: None }
     }
 }
 
@@ -64,42 +75,7 @@ impl PrepareError {
     }
 }
 
-/// A chip that the model was not made for, or whose pixels the reference leaves undefined.
-#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
-pub enum ChipWarning {
-    #[error("{pixels} SAR pixels are negative and were taken as 0")]
-    NegativePixels { pixels: usize },
-    #[error("{pixels} SAR pixels are not finite and were taken as 0")]
-    NonFinitePixels { pixels: usize },
-    #[error("every pixel is 0")]
-    AllZero,
-    #[error(
-        "the chip is {ratio:.2} times as high as wide; ships must be upright, which makes them at least 2"
-    )]
-    NotUpright { ratio: f64 },
-    #[error(
-        "the chip is {width_m:.0} m wide and {height_m:.0} m high, far from the ships of the training data"
-    )]
-    UnusualSize { width_m: f64, height_m: f64 },
-    #[error("a part of the oriented box lies outside the image and is black")]
-    BoxLeavesImage,
-}
-
-impl ChipWarning {
-    /// Stable and fit for programs and labels.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NegativePixels { .. } => "NEGATIVE_PIXELS",
-            Self::NonFinitePixels { .. } => "NON_FINITE_PIXELS",
-            Self::AllZero => "ALL_ZERO",
-            Self::NotUpright { .. } => "NOT_UPRIGHT",
-            Self::UnusualSize { .. } => "UNUSUAL_SIZE",
-            Self::BoxLeavesImage => "BOX_LEAVES_IMAGE",
-        }
-    }
-}
-
-/// Decodes, cuts, stretches (SAR), resizes with the inference filter, and computes the size token.
+/// Decodes, cuts, stretches (SAR), resizes with the inference filter, computes the size token, and looks for doubts.
 ///
 /// A SAR chip is stretched by the maximum of what was cut out, as if it had been cut by hand.
 ///
@@ -111,10 +87,16 @@ pub fn prepare(
     size: ChipSize,
     limits: &ImageLimits,
 ) -> Result<Prepared, PrepareError> {
-    prepare_resampled(image, view, size, limits, Resampling::Bilinear)
+    let mut seen = Seen::new(image, view, limits)?;
+    let doubts = doubts(&seen.picture(view.modality));
+    seen.warnings.extend(doubts);
+    seen.warnings.extend(doubtful_shape(seen.extent_m()));
+    let chip = seen.chip(view.modality, size, Resampling::Bilinear);
+    Ok(Prepared { chip, warnings: seen.warnings })
 }
 
-/// [`prepare`] with another way to resize: the reference trains on bicubic chips.
+/// The chip of [`prepare`], resized in another way and without a look for doubts: the reference trains on bicubic
+/// chips, and nobody reads a doubt about each of them.
 ///
 /// # Errors
 /// See [`prepare`].
@@ -124,28 +106,63 @@ pub fn prepare_resampled(
     size: ChipSize,
     limits: &ImageLimits,
     resampling: Resampling,
-) -> Result<Prepared, PrepareError> {
-    let mut warnings = Vec::new();
-    let mut raster = decode::decode(image, view.modality, limits)?;
-    let mut pixel_size = view.pixel_size;
-    if let Some(oriented_box) = &view.oriented_box {
-        let cut: Cut = oriented_box.cut(&raster, pixel_size, limits.pixels_max)?;
-        (raster, pixel_size) = (cut.raster, cut.pixel_size);
-        warnings.extend(cut.leaves_image.then_some(ChipWarning::BoxLeavesImage));
+) -> Result<Chip, PrepareError> {
+    Ok(Seen::new(image, view, limits)?.chip(view.modality, size, resampling))
+}
+
+/// What a view shows of an image, in 8 bits and in its own size.
+struct Seen {
+    rgb: Vec<u8>,
+    width: usize,
+    height: usize,
+    pixel_size: PixelSize,
+    framing: Framing,
+    facts: Facts,
+    warnings: Vec<ChipWarning>,
+}
+
+impl Seen {
+    fn new(image: &[u8], view: &View, limits: &ImageLimits) -> Result<Self, PrepareError> {
+        let mut raster = decode::decode(image, view.modality, limits)?;
+        let (mut pixel_size, remarks) = view.pixel_size.settle(view.modality, || ground(&raster));
+        let mut warnings: Vec<_> = remarks.into_iter().map(ChipWarning::PixelSize).collect();
+        let mut framing = Framing::Whole;
+        if let Some(oriented_box) = &view.oriented_box {
+            let cut: Cut = oriented_box.cut(&raster, pixel_size, limits.pixels_max)?;
+            (raster, pixel_size, framing) = (cut.raster, cut.pixel_size, cut.framing);
+            warnings.extend(cut.leaves_image.then_some(ChipWarning::BoxLeavesImage));
+        }
+        let Raster { width, height, pixels, facts } = raster;
+        let rgb = match pixels {
+            Pixels::Rgb(bytes) => bytes,
+            Pixels::Amplitude(values) => stretch(values, &mut warnings),
+        };
+        Ok(Self { rgb, width, height, pixel_size, framing, facts, warnings })
     }
-    let Raster { width, height, pixels, facts: _ } = raster;
-    let rgb = match pixels {
-        Pixels::Rgb(bytes) => bytes,
-        Pixels::Amplitude(values) => stretch(values, &mut warnings),
-    };
-    if rgb.iter().all(|value| *value == 0) {
-        warnings.push(ChipWarning::AllZero);
+
+    fn picture(&self, modality: Modality) -> Picture<'_> {
+        let Self { rgb, width, framing, facts, .. } = self;
+        Picture { rgb, width: *width, modality, framing: *framing, facts }
     }
-    let (width_m, height_m) = (width as f64 * pixel_size.x_m(), height as f64 * pixel_size.y_m());
-    warnings.extend(doubtful_shape(width_m, height_m));
-    let pixels = resize(&rgb, ChipSize { height, width }, size, resampling);
-    let size_token = size_token(width_m, height_m).map(|number| number as f32);
-    Ok(Prepared { chip: Chip::new(pixels, size, view.modality, size_token), warnings })
+
+    /// Width and height.
+    fn extent_m(&self) -> (f64, f64) {
+        (self.width as f64 * self.pixel_size.x_m(), self.height as f64 * self.pixel_size.y_m())
+    }
+
+    fn chip(&self, modality: Modality, size: ChipSize, resampling: Resampling) -> Chip {
+        let &Self { width, height, .. } = self;
+        let pixels = resize(&self.rgb, ChipSize { height, width }, size, resampling);
+        let (width_m, height_m) = self.extent_m();
+        let size_token = size_token(width_m, height_m).map(|number| number as f32);
+        Chip::new(pixels, size, modality, size_token)
+    }
+}
+
+/// What the file says of the size of its pixels, which may have been transposed since.
+fn ground(raster: &Raster) -> Ground {
+    let (tags, (width, height)) = (&raster.facts.geo_tags, (raster.width, raster.height));
+    if raster.facts.transposed { tags.ground(height, width).turned() } else { tags.ground(width, height) }
 }
 
 /// The reference's SAR stretch: divide by the maximum, times 255, in f32 and in that order, truncate.
@@ -165,11 +182,113 @@ fn stretch(mut values: Vec<f32>, warnings: &mut Vec<ChipWarning>) -> Vec<u8> {
     values.iter().flat_map(|value| [(value / maximum * 255.0) as u8; 3]).collect()
 }
 
-fn doubtful_shape(width_m: f64, height_m: f64) -> impl Iterator<Item = ChipWarning> {
+fn doubtful_shape((width_m, height_m): (f64, f64)) -> impl Iterator<Item = ChipWarning> {
     let ratio = height_m / width_m;
     let within = |metres: f64, (low, high): (f64, f64)| (low..=high).contains(&metres);
     let usual = within(width_m, WIDTH_RANGE_M) && within(height_m, HEIGHT_RANGE_M);
     let lying = (ratio < HEIGHT_OVER_WIDTH_MIN).then_some(ChipWarning::NotUpright { ratio });
     let unusual = (!usual).then_some(ChipWarning::UnusualSize { width_m, height_m });
     lying.into_iter().chain(unusual)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use tiff::encoder::TiffEncoder;
+    use tiff::encoder::colortype::RGB8;
+    use tiff::tags::Tag;
+
+    use super::super::decode::Facts;
+    use super::super::georeference::GeoTags;
+    use super::*;
+
+    const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+    const SIZE: ChipSize = ChipSize { height: 16, width: 8 };
+
+    /// 40 x 160 pixels with these tags: a step and a place in the coordinates of an EPSG code.
+    fn georeferenced(kind: u16, code: u16, step: [f64; 2], place: [f64; 2]) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let mut file = TiffEncoder::new(&mut bytes).expect("a TIFF");
+        let mut image = file.new_image::<RGB8>(40, 160).expect("an image");
+        let tiepoint = [0.0, 0.0, 0.0, place[0], place[1], 0.0];
+        let system = if kind == 2 { 2048 } else { 3072 };
+        let keys = [1, 1, 0, 2, 1024, 0, 1, kind, system, 0, 1, code];
+        let directory = image.encoder();
+        directory.write_tag(Tag::ModelPixelScaleTag, &[step[0], step[1], 0.0][..]).expect("a tag");
+        directory.write_tag(Tag::ModelTiepointTag, &tiepoint[..]).expect("a tag");
+        directory.write_tag(Tag::GeoKeyDirectoryTag, &keys[..]).expect("a tag");
+        let pixels: Vec<u8> =
+            (0..40 * 160_u32).flat_map(|i| [(i / 40 + 20) as u8, (i % 40) as u8, 90]).collect();
+        image.write_data(&pixels).expect("pixels");
+        bytes.into_inner()
+    }
+
+    /// Half a metre on the ground in Web Mercator at 60 degrees north.
+    fn web_mercator() -> Vec<u8> {
+        georeferenced(1, 3857, [0.997_5, 0.999_2], [2_782_987.3, 8_399_737.9])
+    }
+
+    fn asked(x_m: Option<f64>, y_m: Option<f64>) -> View {
+        let asked = AskedPixelSize::new(x_m, y_m).expect("a size");
+        View { pixel_size: PixelSizeRule::Asked(asked), ..View::plain(Modality::Optical) }
+    }
+
+    #[test]
+    fn a_files_own_pixel_size_holds_where_nothing_was_asked() {
+        let file = web_mercator();
+        for (view, extent, codes) in [
+            (asked(None, None), [20.0, 80.0], &["PIXEL_SIZE_FROM_FILE"][..]),
+            (asked(Some(0.55), None), [22.0, 80.0], &["PIXEL_SIZE_FROM_FILE"]),
+            (asked(None, Some(1.0)), [20.0, 160.0], &["PIXEL_SIZE_FROM_FILE", "PIXEL_SIZE_CONTRADICTS"]),
+            (asked(Some(0.5), Some(0.5)), [20.0, 80.0], &[]),
+            (View::reference(Modality::Optical), [30.0, 120.0], &[]),
+        ] {
+            let prepared = prepare(&file, &view, SIZE, &LIMITS).expect("a chip");
+            let found = prepared.chip.extent_m();
+            assert!(
+                found.iter().zip(extent).all(|(found, extent)| (found - extent).abs() < 0.05),
+                "{found:?}"
+            );
+            let found: Vec<_> = prepared.warnings.iter().map(ChipWarning::code).collect();
+            assert_eq!(found, codes, "{view:?}");
+            let resampled = prepare_resampled(&file, &view, SIZE, &LIMITS, Resampling::Bilinear);
+            assert_eq!(resampled.expect("a chip"), prepared.chip);
+        }
+    }
+
+    #[test]
+    fn a_box_in_a_file_of_oblong_pixels_is_cut_at_any_angle() {
+        // Pixels of 0.28 m x 0.56 m.
+        let file = georeferenced(2, 4326, [5e-6, 5e-6], [25.0, 60.0]);
+        for (angle, extent) in [(0.0, [2.79, 44.6]), (90.0, [44.6 / 8.0, 22.3]), (37.0, [3.269, 38.04])] {
+            let oriented_box = OrientedBox::new(20.0, 80.0, 80.0, 10.0, angle).expect("a box");
+            let view = View { oriented_box: Some(oriented_box), ..View::plain(Modality::Optical) };
+            let found = prepare(&file, &view, SIZE, &LIMITS).expect("a chip").chip.extent_m();
+            assert!(
+                found.iter().zip(extent).all(|(found, extent)| (found / extent - 1.0).abs() < 2e-3),
+                "{angle}: {found:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn rows_that_were_columns_in_the_file_keep_their_size() {
+        let geo_tags = GeoTags {
+            pixel_scale: vec![5e-6, 5e-6, 0.0],
+            tiepoints: vec![0.0, 0.0, 0.0, 25.0, 60.0, 0.0],
+            geo_keys: vec![1, 1, 0, 1, 1024, 0, 1, 2],
+            ..GeoTags::default()
+        };
+        let facts = |transposed| Facts { transposed, geo_tags: geo_tags.clone(), ..Facts::default() };
+        let raster = |transposed| Raster {
+            width: 2,
+            height: 2,
+            pixels: Pixels::Rgb(vec![0; 12]),
+            facts: facts(transposed),
+        };
+        let Ground::Size(upright) = ground(&raster(false)) else { panic!("a size") };
+        assert!(upright.y_m() > 1.9 * upright.x_m());
+        assert_eq!(ground(&raster(true)), Ground::Size(upright.turned()));
+    }
 }

@@ -11,7 +11,7 @@ use anyhow::anyhow;
 use clap::Args;
 use serde_json::json;
 use shipreid::app::{self, LoadedModel};
-use shipreid::chip::{self, ImageLimits, PixelSize, View};
+use shipreid::chip::{self, ImageLimits, View};
 use shipreid::encoder::{Batch, Encoder};
 use shipreid::model;
 
@@ -126,11 +126,7 @@ impl<'a> Work<'a> {
     fn once(&mut self) -> anyhow::Result<usize> {
         let (card, limits) = (&self.model.card, self.limits);
         let chips = self.files.by_ref().take(self.batch).map(|file| {
-            let view = View {
-                modality: file.modality,
-                pixel_size: PixelSize::default_for(file.modality),
-                oriented_box: None,
-            };
+            let view = View::plain(file.modality);
             Ok(chip::prepare(&file.chip.image, &view, card.chip_size, &limits)?.chip)
         });
         let batch = Batch { model: card.digest, chips: chips.collect::<anyhow::Result<_>>()? };

@@ -19,7 +19,7 @@ pub struct ChipFlags {
     /// Modality of all files; without it, HOSS names tell (..._RGB.tif, ..._SAR.tif).
     #[arg(long, value_parser = modality, value_name = "optical|sar")]
     modality: Option<Modality>,
-    /// Metres a pixel; 0.75 for optical and 1 for SAR images without it.
+    /// Metres a pixel; without it, what a georeferenced TIFF says of itself, else 0.75 for optical and 1 for SAR images.
     #[arg(long, value_name = "METRES")]
     pixel_size: Option<f64>,
 }

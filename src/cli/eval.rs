@@ -205,7 +205,10 @@ async fn embed_images(
     for images in images.chunks(BATCH) {
         let chip = |image: &Image| {
             let bytes = std::fs::read(&image.path).with_context(|| image.path.display().to_string())?;
-            anyhow::Ok(client::chip(bytes, image.modality()))
+            let mut chip = client::chip(bytes, image.modality());
+            // Said, so that the server does not take the file's own: a data set is read by the reference's rule.
+            [chip.pixel_size_x_m, chip.pixel_size_y_m] = image.view.pixel_size.axes();
+            anyhow::Ok(chip)
         };
         let request = EmbedRequest {
             chips: images.iter().map(chip).collect::<Result<_, _>>()?,

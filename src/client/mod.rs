@@ -123,7 +123,7 @@ impl Client {
     }
 }
 
-/// A chip of the default pixel size.
+/// A chip whose pixel size is the file's own, or the default.
 pub fn chip(image: impl Into<Bytes>, modality: Modality) -> wire::Chip {
     let modality = match modality {
         Modality::Optical => wire::Modality::Optical,

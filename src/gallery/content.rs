@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::entry::{ContentHash, Labels, Observation, VesselId};
-use crate::chip::{Modality, SourceChip};
+use crate::chip::{Modality, PixelSize, SourceChip, may_say_its_size};
 use crate::embedding::Embedding;
 
 /// What an enrolment says of a sighting beside its id.
@@ -18,13 +18,21 @@ impl Content<'_> {
     /// Of an enrolment with a chip.
     pub fn with_chip(&self, chip: &SourceChip) -> ContentHash {
         let mut hash = self.hash("chip", chip.view.modality);
-        hash.numbers([chip.view.pixel_size.x_m(), chip.view.pixel_size.y_m()]);
+        let default = PixelSize::default_for(chip.view.modality);
+        let default = [default.x_m(), default.y_m()];
+        let asked = chip.view.pixel_size.axes();
+        hash.numbers(asked.into_iter().zip(default).map(|(asked, default)| asked.unwrap_or(default)));
         let cut = chip.view.oriented_box.map(|cut| {
             let (x, y) = cut.center();
             [x, y, cut.length(), cut.width(), cut.angle_deg()]
         });
         hash.numbers(cut.into_iter().flatten());
         hash.bytes(&chip.image);
+        // To ask for the default is not the same as to ask for nothing, where the file says something else.
+        let asked_for_default = asked.into_iter().zip(default).map(|(asked, default)| asked == Some(default));
+        if asked_for_default.clone().any(|asked| asked) && may_say_its_size(&chip.image) {
+            hash.numbers(asked_for_default.map(|asked| f64::from(u8::from(asked))));
+        }
         hash.finish()
     }
 
@@ -87,8 +95,41 @@ impl Fields {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::super::entry::Time;
     use super::*;
+    use crate::chip::{AskedPixelSize, PixelSizeRule, View};
+
+    /// A TIFF of one pixel whose directory ends with this tag.
+    fn tiff(tag: u16) -> Vec<u8> {
+        let entry = |tag: u16, kind: u16, value: u32| {
+            [&tag.to_le_bytes()[..], &kind.to_le_bytes(), &1_u32.to_le_bytes(), &value.to_le_bytes()].concat()
+        };
+        let entries = [entry(256, 3, 1), entry(257, 3, 1), entry(tag, 12, 0)].concat();
+        [b"II*\0\x08\0\0\0\x03\0", &entries[..], b"\0\0\0\0"].concat()
+    }
+
+    #[test]
+    fn a_chip_is_told_by_what_was_asked_and_old_hashes_stay_what_they_were() {
+        let (none, plain) = (Labels::default(), Observation::default());
+        let content = Content { vessel: None, labels: &none, observation: &plain };
+        let hash = |image: &[u8], x_m, y_m| {
+            let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(x_m, y_m).expect("a size"));
+            let view = View { pixel_size, ..View::plain(Modality::Sar) };
+            let hash = content.with_chip(&SourceChip { image: image.to_vec().into(), view });
+            hash.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        let (bare, scaled) = (tiff(258), tiff(33550));
+        // As it was when a chip without a pixel size had the default one.
+        assert_eq!(hash(&bare, None, None), "418c5449393683c0");
+        assert_eq!(hash(&scaled, None, None), "cbf9558bc6bbe937");
+        assert_eq!(hash(&bare, Some(1.0), None), hash(&bare, None, None));
+        let asked =
+            [(None, None), (Some(1.0), None), (None, Some(1.0)), (Some(1.0), Some(1.0)), (Some(0.5), None)];
+        let hashes: BTreeSet<_> = asked.iter().map(|(x_m, y_m)| hash(&scaled, *x_m, *y_m)).collect();
+        assert_eq!(hashes.len(), asked.len());
+    }
 
     #[test]
     fn anything_that_differs_is_told_and_the_hash_stays_what_it_was() {

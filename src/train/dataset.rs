@@ -19,7 +19,7 @@ pub struct Image {
 impl Image {
     /// A whole image, whose pixels have the default size of their modality.
     pub fn plain(path: PathBuf, identity: i64, modality: Modality) -> Self {
-        Self { path, identity, view: View::plain(modality) }
+        Self { path, identity, view: View::reference(modality) }
     }
 
     pub fn modality(&self) -> Modality {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::dataset::{DatasetError, Image};
-use crate::chip::{Modality, OrientedBox, PixelSize, SourceChip, View};
+use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSizeRule, SourceChip, View};
 
 /// One JSON object for each image, in the folder of the images.
 const LIST: &str = "manifest.jsonl";
@@ -22,7 +22,8 @@ struct Line {
     /// As whoever enrolled it names the vessel.
     identity: String,
     modality: String,
-    pixel_size_m: [f64; 2],
+    /// As it was enrolled: where nothing is said, the file's own comes first, as in serving.
+    pixel_size_m: [Option<f64>; 2],
     /// Column and row of the center, length, width, angle in degrees.
     oriented_box: Option<[f64; 5]>,
 }
@@ -84,7 +85,7 @@ impl KeptWriter {
             file,
             identity: identity.to_owned(),
             modality: modality.name().to_owned(),
-            pixel_size_m: [pixel_size.x_m(), pixel_size.y_m()],
+            pixel_size_m: pixel_size.axes(),
             oriented_box: oriented_box.map(|cut| {
                 let (x, y) = cut.center();
                 [x, y, cut.length(), cut.width(), cut.angle_deg()]
@@ -212,11 +213,12 @@ impl Line {
             "sar" => Modality::Sar,
             _ => return None,
         };
-        let [x, y] = self.pixel_size_m;
+        let [x_m, y_m] = self.pixel_size_m;
+        let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(x_m, y_m).ok()?);
         let cut = self
             .oriented_box
             .map(|[x, y, length, width, angle]| OrientedBox::new(x, y, length, width, angle));
-        Some(View { modality, pixel_size: PixelSize::new(x, y).ok()?, oriented_box: cut.transpose().ok()? })
+        Some(View { modality, pixel_size, oriented_box: cut.transpose().ok()? })
     }
 }
 
@@ -229,7 +231,7 @@ mod tests {
     fn chip(number: u8, modality: Modality) -> SourceChip {
         let view = View {
             modality,
-            pixel_size: PixelSize::new(0.1 + 0.2, 1.5).expect("a size"),
+            pixel_size: PixelSizeRule::Asked(AskedPixelSize::new(Some(0.1 + 0.2), None).expect("a size")),
             oriented_box: (number > 0)
                 .then(|| OrientedBox::new(1.0 / 3.0, 4.0, 30.0, 10.0, -12.5).expect("a box")),
         };

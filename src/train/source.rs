@@ -201,8 +201,7 @@ impl Draft {
 pub fn read_chip(image: &Image, size: ChipSize, resampling: Resampling) -> Result<Chip, String> {
     let named = |cause: &dyn std::fmt::Display| format!("{}: {cause}", image.path.display());
     let bytes = fs::read(&image.path).map_err(|cause| named(&cause))?;
-    let prepared = prepare_resampled(&bytes, &image.view, size, &LIMITS, resampling);
-    Ok(prepared.map_err(|cause| named(&cause))?.chip)
+    prepare_resampled(&bytes, &image.view, size, &LIMITS, resampling).map_err(|cause| named(&cause))
 }
 
 #[cfg(test)]

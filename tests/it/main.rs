@@ -15,6 +15,7 @@ mod drain;
 mod embed;
 mod foreign;
 mod galleries;
+mod georeferenced;
 mod identity;
 mod layers;
 mod matching;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use shipreid::app::{KeptModels, LoadedModel, Running, ServedModels};
-use shipreid::chip::{ChipSize, ImageLimits, Modality, PixelSize, View, prepare};
+use shipreid::chip::{ChipSize, ImageLimits, Modality, View, prepare};
 use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::ModelDigest;
 use shipreid::encoder::{Batch, Encoder, EncoderFactory, Health, ModelCard, PixelProjection};
@@ -94,8 +94,7 @@ fn request() -> EmbedRequest {
 }
 
 fn expected(digest: ModelDigest) -> Vec<f32> {
-    let pixel_size = PixelSize::default_for(Modality::Optical);
-    let view = View { modality: Modality::Optical, pixel_size, oriented_box: None };
+    let view = View::plain(Modality::Optical);
     let limits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
     let chips = vec![prepare(&fixture(IMAGE), &view, SIZE, &limits).unwrap().chip];
     projection(digest).forward(&Batch { model: digest, chips }).unwrap().remove(0).into_vec()

@@ -5,7 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::*;
-use crate::chip::{self, ImageLimits, Modality, PixelSize, SourceChip, View};
+use crate::chip::{self, ImageLimits, Modality, SourceChip, View};
 use crate::embedding::Embedding;
 use crate::encoder::{
     Admission, Batch, Caller, Encoder, ForwardError, Pipeline, PixelProjection, Priority, QueueSettings,
@@ -62,8 +62,7 @@ fn residency(bytes_max: u64) -> Residency {
 fn source_chip() -> SourceChip {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/images/0001_a_33x97_RGB.tif");
     let image = std::fs::read(path).expect("recorded").into();
-    let pixel_size = PixelSize::default_for(Modality::Optical);
-    SourceChip { image, view: View { modality: Modality::Optical, pixel_size, oriented_box: None } }
+    SourceChip { image, view: View::plain(Modality::Optical) }
 }
 
 /// What the projection of seed `number` makes of the chip.

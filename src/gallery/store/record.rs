@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::chip::{Modality, OrientedBox, PixelSize, SourceChip, View};
+use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSize, PixelSizeRule, SourceChip, View};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::{
     ContentHash, Entry, EntryId, Heading, Labels, Observation, Position, Time, VesselId,
@@ -202,12 +202,18 @@ pub struct ChipRecord {
     image: bytes::Bytes,
     #[prost(uint32, tag = "2")]
     modality: u32,
+    /// What was asked for, or the default of the modality, which programs take that do not know the last fields.
     #[prost(double, tag = "3")]
     pixel_size_x_m: f64,
     #[prost(double, tag = "4")]
     pixel_size_y_m: f64,
     #[prost(message, optional, tag = "5")]
     oriented_box: Option<OrientedBoxRecord>,
+    /// Nothing was asked for, so that the file's own size comes first.
+    #[prost(bool, tag = "6")]
+    pixel_size_x_open: bool,
+    #[prost(bool, tag = "7")]
+    pixel_size_y_open: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -337,12 +343,16 @@ impl From<&SourceChip> for ChipRecord {
             width: cut.width(),
             angle_deg: cut.angle_deg(),
         };
+        let default = PixelSize::default_for(chip.view.modality);
+        let [x_m, y_m] = chip.view.pixel_size.axes();
         Self {
             image: chip.image.clone(),
             modality: modality_number(chip.view.modality),
-            pixel_size_x_m: chip.view.pixel_size.x_m(),
-            pixel_size_y_m: chip.view.pixel_size.y_m(),
+            pixel_size_x_m: x_m.unwrap_or(default.x_m()),
+            pixel_size_y_m: y_m.unwrap_or(default.y_m()),
             oriented_box: chip.view.oriented_box.map(oriented_box),
+            pixel_size_x_open: x_m.is_none(),
+            pixel_size_y_open: y_m.is_none(),
         }
     }
 }
@@ -354,9 +364,14 @@ impl TryFrom<ChipRecord> for SourceChip {
         let oriented_box = |cut: OrientedBoxRecord| {
             OrientedBox::new(cut.center_x, cut.center_y, cut.length, cut.width, cut.angle_deg)
         };
+        let asked = |open: bool, metres: f64| (!open).then_some(metres);
+        let pixel_size = AskedPixelSize::new(
+            asked(record.pixel_size_x_open, record.pixel_size_x_m),
+            asked(record.pixel_size_y_open, record.pixel_size_y_m),
+        );
         let view = View {
             modality: modality(record.modality)?,
-            pixel_size: PixelSize::new(record.pixel_size_x_m, record.pixel_size_y_m).map_err(damage)?,
+            pixel_size: PixelSizeRule::Asked(pixel_size.map_err(damage)?),
             oriented_box: record.oriented_box.map(oriented_box).transpose().map_err(damage)?,
         };
         Ok(Self { image: record.image, view })
@@ -379,5 +394,28 @@ fn modality(number: u32) -> Result<Modality, Damage> {
         1 => Ok(Modality::Optical),
         2 => Ok(Modality::Sar),
         other => Err(Damage(format!("has the unknown modality {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chip_is_stored_with_what_was_left_open_and_with_what_earlier_programs_read() {
+        for (x_m, y_m) in [(None, None), (Some(0.5), None), (None, Some(2.0)), (Some(1.0), Some(1.0))] {
+            let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(x_m, y_m).expect("a size"));
+            let chip = SourceChip {
+                image: bytes::Bytes::from_static(b"pixels"),
+                view: View { pixel_size, ..View::plain(Modality::Sar) },
+            };
+            let record = ChipRecord::from(&chip);
+            assert_eq!(
+                (record.pixel_size_x_m, record.pixel_size_y_m),
+                (x_m.unwrap_or(1.0), y_m.unwrap_or(1.0))
+            );
+            let stored = record.encode_to_vec();
+            assert_eq!(ChipRecord::decode(&*stored).map(SourceChip::try_from), Ok(Ok(chip)));
+        }
     }
 }

@@ -15,7 +15,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::chip::{Modality, PixelSize, SourceChip, View};
+use crate::chip::{AskedPixelSize, Modality, PixelSizeRule, SourceChip, View};
 use crate::embedding::{Embedding, ModelDigest};
 
 pub const DIMENSION: usize = 24;
@@ -65,11 +65,9 @@ pub fn embedding(seed: u64) -> Embedding {
 }
 
 pub fn chip(seed: u64) -> SourceChip {
-    let view = View {
-        modality: Modality::Sar,
-        pixel_size: PixelSize::default_for(Modality::Sar),
-        oriented_box: None,
-    };
+    // As a store knows it that was written before a pixel size could be left open.
+    let asked = AskedPixelSize::new(Some(1.0), Some(1.0)).expect("a size");
+    let view = View { pixel_size: PixelSizeRule::Asked(asked), ..View::plain(Modality::Sar) };
     SourceChip { image: Bytes::from(seed.to_le_bytes().repeat(20)), view }
 }
 

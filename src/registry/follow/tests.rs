@@ -8,7 +8,7 @@ use std::sync::mpsc as sync;
 use futures_util::future::join_all;
 
 use super::*;
-use crate::chip::{ImageLimits, Modality, PixelSize, View, prepare};
+use crate::chip::{ImageLimits, Modality, View, prepare};
 use crate::encoder::{
     Admission, Batch, EncodeQueue, Encoder, EncoderFactory, ForwardError, LoadedModel, ModelCard,
     PixelProjection, QueueSettings, Residency, ResidencySettings,
@@ -153,8 +153,7 @@ fn chip(number: u8) -> SourceChip {
     image.pixels_mut().enumerate().for_each(|(at, pixel)| *pixel = image::Rgb([number, at as u8, 7]));
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).expect("in memory");
-    let pixel_size = PixelSize::default_for(Modality::Optical);
-    let view = View { modality: Modality::Optical, pixel_size, oriented_box: None };
+    let view = View::plain(Modality::Optical);
     SourceChip { image: bytes.into_inner().into(), view }
 }
 

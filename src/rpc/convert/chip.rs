@@ -1,17 +1,14 @@
 //! Chips as they are sent, and the doubts about them.
 
 use super::super::problem::Problem;
-use crate::chip::{ChipWarning, Modality, OrientedBox, PixelSize, SourceChip, View};
+use crate::chip::{AskedPixelSize, ChipWarning, Modality, OrientedBox, PixelSizeRule, SourceChip, View};
 use crate::wire;
 
 /// A chip, but for its observation.
 pub fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
     let modality = modality("modality", chip.modality)?
         .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
-    let default = PixelSize::default_for(modality);
-    let x_m = chip.pixel_size_x_m.unwrap_or(default.x_m());
-    let y_m = chip.pixel_size_y_m.unwrap_or(default.y_m());
-    let pixel_size = PixelSize::new(x_m, y_m)?;
+    let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(chip.pixel_size_x_m, chip.pixel_size_y_m)?);
     let oriented_box = chip.oriented_box.map(oriented_box).transpose()?;
     Ok(SourceChip { image: chip.image, view: View { modality, pixel_size, oriented_box } })
 }
