@@ -14,6 +14,7 @@ use crate::registry::{Provenance, Registry, RegistryLimits};
 use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::seed::seeded;
+use crate::weights::wrapper::Choice;
 
 /// Folder of the models within the data folder.
 const MODELS: &str = "models";
@@ -134,7 +135,12 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         (path, _) => {
             let heads = Some(config.model.heads).filter(|heads| *heads > 0);
             let architecture = ArchitectureHints { heads, ..ArchitectureHints::default() };
-            Ok(OpenModel::open(Path::new(path), &Hints { feature_point, architecture })?)
+            let hints = Hints { feature_point, architecture, weights: Choice::new(&config.model.weights) };
+            let (model, origin) = OpenModel::open_with_origin(Path::new(path), &hints)?;
+            if !origin.is_plain() {
+                tracing::info!(path, "the weights are {origin}");
+            }
+            Ok(model)
         }
     }
 }

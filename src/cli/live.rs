@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use shipreid::client::{ClientError, Followed, Follower, state_name};
 use shipreid::wire::train_event::Event;
-use shipreid::wire::{EvaluationResult, JobState, TrainEvent, TrainProgress, TrainingJob};
+use shipreid::wire::{
+    EvaluationResult, JobState, StartingPoint, TensorShape, TrainEvent, TrainProgress, TrainingJob,
+};
 use tokio::signal;
 
 use super::Failure;
@@ -85,6 +87,35 @@ pub async fn watch(
     }
 }
 
+/// What a job starts from, for people.
+pub fn lines_of_start(start: &StartingPoint) -> Vec<String> {
+    let StartingPoint { path, tensors_taken, tensors_kept, blocks_taken, blocks_total, .. } = start;
+    let mut lines = vec![format!(
+        "starts from {path}: {tensors_taken} tensors taken, {tensors_kept} kept, {blocks_taken} of {blocks_total} blocks"
+    )];
+    if !start.weights.is_empty() || !start.prefix.is_empty() {
+        lines.push(format!(
+            "its weights are under \"{}\", names begin with \"{}\"",
+            start.weights, start.prefix
+        ));
+    }
+    if !start.warning.is_empty() {
+        lines.push(format!("warning: {}", start.warning));
+    }
+    lines.extend(start.untaken.iter().map(|tensor| {
+        let shape = |shape: &Option<TensorShape>| shape.as_ref().map(|shape| format!("{:?}", shape.lengths));
+        let found = shape(&tensor.found).map(|found| format!(" {found}")).unwrap_or_default();
+        let expected =
+            shape(&tensor.expected).map(|expected| format!(", not {expected}")).unwrap_or_default();
+        format!("not taken: {}{found}{expected}: {}", tensor.name, tensor.reason)
+    }));
+    let more = start.untaken_total.saturating_sub(u32::try_from(start.untaken.len()).unwrap_or(u32::MAX));
+    if more > 0 {
+        lines.push(format!("not taken: {more} more, which the log of the job lists"));
+    }
+    lines
+}
+
 /// The live bar of a job, a line an epoch and an evaluation.
 pub struct Screen {
     bar: TrainingBar,
@@ -133,6 +164,9 @@ impl Screen {
             }
             Some(Event::Checkpoint(saved)) if saved.best => {
                 self.bar.line(&format!("step {}: a checkpoint is saved, the best so far", saved.step));
+            }
+            Some(Event::StartingPoint(start)) => {
+                lines_of_start(start).iter().for_each(|line| self.bar.line(line));
             }
             Some(Event::Checkpoint(_) | Event::LogLine(_) | Event::Rankings(_)) | None => {}
         }

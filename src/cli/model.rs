@@ -10,9 +10,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
 use shipreid::client::ClientError;
 use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
+use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
+use shipreid::weights::wrapper::Choice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::access::AccessFlags;
@@ -20,7 +22,7 @@ use super::{Failure, ServerFlag, block_on};
 
 #[derive(Subcommand)]
 pub enum Model {
-    /// Makes a model of ours out of a PyTorch checkpoint of TransOSS, in a folder here, or brings one to a server.
+    /// Makes a model of ours out of a checkpoint of TransOSS, in a folder here, or brings one to a server.
     ///
     /// Examples:
     ///   shipreid model import transoss.pth models/transoss
@@ -29,7 +31,7 @@ pub enum Model {
     Import(Import),
     /// Says what a checkpoint or a model folder holds.
     Inspect {
-        /// A .pth or a model folder.
+        /// A .pth, a .safetensors or a model folder.
         path: PathBuf,
         #[command(flatten)]
         hints: HintFlags,
@@ -63,7 +65,8 @@ pub enum Model {
 #[derive(Args)]
 #[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
 pub struct Import {
-    /// A .pth as PyTorch writes it, of which nothing is executed; for a server also a model folder or an exported model.
+    /// A .pth as PyTorch writes it, of which nothing is executed, or a .safetensors; for a server also a model folder or
+    /// an exported model.
     checkpoint: PathBuf,
     /// The folder to make here.
     folder: Option<PathBuf>,
@@ -94,6 +97,9 @@ pub struct HintFlags {
     /// Factor of the modality embedding; 3 without it.
     #[arg(long)]
     mie_coefficient: Option<f32>,
+    /// Which of several weights in the file: "ema" for averaged ones, or their key; the model's own without it.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ema|KEY")]
+    weights: String,
 }
 
 impl Model {
@@ -101,7 +107,8 @@ impl Model {
         match self {
             Self::Import(import) => import.run(),
             Self::Inspect { path, hints } => {
-                describe(&open(&path, &hints)?);
+                let (model, origin) = open(&path, &hints)?;
+                describe(&model, &origin);
                 Ok(())
             }
             Self::List { server } => block_on(list(server)),
@@ -122,10 +129,10 @@ impl Import {
     }
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
-        let model = open(&self.checkpoint, &self.hints)?;
+        let (model, origin) = open(&self.checkpoint, &self.hints)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
         model.save(folder, &name.to_string_lossy())?;
-        describe(&model);
+        describe(&model, &origin);
         println!("written to  {}", folder.display());
         Ok(())
     }
@@ -235,22 +242,23 @@ impl HintFlags {
             stride: self.stride.map_or(0, number),
             heads: self.heads.map_or(0, number),
             mie_coefficient: self.mie_coefficient,
+            weights: self.weights.clone(),
         }
     }
 }
 
-fn open(path: &Path, flags: &HintFlags) -> Result<OpenModel, Failure> {
+fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
     let architecture = ArchitectureHints {
         image: flags.image,
         stride: flags.stride,
         heads: flags.heads,
         mie_coefficient: flags.mie_coefficient,
     };
-    OpenModel::open(path, &Hints { feature_point: flags.feature, architecture })
-        .map_err(|cause| Failure::Unusable(cause.into()))
+    let hints = Hints { feature_point: flags.feature, architecture, weights: Choice::new(&flags.weights) };
+    OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
 }
 
-fn describe(model: &OpenModel) {
+fn describe(model: &OpenModel, origin: &Origin) {
     let a = &model.architecture;
     let parameters: usize = model.tensors.values().map(|tensor| tensor.values.len()).sum();
     let feature = match model.feature_point {
@@ -266,6 +274,9 @@ fn describe(model: &OpenModel) {
     println!("modality    {} (factor {})", yes_no(a.modality_embedding), a.mie_coefficient);
     println!("feature     {feature}");
     println!("classes     {}", a.classes);
+    if !origin.is_plain() {
+        println!("weights     {origin}");
+    }
     println!("tensors     {} with {parameters} numbers", model.tensors.len());
 }
 

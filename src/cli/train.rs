@@ -15,7 +15,8 @@ use shipreid::model::{self, Device};
 use shipreid::telemetry;
 use shipreid::train::{
     AuthorsConfig, CheckpointChoice, Checkpoints, Course, DataRoots, DataSet, Event, EventLog, FitError,
-    Materials, ObjectiveName, Plan, Teaching, TorchLearner, TrainConfig, TrainConfigError, Validation, fit,
+    Materials, ObjectiveName, Plan, StartingPoint, Teaching, TorchLearner, TrainConfig, TrainConfigError,
+    Validation, fit,
 };
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
@@ -212,10 +213,9 @@ impl Run {
         checkpoints: Checkpoints,
         threads: usize,
     ) -> Self {
-        let Materials { architecture, tensors, taken, data, validation } = materials;
-        if !taken.loaded.is_empty() {
-            let (loaded, kept) = (taken.loaded.len(), taken.kept.len());
-            println!("started from {}: {loaded} tensors taken, {kept} kept", config.start.path.display());
+        let Materials { architecture, tensors, start, data, validation } = materials;
+        for line in start.iter().flat_map(StartingPoint::report) {
+            println!("starting point {}: {line}", config.start.path.display());
         }
         let plan = Plan {
             seed: config.seed,

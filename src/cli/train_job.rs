@@ -12,8 +12,8 @@ use std::time::Duration;
 use shipreid::config::Config;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
-    self, CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, beat,
-    confine, die_with_parent, take_folder, tells_of_memory,
+    self, CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, Start,
+    beat, confine, die_with_parent, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
 use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
@@ -71,8 +71,9 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
     let fingerprint = fingerprint(&materials.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
+    let start = materials.start.as_ref().map(|start| Start::new(&config.start.path, start));
     let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
-    let mut narrator = Narrator::new(config.objective, checkpoints, folder.to_owned());
+    let mut narrator = Narrator::new(config.objective, checkpoints, folder.to_owned(), start);
     let model = run.train(&mut |event| {
         // A checkpoint may follow: what is before it must not be lost with the server.
         let must_be_stored = matches!(event, Event::EpochDone { .. } | Event::Evaluated { .. });

@@ -6,7 +6,7 @@ use shipreid::wire::TrainRequest;
 
 use super::Failure;
 use super::access::AccessFlags;
-use super::live::{refused, tell_way_back, watch_to_the_end};
+use super::live::{lines_of_start, refused, tell_way_back, watch_to_the_end};
 
 /// What concerns a server alone.
 #[derive(Args)]
@@ -53,8 +53,9 @@ impl RemoteFlags {
             validate_only: self.validate_only,
         };
         if self.validate_only {
-            client.validate_training(request).await.map_err(refused)?;
+            let (_, start) = client.validate_training(request).await.map_err(refused)?;
             println!("the configuration starts a run");
+            start.iter().flat_map(lines_of_start).for_each(|line| println!("{line}"));
             return Ok(());
         }
         let mut follower = client.train(request);

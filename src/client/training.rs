@@ -8,7 +8,7 @@ use crate::wire::train_event::Event;
 use crate::wire::training_jobs_client::TrainingJobsClient;
 use crate::wire::{
     CancelTrainingJobRequest, DeleteTrainingJobRequest, GetTrainingJobRequest, JobState,
-    ListTrainingJobsRequest, ResumeTrainingJobRequest, TrainRequest, TrainingJob,
+    ListTrainingJobsRequest, ResumeTrainingJobRequest, StartingPoint, TrainRequest, TrainingJob,
 };
 
 /// The largest page that the contract allows.
@@ -30,16 +30,22 @@ impl Client {
         Follower::ordering(self.clone(), request)
     }
 
-    /// The job as it would be started; starts nothing.
+    /// The job as it would be started, and what it would start from; starts nothing.
     ///
     /// # Errors
     /// What is wrong with configuration and data; [`ClientError::violations`] has all of it.
-    pub async fn validate_training(&self, mut request: TrainRequest) -> Result<TrainingJob, ClientError> {
+    pub async fn validate_training(
+        &self,
+        mut request: TrainRequest,
+    ) -> Result<(TrainingJob, Option<StartingPoint>), ClientError> {
         request.validate_only = true;
         let mut events = self.ship_re_id().train(request).await?.into_inner();
+        let Some(Event::Job(job)) = events.next().await.transpose()?.and_then(|event| event.event) else {
+            return Err(ClientError::StreamEnded);
+        };
         match events.next().await.transpose()?.and_then(|event| event.event) {
-            Some(Event::Job(job)) => Ok(job),
-            _ => Err(ClientError::StreamEnded),
+            Some(Event::StartingPoint(start)) => Ok((job, Some(start))),
+            _ => Ok((job, None)),
         }
     }
 

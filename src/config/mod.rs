@@ -72,6 +72,7 @@ pub struct Model {
     pub seed: u64,
     pub feature: Feature,
     pub heads: usize,
+    pub weights: String,
 }
 
 /// Models on disk and in memory.
@@ -254,7 +255,14 @@ impl Default for Auth {
 
 impl Default for Model {
     fn default() -> Self {
-        Self { path: String::new(), preset: Preset::None, seed: 0, feature: Feature::BeforeNeck, heads: 0 }
+        Self {
+            path: String::new(),
+            preset: Preset::None,
+            seed: 0,
+            feature: Feature::BeforeNeck,
+            heads: 0,
+            weights: String::new(),
+        }
     }
 }
 

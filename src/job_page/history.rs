@@ -97,7 +97,7 @@ impl History {
                     self.log.pop_front();
                 }
             }
-            Some(Event::Checkpoint(_)) | None => {}
+            Some(Event::Checkpoint(_) | Event::StartingPoint(_)) | None => {}
         }
     }
 

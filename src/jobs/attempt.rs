@@ -337,6 +337,7 @@ fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refus
             }
             Heard::Rankings(rankings) => edit.ranked(rankings.clone()),
             Heard::Saying(Saying::Begun { steps }) => edit.begin(*steps),
+            Heard::Saying(Saying::Started(start)) => edit.started(start.clone()),
             Heard::Saying(Saying::Progress(progress)) => edit.progress(progress.clone()),
             Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation.clone()),
             Heard::Saying(Saying::Saved(saved)) => edit.saved(*saved),

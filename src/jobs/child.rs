@@ -13,7 +13,7 @@ use std::thread;
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Evaluation, Progress, Saved};
+use super::event::{Evaluation, Progress, Saved, Start};
 use super::failure::{Failure, Reason};
 
 /// Files and folders of a job.
@@ -56,6 +56,8 @@ pub enum Saying {
     Begun {
         steps: u64,
     },
+    /// What it begins with, where that is not from scratch.
+    Started(Start),
     Progress(Progress),
     Evaluated(Evaluation),
     /// Rankings after this epoch are in the job's folder.

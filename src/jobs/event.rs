@@ -1,11 +1,16 @@
 //! What happens in a job, numbered without gaps.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::job::Job;
 use crate::gallery::Time;
+use crate::train::StartingPoint;
+
+/// Tensors that an event lists; the log of the job has all of them.
+const UNTAKEN_MAX: usize = 64;
 
 /// One thing that happened in a job.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +30,93 @@ pub enum Happening {
     Evaluated(Evaluation),
     Rankings(Rankings),
     CheckpointSaved(Saved),
+    /// What the run starts from, before its first step.
+    Started(Start),
     Log(String),
+}
+
+/// What a starting point gave the network.
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
+pub struct Start {
+    /// As the configuration names it.
+    #[prost(string, tag = "1")]
+    pub path: String,
+    /// Keys in the file that led to the weights.
+    #[prost(string, tag = "2")]
+    pub weights: String,
+    /// What stood before every name there.
+    #[prost(string, tag = "3")]
+    pub prefix: String,
+    #[prost(uint32, tag = "4")]
+    pub tensors_taken: u32,
+    /// Tensors of the network that stay as they were.
+    #[prost(uint32, tag = "5")]
+    pub tensors_kept: u32,
+    /// Blocks of the network of which every tensor was taken.
+    #[prost(uint32, tag = "6")]
+    pub blocks_taken: u32,
+    #[prost(uint32, tag = "7")]
+    pub blocks_total: u32,
+    /// The first of the file's tensors that were not taken.
+    #[prost(message, repeated, tag = "8")]
+    pub untaken: Vec<UntakenTensor>,
+    #[prost(uint32, tag = "9")]
+    pub untaken_total: u32,
+    #[prost(string, tag = "10")]
+    pub warning: String,
+}
+
+/// A tensor of a starting point that the network does not take.
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
+pub struct UntakenTensor {
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Nothing where it is no tensor that is read.
+    #[prost(message, optional, tag = "2")]
+    pub found: Option<Shape>,
+    /// That of the network's tensor of this name.
+    #[prost(message, optional, tag = "3")]
+    pub expected: Option<Shape>,
+    #[prost(string, tag = "4")]
+    pub reason: String,
+}
+
+/// Lengths of a tensor's axes; none of a single number.
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
+pub struct Shape {
+    #[prost(uint64, repeated, tag = "1")]
+    pub lengths: Vec<u64>,
+}
+
+impl Start {
+    /// `path` is what the configuration says.
+    pub fn new(path: &Path, start: &StartingPoint) -> Self {
+        let StartingPoint { origin, fit } = start;
+        let shape =
+            |lengths: &Vec<usize>| Shape { lengths: lengths.iter().map(|length| *length as u64).collect() };
+        let untaken = fit.untaken.iter().take(UNTAKEN_MAX).map(|tensor| UntakenTensor {
+            name: tensor.shown_name(),
+            found: tensor.found.as_ref().map(shape),
+            expected: tensor.expected.as_ref().map(shape),
+            reason: tensor.reason.to_string(),
+        });
+        Self {
+            path: path.display().to_string(),
+            weights: origin.wrapper.clone(),
+            prefix: origin.naming.shown_prefix(),
+            tensors_taken: count(fit.loaded.len()),
+            tensors_kept: count(fit.kept.len()),
+            blocks_taken: count(fit.blocks.whole),
+            blocks_total: count(fit.blocks.of),
+            untaken: untaken.collect(),
+            untaken_total: count(fit.untaken.len()),
+            warning: start.warning().unwrap_or_default(),
+        }
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 /// A step that was taken, and how far that is.

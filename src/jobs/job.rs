@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::event::{Evaluation, Happening, Progress, Rankings, Saved};
+use super::event::{Evaluation, Happening, Progress, Rankings, Saved, Start};
 use super::state::{Change, JobState, Refused};
 use crate::gallery::{GalleryName, Time};
 
@@ -158,6 +158,10 @@ impl Edit {
     /// The attempt begins after these steps, which a checkpoint holds.
     pub fn begin(&mut self, steps: u64) {
         self.gain(steps);
+    }
+
+    pub fn started(&mut self, start: Start) {
+        self.push(Happening::Started(start));
     }
 
     pub fn progress(&mut self, progress: Progress) {

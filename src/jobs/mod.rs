@@ -27,7 +27,7 @@ pub use child::{CHECKPOINTS, CHIPS, INSTRUCTIONS, Instructions, MODEL, Saying, S
 pub use chips::GalleryError;
 pub use confine::{beat, confine, die_with_parent, take_folder};
 pub use ending::tells_of_memory;
-pub use event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved};
+pub use event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved, Shape, Start, UntakenTensor};
 pub use failure::{Failure as JobFailure, Reason};
 pub use job::{Job, JobId, JobIdError, JobKey, Order};
 pub use keeper::Keeper;

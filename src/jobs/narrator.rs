@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::child::Saying;
-use super::event::{Evaluation, Progress, Saved};
+use super::event::{Evaluation, Progress, Saved, Start};
 use super::rankings;
 use crate::evaluate::Summary;
 use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
@@ -17,6 +17,8 @@ pub struct Narrator {
     checkpoints: Checkpoints,
     /// Of the job.
     folder: PathBuf,
+    /// What the run starts from, until it has been told.
+    start: Option<Start>,
     epochs: u32,
     last_step: Instant,
     /// Of the last epoch that was evaluated.
@@ -24,15 +26,25 @@ pub struct Narrator {
 }
 
 impl Narrator {
-    pub fn new(objective: ObjectiveName, checkpoints: Checkpoints, folder: PathBuf) -> Self {
-        Self { objective, checkpoints, folder, epochs: 0, last_step: Instant::now(), evaluations: Vec::new() }
+    /// `start` is what the run starts from, where that is not from scratch.
+    pub fn new(
+        objective: ObjectiveName,
+        checkpoints: Checkpoints,
+        folder: PathBuf,
+        start: Option<Start>,
+    ) -> Self {
+        let (last_step, evaluations) = (Instant::now(), Vec::new());
+        Self { objective, checkpoints, folder, start, epochs: 0, last_step, evaluations }
     }
 
     pub fn tell(&mut self, event: Event) -> Vec<Saying> {
         match event {
             Event::Started { steps, epochs } => {
                 self.epochs = epochs;
-                vec![Saying::Begun { steps }]
+                let begun = Saying::Begun { steps };
+                // A run that goes on from a checkpoint has nothing of it any more.
+                let start = self.start.take().filter(|_| steps == 0);
+                [begun].into_iter().chain(start.map(Saying::Started)).collect()
             }
             Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
@@ -124,7 +136,13 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let checkpoints = Checkpoints::open(folder.path(), 3, false).expect("writable");
         let place = folder.path().to_owned();
-        let mut narrator = Narrator::new(ObjectiveName::Contrastive, checkpoints.clone(), place);
+        let start = Start { tensors_taken: 7, ..Start::default() };
+        let narrator = |start| {
+            Narrator::new(ObjectiveName::Contrastive, checkpoints.clone(), place.clone(), Some(start))
+        };
+        let told = narrator(start.clone()).tell(Event::Started { steps: 0, epochs: 3 });
+        assert_eq!(told, [Saying::Begun { steps: 0 }, Saying::Started(start.clone())]);
+        let mut narrator = narrator(start);
         assert_eq!(narrator.tell(Event::Started { steps: 4, epochs: 3 }), [Saying::Begun { steps: 4 }]);
         let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
         let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };

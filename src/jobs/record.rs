@@ -2,7 +2,7 @@
 
 use prost::Message;
 
-use super::event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved};
+use super::event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved, Start};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::state::JobState;
@@ -35,6 +35,7 @@ pub fn event_to_bytes(attempt: u32, occurred_at: Time, what: &Happening) -> Vec<
         Happening::Evaluated(evaluation) => What::Evaluated(evaluation.clone()),
         Happening::Rankings(rankings) => What::Rankings(rankings.clone()),
         Happening::CheckpointSaved(saved) => What::Saved(*saved),
+        Happening::Started(start) => What::Started(start.clone()),
         Happening::Log(line) => What::Log(line.clone()),
     };
     EventRecord { attempt, occurred_at: occurred_at.nanos(), what: Some(what) }.encode_to_vec()
@@ -50,6 +51,7 @@ pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEv
         What::Evaluated(evaluation) => Happening::Evaluated(evaluation),
         What::Rankings(rankings) => Happening::Rankings(rankings),
         What::Saved(saved) => Happening::CheckpointSaved(saved),
+        What::Started(start) => Happening::Started(start),
         What::Log(line) => Happening::Log(line),
     };
     Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), what })
@@ -112,7 +114,7 @@ struct EventRecord {
     attempt: u32,
     #[prost(sfixed64, tag = "2")]
     occurred_at: i64,
-    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 8, 9")]
     what: Option<What>,
 }
 
@@ -131,6 +133,8 @@ enum What {
     Log(String),
     #[prost(message, tag = "8")]
     Rankings(Rankings),
+    #[prost(message, tag = "9")]
+    Started(Start),
 }
 
 impl From<&Job> for JobRecord {
@@ -217,6 +221,7 @@ impl JobRecord {
 
 #[cfg(test)]
 mod tests {
+    use super::super::event::{Shape, UntakenTensor};
     use super::super::job::JobId;
     use super::*;
 
@@ -231,6 +236,9 @@ mod tests {
         };
         let progress = Progress { step: 3, losses: [("total".into(), 0.1)].into(), ..Progress::default() };
         let evaluation = Evaluation { protocol: "all".into(), map: 0.3, ..Evaluation::default() };
+        let shape = Shape { lengths: vec![2, 3] };
+        let tensor = UntakenTensor { name: "fc.bias".into(), found: Some(shape), ..UntakenTensor::default() };
+        let start = Start { tensors_taken: 7, untaken: vec![tensor], ..Start::default() };
         let full = Job {
             started_at: Some(Time::from_nanos(-3)),
             ended_at: Some(Time::from_nanos(4)),
@@ -258,6 +266,7 @@ mod tests {
                 Happening::Evaluated(evaluation.clone()),
                 Happening::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
                 Happening::CheckpointSaved(Saved { step: 2, best: true }),
+                Happening::Started(start.clone()),
                 Happening::Log("a line".into()),
             ] {
                 let bytes = event_to_bytes(2, Time::from_nanos(8), &what);

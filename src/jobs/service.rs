@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use super::chips::{self, GalleryError};
 use super::desk::{Desk, now};
-use super::event::JobEvent;
+use super::event::{JobEvent, Start};
 use super::job::{Job, JobId, JobKey, Order};
 use super::keeper::Keeper;
 use super::state::{Change, Refused};
@@ -76,14 +76,15 @@ impl Jobs {
         Ok(Self { desk, supervisor, settings, roots, draining: AtomicBool::new(false) })
     }
 
-    /// Checks an order, and what it wants to learn from, without starting anything.
+    /// Checks an order, and what it wants to learn from, without starting anything: the job as it would be, and what it
+    /// would start from.
     ///
     /// # Errors
     /// Everything that keeps it from being started.
-    pub async fn check(&self, tenant: Arc<str>, order: Order) -> Result<Job, OrderError> {
-        self.validate(&tenant, &order).await?;
+    pub async fn check(&self, tenant: Arc<str>, order: Order) -> Result<(Job, Option<Start>), OrderError> {
+        let start = self.validate(&tenant, &order).await?;
         let key = JobKey { tenant, id: JobId::new(0) };
-        Ok(Job::new(key, order, now()))
+        Ok((Job::new(key, order, now()), start))
     }
 
     /// Starts a job, or finds the one that the same request id has started with the same order.
@@ -178,8 +179,8 @@ impl Jobs {
         self.desk.close();
     }
 
-    /// Values, data set and starting point.
-    async fn validate(&self, tenant: &str, order: &Order) -> Result<(), OrderError> {
+    /// Values, data set and starting point, of which it says what it gives.
+    async fn validate(&self, tenant: &str, order: &Order) -> Result<Option<Start>, OrderError> {
         let config = TrainConfig::read(&order.config_toml, &[]).map_err(|cause| match cause {
             TrainConfigError::Syntax(cause) => OrderError::Syntax(cause),
             TrainConfigError::Invalid(violations) => OrderError::Invalid(violations),
@@ -187,12 +188,16 @@ impl Jobs {
         let gallery =
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
         let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
-        let checked = spawn_blocking(move || match gallery {
-            None => Materials::check(&config, &roots).map_err(OrderError::Invalid),
-            Some(gallery) => {
-                let census = chips::census(&gallery.snapshot()).map_err(GalleryError::from)?;
-                Materials::check_kept(&config, &census, &roots).map_err(OrderError::Invalid)
-            }
+        let checked = spawn_blocking(move || {
+            let start = match gallery {
+                None => Materials::check(&config, &roots),
+                Some(gallery) => {
+                    let census = chips::census(&gallery.snapshot()).map_err(GalleryError::from)?;
+                    Materials::check_kept(&config, &census, &roots)
+                }
+            };
+            let start = start.map_err(OrderError::Invalid)?;
+            Ok(start.map(|start| Start::new(&config.start.path, &start)))
         });
         checked.await.unwrap_or(Err(OrderError::Draining))
     }

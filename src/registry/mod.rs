@@ -289,7 +289,7 @@ impl Registry {
         Incoming::begin(&self.folder, &self.incoming, self.limits.bytes_max, stored)
     }
 
-    /// Adds what has been received: a packed model, whose provenance is kept, or a checkpoint of PyTorch. `name` says
+    /// Adds what has been received: a packed model, whose provenance is kept, or a checkpoint. `name` says
     /// where it came from.
     ///
     /// # Errors
@@ -305,7 +305,10 @@ impl Registry {
         // Where it lies meanwhile means nothing to whoever sent it.
         let here = received.path().display().to_string();
         let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
-        let model = OpenModel::open(received.path(), hints).map_err(no_model)?;
+        let (model, origin) = OpenModel::open_with_origin(received.path(), hints).map_err(no_model)?;
+        if !origin.is_plain() {
+            tracing::info!(file = name, model = %model.digest, "the weights are {origin}");
+        }
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))

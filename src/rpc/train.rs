@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::context::CallContext;
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
-use crate::jobs::{Happening, Job, JobEvent, JobKey, Jobs, WatchFrom};
+use crate::jobs::{Happening, Job, JobEvent, JobKey, Jobs, Start, WatchFrom};
 use crate::wire;
 
 /// The jobs of a server, for the services that need them. Cloning it is cheap.
@@ -41,8 +41,9 @@ pub async fn train(
     let validate_only = request.validate_only;
     let order = convert::order(request)?;
     if validate_only {
-        let job = jobs.check(tenant, order).await?;
-        return Ok(Box::pin(stream::iter([Ok(as_it_would_start(job))])));
+        let (job, start) = jobs.check(tenant, order).await?;
+        let events = as_it_would_start(job, start).into_iter().map(Ok);
+        return Ok(Box::pin(stream::iter(events.collect::<Vec<_>>())));
     }
     let job = jobs.order(tenant, order).await?;
     context.concerns(job.key.id);
@@ -64,14 +65,17 @@ pub async fn follow(
     Ok(Box::pin(deadline::bounded(told, context.deadline)))
 }
 
-/// The only event of a job that is not started; neither has a name or number yet.
-fn as_it_would_start(job: Job) -> wire::TrainEvent {
+/// The only events of a job that is not started; neither has a name or number yet.
+fn as_it_would_start(job: Job, start: Option<Start>) -> Vec<wire::TrainEvent> {
     let (key, attempt, occurred_at) = (job.key.clone(), job.attempt, job.created_at);
-    let event = JobEvent { number: 0, attempt, occurred_at, what: Happening::State(Box::new(job)) };
-    let mut event = convert::job_event(&key, event);
-    event.job_id.clear();
-    if let Some(wire::train_event::Event::Job(job)) = &mut event.event {
-        job.job_id.clear();
-    }
-    event
+    let happenings = [Happening::State(Box::new(job))].into_iter().chain(start.map(Happening::Started));
+    let events = happenings.map(|what| {
+        let mut event = convert::job_event(&key, JobEvent { number: 0, attempt, occurred_at, what });
+        event.job_id.clear();
+        if let Some(wire::train_event::Event::Job(job)) = &mut event.event {
+            job.job_id.clear();
+        }
+        event
+    });
+    events.collect()
 }

@@ -97,15 +97,18 @@ pub struct Start {
     /// The file or model folder; empty from scratch.
     #[serde(default)]
     pub path: PathBuf,
+    /// Which of several weights in the file: its own where this is empty, "ema" for averaged ones, or their key.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub weights: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StartKind {
     Scratch,
-    /// A ViT that was trained on ImageNet, as `.pth`.
+    /// A ViT that was trained on ImageNet: a file of torch, or safetensors.
     Imagenet,
-    /// A TransOSS: a `.pth` or a model folder.
+    /// A TransOSS: the same, or a model folder.
     Model,
 }
 

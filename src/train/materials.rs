@@ -12,10 +12,10 @@ use super::source::{IdentitySource, PairSource, Reader};
 use super::validation::Validation;
 use crate::chip::ChipSize;
 use crate::weights::architecture::Architecture;
-use crate::weights::rules::{self, Overlay, start_from};
 use crate::weights::seed::seeded;
+use crate::weights::start::{Kind, StartingPoint};
 use crate::weights::tensors::NamedTensors;
-use crate::weights::{imagenet, native, pth};
+use crate::weights::wrapper::Choice;
 
 /// Share of a gallery's vessels that are held out for evaluation.
 const KEPT_HELD_OUT: f64 = 0.2;
@@ -27,8 +27,8 @@ pub struct Materials {
     pub architecture: Architecture,
     /// Of every tensor of the architecture.
     pub tensors: NamedTensors,
-    /// Which of them the starting point gave; none from scratch.
-    pub taken: Overlay,
+    /// What gave some of them; nothing from scratch.
+    pub start: Option<StartingPoint>,
     pub data: DataSet,
     pub validation: Option<Validation>,
 }
@@ -48,17 +48,19 @@ impl Materials {
     pub fn gather(config: &TrainConfig, roots: &DataRoots) -> Result<Self, Vec<Violation>> {
         let data = |architecture: &Architecture| open_data(config, architecture, roots);
         let start = |architecture: &Architecture| starting_tensors(config, architecture, roots);
-        let (architecture, Opened { data, validation }, (tensors, taken)) = examine(config, data, start)?;
-        Ok(Self { architecture, tensors, taken, data, validation })
+        let (architecture, Opened { data, validation }, (tensors, start)) = examine(config, data, start)?;
+        Ok(Self { architecture, tensors, start, data, validation })
     }
 
-    /// Says whether [`gather`](Self::gather) would succeed; weights from scratch are not drawn for that.
+    /// Says whether [`gather`](Self::gather) would succeed, and what a run would start from; weights from scratch are
+    /// not drawn for that.
     ///
     /// # Errors
     /// As those of `gather`.
-    pub fn check(config: &TrainConfig, roots: &DataRoots) -> Result<(), Vec<Violation>> {
+    pub fn check(config: &TrainConfig, roots: &DataRoots) -> Result<Option<StartingPoint>, Vec<Violation>> {
         let data = |architecture: &Architecture| open_data(config, architecture, roots);
-        examine(config, data, |architecture| check_start(config, architecture, roots)).map(drop)
+        let checked = examine(config, data, |architecture| check_start(config, architecture, roots));
+        checked.map(|(_, _, start)| start)
     }
 
     /// The same for a run that learns from the kept chips of a gallery, whatever `data.root` is.
@@ -69,9 +71,10 @@ impl Materials {
         config: &TrainConfig,
         census: &Census,
         roots: &DataRoots,
-    ) -> Result<(), Vec<Violation>> {
+    ) -> Result<Option<StartingPoint>, Vec<Violation>> {
         let data = |_: &Architecture| Ok(((), enough(config, census)?));
-        examine(config, data, |architecture| check_start(config, architecture, roots)).map(drop)
+        let checked = examine(config, data, |architecture| check_start(config, architecture, roots));
+        checked.map(|(_, (), start)| start)
     }
 }
 
@@ -265,10 +268,12 @@ fn check_start(
     config: &TrainConfig,
     architecture: &Architecture,
     roots: &DataRoots,
-) -> Result<(), Violation> {
+) -> Result<Option<StartingPoint>, Violation> {
     match config.start.from {
-        StartKind::Scratch => Ok(()),
-        StartKind::Imagenet | StartKind::Model => starting_tensors(config, architecture, roots).map(drop),
+        StartKind::Scratch => Ok(None),
+        StartKind::Imagenet | StartKind::Model => {
+            starting_tensors(config, architecture, roots).map(|(_, start)| start)
+        }
     }
 }
 
@@ -277,36 +282,23 @@ fn starting_tensors(
     config: &TrainConfig,
     architecture: &Architecture,
     roots: &DataRoots,
-) -> Result<(NamedTensors, Overlay), Violation> {
+) -> Result<(NamedTensors, Option<StartingPoint>), Violation> {
     let mut tensors = seeded(architecture, config.seed);
     tensors.entry("logit_scale".into()).and_modify(|scale| scale.values = vec![config.loss.logit_scale]);
     let start = &config.start;
-    if start.from == StartKind::Scratch {
-        return Ok((tensors, Overlay::default()));
-    }
-    let unusable = |cause: &dyn std::fmt::Display| {
-        Violation::new("start.path", format!("cannot be used: {}: {cause}", start.path.display()))
+    let kind = match start.from {
+        StartKind::Scratch => return Ok((tensors, None)),
+        StartKind::Imagenet => Kind::Imagenet,
+        StartKind::Model => Kind::Model,
     };
     let path = roots
         .admit(&start.path)
         .map_err(|cause| Violation::new("start.path", format!("cannot be used: {cause}")))?;
-    let taken = match start.from {
-        StartKind::Imagenet => {
-            let checkpoint = pth::read(&path, imagenet::WRAPPERS).map_err(|cause| unusable(&cause))?;
-            let initialised = imagenet::initialise(&mut tensors, architecture, checkpoint);
-            initialised.map_err(|cause| unusable(&cause))?.overlay
-        }
-        StartKind::Model | StartKind::Scratch => {
-            let checkpoint = if path.is_dir() {
-                native::read(&path).map_err(|cause| unusable(&cause))?.1
-            } else {
-                let plain = pth::read(&path, rules::WRAPPERS).map_err(|cause| unusable(&cause))?;
-                rules::without_module(plain).map_err(|cause| unusable(&cause))?
-            };
-            start_from(&mut tensors, checkpoint).map_err(|cause| unusable(&cause))?
-        }
-    };
-    Ok((tensors, taken))
+    let choice = Choice::new(&start.weights);
+    let taken = StartingPoint::take(&mut tensors, architecture, &path, (kind, &choice)).map_err(|cause| {
+        Violation::new("start.path", format!("cannot be used: {}: {cause}", start.path.display()))
+    })?;
+    Ok((tensors, Some(taken)))
 }
 
 #[cfg(test)]
@@ -319,7 +311,9 @@ mod tests {
     use crate::train::kept::KeptWriter;
     use crate::weights::architecture::FeaturePoint;
     use crate::weights::golden;
+    use crate::weights::native::tensor_bytes;
     use crate::weights::open::OpenModel;
+    use crate::weights::tensors::HostTensor;
 
     const IMAGES: [&str; 2] = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"];
 
@@ -423,7 +417,40 @@ mod tests {
         start("nothing.pth", "start.path cannot be used: nothing.pth: No such file");
         start("torn.pth", "torn.pth: the archive is damaged or truncated");
         start("@/secret.pth", "is outside the allowed folders");
+        fs::copy(golden::checkpoint_case("timm.safetensors"), allowed.join("vit")).expect("writable");
+        start("vit", "start.from = \"imagenet\" takes it");
+        let narrow = ["start.from=imagenet", "start.path=vit"];
+        check(
+            "fine_tune",
+            &narrow,
+            "vit: no block of the network fits, so that the run would start from random",
+        );
         check("fine_tune", &["start.from=imagenet", "start.path=torn.pth"], "torn.pth");
+    }
+
+    #[test]
+    fn what_a_starting_point_gives_is_known_before_the_first_step() {
+        let place = folders();
+        let mut vit = seeded(&Architecture::tiny(), 7);
+        vit.retain(|name, _| {
+            name.starts_with("base.") && !name.contains("_embed") && !name.contains(".3.norm1")
+        });
+        let head = HostTensor { shape: vec![2], values: vec![0.5; 2] };
+        let mut vit: NamedTensors =
+            vit.into_iter().map(|(name, tensor)| (name.replace("base.", "model."), tensor)).collect();
+        vit.insert("model.head.bias".to_owned(), head);
+        fs::write(place.path().join("allowed/vit"), tensor_bytes(&vit)).expect("writable");
+        let settings = ["start.from=imagenet", "start.path=vit", "data.root=hoss"].map(str::to_owned);
+        let config = config("fine_tune", &settings);
+        let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
+        let checked = Materials::check(&config, &roots).expect("a run").expect("not from scratch");
+        let gathered = Materials::gather(&config, &roots).expect("a run");
+        assert_eq!(gathered.start.as_ref(), Some(&checked));
+        assert_eq!(checked.origin.naming.prefix, "model.");
+        assert_eq!((checked.fit.blocks.whole, checked.fit.blocks.of), (3, 4));
+        assert_eq!(checked.fit.untaken.len(), 1, "{:?}", checked.fit.untaken);
+        let taken = "base.blocks.0.attn.qkv.weight";
+        assert_eq!(gathered.tensors[taken], vit["model.blocks.0.attn.qkv.weight"]);
     }
 
     /// `ships` vessels with an optical and a SAR chip each, and one that was seen once.

@@ -51,6 +51,9 @@ pub use source::{IdentitySource, PairSource, Reader, read_chip};
 pub use validation::{Validation, Worth};
 pub use yaml::AuthorsConfig;
 
+/// What a run starts from, which [`Materials`] have read.
+pub use crate::weights::start::StartingPoint;
+
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]

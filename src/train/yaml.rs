@@ -219,13 +219,15 @@ impl Reader {
         let from = match self.text("MODEL.PRETRAIN_CHOICE", "imagenet").as_str() {
             "imagenet" => StartKind::Imagenet,
             "clip" => StartKind::Model,
-            "none" => return Start { from: StartKind::Scratch, path: PathBuf::new() },
+            "none" => {
+                return Start { from: StartKind::Scratch, path: PathBuf::new(), weights: String::new() };
+            }
             other => {
                 self.refuse("MODEL.PRETRAIN_CHOICE", other, "imagenet, clip or none");
                 StartKind::Model
             }
         };
-        Start { from, path }
+        Start { from, path, weights: String::new() }
     }
 
     fn loss(&mut self) -> Loss {

@@ -36,6 +36,11 @@ pub fn path(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
+/// Path of a checkpoint as another program saves one.
+pub fn checkpoint_case(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases/checkpoints").join(name)
+}
+
 /// The bytes of a recorded file.
 pub fn bytes(name: &str) -> Vec<u8> {
     std::fs::read(path(name)).expect("recorded files are part of the checkout")

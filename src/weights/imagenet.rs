@@ -1,26 +1,15 @@
 //! Starting weights from a ViT trained on ImageNet: no size token, one patch convolution, a square grid.
 
-use std::collections::BTreeSet;
-
 use super::architecture::Architecture;
-use super::rules::{Misfits, Misshapen, Overlay, overlay};
+use super::fit::{Fit, Reason, Untaken};
+use super::rules::Misfits;
 use super::tensors::{HostTensor, NamedTensors};
 
-/// Keys under which such a checkpoint may hold its tensors, outermost first.
+/// Keys under which such a checkpoint holds its tensors first of all, the outermost first.
 pub const WRAPPERS: &[&str] = &["model", "state_dict"];
 
 const OPTICAL: &str = "patch_embed.proj";
 const SAR: &str = "patch_embed_SAR.proj";
-
-/// What came of an initialisation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Initialisation {
-    pub overlay: Overlay,
-    /// Tensors of the checkpoint that no backbone takes: heads, distillation, `fc`.
-    pub ignored: Vec<String>,
-    /// Tensors of the checkpoint with another shape; the initial ones stay.
-    pub misshapen: Vec<Misshapen>,
-}
 
 /// Replaces the backbone of `initial` by `checkpoint`, whose names have no `base.` in front.
 ///
@@ -28,23 +17,26 @@ pub struct Initialisation {
 /// the SAR convolution starts as the optical one unless the checkpoint has its own.
 ///
 /// # Errors
-/// Names that the model lacks; `initial` is then unchanged.
+/// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
 pub fn initialise(
     initial: &mut NamedTensors,
     architecture: &Architecture,
     mut checkpoint: NamedTensors,
-) -> Result<Initialisation, Misfits> {
-    let mut ignored = BTreeSet::new();
-    checkpoint.retain(|name, _| {
-        let foreign = is_foreign(name) || (name == "mie_embed" && !architecture.modality_embedding);
-        if foreign {
-            ignored.insert(name.clone());
-        }
-        !foreign
-    });
-    copy_optical_convolution(&mut checkpoint);
-    let mut taken = NamedTensors::new();
-    let (mut misshapen, mut misfits) = (Vec::new(), Misfits::default());
+) -> Result<Fit, Misfits> {
+    let foreign = |name: &str| match name {
+        name if is_foreign(name) => Some(Reason::Head),
+        "mie_embed" if !architecture.modality_embedding => Some(Reason::NoModality),
+        _ => None,
+    };
+    let mut untaken: Vec<Untaken> = checkpoint
+        .extract_if(.., |name, _| foreign(name).is_some())
+        .filter_map(|(name, tensor)| {
+            let reason = foreign(&name)?;
+            Some(Untaken { name, found: Some(tensor.shape), expected: None, reason })
+        })
+        .collect();
+    let has_copy = copy_optical_convolution(&mut checkpoint);
+    let (mut taken, mut misfits) = (NamedTensors::new(), Misfits::default());
     for (name, tensor) in checkpoint {
         let Some(own) = initial.get(&format!("base.{name}")) else {
             misfits.unexpected.push(name);
@@ -52,15 +44,17 @@ pub fn initialise(
         };
         let tensor = adapt(&name, tensor, &own.shape, architecture.grid());
         if tensor.shape == own.shape {
+            misfits.compare(&name, &own.shape, &tensor);
             taken.insert(format!("base.{name}"), tensor);
-        } else {
-            misshapen.push(Misshapen { name, expected: own.shape.clone(), found: tensor.shape });
+        } else if !(has_copy && name.starts_with(SAR)) {
+            let (found, expected) = (Some(tensor.shape), Some(own.shape.clone()));
+            untaken.push(Untaken { name, found, expected, reason: Reason::Shape });
         }
     }
     if misfits != Misfits::default() {
         return Err(misfits);
     }
-    Ok(Initialisation { overlay: overlay(initial, taken), ignored: ignored.into_iter().collect(), misshapen })
+    Ok(Fit::overlay(initial, taken, untaken))
 }
 
 /// Resizes `[1, 1 + side * side, D]` to `[1, 1 + rows * columns, D]`: the class row stays, the square grid is
@@ -95,15 +89,17 @@ fn is_foreign(name: &str) -> bool {
     name.contains("head") || name.contains("dist") || name.starts_with("fc.")
 }
 
-fn copy_optical_convolution(checkpoint: &mut NamedTensors) {
+/// Whether the file has no convolution for SAR of its own.
+fn copy_optical_convolution(checkpoint: &mut NamedTensors) -> bool {
     if checkpoint.contains_key(&format!("{SAR}.bias")) {
-        return;
+        return false;
     }
     for part in ["weight", "bias"] {
         if let Some(optical) = checkpoint.get(&format!("{OPTICAL}.{part}")).cloned() {
             checkpoint.insert(format!("{SAR}.{part}"), optical);
         }
     }
+    true
 }
 
 /// The tensor in the model's shape where there is a rule for it, else as it is.
@@ -134,12 +130,21 @@ mod tests {
     use super::*;
     use crate::weights::golden::{self, MICRO};
     use crate::weights::pth;
+    use crate::weights::wrapper::Choice;
 
     const TARGET: Architecture = Architecture { embed_dim: 8, depth: 1, heads: 2, ..MICRO };
 
     fn initial() -> NamedTensors {
         let constant = |shape: Vec<usize>| HostTensor { values: vec![0.25; shape.iter().product()], shape };
         TARGET.expected_tensors().into_iter().map(|(name, shape)| (name, constant(shape))).collect()
+    }
+
+    fn read(file: &str) -> NamedTensors {
+        pth::read(&golden::path(file), WRAPPERS, &Choice::Own).expect("a checkpoint").tensors
+    }
+
+    fn is_untaken(fit: &Fit, name: &str) -> bool {
+        fit.untaken.iter().any(|tensor| tensor.name == name)
     }
 
     fn assert_close(found: &HostTensor, expected: &HostTensor, tolerance: f32) {
@@ -168,9 +173,8 @@ mod tests {
     fn both_recorded_files_initialise_the_recorded_backbone() {
         let expected = golden::tensors("load_imagenet_expected");
         for file in ["load_imagenet.pth", "load_imagenet_legacy.pth"] {
-            let checkpoint = pth::read(&golden::path(file), WRAPPERS).expect("a checkpoint");
             let mut tensors = initial();
-            let report = initialise(&mut tensors, &TARGET, checkpoint).expect("a backbone");
+            let fit = initialise(&mut tensors, &TARGET, read(file)).expect("a backbone");
             for (name, tensor) in &expected {
                 match name.strip_suffix(".first_row") {
                     Some(name) => assert_eq!(tensors[&format!("base.{name}")].values[..768], tensor.values),
@@ -183,28 +187,28 @@ mod tests {
                 assert_eq!(optical, sar);
             }
             for name in ["base.mie_embed", "base.wh_embed.linear_layer.weight", "bottleneck.weight"] {
-                assert!(report.overlay.kept.iter().any(|kept| kept == name), "{name}");
+                assert!(fit.kept.iter().any(|kept| kept == name), "{name}");
                 assert_eq!(tensors[name], initial()[name]);
             }
-            assert!(report.ignored.iter().any(|name| name == "head.weight"), "{:?}", report.ignored);
-            assert!(report.ignored.iter().any(|name| name == "fc.weight"), "{:?}", report.ignored);
-            assert_eq!(report.misshapen, []);
+            assert!(is_untaken(&fit, "head.weight") && is_untaken(&fit, "fc.weight"), "{:?}", fit.untaken);
+            assert!(fit.untaken.iter().all(|tensor| tensor.reason == Reason::Head), "{:?}", fit.untaken);
+            assert_eq!((fit.blocks.whole, fit.blocks.of), (1, 1));
         }
     }
 
     #[test]
     fn an_own_sar_convolution_is_kept_and_an_absent_modality_embedding_skipped() {
-        let mut checkpoint = pth::read(&golden::path("load_imagenet.pth"), WRAPPERS).expect("a checkpoint");
+        let mut checkpoint = read("load_imagenet.pth");
         let bias = HostTensor { shape: vec![8], values: vec![7.0; 8] };
         checkpoint.insert(format!("{SAR}.bias"), bias.clone());
         checkpoint.insert("mie_embed".to_owned(), HostTensor { shape: vec![2, 1, 8], values: vec![1.0; 16] });
         let without = Architecture { modality_embedding: false, ..TARGET };
         let mut tensors = initial();
         tensors.remove("base.mie_embed");
-        let report = initialise(&mut tensors, &without, checkpoint).expect("a backbone");
+        let fit = initialise(&mut tensors, &without, checkpoint).expect("a backbone");
         assert_eq!(tensors[&format!("base.{SAR}.bias")], bias);
         assert_eq!(tensors[&format!("base.{SAR}.weight")], initial()[&format!("base.{SAR}.weight")]);
-        assert!(report.ignored.iter().any(|name| name == "mie_embed"));
+        assert!(is_untaken(&fit, "mie_embed"));
     }
 
     #[test]
@@ -214,9 +218,11 @@ mod tests {
             HostTensor { shape: vec![9], values: vec![0.0; 9] },
         )]);
         let mut tensors = initial();
-        let report = initialise(&mut tensors, &TARGET, checkpoint.clone()).expect("only reported");
-        let expected = Misshapen { name: "norm.bias".to_owned(), expected: vec![8], found: vec![9] };
-        assert_eq!((report.misshapen, report.overlay.loaded.len()), (vec![expected], 0));
+        let fit = initialise(&mut tensors, &TARGET, checkpoint.clone()).expect("only reported");
+        let (found, expected) = (Some(vec![9]), Some(vec![8]));
+        let untaken = Untaken { name: "norm.bias".to_owned(), found, expected, reason: Reason::Shape };
+        assert_eq!(untaken.to_string(), "norm.bias [9] (the model's has [8])");
+        assert_eq!((fit.untaken, fit.loaded.len(), fit.blocks.touched), (vec![untaken], 0, 0));
         checkpoint
             .insert("blocks.1.norm1.bias".to_owned(), HostTensor { shape: vec![8], values: vec![0.0; 8] });
         let misfits = initialise(&mut tensors, &TARGET, checkpoint).expect_err("a second block");

@@ -2,13 +2,23 @@
 
 /// What a TransOSS is made of, and the tensors that follow from it.
 pub mod architecture;
+#[cfg(test)]
+mod cases;
+/// Files of other programs.
+pub mod checkpoint;
 /// The name of a model.
 pub mod digest;
+/// What a starting point gave a model.
+pub mod fit;
+/// Safetensors files of other programs.
+pub mod foreign;
 /// Recorded weights and inputs for tests.
 #[cfg(test)]
 pub mod golden;
 /// Starting weights from a ViT trained on ImageNet.
 pub mod imagenet;
+/// Names without what wrappers put in front of them.
+pub mod names;
 /// Our own format.
 pub mod native;
 /// A model from either format.
@@ -23,7 +33,11 @@ pub mod pth;
 pub mod rules;
 /// Initial weights from a seed.
 pub mod seed;
+/// Starting points of training.
+pub mod start;
 /// Views into typed bytes.
 pub mod storage;
 /// Named f32 tensors.
 pub mod tensors;
+/// Where a checkpoint's dictionaries keep a model's tensors.
+pub mod wrapper;

@@ -1,15 +1,19 @@
-//! A model from wherever it lies: our own folder, packed or not, or a checkpoint of PyTorch.
+//! A model from wherever it lies: our own folder, packed or not, or a checkpoint of another program.
 
 use std::path::{Path, PathBuf};
 
 use super::architecture::{Architecture, ArchitectureError, ArchitectureHints, FeaturePoint};
+use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
 use super::digest::digest;
 use super::native::{self, Description, NativeError};
 use super::packed;
-use super::pth::{self, PthError};
-use super::rules::{self, Ambiguous, Misfits};
-use super::tensors::NamedTensors;
+use super::rules::{self, Misfits};
+use super::tensors::{NamedTensors, printable};
+use super::wrapper::Choice;
 use crate::embedding::ModelDigest;
+
+/// Names of a checkpoint that an error message lists.
+const LISTED_MAX: usize = 4;
 
 /// A model that can be served: its tensors are those of its architecture.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,11 +24,13 @@ pub struct OpenModel {
     pub tensors: NamedTensors,
 }
 
-/// What a checkpoint of PyTorch leaves open; a folder of ours says it itself.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a checkpoint of another program leaves open; a folder of ours says it itself.
+#[derive(Clone, Debug, Default)]
 pub struct Hints {
     pub feature_point: FeaturePoint,
     pub architecture: ArchitectureHints,
+    /// Which of several weights in it.
+    pub weights: Choice,
 }
 
 /// Why a path holds no model that can be served.
@@ -40,9 +46,14 @@ enum Cause {
     #[error(transparent)]
     Native(#[from] NativeError),
     #[error(transparent)]
-    Pth(#[from] PthError),
-    #[error(transparent)]
-    Ambiguous(#[from] Ambiguous),
+    Checkpoint(#[from] CheckpointError),
+    #[error(
+        "it is a ViT without the parts of a TransOSS (it has cls_token where a TransOSS has base.cls_token), which \
+         cannot be served; a run can start from it with start.from = \"imagenet\""
+    )]
+    BareVit,
+    #[error("{cause}; its names are {names}")]
+    OtherNames { cause: ArchitectureError, names: String },
     #[error(transparent)]
     Architecture(#[from] ArchitectureError),
     #[error(transparent)]
@@ -58,17 +69,26 @@ impl OpenModel {
         Self { architecture, feature_point, digest, tensors }
     }
 
-    /// Reads a model folder, one that is packed into a file, or a `.pth` as PyTorch writes it.
+    /// Reads a model folder, one that is packed into a file, or a checkpoint: a file of torch, or safetensors.
     ///
     /// # Errors
     /// What keeps it from being served, with everything that is missing, unexpected or misshapen in one.
     pub fn open(path: &Path, hints: &Hints) -> Result<Self, OpenError> {
+        Self::open_with_origin(path, hints).map(|(model, _)| model)
+    }
+
+    /// [`Self::open`], and where in a checkpoint the model was.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub fn open_with_origin(path: &Path, hints: &Hints) -> Result<(Self, Origin), OpenError> {
+        let ours = |read: Result<_, NativeError>| Ok((check(read?)?, Origin::default()));
         let opened = if path.is_dir() {
-            native::read(path).map_err(Cause::from).and_then(check)
+            ours(native::read(path))
         } else if packed::is_packed(path).unwrap_or(false) {
-            packed::read(path).map_err(Cause::from).and_then(check)
+            ours(packed::read(path))
         } else {
-            open_pth(path, hints)
+            open_checkpoint(path, hints)
         };
         opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
     }
@@ -100,11 +120,30 @@ fn check((description, tensors): (Description, NamedTensors)) -> Result<OpenMode
     }
 }
 
-fn open_pth(path: &Path, hints: &Hints) -> Result<OpenModel, Cause> {
-    let tensors = rules::without_module(pth::read(path, rules::WRAPPERS)?)?;
-    let architecture = Architecture::infer(&tensors, &hints.architecture)?;
-    let tensors = rules::for_serving(&architecture, tensors)?;
-    Ok(OpenModel::new(architecture, hints.feature_point, tensors))
+fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Cause> {
+    let expected = Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice: &hints.weights };
+    let Checkpoint { tensors, origin } = Checkpoint::read(path, &expected)?;
+    let architecture =
+        Architecture::infer(&tensors, &hints.architecture).map_err(|cause| unknown(cause, &tensors))?;
+    let tensors = rules::for_serving(&architecture, tensors).map_err(|mut misfits| {
+        misfits.explain(&origin.unread());
+        misfits
+    })?;
+    Ok((OpenModel::new(architecture, hints.feature_point, tensors), origin))
+}
+
+/// Why tensors that lack one which every TransOSS has are none of a TransOSS.
+fn unknown(cause: ArchitectureError, tensors: &NamedTensors) -> Cause {
+    match cause {
+        ArchitectureError::Absent(name, _) if !tensors.contains_key(name) => {
+            if tensors.contains_key(name.trim_start_matches("base.")) {
+                return Cause::BareVit;
+            }
+            let names = tensors.keys().take(LISTED_MAX).map(|name| printable(name));
+            Cause::OtherNames { cause, names: names.collect::<Vec<_>>().join(", ") }
+        }
+        other => other.into(),
+    }
 }
 
 #[cfg(test)]

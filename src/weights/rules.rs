@@ -1,12 +1,17 @@
 //! Which tensors of a checkpoint a model takes: strictly to serve, more freely to start a fine-tune.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use super::architecture::{Architecture, is_unused_in_serving};
-use super::tensors::{HostTensor, NamedTensors};
+use super::fit::{Fit, Reason, Untaken};
+use super::tensors::{HostTensor, NamedTensors, printable};
 
-/// Keys under which a whole-model checkpoint may hold its tensors.
+/// The key under which a whole-model checkpoint holds its tensors first of all.
 pub const WRAPPERS: &[&str] = &["state_dict"];
+
+/// Counts the steps of the neck's training. Nothing reads it in serving, and old or converted checkpoints lack it.
+const STEPS: &str = "bottleneck.num_batches_tracked";
 
 /// Names of each kind that an error message lists before it only counts.
 const LISTED_MAX: usize = 8;
@@ -29,41 +34,16 @@ pub struct Misfits {
     pub not_finite: Vec<String>,
 }
 
-/// Two tensors of a checkpoint that would become one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("two tensors are named {0} once \"module.\" is removed")]
-pub struct Ambiguous(String);
-
-/// Which of a model's tensors came from a checkpoint and which kept their initial values.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Overlay {
-    pub loaded: Vec<String>,
-    pub kept: Vec<String>,
-}
-
-/// Names as a model has them: data-parallel training writes `module.` in front of a name, or inside it.
-///
-/// # Errors
-/// Two names differ in nothing else.
-pub fn without_module(tensors: NamedTensors) -> Result<NamedTensors, Ambiguous> {
-    let mut renamed = NamedTensors::new();
-    for (name, tensor) in tensors {
-        let name = name.replace("module.", "");
-        if renamed.contains_key(&name) {
-            return Err(Ambiguous(name));
-        }
-        renamed.insert(name, tensor);
-    }
-    Ok(renamed)
-}
-
 /// The tensors of a checkpoint that a served model has; `base.fc.*` and whatever else is not read may be absent,
-/// of another shape or unknown, and is then left out.
+/// of another shape or unknown, and is then left out. A neck without its count of steps has taken none.
 ///
 /// # Errors
 /// All other missing, unexpected, misshapen and non-finite tensors, in one.
 pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
     let expected = architecture.expected_tensors();
+    if tensors.get(STEPS).is_none_or(|steps| !steps.shape.is_empty()) {
+        tensors.insert(STEPS.to_owned(), HostTensor { shape: vec![], values: vec![0.0] });
+    }
     tensors.retain(|name, tensor| !is_unused_in_serving(name) || expected.get(name) == Some(&tensor.shape));
     let mut misfits = Misfits::default();
     for (name, shape) in &expected {
@@ -84,8 +64,17 @@ pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Re
 ///
 /// # Errors
 /// All names that `initial` lacks and all shapes that differ; `initial` is then unchanged.
-pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> Result<Overlay, Misfits> {
-    checkpoint.retain(|name, _| !name.starts_with("classifier") && !name.starts_with("base.fc."));
+pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> Result<Fit, Misfits> {
+    let is_head = |name: &str| name.starts_with("classifier") || name.starts_with("base.fc.");
+    let heads = checkpoint.extract_if(.., |name, _| is_head(name));
+    let untaken = heads
+        .map(|(name, tensor)| Untaken {
+            expected: initial.get(&name).map(|own| own.shape.clone()),
+            name,
+            found: Some(tensor.shape),
+            reason: Reason::Head,
+        })
+        .collect();
     let mut misfits = Misfits::default();
     for (name, tensor) in &checkpoint {
         match initial.get(name) {
@@ -94,19 +83,20 @@ pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> R
         }
     }
     let checkpoint = misfits.none_or(checkpoint)?;
-    Ok(overlay(initial, checkpoint))
-}
-
-/// Replaces tensors of `initial`, whose names and shapes have been compared.
-pub(super) fn overlay(initial: &mut NamedTensors, checkpoint: NamedTensors) -> Overlay {
-    let kept = initial.keys().filter(|name| !checkpoint.contains_key(*name)).cloned().collect();
-    let loaded = checkpoint.keys().cloned().collect();
-    initial.extend(checkpoint);
-    Overlay { loaded, kept }
+    Ok(Fit::overlay(initial, checkpoint, untaken))
 }
 
 impl Misfits {
-    fn compare(&mut self, name: &str, expected: &[usize], tensor: &HostTensor) {
+    /// Says of missing tensors what a checkpoint has in their place.
+    pub fn explain(&mut self, unread: &BTreeMap<String, &str>) {
+        for name in &mut self.missing {
+            if let Some(kind) = unread.get(name) {
+                *name = format!("{name} (it is {kind}, which is not read)");
+            }
+        }
+    }
+
+    pub(super) fn compare(&mut self, name: &str, expected: &[usize], tensor: &HostTensor) {
         if tensor.shape != expected {
             let (expected, found) = (expected.to_vec(), tensor.shape.clone());
             self.misshapen.push(Misshapen { name: name.to_owned(), expected, found });
@@ -124,10 +114,10 @@ impl fmt::Display for Misfits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut separator = "the checkpoint does not fit the model: ";
         for (what, names) in [
-            ("missing", listed(&self.missing)),
-            ("unexpected", listed(&self.unexpected)),
-            ("misshapen", listed(&self.misshapen)),
-            ("not finite", listed(&self.not_finite)),
+            ("missing", listed(self.missing.iter().map(|name| printable(name)))),
+            ("unexpected", listed(self.unexpected.iter().map(|name| printable(name)))),
+            ("misshapen", listed(self.misshapen.iter().map(ToString::to_string))),
+            ("not finite", listed(self.not_finite.iter().map(|name| printable(name)))),
         ] {
             if let Some(names) = names {
                 write!(f, "{separator}{what} {names}")?;
@@ -140,13 +130,14 @@ impl fmt::Display for Misfits {
 
 impl fmt::Display for Misshapen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} instead of {:?}", self.name, self.found, self.expected)
+        write!(f, "{} {:?} instead of {:?}", printable(&self.name), self.found, self.expected)
     }
 }
 
-fn listed(items: &[impl fmt::Display]) -> Option<String> {
-    let names: Vec<String> = items.iter().take(LISTED_MAX).map(ToString::to_string).collect();
-    match items.len().saturating_sub(LISTED_MAX) {
+fn listed(items: impl ExactSizeIterator<Item = String>) -> Option<String> {
+    let count = items.len();
+    let names: Vec<String> = items.take(LISTED_MAX).collect();
+    match count.saturating_sub(LISTED_MAX) {
         _ if names.is_empty() => None,
         0 => Some(names.join(", ")),
         more => Some(format!("{} and {more} more", names.join(", "))),
@@ -156,8 +147,9 @@ fn listed(items: &[impl fmt::Display]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::checkpoint::{Checkpoint, Expected};
     use crate::weights::golden::{self, MICRO};
-    use crate::weights::pth;
+    use crate::weights::wrapper::Choice;
 
     fn micro() -> NamedTensors {
         golden::tensors("micro_weights")
@@ -172,9 +164,9 @@ mod tests {
         let served = for_serving(&MICRO, micro()).expect("its own tensors");
         assert!(served.keys().eq(MICRO.expected_tensors().keys()));
         for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
-            let tensors = pth::read(&golden::path(name), WRAPPERS).expect("a checkpoint");
-            let tensors = without_module(tensors).expect("distinct names");
-            assert_eq!(for_serving(&MICRO, tensors).expect("the micro model"), served, "{name}");
+            let expected = Expected { first: WRAPPERS, anchor: "base.cls_token", choice: &Choice::Own };
+            let checkpoint = Checkpoint::read(&golden::path(name), &expected).expect("a checkpoint");
+            assert_eq!(for_serving(&MICRO, checkpoint.tensors).expect("the micro model"), served, "{name}");
         }
     }
 
@@ -211,8 +203,8 @@ mod tests {
     #[test]
     fn a_long_list_ends_in_a_count() {
         let misfits = for_serving(&MICRO, NamedTensors::new()).expect_err("nothing there");
-        assert_eq!(misfits.missing.len(), MICRO.expected_tensors().len() - 2);
-        assert!(misfits.to_string().ends_with("base.blocks.0.mlp.fc2.weight and 32 more"), "{misfits}");
+        assert_eq!(misfits.missing.len(), MICRO.expected_tensors().len() - 3);
+        assert!(misfits.to_string().ends_with("base.blocks.0.mlp.fc2.weight and 31 more"), "{misfits}");
     }
 
     #[test]
@@ -226,12 +218,30 @@ mod tests {
     }
 
     #[test]
-    fn module_is_removed_wherever_it_stands_unless_two_names_meet() {
-        let tensors =
-            |names: [&str; 2]| names.map(|name| (name.to_owned(), zeros(&[]))).into_iter().collect();
-        let renamed = without_module(tensors(["module.base.module.a", "b"])).expect("distinct names");
-        assert!(renamed.keys().eq(["b", "base.a"]));
-        assert_eq!(without_module(tensors(["module.a", "a"])), Err(Ambiguous("a".to_owned())));
+    fn a_neck_without_its_count_of_steps_has_taken_none() {
+        let whole = for_serving(&MICRO, micro()).expect("its own tensors");
+        let zero = HostTensor { shape: vec![], values: vec![0.0] };
+        for other in [None, Some(HostTensor { shape: vec![1], values: vec![7.0] })] {
+            let mut tensors = micro();
+            tensors.remove(STEPS);
+            tensors.extend(other.map(|steps| (STEPS.to_owned(), steps)));
+            let served = for_serving(&MICRO, tensors).expect("nothing that is read is missing");
+            assert_eq!(served[STEPS], zero);
+            assert!(served.keys().eq(whole.keys()));
+        }
+    }
+
+    #[test]
+    fn what_is_there_and_not_read_is_said_of_what_is_missing() {
+        let mut tensors = micro();
+        tensors.remove("base.norm.bias");
+        let mut misfits = for_serving(&MICRO, tensors).expect_err("one is missing");
+        misfits.explain(&[("base.norm.bias".to_owned(), "a complex64 tensor")].into());
+        let text = misfits.to_string();
+        assert!(
+            text.ends_with("missing base.norm.bias (it is a complex64 tensor, which is not read)"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -241,13 +251,17 @@ mod tests {
         let mut pretrained = micro();
         pretrained.retain(|name, _| !name.starts_with("base.wh_embed."));
         let mut started = initial.clone();
-        let overlay = start_from(&mut started, pretrained.clone()).expect("a checkpoint of the same model");
+        let fit = start_from(&mut started, pretrained.clone()).expect("a checkpoint of the same model");
         let kept =
             ["base.wh_embed.linear_layer.bias", "base.wh_embed.linear_layer.weight", "classifier.weight"];
-        assert_eq!(overlay.kept, kept);
+        assert_eq!(fit.kept, kept);
         assert!(kept.iter().all(|name| started[*name] == initial[*name]));
-        assert!(overlay.loaded.iter().all(|name| started[name] == pretrained[name]));
-        assert_eq!(overlay.loaded.len() + kept.len(), initial.len());
+        assert!(fit.loaded.iter().all(|name| started[name] == pretrained[name]));
+        assert_eq!(fit.loaded.len() + kept.len(), initial.len());
+
+        let heads: Vec<_> = fit.untaken.iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(heads, ["base.fc.bias", "base.fc.weight", "classifier.weight"]);
+        assert_eq!((fit.blocks.whole, fit.blocks.touched, fit.blocks.of), (2, 2, 2));
 
         pretrained.insert("base.pos_embed".to_owned(), zeros(&[1, 11, 16]));
         pretrained.insert("base.extra".to_owned(), zeros(&[]));

@@ -5,10 +5,64 @@ use half::{bf16, f16};
 use super::tensors::HostTensor;
 
 /// Axes that a checkpoint's tensor may have; a patch convolution has four.
-const AXES_MAX: usize = 8;
+pub(super) const AXES_MAX: usize = 8;
 
-/// What an array holds. Everything becomes f32 when it is read: f16, bf16, u8 and bool exactly, f64 rounded
-/// to the nearest, i32 and i64 exactly up to 2^24 in magnitude and rounded beyond.
+/// Classes of storages, the type of their elements, its bytes and how its numbers are read.
+const STORAGES: &[(&str, &str, usize, Option<ElementType>)] = &[
+    ("DoubleStorage", "float64", 8, Some(ElementType::F64)),
+    ("FloatStorage", "float32", 4, Some(ElementType::F32)),
+    ("HalfStorage", "float16", 2, Some(ElementType::F16)),
+    ("BFloat16Storage", "bfloat16", 2, Some(ElementType::Bf16)),
+    ("LongStorage", "int64", 8, Some(ElementType::I64)),
+    ("IntStorage", "int32", 4, Some(ElementType::I32)),
+    ("ShortStorage", "int16", 2, Some(ElementType::I16)),
+    ("CharStorage", "int8", 1, Some(ElementType::I8)),
+    ("ByteStorage", "uint8", 1, Some(ElementType::U8)),
+    ("BoolStorage", "bool", 1, Some(ElementType::Bool)),
+    ("ComplexDoubleStorage", "complex128", 16, None),
+    ("ComplexFloatStorage", "complex64", 8, None),
+    ("QInt8Storage", "qint8", 1, None),
+    ("QInt32Storage", "qint32", 4, None),
+    ("QUInt8Storage", "quint8", 1, None),
+    ("QUInt4x2Storage", "quint4x2", 1, None),
+    ("QUInt2x4Storage", "quint2x4", 1, None),
+];
+
+/// Types whose arrays lie in untyped storages, and their bytes.
+const UNTYPED: &[(&str, usize)] = &[
+    ("float8_e5m2", 1),
+    ("float8_e4m3fn", 1),
+    ("float8_e5m2fnuz", 1),
+    ("float8_e4m3fnuz", 1),
+    ("float8_e8m0fnu", 1),
+    ("float4_e2m1fn_x2", 1),
+    ("bits8", 1),
+    ("bits16", 2),
+    ("bits1x8", 1),
+    ("bits2x4", 1),
+    ("bits4x2", 1),
+    ("complex32", 4),
+    ("uint16", 2),
+    ("uint32", 4),
+    ("uint64", 8),
+    ("uint1", 1),
+    ("uint2", 1),
+    ("uint3", 1),
+    ("uint4", 1),
+    ("uint5", 1),
+    ("uint6", 1),
+    ("uint7", 1),
+    ("int1", 1),
+    ("int2", 1),
+    ("int3", 1),
+    ("int4", 1),
+    ("int5", 1),
+    ("int6", 1),
+    ("int7", 1),
+];
+
+/// What an array of numbers holds. Everything becomes f32 when it is read: f16, bf16, u8, i8, i16 and bool exactly,
+/// f64 rounded to the nearest, i32 and i64 exactly up to 2^24 in magnitude and rounded beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElementType {
     F64,
@@ -17,15 +71,26 @@ pub enum ElementType {
     Bf16,
     I64,
     I32,
+    I16,
+    I8,
     U8,
     Bool,
+}
+
+/// A type of torch as it calls it (`float32`): one whose numbers are read, or one whose arrays are passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DataType {
+    pub name: &'static str,
+    /// Bytes of one element.
+    size: usize,
+    pub element: Option<ElementType>,
 }
 
 /// An array named by a checkpoint's pickle; its bytes lie elsewhere in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
     pub key: String,
-    pub element: ElementType,
+    pub data_type: DataType,
     pub elements: u64,
 }
 
@@ -33,38 +98,33 @@ pub struct Storage {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
     storage: Storage,
+    element: ElementType,
     offset: usize,
     shape: Vec<usize>,
     strides: Vec<usize>,
     elements: usize,
 }
 
-impl ElementType {
-    /// The type that torch calls `<name>` in its module `torch`, `FloatStorage` for one.
-    pub fn of_storage_class(name: &str) -> Option<Self> {
-        Some(match name {
-            "DoubleStorage" => Self::F64,
-            "FloatStorage" => Self::F32,
-            "HalfStorage" => Self::F16,
-            "BFloat16Storage" => Self::Bf16,
-            "LongStorage" => Self::I64,
-            "IntStorage" => Self::I32,
-            "ByteStorage" => Self::U8,
-            "BoolStorage" => Self::Bool,
-            _ => return None,
-        })
-    }
-
-    /// Bytes of one element.
-    pub fn size(self) -> usize {
-        match self {
-            Self::F64 | Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::U8 | Self::Bool => 1,
+impl DataType {
+    /// The type of the storages that torch calls `<class>`, `FloatStorage` for one. An untyped storage counts bytes.
+    pub fn of_storage_class(class: &str) -> Option<Self> {
+        if class == "UntypedStorage" {
+            return Self::named("uint8");
         }
+        let entry = STORAGES.iter().find(|(known, ..)| *known == class);
+        entry.map(|&(_, name, size, element)| Self { name, size, element })
     }
 
+    /// The type that torch calls `<name>` in its module `torch`.
+    pub fn named(name: &str) -> Option<Self> {
+        let typed = STORAGES.iter().find(|(_, known, ..)| *known == name);
+        let typed = typed.map(|&(_, name, size, element)| Self { name, size, element });
+        let untyped = || UNTYPED.iter().find(|(known, _)| *known == name);
+        typed.or_else(|| untyped().map(|&(name, size)| Self { name, size, element: None }))
+    }
+}
+
+impl ElementType {
     /// All elements of little-endian `bytes` as f32.
     pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
@@ -74,6 +134,8 @@ impl ElementType {
             Self::Bf16 => each(bytes, |bytes| bf16::from_le_bytes(bytes).to_f32()),
             Self::I64 => each(bytes, |bytes| i64::from_le_bytes(bytes) as f32),
             Self::I32 => each(bytes, |bytes| i32::from_le_bytes(bytes) as f32),
+            Self::I16 => each(bytes, |bytes| f32::from(i16::from_le_bytes(bytes))),
+            Self::I8 => each(bytes, |bytes| f32::from(i8::from_le_bytes(bytes))),
             Self::U8 => each(bytes, |[byte]: [u8; 1]| f32::from(byte)),
             Self::Bool => each(bytes, |[byte]: [u8; 1]| f32::from(u8::from(byte != 0))),
         }
@@ -83,13 +145,15 @@ impl ElementType {
 impl Storage {
     /// Length in bytes, where it fits this machine at all.
     pub fn byte_length(&self) -> Option<usize> {
-        usize::try_from(self.elements).ok()?.checked_mul(self.element.size())
+        usize::try_from(self.elements).ok()?.checked_mul(self.data_type.size)
     }
 }
 
 impl StoredTensor {
-    /// A view of `storage`; `None` where it would reach past the end, or axes and strides differ in number.
+    /// A view of `storage`; `None` where it would reach past the end, axes and strides differ in number, or the storage
+    /// holds what is not read.
     pub fn new(storage: Storage, offset: usize, shape: Vec<usize>, strides: Vec<usize>) -> Option<Self> {
+        let element = storage.data_type.element?;
         if shape.len() != strides.len() || shape.len() > AXES_MAX {
             return None;
         }
@@ -102,11 +166,15 @@ impl StoredTensor {
                 return None;
             }
         }
-        Some(Self { storage, offset, shape, strides, elements })
+        Some(Self { storage, element, offset, shape, strides, elements })
     }
 
     pub fn storage(&self) -> &Storage {
         &self.storage
+    }
+
+    pub fn element(&self) -> ElementType {
+        self.element
     }
 
     /// Number of values, the product of the shape.
@@ -164,7 +232,8 @@ mod tests {
     use super::*;
 
     fn storage(elements: u64) -> Storage {
-        Storage { key: "0".to_owned(), element: ElementType::F32, elements }
+        let data_type = DataType::named("float32").expect("a known type");
+        Storage { key: "0".to_owned(), data_type, elements }
     }
 
     #[test]
@@ -200,19 +269,32 @@ mod tests {
 
     #[test]
     fn every_element_type_becomes_f32() {
-        let check = |class, bytes: &[u8], expected: &[f32]| {
-            let element = ElementType::of_storage_class(class).expect("a known class");
-            assert_eq!(bytes.len(), element.size() * expected.len());
-            assert_eq!(element.decode(bytes), expected, "{class}");
+        let check = |class, name, bytes: &[u8], expected: &[f32]| {
+            let found = DataType::of_storage_class(class).expect("a known class");
+            assert_eq!((DataType::named(name), found.name), (Some(found), name));
+            assert_eq!(bytes.len(), found.size * expected.len());
+            assert_eq!(found.element.expect("read").decode(bytes), expected, "{class}");
         };
-        check("FloatStorage", &1.5_f32.to_le_bytes(), &[1.5]);
-        check("DoubleStorage", &0.1_f64.to_le_bytes(), &[0.1]);
-        check("HalfStorage", &[0x00, 0x3C, 0x01, 0x00], &[1.0, f32::exp2(-24.0)]);
-        check("BFloat16Storage", &[0x80, 0x3F], &[1.0]);
-        check("LongStorage", &(-7_i64).to_le_bytes(), &[-7.0]);
-        check("IntStorage", &(1_i32 << 24).to_le_bytes(), &[16_777_216.0]);
-        check("ByteStorage", &[255], &[255.0]);
-        check("BoolStorage", &[0, 1], &[0.0, 1.0]);
-        assert_eq!(ElementType::of_storage_class("ComplexFloatStorage"), None);
+        check("FloatStorage", "float32", &1.5_f32.to_le_bytes(), &[1.5]);
+        check("DoubleStorage", "float64", &0.1_f64.to_le_bytes(), &[0.1]);
+        check("HalfStorage", "float16", &[0x00, 0x3C, 0x01, 0x00], &[1.0, f32::exp2(-24.0)]);
+        check("BFloat16Storage", "bfloat16", &[0x80, 0x3F], &[1.0]);
+        check("LongStorage", "int64", &(-7_i64).to_le_bytes(), &[-7.0]);
+        check("IntStorage", "int32", &(1_i32 << 24).to_le_bytes(), &[16_777_216.0]);
+        check("ShortStorage", "int16", &(-300_i16).to_le_bytes(), &[-300.0]);
+        check("CharStorage", "int8", &[0xFF], &[-1.0]);
+        check("ByteStorage", "uint8", &[255], &[255.0]);
+        check("BoolStorage", "bool", &[0, 1], &[0.0, 1.0]);
+    }
+
+    #[test]
+    fn an_array_of_another_type_has_a_length_and_no_numbers() {
+        let data_type = DataType::of_storage_class("ComplexFloatStorage").expect("a known class");
+        let storage = Storage { key: "0".to_owned(), data_type, elements: 6 };
+        assert_eq!(storage.byte_length(), Some(48));
+        assert_eq!(StoredTensor::new(storage, 0, vec![6], vec![1]), None);
+        assert_eq!(DataType::named("float8_e4m3fn").map(|found| found.element), Some(None));
+        assert_eq!(DataType::of_storage_class("UntypedStorage"), DataType::named("uint8"));
+        assert_eq!((DataType::of_storage_class("Module"), DataType::named("load")), (None, None));
     }
 }

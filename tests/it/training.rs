@@ -9,6 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use shipreid::chip::Modality;
 use shipreid::client::{Client, chip, modality_of_name};
 use shipreid::synth::{self, SynthPlan};
+use shipreid::weights::architecture::Architecture;
+use shipreid::weights::native::tensor_bytes;
+use shipreid::weights::seed::seeded;
+use shipreid::weights::tensors::{HostTensor, NamedTensors};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::train_event::Event;
@@ -72,6 +76,20 @@ impl Place {
             "#,
             root = self.folder.path().join("ships/synthetic_hoss").display()
         )
+    }
+
+    /// The same from a ViT that lacks a tensor of its last block and has a head.
+    fn config_from_a_vit(&self, validation_epochs: u32) -> String {
+        let mut vit: NamedTensors = seeded(&Architecture::tiny(), 7)
+            .into_iter()
+            .filter(|(name, _)| !name.contains("_embed") && !name.contains(".3.norm1.bias"))
+            .filter_map(|(name, tensor)| Some((format!("model.{}", name.strip_prefix("base.")?), tensor)))
+            .collect();
+        vit.insert("model.head.bias".into(), HostTensor { shape: vec![2], values: vec![0.5; 2] });
+        let path = self.folder.path().join("vit.safetensors");
+        std::fs::write(&path, tensor_bytes(&vit)).unwrap();
+        let start = format!("{{ from = \"imagenet\", path = \"{}\" }}", path.display());
+        self.config(validation_epochs).replace("{ from = \"scratch\" }", &start)
     }
 
     /// The same without a folder to learn from.
@@ -187,7 +205,14 @@ fn signal(process: i32, signal: i32) {
 async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     let place = Place::new();
     let (server, client) = place.serve(&[]).await;
-    let request = TrainRequest { config_toml: place.config(2), ..TrainRequest::default() };
+    let config = place.config_from_a_vit(2);
+    let request = TrainRequest { config_toml: config.clone(), ..TrainRequest::default() };
+    let (_, start) = client.validate_training(request.clone()).await.unwrap();
+    let start = start.expect("not from scratch");
+    let untaken: Vec<_> = start.untaken.iter().map(|tensor| (&*tensor.name, &*tensor.reason)).collect();
+    assert_eq!(untaken, [("head.bias", "a head, which the run learns itself")]);
+    assert_eq!((start.blocks_taken, start.blocks_total, start.prefix.as_str()), (3, 4, "model."));
+    assert!(start.warning.starts_with("only 3 of 4 blocks"), "{}", start.warning);
     let mut stream = client.ship_re_id().train(request).await.unwrap().into_inner();
     let mut watcher = Watcher::default();
     while let Some(event) = stream.next().await {
@@ -195,6 +220,12 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     }
     assert_eq!(watcher.states(), [(1, JobState::Queued), (1, JobState::Running), (1, JobState::Finished)]);
     assert_eq!(watcher.losses().len() as u64, STEPS);
+    let told =
+        watcher.events.iter().position(|event| event.event == Some(Event::StartingPoint(start.clone())));
+    let first = watcher.events.iter().position(|event| matches!(event.event, Some(Event::Progress(_))));
+    assert!(told.is_some() && told < first, "{told:?} {first:?}");
+    let logged = |event: &TrainEvent| matches!(&event.event, Some(Event::LogLine(line)) if line.contains("not taken: head.bias [2] (a head"));
+    assert_eq!(watcher.events.iter().filter(|event| logged(event)).count(), 1);
     let job = watcher.last_job();
     let evaluated: Vec<_> =
         job.evaluations.iter().map(|result| (result.epoch, result.protocol.as_str())).collect();
@@ -211,7 +242,7 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     assert_eq!(saved.count(), 5);
     let get = GetModelRequest { digest: job.model.clone() };
     let model = client.models().get_model(get).await.unwrap().into_inner().model.unwrap();
-    assert_eq!(model.config_toml, place.config(2));
+    assert_eq!(model.config_toml, config);
     assert_eq!(model.evaluations, job.evaluations);
     assert!(model.data_fingerprint.starts_with("sha256:"), "{}", model.data_fingerprint);
     let folder = place.folder.path().join("data/jobs").join(&job.job_id);

@@ -135,12 +135,14 @@ fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
         ..ArchitectureHints::default()
     };
     let all: Vec<usize> = (0..12).collect();
-    for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
+    let recordings = ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"].map(golden::path);
+    let cases = ["ckpt_counter.pth", "ckpt_dtype.pth", "ckpt_compiled.pth"].map(golden::checkpoint_case);
+    for path in recordings.iter().chain(&cases) {
         let hints = Hints { architecture, ..Hints::default() };
-        let model = OpenModel::open(&golden::path(name), &hints).expect("recorded");
+        let model = OpenModel::open(path, &hints).expect("recorded");
         let network = network(&model.architecture, &model.tensors, Kernel::Aten);
         let found = network.forward(&rows(&all).input(), Mode::Evaluate);
-        check_features(name, &found, &recorded, "", 2e-5);
+        check_features(&path.display().to_string(), &found, &recorded, "", 2e-5);
     }
 }
 

@@ -3,11 +3,13 @@
 use prost_types::Timestamp;
 
 use super::super::problem::Problem;
+use super::bounded_text;
 use crate::chip::ChipSize;
 use crate::encoder::ModelCard;
 use crate::registry::{Condition, Evaluation, Facts, StoredModel};
 use crate::weights::architecture::{ArchitectureHints, FeaturePoint};
 use crate::weights::open::Hints;
+use crate::weights::wrapper::Choice;
 use crate::wire;
 
 /// What is said of a model that is kept on disk.
@@ -60,7 +62,8 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
         heads: set(hints.heads),
         mie_coefficient: hints.mie_coefficient,
     };
-    Ok(Hints { feature_point, architecture })
+    bounded_text("hints.weights", &hints.weights)?;
+    Ok(Hints { feature_point, architecture, weights: Choice::new(&hints.weights) })
 }
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {

@@ -9,7 +9,7 @@ use super::{bounded_text, duration};
 use crate::gallery::GalleryName;
 use crate::jobs::{
     Evaluation, Happening, Job, JobEvent, JobFailure, JobId, JobKey, JobState, Listing, Order, Progress,
-    Rankings, Saved, StateName,
+    Rankings, Saved, Shape, Start, StateName, UntakenTensor,
 };
 use crate::wire;
 use crate::wire::train_event::Event;
@@ -60,6 +60,7 @@ pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
         Happening::CheckpointSaved(Saved { step, best }) => {
             Event::Checkpoint(wire::CheckpointSaved { step, best })
         }
+        Happening::Started(start) => Event::StartingPoint(starting_point(start)),
         Happening::Log(line) => Event::LogLine(line),
     };
     wire::TrainEvent {
@@ -115,6 +116,25 @@ fn progress(progress: Progress) -> wire::TrainProgress {
         learning_rate: progress.learning_rate,
         images_per_second: progress.images_per_second,
         remaining: Duration::try_from_secs_f64(progress.seconds_left).ok().and_then(duration),
+    }
+}
+
+fn starting_point(start: Start) -> wire::StartingPoint {
+    let shape = |Shape { lengths }| wire::TensorShape { lengths };
+    let untaken = start.untaken.into_iter().map(|UntakenTensor { name, found, expected, reason }| {
+        wire::UntakenTensor { name, found: found.map(shape), expected: expected.map(shape), reason }
+    });
+    wire::StartingPoint {
+        path: start.path,
+        weights: start.weights,
+        prefix: start.prefix,
+        tensors_taken: start.tensors_taken,
+        tensors_kept: start.tensors_kept,
+        blocks_taken: start.blocks_taken,
+        blocks_total: start.blocks_total,
+        untaken: untaken.collect(),
+        untaken_total: start.untaken_total,
+        warning: start.warning,
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{self, Read};
 
 use super::{BYTES_MAX, PickleError, TEXT_MAX};
 
+const SKIPPED_AT_A_TIME: usize = 4096;
+
 pub(super) struct Input<'a, R> {
     reader: &'a mut R,
     at: u64,
@@ -44,43 +46,61 @@ impl<'a, R: Read> Input<'a, R> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub(super) fn text(&mut self, length: u32) -> Result<String, PickleError> {
+    pub(super) fn u64(&mut self) -> Result<u64, PickleError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// What is no UTF-8 is replaced: such a text names nothing that is looked for.
+    pub(super) fn text(&mut self, length: u64) -> Result<String, PickleError> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length > TEXT_MAX {
             return Err(PickleError::TooLarge { what: "bytes in one text", max: TEXT_MAX as u64 });
         }
         let mut bytes = vec![0; length];
         self.fill(&mut bytes)?;
-        String::from_utf8(bytes).map_err(|_| self.malformed("a text is not UTF-8"))
+        Ok(text(bytes))
     }
 
     pub(super) fn line(&mut self) -> Result<String, PickleError> {
         let mut bytes = Vec::new();
         loop {
             match self.byte()? {
-                b'\n' => break,
+                b'\n' => return Ok(text(bytes)),
                 byte => bytes.push(byte),
             }
             if bytes.len() > TEXT_MAX {
                 return Err(PickleError::TooLarge { what: "bytes in one text", max: TEXT_MAX as u64 });
             }
         }
-        String::from_utf8(bytes).map_err(|_| self.malformed("a name is not UTF-8"))
     }
 
-    /// A two's complement number of up to 16 bytes, the lowest first.
-    pub(super) fn long(&mut self) -> Result<i128, PickleError> {
-        let length = usize::from(self.byte()?);
+    /// Passes over bytes, of which none stays.
+    pub(super) fn skip(&mut self, mut length: u64) -> Result<(), PickleError> {
+        let mut passed = [0; SKIPPED_AT_A_TIME];
+        while length > 0 {
+            let part = passed.len().min(usize::try_from(length).unwrap_or(usize::MAX));
+            self.fill(&mut passed[..part])?;
+            length -= part as u64;
+        }
+        Ok(())
+    }
+
+    /// A two's complement number of `length` bytes, the lowest first; `None` where it has more than 16.
+    pub(super) fn long(&mut self, length: u64) -> Result<Option<i128>, PickleError> {
         let mut bytes = [0; 16];
-        let Some(used) = bytes.get_mut(..length) else {
-            return Err(self.malformed("a number has more than 16 bytes"));
+        let Some(used) = usize::try_from(length).ok().and_then(|length| bytes.get_mut(..length)) else {
+            return self.skip(length).map(|()| None);
         };
         self.fill(used)?;
         let unused = 8 * (16 - length as u32);
-        Ok(i128::from_le_bytes(bytes).checked_shl(unused).map_or(0, |number| number >> unused))
+        Ok(Some(i128::from_le_bytes(bytes).checked_shl(unused).map_or(0, |number| number >> unused)))
     }
 
     pub(super) fn malformed(&self, what: &'static str) -> PickleError {
         PickleError::Malformed { what, at: self.at }
     }
+}
+
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
 
 use super::input::Input;
-use super::{Pickle, PickleError, VALUES_MAX, Value, ValueId};
+use super::{Pickle, PickleError, Unread, VALUES_MAX, Value, ValueId};
 use crate::weights::storage::Storage;
 
 const PROTOCOL_MAX: u8 = 5;
@@ -13,6 +13,8 @@ pub(super) struct Machine<'a, R> {
     pub(super) input: Input<'a, R>,
     pub(super) values: Vec<Value>,
     pub(super) storages: BTreeMap<String, Storage>,
+    /// Pairs that dictionaries were made of, beside those that were set.
+    pub(super) copied: usize,
     stack: Vec<ValueId>,
     /// Heights of the stack, the innermost last.
     marks: Vec<usize>,
@@ -25,6 +27,7 @@ impl<'a, R: Read> Machine<'a, R> {
             input: Input::new(reader),
             values: Vec::new(),
             storages: BTreeMap::new(),
+            copied: 0,
             stack: Vec::new(),
             marks: Vec::new(),
             memo: HashMap::new(),
@@ -65,6 +68,13 @@ impl<'a, R: Read> Machine<'a, R> {
             b'c' | 0x93 => self.global(opcode),
             b'Q' => self.storage(),
             b'R' => self.reduce(),
+            0x81 => self.new_object(),
+            // Of a set nothing but its being there is kept.
+            0x90 => self.pop_to_mark().map(drop),
+            0x91 => {
+                self.pop_to_mark()?;
+                self.push(Value::Unread(Unread::Set))
+            }
             b'b' => self.build(),
             _ => {
                 let value = self.scalar(opcode)?;
@@ -81,19 +91,44 @@ impl<'a, R: Read> Machine<'a, R> {
             b'K' => Value::Int(self.input.byte()?.into()),
             b'M' => Value::Int(u16::from_le_bytes(self.input.array()?).into()),
             b'J' => Value::Int(i32::from_le_bytes(self.input.array()?).into()),
-            0x8A => Value::Int(self.input.long()?),
+            0x8A => {
+                let length = self.input.byte()?;
+                self.long(length.into())?
+            }
+            0x8B => {
+                let length = self.input.u32()?;
+                self.long(length.into())?
+            }
             b'G' => Value::Float(f64::from_be_bytes(self.input.array()?)),
             // The byte strings of Python 2 are text in every checkpoint that has them.
             b'X' | b'T' => {
                 let length = self.input.u32()?;
-                Value::Text(self.input.text(length)?)
+                Value::Text(self.input.text(length.into())?)
             }
             0x8C | b'U' => {
                 let length = self.input.byte()?;
                 Value::Text(self.input.text(length.into())?)
             }
+            0x8D => {
+                let length = self.input.u64()?;
+                Value::Text(self.input.text(length)?)
+            }
+            b'B' | b'C' | 0x8E | 0x96 => {
+                let length = match opcode {
+                    b'B' => self.input.u32()?.into(),
+                    b'C' => self.input.byte()?.into(),
+                    _ => self.input.u64()?,
+                };
+                self.input.skip(length)?;
+                Value::Unread(Unread::Bytes)
+            }
+            0x8F => Value::Unread(Unread::Set),
             _ => return Err(PickleError::ForbiddenOpcode { opcode, at: self.input.at() - 1 }),
         })
+    }
+
+    fn long(&mut self, length: u64) -> Result<Value, PickleError> {
+        Ok(self.input.long(length)?.map_or(Value::Unread(Unread::Number), Value::Int))
     }
 
     fn protocol(&mut self) -> Result<(), PickleError> {
@@ -209,9 +244,9 @@ impl<'a, R: Read> Machine<'a, R> {
         &self.values[id.0 as usize]
     }
 
-    pub(super) fn text(&self, id: ValueId) -> Result<String, PickleError> {
+    pub(super) fn text(&self, id: ValueId) -> Result<&str, PickleError> {
         match self.get(id) {
-            Value::Text(text) => Ok(text.clone()),
+            Value::Text(text) => Ok(text),
             _ => Err(self.malformed("a text is expected")),
         }
     }

@@ -5,22 +5,21 @@ use std::io::{self, Read, Seek};
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::{PthError, Wanted, byte_length};
+use super::{PthError, StateDict, Wanted, Wish, byte_length};
 use crate::weights::pickle::Pickle;
-use crate::weights::tensors::NamedTensors;
 
 /// More than any pickle that [`Pickle::read`] takes.
 const PICKLE_BYTES_MAX: u64 = 32 << 20;
 const BYTE_ORDER_BYTES_MAX: u64 = 16;
 
-/// Reads the tensors of an archive of `file_bytes` bytes. Lengths and checksums are verified.
-pub(super) fn read(
-    reader: impl Read + Seek,
-    file_bytes: u64,
-    wrappers: &[&str],
-) -> Result<NamedTensors, PthError> {
+/// Reads the state dict of an archive. Lengths and checksums are verified.
+pub(super) fn read(reader: impl Read + Seek, wish: &Wish) -> Result<StateDict, PthError> {
+    let file_bytes = wish.file_bytes;
     let mut archive = ZipArchive::new(reader)?;
     let folder = folder(&archive)?;
+    if archive.index_for_name(&format!("{folder}/constants.pkl")).is_some() {
+        return Err(PthError::TorchScript);
+    }
     let byte_order = format!("{folder}/byteorder");
     if archive.index_for_name(&byte_order).is_some()
         && entry(&mut archive, &byte_order, BYTE_ORDER_BYTES_MAX)? != b"little"
@@ -29,20 +28,22 @@ pub(super) fn read(
     }
     let pickle = entry(&mut archive, &format!("{folder}/data.pkl"), PICKLE_BYTES_MAX.min(file_bytes))?;
     let pickle = Pickle::read(&mut pickle.as_slice())?;
-    let mut wanted = Wanted::of(&pickle, wrappers, file_bytes)?;
-    let mut tensors = NamedTensors::new();
+    let mut wanted = Wanted::of(&pickle, wish)?;
+    let mut left = file_bytes;
     for (key, storage) in pickle.storages() {
         if !wanted.by_storage.contains_key(key) {
             continue;
         }
-        let length = byte_length(storage, file_bytes)?;
+        // Entries may lie on top of each other, so that a small file could be read any number of times.
+        let length = byte_length(storage, left)?;
+        left -= length as u64;
         let bytes = entry(&mut archive, &format!("{folder}/data/{key}"), length as u64)?;
         if bytes.len() != length {
             return Err(PthError::Storage { key: key.clone(), reason: "is shorter than its tensors need" });
         }
-        wanted.gather(storage, &bytes, &mut tensors);
+        wanted.gather(storage, &bytes);
     }
-    Ok(tensors)
+    Ok(wanted.found)
 }
 
 /// The one folder that holds everything; torch names it after the file.

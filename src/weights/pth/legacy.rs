@@ -2,27 +2,21 @@
 
 use std::io::{self, Read};
 
-use super::{PthError, Wanted, byte_length};
+use super::{PthError, StateDict, Wanted, Wish, byte_length};
 use crate::weights::pickle::{Pickle, Value};
-use crate::weights::tensors::NamedTensors;
 
 const MAGIC: i128 = 0x1950_a86a_20f9_469c_fc6c;
 const PROTOCOL: i128 = 1001;
 
-/// Reads the tensors of a legacy file of `file_bytes` bytes.
-pub(super) fn read(
-    mut reader: impl Read,
-    file_bytes: u64,
-    wrappers: &[&str],
-) -> Result<NamedTensors, PthError> {
+/// Reads the state dict of a legacy file.
+pub(super) fn read(mut reader: impl Read, wish: &Wish) -> Result<StateDict, PthError> {
     check_header(&mut reader)?;
     let pickle = Pickle::read(&mut reader)?;
-    let mut wanted = Wanted::of(&pickle, wrappers, file_bytes)?;
-    let mut tensors = NamedTensors::new();
+    let mut wanted = Wanted::of(&pickle, wish)?;
     for key in storage_keys(&mut reader)? {
         let storage =
             pickle.storages().get(&key).ok_or(PthError::Legacy("it lists a storage that no tensor has"))?;
-        let length = byte_length(storage, file_bytes)?;
+        let length = byte_length(storage, wish.file_bytes)?;
         let mut elements = [0; 8];
         reader.read_exact(&mut elements)?;
         if u64::from_le_bytes(elements) != storage.elements {
@@ -34,13 +28,13 @@ pub(super) fn read(
             if bytes.read_to_end(&mut array)? < length {
                 return Err(PthError::Truncated);
             }
-            wanted.gather(storage, &array, &mut tensors);
+            wanted.gather(storage, &array);
         } else if io::copy(&mut bytes, &mut io::sink())? < length as u64 {
             return Err(PthError::Truncated);
         }
     }
     match wanted.by_storage.pop_first() {
-        None => Ok(tensors),
+        None => Ok(wanted.found),
         Some((key, _)) => Err(PthError::Storage { key, reason: "is not in the file" }),
     }
 }

@@ -14,13 +14,19 @@ use std::path::Path;
 
 use zip::result::ZipError;
 
-use super::pickle::{Pickle, PickleError, Value, ValueId};
+use super::pickle::{Pickle, PickleError, Value};
 use super::storage::{Storage, StoredTensor};
-use super::tensors::NamedTensors;
+use super::tensors::{NamedTensors, printable};
+use super::wrapper::{Choice, Place, locate};
 
 /// A ViT-L with the state of its optimizer has 3.6 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
-const TENSORS_MAX: usize = 16_384;
+pub(super) const TENSORS_MAX: usize = 16_384;
+/// Names are copied, so that long ones would multiply.
+const NAME_BYTES_MAX: usize = 1024;
+
+/// Keys that an error message lists.
+const LISTED_MAX: usize = 8;
 
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
 /// The instruction that opens every binary pickle.
@@ -33,6 +39,10 @@ pub enum PthError {
     NotTorch,
     #[error(transparent)]
     Pickle(PickleError),
+    #[error(
+        "the file is a TorchScript program, which is not run; save the state_dict() of the loaded module instead"
+    )]
+    TorchScript,
     #[error("the file ends early")]
     Truncated,
     #[error("the archive is damaged or truncated: {0}")]
@@ -45,10 +55,8 @@ pub enum PthError {
     ByteOrder,
     #[error("storage {key} {reason}")]
     Storage { key: String, reason: &'static str },
-    #[error("the file holds no dictionary of tensors")]
-    NoTensors,
-    #[error("entry {0} of the state dict is no tensor")]
-    NotATensor(String),
+    #[error("the file holds no tensors, neither outermost nor under a known key; outermost it has {0}")]
+    NoTensors(String),
     #[error("the checkpoint has more than {max} {what}")]
     TooLarge { what: &'static str, max: u64 },
     #[error(transparent)]
@@ -74,23 +82,40 @@ impl From<io::Error> for PthError {
     }
 }
 
+/// The state dict of a file, and what was beside it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct StateDict {
+    pub tensors: NamedTensors,
+    /// Keys that lead to it from the outermost dictionary.
+    pub path: Vec<String>,
+    /// Other keys of the outermost dictionary that lead to weights.
+    pub others: Vec<String>,
+    /// Whether the choice decided, so that names need not.
+    pub is_chosen: bool,
+    /// Entries of the state dict that are no tensors, or none that are read, and what they are.
+    pub skipped: Vec<(String, String)>,
+}
+
 /// Reads the state dict of a `.pth`, `.pt` or `.bin` file as f32 (see [`super::storage::ElementType`]).
 ///
-/// The format goes by content. Each of `wrappers` is opened in turn where the dictionary has such a key with
-/// a dictionary under it: `["state_dict"]` finds the tensors in `{"state_dict": {...}, "epoch": 60}`, and
-/// other entries beside it are not read.
+/// The format goes by content. The state dict is the outermost dictionary or is found under the keys of `first` or
+/// under those that programs use (see [`super::wrapper`]); other entries beside it are not read.
 ///
 /// # Errors
 /// See [`PthError`].
-pub fn read(path: &Path, wrappers: &[&str]) -> Result<NamedTensors, PthError> {
-    read_from(BufReader::new(File::open(path)?), wrappers)
+pub fn read(path: &Path, first: &[&str], choice: &Choice) -> Result<StateDict, PthError> {
+    read_from(BufReader::new(File::open(path)?), first, choice)
 }
 
 /// [`read`] for a file that is open, or in memory.
 ///
 /// # Errors
 /// See [`PthError`].
-pub fn read_from(mut reader: impl Read + Seek, wrappers: &[&str]) -> Result<NamedTensors, PthError> {
+pub fn read_from(
+    mut reader: impl Read + Seek,
+    first: &[&str],
+    choice: &Choice,
+) -> Result<StateDict, PthError> {
     let file_bytes = reader.seek(SeekFrom::End(0))?;
     if file_bytes > FILE_BYTES_MAX {
         return Err(PthError::TooLarge { what: "bytes", max: FILE_BYTES_MAX });
@@ -99,54 +124,69 @@ pub fn read_from(mut reader: impl Read + Seek, wrappers: &[&str]) -> Result<Name
     let mut magic = Vec::new();
     reader.by_ref().take(ZIP_MAGIC.len() as u64).read_to_end(&mut magic)?;
     reader.rewind()?;
+    let wish = Wish { first, choice, file_bytes };
     match magic.as_slice() {
-        ZIP_MAGIC => archive::read(reader, file_bytes, wrappers),
-        [PICKLE_MAGIC, ..] => legacy::read(reader, file_bytes, wrappers),
+        ZIP_MAGIC => archive::read(reader, &wish),
+        [PICKLE_MAGIC, ..] => legacy::read(reader, &wish),
         _ => Err(PthError::NotTorch),
     }
+}
+
+/// What is looked for in which file.
+struct Wish<'a> {
+    first: &'a [&'a str],
+    choice: &'a Choice,
+    file_bytes: u64,
 }
 
 /// The tensors that a checkpoint's pickle asks for, by the storage that holds them.
 struct Wanted {
     by_storage: BTreeMap<String, Vec<(String, StoredTensor)>>,
+    /// Without its tensors.
+    found: StateDict,
 }
 
 impl Wanted {
-    fn of(pickle: &Pickle, wrappers: &[&str], file_bytes: u64) -> Result<Self, PthError> {
-        let mut dict = pickle.root();
-        for wrapper in wrappers {
-            if let Some(inner) = pickle.entry(dict, wrapper).filter(|id| is_dict(pickle, *id)) {
-                dict = inner;
+    fn of(pickle: &Pickle, wish: &Wish) -> Result<Self, PthError> {
+        let place = locate(pickle, wish.first, wish.choice);
+        let Place { dict, path, others, is_chosen } =
+            place.ok_or_else(|| PthError::NoTensors(outermost(pickle)))?;
+        let mut found = StateDict { path, others, is_chosen, ..StateDict::default() };
+        let mut tensors = BTreeMap::new();
+        for (key, value) in pickle.items(dict) {
+            let name = match pickle.value(*key) {
+                Value::Text(name) if name.len() > NAME_BYTES_MAX => {
+                    return Err(PthError::TooLarge { what: "bytes in one name", max: NAME_BYTES_MAX as u64 });
+                }
+                Value::Text(name) => name.clone(),
+                other => format!("a key that is {}", other.kind()),
+            };
+            match pickle.value(*value) {
+                Value::Tensor(tensor) if matches!(pickle.value(*key), Value::Text(_)) => {
+                    tensors.insert(name, tensor.as_ref().clone());
+                }
+                other => found.skipped.push((name, other.kind())),
+            }
+            if tensors.len() + found.skipped.len() > TENSORS_MAX {
+                return Err(PthError::TooLarge { what: "tensors", max: TENSORS_MAX as u64 });
             }
         }
-        let Value::Dict(items) = pickle.value(dict) else { return Err(PthError::NoTensors) };
-        let mut tensors = BTreeMap::new();
-        for (key, value) in items {
-            let Value::Text(name) = pickle.value(*key) else { return Err(PthError::NoTensors) };
-            let Value::Tensor(tensor) = pickle.value(*value) else {
-                return Err(PthError::NotATensor(name.clone()));
-            };
-            tensors.insert(name.clone(), tensor.as_ref().clone());
-        }
-        if tensors.is_empty() {
-            return Err(PthError::NoTensors);
-        }
-        if tensors.len() > TENSORS_MAX {
-            return Err(PthError::TooLarge { what: "tensors", max: TENSORS_MAX as u64 });
-        }
-        check_total(&tensors, file_bytes)?;
+        check_total(&tensors, wish.file_bytes)?;
         let mut by_storage: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (name, tensor) in tensors {
             by_storage.entry(tensor.storage().key.clone()).or_default().push((name, tensor));
         }
-        Ok(Self { by_storage })
+        Ok(Self { by_storage, found })
     }
 
     /// Copies the tensors of one storage out of its bytes.
-    fn gather(&mut self, storage: &Storage, bytes: &[u8], tensors: &mut NamedTensors) {
-        let array = storage.element.decode(bytes);
-        for (name, tensor) in self.by_storage.remove(&storage.key).unwrap_or_default() {
-            tensors.insert(name, tensor.gather(&array));
+    fn gather(&mut self, storage: &Storage, bytes: &[u8]) {
+        let tensors = self.by_storage.remove(&storage.key).unwrap_or_default();
+        let Some((_, first)) = tensors.first() else { return };
+        // One storage has one type.
+        let array = first.element().decode(bytes);
+        for (name, tensor) in tensors {
+            self.found.tensors.insert(name, tensor.gather(&array));
         }
     }
 }
@@ -161,8 +201,17 @@ fn check_total(tensors: &BTreeMap<String, StoredTensor>, file_bytes: u64) -> Res
     }
 }
 
-fn is_dict(pickle: &Pickle, id: ValueId) -> bool {
-    matches!(pickle.value(id), Value::Dict(_))
+/// What is outermost in a file, for people.
+fn outermost(pickle: &Pickle) -> String {
+    let root = pickle.root();
+    let names = pickle.items(root).iter().map(|(key, value)| match pickle.value(*key) {
+        Value::Text(name) => {
+            format!("{} ({})", printable(name), pickle.value(*value).kind())
+        }
+        other => other.kind(),
+    });
+    let listed: Vec<String> = names.take(LISTED_MAX).collect();
+    if listed.is_empty() { pickle.value(root).kind() } else { listed.join(", ") }
 }
 
 fn byte_length(storage: &Storage, file_bytes: u64) -> Result<usize, PthError> {

@@ -91,7 +91,11 @@ fn six() -> Vec<u8> {
 }
 
 fn parse(bytes: &[u8]) -> Result<NamedTensors, PthError> {
-    read_from(Cursor::new(bytes), &["model", "state_dict"])
+    read_from(Cursor::new(bytes), &["model", "state_dict"], &Choice::Own).map(|found| found.tensors)
+}
+
+fn recorded(name: &str) -> NamedTensors {
+    read(&golden::path(name), &["state_dict"], &Choice::Own).expect("a checkpoint").tensors
 }
 
 fn check_refused(bytes: &[u8], message: &str) {
@@ -106,18 +110,17 @@ fn tensor(shape: &[usize], values: &[f32]) -> HostTensor {
 #[test]
 fn the_recorded_layouts_hold_the_recorded_weights() {
     let micro = golden::tensors("micro_weights");
-    assert_eq!(read(&golden::path("ckpt_plain.pth"), &["state_dict"]).expect("a checkpoint"), micro);
-    assert_eq!(read(&golden::path("ckpt_wrapped.pth"), &["state_dict"]).expect("a checkpoint"), micro);
-    let ddp = read(&golden::path("ckpt_ddp.pth"), &["state_dict"]).expect("a checkpoint");
+    assert_eq!(recorded("ckpt_plain.pth"), micro);
+    assert_eq!(recorded("ckpt_wrapped.pth"), micro);
     let prefixed: NamedTensors =
         micro.into_iter().map(|(name, tensor)| (format!("module.{name}"), tensor)).collect();
-    assert_eq!(ddp, prefixed);
+    assert_eq!(recorded("ckpt_ddp.pth"), prefixed);
 }
 
 #[test]
 fn a_legacy_file_holds_what_the_archive_of_the_same_weights_holds() {
-    let archive = read(&golden::path("load_imagenet.pth"), &[]).expect("a checkpoint");
-    let mut legacy = read(&golden::path("load_imagenet_legacy.pth"), &["model"]).expect("a checkpoint");
+    let archive = recorded("load_imagenet.pth");
+    let mut legacy = recorded("load_imagenet_legacy.pth");
     let flat = legacy.get_mut("patch_embed.proj.weight").expect("the patch convolution");
     assert_eq!(flat.shape, [8, 768]);
     flat.shape = vec![8, 3, 16, 16];
@@ -129,7 +132,7 @@ fn a_legacy_file_holds_what_the_archive_of_the_same_weights_holds() {
 #[test]
 fn a_checkpoint_that_calls_the_shell_is_refused_and_nothing_happens() {
     for name in ["ckpt_malicious.pth", "ckpt_malicious_raw.pth"] {
-        let error = read(&golden::path(name), &[]).expect_err("malicious").to_string();
+        let error = read(&golden::path(name), &[], &Choice::Own).expect_err("malicious").to_string();
         assert!(error.contains("posix.system"), "{name}: {error}");
     }
     assert!(!std::env::temp_dir().join("pwned").exists());
@@ -227,11 +230,28 @@ fn a_damaged_legacy_file_is_refused_with_the_place() {
 #[test]
 fn a_file_without_a_state_dict_is_refused() {
     let check = |program: &[u8], message| check_refused(&archive(&[("x/data.pkl", program)]), message);
-    check(b"\x80\x02}.", "no dictionary of tensors");
-    check(b"\x80\x02K\x07.", "no dictionary of tensors");
-    check(b"\x80\x02}K\x01K\x02s.", "no dictionary of tensors");
-    check(b"\x80\x02}U\x05epochK\x3cs.", "entry epoch of the state dict is no tensor");
-    check(b"\x80\x02}U\x0astate_dictK\x3cs.", "entry state_dict of the state dict is no tensor");
+    check(
+        b"\x80\x02}.",
+        "holds no tensors, neither outermost nor under a known key; outermost it has a dictionary",
+    );
+    check(b"\x80\x02K\x07.", "outermost it has a number");
+    check(b"\x80\x02}K\x01K\x02s.", "outermost it has a number");
+    check(b"\x80\x02}U\x05epochK\x3cs.", "outermost it has epoch (a number)");
+    check(b"\x80\x02}U\x0astate_dictK\x3cs.", "outermost it has state_dict (a number)");
+}
+
+#[test]
+fn storages_together_are_not_longer_than_the_file() {
+    let views: Vec<View> = ["0", "1", "2"]
+        .map(|key| View { name: key, key, storage: 250, shape: &[1], strides: &[1], ..WHOLE })
+        .into();
+    let zeros = [0; 1000];
+    let named = ["x/data/0", "x/data/1", "x/data/2"].map(|name| (name, zeros.as_slice()));
+    let program = pickle(&views, false);
+    let whole = archive(&[&[("x/data.pkl", program.as_slice())], &named[..]].concat());
+    assert_eq!(parse(&whole).expect("three storages").len(), 3);
+    let one = archive(&[("x/data.pkl", &program), named[0]]);
+    check_refused(&one, "is longer than the file");
 }
 
 #[test]
@@ -246,16 +266,19 @@ proptest! {
     #[test]
     fn a_changed_checkpoint_never_panics(
         file in proptest::sample::select(vec![
-            "load_imagenet.pth",
-            "load_imagenet_legacy.pth",
-            "ckpt_malicious.pth",
+            golden::path("load_imagenet.pth"),
+            golden::path("load_imagenet_legacy.pth"),
+            golden::path("ckpt_malicious.pth"),
+            golden::checkpoint_case("everything.pth"),
+            golden::checkpoint_case("everything_legacy.pth"),
+            golden::checkpoint_case("lightning.ckpt"),
         ]),
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..12),
         from_end in any::<bool>(),
     ) {
-        let mut bytes = golden::bytes(file);
+        let mut bytes = std::fs::read(file).expect("part of the checkout");
         // Directory and pickles are at the two ends; a change to a weight is dull.
-        let reach = bytes.len().min(3000);
+        let reach = bytes.len().min(9000);
         for (index, byte) in changes {
             let at = index.index(reach);
             let at = if from_end { bytes.len() - 1 - at } else { at };

@@ -1,0 +1,173 @@
+//! Starting points of training: whatever file they are in, and only if they are one.
+
+use std::path::Path;
+
+use super::architecture::Architecture;
+use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
+use super::fit::{Blocks, Fit, Reason, Untaken};
+use super::imagenet;
+use super::names::bare;
+use super::native::{self, NativeError};
+use super::packed;
+use super::rules::{self, Misfits};
+use super::tensors::{NamedTensors, printable};
+use super::wrapper::Choice;
+
+/// Names of a checkpoint that an error message lists.
+const LISTED_MAX: usize = 4;
+/// Bytes of a line of a report, but for its last item.
+const LINE_BYTES_MAX: usize = 2000;
+
+/// By which rules a network starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A ViT that was trained on ImageNet: heads are left out, positions are resized.
+    Imagenet,
+    /// A TransOSS, of which everything but the classifier is taken as it is.
+    Model,
+}
+
+/// What a run starts from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StartingPoint {
+    pub origin: Origin,
+    pub fit: Fit,
+}
+
+/// Why a file is no starting point of a network.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Native(#[from] NativeError),
+    #[error(transparent)]
+    Misfits(#[from] Misfits),
+    #[error(
+        "it is a ViT without the parts of a TransOSS (it has cls_token where a TransOSS has base.cls_token): \
+         start.from = \"imagenet\" takes it"
+    )]
+    BareVit,
+    #[error(
+        "no block of the network fits, so that the run would start from random weights: {example}; choose the \
+         model.preset that it was made for, or another starting point"
+    )]
+    NoBlockFits { example: String },
+    #[error(
+        "it has no tensor named blocks.0... as timm names the blocks of a ViT, so that the run would start from random \
+         weights; its names are {names}"
+    )]
+    NoBlocks { names: String },
+}
+
+impl StartingPoint {
+    /// Replaces tensors of `initial`, which are all of `architecture`, by those of a file or model folder.
+    ///
+    /// # Errors
+    /// It cannot be read, has tensors that `kind` does not allow, or no block of the network can be taken from it;
+    /// `initial` is then of no further use.
+    pub fn take(
+        initial: &mut NamedTensors,
+        architecture: &Architecture,
+        path: &Path,
+        (kind, choice): (Kind, &Choice),
+    ) -> Result<Self, StartError> {
+        let expected = match kind {
+            Kind::Imagenet => Expected { first: imagenet::WRAPPERS, anchor: "cls_token", choice },
+            Kind::Model => Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice },
+        };
+        let Checkpoint { tensors, origin } = read(path, &expected)?;
+        if kind == Kind::Model && !tensors.contains_key("base.cls_token") && tensors.contains_key("cls_token")
+        {
+            return Err(StartError::BareVit);
+        }
+        let names: Vec<String> = tensors.keys().map(|name| printable(name)).collect();
+        let mut fit = match kind {
+            Kind::Imagenet => imagenet::initialise(initial, architecture, tensors)?,
+            Kind::Model => rules::start_from(initial, tensors)?,
+        };
+        if let Blocks { touched: 0, of: 1.., .. } = fit.blocks {
+            return Err(no_block(&fit, &names));
+        }
+        fit.untaken.extend(left(&origin));
+        fit.untaken.sort();
+        Ok(Self { origin, fit })
+    }
+
+    /// Everything about it in lines of bounded length: what was taken, what was not and why, and what stays as it was.
+    pub fn report(&self) -> Vec<String> {
+        let Fit { loaded, kept, untaken, .. } = &self.fit;
+        let mut lines = vec![format!("{} tensors taken, {} kept as they were", loaded.len(), kept.len())];
+        if !self.origin.is_plain() {
+            lines.push(format!("the weights are {}", self.origin));
+        }
+        lines.extend(self.warning().map(|warning| format!("warning: {warning}")));
+        lines.extend(in_lines("not taken: ", untaken.iter().map(ToString::to_string)));
+        lines.extend(in_lines("kept as they were: ", kept.iter().cloned()));
+        lines
+    }
+
+    /// What a person should know who expects all of the network to start from it.
+    pub fn warning(&self) -> Option<String> {
+        let Blocks { whole, of, .. } = self.fit.blocks;
+        (whole < of).then(|| format!("only {whole} of {of} blocks start from it; the others are random"))
+    }
+}
+
+fn read(path: &Path, expected: &Expected) -> Result<Checkpoint, StartError> {
+    let tensors = if path.is_dir() {
+        native::read(path)?.1
+    } else if packed::is_packed(path).unwrap_or(false) {
+        packed::read(path)?.1
+    } else {
+        return Ok(Checkpoint::read(path, expected)?);
+    };
+    let (tensors, naming) = bare(tensors, expected.anchor, &Choice::Own).map_err(CheckpointError::from)?;
+    Ok(Checkpoint { tensors, origin: Origin { naming, ..Origin::default() } })
+}
+
+/// What the file had beside the tensors of a network.
+fn left(origin: &Origin) -> impl Iterator<Item = Untaken> {
+    let outside = origin.naming.outside.iter().map(|(name, shape)| Untaken {
+        name: name.clone(),
+        found: Some(shape.clone()),
+        expected: None,
+        reason: Reason::Outside,
+    });
+    let skipped = origin.skipped.iter().map(|(name, kind)| Untaken {
+        name: name.clone(),
+        found: None,
+        expected: None,
+        reason: Reason::Unread(kind.clone()),
+    });
+    outside.chain(skipped)
+}
+
+/// As many items in a line as its length allows.
+fn in_lines(head: &str, items: impl Iterator<Item = String>) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for item in items {
+        match lines.last_mut() {
+            Some(line) if line.len() + item.len() < LINE_BYTES_MAX => {
+                line.push_str("; ");
+                line.push_str(&item);
+            }
+            _ => lines.push(format!("{head}{item}")),
+        }
+    }
+    lines
+}
+
+fn no_block(fit: &Fit, names: &[String]) -> StartError {
+    let is_block = |name: &str| name.trim_start_matches("base.").starts_with("blocks.");
+    match fit.untaken.iter().find(|tensor| is_block(&tensor.name)) {
+        Some(tensor) => StartError::NoBlockFits { example: tensor.to_string() },
+        None => {
+            let mut listed = names.iter().take(LISTED_MAX).cloned().collect::<Vec<_>>().join(", ");
+            if names.len() > LISTED_MAX {
+                listed.push_str(", ...");
+            }
+            StartError::NoBlocks { names: listed }
+        }
+    }
+}
