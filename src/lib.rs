@@ -2,6 +2,10 @@
 //!
 //! Modules in reading order, following the way of a chip:
 
+/// Instruction sets, and how many of them may be used.
+pub mod processor;
+/// In which numbers networks compute, and what multiplies their matrices.
+pub mod arithmetic;
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.

@@ -1,17 +1,22 @@
 //! From the configuration's `[model]` and `[encoder]` to encoders that can be put on the device threads.
 
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 
 use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_count};
-use crate::config::{self, Config, Linear, Precision, Preset};
+use crate::arithmetic::{Choice, Kernel, Pace, Precision};
+use crate::config::{self, Config, Linear, Preset};
 use crate::embedding::ModelDigest;
 use crate::encoder::{LoadError, ModelCard};
-use crate::model::{Device, Kernel, SharedWeights, TorchSettings};
+use crate::metrics;
+use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
+use crate::processor::Processor;
 use crate::registry::{Provenance, Registry, RegistryLimits};
 use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
+use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::seed::seeded;
 use crate::weights::wrapper::Choice;
@@ -34,11 +39,12 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
         Some(active) => activated_model(&registry, active.digest)?,
         None => configured_model(config, &registry)?,
     };
-    let first = put_on_device(config, model)?;
+    let kernels = Kernels::default();
+    let first = kernels.put_on_device(config, model)?;
     log_choice(config, &registry, first.card.digest);
     let settings = config.clone();
     let loader =
-        move |model| put_on_device(&settings, model).map_err(|cause| LoadError(format!("{cause:#}")));
+        move |model| kernels.put_on_device(&settings, model).map_err(|cause| LoadError(format!("{cause:#}")));
     let kept = KeptModels { registry: Arc::new(registry), loader: Arc::new(loader) };
     Ok(ServedModels { first, kept: Some(kept) })
 }
@@ -85,37 +91,131 @@ pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
 /// # Errors
 /// The device is not there, or cannot run what `[encoder]` asks for.
 pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
-    let device = Device::open(&config.encoder.device)?;
-    let card = ModelCard {
-        digest: model.digest,
-        dimension: model.architecture.embed_dim,
-        chip_size: model.architecture.image,
-    };
-    let settings = TorchSettings {
-        device,
-        bf16: config.encoder.precision == Precision::Bf16,
+    Kernels::default().put_on_device(config, model)
+}
+
+/// Kernels by the shape of what they compute, each chosen once: later models of a shape come while a server works.
+#[derive(Default)]
+struct Kernels(Mutex<HashMap<LayerShape, Choice>>);
+
+impl Kernels {
+    fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
+        let device = Device::open(&config.encoder.device)?;
+        let card = ModelCard {
+            digest: model.digest,
+            dimension: model.architecture.embed_dim,
+            chip_size: model.architecture.image,
+        };
+        let settings = TorchSettings {
+            device,
+            precision: config.encoder.precision,
+            kernels: if device.is_cpu() {
+                self.choose(config, &model.architecture)?
+            } else {
+                on_gpu(config)?
+            },
+            threads: threads_per_worker(config),
+            feature_point: model.feature_point,
+        };
+        let workers = worker_count(config);
+        let bytes = resident_bytes(&model, &settings, workers);
+        let weights = SharedWeights::new(model.architecture, model.tensors, settings);
+        Ok(LoadedModel { card, factory: weights.factory(), workers, bytes })
+    }
+
+    fn choose(&self, config: &Config, architecture: &Architecture) -> anyhow::Result<Choice> {
+        let shape = LayerShape::of(architecture);
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(choice) = known.get(&shape) {
+            return Ok(choice.clone());
+        }
+        let chosen = choose_kernels(config, architecture)?;
+        tell(config.encoder.precision, &chosen);
+        known.insert(shape, chosen.choice.clone());
+        Ok(chosen.choice)
+    }
+}
+
+fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
+    if config.encoder.linear == Linear::Onednn {
+        bail!("encoder.linear \"onednn\" needs encoder.device \"cpu\"");
+    }
+    Ok(Choice::only(Kernel::Aten, config.encoder.batch_max))
+}
+
+/// Chooses what computes the linear layers of a network on the CPU, as `[encoder]` asks.
+///
+/// # Errors
+/// Nothing can, or only so slowly that it cannot have been meant.
+pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
+    let wanted = Wanted {
+        precision: config.encoder.precision,
         kernel: match config.encoder.linear {
             Linear::Auto => None,
             Linear::Aten => Some(Kernel::Aten),
-            Linear::Onednn if config.encoder.device == "cpu" => Some(Kernel::OneDnn),
-            Linear::Onednn => bail!("encoder.linear \"onednn\" needs encoder.device \"cpu\""),
+            Linear::Onednn => Some(Kernel::OneDnn),
         },
         threads: threads_per_worker(config),
         batch_max: config.encoder.batch_max,
-        feature_point: model.feature_point,
+        speed_min: config.encoder.precision_speed_min,
     };
-    let workers = worker_count(config);
-    let bytes = resident_bytes(&model, &settings, workers);
-    let weights = SharedWeights::new(model.architecture, model.tensors, settings);
-    Ok(LoadedModel { card, factory: weights.factory(), workers, bytes })
+    choose(LayerShape::of(architecture), &wanted).map_err(|cause| {
+        let way_out = match cause {
+            ChoiceError::NotHere(_) => "set encoder.linear to \"auto\", or encoder.precision to \"f32\"",
+            ChoiceError::None { .. } => "set encoder.precision to \"f32\"",
+            ChoiceError::TooSlow(_) => {
+                "set encoder.precision to \"f32\", or encoder.precision_speed_min to 0 to serve all the same"
+            }
+        };
+        anyhow!("{cause}; {way_out}")
+    })
 }
 
-/// The weights, and a copy for each worker where oneDNN may reorder them for itself.
+/// The network of the configured model as far as it can be told without reading its weights: the authors' where it
+/// cannot.
+pub fn likely_architecture(config: &Config) -> Architecture {
+    match config.model.preset {
+        Preset::Tiny => Architecture::tiny(),
+        Preset::Small => Architecture::small(),
+        Preset::None if config.model.path.is_empty() => Architecture::vit_base(),
+        Preset::None | Preset::VitBase => {
+            let description = native::read_description(Path::new(&config.model.path));
+            description.map_or(Architecture::vit_base(), |description| description.architecture)
+        }
+    }
+}
+
+/// Says in log and metrics what computes linear layers, and why.
+fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
+    let (processor, level) = (Processor::here(), Processor::here().level());
+    let sets = processor.sets().collect::<Vec<_>>().join(" ");
+    let timings: Vec<String> = choice
+        .timings
+        .iter()
+        .map(|timing| format!("{} {} {:.2?}", timing.kernel.name(), timing.chips, timing.took))
+        .collect();
+    tracing::info!(
+        processor = processor.name(), isa = %level, sets, precision = precision.name(), kernels = %choice,
+        timings = timings.join(", "), "chose how linear layers are computed"
+    );
+    if let Some(pace) = pace.filter(Pace::is_slow) {
+        tracing::warn!(%pace, "encoder.precision = \"f32\" would be faster");
+    }
+    for timing in &choice.timings {
+        metrics::linear_timing(timing.kernel.name(), precision.name(), timing.chips, timing.took);
+    }
+    for (chips, chosen) in choice.kernels() {
+        for kernel in Kernel::ALL {
+            metrics::linear_kernel(kernel.name(), precision.name(), level.name(), *chips, kernel == *chosen);
+        }
+    }
+}
+
+/// The weights, and a copy for each worker where oneDNN reorders them for itself.
 fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -> u64 {
-    let reorders = settings.device.is_cpu() && settings.kernel != Some(Kernel::Aten);
+    let reorders = settings.kernels.largest(Kernel::OneDnn).is_some();
     let copies = if reorders { 1 + workers } else { 1 };
-    let bytes = if settings.bf16 { 2 } else { 4 };
-    model.architecture.parameters().saturating_mul(bytes).saturating_mul(copies as u64)
+    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies as u64)
 }
 
 fn open_model(config: &Config) -> anyhow::Result<OpenModel> {

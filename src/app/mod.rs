@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::chip::ImageLimits;
-use crate::config::{Config, Matching, Precision, Store};
+use crate::config::{Config, Matching, Store};
 use crate::encoder::{
     Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
     keep_canaries,
@@ -41,7 +41,7 @@ use tell::{observe, report_health, tell_limits, upkeep};
 
 pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
-pub use load::{load_model, open_models, put_on_device};
+pub use load::{choose_kernels, likely_architecture, load_model, open_models, put_on_device};
 
 /// What calls in flight may take of the time to go down; the rest is for stores.
 const CALLS_SHARE: f64 = 0.8;
@@ -323,7 +323,7 @@ fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
 fn residency_settings(config: &Config) -> ResidencySettings {
     ResidencySettings {
         bytes_max: config.models.resident_bytes_max,
-        precision: precision_name(config.encoder.precision),
+        precision: config.encoder.precision.name(),
         device: config.encoder.device.clone(),
     }
 }
@@ -361,13 +361,6 @@ fn calls_max(drain_max: Duration) -> Duration {
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
-}
-
-fn precision_name(precision: Precision) -> &'static str {
-    match precision {
-        Precision::F32 => "f32",
-        Precision::Bf16 => "bf16",
-    }
 }
 
 /// Cores that this process may use.

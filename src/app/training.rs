@@ -14,6 +14,8 @@ use crate::embedding::ModelDigest;
 use crate::gallery::Shelf;
 use crate::jobs::{Bounds, JobFailure, Jobs, Keeper, Reason, Settings};
 use crate::registry::{Registry, RegistryError};
+#[cfg(feature = "torch")]
+use crate::train::pace_on_cpu;
 
 /// Folder of the jobs within the data folder.
 const JOBS: &str = "jobs";
@@ -60,7 +62,13 @@ fn settings(training: &Training, data_dir: &Path, galleries: Arc<Shelf>) -> Sett
         attempts_max: training.attempts_max,
         data_roots: training.data_roots.clone(),
         galleries,
+        pace: if training.device == "cpu" { pace_on_cpu } else { |_| None },
     }
+}
+
+#[cfg(not(feature = "torch"))]
+fn pace_on_cpu(_: &crate::train::TrainConfig) -> Option<crate::arithmetic::Pace> {
+    None
 }
 
 impl Keeper for Registry {

@@ -13,10 +13,9 @@ use serde_json::json;
 use shipreid::app::{self, LoadedModel};
 use shipreid::chip::{self, ImageLimits, View};
 use shipreid::encoder::{Batch, Encoder};
-use shipreid::model;
 
 use super::chips::{ChipFile, ChipFlags};
-use super::{ConfigFlags, Failure};
+use super::{ConfigFlags, Failure, prepare};
 
 /// Example: shipreid bench bare ../shared/data/hoss165 --set model.preset=vit_base
 #[derive(Args)]
@@ -37,7 +36,7 @@ pub struct Bare {
 impl Bare {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.config.load()?;
-        model::wait_passively(app::threads_per_worker(&config));
+        prepare(app::threads_per_worker(&config))?;
         let files = self.chips.read()?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
         let batch = self.batch.unwrap_or(config.encoder.batch_max).max(1);

@@ -13,10 +13,9 @@ use shipreid::evaluate::Seen;
 use shipreid::matching::{
     Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
 };
-use shipreid::model;
 
 use super::eval::{Embedded, TestSet};
-use super::{ConfigFlags, Failure};
+use super::{ConfigFlags, Failure, prepare};
 
 /// Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
 /// the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
@@ -58,7 +57,7 @@ impl Calibrate {
     pub(super) fn run(self) -> Result<(), Failure> {
         let set = TestSet::read(&self.data)?;
         let config = self.config.clone().load()?;
-        model::wait_passively(app::threads_per_worker(&config));
+        prepare(app::threads_per_worker(&config))?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
         let images = labelled(&set, &set.embed_locally(&loaded)?)?;
         let stem = self.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -21,7 +21,6 @@ use shipreid::gallery::{
     Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, Labels, Observation, RowId, Time,
     VesselSet,
 };
-use shipreid::model;
 use shipreid::train::{Extent, HossPart, Image, RankedLists, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
@@ -29,7 +28,7 @@ use tokio::runtime::Runtime;
 
 use super::access::AccessFlags;
 use super::embed::progress;
-use super::{ConfigFlags, Failure};
+use super::{ConfigFlags, Failure, prepare};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
@@ -84,7 +83,7 @@ impl Eval {
                 .block_on(async { set.embed_remotely(&self.access.connect(endpoint).await?).await })?,
             None => {
                 let config = self.config.clone().load()?;
-                model::wait_passively(app::threads_per_worker(&config));
+                prepare(app::threads_per_worker(&config))?;
                 set.embed_locally(&app::load_model(&config).map_err(Failure::Unusable)?)?
             }
         };

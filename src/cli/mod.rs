@@ -32,6 +32,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use shipreid::config::{Config, Sources};
+use shipreid::model::prepare_process;
+use shipreid::processor;
 use tokio::runtime::Runtime;
 
 use access::ServerFlag;
@@ -132,6 +134,13 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(cause: E) -> Self {
         Self::Failed(cause.into())
     }
+}
+
+/// What every command does first that runs a model or a search in this process.
+fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
+    processor::check().map_err(|cause| Failure::Unusable(cause.into()))?;
+    prepare_process(threads_per_worker);
+    Ok(())
 }
 
 /// Runs the command of this process.

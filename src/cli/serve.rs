@@ -2,13 +2,16 @@
 
 use clap::Args;
 use shipreid::app::{self, Drained};
+use shipreid::arithmetic::Timing;
 use shipreid::config::Config;
+use shipreid::model::Chosen;
+use shipreid::processor::Processor;
 use shipreid::telemetry::Traces;
-use shipreid::{metrics, model, telemetry};
+use shipreid::{metrics, telemetry};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::{ConfigFlags, Failure};
+use super::{ConfigFlags, Failure, prepare};
 
 /// Exit code of a server that a second signal has ended.
 const INTERRUPTED: libc::c_int = 3;
@@ -21,7 +24,7 @@ const INTERRUPTED: libc::c_int = 3;
 pub struct Serve {
     #[command(flatten)]
     config: ConfigFlags,
-    /// Says whether the configuration is valid, and starts nothing.
+    /// Says whether the configuration is valid and what computes the model here, and starts nothing.
     #[arg(long)]
     check_config: bool,
 }
@@ -29,11 +32,12 @@ pub struct Serve {
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
         let config = self.config.load()?;
+        prepare(app::threads_per_worker(&config))?;
         if self.check_config {
-            println!("the configuration is valid");
+            let report = kernels(&config).map_err(Failure::Unusable)?;
+            println!("the configuration is valid\n{report}");
             return Ok(());
         }
-        model::wait_passively(app::threads_per_worker(&config));
         let runtime = Runtime::new()?;
         let traces = {
             let _runtime = runtime.enter();
@@ -45,6 +49,28 @@ impl Serve {
             Drained::CutShort => exit_at_once(0),
         }
     }
+}
+
+/// The processor, what computes linear layers on it, and by which timings that was chosen.
+fn kernels(config: &Config) -> anyhow::Result<String> {
+    let processor = Processor::here();
+    let mut lines = vec![
+        format!("processor: {processor}"),
+        format!("instruction sets: {}", processor.sets().collect::<Vec<_>>().join(" ")),
+    ];
+    if config.encoder.device == "cpu" {
+        let architecture = app::likely_architecture(config);
+        let Chosen { choice, pace } = app::choose_kernels(config, &architecture)?;
+        let (precision, width) = (config.encoder.precision.name(), architecture.embed_dim);
+        lines.push(format!("linear layers of width {width} in {precision}, by chips in a batch: {choice}"));
+        for batch in choice.timings.chunk_by(|a, b| a.chips == b.chips) {
+            let of_kernel = |timing: &Timing| format!("{} {:.2?}", timing.kernel.name(), timing.took);
+            let timings = batch.iter().map(of_kernel).collect::<Vec<_>>().join(", ");
+            lines.push(format!("  a batch of {}: {timings}", batch[0].chips));
+        }
+        lines.extend(pace.map(|pace| pace.to_string()));
+    }
+    Ok(lines.join("\n"))
 }
 
 async fn serve(config: &Config, traces: Traces) -> Result<Drained, Failure> {

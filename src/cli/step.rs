@@ -11,13 +11,13 @@ use rand::RngExt;
 use serde_json::json;
 use shipreid::app;
 use shipreid::chip::{ChipSize, Modality};
-use shipreid::model::{self, Device};
+use shipreid::model::Device;
 use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, TrainConfig, stream};
 use shipreid::weights::architecture::Architecture;
 use shipreid::weights::seed::seeded;
 
-use super::Failure;
 use super::bare::process_cpu;
+use super::{Failure, prepare};
 
 /// Identities of the made-up data set; HOSS has about as many.
 const CLASSES: usize = 360;
@@ -41,7 +41,7 @@ pub struct Step {
 
 impl Step {
     pub(super) fn run(self) -> Result<(), Failure> {
-        model::wait_passively(app::cores());
+        prepare(app::cores())?;
         let (config, mut learner) = self.learner().map_err(Failure::Unusable)?;
         let batch = noise(&config, config.model.architecture().image);
         let rates = config.schedule.schedule().rates(config.schedule.epochs / 2);

@@ -11,12 +11,12 @@ use clap::{ArgGroup, Args};
 use shipreid::app;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
-use shipreid::model::{self, Device};
+use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
     AuthorsConfig, CheckpointChoice, Checkpoints, Course, DataRoots, DataSet, Event, EventLog, FitError,
     Materials, ObjectiveName, Plan, StartingPoint, Teaching, TorchLearner, TrainConfig, TrainConfigError,
-    Validation, fit,
+    Validation, fit, pace_on_cpu,
 };
 use shipreid::weights::architecture::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
@@ -26,7 +26,7 @@ use tokio::runtime::Runtime;
 use super::eval::{TestSet, table};
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, train_job};
+use super::{Failure, prepare, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -85,7 +85,7 @@ impl Train {
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
-        model::wait_passively(app::cores());
+        prepare(app::cores())?;
         telemetry::install(&server.telemetry)?;
         let asked = self.asked().map_err(Failure::Unusable)?;
         let run = self.prepare(&asked).map_err(Failure::Unusable)?;
@@ -137,7 +137,12 @@ impl Train {
 
     fn prepare(&self, Asked { source, config, out }: &Asked) -> anyhow::Result<Run> {
         let device = Device::open(&self.device)?;
-        let materials = Materials::gather(config, &self.data_roots()?);
+        let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
+        let too_slow = pace.and_then(|pace| config.too_slow(&pace));
+        let materials = match (Materials::gather(config, &self.data_roots()?), too_slow) {
+            (Ok(materials), None) => Ok(materials),
+            (gathered, too_slow) => Err(gathered.err().into_iter().flatten().chain(too_slow).collect()),
+        };
         let materials =
             materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;

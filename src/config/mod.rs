@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
 use settings::Settings;
 
 /// Environment variables `SHIPREID__SECTION__KEY` override the file.
@@ -105,6 +106,7 @@ pub enum Feature {
 pub struct Encoder {
     pub device: String,
     pub precision: Precision,
+    pub precision_speed_min: f64,
     pub linear: Linear,
     pub workers: usize,
     pub threads_per_worker: usize,
@@ -112,13 +114,6 @@ pub struct Encoder {
     pub queue_items_max: usize,
     pub queue_bytes_max: usize,
     pub canary_seconds: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    F32,
-    Bf16,
 }
 
 /// Which matrix multiplication the linear layers use on the CPU.
@@ -277,6 +272,7 @@ impl Default for Encoder {
         Self {
             device: "cpu".into(),
             precision: Precision::F32,
+            precision_speed_min: PRECISION_SPEED_MIN,
             linear: Linear::Auto,
             workers: 0,
             threads_per_worker: 0,

@@ -88,6 +88,10 @@ impl Violations {
 
     fn of_encoder(&mut self, encoder: &Encoder, chips: &Chips, limits: &Limits) {
         self.require(is_device(&encoder.device), "encoder.device must be \"cpu\" or \"cuda:N\"");
+        self.require(
+            (0.0..=100.0).contains(&encoder.precision_speed_min),
+            "encoder.precision_speed_min must be 0 to 100",
+        );
         self.require(encoder.workers <= 64, "encoder.workers must be 0 to 64");
         self.require(encoder.threads_per_worker <= 256, "encoder.threads_per_worker must be 0 to 256");
         self.require((1..=1024).contains(&encoder.batch_max), "encoder.batch_max must be 1 to 1024");

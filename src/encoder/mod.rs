@@ -21,7 +21,7 @@ pub use queue::{
 pub use residency::{
     LoadedModel, ModelCard, ModelLease, RESIDENT_MAX, Residency, ResidencyError, ResidencySettings,
 };
-pub use schedule::Priority;
+pub use schedule::{Buckets, Priority};
 pub use worker::EncoderFactory;
 
 use crate::chip::Chip;

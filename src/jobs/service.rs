@@ -188,6 +188,7 @@ impl Jobs {
         let gallery =
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
         let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
+        let pace = self.settings.pace;
         let checked = spawn_blocking(move || {
             let start = match gallery {
                 None => Materials::check(&config, &roots),
@@ -196,8 +197,13 @@ impl Jobs {
                     Materials::check_kept(&config, &census, &roots)
                 }
             };
-            let start = start.map_err(OrderError::Invalid)?;
-            Ok(start.map(|start| Start::new(&config.start.path, &start)))
+            match (start, pace(&config).and_then(|pace| config.too_slow(&pace))) {
+                (Ok(start), None) => Ok(start.map(|start| Start::new(&config.start.path, &start))),
+                (start, slow) => {
+                    let violations = start.err().unwrap_or_default().into_iter().chain(slow);
+                    Err(OrderError::Invalid(violations.collect()))
+                }
+            }
         });
         checked.await.unwrap_or(Err(OrderError::Draining))
     }

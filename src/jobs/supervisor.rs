@@ -17,7 +17,9 @@ use super::keeper::Keeper;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
+use crate::arithmetic::Pace;
 use crate::gallery::Shelf;
+use crate::train::TrainConfig;
 
 /// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
@@ -46,6 +48,8 @@ pub struct Settings {
     pub data_roots: Vec<PathBuf>,
     /// Whose kept chips can be learned from.
     pub galleries: Arc<Shelf>,
+    /// How the precision of a run does beside f32 on `device`, where there is anything to compare.
+    pub pace: fn(&TrainConfig) -> Option<Pace>,
 }
 
 impl Settings {

@@ -12,13 +12,16 @@ use super::event::{Happening, JobEvent, Rankings};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::keeper::Keeper;
+use super::service::{Jobs, OrderError};
 use super::state::{Change, JobState, Refused, StateName};
 use super::store::{Added, Bounds, JobStore};
 use super::supervisor::{Settings, Supervisor};
 use super::watch::{WatchError, WatchFrom, watch};
+use crate::arithmetic::Pace;
 use crate::durable::Folder;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, NewGallery, QueueSettings, Quotas, Shelf, ShelfSettings};
+use crate::processor::Processor;
 
 const ALIVE: &str = "echo '\"alive\"'";
 /// Stops as a training process does.
@@ -28,6 +31,24 @@ const STOPS: &str = r#"
     echo 'ready' >&2
     wait
 "#;
+
+fn settings(folder: &Path, galleries: &Arc<Shelf>) -> Settings {
+    Settings {
+        folder: folder.to_owned(),
+        program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
+        jobs_concurrent_max: 1,
+        device: "cpu".into(),
+        threads: 1,
+        nice: 0,
+        memory_bytes_max: 0,
+        silence_max: Duration::from_secs(3600),
+        grace: Duration::from_secs(3600),
+        attempts_max: 2,
+        data_roots: vec![],
+        galleries: Arc::clone(galleries),
+        pace: |_| None,
+    }
+}
 
 /// A server's jobs, without the server.
 struct Stage {
@@ -60,20 +81,7 @@ impl Stage {
     ) -> Self {
         std::fs::write(folder.path().join("script.sh"), script).expect("writable");
         let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
-        let mut settings = Settings {
-            folder: folder.path().to_owned(),
-            program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
-            jobs_concurrent_max: 1,
-            device: "cpu".into(),
-            threads: 1,
-            nice: 0,
-            memory_bytes_max: 0,
-            silence_max: Duration::from_secs(3600),
-            grace: Duration::from_secs(3600),
-            attempts_max: 2,
-            data_roots: vec![],
-            galleries: Arc::clone(&galleries),
-        };
+        let mut settings = settings(folder.path(), &galleries);
         change(&mut settings);
         let supervisor = Supervisor::start(Arc::clone(&desk), settings, keeper).await.expect("a supervisor");
         Self { folder, desk, supervisor, galleries }
@@ -491,4 +499,36 @@ async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
     let copied =
         "learning from 0 chips of the gallery; left out: 0 entries without a vessel id, 0 without a chip";
     assert_eq!(log[..2], [copied, "0"]);
+}
+
+#[tokio::test]
+async fn a_precision_that_is_too_slow_here_is_refused_beside_whatever_else_is_wrong() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut settings = settings(&folder.path().join("jobs"), &Arc::new(shelf(&folder)));
+    settings.pace = |config| Some(Pace::new(config.model.precision, 0.4, Processor::here()));
+    let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
+    let jobs = Jobs::open(settings, bounds, Arc::new(())).await.expect("jobs");
+    let fields = async |speed_min: f64| {
+        let config_toml = format!(
+            r#"
+            seed = 1
+            objective = "fine_tune"
+            data = {{ root = "/nowhere", loader_threads = 1 }}
+            model = {{ preset = "tiny", size_token = true, drop_path = 0.0, precision = "bf16", precision_speed_min = {speed_min} }}
+            start = {{ from = "scratch" }}
+            batch = {{ images = 4, images_per_identity = 2 }}
+            optimizer = {{ kind = "sgd", momentum = 0.9, weight_decay = 1e-4 }}
+            schedule = {{ base_rate = 1e-3, warm_up_epochs = 1, epochs = 2 }}
+            checkpoint = {{ epochs = 1, keep = 1 }}
+            "#
+        );
+        let order = Order { config_toml, ..Order::default() };
+        match jobs.check("default".into(), order).await {
+            Err(OrderError::Invalid(found)) => found.into_iter().map(|violation| violation.field).collect(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let found: Vec<String> = fields(0.5).await;
+    assert_eq!(found, ["data.root", "model.precision"]);
+    assert_eq!(fields(0.3).await, ["data.root"]);
 }

@@ -222,6 +222,28 @@ pub fn model_gone(digest: String, precision: &'static str, device: String) {
     gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
 }
 
+/// Whether a kernel computes the linear layers of batches of up to so many chips.
+pub fn linear_kernel(
+    kernel: &'static str,
+    precision: &'static str,
+    isa: &'static str,
+    batch: usize,
+    computes: bool,
+) {
+    let labels = [
+        ("kernel", kernel.to_owned()),
+        ("precision", precision.to_owned()),
+        ("isa", isa.to_owned()),
+        ("batch", batch.to_string()),
+    ];
+    gauge!(LINEAR, &labels).set(f64::from(u8::from(computes)));
+}
+
+/// What a kernel took for the layer that decides.
+pub fn linear_timing(kernel: &'static str, precision: &'static str, batch: usize, took: Duration) {
+    gauge!(LINEAR_TIME, "kernel" => kernel, "precision" => precision, "batch" => batch.to_string()).set(took);
+}
+
 pub fn models_stored(models: usize, bytes: u64) {
     gauge!(MODELS_STORED).set(models as f64);
     gauge!(MODELS_STORED_BYTES).set(bytes as f64);

@@ -69,6 +69,8 @@ pub const CANARIES: &str = "shipreid_canaries_total";
 pub const LAST_FORWARD: &str = "shipreid_last_forward_timestamp_seconds";
 pub const BUILD: &str = "shipreid_build_info";
 pub const MODEL: &str = "shipreid_model_info";
+pub const LINEAR: &str = "shipreid_linear_kernel_info";
+pub const LINEAR_TIME: &str = "shipreid_linear_layer_seconds";
 pub const ACTIVATIONS: &str = "shipreid_activations_total";
 pub const ACTIVATION: &str = "shipreid_activation_seconds";
 pub const FOLLOWING: &str = "shipreid_following_galleries";
@@ -95,6 +97,10 @@ const COMMIT_OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0
 const SERVICE: (&str, &str) =
     ("grpc_service", "a service of the contract, of health or reflection; `unknown`");
 const METHOD: (&str, &str) = ("grpc_method", "its method; `unknown`");
+const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`");
+const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`");
+const BATCH_SIZE: (&str, &str) =
+    ("batch", "chips, `1` to `encoder.batch_max`; it stands for smaller ones down to the next");
 const SLOT: (&str, &str) = ("slot", "`0` to `training.jobs_concurrent_max` - 1");
 
 /// Every metric of ours, by subject, in the order of a chip's way.
@@ -316,12 +322,30 @@ pub const TABLE: &[Group] = &[
                 MODEL,
                 Kind::Gauge,
                 "0 or 1",
-                &[
-                    ("digest", "the model's digest"),
-                    ("precision", "`f32`, `bf16`"),
-                    ("device", "`cpu`, `cuda:0`, ..."),
-                ],
+                &[("digest", "the model's digest"), PRECISION, ("device", "`cpu`, `cuda:0`, ...")],
                 "1 for each resident model.",
+            ),
+            metric(
+                LINEAR,
+                Kind::Gauge,
+                "0 or 1",
+                &[
+                    KERNEL,
+                    PRECISION,
+                    (
+                        "isa",
+                        "`avx2`, `avx2_vnni_2`, `avx512`, `avx512_vnni`, `avx512_bf16`: what the CPU has",
+                    ),
+                    BATCH_SIZE,
+                ],
+                "1 for the kernel that computes the linear layers of such a batch of the model loaded last, on the CPU.",
+            ),
+            metric(
+                LINEAR_TIME,
+                Kind::Gauge,
+                "seconds",
+                &[KERNEL, PRECISION, BATCH_SIZE],
+                "What the kernel took for one layer of such a batch when it was chosen: CPU time of one thread.",
             ),
             metric(
                 ACTIVATIONS,

@@ -2,15 +2,15 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Kind, Tensor};
 
-use super::linear::{Activation, Kernel, Linear};
+use super::linear::first_line;
 use super::runtime::Device;
-use super::tensors::{Tensors, upload};
+use super::tensors::{Tensors, kind, upload};
 use super::transoss::{Input, Mode, TransOss};
+use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, DEVIATION, MEAN, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::{Batch, Encoder, EncoderFactory, ForwardError};
@@ -18,17 +18,14 @@ use crate::weights::architecture::{Architecture, FeaturePoint};
 use crate::weights::tensors::NamedTensors;
 
 /// How a model runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct TorchSettings {
     pub device: Device,
-    /// bf16 in place of f32, the reference.
-    pub bf16: bool,
-    /// `None` times both kernels where there is a choice.
-    pub kernel: Option<Kernel>,
+    pub precision: Precision,
+    /// What computes its linear layers.
+    pub kernels: Choice,
     /// Threads inside one forward pass.
     pub threads: usize,
-    /// Chips of the largest batch.
-    pub batch_max: usize,
     pub feature_point: FeaturePoint,
 }
 
@@ -38,7 +35,6 @@ pub struct SharedWeights {
     settings: TorchSettings,
     /// A tensor may change threads but not be seen by two at once, so each encoder takes handles of its own.
     weights: Mutex<Weights>,
-    kernel: OnceLock<Kernel>,
 }
 
 /// libtorch is used on the long-lived device threads only, so the first of them puts the weights on the device.
@@ -50,7 +46,7 @@ struct Weights {
 
 impl Weights {
     fn on_device(&mut self, settings: &TorchSettings) -> &Tensors {
-        let kind = if settings.bf16 { Kind::BFloat16 } else { Kind::Float };
+        let kind = kind(settings.precision);
         let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
         self.read.clear();
         tensors
@@ -64,7 +60,6 @@ impl SharedWeights {
             architecture,
             settings,
             weights: Mutex::new(Weights { read: tensors, on_device: None }),
-            kernel: settings.kernel.map(OnceLock::from).unwrap_or_default(),
         })
     }
 
@@ -73,7 +68,7 @@ impl SharedWeights {
         Arc::new(move |_| {
             let made = catch_unwind(AssertUnwindSafe(|| self.encoder()));
             made.map(|encoder| Box::new(encoder) as Box<dyn Encoder>)
-                .map_err(|panic| first_line(panic.as_ref()))
+                .map_err(|panic| panic_message(panic.as_ref()))
         })
     }
 
@@ -84,47 +79,22 @@ impl SharedWeights {
         let _no_grad = tch::no_grad_guard();
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
         let tensors = weights.on_device(&self.settings);
-        let kernel = *self.kernel.get_or_init(|| self.faster_kernel(tensors));
         TorchEncoder {
-            network: TransOss::new(&self.architecture, tensors, kernel, self.settings.batch_max),
-            settings: self.settings,
+            network: TransOss::new(&self.architecture, tensors, &self.settings.kernels),
+            precision: self.settings.precision,
+            device: self.settings.device,
+            feature_point: self.settings.feature_point,
         }
-    }
-
-    /// The kernel that runs an MLP's first layer faster: which one it is differs by processor and precision.
-    fn faster_kernel(&self, tensors: &Tensors) -> Kernel {
-        if self.settings.device.0 != tch::Device::Cpu || self.architecture.depth == 0 {
-            return Kernel::Aten;
-        }
-        let [weight, bias] =
-            ["weight", "bias"].map(|part| &tensors[&format!("base.blocks.0.mlp.fc1.{part}")]);
-        let rows = (self.settings.batch_max * self.architecture.token_count()) as i64;
-        let x = Tensor::ones([rows, weight.size()[1]], (weight.kind(), weight.device()));
-        let time = |kernel| {
-            let layer = Linear::new(weight.shallow_clone(), bias.shallow_clone(), kernel, rows);
-            let run = || {
-                let started = Instant::now();
-                let _ = layer.forward(&x, Activation::Gelu);
-                started.elapsed()
-            };
-            run();
-            (0..TIMINGS).map(|_| run()).min().unwrap_or(Duration::MAX)
-        };
-        let (aten, onednn) = (time(Kernel::Aten), time(Kernel::OneDnn));
-        let kernel = if onednn < aten { Kernel::OneDnn } else { Kernel::Aten };
-        tracing::info!(?kernel, ?aten, ?onednn, "chose how linear layers are computed");
-        kernel
     }
 }
-
-/// Runs of each kernel, of which the fastest counts.
-const TIMINGS: usize = 5;
 
 /// A network on the thread that made it.
 #[derive(Debug)]
 struct TorchEncoder {
     network: TransOss,
-    settings: TorchSettings,
+    precision: Precision,
+    device: Device,
+    feature_point: FeaturePoint,
 }
 
 impl Encoder for TorchEncoder {
@@ -146,8 +116,7 @@ impl TorchEncoder {
     /// [B, D] as one row after the other.
     fn features(&self, chips: &[Chip]) -> Vec<f32> {
         let _no_grad = tch::no_grad_guard();
-        let kind = if self.settings.bf16 { Kind::BFloat16 } else { Kind::Float };
-        let device = self.settings.device.0;
+        let (kind, device) = (kind(self.precision), self.device.0);
         let modalities: Vec<Modality> = chips.iter().map(Chip::modality).collect();
         let sizes: Vec<f32> = chips.iter().flat_map(Chip::size_token).collect();
         let features = self.network.forward(
@@ -158,7 +127,7 @@ impl TorchEncoder {
             },
             Mode::Evaluate,
         );
-        let features = match self.settings.feature_point {
+        let features = match self.feature_point {
             FeaturePoint::BeforeNeck => features.before_neck,
             FeaturePoint::AfterNeck => features.after_neck,
         };
@@ -178,19 +147,19 @@ fn normalised(chips: &[Chip], device: tch::Device) -> Tensor {
     (pixels - channels(&MEAN)) / channels(&DEVIATION)
 }
 
-/// tch panics with the C++ message; its first line says what happened, the rest is a backtrace.
-fn first_line(panic: &(dyn Any + Send)) -> String {
+/// What tch panics with, which is the C++ message.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()
         .map(String::as_str)
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("a panic without a message");
-    text.lines().next().unwrap_or_default().to_owned()
+    first_line(text)
 }
 
 /// What a panic of tch means for the device.
 pub fn forward_error(panic: &(dyn Any + Send)) -> ForwardError {
-    classify(first_line(panic))
+    classify(panic_message(panic))
 }
 
 fn classify(message: String) -> ForwardError {
@@ -210,17 +179,18 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::arithmetic::{Kernel, Timing};
     use crate::embedding::ModelDigest;
+    use crate::processor::Processor;
     use crate::weights::seed::seeded;
 
-    fn encoder(bf16: bool, kernel: Kernel) -> Box<dyn Encoder> {
-        let architecture = Architecture::small();
+    fn encoder(precision: Precision, kernels: &Choice) -> Box<dyn Encoder> {
+        let architecture = Architecture::tiny();
         let settings = TorchSettings {
             device: Device::open("cpu").expect("there is a processor"),
-            bf16,
-            kernel: Some(kernel),
+            precision,
+            kernels: kernels.clone(),
             threads: 1,
-            batch_max: 32,
             feature_point: FeaturePoint::BeforeNeck,
         };
         let weights = SharedWeights::new(architecture, seeded(&architecture, 1), settings);
@@ -233,7 +203,7 @@ mod tests {
             .map(|number| {
                 let modality = if number % 3 == 0 { Modality::Sar } else { Modality::Optical };
                 let brightness = random.random_range(20..=255);
-                let size = Architecture::small().image;
+                let size = Architecture::tiny().image;
                 let pixels = (0..size.height * size.width * 3).map(|_| random.random_range(0..brightness));
                 Chip::new(pixels.collect(), size, modality, [0.1 * number as f32, -1.0, 4.0])
             })
@@ -248,10 +218,23 @@ mod tests {
         a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
+    /// Each kernel that runs here, and all of them by turns, as where a small batch is fastest on another.
+    fn every_choice(precision: Precision) -> Vec<Choice> {
+        let kernels: Vec<Kernel> = Kernel::candidates(precision, Processor::here()).collect();
+        let turn = |(number, kernel): (usize, &Kernel)| Timing {
+            kernel: *kernel,
+            chips: [1, 32][number],
+            took: Default::default(),
+        };
+        let mut choices: Vec<Choice> = kernels.iter().map(|kernel| Choice::only(*kernel, 32)).collect();
+        choices.extend(Choice::fastest(kernels.iter().enumerate().map(turn).collect(), 32));
+        choices
+    }
+
     #[test]
     fn a_chip_has_one_embedding_alone_in_any_batch_and_in_any_order() {
-        for kernel in [Kernel::Aten, Kernel::OneDnn] {
-            let mut encoder = encoder(false, kernel);
+        for kernels in every_choice(Precision::F32) {
+            let mut encoder = encoder(Precision::F32, &kernels);
             let together = embed(encoder.as_mut(), chips());
             let mut backwards = embed(encoder.as_mut(), chips().into_iter().rev().collect());
             backwards.reverse();
@@ -265,7 +248,7 @@ mod tests {
                 let alone = embed(encoder.as_mut(), vec![chip]).remove(0);
                 for other in [&alone, &backwards[number], &by_modality.expect("as many as chips")] {
                     let difference = largest_difference(&together[number], other);
-                    assert!(difference <= 2e-5, "{kernel:?} {number}: {difference}");
+                    assert!(difference <= 2e-5, "{kernels} {number}: {difference}");
                 }
             }
             assert!(largest_difference(&together[1], &together[2]) > 1e-3, "chips differ");
@@ -274,11 +257,11 @@ mod tests {
 
     #[test]
     fn bf16_points_where_f32_does() {
-        let f32 = embed(encoder(false, Kernel::Aten).as_mut(), chips());
-        for kernel in [Kernel::Aten, Kernel::OneDnn] {
-            let bf16 = embed(encoder(true, kernel).as_mut(), chips());
+        let f32 = embed(encoder(Precision::F32, &Choice::only(Kernel::Aten, 32)).as_mut(), chips());
+        for kernels in every_choice(Precision::Bf16) {
+            let bf16 = embed(encoder(Precision::Bf16, &kernels).as_mut(), chips());
             let lowest = f32.iter().zip(&bf16).map(|(a, b)| a.cosine(b)).fold(1.0, f32::min);
-            assert!(lowest >= 0.999, "{kernel:?}: {lowest}");
+            assert!(lowest >= 0.999, "{kernels}: {lowest}");
         }
     }
 

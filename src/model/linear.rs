@@ -3,16 +3,9 @@
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
-use tch::Tensor;
+use tch::{TchError, Tensor};
 
-/// What computes `x W^T + b`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kernel {
-    /// Whatever libtorch takes, with gradients, on any device.
-    Aten,
-    /// oneDNN with weights reordered for it; CPU and inference only. About twice as fast as ATen's f32 on AMD.
-    OneDnn,
-}
+use crate::arithmetic::{Choice, Kernel};
 
 /// What follows the layer; oneDNN computes it in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,47 +15,98 @@ pub enum Activation {
     Gelu,
 }
 
+/// Which kernel computes a layer, by the rows of its input.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan(Vec<(i64, Kernel)>);
+
+impl Plan {
+    /// The kernels of batches, whose chips have so many rows each.
+    pub fn new(choice: &Choice, tokens: usize) -> Self {
+        let kernels = choice.kernels().iter();
+        Self(kernels.map(|(chips, kernel)| ((chips * tokens) as i64, *kernel)).collect())
+    }
+
+    /// One kernel for everything, best for inputs of about `rows` rows.
+    pub fn only(kernel: Kernel, rows: i64) -> Self {
+        Self(vec![(rows, kernel)])
+    }
+
+    fn kernel(&self, rows: i64) -> Kernel {
+        let found = self.0.iter().find(|(most, _)| rows <= *most).or(self.0.last());
+        found.map_or(Kernel::Aten, |(_, kernel)| *kernel)
+    }
+
+    /// The most rows that a kernel computes; `None` where it computes nothing.
+    fn rows(&self, kernel: Kernel) -> Option<i64> {
+        self.0.iter().rev().find(|(_, of_rows)| *of_rows == kernel).map(|(rows, _)| *rows)
+    }
+}
+
+/// A kernel that does not compute a layer; the first line of what libtorch says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct KernelError(String);
+
+impl From<TchError> for KernelError {
+    fn from(cause: TchError) -> Self {
+        Self(first_line(&cause.to_string()))
+    }
+}
+
 /// `weight` [outputs, inputs], `bias` [outputs].
 #[derive(Debug)]
 pub struct Linear {
-    weight: Weight,
+    weight: Tensor,
     bias: Tensor,
-}
-
-#[derive(Debug)]
-enum Weight {
-    Aten(Tensor),
-    OneDnn { packed: Tensor, outputs: i64 },
+    plan: Plan,
+    /// The same weight in the order of oneDNN, where the plan has any use for it.
+    packed: Option<Tensor>,
 }
 
 impl Linear {
-    /// Reorders the weight if `kernel` wants that, for inputs of about `rows` rows.
-    pub fn new(weight: Tensor, bias: Tensor, kernel: Kernel, rows: i64) -> Self {
-        let weight = match kernel {
-            Kernel::Aten => Weight::Aten(weight),
-            Kernel::OneDnn => Weight::OneDnn { outputs: weight.size()[0], packed: pack(&weight, rows) },
-        };
-        Self { weight, bias }
+    /// Reorders the weight, in a copy, if the plan has a kernel that wants it.
+    ///
+    /// # Errors
+    /// That kernel does not run here.
+    pub fn new(weight: Tensor, bias: Tensor, plan: &Plan) -> Result<Self, KernelError> {
+        let packed = plan.rows(Kernel::OneDnn).map(|rows| pack(&weight, rows)).transpose()?;
+        Ok(Self { weight, bias, plan: plan.clone(), packed })
     }
 
     /// [.., inputs] -> [.., outputs]
+    ///
+    /// # Panics
+    /// With what libtorch says, like every tensor operation of tch.
     pub fn forward(&self, x: &Tensor, activation: Activation) -> Tensor {
-        match &self.weight {
-            Weight::Aten(weight) => {
-                let y = x.linear(weight, Some(&self.bias));
-                match activation {
-                    Activation::None => y,
-                    Activation::Gelu => y.gelu("none"),
-                }
+        self.try_forward(x, activation).unwrap_or_else(|cause| panic!("{cause}"))
+    }
+
+    /// # Errors
+    /// What libtorch says.
+    pub fn try_forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, KernelError> {
+        let mut shape = x.size();
+        let inputs = shape.pop().unwrap_or(1).max(1);
+        let rows = shape.iter().product();
+        match (self.plan.kernel(rows), &self.packed) {
+            (Kernel::OneDnn, Some(packed)) => {
+                shape.push(self.weight.size()[0]);
+                let y = onednn_linear(&x.f_reshape([rows, inputs])?, packed, &self.bias, activation)?;
+                Ok(y.f_view(&shape[..])?)
             }
-            Weight::OneDnn { packed, outputs } => {
-                let mut shape = x.size();
-                let inputs = shape.pop().expect("a linear layer's input has an axis");
-                shape.push(*outputs);
-                onednn_linear(&x.reshape([-1, inputs]), packed, &self.bias, activation).view(&shape[..])
+            (Kernel::Aten | Kernel::OneDnn, _) => {
+                let y = x.f_linear(&self.weight, Some(&self.bias))?;
+                Ok(match activation {
+                    Activation::None => y,
+                    Activation::Gelu => y.f_gelu("none")?,
+                })
             }
         }
     }
+}
+
+/// Messages of libtorch end in a backtrace; their first line says what happened.
+pub fn first_line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 unsafe extern "C" {
@@ -81,14 +125,19 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-fn pack(weight: &Tensor, rows: i64) -> Tensor {
+fn pack(weight: &Tensor, rows: i64) -> Result<Tensor, KernelError> {
     let mut packed = ptr::null_mut();
     // SAFETY: the shim borrows a live tensor, and writes one that is ours or a message.
     let message = unsafe { shipreid_onednn_pack(weight.as_ptr(), rows, &raw mut packed) };
     take(message, packed)
 }
 
-fn onednn_linear(x: &Tensor, packed: &Tensor, bias: &Tensor, activation: Activation) -> Tensor {
+fn onednn_linear(
+    x: &Tensor,
+    packed: &Tensor,
+    bias: &Tensor,
+    activation: Activation,
+) -> Result<Tensor, KernelError> {
     let activation = match activation {
         Activation::None => c"none",
         Activation::Gelu => c"gelu",
@@ -108,13 +157,10 @@ fn onednn_linear(x: &Tensor, packed: &Tensor, bias: &Tensor, activation: Activat
 }
 
 /// The tensor that the shim made.
-///
-/// # Panics
-/// With the shim's message, like every tensor operation of tch.
-fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Tensor {
+fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
     if message.is_null() {
         // SAFETY: without a message the shim has written a tensor that nobody else owns.
-        return unsafe { Tensor::from_ptr(tensor) };
+        return Ok(unsafe { Tensor::from_ptr(tensor) });
     }
     // SAFETY: a message is a C string of the shim, freed once.
     let text = unsafe {
@@ -122,7 +168,7 @@ fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Tensor {
         shipreid_free(message);
         text
     };
-    panic!("{text}");
+    Err(KernelError(first_line(&text)))
 }
 
 #[cfg(test)]
@@ -132,17 +178,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_kernels_compute_the_same_layer() {
+    fn every_plan_computes_the_same_layer() {
         tch::manual_seed(1);
         let cpu = (Kind::Float, tch::Device::Cpu);
-        let (x, weight, bias) =
-            (Tensor::randn([2, 5, 48], cpu), Tensor::randn([96, 48], cpu), Tensor::randn([96], cpu));
-        for activation in [Activation::None, Activation::Gelu] {
-            let layer = |kernel| Linear::new(weight.shallow_clone(), bias.shallow_clone(), kernel, 10);
-            let [aten, onednn] = [Kernel::Aten, Kernel::OneDnn].map(|k| layer(k).forward(&x, activation));
-            assert_eq!(onednn.size(), [2, 5, 96]);
-            let difference = (aten - onednn).abs().max().double_value(&[]);
-            assert!(difference < 2e-5, "{activation:?}: {difference}");
+        let (weight, bias) = (Tensor::randn([96, 48], cpu), Tensor::randn([96], cpu));
+        let layer =
+            |plan| Linear::new(weight.shallow_clone(), bias.shallow_clone(), &plan).expect("f32 runs");
+        let aten = layer(Plan::only(Kernel::Aten, 10));
+        let onednn = layer(Plan::only(Kernel::OneDnn, 10));
+        let both = layer(Plan(vec![(5, Kernel::Aten), (10, Kernel::OneDnn)]));
+        assert!(aten.packed.is_none() && onednn.packed.is_some() && both.packed.is_some());
+        for (batch, activation) in [(1, Activation::None), (2, Activation::Gelu), (7, Activation::Gelu)] {
+            let x = Tensor::randn([batch, 5, 48], cpu);
+            let [expected, onednn, both] = [&aten, &onednn, &both].map(|layer| layer.forward(&x, activation));
+            assert_eq!(onednn.size(), [batch, 5, 96]);
+            for found in [&onednn, &both] {
+                let difference = (&expected - found).abs().max().double_value(&[]);
+                assert!(difference < 2e-5, "{batch} {activation:?}: {difference}");
+            }
+            assert!(both.equal(if batch == 1 { &expected } else { &onednn }), "{batch}: the plan's kernel");
+        }
+    }
+
+    #[test]
+    fn what_libtorch_refuses_is_an_error_of_one_line() {
+        let cpu = (Kind::Float, tch::Device::Cpu);
+        for kernel in Kernel::ALL {
+            let (weight, bias) = (Tensor::ones([96, 48], cpu), Tensor::ones([96], cpu));
+            let layer = Linear::new(weight, bias, &Plan::only(kernel, 1)).expect("f32 runs");
+            let refused = layer.try_forward(&Tensor::ones([1, 47], cpu), Activation::None);
+            assert_eq!(refused.expect_err("another width").to_string().lines().count(), 1);
         }
     }
 }

@@ -5,6 +5,10 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use crate::processor::{Level, Processor};
+
+const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device(pub(super) tch::Device);
@@ -70,17 +74,23 @@ fn load_cuda() -> Result<(), String> {
         .clone()
 }
 
-/// Runs this process anew with threads that sleep while they wait, unless the environment says how they wait.
+/// Runs this process anew where libraries, which read their environment before `main` or once, would otherwise not do
+/// as they should: threads of a forward pass sleep while they wait, unless the environment says how they wait, and
+/// nothing uses more of the processor than [`LIMIT`](crate::processor::LIMIT) allows.
 ///
-/// libgomp reads its environment before `main`; its default of spinning costs several times the work where cores
-/// are shared. One thread a worker never waits.
-pub fn wait_passively(threads_per_worker: usize) {
-    const POLICY: &str = "OMP_WAIT_POLICY";
-    if threads_per_worker < 2 || std::env::var_os(POLICY).is_some() {
+/// libgomp's default of spinning costs several times the work where cores are shared. One thread a worker never waits.
+pub fn prepare_process(threads_per_worker: usize) {
+    let mut wanted: Vec<(&str, &str)> =
+        Processor::here().limit().map(Level::of_libtorch).into_iter().flatten().collect();
+    if threads_per_worker > 1 && std::env::var_os(WAIT_POLICY).is_none() {
+        wanted.push((WAIT_POLICY, "PASSIVE"));
+    }
+    wanted.retain(|(name, value)| std::env::var_os(name).is_none_or(|found| found != *value));
+    if wanted.is_empty() {
         return;
     }
     if let Ok(program) = std::env::current_exe() {
-        let failed = Command::new(program).args(std::env::args_os().skip(1)).env(POLICY, "PASSIVE").exec();
-        tracing::warn!(cause = %failed, "idle threads of a forward pass will spin");
+        let failed = Command::new(program).args(std::env::args_os().skip(1)).envs(wanted).exec();
+        tracing::warn!(cause = %failed, "threads that wait spin, and libtorch uses all of the processor");
     }
 }

@@ -5,10 +5,19 @@ use std::collections::BTreeMap;
 use tch::{Kind, Tensor};
 
 use super::runtime::Device;
+use crate::arithmetic::Precision;
 use crate::weights::tensors::{HostTensor, NamedTensors};
 
 /// Tensors by checkpoint name, on one device and of one kind.
 pub type Tensors = BTreeMap<String, Tensor>;
+
+/// What libtorch calls a precision.
+pub fn kind(precision: Precision) -> Kind {
+    match precision {
+        Precision::F32 => Kind::Float,
+        Precision::Bf16 => Kind::BFloat16,
+    }
+}
 
 /// A copy of `tensor` on the host's side of libtorch, f32.
 pub fn on_host(tensor: &HostTensor) -> Tensor {

@@ -7,8 +7,9 @@ mod golden;
 
 use tch::Tensor;
 
-use super::linear::{Activation, Kernel, Linear};
+use super::linear::{Activation, Linear, Plan};
 use super::tensors::Tensors;
+use crate::arithmetic::Choice;
 use crate::chip::Modality;
 use crate::weights::architecture::Architecture;
 
@@ -60,14 +61,15 @@ pub struct Features {
 }
 
 impl TransOss {
-    /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict. Batches of about
-    /// `batch` chips run best.
+    /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the kernels of
+    /// `choice`.
     ///
     /// # Panics
-    /// When a tensor is absent; checkpoints are compared with the architecture before they get here.
-    pub fn new(architecture: &Architecture, tensors: &Tensors, kernel: Kernel, batch: usize) -> Self {
-        let rows = (batch * architecture.token_count()) as i64;
-        let names = Names { tensors, prefix: String::new(), kernel, rows };
+    /// When a tensor is absent or a kernel does not run; checkpoints are compared with the architecture, and kernels
+    /// tried, before they get here.
+    pub fn new(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Self {
+        let plan = &Plan::new(choice, architecture.token_count());
+        let names = Names { tensors, prefix: String::new(), plan };
         let heads = architecture.heads as i64;
         let base = names.sub("base");
         Self {
@@ -107,8 +109,7 @@ impl TransOss {
 struct Names<'a> {
     tensors: &'a Tensors,
     prefix: String,
-    kernel: Kernel,
-    rows: i64,
+    plan: &'a Plan,
 }
 
 impl Names<'_> {
@@ -123,7 +124,8 @@ impl Names<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let layer = self.sub(name);
-        Linear::new(layer.get("weight"), layer.get("bias"), self.kernel, self.rows)
+        let linear = Linear::new(layer.get("weight"), layer.get("bias"), self.plan);
+        linear.unwrap_or_else(|cause| panic!("{}: {cause}", layer.prefix))
     }
 }
 

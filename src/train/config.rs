@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::schedule::Schedule;
+use crate::arithmetic::{PRECISION_SPEED_MIN, Pace, Precision};
 use crate::weights::architecture::Architecture;
 use crate::weights::seed::LOGIT_SCALE;
 
@@ -69,17 +70,12 @@ pub struct ModelChoice {
     pub stride: usize,
     /// Highest rate of stochastic depth.
     pub drop_path: f64,
+    /// In which numbers the network runs; weights and optimizer are f32 in either.
     #[serde(default)]
     pub precision: Precision,
-}
-
-/// In which numbers the network runs; weights and optimizer are f32 in either.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    #[default]
-    F32,
-    Bf16,
+    /// Share of f32's speed that another precision must reach where it is trained; 0: any.
+    #[serde(default = "precision_speed_min")]
+    pub precision_speed_min: f64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -344,10 +340,27 @@ impl TrainConfig {
         found
     }
 
+    /// What is wrong with the precision where the run would be; one that is slow and wanted all the same is logged.
+    pub fn too_slow(&self, pace: &Pace) -> Option<Violation> {
+        if pace.speed < self.model.precision_speed_min {
+            let way_out = "\"f32\" is faster, and model.precision_speed_min = 0 trains all the same";
+            return Some(Violation::new("model.precision", format!("is refused: {pace}; {way_out}")));
+        }
+        if pace.is_slow() {
+            tracing::warn!(%pace, "model.precision = \"f32\" would train faster");
+        }
+        None
+    }
+
     fn require_model(&self, require: &mut impl FnMut(bool, &str, &str)) {
         let (model, data) = (&self.model, &self.data);
         require((0.0..1.0).contains(&model.drop_path), "model.drop_path", "must be 0 up to below 1");
         require((1..=16).contains(&model.stride), "model.stride", "must be 1 to 16");
+        require(
+            (0.0..=100.0).contains(&model.precision_speed_min),
+            "model.precision_speed_min",
+            "must be 0 to 100",
+        );
         let coefficient = model.mie_coefficient;
         require((-1000.0..=1000.0).contains(&coefficient), "model.mie_coefficient", "must be -1000 to 1000");
         require(data.loader_threads <= 256, "data.loader_threads", "must be 0 to 256");
@@ -460,6 +473,10 @@ const fn mie_coefficient() -> f32 {
 
 const fn stride() -> usize {
     Architecture::vit_base().stride
+}
+
+const fn precision_speed_min() -> f64 {
+    PRECISION_SPEED_MIN
 }
 
 const fn bias_factor() -> f64 {

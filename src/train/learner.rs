@@ -1,24 +1,49 @@
 //! TransOSS that learns: a batch in, loss and gradients, a step of the optimizer.
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{LazyLock, Mutex, PoisonError};
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use super::augment::plain;
-use super::config::{Gradient, HeadName, Loss, ObjectiveName, Precision, TrainConfig};
+use super::config::{Gradient, HeadName, Loss, ObjectiveName, TrainConfig};
 use super::heads::Head;
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
 use super::optimizer::{Optimizer, OptimizerSettings};
 use super::schedule::Rates;
+use crate::arithmetic::{Choice, Kernel, Pace, Precision};
 use crate::chip::{Chip, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::ForwardError;
-use crate::model::{Device, Input, Kernel, Mode, Tensors, TransOss, download, forward_error, upload};
+use crate::model::{
+    Device, Input, LayerShape, Mode, Tensors, TransOss, download, forward_error, kind, training_speed, upload,
+};
+use crate::processor::Processor;
 use crate::weights::architecture::Architecture;
 use crate::weights::tensors::NamedTensors;
+
+/// How the precision of a run does beside f32 on the CPU; `None` for f32. Measured once a process for each shape of
+/// network, in a second or two where it is slow.
+pub fn pace_on_cpu(config: &TrainConfig) -> Option<Pace> {
+    static KNOWN: LazyLock<Mutex<HashMap<LayerShape, f64>>> = LazyLock::new(Mutex::default);
+    let architecture = config.model.architecture();
+    if config.model.precision == Precision::F32 || architecture.validate().is_err() {
+        return None;
+    }
+    let shape = LayerShape::of(&architecture);
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let speed = *known.entry(shape).or_insert_with(|| {
+        training_speed(shape, config.model.precision).unwrap_or_else(|cause| {
+            tracing::warn!(cause, "a layer cannot be trained in this precision on this processor");
+            0.0
+        })
+    });
+    Some(Pace::new(config.model.precision, speed, Processor::here()))
+}
 
 /// What a network is taught.
 #[derive(Clone, Debug, PartialEq)]
@@ -138,10 +163,7 @@ impl TorchLearner {
     }
 
     fn kind(&self) -> Kind {
-        match self.teaching.precision {
-            Precision::F32 => Kind::Float,
-            Precision::Bf16 => Kind::BFloat16,
-        }
+        kind(self.teaching.precision)
     }
 
     /// The network of the weights as they are. In bf16 it is made of rounded copies, through which gradients reach the
@@ -156,7 +178,7 @@ impl TorchLearner {
                 (name.clone(), tensor.to_kind(kind))
             })
             .collect();
-        TransOss::new(&self.architecture, &tensors, Kernel::Aten, 1)
+        TransOss::new(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1))
     }
 
     /// Loss and gradients of a batch, in place of any gradients before.

@@ -31,8 +31,8 @@ mod yaml;
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, Progress};
 pub use config::{
-    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, Precision,
-    PresetName, StartKind, TrainConfig, TrainConfigError, Violation,
+    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, PresetName,
+    StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
@@ -57,7 +57,7 @@ pub use crate::weights::start::StartingPoint;
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{FineTune, Objective, Teaching, TorchLearner};
+pub use learner::{FineTune, Objective, Teaching, TorchLearner, pace_on_cpu};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use self::value::{Value, literal, settings};
 use super::config::{
     Augmentation, BatchShape, CheckpointChoice, Data, Gradient, HeadName, Loss, ModelChoice, ObjectiveName,
-    OptimizerChoice, Precision, PresetName, ScheduleChoice, Start, StartKind, TrainConfig, TrainConfigError,
+    OptimizerChoice, PresetName, ScheduleChoice, Start, StartKind, TrainConfig, TrainConfigError,
     ValidationChoice, Violation,
 };
+use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
 
 /// A run as the authors would start it.
 #[derive(Clone, Debug, PartialEq)]
@@ -211,6 +212,7 @@ impl Reader {
             stride,
             drop_path: self.number("MODEL.DROP_PATH", 0.1),
             precision: Precision::F32,
+            precision_speed_min: PRECISION_SPEED_MIN,
         }
     }
 

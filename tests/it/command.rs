@@ -257,7 +257,7 @@ fn every_command_explains_itself() {
 }
 
 /// A HOSS folder of four ships, each with four of the recorded images.
-fn drawn_training_set(root: &Path) {
+pub fn drawn_training_set(root: &Path) {
     let images =
         ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif", "0002_b_40x120_RGB.tif", "0009_i_32x64_RGB.tif"];
     let folder = root.join("bounding_box_train");
@@ -273,7 +273,7 @@ fn drawn_training_set(root: &Path) {
 }
 
 /// A run of eight epochs with two steps each.
-fn training(root: &Path, out: &str) -> Command {
+pub fn training(root: &Path, out: &str) -> Command {
     let config = format!(
         r#"
         seed = 5

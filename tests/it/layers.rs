@@ -6,7 +6,9 @@ use std::path::Path;
 
 /// Modules in the order in which they may import: only what is listed.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("config", &[]),
+    ("processor", &[]),
+    ("arithmetic", &["processor"]),
+    ("config", &["arithmetic"]),
     ("metrics", &[]),
     ("wire", &[]),
     ("chip", &[]),
@@ -17,14 +19,28 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("synth", &["sheet"]),
     ("telemetry", &["config"]),
     ("weights", &["chip", "durable", "embedding"]),
-    ("gallery", &["chip", "durable", "embedding", "metrics"]),
+    ("gallery", &["chip", "durable", "embedding", "metrics", "processor"]),
     ("evaluate", &["chip", "embedding"]),
     ("matching", &["chip", "embedding", "evaluate", "gallery"]),
     ("encoder", &["chip", "embedding", "metrics"]),
     ("registry", &["chip", "durable", "embedding", "encoder", "gallery", "metrics", "weights"]),
-    ("model", &["chip", "embedding", "encoder", "weights"]),
-    ("train", &["chip", "durable", "embedding", "encoder", "evaluate", "model", "sheet", "weights"]),
-    ("jobs", &["chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
+    ("model", &["arithmetic", "chip", "embedding", "encoder", "processor", "weights"]),
+    (
+        "train",
+        &[
+            "arithmetic",
+            "chip",
+            "durable",
+            "embedding",
+            "encoder",
+            "evaluate",
+            "model",
+            "processor",
+            "sheet",
+            "weights",
+        ],
+    ),
+    ("jobs", &["arithmetic", "chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
     (
         "rpc",
         &[
@@ -47,6 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "app",
         &[
+            "arithmetic",
             "chip",
             "config",
             "durable",
@@ -57,8 +74,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "matching",
             "metrics",
             "model",
+            "processor",
             "registry",
             "rpc",
+            "train",
             "weights",
         ],
     ),
@@ -66,6 +85,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         "cli",
         &[
             "app",
+            "arithmetic",
             "chip",
             "client",
             "config",
@@ -79,6 +99,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "matching",
             "metrics",
             "model",
+            "processor",
             "registry",
             "sheet",
             "synth",

@@ -21,6 +21,8 @@ mod layers;
 mod matching;
 mod metrics;
 mod models;
+#[cfg(all(feature = "torch", target_arch = "x86_64"))]
+mod processors;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;

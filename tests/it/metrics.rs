@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
 use crate::server::{fixture, page, start};
 
-/// What only happens to a server in trouble, or to one that trains, changes its model, or idles.
+/// What only happens to a server in trouble, or to one that trains, changes its model, idles, or has a real model.
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
     table::DROPPED,
@@ -21,6 +21,8 @@ const NOT_REACHED: &[&str] = &[
     table::PANICS,
     table::SEARCH_STOPPED,
     table::CANARIES,
+    table::LINEAR,
+    table::LINEAR_TIME,
     table::ACTIVATIONS,
     table::ACTIVATION,
     table::FOLLOWING,

@@ -15,13 +15,13 @@ use shipreid::job_page::{History, page};
 use shipreid::synth::{self, SynthPlan};
 use shipreid::train::TrainConfig;
 use shipreid::wire::{ActivateModelRequest, JobState, TrainRequest, TrainingJob};
-use shipreid::{metrics, model, telemetry};
+use shipreid::{metrics, telemetry};
 use tokio::runtime::Runtime;
 use tokio::signal;
 
-use super::Failure;
 use super::embed::progress;
 use super::live::{INTERRUPTED, Screen, Seen, Until, Watched, watch};
+use super::{Failure, prepare};
 use trial::Trial;
 
 /// What is trained, but for the folder of the data.
@@ -59,7 +59,7 @@ impl Demo {
         let place = tempfile::tempdir()?;
         training.data.root = place.path().join("data").join(SYNTHETIC);
         let config = server_config(place.path())?;
-        model::wait_passively(app::threads_per_worker(&config));
+        prepare(app::threads_per_worker(&config))?;
         telemetry::install(&config.telemetry)?;
         fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
         Runtime::new()?.block_on(async {

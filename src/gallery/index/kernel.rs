@@ -1,6 +1,8 @@
 //! Products of int8 rows, with what the processor has for them.
 
 use super::block::{BLOCK, Block};
+#[cfg(target_arch = "x86_64")]
+use crate::processor::{Level, Processor};
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,18 +15,23 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The fastest that the processor runs.
+    /// The fastest that the processor may run.
     fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512bw") {
-                return Self::Vnni;
-            }
-            if is_x86_feature_detected!("avx2") {
-                return Self::Avx2;
-            }
-        }
-        Self::Portable
+        Self::every()[0]
+    }
+
+    /// All that the processor may run, the fastest first.
+    #[cfg(target_arch = "x86_64")]
+    fn every() -> Vec<Self> {
+        let kinds =
+            [(Level::Avx512Vnni, Self::Vnni), (Level::Avx2, Self::Avx2), (Level::Portable, Self::Portable)];
+        let processor = Processor::here();
+        kinds.into_iter().filter(|(level, _)| processor.has(*level)).map(|(_, kernel)| kernel).collect()
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn every() -> Vec<Self> {
+        vec![Self::Portable]
     }
 }
 
@@ -192,17 +199,15 @@ mod tests {
 
     use super::*;
 
-    /// Every kind that this processor has.
-    fn kernels() -> Vec<Kernel> {
-        #[cfg(target_arch = "x86_64")]
-        {
-            let vnni = Kernel::detect() == Kernel::Vnni;
-            let avx2 = is_x86_feature_detected!("avx2");
-            let kinds = [(vnni, Kernel::Vnni), (avx2, Kernel::Avx2), (true, Kernel::Portable)];
-            kinds.into_iter().filter(|(has, _)| *has).map(|(_, kernel)| kernel).collect()
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        vec![Kernel::Portable]
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn a_search_uses_what_the_processor_has_and_may_use() {
+        let expected = match Processor::here().level() {
+            Level::Portable => Kernel::Portable,
+            Level::Avx2 | Level::Avx2Vnni2 | Level::Avx512 => Kernel::Avx2,
+            Level::Avx512Vnni | Level::Avx512Bf16 => Kernel::Vnni,
+        };
+        assert_eq!(Factor::new(&[1, 2, 3]).kernel, expected);
     }
 
     proptest! {
@@ -228,7 +233,7 @@ mod tests {
                 codes.map(|(a, b)| i32::from(*a) * i32::from(*b)).sum()
             };
             let expected: Vec<i32> = at.iter().map(plain).collect();
-            for kernel in kernels() {
+            for kernel in Kernel::every() {
                 let mut products = vec![0; at.len()];
                 Factor::with(kernel, Block::flat(&parts[0])).products(rows, rows, &mut products);
                 prop_assert_eq!(&products, &expected, "{:?}", kernel);

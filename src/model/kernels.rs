@@ -1,0 +1,357 @@
+//! Which kernels compute a model's linear layers here: those that the processor can run are timed, batch by batch.
+
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tch::{Kind, Tensor};
+
+use super::linear::{Activation, KernelError, Linear, Plan, first_line};
+use super::tensors::kind;
+use crate::arithmetic::{Choice, Kernel, NotHere, Pace, Precision, Timing};
+use crate::encoder::Buckets;
+use crate::processor::Processor;
+use crate::weights::architecture::Architecture;
+
+/// Runs of a kernel for a batch, after one that warms it, of which the fastest counts.
+const RUNS: usize = 3;
+/// Whatever takes longer is not run again: it is slow enough to be told from the others.
+const RUN_MAX: Duration = Duration::from_millis(250);
+/// Multiplications of the largest layer that is timed, about a tenth of a second of one AVX2 core. Beyond that, kernels
+/// differ no more than at it.
+const PRODUCTS_MAX: usize = 5_000_000_000;
+
+/// What kernels are chosen for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Wanted {
+    pub precision: Precision,
+    /// `None` leaves it to the timings.
+    pub kernel: Option<Kernel>,
+    /// Threads inside one forward pass.
+    pub threads: usize,
+    /// Chips of the largest batch.
+    pub batch_max: usize,
+    /// Share of f32's speed that another precision must reach.
+    pub speed_min: f64,
+}
+
+/// What was chosen, and how a precision other than f32 does beside it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chosen {
+    pub choice: Choice,
+    pub pace: Option<Pace>,
+}
+
+/// Why a precision does not run here; every message is one line.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum ChoiceError {
+    #[error(transparent)]
+    NotHere(#[from] NotHere),
+    #[error("no kernel computes linear layers in {} on this processor: {causes}", .precision.name())]
+    None { precision: Precision, causes: String },
+    #[error("{0}")]
+    TooSlow(Pace),
+}
+
+/// The layer that is timed: the first of an MLP, with the activation after it, is a third of a network's arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct LayerShape {
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Rows of one chip.
+    pub tokens: usize,
+}
+
+impl LayerShape {
+    pub fn of(architecture: &Architecture) -> Self {
+        let inputs = architecture.embed_dim;
+        Self { inputs, outputs: inputs * architecture.mlp_ratio, tokens: architecture.token_count() }
+    }
+
+    /// Rows that stand for a batch: its own, or as many as are worth waiting for.
+    fn rows(self, chips: usize) -> i64 {
+        let most = (PRODUCTS_MAX / (self.inputs * self.outputs).max(1)).max(1);
+        (chips * self.tokens).min(most) as i64
+    }
+
+    /// Batches that are timed: those that a server runs, without those that look alike.
+    fn batches(self, batch_max: usize) -> Vec<usize> {
+        let mut sizes = Buckets::up_to(batch_max).sizes().to_vec();
+        sizes.dedup_by_key(|chips| self.rows(*chips));
+        sizes
+    }
+}
+
+/// Chooses the kernels of a model on the processor, on the calling thread.
+///
+/// # Errors
+/// The wanted kernel or precision does not run here, or is slower than it may be.
+pub fn choose(shape: LayerShape, wanted: &Wanted) -> Result<Chosen, ChoiceError> {
+    let _threads = Threads::set(wanted.threads);
+    let _no_grad = tch::no_grad_guard();
+    let processor = Processor::here();
+    let kernels: Vec<Kernel> = match wanted.kernel {
+        Some(kernel) => kernel.check(wanted.precision, processor).map(|()| vec![kernel])?,
+        None => Kernel::candidates(wanted.precision, processor).collect(),
+    };
+    let mut batches = shape.batches(wanted.batch_max);
+    let (smallest, largest) = (batches[0], batches[batches.len() - 1]);
+    let mut trial = Trial::new(shape, wanted.precision, &kernels, largest);
+    let mut comparison = Comparison::new(shape, wanted, largest);
+    // A hopeless precision is found out by the smallest batch, which is soon over.
+    let mut timings = trial.time(smallest)?;
+    comparison.compare(&timings)?;
+    if trial.kernels.len() == 1 {
+        // There is nothing to choose.
+        batches.retain(|chips| *chips == largest && wanted.precision != Precision::F32);
+    }
+    for chips in batches.into_iter().filter(|chips| *chips != smallest) {
+        timings.extend(trial.time(chips)?);
+    }
+    comparison.compare(&timings)?;
+    // One that failed on a larger batch serves no smaller one either.
+    timings.retain(|timing| trial.kernels.iter().any(|(kernel, _)| *kernel == timing.kernel));
+    let choice = Choice::fastest(timings, wanted.batch_max).expect("a batch was timed");
+    Ok(Chosen { choice, pace: comparison.slowest })
+}
+
+/// How many times as fast as f32 a training step is in a precision, by the forward and backward pass of one layer on
+/// the calling thread.
+///
+/// # Errors
+/// What libtorch says, in one line.
+pub fn training_speed(shape: LayerShape, precision: Precision) -> Result<f64, String> {
+    let _threads = Threads::set(1);
+    let seconds = |precision| {
+        let layer = Layer::new(shape, precision);
+        let x = layer.input(shape.rows(1)).set_requires_grad(true);
+        let [weight, bias] = [&layer.weight, &layer.bias].map(|tensor| tensor.copy().set_requires_grad(true));
+        let step = || {
+            let y = x.f_linear(&weight, Some(&bias))?.f_gelu("none")?;
+            y.f_sum(Kind::Float)?.f_backward()
+        };
+        let step = || step().map_err(|cause| first_line(&cause.to_string()));
+        fastest(step).map(|took| took.as_secs_f64())
+    };
+    Ok(seconds(Precision::F32)? / seconds(precision)?)
+}
+
+/// A precision beside f32, as far as that was measured.
+struct Comparison<'a> {
+    wanted: &'a Wanted,
+    /// Of f32; none where f32 itself is wanted.
+    reference: Option<Trial>,
+    /// Chips of the batch that was compared last.
+    compared: Option<usize>,
+    slowest: Option<Pace>,
+}
+
+impl<'a> Comparison<'a> {
+    fn new(shape: LayerShape, wanted: &'a Wanted, largest: usize) -> Self {
+        let kernels: Vec<Kernel> = Kernel::candidates(Precision::F32, Processor::here()).collect();
+        let reference = || Trial::new(shape, Precision::F32, &kernels, largest);
+        let reference = (wanted.precision != Precision::F32).then(reference);
+        Self { wanted, reference, compared: None, slowest: None }
+    }
+
+    /// Compares the last batch that was timed, once.
+    fn compare(&mut self, timings: &[Timing]) -> Result<(), ChoiceError> {
+        let (Some(reference), Some(last)) = (&mut self.reference, timings.last()) else { return Ok(()) };
+        if self.compared.replace(last.chips) == Some(last.chips) {
+            return Ok(());
+        }
+        let fastest = |timings: &[Timing]| {
+            let took = timings.iter().filter(|timing| timing.chips == last.chips).map(|timing| timing.took);
+            took.min().unwrap_or_default().as_secs_f64()
+        };
+        let speed = fastest(&reference.time(last.chips)?) / fastest(timings);
+        let Wanted { precision, speed_min, .. } = *self.wanted;
+        let pace = Pace::new(precision, speed, Processor::here());
+        if pace.speed < speed_min {
+            return Err(ChoiceError::TooSlow(pace));
+        }
+        let slowest = self.slowest.into_iter().chain([pace]);
+        self.slowest = slowest.min_by(|a, b| a.speed.total_cmp(&b.speed));
+        Ok(())
+    }
+}
+
+/// A layer in one precision, on the kernels that have computed it whenever they were asked to.
+struct Trial {
+    shape: LayerShape,
+    precision: Precision,
+    layer: Layer,
+    kernels: Vec<(Kernel, Linear)>,
+    /// Why there are no more.
+    dropped: Vec<String>,
+}
+
+impl Trial {
+    /// A trial of `kernels` for batches of up to `chips` chips.
+    fn new(shape: LayerShape, precision: Precision, kernels: &[Kernel], chips: usize) -> Self {
+        let layer = Layer::new(shape, precision);
+        let mut trial = Self { shape, precision, layer, kernels: Vec::new(), dropped: Vec::new() };
+        for kernel in kernels {
+            let plan = Plan::only(*kernel, shape.rows(chips));
+            let Layer { weight, bias, .. } = &trial.layer;
+            match Linear::new(weight.shallow_clone(), bias.shallow_clone(), &plan) {
+                Ok(linear) => trial.kernels.push((*kernel, linear)),
+                Err(cause) => trial.drop(*kernel, &cause),
+            }
+        }
+        trial
+    }
+
+    /// Times every kernel; one that fails is a candidate no longer.
+    fn time(&mut self, chips: usize) -> Result<Vec<Timing>, ChoiceError> {
+        let x = self.layer.input(self.shape.rows(chips));
+        let mut timings = Vec::new();
+        for (kernel, linear) in std::mem::take(&mut self.kernels) {
+            match fastest(|| linear.try_forward(&x, Activation::Gelu)) {
+                Ok(took) => {
+                    timings.push(Timing { kernel, chips, took });
+                    self.kernels.push((kernel, linear));
+                }
+                Err(cause) => self.drop(kernel, &cause),
+            }
+        }
+        if timings.is_empty() {
+            return Err(ChoiceError::None { precision: self.precision, causes: self.dropped.join("; ") });
+        }
+        Ok(timings)
+    }
+
+    fn drop(&mut self, kernel: Kernel, cause: &KernelError) {
+        let (kernel, precision) = (kernel.name(), self.precision.name());
+        tracing::warn!(kernel, precision, %cause, "a kernel does not compute linear layers on this processor");
+        self.dropped.push(format!("{kernel}: {cause}"));
+    }
+}
+
+/// The weights of the layer that is timed.
+struct Layer {
+    weight: Tensor,
+    bias: Tensor,
+    options: (Kind, tch::Device),
+}
+
+impl Layer {
+    fn new(shape: LayerShape, precision: Precision) -> Self {
+        let options = (kind(precision), tch::Device::Cpu);
+        let [outputs, inputs] = [shape.outputs, shape.inputs].map(|length| length as i64);
+        Self {
+            weight: Tensor::ones([outputs, inputs], options),
+            bias: Tensor::ones([outputs], options),
+            options,
+        }
+    }
+
+    /// [rows, inputs]
+    fn input(&self, rows: i64) -> Tensor {
+        Tensor::ones([rows, self.weight.size()[1]], self.options)
+    }
+}
+
+/// The fastest of some runs, in the calling thread's own time, so that other work on the processor decides nothing.
+fn fastest<T, E>(run: impl Fn() -> Result<T, E>) -> Result<Duration, E> {
+    let timed = || {
+        let started = thread_time();
+        run().map(|_| thread_time().saturating_sub(started))
+    };
+    let first = timed()?;
+    if first > RUN_MAX {
+        return Ok(first);
+    }
+    (0..RUNS).try_fold(first, |fastest, _| Ok(fastest.min(timed()?)))
+}
+
+fn thread_time() -> Duration {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
+/// A number of threads for the forward passes of this thread, until it is dropped.
+struct Threads(i32);
+
+impl Threads {
+    fn set(threads: usize) -> Self {
+        let before = tch::get_num_threads();
+        // libgomp keeps the number for each thread that starts others.
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
+        Self(before)
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        tch::set_num_threads(self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: LayerShape = LayerShape { inputs: 48, outputs: 96, tokens: 10 };
+
+    fn wanted(precision: Precision, kernel: Option<Kernel>) -> Wanted {
+        Wanted { precision, kernel, threads: 1, batch_max: 8, speed_min: 0.0 }
+    }
+
+    #[test]
+    fn every_candidate_is_timed_for_every_batch() {
+        let wanted = wanted(Precision::F32, None);
+        let Chosen { choice, pace } = choose(SMALL, &wanted).expect("f32 runs everywhere");
+        assert_eq!(pace, None);
+        let timed: Vec<(usize, Kernel)> = choice.timings.iter().map(|t| (t.chips, t.kernel)).collect();
+        let expected = [1, 2, 4, 8].map(|chips| Kernel::ALL.map(|kernel| (chips, kernel)));
+        assert_eq!(timed, expected.as_flattened());
+    }
+
+    #[test]
+    fn a_kernel_that_is_asked_for_is_taken_or_refused() {
+        for precision in [Precision::F32, Precision::Bf16] {
+            for kernel in Kernel::ALL {
+                let chosen = choose(SMALL, &wanted(precision, Some(kernel)));
+                match kernel.check(precision, Processor::here()) {
+                    Ok(()) => assert_eq!(chosen.expect("it runs").choice.largest(kernel), Some(8)),
+                    Err(cause) => assert_eq!(chosen, Err(ChoiceError::NotHere(cause))),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_precision_that_is_too_slow_is_refused_with_its_ratio() {
+        let as_it_is = choose(SMALL, &wanted(Precision::Bf16, None)).expect("ATen's bf16 runs everywhere");
+        assert!(as_it_is.pace.expect("measured").speed > 0.0);
+        let demanding = Wanted { speed_min: f64::INFINITY, ..wanted(Precision::Bf16, None) };
+        let refused = choose(SMALL, &demanding).expect_err("nothing is as fast").to_string();
+        assert!(refused.contains("of the speed of f32 on this processor"), "{refused}");
+    }
+
+    #[test]
+    fn a_large_layer_is_timed_in_part() {
+        let vast = LayerShape { inputs: 4096, outputs: 65_536, tokens: 16_384 };
+        assert_eq!((vast.rows(1), vast.batches(1024)), (18, vec![1]));
+        let base = LayerShape::of(&Architecture::vit_base());
+        assert_eq!((base.rows(8), base.batches(8)), (1040, vec![1, 2, 4, 8]));
+        assert_eq!(base.batches(64), [1, 2, 4, 8, 16, 32], "32 chips stand for more");
+    }
+
+    #[test]
+    fn what_libtorch_refuses_drops_a_candidate_and_panics_nowhere() {
+        let mut trial = Trial::new(SMALL, Precision::F32, &Kernel::ALL, 1);
+        // Other inputs than the layer has.
+        trial.layer.weight = Tensor::ones([96, 47], trial.layer.options);
+        let refused = trial.time(1).expect_err("shapes differ").to_string();
+        assert!(refused.contains("aten: ") && refused.contains("onednn: "), "{refused}");
+        assert_eq!(refused.lines().count(), 1);
+    }
+
+    #[test]
+    fn the_speed_of_training_is_that_of_a_step() {
+        let same = training_speed(SMALL, Precision::F32).expect("f32 runs everywhere");
+        assert!((0.02..50.0).contains(&same), "{same}");
+        assert!(training_speed(SMALL, Precision::Bf16).expect("so does ATen's bf16") > 0.0);
+    }
+}
