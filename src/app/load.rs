@@ -19,7 +19,7 @@ use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::seed::seeded;
-use crate::weights::wrapper::Choice;
+use crate::weights::wrapper::WeightsChoice;
 
 /// Folder of the models within the data folder.
 const MODELS: &str = "models";
@@ -235,7 +235,8 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         (path, _) => {
             let heads = Some(config.model.heads).filter(|heads| *heads > 0);
             let architecture = ArchitectureHints { heads, ..ArchitectureHints::default() };
-            let hints = Hints { feature_point, architecture, weights: Choice::new(&config.model.weights) };
+            let hints =
+                Hints { feature_point, architecture, weights: WeightsChoice::new(&config.model.weights) };
             let (model, origin) = OpenModel::open_with_origin(Path::new(path), &hints)?;
             if !origin.is_plain() {
                 tracing::info!(path, "the weights are {origin}");

@@ -10,7 +10,8 @@ use super::{ImageLimits, Modality};
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
 
 fn case(name: &str) -> Vec<u8> {
-    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/images").join(name)).expect("a case")
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases/images").join(name))
+        .expect("a case")
 }
 
 fn read(name: &str, modality: Modality) -> Raster {

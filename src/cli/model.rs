@@ -14,7 +14,7 @@ use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
-use shipreid::weights::wrapper::Choice;
+use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::access::AccessFlags;
@@ -254,7 +254,8 @@ fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> 
         heads: flags.heads,
         mie_coefficient: flags.mie_coefficient,
     };
-    let hints = Hints { feature_point: flags.feature, architecture, weights: Choice::new(&flags.weights) };
+    let hints =
+        Hints { feature_point: flags.feature, architecture, weights: WeightsChoice::new(&flags.weights) };
     OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
 }
 

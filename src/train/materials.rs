@@ -15,7 +15,7 @@ use crate::weights::architecture::Architecture;
 use crate::weights::seed::seeded;
 use crate::weights::start::{Kind, StartingPoint};
 use crate::weights::tensors::NamedTensors;
-use crate::weights::wrapper::Choice;
+use crate::weights::wrapper::WeightsChoice;
 
 /// Share of a gallery's vessels that are held out for evaluation.
 const KEPT_HELD_OUT: f64 = 0.2;
@@ -294,7 +294,7 @@ fn starting_tensors(
     let path = roots
         .admit(&start.path)
         .map_err(|cause| Violation::new("start.path", format!("cannot be used: {cause}")))?;
-    let choice = Choice::new(&start.weights);
+    let choice = WeightsChoice::new(&start.weights);
     let taken = StartingPoint::take(&mut tensors, architecture, &path, (kind, &choice)).map_err(|cause| {
         Violation::new("start.path", format!("cannot be used: {}: {cause}", start.path.display()))
     })?;

@@ -9,7 +9,7 @@ use super::open::{Hints, OpenModel};
 use super::seed::seeded;
 use super::start::{Kind, StartingPoint};
 use super::tensors::NamedTensors;
-use super::wrapper::Choice;
+use super::wrapper::WeightsChoice;
 use crate::chip::ChipSize;
 
 /// The model of every file that was made here.
@@ -28,7 +28,7 @@ const TINY: Architecture = Architecture {
 fn hints(architecture: &Architecture, weights: &str) -> Hints {
     let Architecture { image, heads, .. } = *architecture;
     let architecture = ArchitectureHints { image: Some(image), heads: Some(heads), ..Default::default() };
-    Hints { architecture, weights: Choice::new(weights), ..Hints::default() }
+    Hints { architecture, weights: WeightsChoice::new(weights), ..Hints::default() }
 }
 
 fn open(name: &str, weights: &str) -> (OpenModel, Origin) {
@@ -165,7 +165,7 @@ fn a_plain_vit_is_no_model_to_serve() {
 
 fn start(name: &str, kind: Kind, weights: &str) -> Result<(NamedTensors, StartingPoint), String> {
     let mut tensors = seeded(&TINY, 1);
-    let choice = Choice::new(weights);
+    let choice = WeightsChoice::new(weights);
     let taken = StartingPoint::take(&mut tensors, &TINY, &path(name), (kind, &choice));
     taken.map(|taken| (tensors, taken)).map_err(|cause| cause.to_string())
 }
@@ -208,7 +208,7 @@ fn a_network_starts_from_a_transoss_in_any_layout() {
     let place = folder.path().join("model");
     open("plain.pth", "").0.save(&place, "test").expect("written");
     let mut tensors = seeded(&TINY, 1);
-    StartingPoint::take(&mut tensors, &TINY, &place, (Kind::Model, &Choice::Own)).expect("a folder");
+    StartingPoint::take(&mut tensors, &TINY, &place, (Kind::Model, &WeightsChoice::Own)).expect("a folder");
     assert_eq!(tensors, expected);
     let bare = start("timm.safetensors", Kind::Model, "").expect_err("a ViT");
     assert!(bare.ends_with("start.from = \"imagenet\" takes it"), "{bare}");
@@ -226,7 +226,7 @@ fn a_starting_point_of_which_no_block_fits_is_refused() {
         tensors.retain(|name, _| keep(name));
         std::fs::write(&file, super::native::tensor_bytes(&tensors)).expect("writable");
         let mut initial = seeded(&TINY, 1);
-        StartingPoint::take(&mut initial, &TINY, &file, (kind, &Choice::Own))
+        StartingPoint::take(&mut initial, &TINY, &file, (kind, &WeightsChoice::Own))
             .map_err(|cause| cause.to_string())
     };
     for kind in [Kind::Imagenet, Kind::Model] {

@@ -11,7 +11,7 @@ use super::foreign::{self, Contents, ForeignError};
 use super::names::{Naming, NamingError, bare};
 use super::pth::{self, PthError, StateDict};
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::Choice;
+use super::wrapper::WeightsChoice;
 
 /// Names that a message lists before it only counts.
 const LISTED_MAX: usize = 8;
@@ -25,7 +25,7 @@ pub struct Expected<'a> {
     pub first: &'a [&'a str],
     /// A tensor that every such model has.
     pub anchor: &'a str,
-    pub choice: &'a Choice,
+    pub choice: &'a WeightsChoice,
 }
 
 /// The tensors of a model in a file.
@@ -85,7 +85,7 @@ impl Checkpoint {
 
     fn of(state: StateDict, expected: &Expected) -> Result<Self, CheckpointError> {
         let StateDict { tensors, path, others, is_chosen, skipped } = state;
-        let choice = if is_chosen { &Choice::Own } else { expected.choice };
+        let choice = if is_chosen { &WeightsChoice::Own } else { expected.choice };
         let (tensors, naming) = bare(tensors, expected.anchor, choice).map_err(|cause| match cause {
             NamingError::NoSuchWeights { asked, known } => {
                 NamingError::NoSuchWeights { asked, known: [known, others.clone()].concat() }

@@ -130,7 +130,7 @@ mod tests {
     use super::*;
     use crate::weights::golden::{self, MICRO};
     use crate::weights::pth;
-    use crate::weights::wrapper::Choice;
+    use crate::weights::wrapper::WeightsChoice;
 
     const TARGET: Architecture = Architecture { embed_dim: 8, depth: 1, heads: 2, ..MICRO };
 
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn read(file: &str) -> NamedTensors {
-        pth::read(&golden::path(file), WRAPPERS, &Choice::Own).expect("a checkpoint").tensors
+        pth::read(&golden::path(file), WRAPPERS, &WeightsChoice::Own).expect("a checkpoint").tensors
     }
 
     fn is_untaken(fit: &Fit, name: &str) -> bool {

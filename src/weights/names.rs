@@ -1,7 +1,7 @@
 //! The names of a checkpoint's tensors, without what wrappers have put in front of them.
 
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::{Choice, is_averaged};
+use super::wrapper::{WeightsChoice, is_averaged};
 
 /// What data-parallel training and `torch.compile` write in front of a name, or inside it.
 const WRAPPERS: &[&str] = &["_orig_mod.", "module."];
@@ -41,7 +41,7 @@ pub enum NamingError {
 pub fn bare(
     tensors: NamedTensors,
     anchor: &str,
-    choice: &Choice,
+    choice: &WeightsChoice,
 ) -> Result<(NamedTensors, Naming), NamingError> {
     let mut naming = Naming::default();
     let mut plain = NamedTensors::new();
@@ -57,9 +57,11 @@ pub fn bare(
     prefixes.sort_by_key(|prefix| (is_average(prefix), prefix.len(), prefix.clone()));
     prefixes.truncate(MODELS_MAX);
     let place = match choice {
-        Choice::Own => 0,
-        Choice::Averaged => place(&prefixes, "ema", is_average)?,
-        Choice::Named(name) => place(&prefixes, name, |prefix| prefix.strip_suffix('.') == Some(name))?,
+        WeightsChoice::Own => 0,
+        WeightsChoice::Averaged => place(&prefixes, "ema", is_average)?,
+        WeightsChoice::Named(name) => {
+            place(&prefixes, name, |prefix| prefix.strip_suffix('.') == Some(name))?
+        }
     };
     if place < prefixes.len() {
         naming.prefix = prefixes.remove(place);
@@ -143,7 +145,7 @@ mod tests {
         names.iter().map(|name| ((*name).to_owned(), tensor())).collect()
     }
 
-    fn check(names: &[&str], choice: &Choice, expected: &[&str], prefix: &str, others: &[&str]) {
+    fn check(names: &[&str], choice: &WeightsChoice, expected: &[&str], prefix: &str, others: &[&str]) {
         let (named, naming) = bare(tensors(names), "base.cls_token", choice).expect("clear names");
         assert!(named.keys().eq(expected), "{named:?}");
         assert!(naming.prefix == prefix && naming.others == others, "{naming:?}");
@@ -153,11 +155,11 @@ mod tests {
 
     #[test]
     fn wrappers_are_removed_wherever_they_stand_unless_two_names_meet() {
-        check(&["module.base.module.a", "b"], &Choice::Own, &["b", "base.a"], "", &[]);
+        check(&["module.base.module.a", "b"], &WeightsChoice::Own, &["b", "base.a"], "", &[]);
         let names = ["_orig_mod.module.base.cls_token", "module._orig_mod.b"];
-        check(&names, &Choice::Own, &["b", "base.cls_token"], "", &[]);
+        check(&names, &WeightsChoice::Own, &["b", "base.cls_token"], "", &[]);
         for wrapper in WRAPPERS {
-            let met = bare(tensors(&[&format!("{wrapper}a"), "a"]), "base.cls_token", &Choice::Own);
+            let met = bare(tensors(&[&format!("{wrapper}a"), "a"]), "base.cls_token", &WeightsChoice::Own);
             assert_eq!(met.expect_err("two are one"), NamingError::Ambiguous("a".to_owned()));
         }
     }
@@ -165,28 +167,28 @@ mod tests {
     #[test]
     fn a_common_prefix_is_found_by_a_tensor_that_every_model_has() {
         let names = ["model.base.cls_token", "model.bottleneck.weight", "criterion.center"];
-        check(&names, &Choice::Own, &["base.cls_token", "bottleneck.weight"], "model.", &[]);
+        check(&names, &WeightsChoice::Own, &["base.cls_token", "bottleneck.weight"], "model.", &[]);
         check(
             &["base.cls_token", "other.base.cls_token2"],
-            &Choice::Own,
+            &WeightsChoice::Own,
             &["base.cls_token", "other.base.cls_token2"],
             "",
             &[],
         );
-        check(&["module.base.cls_token", "n_averaged"], &Choice::Own, &["base.cls_token"], "", &[]);
-        check(&["a", "database.cls_token"], &Choice::Own, &["a", "database.cls_token"], "", &[]);
+        check(&["module.base.cls_token", "n_averaged"], &WeightsChoice::Own, &["base.cls_token"], "", &[]);
+        check(&["a", "database.cls_token"], &WeightsChoice::Own, &["a", "database.cls_token"], "", &[]);
     }
 
     #[test]
     fn of_several_models_the_own_one_is_taken_unless_another_is_chosen() {
         let names = ["ema.base.cls_token", "net.inner.base.cls_token"];
-        check(&names, &Choice::Own, &["base.cls_token"], "net.inner.", &["ema"]);
-        check(&names, &Choice::Averaged, &["base.cls_token"], "ema.", &["net.inner"]);
-        let named = |name: &str| Choice::Named(name.to_owned());
+        check(&names, &WeightsChoice::Own, &["base.cls_token"], "net.inner.", &["ema"]);
+        check(&names, &WeightsChoice::Averaged, &["base.cls_token"], "ema.", &["net.inner"]);
+        let named = |name: &str| WeightsChoice::Named(name.to_owned());
         check(&names, &named("net.inner"), &["base.cls_token"], "net.inner.", &["ema"]);
         let refused = bare(tensors(&names), "base.cls_token", &named("net")).expect_err("no such prefix");
         assert_eq!(refused.to_string(), "the file has no weights named net; it has net.inner, ema");
-        let none = bare(tensors(&["base.cls_token"]), "base.cls_token", &Choice::Averaged);
+        let none = bare(tensors(&["base.cls_token"]), "base.cls_token", &WeightsChoice::Averaged);
         let none = none.expect_err("no average").to_string();
         assert_eq!(none, "the file has no weights named ema; leave the choice of weights empty");
     }

@@ -9,7 +9,7 @@ use super::native::{self, Description, NativeError};
 use super::packed;
 use super::rules::{self, Misfits};
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::Choice;
+use super::wrapper::WeightsChoice;
 use crate::embedding::ModelDigest;
 
 /// Names of a checkpoint that an error message lists.
@@ -30,7 +30,7 @@ pub struct Hints {
     pub feature_point: FeaturePoint,
     pub architecture: ArchitectureHints,
     /// Which of several weights in it.
-    pub weights: Choice,
+    pub weights: WeightsChoice,
 }
 
 /// Why a path holds no model that can be served.

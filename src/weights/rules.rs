@@ -149,7 +149,7 @@ mod tests {
     use super::*;
     use crate::weights::checkpoint::{Checkpoint, Expected};
     use crate::weights::golden::{self, MICRO};
-    use crate::weights::wrapper::Choice;
+    use crate::weights::wrapper::WeightsChoice;
 
     fn micro() -> NamedTensors {
         golden::tensors("micro_weights")
@@ -164,7 +164,8 @@ mod tests {
         let served = for_serving(&MICRO, micro()).expect("its own tensors");
         assert!(served.keys().eq(MICRO.expected_tensors().keys()));
         for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
-            let expected = Expected { first: WRAPPERS, anchor: "base.cls_token", choice: &Choice::Own };
+            let expected =
+                Expected { first: WRAPPERS, anchor: "base.cls_token", choice: &WeightsChoice::Own };
             let checkpoint = Checkpoint::read(&golden::path(name), &expected).expect("a checkpoint");
             assert_eq!(for_serving(&MICRO, checkpoint.tensors).expect("the micro model"), served, "{name}");
         }

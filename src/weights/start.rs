@@ -11,7 +11,7 @@ use super::native::{self, NativeError};
 use super::packed;
 use super::rules::{self, Misfits};
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::Choice;
+use super::wrapper::WeightsChoice;
 
 /// Names of a checkpoint that an error message lists.
 const LISTED_MAX: usize = 4;
@@ -70,7 +70,7 @@ impl StartingPoint {
         initial: &mut NamedTensors,
         architecture: &Architecture,
         path: &Path,
-        (kind, choice): (Kind, &Choice),
+        (kind, choice): (Kind, &WeightsChoice),
     ) -> Result<Self, StartError> {
         let expected = match kind {
             Kind::Imagenet => Expected { first: imagenet::WRAPPERS, anchor: "cls_token", choice },
@@ -122,7 +122,8 @@ fn read(path: &Path, expected: &Expected) -> Result<Checkpoint, StartError> {
     } else {
         return Ok(Checkpoint::read(path, expected)?);
     };
-    let (tensors, naming) = bare(tensors, expected.anchor, &Choice::Own).map_err(CheckpointError::from)?;
+    let (tensors, naming) =
+        bare(tensors, expected.anchor, &WeightsChoice::Own).map_err(CheckpointError::from)?;
     Ok(Checkpoint { tensors, origin: Origin { naming, ..Origin::default() } })
 }
 

@@ -33,7 +33,7 @@ const DEPTH_MAX: usize = 4;
 
 /// Which of several weights in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Choice {
+pub enum WeightsChoice {
     /// Those of the model itself; averaged ones where there are no others.
     #[default]
     Own,
@@ -53,7 +53,7 @@ pub struct Place {
     pub is_chosen: bool,
 }
 
-impl Choice {
+impl WeightsChoice {
     /// As a configuration or a flag says it: nothing, `ema`, or a key of the file.
     pub fn new(text: &str) -> Self {
         match text {
@@ -70,14 +70,14 @@ pub fn is_averaged(key: &str) -> bool {
 }
 
 /// The dictionary with the tensors of a model: `first` are keys that are tried before all others, at every depth.
-pub fn locate(pickle: &Pickle, first: &[&str], choice: &Choice) -> Option<Place> {
+pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option<Place> {
     let root = pickle.root();
     let own: Vec<&str> = first.iter().chain(OWN).copied().collect();
     let mut search = Search { pickle, own: &own, seen: HashSet::new() };
     let chosen = match choice {
-        Choice::Own => None,
-        Choice::Averaged => search.under(root, AVERAGED, DEPTH_MAX),
-        Choice::Named(key) => search.named(key),
+        WeightsChoice::Own => None,
+        WeightsChoice::Averaged => search.under(root, AVERAGED, DEPTH_MAX),
+        WeightsChoice::Named(key) => search.named(key),
     };
     let is_chosen = chosen.is_some();
     let (mut path, dict) = chosen.or_else(|| search.below(root, DEPTH_MAX)).or_else(|| {

@@ -9,7 +9,7 @@ use crate::encoder::ModelCard;
 use crate::registry::{Condition, Evaluation, Facts, StoredModel};
 use crate::weights::architecture::{ArchitectureHints, FeaturePoint};
 use crate::weights::open::Hints;
-use crate::weights::wrapper::Choice;
+use crate::weights::wrapper::WeightsChoice;
 use crate::wire;
 
 /// What is said of a model that is kept on disk.
@@ -63,7 +63,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
         mie_coefficient: hints.mie_coefficient,
     };
     bounded_text("hints.weights", &hints.weights)?;
-    Ok(Hints { feature_point, architecture, weights: Choice::new(&hints.weights) })
+    Ok(Hints { feature_point, architecture, weights: WeightsChoice::new(&hints.weights) })
 }
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {

@@ -17,7 +17,7 @@ use zip::result::ZipError;
 use super::pickle::{Pickle, PickleError, Value};
 use super::storage::{Storage, StoredTensor};
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::{Choice, Place, locate};
+use super::wrapper::{Place, WeightsChoice, locate};
 
 /// A ViT-L with the state of its optimizer has 3.6 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -103,7 +103,7 @@ pub struct StateDict {
 ///
 /// # Errors
 /// See [`PthError`].
-pub fn read(path: &Path, first: &[&str], choice: &Choice) -> Result<StateDict, PthError> {
+pub fn read(path: &Path, first: &[&str], choice: &WeightsChoice) -> Result<StateDict, PthError> {
     read_from(BufReader::new(File::open(path)?), first, choice)
 }
 
@@ -114,7 +114,7 @@ pub fn read(path: &Path, first: &[&str], choice: &Choice) -> Result<StateDict, P
 pub fn read_from(
     mut reader: impl Read + Seek,
     first: &[&str],
-    choice: &Choice,
+    choice: &WeightsChoice,
 ) -> Result<StateDict, PthError> {
     let file_bytes = reader.seek(SeekFrom::End(0))?;
     if file_bytes > FILE_BYTES_MAX {
@@ -135,7 +135,7 @@ pub fn read_from(
 /// What is looked for in which file.
 struct Wish<'a> {
     first: &'a [&'a str],
-    choice: &'a Choice,
+    choice: &'a WeightsChoice,
     file_bytes: u64,
 }
 

@@ -91,11 +91,11 @@ fn six() -> Vec<u8> {
 }
 
 fn parse(bytes: &[u8]) -> Result<NamedTensors, PthError> {
-    read_from(Cursor::new(bytes), &["model", "state_dict"], &Choice::Own).map(|found| found.tensors)
+    read_from(Cursor::new(bytes), &["model", "state_dict"], &WeightsChoice::Own).map(|found| found.tensors)
 }
 
 fn recorded(name: &str) -> NamedTensors {
-    read(&golden::path(name), &["state_dict"], &Choice::Own).expect("a checkpoint").tensors
+    read(&golden::path(name), &["state_dict"], &WeightsChoice::Own).expect("a checkpoint").tensors
 }
 
 fn check_refused(bytes: &[u8], message: &str) {
@@ -132,7 +132,7 @@ fn a_legacy_file_holds_what_the_archive_of_the_same_weights_holds() {
 #[test]
 fn a_checkpoint_that_calls_the_shell_is_refused_and_nothing_happens() {
     for name in ["ckpt_malicious.pth", "ckpt_malicious_raw.pth"] {
-        let error = read(&golden::path(name), &[], &Choice::Own).expect_err("malicious").to_string();
+        let error = read(&golden::path(name), &[], &WeightsChoice::Own).expect_err("malicious").to_string();
         assert!(error.contains("posix.system"), "{name}: {error}");
     }
     assert!(!std::env::temp_dir().join("pwned").exists());
