@@ -35,7 +35,7 @@ deny: $(DENY) ## Checks licences, bans and sources of what we depend on
 $(DENY):
 	CARGO_TARGET_DIR=target/tools/build cargo install --locked --root target/tools cargo-deny@$(DENY_VERSION)
 
-python: ## Installs what the Python client of the tests needs, into .venv
+python: ## Installs what the Python client and the drawn images of the tests need, into .venv
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 

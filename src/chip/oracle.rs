@@ -241,7 +241,10 @@ fn judged(case: &Case, folder: &Path) -> Verdict {
         (Err(error @ DecodeError::Unsupported { .. }), None) if case.must => {
             return Verdict::Fault(format!("is refused: {error}"));
         }
-        (Err(DecodeError::Unsupported { .. }), _) => return Verdict::Refused,
+        (Err(DecodeError::Unsupported { .. } | DecodeError::SarChannels { .. }), _) if !case.must => {
+            return Verdict::Refused;
+        }
+        (Err(DecodeError::Unsupported { .. }), Some(_)) => return Verdict::Refused,
         (Err(error), _) => return Verdict::Fault(format!("is valid, but {}: {error}", error.reason())),
         (Ok(_), Some(reason)) => return Verdict::Fault(format!("is read; {reason} is right")),
         (Ok(raster), None) => raster,

@@ -24,8 +24,8 @@ def draw(rng, stem):
 def png(rng, path):
     colour, depth = pick(rng, {
         (GRAY, 1): 1, (GRAY, 2): 1, (GRAY, 4): 1, (GRAY, 8): 3, (GRAY, 16): 5, (RGB, 8): 4, (RGB, 16): 3,
-        (PALETTE, 1): 1, (PALETTE, 2): 1, (PALETTE, 4): 1, (PALETTE, 8): 2, (GRAY_ALPHA, 8): 2, (GRAY_ALPHA, 16): 2, (RGBA, 8): 3,
-        (RGBA, 16): 2,
+        (PALETTE, 1): 1, (PALETTE, 2): 1, (PALETTE, 4): 1, (PALETTE, 8): 2, (GRAY_ALPHA, 8): 2, (GRAY_ALPHA, 16): 2,
+        (RGBA, 8): 3, (RGBA, 16): 2,
     })  # fmt: skip
     height, width = size(rng)
     samples = values(rng, f"u{depth}", (height, width, SAMPLES[colour]))

@@ -21,7 +21,6 @@ DTYPES = {
     "i32": "i4",
     "i64": "i8",
     "f16": "f2",
-    "f24": "f4",
     "f32": "f4",
     "f64": "f8",
     "ci16": "c8",
@@ -117,8 +116,6 @@ def values(rng, type, shape):
         out = (part * float(rng.choice([1.0, 254.0, 900.0, 30000.0]))).astype(DTYPES[type])
         if chance(rng, 0.3):
             out[tuple(rng.integers(0, side) for side in shape)] = rng.choice([-3.5, np.nan, np.inf, -np.inf, 300.5])
-        if type == "f24":  # seven bits of exponent, sixteen of mantissa: small integers survive
-            out = np.floor(np.abs(np.nan_to_num(out, posinf=0, neginf=0)))
         return out
     imaginary = scene(rng, *shape)
     if type.startswith("ci"):

@@ -7,7 +7,7 @@ from samples import chance, pick
 # Codecs that need not be read, but then are refused by name.
 OPTIONAL_CODECS = {"lzma", "webp", "lerc", "jpeg2000", "jpegxl", "png", "ccitt3", "ccitt4", "lerc_deflate", "lerc_zstd"}
 # Sample types that need not be read.
-OPTIONAL_TYPES = {"u10", "u14", "u64", "i64", "f24", "c128", "ci32"}
+OPTIONAL_TYPES = {"u10", "u14", "u64", "i64", "c128", "ci32"}
 LOSSY = {"jpeg"}
 
 
@@ -18,14 +18,15 @@ def modality(rng, samples, photometric):
     return "sar" if chance(rng, 0.06) else "optical"
 
 
-def draw_nodata(rng, samples):
+def draw_nodata(rng, samples, width):
     """As GDAL writes it: a text. Such a pixel is somewhere in the picture, most of the time."""
     kind = samples.dtype.kind
     if kind == "c":
         return "0"
     if kind in "ui":
         info = np.iinfo(samples.dtype)
-        return str([0, 1, int(info.max), int(info.min), 255 if info.max >= 255 else 7][int(rng.integers(5))])
+        top = int(info.max) if width % 8 == 0 else 2**width - 1
+        return str([0, 1, top, int(info.min), min(top, 255)][int(rng.integers(5))])
     texts = ["0", "nan", "-9999", "-32767", "1e+20", "0.1"]
     if samples.dtype == np.float32:
         texts += ["3.40282346638529e+38", "-3.40282346638529e+38", "-3.4028234663852886e+38"]

@@ -29,8 +29,8 @@ GDAL_CODECS = {
 
 def write(rng, path):
     type = pick(rng, {
-        "u8": 30, "u16": 22, "i16": 8, "u32": 4, "i32": 4, "f32": 14, "f64": 3, "f16": 4, "ci16": 6, "ci32": 1, "c64": 3,
-        "u1": 4, "u2": 2, "u4": 2, "u10": 1, "u12": 4, "u14": 1, "i8": 2, "f24": 1,
+        "u8": 30, "u16": 22, "i16": 8, "u32": 4, "i32": 4, "f32": 14, "f64": 3, "f16": 4, "ci16": 6, "ci32": 1,
+        "c64": 3, "u1": 4, "u2": 2, "u4": 2, "u10": 1, "u12": 4, "u14": 1, "i8": 2,
     })  # fmt: skip
     count = pick(rng, {1: 6, 3: 3, 4: 2, 2: 0.5, 5: 0.5}) if type in ("u8", "u16", "f32", "i16") else 1
     colours = count >= 3 and (type in ("u8", "u16") or chance(rng, 0.5))
@@ -77,7 +77,7 @@ def gdal_options(rng, drawn):
         del options["PHOTOMETRIC"]
     if drawn.type in ("u1", "u2", "u4", "u10", "u12", "u14"):
         options["NBITS"] = bits(drawn.type)
-    elif drawn.type in ("f16", "f24"):
+    elif drawn.type == "f16":
         options["NBITS"] = bits(drawn.type)
     if count > 1 and drawn.codec != "webp":
         options["INTERLEAVE"] = "BAND" if chance(rng, 0.4) else "PIXEL"
@@ -92,7 +92,7 @@ def gdal_options(rng, drawn):
     elif drawn.codec == "webp":
         options["WEBP_LOSSLESS"] = "YES"
     if drawn.codec in ("lzw", "deflate", "zstd"):
-        floats = drawn.type in ("f16", "f24", "f32", "f64")
+        floats = drawn.type in ("f16", "f32", "f64")
         whole = drawn.type in ("u8", "u16", "i16", "u32", "i32")
         if (floats or whole) and chance(rng, 0.6):
             options["PREDICTOR"] = 3 if floats else 2
@@ -135,7 +135,6 @@ def write_pixels(rng, drawn, options):
         "u12": "uint16",
         "u14": "uint16",
         "f16": "float32",
-        "f24": "float32",
         "ci16": "complex_int16",
         "ci32": "complex64",
     }
@@ -148,14 +147,9 @@ def write_pixels(rng, drawn, options):
         scale = float(rng.choice([0.5, 0.75, 1.0, 10.0]))
         profile |= {"crs": "EPSG:32633", "transform": rasterio.Affine(scale, 0, 500000, 0, -scale, 6e6)}
         drawn.traits.append("georeferenced")
-    nodata = (
-        bits(drawn.type) >= 8
-        and drawn.type != "f24"
-        and drawn.codec not in LOSSY
-        and drawn.photometric not in ("miniswhite", "palette")
-    )
+    nodata = bits(drawn.type) >= 8 and drawn.codec not in LOSSY and drawn.photometric not in ("miniswhite", "palette")
     if nodata and "lerc" not in drawn.codec and samples.dtype.kind != "c" and chance(rng, 0.3):
-        drawn.nodata = draw_nodata(rng, samples)
+        drawn.nodata = draw_nodata(rng, samples, bits(drawn.type))
         if drawn.type == "f16" and abs(float(drawn.nodata)) > 60000:
             drawn.nodata = "0"
         put_nodata(rng, samples, drawn.nodata)
@@ -188,6 +182,8 @@ def add_pages(rng, drawn):
     plain = bits(drawn.type) in (8, 16, 32) and drawn.type in ("u8", "u16", "i16", "u32", "i32", "f32")
     if not plain or min(height, width) < 9:
         return
+    # The driver of COG calls every alpha unassociated.
+    kept = ASSOCIATED not in drawn.extra and drawn.photometric in ("rgb", "minisblack")
     kind = pick(rng, {"none": 78, "overviews": 10, "mask": 5, "cog": 7})
     if kind == "overviews":
         with rasterio.open(drawn.path, "r+") as out:
@@ -195,11 +191,7 @@ def add_pages(rng, drawn):
     elif kind == "mask" and drawn.nodata is None and drawn.codec != "jpeg":
         with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(drawn.path, "r+") as out:
             out.write_mask(rng.random((height, width)) < 0.5)
-    elif (
-        kind == "cog"
-        and drawn.codec in ("none", "lzw", "deflate", "zstd")
-        and drawn.photometric in ("rgb", "minisblack")
-    ):
+    elif kind == "cog" and kept and drawn.codec in ("none", "lzw", "deflate", "zstd"):
         options = {"COMPRESS": GDAL_CODECS[drawn.codec], "BLOCKSIZE": 128, "SPARSE_OK": "TRUE", "NUM_THREADS": 1}
         predictor = "NO" if drawn.codec == "none" else str(rng.choice(["NO", "YES"]))
         copy = drawn.path + ".cog"

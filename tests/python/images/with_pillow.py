@@ -7,8 +7,8 @@ from samples import UNASSOCIATED, UNSPECIFIED, Drawn, bits, chance, pick, size, 
 from tags import LOSSY, OPTIONAL_CODECS, modality
 
 PILLOW_CODECS = {
-    "none": "raw", "lzw": "tiff_lzw", "deflate": "tiff_adobe_deflate", "deflate_old": "tiff_deflate", "packbits": "packbits",
-    "jpeg": "jpeg", "lzma": "lzma", "ccitt3": "group3", "ccitt4": "group4",
+    "none": "raw", "lzw": "tiff_lzw", "deflate": "tiff_adobe_deflate", "deflate_old": "tiff_deflate",
+    "packbits": "packbits", "jpeg": "jpeg", "lzma": "lzma", "ccitt3": "group3", "ccitt4": "group4",
 }  # fmt: skip
 
 

@@ -146,7 +146,7 @@ def tifffile_options(rng, drawn):
         and drawn.photometric != "miniswhite"
         and bits(drawn.type) >= 8
     ):
-        drawn.nodata = draw_nodata(rng, drawn.stored)
+        drawn.nodata = draw_nodata(rng, drawn.stored, bits(drawn.type))
         put_nodata(rng, drawn.stored, drawn.nodata)
         tags.append((NODATA, "s", 0, drawn.nodata, True))
         drawn.traits.append(f"nodata {drawn.nodata}")
