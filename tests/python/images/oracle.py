@@ -181,9 +181,9 @@ def is_nodata(samples, text):
     """GDAL compares in the type of the samples, a limit of it being meant by its rounded digits."""
     if samples.dtype.kind == "c":
         return samples == 0
-    value = float(text)
     if samples.dtype.kind in "ui":
-        return samples == int(value) if value.is_integer() else np.zeros(samples.shape, bool)
+        return samples == int(text)
+    value = float(text)
     if np.isnan(value):
         return np.isnan(samples)
     limit = float(np.finfo(samples.dtype).max)

@@ -150,8 +150,6 @@ def write_pixels(rng, drawn, options):
     nodata = bits(drawn.type) >= 8 and drawn.codec not in LOSSY and drawn.photometric not in ("miniswhite", "palette")
     if nodata and "lerc" not in drawn.codec and samples.dtype.kind != "c" and chance(rng, 0.3):
         drawn.nodata = draw_nodata(rng, samples, bits(drawn.type))
-        if drawn.type == "f16" and abs(float(drawn.nodata)) > 60000:
-            drawn.nodata = "0"
         put_nodata(rng, samples, drawn.nodata)
         profile["nodata"] = float(drawn.nodata) if samples.dtype.kind == "f" else int(drawn.nodata)
         drawn.traits.append(f"nodata {drawn.nodata}")
