@@ -91,7 +91,7 @@ pub struct NotHere {
     processor: String,
 }
 
-/// How long one linear layer took for a batch.
+/// How long the linear layers of an MLP took for a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
     pub kernel: Kernel,
@@ -117,21 +117,24 @@ impl Choice {
         Self { kernels: vec![(chips.max(1), kernel)], timings: Vec::new() }
     }
 
-    /// The fastest kernel of the largest batch that was timed, which a busy server runs, and for smaller ones another
-    /// where that pays for its memory. Batches have up to `chips` chips. `None` without timings.
+    /// The fastest kernel of the largest batch that was timed, which a busy server runs, and from the smallest one up to
+    /// some size another where that pays for its memory. Batches have up to `chips` chips. `None` without timings.
     pub fn fastest(timings: Vec<Timing>, chips: usize) -> Option<Self> {
         let mut sizes: Vec<usize> = timings.iter().map(|timing| timing.chips).collect();
         sizes.sort_unstable();
         sizes.dedup();
         let best = |chips: usize| timings.iter().filter(|t| t.chips == chips).min_by_key(|t| t.took);
         let main = best(*sizes.last()?)?.kernel;
-        let kernels = sizes.into_iter().filter_map(|chips| {
-            let of_main = timings.iter().find(|timing| timing.chips == chips && timing.kernel == main);
-            let fastest = best(chips)?;
-            let pays = of_main.is_none_or(|of_main| of_main.took > fastest.took.mul_f64(WORTH_A_COPY));
-            Some((chips, if pays { fastest.kernel } else { main }))
-        });
-        let mut kernels: Vec<(usize, Kernel)> = kernels.collect();
+        let of_main = |chips: usize| timings.iter().find(|t| t.chips == chips && t.kernel == main);
+        let paying = |chips: usize| {
+            let pays = |fastest: &&Timing| {
+                of_main(chips).is_none_or(|of_main| of_main.took > fastest.took.mul_f64(WORTH_A_COPY))
+            };
+            best(chips).filter(pays).map(|fastest| fastest.kernel)
+        };
+        let small = sizes.iter().map_while(|chips| Some((*chips, paying(*chips)?)));
+        let mut kernels: Vec<(usize, Kernel)> = small.collect();
+        kernels.extend(sizes.iter().skip(kernels.len()).map(|chips| (*chips, main)));
         if let Some((most, _)) = kernels.last_mut() {
             *most = chips.max(*most);
         }
@@ -226,6 +229,8 @@ mod tests {
         check(&[(1, 100, 90), (2, 200, 180), (8, 800, 720)], "onednn 1 to 8");
         check(&[(1, 100, 95), (2, 200, 190), (8, 700, 720)], "aten 1 to 8");
         check(&[(1, 100, 80), (2, 200, 190), (8, 700, 720)], "onednn 1, aten 2 to 8");
+        // A single outlier among the sizes is noise.
+        check(&[(1, 100, 95), (2, 200, 100), (8, 700, 720)], "aten 1 to 8");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use anyhow::{Context, anyhow, bail};
 
@@ -10,7 +10,7 @@ use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_co
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
 use crate::config::{self, Config, Linear, Preset};
 use crate::embedding::ModelDigest;
-use crate::encoder::{LoadError, ModelCard};
+use crate::encoder::{EncoderFactory, LoadError, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::processor::Processor;
@@ -96,7 +96,7 @@ pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<Loaded
 
 /// Kernels by the shape of what they compute, each chosen once: later models of a shape come while a server works.
 #[derive(Default)]
-struct Kernels(Mutex<HashMap<LayerShape, Choice>>);
+struct Kernels(Mutex<HashMap<LayerShape, Chosen>>);
 
 impl Kernels {
     fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
@@ -106,13 +106,14 @@ impl Kernels {
             dimension: model.architecture.embed_dim,
             chip_size: model.architecture.image,
         };
+        let precision = config.encoder.precision;
+        let chosen = device.is_cpu().then(|| self.choose(config, &model.architecture)).transpose()?;
         let settings = TorchSettings {
             device,
-            precision: config.encoder.precision,
-            kernels: if device.is_cpu() {
-                self.choose(config, &model.architecture)?
-            } else {
-                on_gpu(config)?
+            precision,
+            kernels: match &chosen {
+                Some(chosen) => chosen.choice.clone(),
+                None => on_gpu(config)?,
             },
             threads: threads_per_worker(config),
             feature_point: model.feature_point,
@@ -120,19 +121,24 @@ impl Kernels {
         let workers = worker_count(config);
         let bytes = resident_bytes(&model, &settings, workers);
         let weights = SharedWeights::new(model.architecture, model.tensors, settings);
-        Ok(LoadedModel { card, factory: weights.factory(), workers, bytes })
+        let (make, told) = (weights.factory(), Once::new());
+        let factory: EncoderFactory = Arc::new(move |worker| {
+            // Only now is it certain that the model is put to work.
+            told.call_once(|| chosen.iter().for_each(|chosen| tell(precision, chosen)));
+            make(worker)
+        });
+        Ok(LoadedModel { card, factory, workers, bytes })
     }
 
-    fn choose(&self, config: &Config, architecture: &Architecture) -> anyhow::Result<Choice> {
+    fn choose(&self, config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
         let shape = LayerShape::of(architecture);
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(choice) = known.get(&shape) {
-            return Ok(choice.clone());
+        if let Some(chosen) = known.get(&shape) {
+            return Ok(chosen.clone());
         }
         let chosen = choose_kernels(config, architecture)?;
-        tell(config.encoder.precision, &chosen);
-        known.insert(shape, chosen.choice.clone());
-        Ok(chosen.choice)
+        known.insert(shape, chosen.clone());
+        Ok(chosen)
     }
 }
 

@@ -239,7 +239,7 @@ pub fn linear_kernel(
     gauge!(LINEAR, &labels).set(f64::from(u8::from(computes)));
 }
 
-/// What a kernel took for the layer that decides.
+/// What a kernel took for the layers that decide.
 pub fn linear_timing(kernel: &'static str, precision: &'static str, batch: usize, took: Duration) {
     gauge!(LINEAR_TIME, "kernel" => kernel, "precision" => precision, "batch" => batch.to_string()).set(took);
 }

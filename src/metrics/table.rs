@@ -70,7 +70,7 @@ pub const LAST_FORWARD: &str = "shipreid_last_forward_timestamp_seconds";
 pub const BUILD: &str = "shipreid_build_info";
 pub const MODEL: &str = "shipreid_model_info";
 pub const LINEAR: &str = "shipreid_linear_kernel_info";
-pub const LINEAR_TIME: &str = "shipreid_linear_layer_seconds";
+pub const LINEAR_TIME: &str = "shipreid_linear_timing_seconds";
 pub const ACTIVATIONS: &str = "shipreid_activations_total";
 pub const ACTIVATION: &str = "shipreid_activation_seconds";
 pub const FOLLOWING: &str = "shipreid_following_galleries";
@@ -345,7 +345,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "seconds",
                 &[KERNEL, PRECISION, BATCH_SIZE],
-                "What the kernel took for one layer of such a batch when it was chosen: CPU time of one thread.",
+                "What the linear layers of one MLP took for such a batch when kernels were chosen: CPU time of one thread.",
             ),
             metric(
                 ACTIVATIONS,

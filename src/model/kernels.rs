@@ -12,10 +12,12 @@ use crate::encoder::Buckets;
 use crate::processor::Processor;
 use crate::weights::architecture::Architecture;
 
-/// Runs of a kernel for a batch, after one that warms it, of which the fastest counts.
-const RUNS: usize = 3;
+/// Runs of a kernel for a batch, of which the fastest counts: so many in the time, within these bounds.
+const RUNS_TIME: Duration = Duration::from_millis(40);
+const RUNS_MIN: u128 = 2;
+const RUNS_MAX: u128 = 20;
 /// Whatever takes longer is not run again: it is slow enough to be told from the others.
-const RUN_MAX: Duration = Duration::from_millis(250);
+const RUN_MAX: Duration = Duration::from_millis(400);
 /// Multiplications of the largest layer that is timed, about a tenth of a second of one AVX2 core. Beyond that, kernels
 /// differ no more than at it.
 const PRODUCTS_MAX: usize = 5_000_000_000;
@@ -52,7 +54,8 @@ pub enum ChoiceError {
     TooSlow(Pace),
 }
 
-/// The layer that is timed: the first of an MLP, with the activation after it, is a third of a network's arithmetic.
+/// The first layer of an MLP and, the other way round, its second: with the activation between them, two thirds of a
+/// network's linear layers, and what is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerShape {
     pub inputs: usize,
@@ -122,7 +125,7 @@ pub fn choose(shape: LayerShape, wanted: &Wanted) -> Result<Chosen, ChoiceError>
 pub fn training_speed(shape: LayerShape, precision: Precision) -> Result<f64, String> {
     let _threads = Threads::set(1);
     let seconds = |precision| {
-        let layer = Layer::new(shape, precision);
+        let layer = Layer::new(shape.inputs, shape.outputs, precision);
         let x = layer.input(shape.rows(1)).set_requires_grad(true);
         let [weight, bias] = [&layer.weight, &layer.bias].map(|tensor| tensor.copy().set_requires_grad(true));
         let step = || {
@@ -175,12 +178,12 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// A layer in one precision, on the kernels that have computed it whenever they were asked to.
+/// An MLP in one precision, on the kernels that have computed it whenever they were asked to.
 struct Trial {
     shape: LayerShape,
     precision: Precision,
-    layer: Layer,
-    kernels: Vec<(Kernel, Linear)>,
+    layers: [Layer; 2],
+    kernels: Vec<(Kernel, [Linear; 2])>,
     /// Why there are no more.
     dropped: Vec<String>,
 }
@@ -188,13 +191,15 @@ struct Trial {
 impl Trial {
     /// A trial of `kernels` for batches of up to `chips` chips.
     fn new(shape: LayerShape, precision: Precision, kernels: &[Kernel], chips: usize) -> Self {
-        let layer = Layer::new(shape, precision);
-        let mut trial = Self { shape, precision, layer, kernels: Vec::new(), dropped: Vec::new() };
+        let LayerShape { inputs, outputs, .. } = shape;
+        let layers = [(inputs, outputs), (outputs, inputs)];
+        let layers = layers.map(|(inputs, outputs)| Layer::new(inputs, outputs, precision));
+        let mut trial = Self { shape, precision, layers, kernels: Vec::new(), dropped: Vec::new() };
         for kernel in kernels {
             let plan = Plan::only(*kernel, shape.rows(chips));
-            let Layer { weight, bias, .. } = &trial.layer;
-            match Linear::new(weight.shallow_clone(), bias.shallow_clone(), &plan) {
-                Ok(linear) => trial.kernels.push((*kernel, linear)),
+            let [first, second] = trial.layers.each_ref().map(|layer| layer.linear(&plan));
+            match first.and_then(|first| Ok([first, second?])) {
+                Ok(mlp) => trial.kernels.push((*kernel, mlp)),
                 Err(cause) => trial.drop(*kernel, &cause),
             }
         }
@@ -203,13 +208,14 @@ impl Trial {
 
     /// Times every kernel; one that fails is a candidate no longer.
     fn time(&mut self, chips: usize) -> Result<Vec<Timing>, ChoiceError> {
-        let x = self.layer.input(self.shape.rows(chips));
+        let x = self.layers[0].input(self.shape.rows(chips));
         let mut timings = Vec::new();
-        for (kernel, linear) in std::mem::take(&mut self.kernels) {
-            match fastest(|| linear.try_forward(&x, Activation::Gelu)) {
+        for (kernel, [first, second]) in std::mem::take(&mut self.kernels) {
+            let run = || second.try_forward(&first.try_forward(&x, Activation::Gelu)?, Activation::None);
+            match fastest(run) {
                 Ok(took) => {
                     timings.push(Timing { kernel, chips, took });
-                    self.kernels.push((kernel, linear));
+                    self.kernels.push((kernel, [first, second]));
                 }
                 Err(cause) => self.drop(kernel, &cause),
             }
@@ -227,7 +233,7 @@ impl Trial {
     }
 }
 
-/// The weights of the layer that is timed.
+/// The weights of a layer that is timed.
 struct Layer {
     weight: Tensor,
     bias: Tensor,
@@ -235,14 +241,18 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(shape: LayerShape, precision: Precision) -> Self {
+    fn new(inputs: usize, outputs: usize, precision: Precision) -> Self {
         let options = (kind(precision), tch::Device::Cpu);
-        let [outputs, inputs] = [shape.outputs, shape.inputs].map(|length| length as i64);
+        let [outputs, inputs] = [outputs, inputs].map(|length| length as i64);
         Self {
             weight: Tensor::ones([outputs, inputs], options),
             bias: Tensor::ones([outputs], options),
             options,
         }
+    }
+
+    fn linear(&self, plan: &Plan) -> Result<Linear, KernelError> {
+        Linear::new(self.weight.shallow_clone(), self.bias.shallow_clone(), plan)
     }
 
     /// [rows, inputs]
@@ -261,7 +271,8 @@ fn fastest<T, E>(run: impl Fn() -> Result<T, E>) -> Result<Duration, E> {
     if first > RUN_MAX {
         return Ok(first);
     }
-    (0..RUNS).try_fold(first, |fastest, _| Ok(fastest.min(timed()?)))
+    let runs = (RUNS_TIME.as_nanos() / first.as_nanos().max(1)).clamp(RUNS_MIN, RUNS_MAX);
+    (0..runs).try_fold(first, |fastest, _| Ok(fastest.min(timed()?)))
 }
 
 fn thread_time() -> Duration {
@@ -342,7 +353,7 @@ mod tests {
     fn what_libtorch_refuses_drops_a_candidate_and_panics_nowhere() {
         let mut trial = Trial::new(SMALL, Precision::F32, &Kernel::ALL, 1);
         // Other inputs than the layer has.
-        trial.layer.weight = Tensor::ones([96, 47], trial.layer.options);
+        trial.layers[0].weight = Tensor::ones([96, 47], trial.layers[0].options);
         let refused = trial.time(1).expect_err("shapes differ").to_string();
         assert!(refused.contains("aten: ") && refused.contains("onednn: "), "{refused}");
         assert_eq!(refused.lines().count(), 1);

@@ -112,7 +112,7 @@ async fn a_server_shows_one_kernel_for_every_batch() {
         };
         assert_eq!(Kernel::ALL.iter().filter(|kernel| computes(kernel)).count(), 1, "{page}");
         let timing = format!(
-            "shipreid_linear_layer_seconds{{kernel=\"aten\",precision=\"f32\",batch=\"{batch}\"}} 0."
+            "shipreid_linear_timing_seconds{{kernel=\"aten\",precision=\"f32\",batch=\"{batch}\"}} 0."
         );
         assert!(page.contains(&timing), "{page}");
     }
