@@ -9,7 +9,7 @@ use anyhow::bail;
 use clap::Args;
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
-use shipreid::client::{self, Client, ClientError};
+use shipreid::client::{self, Client, ClientError, Known};
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::{EnrollOutcome, EnrollRequest, EnrollResponse, ItemError};
 use tokio::sync::mpsc;
@@ -18,7 +18,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::chips::{ChipFlags, FoundFile};
 use super::embed::progress;
 use super::gallery::LabelFlags;
-use super::manifest::Manifest;
+use super::known::known_of;
 use super::{ServerFlag, output};
 
 /// Refusals of a busy server, which a second attempt may not meet.
@@ -105,33 +105,34 @@ impl Enroll {
 struct Item {
     entry_id: String,
     file: FoundFile,
+    known: Known,
 }
 
 struct Upload {
     flags: Enroll,
-    manifest: Manifest,
     labels: HashMap<String, String>,
 }
 
 impl Upload {
     fn prepare(flags: Enroll) -> anyhow::Result<Self> {
-        let manifest = Manifest::read(flags.manifest.as_deref())?;
         let labels = flags.labels.parse()?;
-        Ok(Self { flags, manifest, labels })
+        Ok(Self { flags, labels })
     }
 
     fn items(&self) -> anyhow::Result<Vec<Item>> {
         let mut seen = HashSet::new();
-        let item = |file: FoundFile| {
-            let entry_id = self.manifest.of(&file.name).entry_id.unwrap_or_else(|| file.name.clone());
+        let files = self.flags.chips.found()?;
+        let known = known_of(self.flags.manifest.as_deref(), &files)?;
+        let item = |(file, known): (FoundFile, Known)| {
+            let entry_id = known.entry_id.clone().unwrap_or_else(|| file.name.clone());
             if !seen.insert(entry_id.clone()) {
                 bail!(
                     "two files have the entry id {entry_id}: give the folder that holds both, or a manifest"
                 );
             }
-            Ok(Item { entry_id, file })
+            Ok(Item { entry_id, file, known })
         };
-        self.flags.chips.found()?.into_iter().map(item).collect()
+        files.into_iter().zip(known).map(item).collect()
     }
 
     /// One stream with `items`; returns those that a busy server refused. Files are read when their turn comes.
@@ -181,7 +182,7 @@ impl Upload {
     }
 
     fn request(&self, item: &Item) -> anyhow::Result<EnrollRequest> {
-        let known = self.manifest.of(&item.file.name);
+        let known = item.known.clone();
         let mut chip = self.flags.chips.read_one(item.file.clone())?.chip;
         chip.observation = known.observation();
         chip.pixel_size_x_m = known.pixel_size_x_m.or(chip.pixel_size_x_m);

@@ -13,7 +13,7 @@ use shipreid::wire::{
 };
 
 use super::chips::ChipFlags;
-use super::manifest::Manifest;
+use super::known::known_of;
 use super::{ServerFlag, output};
 
 /// Queries in one call.
@@ -99,10 +99,11 @@ impl Match {
     }
 
     fn queries(&self) -> anyhow::Result<Vec<MatchQuery>> {
-        let manifest = Manifest::read(self.manifest.as_deref())?;
+        let files = self.chips.found()?;
+        let known = known_of(self.manifest.as_deref(), &files)?;
         let mut queries: Vec<MatchQuery> = Vec::new();
-        for file in self.chips.read()? {
-            let known = manifest.of(&file.name);
+        for (file, known) in files.into_iter().zip(known) {
+            let file = self.chips.read_one(file)?;
             let mut chip: Chip = file.chip;
             chip.observation = known.observation();
             chip.pixel_size_x_m = known.pixel_size_x_m.or(chip.pixel_size_x_m);

@@ -416,9 +416,22 @@ impl Config {
             })?;
             settings.apply_text(&format!("--set {flag}"), key, value)?;
         }
-        let config = settings.finish()?;
-        let violations = violations::violations(&config);
-        if violations.is_empty() { Ok(config) } else { Err(ConfigError::Invalid(violations)) }
+        settings.finish()?.checked()
+    }
+
+    /// Defaults and then `text`, which is called `source_name`; checked as a whole.
+    ///
+    /// # Errors
+    /// The text is no TOML or names an unknown key, or every value out of bounds at once.
+    pub fn parse(source_name: &str, text: &str) -> Result<Self, ConfigError> {
+        let mut settings = Settings::new();
+        settings.apply_toml(source_name, text)?;
+        settings.finish()?.checked()
+    }
+
+    fn checked(self) -> Result<Self, ConfigError> {
+        let violations = violations::violations(&self);
+        if violations.is_empty() { Ok(self) } else { Err(ConfigError::Invalid(violations)) }
     }
 }
 

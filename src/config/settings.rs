@@ -18,27 +18,31 @@ impl Settings {
     }
 
     pub(super) fn apply_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let source_name = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause: cause.to_string() })?;
+        self.apply_toml(&path.display().to_string(), &text)
+    }
+
+    /// Applies the text of a file that is called `source_name`.
+    pub(super) fn apply_toml(&mut self, source_name: &str, text: &str) -> Result<(), ConfigError> {
         let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
-            source_name: source_name.clone(),
+            source_name: source_name.into(),
             cause: cause.to_string().trim().replace('\n', " "),
         })?;
         for (section, value) in table {
             let Value::Table(keys) = value else {
-                return Err(self.unknown(&source_name, &section));
+                return Err(self.unknown(source_name, &section));
             };
             if !self.table.contains_key(&section) {
-                return Err(self.unknown(&source_name, &section));
+                return Err(self.unknown(source_name, &section));
             }
             for (key, value) in keys {
-                let slot = self.slot(&source_name, &format!("{section}.{key}"))?;
+                let slot = self.slot(source_name, &format!("{section}.{key}"))?;
                 *slot = value;
             }
         }
         // A wrong type is reported while the file is still known as its source.
-        self.typed(&source_name).map(drop)
+        self.typed(source_name).map(drop)
     }
 
     pub(super) fn apply_text(&mut self, source_name: &str, key: &str, text: &str) -> Result<(), ConfigError> {
@@ -67,12 +71,13 @@ impl Settings {
     }
 
     fn slot(&mut self, source_name: &str, key: &str) -> Result<&mut Value, ConfigError> {
-        let unknown = self.unknown(source_name, key);
         let (section, name) = key.split_once('.').unwrap_or((key, ""));
-        match self.table.get_mut(section).and_then(Value::as_table_mut).and_then(|keys| keys.get_mut(name)) {
-            Some(slot) => Ok(slot),
-            None => Err(unknown),
+        let keys = self.table.get(section).and_then(Value::as_table);
+        if !keys.is_some_and(|keys| keys.contains_key(name)) {
+            return Err(self.unknown(source_name, key));
         }
+        let keys = self.table.get_mut(section).and_then(Value::as_table_mut);
+        Ok(keys.and_then(|keys| keys.get_mut(name)).expect("the key is there"))
     }
 
     fn unknown(&self, source_name: &str, key: &str) -> ConfigError {
@@ -87,12 +92,18 @@ impl Settings {
     }
 
     fn typed(&self, source_name: &str) -> Result<Config, ConfigError> {
+        if let Ok(config) = self.table.clone().try_into() {
+            return Ok(config);
+        }
+        let defaults = Self::new().table;
         for (section, value) in &self.table {
-            let mut alone = Table::try_from(Config::default()).expect("the defaults are a table");
             for (key, value) in value.as_table().into_iter().flatten() {
+                let mut alone = defaults.clone();
                 let slot = alone.get_mut(section).and_then(Value::as_table_mut).expect("the section exists");
-                slot.insert(key.clone(), value.clone());
-                if let Err(cause) = alone.clone().try_into::<Config>() {
+                if slot.insert(key.clone(), value.clone()).as_ref() == Some(value) {
+                    continue;
+                }
+                if let Err(cause) = alone.try_into::<Config>() {
                     return Err(ConfigError::WrongType {
                         source_name: source_name.into(),
                         key: format!("{section}.{key}"),

@@ -24,6 +24,8 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 /// A piece of an export has at least as many bytes, the last one aside.
 const PIECE_BYTES: usize = 256 << 10;
 const DIMENSION_MAX: u32 = 1 << 16;
+/// Leaves a gallery more rows than it will ever write.
+const NEXT_ROW_MAX: u64 = 1 << 62;
 
 /// Whether source chips are exported as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +116,9 @@ impl Head {
         let model = ModelDigest::new(model.map_err(|_| Damage("the model digest is no SHA-256".into()))?);
         if !(1..=DIMENSION_MAX).contains(&self.dimension) {
             return Err(Damage(format!("the embeddings have {} numbers", self.dimension)));
+        }
+        if self.next_row > NEXT_ROW_MAX {
+            return Err(Damage(format!("its rows go up to {}", self.next_row)));
         }
         Ok(About::new(model, self.dimension as usize, self.keeps_chips, created_at))
     }
@@ -359,6 +364,35 @@ impl Reader {
     pub fn damaged(&self, cause: impl ToString) -> ArchiveError {
         ArchiveError::Damaged { entries: self.entries, cause: cause.to_string() }
     }
+}
+
+/// What an export holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    pub model: ModelDigest,
+    pub dimension: usize,
+    pub keeps_chips: bool,
+    pub entries: u64,
+}
+
+/// Reads an export to its end without making a gallery of it.
+///
+/// # Errors
+/// The bytes are no export, damaged or not all of one.
+pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Inspected, ArchiveError> {
+    let mut reader = Reader::new();
+    let mut found = None;
+    for piece in pieces {
+        reader.push(piece.as_ref());
+        while let Some(item) = reader.next()? {
+            if let Item::Head(head) = item {
+                found = Some(head.about(Time::from_nanos(0)).map_err(|cause| reader.damaged(cause))?);
+            }
+        }
+    }
+    reader.finish()?;
+    let About { model, dimension, keeps_chips, .. } = found.ok_or(ArchiveError::Truncated { entries: 0 })?;
+    Ok(Inspected { model, dimension, keeps_chips, entries: reader.entries })
 }
 
 fn check(archived: ArchivedRow, dimension: usize) -> Result<FoundRow, Damage> {

@@ -12,7 +12,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use archive::{ArchiveError, Chips, Export};
+pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
 pub use content::Content;
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,

@@ -1,13 +1,11 @@
 //! A new key: a token that is shown once, and the block that the server gets.
 
-use std::fmt::Write;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use prost_types::Timestamp;
 
-use super::{PREFIX, Role, hash, is_name};
+use super::{Key, PREFIX, Role, Roles, hash, is_name};
 
 /// What a key is to be.
 #[derive(Clone, Debug)]
@@ -42,17 +40,18 @@ impl NewKey {
         // `rand::random` draws from a generator that is fit for secrets and seeded by the operating system.
         let secret = URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>());
         let token = format!("{PREFIX}{id}.{secret}");
-        let roles: Vec<String> = self.roles.iter().map(|role| format!("\"{}\"", role.name())).collect();
-        let mut block = format!("[[key]]\nid = \"{id}\"\ntenant = \"{}\"\n", self.tenant);
-        block += &format!("roles = [{}]\nsha256 = \"", roles.join(", "));
-        for byte in hash(&token) {
-            let _ = write!(block, "{byte:02x}");
-        }
-        block += "\"\n";
-        if let Some(end) = self.not_after {
-            let whole_seconds = Timestamp { nanos: 0, ..Timestamp::from(end) };
-            block += &format!("not_after = {whole_seconds}\n");
-        }
-        Ok(MadeKey { token, block })
+        let key = Key {
+            id: id.into(),
+            tenant: self.tenant.into(),
+            roles: Roles::from_iter(self.roles),
+            not_after: self.not_after.map(whole_seconds),
+            hash: hash(&token),
+        };
+        Ok(MadeKey { token, block: key.block() })
     }
+}
+
+/// What is left of a second after `time` is cut off.
+fn whole_seconds(time: SystemTime) -> SystemTime {
+    time.duration_since(UNIX_EPOCH).map_or(time, |since| UNIX_EPOCH + Duration::from_secs(since.as_secs()))
 }

@@ -22,7 +22,7 @@ pub struct Key {
     pub roles: Roles,
     /// From then on it is worth nothing.
     pub not_after: Option<SystemTime>,
-    hash: Hash,
+    pub(super) hash: Hash,
 }
 
 /// Why a token opens nothing.
@@ -35,7 +35,7 @@ pub enum Rejection {
 }
 
 /// Every key that opens something.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeyRing(HashMap<Arc<str>, Arc<Key>>);
 
 #[derive(Deserialize)]
@@ -56,6 +56,19 @@ struct Block {
 }
 
 impl Key {
+    /// As the file has it, in TOML.
+    pub fn block(&self) -> String {
+        let roles: Vec<_> = self.roles.iter().map(|role| format!("\"{}\"", role.name())).collect();
+        let mut block = format!("[[key]]\nid = \"{}\"\ntenant = \"{}\"\n", self.id, self.tenant);
+        block += &format!("roles = [{}]\nsha256 = \"", roles.join(", "));
+        self.hash.iter().for_each(|byte| block += &format!("{byte:02x}"));
+        block += "\"\n";
+        if let Some(end) = self.not_after {
+            block += &format!("not_after = {}\n", Timestamp::from(end));
+        }
+        block
+    }
+
     fn is_over(&self, now: SystemTime) -> bool {
         self.not_after.is_some_and(|end| end <= now)
     }
@@ -98,6 +111,11 @@ impl KeyRing {
             Some(key) if is_right => Ok(key),
             _ => Err(Rejection::Invalid),
         }
+    }
+
+    /// Every key, in no order.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.0.values().map(AsRef::as_ref)
     }
 
     /// Whether a key is still there, unchanged.

@@ -47,6 +47,10 @@ impl Roles {
         self.0 & (role.bit() | Role::Admin.bit()) != 0
     }
 
+    pub fn iter(self) -> impl Iterator<Item = Role> {
+        Role::EVERY.into_iter().filter(move |role| self.0 & role.bit() != 0)
+    }
+
     pub fn is_empty(self) -> bool {
         self.0 == 0
     }

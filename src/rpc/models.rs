@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::CallContext;
-use super::page::{bad_token, page_size};
+use super::page::{ModelPlace, after, next_token, page_size};
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
 use crate::embedding::ModelDigest;
@@ -51,22 +51,15 @@ impl ModelsService {
 
     fn list(&self, request: &wire::ListModelsRequest) -> Result<wire::ListModelsResponse, Problem> {
         let size = page_size(request.page_size)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(position(token).ok_or_else(bad_token)?),
-        };
+        let after = after::<ModelPlace>(&request.page_token)?;
         let models = self.known_models();
-        let first = models
-            .partition_point(|model| after.as_ref().is_some_and(|after| place_in_list(model) <= *after));
+        let first = models.partition_point(|model| after.is_some_and(|after| place_in_list(model) <= after));
         let end = models.len().min(first + size);
         let page = models[first..end]
             .iter()
             .map(|model| wire::Model { config_toml: String::new(), ..model.clone() });
-        let next = models.get(end).and(models.get(end.wrapping_sub(1)));
-        Ok(wire::ListModelsResponse {
-            models: page.collect(),
-            next_page_token: next.map(token).unwrap_or_default(),
-        })
+        let last = models.get(end).and(models.get(end.wrapping_sub(1))).map(place_in_list);
+        Ok(wire::ListModelsResponse { models: page.collect(), next_page_token: next_token(last.as_ref()) })
     }
 
     /// Every model, oldest first; one that is resident but not kept, as a configuration's preset, before all others.
@@ -272,17 +265,9 @@ fn required_digest(text: &str) -> Result<ModelDigest, Problem> {
         .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "digest", "digest names no model"))
 }
 
-/// Where a model stands in the list: stays the same whatever is added and deleted.
-fn place_in_list(model: &wire::Model) -> (i64, String) {
-    (model.created_at.map_or(0, |at| at.seconds), model.digest.clone())
-}
-
-fn token(model: &wire::Model) -> String {
-    let (created_at, digest) = place_in_list(model);
-    format!("{created_at}-{digest}")
-}
-
-fn position(token: &str) -> Option<(i64, String)> {
-    let (created_at, digest) = token.split_once('-')?;
-    Some((created_at.parse().ok()?, digest.parse::<ModelDigest>().ok()?.to_string()))
+fn place_in_list(model: &wire::Model) -> ModelPlace {
+    ModelPlace {
+        created_at: model.created_at.map_or(0, |at| at.seconds),
+        digest: model.digest.parse().expect("a model is named by its digest"),
+    }
 }

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Status};
 use super::ResponseStream;
 use super::context::CallContext;
 use super::convert;
+use super::page::next_token;
 use super::problem::Problem;
 use super::train::{JobAccess, follow};
 use crate::jobs::{JobKey, WatchFrom};
@@ -49,7 +50,7 @@ impl wire::training_jobs_server::TrainingJobs for TrainingJobsService {
         let listing = convert::listing(request.get_ref())?;
         let page = self.access.jobs()?.list(tenant, listing).await.map_err(Problem::from)?;
         let last = page.jobs.last().filter(|_| page.more);
-        let next_page_token = last.map(|job| job.key.id.to_string()).unwrap_or_default();
+        let next_page_token = next_token(last.map(|job| &job.key.id));
         let jobs = page.jobs.into_iter().map(convert::job).collect();
         Ok(Response::new(wire::ListTrainingJobsResponse { jobs, next_page_token }))
     }

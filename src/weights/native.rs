@@ -134,7 +134,10 @@ pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
 }
 
 /// The tensors in `bytes`, which lie at `path`.
-pub(super) fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<NamedTensors, NativeError> {
+///
+/// # Errors
+/// The bytes are malformed or hold numbers of another type.
+pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<NamedTensors, NativeError> {
     let malformed = |cause: String| NativeError::Tensors { path: path.to_owned(), cause };
     let file = SafeTensors::deserialize(bytes).map_err(|cause| malformed(cause.to_string()))?;
     let mut tensors = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! A model folder as one file, for transport: a zip of its files, uncompressed, with their checksums.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
 use zip::write::SimpleFileOptions;
@@ -46,9 +46,21 @@ pub fn is_packed(path: &Path) -> io::Result<bool> {
 /// # Errors
 /// A part is absent, damaged, malformed, too large or of another format.
 pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
-    let description = read_part(path, native::DESCRIPTION, native::DESCRIPTION_BYTES_MAX)?;
+    let file = File::open(path).map_err(|cause| NativeError::Io { path: path.to_owned(), cause })?;
+    read_from(path, BufReader::new(file))
+}
+
+/// [`read`] for a file that is open, or in memory; errors say that it lies at `path`.
+///
+/// # Errors
+/// See [`read`].
+pub fn read_from(
+    path: &Path,
+    mut reader: impl Read + Seek,
+) -> Result<(Description, NamedTensors), NativeError> {
+    let description = read_part_from(path, &mut reader, native::DESCRIPTION, native::DESCRIPTION_BYTES_MAX)?;
     let description = native::parse_description(path, &description)?;
-    let tensors = read_part(path, native::TENSORS, native::TENSOR_BYTES_MAX)?;
+    let tensors = read_part_from(path, &mut reader, native::TENSORS, native::TENSOR_BYTES_MAX)?;
     Ok((description, native::parse_tensors(path, &tensors)?))
 }
 
@@ -57,10 +69,20 @@ pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
 /// # Errors
 /// The part is absent, damaged or larger than `bytes_max`.
 pub fn read_part(path: &Path, name: &str, bytes_max: u64) -> Result<Vec<u8>, NativeError> {
+    let file = File::open(path).map_err(|cause| NativeError::Io { path: path.join(name), cause })?;
+    read_part_from(path, BufReader::new(file), name, bytes_max)
+}
+
+/// [`read_part`] of a file that is open, or in memory; errors say that it lies at `path`.
+fn read_part_from(
+    path: &Path,
+    reader: impl Read + Seek,
+    name: &str,
+    bytes_max: u64,
+) -> Result<Vec<u8>, NativeError> {
     let packed = |cause| NativeError::Packed { path: path.to_owned(), cause };
     let failed = |cause| NativeError::Io { path: path.join(name), cause };
-    let file = File::open(path).map_err(failed)?;
-    let mut archive = ZipArchive::new(BufReader::new(file)).map_err(packed)?;
+    let mut archive = ZipArchive::new(reader).map_err(packed)?;
     let part = archive.by_name(name).map_err(packed)?;
     let mut bytes = Vec::new();
     part.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;

@@ -61,6 +61,7 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     check(&|bytes| *bytes = b"PNG".to_vec(), "this is no exported gallery");
     check(&|bytes| bytes[16] = 2, "the export has version 2, this program reads up to version 1");
     check(&|bytes| bytes[23] = 0x7f, "limit");
+    check(&with_the_last_row, "its rows go up to 18446744073709551615");
     let random = &mut ChaCha8Rng::seed_from_u64(1);
     for _ in 0..100 {
         let (at, bit) = (random.random_range(0..whole.len()), random.random_range(0..8));
@@ -70,6 +71,16 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     let taken = import(&shelf, &whole).expect_err("the name is taken");
     assert_eq!(taken.reason(), "GALLERY_EXISTS");
     shelf.close();
+}
+
+/// Makes the head say that the next row is the highest number there is; a gallery of it could take no entry.
+fn with_the_last_row(bytes: &mut Vec<u8>) {
+    let (frame, head) = (20, 25);
+    let end = frame + 4 + usize::from(bytes[frame]);
+    assert_eq!(bytes[end - 2..end], [0x20, 3], "the head ends with its next row");
+    bytes.splice(end - 1..end, [0xff; 9].into_iter().chain([1]));
+    bytes[frame] += 9;
+    bytes[head] += 9;
 }
 
 #[tokio::test]
@@ -104,7 +115,11 @@ async fn an_import_is_bound_by_the_quotas() {
 async fn an_export_of_version_1_is_read() {
     let (_folder, shelf, gallery) = gallery_of(3).await;
     let bytes = fs::read(released("export-1").join("harbour.bin"));
-    let copy = import(&shelf, &bytes.expect("the fixture is in the tree")).expect("of a known version");
+    let bytes = bytes.expect("the fixture is in the tree");
+    let expected = Inspected { model: model(), dimension: DIMENSION, keeps_chips: true, entries: 3 };
+    assert_eq!(inspect(bytes.chunks(7)), Ok(expected));
+    assert_eq!(inspect([&bytes[..bytes.len() - 1]]), Err(ArchiveError::Truncated { entries: 3 }));
+    let copy = import(&shelf, &bytes).expect("of a known version");
     assert_eq!(export(&copy, Chips::With), export(&gallery, Chips::With));
     shelf.close();
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::page::{bad_token, page_size};
+use super::super::page::{after, page_size};
 use super::super::problem::Problem;
 use super::sighting::timestamp;
 use super::{bounded_text, duration};
@@ -41,11 +41,7 @@ pub fn job_id(text: &str) -> Result<JobId, Problem> {
 /// Which jobs a caller wants to see.
 pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Problem> {
     let states = request.states.iter().map(|number| state_name(*number)).collect::<Result<_, _>>()?;
-    let before = match request.page_token.as_str() {
-        "" => None,
-        token => Some(token.parse::<JobId>().map_err(|_| bad_token())?),
-    };
-    Ok(Listing { states, before, limit: page_size(request.page_size)? })
+    Ok(Listing { states, before: after(&request.page_token)?, limit: page_size(request.page_size)? })
 }
 
 /// An event as everybody sees it who watches its job.

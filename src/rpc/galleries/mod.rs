@@ -18,7 +18,7 @@ use super::context::CallContext;
 use super::convert;
 use super::deadline;
 use super::drain::Drain;
-use super::page::{bad_token, page_size};
+use super::page::{after, next_token, page_size};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
@@ -83,10 +83,7 @@ impl GalleriesService {
         context: &CallContext,
         request: &wire::ListGalleriesRequest,
     ) -> Result<wire::ListGalleriesResponse, Problem> {
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(GalleryName::new(token).map_err(|_| bad_token())?),
-        };
+        let after = after::<GalleryName>(&request.page_token)?;
         let size = page_size(request.page_size)?;
         let listing = self.access.shelf()?.list(&context.tenant, after.as_ref(), size);
         let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
@@ -100,7 +97,7 @@ impl GalleriesService {
         });
         Ok(wire::ListGalleriesResponse {
             galleries: described.collect(),
-            next_page_token: listing.next.map(|name| name.to_string()).unwrap_or_default(),
+            next_page_token: next_token(listing.next.as_ref()),
         })
     }
 
@@ -132,16 +129,13 @@ impl GalleriesService {
     ) -> Result<wire::ListEntriesResponse, Problem> {
         let snapshot = self.snapshot(context, &request.gallery)?;
         let filter = filter(request.filter)?;
-        let after = match request.page_token.as_str() {
-            "" => None,
-            token => Some(RowId(u64::from_str_radix(token, 16).map_err(|_| bad_token())?)),
-        };
+        let after = after::<RowId>(&request.page_token)?;
         let size = page_size(request.page_size)?;
         self.access
             .run(move || {
                 let page = snapshot.list(&filter, after, size)?;
                 Ok(wire::ListEntriesResponse {
-                    next_page_token: page.next.map(|RowId(row)| format!("{row:x}")).unwrap_or_default(),
+                    next_page_token: next_token(page.next.as_ref()),
                     entries: entries_to_wire(&snapshot, page.entries, request.with_embeddings)?,
                 })
             })
