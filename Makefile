@@ -1,11 +1,17 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling dashboard clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long fuzz-build python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling dashboard clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
 DENY := target/tools/bin/cargo-deny
 DENY_VERSION := 0.20.2
+CARGO_FUZZ_VERSION := 0.13.2
+# Where the fuzz targets and cargo-fuzz are built.
+FUZZ_BUILD ?= target/fuzz
+CARGO_FUZZ = $(FUZZ_BUILD)/tools/bin/cargo-fuzz
+FUZZ_SECONDS ?= 60
+FUZZ_JOBS ?= 5
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -27,6 +33,7 @@ test-pure: ## Runs what needs no libtorch, in seconds
 
 lint: setup ## Checks format and lints, warnings being errors
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 
 deny: $(DENY) ## Checks licences, bans and sources of what we depend on
@@ -34,6 +41,19 @@ deny: $(DENY) ## Checks licences, bans and sources of what we depend on
 
 $(DENY):
 	CARGO_TARGET_DIR=target/tools/build cargo install --locked --root target/tools cargo-deny@$(DENY_VERSION)
+
+fuzz: fuzz-build ## Fuzzes every reader of foreign bytes for FUZZ_SECONDS each, FUZZ_JOBS at once (docs/fuzzing.md)
+	python3 scripts/fuzz.py --build $(FUZZ_BUILD) --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(TARGETS)
+
+fuzz-long: fuzz-build ## The long campaign, 10^6 or 10^7 executions of each target; goes on where it was ended
+	nice -n 10 python3 scripts/fuzz.py --build $(FUZZ_BUILD) --campaign --jobs $(FUZZ_JOBS) $(TARGETS)
+
+# The sanitizer is a nightly feature of the compiler, and its runtime comes with the stable one.
+fuzz-build: $(CARGO_FUZZ)
+	RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ) build --target-dir $(FUZZ_BUILD)
+
+$(CARGO_FUZZ):
+	CARGO_TARGET_DIR=$(FUZZ_BUILD)/tools/build cargo install --locked --debug --root $(FUZZ_BUILD)/tools cargo-fuzz@$(CARGO_FUZZ_VERSION)
 
 python: ## Installs what the Python client and the drawn images of the tests need, into .venv
 	test -x .venv/bin/python || python3 -m venv .venv

@@ -7,7 +7,7 @@
     reason = "generated code; the documentation stands in the proto files"
 )]
 
-tonic::include_proto!("shipreid.v1");
+include!(concat!(env!("OUT_DIR"), "/shipreid.v1.rs"));
 
 /// Every proto file of the package, for reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptor.bin"));

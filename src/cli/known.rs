@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-use shipreid::client::{FileNames, Known, Manifest};
+use shipreid::manifest::{FileNames, Known, Manifest};
 
 use super::chips::FoundFile;
 

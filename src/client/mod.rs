@@ -4,7 +4,6 @@ mod access;
 mod error;
 mod follow;
 mod gallery;
-mod manifest;
 mod model;
 mod training;
 mod transfer;
@@ -21,7 +20,6 @@ use tonic::transport::Endpoint;
 pub use access::{Access, ApiKey, Transport};
 pub use error::{ClientError, Violation};
 pub use follow::{Backoff, Beginning, Followed, Follower};
-pub use manifest::{FileNames, Known, Manifest, ManifestError};
 pub use training::{is_ended, state_name};
 
 use crate::chip::Modality;

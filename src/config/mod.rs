@@ -501,6 +501,8 @@ mod tests {
             ("[encoder]\nprecision = \"f16\"", &[][..], "encoder.precision"),
             ("[server]\nlisten = \"nowhere\"", &[][..], "server.listen"),
             ("", &["encoder.batch_max"][..], "section.key=value"),
+            ("[encoder]\nprecision = \"a\\nb\"", &[][..], "encoder.precision"),
+            ("[encoder]\n\"a\\nb\" = 1", &[][..], "unknown key encoder.a b"),
         ] {
             let message = load(file, &[], flags).expect_err("a wrong value").to_string();
             assert!(message.contains(part) && !message.contains('\n'), "{message}");

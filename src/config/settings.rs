@@ -27,7 +27,7 @@ impl Settings {
     pub(super) fn apply_toml(&mut self, source_name: &str, text: &str) -> Result<(), ConfigError> {
         let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
             source_name: source_name.into(),
-            cause: cause.to_string().trim().replace('\n', " "),
+            cause: one_line(cause.to_string().trim()),
         })?;
         for (section, value) in table {
             let Value::Table(keys) = value else {
@@ -88,7 +88,7 @@ impl Settings {
         let nearest = keys
             .chain(self.table.keys().cloned())
             .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
-        ConfigError::UnknownKey { source_name: source_name.into(), key: key.into(), nearest }
+        ConfigError::UnknownKey { source_name: source_name.into(), key: one_line(key), nearest }
     }
 
     fn typed(&self, source_name: &str) -> Result<Config, ConfigError> {
@@ -107,7 +107,7 @@ impl Settings {
                     return Err(ConfigError::WrongType {
                         source_name: source_name.into(),
                         key: format!("{section}.{key}"),
-                        cause: format!("the value {value}: {}", cause.message().trim()),
+                        cause: one_line(&format!("the value {value}: {}", cause.message().trim())),
                     });
                 }
             }
@@ -118,6 +118,11 @@ impl Settings {
     pub(super) fn finish(self) -> Result<Config, ConfigError> {
         self.typed("the configuration")
     }
+}
+
+/// What a source says may have line breaks in it, or act on a terminal; a message has none.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 /// The end of a message about an unknown key.

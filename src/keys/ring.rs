@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -13,6 +14,9 @@ use super::{Hash, PREFIX, Role, Roles, hash, is_name};
 
 /// Keys that are compared: one file is read in the time of a blink.
 const KEYS_MAX: usize = 100_000;
+
+/// The years 1 to 9999, in seconds since 1970.
+const YEARS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 /// A caller, and what it may do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,7 +84,8 @@ impl KeyRing {
     /// # Errors
     /// What is wrong with the first block that cannot be used, in one line.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|cause| cause.to_string().trim().replace('\n', " "))?;
+        let file: File =
+            toml::from_str(text).map_err(|cause| cause.to_string().trim().replace(char::is_control, " "))?;
         if file.key.len() > KEYS_MAX {
             return Err(format!("{} keys, the limit is {KEYS_MAX}", file.key.len()));
         }
@@ -164,6 +169,10 @@ fn instant(end: &toml::value::Datetime) -> Result<SystemTime, String> {
         return Err(problem());
     }
     let end: Timestamp = end.to_string().parse().map_err(|_| problem())?;
+    // An offset leads out of the years that can be written.
+    if !YEARS.contains(&end.seconds) {
+        return Err("not_after must be in the years 1 to 9999".to_owned());
+    }
     SystemTime::try_from(end).map_err(|_| problem())
 }
 
@@ -230,6 +239,10 @@ mod tests {
             (block("a", "t", "[\"root\"]", &hash, ""), "unknown variant `root`"),
             (block("a", "t", "[\"embed\"]", "abc", ""), "key \"a\": sha256 must be"),
             (block("a", "t", "[\"embed\"]", &hash, "not_after = 2027-01-31"), "key \"a\": not_after must be"),
+            (
+                block("a", "t", "[\"embed\"]", &hash, "not_after = 9999-12-31T23:00:00-02:00"),
+                "key \"a\": not_after must be in the years",
+            ),
             (block("a", "t", "[\"embed\"]", &hash, "secret = \"x\""), "unknown field `secret`"),
             (good.clone() + &good, "key \"a\" stands there twice"),
         ] {

@@ -15,7 +15,7 @@ mod matching;
 mod method;
 mod models;
 mod observe;
-pub mod page;
+mod page;
 mod permit;
 mod problem;
 mod rate;

@@ -9,11 +9,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::context::CallContext;
-use super::page::{ModelPlace, after, next_token, page_size};
+use super::page::{after, next_token, page_size};
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
 use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
+use crate::page::ModelPlace;
 use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
 use crate::wire;
 

@@ -270,8 +270,9 @@ pub struct Violation {
 }
 
 impl Violation {
+    /// What stands in for a line break of the configuration is a space.
     pub fn new(field: &str, problem: impl Into<String>) -> Self {
-        Self { field: field.to_owned(), problem: problem.into() }
+        Self { field: one_line(field), problem: one_line(&problem.into()) }
     }
 }
 
@@ -288,6 +289,17 @@ pub enum TrainConfigError {
     Syntax(String),
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
+}
+
+impl TrainConfigError {
+    pub(super) fn syntax(problem: &str) -> Self {
+        Self::Syntax(one_line(problem))
+    }
+}
+
+/// What a configuration says may have line breaks in it, or act on a terminal; a message has none.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 impl TrainConfig {
@@ -309,17 +321,16 @@ impl TrainConfig {
     pub fn read(text: &str, settings: &[String]) -> Result<Self, TrainConfigError> {
         let one_line = |cause: toml::de::Error| {
             let lines = text[..cause.span().map_or(0, |span| span.start)].lines().count();
-            TrainConfigError::Syntax(format!("line {}: {}", lines.max(1), cause.message().replace('\n', " ")))
+            TrainConfigError::syntax(&format!("line {}: {}", lines.max(1), cause.message()))
         };
         if settings.is_empty() {
             return toml::from_str(text).map_err(one_line);
         }
         let mut table: Table = toml::from_str(text).map_err(one_line)?;
         for setting in settings {
-            apply(&mut table, setting).map_err(TrainConfigError::Syntax)?;
+            apply(&mut table, setting).map_err(|problem| TrainConfigError::syntax(&problem))?;
         }
-        let unfit =
-            |cause: toml::de::Error| TrainConfigError::Syntax(cause.to_string().trim().replace('\n', " "));
+        let unfit = |cause: toml::de::Error| TrainConfigError::syntax(cause.to_string().trim());
         table.try_into().map_err(unfit)
     }
 

@@ -51,10 +51,10 @@ impl AuthorsConfig {
     /// # Errors
     /// The text is no YAML; or every key that is unknown, every value that is not supported or out of bounds, at once.
     pub fn read(text: &str, overrides: &[String]) -> Result<Self, TrainConfigError> {
-        let mut values = settings(text).map_err(TrainConfigError::Syntax)?;
+        let mut values = settings(text).map_err(|problem| TrainConfigError::syntax(&problem))?;
         let (pairs, rest) = overrides.as_chunks::<2>();
         if let [key] = rest {
-            return Err(TrainConfigError::Syntax(format!("{key} has no value; overrides are KEY VALUE")));
+            return Err(TrainConfigError::syntax(&format!("{key} has no value; overrides are KEY VALUE")));
         }
         values.extend(pairs.iter().map(|[key, text]| (key.clone(), literal(text))));
         let mut reader = Reader { values, known: Vec::new(), violations: Vec::new() };

@@ -41,6 +41,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("jobs", &["arithmetic", "chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
+    ("manifest", &["wire"]),
+    ("page", &["embedding", "gallery", "jobs"]),
     (
         "rpc",
         &[
@@ -53,6 +55,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "keys",
             "matching",
             "metrics",
+            "page",
             "registry",
             "weights",
             "wire",
@@ -96,6 +99,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "job_page",
             "jobs",
             "keys",
+            "manifest",
             "matching",
             "metrics",
             "model",

@@ -162,3 +162,16 @@ fn text_that_is_no_yaml_and_a_key_without_a_value_are_one_line() {
     check("just text", &[], "no sections");
     check(HOSS, &["MODEL.SSE".to_owned()], "MODEL.SSE has no value");
 }
+
+#[test]
+fn whatever_the_authors_keys_and_values_hold_a_refusal_is_one_line() {
+    for (text, part) in [
+        ("\"A\\nB\": 1", "A B is unknown"),
+        ("MODEL: {NAME: \"a\\nb\\e[2J\"}", "MODEL.NAME is a b [2J; supported"),
+        ("\"A\\nB\": {1: 2}", "a key of A B is no text"),
+        ("\"A\\nB\": [{}]", "A B is no value"),
+    ] {
+        let message = AuthorsConfig::read(text, &[]).expect_err(text).to_string();
+        assert!(message.contains(part) && !message.contains(char::is_control), "{message:?}");
+    }
+}

@@ -39,7 +39,7 @@ impl fmt::Display for Value {
 pub fn settings(text: &str) -> Result<BTreeMap<String, Value>, String> {
     let documents = Yaml::load_from_str(text).map_err(|cause| {
         let place = cause.marker();
-        format!("line {}: {}", place.line(), cause.info().replace('\n', " "))
+        format!("line {}: {}", place.line(), cause.info())
     })?;
     let mut values = BTreeMap::new();
     for document in &documents {

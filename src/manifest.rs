@@ -59,13 +59,13 @@ pub struct FileNames<'a> {
 /// Why a manifest cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
-    #[error("line {line}: {cause}")]
+    #[error("line {line}: {}", one_line(.cause))]
     Line { line: usize, cause: String },
     #[error("these lines stand for no file that was given: {}", listed(.0))]
     Unmatched(Vec<String>),
-    #[error("line {line}: {file} stands for {} files: {}", .files.len(), listed(.files))]
+    #[error("line {line}: {} stands for {} files: {}", one_line(.file), .files.len(), listed(.files))]
     Ambiguous { line: usize, file: String, files: Vec<String> },
-    #[error("line {line}: {file} is the file that line {earlier} names")]
+    #[error("line {line}: {} is the file that line {earlier} names", one_line(.file))]
     Twice { line: usize, file: String, earlier: usize },
 }
 
@@ -259,7 +259,12 @@ fn listed(items: &[String]) -> String {
     if items.len() > LISTED_MAX {
         text += &format!(" and {} more", items.len() - LISTED_MAX);
     }
-    text
+    one_line(&text)
+}
+
+/// What a manifest says may have line breaks in it, or act on a terminal; a message has none.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]
@@ -322,6 +327,7 @@ mod tests {
             (r#"{"vessel_id": "v"}"#, "names no file"),
             (r#"{"file": "a.tif"}"#, "a.tif is the file that line 1 names"),
             (r#"["b.tif"]"#, "no JSON object"),
+            (r#"{"file": "b.tif", "a\nb": 1}"#, "unknown field `a b`"),
         ] {
             let text = format!("{{\"file\": \"a.tif\"}}\n{line}");
             let message = Manifest::parse(&text).expect_err(line).to_string();

@@ -1,0 +1,67 @@
+//! Safetensors, alone and in a packed model folder: what is read has as many values as its shapes say, and is read again
+//! from what it prints.
+//!
+//! An input that begins with `P` is the parts of a packed folder, which is made around them: the length of the
+//! description (u16, little-endian), the description, and the tensors.
+
+#![no_main]
+
+use std::io::Cursor;
+use std::path::Path;
+
+use libfuzzer_sys::fuzz_target;
+use shipreid::weights::architecture::{Architecture, ArchitectureHints};
+use shipreid::weights::tensors::NamedTensors;
+use shipreid::weights::{native, packed, rules};
+use shipreid_fuzz::{Bound, stored_zip, watched};
+
+const BOUND: Bound = Bound { bytes: 1 << 20, per_input_byte: 128 };
+
+const PLACE: &str = "model";
+
+fuzz_target!(|data: &[u8]| {
+    if let Some(file) = folder(data) {
+        check_packed(&file);
+    } else if data.starts_with(b"PK") {
+        check_packed(data);
+    } else if let Ok(tensors) = watched(BOUND, data.len(), || native::parse_tensors(Path::new(PLACE), data)) {
+        check(tensors, data.len());
+    }
+});
+
+fn folder(data: &[u8]) -> Option<Vec<u8>> {
+    let (length, rest) = data.strip_prefix(b"P")?.split_first_chunk::<2>()?;
+    let (description, tensors) = rest.split_at_checked(u16::from_le_bytes(*length).into())?;
+    Some(stored_zip(&[(native::DESCRIPTION, description), (native::TENSORS, tensors)]))
+}
+
+fn check_packed(file: &[u8]) {
+    let read = || packed::read_from(Path::new(PLACE), Cursor::new(file));
+    if let Ok((description, tensors)) = watched(BOUND, file.len(), read) {
+        let text = description.to_toml();
+        assert!(!text.is_empty());
+        if description.architecture.validate().is_ok() {
+            let serve = || rules::for_serving(&description.architecture, tensors.clone());
+            if let Ok(served) = watched(BOUND, file.len(), serve) {
+                assert!(served.keys().all(|name| tensors.contains_key(name)));
+            }
+        }
+        check(tensors, file.len());
+    }
+}
+
+fn check(tensors: NamedTensors, input_bytes: usize) {
+    for (name, tensor) in &tensors {
+        assert_eq!(tensor.shape.iter().product::<usize>(), tensor.values.len(), "{name}");
+    }
+    let again = native::parse_tensors(Path::new(PLACE), &native::tensor_bytes(&tensors)).expect("printed");
+    assert_eq!(again.len(), tensors.len());
+    for ((name, tensor), (name_again, tensor_again)) in tensors.iter().zip(&again) {
+        assert_eq!((name, &tensor.shape), (name_again, &tensor_again.shape));
+        // Not numbers are equal to nothing, but have bits.
+        assert!(
+            tensor.values.iter().map(|v| v.to_bits()).eq(tensor_again.values.iter().map(|v| v.to_bits()))
+        );
+    }
+    watched(BOUND, input_bytes, || Architecture::infer(&tensors, &ArchitectureHints::default()).ok());
+}

@@ -1,0 +1,110 @@
+//! Tokens that lead from one page of a list to the next.
+
+use crate::embedding::ModelDigest;
+use crate::gallery::{GalleryName, RowId};
+use crate::jobs::JobId;
+
+/// Where a page ends: the last item's place in its list, as a text that the next call brings back.
+pub trait Place: Sized {
+    fn token(&self) -> String;
+
+    /// The place whose token this is. Other spellings of it, with a sign or zeros in front, are no tokens.
+    fn of_token(token: &str) -> Option<Self> {
+        Self::read(token).filter(|place| place.token() == token)
+    }
+
+    /// Reads a token at least as it was written.
+    fn read(token: &str) -> Option<Self>;
+}
+
+impl Place for GalleryName {
+    fn token(&self) -> String {
+        self.to_string()
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        Self::new(token).ok()
+    }
+}
+
+impl Place for RowId {
+    fn token(&self) -> String {
+        format!("{:x}", self.0)
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        u64::from_str_radix(token, 16).ok().map(Self)
+    }
+}
+
+impl Place for JobId {
+    fn token(&self) -> String {
+        self.to_string()
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        token.parse().ok()
+    }
+}
+
+/// A model's place among all, the oldest first: stays the same whatever is added and deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ModelPlace {
+    /// Seconds since 1970.
+    pub created_at: i64,
+    pub digest: ModelDigest,
+}
+
+impl Place for ModelPlace {
+    fn token(&self) -> String {
+        format!("{}-{}", self.created_at, self.digest)
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        // A time before 1970 begins with a hyphen as well.
+        let (created_at, digest) = token.rsplit_once('-')?;
+        Some(Self { created_at: created_at.parse().ok()?, digest: digest.parse().ok()? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use super::*;
+
+    fn check<P: Place + PartialEq + Debug>(place: P, token: &str) {
+        assert_eq!(place.token(), token);
+        assert_eq!(P::of_token(token), Some(place));
+    }
+
+    fn check_refused<P: Place>(tokens: &[&str]) {
+        for token in tokens {
+            assert!(P::of_token(token).is_none(), "{token}");
+        }
+    }
+
+    #[test]
+    fn a_token_leads_back_to_its_place() {
+        let digest = ModelDigest::new([0xab; 32]);
+        check(GalleryName::new("harbour").expect("a name"), "harbour");
+        check(RowId(0), "0");
+        check(RowId(u64::MAX), "ffffffffffffffff");
+        check("job-7".parse::<JobId>().expect("an id"), "job-7");
+        for (created_at, text) in [(0, "0-"), (1_800_000_000, "1800000000-"), (-5, "-5-")] {
+            check(ModelPlace { created_at, digest }, &format!("{text}{digest}"));
+        }
+    }
+
+    #[test]
+    fn another_spelling_of_a_token_is_refused() {
+        check_refused::<GalleryName>(&["Harbour", "-", "a b"]);
+        check_refused::<RowId>(&["+ff", "0ff", "FF", "-1", "10000000000000000", " 1"]);
+        check_refused::<JobId>(&["job-07", "job-+7", "7", "job-"]);
+        let digest = "ab".repeat(32);
+        for head in ["+5-", "05-", "-0-", "", "5", "9223372036854775808-"] {
+            check_refused::<ModelPlace>(&[&format!("{head}{digest}")]);
+        }
+        check_refused::<ModelPlace>(&[&format!("5-{}", digest.to_uppercase()), "5-", "-"]);
+    }
+}
