@@ -239,3 +239,85 @@ fn broken(error: DecodeErrors) -> DecodeError {
         error => DecodeError::corrupt(format!("{error:?}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+
+    fn segment(marker: u8, bytes: &[u8]) -> Vec<u8> {
+        [&[0xFF, marker], &(bytes.len() as u16 + 2).to_be_bytes()[..], bytes].concat()
+    }
+
+    fn frame(marker: u8, precision: u8, ids: &[u8]) -> Vec<u8> {
+        let components = ids.iter().flat_map(|id| [*id, 0x11, 0]).collect();
+        segment(marker, &[vec![precision, 0, 9, 0, 7, ids.len() as u8], components].concat())
+    }
+
+    fn jpeg(segments: &[Vec<u8>]) -> Vec<u8> {
+        [&[0xFF, 0xD8][..], &segments.concat(), &segment(0xDA, &[1, 1, 0, 0, 63, 0]), &[1, 2, 0xFF, 0xD9]]
+            .concat()
+    }
+
+    fn adobe(transform: u8) -> Vec<u8> {
+        segment(0xEE, &[b"Adobe\0\x64\0\0\0\0", &[transform][..]].concat())
+    }
+
+    #[test]
+    fn fill_and_junk_between_segments_are_passed_over() {
+        let plain = Header::read(&jpeg(&[frame(0xC0, 8, &[1])])).expect("a header");
+        assert_eq!((plain.width, plain.height, plain.channels()), (7, 9, 1));
+        for between in [&[0xFF][..], &[0xFF, 0xFF, 0xFF], &[0xFF, 0], &[3, 2, 1], &[0xFF, 0xD0], &[0xFF, 1]] {
+            let file = jpeg(&[between.to_vec(), frame(0xC0, 8, &[1])]);
+            let found = Header::read(&file).expect("a header");
+            assert_eq!((found.width, found.height, found.scan_at), (7, 9, plain.scan_at + between.len()));
+            assert!(found.ends(&file) && !found.ends(&file[..file.len() - 1]));
+        }
+    }
+
+    #[test]
+    fn what_three_components_are_is_told_by_jfif_then_adobe_then_their_names() {
+        let jfif = segment(0xE0, b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0");
+        for (segments, is_rgb) in [
+            (vec![frame(0xC0, 8, &[1, 2, 3])], false),
+            (vec![frame(0xC0, 8, b"RGB")], true),
+            (vec![adobe(0), frame(0xC0, 8, &[1, 2, 3])], true),
+            (vec![adobe(1), frame(0xC0, 8, b"RGB")], false),
+            (vec![jfif.clone(), adobe(0), frame(0xC0, 8, b"RGB")], false),
+        ] {
+            assert_eq!(Header::read(&jpeg(&segments)).expect("a header").is_rgb(), is_rgb);
+        }
+    }
+
+    #[test]
+    fn what_is_no_picture_for_us_is_told_by_name() {
+        for (file, reason, words) in [
+            (jpeg(&[frame(0xC3, 8, &[1])]), "IMAGE_UNSUPPORTED", "a lossless JPEG"),
+            (jpeg(&[frame(0xC9, 8, &[1])]), "IMAGE_UNSUPPORTED", "arithmetic coding"),
+            (jpeg(&[frame(0xC5, 8, &[1])]), "IMAGE_UNSUPPORTED", "hierarchical"),
+            (jpeg(&[frame(0xC1, 12, &[1])]), "IMAGE_UNSUPPORTED", "12 bits"),
+            (jpeg(&[frame(0xC0, 8, &[1, 2])]), "IMAGE_UNSUPPORTED", "2 components"),
+            (jpeg(&[frame(0xC0, 8, &[1]), frame(0xC0, 8, &[1])]), "IMAGE_CORRUPT", "two frames"),
+            (jpeg(&[]), "IMAGE_CORRUPT", "before their size"),
+            (vec![0xFF, 0xD8, 0xFF, 0xD9], "IMAGE_CORRUPT", "before its pixels"),
+            (vec![0xFF, 0xD8, 0xFF, 0xE0, 0, 1], "IMAGE_CORRUPT", "shorter than its length"),
+            (vec![0xFF, 0xD8, 0xFF, 0xE0, 0, 9], "IMAGE_TRUNCATED", "too early"),
+            (vec![0xFF, 0xD8, 0xFF], "IMAGE_TRUNCATED", "too early"),
+        ] {
+            let error = decode(&file, &LIMITS).expect_err("no picture");
+            assert_eq!(error.reason(), reason, "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn colours_are_those_of_libjpeg() {
+        assert_eq!(ycc_to_rgb([0, 128, 128]), [0, 0, 0]);
+        assert_eq!(ycc_to_rgb([76, 85, 255]), [254, 0, 0]);
+        assert_eq!(ycc_to_rgb([29, 255, 107]), [0, 0, 254]);
+        let mut ink = [76, 85, 255, 9];
+        ycck_to_cmyk(&mut ink);
+        assert_eq!(ink, [1, 255, 255, 9]);
+    }
+}

@@ -70,3 +70,56 @@ fn broken(error: &DecodingError) -> DecodeError {
         error => DecodeError::corrupt(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use png::Encoder;
+
+    use super::*;
+
+    const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+
+    fn file(width: u32, color: ColorType, depth: BitDepth, data: &[u8], more: fn(&mut Info<'_>)) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut info = Info::with_size(width, 1);
+        (info.color_type, info.bit_depth) = (color, depth);
+        more(&mut info);
+        let mut writer = Encoder::with_info(&mut bytes, info).unwrap().write_header().unwrap();
+        writer.write_image_data(data).unwrap();
+        drop(writer);
+        bytes
+    }
+
+    fn pixels(file: &[u8], modality: Modality) -> Pixels {
+        decode(file, modality, &LIMITS).expect("an image").pixels
+    }
+
+    #[test]
+    fn every_kind_of_samples_gives_the_pixels_of_the_reference() {
+        use {BitDepth::*, ColorType::*};
+        let nothing: fn(&mut Info<'_>) = |_| {};
+        let clear: fn(&mut Info<'_>) = |info| info.trns = Some(vec![1, 44].into());
+        let palette: fn(&mut Info<'_>) = |info| info.palette = Some(vec![9, 8, 7, 6, 5, 4].into());
+        for (file, expected) in [
+            (file(2, Grayscale, Sixteen, &[1, 44, 0, 9], nothing), [255, 255, 255, 9, 9, 9]),
+            (file(2, Grayscale, Sixteen, &[1, 44, 0, 9], clear), [255, 255, 255, 9, 9, 9]),
+            (file(2, GrayscaleAlpha, Sixteen, &[1, 44, 0, 9, 7, 7, 8, 8], nothing), [1, 1, 1, 7, 7, 7]),
+            (file(2, Rgb, Sixteen, &[1, 0, 2, 0, 3, 0, 4, 0, 5, 0, 6, 9], nothing), [1, 2, 3, 4, 5, 6]),
+            (file(2, Rgba, Eight, &[1, 2, 3, 0, 4, 5, 6, 9], nothing), [1, 2, 3, 4, 5, 6]),
+            (file(2, Grayscale, Two, &[0b0111_0000], nothing), [85, 85, 85, 255, 255, 255]),
+            (file(2, Indexed, One, &[0b0100_0000], palette), [9, 8, 7, 6, 5, 4]),
+        ] {
+            assert_eq!(pixels(&file, Modality::Optical), Pixels::Rgb(expected.to_vec()));
+        }
+    }
+
+    #[test]
+    fn wide_gray_of_modality_sar_keeps_its_amplitudes() {
+        let gray = file(2, ColorType::Grayscale, BitDepth::Sixteen, &[1, 44, 0, 9], |_| {});
+        assert_eq!(pixels(&gray, Modality::Sar), Pixels::Amplitude(vec![300.0, 9.0]));
+        let narrow = file(2, ColorType::Grayscale, BitDepth::Eight, &[3, 4], |_| {});
+        assert_eq!(pixels(&narrow, Modality::Sar), Pixels::Rgb(vec![3, 3, 3, 4, 4, 4]));
+        let facts = decode(&gray, Modality::Optical, &LIMITS).expect("an image").facts;
+        assert_eq!((facts.clipped_samples, facts.stored.to_string().as_str()), (1, "16-bit unsigned"));
+    }
+}

@@ -164,7 +164,6 @@ impl Canvas {
                 let largest = (u64::MAX >> (64 - bits)) as f64;
                 u64::from_nodata(nodata.min(largest)).shown(self.showing)
             }
-            (SampleFormat::Signed, 8) => i8::from_nodata(nodata).shown(self.showing),
             (SampleFormat::Signed, _) => i64::from_nodata(nodata).shown(self.showing),
             _ => nodata.shown(self.showing),
         }
@@ -193,7 +192,7 @@ fn showing(picture: &Picture) -> Showing {
     match (&picture.colour, format) {
         (Colour::Palette(_), _) => Showing::Bits,
         (_, SampleFormat::Unsigned) if bits < 8 => Showing::Spread { max: (1 << bits) - 1 },
-        (_, SampleFormat::Unsigned | SampleFormat::Signed) if bits == 8 => Showing::Bits,
+        (_, SampleFormat::Unsigned) if bits == 8 => Showing::Bits,
         (Colour::Gray | Colour::InvertedGray, _) => Showing::Clipped,
         (_, SampleFormat::Unsigned) => Showing::High { shift: u32::from(bits) - 8 },
         _ => Showing::Clipped,

@@ -3,7 +3,7 @@
 use super::super::{DecodeError, ImageLimits};
 use super::codec::Compression;
 use super::directory::Directory;
-use super::picture::{Picture, Planes};
+use super::picture::{Picture, Planes, Predictor};
 use super::refusal::{convert, unsupported};
 use super::tag::Tag;
 
@@ -64,15 +64,7 @@ impl Grid {
         let (across, down) =
             ((picture.width as u64).div_ceil(width), (picture.height as u64).div_ceil(height));
         let count = across.saturating_mul(down).saturating_mul(planes as u64);
-        let memory =
-            [height, picture.chunk_channels() as u64, u64::from(picture.stored.bits).div_ceil(8), count]
-                .iter()
-                .fold(width, |product, factor| product.saturating_mul(*factor));
-        if memory > limits.memory_max() {
-            let kind = if tiled { "tiles" } else { "strips" };
-            let what = format!("a TIFF of {count} {kind} of {width} x {height} pixels");
-            return Err(unsupported(what, convert::SMALLER_TILES));
-        }
+        check_memory([width, height, count], tiled, picture, limits)?;
         let (offsets_tag, counts_tag) = if tiled && directory.has(Tag::TILE_OFFSETS) {
             (Tag::TILE_OFFSETS, Tag::TILE_BYTE_COUNTS)
         } else {
@@ -144,4 +136,34 @@ impl Grid {
             (Some(count), _) => directory.slice(offset, count).map(Some),
         }
     }
+}
+
+/// Holds chunks to the bounds of an image: each to its pixels, so that whatever decodes it does with the memory of
+/// one, and all of them together to its bytes, so that what lies outside the picture costs no more than a picture.
+fn check_memory(
+    [width, height, count]: [u64; 3],
+    tiled: bool,
+    picture: &Picture,
+    limits: &ImageLimits,
+) -> Result<(), DecodeError> {
+    /// Tiles of usual sizes are read, however small an image may be.
+    const CHUNK_PIXELS: u64 = 1 << 20;
+    let pixels = width.saturating_mul(height);
+    let sample_bytes = match picture.stored.bits {
+        // Undone on a copy of a row.
+        bits if picture.predictor == Predictor::Float => u64::from(bits / 4),
+        bits @ (8 | 16 | 32 | 64 | 128) => u64::from(bits / 8),
+        // Packed ones are unpacked to 32 bits.
+        _ => 4,
+    };
+    let chunk_bytes = pixels.saturating_mul(picture.chunk_channels() as u64).saturating_mul(sample_bytes);
+    if pixels <= limits.pixels_max.max(CHUNK_PIXELS)
+        && chunk_bytes <= limits.memory_max() / 2
+        && chunk_bytes.saturating_mul(count) <= limits.memory_max()
+    {
+        return Ok(());
+    }
+    let (kind, channels) = (if tiled { "tiles" } else { "strips" }, picture.stored.channels);
+    let what = format!("a TIFF of {count} {kind} of {width} x {height} pixels of {channels} samples");
+    Err(unsupported(what, convert::SMALLER_TILES))
 }

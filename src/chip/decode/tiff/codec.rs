@@ -228,3 +228,115 @@ fn within_window(data: &[u8], content: usize) -> Cow<'_, [u8]> {
         _ => data.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::ZlibEncoder;
+    use proptest::prelude::*;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+    use weezl::encode;
+
+    use super::*;
+
+    fn expanded(codec: &mut Codec, data: &[u8], length: usize) -> Result<Vec<u8>, String> {
+        let mut out = vec![0; length];
+        codec.expand(data, &mut out).map(|()| out).map_err(|error| error.to_string())
+    }
+
+    fn codec(compression: Compression) -> Codec {
+        Codec::new(compression).expect("a compression of bytes")
+    }
+
+    fn pack(bytes: &[u8]) -> Vec<u8> {
+        bytes
+            .chunk_by(|a, b| a == b)
+            .flat_map(|run| run.chunks(128))
+            .flat_map(|run| if run.len() == 1 { [0, run[0]] } else { [(257 - run.len()) as u8, run[0]] })
+            .collect()
+    }
+
+    fn compressed(compression: Compression, bytes: &[u8]) -> Vec<u8> {
+        match compression {
+            Compression::Lzw => {
+                encode::Encoder::with_tiff_size_switch(BitOrder::Msb, 8).encode(bytes).unwrap()
+            }
+            Compression::Deflate => {
+                let mut encoder = ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(bytes).unwrap();
+                encoder.finish().unwrap()
+            }
+            Compression::PackBits => pack(bytes),
+            Compression::Zstd => compress_to_vec(bytes, CompressionLevel::Fastest),
+            _ => bytes.to_vec(),
+        }
+    }
+
+    const BYTES: [Compression; 5] =
+        [Compression::None, Compression::Lzw, Compression::Deflate, Compression::PackBits, Compression::Zstd];
+
+    proptest! {
+        #[test]
+        fn chunk_after_chunk_comes_out_as_it_went_in(
+            chunks in prop::collection::vec(
+                prop::collection::vec(prop_oneof![Just(7u8), any::<u8>()], 1..700), 1..4
+            ),
+            cut in any::<prop::sample::Index>()
+        ) {
+            for compression in BYTES {
+                let mut codec = codec(compression);
+                for chunk in &chunks {
+                    let data = compressed(compression, chunk);
+                    prop_assert_eq!(expanded(&mut codec, &data, chunk.len()), Ok(chunk.clone()));
+                    // What follows the bytes that are needed is not looked at.
+                    let padded = [&data, &[0; 9][..]].concat();
+                    let part = cut.index(chunk.len()) + 1;
+                    let found = expanded(&mut codec, &padded, part);
+                    prop_assert_eq!(found, Ok(chunk[..part].to_vec()));
+                    let short = expanded(&mut codec, &data, chunk.len() + 1);
+                    prop_assert!(short.is_err_and(|error| error.contains("corrupt")), "{}", compression);
+                    let _ = expanded(&mut codec, &data[..cut.index(data.len())], chunk.len());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn lzw_that_ends_without_its_mark_is_whole() {
+        let pixels: Vec<u8> = (0..3000u32).map(|i| (i * i >> 7) as u8).collect();
+        let data = compressed(Compression::Lzw, &pixels);
+        let unmarked = &data[..data.len() - 1];
+        assert_eq!(expanded(&mut codec(Compression::Lzw), unmarked, pixels.len()), Ok(pixels));
+    }
+
+    #[test]
+    fn old_lzw_is_refused_by_name() {
+        let error = expanded(&mut codec(Compression::Lzw), &[0, 1, 2, 3], 4).expect_err("bits in reverse");
+        assert!(error.contains("old-style LZW") && error.contains("gdal_translate"), "{error}");
+    }
+
+    #[test]
+    fn pack_bits_are_those_of_the_specification() {
+        let packed =
+            [0xFE, 0xAA, 0x02, 0x80, 0x00, 0x2A, 0xFD, 0xAA, 0x80, 0x03, 0x80, 0x00, 0x2A, 0x22, 0xF7, 0xAA];
+        let mut bytes = vec![0xAA; 3];
+        bytes.extend([0x80, 0, 0x2A, 0xAA, 0xAA, 0xAA, 0xAA, 0x80, 0, 0x2A, 0x22]);
+        bytes.extend([0xAA; 10]);
+        assert_eq!(expanded(&mut codec(Compression::PackBits), &packed, 24), Ok(bytes));
+    }
+
+    #[test]
+    fn a_window_is_no_larger_than_its_content() {
+        // A frame of one raw block that announces a window of 128 MiB.
+        let frame = [&[0x28, 0xB5, 0x2F, 0xFD, 0, 17 << 3, 0x21, 0, 0][..], b"ship"].concat();
+        assert_eq!(within_window(&frame, 4)[5], 7 << 3);
+        assert_eq!(within_window(&frame, 1 << 20)[5], 10 << 3);
+        assert_eq!(within_window(&frame, 1 << 28)[5], 17 << 3);
+        assert_eq!(expanded(&mut codec(Compression::Zstd), &frame, 4), Ok(b"ship".to_vec()));
+        // One that holds its content in one segment has no window.
+        let frame = [&[0x28, 0xB5, 0x2F, 0xFD, 0x20, 4, 0x21, 0, 0][..], b"ship"].concat();
+        assert_eq!(*within_window(&frame, 4), frame);
+        assert_eq!(expanded(&mut codec(Compression::Zstd), &frame, 4), Ok(b"ship".to_vec()));
+    }
+}

@@ -197,3 +197,79 @@ fn value_bytes(kind: u16) -> Option<u64> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::Sample;
+    use super::*;
+
+    fn message(file: &[u8]) -> String {
+        Directory::read(file).expect_err("no directory").to_string()
+    }
+
+    #[test]
+    fn fields_are_read_in_either_order_and_size() {
+        for (order, big) in [
+            (ByteOrder::Little, false),
+            (ByteOrder::Big, false),
+            (ByteOrder::Little, true),
+            (ByteOrder::Big, true),
+        ] {
+            let mut sample = Sample::new(order, big);
+            sample.set(Tag::WIDTH, &[70_000]).set(Tag::STRIP_OFFSETS, &[1, 2, 3_000_000_000]);
+            sample.set_reals(Tag::PIXEL_SCALE, &[0.5, -1e9]).set_raw(Tag::GDAL_NODATA, ASCII, b"-9999\0");
+            let file = sample.finish();
+            let directory = Directory::read(&file).expect("a directory");
+            assert_eq!(directory.integer(Tag::WIDTH), Ok(Some(70_000)));
+            assert_eq!(directory.integers(Tag::STRIP_OFFSETS, 9), Ok(vec![1, 2, 3_000_000_000]));
+            assert_eq!(directory.integers(Tag::STRIP_OFFSETS, 2), Ok(vec![1, 2]));
+            assert_eq!(directory.reals(Tag::PIXEL_SCALE, 9), Ok(vec![0.5, -1e9]));
+            assert_eq!(directory.raw(Tag::GDAL_NODATA, 64), Ok(&b"-9999\0"[..]));
+            assert_eq!((directory.integer(Tag::HEIGHT), directory.count(Tag::HEIGHT)), (Ok(None), 0));
+            for end in 0..file.len() {
+                if let Ok(directory) = Directory::read(&file[..end]) {
+                    // What does not lie in the file is missed once it is asked for.
+                    let _ = directory.integers(Tag::STRIP_OFFSETS, 9);
+                    assert!(directory.reals(Tag::PIXEL_SCALE, 9).is_err(), "{end}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rationals_and_singles_are_numbers() {
+        let mut sample = Sample::new(ByteOrder::Big, false);
+        sample.add(Tag::YCBCR_COEFFICIENTS, RATIONAL, 1, vec![0, 0, 0, 3, 0, 0, 0, 4]);
+        sample.add(Tag::PIXEL_SCALE, FLOAT, 1, 1.5f32.to_be_bytes().to_vec());
+        sample.add(Tag::TIEPOINTS, SIGNED_RATIONAL, 1, [(-3i32).to_be_bytes(), 4i32.to_be_bytes()].concat());
+        let file = sample.finish();
+        let directory = Directory::read(&file).expect("a directory");
+        let real = |tag| directory.reals(tag, 1).expect("a number")[0];
+        assert_eq!([Tag::YCBCR_COEFFICIENTS, Tag::PIXEL_SCALE, Tag::TIEPOINTS].map(real), [0.75, 1.5, -0.75]);
+        assert!(directory.integer(Tag::PIXEL_SCALE).is_err() && directory.raw(Tag::PIXEL_SCALE, 9).is_err());
+    }
+
+    #[test]
+    fn a_directory_of_fields_that_contradict_each_other_is_refused() {
+        let mut twice = Sample::new(ByteOrder::Little, false);
+        twice.set(Tag::WIDTH, &[1]).add(Tag::WIDTH, LONG, 1, vec![2, 0, 0, 0]);
+        assert_eq!(message(&twice.finish()), "the image is corrupt: ImageWidth is there twice");
+        let mut unknown = Sample::new(ByteOrder::Little, false);
+        unknown.add(Tag::WIDTH, 99, 1, vec![1, 0, 0, 0]);
+        assert_eq!(message(&unknown.finish()), "the image is corrupt: ImageWidth has the unknown type 99");
+        assert_eq!(message(b"II*\0\0\0\0\0"), "the image is corrupt: it has no directory");
+        assert_eq!(message(b"II+\0\x04\0\0\0"), "the image is corrupt: its offsets have not 8 bytes");
+        assert_eq!(message(b"II*\0\x08\0\0\0\xff\xff"), "the image ends too early");
+        let big = b"MM\0+\0\x08\0\0\0\0\0\0\0\0\0\x10\xff\xff\xff\xff\xff\xff\xff\xff";
+        assert_eq!(message(big), "the image ends too early");
+    }
+
+    #[test]
+    fn a_count_beyond_the_file_allocates_nothing() {
+        let mut sample = Sample::new(ByteOrder::Little, true);
+        sample.add(Tag::STRIP_OFFSETS, LONG8, u64::MAX / 2, vec![0; 8]);
+        let file = sample.finish();
+        let directory = Directory::read(&file).expect("a directory");
+        assert_eq!(directory.integers(Tag::STRIP_OFFSETS, u64::MAX), Err(DecodeError::Truncated));
+    }
+}

@@ -13,8 +13,12 @@ mod picture;
 mod pictured;
 mod predictor;
 mod refusal;
+#[cfg(test)]
+mod sample;
 mod samples;
 mod tag;
+#[cfg(test)]
+mod tests;
 mod ycbcr;
 
 use self::canvas::{Canvas, Painting, Row};

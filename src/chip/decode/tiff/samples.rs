@@ -5,7 +5,7 @@ use half::f16;
 /// What 8 bits show of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Showing {
-    /// A byte as it is; of a signed one its bits, as the reference takes them.
+    /// A byte as it is.
     Bits,
     /// 0..=`max` spread over 0..=255: fewer than 8 bits.
     Spread { max: u32 },
@@ -191,7 +191,7 @@ mod tests {
             [0, 0, 1, 255]
         );
         assert_eq!([i16::MIN, -1, 7, 300].map(|value| value.shown(Showing::Clipped)), [0, 0, 7, 255]);
-        assert_eq!([-1i8, 5].map(|value| value.shown(Showing::Bits)), [255, 5]);
+        assert_eq!([-1i8, 5].map(|value| value.shown(Showing::Clipped)), [0, 5]);
         assert_eq!([0u32, 1, 2, 3].map(|value| value.shown(Showing::Spread { max: 3 })), [0, 85, 170, 255]);
         let floats = [-1.0f32, 0.99, 254.999, 255.5, 1e30, f32::NAN];
         assert_eq!(floats.map(|value| value.shown(Showing::Clipped)), [0, 0, 254, 255, 255, 0]);

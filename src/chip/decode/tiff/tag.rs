@@ -6,6 +6,13 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u16);
 
+impl Tag {
+    #[cfg(test)]
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
 macro_rules! tags {
     ($($constant:ident = $number:literal, $name:literal;)*) => {
         impl Tag {

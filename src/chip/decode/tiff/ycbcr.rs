@@ -98,7 +98,7 @@ impl Tables {
         let level = |code: i32, black: f32, white: f32, range: f32| {
             let span = if white - black == 0.0 { 1.0 } else { white - black };
             // libtiff takes whole numbers for black.
-            let value = (code - black as i32) as f32 * range / span;
+            let value = code.saturating_sub(black as i32) as f32 * range / span;
             value.clamp(-128.0 * 32.0, 128.0 * 32.0) as i32
         };
         let [y_black, y_white, cb_black, cb_white, cr_black, cr_white] = reference;
@@ -118,5 +118,54 @@ impl Tables {
         let (y, cb, cr) = (self.y[usize::from(y)], usize::from(cb), usize::from(cr));
         let green = (self.green_of_cb[cb] + self.green_of_cr[cr]) >> 16;
         [y + self.red_of_cr[cr], y + green, y + self.blue_of_cb[cb]].map(|value| value.clamp(0, 255) as u8)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::ByteOrder;
+    use super::super::sample::Sample;
+    use super::*;
+
+    fn sampling(pixels: &[u64]) -> Result<Subsampling, DecodeError> {
+        let file = Sample::new(ByteOrder::Little, false).set(Tag::YCBCR_SUBSAMPLING, pixels).finish();
+        Subsampling::read(&Directory::read(&file).expect("a directory"))
+    }
+
+    #[test]
+    fn blocks_share_their_chroma_up_to_the_edge() {
+        let sampling = sampling(&[2, 2]).expect("a sampling");
+        assert_eq!(sampling.chunk_bytes(3, 2), 12);
+        let blocks = [1, 2, 4, 5, 50, 60, 3, 0, 6, 0, 70, 80];
+        let pixels = sampling.expand(&blocks, 3, 2);
+        let (a, b) = ([50, 60], [70, 80]);
+        let expected = [(1, a), (2, a), (3, b), (4, a), (5, a), (6, b)];
+        assert_eq!(pixels, expected.map(|(y, [cb, cr])| [y, cb, cr]).concat());
+    }
+
+    #[test]
+    fn colours_are_those_of_libtiff() {
+        // What TIFFReadRGBAStrip of libtiff 4.7 gives.
+        let mut pixels = vec![0, 0, 0, 128, 128, 128, 255, 255, 255, 81, 90, 240, 145, 54, 34];
+        sampling(&[1, 1]).expect("a sampling").to_rgb(&mut pixels);
+        assert_eq!(pixels, [0, 135, 0, 128, 128, 128, 255, 121, 255, 238, 14, 14, 13, 238, 14]);
+    }
+
+    #[test]
+    fn hostile_numbers_overflow_nothing() {
+        for value in [f64::MAX, f64::MIN, f64::NAN, f64::INFINITY, -0.0, 1e-300, 2e9, -2147483648.0] {
+            let mut sample = Sample::new(ByteOrder::Little, false);
+            sample.set_reals(Tag::YCBCR_COEFFICIENTS, &[value, 0.5, value]);
+            sample.set_reals(Tag::REFERENCE_BLACK_WHITE, &[value, -value, value, value, -value, value]);
+            let file = sample.finish();
+            let sampling = Subsampling::read(&Directory::read(&file).expect("a directory")).expect("numbers");
+            sampling.to_rgb(&mut [0, 0, 0, 255, 255, 255]);
+        }
+    }
+
+    #[test]
+    fn odd_samplings_are_refused_by_name() {
+        let error = sampling(&[3, 1]).expect_err("no sampling of libtiff").to_string();
+        assert!(error.contains("[3, 1]"), "{error}");
     }
 }
