@@ -46,9 +46,9 @@ TARGETS = [
     Target("toml", 10 * MILLION, 16384, ["configs/server.toml", "configs/train"]),
     Target("keys", 10 * MILLION, 2048),
     Target("page_token", 10 * MILLION, 128),
-    Target("image", MILLION, 16384, ["tests/golden/images", "tests/cases"]),
-    Target("pth", MILLION, 65536, ["tests/golden"]),
-    Target("safetensors", MILLION, 16384, ["tests/golden", "tests/fixtures/models-1"]),
+    Target("image", MILLION, 32768, ["tests/golden/images", "tests/cases/images"]),
+    Target("pth", MILLION, 32768, ["tests/cases/checkpoints"]),
+    Target("safetensors", MILLION, 16384, ["tests/golden", "tests/cases/checkpoints", "tests/fixtures/models-1"]),
     Target("archive", MILLION, 16384, ["tests/fixtures/export-1"]),
 ]
 

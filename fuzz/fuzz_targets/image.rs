@@ -7,7 +7,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::chip::{
-    ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PrepareError, Prepared, View, prepare,
+    ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PixelSizeRule, PrepareError, Prepared, View,
+    prepare,
 };
 use shipreid_fuzz::{Bound, watched};
 
@@ -23,7 +24,7 @@ const MESSAGE_BYTES_MAX: usize = 1024;
 fuzz_target!(|data: &[u8]| {
     for modality in [Modality::Optical, Modality::Sar] {
         let pixel_size = PixelSize::new(1.0, 1.0).expect("a metre is a pixel size");
-        let whole = View { modality, pixel_size, oriented_box: None };
+        let whole = View { modality, pixel_size: PixelSizeRule::Fixed(pixel_size), oriented_box: None };
         let Some(Prepared { chip, .. }) = prepared(data, &whole) else { continue };
         let [width, height] = chip.extent_m();
         assert!(width >= 0.9 && height >= 0.9 && width * height <= LIMITS.pixels_max as f64 * 1.001);
@@ -32,9 +33,8 @@ fuzz_target!(|data: &[u8]| {
                 |metres: f64, pixels: u32| (metres - f64::from(pixels)).abs() <= 1e-3 * f64::from(pixels);
             assert!(is_near(width, header_width) && is_near(height, header_height), "{width} x {height}");
         }
-        if let Some(oriented_box) = oriented_box(data) {
-            prepared(data, &View { oriented_box: Some(oriented_box), ..whole });
-        }
+        // As the file says of itself how large its pixels are.
+        prepared(data, &View { oriented_box: oriented_box(data), ..View::plain(modality) });
     }
 });
 

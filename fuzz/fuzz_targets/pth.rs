@@ -1,4 +1,4 @@
-//! Torch checkpoints, archives and legacy files: what is read has as many values as its shapes say and no more than the
+//! Checkpoints of torch, archives and legacy files, and whatever is told from them by content: what is read has as many values as its shapes say and no more than the
 //! file has bytes, our own format gives the same back, and the rules for serving take or refuse it.
 //!
 //! An input that begins with `P` is the parts of an archive, which is made around them: the pickle's length (u16,
@@ -12,12 +12,17 @@ use std::path::Path;
 use libfuzzer_sys::fuzz_target;
 use shipreid::chip::ChipSize;
 use shipreid::weights::architecture::{Architecture, ArchitectureHints};
+use shipreid::weights::checkpoint::{Checkpoint, Expected};
 use shipreid::weights::tensors::NamedTensors;
-use shipreid::weights::{native, pth, rules};
+use shipreid::weights::wrapper::WeightsChoice;
+use shipreid::weights::{native, rules};
 use shipreid_fuzz::{Bound, stored_zip, watched};
 
 /// A byte of a pickle can be a value with a place on the stack and one in the memo.
 const BOUND: Bound = Bound { bytes: 1 << 20, per_input_byte: 512 };
+
+/// Names in a message are listed up to a number and a length.
+const MESSAGE_BYTES_MAX: usize = 32 << 10;
 
 /// What the shapes of the smallest model leave open.
 const SMALLEST: ArchitectureHints = ArchitectureHints {
@@ -41,22 +46,43 @@ fn archive(data: &[u8]) -> Option<Vec<u8>> {
 }
 
 fn check(file: &[u8]) {
-    let read = || pth::read_from(Cursor::new(file), rules::WRAPPERS);
-    let Ok(tensors) = watched(BOUND, file.len(), read) else { return };
+    for choice in [WeightsChoice::Own, WeightsChoice::Averaged] {
+        let expected = Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice: &choice };
+        let read = || Checkpoint::read_from(Cursor::new(file), &expected);
+        match watched(BOUND, file.len(), read) {
+            Ok(checkpoint) => check_taken(&checkpoint, file.len()),
+            Err(refused) => check_message(&refused.to_string()),
+        }
+    }
+}
+
+fn check_taken(Checkpoint { tensors, origin }: &Checkpoint, file_bytes: usize) {
     let values: usize = tensors.values().map(|tensor| tensor.values.len()).sum();
-    assert!(values <= file.len(), "{values} values of {} bytes", file.len());
-    for (name, tensor) in &tensors {
+    assert!(values <= file_bytes, "{values} values of {file_bytes} bytes");
+    for (name, tensor) in tensors {
         assert_eq!(tensor.shape.iter().product::<usize>(), tensor.values.len(), "{name}");
     }
-    comes_back(&tensors);
+    comes_back(tensors);
+    check_message(&watched(BOUND, file_bytes, || origin.to_string()));
     for hints in [ArchitectureHints::default(), SMALLEST] {
         let served = || {
-            let tensors = rules::without_module(tensors.clone()).ok()?;
-            let architecture = Architecture::infer(&tensors, &hints).ok()?;
-            rules::for_serving(&architecture, tensors).ok()
+            let architecture = Architecture::infer(tensors, &hints).ok()?;
+            rules::for_serving(&architecture, tensors.clone())
+                .map_err(|mut misfits| {
+                    misfits.explain(&origin.unread());
+                    misfits.to_string()
+                })
+                .err()
         };
-        watched(BOUND, file.len(), served);
+        if let Some(refused) = watched(BOUND, file_bytes, served) {
+            check_message(&refused);
+        }
     }
+}
+
+/// What a file says of itself is repeated in one line, and only its beginning.
+fn check_message(message: &str) {
+    assert!(message.len() <= MESSAGE_BYTES_MAX && !message.contains(char::is_control), "{message:?}");
 }
 
 fn comes_back(tensors: &NamedTensors) {

@@ -11,8 +11,8 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::weights::architecture::{Architecture, ArchitectureHints};
-use shipreid::weights::tensors::NamedTensors;
-use shipreid::weights::{native, packed, rules};
+use shipreid::weights::tensors::{HostTensor, NamedTensors};
+use shipreid::weights::{foreign, native, packed, rules};
 use shipreid_fuzz::{Bound, stored_zip, watched};
 
 const BOUND: Bound = Bound { bytes: 1 << 20, per_input_byte: 128 };
@@ -24,10 +24,24 @@ fuzz_target!(|data: &[u8]| {
         check_packed(&file);
     } else if data.starts_with(b"PK") {
         check_packed(data);
-    } else if let Ok(tensors) = watched(BOUND, data.len(), || native::parse_tensors(Path::new(PLACE), data)) {
-        check(tensors, data.len());
+    } else {
+        let ours = watched(BOUND, data.len(), || native::parse_tensors(Path::new(PLACE), data));
+        let foreign = watched(BOUND, data.len(), || foreign::read_from(Cursor::new(data)));
+        if let (Ok(ours), Ok(foreign)) = (&ours, &foreign) {
+            // The reader of other programs' files may leave tensors out, but not change them.
+            assert!(foreign.tensors.iter().all(|(name, tensor)| is_same(&ours[name], tensor)));
+        }
+        for tensors in ours.ok().into_iter().chain(foreign.ok().map(|contents| contents.tensors)) {
+            check(tensors, data.len());
+        }
     }
 });
+
+fn is_same(tensor: &HostTensor, other: &HostTensor) -> bool {
+    // Not numbers are equal to nothing, but have bits.
+    let bits = |tensor: &HostTensor| tensor.values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
+    tensor.shape == other.shape && bits(tensor) == bits(other)
+}
 
 fn folder(data: &[u8]) -> Option<Vec<u8>> {
     let (length, rest) = data.strip_prefix(b"P")?.split_first_chunk::<2>()?;
@@ -56,12 +70,6 @@ fn check(tensors: NamedTensors, input_bytes: usize) {
     }
     let again = native::parse_tensors(Path::new(PLACE), &native::tensor_bytes(&tensors)).expect("printed");
     assert_eq!(again.len(), tensors.len());
-    for ((name, tensor), (name_again, tensor_again)) in tensors.iter().zip(&again) {
-        assert_eq!((name, &tensor.shape), (name_again, &tensor_again.shape));
-        // Not numbers are equal to nothing, but have bits.
-        assert!(
-            tensor.values.iter().map(|v| v.to_bits()).eq(tensor_again.values.iter().map(|v| v.to_bits()))
-        );
-    }
+    assert!(tensors.iter().all(|(name, tensor)| is_same(&again[name], tensor)), "{tensors:?}");
     watched(BOUND, input_bytes, || Architecture::infer(&tensors, &ArchitectureHints::default()).ok());
 }
