@@ -28,13 +28,14 @@ demo: build ## Draws ships, trains through a server, activates, enrols, matches:
 test: setup ## Runs every test
 	cargo test --locked
 
-test-pure: ## Runs what needs no libtorch, in seconds
+test-pure: ## Runs the tests that need no libtorch
 	cargo test --locked --no-default-features
 
-lint: setup ## Checks format and lints, warnings being errors
+lint: setup ## Checks format and lints, with libtorch and without, warnings being errors
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --no-default-features --all-targets -- -D warnings
 
 deny: $(DENY) ## Checks licences, bans and sources of what we depend on
 	$(DENY) check bans licenses sources
