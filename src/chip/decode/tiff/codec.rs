@@ -304,7 +304,7 @@ mod tests {
 
     #[test]
     fn lzw_that_ends_without_its_mark_is_whole() {
-        let pixels: Vec<u8> = (0..3000u32).map(|i| (i * i >> 7) as u8).collect();
+        let pixels: Vec<u8> = (0..3000u32).map(|i| ((i * i) >> 7) as u8).collect();
         let data = compressed(Compression::Lzw, &pixels);
         let unmarked = &data[..data.len() - 1];
         assert_eq!(expanded(&mut codec(Compression::Lzw), unmarked, pixels.len()), Ok(pixels));

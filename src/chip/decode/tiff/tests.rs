@@ -175,7 +175,7 @@ fn strips_of_plain_bytes_need_no_byte_counts() {
 
 #[test]
 fn a_palette_of_grays_gives_amplitudes_and_one_of_colours_none() {
-    let mut sample = Sample::gray(2, 1, &[0b01_10_0000]);
+    let mut sample = Sample::gray(2, 1, &[0b0110_0000]);
     sample.set(Tag::BITS_PER_SAMPLE, &[2]).set(Tag::PHOTOMETRIC, &[3]);
     let grays = [0, 100 << 8, 200 << 8, 255 << 8];
     sample.set(Tag::COLOR_MAP, &[grays, grays, grays].concat());
