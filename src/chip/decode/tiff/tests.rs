@@ -59,7 +59,8 @@ fn what_is_valid_and_not_for_us_is_refused_by_name_with_a_command() {
             check_refused(&sample, modality, "IMAGE_UNSUPPORTED", &[name, "`gdal_translate -co COMPRESS"]);
         }
     }
-    let optical: [(&[(Tag, &[u64])], &[&str]); 12] = [
+    type Fields<'a> = &'a [(Tag, &'a [u64])];
+    let optical: [(Fields, &[&str]); 12] = [
         (&[(Tag::PHOTOMETRIC, &[8])], &["CIE Lab", "`tiff2rgba"]),
         (&[(Tag::PHOTOMETRIC, &[32845])], &["Log Luv", "`tiff2rgba"]),
         (&[(Tag::PHOTOMETRIC, &[32803])], &["raw camera data"]),
