@@ -162,7 +162,7 @@ impl Canvas {
         match (self.stored.format, self.stored.bits) {
             (SampleFormat::Unsigned, bits) => {
                 let largest = (u64::MAX >> (64 - bits)) as f64;
-                u64::from_nodata(nodata.min(largest)).shown(self.showing)
+                u64::from_nodata(if nodata > largest { largest } else { nodata }).shown(self.showing)
             }
             (SampleFormat::Signed, _) => i64::from_nodata(nodata).shown(self.showing),
             _ => nodata.shown(self.showing),

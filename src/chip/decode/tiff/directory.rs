@@ -227,11 +227,13 @@ mod tests {
             assert_eq!(directory.raw(Tag::GDAL_NODATA, 64), Ok(&b"-9999\0"[..]));
             assert_eq!((directory.integer(Tag::HEIGHT), directory.count(Tag::HEIGHT)), (Ok(None), 0));
             for end in 0..file.len() {
-                if let Ok(directory) = Directory::read(&file[..end]) {
-                    // What does not lie in the file is missed once it is asked for.
-                    let _ = directory.integers(Tag::STRIP_OFFSETS, 9);
-                    assert!(directory.reals(Tag::PIXEL_SCALE, 9).is_err(), "{end}");
-                }
+                // What does not lie in the file is missed once it is asked for.
+                let whole = Directory::read(&file[..end]).and_then(|directory| {
+                    directory.integers(Tag::STRIP_OFFSETS, 9)?;
+                    directory.reals(Tag::PIXEL_SCALE, 9)?;
+                    directory.raw(Tag::GDAL_NODATA, 64)
+                });
+                assert_eq!(whole, Err(DecodeError::Truncated), "{end}");
             }
         }
     }
