@@ -40,6 +40,8 @@ pub mod jobs;
 pub mod wire;
 /// Keys of callers.
 pub mod keys;
+/// What messages say of text that others have written.
+mod message;
 /// What is known of image files beside their pixels.
 pub mod manifest;
 /// Where a page of a list ends.

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use prost_types::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::message::one_line;
 use crate::wire::Observation;
 
 /// Lines or files that an error lists before it counts the rest.
@@ -260,11 +261,6 @@ fn listed(items: &[String]) -> String {
         text += &format!(" and {} more", items.len() - LISTED_MAX);
     }
     one_line(&text)
-}
-
-/// What a manifest says may have line breaks in it, or act on a terminal; a message has none.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]

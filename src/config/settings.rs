@@ -5,6 +5,7 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::{Config, ConfigError};
+use crate::message::{nearest, one_line};
 
 /// The default values as a table, into which sources are merged key by key.
 pub(super) struct Settings {
@@ -85,9 +86,7 @@ impl Settings {
             let names = value.as_table().into_iter().flat_map(|keys| keys.keys());
             names.map(move |name| format!("{section}.{name}"))
         });
-        let nearest = keys
-            .chain(self.table.keys().cloned())
-            .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
+        let nearest = nearest(key, keys.chain(self.table.keys().cloned()));
         ConfigError::UnknownKey { source_name: source_name.into(), key: one_line(key), nearest }
     }
 
@@ -118,11 +117,6 @@ impl Settings {
     pub(super) fn finish(self) -> Result<Config, ConfigError> {
         self.typed("the configuration")
     }
-}
-
-/// What a source says may have line breaks in it, or act on a terminal; a message has none.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 /// The end of a message about an unknown key.

@@ -8,6 +8,7 @@ use toml::{Table, Value};
 
 use super::schedule::Schedule;
 use crate::arithmetic::{PRECISION_SPEED_MIN, Pace, Precision};
+use crate::message::one_line;
 use crate::weights::architecture::Architecture;
 use crate::weights::seed::LOGIT_SCALE;
 
@@ -295,11 +296,6 @@ impl TrainConfigError {
     pub(super) fn syntax(problem: &str) -> Self {
         Self::Syntax(one_line(problem))
     }
-}
-
-/// What a configuration says may have line breaks in it, or act on a terminal; a message has none.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
 }
 
 impl TrainConfig {

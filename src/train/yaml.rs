@@ -12,6 +12,7 @@ use super::config::{
     ValidationChoice, Violation,
 };
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
+use crate::message::nearest;
 
 /// A run as the authors would start it.
 #[derive(Clone, Debug, PartialEq)]
@@ -336,11 +337,7 @@ impl Reader {
 
     fn refuse_unknown(&mut self) {
         for name in std::mem::take(&mut self.values).into_keys() {
-            let nearest = self
-                .known
-                .iter()
-                .max_by(|a, b| strsim::jaro_winkler(a, &name).total_cmp(&strsim::jaro_winkler(b, &name)));
-            let nearest = nearest.copied().unwrap_or_default();
+            let nearest = nearest(&name, self.known.iter().copied()).unwrap_or_default();
             self.violations.push(Violation::new(&name, format!("is unknown; did you mean {nearest}?")));
         }
     }

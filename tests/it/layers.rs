@@ -8,7 +8,8 @@ use std::path::Path;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("processor", &[]),
     ("arithmetic", &["processor"]),
-    ("config", &["arithmetic"]),
+    ("message", &[]),
+    ("config", &["arithmetic", "message"]),
     ("metrics", &[]),
     ("wire", &[]),
     ("chip", &[]),
@@ -34,6 +35,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "embedding",
             "encoder",
             "evaluate",
+            "message",
             "model",
             "processor",
             "sheet",
@@ -41,7 +43,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         ],
     ),
     ("jobs", &["arithmetic", "chip", "durable", "embedding", "evaluate", "gallery", "metrics", "train"]),
-    ("manifest", &["wire"]),
+    ("manifest", &["message", "wire"]),
     ("page", &["embedding", "gallery", "jobs"]),
     (
         "rpc",

@@ -21,11 +21,16 @@ impl<'a, R: Read> Input<'a, R> {
         self.at
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), PickleError> {
-        self.at += bytes.len() as u64;
+    fn advance(&mut self, bytes: usize) -> Result<(), PickleError> {
+        self.at += bytes as u64;
         if self.at > BYTES_MAX {
             return Err(PickleError::TooLarge { what: "bytes", max: BYTES_MAX });
         }
+        Ok(())
+    }
+
+    fn fill(&mut self, bytes: &mut [u8]) -> Result<(), PickleError> {
+        self.advance(bytes.len())?;
         self.reader.read_exact(bytes).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => PickleError::Truncated,
             _ => PickleError::Io(error),
@@ -56,8 +61,13 @@ impl<'a, R: Read> Input<'a, R> {
         if length > TEXT_MAX {
             return Err(PickleError::TooLarge { what: "bytes in one text", max: TEXT_MAX as u64 });
         }
-        let mut bytes = vec![0; length];
-        self.fill(&mut bytes)?;
+        self.advance(length)?;
+        // Grows with what is there: the announced length is no reason to allocate.
+        let mut bytes = Vec::new();
+        let mut announced = self.reader.by_ref().take(length as u64);
+        if announced.read_to_end(&mut bytes).map_err(PickleError::Io)? < length {
+            return Err(PickleError::Truncated);
+        }
         Ok(text(bytes))
     }
 
