@@ -12,6 +12,7 @@ FUZZ_BUILD ?= target/fuzz
 CARGO_FUZZ = $(FUZZ_BUILD)/tools/bin/cargo-fuzz
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 5
+TORTURE_ROUNDS ?= 1000
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -85,8 +86,8 @@ bench-gallery: ## Measures the search of galleries beside memory bandwidth and, 
 	cargo bench --locked --no-default-features --bench gallery
 	cargo bench --locked --no-default-features --bench enrolment
 
-torture: setup ## Kills a server 100 times while it enrols and deletes
-	SHIPREID_TORTURE_ROUNDS=100 cargo test --locked --test it crash::
+torture: setup ## Kills servers 1,000 times each while callers change entries, galleries, models and jobs
+	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --test it torture:: -- --nocapture
 
 bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
 	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))

@@ -6,8 +6,6 @@ mod certificates;
 #[cfg(feature = "torch")]
 mod command;
 mod connections;
-#[cfg(feature = "torch")]
-mod crash;
 mod dashboards;
 #[cfg(feature = "torch")]
 mod deployment;
@@ -32,5 +30,7 @@ mod storage;
 mod telemetry;
 mod tls;
 mod tools;
+#[cfg(feature = "torch")]
+mod torture;
 #[cfg(feature = "torch")]
 mod training;

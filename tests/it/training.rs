@@ -33,12 +33,12 @@ use crate::storage::on_a_small_disk;
 const STEPS: u64 = 20;
 
 /// A data folder, a model to serve, and synthetic ships to learn from.
-struct Place {
+pub struct Place {
     folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plan = SynthPlan { ships: 16, pairs: 1, views: 2, seed: 1 };
         synth::write(&plan, &folder.path().join("ships"), &mut || {}).unwrap();
@@ -46,7 +46,7 @@ impl Place {
         Self { folder }
     }
 
-    async fn serve(&self, settings: &[&str]) -> (Server, Client) {
+    pub async fn serve(&self, settings: &[&str]) -> (Server, Client) {
         self.serve_as(shipreid(), &self.folder.path().join("data"), settings).await
     }
 
@@ -60,7 +60,7 @@ impl Place {
     }
 
     /// Two images a ship and modality of eight ships, four batches an epoch.
-    fn config(&self, validation_epochs: u32) -> String {
+    pub fn config(&self, validation_epochs: u32) -> String {
         format!(
             r#"
             seed = 5
