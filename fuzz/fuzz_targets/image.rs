@@ -1,7 +1,7 @@
-//! An image as each modality sees it, whole and cut: a chip has the size that was asked for, and an image that is taken
-//! has as many pixels as its header says and as the limits allow.
+//! An image as a modality sees it, whole or cut: a chip has the size that was asked for, and an image that is taken has
+//! as many pixels as its header says and as the limits allow.
 //!
-//! The last bytes of an input, which every format tolerates, place the box.
+//! The last bytes of an input, which every format tolerates, choose among these and place the box.
 
 #![no_main]
 
@@ -22,21 +22,28 @@ const BOUND: Bound = Bound { bytes: (64 << 20) + (64 << 18), per_input_byte: 16 
 const MESSAGE_BYTES_MAX: usize = 1024;
 
 fuzz_target!(|data: &[u8]| {
-    for modality in [Modality::Optical, Modality::Sar] {
-        let pixel_size = PixelSize::new(1.0, 1.0).expect("a metre is a pixel size");
-        let whole = View { modality, pixel_size: PixelSizeRule::Fixed(pixel_size), oriented_box: None };
-        let Some(Prepared { chip, .. }) = prepared(data, &whole) else { continue };
-        let [width, height] = chip.extent_m();
-        assert!(width >= 0.9 && height >= 0.9 && width * height <= LIMITS.pixels_max as f64 * 1.001);
-        if let Some([header_width, header_height]) = png_sides(data) {
-            let is_near =
-                |metres: f64, pixels: u32| (metres - f64::from(pixels)).abs() <= 1e-3 * f64::from(pixels);
-            assert!(is_near(width, header_width) && is_near(height, header_height), "{width} x {height}");
-        }
+    let choice = data.last().copied().unwrap_or_default();
+    let modality = if choice & 1 == 0 { Modality::Optical } else { Modality::Sar };
+    if choice & 2 == 0 {
+        whole(data, modality);
+    } else {
         // As the file says of itself how large its pixels are.
         prepared(data, &View { oriented_box: oriented_box(data), ..View::plain(modality) });
     }
 });
+
+fn whole(data: &[u8], modality: Modality) {
+    let pixel_size = PixelSize::new(1.0, 1.0).expect("a metre is a pixel size");
+    let view = View { modality, pixel_size: PixelSizeRule::Fixed(pixel_size), oriented_box: None };
+    let Some(Prepared { chip, .. }) = prepared(data, &view) else { return };
+    let [width, height] = chip.extent_m();
+    assert!(width >= 0.9 && height >= 0.9 && width * height <= LIMITS.pixels_max as f64 * 1.001);
+    if let Some([header_width, header_height]) = png_sides(data) {
+        let is_near =
+            |metres: f64, pixels: u32| (metres - f64::from(pixels)).abs() <= 1e-3 * f64::from(pixels);
+        assert!(is_near(width, header_width) && is_near(height, header_height), "{width} x {height}");
+    }
+}
 
 fn prepared(data: &[u8], view: &View) -> Option<Prepared> {
     match watched(BOUND, data.len(), || prepare(data, view, SIZE, &LIMITS)) {
