@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures Embed before, during and after a training job on the same server and prints a table for the README.
+"""Measures Embed before, during and after a training job on the same server and prints a table for docs/benchmarks.md.
 
 Calls come at random times, at a share of what the idle server can do. Every round measures all three on one server;
 ratios are medians over the rounds. Usage: make bench-beside, or benches/beside_training.py --chips FOLDER
@@ -37,7 +37,7 @@ def parse_arguments():
     parser.add_argument("--preset", default="vit_base", choices=["vit_base", "small", "tiny"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=30)
-    parser.add_argument("--share", type=float, default=0.3, help="of the idle server's images a second")
+    parser.add_argument("--share", type=float, default=0.3, help="of the idle server's images per second")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="that the job may use")
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains from scratch on synthetic ships and on real optical-SAR tiles and prints what was learned, for the README.
+"""Trains from scratch on synthetic ships and on real optical-SAR tiles and prints what was learned, for docs/benchmarks.md.
 
 Synthetic: identities that training never sees are to be found; the mean of several seeds. Real: tiles of scenes that
 training never sees, SAR asking for its optical partner. Runs that are done are not repeated; delete --work to start

@@ -207,7 +207,7 @@ async def main():
             capacity = await bench(args, server, "closed", args.seconds, "--concurrency", 16)
             return capacity
         await row("as much as it can do (16 in flight)", closed(),
-                  lambda found: f"{found['images_per_second']:.0f} images a second")
+                  lambda found: f"{found['images_per_second']:.0f} images per second")
         for factor in (3, 10):
             rate = factor * capacity["images_per_second"]
             await row(f"{factor}x as much (Poisson, deadline 2 s)",

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures a server of the release binary beside the bare model and prints a table for the README.
+"""Measures a server of the release binary beside the bare model and prints a table for docs/benchmarks.md.
 
 Rounds alternate between the server and the bare loop, so that a drifting machine slows both; ratios are medians
 over the rounds. Usage: make bench, or benches/serving.py --chips FOLDER [--preset small] [--rounds 3]
@@ -46,7 +46,7 @@ def measure(arguments, precision):
             throughput.append((served, bare))
             idle.append(server.bench("closed", arguments, "--concurrency=1"))
             log(f"{precision}: {served['images_per_server_cpu_second']:.2f} served, "
-                f"{bare['images_per_cpu_second']:.2f} bare images a CPU-second")
+                f"{bare['images_per_cpu_second']:.2f} bare images per CPU-second")
         capacity = statistics.median(served["images_per_second"] for served, _ in throughput)
         overload = server.bench("open", arguments, f"--rate={3 * capacity}", f"--timeout={arguments.deadline}")
         after = server.bench("closed", arguments, "--concurrency=1")
@@ -63,9 +63,9 @@ def table(arguments, throughput, idle, capacity, overload, after):
                   for served, bare in throughput]
     failed = overload["calls_failed"]
     return {
-        "images a second, server": f"{capacity:.1f}",
-        "images a server CPU-second": f"{middle(s['images_per_server_cpu_second'] for s, _ in throughput):.2f}",
-        "images a CPU-second, bare loop": f"{middle(b['images_per_cpu_second'] for _, b in throughput):.2f}",
+        "images per second, server": f"{capacity:.1f}",
+        "images per server CPU-second": f"{middle(s['images_per_server_cpu_second'] for s, _ in throughput):.2f}",
+        "images per CPU-second, bare loop": f"{middle(b['images_per_cpu_second'] for _, b in throughput):.2f}",
         "server over bare (rounds)":
             f"**{middle(efficiency):.3f}** ({', '.join(f'{value:.3f}' for value in efficiency)})",
         "one idle chip, p50": f"{middle(i['latency_ms']['p50'] for i in idle):.1f} ms",

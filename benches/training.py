@@ -113,7 +113,7 @@ def loader(arguments):
     command = [str(BINARY), "bench", "loader", str(CONFIG), *sets]
     measured = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return (f"Loader alone, {measured['threads']} threads: {measured['images_per_second']:.0f} images/s, "
-            f"{measured['images_per_cpu_second']:.0f} a CPU-second.")
+            f"{measured['images_per_cpu_second']:.0f} per CPU-second.")
 
 
 if __name__ == "__main__":

@@ -118,7 +118,7 @@ fn tiles(job: &TrainingJob, history: &History) -> Markup {
     if progress.steps_total > 0 {
         let steps = format!("{} / {}", progress.step, progress.steps_total);
         tiles.push((steps, format!("steps, epoch {} of {}", progress.epoch, progress.epochs_total)));
-        tiles.push((format!("{:.0}", progress.images_per_second), "images a second, last".into()));
+        tiles.push((format!("{:.0}", progress.images_per_second), "images per second, last".into()));
     }
     if let Some(seconds) = seconds_between(job.started_at, job.ended_at.or(history.last_at)) {
         let words = format!("{}", HumanDuration(Duration::from_secs(seconds)));

@@ -69,7 +69,9 @@ fn load_cuda() -> Result<(), String> {
                 let text = libc::dlerror();
                 if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
             };
-            Err(format!("libtorch_cuda.so cannot be loaded ({message}); install the CUDA tree (README, GPU)"))
+            Err(format!(
+                "libtorch_cuda.so cannot be loaded ({message}); install the CUDA tree (docs/processors.md)"
+            ))
         })
         .clone()
 }

@@ -9,6 +9,7 @@ mod connections;
 mod dashboards;
 #[cfg(feature = "torch")]
 mod deployment;
+mod documents;
 mod drain;
 mod embed;
 mod foreign;
