@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long fuzz-build python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling dashboard clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long fuzz-build python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak dashboard clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -76,6 +76,9 @@ bench-beside: build ## Measures Embed before, during and after a training job (1
 
 rolling: build ## Restarts servers under load: replicas behind HAProxy, then one with galleries (about a minute)
 	.venv/bin/python benches/rolling.py
+
+soak: build ## Churns a server for 30 minutes and looks whether memory, descriptors and files level off
+	.venv/bin/python benches/soak.py
 
 bench-overload: build ## Overload, many connections, slow headers, cancelled calls, garbage (about 3 minutes)
 	.venv/bin/python benches/overload.py
