@@ -47,13 +47,13 @@ pub enum PthError {
     Truncated,
     #[error("the archive is damaged or truncated: {0}")]
     Archive(#[from] ZipError),
-    #[error("entry {name} of the archive {reason}")]
+    #[error("entry {} of the archive {reason}", printable(.name))]
     Entry { name: String, reason: &'static str },
     #[error("the legacy file is malformed: {0}")]
     Legacy(&'static str),
     #[error("the numbers are stored with the highest byte first; save the checkpoint with the lowest first")]
     ByteOrder,
-    #[error("storage {key} {reason}")]
+    #[error("storage {} {reason}", printable(.key))]
     Storage { key: String, reason: &'static str },
     #[error("the file holds no tensors, neither outermost nor under a known key; outermost it has {0}")]
     NoTensors(String),

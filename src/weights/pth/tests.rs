@@ -193,6 +193,8 @@ fn a_damaged_archive_is_refused_with_the_place() {
     let good = pickle(&[WHOLE], false);
     check_refused(&golden::bytes("ckpt_truncated.pth"), "damaged or truncated");
     check_refused(&archive(&[("x/data.pkl", &good)]), "entry x/data/0 of the archive is missing");
+    let noisy = pickle(&[View { key: "0\u{1b}[2J", ..WHOLE }], false);
+    check_refused(&archive(&[("x/data.pkl", &noisy)]), "entry x/data/0\\u{1b}[2J of the archive is missing");
     check_refused(&archive(&[("x/code.py", &good)]), "neither a torch archive");
     check_refused(&archive(&[("x/data.pkl", &good), ("y/data.pkl", &good)]), "is there twice");
     check_refused(
