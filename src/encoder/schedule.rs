@@ -194,6 +194,10 @@ impl<T> Schedule<T> {
     fn take(&mut self, model: ModelDigest, size: usize) -> Vec<Entry<T>> {
         let mut batch = Vec::with_capacity(size);
         for class in &mut self.classes {
+            if batch.len() == size {
+                // A class that gets nothing of a full batch keeps its turn.
+                break;
+            }
             let Some(index) = class.iter().position(|queue| queue.model == model) else { continue };
             let Some(mut queue) = class.remove(index) else { continue };
             while batch.len() < size
@@ -313,6 +317,23 @@ mod tests {
         assert_eq!(take(&mut schedule, 2), [0, 1]);
         assert_eq!(take(&mut schedule, 2), [10, 11]);
         assert_eq!(take(&mut schedule, 2), [2, 3]);
+    }
+
+    #[test]
+    fn a_full_interactive_batch_leaves_the_turns_of_bulk_as_they_are() {
+        let mut schedule = Schedule::default();
+        for id in 0..4 {
+            schedule.insert(entry(id, 0, "t", Priority::Bulk));
+            schedule.insert(entry(10 + id, 1, "t", Priority::Bulk));
+        }
+        let mut served = vec![];
+        for id in [20, 22, 24, 26] {
+            schedule.insert(entry(id, 0, "t", Priority::Interactive));
+            schedule.insert(entry(id + 1, 0, "t", Priority::Interactive));
+            assert_eq!(take(&mut schedule, 2), [id, id + 1]);
+            served.push(take(&mut schedule, 2));
+        }
+        assert_eq!(served, [[0, 1], [10, 11], [2, 3], [12, 13]]);
     }
 
     #[test]
