@@ -91,6 +91,7 @@ impl Activator {
     ) -> Result<ModelLease, ActivationError> {
         let active = self.pipeline.active();
         if active.digest == model {
+            self.remember_served(model).await?;
             return Ok(active);
         }
         let next = self.lease(model).await?;
@@ -99,6 +100,21 @@ impl Activator {
         // Without a receiver nobody follows, and the former model leaves with its last call.
         let _ = self.changed.send(Activation { active: next.clone(), former });
         Ok(next)
+    }
+
+    /// A model may serve without having been activated, because the configuration says so. Whoever activates it wants to
+    /// find it again whatever the configuration says later.
+    async fn remember_served(&self, model: ModelDigest) -> Result<(), ActivationError> {
+        let remembered = self.registry.active();
+        if remembered.is_some_and(|remembered| remembered.digest == model) {
+            return Ok(());
+        }
+        if remembered.is_none() && self.registry.get(model).is_err() {
+            // A preset is not kept: the next start makes it anew.
+            return Ok(());
+        }
+        let former = remembered.map_or(model, |remembered| remembered.digest);
+        self.remember(ActiveModel { digest: model, former }).await
     }
 
     /// A lease of a model beside the active one, put on the devices if need be.

@@ -135,7 +135,11 @@ impl ModelsService {
 
     async fn delete(&self, digest: &str) -> Result<(), Problem> {
         let (registry, digest) = (self.registry()?, required_digest(digest)?);
-        if self.pipeline.residency().lease(digest).is_some() && digest != self.pipeline.active().digest {
+        if digest == self.pipeline.active().digest {
+            // Also where the configuration has chosen it, which the registry does not know.
+            return Err(RegistryError::Active(digest).into());
+        }
+        if self.pipeline.residency().lease(digest).is_some() {
             let message = format!(
                 "model {digest} is still in use: by calls, or by galleries that follow the active one"
             );

@@ -118,6 +118,23 @@ fn refusal(error: ClientError) -> (Code, String, String) {
     (status.code(), details(&status).0, status.message().to_owned())
 }
 
+#[tokio::test]
+async fn a_configured_model_is_not_deleted_while_it_serves_and_can_be_activated_for_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = RegistryLimits { count_max: 4, bytes_max: 1 << 20 };
+    let registry = Registry::open(&folder.path().join("models"), limits).unwrap();
+    registry.add(&model(0), &Provenance::now("configured")).unwrap();
+    drop(registry);
+    let (server, client) = start(folder.path(), &[]).await;
+    let delete = DeleteModelRequest { digest: digest(0) };
+    let refused = client.models().delete_model(delete).await.unwrap_err();
+    assert_eq!((refused.code(), details(&refused).0.as_str()), (Code::FailedPrecondition, "MODEL_ACTIVE"));
+    activate(&client, digest(0)).await.unwrap();
+    server.stop().await;
+    let registry = Registry::open(&folder.path().join("models"), limits).unwrap();
+    assert_eq!(registry.active().unwrap().digest, model(0).digest);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn models_are_activated_under_load_without_a_failed_or_wrong_answer() {
     let folder = tempfile::tempdir().unwrap();

@@ -107,6 +107,21 @@ async fn an_activation_is_remembered_and_the_former_model_leaves_when_nobody_fol
 }
 
 #[tokio::test]
+async fn a_model_that_serves_by_configuration_is_remembered_once_it_is_activated() {
+    let bench = bench(projections()).await;
+    let registry = bench.activator.registry();
+    bench.activator.activate(digest(0)).await.expect("a preset serves");
+    assert_eq!(registry.active(), None, "it is not kept");
+    registry.add(&model(0), &Provenance::now("test")).expect("room");
+    bench.activator.activate(digest(0)).await.expect("active already");
+    assert_eq!(registry.active(), Some(ActiveModel { digest: digest(0), former: digest(0) }));
+    registry.set_active(ActiveModel { digest: digest(1), former: digest(2) }).expect("there");
+    bench.activator.activate(digest(0)).await.expect("active already");
+    assert_eq!(registry.active(), Some(ActiveModel { digest: digest(0), former: digest(1) }));
+    bench.pipeline.residency().queue().close().await;
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_serve_leaves_the_active_one_alone() {
     let bench = bench(Arc::new(|model| match model.digest {
         bad if bad == digest(1) => Err(LoadError("no such device".into())),
