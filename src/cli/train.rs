@@ -272,6 +272,7 @@ impl Terminal {
 
     fn show(&mut self, event: Event) -> ControlFlow<()> {
         match event {
+            Event::PassedOver(checkpoint) => self.bar.line(&checkpoint.to_string()),
             Event::Started { steps, epochs } if steps > 0 => {
                 self.bar.line(&format!("going on after {steps} steps, to epoch {epochs}"));
             }
@@ -286,8 +287,8 @@ impl Terminal {
                     seconds_left,
                 });
             }
-            Event::EpochDone { epoch, mean_loss, mean_accuracy } => {
-                self.bar.epoch(epoch, mean_loss, Some(mean_accuracy));
+            Event::EpochDone { epoch, means: Some(means) } => {
+                self.bar.epoch(epoch, means.loss, Some(means.accuracy));
             }
             Event::Evaluated { epoch, summaries, .. } => {
                 for summary in summaries {
@@ -296,7 +297,7 @@ impl Terminal {
                     self.bar.evaluation(epoch, protocol, [map, within[0], within[1], within[2]]);
                 }
             }
-            Event::Started { .. } | Event::CheckpointSaved { .. } => {}
+            Event::Started { .. } | Event::EpochDone { means: None, .. } | Event::CheckpointSaved { .. } => {}
         }
         if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

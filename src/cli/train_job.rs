@@ -51,7 +51,7 @@ enum Ended {
 
 /// The digest of the model that is in the folder afterwards.
 fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
-    let unusable = |cause: io::Error| failed(Reason::ConfigInvalid, cause);
+    let unusable = |cause: io::Error| failed(Reason::of_io(&cause, Reason::ConfigInvalid), cause);
     let instructions = Instructions::read(folder).map_err(unusable)?;
     let stop = interrupted().map_err(|cause| failed(Reason::Crashed, cause))?;
     let wait_max = Duration::from_secs_f64(instructions.lock_seconds_max);
@@ -194,14 +194,13 @@ fn unsaved(cause: &CheckpointError) -> JobFailure {
         CheckpointError::Io { cause, .. } | CheckpointError::Tensors(NativeError::Io { cause, .. }) => {
             of_disk(cause)
         }
-        CheckpointError::Tensors(_) | CheckpointError::Progress { .. } => Reason::Crashed,
+        CheckpointError::Tensors(_) | CheckpointError::Progress { .. } | CheckpointError::Digest(_) => {
+            Reason::Crashed
+        }
     };
     JobFailure::new(reason, cause.to_string())
 }
 
 fn of_disk(cause: &io::Error) -> Reason {
-    match cause.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
-        _ => Reason::Crashed,
-    }
+    Reason::of_io(cause, Reason::Crashed)
 }

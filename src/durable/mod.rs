@@ -5,11 +5,13 @@ mod database;
 pub mod faults;
 mod folder;
 mod lock;
+mod sealed;
 mod shield;
 mod volume;
 
 pub use database::{Database, DatabaseError, guard};
 pub use folder::{PartialFolder, discard_folder, remove_partial, write_folder};
 pub use lock::{DirectoryLock, LockError};
+pub use sealed::{BrokenSeal, seal_text, unseal_text};
 pub use shield::Health;
 pub use volume::{Folder, Volume};

@@ -65,6 +65,10 @@ pub enum Saying {
         epoch: u32,
     },
     Saved(Saved),
+    /// For people, in the job's log and among its events.
+    Log {
+        line: String,
+    },
     /// Nothing has happened, but the process is at work.
     Alive,
     /// The process waits until everything before this is stored and it reads this number.

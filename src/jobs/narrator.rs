@@ -39,6 +39,7 @@ impl Narrator {
 
     pub fn tell(&mut self, event: Event) -> Vec<Saying> {
         match event {
+            Event::PassedOver(checkpoint) => vec![Saying::Log { line: checkpoint.to_string() }],
             Event::Started { steps, epochs } => {
                 self.epochs = epochs;
                 let begun = Saying::Begun { steps };

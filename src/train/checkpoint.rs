@@ -1,20 +1,25 @@
 //! Where a run stands, on disk: one folder a checkpoint, whole or absent.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use super::learn::LearnerState;
-use crate::durable::{remove_partial, write_folder};
-use crate::weights::native::{NativeError, read_tensors, tensor_bytes};
+use crate::durable::{remove_partial, seal_text, unseal_text, write_folder};
+use crate::weights::native::{NativeError, parse_tensors, read_tensor_bytes, tensor_bytes};
+use crate::weights::tensors::NamedTensors;
 
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const PROGRESS: &str = "progress.toml";
 const PREFIX: &str = "checkpoint-";
 const FORMAT: u32 = 1;
+/// The newest one may turn out to be damaged.
+const KEEP_MIN: usize = 2;
 
 /// What has been done of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -46,6 +51,34 @@ struct Written {
     /// What validation said, more being better.
     metric: Option<f64>,
     progress: Progress,
+    /// Absent in checkpoints of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digests: Option<Digests>,
+}
+
+/// SHA-256 of the other files, in hexadecimal digits.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Digests {
+    weights: String,
+    optimizer: String,
+}
+
+/// What a run goes on from.
+#[derive(Debug)]
+pub struct Newest {
+    /// The newest checkpoint that is as it was written.
+    pub found: Option<(Progress, LearnerState)>,
+    /// Those that are newer and cannot be used.
+    pub damaged: Vec<DamagedCheckpoint>,
+}
+
+/// A checkpoint that is not what was once written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamagedCheckpoint {
+    /// Of its folder.
+    pub name: String,
+    pub cause: String,
 }
 
 /// A checkpoint cannot be written or read.
@@ -57,17 +90,26 @@ pub enum CheckpointError {
     Tensors(#[from] NativeError),
     #[error("{path}: {cause}")]
     Progress { path: PathBuf, cause: String },
+    #[error("{0}: its digest is another one")]
+    Digest(PathBuf),
+}
+
+impl fmt::Display for DamagedCheckpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is damaged ({}) and passed over", self.name, self.cause)
+    }
 }
 
 impl Checkpoints {
-    /// Those in `folder`, which is made if need be; what a killed writer left behind is removed.
+    /// Those in `folder`, which is made if need be; what a killed writer left behind is removed. The newest two are kept
+    /// even where `keep` says less.
     ///
     /// # Errors
     /// The folder cannot be made, read or tidied.
     pub fn open(folder: &Path, keep: usize, keep_best: bool) -> Result<Self, CheckpointError> {
         let opened = fs::create_dir_all(folder).and_then(|()| remove_partial(folder));
         opened.map_err(|cause| CheckpointError::Io { path: folder.to_owned(), cause })?;
-        Ok(Self { folder: folder.to_owned(), keep: keep.max(1), keep_best })
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(KEEP_MIN), keep_best })
     }
 
     /// Writes a checkpoint durably, then removes what need not be kept.
@@ -82,17 +124,16 @@ impl Checkpoints {
     ) -> Result<PathBuf, CheckpointError> {
         let folder = self.place(progress.steps);
         let failed = |cause| CheckpointError::Io { path: folder.clone(), cause };
-        let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress };
-        let progress = toml::to_string(&written).expect("progress is a table");
+        let (weights, optimizer) = (tensor_bytes(&state.weights), tensor_bytes(&state.optimizer));
+        let digests = Some(Digests { weights: digest(&weights), optimizer: digest(&optimizer) });
+        let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress, digests };
+        let progress = seal_text(&toml::to_string(&written).expect("progress is a table"));
         if folder.exists() {
             // A run that was resumed from an older checkpoint comes by here once more, with the same numbers.
             fs::remove_dir_all(&folder).map_err(failed)?;
         }
-        let files: [(&str, &[u8]); 3] = [
-            (WEIGHTS, &tensor_bytes(&state.weights)),
-            (OPTIMIZER, &tensor_bytes(&state.optimizer)),
-            (PROGRESS, progress.as_bytes()),
-        ];
+        let files: [(&str, &[u8]); 3] =
+            [(WEIGHTS, &weights), (OPTIMIZER, &optimizer), (PROGRESS, progress.as_bytes())];
         write_folder(&folder, &files).map_err(failed)?;
         self.remove_old()?;
         Ok(folder)
@@ -109,18 +150,23 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest checkpoint that can be read; a damaged one is passed over with a warning.
+    /// The newest checkpoint that can be used, and those that were passed over.
     ///
     /// # Errors
     /// The folder cannot be listed.
-    pub fn newest(&self) -> Result<Option<(Progress, LearnerState)>, CheckpointError> {
+    pub fn newest(&self) -> Result<Newest, CheckpointError> {
+        let mut damaged = Vec::new();
         for folder in self.all()?.iter().rev() {
             match read(folder) {
-                Ok(found) => return Ok(Some(found)),
-                Err(cause) => tracing::warn!(%cause, "a damaged checkpoint is passed over"),
+                Ok(found) => return Ok(Newest { found: Some(found), damaged }),
+                Err(cause) => damaged.push(DamagedCheckpoint {
+                    name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                    // The folder is named already.
+                    cause: cause.to_string().replace(&format!("{}/", folder.display()), ""),
+                }),
             }
         }
-        Ok(None)
+        Ok(Newest { found: None, damaged })
     }
 
     /// Where the newest checkpoint that can be read lies.
@@ -164,12 +210,26 @@ fn best(checkpoints: &[PathBuf]) -> Option<&PathBuf> {
 
 fn read(folder: &Path) -> Result<(Progress, LearnerState), CheckpointError> {
     let written = read_progress(folder)?;
+    let digests = written.digests.as_ref();
     let state = LearnerState {
-        weights: read_tensors(&folder.join(WEIGHTS))?,
-        optimizer: read_tensors(&folder.join(OPTIMIZER))?,
+        weights: read_tensors(&folder.join(WEIGHTS), digests.map(|digests| &*digests.weights))?,
+        optimizer: read_tensors(&folder.join(OPTIMIZER), digests.map(|digests| &*digests.optimizer))?,
         steps: written.optimizer_steps,
     };
     Ok((written.progress, state))
+}
+
+/// The tensors of a file, whose digest is compared where it is known.
+fn read_tensors(path: &Path, expected: Option<&str>) -> Result<NamedTensors, CheckpointError> {
+    let bytes = read_tensor_bytes(path)?;
+    if expected.is_some_and(|expected| expected != digest(&bytes)) {
+        return Err(CheckpointError::Digest(path.to_owned()));
+    }
+    Ok(parse_tensors(path, &bytes)?)
+}
+
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {
@@ -177,7 +237,8 @@ fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {
     let text =
         fs::read_to_string(&path).map_err(|cause| CheckpointError::Io { path: path.clone(), cause })?;
     let malformed = |cause: String| CheckpointError::Progress { path: path.clone(), cause };
-    let written: Written = toml::from_str(&text).map_err(|cause| malformed(cause.message().to_owned()))?;
+    let text = unseal_text(&text).map_err(|cause| malformed(cause.to_string()))?;
+    let written: Written = toml::from_str(text).map_err(|cause| malformed(cause.message().to_owned()))?;
     if written.format != FORMAT {
         return Err(malformed(format!("format {}, this program reads format {FORMAT}", written.format)));
     }
@@ -185,20 +246,4 @@ fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_newest_and_the_best_stay() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let checkpoints = Checkpoints::open(folder.path(), 2, true).expect("writable");
-        let mut left = Vec::new();
-        for (steps, metric) in [(1, Some(0.2)), (2, Some(0.5)), (3, None), (4, Some(0.5)), (5, Some(0.1))] {
-            let progress = Progress { epoch: 1, steps_of_epoch: 0, steps };
-            checkpoints.save(progress, metric, &LearnerState::default()).expect("writable");
-            let all = checkpoints.all().expect("readable");
-            left = all.iter().filter_map(|folder| Some(read_progress(folder).ok()?.progress.steps)).collect();
-        }
-        assert_eq!(left, [2, 4, 5]);
-    }
-}
+mod tests;

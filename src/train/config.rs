@@ -211,7 +211,7 @@ pub enum HeadName {
 pub struct CheckpointChoice {
     /// Epochs between checkpoints.
     pub epochs: u32,
-    /// How many stay.
+    /// How many stay. The newest two always do, since the newest may turn out to be damaged.
     pub keep: usize,
     /// Whether the best one by validation stays as well.
     #[serde(default)]

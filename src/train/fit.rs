@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::checkpoint::{CheckpointError, Checkpoints, Progress};
+use super::checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Newest, Progress};
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::loader::in_order;
 use super::random::{Purpose, stream};
@@ -44,6 +44,8 @@ pub trait Source: Sync {
 /// What happened in a run, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// A checkpoint that is not what was once written: the run goes on from an earlier one, or starts anew.
+    PassedOver(DamagedCheckpoint),
     /// The run starts, or goes on after these steps.
     Started {
         steps: u64,
@@ -58,11 +60,10 @@ pub enum Event {
         /// To the end of the run, at the pace that this process has had.
         seconds_left: f64,
     },
-    /// Mean of the terms over the epoch's steps that this process took.
     EpochDone {
         epoch: u32,
-        mean_loss: f64,
-        mean_accuracy: f64,
+        /// Over the epoch's steps that this process took; absent where an earlier process took them all.
+        means: Option<Means>,
     },
     /// What the weights at the end of an epoch are worth; epoch 0 is before the first step.
     Evaluated {
@@ -76,6 +77,13 @@ pub enum Event {
     CheckpointSaved {
         progress: Progress,
     },
+}
+
+/// What the steps of an epoch had on average.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Means {
+    pub loss: f64,
+    pub accuracy: f64,
 }
 
 /// Why a run ended before its time.
@@ -125,12 +133,17 @@ pub fn fit<S: Source>(
 ) -> Result<LearnerState, FitError> {
     let Course { plan, validation, checkpoints, .. } = *course;
     let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
-    if let Some((found, state)) = checkpoints.newest()? {
+    let Newest { found, damaged } = checkpoints.newest()?;
+    let mut stopped = false;
+    for checkpoint in damaged {
+        stopped |= report(Event::PassedOver(checkpoint)).is_break();
+    }
+    if let Some((found, state)) = found {
         learner.restore(state)?;
         progress = found;
     }
     let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
-    let mut stopped = report(started).is_break();
+    stopped |= report(started).is_break();
     if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
         let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
         stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
@@ -253,12 +266,10 @@ fn run_epoch<S: Source>(
         ControlFlow::Break(Ok(())) => Ok(ControlFlow::Break(())),
         ControlFlow::Continue(()) => {
             *progress = Progress { epoch: epoch + 1, steps_of_epoch: 0, ..*progress };
-            let count = f64::from(taken.max(1));
-            Ok(report(Event::EpochDone {
-                epoch,
-                mean_loss: sum.total / count,
-                mean_accuracy: sum.accuracy / count,
-            }))
+            let count = f64::from(taken);
+            let means =
+                (taken > 0).then(|| Means { loss: sum.total / count, accuracy: sum.accuracy / count });
+            Ok(report(Event::EpochDone { epoch, means }))
         }
     }
 }

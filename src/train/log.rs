@@ -45,7 +45,7 @@ impl EventLog {
                 "accuracy": terms.accuracy,
                 "rate": rates.weights,
             })),
-            Event::EpochDone { .. } | Event::CheckpointSaved { .. } => Ok(()),
+            Event::PassedOver(_) | Event::EpochDone { .. } | Event::CheckpointSaved { .. } => Ok(()),
             Event::Evaluated { epoch, steps, summaries, .. } => self.append(&json!({
                 "event": "evaluated",
                 "step": steps,

@@ -29,14 +29,14 @@ mod validation;
 mod yaml;
 
 pub use augment::{augment, plain};
-pub use checkpoint::{CheckpointError, Checkpoints, Progress};
+pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
 pub use config::{
     Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, PresetName,
     StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
-pub use fit::{Course, Event, FitError, Plan, Source, fit};
+pub use fit::{Course, Event, FitError, Means, Plan, Source, fit};
 pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 pub use loader::in_order;

@@ -130,7 +130,15 @@ struct Format {
 /// # Errors
 /// The file is absent, malformed, too large or holds numbers of another type.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
-    parse_tensors(path, &read_bounded(path, TENSOR_BYTES_MAX)?)
+    parse_tensors(path, &read_tensor_bytes(path)?)
+}
+
+/// The bytes of a safetensors file.
+///
+/// # Errors
+/// The file is absent or too large.
+pub fn read_tensor_bytes(path: &Path) -> Result<Vec<u8>, NativeError> {
+    read_bounded(path, TENSOR_BYTES_MAX)
 }
 
 /// The tensors in `bytes`, which lie at `path`.

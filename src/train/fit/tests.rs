@@ -149,6 +149,53 @@ fn a_torn_checkpoint_costs_no_more_than_itself() {
 }
 
 #[test]
+fn a_damaged_checkpoint_is_told_and_the_one_before_is_taken() {
+    let (losses, _) = run(folder().path(), &plan(1), &NUMBERS, |_| false);
+    let folder = folder();
+    run(folder.path(), &plan(1), &NUMBERS, |steps| steps == 30).1.expect_err("stopped");
+    let newest = folder.path().join("checkpoint-0000000030/optimizer.safetensors");
+    let mut bytes = std::fs::read(&newest).expect("readable");
+    // A number in which every bit pattern is as good as any other.
+    *bytes.last_mut().expect("not empty") ^= 1;
+    std::fs::write(newest, bytes).expect("writable");
+    // Of which only one is wanted.
+    let checkpoints = &Checkpoints::open(folder.path(), 1, false).expect("writable");
+    let (mut told, mut taken) = (Vec::new(), Vec::new());
+    let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let outcome = fit(&course, &mut Linear::default(), &mut |event| {
+        match event {
+            Event::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
+            Event::Started { steps, .. } => told.push(steps.to_string()),
+            Event::Step { terms, .. } => taken.push(terms.total.to_bits()),
+            _ => {}
+        }
+        ControlFlow::Continue(())
+    });
+    outcome.expect("finished");
+    let damaged =
+        "checkpoint-0000000030 is damaged (optimizer.safetensors: its digest is another one) and passed over";
+    assert_eq!(told, [damaged, "28"]);
+    assert_eq!(taken[..], losses[28..]);
+}
+
+#[test]
+fn an_epoch_that_an_earlier_process_has_gone_through_has_no_means() {
+    let folder = folder();
+    run(folder.path(), &plan(1), &NUMBERS, |steps| steps == 7).1.expect_err("stopped");
+    let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
+    let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let mut done = Vec::new();
+    let outcome = fit(&course, &mut Linear::default(), &mut |event| {
+        if let Event::EpochDone { epoch, means } = event {
+            done.push((epoch, means.map(|means| means.loss > 0.0)));
+        }
+        ControlFlow::Continue(())
+    });
+    outcome.expect("finished");
+    assert_eq!(done[..2], [(1, None), (2, Some(true))]);
+}
+
+#[test]
 fn a_file_that_cannot_be_read_and_an_epoch_without_batches_end_the_run() {
     let broken = Numbers { broken: Some(3), ..NUMBERS };
     let (losses, outcome) = run(folder().path(), &plan(2), &broken, |_| false);
@@ -185,7 +232,7 @@ fn weights_that_are_not_finite_are_never_saved() {
     save(&checkpoints, progress(1), None, &state(1.0)).expect("finite");
     let error = save(&checkpoints, progress(2), None, &state(f32::INFINITY)).expect_err("infinite");
     assert!(error.to_string().contains("weight has a value that is not finite"), "{error}");
-    let (found, _) = checkpoints.newest().expect("readable").expect("the first");
+    let (found, _) = checkpoints.newest().expect("readable").found.expect("the first");
     assert_eq!(found.steps, 1);
 }
 
