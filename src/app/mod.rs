@@ -110,7 +110,8 @@ pub async fn start(
     let port = Port { listener, security };
 
     let shelf = open_shelf(&config.store).await?;
-    let calibrators = read_calibrators(&config.matching)?;
+    let matching = config.matching.clone();
+    let calibrators = tokio::task::spawn_blocking(move || read_calibrators(&matching)).await??;
     let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
     let jobs = training::open_jobs(config, shelf.clone(), registry.clone()).await?;
 
@@ -146,6 +147,10 @@ pub async fn start(
     let serving = tokio::spawn(async move {
         listener::serve(port, router, &limits, drain.begun(), calls_max).await;
     });
+    // Last, since nothing after it can fail or be interrupted: a start that comes to nothing costs no job an attempt.
+    if let Some(jobs) = &jobs {
+        jobs.begin();
+    }
     tracing::info!(%address, %metrics_address, "serving");
     Ok(Running {
         address,
@@ -248,8 +253,9 @@ pub fn threads_per_worker(config: &Config) -> usize {
 /// Reads the keys of callers and opens the audit log.
 async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
     let identity = Identity::open(&config.auth).await?;
-    let path = &config.telemetry.audit_file;
-    let audit = AuditLog::open(path).with_context(|| format!("telemetry.audit_file {path}"))?;
+    let path = config.telemetry.audit_file.clone();
+    let open = move || AuditLog::open(&path).with_context(|| format!("telemetry.audit_file {path}"));
+    let audit = tokio::task::spawn_blocking(open).await??;
     Ok(Gate { identity, audit, drain })
 }
 

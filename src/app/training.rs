@@ -1,6 +1,5 @@
 //! From the configuration's `[training]` to jobs that go on.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,11 +88,7 @@ impl Keeper for Registry {
 fn reason(cause: &RegistryError) -> Reason {
     match cause {
         RegistryError::NoModel(_) => Reason::Crashed,
-        RegistryError::Io { cause, .. } if is_full(cause) => Reason::DiskFull,
+        RegistryError::Io { cause, .. } => Reason::of_io(cause, Reason::ModelNotKept),
         _ => Reason::ModelNotKept,
     }
-}
-
-fn is_full(cause: &io::Error) -> bool {
-    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

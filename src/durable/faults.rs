@@ -29,6 +29,8 @@ struct State {
     files: BTreeMap<String, FaultyFile>,
     /// Operations until one fails.
     planned: Option<(usize, Failure)>,
+    /// Operations that have failed as planned.
+    refused: usize,
     power: Power,
 }
 
@@ -58,12 +60,23 @@ enum Change {
 impl FaultyDisk {
     pub fn new(seed: u64) -> Self {
         let random = ChaCha8Rng::seed_from_u64(seed);
-        Self(Arc::new(Mutex::new(State { random, files: BTreeMap::new(), planned: None, power: Power::On })))
+        Self(Arc::new(Mutex::new(State {
+            random,
+            files: BTreeMap::new(),
+            planned: None,
+            refused: 0,
+            power: Power::On,
+        })))
     }
 
     /// Lets the operation after the next `operations` fail; writes, resizings and syncs count.
     pub fn fail_after(&self, operations: usize, failure: Failure) {
         self.state().planned = Some((operations, failure));
+    }
+
+    /// Operations that have failed as planned.
+    pub fn refused(&self) -> usize {
+        self.state().refused
     }
 
     /// From now on the process is dead: whatever it still tries has no effect.
@@ -121,6 +134,7 @@ impl State {
                 Ok(())
             }
             Some((_, failure)) => {
+                self.refused += 1;
                 if *failure == Failure::Passing {
                     self.planned = None;
                 }

@@ -1,7 +1,9 @@
 //! One attempt at a job: its process from the start to the end, however it ends.
 
+use std::future;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,6 +24,7 @@ use super::failure::{Failure, Reason};
 use super::job::{Edit, Job, JobKey};
 use super::keeper::Keeper;
 use super::lines::{Lines, Log};
+use super::paths::ShownPaths;
 use super::rankings;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
@@ -65,11 +68,22 @@ impl Slot {
             Ending::Finished { model } => self.keep(&job, model).await,
             ending @ (Ending::Stopped | Ending::Failed(_)) => ending,
         };
+        let ending = match ending {
+            Ending::Failed(Failure { reason, message }) => {
+                Ending::Failed(Failure::new(reason, self.paths(&job).relative(&message)))
+            }
+            other => other,
+        };
         let attempts_max = self.settings.attempts_max;
         let after =
             self.desk.update_surely(&key, move |edit| settle(edit, ending.clone(), attempts_max)).await;
         metrics::job_slot_free(self.number);
         if let Some(job) = after {
+            if matches!(job.state, JobState::Finished { .. }) {
+                // Not before its end is on disk: an attempt that has to be made again learns from the same chips.
+                let folder = self.settings.job_folder(key.id);
+                let _ = spawn_blocking(move || chips::discard(&folder)).await;
+            }
             tracing::info!(job = %key.id, attempt = job.attempt, state = job.state.name().text(), "an attempt ended");
         }
     }
@@ -81,8 +95,9 @@ impl Slot {
     }
 
     async fn start(&self, job: &Job) -> Result<Process, Failure> {
-        let not_started =
-            |cause: io::Error| Failure::new(Reason::NotStarted, format!("not started: {cause}"));
+        let not_started = |cause: io::Error| {
+            Failure::new(Reason::of_io(&cause, Reason::NotStarted), format!("not started: {cause}"))
+        };
         let folder = self.settings.job_folder(job.key.id);
         std::fs::create_dir_all(&folder).map_err(not_started)?;
         self.instructions(job).write(&folder).map_err(not_started)?;
@@ -99,6 +114,7 @@ impl Slot {
             child,
             heard,
             log: Arc::new(Mutex::new(log)),
+            paths: self.paths(job),
             kills: MemoryKills::now(),
             slot: self.clone(),
             words: None,
@@ -108,12 +124,16 @@ impl Slot {
 
     async fn keep(&self, job: &Job, model: ModelDigest) -> Ending {
         let (keeper, folder) = (Arc::clone(&self.keeper), self.settings.job_folder(job.key.id));
-        let keep = move || keeper.keep(&folder.join(MODEL), model).map(|()| chips::discard(&folder));
+        let keep = move || keeper.keep(&folder.join(MODEL), model);
         match spawn_blocking(keep).await {
             Ok(Ok(())) => Ending::Finished { model },
             Ok(Err(failure)) => Ending::Failed(failure),
             Err(cause) => Ending::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),
         }
+    }
+
+    fn paths(&self, job: &Job) -> ShownPaths {
+        ShownPaths::of_job(&self.settings, &self.settings.job_folder(job.key.id))
     }
 
     fn instructions(&self, job: &Job) -> Instructions {
@@ -169,12 +189,21 @@ struct Process {
     stdin: Option<ChildStdin>,
     heard: mpsc::Receiver<Line>,
     log: Arc<Mutex<Log>>,
+    paths: ShownPaths,
     kills: MemoryKills,
     slot: Slot,
     /// What it said of its end.
     words: Option<Saying>,
     /// Of its log.
     last_line: Option<String>,
+}
+
+/// What a process said, on its way into the store.
+struct Storing {
+    /// Whether there is still a job for it.
+    done: Pin<Box<dyn Future<Output = bool> + Send>>,
+    /// The process waits for it, with this number.
+    sync: Option<u64>,
 }
 
 /// When something is done to a process that is not as it should be.
@@ -188,17 +217,25 @@ struct Clock {
 }
 
 impl Process {
-    /// Until the process and what it said have come to their end.
+    /// Until the process and what it said have come to their end. A store that cannot be used meanwhile is waited for
+    /// beside everything else.
     async fn supervise(mut self, mut stops: mpsc::Receiver<Stop>) -> Ending {
         let Settings { silence_max, grace, .. } = *self.slot.settings;
         let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
         let (mut exit, mut silent, mut open) = (None, None, true);
+        let mut storing = None;
         let mut lines = Vec::with_capacity(LINES_MAX);
         loop {
             tokio::select! {
-                count = self.heard.recv_many(&mut lines, LINES_MAX), if open => {
+                count = self.heard.recv_many(&mut lines, LINES_MAX), if open && storing.is_none() => {
                     open = count > 0;
-                    self.hear(std::mem::take(&mut lines)).await;
+                    storing = self.hear(std::mem::take(&mut lines));
+                    clock.silent_at = Instant::now() + silence_max;
+                }
+                has_job = stored(&mut storing) => {
+                    let sync = storing.take().and_then(|storing| storing.sync);
+                    self.answer(has_job, sync).await;
+                    // It may have been waiting for this.
                     clock.silent_at = Instant::now() + silence_max;
                 }
                 ended = self.child.wait(), if exit.is_none() => {
@@ -210,68 +247,74 @@ impl Process {
                     clock.kill_at = Some(Instant::now() + grace);
                 }
                 () = sleep_until(clock.silent_at), if exit.is_none() && clock.kill_at.is_none() && silent.is_none() => {
-                    silent = Some(silence_max);
-                    self.signal(Signal::KILL);
+                    let waits = storing.as_ref().is_some_and(|storing| storing.sync.is_some());
+                    if waits || !self.heard.is_empty() {
+                        clock.silent_at = Instant::now() + silence_max;
+                    } else {
+                        silent = Some(silence_max);
+                        self.signal(Signal::KILL);
+                    }
                 }
                 () = due(clock.kill_at), if exit.is_none() => {
                     self.signal(Signal::KILL);
                     clock.kill_at = Some(Instant::now() + grace);
                 }
-                () = due(clock.deaf_at) => open = false,
+                () = due(clock.deaf_at) => {
+                    // What it said before is still taken.
+                    self.heard.close();
+                    clock.deaf_at = None;
+                }
             }
-            if let (Some(exit), false) = (exit, open) {
+            if let (Some(exit), false, None) = (exit, open, &storing) {
                 return self.death(exit, clock.kill_at.is_some(), silent).ending();
             }
         }
     }
 
-    /// Stores what the process said, then tells it so where it waits for that.
-    async fn hear(&mut self, lines: Vec<Line>) {
+    /// Takes in what the process said, and says how that is stored, if anything of it is.
+    fn hear(&mut self, lines: Vec<Line>) -> Option<Storing> {
         let mut sync = None;
         let mut heard = Vec::with_capacity(lines.len());
         for line in lines {
             match line {
-                Line::Logged(line) => heard.push(Heard::Log(line)),
+                Line::Logged(line) => heard.push(Heard::Log(self.paths.relative(&line))),
                 Line::Said(line) => match serde_json::from_str(&line) {
                     Ok(Saying::Sync { number }) => sync = Some(number),
                     Ok(Saying::Alive) => {}
                     Ok(saying @ (Saying::Finished { .. } | Saying::Stopped | Saying::Failed { .. })) => {
                         self.words = Some(saying);
                     }
-                    Ok(Saying::Rankings { epoch }) => heard.extend(self.rankings(epoch).await),
+                    Ok(Saying::Rankings { epoch }) => heard.push(Heard::Left { epoch }),
+                    Ok(Saying::Log { line }) => heard.push(Heard::Log(self.paths.relative(&line))),
                     Ok(saying) => heard.push(Heard::Saying(saying)),
                     // Not of our protocol, but perhaps of use to whoever reads the log.
-                    Err(_) => heard.push(Heard::Log(line)),
+                    Err(_) => heard.push(Heard::Log(self.paths.relative(&line))),
                 },
             }
         }
         self.note(&heard);
-        if !heard.is_empty() {
-            let log = Arc::clone(&self.log);
-            let stored = self.slot.desk.update_surely(&self.key, move |edit| store(&heard, edit, &log)).await;
-            if stored.is_none() {
-                // Nobody has a job for it any more.
-                self.signal(Signal::KILL);
-            }
+        if heard.is_empty() {
+            return sync.map(|_| Storing { done: Box::pin(future::ready(true)), sync });
+        }
+        let (slot, key, log) = (self.slot.clone(), self.key.clone(), Arc::clone(&self.log));
+        let done = async move {
+            let heard = fetched(&slot, &key, heard).await;
+            slot.desk.update_surely(&key, move |edit| store(&heard, edit, &log)).await.is_some()
+        };
+        Some(Storing { done: Box::pin(done), sync })
+    }
+
+    /// Tells the process that what it said is stored, where it waits for that.
+    async fn answer(&mut self, has_job: bool, sync: Option<u64>) {
+        if !has_job {
+            // Nobody has a job for it any more.
+            self.signal(Signal::KILL);
         }
         if let (Some(number), Some(stdin)) = (sync, &mut self.stdin)
             && stdin.write_all(format!("{number}\n").as_bytes()).await.is_err()
         {
             // It has ended, which is noticed in its turn.
             self.stdin = None;
-        }
-    }
-
-    /// What the process has left in its folder; a job goes on without it.
-    async fn rankings(&self, epoch: u32) -> Option<Heard> {
-        let folder = self.slot.settings.job_folder(self.key.id);
-        let fetched = spawn_blocking(move || rankings::fetch(&folder, epoch)).await;
-        match fetched.unwrap_or_else(|cause| Err(io::Error::other(cause))) {
-            Ok(rankings) => Some(Heard::Rankings(rankings)),
-            Err(cause) => {
-                tracing::warn!(%cause, job = %self.key.id, "rankings of a job are lost");
-                None
-            }
         }
     }
 
@@ -290,7 +333,7 @@ impl Process {
                 Heard::Saying(Saying::Evaluated(evaluation)) if evaluation.protocol == "all" => {
                     metrics::job_map(self.slot.number, evaluation.map);
                 }
-                Heard::Saying(_) | Heard::Rankings(_) => {}
+                Heard::Saying(_) | Heard::Left { .. } | Heard::Rankings(_) => {}
             }
         }
     }
@@ -312,14 +355,44 @@ impl Process {
 async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
+        None => future::pending().await,
+    }
+}
+
+/// Whether there is still a job for what was stored; never where nothing is being stored.
+async fn stored(storing: &mut Option<Storing>) -> bool {
+    match storing {
+        Some(storing) => storing.done.as_mut().await,
+        None => future::pending().await,
     }
 }
 
 enum Heard {
     Saying(Saying),
+    /// Rankings of this epoch are in the job's folder.
+    Left {
+        epoch: u32,
+    },
     Rankings(Rankings),
     Log(String),
+}
+
+/// The same with the rankings that the process has left in its folder; a job goes on without them.
+async fn fetched(slot: &Slot, key: &JobKey, heard: Vec<Heard>) -> Vec<Heard> {
+    let mut all = Vec::with_capacity(heard.len());
+    for heard in heard {
+        let Heard::Left { epoch } = heard else {
+            all.push(heard);
+            continue;
+        };
+        let folder = slot.settings.job_folder(key.id);
+        let fetched = spawn_blocking(move || rankings::fetch(&folder, epoch)).await;
+        match fetched.unwrap_or_else(|cause| Err(io::Error::other(cause))) {
+            Ok(rankings) => all.push(Heard::Rankings(rankings)),
+            Err(cause) => tracing::warn!(%cause, job = %key.id, "rankings of a job are lost"),
+        }
+    }
+    all
 }
 
 fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
@@ -335,6 +408,7 @@ fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refus
                 }
                 edit.log(line.clone());
             }
+            Heard::Left { .. } => {}
             Heard::Rankings(rankings) => edit.ranked(rankings.clone()),
             Heard::Saying(Saying::Begun { steps }) => edit.begin(*steps),
             Heard::Saying(Saying::Started(start)) => edit.started(start.clone()),
@@ -343,6 +417,7 @@ fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refus
             Heard::Saying(Saying::Saved(saved)) => edit.saved(*saved),
             Heard::Saying(
                 Saying::Alive
+                | Saying::Log { .. }
                 | Saying::Rankings { .. }
                 | Saying::Sync { .. }
                 | Saying::Finished { .. }

@@ -82,10 +82,7 @@ impl CopyError {
         let reason = match self {
             Self::Stopped => return Ending::Stopped,
             Self::Gallery(_) | Self::Unreadable(_) => Reason::DataMissing,
-            Self::Io(cause) => match cause.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
-                _ => Reason::NotStarted,
-            },
+            Self::Io(cause) => Reason::of_io(cause, Reason::NotStarted),
         };
         Ending::Failed(Failure::new(reason, format!("the gallery's chips cannot be copied: {self}")))
     }
@@ -130,11 +127,14 @@ pub async fn fetch(slot: &Slot, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> 
     let mut copying = spawn_blocking(move || copy(&shelf, &tenant, &name, &folder, &seen));
     let copied = loop {
         tokio::select! {
-            copied = &mut copying => break copied,
+            biased;
             Some(Stop) = stops.recv() => stopped.store(true, Ordering::Relaxed),
+            copied = &mut copying => break copied,
         }
     };
     match copied {
+        // It came too late for the copy, which stays for the next attempt.
+        Ok(Ok(_)) if stopped.load(Ordering::Relaxed) => Err(Ending::Stopped),
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(copied))) => {
             let line = copied.to_string();

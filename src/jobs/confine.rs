@@ -58,9 +58,17 @@ pub fn take_folder(folder: &Path, wait_max: Duration) -> Result<DirectoryLock, F
         match DirectoryLock::acquire(folder) {
             Ok(lock) => return Ok(lock),
             Err(LockError::Held { .. }) if Instant::now() < until => thread::sleep(LOCK_PAUSE),
-            Err(cause) => return Err(Failure::new(Reason::FolderInUse, cause.to_string())),
+            Err(cause) => return Err(untaken(&cause)),
         }
     }
+}
+
+fn untaken(cause: &LockError) -> Failure {
+    let reason = match cause {
+        LockError::Held { .. } => Reason::FolderInUse,
+        LockError::Io { cause, .. } => Reason::of_io(cause, Reason::NotStarted),
+    };
+    Failure::new(reason, cause.to_string())
 }
 
 /// Says every so often that this process is at work, for as long as it is: one that waits for ever does not compute.
@@ -87,6 +95,17 @@ pub fn beat(speaker: Speaker, period: Duration) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_cannot_be_locked_is_not_in_use() {
+        for (kind, reason) in [
+            (io::ErrorKind::StorageFull, Reason::DiskFull),
+            (io::ErrorKind::QuotaExceeded, Reason::DiskFull),
+            (io::ErrorKind::PermissionDenied, Reason::NotStarted),
+        ] {
+            assert_eq!(untaken(&LockError::Io { path: "lock".into(), cause: kind.into() }).reason, reason);
+        }
+    }
 
     #[test]
     fn a_folder_is_taken_when_its_holder_leaves_or_not_at_all() {

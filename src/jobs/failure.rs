@@ -1,6 +1,7 @@
 //! Why a job cannot go on: a stable reason, a text for people, and whether trying again can help.
 
 use std::fmt;
+use std::io;
 
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +91,14 @@ impl Reason {
     /// The reason of this name, as an earlier release may have stored it.
     pub fn named(name: &str) -> Option<Self> {
         Self::EVERY.into_iter().find(|reason| reason.name() == name)
+    }
+
+    /// That of what could not be written or read: a full disk, or else `otherwise`.
+    pub fn of_io(cause: &io::Error, otherwise: Self) -> Self {
+        match cause.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
+            _ => otherwise,
+        }
     }
 
     /// Whether the server starts another attempt by itself. What the next attempt would meet again is left to whoever

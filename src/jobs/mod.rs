@@ -12,6 +12,7 @@ mod job;
 mod keeper;
 mod lines;
 mod narrator;
+mod paths;
 mod rankings;
 mod record;
 mod service;

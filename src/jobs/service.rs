@@ -14,6 +14,7 @@ use super::desk::{Desk, now};
 use super::event::{JobEvent, Start};
 use super::job::{Job, JobId, JobKey, Order};
 use super::keeper::Keeper;
+use super::paths::ShownPaths;
 use super::state::{Change, Refused};
 use super::store::{AddError, Added, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
 use super::supervisor::{Settings, Supervisor};
@@ -62,18 +63,25 @@ pub enum JobError {
 }
 
 impl Jobs {
-    /// Opens the jobs in `settings.folder`, which is made where it is missing, and goes on with those that ran. `keeper`
-    /// takes their models.
+    /// Opens the jobs in `settings.folder`, which is made where it is missing. `keeper` takes their models. Those that ran
+    /// or wait are run once the server [begins](Self::begin).
     ///
     /// # Errors
     /// The store or a data root cannot be used.
     pub async fn open(settings: Settings, bounds: Bounds, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
-        let roots = DataRoots::under(&settings.data_roots)?;
-        let folder = settings.folder.clone();
-        let desk = spawn_blocking(move || open_desk(&folder, bounds)).await??;
-        let desk = Arc::new(desk);
+        let (folder, data_roots) = (settings.folder.clone(), settings.data_roots.clone());
+        let opened = spawn_blocking(move || {
+            let roots = DataRoots::under(&data_roots)?;
+            anyhow::Ok((roots, Arc::new(open_desk(&folder, bounds)?)))
+        });
+        let (roots, desk) = opened.await??;
         let supervisor = Supervisor::start(Arc::clone(&desk), settings.clone(), keeper).await?;
         Ok(Self { desk, supervisor, settings, roots, draining: AtomicBool::new(false) })
+    }
+
+    /// Runs the jobs that wait, from now on: as soon as everything else that could fail at a start has not.
+    pub fn begin(&self) {
+        self.supervisor.begin();
     }
 
     /// Checks an order, and what it wants to learn from, without starting anything: the job as it would be, and what it
@@ -188,7 +196,7 @@ impl Jobs {
         let gallery =
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
         let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
-        let pace = self.settings.pace;
+        let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
         let checked = spawn_blocking(move || {
             let start = match gallery {
                 None => Materials::check(&config, &roots),
@@ -201,7 +209,11 @@ impl Jobs {
                 (Ok(start), None) => Ok(start.map(|start| Start::new(&config.start.path, &start))),
                 (start, slow) => {
                     let violations = start.err().unwrap_or_default().into_iter().chain(slow);
-                    Err(OrderError::Invalid(violations.collect()))
+                    let shown = violations.map(|violation| Violation {
+                        problem: paths.relative(&violation.problem),
+                        ..violation
+                    });
+                    Err(OrderError::Invalid(shown.collect()))
                 }
             }
         });

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 
@@ -60,7 +60,10 @@ impl Settings {
 
 /// Tells the supervisor what has changed.
 #[derive(Clone, Debug)]
-pub struct Supervisor(mpsc::Sender<Command>);
+pub struct Supervisor {
+    commands: mpsc::Sender<Command>,
+    begin: Arc<Notify>,
+}
 
 #[derive(Debug)]
 enum Command {
@@ -71,7 +74,7 @@ enum Command {
 }
 
 impl Supervisor {
-    /// Brings jobs back that ran when the server went away, and runs those that wait.
+    /// Brings jobs back that ran when the server went away. Those that wait are run once it [begins](Self::begin).
     ///
     /// # Errors
     /// The store cannot be used, or no thread be started.
@@ -88,14 +91,23 @@ impl Supervisor {
             spawner: spawner.clone(),
             keeper: Arc::clone(&keeper),
         };
+        let begin = Arc::new(Notify::new());
         let floor = Floor {
+            begin: Arc::clone(&begin),
+            begun: false,
             free: (0..slots).rev().map(slot).collect(),
             desk: Arc::clone(&desk),
             running: HashMap::new(),
             attempts: JoinSet::new(),
         };
         tokio::spawn(floor.run(commands));
-        Ok(Self(sender))
+        Ok(Self { commands: sender, begin })
+    }
+
+    /// From now on, jobs that wait are run. A server whose start is interrupted or fails before this has cost no job an
+    /// attempt.
+    pub fn begin(&self) {
+        self.begin.notify_one();
     }
 
     pub async fn look(&self) {
@@ -117,7 +129,7 @@ impl Supervisor {
 
     async fn tell(&self, command: Command) {
         // After a drain nobody listens, and nothing is started or stopped any more.
-        let _ = self.0.send(command).await;
+        let _ = self.commands.send(command).await;
     }
 }
 
@@ -156,6 +168,9 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
 
 /// Slots and what runs in them.
 struct Floor {
+    begin: Arc<Notify>,
+    /// Until then, no job is started.
+    begun: bool,
     desk: Arc<Desk>,
     free: Vec<Slot>,
     running: HashMap<JobKey, mpsc::Sender<Stop>>,
@@ -175,7 +190,8 @@ impl Floor {
                     None => break None,
                 },
                 Some(Ok((slot, key))) = self.attempts.join_next() => self.ended(slot, &key),
-                _ = ticks.tick() => {}
+                () = self.begin.notified(), if !self.begun => self.begun = true,
+                _ = ticks.tick(), if self.begun => {}
             }
             if let Err(cause) = self.fill().await {
                 tracing::error!(%cause, "the job store cannot be read; no job is started");
@@ -191,7 +207,7 @@ impl Floor {
 
     /// Puts waiting jobs into free slots, oldest first.
     async fn fill(&mut self) -> Result<(), StoreError> {
-        if self.free.is_empty() {
+        if !self.begun || self.free.is_empty() {
             return Ok(());
         }
         for job in self.desk.all().await? {

@@ -1,5 +1,8 @@
 //! Jobs whose process is a script: what the supervisor makes of everything that a process can do.
 
+mod starting;
+mod trouble;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -84,6 +87,7 @@ impl Stage {
         let mut settings = settings(folder.path(), &galleries);
         change(&mut settings);
         let supervisor = Supervisor::start(Arc::clone(&desk), settings, keeper).await.expect("a supervisor");
+        supervisor.begin();
         Self { folder, desk, supervisor, galleries }
     }
 

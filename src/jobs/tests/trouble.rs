@@ -1,0 +1,143 @@
+//! Stops, ends and a store that fails, at moments at which they are easily lost.
+
+use std::sync::OnceLock;
+
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::{spawn_blocking, yield_now};
+
+use super::*;
+use crate::durable::faults::{Failure as Fault, FaultyDisk};
+use crate::jobs::attempt::{Slot, Stop};
+use crate::jobs::chips;
+use crate::jobs::ending::Ending;
+use crate::jobs::spawner::Spawner;
+
+fn placed(folder: &tempfile::TempDir) {
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+}
+
+#[tokio::test]
+async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_process_from_starting() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    placed(&folder);
+    let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
+    let gallery = Some(GalleryName::new("harbour").expect("a name"));
+    let Ok(Added::New(job)) = desk.add("default".into(), Order { gallery, ..Order::default() }).await else {
+        panic!("no new job")
+    };
+    // The copy finds that there is nothing to do.
+    std::fs::create_dir_all(folder.path().join("job-1/chips")).expect("writable");
+    let slot = Slot {
+        number: 0,
+        desk,
+        settings: Arc::new(settings(folder.path(), &galleries)),
+        spawner: Spawner::start().expect("a thread"),
+        keeper: Arc::new(()),
+    };
+    let (stop, mut stops) = mpsc::channel(1);
+    stop.try_send(Stop).expect("room");
+    assert_eq!(chips::fetch(&slot, &job, &mut stops).await, Err(Ending::Stopped));
+    assert_eq!(chips::fetch(&slot, &job, &mut stops).await, Ok(()));
+}
+
+/// Takes every model, while somebody else ends the job.
+#[derive(Debug, Default)]
+struct Overtaken(OnceLock<Arc<Desk>>);
+
+impl Keeper for Overtaken {
+    fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
+        let desk = self.0.get().expect("set before the job was ordered");
+        let key = JobKey { tenant: "default".into(), id: crate::jobs::JobId::new(1) };
+        let fail = |edit: &mut crate::jobs::job::Edit| {
+            edit.change(Change::Fail(Failure::new(Reason::Crashed, "overtaken")))
+        };
+        Handle::current().block_on(desk.update(&key, fail)).expect("legal");
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn chips_stay_until_the_end_of_their_job_is_stored() {
+    let model = ModelDigest::new([1; 32]);
+    let script = format!(r#"mkdir chips; echo '{{"finished":{{"model":"{model}"}}}}'"#);
+    for overtaken in [true, false] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        placed(&folder);
+        let keeper = Arc::new(Overtaken::default());
+        let taking: Arc<dyn Keeper> = if overtaken { keeper.clone() } else { Arc::new(()) };
+        let stage = Stage::kept_by(taking, folder, &script, |_| {}).await;
+        keeper.0.set(Arc::clone(&stage.desk)).expect("once");
+        let key = stage.order().await;
+        let (job, _) = stage.ended(&key).await;
+        assert_eq!(matches!(job.state, JobState::Failed(_)), overtaken);
+        // With the slot's last deed behind it.
+        stage.supervisor.drain().await;
+        assert_eq!(stage.folder.path().join("job-1/chips").exists(), overtaken);
+    }
+}
+
+#[tokio::test]
+async fn a_process_is_stopped_while_the_store_cannot_be_used() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let script = r#"
+        trap 'echo asked > ../told; kill $!; exit 0' TERM
+        echo ready >&2
+        read go < ../go
+        echo more >&2
+        sleep 100000 >/dev/null 2>&1 & wait
+    "#;
+    std::fs::write(folder.path().join("script.sh"), script).expect("writable");
+    for pipe in ["go", "told"] {
+        let made = std::process::Command::new("mkfifo").arg(folder.path().join(pipe)).status();
+        assert!(made.expect("mkfifo").success());
+    }
+    let disk = FaultyDisk::new(1);
+    JobStore::create(&disk).expect("writable");
+    let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
+    let store = JobStore::open(Box::new(disk.clone()), bounds).expect("a store");
+    let (desk, galleries) = (Arc::new(Desk::new(store).expect("readable")), Arc::new(shelf(&folder)));
+    let settings = settings(folder.path(), &galleries);
+    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    supervisor.begin();
+    let stage = Stage { folder, desk, supervisor, galleries };
+    let key = stage.order().await;
+    stage.watch(&key, is_logged).await;
+
+    disk.fail_after(0, Fault::Lasting);
+    let go = stage.folder.path().join("go");
+    spawn_blocking(move || std::fs::write(go, "go\n").expect("writable")).await.expect("no panic");
+    while disk.refused() == 0 {
+        yield_now().await;
+    }
+    let supervisor = stage.supervisor.clone();
+    let draining = tokio::spawn(async move { supervisor.drain().await });
+    let told = stage.folder.path().join("told");
+    let told = spawn_blocking(move || std::fs::read_to_string(told)).await.expect("no panic");
+    assert_eq!(told.expect("readable"), "asked\n");
+
+    disk.restart_process();
+    draining.await.expect("no panic");
+    let job = stage.desk.get(&key).await.expect("readable").expect("known");
+    assert_eq!(job.state, JobState::Interrupted);
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_is_told_as_such_and_paths_begin_in_the_jobs_folder() {
+    let stage = Stage::new("exit 0").await;
+    let job = stage.folder.path().join("job-1");
+    std::fs::create_dir(&job).expect("writable");
+    std::os::unix::fs::symlink("/dev/full", job.join("job.toml")).expect("writable");
+    let (reason, message, attempts) = stage.failure().await;
+    assert_eq!((reason, attempts), (Reason::DiskFull, 1), "{message}");
+
+    let said = r#"
+        echo "$PWD/checkpoints/one is torn" >&2
+        echo "{\"failed\":{\"reason\":\"DIVERGED\",\"message\":\"the last good checkpoint is $PWD/checkpoints/one\"}}"
+    "#;
+    let stage = Stage::new(said).await;
+    let (job, events) = stage.ended(&stage.order().await).await;
+    let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
+    assert_eq!(failure.message, "the last good checkpoint is checkpoints/one");
+    assert_eq!(logged(&events)[0], "checkpoints/one is torn");
+}
