@@ -20,6 +20,7 @@ mod output;
 mod ranked;
 mod report;
 mod serve;
+mod signals;
 mod step;
 mod synth;
 mod train;

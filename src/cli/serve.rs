@@ -1,7 +1,12 @@
 //! `shipreid serve`: until a signal ends it.
 
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
 use clap::Args;
-use shipreid::app::{self, Drained};
+use metrics_exporter_prometheus::PrometheusHandle;
+use shipreid::app::{self, Drained, Running};
 use shipreid::arithmetic::Timing;
 use shipreid::config::Config;
 use shipreid::model::Chosen;
@@ -9,12 +14,12 @@ use shipreid::processor::Processor;
 use shipreid::telemetry::Traces;
 use shipreid::{metrics, telemetry};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::signals::Signals;
 use super::{ConfigFlags, Failure, prepare};
 
-/// Exit code of a server that a second signal has ended.
-const INTERRUPTED: libc::c_int = 3;
+/// What the end may take beyond its bound, so that whoever is late is told so first.
+const MARGIN: Duration = Duration::from_secs(1);
 
 /// Examples:
 ///   shipreid serve --set model.preset=small
@@ -31,24 +36,42 @@ pub struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let config = self.config.load()?;
-        prepare(app::threads_per_worker(&config))?;
         if self.check_config {
-            let report = kernels(&config).map_err(Failure::Unusable)?;
-            println!("the configuration is valid\n{report}");
-            return Ok(());
+            return self.check();
         }
+        // Before all else: whatever takes its time from here on can be interrupted.
+        let signals = Signals::install()?;
+        let config = self.config.load()?;
+        signals.held_back(|| prepare(app::threads_per_worker(&config)))?;
         let runtime = Runtime::new()?;
         let traces = {
             let _runtime = runtime.enter();
             telemetry::install(&config.telemetry)?
         };
-        match runtime.block_on(serve(&config, traces))? {
-            Drained::InOrder => Ok(()),
+        match runtime.block_on(serve(&config, traces, &signals))? {
+            // What was being loaded has changed nothing; a thread that still reads is not waited for.
+            Ended::BeforeItServed => exit_at_once(0),
+            Ended::Drained(Drained::InOrder, until) => end(runtime, until),
             // What did not end in time would also keep this process.
-            Drained::CutShort => exit_at_once(0),
+            Ended::Drained(Drained::CutShort, _) => exit_at_once(0),
         }
     }
+
+    fn check(self) -> Result<(), Failure> {
+        let config = self.config.load()?;
+        prepare(app::threads_per_worker(&config))?;
+        let report = kernels(&config).map_err(Failure::Unusable)?;
+        println!("the configuration is valid\n{report}");
+        Ok(())
+    }
+}
+
+/// How a server came to its end.
+enum Ended {
+    /// It was asked to end while it started.
+    BeforeItServed,
+    /// The process shall be gone by this time.
+    Drained(Drained, Instant),
 }
 
 /// The processor, what computes linear layers on it, and by which timings that was chosen.
@@ -73,45 +96,57 @@ fn kernels(config: &Config) -> anyhow::Result<String> {
     Ok(lines.join("\n"))
 }
 
-async fn serve(config: &Config, traces: Traces) -> Result<Drained, Failure> {
+async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<Ended, Failure> {
     let metrics = metrics::install()?;
-    let models = app::open_models(config).map_err(Failure::Unusable)?;
-    let running = app::start(config, models, metrics).await.map_err(Failure::Unusable)?;
-    let mut signals = Signals::new()?;
+    let running = tokio::select! {
+        biased;
+        started = start(config, metrics) => started.map_err(Failure::Unusable)?,
+        heard = signals.heard() => {
+            heard?;
+            tracing::info!("asked to end while it was starting");
+            return Ok(Ended::BeforeItServed);
+        }
+    };
     println!("gRPC on {}", running.address);
     println!("metrics on http://{}/metrics", running.metrics_address);
-    signals.next().await;
+    signals.heard().await?;
+    let bound = Duration::from_secs_f64(config.server.drain_notice_seconds + config.server.drain_seconds_max);
+    let until = Instant::now() + bound;
+    end_after(bound + MARGIN)?;
     tracing::info!("draining; a second signal ends the process at once");
-    tokio::select! {
-        drained = running.drain() => {
-            // It blocks.
-            let _ = tokio::task::spawn_blocking(|| traces.flush()).await;
-            Ok(drained)
-        }
-        () = signals.next() => {
-            eprintln!("shipreid: ended by a second signal, with calls in flight");
-            exit_at_once(INTERRUPTED)
-        }
-    }
+    let drained = running.drain().await;
+    // It blocks.
+    let _ = tokio::task::spawn_blocking(|| traces.flush()).await;
+    Ok(Ended::Drained(drained, until))
 }
 
-/// SIGTERM and SIGINT. They are caught from here on, so that none is lost between two.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
+/// Reads the models where that may take its time, then starts the server.
+async fn start(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<Running> {
+    let settings = config.clone();
+    let models = tokio::task::spawn_blocking(move || app::open_models(&settings)).await??;
+    app::start(config, models, metrics).await
 }
 
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+/// Waits for the runtime's threads as long as there is time. One that hangs, as on a network disk that is gone, would
+/// keep the process for ever.
+fn end(runtime: Runtime, until: Instant) -> Result<(), Failure> {
+    let left = until.saturating_duration_since(Instant::now());
+    let began = Instant::now();
+    runtime.shutdown_timeout(left);
+    if began.elapsed() < left {
+        return Ok(());
     }
+    tracing::error!("a thread hangs; the process ends without it");
+    exit_at_once(0)
+}
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
-    }
+/// Ends the process after this time, whatever hangs: it needs neither the runtime nor anybody who reads the log.
+fn end_after(bound: Duration) -> io::Result<()> {
+    let ending = move || {
+        thread::sleep(bound);
+        exit_at_once(0)
+    };
+    thread::Builder::new().name("drain bound".into()).spawn(ending).map(drop)
 }
 
 /// Ends the process without waiting for a thread: neither for one that hangs, nor for what libraries would tidy up

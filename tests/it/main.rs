@@ -27,6 +27,8 @@ mod program;
 mod refusals;
 mod server;
 #[cfg(feature = "torch")]
+mod signals;
+#[cfg(feature = "torch")]
 mod storage;
 mod telemetry;
 mod tls;
