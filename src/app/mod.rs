@@ -1,5 +1,6 @@
 //! The composition root: load, warm, wire, serve, drain.
 
+mod descriptors;
 #[cfg(feature = "torch")]
 mod load;
 mod tell;
@@ -99,6 +100,7 @@ pub async fn start(
     models: impl Into<ServedModels>,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
+    let config = &descriptors::fitted(config);
     let ServedModels { first, kept } = models.into();
     let (shutdown, stopping) = watch::channel(false);
     let drain = Drain::new(stopping);
@@ -107,7 +109,7 @@ pub async fn start(
     let listener = bind(config.server.listen).await?;
     let status_listener = bind(config.server.metrics_listen).await?;
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
-    let port = Port { listener, security };
+    let port = Port { listener, security, proxies: config.server.trusted_proxies.clone() };
 
     let shelf = open_shelf(&config.store).await?;
     let matching = config.matching.clone();
@@ -126,7 +128,7 @@ pub async fn start(
         health: health.clone(),
         shelf: shelf.clone(),
     });
-    tokio::spawn(axum::serve(status_listener, pages).into_future());
+    tokio::spawn(listener::status_port::serve(status_listener, pages));
     tokio::spawn(upkeep(metrics));
 
     let residency = Residency::new(queue.clone(), residency_settings(config));

@@ -56,9 +56,10 @@ impl Settings {
         *slot = match slot {
             Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
             Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-            // As the shell writes lists of paths.
+            // As the shell writes lists of paths; addresses have colons themselves.
             Value::Array(_) => {
-                let items = text.split(':').filter(|item| !item.is_empty());
+                let separator = if key == "server.trusted_proxies" { ',' } else { ':' };
+                let items = text.split(separator).filter(|item| !item.is_empty());
                 Value::Array(items.map(Value::from).collect())
             }
             _ => Value::String(text.into()),

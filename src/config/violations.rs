@@ -172,7 +172,26 @@ impl Violations {
             limits.receiving_bytes_max >= limits.message_bytes_max,
             "limits.receiving_bytes_max must be at least limits.message_bytes_max",
         );
+        for (key, bytes) in [
+            ("limits.receiving_bytes_per_tenant_max", limits.receiving_bytes_per_tenant_max),
+            ("limits.receiving_bytes_per_connection_max", limits.receiving_bytes_per_connection_max),
+        ] {
+            self.require(
+                bytes == 0 || bytes >= limits.message_bytes_max,
+                &format!("{key} must be 0 or at least limits.message_bytes_max"),
+            );
+        }
         self.require(limits.calls_max >= 1, "limits.calls_max must be at least 1");
+        for (key, seconds) in [
+            ("limits.message_seconds_max", limits.message_seconds_max),
+            ("limits.stream_idle_seconds_max", limits.stream_idle_seconds_max),
+        ] {
+            self.require((0.1..=604_800.0).contains(&seconds), &format!("{key} must be 0.1 to 604800"));
+        }
+        self.require(
+            (0.0..=604_800.0).contains(&limits.stream_yield_seconds),
+            "limits.stream_yield_seconds must be 0 to 604800",
+        );
         self.require(
             limits.calls_per_second_max == 0 || limits.calls_burst_max >= 1,
             "limits.calls_burst_max must be at least 1",

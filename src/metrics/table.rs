@@ -133,7 +133,10 @@ pub const TABLE: &[Group] = &[
                 CONNECTIONS_ENDED,
                 Kind::Counter,
                 "connections",
-                &[("reason", "`NO_CALL`, `IDLE`, `AGE`, `SHUTDOWN`")],
+                &[(
+                    "reason",
+                    "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (another connection has its place), `SHUTDOWN`",
+                )],
                 "gRPC connections that the server ended in order.",
             ),
             metric(
@@ -143,7 +146,13 @@ pub const TABLE: &[Group] = &[
                 &[("subject", "`certificates`, `keys`"), ("outcome", "`ok`, `failed`")],
                 "Changed files that were read again. Where that failed, the old ones stay in use.",
             ),
-            metric(RECEIVING, Kind::Gauge, "bytes", &[], "Bytes of messages that are being received."),
+            metric(
+                RECEIVING,
+                Kind::Gauge,
+                "bytes",
+                &[],
+                "Bytes that have arrived of messages that are being received.",
+            ),
             metric(
                 REFUSED,
                 Kind::Counter,
@@ -152,9 +161,10 @@ pub const TABLE: &[Group] = &[
                     "reason",
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
                      `QUEUE_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, \
-                     `ROLE_MISSING`, `HANDSHAKES`, `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`",
+                     `ROLE_MISSING`, `HANDSHAKES` (the oldest gave way), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
+                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place)",
                 )],
-                "What was refused at once: calls, connections, or the chips of a call.",
+                "What was refused or ended by a bound: calls, connections, or the chips of a call.",
             ),
             metric(
                 LIMIT,

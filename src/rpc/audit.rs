@@ -100,7 +100,7 @@ impl Drop for Record {
         let (resource, items) = (self.note.resource(), self.note.items());
         let (key, tenant) = (principal.key_id.as_deref(), &*principal.tenant);
         let method = self.method.path;
-        let peer = self.peer.map(|Peer(address)| address.to_string());
+        let peer = self.peer.map(|peer| peer.address.to_string());
         let ended = self.ended.take().unwrap_or_else(|| Status::cancelled("the caller left"));
         let code = format!("{:?}", ended.code());
         let reason = ended.get_details_error_info().map(|info| info.reason);

@@ -17,7 +17,21 @@ const RESOURCE_MAX: usize = 256;
 
 /// From where a call comes; in the request's extensions from its arrival.
 #[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);
+pub struct Peer {
+    pub address: SocketAddr,
+    /// Unique within the process.
+    pub connection: u64,
+    /// Whether it is a proxy of ours, which carries the calls of many.
+    pub is_proxy: bool,
+}
+
+/// In whose name something is held of which the server has only so much.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Holder {
+    pub tenant: Arc<str>,
+    /// Absent where a proxy carries the calls of many over one.
+    pub connection: Option<u64>,
+}
 
 /// Who calls; in the request's extensions from the identity layer on.
 #[derive(Clone, Debug)]
@@ -60,6 +74,14 @@ impl Principal {
     /// The principal that the identity layer attached, or an anonymous one.
     pub fn behind(extensions: &Extensions) -> Self {
         extensions.get().cloned().unwrap_or_else(Self::anonymous)
+    }
+}
+
+impl Holder {
+    /// The tenant that calls, and the connection over which it does.
+    pub fn behind(extensions: &Extensions) -> Self {
+        let peer = extensions.get::<Peer>().filter(|peer| !peer.is_proxy);
+        Self { tenant: Principal::behind(extensions).tenant, connection: peer.map(|peer| peer.connection) }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use crate::server::{counted, start_alone};
 
-type Body = BoxBody<Bytes, Infallible>;
+pub type Body = BoxBody<Bytes, Infallible>;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -29,7 +29,7 @@ const HALF_OF_THE_HEADERS: &[u8] = &[0, 0, 100, 1, 0, 0, 0, 0, 1, 0x83, 0x87, 0x
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
 /// One connection, and the end of it.
-async fn connect(address: std::net::SocketAddr) -> (SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
+pub async fn connect(address: std::net::SocketAddr) -> (SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
     (sender, tokio::spawn(connection))
@@ -39,16 +39,21 @@ fn health() -> Request<Body> {
     call("/grpc.health.v1.Health/Check", Full::new(Bytes::from_static(EMPTY_MESSAGE)).boxed())
 }
 
-fn call(path: &str, body: Body) -> Request<Body> {
+pub fn call(path: &str, body: Body) -> Request<Body> {
     let request = Request::post(format!("http://server{path}")).header("content-type", "application/grpc");
     request.header("te", "trailers").body(body).unwrap()
 }
 
 /// A call whose messages are sent later.
-fn open_stream() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
+pub fn open_stream() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
+    open_stream_of("/shipreid.v1.ShipReId/EmbedStream")
+}
+
+/// The same of another method.
+pub fn open_stream_of(path: &str) -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
     let (messages, body) = mpsc::unbounded_channel();
     let body = UnboundedReceiverStream::new(body).map(|message| Ok(Frame::data(message)));
-    (messages, call("/shipreid.v1.ShipReId/EmbedStream", StreamBody::new(body).boxed()))
+    (messages, call(path, StreamBody::new(body).boxed()))
 }
 
 /// Waits until a call is answered to its end.
@@ -112,14 +117,24 @@ async fn calls_that_outlast_the_grace_of_a_connection_of_age_are_cut_off() {
 }
 
 #[tokio::test]
-async fn a_connection_too_many_is_closed_at_once() {
+async fn a_connection_too_many_takes_the_place_of_an_idle_one_and_never_of_a_busy_one() {
     let server = start_alone(&["limits.connections_max=1"]).await;
-    let (mut sender, connection) = connect(server.address).await;
-    answered(sender.send_request(health()).await.unwrap()).await;
+    let (mut sender, busy) = connect(server.address).await;
+    let (messages, request) = open_stream();
+    let stream = sender.send_request(request).await.unwrap();
     let mut other = TcpStream::connect(server.address).await.unwrap();
-    assert_eq!(other.read(&mut [0]).await.unwrap(), 0);
-    drop(sender);
-    connection.await.unwrap().unwrap();
+    assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "it is closed at once");
+    drop(messages);
+    answered(stream).await;
+    // The busy one is idle as soon as the server has written its answer.
+    loop {
+        let (mut sender, _connection) = connect(server.address).await;
+        if let Ok(response) = sender.send_request(health()).await {
+            answered(response).await;
+            break;
+        }
+    }
+    busy.await.unwrap().expect("a GOAWAY without an error");
     server.stop().await;
 }
 

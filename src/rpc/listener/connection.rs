@@ -1,9 +1,7 @@
 //! One connection, from its handshake to its end.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -18,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
+use super::crowd::Place;
 use super::lifetime::{Ending, Lifetime, Traffic};
 use super::tls::Security;
 use crate::config::Limits;
@@ -37,30 +36,40 @@ pub struct Reception {
 }
 
 impl Reception {
-    /// Serves a peer until it leaves, or the connection has lasted long enough.
-    pub async fn serve(self: Arc<Self>, stream: TcpStream, peer: SocketAddr) {
+    /// Serves a peer until it leaves, the connection has lasted long enough, or another has its place.
+    pub async fn serve(&self, stream: TcpStream, peer: Peer, traffic: Traffic, place: &mut Place) {
         match &self.security {
-            Security::Plain => self.converse(stream, peer).await,
+            Security::Plain => self.converse(stream, peer, traffic, place).await,
             Security::Tls(tls) => {
                 let encrypted = tokio::select! {
-                    encrypted = tls.accept(stream) => encrypted,
+                    encrypted = tls.accept(stream, peer) => encrypted,
+                    () = place.lost() => {
+                        metrics::connection_ended(Ending::Displaced.name());
+                        None
+                    }
                     () = self.shutdown() => None,
                 };
                 if let Some(encrypted) = encrypted {
-                    self.converse(encrypted, peer).await;
+                    self.converse(encrypted, peer, traffic, place).await;
                 }
             }
         }
     }
 
-    async fn converse(&self, io: impl AsyncRead + AsyncWrite + Send + Unpin, peer: SocketAddr) {
-        let traffic = Traffic::new();
+    async fn converse(
+        &self,
+        io: impl AsyncRead + AsyncWrite + Send + Unpin,
+        peer: Peer,
+        traffic: Traffic,
+        place: &mut Place,
+    ) {
         let lifetime = self.lifetime.spread();
         let service = answering(self.router.clone(), traffic.clone(), peer);
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(io), service));
         let ending = tokio::select! {
             ended = &mut connection => return tell(ended, peer),
             ending = lifetime.over(&traffic) => ending,
+            () = place.lost() => Ending::Displaced,
             () = self.shutdown() => Ending::Shutdown,
         };
         metrics::connection_ended(ending.name());
@@ -68,7 +77,7 @@ impl Reception {
         tokio::select! {
             ended = &mut connection => tell(ended, peer),
             () = lifetime.farewell(&traffic, ending) => {
-                tracing::debug!(%peer, ending = ending.name(), "a connection was cut off");
+                tracing::debug!(peer = %peer.address, ending = ending.name(), "a connection was cut off");
             }
         }
     }
@@ -99,7 +108,7 @@ pub fn http2_builder(limits: &Limits) -> http2::Builder<TokioExecutor> {
 fn answering(
     router: Router,
     traffic: Traffic,
-    peer: SocketAddr,
+    peer: Peer,
 ) -> impl Service<
     Request<Incoming>,
     Response = Response,
@@ -108,15 +117,15 @@ fn answering(
 > {
     let router = TowerToHyperService::new(router);
     service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(peer);
         let call = traffic.begin();
         let answer = router.call(request);
         async move { Ok(until_answered(answer.await?, call)) }
     })
 }
 
-fn tell(ended: hyper::Result<()>, peer: SocketAddr) {
+fn tell(ended: hyper::Result<()>, peer: Peer) {
     if let Err(cause) = ended {
-        tracing::debug!(%cause, %peer, "a connection ended with an error");
+        tracing::debug!(%cause, peer = %peer.address, "a connection ended with an error");
     }
 }

@@ -30,6 +30,8 @@ pub enum Ending {
     NoCall,
     Idle,
     Age,
+    /// Another connection has its place.
+    Displaced,
     Shutdown,
 }
 
@@ -43,7 +45,8 @@ pub struct CallUnderWay(Traffic);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Calls {
-    NoneYet,
+    NoneYet { since: Instant },
+    NoneNow { since: Instant },
     InFlight(usize),
 }
 
@@ -72,8 +75,8 @@ impl Lifetime {
         let mut calls = traffic.0.subscribe();
         loop {
             let quiet = match *calls.borrow_and_update() {
-                Calls::NoneYet => Some((opened + self.header_max, Ending::NoCall)),
-                Calls::InFlight(0) => Some((Instant::now() + self.idle_max, Ending::Idle)),
+                Calls::NoneYet { .. } => Some((opened + self.header_max, Ending::NoCall)),
+                Calls::NoneNow { since } => Some((since + self.idle_max, Ending::Idle)),
                 Calls::InFlight(_) => None,
             };
             let aged = grown_old.map(|at| (at, Ending::Age));
@@ -89,14 +92,16 @@ impl Lifetime {
     /// Waits until a connection that takes no further calls should be cut off.
     pub async fn farewell(&self, traffic: &Traffic, ending: Ending) {
         let grace_over = match ending {
-            Ending::NoCall | Ending::Idle | Ending::Age => Some(Instant::now() + self.grace),
+            Ending::NoCall | Ending::Idle | Ending::Age | Ending::Displaced => {
+                Some(Instant::now() + self.grace)
+            }
             // Whoever shuts the server down bounds the time of all connections together.
             Ending::Shutdown => None,
         };
         let mut calls = traffic.0.subscribe();
         loop {
             let patience = match *calls.borrow_and_update() {
-                Calls::NoneYet | Calls::InFlight(0) => Some(Instant::now() + FAREWELL),
+                Calls::NoneYet { .. } | Calls::NoneNow { .. } => Some(Instant::now() + FAREWELL),
                 Calls::InFlight(_) => None,
             };
             let next = patience.into_iter().chain(grace_over).min();
@@ -115,6 +120,7 @@ impl Ending {
             Self::NoCall => "NO_CALL",
             Self::Idle => "IDLE",
             Self::Age => "AGE",
+            Self::Displaced => "DISPLACED",
             Self::Shutdown => "SHUTDOWN",
         }
     }
@@ -122,13 +128,21 @@ impl Ending {
 
 impl Traffic {
     pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(Calls::NoneYet)))
+        Self(Arc::new(watch::Sender::new(Calls::NoneYet { since: Instant::now() })))
+    }
+
+    /// Since when no call is in flight, if none is.
+    pub fn idle_since(&self) -> Option<Instant> {
+        match *self.0.borrow() {
+            Calls::NoneYet { since } | Calls::NoneNow { since } => Some(since),
+            Calls::InFlight(_) => None,
+        }
     }
 
     pub fn begin(&self) -> CallUnderWay {
         self.0.send_modify(|calls| {
             *calls = match *calls {
-                Calls::NoneYet => Calls::InFlight(1),
+                Calls::NoneYet { .. } | Calls::NoneNow { .. } => Calls::InFlight(1),
                 Calls::InFlight(others) => Calls::InFlight(others + 1),
             }
         });
@@ -138,10 +152,10 @@ impl Traffic {
 
 impl Drop for CallUnderWay {
     fn drop(&mut self) {
-        self.0.0.send_modify(|calls| {
-            if let Calls::InFlight(in_flight) = calls {
-                *in_flight -= 1;
-            }
+        self.0.0.send_modify(|calls| match calls {
+            Calls::InFlight(1) => *calls = Calls::NoneNow { since: Instant::now() },
+            Calls::InFlight(in_flight) => *in_flight -= 1,
+            Calls::NoneYet { .. } | Calls::NoneNow { .. } => {}
         });
     }
 }

@@ -3,13 +3,15 @@
 //! hyper is driven directly, not through tonic's server: its grace period has no bound, it ends connections of age in the
 //! middle of their calls, its timeouts answer CANCELLED, and it knows no limit on connections.
 
+mod accept;
 mod connection;
+mod crowd;
 mod lifetime;
+pub mod status_port;
 mod tls;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,15 +21,20 @@ use tokio::task::JoinSet;
 
 pub use tls::Security;
 
-use crate::config::Limits;
+use crate::config::{Limits, Network};
 use crate::metrics;
+use crate::rpc::context::Peer;
+use accept::Troubles;
 use connection::{Reception, http2_builder};
-use lifetime::Lifetime;
+use crowd::Crowd;
+use lifetime::{Lifetime, Traffic};
 
 /// The gRPC port before it is served.
 pub struct Port {
     pub listener: TcpListener,
     pub security: Security,
+    /// Proxies in front of it, which carry the calls of many.
+    pub proxies: Vec<Network>,
 }
 
 /// Serves `router` until `shutdown` is done, then lets calls in flight finish for at most `drain_max`.
@@ -46,28 +53,22 @@ pub async fn serve(
         lifetime: Lifetime::new(limits),
         leaving,
     });
-    let places = Places { taken: Arc::default(), max: limits.connections_max };
+    let crowd = Crowd::new(limits.connections_max, metrics::connections);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
+    let mut troubles = Troubles::default();
+    let mut numbers = 0..;
     loop {
-        let (stream, peer) = tokio::select! {
+        let (stream, address) = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            accepted = port.listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(cause) => {
-                    // Out of file descriptors, or a peer that left already: the next one may be luckier.
-                    tracing::warn!(%cause, "a connection could not be accepted");
-                    tokio::task::yield_now().await;
-                    continue;
-                }
-            },
+            accepted = troubles.accepted(|| port.listener.accept()) => accepted,
         };
-        let Some(place) = places.try_take() else {
-            metrics::refused("CONNECTIONS");
-            continue;
-        };
-        connections.spawn(attend(Arc::clone(&reception), stream, peer, place));
+        let is_proxy = port.proxies.iter().any(|network| network.contains(address.ip()));
+        let peer = Peer { address, connection: numbers.next().unwrap_or(u64::MAX), is_proxy };
+        if let Some(life) = admit(&reception, &crowd, stream, peer) {
+            connections.spawn(life);
+        }
     }
     drop(port.listener);
     leave.send_replace(true);
@@ -80,33 +81,38 @@ pub async fn serve(
     }
 }
 
-async fn attend(reception: Arc<Reception>, stream: TcpStream, peer: SocketAddr, _place: Place) {
-    // Nagle's algorithm would hold small answers back for a round trip.
-    if let Err(cause) = stream.set_nodelay(true) {
-        tracing::debug!(%cause, "TCP_NODELAY could not be set");
-    }
-    reception.serve(stream, peer).await;
+/// A connection's life, if there is a place for it.
+fn admit(
+    reception: &Arc<Reception>,
+    crowd: &Crowd,
+    stream: TcpStream,
+    peer: Peer,
+) -> Option<impl Future<Output = ()> + use<>> {
+    let traffic = Traffic::new();
+    let idle_since = {
+        let traffic = traffic.clone();
+        move || traffic.idle_since()
+    };
+    let Some(mut place) = crowd.enter(counted_address(peer), idle_since) else {
+        metrics::refused("CONNECTIONS");
+        return None;
+    };
+    let reception = Arc::clone(reception);
+    Some(async move {
+        // Nagle's algorithm would hold small answers back for a round trip.
+        if let Err(cause) = stream.set_nodelay(true) {
+            tracing::debug!(%cause, "TCP_NODELAY could not be set");
+        }
+        reception.serve(stream, peer, traffic, &mut place).await;
+    })
 }
 
-struct Places {
-    taken: Arc<AtomicUsize>,
-    max: usize,
-}
-
-/// A connection's place, given back when dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Places {
-    fn try_take(&self) -> Option<Place> {
-        let grow = |taken: usize| (taken < self.max).then_some(taken + 1);
-        let before = self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow).ok()?;
-        metrics::connections(before + 1);
-        Some(Place(Arc::clone(&self.taken)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        metrics::connections(self.0.fetch_sub(1, Ordering::AcqRel) - 1);
-    }
+/// The address whose connections are counted together: of IPv6 the network of 64 bits, which is one customer's; none for
+/// a proxy.
+fn counted_address(peer: Peer) -> Option<IpAddr> {
+    let counted = match peer.address.ip().to_canonical() {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+    };
+    (!peer.is_proxy).then_some(counted)
 }

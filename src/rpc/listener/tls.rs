@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -14,8 +15,11 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
 
+use super::counted_address;
+use super::crowd::Crowd;
 use crate::config;
 use crate::metrics;
+use crate::rpc::context::Peer;
 use crate::rpc::reload::{FileError, Files};
 
 /// gRPC is HTTP/2 and nothing else.
@@ -33,7 +37,7 @@ pub enum Security {
 #[derive(Clone, Debug)]
 pub struct Tls {
     current: watch::Receiver<Arc<ServerConfig>>,
-    pending: Arc<Semaphore>,
+    pending: Crowd,
     handshake_max: Duration,
 }
 
@@ -54,21 +58,28 @@ impl Security {
         let current = files.follow(move |contents| server_config(&paths, contents)).await?;
         Ok(Self::Tls(Tls {
             current,
-            pending: Arc::new(Semaphore::new(settings.handshakes_max)),
+            pending: Crowd::new(settings.handshakes_max, |_| {}),
             handshake_max: Duration::from_secs_f64(settings.handshake_seconds_max),
         }))
     }
 }
 
 impl Tls {
-    /// Shakes hands within bounds of time and number; whoever fails is counted.
-    pub async fn accept(&self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        let Ok(_place) = self.pending.try_acquire() else {
-            metrics::refused("HANDSHAKES");
-            return None;
-        };
+    /// Shakes hands within bounds of time and number; whoever fails is counted. Where there are too many, the oldest
+    /// handshake gives way.
+    pub async fn accept(&self, stream: TcpStream, peer: Peer) -> Option<TlsStream<TcpStream>> {
+        let begun = Instant::now();
+        // Whoever shakes hands can always give way, so there is a place.
+        let mut place = self.pending.enter(counted_address(peer), move || Some(begun))?;
         let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
-        match tokio::time::timeout(self.handshake_max, acceptor.accept(stream)).await {
+        let handshake = tokio::select! {
+            shaken = tokio::time::timeout(self.handshake_max, acceptor.accept(stream)) => shaken,
+            () = place.lost() => {
+                metrics::refused("HANDSHAKES");
+                return None;
+            }
+        };
+        match handshake {
             Ok(Ok(stream)) => Some(stream),
             Ok(Err(cause)) => {
                 metrics::refused("HANDSHAKE_FAILED");
