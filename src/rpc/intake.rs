@@ -1,65 +1,88 @@
-//! What a call may send: every message is weighed by its frame header, before its bytes arrive.
+//! What a call may send, and how long it may take for it: messages are weighed as they arrive.
 //!
-//! tonic reserves memory for a message as soon as it has read the message's length, and answers
-//! OUT_OF_RANGE for one that is too long. This body reads the same five bytes first, so that an oversized
-//! message and a server that is full of half-received ones are both refused with a precise error.
+//! An oversized message is refused on its length alone. What has arrived of the others counts towards budgets, so that
+//! a length that is announced costs nobody else anything. Whoever keeps the server waiting is sent away: in the middle
+//! of a message, between two for too long, when another call needs the place, or when the server shuts down.
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
+use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
-use super::permit::RETRY_AFTER;
+use super::activity::Activity;
+use super::budget::{Bounds, Budget, Full, Scope, Share};
+use super::context::Holder;
+use super::drain::{Drain, draining};
+use super::permit::{RETRY_AFTER, displaced};
 use super::problem::Problem;
+use crate::config::Limits;
 use crate::metrics;
 
 /// Compression flag and length, before each message.
 const PREFIX: usize = 5;
+/// A caller that sends nothing for so long while the server shuts down is not waited for.
+const DRAIN_IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// Bounds on messages that are being received.
 #[derive(Clone, Debug)]
 pub struct Intake {
+    bounds: IntakeBounds,
+    receiving: Arc<Budget>,
+    drain: Drain,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct IntakeBounds {
+    /// Bytes of one message.
     message_max: usize,
-    receiving: Arc<AtomicUsize>,
-    receiving_max: usize,
+    /// From the first byte of a message to its last, as far as the server waits for it.
+    arrival_max: Duration,
+    /// Without a byte of the caller's or an answer.
+    idle_max: Duration,
 }
 
 impl Intake {
-    /// At most `message_max` bytes a message, and `receiving_max` bytes over all of them.
-    pub fn new(message_max: usize, receiving_max: usize) -> Self {
-        Self { message_max, receiving: Arc::default(), receiving_max }
-    }
-
-    fn weigh(&self, bytes: usize) -> Result<Share, Problem> {
-        if bytes > self.message_max {
-            metrics::refused("MESSAGE_SIZE");
-            return Err(oversized(bytes, self.message_max));
-        }
-        let grow = |taken: usize| taken.checked_add(bytes).filter(|sum| *sum <= self.receiving_max);
-        match self.receiving.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow) {
-            Ok(before) => {
-                metrics::receiving(before + bytes);
-                Ok(Share { receiving: Arc::clone(&self.receiving), bytes })
-            }
-            Err(_) => {
-                metrics::refused("RECEIVING_BYTES");
-                Err(crowded(self.receiving_max))
-            }
-        }
+    pub fn new(limits: &Limits, drain: Drain) -> Self {
+        let receiving = Bounds {
+            server: limits.receiving_bytes_max,
+            tenant: limits.receiving_of_tenant(),
+            connection: limits.receiving_of_connection(),
+        };
+        let bounds = IntakeBounds {
+            message_max: limits.message_bytes_max,
+            arrival_max: Duration::from_secs_f64(limits.message_seconds_max),
+            idle_max: Duration::from_secs_f64(limits.stream_idle_seconds_max),
+        };
+        Self { bounds, receiving: Budget::new(receiving, metrics::receiving), drain }
     }
 }
 
-/// Weighs what a call sends.
+/// Weighs and times what a call sends.
 pub async fn guard(State(intake): State<Intake>, request: Request, next: Next) -> Response {
-    next.run(request.map(|body| Body::new(WeighedBody::new(body, intake)))).await
+    let extensions = request.extensions();
+    let activity = extensions.get().cloned().unwrap_or_else(Activity::new);
+    let holder = Holder::behind(extensions);
+    let weighed = |body| Body::new(WeighedBody::new(body, intake, holder, activity.clone()));
+    let response = next.run(request.map(weighed)).await;
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            activity.answered();
+            frame
+        }))
+    })
 }
 
 fn oversized(bytes: usize, limit: usize) -> Problem {
@@ -71,45 +94,80 @@ fn oversized(bytes: usize, limit: usize) -> Problem {
     .with_metadata("limit", limit)
 }
 
-fn crowded(limit: usize) -> Problem {
-    Problem::new(
-        Code::ResourceExhausted,
-        "RECEIVING_TOO_MUCH",
-        format!("messages of {limit} bytes are being received already"),
-    )
-    .with_metadata("limit", limit)
-    .retry_after(RETRY_AFTER)
+fn crowded(full: Full) -> Problem {
+    let whose = match full.scope {
+        Scope::Server => "the server",
+        Scope::Tenant => "the tenant",
+        Scope::Connection => "the connection",
+    };
+    let message = format!("{whose} is receiving as much as it may already, of {} bytes", full.limit);
+    Problem::new(Code::ResourceExhausted, "RECEIVING_TOO_MUCH", message)
+        .with_metadata("limit", full.limit)
+        .with_metadata("scope", full.scope.name())
+        .retry_after(RETRY_AFTER)
 }
 
-/// A message's part of the receiving budget, given back when it has arrived.
-#[derive(Debug)]
-struct Share {
-    receiving: Arc<AtomicUsize>,
-    bytes: usize,
+fn slow(bounds: IntakeBounds) -> Problem {
+    let seconds = bounds.arrival_max.as_secs_f64();
+    let message = format!("the message took longer than {seconds} s to arrive");
+    Problem::new(Code::DeadlineExceeded, "MESSAGE_TOO_SLOW", message).retry_after(RETRY_AFTER)
 }
 
-impl Drop for Share {
-    fn drop(&mut self) {
-        metrics::receiving(self.receiving.fetch_sub(self.bytes, Ordering::AcqRel) - self.bytes);
-    }
+fn idle(bounds: IntakeBounds) -> Problem {
+    let seconds = bounds.idle_max.as_secs_f64();
+    let message =
+        format!("nothing was sent for {seconds} s; open the stream again when there is something to send");
+    Problem::new(Code::Unavailable, "STREAM_IDLE", message).retry_after(RETRY_AFTER)
 }
 
-#[derive(Debug)]
+/// The caller broke off in the middle. Nobody reads this, and the call counts as cancelled; a code of its own keeps
+/// handlers from taking the break for an end.
+fn broken_off() -> Problem {
+    Problem::new(Code::Aborted, "CALLER_LEFT", "the caller left")
+}
+
+fn malformed(message: impl Into<String>) -> Problem {
+    Problem::new(Code::InvalidArgument, "MESSAGE_MALFORMED", message)
+}
+
 struct WeighedBody {
     inner: Body,
     intake: Intake,
+    activity: Activity,
     reading: Reading,
+    share: Share,
+    /// Since when the caller is waited for, while it is.
+    waiting: Option<Instant>,
+    /// How long the present message was waited for before that.
+    waited: Duration,
+    alarm: Option<Alarm>,
+}
+
+impl fmt::Debug for WeighedBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WeighedBody").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// What ends a wait beside the caller; made for the first one.
+struct Alarm {
+    sleep: Pin<Box<Sleep>>,
+    /// Absent once it has begun.
+    drain: Option<BoxFuture<'static, ()>>,
+    drained: Option<Instant>,
 }
 
 #[derive(Debug)]
 enum Reading {
     Prefix { bytes: [u8; PREFIX], filled: usize },
-    Message { left: usize, _share: Share },
+    Message { left: usize },
 }
 
 impl WeighedBody {
-    fn new(inner: Body, intake: Intake) -> Self {
-        Self { inner, intake, reading: Reading::start() }
+    fn new(inner: Body, intake: Intake, holder: Holder, activity: Activity) -> Self {
+        let share = intake.receiving.share(holder);
+        let (reading, waited) = (Reading::start(), Duration::ZERO);
+        Self { inner, intake, activity, reading, share, waiting: None, waited, alarm: None }
     }
 
     /// Follows the message frames through a piece of the body.
@@ -122,23 +180,96 @@ impl WeighedBody {
                     *filled += taken;
                     data = &data[taken..];
                     if *filled == PREFIX {
-                        let length = u32::from_be_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]) as usize;
-                        let share = self.intake.weigh(length)?;
-                        self.reading = Reading::message(length, share);
+                        let length = announced(*bytes, self.intake.bounds.message_max)?;
+                        self.reading = Reading::Message { left: length };
                     }
                 }
-                Reading::Message { left, .. } => {
+                Reading::Message { left } => {
                     let taken = data.len().min(*left);
+                    self.share.grow(taken).map_err(|full| {
+                        metrics::refused("RECEIVING_BYTES");
+                        crowded(full)
+                    })?;
                     *left -= taken;
                     data = &data[taken..];
-                    if *left == 0 {
-                        self.reading = Reading::start();
-                    }
                 }
+            }
+            if let Reading::Message { left: 0 } = self.reading {
+                self.reading = Reading::start();
+                self.share.clear();
+                self.waited = Duration::ZERO;
             }
         }
         Ok(())
     }
+
+    /// Whether the caller may be waited for any longer; if so, the task is woken when not.
+    fn wait(&mut self, context: &mut Context<'_>) -> Result<(), Problem> {
+        let now = Instant::now();
+        let since = *self.waiting.get_or_insert(now);
+        self.activity.wait(context.waker());
+        if self.activity.is_displaced() {
+            return Err(displaced());
+        }
+        let drain = &self.intake.drain;
+        let alarm = self.alarm.get_or_insert_with(|| Alarm {
+            sleep: Box::pin(tokio::time::sleep_until(now + DRAIN_IDLE_MAX)),
+            drain: Some(drain.clone().begun().boxed()),
+            drained: None,
+        });
+        if let Some(drain) = &mut alarm.drain
+            && drain.as_mut().poll(context).is_ready()
+        {
+            alarm.drain = None;
+            alarm.drained = Some(now);
+        }
+        let bounds = self.intake.bounds;
+        let mut ends = vec![(self.activity.last().max(since) + bounds.idle_max, End::Idle)];
+        if self.reading.has_begun() {
+            ends.push((since + bounds.arrival_max.saturating_sub(self.waited), End::Slow));
+        }
+        ends.extend(alarm.drained.map(|drained| (drained.max(since) + DRAIN_IDLE_MAX, End::Drain)));
+        let Some((at, end)) = ends.into_iter().min_by_key(|(at, _)| *at) else { return Ok(()) };
+        // A timer that rings early is set anew; one that would ring late is set to the earlier time.
+        while now < at {
+            if alarm.sleep.deadline() > at || alarm.sleep.is_elapsed() {
+                alarm.sleep.as_mut().reset(at);
+            }
+            if alarm.sleep.as_mut().poll(context).is_pending() {
+                return Ok(());
+            }
+        }
+        Err(match end {
+            End::Idle => idle(bounds),
+            End::Slow => slow(bounds),
+            End::Drain => draining(),
+        })
+    }
+
+    /// The caller has sent something, or its last.
+    fn heard(&mut self) {
+        if let Some(since) = self.waiting.take()
+            && self.reading.has_begun()
+        {
+            self.waited += since.elapsed();
+        }
+    }
+
+    fn ended(&self) -> Result<(), Problem> {
+        self.activity.ended();
+        match self.reading.has_begun() {
+            true => Err(malformed("the last message ends before its length")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Why a wait ends.
+#[derive(Clone, Copy)]
+enum End {
+    Idle,
+    Slow,
+    Drain,
 }
 
 impl Reading {
@@ -146,9 +277,26 @@ impl Reading {
         Self::Prefix { bytes: [0; PREFIX], filled: 0 }
     }
 
-    fn message(length: usize, share: Share) -> Self {
-        if length == 0 { Self::start() } else { Self::Message { left: length, _share: share } }
+    /// Whether a part of a message is there.
+    fn has_begun(&self) -> bool {
+        !matches!(self, Self::Prefix { filled: 0, .. })
     }
+}
+
+/// The length of the message behind a prefix.
+fn announced(prefix: [u8; PREFIX], message_max: usize) -> Result<usize, Problem> {
+    let [flag, length @ ..] = prefix;
+    if flag != 0 {
+        return Err(malformed(format!(
+            "the message is compressed (flag {flag}), which this server does not read"
+        )));
+    }
+    let length = u32::from_be_bytes(length) as usize;
+    if length > message_max {
+        metrics::refused("MESSAGE_SIZE");
+        return Err(oversized(length, message_max));
+    }
+    Ok(length)
 }
 
 impl http_body::Body for WeighedBody {
@@ -159,17 +307,35 @@ impl http_body::Body for WeighedBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match ready!(Pin::new(&mut self.inner).poll_frame(context)) {
-            None => return Poll::Ready(None),
-            Some(Err(cause)) => return Poll::Ready(Some(Err(Status::from_error(cause.into())))),
-            Some(Ok(frame)) => frame,
-        };
-        let weighed = frame.data_ref().map_or(Ok(()), |data| self.follow(data));
-        Poll::Ready(Some(weighed.map(|()| frame).map_err(Status::from)))
+        let this = &mut *self;
+        match Pin::new(&mut this.inner).poll_frame(context) {
+            Poll::Pending => match this.wait(context) {
+                Ok(()) => Poll::Pending,
+                Err(problem) => {
+                    metrics::refused(problem.reason);
+                    Poll::Ready(Some(Err(problem.into())))
+                }
+            },
+            Poll::Ready(None) => Poll::Ready(this.ended().err().map(|problem| Err(problem.into()))),
+            Poll::Ready(Some(Err(_))) => {
+                this.activity.leave();
+                Poll::Ready(Some(Err(broken_off().into())))
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                this.heard();
+                this.activity.received();
+                let followed = match frame.data_ref() {
+                    Some(data) => this.follow(data),
+                    None => this.ended(),
+                };
+                Poll::Ready(Some(followed.map(|()| frame).map_err(Status::from)))
+            }
+        }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        // What is cut short is told as an error, which nobody would ask for after the end.
+        self.inner.is_end_stream() && !self.reading.has_begun()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -178,45 +344,4 @@ impl http_body::Body for WeighedBody {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn message(length: u32) -> Vec<u8> {
-        let mut bytes = vec![0];
-        bytes.extend(length.to_be_bytes());
-        bytes.extend(std::iter::repeat_n(7, length as usize));
-        bytes
-    }
-
-    #[test]
-    fn messages_are_weighed_however_the_bytes_are_cut() {
-        let stream: Vec<u8> = [message(0), message(10), message(3), message(10)].concat();
-        for cut in 1..=stream.len() {
-            let intake = Intake::new(10, 10);
-            let mut body = WeighedBody::new(Body::empty(), intake.clone());
-            for piece in stream.chunks(cut) {
-                body.follow(piece).expect("within the limits");
-            }
-            assert_eq!(intake.receiving.load(Ordering::Acquire), 0);
-        }
-    }
-
-    #[test]
-    fn an_oversized_message_is_refused_on_its_length_alone() {
-        let mut body = WeighedBody::new(Body::empty(), Intake::new(10, 100));
-        let problem = body.follow(&[0, 0, 0, 0, 11]).expect_err("too long");
-        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
-    }
-
-    #[test]
-    fn half_received_messages_share_one_budget_and_give_it_back() {
-        let intake = Intake::new(10, 15);
-        let mut first = WeighedBody::new(Body::empty(), intake.clone());
-        first.follow(&[0, 0, 0, 0, 10, 1]).expect("room");
-        let mut second = WeighedBody::new(Body::empty(), intake);
-        assert_eq!(second.follow(&message(10)).expect_err("no room").reason, "RECEIVING_TOO_MUCH");
-        drop(first);
-        let mut third = WeighedBody::new(Body::empty(), second.intake.clone());
-        third.follow(&message(10)).expect("room again");
-    }
-}
+mod tests;

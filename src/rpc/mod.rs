@@ -1,7 +1,9 @@
 //! gRPC: one file a service, one for every layer around them, and the only place beside the client that
 //! knows wire types.
 
+mod activity;
 mod audit;
+mod budget;
 mod context;
 mod convert;
 mod deadline;
@@ -108,6 +110,8 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
     let methods = Methods::of(&DESCRIPTORS);
+    let intake = intake::Intake::new(limits, gate.drain.clone());
+    let permits = permit::CallPermits::new(limits, gate.identity.tells_tenants_apart());
     let router = Routes::new(reflection().build_v1().expect(built))
         .add_service(reflection().build_v1alpha().expect(built))
         .add_service(health)
@@ -116,12 +120,9 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .add_service(models)
         .add_service(training_jobs)
         .into_axum_router()
-        .layer(from_fn_with_state(
-            intake::Intake::new(message_max, limits.receiving_bytes_max),
-            intake::guard,
-        ))
+        .layer(from_fn_with_state(intake, intake::guard))
         .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))
-        .layer(from_fn_with_state(permit::CallPermits::new(limits.calls_max), permit::take))
+        .layer(from_fn_with_state(permits, permit::take))
         .layer(from_fn_with_state(rate::RateLimit::new(limits), rate::limit))
         .layer(from_fn_with_state(gate.identity, identity::establish))
         .layer(from_fn_with_state(gate.drain, drain::gate))

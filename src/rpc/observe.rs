@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{Instrument, Span};
 
+use super::activity::Activity;
 use super::method::{Method, Methods};
 use super::problem::DOMAIN;
 use super::trace::{self, REQUEST_ID};
@@ -27,16 +28,15 @@ pub async fn record(State(methods): State<Methods>, mut request: Request, next: 
     metrics::call_started(method.service, method.name);
     let request_id = trace::request_id(request.headers());
     let span = trace::call_span(method, &request_id, &request);
+    let activity = Activity::new();
     request.extensions_mut().insert(method);
-    let mut call = CallRecord { method, span: span.clone(), started: Instant::now(), ended: None };
+    request.extensions_mut().insert(activity.clone());
+    let mut call = CallRecord { method, span: span.clone(), started: Instant::now(), activity, ended: None };
     let mut response = next.run(request).instrument(span).await;
-    call.end(response.headers());
-    if let Some(status) = Status::from_header_map(response.headers())
-        && status.code() != Code::Ok
-        && status.details().is_empty()
-    {
-        response = completed(status).into_http();
+    if let Some(status) = completed(response.headers()) {
+        response = status.into_http();
     }
+    call.end(response.headers());
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
@@ -60,13 +60,17 @@ impl http_body::Body for RecordedBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let span = self.call.span.clone();
-        let frame = ready!(span.in_scope(|| Pin::new(&mut self.inner).poll_frame(context)));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            self.call.end(trailers);
-        }
-        Poll::Ready(frame)
+        let Some(frame) = ready!(span.in_scope(|| Pin::new(&mut self.inner).poll_frame(context))) else {
+            return Poll::Ready(None);
+        };
+        Poll::Ready(Some(frame.and_then(|frame| match frame.into_trailers() {
+            Ok(trailers) => {
+                let trailers = told(trailers)?;
+                self.call.end(&trailers);
+                Ok(Frame::trailers(trailers))
+            }
+            Err(data) => Ok(data),
+        })))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -78,10 +82,27 @@ impl http_body::Body for RecordedBody {
     }
 }
 
-/// Adds the `ErrorInfo` that every error of this API carries.
-fn completed(status: Status) -> Status {
-    let details = ErrorDetails::with_error_info(code_reason(status.code()), DOMAIN, []);
-    Status::with_error_details(status.code(), status.message(), details)
+/// An error that tonic gave by itself, with the `ErrorInfo` that every error of this API carries; `None` for all others.
+fn completed(headers: &HeaderMap) -> Option<Status> {
+    let status = Status::from_header_map(headers)?;
+    if status.code() == Code::Ok || !status.details().is_empty() {
+        return None;
+    }
+    let (code, reason) = match status.code() {
+        // What tonic cannot read is at the caller's fault, not an error of this server.
+        Code::Internal | Code::Unknown => (Code::InvalidArgument, "MESSAGE_MALFORMED"),
+        code => (code, code_reason(code)),
+    };
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
+    Some(Status::with_error_details(code, status.message(), details))
+}
+
+/// The trailers of an answer, their error completed.
+fn told(trailers: HeaderMap) -> Result<HeaderMap, axum::Error> {
+    let Some(status) = completed(&trailers) else { return Ok(trailers) };
+    let mut told = HeaderMap::new();
+    status.add_header(&mut told).map_err(axum::Error::new)?;
+    Ok(told)
 }
 
 /// A call under way; logs and counts itself when the last holder of its answer lets go.
@@ -90,6 +111,7 @@ struct CallRecord {
     method: Method,
     span: Span,
     started: Instant,
+    activity: Activity,
     ended: Option<(Code, String)>,
 }
 
@@ -103,8 +125,13 @@ impl CallRecord {
 impl Drop for CallRecord {
     fn drop(&mut self) {
         let took = self.started.elapsed();
-        // No status means that the caller went away before the answer was complete.
-        let (code, detail) = self.ended.take().unwrap_or((Code::Cancelled, "the caller left".into()));
+        let (code, detail) = match self.ended.take() {
+            _ if self.activity.has_left() => (Code::Cancelled, "the caller left".into()),
+            Some(ended) => ended,
+            None if std::thread::panicking() => (Code::Internal, "the handler panicked".into()),
+            // The caller went away before the answer was complete.
+            None => (Code::Cancelled, "the caller left".into()),
+        };
         let (service, method, seconds) = (self.method.service, self.method.name, took.as_secs_f64());
         metrics::call_handled(service, method, code_name(code), took);
         trace::ended(&self.span, code);
@@ -164,5 +191,36 @@ fn code_reason(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(status: &Status) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        status.add_header(&mut headers).expect("headers");
+        headers
+    }
+
+    #[test]
+    fn what_tonic_cannot_read_is_the_callers_fault_and_other_errors_keep_their_codes() {
+        for (told_by_tonic, code, reason) in [
+            (Status::internal("failed to decode"), Code::InvalidArgument, "MESSAGE_MALFORMED"),
+            (Status::unknown("transport error"), Code::InvalidArgument, "MESSAGE_MALFORMED"),
+            (Status::unimplemented(""), Code::Unimplemented, "UNIMPLEMENTED"),
+        ] {
+            let trailers = told(headers(&told_by_tonic)).expect("trailers");
+            let status = Status::from_header_map(&trailers).expect("a status");
+            let info = status.get_details_error_info().expect("a reason");
+            assert_eq!((status.code(), info.reason.as_str()), (code, reason));
+            assert_eq!(status.message(), told_by_tonic.message());
+        }
+        let details = ErrorDetails::with_error_info("FORWARD_FAILED", DOMAIN, []);
+        let ours = headers(&Status::with_error_details(Code::Internal, "the forward pass failed", details));
+        assert_eq!(told(ours.clone()).expect("trailers"), ours);
+        let fine = headers(&Status::new(Code::Ok, ""));
+        assert_eq!(told(fine.clone()).expect("trailers"), fine);
     }
 }

@@ -1,17 +1,24 @@
-//! Call permits: a call takes its place on its headers, before a byte of its body is read.
+//! Call permits: a call takes its place on its headers, before a byte of its body is read. Where all are taken, a stream
+//! that has long been idle gives way.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
+use super::activity::Activity;
+use super::budget::{Bounds, Budget, Full, Scope, Share};
+use super::context::Holder;
 use super::held::until_answered;
 use super::method::is_health;
 use super::problem::Problem;
+use crate::config::Limits;
 use crate::metrics;
 
 /// How long a refused caller is asked to wait.
@@ -22,32 +29,96 @@ const REFLECTION: &str = "/grpc.reflection.";
 
 /// The calls that may be in flight at once, over all connections.
 #[derive(Clone, Debug)]
-pub struct CallPermits {
-    taken: Arc<AtomicUsize>,
-    max: usize,
+pub struct CallPermits(Arc<Places>);
+
+#[derive(Debug)]
+struct Places {
+    budget: Arc<Budget>,
+    /// A stream that has been idle for so long gives way.
+    yield_after: Duration,
+    next: AtomicU64,
+    taken: Mutex<HashMap<u64, Taken>>,
+}
+
+#[derive(Debug)]
+struct Taken {
+    holder: Holder,
+    activity: Activity,
+    /// Gives the place back.
+    _share: Share,
 }
 
 /// One call's place, given back when dropped.
 #[derive(Debug)]
-pub struct CallPermit(Arc<AtomicUsize>);
+pub struct CallPermit {
+    places: Arc<Places>,
+    id: u64,
+}
 
 impl CallPermits {
-    pub fn new(max: usize) -> Self {
-        Self { taken: Arc::default(), max }
+    /// `has_keys` where tenants are told apart: otherwise one tenant stands for everybody.
+    pub fn new(limits: &Limits, has_keys: bool) -> Self {
+        let max = limits.calls_max;
+        let tenant = if has_keys { limits.calls_of_tenant() } else { max };
+        let connection = usize::try_from(limits.streams_per_connection_max).unwrap_or(max);
+        let bounds = Bounds { server: max, tenant, connection };
+        Self(Arc::new(Places {
+            budget: Budget::new(bounds, metrics::calls_in_flight),
+            yield_after: Duration::from_secs_f64(limits.stream_yield_seconds),
+            next: AtomicU64::default(),
+            taken: Mutex::default(),
+        }))
     }
 
-    /// A place, or `None` at once.
-    pub fn try_take(&self) -> Option<CallPermit> {
-        let grow = |taken: usize| (taken < self.max).then_some(taken + 1);
-        let before = self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow).ok()?;
-        metrics::calls_in_flight(before + 1);
-        Some(CallPermit(Arc::clone(&self.taken)))
+    /// A place, or a refusal at once. Where there is none, the idlest stream loses its own.
+    fn try_take(&self, holder: &Holder, activity: &Activity) -> Result<CallPermit, Full> {
+        loop {
+            let mut share = self.0.budget.share(holder.clone());
+            let Err(full) = share.grow(1) else {
+                let id = self.0.next.fetch_add(1, Ordering::Relaxed);
+                let taken = Taken { holder: holder.clone(), activity: activity.clone(), _share: share };
+                self.0.lock().insert(id, taken);
+                return Ok(CallPermit { places: Arc::clone(&self.0), id });
+            };
+            let Some(idle) = self.0.take_idlest(full.scope, holder) else { return Err(full) };
+            idle.activity.displace();
+        }
+    }
+}
+
+impl Places {
+    /// Takes its place from the stream that has been idle longest, for long enough, among those that `scope` bounds:
+    /// of the connection that has most of them.
+    fn take_idlest(&self, scope: Scope, holder: &Holder) -> Option<Taken> {
+        let mut taken = self.lock();
+        let now = Instant::now();
+        let idle: Vec<(u64, Option<u64>, Duration)> = taken
+            .iter()
+            .filter(|(_, call)| match scope {
+                Scope::Server => true,
+                Scope::Tenant => call.holder.tenant == holder.tenant,
+                Scope::Connection => call.holder.connection == holder.connection,
+            })
+            .filter_map(|(id, call)| Some((*id, call.holder.connection, now - call.activity.idle_since()?)))
+            .filter(|(_, _, idle)| *idle >= self.yield_after)
+            .collect();
+        let mut by_connection: HashMap<Option<u64>, usize> = HashMap::new();
+        idle.iter().for_each(|(_, connection, _)| *by_connection.entry(*connection).or_default() += 1);
+        let (id, ..) =
+            idle.iter().max_by_key(|(_, connection, idle)| (by_connection[connection], *idle)).copied()?;
+        taken.remove(&id)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Taken>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
-        metrics::calls_in_flight(self.0.fetch_sub(1, Ordering::AcqRel) - 1);
+        // It is gone already where another call has the place.
+        let taken = self.places.lock().remove(&self.id);
+        drop(taken);
     }
 }
 
@@ -57,30 +128,96 @@ pub async fn take(State(permits): State<CallPermits>, request: Request, next: Ne
     if is_health(path) || path.starts_with(REFLECTION) {
         return next.run(request).await;
     }
-    let Some(permit) = permits.try_take() else {
-        metrics::refused("CALLS");
-        return Status::from(full(permits.max)).into_http();
-    };
-    until_answered(next.run(request).await, permit)
+    let extensions = request.extensions();
+    let activity = extensions.get().cloned().unwrap_or_else(Activity::new);
+    match permits.try_take(&Holder::behind(extensions), &activity) {
+        Ok(permit) => until_answered(next.run(request).await, permit),
+        Err(full) => {
+            metrics::refused("CALLS");
+            Status::from(refusal(full)).into_http()
+        }
+    }
 }
 
-fn full(max: usize) -> Problem {
-    Problem::new(Code::ResourceExhausted, "TOO_MANY_CALLS", format!("all {max} call places are taken"))
-        .with_metadata("limit", max)
+fn refusal(full: Full) -> Problem {
+    let message = match full.scope {
+        Scope::Server => format!("all {} call places are taken", full.limit),
+        Scope::Tenant => format!("the tenant has its share of call places, at most {}", full.limit),
+        Scope::Connection => format!("the connection has its share of call places, at most {}", full.limit),
+    };
+    Problem::new(Code::ResourceExhausted, "TOO_MANY_CALLS", message)
+        .with_metadata("limit", full.limit)
+        .with_metadata("scope", full.scope.name())
         .retry_after(RETRY_AFTER)
+}
+
+/// The answer to a stream whose place another call has.
+pub fn displaced() -> Problem {
+    let message = "the stream was idle and the server full; open it again when there is something to send";
+    Problem::new(Code::Unavailable, "STREAM_DISPLACED", message).retry_after(RETRY_AFTER)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn permits(calls_max: usize) -> CallPermits {
+        CallPermits::new(&Limits { calls_max, stream_yield_seconds: 5.0, ..Limits::default() }, true)
+    }
+
+    fn holder(tenant: &str, connection: u64) -> Holder {
+        Holder { tenant: tenant.into(), connection: Some(connection) }
+    }
 
     #[test]
     fn a_permit_is_refused_at_the_limit_and_free_again_after_a_drop() {
-        let permits = CallPermits::new(2);
-        let first = permits.try_take().expect("a place");
-        let _second = permits.try_take().expect("a place");
-        assert!(permits.try_take().is_none());
+        let permits = CallPermits::new(&Limits { calls_max: 2, ..Limits::default() }, false);
+        let take = || permits.try_take(&holder("default", 1), &Activity::new());
+        let first = take().expect("a place");
+        let _second = take().expect("a place");
+        assert_eq!(take().expect_err("full"), Full { scope: Scope::Server, limit: 2 });
         drop(first);
-        assert!(permits.try_take().is_some());
+        assert!(take().is_ok());
+    }
+
+    #[test]
+    fn a_tenant_leaves_places_for_others() {
+        let permits = permits(16);
+        let mut held = Vec::new();
+        let full = loop {
+            match permits.try_take(&holder("greedy", held.len() as u64), &Activity::new()) {
+                Ok(permit) => held.push(permit),
+                Err(full) => break full,
+            }
+        };
+        assert_eq!((held.len(), full.scope), (12, Scope::Tenant));
+        assert!(permits.try_take(&holder("quiet", 99), &Activity::new()).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_takes_the_place_of_the_stream_that_is_idle_and_not_of_one_at_work() {
+        let permits = permits(4);
+        let call = || {
+            let activity = Activity::new();
+            let permit = permits.try_take(&Holder { tenant: "t".into(), connection: None }, &activity);
+            permit.map(|permit| (permit, activity))
+        };
+        let [working, recent, idle] = [call(), call(), call()].map(|call| call.expect("a place"));
+        idle.1.wait(Waker::noop());
+        recent.1.wait(Waker::noop());
+        assert!(call().is_err(), "no stream has been idle for long");
+        tokio::time::advance(3 * SECOND).await;
+        recent.1.received();
+        recent.1.wait(Waker::noop());
+        tokio::time::advance(3 * SECOND).await;
+        let _next = call().expect("the place of the idle one");
+        let displaced = [&working, &recent, &idle].map(|(_, activity)| activity.is_displaced());
+        assert_eq!(displaced, [false, false, true]);
+        drop(idle);
+        assert!(call().is_err(), "a place is given back once");
     }
 }

@@ -15,6 +15,7 @@ mod embed;
 mod foreign;
 mod galleries;
 mod georeferenced;
+mod hostile;
 mod identity;
 mod layers;
 mod matching;

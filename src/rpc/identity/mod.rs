@@ -50,6 +50,14 @@ impl Identity {
         };
         Ok(Self::Keys(files.follow(parse).await?))
     }
+
+    /// Whether callers have tenants of their own.
+    pub fn tells_tenants_apart(&self) -> bool {
+        match self {
+            Self::Anonymous => false,
+            Self::Keys(_) => true,
+        }
+    }
 }
 
 /// Finds out who calls, and lets the call through if it may. A call ends when its key does.

@@ -1,0 +1,261 @@
+//! A bad neighbour beside a good one, who sends a call after another and gets an answer to every one of them. Where a
+//! setting switches a defence off, the same attack is shown to succeed without it.
+
+use std::net::SocketAddr;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use http::HeaderMap;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use shipreid::app::{Drained, Running};
+use shipreid::chip::Modality;
+use shipreid::client::{Client, ClientError, chip};
+use shipreid::wire::EmbedRequest;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tonic::{Code, Status};
+
+use crate::connections::{call, connect, open_stream, open_stream_of};
+use crate::galleries::data_in;
+use crate::server::{counted, details, fixture, page, start, start_alone};
+
+/// Calls of the good neighbour during an attack.
+const CALLS: usize = 20;
+/// The length of a message without the message.
+const ANNOUNCED: &[u8] = &[0, 0, 0x10, 0, 0];
+
+/// What the good neighbour gets, call after call.
+async fn good_calls(client: &Client) -> Vec<Result<(), ClientError>> {
+    let mut outcomes = Vec::new();
+    for _ in 0..CALLS {
+        let chip = chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical);
+        let request = EmbedRequest { chips: vec![chip], ..EmbedRequest::default() };
+        outcomes.push(client.embed(request, None).await.map(drop));
+    }
+    outcomes
+}
+
+fn all_answered(outcomes: Vec<Result<(), ClientError>>) {
+    let failed: Vec<ClientError> = outcomes.into_iter().filter_map(Result::err).collect();
+    assert!(failed.is_empty(), "{} of {CALLS}: {}", failed.len(), failed[0]);
+}
+
+/// Streams that were opened and then held, each over a connection with others.
+struct HeldStreams {
+    bodies: Vec<mpsc::UnboundedSender<Bytes>>,
+    answers: Vec<http::Response<Incoming>>,
+    connections: Vec<JoinHandle<hyper::Result<()>>>,
+}
+
+/// Opens `streams` calls over each of `connections`, says `first` on each, and says no more.
+async fn hold(address: SocketAddr, connections: usize, streams: usize, first: &[u8]) -> HeldStreams {
+    let mut held = HeldStreams { bodies: Vec::new(), answers: Vec::new(), connections: Vec::new() };
+    for _ in 0..connections {
+        let (mut sender, connection) = connect(address).await;
+        held.connections.push(connection);
+        for _ in 0..streams {
+            let (body, request) = open_stream();
+            body.send(Bytes::copy_from_slice(first)).unwrap();
+            held.bodies.push(body);
+            held.answers.push(sender.send_request(request).await.unwrap());
+        }
+    }
+    held
+}
+
+/// The status of an answer, wherever it stands.
+async fn status(answer: http::Response<Incoming>) -> Status {
+    let headers: HeaderMap = answer.headers().clone();
+    let trailers = answer.into_body().collect().await.expect("an end in order").trailers().cloned();
+    Status::from_header_map(&trailers.unwrap_or(headers)).expect("a status")
+}
+
+#[tokio::test]
+async fn lengths_that_are_announced_and_never_sent_take_nothing_from_others() {
+    let small = ["limits.message_bytes_max=1048576", "limits.receiving_bytes_max=2097152"];
+    let (server, client) = start(&small).await;
+    let _held = hold(server.address, 4, 8, &[ANNOUNCED, &[1]].concat()).await;
+    all_answered(good_calls(&client).await);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn messages_that_are_never_finished_leave_room_for_others() {
+    let small = ["limits.message_bytes_max=1048576", "limits.receiving_bytes_max=8388608"];
+    let unbounded =
+        ["limits.receiving_bytes_per_tenant_max=8388608", "limits.receiving_bytes_per_connection_max=8388608"];
+    let most = [ANNOUNCED, &vec![1; (1 << 20) - 1]].concat();
+    for connections in [1, 4] {
+        let (server, client) = start(&small).await;
+        let _held = hold(server.address, connections, 9, &most).await;
+        all_answered(good_calls(&client).await);
+        server.stop().await;
+    }
+
+    let (server, client) = start(&[small, unbounded].concat()).await;
+    let _held = hold(server.address, 1, 9, &most).await;
+    // The bytes arrive at their own pace; from then on, nobody is let in.
+    while good_calls(&client).await.iter().any(Result::is_ok) {}
+    server.stop().await;
+}
+
+/// What the good neighbour gets beside streams that hold every place for calls and say nothing.
+async fn beside_silent_streams(setting: &str) -> (Vec<Result<(), ClientError>>, HeldStreams, Running) {
+    let (server, client) = start(&["limits.calls_max=16", setting]).await;
+    let held = hold(server.address, 1, 16, &[]).await;
+    (good_calls(&client).await, held, server)
+}
+
+#[tokio::test]
+async fn silent_streams_give_their_places_to_calls() {
+    let (outcomes, held, server) = beside_silent_streams("limits.stream_yield_seconds=0").await;
+    all_answered(outcomes);
+    let first = held.answers.into_iter().next().unwrap();
+    let displaced = status(first).await;
+    let (reason, found) = details(&displaced);
+    assert_eq!((displaced.code(), reason.as_str()), (Code::Unavailable, "STREAM_DISPLACED"));
+    assert!(found.retry_info().is_some());
+    drop((held.bodies, held.connections));
+    server.stop().await;
+
+    let (outcomes, held, server) = beside_silent_streams("limits.stream_yield_seconds=604800").await;
+    let refused = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+    assert_eq!(refused, CALLS, "without the defence, nobody is let in");
+    drop(held);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_stays_silent_hears_that_it_is_over() {
+    let server = start_alone(&["limits.stream_idle_seconds_max=0.1"]).await;
+    let held = hold(server.address, 1, 1, &[]).await;
+    let ended = status(held.answers.into_iter().next().unwrap()).await;
+    let (reason, found) = details(&ended);
+    assert_eq!((ended.code(), reason.as_str()), (Code::Unavailable, "STREAM_IDLE"));
+    assert!(found.retry_info().is_some());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_give_their_places_to_callers() {
+    let server = start_alone(&["limits.connections_max=8"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..CALLS {
+        for _ in 0..8 {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        let client = Client::connect(&format!("http://{}", server.address)).await.unwrap();
+        let chip = chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical);
+        client.embed(EmbedRequest { chips: vec![chip], ..EmbedRequest::default() }, None).await.unwrap();
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn half_requests_to_the_status_pages_end_and_keep_nobody_out() {
+    let server = start_alone(&[]).await;
+    let half = async || {
+        let mut stream = TcpStream::connect(server.metrics_address).await.unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: ").await.unwrap();
+        stream
+    };
+    let halves = join_all((0..300).map(|_| half())).await;
+    for _ in 0..CALLS {
+        assert!(page(server.metrics_address, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+    let ends = halves.into_iter().take(200).map(async |mut stream| {
+        // An answer may come; then the end does.
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+    });
+    join_all(ends).await;
+    server.stop().await;
+}
+
+/// How often a method has ended with a code.
+fn ended(method: &str, code: &str) -> u64 {
+    let (service, method) = method.split_once('/').unwrap();
+    counted(&format!(
+        "grpc_server_handled_total{{grpc_service=\"{service}\",grpc_method=\"{method}\",grpc_code=\"{code}\"}}"
+    ))
+}
+
+#[tokio::test]
+async fn garbage_is_the_callers_fault() {
+    // No other test calls these wrongly.
+    const UNARY: &str = "shipreid.v1.Galleries/MergeVessels";
+    const STREAM: &str = "shipreid.v1.Galleries/Enroll";
+    let server = start_alone(&[]).await;
+    let (mut sender, _connection) = connect(server.address).await;
+    let garbage: [&[u8]; 6] = [
+        b"",
+        &[0, 0],
+        &[0, 0, 0, 0, 9, 1],
+        &[1, 0, 0, 0, 1, 1],
+        &[9, 0, 0, 0, 1, 1],
+        &[0, 0, 0, 0, 3, 0xff, 0xff, 0xff],
+    ];
+    for method in [UNARY, STREAM] {
+        let before = ["Internal", "Unknown"].map(|code| ended(method, code));
+        for bytes in garbage {
+            let body = Full::new(Bytes::from_static(bytes)).boxed();
+            let answer = sender.send_request(call(&format!("/{method}"), body)).await.unwrap();
+            let status = status(answer).await;
+            if (method, bytes.is_empty()) != (STREAM, true) {
+                let reason = details(&status).0;
+                let expected = (Code::InvalidArgument, "MESSAGE_MALFORMED");
+                assert_eq!((status.code(), reason.as_str()), expected, "{method} {bytes:?}");
+            }
+        }
+        assert_eq!(["Internal", "Unknown"].map(|code| ended(method, code)), before, "{method}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_leaves_in_the_middle_counts_as_cancelled() {
+    const METHOD: &str = "shipreid.v1.Galleries/ImportGallery";
+    let before = ["Internal", "Unknown", "Canceled"].map(|code| ended(METHOD, code));
+    let server = start_alone(&[]).await;
+    for _ in 0..CALLS {
+        let (mut sender, connection) = connect(server.address).await;
+        let (body, request) = open_stream_of(&format!("/{METHOD}"));
+        body.send(Bytes::copy_from_slice(&[ANNOUNCED, &[1]].concat())).unwrap();
+        let so_far = begun(METHOD);
+        let answer = tokio::spawn(sender.send_request(request));
+        while begun(METHOD) == so_far {
+            tokio::task::yield_now().await;
+        }
+        // Neither side says goodbye.
+        connection.abort();
+        answer.abort();
+    }
+    while ended(METHOD, "Canceled") < before[2] + CALLS as u64 {
+        assert_eq!(["Internal", "Unknown"].map(|code| ended(METHOD, code)), before[..2]);
+        tokio::task::yield_now().await;
+    }
+    server.stop().await;
+}
+
+/// How many calls of a method have arrived.
+fn begun(method: &str) -> u64 {
+    let (service, method) = method.split_once('/').unwrap();
+    counted(&format!("grpc_server_started_total{{grpc_service=\"{service}\",grpc_method=\"{method}\"}}"))
+}
+
+#[tokio::test]
+async fn idle_streams_of_every_kind_do_not_keep_a_server_from_going_down() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let server = start_alone(&[&data_in(&folder), "server.drain_seconds_max=20"]).await;
+    let (mut sender, _connection) = connect(server.address).await;
+    let (_import, request) = open_stream_of("/shipreid.v1.Galleries/ImportGallery");
+    let import = tokio::spawn(sender.send_request(request));
+    let (_reflection, request) = open_stream_of("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo");
+    let reflection = sender.send_request(request).await.unwrap();
+    assert_eq!(server.stop().await, Drained::InOrder);
+    let import = status(import.await.unwrap().expect("an answer, not a cut")).await;
+    assert_eq!((import.code(), details(&import).0.as_str()), (Code::Unavailable, "DRAINING"));
+    status(reflection).await;
+}
