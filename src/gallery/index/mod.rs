@@ -25,7 +25,7 @@ pub use search::{Found, Group, Hit, IndexQuery, cosine};
 pub use select::{Selection, Sighting};
 pub use vessels::{VesselNumber, VesselSet};
 
-use names::Names;
+use names::{LabelSet, Names, Renaming};
 use segment::{Known, ROWS, Segment};
 use vessels::Tally;
 
@@ -52,7 +52,14 @@ pub struct Index {
     /// Live entries without vessel id.
     unnamed: usize,
     names: Arc<RwLock<Names>>,
+    /// Bytes of the names when those that nobody used were last let go.
+    names_kept: usize,
 }
+
+/// Bytes of names that may be of no more use before it is looked which they are, beside as many as are of use.
+const NAMES_IDLE: usize = 1 << 20;
+/// Bytes for each row in addition: to look costs as much for each.
+const NAMES_IDLE_PER_ROW: usize = 16;
 
 impl Index {
     /// No entries yet, of vectors with `dimension` values.
@@ -65,6 +72,7 @@ impl Index {
             tally: Tally::default(),
             unnamed: 0,
             names: Arc::default(),
+            names_kept: 0,
         }
     }
 
@@ -118,6 +126,11 @@ impl Index {
         true
     }
 
+    /// Whether the row is there.
+    pub fn contains(&self, row: RowId) -> bool {
+        self.slot(row).is_some()
+    }
+
     /// Replaces what is known of an entry; its vector stays. `false` where it is not there.
     pub fn update(&mut self, row: RowId, entry: &Entry) -> bool {
         let Some(slot) = self.slot(row) else { return false };
@@ -139,6 +152,49 @@ impl Index {
             let segment = &self.segments[slot / ROWS];
             (segment.columns().rows[slot % ROWS], segment.codes().code(slot % ROWS))
         })
+    }
+
+    /// Lets go of names that no entry has any more, where there may be many. Earlier states keep theirs.
+    pub fn tidy_names(&mut self) {
+        let rows = self.segments.iter().map(Segment::len).sum::<usize>();
+        if self.names_bytes() <= 2 * self.names_kept + NAMES_IDLE + NAMES_IDLE_PER_ROW * rows {
+            return;
+        }
+        self.renew_names();
+    }
+
+    /// Keeps only the names that entries have.
+    fn renew_names(&mut self) {
+        let names = Arc::clone(&self.names);
+        let old = names.read().unwrap_or_else(PoisonError::into_inner);
+        let (mut renaming, mut tally) = (Renaming::of(&old), Tally::default());
+        for (number, segment) in self.segments.iter_mut().enumerate() {
+            let mut slot = number * ROWS;
+            let live = &self.live;
+            segment.map(|known| {
+                let is_live = live.contains(slot);
+                slot += 1;
+                // Nobody asks for a row that was removed.
+                let vessel = known.vessel.filter(|_| is_live).map(|vessel| renaming.vessel(vessel));
+                vessel.into_iter().for_each(|vessel| tally.add(vessel));
+                let scene = known.scene.filter(|_| is_live).map(|scene| renaming.scene(scene));
+                let labels = if is_live { renaming.label_set(known.labels) } else { LabelSet::default() };
+                Known { vessel, scene, labels, ..known }
+            });
+        }
+        let new = renaming.finish();
+        (self.names_kept, self.tally) = (new.bytes(), tally);
+        self.names = Arc::new(RwLock::new(new));
+    }
+
+    /// Takes every name for one of use.
+    pub fn settle_names(&mut self) {
+        self.names_kept = self.names_bytes();
+    }
+
+    /// Estimate of the memory that names take.
+    pub fn names_bytes(&self) -> usize {
+        self.names().bytes()
     }
 
     fn names(&self) -> RwLockReadGuard<'_, Names> {

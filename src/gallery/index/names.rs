@@ -40,7 +40,7 @@ impl NamedVessel {
 }
 
 /// All labels of an entry together; few entries differ in them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct LabelSet(u32);
 
 impl LabelSet {
@@ -60,26 +60,46 @@ pub(super) struct Names {
     label_sets: HashMap<Box<[usize]>, LabelSet>,
     /// For every label the sets that have it.
     sets_with: Vec<Vec<LabelSet>>,
+    /// Estimate of the memory that all of it takes.
+    bytes: usize,
 }
+
+/// What a name takes beside its text.
+const NAME_BYTES: usize = 64;
 
 #[derive(Debug, Default)]
 struct Numbers(HashMap<Box<str>, NonZeroU32>);
 
 impl Numbers {
-    fn number(&mut self, name: &str) -> NonZeroU32 {
+    /// The name's number, and the bytes that it takes if it is new.
+    fn number(&mut self, name: &str) -> (NonZeroU32, usize) {
         if let Some(number) = self.0.get(name) {
-            return *number;
+            return (*number, 0);
         }
         let next = u32::try_from(self.0.len() + 1).ok().and_then(NonZeroU32::new);
         let number = next.expect("names take more memory than there is before their number overflows");
         self.0.insert(name.into(), number);
-        number
+        (number, NAME_BYTES + name.len())
+    }
+
+    /// Names by their numbers, less 1.
+    fn by_number(&self) -> Vec<&str> {
+        let mut names = vec![""; self.0.len()];
+        self.0.iter().for_each(|(name, number)| names[number.get() as usize - 1] = name);
+        names
     }
 }
 
 impl Names {
+    /// Estimate of the memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     pub fn vessel(&mut self, id: &VesselId) -> NamedVessel {
-        NamedVessel(self.vessels.number(id.as_str()))
+        let (number, bytes) = self.vessels.number(id.as_str());
+        self.bytes += bytes;
+        NamedVessel(number)
     }
 
     /// `None` where no entry ever had it.
@@ -89,7 +109,11 @@ impl Names {
 
     /// `None` for the empty text, which is an unknown scene.
     pub fn scene(&mut self, scene_id: &str) -> Option<SceneNumber> {
-        (!scene_id.is_empty()).then(|| SceneNumber(self.scenes.number(scene_id)))
+        (!scene_id.is_empty()).then(|| {
+            let (number, bytes) = self.scenes.number(scene_id);
+            self.bytes += bytes;
+            SceneNumber(number)
+        })
     }
 
     /// `None` where no entry ever had it.
@@ -98,14 +122,25 @@ impl Names {
     }
 
     pub fn label_set(&mut self, labels: &Labels) -> LabelSet {
-        let numbers: Box<[usize]> = labels.iter().map(|(name, value)| self.label(name, value)).collect();
+        self.set_of(labels.iter())
+    }
+
+    /// The set of labels, which come in the order of their names.
+    fn set_of<'l>(&mut self, labels: impl Iterator<Item = (&'l str, &'l str)>) -> LabelSet {
+        let numbers: Box<[usize]> = labels.map(|(name, value)| self.label(name, value)).collect();
         if let Some(set) = self.label_sets.get(&numbers) {
             return *set;
         }
         let set = LabelSet(u32::try_from(self.label_sets.len()).expect("fewer label sets than rows"));
-        numbers.iter().for_each(|label| self.sets_with[*label].push(set));
-        self.label_sets.insert(numbers, set);
+        self.insert_set(numbers, set);
         set
+    }
+
+    fn insert_set(&mut self, numbers: Box<[usize]>, set: LabelSet) {
+        numbers.iter().for_each(|label| self.sets_with[*label].push(set));
+        // Each number stands in the set, and the set with each label.
+        self.bytes += NAME_BYTES + numbers.len() * (size_of::<usize>() + size_of::<LabelSet>());
+        self.label_sets.insert(numbers, set);
     }
 
     fn label(&mut self, name: &str, value: &str) -> usize {
@@ -115,6 +150,7 @@ impl Names {
         let number = self.sets_with.len();
         self.sets_with.push(vec![]);
         self.labels.entry(name.into()).or_default().insert(value.into(), number);
+        self.bytes += 2 * NAME_BYTES + name.len() + value.len();
         number
     }
 
@@ -130,5 +166,80 @@ impl Names {
             sets.intersect_with(&with);
         }
         sets
+    }
+}
+
+/// Names that are still in use, under new numbers: how those that nobody uses any more are let go.
+#[derive(Debug)]
+pub(super) struct Renaming<'n> {
+    vessels: Renumbering<'n>,
+    scenes: Renumbering<'n>,
+    /// The labels of each set, by the set's number.
+    sets: Vec<Vec<(&'n str, &'n str)>>,
+    new_sets: Vec<Option<LabelSet>>,
+    new: Names,
+}
+
+#[derive(Debug)]
+struct Renumbering<'n> {
+    names: Vec<&'n str>,
+    new: Vec<Option<NonZeroU32>>,
+}
+
+impl<'n> Renumbering<'n> {
+    fn of(old: &'n Numbers) -> Self {
+        let names = old.by_number();
+        Self { new: vec![None; names.len()], names }
+    }
+
+    fn number(&mut self, old: NonZeroU32, numbers: &mut Numbers, bytes: &mut usize) -> NonZeroU32 {
+        let at = old.get() as usize - 1;
+        *self.new[at].get_or_insert_with(|| {
+            let (number, taken) = numbers.number(self.names[at]);
+            *bytes += taken;
+            number
+        })
+    }
+}
+
+impl<'n> Renaming<'n> {
+    pub fn of(old: &'n Names) -> Self {
+        let mut labels = vec![("", ""); old.sets_with.len()];
+        for (name, values) in &old.labels {
+            values.iter().for_each(|(value, number)| labels[*number] = (name, value));
+        }
+        let mut sets = vec![vec![]; old.label_sets.len()];
+        for (numbers, set) in &old.label_sets {
+            sets[set.number()] = numbers.iter().map(|number| labels[*number]).collect();
+        }
+        Self {
+            vessels: Renumbering::of(&old.vessels),
+            scenes: Renumbering::of(&old.scenes),
+            new_sets: vec![None; sets.len()],
+            sets,
+            new: Names::default(),
+        }
+    }
+
+    pub fn vessel(&mut self, old: NamedVessel) -> NamedVessel {
+        NamedVessel(self.vessels.number(old.0, &mut self.new.vessels, &mut self.new.bytes))
+    }
+
+    pub fn scene(&mut self, old: SceneNumber) -> SceneNumber {
+        SceneNumber(self.scenes.number(old.0, &mut self.new.scenes, &mut self.new.bytes))
+    }
+
+    pub fn label_set(&mut self, old: LabelSet) -> LabelSet {
+        let at = old.number();
+        if let Some(set) = self.new_sets[at] {
+            return set;
+        }
+        let set = self.new.set_of(self.sets[at].iter().copied());
+        self.new_sets[at] = Some(set);
+        set
+    }
+
+    pub fn finish(self) -> Names {
+        self.new
     }
 }

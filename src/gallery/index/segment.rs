@@ -76,6 +76,14 @@ impl Segment {
         Arc::make_mut(&mut self.columns).set(at, known);
     }
 
+    /// Replaces what is known of every row; the codes stay.
+    pub fn map(&mut self, mut known: impl FnMut(Known) -> Known) {
+        let old = &self.columns;
+        let mut columns = Columns::default();
+        (0..old.rows.len()).for_each(|at| columns.push(old.rows[at], known(old.known(at))));
+        self.columns = Arc::new(columns);
+    }
+
     /// Adds the rows `kept` of another segment.
     pub fn append(&mut self, other: &Self, kept: impl Iterator<Item = usize>) {
         for at in kept {

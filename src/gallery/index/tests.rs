@@ -299,6 +299,7 @@ fn a_search_is_brute_force_whatever_was_enrolled_and_changed_before() {
             }
             if step % 500 == 0 {
                 earlier.push(pair.clone());
+                pair.index.renew_names();
             }
         }
         earlier.push(pair);
@@ -352,6 +353,32 @@ fn a_search_spans_segments_also_when_they_were_merged() {
         pair.check(&asks, &Filter::default());
         pair.check(&asks, &random_filter(&pair, random));
     }
+}
+
+#[test]
+fn names_that_nobody_has_any_more_take_no_memory() {
+    let random = &mut ChaCha8Rng::seed_from_u64(6);
+    let mut pair = Pair::new(4);
+    for _ in 0..100 {
+        pair.push(random_entry(random), random_unit(random, 4));
+    }
+    for number in 0..20_000_u64 {
+        let text = format!("{number:0200}");
+        let entry = random_entry(random);
+        let observation = Observation { scene_id: text.clone(), ..entry.observation };
+        let labels = Labels::new([("port".to_owned(), text.clone())]).expect("few and short");
+        let vessel = VesselId::new(&text).ok();
+        pair.update(RowId(1 + number % 100), Entry { vessel, observation, labels, ..entry });
+        pair.index.tidy_names();
+    }
+    let bytes = pair.index.names_bytes();
+    assert!(bytes < 4 << 20, "{bytes}");
+    pair.check(&[random_ask(&pair, random)], &Filter::default());
+    let filter = Filter {
+        vessels: vec![VesselId::new(&format!("{:0200}", 19_950)).expect("an id")],
+        ..Filter::default()
+    };
+    pair.check(&[], &filter);
 }
 
 #[test]

@@ -248,10 +248,11 @@ impl<'t> Batch<'t> {
         transaction: &WriteTransaction,
         committed_at: i64,
     ) -> Result<Option<Finished>, StoreError> {
-        let Self { index, mut state, changes, taken, .. } = self;
+        let Self { mut index, mut state, changes, taken, .. } = self;
         if !changes.any {
             return Ok(None);
         }
+        index.tidy_names();
         state.commit += 1;
         state.committed_at = committed_at;
         write_state(transaction, &state)?;
@@ -407,6 +408,10 @@ impl Taken {
             self.allowance.take(after - before)?;
             self.taken += after - before;
         } else {
+            // Whoever is over the limit may delete. What is replaced takes no less of the files than what is added.
+            if after > 0 {
+                self.allowance.check(0)?;
+            }
             self.released += before - after;
         }
         Ok(())
