@@ -196,6 +196,8 @@ fn open(root: &Path) -> Result<Shelf> {
             entries_per_gallery: u64::MAX,
             bytes_per_tenant: u64::MAX,
         },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     };
     Ok(Shelf::open(root, settings)?)
 }

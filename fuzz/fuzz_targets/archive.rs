@@ -80,6 +80,8 @@ fn shelf(folder: &Path) -> Shelf {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 8, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 4, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     };
     Shelf::open(folder, settings).expect("an empty folder")
 }

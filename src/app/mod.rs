@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::chip::ImageLimits;
-use crate::config::{Config, Matching, Store};
+use crate::config::{Config, Matching};
 use crate::encoder::{
     Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
     keep_canaries,
@@ -111,7 +111,7 @@ pub async fn start(
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
     let port = Port { listener, security, proxies: config.server.trusted_proxies.clone() };
 
-    let shelf = open_shelf(&config.store).await?;
+    let shelf = open_shelf(config).await?;
     let matching = config.matching.clone();
     let calibrators = tokio::task::spawn_blocking(move || read_calibrators(&matching)).await??;
     let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
@@ -262,7 +262,8 @@ async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
 }
 
 /// Opens the galleries under the data folder, if there is one.
-async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
+async fn open_shelf(config: &Config) -> anyhow::Result<Option<Arc<Shelf>>> {
+    let store = &config.store;
     if store.data_dir.is_empty() {
         return Ok(None);
     }
@@ -275,6 +276,8 @@ async fn open_shelf(store: &Store) -> anyhow::Result<Option<Arc<Shelf>>> {
             entries_per_gallery: store.entries_max,
             bytes_per_tenant: store.bytes_max,
         },
+        image_bytes_max: config.chips.bytes_max,
+        import_bytes_max: config.limits.receiving_bytes_max,
     };
     let opened = tokio::task::spawn_blocking(move || Shelf::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))

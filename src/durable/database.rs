@@ -9,7 +9,7 @@ use redb::{
     TransactionError, WriteTransaction,
 };
 
-use super::shield::{Health, Shield};
+use super::shield::{Health, Shield, WriteFailure};
 use super::volume::Volume;
 
 /// One database file, open for writing.
@@ -28,7 +28,7 @@ pub enum DatabaseError {
     Io(#[from] io::Error),
     /// What could not be written. Nothing is written any more; what was committed before stays readable.
     #[error("{0}")]
-    Sealed(String),
+    Sealed(WriteFailure),
     #[error("the database is closed")]
     Closed,
 }
@@ -110,7 +110,7 @@ impl fmt::Debug for Database {
 }
 
 fn check(health: &Health) -> Result<(), DatabaseError> {
-    health.failure().map_or(Ok(()), |reason| Err(DatabaseError::Sealed(reason.to_owned())))
+    health.failure().map_or(Ok(()), |reason| Err(DatabaseError::Sealed(reason.clone())))
 }
 
 enum StartError {

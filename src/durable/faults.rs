@@ -79,6 +79,11 @@ impl FaultyDisk {
         self.state().refused
     }
 
+    /// Nothing fails any more.
+    pub fn recover(&self) {
+        self.state().planned = None;
+    }
+
     /// From now on the process is dead: whatever it still tries has no effect.
     pub fn cut(&self) {
         self.state().power = Power::Off;
@@ -212,6 +217,10 @@ impl Volume for FaultyDisk {
         let (file, _) = state.file(name)?;
         file.cache.clone_from(&file.disk);
         Ok(())
+    }
+
+    fn reserve(&self, _: u64) -> io::Result<()> {
+        self.state().attempt()
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {

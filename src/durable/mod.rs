@@ -13,5 +13,5 @@ pub use database::{Database, DatabaseError, guard};
 pub use folder::{PartialFolder, discard_folder, remove_partial, write_folder};
 pub use lock::{DirectoryLock, LockError};
 pub use sealed::{BrokenSeal, seal_text, unseal_text};
-pub use shield::Health;
+pub use shield::{Health, WriteFailure, is_full};
 pub use volume::{Folder, Volume};

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use redb::{BackendError, StorageBackend};
@@ -15,18 +16,47 @@ const BLOCK: usize = 4096;
 
 /// Whether everything that was written is where it should be.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<OnceLock<String>>);
+pub struct Health(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    failure: OnceLock<WriteFailure>,
+    bytes: AtomicU64,
+}
+
+/// Why a file is no longer written to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct WriteFailure {
+    pub reason: String,
+    /// Whether it is for want of room, which may come back.
+    pub is_full: bool,
+}
 
 impl Health {
     /// Why the file is no longer written to.
-    pub fn failure(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
+    pub fn failure(&self) -> Option<&WriteFailure> {
+        self.0.failure.get()
     }
 
-    fn fail(&self, reason: String) {
-        // The first failure is the cause of the later ones.
-        let _ = self.0.set(reason);
+    /// Bytes of the file.
+    pub fn bytes(&self) -> u64 {
+        self.0.bytes.load(Ordering::Relaxed)
     }
+
+    fn fail(&self, failure: WriteFailure) {
+        // The first failure is the cause of the later ones.
+        let _ = self.0.failure.set(failure);
+    }
+
+    fn set_bytes(&self, bytes: u64) {
+        self.0.bytes.store(bytes, Ordering::Relaxed);
+    }
+}
+
+/// Whether an operation failed for want of room: on the disk, or of what its owner may take of it.
+pub fn is_full(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// A file that is sealed when writing to it fails.
@@ -49,6 +79,8 @@ struct Overlay {
 
 impl Shield {
     pub fn new(inner: Box<dyn StorageBackend>, name: &str, health: Health) -> Self {
+        // A file whose length cannot be told is refused when it is read.
+        health.set_bytes(inner.len().unwrap_or(0));
         Self { inner, name: name.to_owned(), health, sealed: RwLock::new(None) }
     }
 
@@ -62,7 +94,8 @@ impl Shield {
         let sealed = self.read_sealed();
         if sealed.is_none() {
             let Err(cause) = attempt() else { return Ok(()) };
-            self.health.fail(format!("{doing} {}: {cause}", self.name));
+            let reason = format!("{doing} {}: {cause}", self.name);
+            self.health.fail(WriteFailure { reason, is_full: is_full(&cause) });
         }
         drop(sealed);
         let mut sealed = self.write_sealed();
@@ -100,7 +133,11 @@ impl StorageBackend for Shield {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.write_or_seal(
             "resizing",
-            || self.inner.set_len(len),
+            || {
+                self.inner.set_len(len)?;
+                self.health.set_bytes(len);
+                Ok(())
+            },
             |overlay, _| {
                 overlay.set_len(len);
                 Ok(())
@@ -292,7 +329,7 @@ mod tests {
                 assert_eq!(shield.len().expect("known"), expected.len() as u64);
             }
             let failure = health.failure().expect("every file was sealed");
-            assert!(failure.ends_with("x.redb: no storage space"), "{failure}");
+            assert!(failure.is_full && failure.reason.ends_with("x.redb: no storage space"), "{failure}");
         }
     }
 }

@@ -31,6 +31,12 @@ pub trait Volume: fmt::Debug + Send + Sync {
     /// The file cannot be opened or synced.
     fn forget(&self, name: &str) -> io::Result<()>;
 
+    /// Looks whether there is room for so many bytes more.
+    ///
+    /// # Errors
+    /// There is not, or nothing can be written.
+    fn reserve(&self, bytes: u64) -> io::Result<()>;
+
     /// The bytes of a file, `None` where there is none.
     ///
     /// # Errors
@@ -66,6 +72,19 @@ impl Volume for Folder {
         let file = OpenOptions::new().read(true).write(true).open(self.0.join(name))?;
         file.sync_all()?;
         drop_cached_pages(&file)
+    }
+
+    fn reserve(&self, bytes: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let path = self.0.join("room.new");
+        let file = File::create(&path)?;
+        let reserved = match fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1)) {
+            // Then the next write will tell.
+            Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
+            reserved => reserved.map_err(io::Error::from),
+        };
+        fs::remove_file(&path)?;
+        reserved
     }
 
     fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read>>> {

@@ -19,8 +19,10 @@ use crate::embedding::ModelDigest;
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
 /// Changes when an older program could misread an export.
 const VERSION: u32 = 1;
-/// Bounds what a damaged length can make a reader wait for.
+/// Bounds what a damaged length can make a reader wait for, where nothing else does.
 const FRAME_BYTES_MAX: usize = 256 << 20;
+/// What a record has beside an image: the largest embedding, and labels and texts at their longest.
+const BESIDE_IMAGE_BYTES_MAX: usize = 4 * DIMENSION_MAX as usize + (64 << 10);
 /// A piece of an export has at least as many bytes, the last one aside.
 const PIECE_BYTES: usize = 256 << 10;
 const DIMENSION_MAX: u32 = 1 << 16;
@@ -45,6 +47,9 @@ pub enum ArchiveError {
     Truncated { entries: u64 },
     #[error("the export is damaged after {entries} entries: {cause}")]
     Damaged { entries: u64, cause: String },
+    /// It is as it was written, but of something that no gallery here takes.
+    #[error("the export cannot be taken after {entries} entries: {cause}")]
+    Unacceptable { entries: u64, cause: String },
 }
 
 /// What the exported gallery is made for.
@@ -224,14 +229,32 @@ pub(super) struct Reader {
     checksum: crc32fast::Hasher,
     stage: Stage,
     entries: u64,
+    bounds: RowBounds,
 }
 
 #[derive(Debug)]
 enum Stage {
     Magic,
     Head,
-    Rows { dimension: usize, next_row: u64, row_min: u64 },
+    Rows { dimension: usize, keeps_chips: bool, next_row: u64, row_min: u64 },
     Done,
+}
+
+/// What a row may have at most.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowBounds {
+    /// Bytes of a chip's image.
+    pub image_bytes_max: usize,
+    /// Bytes of a whole record.
+    record_bytes_max: usize,
+}
+
+impl RowBounds {
+    /// Bounds for rows whose images have at most so many bytes.
+    pub fn new(image_bytes_max: usize) -> Self {
+        let record_bytes_max = image_bytes_max.saturating_add(BESIDE_IMAGE_BYTES_MAX).min(FRAME_BYTES_MAX);
+        Self { image_bytes_max, record_bytes_max }
+    }
 }
 
 /// What a reader found.
@@ -253,8 +276,22 @@ pub(super) struct FoundRow {
 }
 
 impl Reader {
-    pub fn new() -> Self {
-        Self { buffer: BytesMut::new(), checksum: crc32fast::Hasher::new(), stage: Stage::Magic, entries: 0 }
+    pub fn new(bounds: RowBounds) -> Self {
+        let (buffer, checksum) = (BytesMut::new(), crc32fast::Hasher::new());
+        Self { buffer, checksum, stage: Stage::Magic, entries: 0, bounds }
+    }
+
+    /// Bytes of a record that has not come whole yet.
+    pub fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Bytes that the record will have that is on its way, once it has said so; 0 before.
+    pub fn announced(&self) -> usize {
+        match (&self.stage, self.buffer.get(..4)) {
+            (Stage::Head | Stage::Rows { .. }, Some(mut length)) => length.get_u32_le() as usize,
+            _ => 0,
+        }
     }
 
     pub fn push(&mut self, bytes: &[u8]) {
@@ -318,8 +355,9 @@ impl Reader {
     fn frame(&mut self) -> Result<Option<Bytes>, ArchiveError> {
         let Some(mut length) = self.buffer.get(..4) else { return Ok(None) };
         let length = length.get_u32_le() as usize;
-        if length > FRAME_BYTES_MAX {
-            return Err(self.damaged(format!("a record has {length} bytes, the limit is {FRAME_BYTES_MAX}")));
+        let limit = self.bounds.record_bytes_max;
+        if length > limit {
+            return Err(self.unacceptable(format!("a record has {length} bytes, the limit is {limit}")));
         }
         if self.buffer.len() < 4 + length {
             return Ok(None);
@@ -332,15 +370,18 @@ impl Reader {
         let item = match (frame.content, &self.stage) {
             (Some(Content::Head(head)), Stage::Head) => {
                 let about = head.about(Time::from_nanos(0)).map_err(|cause| self.damaged(cause))?;
-                self.stage = Stage::Rows { dimension: about.dimension, next_row: head.next_row, row_min: 0 };
+                let (dimension, keeps_chips) = (about.dimension, about.keeps_chips);
+                self.stage = Stage::Rows { dimension, keeps_chips, next_row: head.next_row, row_min: 0 };
                 Some(Item::Head(head))
             }
-            (Some(Content::Row(row)), &Stage::Rows { dimension, next_row, row_min }) => {
+            (Some(Content::Row(row)), &Stage::Rows { dimension, keeps_chips, next_row, row_min }) => {
                 if !(row_min..next_row).contains(&row.row) {
                     return Err(self.damaged(format!("row {} is out of order", row.row)));
                 }
-                let row = check(row, dimension).map_err(|cause| self.damaged(cause))?;
-                self.stage = Stage::Rows { dimension, next_row, row_min: row.row.0 + 1 };
+                let (row, entry) = read(row, dimension).map_err(|cause| self.damaged(cause))?;
+                check(&entry, row.chip.as_ref(), keeps_chips, &self.bounds)
+                    .map_err(|cause| self.unacceptable(cause))?;
+                self.stage = Stage::Rows { dimension, keeps_chips, next_row, row_min: row.row.0 + 1 };
                 self.entries += 1;
                 Some(Item::Row(row))
             }
@@ -364,6 +405,10 @@ impl Reader {
     pub fn damaged(&self, cause: impl ToString) -> ArchiveError {
         ArchiveError::Damaged { entries: self.entries, cause: cause.to_string() }
     }
+
+    fn unacceptable(&self, cause: impl ToString) -> ArchiveError {
+        ArchiveError::Unacceptable { entries: self.entries, cause: cause.to_string() }
+    }
 }
 
 /// What an export holds.
@@ -380,7 +425,7 @@ pub struct Inspected {
 /// # Errors
 /// The bytes are no export, damaged or not all of one.
 pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Inspected, ArchiveError> {
-    let mut reader = Reader::new();
+    let mut reader = Reader::new(RowBounds::new(FRAME_BYTES_MAX));
     let mut found = None;
     for piece in pieces {
         reader.push(piece.as_ref());
@@ -395,11 +440,31 @@ pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Ins
     Ok(Inspected { model, dimension, keeps_chips, entries: reader.entries })
 }
 
-fn check(archived: ArchivedRow, dimension: usize) -> Result<FoundRow, Damage> {
-    let ArchivedRow { row, entry, vector, chip } = archived;
-    let entry = entry.ok_or_else(|| Damage("a row has no entry".into()))?;
-    Entry::try_from(entry.clone())?;
+fn read(archived: ArchivedRow, dimension: usize) -> Result<(FoundRow, Entry), Damage> {
+    let ArchivedRow { row, entry: record, vector, chip } = archived;
+    let record = record.ok_or_else(|| Damage("a row has no entry".into()))?;
+    let entry = Entry::try_from(record.clone())?;
     read_embedding(&vector, dimension)?;
     chip.clone().map(SourceChip::try_from).transpose()?;
-    Ok(FoundRow { row: RowId(row), entry, vector, chip })
+    Ok((FoundRow { row: RowId(row), entry: record, vector, chip }, entry))
+}
+
+/// Holds a row to what enrolling takes.
+fn check(
+    entry: &Entry,
+    chip: Option<&ChipRecord>,
+    keeps_chips: bool,
+    bounds: &RowBounds,
+) -> Result<(), Damage> {
+    let of_entry = |cause: String| Damage(format!("entry \"{}\": {cause}", entry.id));
+    entry.check().map_err(|cause| of_entry(cause.to_string()))?;
+    let Some(chip) = chip else { return Ok(()) };
+    if !keeps_chips {
+        return Err(of_entry("it has a chip, and the gallery keeps none".into()));
+    }
+    let (bytes, limit) = (chip.image_bytes(), bounds.image_bytes_max);
+    if bytes > limit {
+        return Err(of_entry(format!("the image of its chip has {bytes} bytes, the limit is {limit}")));
+    }
+    Ok(())
 }

@@ -36,6 +36,17 @@ impl Entry {
     pub fn width_m(&self) -> Option<f64> {
         self.observation.width_m.or(self.extent_m.map(|[width, _]| width))
     }
+
+    /// The bounds that the types of its parts do not hold by themselves.
+    ///
+    /// # Errors
+    /// What is wrong with the observation, or a chip's extent that is not above 0.
+    pub fn check(&self) -> Result<(), ObservationError> {
+        self.observation.check()?;
+        let [width_m, length_m] = self.extent_m.map_or([None; 2], |extent_m| extent_m.map(Some));
+        check_size("the width of the chip", width_m)?;
+        Ok(check_size("the length of the chip", length_m)?)
+    }
 }
 
 /// A text that names something. Its length is bounded, and it has no control characters.
@@ -204,6 +215,35 @@ pub struct Observation {
     pub length_m: Option<f64>,
     /// Above 0.
     pub width_m: Option<f64>,
+}
+
+/// Something that no observation has.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+pub enum ObservationError {
+    #[error("{field} {cause}")]
+    Text { field: &'static str, cause: TextError },
+    #[error(transparent)]
+    Number(#[from] NumberError),
+}
+
+impl Observation {
+    /// The bounds that the types of its parts do not hold by themselves: those of texts and sizes.
+    ///
+    /// # Errors
+    /// A text over the limit or with control characters, or a size that is not finite and above 0.
+    pub fn check(&self) -> Result<(), ObservationError> {
+        let texts =
+            [("detection_id", &self.detection_id), ("scene_id", &self.scene_id), ("sensor", &self.sensor)];
+        for (field, text) in texts {
+            check_text(text).map_err(|cause| ObservationError::Text { field, cause })?;
+        }
+        check_size("length_m", self.length_m)?;
+        Ok(check_size("width_m", self.width_m)?)
+    }
+}
+
+fn check_size(field: &'static str, metres: Option<f64>) -> Result<(), NumberError> {
+    metres.map_or(Ok(()), |metres| check_number(field, metres, "above 0", |metres| metres > 0.0))
 }
 
 /// # Errors

@@ -10,13 +10,13 @@ mod patience;
 mod shelf;
 mod store;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
 pub use content::Content;
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,
-    Position, TEXT_BYTES_MAX, TextError, Time, VesselId, check_number, check_text,
+    ObservationError, Position, TEXT_BYTES_MAX, TextError, Time, VesselId, check_number, check_text,
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
@@ -25,7 +25,7 @@ pub use index::{
 };
 pub use patience::{Patience, Stopped, Waiter};
 pub use shelf::{
-    Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Shelf, ShelfError,
+    Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Place, Shelf, ShelfError,
     ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{

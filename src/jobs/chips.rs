@@ -247,6 +247,8 @@ mod tests {
                 entries_per_gallery: 10_000,
                 bytes_per_tenant: 1 << 30,
             },
+            image_bytes_max: 1 << 20,
+            import_bytes_max: 8 << 20,
         };
         Shelf::open(&folder.join("galleries"), settings).expect("a shelf")
     }

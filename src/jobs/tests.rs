@@ -137,6 +137,8 @@ fn shelf(folder: &tempfile::TempDir) -> Shelf {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     };
     Shelf::open(&folder.path().join("galleries"), settings).expect("a shelf")
 }

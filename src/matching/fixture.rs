@@ -50,6 +50,8 @@ pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1 << 16, bytes_max: 1 << 30 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1 << 20, bytes_per_tenant: 1 << 40 },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     };
     let shelf = Shelf::open(folder.path(), settings).expect("a shelf");
     let new = NewGallery { model: model(), dimension, keeps_chips: false };

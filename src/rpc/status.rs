@@ -86,6 +86,9 @@ impl From<ShelfError> for Problem {
             ShelfError::GalleriesFull { limit } => {
                 Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
             }
+            ShelfError::ImportsFull { limit } => Self::new(Code::ResourceExhausted, reason, message)
+                .with_metadata("limit", limit)
+                .retry_after(RETRY_AFTER_DRAIN),
             ShelfError::Refused { cause, .. } => {
                 let code = match *cause {
                     OpenError::Damaged { .. } => Code::DataLoss,
@@ -94,6 +97,7 @@ impl From<ShelfError> for Problem {
                 Self::new(code, reason, message)
             }
             ShelfError::Store(cause) => cause.into(),
+            ShelfError::DiskFull => Self::new(Code::ResourceExhausted, reason, message),
             ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
         }
     }
@@ -128,7 +132,8 @@ impl From<ImportError> for Problem {
                 ArchiveError::Foreign
                 | ArchiveError::Newer { .. }
                 | ArchiveError::Truncated { .. }
-                | ArchiveError::Damaged { .. },
+                | ArchiveError::Damaged { .. }
+                | ArchiveError::Unacceptable { .. },
             ) => Self::invalid(reason, "data", message),
             ImportError::Shelf(cause) => cause.into(),
         }

@@ -1,15 +1,21 @@
 //! A gallery that is made from an export: whole, or not at all.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::names::GalleryName;
 use super::{Shelf, ShelfError};
 use crate::durable::{Folder, PartialFolder};
-use crate::gallery::archive::{ArchiveError, FoundRow, Head, Item, Reader};
+use crate::gallery::archive::{ArchiveError, FoundRow, Head, Item, Reader, RowBounds};
 use crate::gallery::store::foundation::{Foundation, FoundationError, NewRow};
 use crate::gallery::store::quota::Allowance;
 use crate::gallery::store::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
+
+/// Bytes that are taken apart together.
+const CHUNK_BYTES: usize = 256 << 10;
+/// What a record in an export may have beyond what is stored of it.
+const FRAMING_BYTES: usize = 64;
 
 /// Takes an export piece by piece. Dropped before it is finished, it leaves nothing behind.
 #[derive(Debug)]
@@ -22,6 +28,7 @@ pub struct Import {
     foundation: Option<(Head, Foundation)>,
     entries: u64,
     taken: Taken,
+    waiting: Waiting,
     partial: PartialFolder,
 }
 
@@ -29,6 +36,27 @@ pub struct Import {
 #[derive(Debug)]
 struct Taken {
     allowance: Arc<Allowance>,
+    bytes: u64,
+}
+
+/// Memory for records that have not come whole yet, over all imports.
+#[derive(Debug)]
+pub(super) struct ImportMemory {
+    limit: u64,
+    all: AtomicU64,
+}
+
+impl ImportMemory {
+    pub fn new(limit: u64) -> Self {
+        Self { limit, all: AtomicU64::new(0) }
+    }
+}
+
+/// What one import takes of the memory: of all of it, and of its tenant's half.
+#[derive(Debug)]
+struct Waiting {
+    memory: Arc<ImportMemory>,
+    tenant: Arc<AtomicU64>,
     bytes: u64,
 }
 
@@ -49,6 +77,7 @@ impl ImportError {
             Self::Archive(ArchiveError::Newer { .. }) => "EXPORT_NEWER",
             Self::Archive(ArchiveError::Truncated { .. }) => "EXPORT_TRUNCATED",
             Self::Archive(ArchiveError::Damaged { .. }) => "EXPORT_DAMAGED",
+            Self::Archive(ArchiveError::Unacceptable { .. }) => "EXPORT_UNACCEPTABLE",
             Self::Shelf(cause) => cause.reason(),
         }
     }
@@ -57,15 +86,23 @@ impl ImportError {
 impl Import {
     pub(super) fn new(shelf: Shelf, tenant: &str, name: GalleryName, partial: PartialFolder) -> Self {
         let taken = Taken { allowance: shelf.allowance(tenant), bytes: 0 };
+        let waiting =
+            Waiting { memory: Arc::clone(&shelf.0.import_memory), tenant: shelf.importing(tenant), bytes: 0 };
+        let reader = Reader::new(RowBounds::new(shelf.0.settings.image_bytes_max));
         let tenant = tenant.to_owned();
-        Self { shelf, tenant, name, reader: Reader::new(), foundation: None, entries: 0, taken, partial }
+        Self { shelf, tenant, name, reader, foundation: None, entries: 0, taken, waiting, partial }
     }
 
     /// Takes the next bytes of the export. Waits for the disk.
     ///
     /// # Errors
-    /// They are no export or damaged, exceed what the tenant may store, or the disk fails.
+    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, or the disk fails.
     pub fn push(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
+        bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| self.push_chunk(chunk))
+    }
+
+    fn push_chunk(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
+        self.waiting.hold((self.reader.buffered() + bytes.len()) as u64)?;
         self.reader.push(bytes);
         while let Some(item) = self.reader.next()? {
             match item {
@@ -73,7 +110,10 @@ impl Import {
                 Item::Row(row) => self.add(row)?,
             }
         }
-        Ok(())
+        self.waiting.hold(self.reader.buffered() as u64)?;
+        // A record that the tenant has no room for need not come to its end.
+        let announced = self.reader.announced().saturating_sub(FRAMING_BYTES);
+        Ok(self.taken.check(announced as u64)?)
     }
 
     /// Makes the gallery, which survives a power failure from then on. Waits for the disk.
@@ -123,7 +163,43 @@ fn refused(error: FoundationError, reader: &Reader) -> ImportError {
     }
 }
 
+impl Waiting {
+    /// Takes or gives back until it has so many bytes.
+    fn hold(&mut self, bytes: u64) -> Result<(), ShelfError> {
+        if bytes <= self.bytes {
+            let back = self.bytes - bytes;
+            self.memory.all.fetch_sub(back, Ordering::Relaxed);
+            self.tenant.fetch_sub(back, Ordering::Relaxed);
+        } else {
+            let (more, limit) = (bytes - self.bytes, self.memory.limit);
+            take(&self.tenant, more, limit / 2)?;
+            take(&self.memory.all, more, limit).inspect_err(|_| {
+                self.tenant.fetch_sub(more, Ordering::Relaxed);
+            })?;
+        }
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.memory.all.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.tenant.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+fn take(held: &AtomicU64, bytes: u64, limit: u64) -> Result<(), ShelfError> {
+    let taken = |held: u64| held.checked_add(bytes).filter(|held| *held <= limit);
+    let update = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
+    update.map(|_| ()).map_err(|_| ShelfError::ImportsFull { limit })
+}
+
 impl Taken {
+    fn check(&self, bytes: u64) -> Result<(), ShelfError> {
+        Ok(self.allowance.check(bytes)?)
+    }
+
     fn take(&mut self, bytes: u64) -> Result<(), ShelfError> {
         self.allowance.take(bytes)?;
         self.bytes += bytes;

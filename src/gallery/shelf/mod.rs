@@ -1,10 +1,12 @@
 //! All galleries of a data directory, by tenant and name.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod import;
@@ -13,6 +15,7 @@ mod names;
 pub use import::{Import, ImportError};
 pub use names::{GalleryName, NameError};
 
+use import::ImportMemory;
 use names::tenant_folder;
 
 use super::store::foundation::{Foundation, FoundationError};
@@ -20,7 +23,7 @@ use super::store::quota::Allowance;
 use super::store::writer::{Bounds, Writer, now};
 use super::store::{About, Gallery, OpenError, QueueSettings, Quotas, StoreError};
 use crate::durable::{
-    DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, remove_partial,
+    DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, is_full, remove_partial,
 };
 use crate::embedding::ModelDigest;
 
@@ -31,6 +34,10 @@ pub struct ShelfSettings {
     pub cache_bytes: usize,
     pub queue: QueueSettings,
     pub quotas: Quotas,
+    /// Bytes of an image that a chip of an imported entry may have.
+    pub image_bytes_max: usize,
+    /// Memory for records of imports that have not come whole yet; a tenant's imports may take half of it.
+    pub import_bytes_max: usize,
 }
 
 /// The galleries of one data directory, which nobody else may use meanwhile. Cloning it is cheap.
@@ -43,6 +50,7 @@ pub struct Shelf(Arc<Inner>);
 struct Inner {
     root: PathBuf,
     settings: ShelfSettings,
+    import_memory: Arc<ImportMemory>,
     /// By folder.
     tenants: RwLock<BTreeMap<String, Tenant>>,
     /// Held by whoever makes or removes a gallery.
@@ -54,7 +62,22 @@ struct Inner {
 #[derive(Debug)]
 struct Tenant {
     allowance: Arc<Allowance>,
+    /// Bytes of its imports' records that have not come whole yet.
+    importing: Arc<AtomicU64>,
     galleries: BTreeMap<GalleryName, Slot>,
+}
+
+/// Where a gallery is: the folder of its tenant, and its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    pub tenant: Arc<str>,
+    pub name: GalleryName,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.tenant, self.name)
+    }
 }
 
 /// A gallery, or why it is not served.
@@ -100,10 +123,14 @@ pub enum ShelfError {
     Exists(GalleryName),
     #[error("the tenant has {limit} galleries, which is the limit")]
     GalleriesFull { limit: usize },
+    #[error("imports are holding {limit} bytes of records that have not come whole, which is the limit")]
+    ImportsFull { limit: u64 },
     #[error("gallery \"{name}\" is not served: {cause}; {}", way_out(.cause))]
     Refused { name: GalleryName, cause: Arc<OpenError> },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the disk of the galleries has no room left")]
+    DiskFull,
     #[error("the data directory cannot be used: {0}")]
     Io(Arc<io::Error>),
 }
@@ -132,8 +159,10 @@ impl ShelfError {
             Self::NotFound(_) => "GALLERY_NOT_FOUND",
             Self::Exists(_) => "GALLERY_EXISTS",
             Self::GalleriesFull { .. } => "GALLERIES_QUOTA",
+            Self::ImportsFull { .. } => "IMPORTING_TOO_MUCH",
             Self::Refused { .. } => "GALLERY_REFUSED",
             Self::Store(cause) => cause.reason(),
+            Self::DiskFull => "DISK_FULL",
             Self::Io(_) => "DATA_DIRECTORY_UNUSABLE",
         }
     }
@@ -141,7 +170,7 @@ impl ShelfError {
 
 impl From<io::Error> for ShelfError {
     fn from(cause: io::Error) -> Self {
-        Self::Io(Arc::new(cause))
+        if is_full(&cause) { Self::DiskFull } else { Self::Io(Arc::new(cause)) }
     }
 }
 
@@ -149,6 +178,7 @@ impl From<DatabaseError> for ShelfError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Io(cause) => cause.into(),
+            DatabaseError::Sealed(failure) if failure.is_full => Self::DiskFull,
             other => io::Error::other(other.to_string()).into(),
         }
     }
@@ -180,6 +210,7 @@ impl Shelf {
         Ok(Self(Arc::new(Inner {
             root: root.to_owned(),
             settings,
+            import_memory: Arc::new(ImportMemory::new(settings.import_bytes_max as u64)),
             tenants: RwLock::new(tenants),
             changing: Mutex::new(()),
             lock: Mutex::new(Some(lock)),
@@ -212,10 +243,28 @@ impl Shelf {
     }
 
     /// Every gallery that is served, of every tenant.
-    pub fn galleries(&self) -> Vec<Gallery> {
+    pub fn served(&self) -> Vec<(Place, Gallery)> {
         let tenants = self.tenants();
-        let slots = tenants.values().flat_map(|tenant| tenant.galleries.values());
-        slots.filter_map(|slot| slot.as_ref().ok()).cloned().collect()
+        let slots = tenants.iter().flat_map(|(folder, tenant)| {
+            let place = |name: &GalleryName| Place { tenant: folder.as_str().into(), name: name.clone() };
+            tenant.galleries.iter().map(move |(name, slot)| (place(name), slot))
+        });
+        slots.filter_map(|(place, slot)| Some((place, slot.as_ref().ok()?.clone()))).collect()
+    }
+
+    /// Every gallery that is served, of every tenant.
+    pub fn galleries(&self) -> Vec<Gallery> {
+        self.served().into_iter().map(|(_, gallery)| gallery).collect()
+    }
+
+    /// Galleries whose chips are kept and whose embeddings are of `model`: they need it until they have followed another.
+    pub fn need(&self, model: ModelDigest) -> Vec<Place> {
+        let mut galleries = self.served();
+        galleries.retain(|(_, gallery)| {
+            let about = gallery.info().about;
+            about.keeps_chips && about.model == model
+        });
+        galleries.into_iter().map(|(place, _)| place).collect()
     }
 
     pub fn census(&self) -> Census {
@@ -281,7 +330,7 @@ impl Shelf {
     /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
         let _changing = self.change();
-        self.galleries().iter().for_each(Gallery::close);
+        self.served().iter().for_each(|(_, gallery)| gallery.close());
         drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
@@ -331,6 +380,10 @@ impl Shelf {
         self.tenant(&mut self.tenants_mut(), tenant).allowance.clone()
     }
 
+    fn importing(&self, tenant: &str) -> Arc<AtomicU64> {
+        Arc::clone(&self.tenant(&mut self.tenants_mut(), tenant).importing)
+    }
+
     fn change(&self) -> MutexGuard<'_, ()> {
         self.0.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -346,7 +399,8 @@ impl Shelf {
 
 impl Tenant {
     fn new(quotas: Quotas) -> Self {
-        Self { allowance: Arc::new(Allowance::new(quotas.bytes_per_tenant)), galleries: BTreeMap::new() }
+        let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
+        Self { allowance, importing: Arc::default(), galleries: BTreeMap::new() }
     }
 
     fn open(path: &Path, settings: &ShelfSettings) -> io::Result<Self> {

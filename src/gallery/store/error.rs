@@ -19,8 +19,9 @@ pub enum StoreError {
     EntriesFull { limit: u64 },
     #[error("the galleries of the tenant would exceed {limit} bytes, which is the limit")]
     BytesFull { limit: u64 },
-    /// Writes are refused until the gallery is opened again; reads go on.
-    #[error("the gallery takes no writes until it is opened again: {reason}")]
+    /// Writes are refused until there is room again where a full disk is the reason, else until the gallery is opened
+    /// again; reads go on.
+    #[error("the gallery takes no writes: {reason}")]
     ReadOnly { reason: String },
     /// It is going down or was deleted.
     #[error("the gallery is closed")]
@@ -66,7 +67,7 @@ impl From<DatabaseError> for StoreError {
     fn from(error: DatabaseError) -> Self {
         match error {
             DatabaseError::Closed => Self::Closed,
-            DatabaseError::Sealed(reason) => Self::ReadOnly { reason },
+            DatabaseError::Sealed(failure) => Self::ReadOnly { reason: failure.reason },
             DatabaseError::Damaged(_) | DatabaseError::Io(_) => Self::Unreadable(error.to_string()),
         }
     }

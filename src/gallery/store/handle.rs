@@ -12,6 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use super::batch::Batch;
 use super::error::StoreError;
 use super::operation::{Enrolled, Enrolment, Field, Selector, Update, Updated};
+use super::quota;
+use super::recovery::{Received, Recovery, receive};
 use super::schema::About;
 use super::shadow::Flip;
 use super::snapshot::Snapshot;
@@ -45,7 +47,7 @@ struct Shared {
     bytes_max: usize,
     deleted: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// Why its shadow does not grow.
+    /// The model that it does not get to, and why.
     stalled: Mutex<Option<String>>,
 }
 
@@ -179,9 +181,20 @@ impl Gallery {
         self.alone(move |writer| writer.flip(model)).await
     }
 
-    /// Says why the shadow does not grow, or that it does.
+    /// Says why the gallery does not get to a model, or that it does.
     pub fn stall(&self, reason: Option<String>) {
         *self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    /// Bytes that its files take.
+    pub fn file_bytes(&self) -> u64 {
+        self.0.published.file_bytes()
+    }
+
+    /// Whether its files have grown since they took `before` bytes, and beyond what is stored in them: then readers of
+    /// old snapshots hold too much of what was deleted or replaced.
+    pub fn is_held_up(&self, before: u64) -> bool {
+        self.file_bytes() > before.max(quota::explained(self.snapshot().stored_bytes()))
     }
 
     /// What is committed now.
@@ -203,7 +216,7 @@ impl Gallery {
             entries: snapshot.index().len() as u64,
             vessels: snapshot.index().vessels() as u64,
             stored_bytes: snapshot.stored_bytes(),
-            read_only: self.0.published.failure().map(str::to_owned),
+            read_only: self.0.published.failure(),
         }
     }
 
@@ -251,7 +264,7 @@ impl Gallery {
     ) -> Result<T, StoreError> {
         let shared = &self.0;
         let refused = || match shared.published.failure() {
-            Some(reason) => StoreError::ReadOnly { reason: reason.to_owned() },
+            Some(reason) => StoreError::ReadOnly { reason },
             None => StoreError::Closed,
         };
         if shared.published.failure().is_some() {
@@ -310,7 +323,21 @@ impl<T: Send, F: FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send> Job for
 
 fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBool) {
     let mut next = None;
-    while let Some(Queued { work, room }) = next.take().or_else(|| queue.blocking_recv()) {
+    let mut recovery = Recovery::default();
+    loop {
+        let received = match next.take() {
+            Some(queued) => Received::Item(queued),
+            None => receive(&mut queue, writer.awaits_room().then(|| recovery.wait())),
+        };
+        let Queued { work, room } = match received {
+            Received::Item(queued) => queued,
+            Received::End => break,
+            Received::Nothing => {
+                let Some(recovered) = recovery.attempt(writer, &mut queue) else { return };
+                writer = recovered;
+                continue;
+            }
+        };
         match work {
             Work::Alone(_) if deleted.load(Ordering::Relaxed) => {}
             Work::Alone(work) => {
@@ -393,10 +420,7 @@ mod tests {
         disk.fail_after(0, Failure::Passing);
         let refused = full.enrol(enrolment("b", 2)).await.expect_err("there is no room");
         assert_eq!(refused, full.delete(Selector::Ids(vec![id("a")])).await.expect_err("read-only"));
-        assert_eq!(
-            refused.to_string(),
-            "the gallery takes no writes until it is opened again: writing chips.redb: no storage space"
-        );
+        assert_eq!(refused.to_string(), "the gallery takes no writes: writing chips.redb: no storage space");
         assert_eq!(full.info().read_only.as_deref(), Some("writing chips.redb: no storage space"));
 
         let snapshot = full.snapshot();

@@ -8,6 +8,7 @@ mod open;
 mod operation;
 pub(super) mod quota;
 pub(super) mod record;
+mod recovery;
 pub(super) mod schema;
 pub(super) mod sidecar;
 mod shadow;

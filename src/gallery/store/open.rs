@@ -1,17 +1,21 @@
 //! Opening the files of a gallery: what the last process left unfinished is finished, and the index is made.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
 use std::sync::Arc;
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::record::{Damage, RowRecord, decode, read_vector, unseal};
+use super::record::{Damage, RowRecord, StateRecord, decode, read_vector, unseal};
 use super::schema::{About, CHIP_ROWS, CHIPS, GALLERY, GONE, SCHEMA, SchemaError, read_about, read_state};
 use super::sidecar::{self, Header, Unusable};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Entry;
 use crate::gallery::index::{Code, Index, RowId};
+
+/// Chips that a process that died may have written ahead of their rows.
+const UNBORN_MAX: u64 = 1 << 20;
 
 /// Why a gallery cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -41,26 +45,40 @@ pub fn open(volume: &dyn Volume, cache_bytes: usize) -> Result<Opened, OpenError
     let about = guard(|| read_about(&gallery.begin_read()?)).map_err(in_gallery)?;
     let chips = about.keeps_chips.then(|| Database::open(volume, CHIPS, cache_bytes)).transpose();
     let chips = chips.map_err(|cause| OpenError::new(CHIPS, cause.into()))?;
-    let swept = guard(|| chips.as_ref().map(|chips| drop_stray_chips(&gallery, chips)).transpose());
+    let content = guard(|| read_content(volume, &gallery, chips.as_ref(), &about)).map_err(in_gallery)?;
+    let swept = guard(|| chips.as_ref().map(|chips| drop_stray_chips(chips, &content)).transpose());
     let swept = swept.map_err(|cause| OpenError::new(CHIPS, cause))?.unwrap_or_default();
-    let snapshot = guard(|| read_snapshot(volume, &gallery, chips.as_ref(), about)).map_err(in_gallery)?;
-    Ok(Opened { gallery, chips, snapshot, swept })
+    let Content { state, index, .. } = content;
+    let snapshot = guard(|| {
+        let of_chips = chips.as_ref().map(Database::begin_read).transpose()?;
+        let tables = Tables::open(&gallery.begin_read()?, of_chips.as_ref(), &about)?;
+        Ok(Snapshot::new(Arc::new(about), state, index, tables)?)
+    });
+    Ok(Opened { gallery, chips, snapshot: snapshot.map_err(in_gallery)?, swept })
+}
+
+/// What a gallery's file holds, once its tables are known to agree.
+struct Content {
+    state: StateRecord,
+    index: Index,
+    /// Rows whose chips may still be there.
+    gone: Vec<RowId>,
 }
 
 /// Removes chips of rows that are gone, or that never came to be. Returns the marks that are of no more use.
-fn drop_stray_chips(gallery: &Database, chips: &Database) -> Result<Vec<RowId>, SchemaError> {
-    let transaction = gallery.begin_read()?;
-    let next_row = read_state(&transaction)?.next_row;
-    let marks = transaction.open_table(GONE).map_err(DatabaseError::from)?;
-    let marks = marks.iter().map_err(DatabaseError::from)?;
-    let gone = marks.map(|mark| mark.map(|(row, _)| RowId(row.value())));
-    let gone = gone.collect::<Result<Vec<_>, _>>().map_err(DatabaseError::from)?;
+fn drop_stray_chips(chips: &Database, content: &Content) -> Result<Vec<RowId>, SchemaError> {
+    let (next_row, gone) = (content.state.next_row, content.gone.clone());
     let rows = chips.begin_read()?.open_table(CHIP_ROWS).map_err(DatabaseError::from)?;
+    let beyond = next_row.saturating_add(UNBORN_MAX);
+    if let Some(row) = rows.range(beyond..).map_err(DatabaseError::from)?.next() {
+        let row = row.map_err(DatabaseError::from)?.0.value();
+        return Err(Damage(format!("there is a chip of row {row}, which never came to be")).into());
+    }
     let unborn = rows.range(next_row..).map_err(DatabaseError::from)?.next().is_some();
     if gone.is_empty() && !unborn {
         return Ok(gone);
     }
-    match remove_chips(chips, &gone, next_row) {
+    match remove_chips(chips, &gone, next_row..beyond) {
         Ok(()) => Ok(gone),
         // A disk without room still serves what it has.
         Err(DatabaseError::Sealed(_)) => Ok(vec![]),
@@ -68,37 +86,46 @@ fn drop_stray_chips(gallery: &Database, chips: &Database) -> Result<Vec<RowId>, 
     }
 }
 
-fn remove_chips(chips: &Database, gone: &[RowId], unborn_from: u64) -> Result<(), DatabaseError> {
+fn remove_chips(chips: &Database, gone: &[RowId], unborn: Range<u64>) -> Result<(), DatabaseError> {
     let removal = chips.begin_write()?;
     let mut table = removal.open_table(CHIP_ROWS)?;
     for row in gone {
         table.remove(row.0)?;
     }
-    table.retain_in(unborn_from.., |_, _| false)?;
+    table.retain_in(unborn, |_, _| false)?;
     drop(table);
     chips.commit(removal)
 }
 
-fn read_snapshot(
+fn read_content(
     volume: &dyn Volume,
     gallery: &Database,
     chips: Option<&Database>,
-    about: About,
-) -> Result<Snapshot, SchemaError> {
+    about: &About,
+) -> Result<Content, SchemaError> {
     let transaction = gallery.begin_read()?;
     let state = read_state(&transaction)?;
     let chips = chips.map(Database::begin_read).transpose()?;
-    let tables = Tables::open(&transaction, chips.as_ref(), &about)?;
+    let tables = Tables::open(&transaction, chips.as_ref(), about)?;
     let rows = tables.entries.len().map_err(DatabaseError::from)?;
     if tables.vectors.len().map_err(DatabaseError::from)? != rows {
         return Err(Damage("it has not as many embeddings as entries".into()).into());
     }
-    let header = Header::new(&about, &state, rows);
-    let index = match index_from_codes(volume, &header, &about, &tables)? {
+    let header = Header::new(about, &state, rows);
+    let index = match index_from_codes(volume, &header, about, &tables)? {
         Some(index) => index,
-        None => index_from_vectors(&about, &tables)?,
+        None => index_from_vectors(about, &tables)?,
     };
-    Ok(Snapshot::new(Arc::new(about), state, index, tables)?)
+    if index.len() as u64 != rows {
+        return Err(Damage(format!("it should have {rows} entries, it has {}", index.len())).into());
+    }
+    let gone = transaction.open_table(GONE).map_err(DatabaseError::from)?;
+    let gone = gone.iter().map_err(DatabaseError::from)?.map(|mark| Ok(RowId(mark?.0.value())));
+    let gone = gone.collect::<Result<Vec<_>, redb::StorageError>>().map_err(DatabaseError::from)?;
+    if let Some(row) = gone.iter().find(|row| index.contains(**row)) {
+        return Err(Damage(format!("row {} is there and marked as gone", row.0)).into());
+    }
+    Ok(Content { state, index, gone })
 }
 
 /// `None` where the file of codes is of no use.
@@ -150,7 +177,8 @@ pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index
     build.finish(tables)
 }
 
-/// All entries by ascending row.
+/// All entries by ascending row, each of which a look for its row finds as well: the way there is by keys of inner pages,
+/// which the way along the leaves does not see.
 fn entries(
     tables: &Tables,
 ) -> Result<impl Iterator<Item = Result<(RowId, Entry), SchemaError>>, SchemaError> {
@@ -158,6 +186,9 @@ fn entries(
     Ok(rows.map(|row| {
         let (row, sealed) = row.map_err(DatabaseError::from)?;
         let row = row.value();
+        if tables.entries.get(row).map_err(DatabaseError::from)?.is_none() {
+            return Err(Damage(format!("nothing leads to row {row}")).into());
+        }
         let entry = decode::<RowRecord>(sealed.value()).and_then(RowRecord::into_entry);
         Ok((RowId(row), entry.map_err(|damage| Damage(format!("row {row} {damage}")))?))
     }))
@@ -186,11 +217,17 @@ impl Build {
         self.ids.add(entry.id.as_str(), row.0);
     }
 
-    /// The index, if the table of ids leads to its entries; that table has no checksums of its own.
-    fn finish(self, tables: &Tables) -> Result<Index, SchemaError> {
+    /// The index, if the table of ids leads to its entries, both along its leaves and by each id; that table has no
+    /// checksums of its own.
+    fn finish(mut self, tables: &Tables) -> Result<Index, SchemaError> {
+        self.index.settle_names();
         let mut ids = Ids::default();
         for id in tables.ids.iter().map_err(DatabaseError::from)? {
             let (id, row) = id.map_err(DatabaseError::from)?;
+            let found = tables.ids.get(id.value()).map_err(DatabaseError::from)?;
+            if found.is_none_or(|found| found.value() != row.value()) {
+                return Err(Damage(format!("nothing leads to the id \"{}\"", id.value())).into());
+            }
             ids.add(id.value(), row.value());
         }
         if ids == self.ids {

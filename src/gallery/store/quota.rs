@@ -9,8 +9,24 @@ use super::error::StoreError;
 pub struct Quotas {
     pub galleries_per_tenant: usize,
     pub entries_per_gallery: u64,
-    /// Of entries, embeddings and chips.
+    /// Of entries, embeddings and chips, and of files that are much larger than these.
     pub bytes_per_tenant: u64,
+}
+
+/// What files may take of a gallery that is next to empty.
+const FILE_BYTES: u64 = 16 << 20;
+/// What they may take for each byte that is stored: pages are not always full, and files grow in leaps.
+const FILE_FACTOR: u64 = 4;
+
+/// Bytes that the files of a gallery may take without being more than what it stores explains.
+pub(crate) fn explained(stored: u64) -> u64 {
+    stored.saturating_mul(FILE_FACTOR).saturating_add(FILE_BYTES)
+}
+
+/// Bytes of a gallery's files that count against the limit beside what it stores: readers that hold old states, or what
+/// was deleted, keep them.
+pub(crate) fn excess(stored: u64, files: u64) -> u64 {
+    files.saturating_sub(explained(stored))
 }
 
 /// The bytes of one tenant, shared by the writers of its galleries.
@@ -33,6 +49,14 @@ impl Allowance {
         let taken = |used: u64| used.checked_add(bytes).filter(|used| *used <= self.limit);
         let update = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
         update.map(|_| ()).map_err(|_| StoreError::BytesFull { limit: self.limit })
+    }
+
+    /// # Errors
+    /// `bytes` are not left.
+    pub fn check(&self, bytes: u64) -> Result<(), StoreError> {
+        let used = self.used.load(Ordering::Relaxed);
+        let fits = used.checked_add(bytes).is_some_and(|used| used <= self.limit);
+        if fits { Ok(()) } else { Err(StoreError::BytesFull { limit: self.limit }) }
     }
 
     /// Counts what is stored already, even beyond the limit, which may have been higher once.

@@ -334,6 +334,13 @@ impl RowRecord {
     }
 }
 
+impl ChipRecord {
+    /// Bytes of the image as it was sent.
+    pub fn image_bytes(&self) -> usize {
+        self.image.len()
+    }
+}
+
 impl From<&SourceChip> for ChipRecord {
     fn from(chip: &SourceChip) -> Self {
         let oriented_box = |cut: OrientedBox| OrientedBoxRecord {

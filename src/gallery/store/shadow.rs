@@ -117,6 +117,7 @@ impl Writer {
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;
         self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
+        self.weigh();
         Ok(())
     }
 }

@@ -177,10 +177,16 @@ impl Snapshot {
     /// The source chip of a row, where one was enrolled and is kept.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// There is no such row, or its chip should be there and cannot be read.
     pub fn chip(&self, row: RowId) -> Result<Option<SourceChip>, StoreError> {
+        let Some(chips) = &self.tables.chips else { return Ok(None) };
         let chip = |sealed: &[u8]| decode::<ChipRecord>(sealed).and_then(SourceChip::try_from);
-        self.tables.chips.as_ref().map_or(Ok(None), |chips| read(chips, row, chip))
+        match read(chips, row, chip)? {
+            None if self.keeps_chip(row)? => {
+                Err(StoreError::Unreadable(format!("the chip of row {} is missing", row.0)))
+            }
+            chip => Ok(chip),
+        }
     }
 
     /// Whether the source chip of a row is kept, without reading it.

@@ -2,19 +2,24 @@
 
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::batch::{Batch, Finished, Ground};
 use super::error::StoreError;
 use super::open::{OpenError, Opened, open};
-use super::quota::{Allowance, Quotas};
+use super::quota::{self, Allowance, Quotas};
 use super::schema::{About, CHIP_ROWS};
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
+
+/// Room that must be there before a gallery takes writes again, beside a part of what its files take.
+const ROOM_BYTES: u64 = 1 << 20;
+const ROOM_DIVISOR: u64 = 64;
 
 /// Something to be done in a transaction that it may share with others.
 pub trait Job: Send {
@@ -30,7 +35,9 @@ pub trait Job: Send {
 #[derive(Debug)]
 pub struct Published {
     snapshot: RwLock<Arc<Snapshot>>,
-    failure: OnceLock<String>,
+    failure: RwLock<Option<String>>,
+    /// Of the files.
+    file_bytes: AtomicU64,
 }
 
 /// What a writer is bound by.
@@ -52,23 +59,49 @@ pub struct Writer {
     gone: Vec<RowId>,
     /// Rows whose chips are removed, but not yet their marks.
     swept: Vec<RowId>,
+    /// Taken of the allowance for files that are larger than what is stored explains.
+    excess: u64,
+}
+
+/// A gallery whose files are closed, and are to be opened again.
+#[derive(Debug)]
+pub struct Shut {
+    volume: Arc<dyn Volume>,
+    bounds: Bounds,
+    published: Arc<Published>,
 }
 
 impl Published {
+    fn new(snapshot: Snapshot) -> Self {
+        let snapshot = RwLock::new(Arc::new(snapshot));
+        Self { snapshot, failure: RwLock::default(), file_bytes: AtomicU64::new(0) }
+    }
+
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Why the gallery takes no writes any more.
-    pub fn failure(&self) -> Option<&str> {
-        self.failure.get().map(String::as_str)
+    pub fn failure(&self) -> Option<String> {
+        self.failure.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes that the files take.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes.load(Ordering::Relaxed)
     }
 
     /// Refuses writes from now on. The first reason stays.
     pub fn fail(&self, reason: &str) {
-        if self.failure.set(reason.to_owned()).is_ok() {
+        let mut failure = self.failure.write().unwrap_or_else(PoisonError::into_inner);
+        if failure.is_none() {
+            *failure = Some(reason.to_owned());
             tracing::error!(reason, "a gallery takes no more writes");
         }
+    }
+
+    fn recover(&self) {
+        *self.failure.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
@@ -83,14 +116,71 @@ impl Writer {
     /// See [`OpenError`].
     pub fn open(volume: Arc<dyn Volume>, bounds: Bounds) -> Result<Self, OpenError> {
         let Opened { gallery, chips, snapshot, swept } = open(&*volume, bounds.cache_bytes)?;
-        let about = Arc::new(snapshot.about().clone());
+        let published = Arc::new(Published::new(snapshot));
+        let databases = Databases { gallery, chips, swept };
+        Ok(Self::start(Shut { volume, bounds, published }, databases))
+    }
+
+    /// With what is published already.
+    fn start(shut: Shut, databases: Databases) -> Self {
+        let Shut { volume, bounds, published } = shut;
+        let Databases { gallery, chips, swept } = databases;
+        let snapshot = published.snapshot();
         bounds.allowance.count(snapshot.stored_bytes());
-        let published =
-            Arc::new(Published { snapshot: RwLock::new(Arc::new(snapshot)), failure: OnceLock::new() });
-        for database in [Some(&gallery), chips.as_ref()].into_iter().flatten() {
-            database.health().failure().inspect(|reason| published.fail(reason));
+        let about = Arc::new(snapshot.about().clone());
+        let mut writer =
+            Self { volume, bounds, about, gallery, chips, published, gone: vec![], swept, excess: 0 };
+        writer.databases().filter_map(|database| database.health().failure()).for_each(|failure| {
+            writer.published.fail(&failure.reason);
+        });
+        writer.weigh();
+        writer
+    }
+
+    fn databases(&self) -> impl Iterator<Item = &Database> {
+        std::iter::once(&self.gallery).chain(&self.chips)
+    }
+
+    /// Counts what the files have come to take against the allowance.
+    pub(super) fn weigh(&mut self) {
+        let files = self.databases().map(|database| database.health().bytes()).sum();
+        self.published.file_bytes.store(files, Ordering::Relaxed);
+        let excess = quota::excess(self.published.snapshot().stored_bytes(), files);
+        // What is there is there: the limit is for what comes.
+        self.bounds.allowance.count(excess);
+        self.bounds.allowance.give_back(std::mem::replace(&mut self.excess, excess));
+    }
+
+    /// Whether it takes no writes for want of room alone.
+    pub fn awaits_room(&self) -> bool {
+        let mut failures = self.databases().filter_map(|database| database.health().failure()).peekable();
+        failures.peek().is_some() && failures.all(|failure| failure.is_full)
+    }
+
+    /// Opens the files again if there is room. What was not acknowledged may then be there or not. Readers of earlier
+    /// snapshots are refused from then on.
+    ///
+    /// # Errors
+    /// The files could not be opened again, and are closed.
+    pub fn recover(self) -> Result<Self, Shut> {
+        let files: u64 = self.published.file_bytes();
+        match self.volume.reserve(ROOM_BYTES + files / ROOM_DIVISOR) {
+            Ok(()) => self.shut().open(),
+            Err(cause) => {
+                tracing::debug!(%cause, "a gallery waits for room on its disk");
+                Ok(self)
+            }
         }
-        Ok(Self { volume, bounds, about, gallery, chips, published, gone: vec![], swept })
+    }
+
+    fn shut(self) -> Shut {
+        let shut = Shut {
+            volume: Arc::clone(&self.volume),
+            bounds: self.bounds.clone(),
+            published: Arc::clone(&self.published),
+        };
+        self.abandon();
+        shut
     }
 
     pub fn published(&self) -> &Arc<Published> {
@@ -112,7 +202,7 @@ impl Writer {
 
     pub(super) fn check_writable(&self) -> Result<(), StoreError> {
         match self.published.failure() {
-            Some(reason) => Err(StoreError::ReadOnly { reason: reason.to_owned() }),
+            Some(reason) => Err(StoreError::ReadOnly { reason }),
             None => Ok(()),
         }
     }
@@ -147,6 +237,7 @@ impl Writer {
         taken.keep();
         self.swept.clear();
         self.gone.extend(changes.gone);
+        self.weigh();
         Ok(())
     }
 
@@ -201,10 +292,39 @@ impl Writer {
 
     /// Closes the files of a gallery that nobody will open again.
     pub fn abandon(self) {
-        self.bounds.allowance.give_back(self.published.snapshot().stored_bytes());
+        self.bounds.allowance.give_back(self.published.snapshot().stored_bytes() + self.excess);
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
             if let Err(cause) = database.close() {
                 tracing::warn!(%cause, "a database of a gallery is not closed in order");
+            }
+        }
+    }
+}
+
+/// The files of a writer, opened.
+struct Databases {
+    gallery: Database,
+    chips: Option<Database>,
+    swept: Vec<RowId>,
+}
+
+impl Shut {
+    /// # Errors
+    /// It still cannot be opened.
+    pub fn open(self) -> Result<Writer, Self> {
+        match open(&*self.volume, self.bounds.cache_bytes) {
+            Ok(Opened { gallery, chips, snapshot, swept }) => {
+                self.published.publish(snapshot);
+                self.published.recover();
+                let writer = Writer::start(self, Databases { gallery, chips, swept });
+                if writer.published.failure().is_none() {
+                    tracing::info!("a gallery takes writes again");
+                }
+                Ok(writer)
+            }
+            Err(cause) => {
+                tracing::error!(%cause, "a gallery cannot be opened again");
+                Err(self)
             }
         }
     }

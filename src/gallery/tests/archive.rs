@@ -73,6 +73,89 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     shelf.close();
 }
 
+#[tokio::test]
+async fn what_enrolling_would_not_take_is_not_imported() {
+    let (_folder, shelf, gallery) = gallery_of(1).await;
+    let observed = |observation| {
+        let made = enrolment("odd", 7);
+        Enrolment { entry: Entry { observation, ..made.entry }, ..made }
+    };
+    let plain = Observation::default();
+    let extent = |extent_m| {
+        let made = enrolment("odd", 7);
+        Enrolment { entry: Entry { extent_m: Some(extent_m), ..made.entry }, ..made }
+    };
+    let image = |bytes: usize| {
+        let made = enrolment("odd", 7);
+        let chip = made.chip.map(|chip| SourceChip { image: vec![1; bytes].into(), ..chip });
+        Enrolment { chip, ..made }
+    };
+    let limit = settings().image_bytes_max;
+    for (odd, expected) in [
+        (observed(Observation { length_m: Some(f64::NAN), ..plain.clone() }), "length_m is NaN"),
+        (observed(Observation { width_m: Some(-3.0), ..plain.clone() }), "width_m is -3, it must be above 0"),
+        (observed(Observation { sensor: "S\u{1b}[2J".into(), ..plain.clone() }), "sensor contains a control"),
+        (observed(Observation { scene_id: "x".repeat(257), ..plain.clone() }), "scene_id has 257 bytes"),
+        (observed(Observation { detection_id: "x".repeat(9999), ..plain.clone() }), "detection_id has 9999"),
+        (extent([0.0, 30.0]), "the width of the chip is 0, it must be above 0"),
+        (extent([30.0, f64::INFINITY]), "the length of the chip is inf"),
+        (image(limit + 1), "the image of its chip has 1048577 bytes, the limit is 1048576"),
+        (image(limit + (1 << 20)), "a record has"),
+    ] {
+        gallery.enrol(odd).await.expect("the store leaves it to its callers");
+        let refused = import(&shelf, &export(&gallery, Chips::With)).expect_err(expected);
+        assert_eq!(refused.reason(), "EXPORT_UNACCEPTABLE");
+        let message = refused.to_string();
+        assert!(message.contains(expected) && message.contains("after 1 entries"), "{message}");
+        gallery.delete(Selector::Ids(vec![id("odd")])).await.expect("deleted");
+    }
+    gallery.enrol(image(limit)).await.expect("enrolled");
+    let mut bytes = export(&gallery, Chips::With);
+    import(&shelf, &bytes).expect("within every bound");
+    shelf.delete("default", &name("copy")).expect("there");
+    // The head says that no chips are kept.
+    let keeps = bytes.windows(3).position(|part| part == [0x18, 1, 0x20]).expect("it says that they are");
+    bytes[keeps + 1] = 0;
+    let refused = import(&shelf, &bytes).expect_err("a chip in a gallery without").to_string();
+    assert!(refused.contains("entry \"entry 0\": it has a chip, and the gallery keeps none"), "{refused}");
+    shelf.close();
+}
+
+#[tokio::test]
+async fn records_on_their_way_are_held_to_memory_and_quota() {
+    let (_folder, _shelf, gallery) = gallery_of(1).await;
+    let image = vec![1; settings().image_bytes_max].into();
+    let made = enrolment("large", 7);
+    let chip = made.chip.map(|chip| SourceChip { image, ..chip });
+    gallery.enrol(Enrolment { chip, ..made }).await.expect("enrolled");
+    let whole = export(&gallery, Chips::With);
+    let half = &whole[..whole.len() - (100 << 10)];
+
+    let folder = folder();
+    let settings = ShelfSettings { import_bytes_max: 4608 << 10, ..settings() };
+    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let begin = |tenant: &str, number: usize| {
+        let mut import = shelf.import(tenant, &name(&format!("copy{number}"))).expect("free");
+        import.push(half).map(|()| import)
+    };
+    let held: Vec<Import> = (0..2).map(|number| begin("default", number).expect("there is memory")).collect();
+    let full = begin("default", 2).expect_err("its half is taken");
+    assert_eq!(full.reason(), "IMPORTING_TOO_MUCH");
+    let of_others: Vec<Import> = (0..2).map(|number| begin("other", number).expect("its own half")).collect();
+    assert_eq!(begin("third", 0).expect_err("all is taken").reason(), "IMPORTING_TOO_MUCH");
+    drop((held, of_others));
+    begin("default", 2).expect("given back");
+
+    let bytes_per_tenant = 100 << 10;
+    let quotas = Quotas { bytes_per_tenant, ..settings.quotas };
+    let small = super::folder();
+    let shelf = Shelf::open(small.path(), ShelfSettings { quotas, ..settings }).expect("free");
+    let mut import = shelf.import("default", &name("copy")).expect("free");
+    let announced = whole.len() - (1 << 20);
+    let refused = import.push(&whole[..announced]).expect_err("the record cannot be stored");
+    assert_eq!(refused.reason(), "BYTES_QUOTA");
+}
+
 /// Makes the head say that the next row is the highest number there is; a gallery of it could take no entry.
 fn with_the_last_row(bytes: &mut Vec<u8>) {
     let (frame, head) = (20, 25);

@@ -27,6 +27,8 @@ struct Trial {
     old_codes: Option<Vec<u8>>,
     /// How often the gallery came to be of another model.
     flips: usize,
+    /// How often it took writes again.
+    recoveries: usize,
 }
 
 impl Trial {
@@ -42,6 +44,7 @@ impl Trial {
             perhaps: None,
             old_codes: None,
             flips: 0,
+            recoveries: 0,
         }
     }
 
@@ -59,6 +62,9 @@ impl Trial {
             }
             if self.work.0.random_bool(0.8) {
                 writer.sweep();
+            }
+            if writer.awaits_room() && self.work.0.random_bool(0.5) {
+                writer = self.make_room(writer);
             }
         }
         self.model.check(&writer.published().snapshot());
@@ -82,13 +88,40 @@ impl Trial {
         };
         // A failing sync may refuse the opening, which changes nothing.
         let writer = Writer::open(Arc::new(self.disk.clone()), bounds).ok()?;
+        self.learn(&writer);
+        Some(writer)
+    }
+
+    /// Of what was not acknowledged, all or nothing is there after an opening.
+    fn learn(&mut self, writer: &Writer) {
         let snapshot = writer.published().snapshot();
         let found = Model::of(&snapshot);
         if let Some(perhaps) = self.perhaps.take().filter(|perhaps| *perhaps == found) {
             self.model = perhaps;
         }
         self.model.check(&snapshot);
-        Some(writer)
+    }
+
+    /// The disk has room again, which the gallery finds by itself.
+    fn make_room(&mut self, writer: Writer) -> Writer {
+        if self.work.0.random_bool(0.3) {
+            self.disk.fail_after(0, Failure::Lasting);
+            let writer = writer.recover().expect("it does not try without room");
+            assert!(writer.awaits_room());
+            self.model.check(&writer.published().snapshot());
+            self.disk.recover();
+            return self.recovered(writer);
+        }
+        self.disk.recover();
+        self.recovered(writer)
+    }
+
+    fn recovered(&mut self, writer: Writer) -> Writer {
+        let writer = writer.recover().expect("no failure is planned");
+        assert_eq!(writer.published().failure(), None);
+        self.learn(&writer);
+        self.recoveries += 1;
+        writer
     }
 
     fn commit(&mut self, writer: &mut Writer) {
@@ -180,7 +213,7 @@ impl Trial {
 
 #[test]
 fn what_is_acknowledged_survives_whatever_the_disk_does() {
-    let mut flips = 0;
+    let (mut flips, mut recoveries) = (0, 0);
     for seed in 0..SEEDS {
         let mut trial = Trial::new(seed);
         for _ in 0..trial.work.0.random_range(1..5) {
@@ -189,8 +222,9 @@ fn what_is_acknowledged_survives_whatever_the_disk_does() {
         trial.open().expect("no failure is planned").close();
         trial.check_chips();
         flips += trial.flips;
+        recoveries += trial.recoveries;
     }
-    assert!(flips > 100, "{flips}");
+    assert!(flips > 100 && recoveries > 100, "{flips} {recoveries}");
 }
 
 /// redb wants a backend of a type that it knows the size of.

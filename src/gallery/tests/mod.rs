@@ -4,6 +4,7 @@ mod archive;
 mod faults;
 mod model;
 mod property;
+mod rot;
 mod shadow;
 mod shelf;
 
@@ -43,6 +44,8 @@ pub fn settings() -> ShelfSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 10, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     }
 }
 

@@ -263,6 +263,40 @@ async fn quotas_are_met_exactly_and_named() {
 }
 
 #[tokio::test]
+async fn files_that_grow_far_beyond_what_is_stored_count() {
+    let folder = folder();
+    let mut settings = settings();
+    settings.quotas.bytes_per_tenant = 4 << 20;
+    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let overwrite = |seed: u64| {
+        let made = enrolment("a", seed);
+        let chip = made.chip.map(|chip| SourceChip { image: vec![seed as u8; 1 << 20].into(), ..chip });
+        Enrolment { conflict: Conflict::Overwrite, chip, ..made }
+    };
+    gallery.enrol(overwrite(0)).await.expect("there is room");
+    let reader = gallery.snapshot();
+    let mut refused = None;
+    for seed in 1..200 {
+        refused = gallery.enrol(overwrite(seed)).await.err();
+        if refused.is_some() {
+            break;
+        }
+    }
+    assert_eq!(refused, Some(StoreError::BytesFull { limit: 4 << 20 }));
+    assert!(reader.stored_bytes() < 2 << 20 && gallery.file_bytes() < 100 << 20);
+    // To delete is always possible, and gives the tenant its room back.
+    drop(reader);
+    gallery.delete(Selector::Filter(Filter::default())).await.expect("deleted");
+    shelf.close();
+    drop((shelf, gallery));
+    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let gallery = shelf.get("default", &name("a")).expect("there");
+    assert_eq!(gallery.enrol(overwrite(0)).await, Ok(Enrolled::Created));
+    shelf.close();
+}
+
+#[tokio::test]
 async fn operations_of_a_group_fail_each_on_its_own() {
     let folder = folder();
     let shelf = open(&folder);

@@ -119,6 +119,8 @@ fn shelf_settings() -> ShelfSettings {
         cache_bytes: 1 << 20,
         queue: StoreQueue { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 9, entries_per_gallery: 999, bytes_per_tenant: 1 << 30 },
+        image_bytes_max: 1 << 20,
+        import_bytes_max: 8 << 20,
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use prost_types::Timestamp;
 
 use super::super::problem::Problem;
-use super::{bounded_text, text_problem};
-use crate::gallery::{EntryId, Heading, Labels, Observation, Position, Time, VesselId, check_number};
+use super::text_problem;
+use crate::gallery::{EntryId, Heading, Labels, Observation, ObservationError, Position, Time, VesselId};
 use crate::wire;
 
 pub fn entry_id(field: &str, text: &str) -> Result<EntryId, Problem> {
@@ -28,24 +28,22 @@ pub fn labels(labels: HashMap<String, String>) -> Result<Labels, Problem> {
 
 /// An observation whose fields are named from its place in the request.
 pub fn observation(observation: wire::Observation) -> Result<Observation, Problem> {
-    for (field, text) in [
-        ("detection_id", &observation.detection_id),
-        ("scene_id", &observation.scene_id),
-        ("sensor", &observation.sensor),
-    ] {
-        bounded_text(field, text)?;
-    }
     let observed_at = observation.observed_at.as_ref();
-    Ok(Observation {
+    let observation = Observation {
         observed_at: observed_at.map(|timestamp| time("observed_at", timestamp)).transpose()?,
         position: position(&observation)?,
         heading: heading(&observation)?,
-        length_m: positive("length_m", observation.length_m)?,
-        width_m: positive("width_m", observation.width_m)?,
+        length_m: observation.length_m,
+        width_m: observation.width_m,
         detection_id: observation.detection_id,
         scene_id: observation.scene_id,
         sensor: observation.sensor,
-    })
+    };
+    observation.check().map_err(|cause| match cause {
+        ObservationError::Text { field, cause } => text_problem(field, cause),
+        ObservationError::Number(cause) => cause.into(),
+    })?;
+    Ok(observation)
 }
 
 pub fn observation_to_wire(observation: Observation) -> wire::Observation {
@@ -94,11 +92,4 @@ fn position(observation: &wire::Observation) -> Result<Option<Position>, Problem
 fn heading(observation: &wire::Observation) -> Result<Option<Heading>, Problem> {
     let heading = observation.heading_deg.map(|deg| Heading::new(deg, observation.heading_ambiguous));
     Ok(heading.transpose()?)
-}
-
-fn positive(field: &'static str, value: Option<f64>) -> Result<Option<f64>, Problem> {
-    if let Some(value) = value {
-        check_number(field, value, "above 0", |value| value > 0.0)?;
-    }
-    Ok(value)
 }

@@ -2,12 +2,12 @@
 
 mod access;
 mod enroll;
+mod export;
 
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
@@ -28,8 +28,6 @@ use enroll::{EnrollCall, InFlight};
 
 /// Entries that one call may name.
 const ENTRIES_MAX: usize = 10_000;
-/// Pieces of a copy between the disk and a slow reader.
-const EXPORT_AHEAD: usize = 4;
 
 /// Known ships, stored.
 #[derive(Clone)]
@@ -210,30 +208,6 @@ impl GalleriesService {
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
-    /// A copy of one snapshot, read from the disk as fast as it is taken.
-    fn export(
-        &self,
-        context: &CallContext,
-        request: &wire::ExportGalleryRequest,
-    ) -> Result<ReceiverStream<Result<wire::ExportGalleryResponse, Status>>, Problem> {
-        let snapshot = self.snapshot(context, &request.gallery)?;
-        let (pieces, receiver) = mpsc::channel(EXPORT_AHEAD);
-        let export = Export::new(snapshot, convert::chips(request.with_chips));
-        tokio::task::spawn_blocking(move || {
-            for piece in export {
-                let answer = match piece {
-                    Ok(data) => Ok(wire::ExportGalleryResponse { data }),
-                    Err(cause) => Err(Problem::from(cause).into()),
-                };
-                // Whoever left needs no more pieces; after an error there are none.
-                if pieces.blocking_send(answer).is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(ReceiverStream::new(receiver))
-    }
-
     async fn enroll_all(
         &self,
         context: CallContext,
@@ -391,7 +365,10 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<wire::ExportGalleryRequest>,
     ) -> Result<Response<Self::ExportGalleryStream>, Status> {
         let context = CallContext::of(&request);
-        let pieces = self.export(&context, request.get_ref())?;
+        let request = request.into_inner();
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let export = Export::new(gallery.snapshot(), convert::chips(request.with_chips));
+        let pieces = export::pieces(gallery, export);
         Ok(Response::new(Box::pin(deadline::bounded(pieces, context.deadline))))
     }
 

@@ -1,0 +1,245 @@
+//! Bytes that change on the disk: a gallery is refused by name, repaired or unaffected; none is silently wrong.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use redb::TableDefinition;
+
+use super::*;
+use crate::gallery::store::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
+
+const TENANT: &str = "default";
+const SPOILT: &str = "harbour";
+const SIBLING: &str = "offshore";
+/// Enough, with their long ids, for inner pages in every table.
+const ENTRIES: u64 = 300;
+/// `make torture` asks for more.
+const ROUNDS: &str = "SHIPREID_TORTURE_ROUNDS";
+const ROUNDS_DEFAULT: usize = 30;
+const PAGE: usize = 4096;
+/// What redb writes first in an inner page.
+const BRANCH: u8 = 2;
+
+fn long_id(seed: u64) -> String {
+    format!("{seed:03}-{}", "x".repeat(200))
+}
+
+/// Two closed galleries, and the files of the first as they were written.
+struct Galleries {
+    folder: tempfile::TempDir,
+    files: BTreeMap<&'static str, Vec<u8>>,
+}
+
+impl Galleries {
+    async fn new() -> Self {
+        let folder = folder();
+        let shelf = Shelf::open(folder.path(), settings()).expect("free");
+        let spoilt = shelf.create(TENANT, &name(SPOILT), new_gallery()).expect("made");
+        for seed in 0..ENTRIES {
+            spoilt.enrol(enrolment(&long_id(seed), seed)).await.expect("enrolled");
+        }
+        let sibling = shelf.create(TENANT, &name(SIBLING), new_gallery()).expect("made");
+        sibling.enrol(enrolment("sibling", 1)).await.expect("enrolled");
+        shelf.close();
+        let path = |file| folder.path().join("t-default").join(SPOILT).join(file);
+        let files = [GALLERY, CHIPS, CODES].map(|file| (file, fs::read(path(file)).expect("there")));
+        Self { folder, files: BTreeMap::from(files) }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join("t-default").join(SPOILT).join(file)
+    }
+
+    /// Puts the files back as they were, but for one of them.
+    fn spoil(&self, spoilt: &str, bytes: &[u8]) {
+        for (file, whole) in &self.files {
+            fs::write(self.path(file), if *file == spoilt { bytes } else { whole }).expect("writable");
+        }
+    }
+
+    fn open(&self) -> Shelf {
+        let shelf = Shelf::open(self.folder.path(), settings()).expect("free");
+        let sibling = shelf.get(TENANT, &name(SIBLING)).expect("siblings serve");
+        assert_eq!(sibling.snapshot().get(&[id("sibling")]).expect("readable").found.len(), 1);
+        shelf
+    }
+
+    /// What became of it, once everything was read, written to and opened again.
+    async fn outcome(&self) -> Outcome {
+        let shelf = self.open();
+        let outcome = match shelf.get(TENANT, &name(SPOILT)) {
+            Err(ShelfError::Refused { cause, .. }) => {
+                assert!(!cause.to_string().is_empty());
+                Outcome::Refused
+            }
+            Err(other) => panic!("{other}"),
+            Ok(gallery) => use_it(&gallery).await,
+        };
+        shelf.close();
+        if outcome != Outcome::Whole {
+            return outcome;
+        }
+        // What was written to it must not have made it worse.
+        let shelf = self.open();
+        let outcome = match shelf.get(TENANT, &name(SPOILT)) {
+            Ok(gallery) => use_it(&gallery).await,
+            Err(_) => Outcome::Refused,
+        };
+        shelf.close();
+        outcome
+    }
+}
+
+/// What became of a gallery with a changed byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// It is not opened, and says why.
+    Refused,
+    /// What was asked for is named as unreadable, or writes are refused with the reason.
+    Named,
+    /// Every answer is as it was.
+    Whole,
+}
+
+/// Asks for all there is and writes to it. Panics at an answer that is wrong.
+async fn use_it(gallery: &Gallery) -> Outcome {
+    let mut outcome = read_all(&gallery.snapshot());
+    for seed in [0, ENTRIES / 2, ENTRIES - 1] {
+        let again = gallery.enrol(enrolment(&long_id(seed), seed)).await;
+        outcome = outcome.min(told(again, |again| *again == Enrolled::Unchanged));
+    }
+    let other = enrolment("another", ENTRIES);
+    outcome = outcome.min(told(gallery.enrol(other).await, |enrolled| *enrolled == Enrolled::Created));
+    let deleted = gallery.delete(Selector::Ids(vec![id("another")])).await;
+    outcome.min(told(deleted, |deleted| *deleted == 1))
+}
+
+fn read_all(snapshot: &Arc<Snapshot>) -> Outcome {
+    let mut outcome = Outcome::Whole;
+    let mut check = |told: Outcome| outcome = outcome.min(told);
+    for seed in 0..ENTRIES {
+        let (row, expected) = (RowId(seed), enrolment(&long_id(seed), seed));
+        check(told(snapshot.row(&expected.entry.id), |found| *found == Some(row)));
+        check(told(snapshot.entry(row), |entry| *entry == expected.entry));
+        check(told(snapshot.embedding(row), |embedding| *embedding == expected.embedding));
+        check(told(snapshot.chip(row), |chip| *chip == expected.chip));
+    }
+    let listed = snapshot.list(&Filter::default(), None, usize::MAX);
+    check(told(listed, |listed| listed.entries.len() == ENTRIES as usize));
+    let query = embedding(7);
+    let without_vessels = &VesselSet::default();
+    let query = IndexQuery { vector: query.as_slice(), k: 1, without_row: None, without_vessels };
+    let selection = snapshot.select(&Filter::default()).expect("no ids are read");
+    let found = snapshot.search(&[query], &selection, Group::Entry, &Patience::default());
+    check(told(found, |found| found[0].hits[0].row == RowId(7)));
+    let exported: Result<Vec<Bytes>, StoreError> = Export::new(Arc::clone(snapshot), Chips::With).collect();
+    check(told(exported, |pieces| inspect(pieces).is_ok_and(|found| found.entries == ENTRIES)));
+    outcome
+}
+
+/// Whether an answer is right or an error that names what is wrong. Panics at a wrong one.
+fn told<T: fmt::Debug>(answer: Result<T, StoreError>, is_right: impl Fn(&T) -> bool) -> Outcome {
+    match answer {
+        Ok(answer) => {
+            assert!(is_right(&answer), "silently wrong: {answer:?}");
+            Outcome::Whole
+        }
+        Err(StoreError::Unreadable(_) | StoreError::ReadOnly { .. }) => Outcome::Named,
+        Err(other) => panic!("{other}"),
+    }
+}
+
+#[tokio::test]
+async fn a_changed_byte_is_named_or_changes_nothing() {
+    let galleries = Galleries::new().await;
+    let rounds = std::env::var(ROUNDS).map_or(ROUNDS_DEFAULT, |rounds| rounds.parse().expect("a number"));
+    let random = &mut ChaCha8Rng::seed_from_u64(17);
+    let mut table: BTreeMap<(&str, Outcome), usize> = BTreeMap::new();
+    for _ in 0..rounds {
+        let files: Vec<_> = galleries.files.iter().collect();
+        let (file, whole) = files[random.random_range(0..files.len())];
+        let mut bytes = whole.clone();
+        let at = match random.random_range(0..10) {
+            0 => random.random_range(0..bytes.len().min(320)),
+            1..5 => random.random_range(0..bytes.len()),
+            _ => loop {
+                // Most bytes that are zero belong to nothing.
+                let at = random.random_range(0..bytes.len());
+                if bytes[at] != 0 {
+                    break at;
+                }
+            },
+        };
+        bytes[at] ^= 1 << random.random_range(0..8);
+        galleries.spoil(file, &bytes);
+        *table.entry((*file, galleries.outcome().await)).or_default() += 1;
+    }
+    println!("| file | refused | named in use | unaffected or repaired |\n|---|---|---|---|");
+    for file in galleries.files.keys() {
+        let count = |outcome| table.get(&(*file, outcome)).copied().unwrap_or(0);
+        let [refused, named, whole] = [Outcome::Refused, Outcome::Named, Outcome::Whole].map(count);
+        println!("| {file} | {refused} | {named} | {whole} |");
+    }
+}
+
+#[tokio::test]
+async fn a_changed_key_of_an_inner_page_is_refused() {
+    let galleries = Galleries::new().await;
+    let whole = &galleries.files[GALLERY];
+    let inner = whole.chunks(PAGE).enumerate().filter(|(_, page)| page[0] == BRANCH);
+    let mut refused = 0;
+    for (number, page) in inner {
+        let keys = usize::from(u16::from_le_bytes([page[2], page[3]]));
+        // Of each child there are checksum and number first, then come the ends of keys unless all are as long, then keys.
+        let ends = 8 + 24 * (keys + 1);
+        for at in [ends, ends + 4 * keys, ends + 4 * keys + 1, ends + 4 * keys + 2] {
+            for bit in [1, 2] {
+                let mut bytes = whole.clone();
+                bytes[number * PAGE + at] ^= bit;
+                galleries.spoil(GALLERY, &bytes);
+                refused += usize::from(galleries.outcome().await == Outcome::Refused);
+            }
+        }
+    }
+    assert!(refused > 0);
+}
+
+/// Changes a table behind the gallery's back.
+fn change<K: redb::Key + 'static, V: redb::Value + 'static>(
+    path: &Path,
+    table: TableDefinition<K, V>,
+    change: impl FnOnce(&mut redb::Table<K, V>),
+) {
+    let database = redb::Database::open(path).expect("whole");
+    let transaction = database.begin_write().expect("writable");
+    change(&mut transaction.open_table(table).expect("there"));
+    transaction.commit().expect("writable");
+}
+
+#[tokio::test]
+async fn a_chip_that_is_missing_or_of_no_row_is_named() {
+    let galleries = Galleries::new().await;
+    change(&galleries.path(CHIPS), CHIP_ROWS, |table| {
+        table.remove(5).expect("writable");
+    });
+    assert_eq!(galleries.outcome().await, Outcome::Named);
+    galleries.spoil(CHIPS, &galleries.files[CHIPS]);
+    change(&galleries.path(CHIPS), CHIP_ROWS, |table| {
+        table.insert(1 << 40, b"a chip".as_slice()).expect("writable");
+    });
+    assert_eq!(galleries.outcome().await, Outcome::Refused);
+    let kept = fs::read(galleries.path(CHIPS)).expect("there");
+    assert!(kept.windows(6).any(|part| part == b"a chip"), "what cannot be is kept to be looked at");
+}
+
+#[tokio::test]
+async fn a_mark_on_a_row_that_is_there_costs_no_chip() {
+    let galleries = Galleries::new().await;
+    change(&galleries.path(GALLERY), GONE, |table| {
+        table.insert(5, ()).expect("writable");
+    });
+    assert_eq!(galleries.outcome().await, Outcome::Refused);
+    fs::write(galleries.path(GALLERY), &galleries.files[GALLERY]).expect("writable");
+    assert_eq!(galleries.outcome().await, Outcome::Whole, "the chip is still there");
+}
