@@ -123,9 +123,10 @@ impl Kernels {
         let weights = SharedWeights::new(model.architecture, model.tensors, settings);
         let (make, told) = (weights.factory(), Once::new());
         let factory: EncoderFactory = Arc::new(move |worker| {
+            let encoder = make(worker)?;
             // Only now is it certain that the model is put to work.
             told.call_once(|| chosen.iter().for_each(|chosen| tell(precision, chosen)));
-            make(worker)
+            Ok(encoder)
         });
         Ok(LoadedModel { card, factory, workers, bytes })
     }

@@ -251,14 +251,17 @@ pub fn models_stored(models: usize, bytes: u64) {
 
 pub fn activation(outcome: &'static str, took: Duration) {
     counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
-    gauge!(ACTIVATION).set(took);
+    // How long it takes to fail says nothing about the model that serves.
+    if outcome == "ok" {
+        gauge!(ACTIVATION).set(took);
+    }
 }
 
 pub fn following(galleries: usize) {
     gauge!(FOLLOWING).set(galleries as f64);
 }
 
-/// Of the gallery that is at work.
+/// Of all galleries that are on their way.
 pub fn following_left(entries: u64) {
     gauge!(FOLLOWING_LEFT).set(entries as f64);
 }

@@ -364,7 +364,13 @@ pub const TABLE: &[Group] = &[
                 &[("outcome", "`ok`, or the reason of the error")],
                 "Activations of a model.",
             ),
-            metric(ACTIVATION, Kind::Gauge, "seconds", &[], "How long the last activation took."),
+            metric(
+                ACTIVATION,
+                Kind::Gauge,
+                "seconds",
+                &[],
+                "How long the last activation took that succeeded.",
+            ),
             metric(
                 FOLLOWING,
                 Kind::Gauge,
@@ -377,7 +383,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "entries",
                 &[],
-                "Entries that the gallery at work has yet to be embedded anew.",
+                "Entries of these galleries that have yet to be embedded anew.",
             ),
             metric(
                 STALLED,

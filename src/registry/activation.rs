@@ -1,15 +1,19 @@
 //! Which model serves, and how that changes while it serves: load, warm, remember, swap.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::{ActiveModel, Registry, RegistryError};
 use crate::embedding::ModelDigest;
-use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, ResidencyError};
+use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, RESIDENT_MAX, ResidencyError};
+use crate::gallery::{Place, Shelf};
 use crate::metrics;
 use crate::weights::open::OpenModel;
+
+/// Galleries that an error names.
+const LISTED_MAX: usize = 10;
 
 /// Makes a model ready for the device threads: for libtorch in the program, for something simpler in tests.
 pub type ModelLoader = Arc<dyn Fn(OpenModel) -> Result<LoadedModel, LoadError> + Send + Sync>;
@@ -22,6 +26,8 @@ pub struct Activator {
     loader: ModelLoader,
     changing: Arc<Mutex<()>>,
     changed: mpsc::UnboundedSender<Activation>,
+    /// Whose galleries hold models, once somebody leads them.
+    shelf: Arc<OnceLock<Arc<Shelf>>>,
 }
 
 /// A change that has happened. Both models stay resident until it is dropped.
@@ -42,6 +48,12 @@ pub enum ActivationError {
     Load { model: ModelDigest, cause: LoadError },
     #[error(transparent)]
     Residency(#[from] ResidencyError),
+    #[error(
+        "model {needed} must stay for galleries that are not of the active model yet, and only {RESIDENT_MAX} models may \
+         be resident: wait, or see to what holds them up; they are {}",
+        list(.galleries)
+    )]
+    Needed { needed: ModelDigest, galleries: Vec<Place> },
     #[error("the activation panicked")]
     Panicked,
 }
@@ -54,7 +66,14 @@ impl Activator {
         loader: ModelLoader,
     ) -> (Self, mpsc::UnboundedReceiver<Activation>) {
         let (changed, changes) = mpsc::unbounded_channel();
-        (Self { registry, pipeline, loader, changing: Arc::default(), changed }, changes)
+        let (changing, shelf) = (Arc::default(), Arc::default());
+        (Self { registry, pipeline, loader, changing, changed, shelf }, changes)
+    }
+
+    /// From now on no model takes the place of one that galleries of `shelf` need.
+    pub(super) fn holds(&self, shelf: Arc<Shelf>) {
+        // There is one shelf a server.
+        let _ = self.shelf.set(shelf);
     }
 
     pub fn registry(&self) -> &Arc<Registry> {
@@ -94,6 +113,7 @@ impl Activator {
             self.remember_served(model).await?;
             return Ok(active);
         }
+        self.check_place(model, active.digest)?;
         let next = self.lease(model).await?;
         self.remember(ActiveModel { digest: model, former: active.digest }).await?;
         let former = self.pipeline.activate(next.clone());
@@ -115,6 +135,24 @@ impl Activator {
         }
         let former = remembered.map_or(model, |remembered| remembered.digest);
         self.remember(ActiveModel { digest: model, former }).await
+    }
+
+    /// Whether `model` may take a place beside the active one: not one that galleries need, since they would be searched
+    /// no more.
+    fn check_place(&self, model: ModelDigest, active: ModelDigest) -> Result<(), ActivationError> {
+        let resident = self.pipeline.residency().leases();
+        let Some(shelf) = self.shelf.get().filter(|_| resident.len() >= RESIDENT_MAX) else { return Ok(()) };
+        if resident.iter().any(|lease| lease.digest == model) {
+            return Ok(());
+        }
+        let other = resident.iter().map(|lease| lease.digest).find(|digest| *digest != active);
+        let needed = other.map(|other| (other, shelf.need(other)));
+        match needed {
+            Some((needed, galleries)) if !galleries.is_empty() => {
+                Err(ActivationError::Needed { needed, galleries })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A lease of a model beside the active one, put on the devices if need be.
@@ -153,9 +191,19 @@ impl ActivationError {
             Self::Registry(cause) => cause.reason(),
             Self::Load { .. } => "MODEL_NOT_RUNNABLE",
             Self::Residency(cause) => cause.reason(),
+            Self::Needed { .. } => "MODEL_NEEDED",
             Self::Panicked => "ACTIVATION_FAILED",
         }
     }
+}
+
+/// The first of them by name.
+fn list(galleries: &[Place]) -> String {
+    let mut listed: Vec<String> = galleries.iter().take(LISTED_MAX).map(ToString::to_string).collect();
+    if let Some(more) = galleries.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {
+        listed.push(format!("{more} more"));
+    }
+    listed.join(", ")
 }
 
 #[cfg(test)]

@@ -1,28 +1,41 @@
 //! Galleries follow the active model: their kept chips are embedded anew in the background, then each flips at once.
+//!
+//! Every tenant's galleries are led by themselves, so that none waits for another's; what does not get on says why, and
+//! is tried again ever later.
 
+mod stalls;
+
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+
+use stalls::Stalls;
 
 use super::{Activation, Activator};
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Priority};
-use crate::gallery::{Flip, Gallery, RowId, Shelf, Snapshot, StoreError};
+use crate::gallery::{Flip, Gallery, Place, RowId, Shelf, Snapshot, StoreError};
 use crate::metrics;
 
 /// Whose chips these are to the queue, which serves its tenants evenly.
 const TENANT: &str = "galleries that follow";
-/// Entries that are read and stored together.
+/// Entries that are stored together.
 const PIECE: usize = 64;
 /// Chips that may be in the queue at once.
 const IN_FLIGHT: usize = 16;
 /// Forward passes that may fail for one chip.
 const ATTEMPTS_MAX: u32 = 3;
+/// How often a chip asks for room in a full server.
+const ROOM_ATTEMPTS_MAX: u32 = 60;
 /// How long a chip waits for room in a full server, and for a device that failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked for galleries that came, or that stalled and may go on.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Leads the galleries of a shelf from model to model, as models are activated.
 #[derive(Clone)]
@@ -30,14 +43,22 @@ pub struct Follower {
     shelf: Arc<Shelf>,
     pipeline: Arc<Pipeline>,
     activator: Activator,
+    /// For chips in the queue.
+    places: Arc<Semaphore>,
 }
 
-/// Where galleries go to, and whence.
+/// Where galleries go to, and what is known of those that do not get there.
 struct Course {
     active: ModelLease,
-    former: ModelDigest,
-    /// Galleries that have not flipped yet are searched with the former model, so it stays for as long.
-    _former: Option<ModelLease>,
+    /// Galleries that have not flipped yet are searched with these, so they stay for as long.
+    former: Vec<ModelLease>,
+    stalls: Stalls,
+}
+
+impl Course {
+    fn to(active: ModelLease) -> Self {
+        Self { active, former: vec![], stalls: Stalls::default() }
+    }
 }
 
 /// Why a gallery does not follow.
@@ -47,16 +68,20 @@ enum Stall {
     NoChips(u64),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the server had no room for its chips for {} s", u64::from(ROOM_ATTEMPTS_MAX) * RETRY_AFTER.as_secs())]
+    Crowded,
     #[error("reading its chips panicked")]
     Panicked,
     /// Whatever this is, it is not the gallery's fault.
-    #[error("the server goes down")]
+    #[error("the device is lost, or the server goes down")]
     Closing,
 }
 
 impl Follower {
     pub fn new(shelf: Arc<Shelf>, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
-        Self { shelf, pipeline, activator }
+        let places = Arc::new(Semaphore::new(IN_FLIGHT));
+        activator.holds(Arc::clone(&shelf));
+        Self { shelf, pipeline, activator, places }
     }
 
     /// Goes on where an earlier process was, then follows every change. Ends when there will be no more changes; may be
@@ -64,66 +89,87 @@ impl Follower {
     pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Activation>) {
         let mut course = self.resumed().await;
         loop {
-            let change = match course.take() {
-                None => changes.recv().await,
-                Some(current) => tokio::select! {
-                    change = changes.recv() => change,
-                    () = self.follow(&current) => continue,
-                },
+            let change = tokio::select! {
+                change = changes.recv() => change,
+                () = self.follow(&mut course) => continue,
             };
             let Some(Activation { active, former }) = change else { return };
-            course = Some(Course { active, former: former.digest, _former: Some(former) });
+            course = Course { former: course.former, ..Course::to(active) };
+            course.former.push(former);
         }
     }
 
     /// What was under way when an earlier process ended.
-    async fn resumed(&self) -> Option<Course> {
-        let remembered = self.activator.registry().active()?;
-        let mut course = Course { active: self.pipeline.active(), former: remembered.former, _former: None };
-        let waiting =
-            self.galleries_of(&course).iter().any(|gallery| gallery.info().about.model == course.former);
-        if waiting {
-            course._former = match self.activator.lease(course.former).await {
-                Ok(lease) => Some(lease),
+    async fn resumed(&self) -> Course {
+        let mut course = Course::to(self.pipeline.active());
+        let models: BTreeSet<_> = self.needed(&course.active).map(|digest| *digest.as_bytes()).collect();
+        for model in models.into_iter().map(ModelDigest::new) {
+            match self.activator.lease(model).await {
+                Ok(lease) => course.former.push(lease),
                 Err(cause) => {
-                    let model = course.former;
                     tracing::warn!(%model, %cause, "until they have followed, galleries of this model take no chips");
-                    None
-                }
-            };
-        }
-        Some(course)
-    }
-
-    async fn follow(&self, course: &Course) {
-        let galleries = self.galleries_of(course);
-        let (mut left, mut stalled) = (galleries.len(), 0);
-        for gallery in galleries {
-            metrics::following(left);
-            gallery.stall(None);
-            match self.lead(&gallery, &course.active).await {
-                Ok(()) => tracing::info!(model = %course.active.digest, "a gallery follows the active model"),
-                Err(Stall::Closing) => return,
-                Err(stall) => {
-                    tracing::warn!(model = %course.active.digest, cause = %stall, "a gallery does not follow");
-                    gallery.stall(Some(stall.to_string()));
-                    stalled += 1;
                 }
             }
-            left -= 1;
         }
-        metrics::following(0);
-        metrics::following_left(0);
-        metrics::stalled_galleries(stalled);
+        course
     }
 
-    /// Those that are on their way already, and those of the former model that keep chips.
-    fn galleries_of(&self, course: &Course) -> Vec<Gallery> {
-        let mut galleries = self.shelf.galleries();
-        galleries.retain(|gallery| {
+    /// Models that galleries on their way to another one are searched with.
+    fn needed(&self, active: &ModelLease) -> impl Iterator<Item = ModelDigest> {
+        let active = active.digest;
+        let galleries = self.shelf.served().into_iter().map(|(_, gallery)| gallery.info().about);
+        galleries.filter(move |about| about.keeps_chips && about.model != active).map(|about| about.model)
+    }
+
+    /// Leads every gallery as far as it comes, now and whenever something changes.
+    async fn follow(&self, course: &mut Course) {
+        self.settle(course).await;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+
+    /// Leads every gallery as far as it comes, those that appear meanwhile included.
+    async fn settle(&self, course: &mut Course) {
+        let active = course.active.clone();
+        let (mut working, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
+        loop {
+            for (place, gallery) in self.look(course) {
+                if busy.insert(place.tenant.clone()) {
+                    let active = &active;
+                    working.push(async move {
+                        let outcome = self.lead(&gallery, active).await;
+                        (place, gallery, outcome)
+                    });
+                }
+            }
+            tokio::select! {
+                led = working.next() => {
+                    let Some((place, gallery, outcome)) = led else { return };
+                    busy.remove(&place.tenant);
+                    if let Err(Stall::Closing) = outcome {
+                        return;
+                    }
+                    course.stalls.tell(place, &gallery, active.digest, outcome);
+                }
+                () = tokio::time::sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+
+    /// The galleries that should be led on now. Gives back models that none needs any more.
+    fn look(&self, course: &mut Course) -> Vec<(Place, Gallery)> {
+        let needed: Vec<ModelDigest> = self.needed(&course.active).collect();
+        course.former.retain(|lease| needed.contains(&lease.digest));
+        let mut galleries = self.shelf.served();
+        galleries.retain(|(_, gallery)| {
             let about = gallery.info().about;
-            about.shadow.is_some() || (about.keeps_chips && about.model == course.former)
+            about.shadow.is_some() || (about.keeps_chips && about.model != course.active.digest)
         });
+        course.stalls.forget_others(&galleries);
+        galleries.retain(|(place, gallery)| course.stalls.may_go_on(place, gallery));
+        let left = galleries.iter().map(|(_, gallery)| entries_left(&gallery.snapshot())).sum();
+        metrics::following(galleries.len());
+        metrics::following_left(left);
+        metrics::stalled_galleries(course.stalls.len());
         galleries
     }
 
@@ -134,14 +180,23 @@ impl Follower {
             return Ok(gallery.drop_shadow().await?);
         }
         gallery.begin_shadow(model.digest, model.dimension).await?;
+        let mut is_second = false;
         loop {
             let stuck = self.fill(gallery, model).await?;
             if stuck > 0 {
                 return Err(Stall::NoChips(stuck));
             }
-            // Entries may have come meanwhile.
-            if gallery.flip(model.digest).await? == Flip::Done {
-                return Ok(());
+            match gallery.flip(model.digest).await {
+                Ok(Flip::Done) => return Ok(()),
+                // Entries have come meanwhile.
+                Ok(Flip::Incomplete { .. }) => {}
+                Err(StoreError::Unreadable(cause)) if !is_second => {
+                    tracing::warn!(cause, "what was embedded anew cannot be read and is embedded once more");
+                    is_second = true;
+                    gallery.drop_shadow().await?;
+                    gallery.begin_shadow(model.digest, model.dimension).await?;
+                }
+                Err(cause) => return Err(cause.into()),
             }
         }
     }
@@ -151,14 +206,16 @@ impl Follower {
         let (mut stuck, mut after) = (0, None);
         loop {
             let snapshot = gallery.snapshot();
-            metrics::following_left(entries_left(&snapshot));
-            let reading = tokio::task::spawn_blocking(move || read_piece(&snapshot, after));
-            let piece = reading.await.map_err(|_| Stall::Panicked)??;
-            let Some((last, _)) = piece.last() else { return Ok(stuck) };
+            let reading = tokio::task::spawn_blocking({
+                let snapshot = Arc::clone(&snapshot);
+                move || snapshot.rows_to_shadow(after, PIECE)
+            });
+            let rows = reading.await.map_err(|_| Stall::Panicked)??;
+            let Some(last) = rows.last() else { return Ok(stuck) };
             after = Some(*last);
-            let read = piece.len() as u64;
-            let embedded: Vec<Option<(RowId, Embedding)>> = stream::iter(piece)
-                .map(|(row, chip)| self.embed(model, row, chip))
+            let read = rows.len() as u64;
+            let embedded: Vec<Option<(RowId, Embedding)>> = stream::iter(rows)
+                .map(|row| self.embed_row(model, &snapshot, row))
                 .buffer_unordered(IN_FLIGHT)
                 .try_collect()
                 .await?;
@@ -169,22 +226,45 @@ impl Follower {
     }
 
     /// `None` where the chip is missing or gives no embedding.
+    async fn embed_row(
+        &self,
+        model: &ModelLease,
+        snapshot: &Arc<Snapshot>,
+        row: RowId,
+    ) -> Result<Option<(RowId, Embedding)>, Stall> {
+        let snapshot = Arc::clone(snapshot);
+        let reading = tokio::task::spawn_blocking(move || snapshot.chip(row));
+        match reading.await.map_err(|_| Stall::Panicked)?? {
+            Some(chip) => Ok(self.embed(model, row, chip).await?.map(|embedding| (row, embedding))),
+            None => Ok(None),
+        }
+    }
+
+    /// `None` where the chip gives no embedding.
     async fn embed(
         &self,
         model: &ModelLease,
         row: RowId,
-        chip: Option<SourceChip>,
-    ) -> Result<Option<(RowId, Embedding)>, Stall> {
-        let Some(chip) = chip else { return Ok(None) };
+        chip: SourceChip,
+    ) -> Result<Option<Embedding>, Stall> {
         let caller = Caller { tenant: TENANT.into(), priority: Priority::Bulk, deadline: None };
-        let mut attempts = 0;
+        let (mut attempts, mut room_attempts) = (0, 0);
         loop {
-            let Ok(_place) = self.pipeline.admit(model, &caller, 1, chip.image.len()) else {
+            // The semaphore is never closed. While a chip waits, others may have its place.
+            let place = self.places.acquire().await;
+            let Ok(admitted) = self.pipeline.admit(model, &caller, 1, chip.image.len()) else {
+                drop(place);
+                room_attempts += 1;
+                if room_attempts == ROOM_ATTEMPTS_MAX {
+                    return Err(Stall::Crowded);
+                }
                 tokio::time::sleep(RETRY_AFTER).await;
                 continue;
             };
-            match self.pipeline.embed(model, &caller, chip.clone()).await {
-                Ok(embedded) => return Ok(Some((row, embedded.embedding))),
+            let embedded = self.pipeline.embed(model, &caller, chip.clone()).await;
+            drop((admitted, place));
+            match embedded {
+                Ok(embedded) => return Ok(Some(embedded.embedding)),
                 Err(EmbedError::Encode(EncodeError::Closed | EncodeError::DeviceLost)) => {
                     return Err(Stall::Closing);
                 }
@@ -204,14 +284,6 @@ impl Follower {
 
 fn entries_left(snapshot: &Snapshot) -> u64 {
     (snapshot.index().len() as u64).saturating_sub(snapshot.shadow_rows())
-}
-
-type Piece = Vec<(RowId, Option<SourceChip>)>;
-
-/// The next entries that the shadow lacks, with their chips.
-fn read_piece(snapshot: &Snapshot, after: Option<RowId>) -> Result<Piece, StoreError> {
-    let rows = snapshot.rows_to_shadow(after, PIECE)?;
-    rows.into_iter().map(|row| Ok((row, snapshot.chip(row)?))).collect()
 }
 
 #[cfg(test)]

@@ -318,6 +318,7 @@ impl From<ActivationError> for Problem {
             ActivationError::Registry(cause) => cause.into(),
             ActivationError::Residency(cause) => cause.into(),
             ActivationError::Load { .. } => not_runnable(reason),
+            ActivationError::Needed { .. } => Self::new(Code::FailedPrecondition, reason, message),
             ActivationError::Panicked => Self::new(Code::Internal, reason, message),
         }
     }

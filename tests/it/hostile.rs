@@ -85,8 +85,10 @@ async fn lengths_that_are_announced_and_never_sent_take_nothing_from_others() {
 #[tokio::test]
 async fn messages_that_are_never_finished_leave_room_for_others() {
     let small = ["limits.message_bytes_max=1048576", "limits.receiving_bytes_max=8388608"];
-    let unbounded =
-        ["limits.receiving_bytes_per_tenant_max=8388608", "limits.receiving_bytes_per_connection_max=8388608"];
+    let unbounded = [
+        "limits.receiving_bytes_per_tenant_max=8388608",
+        "limits.receiving_bytes_per_connection_max=8388608",
+    ];
     let most = [ANNOUNCED, &vec![1; (1 << 20) - 1]].concat();
     for connections in [1, 4] {
         let (server, client) = start(&small).await;

@@ -252,11 +252,6 @@ impl Shelf {
         slots.filter_map(|(place, slot)| Some((place, slot.as_ref().ok()?.clone()))).collect()
     }
 
-    /// Every gallery that is served, of every tenant.
-    pub fn galleries(&self) -> Vec<Gallery> {
-        self.served().into_iter().map(|(_, gallery)| gallery).collect()
-    }
-
     /// Galleries whose chips are kept and whose embeddings are of `model`: they need it until they have followed another.
     pub fn need(&self, model: ModelDigest) -> Vec<Place> {
         let mut galleries = self.served();

@@ -48,7 +48,7 @@ struct Shared {
     deleted: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
     /// The model that it does not get to, and why.
-    stalled: Mutex<Option<String>>,
+    stalled: Mutex<Option<(ModelDigest, String)>>,
 }
 
 struct Queued {
@@ -182,7 +182,7 @@ impl Gallery {
     }
 
     /// Says why the gallery does not get to a model, or that it does.
-    pub fn stall(&self, reason: Option<String>) {
+    pub fn stall(&self, reason: Option<(ModelDigest, String)>) {
         *self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner) = reason;
     }
 
@@ -204,12 +204,11 @@ impl Gallery {
 
     pub fn info(&self) -> Info {
         let snapshot = self.snapshot();
-        let stalled = || self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let following = snapshot.about().shadow.map(|shadow| Following {
-            model: shadow.model,
-            embedded: snapshot.shadow_rows(),
-            stalled: stalled(),
-        });
+        let stalled = self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (followed, stalled) = stalled.unzip();
+        // A gallery may stall before it has a shadow.
+        let followed = snapshot.about().shadow.map(|shadow| shadow.model).or(followed);
+        let following = followed.map(|model| Following { model, embedded: snapshot.shadow_rows(), stalled });
         Info {
             following,
             about: snapshot.about().clone(),

@@ -14,8 +14,8 @@ use crate::encoder::{
     PixelProjection, QueueSettings, Residency, ResidencySettings,
 };
 use crate::gallery::{
-    Conflict, ContentHash, Enrolment, Entry, EntryId, GalleryName, Labels, NewGallery, Observation,
-    QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
+    Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels, NewGallery,
+    Observation, QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
 };
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::architecture::{Architecture, FeaturePoint};
@@ -24,7 +24,7 @@ use crate::weights::{golden, seed::seeded};
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
 /// Models of different widths, by seed.
-const DIMENSIONS: [usize; 2] = [16, 32];
+const DIMENSIONS: [usize; 3] = [16, 32, 48];
 
 fn model(seed: usize) -> OpenModel {
     let architecture =
@@ -73,9 +73,14 @@ struct Life {
 
 impl Life {
     async fn begin(folder: &Path, gate: Gate) -> Self {
+        Self::with_models(folder, gate, [0, 1, 2]).await
+    }
+
+    /// With a registry to which these models are added.
+    async fn with_models<const N: usize>(folder: &Path, gate: Gate, kept: [usize; N]) -> Self {
         let registry_limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
         let registry = Registry::open(&folder.join("models"), registry_limits).expect("a registry");
-        for seed in [0, 1] {
+        for seed in kept {
             registry.add(&model(seed), &Provenance::now("test")).expect("room");
         }
         let shelf = Shelf::open(&folder.join("galleries"), shelf_settings()).expect("a shelf");
@@ -83,7 +88,8 @@ impl Life {
         let settings = ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() };
         let residency = Residency::new(queue, settings);
         let active = registry.active().map_or(digest(0), |active| active.digest);
-        let first = loaded(&registry.load(active).expect("intact"), &gate);
+        let first = registry.load(active).unwrap_or_else(|_| model(0));
+        let first = loaded(&first, &gate);
         let first = residency.admit(first).await.expect("room");
         let pipeline = Pipeline::new(Admission::new(99, 1 << 30), LIMITS, 1, residency, first);
         let pipeline = Arc::new(pipeline);
@@ -105,7 +111,7 @@ impl Life {
     async fn activate(&mut self, seed: usize) -> Course {
         self.follower.activator.activate(digest(seed)).await.expect("activated");
         let Activation { active, former } = self.changes.recv().await.expect("told");
-        Course { active, former: former.digest, _former: Some(former) }
+        Course { former: vec![former], ..Course::to(active) }
     }
 
     async fn end(self) {
@@ -212,9 +218,9 @@ async fn galleries_follow_while_the_former_model_stays_for_their_searches() {
     let mut life = Life::begin(folder.path(), gate).await;
     let (first, second) = (life.gallery("first", 3, true).await, life.gallery("second", 2, true).await);
     let bare = life.gallery("bare", 2, false).await;
-    let course = life.activate(1).await;
+    let mut course = life.activate(1).await;
     let follower = life.follower.clone();
-    let following = tokio::spawn(async move { follower.follow(&course).await });
+    let following = tokio::spawn(async move { follower.settle(&mut course).await });
     let _comes = arrival(comes).await;
     assert_eq!(first.info().following.expect("on its way").model, digest(1));
     // This one comes by the former model alone, as from a call that began before the activation.
@@ -246,9 +252,9 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
     });
     let mut life = Life::begin(folder.path(), gate).await;
     let gallery = life.gallery("g", count, true).await;
-    let course = life.activate(1).await;
+    let mut course = life.activate(1).await;
     let follower = life.follower.clone();
-    let following = tokio::spawn(async move { follower.follow(&course).await });
+    let following = tokio::spawn(async move { follower.settle(&mut course).await });
     tokio::task::spawn_blocking(move || stuck.recv()).await.expect("no panic").expect("it comes");
     following.abort();
     assert!(following.await.expect_err("ended").is_cancelled());
@@ -264,14 +270,14 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
         }
     });
     let life = Life::begin(folder.path(), gate).await;
-    let course = life.follower.resumed().await.expect("an activation is remembered");
+    let mut course = life.follower.resumed().await;
     assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok(), "searches need it");
-    life.follower.follow(&course).await;
-    let gallery = life.follower.shelf.galleries().remove(0);
+    life.follower.settle(&mut course).await;
+    let (_, gallery) = life.follower.shelf.served().remove(0);
     check(&gallery, 1, count);
     assert_eq!(embedded.load(Ordering::Relaxed), 10);
     drop(course);
-    assert!(life.follower.resumed().await.expect("remembered")._former.is_none(), "nobody needs it any more");
+    assert!(life.follower.resumed().await.former.is_empty(), "nobody needs it any more");
     life.end().await;
 }
 
@@ -282,16 +288,102 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     let gallery = life.gallery("g", 2, true).await;
     enrol(&gallery, 2, None).await;
     enrol(&gallery, 3, Some(SourceChip { image: b"no image".as_slice().into(), ..chip(3) })).await;
-    let course = life.activate(1).await;
-    life.follower.follow(&course).await;
+    let mut course = life.activate(1).await;
+    life.follower.settle(&mut course).await;
     let following = gallery.info().following.expect("on its way");
     assert_eq!(following.embedded, 2);
     let reason = following.stalled.expect("stalled");
     assert!(reason.starts_with("2 entries have no chip"), "{reason}");
     assert_eq!(gallery.info().about.model, digest(0));
+    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok(), "it is still searched with it");
+    let refused = life.follower.activator.activate(digest(2)).await.expect_err("there is no place");
+    assert_eq!(refused.reason(), "MODEL_NEEDED");
+    assert!(refused.to_string().ends_with("they are t-t/g"), "{refused}");
+    let follower = life.follower.clone();
+    let (_changes, changes) = mpsc::unbounded_channel();
+    let running = tokio::spawn(follower.run(changes));
+    // Nobody activates anything and nothing is started again.
     gallery.delete(Selector::Ids(vec![id(2), id(3)])).await.expect("deleted");
-    life.follower.follow(&course).await;
+    while gallery.info().about.model != digest(1) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
     check(&gallery, 1, 2);
+    running.abort();
+    life.end().await;
+}
+
+#[tokio::test]
+async fn no_gallery_is_left_behind_by_a_model_that_is_not_kept() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // Model 0 is none of the registry's, as a preset.
+    let mut life = Life::with_models(folder.path(), open_gate(), [1, 2]).await;
+    life.gallery("first", 2, true).await;
+    life.activate(1).await;
+    life.follower.shelf.close();
+    drop(life);
+
+    let mut life = Life::begin(folder.path(), open_gate()).await;
+    drop(life.follower.resumed().await);
+    let mut course = life.activate(2).await;
+    life.follower.settle(&mut course).await;
+    let (_, gallery) = life.follower.shelf.served().remove(0);
+    check(&gallery, 2, 2);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_gallery_that_comes_later_follows_as_well() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut life = Life::begin(folder.path(), open_gate()).await;
+    let made = life.gallery("made", 2, true).await;
+    let export: Vec<_> =
+        Export::new(made.snapshot(), Chips::With).collect::<Result<_, _>>().expect("readable");
+    let mut course = life.activate(1).await;
+    life.follower.settle(&mut course).await;
+    let name = GalleryName::new("imported").expect("a name");
+    let mut import = life.follower.shelf.import("other", &name).expect("free");
+    export.iter().try_for_each(|piece| import.push(piece)).expect("in order");
+    let imported = import.finish().expect("whole");
+    life.follower.settle(&mut course).await;
+    check(&imported, 1, 2);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_tenant_that_does_not_get_on_holds_up_no_other() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (gate, comes, go) = closed_gate();
+    let mut life = Life::begin(folder.path(), gate).await;
+    let stuck = life.gallery("stuck", 3, true).await;
+    let name = GalleryName::new("empty").expect("a name");
+    let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips: true };
+    let other = life.follower.shelf.create("z", &name, new).expect("made");
+    let mut course = life.activate(1).await;
+    let follower = life.follower.clone();
+    let following = tokio::spawn(async move { follower.settle(&mut course).await });
+    let _comes = arrival(comes).await;
+    while other.info().about.model != digest(1) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(stuck.info().about.model, digest(0));
+    drop(go);
+    following.await.expect("no panic");
+    check(&stuck, 1, 3);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn a_gallery_that_cannot_even_begin_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut life = Life::begin(folder.path(), open_gate()).await;
+    let gallery = life.gallery("g", 1, true).await;
+    let mut course = life.activate(1).await;
+    life.follower.shelf.close();
+    life.follower.settle(&mut course).await;
+    let following = gallery.info().following.expect("it should be on its way");
+    assert_eq!((following.model, following.embedded), (digest(1), 0));
+    assert_eq!(following.stalled.as_deref(), Some("the gallery is closed"));
+    assert_eq!(course.stalls.len(), 1);
     life.end().await;
 }
 

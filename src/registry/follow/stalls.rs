@@ -1,0 +1,65 @@
+//! Galleries that do not get on: why, and when each is tried again.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Stall;
+use crate::embedding::ModelDigest;
+use crate::gallery::{Gallery, Place};
+
+/// Until a gallery that stalled for the first time is tried again; twice as long each further time.
+const WAIT_MIN: Duration = Duration::from_secs(2);
+const WAIT_MAX: Duration = Duration::from_secs(600);
+/// The longest wait of a gallery that was written to since: what held it up may be gone.
+const WAIT_CHANGED: Duration = Duration::from_secs(10);
+
+/// By the place of the gallery.
+#[derive(Debug, Default)]
+pub(super) struct Stalls(BTreeMap<Place, Stalled>);
+
+#[derive(Debug)]
+struct Stalled {
+    /// Of the gallery when it stalled.
+    commit: u64,
+    at: Instant,
+    wait: Duration,
+}
+
+impl Stalls {
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Says in the log and on the gallery what came of leading it.
+    pub fn tell(&mut self, place: Place, gallery: &Gallery, to: ModelDigest, outcome: Result<(), Stall>) {
+        let Err(stall) = outcome else {
+            tracing::info!(%place, model = %to, "a gallery follows the active model");
+            gallery.stall(None);
+            self.0.remove(&place);
+            return;
+        };
+        let before = self.0.get(&place).map(|stalled| stalled.wait);
+        let wait = before.map_or(WAIT_MIN, |wait| (2 * wait).min(WAIT_MAX));
+        if before.is_none() {
+            tracing::warn!(%place, model = %to, cause = %stall, "a gallery does not follow");
+        }
+        gallery.stall(Some((to, stall.to_string())));
+        self.0.insert(place, Stalled { commit: gallery.snapshot().commit(), at: Instant::now(), wait });
+    }
+
+    /// Whether a gallery is not known to be stalled, or should be tried again.
+    pub fn may_go_on(&self, place: &Place, gallery: &Gallery) -> bool {
+        self.0.get(place).is_none_or(|stalled| {
+            let changed = gallery.snapshot().commit() != stalled.commit;
+            let wait = if changed { stalled.wait.min(WAIT_CHANGED) } else { stalled.wait };
+            stalled.at.elapsed() >= wait
+        })
+    }
+
+    /// Keeps those among `galleries`.
+    pub fn forget_others(&mut self, galleries: &[(Place, Gallery)]) {
+        self.0.retain(|place, _| galleries.iter().any(|(of, _)| of == place));
+    }
+}
