@@ -8,13 +8,13 @@ use anyhow::{Context, anyhow, bail};
 
 use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_count};
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
-use crate::config::{self, Config, Linear, Preset};
+use crate::config::{self, Config, Linear};
 use crate::embedding::ModelDigest;
 use crate::encoder::{EncoderFactory, LoadError, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::processor::Processor;
-use crate::registry::{Provenance, Registry, RegistryLimits};
+use crate::registry::{Preset, Provenance, Registry, RegistryLimits};
 use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
@@ -36,7 +36,7 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
     let model = match registry.active() {
-        Some(active) => activated_model(&registry, active.digest)?,
+        Some(active) => activated_model(config, &registry, active.digest)?,
         None => configured_model(config, &registry)?,
     };
     let kernels = Kernels::default();
@@ -45,11 +45,22 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let settings = config.clone();
     let loader =
         move |model| kernels.put_on_device(&settings, model).map_err(|cause| LoadError(format!("{cause:#}")));
-    let kept = KeptModels { registry: Arc::new(registry), loader: Arc::new(loader) };
+    let kept = KeptModels { registry: Arc::new(registry), loader: Arc::new(loader), preset: preset(config) };
     Ok(ServedModels { first, kept: Some(kept) })
 }
 
-fn activated_model(registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
+/// The configured preset, which is none of the registry's: it can be made anew at any time.
+fn preset(config: &Config) -> Option<Preset> {
+    let made = config.clone();
+    let make = move || open_model(&made).map_err(|cause| LoadError(format!("{cause:#}")));
+    (config.model.path.is_empty() && config.model.preset != config::Preset::None).then(|| Preset::new(make))
+}
+
+fn activated_model(config: &Config, registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
+    let preset = preset(config).filter(|_| registry.get(active).is_err());
+    if let Some(model) = preset.and_then(|preset| preset.make(active)) {
+        return Ok(model);
+    }
     registry.load(active).with_context(|| {
         format!(
             "the model that was activated last cannot be served; remove {MODELS}/active.toml from \
@@ -67,7 +78,7 @@ fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<Open
 }
 
 fn log_choice(config: &Config, registry: &Registry, model: ModelDigest) {
-    let is_configured = !config.model.path.is_empty() || config.model.preset != Preset::None;
+    let is_configured = !config.model.path.is_empty() || config.model.preset != config::Preset::None;
     match registry.active() {
         None => tracing::info!(%model, "serving the configured model: none was ever activated"),
         Some(_) if is_configured => {
@@ -182,10 +193,10 @@ pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::R
 /// cannot.
 pub fn likely_architecture(config: &Config) -> Architecture {
     match config.model.preset {
-        Preset::Tiny => Architecture::tiny(),
-        Preset::Small => Architecture::small(),
-        Preset::None if config.model.path.is_empty() => Architecture::vit_base(),
-        Preset::None | Preset::VitBase => {
+        config::Preset::Tiny => Architecture::tiny(),
+        config::Preset::Small => Architecture::small(),
+        config::Preset::None if config.model.path.is_empty() => Architecture::vit_base(),
+        config::Preset::None | config::Preset::VitBase => {
             let description = native::read_description(Path::new(&config.model.path));
             description.map_or(Architecture::vit_base(), |description| description.architecture)
         }
@@ -235,10 +246,12 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         OpenModel::new(architecture, feature_point, tensors)
     };
     match (config.model.path.as_str(), config.model.preset) {
-        ("", Preset::None) => bail!("no model: set model.path, or model.preset to try the service untrained"),
-        ("", Preset::Tiny) => Ok(seeded_model(Architecture::tiny())),
-        ("", Preset::Small) => Ok(seeded_model(Architecture::small())),
-        ("", Preset::VitBase) => Ok(seeded_model(Architecture::vit_base())),
+        ("", config::Preset::None) => {
+            bail!("no model: set model.path, or model.preset to try the service untrained")
+        }
+        ("", config::Preset::Tiny) => Ok(seeded_model(Architecture::tiny())),
+        ("", config::Preset::Small) => Ok(seeded_model(Architecture::small())),
+        ("", config::Preset::VitBase) => Ok(seeded_model(Architecture::vit_base())),
         (path, _) => {
             let heads = Some(config.model.heads).filter(|heads| *heads > 0);
             let architecture = ArchitectureHints { heads, ..ArchitectureHints::default() };

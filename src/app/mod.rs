@@ -30,7 +30,7 @@ use crate::encoder::{
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
 use crate::jobs::Jobs;
 use crate::matching::Calibrator;
-use crate::registry::{Activator, Follower, ModelLoader, Registry};
+use crate::registry::{Activator, Follower, ModelLoader, Preset, Registry};
 use crate::rpc::{
     self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, JobAccess, Matcher,
     ModelsService, Services, ShipReIdService, TrainingJobsService,
@@ -62,6 +62,8 @@ pub struct ServedModels {
 pub struct KeptModels {
     pub registry: Arc<Registry>,
     pub loader: ModelLoader,
+    /// Kept by the configuration alone, if by anything.
+    pub preset: Option<Preset>,
 }
 
 impl From<LoadedModel> for ServedModels {
@@ -134,8 +136,9 @@ pub async fn start(
     let residency = Residency::new(queue.clone(), residency_settings(config));
     let active = residency.admit(first).await?;
     let pipeline = Arc::new(pipeline(config, residency, active));
-    let (activator, changes) =
-        kept.map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader)).unzip();
+    let (activator, changes) = kept
+        .map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader, kept.preset))
+        .unzip();
     let follower = shelf.clone().zip(activator.clone());
     let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
     let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));

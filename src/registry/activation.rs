@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
-use super::{ActiveModel, Registry, RegistryError};
+use super::{ActiveModel, Preset, Registry, RegistryError};
 use crate::embedding::ModelDigest;
 use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, RESIDENT_MAX, ResidencyError};
 use crate::gallery::{Place, Shelf};
@@ -24,6 +24,7 @@ pub struct Activator {
     registry: Arc<Registry>,
     pipeline: Arc<Pipeline>,
     loader: ModelLoader,
+    preset: Option<Arc<Preset>>,
     changing: Arc<Mutex<()>>,
     changed: mpsc::UnboundedSender<Activation>,
     /// Whose galleries hold models, once somebody leads them.
@@ -64,10 +65,12 @@ impl Activator {
         registry: Arc<Registry>,
         pipeline: Arc<Pipeline>,
         loader: ModelLoader,
+        preset: Option<Preset>,
     ) -> (Self, mpsc::UnboundedReceiver<Activation>) {
         let (changed, changes) = mpsc::unbounded_channel();
         let (changing, shelf) = (Arc::default(), Arc::default());
-        (Self { registry, pipeline, loader, changing, changed, shelf }, changes)
+        let preset = preset.map(Arc::new);
+        (Self { registry, pipeline, loader, preset, changing, changed, shelf }, changes)
     }
 
     /// From now on no model takes the place of one that galleries of `shelf` need.
@@ -168,8 +171,15 @@ impl Activator {
 
     async fn bring(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
         let (registry, loader) = (Arc::clone(&self.registry), Arc::clone(&self.loader));
+        let preset = self.preset.clone();
         let loading = tokio::task::spawn_blocking(move || {
-            let opened = registry.load(model)?;
+            let opened = match registry.load(model) {
+                Err(RegistryError::NotFound(_)) => {
+                    let made = preset.and_then(|preset| preset.make(model));
+                    made.ok_or(RegistryError::NotFound(model))?
+                }
+                loaded => loaded?,
+            };
             loader(opened).map_err(|cause| ActivationError::Load { model, cause })
         });
         let loaded = loading.await.unwrap_or(Err(ActivationError::Panicked))?;
@@ -178,7 +188,15 @@ impl Activator {
 
     async fn remember(&self, active: ActiveModel) -> Result<(), ActivationError> {
         let registry = Arc::clone(&self.registry);
-        let writing = tokio::task::spawn_blocking(move || registry.set_active(active));
+        let preset = self.preset.clone();
+        let writing = tokio::task::spawn_blocking(move || {
+            let is_kept = registry.get(active.digest).is_ok();
+            if !is_kept && preset.is_some_and(|preset| preset.is(active.digest)) {
+                registry.set_active_preset(active)
+            } else {
+                registry.set_active(active)
+            }
+        });
         Ok(writing.await.map_err(|_| ActivationError::Panicked)??)
     }
 }

@@ -8,6 +8,7 @@ mod activation;
 mod active;
 mod follow;
 mod incoming;
+mod preset;
 mod provenance;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
 pub use follow::Follower;
 pub use incoming::Incoming;
+pub use preset::Preset;
 pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
 
 use provenance::PROVENANCE_BYTES_MAX;
@@ -261,6 +263,19 @@ impl Registry {
     pub fn set_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.intact(active.digest)?;
+        self.write_active(active)
+    }
+
+    /// Remembers, durably, that a model serves that is none of the registry's.
+    ///
+    /// # Errors
+    /// The record cannot be written; the old one then stays.
+    pub(super) fn set_active_preset(&self, active: ActiveModel) -> Result<(), RegistryError> {
+        let _writing = self.writing();
+        self.write_active(active)
+    }
+
+    fn write_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
         active::write(&self.folder, active)?;
         self.change(|shelf| shelf.active = Some(active));
         Ok(())

@@ -10,7 +10,7 @@ use crate::encoder::{
     Admission, EncodeQueue, Encoder, EncoderFactory, ModelCard, PixelProjection, QueueSettings, Residency,
     ResidencySettings,
 };
-use crate::registry::{Provenance, RegistryLimits};
+use crate::registry::{Preset, Provenance, RegistryLimits};
 use crate::weights::architecture::{Architecture, FeaturePoint};
 use crate::weights::{golden, native, seed::seeded};
 
@@ -54,7 +54,8 @@ async fn bench(loader: ModelLoader) -> Bench {
     let first = residency.admit(loaded(&model(0))).await.expect("room");
     let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
     let pipeline = Arc::new(Pipeline::new(Admission::new(9, 999), limits, 1, residency, first));
-    let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader);
+    let (activator, changes) =
+        Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader, Some(Preset::new(|| Ok(model(0)))));
     Bench { activator, changes, pipeline, folder }
 }
 
@@ -118,6 +119,28 @@ async fn a_model_that_serves_by_configuration_is_remembered_once_it_is_activated
     registry.set_active(ActiveModel { digest: digest(1), former: digest(2) }).expect("there");
     bench.activator.activate(digest(0)).await.expect("active already");
     assert_eq!(registry.active(), Some(ActiveModel { digest: digest(0), former: digest(1) }));
+    bench.pipeline.residency().queue().close().await;
+}
+
+#[tokio::test]
+async fn a_preset_that_served_can_be_activated_again() {
+    let mut bench = bench(projections()).await;
+    bench.activator.activate(digest(1)).await.expect("activated");
+    // It is still resident, so that it need not be made to serve.
+    bench.activator.activate(digest(0)).await.expect("activated again");
+    for _ in 0..2 {
+        drop(bench.changes.recv().await.expect("told"));
+    }
+    bench.pipeline.residency().gone(digest(1)).await;
+    for (next, former) in [(1, 0), (0, 1), (2, 0), (0, 2)] {
+        let active = bench.activator.activate(digest(next)).await.expect("activated");
+        assert_eq!(active.digest, digest(next));
+        let remembered = ActiveModel { digest: digest(next), former: digest(former) };
+        assert_eq!(bench.activator.registry().active(), Some(remembered));
+        drop(bench.changes.recv().await.expect("told"));
+        bench.pipeline.residency().gone(digest(former)).await;
+    }
+    assert_eq!(bench.activator.activate(digest(9)).await.expect_err("unknown").reason(), "MODEL_NOT_FOUND");
     bench.pipeline.residency().queue().close().await;
 }
 

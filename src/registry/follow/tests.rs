@@ -94,7 +94,7 @@ impl Life {
         let pipeline = Pipeline::new(Admission::new(99, 1 << 30), LIMITS, 1, residency, first);
         let pipeline = Arc::new(pipeline);
         let loader: ModelLoader = Arc::new(move |model| Ok(loaded(&model, &gate)));
-        let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader);
+        let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader, None);
         Self { follower: Follower::new(Arc::new(shelf), pipeline, activator), changes }
     }
 
