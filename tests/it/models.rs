@@ -58,7 +58,7 @@ async fn start(folder: &Path, settings: &[&str]) -> (Running, Client) {
     let limits = RegistryLimits { count_max: 4, bytes_max: 1 << 20 };
     let registry = Arc::new(Registry::open(&folder.join("models"), limits).unwrap());
     let first = registry.active().map_or_else(|| model(0), |active| registry.load(active.digest).unwrap());
-    let kept = KeptModels { registry, loader: Arc::new(|model| Ok(loaded(&model))) };
+    let kept = KeptModels { registry, loader: Arc::new(|model| Ok(loaded(&model))), preset: None };
     let data = format!("store.data_dir={}", folder.display());
     let settings: Vec<&str> = settings.iter().copied().chain([data.as_str()]).collect();
     start_serving(&settings, ServedModels { first: loaded(&first), kept: Some(kept) }).await
