@@ -231,10 +231,51 @@ fn galleries(galleries: impl Iterator<Item = Description>) -> Table {
             format!("{:.1}", gallery.stored_bytes as f64 / f64::from(1 << 20)),
             if gallery.keeps_chips { "kept" } else { "none" }.to_owned(),
             gallery.model.chars().take(12).collect(),
-            gallery.read_only_reason,
+            remarks(&gallery),
         ]);
     }
     table
+}
+
+/// What keeps a gallery from being written to, and how far it is on its way to another model.
+fn remarks(gallery: &Description) -> String {
+    let following = gallery.following.as_ref().map(|following| {
+        let model: String = following.model.chars().take(12).collect();
+        let done = format!("{} of {} entries", following.embedded_entries, gallery.entries);
+        match following.stalled_reason.as_str() {
+            "" => format!("follows model {model}: {done}"),
+            reason => format!("does not get to model {model} ({done}): {reason}"),
+        }
+    });
+    let read_only = Some(gallery.read_only_reason.clone()).filter(|reason| !reason.is_empty());
+    read_only.into_iter().chain(following).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use shipreid::wire::Following;
+
+    use super::*;
+
+    #[test]
+    fn remarks_say_what_holds_a_gallery_up() {
+        assert_eq!(remarks(&Description::default()), "");
+        let following = Following { model: "4f2c".repeat(16), embedded_entries: 2, ..Following::default() };
+        let on_its_way =
+            Description { entries: 3, following: Some(following.clone()), ..Description::default() };
+        assert_eq!(remarks(&on_its_way), "follows model 4f2c4f2c4f2c: 2 of 3 entries");
+        let stalled = Following { stalled_reason: "1 entries have no chip".into(), ..following };
+        let held_up = Description {
+            read_only_reason: "writing gallery.redb: no storage space".into(),
+            following: Some(stalled),
+            ..on_its_way
+        };
+        assert_eq!(
+            remarks(&held_up),
+            "writing gallery.redb: no storage space; does not get to model 4f2c4f2c4f2c (2 of 3 entries): 1 entries have \
+             no chip"
+        );
+    }
 }
 
 fn entries(entries: &[Entry]) -> Table {

@@ -1,8 +1,10 @@
 //! A redb database that stays readable when it can no longer be written, and whose damage is an error, not a panic.
 
+use std::cell::Cell;
 use std::fmt;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 use redb::{
     Builder, CommitError, ReadTransaction, ReadableDatabase, StorageBackend, StorageError, TableError,
@@ -144,13 +146,32 @@ fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Res
 }
 
 /// Reads from a database, with damage as an error: redb promises no more than a panic where a file was changed behind
-/// its back.
+/// its back. Such a panic is told as that error, not as a panic.
 ///
 /// # Errors
 /// What `read` gives, and damage where it panics.
 pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            if GUARDED.get() {
+                tracing::debug!(%panic, "a database panicked");
+            } else {
+                tell(panic);
+            }
+        }));
+    });
     let damaged = || DatabaseError::Damaged("its pages contradict each other".into());
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(damaged().into()))
+    let before = GUARDED.replace(true);
+    let read = catch_unwind(AssertUnwindSafe(read));
+    GUARDED.set(before);
+    read.unwrap_or_else(|_| Err(damaged().into()))
+}
+
+thread_local! {
+    /// Whether a panic of this thread is an answer that somebody expects.
+    static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
 impl From<redb::Error> for DatabaseError {

@@ -183,6 +183,22 @@ async fn a_changed_byte_is_named_or_changes_nothing() {
     }
 }
 
+/// Of the header, which says which of two commits counts, one bit of every third byte and all of the byte with the flags.
+#[tokio::test]
+async fn a_changed_header_shows_no_earlier_state() {
+    const FLAGS: usize = 9;
+    let galleries = Galleries::new().await;
+    let flags = (0..8).map(|bit| (FLAGS, bit));
+    for (at, bit) in flags.chain((0..320).step_by(3).map(|at| (at, at % 8))) {
+        for file in [GALLERY, CHIPS] {
+            let mut bytes = galleries.files[file].clone();
+            bytes[at] ^= 1 << bit;
+            galleries.spoil(file, &bytes);
+            galleries.outcome().await;
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_changed_key_of_an_inner_page_is_refused() {
     let galleries = Galleries::new().await;
