@@ -224,6 +224,7 @@ fn galleries(galleries: impl Iterator<Item = Description>) -> Table {
     table.load_style(presets::NOTHING);
     table.set_header(["gallery", "entries", "vessels", "MiB", "chips", "model", "remarks"]);
     for gallery in galleries {
+        let remarks = remarks(&gallery);
         table.add_row([
             gallery.name,
             gallery.entries.to_string(),
@@ -231,7 +232,7 @@ fn galleries(galleries: impl Iterator<Item = Description>) -> Table {
             format!("{:.1}", gallery.stored_bytes as f64 / f64::from(1 << 20)),
             if gallery.keeps_chips { "kept" } else { "none" }.to_owned(),
             gallery.model.chars().take(12).collect(),
-            remarks(&gallery),
+            remarks,
         ]);
     }
     table

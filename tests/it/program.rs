@@ -64,6 +64,12 @@ impl Server {
         Self { process, endpoint: format!("http://{address}"), metrics }
     }
 
+    /// A path as the server sees it, which may have a disk of its own.
+    pub fn path(&self, path: &Path) -> PathBuf {
+        let root = Path::new("/proc").join(self.process.id().to_string()).join("root");
+        root.join(path.strip_prefix("/").unwrap())
+    }
+
     /// Asks the server to end, and waits until it has.
     pub fn terminate(self) {
         self.signal(libc::SIGTERM);

@@ -7,10 +7,12 @@ use std::process::Command;
 use shipreid::client::Client;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::{
-    CreateGalleryRequest, Embedding, EnrollRequest, GetGalleryRequest, ListEntriesRequest, Modality,
-    ReadyEmbedding,
+    CreateGalleryRequest, Embedding, EnrollRequest, ExportGalleryRequest, GetGalleryRequest,
+    ImportGalleryRequest, ListEntriesRequest, Modality, ReadyEmbedding,
 };
 use tokio_stream::StreamExt;
+use tonic::Code;
+use tonic_types::StatusExt;
 
 use crate::program::{PORTS, Server, imported, model_path, run};
 
@@ -55,7 +57,9 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
     let disk = folder.path().join("disk");
     std::fs::create_dir(&disk).unwrap();
     let data = format!("store.data_dir={}", disk.display());
-    let server = Server::start_as(on_a_small_disk(&disk, "2m"), &model, &[&data]);
+    let server = Server::start_as(on_a_small_disk(&disk, "4m"), &model, &[&data]);
+    let ballast = server.path(&disk.join("ballast"));
+    std::fs::write(&ballast, vec![1; 2 << 20]).unwrap();
     let client = Client::connect(&server.endpoint).await.unwrap();
     let mut digest = String::new();
     for name in NAMES {
@@ -101,6 +105,34 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
     let get = GetGalleryRequest { name: NAMES[1].into() };
     let other = client.galleries().get_gallery(get).await.unwrap().into_inner().gallery.unwrap();
     assert_eq!(other.read_only_reason, "");
+
+    // Whatever needs the disk says that it is full, and nothing about where it is.
+    let copy = folder.path().join("copy");
+    let export = ExportGalleryRequest { gallery: NAMES[0].into(), with_chips: true };
+    client.export_gallery(export, &copy).await.unwrap();
+    let create = CreateGalleryRequest { name: "third".into(), ..CreateGalleryRequest::default() };
+    let created = client.galleries().create_gallery(create).await.unwrap_err();
+    let data = std::fs::read(&copy).unwrap().into();
+    let import = ImportGalleryRequest { name: "third".into(), data };
+    let imported = client.galleries().import_gallery(tokio_stream::iter([import])).await.unwrap_err();
+    for status in [created, imported] {
+        let reason = status.get_details_error_info().unwrap().reason;
+        assert_eq!((status.code(), reason.as_str()), (Code::ResourceExhausted, "DISK_FULL"), "{status}");
+        assert!(!status.message().contains('/'), "{status}");
+    }
+
+    // Once there is room again, nobody has to start the server again.
+    std::fs::remove_file(&ballast).unwrap();
+    let get = GetGalleryRequest { name: NAMES[0].into() };
+    let mut gallery = gallery;
+    while !gallery.read_only_reason.is_empty() {
+        let got = client.galleries().get_gallery(get.clone()).await.unwrap();
+        gallery = got.into_inner().gallery.unwrap();
+    }
+    assert!(gallery.entries as usize >= acknowledged.len());
+    let late = vec![request(NAMES[0], ENTRIES, &digest)];
+    let mut answers = client.enroll(tokio_stream::iter(late)).await.unwrap();
+    assert_eq!(answers.next().await.unwrap().unwrap().error, None);
     server.terminate();
 }
 
