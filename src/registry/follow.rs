@@ -59,6 +59,13 @@ impl Course {
     fn to(active: ModelLease) -> Self {
         Self { active, former: vec![], stalls: Stalls::default() }
     }
+
+    /// Everything goes to another model, also what did not get to the former one.
+    fn turn_to(&mut self, active: ModelLease, former: ModelLease) {
+        self.active = active;
+        self.former.push(former);
+        self.stalls.forget_others(&[]);
+    }
 }
 
 /// Why a gallery does not follow.
@@ -94,8 +101,7 @@ impl Follower {
                 () = self.follow(&mut course) => continue,
             };
             let Some(Activation { active, former }) = change else { return };
-            course = Course { former: course.former, ..Course::to(active) };
-            course.former.push(former);
+            course.turn_to(active, former);
         }
     }
 

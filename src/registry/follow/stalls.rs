@@ -21,6 +21,7 @@ pub(super) struct Stalls(BTreeMap<Place, Stalled>);
 
 #[derive(Debug)]
 struct Stalled {
+    gallery: Gallery,
     /// Of the gallery when it stalled.
     commit: u64,
     at: Instant,
@@ -46,7 +47,8 @@ impl Stalls {
             tracing::warn!(%place, model = %to, cause = %stall, "a gallery does not follow");
         }
         gallery.stall(Some((to, stall.to_string())));
-        self.0.insert(place, Stalled { commit: gallery.snapshot().commit(), at: Instant::now(), wait });
+        let (commit, at) = (gallery.snapshot().commit(), Instant::now());
+        self.0.insert(place, Stalled { gallery: gallery.clone(), commit, at, wait });
     }
 
     /// Whether a gallery is not known to be stalled, or should be tried again.
@@ -58,8 +60,14 @@ impl Stalls {
         })
     }
 
-    /// Keeps those among `galleries`.
+    /// Keeps those among `galleries`. The others need not go anywhere any more.
     pub fn forget_others(&mut self, galleries: &[(Place, Gallery)]) {
-        self.0.retain(|place, _| galleries.iter().any(|(of, _)| of == place));
+        self.0.retain(|place, stalled| {
+            let stays = galleries.iter().any(|(of, _)| of == place);
+            if !stays {
+                stalled.gallery.stall(None);
+            }
+            stays
+        });
     }
 }

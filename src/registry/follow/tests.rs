@@ -384,6 +384,39 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
     assert_eq!((following.model, following.embedded), (digest(1), 0));
     assert_eq!(following.stalled.as_deref(), Some("the gallery is closed"));
     assert_eq!(course.stalls.len(), 1);
+    // Back to the model that it has, it need not go anywhere.
+    let former = course.active.clone();
+    course.turn_to(life.follower.activator.lease(digest(0)).await.expect("resident"), former);
+    assert_eq!(gallery.info().following, None);
+    life.end().await;
+}
+
+#[tokio::test]
+async fn what_stalls_is_tried_ever_later_and_sooner_once_it_was_written_to() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let life = Life::begin(folder.path(), open_gate()).await;
+    let gallery = life.gallery("g", 1, true).await;
+    let (place, _) = life.follower.shelf.served().remove(0);
+    tokio::time::pause();
+    let mut stalls = Stalls::default();
+    assert!(stalls.may_go_on(&place, &gallery));
+    let mut waits = Vec::new();
+    for _ in 0..11 {
+        stalls.tell(place.clone(), &gallery, digest(1), Err(Stall::Panicked));
+        let stalled = tokio::time::Instant::now();
+        while !stalls.may_go_on(&place, &gallery) {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        waits.push(stalled.elapsed().as_secs());
+    }
+    assert_eq!(waits, [2, 4, 8, 16, 32, 64, 128, 256, 512, 600, 600]);
+    stalls.tell(place.clone(), &gallery, digest(1), Err(Stall::Panicked));
+    gallery.delete(Selector::Ids(vec![id(0)])).await.expect("deleted");
+    tokio::time::advance(Duration::from_secs(9)).await;
+    assert!(!stalls.may_go_on(&place, &gallery));
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(stalls.may_go_on(&place, &gallery));
+    tokio::time::resume();
     life.end().await;
 }
 
@@ -401,6 +434,9 @@ async fn a_gallery_stays_when_its_model_becomes_active_again() {
     life.follower.activator.activate(digest(0)).await.expect("activated again");
     drop(go);
     life.follower.pipeline.residency().gone(digest(1)).await;
+    while gallery.info().following.is_some() {
+        tokio::task::yield_now().await;
+    }
     check(&gallery, 0, 3);
     running.abort();
     life.end().await;
