@@ -16,6 +16,7 @@ use crate::server::{fixture, page, start};
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
     table::DROPPED,
+    table::CONNECTIONS_ENDED,
     table::LATE,
     table::OUT_OF_MEMORY,
     table::PANICS,
