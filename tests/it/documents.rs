@@ -32,6 +32,22 @@ fn every_link_within_the_project_leads_somewhere() {
 }
 
 #[test]
+fn every_file_that_is_named_is_there() {
+    for page in pages() {
+        let text = fs::read_to_string(&page).unwrap();
+        for name in text.split('`').skip(1).step_by(2) {
+            let folder = name.split_once('/').map(|(folder, _)| folder);
+            if folder.is_some_and(|folder| {
+                ["src", "tests", "benches", "scripts", "deploy", "configs"].contains(&folder)
+            }) {
+                let glob = name.contains(|character| "*[ ".contains(character));
+                assert!(glob || Path::new(ROOT).join(name).exists(), "{}: {name}", page.display());
+            }
+        }
+    }
+}
+
+#[test]
 fn every_finding_is_listed() {
     let list = fs::read_to_string(Path::new(ROOT).join("findings/README.md")).unwrap();
     for file in fs::read_dir(Path::new(ROOT).join("findings")).unwrap() {
