@@ -139,8 +139,15 @@ impl Desk {
     }
 
     /// Hears when there is something new; subscribe first, then read.
-    pub fn subscribe(&self, key: &JobKey) -> watch::Receiver<u64> {
-        lock(&self.heads).entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe()
+    pub fn subscribe(self: &Arc<Self>, key: &JobKey) -> Subscription {
+        let head = lock(&self.heads).entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
+        Subscription { desk: Arc::clone(self), key: key.clone(), head }
+    }
+
+    /// Jobs that somebody watches.
+    #[cfg(test)]
+    pub fn watched(&self) -> usize {
+        lock(&self.heads).len()
     }
 
     /// Becomes true when nothing more will happen, since the server goes down.
@@ -163,12 +170,9 @@ impl Desk {
     }
 
     fn tell(&self, job: &Job) {
-        let mut heads = lock(&self.heads);
+        let heads = lock(&self.heads);
         if let Some(head) = heads.get(&job.key) {
             head.send_replace(job.last_event);
-            if head.receiver_count() == 0 {
-                heads.remove(&job.key);
-            }
         }
     }
 
@@ -183,6 +187,23 @@ impl Desk {
             Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
             // The runtime is being shut down, and this task with it.
             Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Somebody who watches a job, which may not be there. The last one takes the job off the list.
+#[derive(Debug)]
+pub struct Subscription {
+    desk: Arc<Desk>,
+    key: JobKey,
+    pub head: watch::Receiver<u64>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut heads = lock(&self.desk.heads);
+        if heads.get(&self.key).is_some_and(|head| head.receiver_count() <= 1) {
+            heads.remove(&self.key);
         }
     }
 }

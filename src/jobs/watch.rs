@@ -8,7 +8,7 @@ use std::sync::Arc;
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use super::desk::Desk;
+use super::desk::{Desk, Subscription};
 use super::event::JobEvent;
 use super::job::JobKey;
 use super::store::{Replay, StoreError};
@@ -51,7 +51,7 @@ pub async fn watch(
     from: WatchFrom,
 ) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send, WatchError> {
     let mut follower = Follower {
-        head: desk.subscribe(&key),
+        news: desk.subscribe(&key),
         closing: desk.closing(),
         next: 1,
         events: VecDeque::new(),
@@ -77,7 +77,7 @@ pub async fn watch(
 struct Follower {
     desk: Arc<Desk>,
     key: JobKey,
-    head: watch::Receiver<u64>,
+    news: Subscription,
     closing: watch::Receiver<bool>,
     /// The first event that has not been read.
     next: u64,
@@ -97,7 +97,7 @@ impl Follower {
             }
             // What happened before the server closed is told; then there is nothing to wait for.
             let closing = *self.closing.borrow();
-            self.head.mark_unchanged();
+            self.news.head.mark_unchanged();
             self.read().await?;
             if !self.events.is_empty() || self.complete {
                 continue;
@@ -106,7 +106,7 @@ impl Follower {
                 return Err(WatchError::Closing { next: self.next });
             }
             tokio::select! {
-                _ = self.head.changed() => {}
+                _ = self.news.head.changed() => {}
                 _ = self.closing.wait_for(|closing| *closing) => {}
             }
         }
@@ -124,5 +124,38 @@ impl Follower {
             Replay::Gone { oldest } => Err(WatchError::Gone { asked, oldest }),
             Replay::Future { next } => Err(WatchError::Future { asked, next }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::durable::Folder;
+    use crate::jobs::job::{JobId, Order};
+    use crate::jobs::store::{Added, Bounds, JobStore};
+
+    #[tokio::test]
+    async fn whoever_watches_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder(folder.path().to_owned());
+        JobStore::create(&folder).expect("writable");
+        let bounds = Bounds { jobs_max: 10, events_retained_max: 10 };
+        let store = JobStore::open(Box::new(folder), bounds).expect("a store");
+        let desk = Arc::new(Desk::new(store).expect("readable"));
+        for number in 100..200 {
+            let key = JobKey { tenant: "t".into(), id: JobId::new(number) };
+            let watched = watch(Arc::clone(&desk), key, WatchFrom::Oldest).await;
+            assert!(watched.is_err_and(|cause| matches!(cause, WatchError::Unknown)));
+        }
+        assert_eq!(desk.watched(), 0);
+        let added = desk.add("t".into(), Order::default()).await.expect("room");
+        let Added::New(job) = added else { panic!("a new job") };
+        let watching =
+            async || watch(Arc::clone(&desk), job.key.clone(), WatchFrom::Oldest).await.expect("known");
+        let (one, other) = (watching().await, watching().await);
+        drop(one);
+        assert_eq!(desk.watched(), 1);
+        drop(other);
+        assert_eq!(desk.watched(), 0);
     }
 }
