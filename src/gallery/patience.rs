@@ -1,15 +1,18 @@
 //! How long a search is worth going on with: until its deadline, and for as long as somebody waits.
 
+use std::fmt;
 use std::sync::{Arc, Weak};
 
 use tokio::time::Instant;
 
 /// Asked between the steps of long work, which stops where it has run out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Patience {
     deadline: Option<Instant>,
     /// Absent where nobody can leave.
     waiter: Option<Weak<()>>,
+    /// Lets others go first, where there are any.
+    give_way: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 /// Somebody who waits. Dropped, he has left.
@@ -32,12 +35,29 @@ impl Patience {
     pub fn until(deadline: Option<Instant>) -> (Self, Waiter) {
         let here = Arc::new(());
         let waiter = Some(Arc::downgrade(&here));
-        (Self { deadline, waiter }, Waiter { _here: here })
+        (Self { deadline, waiter, give_way: None }, Waiter { _here: here })
+    }
+
+    /// The same, but `give_way` is called between the steps, and may let others go first.
+    #[must_use]
+    pub fn giving_way(self, give_way: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { give_way: Some(Arc::new(give_way)), ..self }
     }
 
     /// # Errors
     /// It has run out.
     pub fn check(&self) -> Result<(), Stopped> {
+        self.over()?;
+        match &self.give_way {
+            None => Ok(()),
+            Some(give_way) => {
+                give_way();
+                self.over()
+            }
+        }
+    }
+
+    fn over(&self) -> Result<(), Stopped> {
         // Who leaves at the deadline has left for its sake.
         if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Stopped::Deadline);
@@ -46,6 +66,12 @@ impl Patience {
             Some(waiter) if waiter.strong_count() == 0 => Err(Stopped::Cancelled),
             _ => Ok(()),
         }
+    }
+}
+
+impl fmt::Debug for Patience {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Patience").field("deadline", &self.deadline).finish_non_exhaustive()
     }
 }
 

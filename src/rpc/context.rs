@@ -45,6 +45,8 @@ pub struct Principal {
 #[derive(Clone, Debug)]
 pub struct CallContext {
     pub tenant: Arc<str>,
+    /// Among whom threads are shared: tenants, or connections where callers have no keys.
+    pub account: Holder,
     /// From the caller's `grpc-timeout`, counted from the arrival of the headers.
     pub deadline: Option<Instant>,
     note: Note,
@@ -89,7 +91,10 @@ impl CallContext {
     /// What the layers have found out, with a deadline.
     pub fn new(extensions: &Extensions, deadline: Option<Instant>) -> Self {
         let note = extensions.get().cloned().unwrap_or_default();
-        Self { tenant: Principal::behind(extensions).tenant, deadline, note }
+        let Principal { key_id, tenant } = Principal::behind(extensions);
+        let connection = Holder::behind(extensions).connection.filter(|_| key_id.is_none());
+        let account = Holder { tenant: Arc::clone(&tenant), connection };
+        Self { tenant, account, deadline, note }
     }
 
     /// The context that the layers attached, or an anonymous one without a deadline.

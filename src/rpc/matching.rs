@@ -58,6 +58,7 @@ impl Matcher {
         let started = Instant::now();
         let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
         let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
+        self.access.admit(context)?;
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
         let model = snapshot.about().model;
         check_model(call.model, model)?;
@@ -150,7 +151,7 @@ impl Matcher {
         let span =
             tracing::debug_span!("search", ranking = plan.ranking.name(), queries = plan.queries.len());
         self.access
-            .run_patiently(context.deadline, move |patience| {
+            .search(context, move |patience| {
                 let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);

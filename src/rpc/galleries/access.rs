@@ -1,28 +1,35 @@
-//! The galleries of a server, for the services that need them: named by tenant, read on a bounded number of threads.
+//! The galleries of a server, for the services that need them: named by tenant, searched on a bounded number of threads.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Code;
 
+use super::super::context::CallContext;
 use super::super::problem::Problem;
+use super::turns::Turns;
+use crate::encoder::Refusal;
 use crate::gallery::{Gallery, GalleryName, Patience, Shelf};
 use crate::metrics;
+
+/// Calls that read or write the disk beside searches at the same time.
+const DISK_PLACES: usize = 32;
+/// The expected wait is a mean: with this much room, searches that are let in are rarely late.
+const CAUTION: f64 = 1.25;
 
 /// Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct GalleryAccess {
     shelf: Option<Arc<Shelf>>,
-    readers: Arc<Readers>,
+    turns: Turns,
+    disk: Arc<Semaphore>,
 }
 
 impl GalleryAccess {
-    /// Reads on at most `readers` threads at once; without a shelf, everything is refused.
-    pub fn new(shelf: Option<Arc<Shelf>>, readers: usize) -> Self {
-        let readers = Readers { places: Arc::new(Semaphore::new(readers)), reading: Arc::default() };
-        Self { shelf, readers: Arc::new(readers) }
+    /// Searches on at most `threads` threads at once; without a shelf, everything is refused.
+    pub fn new(shelf: Option<Arc<Shelf>>, threads: usize) -> Self {
+        Self { shelf, turns: Turns::new(threads), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
     }
 
     /// # Errors
@@ -40,18 +47,37 @@ impl GalleryAccess {
         Ok(self.shelf()?.get(tenant, &gallery_name(name)?)?)
     }
 
-    /// Runs work that is only worth doing until `deadline`, and for as long as somebody waits for it: it is handed the
-    /// patience to ask between its steps.
+    /// Whether a search would begin before its deadline.
+    ///
+    /// # Errors
+    /// At once, when it would not: the queue is too long.
+    pub fn admit(&self, context: &CallContext) -> Result<(), Problem> {
+        let Some(deadline) = context.deadline else { return Ok(()) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        let expected = self.turns.expected_wait(&context.account);
+        if expected.mul_f64(CAUTION) <= left {
+            return Ok(());
+        }
+        let refusal = Refusal::Deadline { expected, left };
+        metrics::refused("SEARCHES_TOO_LONG");
+        Err(refusal.into())
+    }
+
+    /// Runs work that is only worth doing until the call's deadline, and for as long as somebody waits for it: it is
+    /// handed the patience to ask between its steps, where it may let others go first.
     ///
     /// # Errors
     /// The work's own, or it panicked.
-    pub async fn run_patiently<T: Send + 'static>(
+    pub async fn search<T: Send + 'static>(
         &self,
-        deadline: Option<Instant>,
+        context: &CallContext,
         work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let (patience, _waiter) = Patience::until(deadline);
-        let worked = move || {
+        let (patience, _waiter) = Patience::until(context.deadline);
+        let turn = self.turns.take(&context.account).await;
+        off_the_runtime(move || {
+            let turn = Arc::new(Mutex::new(turn));
+            let patience = patience.giving_way(move || lock(&turn).give_way());
             let worked = patience.check().map_err(Problem::from).and_then(|()| work(&patience));
             if worked.is_err()
                 && let Err(stopped) = patience.check()
@@ -59,11 +85,28 @@ impl GalleryAccess {
                 metrics::search_stopped(stopped.reason());
             }
             worked
-        };
-        self.run(worked).await
+        })
+        .await
     }
 
-    /// Runs work that reads or writes the disk off the async threads.
+    /// Runs work that reads a gallery, in the turn of whoever asks for it.
+    ///
+    /// # Errors
+    /// The work's own, or it panicked.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        context: &CallContext,
+        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let turn = self.turns.take(&context.account).await;
+        off_the_runtime(move || {
+            let _turn = turn;
+            work()
+        })
+        .await
+    }
+
+    /// Runs work that waits for the disk, which keeps no search from its thread.
     ///
     /// # Errors
     /// The work's own, or it panicked.
@@ -71,46 +114,27 @@ impl GalleryAccess {
         &self,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let place = ReaderPlace::take(&self.readers).await;
-        let done = tokio::task::spawn_blocking(move || {
+        // The semaphore is never closed.
+        let place = Arc::clone(&self.disk).acquire_owned().await.ok();
+        off_the_runtime(move || {
             let _place = place;
             work()
-        });
-        done.await.unwrap_or_else(|cause| {
-            tracing::error!(%cause, "reading a gallery panicked");
-            Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
         })
+        .await
     }
 }
 
-/// The threads that read galleries.
-#[derive(Debug)]
-struct Readers {
-    places: Arc<Semaphore>,
-    reading: Arc<AtomicUsize>,
+async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|cause| {
+        tracing::error!(%cause, "reading a gallery panicked");
+        Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
+    })
 }
 
-/// A reader's place, held to the end of the work even when the caller has left.
-#[derive(Debug)]
-struct ReaderPlace {
-    reading: Arc<AtomicUsize>,
-    /// The semaphore is never closed.
-    _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl ReaderPlace {
-    async fn take(readers: &Readers) -> Self {
-        let permit = Arc::clone(&readers.places).acquire_owned().await.ok();
-        let reading = Arc::clone(&readers.reading);
-        metrics::searching(reading.fetch_add(1, Ordering::AcqRel) + 1);
-        Self { reading, _permit: permit }
-    }
-}
-
-impl Drop for ReaderPlace {
-    fn drop(&mut self) {
-        metrics::searching(self.reading.fetch_sub(1, Ordering::AcqRel) - 1);
-    }
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// # Errors
@@ -128,6 +152,7 @@ mod tests {
 
     use super::*;
     use crate::gallery::Stopped;
+    use crate::rpc::context::Principal;
 
     /// Work that goes on for as long as it may, and tells when it has begun and why it has ended.
     struct Endless {
@@ -151,20 +176,103 @@ mod tests {
         (work, Endless { begun, ended })
     }
 
+    fn context(tenant: &str, deadline: Option<Instant>) -> CallContext {
+        let mut extensions = http::Extensions::new();
+        extensions.insert(Principal { key_id: Some("k".into()), tenant: tenant.into() });
+        CallContext::new(&extensions, deadline)
+    }
+
     #[tokio::test]
     async fn who_leaves_during_a_search_frees_its_place_at_once() {
         let access = GalleryAccess::new(None, 1);
         let (work, search) = endless();
         let leaving = tokio::spawn({
             let access = access.clone();
-            async move { access.run_patiently(None, work).await }
+            async move { access.search(&context("t", None), work).await }
         });
         search.begun.await.expect("the search begins");
-        let mut next = Box::pin(access.run(|| Ok(7)));
+        let next = context("t", None);
+        let mut next = Box::pin(access.read(&next, || Ok(7)));
         assert!(futures_util::poll!(&mut next).is_pending(), "the only place is taken");
         leaving.abort();
         assert_eq!(next.await, Ok(7));
         assert_eq!(search.ended.recv(), Ok(Stopped::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn searches_of_one_tenant_however_long_let_others_go_first() {
+        let access = GalleryAccess::new(None, 2);
+        let (mut searches, mut heavy) = (Vec::new(), Vec::new());
+        for _ in 0..20 {
+            let (work, search) = endless();
+            let access = access.clone();
+            heavy.push(tokio::spawn(async move { access.search(&context("heavy", None), work).await }));
+            searches.push(search);
+        }
+        (&mut searches[0].begun).await.expect("a search begins");
+        for _ in 0..10 {
+            let quiet = context("quiet", None);
+            assert_eq!(access.search(&quiet, |patience| Ok(patience.check()?)).await, Ok(()));
+            assert_eq!(access.read(&quiet, || Ok(7)).await, Ok(7));
+        }
+        assert!(!heavy.iter().any(tokio::task::JoinHandle::is_finished), "all of them go on");
+        heavy.iter().for_each(tokio::task::JoinHandle::abort);
+        for left in heavy {
+            assert!(left.await.is_err_and(|cause| cause.is_cancelled()));
+        }
+        for search in searches {
+            // Those that had not begun are not begun any more.
+            assert!(matches!(search.ended.recv(), Ok(Stopped::Cancelled) | Err(mpsc::RecvError)));
+        }
+        while access.turns.expected_wait(&context("heavy", None).account) > Duration::ZERO {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_hangs_on_a_disk_keeps_no_search_from_its_thread() {
+        let access = GalleryAccess::new(None, 1);
+        let (release, hang) = mpsc::channel::<()>();
+        let hanging = tokio::spawn({
+            let access = access.clone();
+            async move { access.run(move || Ok(hang.recv().is_ok())).await }
+        });
+        assert_eq!(access.read(&context("t", None), || Ok(7)).await, Ok(7));
+        assert_eq!(access.run(|| Ok(8)).await, Ok(8));
+        release.send(()).expect("it hangs");
+        assert_eq!(hanging.await.expect("no panic"), Ok(true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_that_would_begin_too_late_is_refused_before_anything_is_done_for_it() {
+        let access = GalleryAccess::new(None, 1);
+        let begin = async |work: Box<dyn FnOnce(&Patience) -> Result<(), Problem> + Send>| {
+            let (access, context) = (access.clone(), context("busy", None));
+            let mut searching = Box::pin(async move { access.search(&context, work).await });
+            assert!(futures_util::poll!(&mut searching).is_pending());
+            searching
+        };
+        let first = begin(Box::new(|_| {
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_millis(5) {
+                std::thread::yield_now();
+            }
+            Ok(())
+        }));
+        let (going, search) = endless();
+        let (first, going, waiting) =
+            (first.await, begin(Box::new(going)).await, begin(Box::new(|_| Ok(()))).await);
+        first.await.expect("done");
+        let going = tokio::spawn(going);
+        search.begun.await.expect("the next one begins");
+        let soon = Some(Instant::now() + Duration::from_millis(1));
+        let problem = access.admit(&context("busy", soon)).expect_err("two are before it");
+        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "QUEUE_TOO_LONG"));
+        assert!(problem.retry_after.is_some());
+        access.admit(&context("quiet", soon)).expect("another's searches are not before it");
+        access.admit(&context("busy", None)).expect("it has time");
+        going.abort();
+        drop(waiting);
     }
 
     #[tokio::test(start_paused = true)]
@@ -172,7 +280,7 @@ mod tests {
         let access = GalleryAccess::new(None, 1);
         let (work, search) = endless();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let searching = tokio::spawn(async move { access.run_patiently(Some(deadline), work).await });
+        let searching = tokio::spawn(async move { access.search(&context("t", Some(deadline)), work).await });
         search.begun.await.expect("the search begins");
         tokio::time::advance(Duration::from_secs(5)).await;
         let problem = searching.await.expect("no panic").expect_err("too late");
@@ -183,7 +291,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_search_whose_deadline_has_passed_is_not_begun() {
         let access = GalleryAccess::new(None, 1);
-        let outcome = access.run_patiently::<()>(Some(Instant::now()), |_| panic!("it is begun")).await;
+        let late = context("t", Some(Instant::now()));
+        let outcome = access.search::<()>(&late, |_| panic!("it is begun")).await;
         assert_eq!(outcome.expect_err("too late").code, Code::DeadlineExceeded);
     }
 }

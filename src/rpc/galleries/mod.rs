@@ -3,6 +3,7 @@
 mod access;
 mod enroll;
 mod export;
+mod turns;
 
 use std::sync::Arc;
 
@@ -109,7 +110,7 @@ impl GalleriesService {
         let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
         let ids = ids.collect::<Result<Vec<_>, _>>()?;
         self.access
-            .run(move || {
+            .read(context, move || {
                 let looked = snapshot.get(&ids)?;
                 let missing = looked.missing.iter().map(ToString::to_string);
                 Ok(wire::GetEntriesResponse {
@@ -130,7 +131,7 @@ impl GalleriesService {
         let after = after::<RowId>(&request.page_token)?;
         let size = page_size(request.page_size)?;
         self.access
-            .run(move || {
+            .read(context, move || {
                 let page = snapshot.list(&filter, after, size)?;
                 Ok(wire::ListEntriesResponse {
                     next_page_token: next_token(page.next.as_ref()),

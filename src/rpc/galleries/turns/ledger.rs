@@ -1,0 +1,269 @@
+//! Who searches next: a pure function of who waits and of the time that each account has used threads for.
+//!
+//! An account that has used less goes first, so that whoever asks for little never waits for whoever asks for much. One
+//! that comes back from a pause begins with what the least of those at work has used: nobody saves up.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::rpc::context::Holder;
+
+/// Of what a search of an account takes, the weight of the newest.
+const NEWEST_WEIGHT: f64 = 0.3;
+
+/// A bounded number of threads, and everybody who searches or waits for one; `W` is how a waiter is told.
+#[derive(Debug)]
+pub struct Ledger<W> {
+    threads: usize,
+    running: usize,
+    next: u64,
+    /// What the account that was served last had used.
+    floor: Duration,
+    accounts: HashMap<Holder, Account<W>>,
+}
+
+#[derive(Debug)]
+struct Account<W> {
+    used: Duration,
+    running: usize,
+    waiting: VecDeque<(u64, W)>,
+    /// What one search takes, as far as it is known.
+    cost: Duration,
+}
+
+impl<W> Ledger<W> {
+    pub fn new(threads: usize) -> Self {
+        Self { threads: threads.max(1), running: 0, next: 0, floor: Duration::ZERO, accounts: HashMap::new() }
+    }
+
+    pub fn running(&self) -> usize {
+        self.running
+    }
+
+    /// Waits behind the others of its account.
+    pub fn wait(&mut self, holder: &Holder, waiter: W) -> u64 {
+        let id = self.number();
+        self.account(holder).waiting.push_back((id, waiter));
+        id
+    }
+
+    /// Waits before the others of its account: what has begun is finished first.
+    pub fn wait_first(&mut self, holder: &Holder, waiter: W) {
+        let id = self.number();
+        self.account(holder).waiting.push_front((id, waiter));
+    }
+
+    /// Takes out a waiter who left. `None` where it has a thread already.
+    pub fn leave(&mut self, holder: &Holder, id: u64) -> Option<W> {
+        let account = self.accounts.get_mut(holder)?;
+        let index = account.waiting.iter().position(|(waiting, _)| *waiting == id)?;
+        let (_, waiter) = account.waiting.remove(index)?;
+        self.tidy();
+        Some(waiter)
+    }
+
+    /// Gives a free thread to whoever is next.
+    pub fn begin(&mut self) -> Option<(Holder, W)> {
+        if self.running >= self.threads {
+            return None;
+        }
+        let waiting = self.accounts.iter().filter(|(_, account)| !account.waiting.is_empty());
+        let (holder, _) =
+            waiting.min_by_key(|(_, account)| (account.used, account.running, account.waiting[0].0))?;
+        let holder = holder.clone();
+        let account = self.accounts.get_mut(&holder)?;
+        let (_, waiter) = account.waiting.pop_front()?;
+        account.running += 1;
+        self.floor = self.floor.max(account.used);
+        self.running += 1;
+        Some((holder, waiter))
+    }
+
+    /// Notes that a thread was used for so long.
+    pub fn charge(&mut self, holder: &Holder, used: Duration) {
+        if let Some(account) = self.accounts.get_mut(holder) {
+            account.used += used;
+        }
+    }
+
+    /// Whether another account waits that has used less.
+    pub fn is_due(&self, holder: &Holder) -> bool {
+        let Some(own) = self.accounts.get(holder) else { return false };
+        let others = self.accounts.iter().filter(|(other, _)| *other != holder);
+        others.into_iter().any(|(_, account)| !account.waiting.is_empty() && account.used < own.used)
+    }
+
+    /// Gives a thread back that goes on later.
+    pub fn pause(&mut self, holder: &Holder) {
+        self.running -= 1;
+        if let Some(account) = self.accounts.get_mut(holder) {
+            account.running -= 1;
+        }
+    }
+
+    /// Gives a thread back after a search that took `took` in all.
+    pub fn end(&mut self, holder: &Holder, took: Duration) {
+        self.pause(holder);
+        if let Some(account) = self.accounts.get_mut(holder) {
+            account.cost = match account.cost.is_zero() {
+                true => took,
+                false => took.mul_f64(NEWEST_WEIGHT) + account.cost.mul_f64(1.0 - NEWEST_WEIGHT),
+            };
+        }
+        self.tidy();
+    }
+
+    /// How long a new search of an account would wait: for its own, and for as much of every other.
+    pub fn expected_wait(&self, holder: &Holder) -> Duration {
+        let work = |account: &Account<W>| {
+            account
+                .cost
+                .saturating_mul(u32::try_from(account.waiting.len() + account.running).unwrap_or(u32::MAX))
+        };
+        let own = self.accounts.get(holder).map_or(Duration::ZERO, &work);
+        let own_cost = self.accounts.get(holder).map_or(Duration::ZERO, |account| account.cost);
+        let others = self.accounts.iter().filter(|(other, _)| *other != holder);
+        let others: Duration = others.map(|(_, account)| work(account).min(own + own_cost)).sum();
+        (own + others) / u32::try_from(self.threads).unwrap_or(u32::MAX)
+    }
+
+    fn account(&mut self, holder: &Holder) -> &mut Account<W> {
+        let floor = self.floor;
+        let account = self.accounts.entry(holder.clone()).or_insert_with(|| Account {
+            used: floor,
+            running: 0,
+            waiting: VecDeque::new(),
+            cost: Duration::ZERO,
+        });
+        if account.running == 0 && account.waiting.is_empty() {
+            account.used = account.used.max(floor);
+        }
+        account
+    }
+
+    /// Forgets accounts that are as good as new; without any at work, all.
+    fn tidy(&mut self) {
+        let is_at_work = |account: &Account<W>| account.running > 0 || !account.waiting.is_empty();
+        if !self.accounts.values().any(is_at_work) {
+            self.accounts.clear();
+            self.floor = Duration::ZERO;
+        }
+        let floor = self.floor;
+        self.accounts.retain(|_, account| is_at_work(account) || account.used > floor);
+    }
+
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holder(tenant: &str) -> Holder {
+        Holder { tenant: tenant.into(), connection: None }
+    }
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Serves everybody on one thread, each for what it costs; who was served, in order.
+    fn served(ledger: &mut Ledger<Duration>, searches: usize) -> Vec<String> {
+        let mut served = Vec::new();
+        while let Some((holder, cost)) = ledger.begin() {
+            ledger.charge(&holder, cost);
+            served.push(holder.tenant.to_string());
+            ledger.end(&holder, cost);
+            if served.len() == searches {
+                break;
+            }
+        }
+        served
+    }
+
+    #[test]
+    fn accounts_share_the_threads_by_time_and_not_by_number() {
+        let mut ledger = Ledger::new(1);
+        for _ in 0..20 {
+            ledger.wait(&holder("heavy"), 10 * SECOND);
+        }
+        for _ in 0..20 {
+            ledger.wait(&holder("light"), SECOND);
+        }
+        let served = served(&mut ledger, 22);
+        let heavy = served.iter().filter(|tenant| *tenant == "heavy").count();
+        assert_eq!(heavy, 2, "as much time as twenty light ones take: {served:?}");
+    }
+
+    #[test]
+    fn whoever_comes_new_waits_for_one_and_whoever_comes_back_has_saved_nothing() {
+        let mut ledger = Ledger::new(1);
+        for _ in 0..20 {
+            ledger.wait(&holder("first"), SECOND);
+        }
+        assert_eq!(served(&mut ledger, 10), ["first"; 10]);
+        for _ in 0..20 {
+            ledger.wait(&holder("late"), SECOND);
+        }
+        let served = served(&mut ledger, 10);
+        assert_eq!(served[0], "late");
+        assert_eq!(served.iter().filter(|tenant| *tenant == "late").count(), 5, "{served:?}");
+    }
+
+    #[test]
+    fn a_search_is_due_to_pause_when_one_waits_that_has_used_less() {
+        let mut ledger = Ledger::new(1);
+        ledger.wait(&holder("heavy"), SECOND);
+        ledger.wait(&holder("heavy"), SECOND);
+        let (heavy, _) = ledger.begin().expect("a thread");
+        ledger.charge(&heavy, SECOND);
+        assert!(!ledger.is_due(&heavy), "only its own kind waits");
+        ledger.wait(&holder("light"), SECOND);
+        assert!(ledger.is_due(&heavy));
+        ledger.pause(&heavy);
+        ledger.wait_first(&heavy, SECOND);
+        let next: Vec<_> = std::iter::from_fn(|| {
+            let (holder, cost) = ledger.begin()?;
+            ledger.charge(&holder, 5 * cost);
+            ledger.end(&holder, cost);
+            Some(holder.tenant.to_string())
+        })
+        .collect();
+        assert_eq!(next, ["light", "heavy", "heavy"]);
+    }
+
+    #[test]
+    fn a_wait_is_foreseen_by_what_others_cost_but_no_longer_than_ones_own_share() {
+        let mut ledger = Ledger::new(2);
+        let (heavy, light) = (holder("heavy"), holder("light"));
+        for _ in 0..3 {
+            ledger.wait(&heavy, 10 * SECOND);
+        }
+        ledger.wait(&light, SECOND);
+        for _ in 0..2 {
+            let (holder, cost) = ledger.begin().expect("a thread");
+            ledger.charge(&holder, cost);
+            ledger.end(&holder, cost);
+        }
+        // One of the heavy ones and the light one were served; two heavy ones wait.
+        assert_eq!(ledger.expected_wait(&heavy), 10 * SECOND);
+        assert_eq!(ledger.expected_wait(&light), SECOND / 2, "of the heavy ones no more than its own");
+        assert_eq!(ledger.expected_wait(&holder("new")), Duration::ZERO);
+    }
+
+    #[test]
+    fn nothing_is_kept_of_whoever_is_gone() {
+        let mut ledger = Ledger::new(1);
+        for tenant in 0..100 {
+            let holder = holder(&format!("t{tenant}"));
+            let id = ledger.wait(&holder, SECOND);
+            if tenant % 2 == 0 {
+                assert_eq!(ledger.leave(&holder, id), Some(SECOND));
+                assert_eq!(ledger.leave(&holder, id), None);
+            }
+        }
+        assert_eq!(served(&mut ledger, 100).len(), 50);
+        assert!(ledger.accounts.is_empty() && ledger.running == 0);
+    }
+}

@@ -1,0 +1,127 @@
+//! Turns on the threads that search: shared by accounts, and given way between the steps of a search.
+
+mod ledger;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::oneshot;
+
+use crate::metrics;
+use crate::rpc::context::Holder;
+use ledger::Ledger;
+
+/// How long a search goes on before it looks who else waits.
+const SLICE: Duration = Duration::from_millis(20);
+
+/// The threads that search, and who waits for one. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub struct Turns(Arc<Mutex<Ledger<oneshot::Sender<Turn>>>>);
+
+/// A thread's time, given back when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    turns: Turns,
+    holder: Holder,
+    /// Since when the thread is used and not accounted for; absent where it was given back.
+    since: Option<Instant>,
+    /// What was accounted for of this search.
+    took: Duration,
+}
+
+/// A place in the queue, which is left when this is dropped.
+struct Waiting<'a> {
+    turns: &'a Turns,
+    holder: &'a Holder,
+    id: u64,
+}
+
+impl Turns {
+    pub fn new(threads: usize) -> Self {
+        Self(Arc::new(Mutex::new(Ledger::new(threads))))
+    }
+
+    /// Waits for a thread, fairly. Whoever leaves the queue costs nobody anything.
+    pub async fn take(&self, holder: &Holder) -> Turn {
+        loop {
+            let (grant, granted) = oneshot::channel();
+            let id = self.ledger().wait(holder, grant);
+            let waiting = Waiting { turns: self, holder, id };
+            self.hand_out();
+            let turn = granted.await;
+            drop(waiting);
+            // A grant is never dropped but with its waiter.
+            if let Ok(turn) = turn {
+                return turn;
+            }
+        }
+    }
+
+    /// How long a new search of an account would wait.
+    pub fn expected_wait(&self, holder: &Holder) -> Duration {
+        self.ledger().expected_wait(holder)
+    }
+
+    /// Hands free threads to those who are next.
+    fn hand_out(&self) {
+        loop {
+            let Some((holder, grant)) = self.ledger().begin() else { break };
+            let turn =
+                Turn { turns: self.clone(), holder, since: Some(Instant::now()), took: Duration::ZERO };
+            // Who has left in the meantime gives the thread back by dropping the turn.
+            drop(grant.send(turn));
+        }
+        metrics::searching(self.ledger().running());
+    }
+
+    fn ledger(&self) -> MutexGuard<'_, Ledger<oneshot::Sender<Turn>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let left = self.turns.ledger().leave(self.holder, self.id);
+        drop(left);
+    }
+}
+
+impl Turn {
+    /// Lets others go first who have used less, and waits, on this thread, until it is this search's turn again.
+    pub fn give_way(&mut self) {
+        let Some(since) = self.since.filter(|since| since.elapsed() >= SLICE) else { return };
+        let turns = self.turns.clone();
+        let granted = {
+            let mut ledger = turns.ledger();
+            let used = since.elapsed();
+            ledger.charge(&self.holder, used);
+            self.took += used;
+            self.since = Some(Instant::now());
+            if !ledger.is_due(&self.holder) {
+                return;
+            }
+            let (grant, granted) = oneshot::channel();
+            ledger.pause(&self.holder);
+            self.since = None;
+            ledger.wait_first(&self.holder, grant);
+            granted
+        };
+        turns.hand_out();
+        if let Ok(mut turn) = granted.blocking_recv() {
+            self.since = turn.since.take();
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(since) = self.since else { return };
+        let used = since.elapsed();
+        {
+            let mut ledger = self.turns.ledger();
+            ledger.charge(&self.holder, used);
+            ledger.end(&self.holder, self.took + used);
+        }
+        self.turns.hand_out();
+    }
+}
