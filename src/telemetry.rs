@@ -1,6 +1,9 @@
 //! Logs on standard error, as text for people or JSON for machines, and spans to an OpenTelemetry collector.
 
-use std::io::{self, IsTerminal};
+use std::backtrace::Backtrace;
+use std::io::{self, IsTerminal, Write};
+use std::panic::{self, PanicHookInfo};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId, TracerProvider};
@@ -9,6 +12,7 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample};
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::SubscriberExt;
@@ -22,9 +26,19 @@ const LINKS_MAX: u32 = 1024;
 /// What the last spans may take on their way to the collector.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
 
-/// Spans on their way to a collector, if there is one.
+/// Lines that wait for whoever reads the log. One more is lost.
+const LINES_MAX: usize = 16_384;
+
+/// How many lines of the log were lost.
+static LOST: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// Spans on their way to a collector, if there is one, and lines on their way to the log.
 #[derive(Debug)]
-pub struct Traces(Option<SdkTracerProvider>);
+pub struct Traces {
+    provider: Option<SdkTracerProvider>,
+    /// Dropped, the last lines are written, within a second.
+    _lines: Option<WorkerGuard>,
+}
 
 /// Starts logging and tracing for the whole process; within a runtime, which carries the spans away.
 ///
@@ -32,6 +46,40 @@ pub struct Traces(Option<SdkTracerProvider>);
 /// The filter does not parse, the collector's address cannot be used, or a subscriber is installed already.
 pub fn install(telemetry: &Telemetry) -> anyhow::Result<Traces> {
     install_to(telemetry, io::stderr)
+}
+
+/// The same for a server: whoever does not read its log costs it lines, and neither calls nor signals wait for him.
+///
+/// # Errors
+/// As [`install`].
+pub fn install_lossy(telemetry: &Telemetry) -> anyhow::Result<Traces> {
+    let (writer, lines) = lossy(io::stderr());
+    let lost = writer.error_counter();
+    let traces = install_to(telemetry, writer)?;
+    // The first one installed is the only one.
+    let _ = LOST.set(lost);
+    panic::set_hook(Box::new(tell_panic));
+    Ok(Traces { _lines: Some(lines), ..traces })
+}
+
+/// Lines of the log that were lost, since nobody has read it for too long.
+pub fn lost_lines() -> u64 {
+    LOST.get().map_or(0, |lost| lost.dropped_lines() as u64)
+}
+
+/// A writer that never waits for the one behind it.
+fn lossy(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
+    NonBlockingBuilder::default()
+        .lossy(true)
+        .buffered_lines_limit(LINES_MAX)
+        .thread_name("log")
+        .finish(writer)
+}
+
+/// The standard hook would wait for standard error.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let backtrace = Backtrace::capture();
+    tracing::error!(%backtrace, "{panic}");
 }
 
 /// The same with logs to `writer`.
@@ -62,13 +110,13 @@ where
     });
     let installed = registry().with(logs).with(traces).try_init();
     installed.map_err(|cause| anyhow::anyhow!("logging is installed already: {cause}"))?;
-    Ok(Traces(provider))
+    Ok(Traces { provider, _lines: None })
 }
 
 impl Traces {
     /// Sends the last spans, and waits a moment for it: not for async tasks.
     pub fn flush(self) {
-        if let Some(provider) = self.0
+        if let Some(provider) = self.provider
             && let Err(cause) = provider.shutdown_with_timeout(FLUSH_MAX)
         {
             tracing::warn!(%cause, "the last spans did not reach the collector");
@@ -128,6 +176,34 @@ mod tests {
     use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceState};
 
     use super::*;
+
+    /// A log that nobody reads until the test has ended.
+    struct Unread(std::sync::mpsc::Receiver<()>);
+
+    impl Write for Unread {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // The sender is gone when the test is over.
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_loses_lines_and_keeps_nobody_waiting() {
+        let (read, unread) = std::sync::mpsc::channel();
+        let (mut writer, lines) = lossy(Unread(unread));
+        for _ in 0..2 * LINES_MAX {
+            writer.write_all(b"a line\n").expect("it is taken or lost");
+        }
+        let lost = writer.error_counter().dropped_lines();
+        assert!((LINES_MAX - 2..=LINES_MAX).contains(&lost), "{lost}");
+        drop(read);
+        drop(lines);
+    }
 
     fn link(flags: TraceFlags) -> Link {
         let (trace, span) = (TraceId::from(7), SpanId::from(8));

@@ -12,6 +12,7 @@ use crate::config::Config;
 use crate::encoder::{CanaryOutcome, EncoderEvent, Health};
 use crate::metrics;
 use crate::rpc;
+use crate::telemetry;
 
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -36,12 +37,13 @@ pub fn tell_limits(config: &Config, workers: usize) {
     metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
 }
 
-/// Tidies the exporter for ever.
-pub async fn upkeep(metrics: PrometheusHandle) {
+/// Tidies the exporter, and looks after the log, for ever.
+pub async fn upkeep(exporter: PrometheusHandle) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
         ticks.tick().await;
-        metrics.run_upkeep();
+        exporter.run_upkeep();
+        metrics::log_lines_lost(telemetry::lost_lines());
     }
 }
 

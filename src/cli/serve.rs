@@ -46,7 +46,7 @@ impl Serve {
         let runtime = Runtime::new()?;
         let traces = {
             let _runtime = runtime.enter();
-            telemetry::install(&config.telemetry)?
+            telemetry::install_lossy(&config.telemetry)?
         };
         match runtime.block_on(serve(&config, traces, &signals))? {
             // What was being loaded has changed nothing; a thread that still reads is not waited for.

@@ -58,6 +58,11 @@ pub fn limit(limit: &'static str, most: f64) {
     gauge!(LIMIT, "limit" => limit).set(most);
 }
 
+/// `lines` of all time.
+pub fn log_lines_lost(lines: u64) {
+    counter!(LOG_LINES_LOST).absolute(lines);
+}
+
 /// Reads the process's own CPU time, memory and files, once a scrape.
 pub fn collect_process() {
     metrics_process::Collector::default().collect();
@@ -88,6 +93,11 @@ pub fn connection_ended(reason: &'static str) {
 /// `subject` is what kind of file, never its name.
 pub fn reloaded(subject: &'static str, outcome: &'static str) {
     counter!(RELOADS, "subject" => subject, "outcome" => outcome).increment(1);
+}
+
+/// In seconds of Unix time.
+pub fn certificate_ends(at: i64) {
+    gauge!(CERTIFICATE_END).set(at as f64);
 }
 
 pub fn receiving(bytes: usize) {

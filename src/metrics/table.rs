@@ -33,9 +33,11 @@ pub const CALLS: &str = "shipreid_calls_in_flight";
 pub const CONNECTIONS: &str = "shipreid_connections";
 pub const CONNECTIONS_ENDED: &str = "shipreid_connections_ended_total";
 pub const RELOADS: &str = "shipreid_reloads_total";
+pub const CERTIFICATE_END: &str = "shipreid_certificate_end_timestamp_seconds";
 pub const RECEIVING: &str = "shipreid_receiving_bytes";
 pub const REFUSED: &str = "shipreid_refused_total";
 pub const LIMIT: &str = "shipreid_limit";
+pub const LOG_LINES_LOST: &str = "shipreid_log_lines_lost_total";
 pub const CHIPS: &str = "shipreid_chips_total";
 pub const WARNINGS: &str = "shipreid_chip_warnings_total";
 pub const DECODING: &str = "shipreid_decoding_chips";
@@ -147,6 +149,13 @@ pub const TABLE: &[Group] = &[
                 "Changed files that were read again. Where that failed, the old ones stay in use.",
             ),
             metric(
+                CERTIFICATE_END,
+                Kind::Gauge,
+                "Unix time in seconds",
+                &[],
+                "When the certificate of the gRPC port, or one that vouches for it, ends.",
+            ),
+            metric(
                 RECEIVING,
                 Kind::Gauge,
                 "bytes",
@@ -160,7 +169,7 @@ pub const TABLE: &[Group] = &[
                 &[(
                     "reason",
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
-                     `QUEUE_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, \
+                     `QUEUE_TOO_LONG`, `SEARCHES_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, \
                      `ROLE_MISSING`, `HANDSHAKES` (the oldest gave way), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
                      `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place)",
                 )],
@@ -177,6 +186,13 @@ pub const TABLE: &[Group] = &[
                      `models_stored_bytes`",
                 )],
                 "What the configuration allows. Saturation is what is used, divided by it.",
+            ),
+            metric(
+                LOG_LINES_LOST,
+                Kind::Counter,
+                "lines",
+                &[],
+                "Lines of the log that were lost, since nobody has read standard error for too long.",
             ),
         ],
     },

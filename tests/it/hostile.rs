@@ -1,6 +1,7 @@
 //! A bad neighbour beside a good one, who sends a call after another and gets an answer to every one of them. Where a
 //! setting switches a defence off, the same attack is shown to succeed without it.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
@@ -11,15 +12,18 @@ use hyper::body::Incoming;
 use shipreid::app::{Drained, Running};
 use shipreid::chip::Modality;
 use shipreid::client::{Client, ClientError, chip};
-use shipreid::wire::EmbedRequest;
+use shipreid::keys::Role;
+use shipreid::wire::{EmbedRequest, EmbedStreamRequest, EmbedStreamResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Status};
 
 use crate::connections::{call, connect, open_stream, open_stream_of};
 use crate::galleries::data_in;
+use crate::identity::{Keys, caller};
 use crate::server::{counted, details, fixture, page, start, start_alone};
 
 /// Calls of the good neighbour during an attack.
@@ -176,6 +180,128 @@ async fn half_requests_to_the_status_pages_end_and_keep_nobody_out() {
     server.stop().await;
 }
 
+/// A key of somebody bad, and one of somebody good.
+fn two_tenants(folder: &tempfile::TempDir) -> (Keys, [String; 2]) {
+    let mut keys = Keys::new(folder.path());
+    let tokens = ["bad", "good"].map(|tenant| keys.add(tenant, tenant, &[Role::Embed]));
+    (keys, tokens)
+}
+
+/// Streams that a client has open.
+type Streams = Vec<(mpsc::UnboundedSender<EmbedStreamRequest>, tonic::Streaming<EmbedStreamResponse>)>;
+
+/// Opens streams for as long as the server lets it.
+async fn take_all(client: &Client) -> Streams {
+    let mut streams = Vec::new();
+    loop {
+        let (items, requests) = mpsc::unbounded_channel();
+        match client.ship_re_id().embed_stream(UnboundedReceiverStream::new(requests)).await {
+            Ok(answers) => streams.push((items, answers.into_inner())),
+            Err(refused) => {
+                assert_eq!(details(&refused).0, "TOO_MANY_CALLS");
+                return streams;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tenant_that_takes_every_place_it_gets_leaves_some_to_others() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (keys, [bad, good]) = two_tenants(&folder);
+    let keys = keys.setting();
+    // Streams that are never idle: no other defence helps.
+    let settings = [&*keys, "limits.calls_max=16", "limits.stream_yield_seconds=604800"];
+    let server = start_alone(&settings).await;
+    let (bad_client, good_client) = (caller(&server, Some(&bad)).await, caller(&server, Some(&good)).await);
+    let taken = take_all(&bad_client).await;
+    assert_eq!(taken.len(), 12);
+    all_answered(good_calls(&good_client).await);
+    drop(taken);
+    server.stop().await;
+
+    let server = start_alone(&[&settings[..], &["limits.calls_per_tenant_max=16"]].concat()).await;
+    let (bad_client, good_client) = (caller(&server, Some(&bad)).await, caller(&server, Some(&good)).await);
+    let taken = take_all(&bad_client).await;
+    assert_eq!(taken.len(), 16);
+    let outcomes = good_calls(&good_client).await;
+    assert!(outcomes.iter().all(Result::is_err), "without the defence, nobody is let in");
+    drop(taken);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn everything_at_once_costs_the_good_neighbour_no_call() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (keys, [bad, good]) = two_tenants(&folder);
+    let keys = keys.setting();
+    let settings = [
+        &*keys,
+        "limits.calls_max=32",
+        "limits.connections_max=32",
+        "limits.message_bytes_max=1048576",
+        "limits.receiving_bytes_max=8388608",
+        "limits.stream_yield_seconds=0",
+    ];
+    let server = start_alone(&settings).await;
+    let (address, pages) = (server.address, server.metrics_address);
+    let good_client = caller(&server, Some(&good)).await;
+    let bad_client = caller(&server, Some(&bad)).await;
+    let wrong_client = caller(&server, Some(&bad.replace(|last: char| last.is_ascii_digit(), "x"))).await;
+    let attacks = [
+        tokio::spawn(async move {
+            let mut silent = VecDeque::new();
+            loop {
+                silent.extend(TcpStream::connect(address).await);
+                silent.extend(TcpStream::connect(pages).await);
+                // What the server has closed is of no use any more.
+                silent.truncate(256);
+                tokio::task::yield_now().await;
+            }
+        }),
+        tokio::spawn(async move {
+            loop {
+                let (items, requests) = mpsc::unbounded_channel::<EmbedStreamRequest>();
+                drop(bad_client.ship_re_id().embed_stream(UnboundedReceiverStream::new(requests)).await);
+                // Every other one is left open, and forgotten.
+                std::mem::forget(items);
+            }
+        }),
+        tokio::spawn(async move {
+            loop {
+                // Each is answered, and none is let in.
+                wrong_client.ship_re_id().embed(EmbedRequest::default()).await.unwrap_err();
+            }
+        }),
+        tokio::spawn(async move {
+            loop {
+                let half = [ANNOUNCED, &[1; 1000]].concat();
+                let (Ok(stream), body) = (TcpStream::connect(address).await, half) else { continue };
+                let io = hyper_util::rt::TokioIo::new(stream);
+                let executor = hyper_util::rt::TokioExecutor::new();
+                let Ok((mut sender, connection)) = hyper::client::conn::http2::handshake(executor, io).await
+                else {
+                    continue;
+                };
+                let connection = tokio::spawn(connection);
+                let body = Full::new(Bytes::from(body)).boxed();
+                // Whatever it says, it is not for long.
+                let _ = sender.send_request(call("/shipreid.v1.ShipReId/Embed", body)).await;
+                connection.abort();
+            }
+        }),
+    ];
+    for _ in 0..10 {
+        all_answered(good_calls(&good_client).await);
+        assert!(page(pages, "/healthz").await.starts_with("HTTP/1.1 200"));
+    }
+    for attack in attacks {
+        assert!(!attack.is_finished(), "it went on to the end");
+        attack.abort();
+    }
+    server.stop().await;
+}
+
 /// How often a method has ended with a code.
 fn ended(method: &str, code: &str) -> u64 {
     let (service, method) = method.split_once('/').unwrap();
@@ -260,4 +386,26 @@ async fn idle_streams_of_every_kind_do_not_keep_a_server_from_going_down() {
     let import = status(import.await.unwrap().expect("an answer, not a cut")).await;
     assert_eq!((import.code(), details(&import).0.as_str()), (Code::Unavailable, "DRAINING"));
     status(reflection).await;
+}
+
+/// What reads the log of the program, or does not.
+#[cfg(feature = "torch")]
+mod program {
+    use super::*;
+    use crate::program::{Server, imported};
+
+    #[tokio::test]
+    async fn a_log_that_nobody_reads_keeps_neither_calls_nor_signals_waiting() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let data = data_in(&folder);
+        let settings = [&*data, "telemetry.log_filter=trace"];
+        let server = Server::start_unread(&imported(folder.path()), &settings);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        for _ in 0..10 {
+            all_answered(good_calls(&client).await);
+        }
+        assert!(page(server.metrics, "/healthz").await.starts_with("HTTP/1.1 200"));
+        drop(client);
+        tokio::task::spawn_blocking(|| server.terminate()).await.unwrap();
+    }
 }

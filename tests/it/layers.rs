@@ -82,6 +82,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "processor",
             "registry",
             "rpc",
+            "telemetry",
             "train",
             "weights",
         ],

@@ -15,6 +15,7 @@ use crate::server::{fixture, page, start};
 /// What only happens to a server in trouble, or to one that trains, changes its model, idles, or has a real model.
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
+    table::CERTIFICATE_END,
     table::DROPPED,
     table::CONNECTIONS_ENDED,
     table::LATE,

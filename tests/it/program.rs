@@ -47,14 +47,23 @@ impl Server {
     }
 
     /// The same through `program`, which ends in the program's own path.
-    pub fn start_as(mut program: Command, model: &Path, settings: &[&str]) -> Self {
+    pub fn start_as(program: Command, model: &Path, settings: &[&str]) -> Self {
+        Self::launch(program, model, settings, Stdio::null())
+    }
+
+    /// The same with a log that nobody reads.
+    pub fn start_unread(model: &Path, settings: &[&str]) -> Self {
+        Self::launch(shipreid(), model, settings, Stdio::piped())
+    }
+
+    fn launch(mut program: Command, model: &Path, settings: &[&str], log: Stdio) -> Self {
         program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
         // Nobody has to look away before a test's server goes down.
         program.args(["--set", "server.drain_notice_seconds=0"]);
         for setting in settings {
             program.args(["--set", setting]);
         }
-        let mut process = program.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut process = program.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
         let address = lines.next().expect("a line");
         let address = address.strip_prefix("gRPC on ").expect("the first line names the port").to_owned();

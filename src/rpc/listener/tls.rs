@@ -14,6 +14,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
 use tokio_rustls::server::TlsStream;
+use x509_parser::parse_x509_certificate;
 
 use super::counted_address;
 use super::crowd::Crowd;
@@ -111,6 +112,7 @@ fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig
             builder.with_client_cert_verifier(verifier)
         }
     };
+    let end = end_of(&chain);
     let mut config = builder.with_single_cert(chain, key).map_err(|cause| match cause {
         rustls::Error::InconsistentKeys(_) => {
             invalid(&paths[1], format!("is not the key of {}", paths[0].display()))
@@ -118,7 +120,14 @@ fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig
         cause => invalid(&paths[0], cause),
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec()];
+    end.into_iter().for_each(metrics::certificate_ends);
     Ok(config)
+}
+
+/// When the first certificate of a chain ends, in seconds of Unix time.
+fn end_of(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    let parsed = chain.iter().filter_map(|certificate| parse_x509_certificate(certificate).ok());
+    parsed.map(|(_, certificate)| certificate.validity().not_after.timestamp()).min()
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
@@ -146,4 +155,25 @@ fn verifier(
 
 fn invalid(path: &Path, problem: impl ToString) -> FileError {
     FileError::Invalid { path: path.to_owned(), problem: problem.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+
+    use super::*;
+
+    fn ending(year: i32) -> CertificateDer<'static> {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        params.not_after = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().expect("a key");
+        params.self_signed(&key).expect("a certificate").der().clone()
+    }
+
+    #[test]
+    fn a_chain_ends_with_the_first_of_its_certificates() {
+        const NEW_YEAR_2030: i64 = 1_893_456_000;
+        assert_eq!(end_of(&[ending(2040), ending(2030), ending(2050)]), Some(NEW_YEAR_2030));
+        assert_eq!(end_of(&[]), None);
+    }
 }
