@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long fuzz-build python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak dashboard clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak dashboard clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -10,6 +10,8 @@ CARGO_FUZZ_VERSION := 0.13.2
 # Where the fuzz targets and cargo-fuzz are built.
 FUZZ_BUILD ?= target/fuzz
 CARGO_FUZZ = $(FUZZ_BUILD)/tools/bin/cargo-fuzz
+# The sanitizer is a nightly feature of the compiler, and its runtime comes with the stable one.
+FUZZ_CARGO = RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ)
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 5
 TORTURE_ROUNDS ?= 1000
@@ -44,15 +46,13 @@ deny: $(DENY) ## Checks licences, bans and sources of what we depend on
 $(DENY):
 	CARGO_TARGET_DIR=target/tools/build cargo install --locked --root target/tools cargo-deny@$(DENY_VERSION)
 
-fuzz: fuzz-build ## Fuzzes every reader of foreign bytes for FUZZ_SECONDS each, FUZZ_JOBS at once (docs/fuzzing.md)
+fuzz: $(CARGO_FUZZ) ## Fuzzes every reader of foreign bytes for FUZZ_SECONDS each, FUZZ_JOBS at once (docs/fuzzing.md)
+	$(FUZZ_CARGO) build --target-dir $(FUZZ_BUILD)
 	python3 scripts/fuzz.py --build $(FUZZ_BUILD) --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(TARGETS)
 
-fuzz-long: fuzz-build ## The long campaign, 10^6 or 10^7 executions of each target; goes on where it was ended
-	nice -n 10 python3 scripts/fuzz.py --build $(FUZZ_BUILD) --campaign --jobs $(FUZZ_JOBS) $(TARGETS)
-
-# The sanitizer is a nightly feature of the compiler, and its runtime comes with the stable one.
-fuzz-build: $(CARGO_FUZZ)
-	RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ) build --target-dir $(FUZZ_BUILD)
+fuzz-long: $(CARGO_FUZZ) ## The long campaign, 10^6 or 10^7 executions of each target; goes on where it was ended
+	$(FUZZ_CARGO) build --sanitizer none --no-trace-compares --target-dir $(FUZZ_BUILD)-fast
+	nice -n 10 python3 scripts/fuzz.py --build $(FUZZ_BUILD)-fast --campaign --jobs $(FUZZ_JOBS) $(TARGETS)
 
 $(CARGO_FUZZ):
 	CARGO_TARGET_DIR=$(FUZZ_BUILD)/tools/build cargo install --locked --debug --root $(FUZZ_BUILD)/tools cargo-fuzz@$(CARGO_FUZZ_VERSION)
