@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use opentelemetry::trace::{Link, SpanKind, TraceContextExt, TraceId, TracerProvider};
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{SpanExporter, WithExportConfig};
+use opentelemetry_otlp::tonic_types::transport::ClientTlsConfig;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithTonicConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{Sampler, SamplingDecision, SamplingResult, SdkTracerProvider, ShouldSample};
 use tracing::level_filters::LevelFilter;
@@ -128,7 +129,12 @@ fn provider(telemetry: &Telemetry) -> anyhow::Result<Option<SdkTracerProvider>> 
     if telemetry.otlp_endpoint.is_empty() {
         return Ok(None);
     }
-    let exporter = SpanExporter::builder().with_tonic().with_endpoint(&telemetry.otlp_endpoint).build()?;
+    let exporter = SpanExporter::builder().with_tonic().with_endpoint(&telemetry.otlp_endpoint);
+    let exporter = match telemetry.otlp_endpoint.starts_with("https://") {
+        true => exporter.with_tls_config(ClientTlsConfig::new().with_native_roots()),
+        false => exporter,
+    };
+    let exporter = exporter.build()?;
     let resource = Resource::builder()
         .with_service_name(telemetry.service_name.clone())
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))

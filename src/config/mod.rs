@@ -69,6 +69,7 @@ pub struct Tls {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Auth {
     pub keys_file: String,
+    pub rejections_per_second_max: f64,
     pub reload_seconds: f64,
 }
 
@@ -226,7 +227,7 @@ impl Tls {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { keys_file: String::new(), reload_seconds: 10.0 }
+        Self { keys_file: String::new(), rejections_per_second_max: 10.0, reload_seconds: 10.0 }
     }
 }
 

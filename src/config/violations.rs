@@ -74,6 +74,10 @@ impl Violations {
     }
 
     fn of_auth(&mut self, auth: &Auth) {
+        self.require(
+            (0.0..=1_000_000.0).contains(&auth.rejections_per_second_max),
+            "auth.rejections_per_second_max must be 0 to 1000000",
+        );
         self.require(is_reload(auth.reload_seconds), "auth.reload_seconds must be 0.01 to 86400");
     }
 
@@ -256,8 +260,8 @@ impl Violations {
             "telemetry.log_filter is not a valid filter",
         );
         self.require(
-            telemetry.otlp_endpoint.is_empty() || is_http(&telemetry.otlp_endpoint),
-            "telemetry.otlp_endpoint must be empty or like http://127.0.0.1:4317",
+            telemetry.otlp_endpoint.is_empty() || is_collector(&telemetry.otlp_endpoint),
+            "telemetry.otlp_endpoint must be empty or like http://127.0.0.1:4317 or https://collector:4317",
         );
         self.require(
             (0.0..=1.0).contains(&telemetry.otlp_sample_ratio),
@@ -275,7 +279,7 @@ fn is_device(name: &str) -> bool {
     name == "cpu" || name.strip_prefix("cuda:").is_some_and(|number| number.parse::<u8>().is_ok())
 }
 
-fn is_http(endpoint: &str) -> bool {
+fn is_collector(endpoint: &str) -> bool {
     let uri = endpoint.parse::<http::Uri>();
-    uri.is_ok_and(|uri| uri.scheme() == Some(&http::uri::Scheme::HTTP) && uri.authority().is_some())
+    uri.is_ok_and(|uri| matches!(uri.scheme_str(), Some("http" | "https")) && uri.authority().is_some())
 }

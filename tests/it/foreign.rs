@@ -64,7 +64,13 @@ async fn a_python_client_is_let_in_as_its_keys_and_certificates_say() {
     stranger.issue(folder.path(), "outsider", Term::Valid);
 
     let client_ca = format!("tls.client_ca={}", trusted.display());
-    let fixed = [keys.setting(), "auth.reload_seconds=0.01".into(), "tls.reload_seconds=0.01".into()];
+    let fixed = [
+        keys.setting(),
+        "auth.reload_seconds=0.01".into(),
+        // Every wrong key is tried with every method.
+        "auth.rejections_per_second_max=0".into(),
+        "tls.reload_seconds=0.01".into(),
+    ];
     let start = async |pair: Option<&Pair>, more: &[&str]| {
         let tls = pair.map(Pair::settings).into_iter().flatten().collect::<Vec<_>>();
         let settings = fixed.iter().chain(&tls).map(String::as_str);

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::FutureExt;
+use futures_util::future::{join_all, select_all};
 use http::HeaderMap;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
@@ -227,6 +228,53 @@ async fn a_tenant_that_takes_every_place_it_gets_leaves_some_to_others() {
     let outcomes = good_calls(&good_client).await;
     assert!(outcomes.iter().all(Result::is_err), "without the defence, nobody is let in");
     drop(taken);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_guesses_keys_is_no_longer_answered_and_others_are() {
+    let folder = tempfile::TempDir::new().unwrap();
+    let (keys, [_, good]) = two_tenants(&folder);
+    let keys = keys.setting();
+    for (setting, ends_with) in [
+        ("auth.rejections_per_second_max=0.001", "KEYS_REJECTED"),
+        ("auth.rejections_per_second_max=0", "KEY_INVALID"),
+    ] {
+        let server = start_alone(&[&keys, setting]).await;
+        let guesser = caller(&server, Some("srid_guessed")).await;
+        let mut reasons = Vec::new();
+        for _ in 0..120 {
+            let refused = guesser.ship_re_id().embed(EmbedRequest::default()).await.unwrap_err();
+            reasons.push(details(&refused).0);
+        }
+        assert_eq!((reasons[0].as_str(), reasons[119].as_str()), ("KEY_INVALID", ends_with));
+        all_answered(good_calls(&caller(&server, Some(&good)).await).await);
+        server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_carries_more_than_one_caller_could_send() {
+    let bounds = [
+        "limits.message_bytes_max=1048576",
+        "limits.receiving_bytes_max=8388608",
+        "limits.receiving_bytes_per_connection_max=1048576",
+    ];
+    // Two messages at once, of which nothing can be made when they are complete.
+    let most = [ANNOUNCED, &vec![0xff; (1 << 20) - 1]].concat();
+    let server = start_alone(&bounds).await;
+    let held = hold(server.address, 1, 2, &most).await;
+    let (first, ..) = select_all(held.answers.into_iter().map(|answer| status(answer).boxed())).await;
+    assert_eq!(details(&first).0, "RECEIVING_TOO_MUCH");
+    server.stop().await;
+
+    let server = start_alone(&[&bounds[..], &["server.trusted_proxies=10.0.0.0/8,127.0.0.1"]].concat()).await;
+    let held = hold(server.address, 1, 2, &most).await;
+    held.bodies.iter().for_each(|body| body.send(Bytes::from_static(&[0xff])).unwrap());
+    drop(held.bodies);
+    for answer in held.answers {
+        assert_eq!(details(&status(answer).await).0, "MESSAGE_MALFORMED");
+    }
     server.stop().await;
 }
 

@@ -115,7 +115,9 @@ async fn keys_open_and_close_while_the_server_runs() {
     let folder = tempfile::tempdir().unwrap();
     let mut keys = Keys::new(folder.path());
     let first = keys.add("first", "harbour", &[Role::Embed]);
-    let server = start_alone(&[&keys.setting(), "auth.reload_seconds=0.01"]).await;
+    // The new key is tried until the server knows it.
+    let settings = ["auth.reload_seconds=0.01", "auth.rejections_per_second_max=0"];
+    let server = start_alone(&[&[&*keys.setting()], &settings[..]].concat()).await;
     let first = caller(&server, Some(&first)).await;
     embed(&first).await.unwrap();
     refused(&embed(&caller(&server, None).await).await.unwrap_err(), Code::Unauthenticated, "KEY_MISSING");

@@ -184,3 +184,46 @@ async fn a_log_line_names_request_and_trace_and_no_secret() {
     assert_eq!(of("pass-18")["code"], "InvalidArgument");
     of(generated.to_str().unwrap());
 }
+
+/// The program, whose authorities are those of its environment.
+#[cfg(feature = "torch")]
+mod program {
+    use tonic::transport::{Identity, Server as Grpc, ServerTlsConfig};
+
+    use super::*;
+    use crate::certificates::{Authority, Term};
+    use crate::galleries::data_in;
+    use crate::program::{Server, imported, shipreid};
+
+    #[tokio::test]
+    async fn spans_reach_a_collector_over_tls() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let authority = Authority::new("collectors");
+        let pair = authority.issue(folder.path(), "collector", Term::Valid);
+        let read = |path| std::fs::read(path).unwrap();
+        let identity = Identity::from_pem(read(pair.certificate), read(pair.key));
+        let collector = Collector::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("https://localhost:{}", listener.local_addr().unwrap().port());
+        let serving = Grpc::builder()
+            .tls_config(ServerTlsConfig::new().identity(identity))
+            .unwrap()
+            .add_service(TraceServiceServer::new(collector.clone()))
+            .serve_with_incoming(tokio_stream::wrappers::TcpListenerStream::new(listener));
+        tokio::spawn(serving);
+
+        let mut program = shipreid();
+        program.env("SSL_CERT_FILE", authority.write(folder.path().join("authority.pem")));
+        let (model, data) = (imported(folder.path()), data_in(&folder));
+        let endpoint = format!("telemetry.otlp_endpoint={endpoint}");
+        let server =
+            tokio::task::spawn_blocking(move || Server::start_as(program, &model, &[&data, &endpoint]));
+        let server = server.await.unwrap();
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        embed(&client, request()).await;
+        drop(client);
+        tokio::task::spawn_blocking(|| server.terminate()).await.unwrap();
+        let spans = locked(&collector.0);
+        assert!(spans.iter().any(|span| span.name == "shipreid.v1.ShipReId/Embed"), "{spans:?}");
+    }
+}

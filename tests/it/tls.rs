@@ -124,6 +124,20 @@ async fn handshakes_are_bounded_in_number_and_time() {
 }
 
 #[tokio::test]
+async fn handshakes_that_never_begin_keep_no_caller_out() {
+    let office = Office::new("office");
+    let server = office.server(Term::Valid, &["tls.handshakes_max=4"]).await;
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        for _ in 0..8 {
+            silent.push(TcpStream::connect(server.address).await.unwrap());
+        }
+        call(&server, &office.access(None)).await.unwrap();
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_new_certificate_holds_for_new_connections_and_a_broken_one_for_none() {
     let office = Office::new("office");
     let server = office.server(Term::Valid, &["tls.reload_seconds=0.01"]).await;

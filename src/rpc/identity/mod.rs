@@ -2,6 +2,7 @@
 
 mod ending;
 mod methods;
+mod rejections;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,20 +17,24 @@ use tonic::{Code, Status};
 
 pub use methods::{Effect, Method};
 
-use super::context::{Note, Principal};
+use super::context::{Note, Peer, Principal};
 use super::problem::Problem;
 use super::reload::{FileError, Files};
 use crate::config::Auth;
 use crate::keys::{Key, KeyRing, Rejection};
 use crate::metrics;
 use methods::Access;
+use rejections::Rejections;
 
 /// How callers are known.
 #[derive(Clone, Debug)]
 pub enum Identity {
     /// Nobody has a key: everybody may do everything, as one tenant.
     Anonymous,
-    Keys(watch::Receiver<Arc<KeyRing>>),
+    Keys {
+        ring: watch::Receiver<Arc<KeyRing>>,
+        rejections: Arc<Rejections>,
+    },
 }
 
 impl Identity {
@@ -48,14 +53,15 @@ impl Identity {
             let text = String::from_utf8_lossy(&contents[0]);
             KeyRing::parse(&text).map_err(|problem| FileError::Invalid { path: path.clone(), problem })
         };
-        Ok(Self::Keys(files.follow(parse).await?))
+        let rejections = Arc::new(Rejections::new(settings.rejections_per_second_max));
+        Ok(Self::Keys { ring: files.follow(parse).await?, rejections })
     }
 
     /// Whether callers have tenants of their own.
     pub fn tells_tenants_apart(&self) -> bool {
         match self {
             Self::Anonymous => false,
-            Self::Keys(_) => true,
+            Self::Keys { .. } => true,
         }
     }
 }
@@ -65,7 +71,7 @@ pub async fn establish(State(identity): State<Identity>, mut request: Request, n
     let method = Method::of(request.uri().path());
     // Nothing behind this layer sees the secret.
     let header = request.headers_mut().remove(AUTHORIZATION);
-    let Identity::Keys(keys) = identity else {
+    let Identity::Keys { ring: keys, rejections } = identity else {
         introduce(&mut request, Principal::anonymous());
         return next.run(request).await;
     };
@@ -74,9 +80,21 @@ pub async fn establish(State(identity): State<Identity>, mut request: Request, n
         return next.run(request).await;
     }
     let token = header.as_ref().and_then(|header| bearer(header.to_str().ok()?));
+    // Of a proxy's connection, one caller must not close it to others.
+    let peer = request.extensions().get::<Peer>().filter(|peer| !peer.is_proxy);
+    let connection = peer.map(|peer| peer.connection);
+    if let Some(wait) = connection.and_then(|connection| rejections.wait(connection)) {
+        return refused(guessing(wait));
+    }
     let key = match known(&keys, token) {
         Ok(key) => key,
-        Err(problem) => return refused(problem),
+        Err(problem) => {
+            connection
+                .filter(|_| token.is_some())
+                .into_iter()
+                .for_each(|connection| rejections.note(connection));
+            return refused(problem);
+        }
     };
     introduce(&mut request, Principal::of(&key));
     if !method.access.is_granted_to(key.roles) {
@@ -105,6 +123,11 @@ fn known(keys: &watch::Receiver<Arc<KeyRing>>, token: Option<&str>) -> Result<Ar
         Problem::new(Code::Unauthenticated, "KEY_MISSING", message)
     })?;
     keys.borrow().find(token, SystemTime::now()).cloned().map_err(rejected)
+}
+
+fn guessing(wait: Duration) -> Problem {
+    let message = "too many keys were rejected over this connection";
+    Problem::new(Code::ResourceExhausted, "KEYS_REJECTED", message).retry_after(wait)
 }
 
 fn rejected(rejection: Rejection) -> Problem {
