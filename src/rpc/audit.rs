@@ -17,6 +17,7 @@ use serde_json::json;
 use tonic::Status;
 use tonic_types::StatusExt;
 
+use super::activity::Activity;
 use super::context::{Note, Peer};
 use super::identity::{Effect, Method};
 
@@ -66,7 +67,8 @@ pub async fn record(State(log): State<AuditLog>, mut request: Request, next: Nex
     let note = Note::default();
     request.extensions_mut().insert(note.clone());
     let peer = request.extensions().get::<Peer>().copied();
-    let mut record = Record { log, method, peer, note, ended: None };
+    let activity = request.extensions().get().cloned().unwrap_or_else(Activity::new);
+    let mut record = Record { log, method, peer, note, activity, ended: None };
     let response = next.run(request).await;
     record.end(response.headers());
     response.map(|body| {
@@ -85,6 +87,7 @@ struct Record {
     method: Method,
     peer: Option<Peer>,
     note: Note,
+    activity: Activity,
     ended: Option<Status>,
 }
 
@@ -101,7 +104,8 @@ impl Drop for Record {
         let (key, tenant) = (principal.key_id.as_deref(), &*principal.tenant);
         let method = self.method.path;
         let peer = self.peer.map(|peer| peer.address.to_string());
-        let ended = self.ended.take().unwrap_or_else(|| Status::cancelled("the caller left"));
+        let ended = self.ended.take().filter(|_| !self.activity.has_left());
+        let ended = ended.unwrap_or_else(|| Status::cancelled("the caller left"));
         let code = format!("{:?}", ended.code());
         let reason = ended.get_details_error_info().map(|info| info.reason);
         tracing::info!(target: "audit", key, tenant, peer, method, resource, items, code, reason, "changed or tried to");

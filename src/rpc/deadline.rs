@@ -17,7 +17,7 @@ use super::method::{Method, Shape};
 use super::problem::Problem;
 use crate::config::Limits;
 
-/// What a call with one request and one answer may take; streams take what their callers give them.
+/// What a call with one request and one answer may take; streams and activations take what their callers give them.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
     /// Where the caller gives none.
@@ -35,7 +35,7 @@ impl Deadlines {
     fn apply(self, asked: Option<Duration>, shape: Shape) -> Option<Duration> {
         match shape {
             Shape::Unary => asked.or(self.default).map(|timeout| timeout.min(self.max)),
-            Shape::Streaming => asked,
+            Shape::Lengthy | Shape::Streaming => asked,
         }
     }
 }
@@ -127,6 +127,8 @@ mod tests {
             (None, Shape::Unary, Some(one)),
             (Some(ten), Shape::Unary, Some(ten)),
             (Some(hour), Shape::Unary, Some(ten)),
+            (None, Shape::Lengthy, None),
+            (Some(hour), Shape::Lengthy, Some(hour)),
             (None, Shape::Streaming, None),
             (Some(hour), Shape::Streaming, Some(hour)),
         ] {

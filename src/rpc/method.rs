@@ -20,13 +20,18 @@ pub fn is_health(path: &str) -> bool {
     path.starts_with("/grpc.health.")
 }
 
-/// How many messages go either way.
+/// How many messages go either way, and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
     /// One request, one answer.
     Unary,
+    /// The same, but what is begun goes on to its end, which nobody can foresee.
+    Lengthy,
     Streaming,
 }
+
+/// Loading a model, warming it and moving galleries takes what it takes, and does not stop when its caller gives up.
+const LENGTHY: [&str; 1] = ["/shipreid.v1.Models/ActivateModel"];
 
 /// What a call to no method of ours counts as.
 const UNKNOWN: Method = Method { service: "unknown", name: "unknown", shape: Shape::Unary };
@@ -49,9 +54,15 @@ impl Methods {
                     let service: &str = format!("{}.{}", file.package(), described.name()).leak();
                     for method in &described.method {
                         let name: &str = method.name().to_owned().leak();
-                        let streams = method.client_streaming() || method.server_streaming();
-                        let shape = if streams { Shape::Streaming } else { Shape::Unary };
-                        methods.insert(format!("/{service}/{name}"), Method { service, name, shape });
+                        let path = format!("/{service}/{name}");
+                        let shape = if method.client_streaming() || method.server_streaming() {
+                            Shape::Streaming
+                        } else if LENGTHY.contains(&path.as_str()) {
+                            Shape::Lengthy
+                        } else {
+                            Shape::Unary
+                        };
+                        methods.insert(path, Method { service, name, shape });
                     }
                 }
             }
@@ -76,6 +87,7 @@ mod tests {
         assert_eq!((embed.service, embed.name, embed.shape), ("shipreid.v1.ShipReId", "Embed", Shape::Unary));
         assert_eq!(methods.find("/shipreid.v1.ShipReId/Train").shape, Shape::Streaming);
         assert_eq!(methods.find("/shipreid.v1.Galleries/ImportGallery").shape, Shape::Streaming);
+        LENGTHY.iter().for_each(|path| assert_eq!(methods.find(path).shape, Shape::Lengthy, "{path}"));
         for path in ["/shipreid.v1.ShipReId/Sink", "/x/y", "", "/", "//"] {
             assert_eq!(methods.find(path), UNKNOWN, "{path}");
         }
