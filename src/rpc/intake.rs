@@ -231,7 +231,7 @@ impl WeighedBody {
         ends.extend(alarm.drained.map(|drained| (drained.max(since) + DRAIN_IDLE_MAX, End::Drain)));
         let Some((at, end)) = ends.into_iter().min_by_key(|(at, _)| *at) else { return Ok(()) };
         // A timer that rings early is set anew; one that would ring late is set to the earlier time.
-        while now < at {
+        while Instant::now() < at {
             if alarm.sleep.deadline() > at || alarm.sleep.is_elapsed() {
                 alarm.sleep.as_mut().reset(at);
             }
