@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 
 use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_count};
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
@@ -14,7 +14,7 @@ use crate::encoder::{EncoderFactory, LoadError, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::processor::Processor;
-use crate::registry::{Preset, Provenance, Registry, RegistryLimits};
+use crate::registry::{ActiveModel, Preset, Provenance, Registry, RegistryError, RegistryLimits};
 use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
@@ -36,8 +36,13 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
     let model = match registry.active() {
-        Some(active) => activated_model(config, &registry, active.digest)?,
-        None => configured_model(config, &registry)?,
+        Some(active) => activated_model(config, &registry, active)?,
+        None => {
+            if let Some(cause) = registry.active_damage() {
+                tracing::error!(cause, "it is not known which model was activated last");
+            }
+            configured_model(config, &registry)?
+        }
     };
     let kernels = Kernels::default();
     let first = kernels.put_on_device(config, model)?;
@@ -56,15 +61,30 @@ fn preset(config: &Config) -> Option<Preset> {
     (config.model.path.is_empty() && config.model.preset != config::Preset::None).then(|| Preset::new(make))
 }
 
-fn activated_model(config: &Config, registry: &Registry, active: ModelDigest) -> anyhow::Result<OpenModel> {
-    let preset = preset(config).filter(|_| registry.get(active).is_err());
-    if let Some(model) = preset.and_then(|preset| preset.make(active)) {
+/// A model that the registry keeps, or the preset made anew.
+fn model_of(config: &Config, registry: &Registry, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+    let preset = preset(config).filter(|_| registry.get(digest).is_err());
+    preset.and_then(|preset| preset.make(digest)).map_or_else(|| registry.load(digest), Ok)
+}
+
+/// The model that was activated last. Where it is damaged, galleries and everything else that can be served without it
+/// are: the one before it takes its place, or the configured one.
+fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) -> anyhow::Result<OpenModel> {
+    let ActiveModel { digest, former } = active;
+    let cause = match model_of(config, registry, digest) {
+        Ok(model) => return Ok(model),
+        Err(cause) => cause,
+    };
+    tracing::error!(model = %digest, %cause, "the model that was activated last cannot be served");
+    if former != digest
+        && let Ok(model) = model_of(config, registry, former)
+    {
+        tracing::error!(model = %former, "serving the model that was active before it");
         return Ok(model);
     }
-    registry.load(active).with_context(|| {
-        format!(
-            "the model that was activated last cannot be served; remove {MODELS}/active.toml from \
-             store.data_dir to serve what section [model] says"
+    configured_model(config, registry).map_err(|other| {
+        anyhow!(
+            "the model that was activated last cannot be served ({cause}), nor the configured one ({other:#})"
         )
     })
 }
@@ -80,11 +100,15 @@ fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<Open
 fn log_choice(config: &Config, registry: &Registry, model: ModelDigest) {
     let is_configured = !config.model.path.is_empty() || config.model.preset != config::Preset::None;
     match registry.active() {
-        None => tracing::info!(%model, "serving the configured model: none was ever activated"),
+        Some(active) if active.digest != model => {
+            tracing::error!(%model, "serving another model than the one that was activated last");
+        }
         Some(_) if is_configured => {
             tracing::info!(%model, "serving the model that was activated last, not the one of section [model]");
         }
         Some(_) => tracing::info!(%model, "serving the model that was activated last"),
+        None if registry.active_damage().is_some() => tracing::warn!(%model, "serving the configured model"),
+        None => tracing::info!(%model, "serving the configured model: none was ever activated"),
     }
 }
 

@@ -86,6 +86,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     });
     let model = model.map_err(|cause| ended(&cause))?;
     let provenance = Provenance {
+        tenant: Some(instructions.tenant),
         parent: parent(&config),
         configuration: Some(instructions.config_toml),
         data_fingerprint: Some(fingerprint),

@@ -140,6 +140,7 @@ impl Slot {
         let settings = &self.settings;
         Instructions {
             name: format!("{}, attempt {}", job.key.id, job.attempt),
+            tenant: job.key.tenant.to_string(),
             device: settings.device.clone(),
             threads: settings.threads,
             nice: settings.nice,

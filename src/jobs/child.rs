@@ -28,6 +28,8 @@ pub const CHIPS: &str = "chips";
 pub struct Instructions {
     /// Of the job and the attempt, for people.
     pub name: String,
+    /// Whose job it is.
+    pub tenant: String,
     /// "cpu" or "cuda:N".
     pub device: String,
     /// Threads that compute, and at most as many that read images; at least 1.
@@ -226,6 +228,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let instructions = Instructions {
             name: "job-7, attempt 2".into(),
+            tenant: "default".into(),
             device: "cpu".into(),
             threads: 2,
             nice: 10,

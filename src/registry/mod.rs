@@ -99,10 +99,6 @@ pub enum RegistryError {
     Lock(#[from] LockError),
     #[error("{path}: {cause}")]
     Io { path: PathBuf, cause: io::Error },
-    #[error(
-        "{path} does not say which model is active ({cause}): remove it to serve what the configuration says"
-    )]
-    ActiveRecord { path: PathBuf, cause: String },
 }
 
 /// The models of one folder, which no other process uses meanwhile.
@@ -113,6 +109,8 @@ pub struct Registry {
     lock: Mutex<Option<DirectoryLock>>,
     limits: RegistryLimits,
     shelf: Mutex<Shelf>,
+    /// Why it is not known which model was activated last, where that is so at the start.
+    active_damage: Option<String>,
     /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
     writing: Mutex<()>,
     incoming: Arc<Receiving>,
@@ -139,10 +137,10 @@ pub struct Export {
 
 impl Registry {
     /// Opens the registry in `folder`, which is made if need be, and removes what killed writers have left. A model that
-    /// is damaged is kept, and refused by name when it is asked for.
+    /// is damaged is kept, and refused by name when it is asked for. So is a record of the active model: none is active then.
     ///
     /// # Errors
-    /// The folder cannot be used, another process uses it, or it does not say which model is active.
+    /// The folder cannot be used, or another process uses it.
     pub fn open(folder: &Path, limits: RegistryLimits) -> Result<Self, RegistryError> {
         fs::create_dir_all(folder).map_err(at(folder))?;
         let lock = DirectoryLock::acquire(folder)?;
@@ -159,12 +157,16 @@ impl Registry {
             }
             models.insert(digest, model);
         }
-        let active = active::read(folder)?;
+        let (active, active_damage) = match active::read(folder) {
+            Ok(active) => (active, None),
+            Err(cause) => (None, Some(cause)),
+        };
         let registry = Self {
             folder: folder.to_owned(),
             lock: Mutex::new(Some(lock)),
             limits,
             shelf: Mutex::new(Shelf { models, active }),
+            active_damage,
             writing: Mutex::default(),
             incoming: Arc::default(),
         };
@@ -256,6 +258,11 @@ impl Registry {
         self.shelf().active
     }
 
+    /// Why it was not known at the start which model was activated last. The record is kept.
+    pub fn active_damage(&self) -> Option<&str> {
+        self.active_damage.as_deref()
+    }
+
     /// Remembers, durably, which model serves.
     ///
     /// # Errors
@@ -291,7 +298,9 @@ impl Registry {
             let path = self.place(digest).join(name);
             Ok(Part { name, file: File::open(&path).map_err(at(&path))? })
         };
-        let names = [native::DESCRIPTION, PROVENANCE, native::TENSORS];
+        let mut names = vec![native::DESCRIPTION, PROVENANCE, native::TENSORS];
+        // A model is one without its history as well.
+        names.retain(|name| *name != PROVENANCE || self.place(digest).join(name).exists());
         Ok(Export { parts: names.into_iter().map(part).collect::<Result<_, RegistryError>>()? })
     }
 
@@ -427,7 +436,7 @@ impl RegistryError {
             Self::TooLarge { .. } => "MODELS_TOO_LARGE",
             Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
             Self::NoModel(_) => "MODEL_UNREADABLE",
-            Self::Lock(_) | Self::Io { .. } | Self::ActiveRecord { .. } => "MODEL_STORE_FAILED",
+            Self::Lock(_) | Self::Io { .. } => "MODEL_STORE_FAILED",
         }
     }
 }
@@ -455,7 +464,7 @@ impl Export {
 /// Looks at a model without reading its numbers: what can be told at start, however many models there are.
 fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
     let place = folder.join(digest.to_string());
-    let condition = match facts(&place, digest) {
+    let condition = match facts(folder, &place, digest) {
         Ok(facts) => Condition::Intact(Box::new(facts)),
         Err(reason) => Condition::Damaged(relative(folder, reason)),
     };
@@ -464,7 +473,7 @@ fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
     StoredModel { digest, bytes, condition }
 }
 
-fn facts(place: &Path, digest: ModelDigest) -> Result<Facts, String> {
+fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, String> {
     let description = native::read_description(place).map_err(|cause| cause.to_string())?;
     if description.digest != digest.to_string() {
         return Err(format!("its description is of model {}", description.digest));
@@ -476,7 +485,12 @@ fn facts(place: &Path, digest: ModelDigest) -> Result<Facts, String> {
     if length < architecture.parameters() * size_of::<f32>() as u64 {
         return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
     }
-    Ok(Facts { architecture, provenance: read_provenance(place)? })
+    let provenance = read_provenance(place).unwrap_or_else(|cause| {
+        let cause = relative(folder, cause);
+        tracing::error!(model = %digest, cause, "the history of a model is damaged; the model is not");
+        Provenance::lost(&cause)
+    });
+    Ok(Facts { architecture, provenance })
 }
 
 fn read_provenance(place: &Path) -> Result<Provenance, String> {

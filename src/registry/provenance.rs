@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::{seal_text, unseal_text};
 use crate::embedding::{DigestError, ModelDigest};
 
 /// The file's name in a model's folder.
@@ -18,6 +19,8 @@ const FORMAT: u32 = 1;
 pub struct Provenance {
     /// A file's name, or the job that trained it.
     pub origin: String,
+    /// Whose job trained it. Absent: it was not trained here, or by an earlier release.
+    pub tenant: Option<String>,
     /// The model that its training started from.
     pub parent: Option<ModelDigest>,
     /// The configuration of its training, as TOML.
@@ -68,6 +71,8 @@ struct Written {
     origin: String,
     created_at: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
+    tenant: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     data_fingerprint: Option<String>,
@@ -83,6 +88,7 @@ impl Provenance {
         let created_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Self {
             origin: origin.into(),
+            tenant: None,
             parent: None,
             configuration: None,
             data_fingerprint: None,
@@ -91,20 +97,27 @@ impl Provenance {
         }
     }
 
+    /// In the place of one that cannot be read.
+    pub fn lost(cause: &str) -> Self {
+        Self { created_at: 0, ..Self::now(format!("unknown ({cause})")) }
+    }
+
     /// As it is written to disk.
     pub fn to_toml(&self) -> String {
-        let Self { origin, parent, configuration, data_fingerprint, evaluations, created_at } = self.clone();
+        let Self { origin, tenant, parent, configuration, data_fingerprint, evaluations, created_at } =
+            self.clone();
         let parent = parent.map(|parent| parent.to_string());
         let written = Written {
             format: FORMAT,
             origin,
             created_at,
+            tenant,
             parent,
             data_fingerprint,
             configuration,
             evaluations,
         };
-        toml::to_string(&written).expect("a provenance is a table")
+        seal_text(&toml::to_string(&written).expect("a provenance is a table"))
     }
 
     /// # Errors
@@ -115,6 +128,7 @@ impl Provenance {
             format: u32,
         }
         let malformed = |cause: toml::de::Error| ProvenanceError::Malformed(cause.message().to_owned());
+        let text = unseal_text(text).map_err(|cause| ProvenanceError::Malformed(cause.to_string()))?;
         let Format { format } = toml::from_str(text).map_err(malformed)?;
         if format != FORMAT {
             return Err(ProvenanceError::Format(format));
@@ -122,6 +136,7 @@ impl Provenance {
         let written: Written = toml::from_str(text).map_err(malformed)?;
         Ok(Self {
             origin: written.origin,
+            tenant: written.tenant,
             parent: written.parent.as_deref().map(str::parse).transpose()?,
             configuration: written.configuration,
             data_fingerprint: written.data_fingerprint,
@@ -140,6 +155,7 @@ mod tests {
         let bare = Provenance { created_at: 1_700_000_000, ..Provenance::now("ckpt.pth") };
         let full = Provenance {
             parent: Some(ModelDigest::new([0xab; 32])),
+            tenant: Some("harbour watch".to_owned()),
             configuration: Some("seed = 1\n[data]\nroot = \"a \\\"b\\\"\"\n".to_owned()),
             data_fingerprint: Some("sha256:12".to_owned()),
             evaluations: vec![Evaluation {
@@ -160,7 +176,10 @@ mod tests {
 
     #[test]
     fn what_is_no_provenance_is_refused() {
-        let text = Provenance::now("x").to_toml();
+        let sealed = Provenance::now("x").to_toml();
+        let changed = sealed.replace("\"x\"", "\"y\"");
+        assert!(matches!(Provenance::from_toml(&changed), Err(ProvenanceError::Malformed(_))));
+        let text = unseal_text(&sealed).expect("sealed");
         let later = text.replace("format = 1", "format = 2");
         assert_eq!(Provenance::from_toml(&later), Err(ProvenanceError::Format(2)));
         let parent = format!("{text}parent = \"12\"\n");

@@ -1,6 +1,10 @@
 //! What the registry keeps, and what becomes of it when a writer is killed or a file changed.
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
 use super::*;
+use crate::durable::faults::{flip, rounds};
 use crate::weights::architecture::FeaturePoint;
 use crate::weights::golden;
 use crate::weights::seed::seeded;
@@ -203,7 +207,6 @@ fn a_damaged_model_is_refused_by_name_and_repaired_by_adding_it_again() {
             fs::write(path, text.replace(&model(1).digest.to_string(), &model(2).digest.to_string()))
                 .expect("writable");
         }),
-        change(PROVENANCE, |path| fs::remove_file(path).expect("there")),
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let digest = model(1).digest;
@@ -245,15 +248,112 @@ fn what_killed_writers_left_is_gone_after_a_restart() {
 }
 
 #[test]
-fn a_record_of_the_active_model_that_cannot_be_read_names_the_way_out() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    drop(opened(folder.path()));
+fn a_record_of_the_active_model_is_repaired_from_its_copy_or_kept_and_missed() {
     for text in ["", "format = 9\ndigest = \"\"", "format = 1\ndigest = \"12\"", "\u{1}"] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        filled(folder.path(), &[1, 2]).set_active(active(1)).expect("there");
         let path = folder.path().join("active.toml");
         fs::write(&path, text).expect("writable");
-        let error = Registry::open(folder.path(), LIMITS).expect_err("refused").to_string();
-        assert!(error.contains("active.toml") && error.contains("remove it"), "{error}");
+        // The second time, it is whole again.
+        for _ in 0..2 {
+            let registry = opened(folder.path());
+            assert_eq!((registry.active(), registry.active_damage()), (Some(active(1)), None));
+        }
+        let kept = || fs::read_to_string(folder.path().join("active.damaged.toml")).expect("kept");
+        assert_eq!(kept(), text);
+
+        fs::remove_file(folder.path().join("active.copy.toml")).expect("there");
+        fs::write(&path, "rotten").expect("writable");
+        let registry = opened(folder.path());
+        assert_eq!(registry.active(), None);
+        let damage = registry.active_damage().expect("it cannot be read");
+        assert!(damage.starts_with("active.toml: "), "{damage}");
+        assert_eq!(registry.list().len(), 2);
+        assert_eq!(fs::read_to_string(&path).expect("kept"), "rotten");
+        registry.set_active(active(2)).expect("there");
+        assert_eq!(kept(), "rotten");
+        drop(registry);
+        assert_eq!(opened(folder.path()).active(), Some(active(2)));
     }
+}
+
+#[test]
+fn a_model_whose_history_is_damaged_is_served_and_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let registry = filled(folder.path(), &[1]);
+    let digest = model(1).digest;
+    let path = registry.place(digest).join(PROVENANCE);
+    drop(registry);
+    for text in [Some("rotten"), None] {
+        match text {
+            Some(text) => fs::write(&path, text).expect("writable"),
+            None => fs::remove_file(&path).expect("there"),
+        }
+        let registry = opened(folder.path());
+        assert_eq!(registry.load(digest).expect("its numbers are intact"), model(1));
+        let Condition::Intact(facts) = registry.get(digest).expect("listed").condition else {
+            panic!("intact")
+        };
+        let expected = format!("unknown ({digest}/{PROVENANCE}: ");
+        assert!(facts.provenance.origin.starts_with(&expected), "{}", facts.provenance.origin);
+        registry.set_active(active(1)).expect("it can be served");
+        let bytes = packed(&registry, digest);
+        assert_eq!(
+            registry.import(received(&registry, &bytes), "x", &Hints::default()).expect("whole").1,
+            Added::Known
+        );
+    }
+}
+
+#[test]
+fn whichever_byte_of_a_models_files_is_flipped_nothing_is_silently_wrong() {
+    let fresh = tempfile::tempdir().expect("a temporary folder");
+    filled(fresh.path(), &[1, 2]).set_active(active(1)).expect("there");
+    let digests = [1, 2].map(|seed| model(seed).digest);
+    let mut files = vec!["active.toml".to_owned(), "active.copy.toml".to_owned()];
+    for digest in digests {
+        files.extend(
+            names(&fresh.path().join(digest.to_string())).iter().map(|name| format!("{digest}/{name}")),
+        );
+    }
+    let (mut refused, mut told, mut unaffected) = (0, 0, 0);
+    for seed in 0..2 * rounds() as u64 {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        for digest in digests {
+            fs::create_dir(folder.path().join(digest.to_string())).expect("writable");
+        }
+        for file in &files {
+            fs::copy(fresh.path().join(file), folder.path().join(file)).expect("a copy");
+        }
+        let file = &files[seed as usize % files.len()];
+        let what = flip(&folder.path().join(file), &mut ChaCha8Rng::seed_from_u64(seed));
+        let registry = opened(folder.path());
+        assert_eq!(registry.active(), Some(active(1)), "{what}");
+        for (seed, digest) in [1, 2].into_iter().zip(digests) {
+            match registry.load(digest) {
+                Ok(found) => assert_eq!(found, model(seed), "{what}"),
+                Err(cause) => {
+                    assert!(matches!(cause, RegistryError::Damaged { .. }), "{what}: {cause}");
+                    assert!(file.starts_with(&digest.to_string()), "{what}");
+                    refused += 1;
+                    continue;
+                }
+            }
+            let Condition::Intact(facts) = registry.get(digest).expect("listed").condition else {
+                panic!("{what}")
+            };
+            if facts.provenance == provenance(seed) {
+                unaffected += 1;
+            } else {
+                assert!(facts.provenance.origin.starts_with("unknown ("), "{what}");
+                told += 1;
+            }
+        }
+    }
+    assert!(
+        refused > 0 && told > 0 && unaffected > 0,
+        "{refused} refused, {told} told, {unaffected} as before"
+    );
 }
 
 /// The models that the first release was released with.
@@ -271,7 +371,9 @@ fn models_of_the_first_release_are_read() {
     }
     fs::copy(Path::new(RELEASED).join("active.toml"), old.path().join("active.toml")).expect("writable");
     let registry = opened(old.path());
-    assert_eq!(registry.list(), filled(fresh.path(), &[1]).list());
+    let conditions =
+        |registry: &Registry| registry.list().into_iter().map(|stored| stored.condition).collect::<Vec<_>>();
+    assert_eq!(conditions(&registry), conditions(&filled(fresh.path(), &[1])));
     assert_eq!(registry.active(), Some(active(1)));
     assert_eq!(registry.load(digest).expect("intact"), model(1));
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use http::Extensions;
 use tokio::time::Instant;
 
-use crate::keys::Key;
+use crate::keys::{Key, Role};
 
 /// The tenant of callers without an identity.
 pub const DEFAULT_TENANT: &str = "default";
@@ -39,6 +39,8 @@ pub struct Principal {
     /// Absent where nobody has keys.
     pub key_id: Option<Arc<str>>,
     pub tenant: Arc<str>,
+    /// Whether the caller may do everything.
+    pub is_admin: bool,
 }
 
 /// Put into the request's extensions before a handler sees it.
@@ -47,6 +49,8 @@ pub struct CallContext {
     pub tenant: Arc<str>,
     /// Among whom threads are shared: tenants, or connections where callers have no keys.
     pub account: Holder,
+    /// Whether the caller may do everything.
+    pub is_admin: bool,
     /// From the caller's `grpc-timeout`, counted from the arrival of the headers.
     pub deadline: Option<Instant>,
     note: Note,
@@ -66,11 +70,12 @@ struct Noted {
 impl Principal {
     /// Whoever calls where nobody has keys.
     pub fn anonymous() -> Self {
-        Self { key_id: None, tenant: DEFAULT_TENANT.into() }
+        Self { key_id: None, tenant: DEFAULT_TENANT.into(), is_admin: true }
     }
 
     pub fn of(key: &Key) -> Self {
-        Self { key_id: Some(Arc::clone(&key.id)), tenant: Arc::clone(&key.tenant) }
+        let is_admin = key.roles.allow(Role::Admin);
+        Self { key_id: Some(Arc::clone(&key.id)), tenant: Arc::clone(&key.tenant), is_admin }
     }
 
     /// The principal that the identity layer attached, or an anonymous one.
@@ -91,10 +96,10 @@ impl CallContext {
     /// What the layers have found out, with a deadline.
     pub fn new(extensions: &Extensions, deadline: Option<Instant>) -> Self {
         let note = extensions.get().cloned().unwrap_or_default();
-        let Principal { key_id, tenant } = Principal::behind(extensions);
+        let Principal { key_id, tenant, is_admin } = Principal::behind(extensions);
         let connection = Holder::behind(extensions).connection.filter(|_| key_id.is_none());
         let account = Holder { tenant: Arc::clone(&tenant), connection };
-        Self { tenant, account, deadline, note }
+        Self { tenant, account, is_admin, deadline, note }
     }
 
     /// The context that the layers attached, or an anonymous one without a deadline.

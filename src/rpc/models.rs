@@ -50,10 +50,14 @@ impl ModelsService {
         Ok(Arc::clone(self.activator()?.registry()))
     }
 
-    fn list(&self, request: &wire::ListModelsRequest) -> Result<wire::ListModelsResponse, Problem> {
+    fn list(
+        &self,
+        request: &wire::ListModelsRequest,
+        caller: &CallContext,
+    ) -> Result<wire::ListModelsResponse, Problem> {
         let size = page_size(request.page_size)?;
         let after = after::<ModelPlace>(&request.page_token)?;
-        let models = self.known_models();
+        let models = self.known_models(caller);
         let first = models.partition_point(|model| after.is_some_and(|after| place_in_list(model) <= after));
         let end = models.len().min(first + size);
         let page = models[first..end]
@@ -64,25 +68,26 @@ impl ModelsService {
     }
 
     /// Every model, oldest first; one that is resident but not kept, as a configuration's preset, before all others.
-    fn known_models(&self) -> Vec<wire::Model> {
+    fn known_models(&self, caller: &CallContext) -> Vec<wire::Model> {
         let stored = self.activator.as_ref().map(|activator| activator.registry().list()).unwrap_or_default();
         let resident = self.pipeline.residency().leases();
         let not_kept = resident.iter().filter(|lease| stored.iter().all(|kept| kept.digest != lease.digest));
         let not_kept = not_kept.map(|lease| self.with_residence(convert::resident_model(lease), Some(lease)));
-        let mut models: Vec<_> = not_kept.chain(stored.iter().map(|stored| self.stored(stored))).collect();
+        let mut models: Vec<_> =
+            not_kept.chain(stored.iter().map(|stored| self.stored(stored, caller))).collect();
         models.sort_by_key(place_in_list);
         models
     }
 
-    fn get(&self, digest: &str) -> Result<wire::Model, Problem> {
+    fn get(&self, digest: &str, caller: &CallContext) -> Result<wire::Model, Problem> {
         let digest = convert::model_digest(digest)?.unwrap_or_else(|| self.pipeline.active().digest);
-        let known = self.known_models().into_iter().find(|model| model.digest == digest.to_string());
+        let known = self.known_models(caller).into_iter().find(|model| model.digest == digest.to_string());
         known.ok_or_else(|| RegistryError::NotFound(digest).into())
     }
 
-    fn stored(&self, stored: &StoredModel) -> wire::Model {
+    fn stored(&self, stored: &StoredModel, caller: &CallContext) -> wire::Model {
         let lease = self.pipeline.residency().lease(stored.digest);
-        self.with_residence(convert::stored_model(stored), lease.as_ref())
+        self.with_residence(convert::stored_model(stored, caller), lease.as_ref())
     }
 
     fn with_residence(&self, model: wire::Model, lease: Option<&ModelLease>) -> wire::Model {
@@ -95,7 +100,11 @@ impl ModelsService {
         }
     }
 
-    async fn import(&self, mut pieces: Streaming<wire::ImportModelRequest>) -> Result<wire::Model, Status> {
+    async fn import(
+        &self,
+        mut pieces: Streaming<wire::ImportModelRequest>,
+        caller: &CallContext,
+    ) -> Result<wire::Model, Status> {
         let registry = self.registry()?;
         let first = pieces.message().await?.unwrap_or_default();
         convert::bounded_text("file_name", &first.file_name)?;
@@ -112,7 +121,7 @@ impl ModelsService {
         }
         let name = if first.file_name.is_empty() { "the file".to_owned() } else { first.file_name };
         let (stored, _) = blocking(move || Ok(registry.import(incoming, &name, &hints)?)).await?;
-        Ok(self.stored(&stored))
+        Ok(self.stored(&stored, caller))
     }
 
     /// A model, read from the disk as fast as it is taken.
@@ -127,10 +136,10 @@ impl ModelsService {
         Ok(ReceiverStream::new(receiver))
     }
 
-    async fn activate(&self, digest: &str) -> Result<wire::Model, Problem> {
+    async fn activate(&self, digest: &str, caller: &CallContext) -> Result<wire::Model, Problem> {
         let digest = required_digest(digest)?;
         self.activator()?.activate(digest).await?;
-        self.get(&digest.to_string())
+        self.get(&digest.to_string(), caller)
     }
 
     async fn delete(&self, digest: &str) -> Result<(), Problem> {
@@ -155,14 +164,14 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::ListModelsRequest>,
     ) -> Result<Response<wire::ListModelsResponse>, Status> {
-        Ok(Response::new(self.list(request.get_ref())?))
+        Ok(Response::new(self.list(request.get_ref(), &CallContext::of(&request))?))
     }
 
     async fn get_model(
         &self,
         request: Request<wire::GetModelRequest>,
     ) -> Result<Response<wire::GetModelResponse>, Status> {
-        let model = self.get(&request.get_ref().digest)?;
+        let model = self.get(&request.get_ref().digest, &CallContext::of(&request))?;
         Ok(Response::new(wire::GetModelResponse { model: Some(model) }))
     }
 
@@ -171,7 +180,7 @@ impl wire::models_server::Models for ModelsService {
         request: Request<Streaming<wire::ImportModelRequest>>,
     ) -> Result<Response<wire::ImportModelResponse>, Status> {
         let context = CallContext::of(&request);
-        let model = self.import(request.into_inner()).await?;
+        let model = self.import(request.into_inner(), &context).await?;
         context.concerns(&model.digest);
         Ok(Response::new(wire::ImportModelResponse { model: Some(model) }))
     }
@@ -191,8 +200,9 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::ActivateModelRequest>,
     ) -> Result<Response<wire::ActivateModelResponse>, Status> {
-        CallContext::of(&request).concerns(&request.get_ref().digest);
-        let model = self.activate(&request.get_ref().digest).await?;
+        let context = CallContext::of(&request);
+        context.concerns(&request.get_ref().digest);
+        let model = self.activate(&request.get_ref().digest, &context).await?;
         Ok(Response::new(wire::ActivateModelResponse { model: Some(model) }))
     }
 

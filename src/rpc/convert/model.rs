@@ -2,6 +2,7 @@
 
 use prost_types::Timestamp;
 
+use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::bounded_text;
 use crate::chip::ChipSize;
@@ -12,8 +13,11 @@ use crate::weights::open::Hints;
 use crate::weights::wrapper::WeightsChoice;
 use crate::wire;
 
-/// What is said of a model that is kept on disk.
-pub fn stored_model(stored: &StoredModel) -> wire::Model {
+/// The origin of a model that another tenant has trained.
+const TRAINED_ELSEWHERE: &str = "a training job";
+
+/// What is said of a model that is kept on disk, to this caller.
+pub fn stored_model(stored: &StoredModel, caller: &CallContext) -> wire::Model {
     let model = wire::Model {
         digest: stored.digest.to_string(),
         stored_bytes: stored.bytes,
@@ -21,8 +25,20 @@ pub fn stored_model(stored: &StoredModel) -> wire::Model {
     };
     match &stored.condition {
         Condition::Damaged(reason) => wire::Model { damage: reason.clone(), ..model },
-        Condition::Intact(facts) => with_facts(model, facts),
+        Condition::Intact(facts) if is_told_all(facts, caller) => with_facts(model, facts),
+        Condition::Intact(facts) => without_training(with_facts(model, facts)),
     }
+}
+
+/// A training is its tenant's. One of which nobody knows whose it was is the server's.
+fn is_told_all(facts: &Facts, caller: &CallContext) -> bool {
+    caller.is_admin || facts.provenance.tenant.as_deref() == Some(&*caller.tenant)
+}
+
+/// What serving needs, and what the model is worth.
+fn without_training(model: wire::Model) -> wire::Model {
+    let origin = if model.config_toml.is_empty() { model.origin } else { TRAINED_ELSEWHERE.into() };
+    wire::Model { origin, data_fingerprint: String::new(), config_toml: String::new(), ..model }
 }
 
 /// What is said of a model that is on the devices alone.
@@ -97,4 +113,54 @@ fn evaluation(evaluation: &Evaluation) -> wire::EvaluationResult {
 
 fn number(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::Extensions;
+
+    use super::super::super::context::Principal;
+    use super::*;
+    use crate::embedding::ModelDigest;
+    use crate::registry::Provenance;
+    use crate::weights::architecture::Architecture;
+
+    #[test]
+    fn a_training_is_told_to_its_tenant_and_to_an_admin_alone() {
+        let stored = |tenant: Option<&str>, configuration: Option<&str>| StoredModel {
+            digest: ModelDigest::new([1; 32]),
+            bytes: 1,
+            condition: Condition::Intact(Box::new(Facts {
+                architecture: Architecture::tiny(),
+                provenance: Provenance {
+                    tenant: tenant.map(str::to_owned),
+                    configuration: configuration.map(str::to_owned),
+                    data_fingerprint: configuration.map(|_| "sha256:1".to_owned()),
+                    ..Provenance::now("job-7, attempt 2")
+                },
+            })),
+        };
+        let caller = |tenant: &str, is_admin| {
+            let mut extensions = Extensions::new();
+            extensions.insert(Principal { key_id: None, tenant: Arc::from(tenant), is_admin });
+            CallContext::new(&extensions, None)
+        };
+        let told = |owner, tenant, is_admin| {
+            let model = stored_model(&stored(owner, Some("seed = 1")), &caller(tenant, is_admin));
+            let all = !model.config_toml.is_empty() && !model.data_fingerprint.is_empty();
+            assert_eq!(all, model.origin == "job-7, attempt 2");
+            assert!(all || (model.config_toml + &model.data_fingerprint).is_empty());
+            assert!(model.dimension > 0, "serving needs it");
+            all
+        };
+        assert!(told(Some("a"), "a", false));
+        assert!(!told(Some("a"), "b", false));
+        assert!(told(Some("a"), "b", true));
+        assert!(!told(None, "b", false));
+        assert!(told(None, "b", true));
+        let imported = stored_model(&stored(None, None), &caller("b", false));
+        assert_eq!(imported.origin, "job-7, attempt 2", "the name of a file is nobody's training");
+    }
 }
