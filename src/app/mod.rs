@@ -28,7 +28,6 @@ use crate::encoder::{
     keep_canaries,
 };
 use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
-use crate::jobs::Jobs;
 use crate::matching::Calibrator;
 use crate::registry::{Activator, Follower, ModelLoader, Preset, Registry};
 use crate::rpc::{
@@ -90,7 +89,7 @@ pub struct Running {
     canaries: Option<JoinHandle<()>>,
     /// Leads galleries to the active model.
     following: Option<JoinHandle<()>>,
-    jobs: Option<Arc<Jobs>>,
+    jobs: JobAccess,
 }
 
 /// Opens both ports, warms the model, then answers gRPC; the status pages answer from the start.
@@ -153,7 +152,7 @@ pub async fn start(
         listener::serve(port, router, &limits, drain.begun(), calls_max).await;
     });
     // Last, since nothing after it can fail or be interrupted: a start that comes to nothing costs no job an attempt.
-    if let Some(jobs) = &jobs {
+    if let JobAccess::Open(jobs) = &jobs {
         jobs.begin();
     }
     tracing::info!(%address, %metrics_address, "serving");
@@ -207,7 +206,7 @@ impl Running {
     }
 
     async fn finish(self) {
-        if let Some(jobs) = self.jobs {
+        if let JobAccess::Open(jobs) = self.jobs {
             // Those who watch a job see how it ends here; only then they are sent away.
             if tokio::time::timeout(calls_max(self.drain_max), jobs.drain()).await.is_err() {
                 tracing::warn!("training jobs did not stop in time; they go on from their last checkpoints");
@@ -317,7 +316,7 @@ struct Wired {
     shelf: Option<Arc<Shelf>>,
     calibrators: Calibrators,
     activator: Option<Activator>,
-    jobs: Option<Arc<Jobs>>,
+    jobs: JobAccess,
 }
 
 fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
@@ -325,7 +324,6 @@ fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
     let Config { limits, matching, .. } = config;
     let access = GalleryAccess::new(shelf, search_threads(config));
     let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
-    let jobs = JobAccess::new(jobs);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),
         galleries: GalleriesService::new(access, Arc::clone(&pipeline), limits, drain.clone()),

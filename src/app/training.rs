@@ -4,15 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
-
 use super::cores;
 use crate::config::{Config, Training};
 use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
 use crate::gallery::Shelf;
-use crate::jobs::{Bounds, JobFailure, Jobs, Keeper, Reason, Settings};
+use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, Keeper, Reason, Settings};
 use crate::registry::{Registry, RegistryError};
+use crate::rpc::JobAccess;
 #[cfg(feature = "torch")]
 use crate::train::pace_on_cpu;
 
@@ -22,7 +21,7 @@ const JOBS: &str = "jobs";
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Opens the jobs under the data folder, beside the galleries; without a data folder there are neither. Their models go
-/// into the registry where there is one.
+/// into the registry where there is one. A damaged store is kept, and everything else is served without it.
 ///
 /// # Errors
 /// The job store or a data root cannot be used.
@@ -30,8 +29,8 @@ pub async fn open_jobs(
     config: &Config,
     shelf: Option<Arc<Shelf>>,
     registry: Option<Arc<Registry>>,
-) -> anyhow::Result<Option<Arc<Jobs>>> {
-    let Some(shelf) = shelf else { return Ok(None) };
+) -> anyhow::Result<JobAccess> {
+    let Some(shelf) = shelf else { return Ok(JobAccess::NoDataDir) };
     // A training process has the same working directory, but its instructions shall not depend on that.
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let Training { jobs_max, events_retained_max, .. } = config.training;
@@ -40,8 +39,16 @@ pub async fn open_jobs(
         Some(registry) => registry,
         None => Arc::new(()),
     };
-    let jobs = Jobs::open(settings(&config.training, &data_dir, shelf), bounds, keeper).await;
-    Ok(Some(Arc::new(jobs.context("the training jobs cannot be opened")?)))
+    match Jobs::open(settings(&config.training, &data_dir, shelf), bounds, keeper).await {
+        Ok(jobs) => Ok(JobAccess::Open(Arc::new(jobs))),
+        Err(cause) => match cause.downcast_ref() {
+            Some(damage @ JobStoreError::Damaged(_)) => {
+                tracing::error!(cause = %damage, "{JOBS}/{JOB_STORE} is kept as it is; no job is run");
+                Ok(JobAccess::Damaged(damage.to_string().into()))
+            }
+            _ => Err(cause.context("the training jobs cannot be opened")),
+        },
+    }
 }
 
 fn settings(training: &Training, data_dir: &Path, galleries: Arc<Shelf>) -> Settings {

@@ -166,7 +166,11 @@ fn table(jobs: &[TrainingJob]) -> Table {
         table.add_row([
             job.job_id.clone(),
             job.display_name.clone(),
-            state_name(job.state()),
+            match job.state() {
+                // Its name is all that can be told of it.
+                JobState::Unspecified => "damaged".to_owned(),
+                state => state_name(state),
+            },
             job.attempt.to_string(),
             of(progress.epoch.into(), progress.epochs_total.into()),
             of(progress.step, progress.steps_total),

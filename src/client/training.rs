@@ -61,7 +61,8 @@ impl Client {
         Ok(self.training_jobs().get_training_job(request).await?.into_inner().job.unwrap_or_default())
     }
 
-    /// The jobs in one of `states`, newest first; without a state, all of them.
+    /// The jobs in one of `states`, newest first; without a state, all of them. Damaged ones come behind those of their
+    /// page, with nothing but their names.
     ///
     /// # Errors
     /// What the server refuses.
@@ -72,6 +73,8 @@ impl Client {
         loop {
             let page = self.training_jobs().list_training_jobs(request.clone()).await?.into_inner();
             found.extend(page.jobs);
+            let damaged = page.damaged_job_ids.into_iter();
+            found.extend(damaged.map(|job_id| TrainingJob { job_id, ..TrainingJob::default() }));
             if page.next_page_token.is_empty() {
                 return Ok(found);
             }

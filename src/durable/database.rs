@@ -16,7 +16,8 @@ use super::volume::Volume;
 
 /// One database file, open for writing.
 pub struct Database {
-    database: redb::Database,
+    /// Until it is closed or dropped.
+    database: Option<redb::Database>,
     health: Health,
 }
 
@@ -66,7 +67,7 @@ impl Database {
     /// The file is sealed.
     pub fn begin_write(&self) -> Result<WriteTransaction, DatabaseError> {
         self.check()?;
-        Ok(self.database.begin_write()?)
+        Ok(self.database.as_ref().ok_or(DatabaseError::Closed)?.begin_write()?)
     }
 
     /// Once this returns without an error, the transaction survives a power failure.
@@ -83,17 +84,18 @@ impl Database {
     /// # Errors
     /// The file cannot be read.
     pub fn begin_read(&self) -> Result<ReadTransaction, DatabaseError> {
-        Ok(self.database.begin_read()?)
+        Ok(self.database.as_ref().ok_or(DatabaseError::Closed)?.begin_read()?)
     }
 
     /// Closes the file, so that the next opening need not repair it. Whoever still reads is refused.
     ///
     /// # Errors
     /// It is sealed or cannot be written. Nothing that was committed is lost.
-    pub fn close(self) -> Result<(), DatabaseError> {
-        let Self { database, health } = self;
-        guard(|| database.close().map_err(|error| DatabaseError::from(redb::Error::from(error))))?;
-        check(&health)
+    pub fn close(mut self) -> Result<(), DatabaseError> {
+        if let Some(database) = self.database.take() {
+            guard(|| database.close().map_err(|error| DatabaseError::from(redb::Error::from(error))))?;
+        }
+        self.check()
     }
 
     pub fn health(&self) -> &Health {
@@ -102,6 +104,16 @@ impl Database {
 
     fn check(&self) -> Result<(), DatabaseError> {
         check(&self.health)
+    }
+}
+
+/// redb writes as it closes, and panics where pages that it writes by contradict each other.
+impl Drop for Database {
+    fn drop(&mut self) {
+        let database = self.database.take();
+        if let Err(cause) = guard(|| Ok::<_, DatabaseError>(drop(database))) {
+            tracing::error!(%cause, "a database cannot be closed in order");
+        }
     }
 }
 
@@ -139,7 +151,7 @@ fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Res
     let health = Health::default();
     let shield = Shield::new(backend, name, health.clone());
     guard(|| match builder.create_with_backend(shield) {
-        Ok(database) => Ok(Database { database, health }),
+        Ok(database) => Ok(Database { database: Some(database), health }),
         Err(redb::DatabaseError::RepairAborted) => Err(StartError::RepairNeeded),
         Err(error) => Err(DatabaseError::from(redb::Error::from(error)).into()),
     })

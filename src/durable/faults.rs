@@ -126,6 +126,21 @@ impl FaultyDisk {
     }
 }
 
+/// How often a test flips bytes at random: more in `make torture`.
+pub fn rounds() -> usize {
+    std::env::var("SHIPREID_TORTURE_ROUNDS").map_or(30, |rounds| rounds.parse().expect("a number"))
+}
+
+/// Puts another byte in the place of one of a file, and says which.
+pub fn flip(path: &std::path::Path, random: &mut ChaCha8Rng) -> String {
+    let mut bytes = std::fs::read(path).expect("readable");
+    let place = random.random_range(0..bytes.len());
+    let before = bytes[place];
+    bytes[place] ^= random.random_range(1..=u8::MAX);
+    std::fs::write(path, &bytes).expect("writable");
+    format!("byte {place} of {} became {:#x}, not {before:#x}", path.display(), bytes[place])
+}
+
 impl State {
     /// Whether the next operation works.
     fn attempt(&mut self) -> io::Result<()> {

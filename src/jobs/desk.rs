@@ -1,6 +1,6 @@
 //! The store as everybody around it uses it: off the runtime's threads, telling watchers and metrics what changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,14 +8,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::job::{Edit, Job, JobKey, Order};
+use super::job::{Edit, Job, JobId, JobKey, Order};
 use super::state::StateName;
-use super::store::{AddError, Added, JobStore, Listing, Page, Replay, StoreError, UpdateError};
+use super::store::{AddError, Added, All, JobStore, Listing, Page, Replay, StoreError, UpdateError};
 use crate::gallery::Time;
 use crate::metrics;
 
 /// Between two attempts to use a store that has failed.
 const HEAL_PAUSE: Duration = Duration::from_secs(1);
+
+/// In the place of the name of a state that is not known.
+const DAMAGED: &str = "damaged";
 
 /// The store, and who waits for its events.
 #[derive(Debug)]
@@ -23,8 +26,10 @@ pub struct Desk {
     store: JobStore,
     /// The last event of every job that is watched.
     heads: Mutex<HashMap<JobKey, watch::Sender<u64>>>,
-    /// Of every job there is.
+    /// Of every job that can be read.
     states: Mutex<HashMap<JobKey, StateName>>,
+    /// Jobs that cannot.
+    damaged: Mutex<HashSet<JobKey>>,
     /// Whether the server goes down.
     closing: watch::Sender<bool>,
 }
@@ -33,12 +38,18 @@ impl Desk {
     /// # Errors
     /// The store cannot be read.
     pub fn new(store: JobStore) -> Result<Self, StoreError> {
-        let jobs = store.all()?;
+        let All { jobs, damaged } = store.all()?;
+        for (key, cause) in &damaged {
+            tracing::error!(tenant = &*key.tenant, job = %key.id, cause, "a job is damaged; what is left of it is kept");
+        }
         let states = jobs.into_iter().map(|job| (job.key, job.state.name())).collect();
+        let damaged: HashSet<JobKey> = damaged.into_iter().map(|(key, _)| key).collect();
+        metrics::jobs(DAMAGED, damaged.len());
         let desk = Self {
             store,
             heads: Mutex::default(),
             states: Mutex::new(states),
+            damaged: Mutex::new(damaged),
             closing: watch::Sender::new(false),
         };
         count(&lock(&desk.states));
@@ -62,8 +73,9 @@ impl Desk {
         self.blocking(move |desk| desk.store.list(&tenant, &listing)).await
     }
 
+    /// Every job that can be read, oldest first.
     pub async fn all(self: &Arc<Self>) -> Result<Vec<Job>, StoreError> {
-        self.blocking(|desk| desk.store.all()).await
+        Ok(self.blocking(|desk| desk.store.all()).await?.jobs)
     }
 
     pub async fn events(
@@ -88,8 +100,8 @@ impl Desk {
         Ok(job)
     }
 
-    /// Changes a job however long the store cannot be used. `None` where the job is gone, or `work` finds that it cannot
-    /// be.
+    /// Changes a job however long the store cannot be used. `None` where the job is gone or damaged, which no waiting
+    /// mends, or `work` finds that it cannot be.
     pub async fn update_surely<E: Send + 'static>(
         self: &Arc<Self>,
         key: &JobKey,
@@ -103,6 +115,13 @@ impl Desk {
                 Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
                 Err(UpdateError::Store(cause)) => cause,
             };
+            match cause {
+                StoreError::Damaged(_) | StoreError::DamagedJob { .. } | StoreError::Newer { .. } => {
+                    tracing::error!(%cause, job = %key.id, "what happened in a job is lost");
+                    return None;
+                }
+                StoreError::Unavailable(_) | StoreError::Pending(_) => {}
+            }
             tracing::error!(%cause, job = %key.id, "waiting for the job store");
             tokio::time::sleep(HEAL_PAUSE).await;
             if let StoreError::Pending(_) = cause {
@@ -128,14 +147,23 @@ impl Desk {
         self: &Arc<Self>,
         key: &JobKey,
         check: impl FnOnce(&Job) -> Result<(), E> + Send + 'static,
-    ) -> Result<Job, UpdateError<E>> {
+    ) -> Result<(), UpdateError<E>> {
         let place = key.clone();
-        let job = self.blocking(move |desk| desk.store.delete(&place, check)).await?;
-        self.tell(&job);
+        self.blocking(move |desk| desk.store.delete(&place, check)).await?;
+        // Whoever watches it is woken, and finds that it is gone.
+        lock(&self.heads).remove(key);
         let mut states = lock(&self.states);
-        states.remove(&job.key);
+        states.remove(key);
         count(&states);
-        Ok(job)
+        let mut damaged = lock(&self.damaged);
+        damaged.remove(key);
+        metrics::jobs(DAMAGED, damaged.len());
+        Ok(())
+    }
+
+    /// Nothing is left of a deleted job in its folder.
+    pub async fn forget(self: &Arc<Self>, id: JobId) -> Result<(), StoreError> {
+        self.blocking(move |desk| desk.store.forget(id)).await
     }
 
     /// Hears when there is something new; subscribe first, then read.
@@ -170,8 +198,7 @@ impl Desk {
     }
 
     fn tell(&self, job: &Job) {
-        let heads = lock(&self.heads);
-        if let Some(head) = heads.get(&job.key) {
+        if let Some(head) = lock(&self.heads).get(&job.key) {
             head.send_replace(job.last_event);
         }
     }

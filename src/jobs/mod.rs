@@ -35,6 +35,6 @@ pub use keeper::Keeper;
 pub use narrator::Narrator;
 pub use service::{JobError, Jobs, OrderError};
 pub use state::{Change, JobState, Refused, StateName};
-pub use store::{AddError, Bounds, Listing, Page, StoreError as JobStoreError};
+pub use store::{AddError, Bounds, FILE as JOB_STORE, Listing, Page, StoreError as JobStoreError};
 pub use supervisor::Settings;
 pub use watch::{WatchError, WatchFrom};

@@ -1,10 +1,12 @@
-//! Jobs and events as they are stored. Fields are only ever added; their numbers are never used again.
+//! Jobs and events as they are stored: a message, and behind it a checksum over it and over the key that it lies under,
+//! so that neither another message nor one of another place is taken for it. Fields are only ever added; their numbers
+//! are never used again.
 
 use prost::Message;
 
 use super::event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved, Start};
 use super::failure::{Failure, Reason};
-use super::job::{Job, JobKey, Order};
+use super::job::{Job, JobId, JobKey, Order};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, Time};
@@ -16,19 +18,58 @@ pub enum RecordError {
     Malformed(#[from] prost::DecodeError),
     #[error("a record has no usable {0}")]
     Unusable(&'static str),
+    #[error("its checksum is another one")]
+    Checksum,
+}
+
+/// What a checksum covers beside the message. No two keys give the same bytes.
+fn address(kind: u8, tenant: &str, numbers: &[u64]) -> Vec<u8> {
+    let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
+    [kind].into_iter().chain(numbers).chain(tenant.bytes()).collect()
+}
+
+fn address_of_job(key: &JobKey) -> Vec<u8> {
+    address(b'j', &key.tenant, &[key.id.number()])
+}
+
+fn address_of_event(key: &JobKey, number: u64) -> Vec<u8> {
+    address(b'e', &key.tenant, &[key.id.number(), number])
+}
+
+fn checksum(address: &[u8], message: &[u8]) -> [u8; 4] {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(address);
+    hasher.update(message);
+    hasher.finalize().to_le_bytes()
+}
+
+fn seal(address: &[u8], mut message: Vec<u8>) -> Vec<u8> {
+    let checksum = checksum(address, &message);
+    message.extend(checksum);
+    message
+}
+
+fn unseal<'a>(address: &[u8], bytes: &'a [u8]) -> Result<&'a [u8], RecordError> {
+    let (message, found) = bytes.split_last_chunk::<4>().ok_or(RecordError::Checksum)?;
+    if *found == checksum(address, message) { Ok(message) } else { Err(RecordError::Checksum) }
 }
 
 pub fn job_to_bytes(job: &Job) -> Vec<u8> {
-    JobRecord::from(job).encode_to_vec()
+    seal(&address_of_job(&job.key), JobRecord::from(job).encode_to_vec())
 }
 
 /// # Errors
-/// The bytes are no job.
+/// The bytes are no job, or not what was stored under this key.
 pub fn job_from_bytes(key: &JobKey, bytes: &[u8]) -> Result<Job, RecordError> {
-    JobRecord::decode(bytes)?.into_job(key)
+    JobRecord::decode(unseal(&address_of_job(key), bytes)?)?.into_job(key)
 }
 
-pub fn event_to_bytes(attempt: u32, occurred_at: Time, what: &Happening) -> Vec<u8> {
+pub fn event_to_bytes(
+    key: &JobKey,
+    number: u64,
+    (attempt, what): &(u32, Happening),
+    occurred_at: Time,
+) -> Vec<u8> {
     let what = match what {
         Happening::State(job) => What::State(JobRecord::from(&**job)),
         Happening::Progress(progress) => What::Progress(progress.clone()),
@@ -38,13 +79,15 @@ pub fn event_to_bytes(attempt: u32, occurred_at: Time, what: &Happening) -> Vec<
         Happening::Started(start) => What::Started(start.clone()),
         Happening::Log(line) => What::Log(line.clone()),
     };
-    EventRecord { attempt, occurred_at: occurred_at.nanos(), what: Some(what) }.encode_to_vec()
+    let record = EventRecord { attempt: *attempt, occurred_at: occurred_at.nanos(), what: Some(what) };
+    seal(&address_of_event(key, number), record.encode_to_vec())
 }
 
 /// # Errors
-/// The bytes are no event.
+/// The bytes are no event, or not what was stored under this key and number.
 pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEvent, RecordError> {
-    let EventRecord { attempt, occurred_at, what } = EventRecord::decode(bytes)?;
+    let message = unseal(&address_of_event(key, number), bytes)?;
+    let EventRecord { attempt, occurred_at, what } = EventRecord::decode(message)?;
     let what = match what.ok_or(RecordError::Unusable("event"))? {
         What::State(record) => Happening::State(Box::new(record.into_job(key)?)),
         What::Progress(progress) => Happening::Progress(progress),
@@ -55,6 +98,23 @@ pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEv
         What::Log(line) => Happening::Log(line),
     };
     Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), what })
+}
+
+/// A job of schema version 1, which has no checksum, with one; `None` where it is damaged already.
+pub fn sealed_job(key: &JobKey, bytes: &[u8]) -> Option<Vec<u8>> {
+    JobRecord::decode(bytes).ok()?.into_job(key).ok()?;
+    Some(seal(&address_of_job(key), bytes.to_vec()))
+}
+
+/// An event of schema version 1, likewise.
+pub fn sealed_event(key: &JobKey, number: u64, bytes: &[u8]) -> Option<Vec<u8>> {
+    EventRecord::decode(bytes).ok()?.what?;
+    Some(seal(&address_of_event(key, number), bytes.to_vec()))
+}
+
+/// What says that a job was deleted.
+pub fn deletion_to_bytes(id: JobId) -> [u8; 4] {
+    checksum(&address(b'd', "", &[id.number()]), &[])
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -222,7 +282,6 @@ impl JobRecord {
 #[cfg(test)]
 mod tests {
     use super::super::event::{Shape, UntakenTensor};
-    use super::super::job::JobId;
     use super::*;
 
     #[test]
@@ -259,7 +318,15 @@ mod tests {
             JobState::Interrupted,
         ] {
             let job = Job { state, ..full.clone() };
-            assert_eq!(job_from_bytes(&key, &job_to_bytes(&job)).expect("a job"), job);
+            let bytes = job_to_bytes(&job);
+            assert_eq!(job_from_bytes(&key, &bytes).expect("a job"), job);
+            let other = JobKey { id: JobId::new(8), ..key.clone() };
+            assert!(job_from_bytes(&other, &bytes).is_err(), "it is another one's");
+            for place in 0..bytes.len() {
+                let mut flipped = bytes.clone();
+                flipped[place] ^= 1 << (place % 8);
+                assert!(job_from_bytes(&key, &flipped).is_err(), "byte {place}");
+            }
             for what in [
                 Happening::State(Box::new(job)),
                 Happening::Progress(progress.clone()),
@@ -269,7 +336,8 @@ mod tests {
                 Happening::Started(start.clone()),
                 Happening::Log("a line".into()),
             ] {
-                let bytes = event_to_bytes(2, Time::from_nanos(8), &what);
+                let bytes = event_to_bytes(&key, 5, &(2, what.clone()), Time::from_nanos(8));
+                assert!(event_from_bytes(&key, 6, &bytes).is_err(), "it is another one's");
                 let event = JobEvent { number: 5, attempt: 2, occurred_at: Time::from_nanos(8), what };
                 assert_eq!(event_from_bytes(&key, 5, &bytes).expect("an event"), event);
             }

@@ -1,5 +1,6 @@
 //! Training jobs as the rest of the server uses them.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,8 +16,8 @@ use super::event::{JobEvent, Start};
 use super::job::{Job, JobId, JobKey, Order};
 use super::keeper::Keeper;
 use super::paths::ShownPaths;
-use super::state::{Change, Refused};
-use super::store::{AddError, Added, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
+use super::state::{Change, JobState, Refused};
+use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
 use super::supervisor::{Settings, Supervisor};
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
@@ -160,7 +161,7 @@ impl Jobs {
         Ok(job)
     }
 
-    /// Removes a job that has ended, with its events, checkpoints and model.
+    /// Removes a job that has ended, or is damaged, with its events, checkpoints and model.
     ///
     /// # Errors
     /// It has not ended.
@@ -168,9 +169,13 @@ impl Jobs {
         let ended = |job: &Job| if job.state.is_ended() { Ok(()) } else { Err(job.state.refusal()) };
         self.desk.delete(key, ended).await?;
         let folder = self.settings.job_folder(key.id);
-        let removed = spawn_blocking(move || discard(&folder)).await;
-        if let Ok(Err(cause)) = removed {
-            tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
+        match spawn_blocking(move || discard(&folder)).await {
+            Ok(Ok(())) => self.desk.forget(key.id).await?,
+            Ok(Err(cause)) => {
+                tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
+            }
+            // The runtime is being shut down, and the next start sees to it.
+            Err(_) => {}
         }
         Ok(())
     }
@@ -221,7 +226,8 @@ impl Jobs {
     }
 }
 
-/// The store in a folder, beside the folders of its jobs; those that have no job are removed.
+/// The store in a folder, beside the folders of its jobs. Those of deleted jobs are removed, and no other: a folder of
+/// which the store knows nothing may be all that is left of a job.
 fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
     if !folder.join(FILE).exists() {
         let parent = folder.parent().unwrap_or(Path::new("."));
@@ -232,12 +238,22 @@ fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
     }
     remove_partial(folder)?;
     let store = JobStore::open(Box::new(Folder(folder.to_owned())), bounds)?;
-    let known: Vec<String> = store.all()?.iter().map(|job| job.key.id.to_string()).collect();
+    for id in store.deleted()? {
+        discard(&folder.join(id.to_string()))?;
+        store.forget(id)?;
+    }
+    let All { jobs, damaged } = store.all()?;
+    for job in jobs.iter().filter(|job| matches!(job.state, JobState::Finished { .. })) {
+        // Of a server that went down between the end of the job and this.
+        chips::discard(&folder.join(job.key.id.to_string()));
+    }
+    let known: HashSet<JobId> =
+        jobs.iter().map(|job| job.key.id).chain(damaged.iter().map(|(key, _)| key.id)).collect();
     for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.parse::<JobId>().is_ok() && !known.contains(&name) {
-            discard(&entry.path())?;
+        let Ok(id) = entry?.file_name().to_string_lossy().parse::<JobId>() else { continue };
+        store.reserve(id);
+        if !known.contains(&id) {
+            tracing::warn!(job = %id, "a folder of a job that the store does not know is kept; remove it if nobody needs it");
         }
     }
     Ok(Desk::new(store)?)

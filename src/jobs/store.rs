@@ -6,33 +6,18 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
-
 use super::event::{Happening, JobEvent};
 use super::job::{Edit, Job, JobId, JobKey, Order};
 use super::record::{self, RecordError};
 use super::state::StateName;
-use crate::durable::{Database, DatabaseError, Volume};
+use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::Time;
 
-/// Name of the database's file.
-pub const FILE: &str = "jobs.redb";
-/// Changes when an older program could misread the file.
-const SCHEMA: u64 = 1;
-const CACHE_BYTES: usize = 8 << 20;
-/// A page of jobs ends when their configurations have this many bytes.
-const PAGE_BYTES: usize = 4 << 20;
-/// What is read of a job's events at once ends when they have this many bytes.
-const REPLAY_BYTES: usize = 4 << 20;
+pub use tables::FILE;
+use tables::SCHEMA;
 
-/// `schema` and `next_id`.
-const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
-/// By tenant and job.
-const JOBS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("jobs");
-/// By tenant, job and number.
-const EVENTS: TableDefinition<(&str, u64, u64), &[u8]> = TableDefinition::new("events");
-/// By tenant and request id: the job that it started.
-const REQUESTS: TableDefinition<(&str, &str), u64> = TableDefinition::new("requests");
+mod opening;
+mod tables;
 
 /// Bounds on what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +36,8 @@ pub struct JobStore {
 }
 
 struct State {
+    /// No new job gets a number below this one.
+    next_id_min: u64,
     /// `None` after a failure, until it can be opened again.
     database: Option<Database>,
     /// What may or may not have been written when the database failed.
@@ -77,6 +64,9 @@ pub enum StoreError {
     Newer { found: u64 },
     #[error("the job store is damaged: {0}")]
     Damaged(String),
+    /// Others can be used.
+    #[error("{id} is damaged: {cause}; what is left of it is kept")]
+    DamagedJob { id: JobId, cause: String },
     /// For now; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
     Unavailable(String),
@@ -118,8 +108,19 @@ pub enum Added {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     pub jobs: Vec<Job>,
+    /// Jobs of this page's numbers whose records cannot be read, whatever state they were in.
+    pub damaged: Vec<JobId>,
     /// There are more, older than the last of these.
     pub more: bool,
+}
+
+/// Every job there is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct All {
+    /// Oldest first.
+    pub jobs: Vec<Job>,
+    /// Those whose records cannot be read, and why.
+    pub damaged: Vec<(JobKey, String)>,
 }
 
 /// Which jobs are listed.
@@ -152,27 +153,19 @@ impl JobStore {
     /// # Errors
     /// There is one, or it cannot be written.
     pub fn create(volume: &dyn Volume) -> Result<(), StoreError> {
-        let database = Database::create(volume, FILE, CACHE_BYTES)?;
-        let write = database.begin_write()?;
-        write.open_table(META)?.insert("schema", SCHEMA)?;
-        write.open_table(JOBS)?;
-        write.open_table(EVENTS)?;
-        write.open_table(REQUESTS)?;
-        database.commit(write)?;
-        Ok(database.close()?)
+        Ok(opening::create(volume)?)
     }
 
-    /// Opens the store in a volume.
+    /// Opens the store in a volume. One of an earlier release gets its checksums; what can be told from the jobs is put
+    /// right.
     ///
     /// # Errors
-    /// It cannot be read, or is of a later release.
+    /// It cannot be read as a whole, or is of a later release.
     pub fn open(volume: Box<dyn Volume>, bounds: Bounds) -> Result<Self, StoreError> {
-        let database = open(&*volume)?;
-        let found = database.begin_read()?.open_table(META)?.get("schema")?.map_or(0, |found| found.value());
-        if found > SCHEMA {
-            return Err(StoreError::Newer { found });
-        }
-        Ok(Self { volume, bounds, state: Mutex::new(State { database: Some(database), pending: None }) })
+        let database = opening::open(&*volume)?;
+        guard(|| opening::check(&database))?;
+        let state = State { next_id_min: 1, database: Some(database), pending: None };
+        Ok(Self { volume, bounds, state: Mutex::new(state) })
     }
 
     /// Stores a new job that waits, unless its request id is known.
@@ -180,24 +173,33 @@ impl JobStore {
     /// # Errors
     /// See [`AddError`].
     pub fn add(&self, tenant: &Arc<str>, order: Order, now: Time) -> Result<Added, AddError> {
+        self.guarded(|state| {
+            let least = state.next_id_min;
+            let database = self.healed(state)?;
+            if let Some(request_id) = &order.request_id
+                && let Some(known) = tables::job_of_request(database, tenant, request_id)?
+            {
+                let same =
+                    known.order.config_toml == order.config_toml && known.order.gallery == order.gallery;
+                return if same { Ok(Added::Known(known)) } else { Err(AddError::OtherOrder(known.key.id)) };
+            }
+            let max = self.bounds.jobs_max;
+            if tables::count_jobs(database, tenant)? >= max {
+                return Err(AddError::Full { max });
+            }
+            let id = JobId::new(tables::next_id(database)?.max(least));
+            let request_id = order.request_id.clone();
+            let key = JobKey { tenant: Arc::clone(tenant), id };
+            let edit = Edit::created(Job::new(key, order, now), now);
+            self.strike(state, Stroke::new(&edit, StrokeKind::Creates { request_id }))?;
+            Ok(Added::New(edit.into_job()))
+        })
+    }
+
+    /// Keeps the number of a job from being used again, of which there may be nothing here any more.
+    pub fn reserve(&self, id: JobId) {
         let mut state = self.lock();
-        let database = self.healed(&mut state)?;
-        if let Some(request_id) = &order.request_id
-            && let Some(known) = job_of_request(database, tenant, request_id)?
-        {
-            let same = known.order.config_toml == order.config_toml && known.order.gallery == order.gallery;
-            return if same { Ok(Added::Known(known)) } else { Err(AddError::OtherOrder(known.key.id)) };
-        }
-        let max = self.bounds.jobs_max;
-        if count_jobs(database, tenant)? >= max {
-            return Err(AddError::Full { max });
-        }
-        let id = JobId::new(next_id(database)?);
-        let request_id = order.request_id.clone();
-        let key = JobKey { tenant: Arc::clone(tenant), id };
-        let edit = Edit::created(Job::new(key, order, now), now);
-        self.strike(&mut state, Stroke::new(&edit, StrokeKind::Creates { request_id }))?;
-        Ok(Added::New(edit.into_job()))
+        state.next_id_min = state.next_id_min.max(id.number().saturating_add(1));
     }
 
     /// Changes a job, and stores what happens in it, as one.
@@ -210,16 +212,15 @@ impl JobStore {
         now: Time,
         work: impl FnOnce(&mut Edit) -> Result<(), E>,
     ) -> Result<Job, UpdateError<E>> {
-        let mut state = self.lock();
-        let database = self.healed(&mut state)?;
-        let bytes = job_bytes(database, key)?.ok_or(UpdateError::Unknown)?;
-        let job = record::job_from_bytes(key, &bytes).map_err(StoreError::from)?;
-        let mut edit = Edit::new(job.clone(), now);
-        work(&mut edit).map_err(UpdateError::Refused)?;
-        if *edit.job() != job {
-            self.strike(&mut state, Stroke::new(&edit, StrokeKind::Updates))?;
-        }
-        Ok(edit.into_job())
+        self.guarded(|state| {
+            let job = tables::job(self.healed(state)?, key)?.ok_or(UpdateError::Unknown)?;
+            let mut edit = Edit::new(job.clone(), now);
+            work(&mut edit).map_err(UpdateError::Refused)?;
+            if *edit.job() != job {
+                self.strike(state, Stroke::new(&edit, StrokeKind::Updates))?;
+            }
+            Ok(edit.into_job())
+        })
     }
 
     /// Opens the store again if it has failed, and brings what was being written to its end.
@@ -227,15 +228,13 @@ impl JobStore {
     /// # Errors
     /// It still cannot be used.
     pub fn heal(&self) -> Result<(), StoreError> {
-        self.healed(&mut self.lock()).map(drop)
+        self.guarded(|state| self.healed(state).map(drop))
     }
 
     /// # Errors
     /// See [`StoreError`].
     pub fn get(&self, key: &JobKey) -> Result<Option<Job>, StoreError> {
-        let mut state = self.lock();
-        let bytes = job_bytes(self.healed(&mut state)?, key)?;
-        Ok(bytes.map(|bytes| record::job_from_bytes(key, &bytes)).transpose()?)
+        self.guarded(|state| tables::job(self.healed(state)?, key))
     }
 
     /// Jobs of a tenant, newest first.
@@ -243,43 +242,15 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn list(&self, tenant: &Arc<str>, listing: &Listing) -> Result<Page, StoreError> {
-        let mut state = self.lock();
-        let jobs = self.healed(&mut state)?.begin_read()?.open_table(JOBS)?;
-        let end = listing.before.map_or(u64::MAX, JobId::number);
-        let (mut page, mut bytes) = (Page::default(), 0);
-        for entry in jobs.range((&**tenant, 0)..(&**tenant, end))?.rev() {
-            let (id, value) = entry?;
-            let key = JobKey { tenant: Arc::clone(tenant), id: JobId::new(id.value().1) };
-            let job = record::job_from_bytes(&key, value.value())?;
-            if !listing.states.is_empty() && !listing.states.contains(&job.state.name()) {
-                continue;
-            }
-            bytes += value.value().len();
-            if page.jobs.len() == listing.limit || (bytes > PAGE_BYTES && !page.jobs.is_empty()) {
-                page.more = true;
-                break;
-            }
-            page.jobs.push(job);
-        }
-        Ok(page)
+        self.guarded(|state| tables::list(self.healed(state)?, tenant, listing))
     }
 
-    /// Every job of every tenant, oldest first; for the start of a server.
+    /// Every job of every tenant.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn all(&self) -> Result<Vec<Job>, StoreError> {
-        let mut state = self.lock();
-        let table = self.healed(&mut state)?.begin_read()?.open_table(JOBS)?;
-        let mut jobs = Vec::new();
-        for entry in table.iter()? {
-            let (key, value) = entry?;
-            let (tenant, id) = key.value();
-            let key = JobKey { tenant: tenant.into(), id: JobId::new(id) };
-            jobs.push(record::job_from_bytes(&key, value.value())?);
-        }
-        jobs.sort_by_key(|job| job.key.id);
-        Ok(jobs)
+    pub fn all(&self) -> Result<All, StoreError> {
+        self.guarded(|state| tables::all(self.healed(state)?))
     }
 
     /// At most `limit` events, fewer where they are large, the first of which has the number `from`; `None` where
@@ -288,34 +259,16 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn events(&self, key: &JobKey, from: u64, limit: usize) -> Result<Option<Replay>, StoreError> {
-        let mut state = self.lock();
-        let database = self.healed(&mut state)?;
-        let Some(bytes) = job_bytes(database, key)? else { return Ok(None) };
-        let job = record::job_from_bytes(key, &bytes)?;
-        let table = database.begin_read()?.open_table(EVENTS)?;
-        let (tenant, id) = (&*key.tenant, key.id.number());
-        let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
-        let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
-        if from < oldest {
-            return Ok(Some(Replay::Gone { oldest }));
-        }
-        if from > job.last_event + 1 {
-            return Ok(Some(Replay::Future { next: job.last_event + 1 }));
-        }
-        let (mut events, mut bytes) = (Vec::new(), 0);
-        for entry in table.range((tenant, id, from)..=(tenant, id, u64::MAX))?.take(limit) {
-            let (number, value) = entry?;
-            bytes += value.value().len();
-            if bytes > REPLAY_BYTES && !events.is_empty() {
-                break;
-            }
-            events.push(record::event_from_bytes(key, number.value().2, value.value())?);
-        }
-        let complete = job.state.is_ended() && from + events.len() as u64 == job.last_event + 1;
-        Ok(Some(Replay::Events { events, complete }))
+        self.guarded(|state| {
+            let database = self.healed(state)?;
+            let Some(job) = tables::job(database, key)? else { return Ok(None) };
+            tables::events(database, &job, from, limit).map(Some)
+        })
     }
 
-    /// Removes a job with its events and its request id, if `check` finds nothing against it.
+    /// Removes a job with its events and its request id, if `check` finds nothing against it. One that is damaged goes
+    /// without further questions; whoever asks for that has named it. Until [`Self::forget`], the store remembers that it
+    /// was deleted.
     ///
     /// # Errors
     /// There is no such job, or what `check` says. See [`StoreError`] for the rest.
@@ -323,17 +276,64 @@ impl JobStore {
         &self,
         key: &JobKey,
         check: impl FnOnce(&Job) -> Result<(), E>,
-    ) -> Result<Job, UpdateError<E>> {
+    ) -> Result<(), UpdateError<E>> {
+        self.guarded(|state| {
+            let database = self.healed(state)?;
+            match tables::job(database, key) {
+                Ok(job) => {
+                    let job = job.ok_or(UpdateError::Unknown)?;
+                    check(&job).map_err(UpdateError::Refused)?;
+                }
+                Err(StoreError::DamagedJob { .. }) => {}
+                Err(other) => return Err(other.into()),
+            }
+            if let Err(cause) = tables::remove(database, key) {
+                state.database = None;
+                return Err(UpdateError::Store(cause.into()));
+            }
+            Ok(())
+        })
+    }
+
+    /// Jobs that were deleted and not [forgotten](Self::forget), of which there is nothing here any more.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn deleted(&self) -> Result<Vec<JobId>, StoreError> {
+        self.guarded(|state| tables::deleted(self.healed(state)?))
+    }
+
+    /// Nothing is left of a deleted job anywhere.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub fn forget(&self, id: JobId) -> Result<(), StoreError> {
+        self.guarded(|state| {
+            let forgotten = tables::forget(self.healed(state)?, id);
+            if forgotten.is_err() {
+                state.database = None;
+            }
+            Ok(forgotten?)
+        })
+    }
+
+    /// Works on the database with a panic as damage, after which it is opened anew: redb promises no more where a file was
+    /// changed behind its back.
+    fn guarded<T, E: From<DatabaseError>>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, E>,
+    ) -> Result<T, E> {
         let mut state = self.lock();
-        let database = self.healed(&mut state)?;
-        let bytes = job_bytes(database, key)?.ok_or(UpdateError::Unknown)?;
-        let job = record::job_from_bytes(key, &bytes).map_err(StoreError::from)?;
-        check(&job).map_err(UpdateError::Refused)?;
-        if let Err(cause) = remove(database, &job) {
+        let mut calm = false;
+        let done = guard(|| {
+            let done = work(&mut state);
+            calm = true;
+            done
+        });
+        if !calm {
             state.database = None;
-            return Err(UpdateError::Store(cause.into()));
         }
-        Ok(job)
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -343,10 +343,10 @@ impl JobStore {
     /// The database, opened again if need be, with nothing half done.
     fn healed<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
         if state.database.is_none() {
-            state.database = Some(open(&*self.volume)?);
+            state.database = Some(opening::open(&*self.volume)?);
         }
         if let Some(stroke) = &state.pending {
-            let done = state.database.as_ref().map(|database| apply(database, stroke, self.bounds));
+            let done = state.database.as_ref().map(|database| tables::apply(database, stroke, self.bounds));
             if let Some(Err(cause)) = done {
                 state.database = None;
                 return Err(cause.into());
@@ -379,78 +379,12 @@ impl Stroke {
     fn new(edit: &Edit, kind: StrokeKind) -> Self {
         let (job, happened, now) = edit.clone().into_parts();
         let first = job.last_event + 1 - happened.len() as u64;
-        let bytes = |(attempt, what): &(u32, Happening)| record::event_to_bytes(*attempt, now, what);
-        let events = (first..).zip(happened.iter().map(bytes)).collect();
+        let event = |(number, what): (u64, &(u32, Happening))| {
+            (number, record::event_to_bytes(&job.key, number, what, now))
+        };
+        let events = (first..).zip(&happened).map(event).collect();
         Self { job: record::job_to_bytes(&job), events, kind, key: job.key }
     }
-}
-
-fn open(volume: &dyn Volume) -> Result<Database, DatabaseError> {
-    Database::open(volume, FILE, CACHE_BYTES)
-}
-
-fn job_bytes(database: &Database, key: &JobKey) -> Result<Option<Vec<u8>>, StoreError> {
-    let table = database.begin_read()?.open_table(JOBS)?;
-    let value = table.get((&*key.tenant, key.id.number()))?;
-    Ok(value.map(|value| value.value().to_vec()))
-}
-
-fn job_of_request(database: &Database, tenant: &Arc<str>, request: &str) -> Result<Option<Job>, StoreError> {
-    let table = database.begin_read()?.open_table(REQUESTS)?;
-    let Some(id) = table.get((&**tenant, request))? else { return Ok(None) };
-    let key = JobKey { tenant: Arc::clone(tenant), id: JobId::new(id.value()) };
-    let bytes = job_bytes(database, &key)?;
-    Ok(bytes.map(|bytes| record::job_from_bytes(&key, &bytes)).transpose()?)
-}
-
-fn count_jobs(database: &Database, tenant: &str) -> Result<usize, StoreError> {
-    let table = database.begin_read()?.open_table(JOBS)?;
-    Ok(table.range((tenant, 0)..=(tenant, u64::MAX))?.count())
-}
-
-fn next_id(database: &Database) -> Result<u64, StoreError> {
-    Ok(database.begin_read()?.open_table(META)?.get("next_id")?.map_or(1, |next| next.value()))
-}
-
-fn apply(database: &Database, stroke: &Stroke, bounds: Bounds) -> Result<(), DatabaseError> {
-    let write = database.begin_write()?;
-    write_stroke(&write, stroke, bounds)?;
-    database.commit(write)
-}
-
-fn write_stroke(write: &WriteTransaction, stroke: &Stroke, bounds: Bounds) -> Result<(), DatabaseError> {
-    let (tenant, id) = (&*stroke.key.tenant, stroke.key.id.number());
-    write.open_table(JOBS)?.insert((tenant, id), &*stroke.job)?;
-    if let StrokeKind::Creates { request_id } = &stroke.kind {
-        write.open_table(META)?.insert("next_id", id + 1)?;
-        if let Some(request_id) = request_id {
-            write.open_table(REQUESTS)?.insert((tenant, &**request_id), id)?;
-        }
-    }
-    let mut events = write.open_table(EVENTS)?;
-    for (number, bytes) in &stroke.events {
-        events.insert((tenant, id, *number), &**bytes)?;
-    }
-    let last = stroke.events.last().map_or(0, |(number, _)| *number);
-    let first_kept = (last + 1).saturating_sub(bounds.events_retained_max);
-    let mut old = events.extract_from_if((tenant, id, 0)..(tenant, id, first_kept), |_, _| true)?;
-    old.try_for_each(|removed| removed.map(drop))?;
-    Ok(())
-}
-
-fn remove(database: &Database, job: &Job) -> Result<(), DatabaseError> {
-    let (tenant, id) = (&*job.key.tenant, job.key.id.number());
-    let write = database.begin_write()?;
-    write.open_table(JOBS)?.remove((tenant, id))?;
-    if let Some(request_id) = &job.order.request_id {
-        write.open_table(REQUESTS)?.remove((tenant, &**request_id))?;
-    }
-    {
-        let mut events = write.open_table(EVENTS)?;
-        let mut all = events.extract_from_if((tenant, id, 0)..=(tenant, id, u64::MAX), |_, _| true)?;
-        all.try_for_each(|removed| removed.map(drop))?;
-    }
-    database.commit(write)
 }
 
 impl From<DatabaseError> for StoreError {
@@ -464,9 +398,21 @@ impl From<DatabaseError> for StoreError {
     }
 }
 
-impl From<RecordError> for StoreError {
-    fn from(cause: RecordError) -> Self {
-        Self::Damaged(cause.to_string())
+impl StoreError {
+    fn of_job(id: JobId) -> impl Fn(RecordError) -> Self {
+        move |cause| Self::DamagedJob { id, cause: cause.to_string() }
+    }
+}
+
+impl From<DatabaseError> for AddError {
+    fn from(cause: DatabaseError) -> Self {
+        Self::Store(cause.into())
+    }
+}
+
+impl<E> From<DatabaseError> for UpdateError<E> {
+    fn from(cause: DatabaseError) -> Self {
+        Self::Store(cause.into())
     }
 }
 
@@ -481,6 +427,8 @@ macro_rules! from_redb {
 }
 from_redb!(redb::StorageError, redb::TableError);
 
+#[cfg(test)]
+mod damage;
 #[cfg(test)]
 mod faults;
 #[cfg(test)]

@@ -213,6 +213,9 @@ impl From<JobStoreError> for Problem {
                 Self::new(Code::Unavailable, "JOB_STORE_UNAVAILABLE", message).retry_after(RETRY_AFTER_DRAIN)
             }
             JobStoreError::Damaged(_) => Self::new(Code::DataLoss, "JOB_STORE_DAMAGED", message),
+            JobStoreError::DamagedJob { id, .. } => {
+                Self::new(Code::DataLoss, "JOB_DAMAGED", message).with_metadata("job_id", id)
+            }
             JobStoreError::Newer { .. } => Self::new(Code::FailedPrecondition, "JOB_STORE_NEWER", message),
         }
     }
@@ -289,7 +292,7 @@ impl From<RegistryError> for Problem {
             RegistryError::Io { cause, .. } if cause.kind() == io::ErrorKind::StorageFull => {
                 Self::new(Code::ResourceExhausted, "DISK_FULL", "the disk of the models is full")
             }
-            RegistryError::Lock(_) | RegistryError::Io { .. } | RegistryError::ActiveRecord { .. } => {
+            RegistryError::Lock(_) | RegistryError::Io { .. } => {
                 tracing::error!(cause = message, "the models cannot be read or written");
                 Self::new(Code::Internal, reason, "the models cannot be read or written")
             }

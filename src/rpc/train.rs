@@ -13,21 +13,26 @@ use crate::wire;
 
 /// The jobs of a server, for the services that need them. Cloning it is cheap.
 #[derive(Clone, Debug)]
-pub struct JobAccess(Option<Arc<Jobs>>);
+pub enum JobAccess {
+    Open(Arc<Jobs>),
+    /// The server has no data folder.
+    NoDataDir,
+    /// Their store cannot be read, and is kept as it is.
+    Damaged(Arc<str>),
+}
 
 impl JobAccess {
-    /// Without jobs, everything is refused.
-    pub fn new(jobs: Option<Arc<Jobs>>) -> Self {
-        Self(jobs)
-    }
-
     /// # Errors
-    /// The server has no data folder.
+    /// The server has no data folder, or the store of its jobs is damaged.
     pub fn jobs(&self) -> Result<&Arc<Jobs>, Problem> {
-        self.0.as_ref().ok_or_else(|| {
-            let message = "this server trains no models: store.data_dir is empty";
-            Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message)
-        })
+        match self {
+            Self::Open(jobs) => Ok(jobs),
+            Self::NoDataDir => {
+                let message = "this server trains no models: store.data_dir is empty";
+                Err(Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message))
+            }
+            Self::Damaged(cause) => Err(Problem::new(Code::DataLoss, "JOB_STORE_DAMAGED", cause.to_string())),
+        }
     }
 }
 

@@ -51,8 +51,9 @@ impl wire::training_jobs_server::TrainingJobs for TrainingJobsService {
         let page = self.access.jobs()?.list(tenant, listing).await.map_err(Problem::from)?;
         let last = page.jobs.last().filter(|_| page.more);
         let next_page_token = next_token(last.map(|job| &job.key.id));
+        let damaged_job_ids = page.damaged.iter().map(ToString::to_string).collect();
         let jobs = page.jobs.into_iter().map(convert::job).collect();
-        Ok(Response::new(wire::ListTrainingJobsResponse { jobs, next_page_token }))
+        Ok(Response::new(wire::ListTrainingJobsResponse { jobs, next_page_token, damaged_job_ids }))
     }
 
     type WatchTrainingJobStream = ResponseStream<wire::TrainEvent>;

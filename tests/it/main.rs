@@ -26,6 +26,8 @@ mod processors;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;
+#[cfg(feature = "torch")]
+mod rot;
 mod server;
 #[cfg(feature = "torch")]
 mod signals;

@@ -98,7 +98,8 @@ impl Trial {
 
     /// The store is in one of the states in which it may be, and from now on in that.
     fn settle(&mut self, store: &JobStore) {
-        let Ok(jobs) = store.all() else { return };
+        let Ok(All { jobs, damaged }) = store.all() else { return };
+        assert_eq!(damaged, []);
         let found: Vec<(JobId, u64)> = jobs.iter().map(|job| (job.key.id, job.last_event)).collect();
         let ends =
             |model: &Model| model.iter().map(|(id, (job, _))| (*id, job.last_event)).collect::<Vec<_>>();

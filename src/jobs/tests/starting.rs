@@ -28,3 +28,35 @@ async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
     let stage = Stage::on(folder, &format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#), |_| {}).await;
     assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
 }
+
+#[tokio::test]
+async fn folders_of_deleted_jobs_go_and_no_other_does() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let galleries = Arc::new(shelf(&place));
+    let folder = place.path().join("jobs");
+    let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
+    let open = async || Jobs::open(settings(&folder, &galleries), bounds, Arc::new(())).await;
+    drop(open().await.expect("jobs"));
+    let keys = {
+        let store = JobStore::open(Box::new(Folder(folder.clone())), bounds).expect("a store");
+        let keys = [(); 2].map(|()| {
+            match store.add(&"default".into(), Order::default(), crate::gallery::Time::from_nanos(1)) {
+                Ok(Added::New(job)) => job.key,
+                other => panic!("{other:?}"),
+            }
+        });
+        // As by a server that was killed before it came to the folder.
+        store.delete(&keys[1], |_| Ok::<(), ()>(())).expect("deleted");
+        keys
+    };
+    for id in [1, 2, 9] {
+        std::fs::create_dir(folder.join(format!("job-{id}"))).expect("writable");
+    }
+    let jobs = open().await.expect("jobs");
+    let left = [1, 2, 9].map(|id| folder.join(format!("job-{id}")).exists());
+    assert_eq!(left, [true, false, true]);
+    jobs.get(&keys[0]).await.expect("it is there");
+    drop(jobs);
+    let store = JobStore::open(Box::new(Folder(folder.clone())), bounds).expect("a store");
+    assert_eq!(store.deleted().expect("readable"), []);
+}
