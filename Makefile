@@ -91,7 +91,7 @@ bench-gallery: ## Measures the search of galleries beside memory bandwidth and, 
 
 torture: setup ## Kills servers amid every call that changes something, and flips bytes of what they keep, 1,000 times each
 	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --test it torture:: -- --nocapture
-	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --lib gallery::tests::rot -- --nocapture
+	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --lib -- gallery::tests::rot flipped --nocapture
 
 bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
 	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))

@@ -131,10 +131,12 @@ pub fn rounds() -> usize {
     std::env::var("SHIPREID_TORTURE_ROUNDS").map_or(30, |rounds| rounds.parse().expect("a number"))
 }
 
-/// Puts another byte in the place of one of a file, and says which.
+/// Puts another byte in the place of one of a file that says something, as most of an almost empty database does not, and
+/// says which.
 pub fn flip(path: &std::path::Path, random: &mut ChaCha8Rng) -> String {
     let mut bytes = std::fs::read(path).expect("readable");
-    let place = random.random_range(0..bytes.len());
+    let places: Vec<usize> = (0..bytes.len()).filter(|place| bytes[*place] != 0).collect();
+    let place = places[random.random_range(0..places.len())];
     let before = bytes[place];
     bytes[place] ^= random.random_range(1..=u8::MAX);
     std::fs::write(path, &bytes).expect("writable");

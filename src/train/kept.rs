@@ -15,7 +15,7 @@ use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSizeRule, SourceCh
 const LIST: &str = "manifest.jsonl";
 
 /// A line of the list.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
     file: String,
@@ -26,6 +26,9 @@ struct Line {
     pixel_size_m: [Option<f64>; 2],
     /// Column and row of the center, length, width, angle in degrees.
     oriented_box: Option<[f64; 5]>,
+    /// SHA-256 over the rest of this line and the image, in hexadecimal digits. Absent in lists of earlier releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
 }
 
 /// Writes such a folder.
@@ -65,6 +68,29 @@ pub struct Division {
     pub gallery: Vec<Image>,
 }
 
+impl Line {
+    fn digest(&self, image: &[u8]) -> io::Result<String> {
+        let line = serde_json::to_vec(&Self { sha256: None, ..self.clone() })?;
+        let digest = Sha256::new().chain_update(line).chain_update(image).finalize();
+        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// # Errors
+    /// The image cannot be read, or it or this line is not what was written.
+    fn check(&self, folder: &Path) -> Result<(), DatasetError> {
+        let Some(expected) = &self.sha256 else { return Ok(()) };
+        let path = folder.join(&self.file);
+        match fs::read(&path).and_then(|image| self.digest(&image)) {
+            Ok(found) if found == *expected => Ok(()),
+            Ok(_) => Err(DatasetError::Unreadable {
+                path,
+                cause: io::Error::other("it is not the chip that was copied: its digest is another one"),
+            }),
+            Err(cause) => Err(DatasetError::Unreadable { path, cause }),
+        }
+    }
+}
+
 impl KeptWriter {
     /// Into a folder that is empty.
     ///
@@ -81,7 +107,7 @@ impl KeptWriter {
         let file = format!("{:08}", self.count);
         fs::write(self.folder.join(&file), &chip.image)?;
         let View { modality, pixel_size, oriented_box } = chip.view;
-        let line = Line {
+        let mut line = Line {
             file,
             identity: identity.to_owned(),
             modality: modality.name().to_owned(),
@@ -90,7 +116,9 @@ impl KeptWriter {
                 let (x, y) = cut.center();
                 [x, y, cut.length(), cut.width(), cut.angle_deg()]
             }),
+            sha256: None,
         };
+        line.sha256 = Some(line.digest(&chip.image)?);
         serde_json::to_writer(&mut self.list, &line)?;
         self.list.write_all(b"\n")?;
         self.count += 1;
@@ -113,14 +141,17 @@ impl KeptChips {
         folder.join(LIST).is_file()
     }
 
+    /// Reads the list, and every image once, to see that they are what was written.
+    ///
     /// # Errors
-    /// The list cannot be read, is none, or is empty.
+    /// The list or an image cannot be read or was changed, the list is none, or it is empty.
     pub fn read(folder: &Path) -> Result<Self, DatasetError> {
         let path = folder.join(LIST);
         let unreadable = |cause| DatasetError::Unreadable { path: path.clone(), cause };
         let text = fs::read_to_string(&path).map_err(unreadable)?;
         let lines = text.lines().map(serde_json::from_str::<Line>).collect::<Result<Vec<_>, _>>();
         let lines = lines.map_err(|cause| unreadable(cause.into()))?;
+        lines.iter().try_for_each(|line| line.check(folder))?;
         let names: BTreeSet<&str> = lines.iter().map(|line| line.identity.as_str()).collect();
         let numbers: BTreeMap<&str, i64> = names.iter().copied().zip(0..).collect();
         let image = |line: &Line| {
@@ -317,6 +348,32 @@ mod tests {
             fs::write(folder.path().join(LIST), text).expect("writable");
             let error = KeptChips::read(folder.path()).expect_err("no list").to_string();
             assert!(error.contains(&folder.path().display().to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn whichever_byte_of_kept_chips_is_flipped_no_other_chips_are_learned_from() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut writer = KeptWriter::new(folder.path()).expect("writable");
+        for (identity, modality) in [("a", Modality::Sar), ("b", Modality::Optical)] {
+            let chip = SourceChip { image: vec![7; 5].into(), view: View::plain(modality) };
+            writer.add(identity, &chip).expect("writable");
+        }
+        writer.finish().expect("writable");
+        let whole = KeptChips::read(folder.path()).expect("readable");
+        for file in [LIST, "00000000", "00000001"] {
+            let path = folder.path().join(file);
+            let bytes = fs::read(&path).expect("readable");
+            for place in 0..bytes.len() {
+                let mut flipped = bytes.clone();
+                flipped[place] ^= 1 << (place % 8);
+                fs::write(&path, flipped).expect("writable");
+                match KeptChips::read(folder.path()) {
+                    Ok(found) => assert!(file == LIST && found == whole, "{file}, byte {place}"),
+                    Err(cause) => assert!(cause.to_string().contains("0000") || file == LIST, "{cause}"),
+                }
+            }
+            fs::write(&path, bytes).expect("writable");
         }
     }
 }
