@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
+use std::thread;
 
 use redb::{
     Builder, CommitError, ReadTransaction, ReadableDatabase, StorageBackend, StorageError, TableError,
@@ -163,8 +164,22 @@ fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Res
 /// # Errors
 /// What `read` gives, and damage where it panics.
 pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    static QUIET: Once = Once::new();
-    QUIET.call_once(|| {
+    quiet_panics();
+    let damaged = || DatabaseError::Damaged("its pages contradict each other".into());
+    let before = GUARDED.replace(true);
+    let read = catch_unwind(AssertUnwindSafe(read));
+    GUARDED.set(before);
+    read.unwrap_or_else(|_| Err(damaged().into()))
+}
+
+/// Lets panics that [`guard`] answers for pass without a word, from the first call on.
+fn quiet_panics() {
+    static ONCE: Once = Once::new();
+    // Of a thread that panics the hook cannot be changed.
+    if thread::panicking() {
+        return;
+    }
+    ONCE.call_once(|| {
         let tell = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
             if GUARDED.get() {
@@ -174,11 +189,6 @@ pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> 
             }
         }));
     });
-    let damaged = || DatabaseError::Damaged("its pages contradict each other".into());
-    let before = GUARDED.replace(true);
-    let read = catch_unwind(AssertUnwindSafe(read));
-    GUARDED.set(before);
-    read.unwrap_or_else(|_| Err(damaged().into()))
 }
 
 thread_local! {

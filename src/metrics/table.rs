@@ -380,13 +380,7 @@ pub const TABLE: &[Group] = &[
                 &[("outcome", "`ok`, or the reason of the error")],
                 "Activations of a model.",
             ),
-            metric(
-                ACTIVATION,
-                Kind::Gauge,
-                "seconds",
-                &[],
-                "How long the last activation took that succeeded.",
-            ),
+            metric(ACTIVATION, Kind::Gauge, "seconds", &[], "What the last one took that succeeded."),
             metric(
                 FOLLOWING,
                 Kind::Gauge,

@@ -273,10 +273,7 @@ impl Registry {
         self.write_active(active)
     }
 
-    /// Remembers, durably, that a model serves that is none of the registry's.
-    ///
-    /// # Errors
-    /// The record cannot be written; the old one then stays.
+    /// The same for a model that is none of the registry's.
     pub(super) fn set_active_preset(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.write_active(active)

@@ -392,6 +392,27 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
 }
 
 #[tokio::test]
+async fn a_server_that_stays_full_stalls_galleries_until_it_has_room() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut life = Life::begin(folder.path(), open_gate()).await;
+    let gallery = life.gallery("g", 1, true).await;
+    let mut course = life.activate(1).await;
+    let pipeline = Arc::clone(&life.follower.pipeline);
+    let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
+    let everything = pipeline.admit(&course.active, &caller, 99, 0).expect("it is empty");
+    tokio::time::pause();
+    life.follower.settle(&mut course).await;
+    let following = gallery.info().following.expect("on its way");
+    assert_eq!(following.stalled.as_deref(), Some("the server had no room for its chips for 60 s"));
+    drop(everything);
+    tokio::time::advance(Duration::from_secs(10)).await;
+    tokio::time::resume();
+    life.follower.settle(&mut course).await;
+    check(&gallery, 1, 1);
+    life.end().await;
+}
+
+#[tokio::test]
 async fn what_stalls_is_tried_ever_later_and_sooner_once_it_was_written_to() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let life = Life::begin(folder.path(), open_gate()).await;
