@@ -10,7 +10,9 @@ use prost::Message;
 
 use super::entry::{Entry, Time};
 use super::index::RowId;
-use super::store::record::{ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, unseal};
+use super::store::record::{
+    ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, vector_bytes,
+};
 use super::store::{About, Snapshot, StoreError};
 use crate::chip::SourceChip;
 use crate::durable::{DatabaseError, guard};
@@ -187,17 +189,13 @@ impl Export {
     }
 
     fn row(&self, row: u64, record: RowRecord) -> Result<ArchivedRow, StoreError> {
-        let missing = || StoreError::Unreadable(format!("row {row} is missing"));
-        let tables = self.snapshot.tables();
-        let vector = tables.vectors.get(row).map_err(DatabaseError::from)?.ok_or_else(missing)?;
-        let chip = match (&tables.chips, self.chips) {
-            (Some(chips), Chips::With) if record.chip_bytes > 0 => {
-                let chip = chips.get(row).map_err(DatabaseError::from)?.ok_or_else(missing)?;
-                Some(decode(chip.value())?)
-            }
-            _ => None,
+        let mut values = vec![0.0; self.snapshot.about().dimension];
+        self.snapshot.vector(RowId(row), &mut values)?;
+        let chip = match self.chips {
+            Chips::With => self.snapshot.chip_record(RowId(row))?,
+            Chips::Without => None,
         };
-        Ok(ArchivedRow { row, entry: record.entry, vector: unseal(vector.value())?.to_vec(), chip })
+        Ok(ArchivedRow { row, entry: record.entry, vector: vector_bytes(&values), chip })
     }
 }
 

@@ -9,6 +9,9 @@ const CODE_MAX: f32 = 127.0;
 /// Covers the rounding of lengths and of scores to f32, for up to 4,096 values.
 const ROUNDING: f32 = 4e-6;
 
+/// Between the residuals of one vector, whatever computed them.
+const RESIDUAL_ROUNDING: f32 = 1e-5;
+
 /// One vector as `scale * codes`, and the length of the residual that this leaves out.
 ///
 /// The scale is the one that leaves out least, so the residual is orthogonal to the codes.
@@ -40,8 +43,7 @@ impl Code {
         let along: f64 = pairs().map(|(value, code)| value * code).sum();
         let length: f64 = pairs().map(|(_, code)| code * code).sum();
         let scale = if length > 0.0 { (along / length) as f32 } else { 0.0 };
-        let left = |(value, code): (f64, f64)| (value - f64::from(scale) * code).powi(2);
-        let residual = pairs().map(left).sum::<f64>().sqrt() as f32;
+        let residual = residual(vector, &codes, scale);
         Self { codes, scale, residual }
     }
 
@@ -52,6 +54,20 @@ impl Code {
 
     pub fn parts(&self) -> CodeRef<'_> {
         CodeRef { codes: &self.codes, scale: self.scale, residual: self.residual }
+    }
+}
+
+/// The length of what a code leaves out of a vector.
+fn residual(vector: &[f32], codes: &[i8], scale: f32) -> f32 {
+    let left = |(value, code): (&f32, &i8)| (f64::from(*value) - f64::from(scale) * f64::from(*code)).powi(2);
+    vector.iter().zip(codes).map(left).sum::<f64>().sqrt() as f32
+}
+
+impl CodeRef<'_> {
+    /// Whether it can be the code of this vector; of another direction it is not.
+    pub fn is_of(&self, vector: &[f32]) -> bool {
+        let found = residual(vector, self.codes, self.scale);
+        vector.len() == self.codes.len() && (found - self.residual).abs() <= RESIDUAL_ROUNDING
     }
 }
 

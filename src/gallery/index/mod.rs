@@ -131,6 +131,11 @@ impl Index {
         self.slot(row).is_some()
     }
 
+    /// Whether a vector can be that of a row, by its code; `false` where the row is not there.
+    pub fn is_of(&self, row: RowId, vector: &[f32]) -> bool {
+        self.slot(row).is_some_and(|slot| self.segments[slot / ROWS].codes().code(slot % ROWS).is_of(vector))
+    }
+
     /// Replaces what is known of an entry; its vector stays. `false` where it is not there.
     pub fn update(&mut self, row: RowId, entry: &Entry) -> bool {
         let Some(slot) = self.slot(row) else { return false };

@@ -9,7 +9,7 @@ use super::error::StoreError;
 use super::operation::{Conflict, Enrolled, Enrolment, Field, Selector, Update, Updated};
 use super::quota::{Allowance, Quotas};
 use super::record::{
-    ChipRecord, RowRecord, StateRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
+    ChipRecord, EntryRecord, RowRecord, StateRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
 };
 use super::schema::{About, ENTRIES, GONE, IDS, write_state};
 use crate::durable::DatabaseError;
@@ -74,6 +74,7 @@ struct Stored {
     /// Of its record.
     bytes: u64,
     chip_bytes: u64,
+    chip_checksum: Option<u32>,
 }
 
 impl<'t> Batch<'t> {
@@ -118,7 +119,7 @@ impl<'t> Batch<'t> {
         let chip = enrolment.chip.as_ref().filter(|_| self.ground.about.keeps_chips);
         let chip = chip.map(|chip| encode(&ChipRecord::from(chip)));
         let vector = embedding.as_slice();
-        let record = encode(&RowRecord::new(entry, chip.as_ref().map_or(0, |chip| chip.len() as u64)));
+        let record = encode(&RowRecord::new(EntryRecord::from(entry), chip.as_deref()));
         let stored = seal(vector_bytes(vector));
         let bytes = (record.len() + stored.len() + chip.as_ref().map_or(0, Vec::len)) as u64;
         self.account(previous.as_ref().map_or(0, |previous| self.bytes(previous)), bytes)?;
@@ -311,8 +312,8 @@ impl<'t> Batch<'t> {
         let record = record.ok_or_else(|| StoreError::Unreadable(format!("row {} is missing", row.0)))?;
         let bytes = record.value().len() as u64;
         let record: RowRecord = decode(record.value())?;
-        let chip_bytes = record.chip_bytes;
-        Ok(Stored { row, entry: record.into_entry()?, bytes, chip_bytes })
+        let RowRecord { chip_bytes, chip_checksum, .. } = record;
+        Ok(Stored { row, entry: record.into_entry()?, bytes, chip_bytes, chip_checksum })
     }
 
     /// Everything that is stored of a row.
@@ -379,7 +380,9 @@ impl<'t> Batch<'t> {
     /// Replaces what is known of rows, all or none.
     fn rewrite(&mut self, changed: impl IntoIterator<Item = (Stored, Entry)>) -> Result<(), StoreError> {
         let record = |(stored, entry): (Stored, Entry)| {
-            let record = encode(&RowRecord::new(&entry, stored.chip_bytes));
+            let Stored { chip_bytes, chip_checksum, .. } = stored;
+            let record = RowRecord { entry: Some(EntryRecord::from(&entry)), chip_bytes, chip_checksum };
+            let record = encode(&record);
             (stored, entry, record)
         };
         let differs = |(stored, entry): &(Stored, Entry)| stored.entry != *entry;

@@ -104,8 +104,7 @@ impl Foundation {
 impl NewRow {
     pub fn new(row: RowId, entry: EntryRecord, vector: Vec<u8>, chip: Option<&ChipRecord>) -> Self {
         let (id, chip) = (entry.id().to_owned(), chip.map(encode));
-        let chip_bytes = chip.as_ref().map_or(0, |chip| chip.len() as u64);
-        let record = encode(&RowRecord { entry: Some(entry), chip_bytes });
+        let record = encode(&RowRecord::new(entry, chip.as_deref()));
         Self { row, id, record, vector: seal(vector), chip }
     }
 

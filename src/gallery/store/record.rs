@@ -35,6 +35,11 @@ pub fn unseal(sealed: &[u8]) -> Result<&[u8], Damage> {
     }
 }
 
+/// The checksum behind what was [sealed](seal).
+fn seal_of(sealed: &[u8]) -> Option<u32> {
+    sealed.last_chunk().map(|checksum| u32::from_le_bytes(*checksum))
+}
+
 /// Reads a sealed message.
 ///
 /// # Errors
@@ -194,6 +199,9 @@ pub struct RowRecord {
     /// Bytes of its kept chip; 0 without one.
     #[prost(uint64, tag = "2")]
     pub chip_bytes: u64,
+    /// Of its kept chip, which a changed key would take for another row's. Earlier programs left it out.
+    #[prost(fixed32, optional, tag = "3")]
+    pub chip_checksum: Option<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -323,8 +331,16 @@ impl TryFrom<ObservationRecord> for Observation {
 }
 
 impl RowRecord {
-    pub fn new(entry: &Entry, chip_bytes: u64) -> Self {
-        Self { entry: Some(EntryRecord::from(entry)), chip_bytes }
+    /// A row whose chip, if it has one, is stored as `sealed`.
+    pub fn new(entry: EntryRecord, sealed: Option<&[u8]>) -> Self {
+        let chip_bytes = sealed.map_or(0, |sealed| sealed.len() as u64);
+        Self { entry: Some(entry), chip_bytes, chip_checksum: sealed.and_then(seal_of) }
+    }
+
+    /// Whether a stored chip is the row's, as far as the row knows it.
+    pub fn has_chip(&self, sealed: &[u8]) -> bool {
+        let is_sealed_so = self.chip_checksum.is_none_or(|checksum| seal_of(sealed) == Some(checksum));
+        self.chip_bytes == sealed.len() as u64 && is_sealed_so
     }
 
     /// # Errors

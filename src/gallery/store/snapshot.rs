@@ -164,14 +164,18 @@ impl Snapshot {
     /// There is no such row, or it cannot be read.
     pub fn vector(&self, row: RowId, values: &mut [f32]) -> Result<(), StoreError> {
         let vector = |sealed: &[u8]| read_vector(unseal(sealed)?, values);
-        read(&self.tables.vectors, row, vector)?.ok_or_else(|| missing(row))
+        read(&self.tables.vectors, row, vector)?.ok_or_else(|| missing(row))?;
+        // A changed key leads to the vector of another row.
+        if self.index.is_of(row, values) { Ok(()) } else { Err(misplaced("embedding", row)) }
     }
 
     /// # Errors
     /// There is no such row, or it cannot be read.
     pub fn embedding(&self, row: RowId) -> Result<Embedding, StoreError> {
         let embedding = |sealed: &[u8]| read_embedding(unseal(sealed)?, self.about.dimension);
-        read(&self.tables.vectors, row, embedding)?.ok_or_else(|| missing(row))
+        let embedding = read(&self.tables.vectors, row, embedding)?.ok_or_else(|| missing(row))?;
+        let is_its = self.index.is_of(row, embedding.as_slice());
+        if is_its { Ok(embedding) } else { Err(misplaced("embedding", row)) }
     }
 
     /// The source chip of a row, where one was enrolled and is kept.
@@ -179,13 +183,22 @@ impl Snapshot {
     /// # Errors
     /// There is no such row, or its chip should be there and cannot be read.
     pub fn chip(&self, row: RowId) -> Result<Option<SourceChip>, StoreError> {
+        let Some(record) = self.chip_record(row)? else { return Ok(None) };
+        let chip = SourceChip::try_from(record);
+        Ok(Some(chip.map_err(|damage| StoreError::Unreadable(format!("row {} {damage}", row.0)))?))
+    }
+
+    pub(in crate::gallery) fn chip_record(&self, row: RowId) -> Result<Option<ChipRecord>, StoreError> {
         let Some(chips) = &self.tables.chips else { return Ok(None) };
-        let chip = |sealed: &[u8]| decode::<ChipRecord>(sealed).and_then(SourceChip::try_from);
+        let of = read(&self.tables.entries, row, decode::<RowRecord>)?.ok_or_else(|| missing(row))?;
+        if of.chip_bytes == 0 {
+            return Ok(None);
+        }
+        let chip = |sealed: &[u8]| Ok(if of.has_chip(sealed) { Some(decode(sealed)?) } else { None });
         match read(chips, row, chip)? {
-            None if self.keeps_chip(row)? => {
-                Err(StoreError::Unreadable(format!("the chip of row {} is missing", row.0)))
-            }
-            chip => Ok(chip),
+            Some(Some(chip)) => Ok(Some(chip)),
+            Some(None) => Err(misplaced("chip", row)),
+            None => Err(StoreError::Unreadable(format!("the chip of row {} is missing", row.0))),
         }
     }
 
@@ -291,6 +304,10 @@ fn read<T>(
         let parsed = sealed.map(|sealed| parse(sealed.value())).transpose();
         parsed.map_err(|damage| StoreError::Unreadable(format!("row {} {damage}", row.0)))
     })
+}
+
+fn misplaced(what: &str, row: RowId) -> StoreError {
+    StoreError::Unreadable(format!("the {what} of row {} is that of another one", row.0))
 }
 
 fn missing(row: RowId) -> StoreError {

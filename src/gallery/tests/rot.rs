@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use redb::TableDefinition;
+use redb::{ReadableTable, TableDefinition};
 
 use super::*;
 use crate::gallery::store::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
@@ -247,6 +247,19 @@ async fn a_chip_that_is_missing_or_of_no_row_is_named() {
     assert_eq!(galleries.outcome().await, Outcome::Refused);
     let kept = fs::read(galleries.path(CHIPS)).expect("there");
     assert!(kept.windows(6).any(|part| part == b"a chip"), "what cannot be is kept to be looked at");
+}
+
+#[tokio::test]
+async fn what_a_changed_key_leads_to_is_not_taken_for_another_rows() {
+    let galleries = Galleries::new().await;
+    for (file, table) in [(CHIPS, CHIP_ROWS), (GALLERY, TableDefinition::new("vectors-1"))] {
+        galleries.spoil("", &[]);
+        change(&galleries.path(file), table, |table| {
+            let others = table.get(6).expect("readable").expect("there").value().to_vec();
+            table.insert(5, others.as_slice()).expect("writable");
+        });
+        assert_eq!(galleries.outcome().await, Outcome::Named);
+    }
 }
 
 #[tokio::test]
