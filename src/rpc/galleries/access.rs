@@ -178,7 +178,7 @@ mod tests {
 
     fn context(tenant: &str, deadline: Option<Instant>) -> CallContext {
         let mut extensions = http::Extensions::new();
-        extensions.insert(Principal { key_id: Some("k".into()), tenant: tenant.into() });
+        extensions.insert(Principal { key_id: Some("k".into()), tenant: tenant.into(), is_admin: false });
         CallContext::new(&extensions, deadline)
     }
 
