@@ -159,6 +159,15 @@ async fn a_storm_of_cancelled_calls_ends_its_own_connection_alone() {
     server.stop().await;
 }
 
+#[tokio::test]
+async fn balancers_may_ask_for_the_status_pages_over_http_2() {
+    let server = start_alone(&[]).await;
+    let (mut sender, _connection) = connect(server.metrics_address).await;
+    let request = Request::get("http://server/healthz").body(Full::new(Bytes::new()).boxed()).unwrap();
+    assert_eq!(sender.send_request(request).await.unwrap().status(), StatusCode::OK);
+    server.stop().await;
+}
+
 /// Kind and payload of the next HTTP/2 frame.
 async fn frame(stream: &mut TcpStream) -> (u8, Vec<u8>) {
     let mut head = [0; 9];
