@@ -198,8 +198,6 @@ fn open(root: &Path) -> Result<Shelf> {
         },
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 1 << 24,
     };
     Ok(Shelf::open(root, settings)?)
 }

@@ -112,7 +112,11 @@ impl Database {
 impl Drop for Database {
     fn drop(&mut self) {
         let database = self.database.take();
-        if let Err(cause) = guard(|| Ok::<_, DatabaseError>(drop(database))) {
+        let closed = guard(|| {
+            drop(database);
+            Ok::<_, DatabaseError>(())
+        });
+        if let Err(cause) = closed {
             tracing::error!(%cause, "a database cannot be closed in order");
         }
     }
