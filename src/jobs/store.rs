@@ -163,7 +163,7 @@ impl JobStore {
     /// It cannot be read as a whole, or is of a later release.
     pub fn open(volume: Box<dyn Volume>, bounds: Bounds) -> Result<Self, StoreError> {
         let database = opening::open(&*volume)?;
-        guard(|| opening::check(&database))?;
+        guard(|| opening::check(&database, bounds))?;
         let state = State { next_id_min: 1, database: Some(database), pending: None };
         Ok(Self { volume, bounds, state: Mutex::new(state) })
     }

@@ -416,7 +416,7 @@ pub const TABLE: &[Group] = &[
                 "jobs",
                 &[(
                     "state",
-                    "`queued`, `running`, `cancelling`, `cancelled`, `failed`, `finished`, `interrupted`",
+                    "`queued`, `running`, `cancelling`, `cancelled`, `failed`, `finished`, `interrupted`, `damaged`",
                 )],
                 "Training jobs.",
             ),

@@ -6,11 +6,11 @@ use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::super::job::{JobId, JobKey};
 use super::super::record;
-use super::StoreError;
 use super::tables::{
-    CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, META, NEXT_ID, REQUESTS, SCHEMA, SCHEMA_KEY, all,
-    put_number,
+    CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, META, NEXT_ID, REQUESTS, RETAINED_MIN, SCHEMA,
+    SCHEMA_KEY, all, number, put_number,
 };
+use super::{Bounds, StoreError};
 use crate::durable::{Database, DatabaseError, Volume};
 
 pub fn create(volume: &dyn Volume) -> Result<(), DatabaseError> {
@@ -31,14 +31,28 @@ pub fn open(volume: &dyn Volume) -> Result<Database, DatabaseError> {
 
 /// Makes a store of an earlier release one of this, looks whether every key is found where it lies, and puts right what
 /// the jobs themselves know.
-pub fn check(database: &Database) -> Result<(), StoreError> {
+pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
     match schema(database)? {
         found if found > SCHEMA => return Err(StoreError::Newer { found }),
         SCHEMA => {}
         _ => seal(database)?,
     }
     check_keys(database)?;
-    restore_requests(database)
+    restore_requests(database)?;
+    note_bound(database, bounds.events_retained_max)
+}
+
+/// Remembers the narrowest bound, so that events that are not there can be told from those that were removed.
+fn note_bound(database: &Database, retained: u64) -> Result<(), StoreError> {
+    let known = number(&database.begin_read()?, RETAINED_MIN)?;
+    if known.is_some_and(|known| known <= retained) {
+        return Ok(());
+    }
+    // Where it is not known, another release has removed events, or the number is damaged.
+    let fewest = if known.is_some() || all(database)?.jobs.is_empty() { retained } else { 0 };
+    let write = database.begin_write()?;
+    put_number(&write, RETAINED_MIN, fewest)?;
+    Ok(database.commit(write)?)
 }
 
 /// Stored twice since schema 2, so that one flipped byte makes no store of another schema of it.

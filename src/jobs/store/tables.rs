@@ -32,6 +32,8 @@ pub const DELETED: TableDefinition<u64, &[u8]> = TableDefinition::new("deleted")
 
 pub const SCHEMA_KEY: &str = "schema";
 pub const NEXT_ID: &str = "next_id";
+/// The fewest events of a job that this store has ever been told to retain; 0 where an earlier release was told.
+pub const RETAINED_MIN: &str = "events_retained_min";
 pub const COMPLEMENT: &str = " complement";
 
 /// Jobs that have an event, or a record, without regard to what it says.
@@ -165,20 +167,28 @@ pub fn all(database: &Database) -> Result<All, StoreError> {
 
 /// Events of a job, without a gap.
 pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result<Replay, StoreError> {
-    let table = database.begin_read()?.open_table(EVENTS)?;
-    let (tenant, id) = (&*job.key.tenant, job.key.id.number());
-    let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
-    let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
-    if from < oldest {
-        return Ok(Replay::Gone { oldest });
-    }
-    if from > job.last_event + 1 {
-        return Ok(Replay::Future { next: job.last_event + 1 });
-    }
     let damaged = |number: u64, cause: &str| StoreError::DamagedJob {
         id: job.key.id,
         cause: format!("event {number}: {cause}"),
     };
+    let read = database.begin_read()?;
+    let table = read.open_table(EVENTS)?;
+    let (tenant, id) = (&*job.key.tenant, job.key.id.number());
+    let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
+    let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
+    if from < oldest {
+        // What no bound has ever removed must be there.
+        let retained = number(&read, RETAINED_MIN)?.filter(|retained| *retained > 0);
+        let first = retained.map_or(oldest, |retained| (job.last_event + 1).saturating_sub(retained).max(1));
+        return if first < oldest {
+            Err(damaged(first.max(from), "it is not there"))
+        } else {
+            Ok(Replay::Gone { oldest })
+        };
+    }
+    if from > job.last_event + 1 {
+        return Ok(Replay::Future { next: job.last_event + 1 });
+    }
     let (mut events, mut bytes) = (Vec::new(), 0);
     for (expected, entry) in
         (from..).zip(table.range((tenant, id, from)..=(tenant, id, u64::MAX))?.take(limit))
