@@ -252,6 +252,28 @@ fn remarks(gallery: &Description) -> String {
     read_only.into_iter().chain(following).collect::<Vec<_>>().join("; ")
 }
 
+fn entries(entries: &[Entry]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["entry", "vessel", "modality", "observed at", "position", "labels"]);
+    for entry in entries {
+        let observation = entry.observation.clone().unwrap_or_default();
+        let position = observation.latitude.zip(observation.longitude);
+        let mut labels: Vec<_> = entry.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        labels.sort();
+        table.add_row([
+            entry.entry_id.clone(),
+            entry.vessel_id.clone(),
+            entry.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase(),
+            observation.observed_at.map_or_else(String::new, |time| time.to_string()),
+            position
+                .map_or_else(String::new, |(latitude, longitude)| format!("{latitude:.4}, {longitude:.4}")),
+            labels.join(" "),
+        ]);
+    }
+    table
+}
+
 #[cfg(test)]
 mod tests {
     use shipreid::wire::Following;
@@ -277,26 +299,4 @@ mod tests {
              no chip"
         );
     }
-}
-
-fn entries(entries: &[Entry]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["entry", "vessel", "modality", "observed at", "position", "labels"]);
-    for entry in entries {
-        let observation = entry.observation.clone().unwrap_or_default();
-        let position = observation.latitude.zip(observation.longitude);
-        let mut labels: Vec<_> = entry.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        labels.sort();
-        table.add_row([
-            entry.entry_id.clone(),
-            entry.vessel_id.clone(),
-            entry.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase(),
-            observation.observed_at.map_or_else(String::new, |time| time.to_string()),
-            position
-                .map_or_else(String::new, |(latitude, longitude)| format!("{latitude:.4}, {longitude:.4}")),
-            labels.join(" "),
-        ]);
-    }
-    table
 }
