@@ -96,11 +96,14 @@ fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("MODEL_ACTIVE"));
     server.terminate();
 
+    // There is a copy of it.
     let record = folder.path().join("data/models/active.toml");
     std::fs::write(record, "format = 9").unwrap();
-    let model = model_path(&configured);
-    let settings = ["--set", &model, "--set", &data];
-    unusable(&[&["serve"], &PORTS[..], &settings].concat(), "active.toml does not say which model is active");
+    let server = Server::start(&configured, &[&data]);
+    let listed = output(&["model", "list", "--endpoint", &server.endpoint]);
+    let active = listed.lines().find(|line| line.contains("active")).expect("one is");
+    assert_eq!(digest_in(active), digest);
+    server.terminate();
 }
 
 /// The first digest of a text.
