@@ -25,7 +25,6 @@ use shipreid::wire::{
 use tonic::{Code, Status};
 
 use crate::galleries::enroll;
-use crate::program::{GOLDEN, Server};
 use crate::server::{details, fixture, start_serving};
 
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
@@ -398,31 +397,37 @@ async fn a_server_without_a_data_folder_serves_one_model_for_life() {
     server.stop().await;
 }
 
-/// What `shipreid serve` does with a preset, which is none of the models that are kept.
-#[tokio::test]
-async fn a_preset_serves_again_after_another_model_and_after_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let unused = folder.path();
-    let data = format!("store.data_dir={}", folder.path().join("data").display());
-    let settings = ["model.path=", "model.preset=tiny", data.as_str()];
-    let server = Server::start(unused, &settings);
-    let client = Client::connect(&server.endpoint).await.unwrap();
-    let preset = active(&client).await;
-    let file = Path::new(GOLDEN).join("ckpt_wrapped.pth");
-    let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
-    let other = client.import_model(&file, hints, |_| {}).await.unwrap().digest;
-    for digest in [&other, &preset] {
-        activate(&client, digest.clone()).await.unwrap();
-        assert_eq!(active(&client).await, *digest);
-    }
-    server.terminate();
-    let server = Server::start(unused, &settings);
-    let client = Client::connect(&server.endpoint).await.unwrap();
-    assert_eq!(active(&client).await, preset);
-    server.terminate();
-}
+#[cfg(feature = "torch")]
+mod program {
+    use super::*;
+    use crate::program::{GOLDEN, Server};
 
-async fn active(client: &Client) -> String {
-    let listed = client.models().get_model(GetModelRequest::default()).await.unwrap();
-    listed.into_inner().model.unwrap().digest
+    /// What `shipreid serve` does with a preset, which is none of the models that are kept.
+    #[tokio::test]
+    async fn a_preset_serves_again_after_another_model_and_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let unused = folder.path();
+        let data = format!("store.data_dir={}", folder.path().join("data").display());
+        let settings = ["model.path=", "model.preset=tiny", data.as_str()];
+        let server = Server::start(unused, &settings);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        let preset = active(&client).await;
+        let file = Path::new(GOLDEN).join("ckpt_wrapped.pth");
+        let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
+        let other = client.import_model(&file, hints, |_| {}).await.unwrap().digest;
+        for digest in [&other, &preset] {
+            activate(&client, digest.clone()).await.unwrap();
+            assert_eq!(active(&client).await, *digest);
+        }
+        server.terminate();
+        let server = Server::start(unused, &settings);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        assert_eq!(active(&client).await, preset);
+        server.terminate();
+    }
+
+    async fn active(client: &Client) -> String {
+        let listed = client.models().get_model(GetModelRequest::default()).await.unwrap();
+        listed.into_inner().model.unwrap().digest
+    }
 }
