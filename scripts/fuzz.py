@@ -163,7 +163,7 @@ def campaign(target, binaries):
 
 
 def table(outcomes):
-    rows = [["target", "executions", "a second", "coverage", "slowest input", "heaviest input", "peak RSS", "result"]]
+    rows = [["target", "executions", "per second", "coverage", "slowest input", "heaviest input", "peak RSS", "result"]]
     for name, done in outcomes.items():
         rows.append([
             name,
