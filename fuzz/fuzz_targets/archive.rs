@@ -82,8 +82,6 @@ fn shelf(folder: &Path) -> Shelf {
         quotas: Quotas { galleries_per_tenant: 4, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 1 << 24,
     };
     Shelf::open(folder, settings).expect("an empty folder")
 }
