@@ -1,6 +1,6 @@
 //! Entries of a gallery: each caller enrols, changes, merges and deletes his own among those of others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use rand::RngExt;
 use rand::seq::IteratorRandom;
@@ -14,6 +14,7 @@ use shipreid::wire::{
 };
 use tokio_stream::StreamExt;
 use tonic::Status;
+use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{Caller, GALLERY};
 
@@ -43,6 +44,8 @@ pub enum Change {
 }
 
 const LABEL: &str = "note";
+/// Enough that files grow.
+const LABEL_BYTES: usize = 200;
 /// Vessels of a caller: so few that some have several entries.
 const VESSELS: usize = 5;
 
@@ -99,7 +102,8 @@ fn vessel(prefix: &str, random: &mut ChaCha8Rng) -> String {
 }
 
 fn told(prefix: &str, random: &mut ChaCha8Rng) -> Told {
-    Told { vessel: vessel(prefix, random), label: random.random_range(0..1000).to_string() }
+    let label = format!("{}{}", random.random_range(0..1000), "x".repeat(LABEL_BYTES));
+    Told { vessel: vessel(prefix, random), label }
 }
 
 pub async fn perform(client: &Client, gallery: &str, model: &str, change: Change) -> Result<(), Status> {
@@ -110,7 +114,10 @@ pub async fn perform(client: &Client, gallery: &str, model: &str, change: Change
             let answer = client.enroll(tokio_stream::once(request)).await;
             let mut answers = answer.map_err(|error| Status::unavailable(error.to_string()))?;
             let answer = answers.next().await.unwrap_or_else(|| Err(Status::unavailable("no answer")))?;
-            assert_eq!(answer.error, None);
+            if let Some(error) = answer.error {
+                let details = ErrorDetails::with_error_info(error.reason, "shipreid", HashMap::new());
+                return Err(Status::with_error_details(error.code.into(), error.message, details));
+            }
         }
         Change::Update(updates) => {
             let updates: Vec<_> = updates.into_iter().map(|(id, told)| update(id, told)).collect();

@@ -1,7 +1,9 @@
-//! A server that is killed at a random moment while callers change all that it keeps: galleries, their entries, models
-//! and jobs. Nothing acknowledged is lost, nothing deleted comes back, and a call is done whole or not at all.
+//! A server that is killed at a random moment, or whose disk fills up, while callers change all that it keeps: galleries,
+//! their entries, models and jobs. Nothing acknowledged is lost, nothing deleted comes back, and a call is done whole or
+//! not at all.
 
 mod entries;
+mod full;
 mod galleries;
 mod jobs;
 mod models;
@@ -76,14 +78,21 @@ impl<C: Caller> Journal<C> {
         self.acknowledged = Some(found);
     }
 
+    /// One call, and what came of it.
+    async fn call_once(&mut self, client: &Client, random: &mut ChaCha8Rng) -> Result<(), Status> {
+        let part = self.acknowledged.as_ref().expect("a check came before");
+        let (call, after) = self.caller.draw(part, random);
+        self.unanswered = Some(after);
+        self.caller.perform(client, call).await?;
+        self.acknowledged = self.unanswered.take();
+        Ok(())
+    }
+
     /// Calls until the server is gone.
     async fn call(mut self, client: Client, countdown: Arc<Countdown>, mut random: ChaCha8Rng) -> Self {
         loop {
-            let part = self.acknowledged.as_ref().expect("a check came before");
-            let (call, after) = self.caller.draw(part, &mut random);
-            self.unanswered = Some(after);
-            match self.caller.perform(&client, call).await {
-                Ok(()) => self.acknowledged = self.unanswered.take(),
+            match self.call_once(&client, &mut random).await {
+                Ok(()) => {}
                 Err(_) if countdown.is_over() => return self,
                 Err(status) => panic!("{}: {status}", self.name),
             }
