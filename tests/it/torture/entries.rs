@@ -17,6 +17,7 @@ use tonic::Status;
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{Caller, GALLERY};
+use crate::server::details;
 
 /// What is told of an entry: its vessel, and a label.
 #[derive(Clone, Debug, PartialEq)]
@@ -177,7 +178,12 @@ pub async fn observe(client: &Client, gallery: &str, prefix: &str) -> Entries {
     let mut found = Entries::new();
     let mut request = ListEntriesRequest { gallery: gallery.into(), page_size: 1000, ..Default::default() };
     loop {
-        let page = client.galleries().list_entries(request.clone()).await.unwrap().into_inner();
+        let page = match client.galleries().list_entries(request.clone()).await {
+            Ok(page) => page.into_inner(),
+            // A gallery that a full disk made read-only is opened anew; whoever asks meanwhile is told to come again.
+            Err(status) if details(&status).0 == "GALLERY_CLOSED" => continue,
+            Err(status) => panic!("{status}"),
+        };
         for mut entry in page.entries.into_iter().filter(|entry| entry.entry_id.starts_with(prefix)) {
             let label = entry.labels.remove(LABEL).unwrap_or_default();
             let told = Told { vessel: entry.vessel_id, label };
