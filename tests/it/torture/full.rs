@@ -50,7 +50,7 @@ async fn torture<C: Caller>(mut journal: Journal<C>, prepare: impl AsyncFn(&Clie
     std::fs::create_dir(&disk).unwrap();
     let data = format!("store.data_dir={}", disk.display());
     let server = Server::start_as(on_a_small_disk(&disk, DISK), &model, &[&data]);
-    let client = Client::connect(&server.endpoint).await.unwrap();
+    let mut client = Client::connect(&server.endpoint).await.unwrap();
     prepare(&client).await;
     let ballast = server.path(&disk.join("ballast"));
     let random = &mut ChaCha8Rng::seed_from_u64(1);
@@ -69,6 +69,8 @@ async fn torture<C: Caller>(mut journal: Journal<C>, prepare: impl AsyncFn(&Clie
         std::fs::remove_file(&ballast).unwrap();
         while let Err(refused) = journal.call_once(&client, random).await {
             reason(&refused);
+            // A connection does not outlast a thousand streams that end in errors.
+            client = Client::connect(&server.endpoint).await.unwrap();
             journal.check(&client, round).await;
         }
     }
