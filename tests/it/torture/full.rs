@@ -58,8 +58,11 @@ async fn torture<C: Caller>(mut journal: Journal<C>, prepare: impl AsyncFn(&Clie
     let rounds = rounds(2).min(ROUNDS_MAX);
     for round in 0..rounds {
         journal.check(&client, round).await;
-        fill(&ballast, random.random_range(0..FREE_BYTES_MAX));
-        for _ in 0..CALLS_MAX {
+        // The first disk has no room at all, so that sooner or later a call is refused.
+        let (free, calls) =
+            if round == 0 { (0, usize::MAX) } else { (random.random_range(0..FREE_BYTES_MAX), CALLS_MAX) };
+        fill(&ballast, free);
+        for _ in 0..calls {
             if let Err(refused) = journal.call_once(&client, random).await {
                 *refusals.entry(reason(&refused)).or_default() += 1;
                 break;
