@@ -147,7 +147,12 @@ class Churn:
         listed = await models.ListModels(model_messages.ListModelsRequest(page_size=100), timeout=DEADLINE)
         for model in listed.models:
             if model.digest != job.model and model.stored_bytes and not model.active:
-                await models.DeleteModel(model_messages.DeleteModelRequest(digest=model.digest), timeout=DEADLINE)
+                try:
+                    await models.DeleteModel(model_messages.DeleteModelRequest(digest=model.digest), timeout=DEADLINE)
+                except grpc.aio.AioRpcError as error:
+                    # A call may still be on it; the next round takes it.
+                    if error.code() != grpc.StatusCode.FAILED_PRECONDITION:
+                        raise
         delete = job_messages.DeleteTrainingJobRequest(job_id=job.job_id)
         await job_services.TrainingJobsStub(channel).DeleteTrainingJob(delete, timeout=DEADLINE)
 
