@@ -9,13 +9,15 @@ mod jobs;
 mod models;
 
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shipreid::client::Client;
-use shipreid::wire::{CreateGalleryRequest, GetGalleryRequest};
+use shipreid::wire::CreateGalleryRequest;
+use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tonic::Status;
@@ -160,52 +162,51 @@ async fn torture<C: Caller>(
     println!("{rounds} rounds, {total} acknowledged calls");
 }
 
+/// A model, and a data folder that outlives each server.
+struct Place {
+    folder: TempDir,
+    model: PathBuf,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = imported(folder.path());
+        Self { folder, model }
+    }
+
+    async fn serve(&self) -> (Server, Client) {
+        let data = format!("store.data_dir={}", self.folder.path().join("data").display());
+        let server = Server::start(&self.model, &[&data]);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        (server, client)
+    }
+}
+
 #[tokio::test]
 async fn a_killed_server_has_kept_every_entry_that_it_acknowledged() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = imported(folder.path());
-    let data = format!("store.data_dir={}", folder.path().join("data").display());
-    let serve = async || {
-        let server = Server::start(&model, &[&data]);
-        let client = Client::connect(&server.endpoint).await.unwrap();
-        let get = GetGalleryRequest { name: GALLERY.into() };
-        if client.galleries().get_gallery(get).await.is_err() {
-            let request = CreateGalleryRequest { name: GALLERY.into(), ..CreateGalleryRequest::default() };
-            client.galleries().create_gallery(request).await.unwrap();
-        }
-        (server, client)
-    };
+    let place = Place::new();
+    let (server, client) = place.serve().await;
+    let request = CreateGalleryRequest { name: GALLERY.into(), ..CreateGalleryRequest::default() };
+    client.galleries().create_gallery(request).await.unwrap();
+    server.kill();
     let callers =
         (0..SHARING).map(|number| Journal::new(format!("caller {number}"), entries::Sharer::new(number)));
-    torture(callers.collect(), rounds(5), 50..600, serve).await;
+    torture(callers.collect(), rounds(5), 50..600, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_gallery_as_it_acknowledged_it() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = imported(folder.path());
-    let data = format!("store.data_dir={}", folder.path().join("data").display());
-    let serve = async || {
-        let server = Server::start(&model, &[&data]);
-        let client = Client::connect(&server.endpoint).await.unwrap();
-        (server, client)
-    };
+    let place = Place::new();
     let owners = ["north", "south"].map(|name| Journal::new(name, galleries::Owner::new(name)));
-    torture(owners.into(), rounds(3), 5..60, serve).await;
+    torture(owners.into(), rounds(3), 5..60, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_model_that_it_acknowledged() {
-    let folder = tempfile::tempdir().unwrap();
-    let model = imported(folder.path());
-    let files = models::exported(&model, folder.path());
-    let data = format!("store.data_dir={}", folder.path().join("data").display());
-    let serve = async || {
-        let server = Server::start(&model, &[&data]);
-        let client = Client::connect(&server.endpoint).await.unwrap();
-        (server, client)
-    };
-    torture(vec![Journal::new("models", models::Owner::new(files))], rounds(3), 1..12, serve).await;
+    let place = Place::new();
+    let owner = models::Owner::new(models::exported(&place.model, place.folder.path()));
+    torture(vec![Journal::new("models", owner)], rounds(3), 1..12, async || place.serve().await).await;
 }
 
 #[tokio::test]
