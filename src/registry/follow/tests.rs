@@ -301,6 +301,7 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     assert!(refused.to_string().ends_with("they are t-t/g"), "{refused}");
     let follower = life.follower.clone();
     let (_changes, changes) = mpsc::unbounded_channel();
+    tokio::time::pause();
     let running = tokio::spawn(follower.run(changes));
     // Nobody activates anything and nothing is started again.
     gallery.delete(Selector::Ids(vec![id(2), id(3)])).await.expect("deleted");
