@@ -1,6 +1,6 @@
 //! What may be doubtful about a chip that is embedded all the same. `docs/warnings.md` says what to do about each.
 
-use super::pixel_size::PixelSizeRemark;
+use super::pixel_size_rule::PixelSizeRemark;
 
 /// A chip that the model was not made for, whose pixels the reference leaves undefined, of whose picture nearly nothing
 /// is left, or whose pixel size is not simply the call's.

@@ -18,8 +18,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::chips::{ChipFlags, FoundFile};
 use super::embed::progress;
-use super::gallery::LabelFlags;
 use super::known::known_of;
+use super::labels::LabelFlags;
 use super::{ServerFlag, output};
 
 /// Refusals of a busy server, which a second attempt may not meet.

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
+use anyhow::bail;
+use clap::Subcommand;
 use comfy_table::{Table, presets};
 use shipreid::client::ClientError;
 use shipreid::wire::{
@@ -14,6 +14,7 @@ use shipreid::wire::{
 };
 
 use super::enroll::Enroll;
+use super::labels::LabelFlags;
 use super::{ServerFlag, output};
 
 #[derive(Subcommand)]
@@ -83,27 +84,6 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
-}
-
-/// Labels of entries.
-#[derive(Args)]
-pub struct LabelFlags {
-    /// A label. May be repeated.
-    #[arg(long = "label", value_name = "NAME=VALUE")]
-    labels: Vec<String>,
-}
-
-impl LabelFlags {
-    /// # Errors
-    /// A flag without "=".
-    pub fn parse(&self) -> anyhow::Result<HashMap<String, String>> {
-        let label = |flag: &String| {
-            let (name, value) =
-                flag.split_once('=').with_context(|| format!("--label {flag}: write NAME=VALUE"))?;
-            Ok((name.to_owned(), value.to_owned()))
-        };
-        self.labels.iter().map(label).collect()
-    }
 }
 
 impl Gallery {

@@ -12,6 +12,7 @@ mod gallery;
 mod jobs;
 mod key;
 mod known;
+mod labels;
 mod live;
 mod load;
 mod loader;

@@ -3,19 +3,20 @@
 //! After the magic and the version come frames: a length (u32, little-endian) and a message. The first frame says what
 //! the gallery is made for, the last one how many entries and which checksum came before it.
 
+use std::mem;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
+use super::embedded::record::{ChipRecord, Damage, EntryRecord, read_embedding, vector_bytes};
 use super::entry::{Entry, Time};
+use super::filter::Filter;
 use super::index::RowId;
-use super::store::record::{
-    ChipRecord, Damage, EntryRecord, RowRecord, decode, read_embedding, vector_bytes,
-};
-use super::store::{About, Snapshot, StoreError};
+use super::index::Selection;
+use super::store::{About, GalleryReader, StoreError};
 use crate::chip::SourceChip;
-use crate::durable::{DatabaseError, guard};
+use crate::durable::guard;
 use crate::embedding::ModelDigest;
 
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
@@ -27,6 +28,8 @@ const FRAME_BYTES_MAX: usize = 256 << 20;
 const BESIDE_IMAGE_BYTES_MAX: usize = 4 * DIMENSION_MAX as usize + (64 << 10);
 /// A piece of an export has at least as many bytes, the last one aside.
 const PIECE_BYTES: usize = 256 << 10;
+/// Rows that are asked for at once.
+const ROWS: usize = 256;
 const DIMENSION_MAX: u32 = 1 << 16;
 /// Leaves a gallery more rows than it will ever write.
 const NEXT_ROW_MAX: u64 = 1 << 62;
@@ -108,13 +111,13 @@ enum Content {
 }
 
 impl Head {
-    fn new(snapshot: &Snapshot) -> Self {
-        let about = snapshot.about();
+    fn new(gallery: &dyn GalleryReader) -> Self {
+        let about = gallery.about();
         Self {
             model: about.model.as_bytes().to_vec(),
             dimension: about.dimension as u32,
             keeps_chips: about.keeps_chips,
-            next_row: snapshot.state().next_row,
+            next_row: gallery.next_row().0,
         }
     }
 
@@ -134,7 +137,7 @@ impl Head {
 /// A consistent copy of a gallery, piece by piece, while the gallery goes on. Reads the disk.
 #[derive(Debug)]
 pub struct Export {
-    snapshot: Arc<Snapshot>,
+    gallery: Arc<dyn GalleryReader>,
     chips: Chips,
     at: At,
     entries: u64,
@@ -144,25 +147,30 @@ pub struct Export {
 #[derive(Debug)]
 enum At {
     Head,
-    Row(u64),
+    /// Above this row of all that there are.
+    Rows(Selection, Option<RowId>),
     End,
 }
 
 impl Export {
-    pub fn new(snapshot: Arc<Snapshot>, chips: Chips) -> Self {
-        Self { snapshot, chips, at: At::Head, entries: 0, checksum: crc32fast::Hasher::new() }
+    pub fn new(gallery: Arc<dyn GalleryReader>, chips: Chips) -> Self {
+        Self { gallery, chips, at: At::Head, entries: 0, checksum: crc32fast::Hasher::new() }
     }
 
     fn piece(&mut self) -> Result<Bytes, StoreError> {
         let mut piece = Vec::new();
-        if let At::Head = self.at {
-            piece.extend(MAGIC);
-            piece.extend(VERSION.to_le_bytes());
-            put(&mut piece, Content::Head(Head::new(&self.snapshot)));
-            self.at = At::Row(0);
-        }
-        if let At::Row(from) = self.at {
-            self.at = self.put_rows(&mut piece, from)?;
+        let (selection, after) = match mem::replace(&mut self.at, At::End) {
+            At::Head => {
+                piece.extend(MAGIC);
+                piece.extend(VERSION.to_le_bytes());
+                put(&mut piece, Content::Head(Head::new(&*self.gallery)));
+                (self.gallery.select(&Filter::default())?, None)
+            }
+            At::Rows(selection, after) => (selection, after),
+            At::End => return Ok(piece.into()),
+        };
+        if let Some(last) = self.put_rows(&mut piece, &selection, after)? {
+            self.at = At::Rows(selection, Some(last));
         }
         self.checksum.update(&piece);
         if let At::End = self.at {
@@ -172,30 +180,37 @@ impl Export {
         Ok(piece.into())
     }
 
-    /// Adds rows until the piece is large enough.
-    fn put_rows(&mut self, piece: &mut Vec<u8>, from: u64) -> Result<At, StoreError> {
-        let rows = self.snapshot.tables().entries.range(from..).map_err(DatabaseError::from)?;
-        for row in rows {
-            let (row, sealed) = row.map_err(DatabaseError::from)?;
-            let row = row.value();
-            if piece.len() >= PIECE_BYTES {
-                return Ok(At::Row(row));
+    /// Adds rows until the piece is large enough, and says where to go on, unless there are no more.
+    fn put_rows(
+        &mut self,
+        piece: &mut Vec<u8>,
+        selection: &Selection,
+        mut after: Option<RowId>,
+    ) -> Result<Option<RowId>, StoreError> {
+        loop {
+            let rows = self.gallery.rows(selection, after, ROWS);
+            if rows.is_empty() {
+                return Ok(None);
             }
-            let record: RowRecord = decode(sealed.value())?;
-            put(piece, Content::Row(self.row(row, record)?));
-            self.entries += 1;
+            for row in rows {
+                if piece.len() >= PIECE_BYTES {
+                    return Ok(after);
+                }
+                put(piece, Content::Row(self.row(row)?));
+                self.entries += 1;
+                after = Some(row);
+            }
         }
-        Ok(At::End)
     }
 
-    fn row(&self, row: u64, record: RowRecord) -> Result<ArchivedRow, StoreError> {
-        let mut values = vec![0.0; self.snapshot.about().dimension];
-        self.snapshot.vector(RowId(row), &mut values)?;
+    fn row(&self, row: RowId) -> Result<ArchivedRow, StoreError> {
+        let entry = EntryRecord::from(&self.gallery.entry(row)?);
+        let vector = vector_bytes(self.gallery.embedding(row)?.as_slice());
         let chip = match self.chips {
-            Chips::With => self.snapshot.chip_record(RowId(row))?,
+            Chips::With => self.gallery.chip(row)?.as_ref().map(ChipRecord::from),
             Chips::Without => None,
         };
-        Ok(ArchivedRow { row, entry: record.entry, vector: vector_bytes(&values), chip })
+        Ok(ArchivedRow { row: row.0, entry: Some(entry), vector, chip })
     }
 }
 

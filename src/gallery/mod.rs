@@ -3,6 +3,7 @@
 
 mod archive;
 mod content;
+mod embedded;
 mod entry;
 mod filter;
 mod index;
@@ -14,6 +15,7 @@ pub mod tests;
 
 pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
 pub use content::Content;
+pub use embedded::{OpenError, QueueSettings, Quotas};
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,
     ObservationError, Position, TEXT_BYTES_MAX, TextError, Time, VesselId, check_number, check_text,
@@ -29,6 +31,6 @@ pub use shelf::{
     ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{
-    About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, Info, Looked, OpenError, Page,
-    QueueSettings, Quotas, Selector, Shadow, ShadowEmbedding, Snapshot, StoreError, Update, Updated,
+    About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
+    Looked, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
 };

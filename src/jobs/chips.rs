@@ -20,7 +20,9 @@ use super::failure::{Failure, Reason};
 use super::job::{Edit, Job};
 use super::state::Refused;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
-use crate::gallery::{Entry, Filter, Gallery, GalleryName, RowId, Shelf, ShelfError, Snapshot, StoreError};
+use crate::gallery::{
+    Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, Shelf, ShelfError, StoreError,
+};
 use crate::train::{Census, KeptWriter};
 
 /// Entries that are read at once.
@@ -101,7 +103,7 @@ pub fn gallery(shelf: &Shelf, tenant: &str, name: &GalleryName) -> Result<Galler
 ///
 /// # Errors
 /// The gallery cannot be read.
-pub fn census(snapshot: &Snapshot) -> Result<Census, StoreError> {
+pub fn census(snapshot: &dyn GalleryReader) -> Result<Census, StoreError> {
     let mut census = Census::default();
     for_each(snapshot, |row, entry| {
         if let Some(vessel) = &entry.vessel
@@ -179,7 +181,7 @@ fn copy(
     // Of a server that was killed while it copied; no process has worked here yet.
     remove_partial(folder)?;
     let partial = PartialFolder::new(&place)?;
-    let copied = write(&gallery.snapshot(), partial.path(), stopped)?;
+    let copied = write(&*gallery.snapshot(), partial.path(), stopped)?;
     // Thousands of small files, one after the other, would take minutes to sync.
     rustix::fs::syncfs(File::open(partial.path())?).map_err(io::Error::from)?;
     partial.publish()?;
@@ -187,7 +189,7 @@ fn copy(
 }
 
 /// One chip after the other, so that none but one is in memory.
-fn write(snapshot: &Snapshot, place: &Path, stopped: &AtomicBool) -> Result<Copied, CopyError> {
+fn write(snapshot: &dyn GalleryReader, place: &Path, stopped: &AtomicBool) -> Result<Copied, CopyError> {
     let mut writer = KeptWriter::new(place)?;
     let mut copied = Copied::default();
     for_each(snapshot, |row, entry| {
@@ -209,7 +211,7 @@ fn write(snapshot: &Snapshot, place: &Path, stopped: &AtomicBool) -> Result<Copi
 
 /// Every entry, by ascending row.
 fn for_each<E: From<StoreError>>(
-    snapshot: &Snapshot,
+    snapshot: &dyn GalleryReader,
     mut visit: impl FnMut(RowId, &Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut after = None;
@@ -318,7 +320,7 @@ mod tests {
         let expected = [(1, 1, Modality::Optical), (0, 4, Modality::Sar), (1, 5, Modality::Sar)]
             .map(|(identity, number, modality)| (identity, vec![number; 9], View::plain(modality)));
         assert_eq!(found, expected);
-        assert_eq!(kept.census(), census(&gallery.snapshot()).expect("readable"));
+        assert_eq!(kept.census(), census(&*gallery.snapshot()).expect("readable"));
     }
 
     #[tokio::test]

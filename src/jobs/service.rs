@@ -206,7 +206,7 @@ impl Jobs {
             let start = match gallery {
                 None => Materials::check(&config, &roots),
                 Some(gallery) => {
-                    let census = chips::census(&gallery.snapshot()).map_err(GalleryError::from)?;
+                    let census = chips::census(&*gallery.snapshot()).map_err(GalleryError::from)?;
                     Materials::check_kept(&config, &census, &roots)
                 }
             };

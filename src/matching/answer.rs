@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::assignment::{Alternative, Choice, assign};
+use super::doubt::Doubt;
 use super::evidence::{Evidence, ModalityPair};
 use super::fusion::{Fusion, SECOND_LOOK};
 use super::gate::Reason;
@@ -12,7 +13,7 @@ use super::reranking::rank_reranked;
 use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    EntryId, Found, Group, Hit, Patience, RowId, Snapshot, StoreError, VesselId, VesselNumber,
+    EntryId, Found, GalleryReader, Group, Hit, Patience, RowId, StoreError, VesselId, VesselNumber,
 };
 
 /// The answer to one query.
@@ -52,28 +53,6 @@ pub struct Candidate {
     pub is_unchecked: bool,
 }
 
-/// What an answer leaves open.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Doubt {
-    #[error("the query's modality is not known, so that nothing is calibrated for it")]
-    ModalityUnknown,
-    #[error("the calibrator does not know the pair {}, whose candidates have no probability", .0.name())]
-    PairUncalibrated(ModalityPair),
-    #[error("no vessel was assigned: the others' queries fit them better, or none fits")]
-    Unassigned,
-}
-
-impl Doubt {
-    /// Stable and fit for programs.
-    pub fn code(self) -> &'static str {
-        match self {
-            Self::ModalityUnknown => "MODALITY_UNKNOWN",
-            Self::PairUncalibrated(_) => "PAIR_UNCALIBRATED",
-            Self::Unassigned => "UNASSIGNED",
-        }
-    }
-}
-
 /// Why a match has no answer at all.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MatchError {
@@ -90,23 +69,23 @@ pub enum MatchError {
 /// # Errors
 /// The gallery cannot be read, a fused ranking has no calibrator, or the patience has run out.
 pub fn match_queries(
-    snapshot: &Snapshot,
+    gallery: &dyn GalleryReader,
     plan: &Plan,
     patience: &Patience,
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
-    let model = snapshot.about().model;
+    let model = gallery.about().model;
     let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
     if plan.ranking == Ranking::Fused && calibrator.is_none() {
         return Err(MatchError::Uncalibrated { model });
     }
     patience.check().map_err(StoreError::from)?;
-    let selection = snapshot.select(&plan.filter)?;
-    let session = Session { snapshot, plan, calibrator, selection, patience };
+    let selection = gallery.select(&plan.filter)?;
+    let session = Session { gallery, plan, calibrator, selection, patience };
     let (mut askings, mut failures) = (Vec::new(), Vec::new());
     for query in &plan.queries {
         // Screening may look at every sighting.
         patience.check().map_err(StoreError::from)?;
-        match resolve(snapshot, query)? {
+        match resolve(gallery, query)? {
             Ok(resolved) => {
                 askings.push(session.screen(resolved));
                 failures.push(None);
@@ -202,8 +181,7 @@ fn matched(session: &Session, asking: &Asking, ranked: Ranked) -> Matched {
     let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
     contenders.truncate(session.plan.top_k);
     doubts.extend(doubts_of(session, asking, &contenders));
-    let rows = || session.taking().index.rows(&session.selection);
-    let takes_part = |own: RowId| rows().any(|row| row == own);
+    let takes_part = |own: RowId| session.gallery.is_selected(&session.selection, own);
     let itself = usize::from(asking.resolved.asked.row.is_some_and(takes_part));
     Matched {
         candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),

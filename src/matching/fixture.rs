@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName, Index, Labels, NewGallery,
-    Observation, QueueSettings, Quotas, SceneNumber, Shelf, ShelfSettings, Snapshot, Time,
+    Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName, GalleryReader, Index,
+    Labels, NewGallery, Observation, QueueSettings, Quotas, SceneNumber, Shelf, ShelfSettings, Time,
 };
 
 /// An optical sighting of which nothing else is known.
@@ -44,7 +44,7 @@ pub struct Keeper {
 }
 
 /// What a gallery holds after these entries were enrolled, and what keeps it open.
-pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc<Snapshot>) {
+pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc<dyn GalleryReader>) {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = ShelfSettings {
         cache_bytes: 1 << 20,

@@ -3,6 +3,7 @@
 mod answer;
 mod assignment;
 mod calibration;
+mod doubt;
 mod evidence;
 #[cfg(test)]
 mod fixture;
@@ -18,13 +19,14 @@ mod sphere;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Candidate, Doubt, MatchError, Matched, match_queries};
+pub use answer::{Candidate, MatchError, Matched, match_queries};
 pub use assignment::{Alternative, Choice, assign};
 pub use calibration::{
     Appearance, Bin, CalibrateError, Calibration, Calibrator, CalibratorError, CalibratorParts, FitSettings,
     HeldOut, Labelled, PairCalibration, PairReport, Reliability, SizeCalibration, Skipped, calibrate,
     check_prior_unknown, reliability, reliability_diagram,
 };
+pub use doubt::Doubt;
 pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, Resemblance, SizeModel, Spread};
 pub use gate::{Asked, Gate, Leg, Reason, Trace, Verdict};
 pub use plan::{Plan, Ranking, Sharing};

@@ -4,7 +4,9 @@ use super::evidence::Outline;
 use super::gate::Asked;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, EmbeddingError};
-use crate::gallery::{DetectionHash, Entry, EntryId, Index, Observation, RowId, Snapshot, StoreError};
+use crate::gallery::{
+    DetectionHash, Entry, EntryId, GalleryReader, Observation, RowId, SceneNumber, StoreError,
+};
 
 /// One query of a match.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,10 +103,11 @@ impl Seen {
         }
     }
 
-    fn asked(&self, index: &Index, row: Option<RowId>) -> Asked {
+    /// `scene_number` is that of a gallery.
+    fn asked(&self, scene_number: impl Fn(&str) -> Option<SceneNumber>, row: Option<RowId>) -> Asked {
         let observations = || self.observations.iter();
         let detection = |observation: &Observation| {
-            Some((index.scene_number(&observation.scene_id)?, DetectionHash::of(&observation.detection_id)))
+            Some((scene_number(&observation.scene_id)?, DetectionHash::of(&observation.detection_id)))
         };
         Asked {
             places: observations().filter_map(|seen| seen.observed_at.zip(seen.position)).collect(),
@@ -139,21 +142,21 @@ pub(super) struct Resolved {
 /// # Errors
 /// The gallery cannot be read. What is wrong with the query itself comes inside.
 pub(super) fn resolve(
-    snapshot: &Snapshot,
+    gallery: &dyn GalleryReader,
     query: &Query,
 ) -> Result<Result<Resolved, QueryError>, StoreError> {
     let (seen, row) = match query {
         Query::Seen(seen) => (Seen::clone(seen), None),
         Query::Enrolled(id) => {
-            let Some(row) = snapshot.row(id)? else { return Ok(Err(QueryError::UnknownEntry(id.clone()))) };
-            (Seen::enrolled(snapshot.entry(row)?, snapshot.embedding(row)?), Some(row))
+            let Some(row) = gallery.find(id)? else { return Ok(Err(QueryError::UnknownEntry(id.clone()))) };
+            (Seen::enrolled(gallery.entry(row)?, gallery.embedding(row)?), Some(row))
         }
     };
-    let (expected, found) = (snapshot.index().dimension(), seen.embedding.dimension());
+    let (expected, found) = (gallery.about().dimension, seen.embedding.dimension());
     if expected != found {
         return Ok(Err(QueryError::Dimension { expected, found }));
     }
-    let asked = seen.asked(snapshot.index(), row);
+    let asked = seen.asked(|scene| gallery.scene_number(scene), row);
     Ok(Ok(Resolved { seen, asked }))
 }
 
@@ -194,7 +197,7 @@ mod tests {
         sights[1].observation.position = Some(place);
         sights[2].observation.observed_at = Some(Time::from_nanos(3));
         sights[2].observation.position = Some(place);
-        let asked = Seen::tracklet(sights).expect("a tracklet").asked(&Index::new(2), None);
+        let asked = Seen::tracklet(sights).expect("a tracklet").asked(|_| None, None);
         assert_eq!(asked.places, [(Time::from_nanos(3), place)]);
     }
 }

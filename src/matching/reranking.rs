@@ -40,7 +40,7 @@ pub(super) fn rank_reranked(
 
 /// Distances of every query from the entries in `rows`.
 fn measure(session: &Session, askings: &[Asking], rows: &[RowId]) -> Result<Distances, StoreError> {
-    let vectors = rows.iter().map(|row| session.snapshot.embedding(*row));
+    let vectors = rows.iter().map(|row| session.gallery.embedding(*row));
     let vectors = vectors.collect::<Result<Vec<_>, StoreError>>()?;
     let gallery: Vec<&[f32]> = vectors.iter().map(|vector| vector.as_slice()).collect();
     let queries: Vec<&[f32]> =

@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use rustc_hash::FxHashMap;
 
 use super::gate::{Asked, Gate, Reason, Trace, Verdict};
-use crate::gallery::{Group, Index, Selection, Sighting, VesselNumber, VesselSet};
+use crate::gallery::{GalleryReader, Group, Selection, Sighting, VesselNumber, VesselSet};
 
 /// The entries that take part.
 #[derive(Clone, Copy)]
 pub(super) struct Taking<'g> {
-    pub index: &'g Index,
-    /// Of this index.
+    pub gallery: &'g dyn GalleryReader,
+    /// Of this state of the gallery.
     pub selection: &'g Selection,
 }
 
@@ -37,16 +37,18 @@ pub(super) enum Scope {
 }
 
 impl<'g> Taking<'g> {
-    fn sightings(self) -> impl Iterator<Item = Sighting> + 'g {
-        self.index.sightings(self.selection)
+    fn for_each_sighting(self, mut see: impl FnMut(Sighting)) {
+        self.gallery.for_each_sighting(self.selection, &mut see);
     }
 
     /// Of the vessels that are wanted.
     fn traces(self, asked: &Asked, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
         let mut traces: Traces = Traces::default();
-        for sighting in self.sightings().filter(|sighting| wanted(sighting.vessel)) {
-            traces.entry(sighting.vessel).or_default().add(asked, &sighting);
-        }
+        self.for_each_sighting(|sighting| {
+            if wanted(sighting.vessel) {
+                traces.entry(sighting.vessel).or_default().add(asked, &sighting);
+            }
+        });
         traces
     }
 }
@@ -59,8 +61,12 @@ impl Screening {
             Scope::EveryVessel => taking.traces(asked, |_| true),
             Scope::Scenes if asked.detections.is_empty() => Traces::default(),
             Scope::Scenes => {
-                let beside = taking.sightings().filter(|sighting| asked.is_beside(sighting));
-                let beside: VesselSet = beside.map(|sighting| sighting.vessel).collect();
+                let mut beside = VesselSet::default();
+                taking.for_each_sighting(|sighting| {
+                    if asked.is_beside(&sighting) {
+                        beside.insert(sighting.vessel);
+                    }
+                });
                 taking.traces(asked, |vessel| beside.contains(vessel))
             }
         };
@@ -98,10 +104,15 @@ impl Screening {
         if let Some(traces) = &self.traces {
             return traces.values().filter(|trace| trace.entries() > 0).count();
         }
-        if asked.row.is_none() && taking.selection.len() == taking.index.len() {
-            return taking.index.vessels();
+        if asked.row.is_none() && taking.selection.len() == taking.gallery.entries() {
+            return taking.gallery.vessels();
         }
-        let others = taking.sightings().filter(|sighting| asked.row != Some(sighting.row));
-        others.map(|sighting| sighting.vessel).collect::<VesselSet>().len()
+        let mut others = VesselSet::default();
+        taking.for_each_sighting(|sighting| {
+            if asked.row != Some(sighting.row) {
+                others.insert(sighting.vessel);
+            }
+        });
+        others.len()
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::answer::Doubt;
 use super::calibration::Calibrator;
+use super::doubt::Doubt;
 use super::evidence::{Evidence, ModalityPair, Outline, Resemblance};
 use super::gate::{Leg, Trace, Verdict};
 use super::plan::{Plan, Ranking, Sharing};
@@ -12,8 +12,8 @@ use super::query::Resolved;
 use super::screening::{Scope, Screening, Taking, Traces};
 use crate::chip::Modality;
 use crate::gallery::{
-    Entry, Filter, Found, Group, Hit, IndexQuery, Patience, Selection, Snapshot, StoreError, VesselNumber,
-    VesselSet,
+    Entry, Filter, Found, GalleryReader, Group, Hit, IndexQuery, Patience, Selection, StoreError,
+    VesselNumber, VesselSet,
 };
 
 /// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
@@ -21,7 +21,7 @@ use crate::gallery::{
 const WEIGHED: usize = 256;
 
 pub(super) struct Session<'s> {
-    pub snapshot: &'s Snapshot,
+    pub gallery: &'s dyn GalleryReader,
     pub plan: &'s Plan,
     /// The plan's, if it is of the gallery's model.
     pub calibrator: Option<&'s Calibrator>,
@@ -72,7 +72,7 @@ impl Ranked {
 
 impl<'s> Session<'s> {
     pub fn taking(&self) -> Taking<'_> {
-        Taking { index: self.snapshot.index(), selection: &self.selection }
+        Taking { gallery: self.gallery, selection: &self.selection }
     }
 
     /// Candidates that must be the best there are: those that are answered, and one for each query that may take one
@@ -118,7 +118,7 @@ impl<'s> Session<'s> {
     /// # Errors
     /// The gallery cannot be read.
     pub fn selection_of(&self, modality: Modality) -> Result<Selection, StoreError> {
-        self.snapshot.select(&Filter { modalities: vec![modality], ..self.plan.filter.clone() })
+        self.gallery.select(&Filter { modalities: vec![modality], ..self.plan.filter.clone() })
     }
 
     /// The best by cosine for every query.
@@ -127,7 +127,7 @@ impl<'s> Session<'s> {
     /// The gallery cannot be read.
     pub fn search(&self, askings: &[Asking], k: usize, group: Group) -> Result<Vec<Found>, StoreError> {
         let queries: Vec<IndexQuery> = askings.iter().map(|asking| asking.index_query(k)).collect();
-        self.snapshot.search(&queries, &self.selection, group, self.patience)
+        self.gallery.search(&queries, &self.selection, group, self.patience)
     }
 
     /// What is known of cosines beyond `hits`, of which at most `k` were asked for.
@@ -159,7 +159,7 @@ impl<'s> Session<'s> {
 
     fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
         self.patience.check()?;
-        let entry = self.snapshot.entry(hit.row)?;
+        let entry = self.gallery.entry(hit.row)?;
         let trace = traces.get(&hit.vessel);
         let leg = trace.and_then(Trace::leg);
         let resemblance = asking.resolved.seen.outline().map(|query| {

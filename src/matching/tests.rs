@@ -12,7 +12,7 @@ use crate::chip::Modality::{self, Optical, Sar};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::evaluate::{Distances, score};
 use crate::gallery::{
-    Entry, EntryId, Filter, Group, Observation, Patience, Position, Snapshot, Stopped, StoreError, Time,
+    Entry, EntryId, Filter, GalleryReader, Group, Observation, Patience, Position, Stopped, StoreError, Time,
     VesselId, cosine,
 };
 use crate::weights::golden;
@@ -106,12 +106,12 @@ fn calibrated(plan: Plan, ranking: Ranking) -> Plan {
     Plan { ranking, calibrator: Some(Arc::new(calibrator)), ..plan }
 }
 
-fn run(snapshot: &Snapshot, plan: &Plan) -> Vec<Matched> {
+fn run(snapshot: &dyn GalleryReader, plan: &Plan) -> Vec<Matched> {
     let answers = match_queries(snapshot, plan, &Patience::default()).expect("a match");
     answers.into_iter().map(|answer| answer.expect("an answer")).collect()
 }
 
-fn run_one(snapshot: &Snapshot, plan: &Plan) -> Matched {
+fn run_one(snapshot: &dyn GalleryReader, plan: &Plan) -> Matched {
     run(snapshot, plan).pop().expect("one query")
 }
 
@@ -120,7 +120,7 @@ fn ids(matched: &Matched) -> Vec<&str> {
 }
 
 /// Four vessels: `a` and `b` with two entries, `c` with one, and an entry without vessel.
-fn harbour() -> (Keeper, Arc<Snapshot>) {
+fn harbour() -> (Keeper, Arc<dyn GalleryReader>) {
     let entries = [
         (sized(entry("a1", "a", Optical), 100.0, 20.0), at_angle(10.0)),
         (sized(entry("a2", "a", Sar), 100.0, 20.0), at_angle(40.0)),
@@ -136,7 +136,7 @@ fn harbour() -> (Keeper, Arc<Snapshot>) {
 fn vessels_stand_with_their_best_entry_and_entries_for_themselves() {
     let (_keeper, snapshot) = harbour();
     let plan = plan(vec![query(entry("q", "", Optical), at_angle(0.0))]);
-    let matched = run_one(&snapshot, &plan);
+    let matched = run_one(&*snapshot, &plan);
     assert_eq!(ids(&matched), ["b1", "a1", "d1", "c1"]);
     let counts: Vec<u32> = matched.candidates.iter().map(|candidate| candidate.entries).collect();
     assert_eq!(counts, [2, 2, 1, 1]);
@@ -146,12 +146,12 @@ fn vessels_stand_with_their_best_entry_and_entries_for_themselves() {
     assert_eq!(matched.embedding, at_angle(0.0));
     assert!(matched.candidates.iter().all(|candidate| candidate.probability.is_none()));
 
-    let entries = run_one(&snapshot, &Plan { group: Group::Entry, top_k: 3, ..plan.clone() });
+    let entries = run_one(&*snapshot, &Plan { group: Group::Entry, top_k: 3, ..plan.clone() });
     assert_eq!(ids(&entries), ["b1", "a1", "d1"]);
     assert!(entries.candidates.iter().all(|candidate| candidate.entries == 1));
 
     let filter = Filter { modalities: vec![Sar], ..Filter::default() };
-    let radar = run_one(&snapshot, &Plan { filter, ..plan });
+    let radar = run_one(&*snapshot, &Plan { filter, ..plan });
     assert_eq!((ids(&radar), radar.matched, radar.candidates[0].entries), (vec!["a2", "c1"], 2, 1));
 }
 
@@ -159,7 +159,7 @@ fn vessels_stand_with_their_best_entry_and_entries_for_themselves() {
 fn an_enrolled_entry_does_not_match_itself() {
     let (_keeper, snapshot) = harbour();
     let enrolled = |id: &str| Query::Enrolled(EntryId::new(id).expect("an id"));
-    let answers = run(&snapshot, &plan(vec![enrolled("a1"), enrolled("d1")]));
+    let answers = run(&*snapshot, &plan(vec![enrolled("a1"), enrolled("d1")]));
     assert_eq!(ids(&answers[0]), ["b1", "a2", "d1", "c1"]);
     assert_eq!((answers[0].candidates[1].entries, answers[0].matched), (1, 5));
     assert_eq!(ids(&answers[1]), ["b1", "a1", "c1"], "its vessel had no other entry");
@@ -172,7 +172,7 @@ fn a_query_that_cannot_be_asked_fails_alone() {
     let short = query(entry("q", "", Optical), unit([1.0, 0.0]));
     let fine = query(entry("q", "", Optical), at_angle(0.0));
     let plan = plan(vec![Query::Enrolled(stranger.clone()), fine, short]);
-    let answers = match_queries(&snapshot, &plan, &Patience::default()).expect("a match");
+    let answers = match_queries(&*snapshot, &plan, &Patience::default()).expect("a match");
     assert_eq!(answers[0], Err(QueryError::UnknownEntry(stranger)));
     assert_eq!(answers[1].as_ref().map(|answer| answer.candidates.len()), Ok(4));
     assert_eq!(answers[2], Err(QueryError::Dimension { expected: DIMENSION, found: 2 }));
@@ -192,7 +192,7 @@ fn gates_remove_vessels_and_say_how_many() {
     let asked = in_scene(seen_at(entry("q", "", Optical), 10, 0.0), "s", "1");
     let gate = Gate { max_speed_knots: Some(20.0) };
     let plan = Plan { gate, ..plan(vec![query(asked, at_angle(0.0))]) };
-    let matched = run_one(&snapshot, &plan);
+    let matched = run_one(&*snapshot, &plan);
     assert_eq!(ids(&matched), ["near", "somewhere", "itself"]);
     assert_eq!(matched.removed, [(Reason::Speed, 1), (Reason::SameScene, 1)]);
     assert_eq!(matched.matched, 6, "entries that the filter admits");
@@ -202,11 +202,11 @@ fn gates_remove_vessels_and_say_how_many() {
     assert!((speed - 6.004).abs() < 0.01, "a degree in ten hours: {speed}");
     assert_eq!(matched.candidates[1].implied_speed_knots, None);
 
-    let entries = run_one(&snapshot, &Plan { group: Group::Entry, ..plan.clone() });
+    let entries = run_one(&*snapshot, &Plan { group: Group::Entry, ..plan.clone() });
     assert_eq!(ids(&entries), ["near", "somewhere", "itself"]);
     assert_eq!(entries.removed, [(Reason::Speed, 2), (Reason::SameScene, 1)]);
 
-    let ungated = run_one(&snapshot, &Plan { gate: Gate::default(), ..plan });
+    let ungated = run_one(&*snapshot, &Plan { gate: Gate::default(), ..plan });
     assert_eq!(ids(&ungated), ["far1", "near", "somewhere", "itself"]);
     assert_eq!(ungated.removed, [(Reason::SameScene, 1)]);
     assert!(ungated.candidates.iter().all(|candidate| !candidate.is_unchecked));
@@ -217,8 +217,8 @@ fn gates_remove_vessels_and_say_how_many() {
 fn a_fused_ranking_weighs_size_and_way() {
     let (_keeper, snapshot) = harbour();
     let asked = query(sized(entry("q", "", Optical), 100.0, 20.0), at_angle(0.0));
-    let by_cosine = run_one(&snapshot, &calibrated(plan(vec![asked.clone()]), Ranking::Cosine));
-    let fused = run_one(&snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
+    let by_cosine = run_one(&*snapshot, &calibrated(plan(vec![asked.clone()]), Ranking::Cosine));
+    let fused = run_one(&*snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
     assert_eq!(ids(&by_cosine), ["b1", "a1", "d1", "c1"]);
     assert_eq!(ids(&fused), ["a2", "d1", "c1", "b1"], "b has half the size, and across sensors less is more");
     let terms: Vec<_> = fused.candidates[0].evidence.terms().map(|(term, _)| term).collect();
@@ -236,7 +236,7 @@ fn a_fused_ranking_weighs_size_and_way() {
     ];
     let (_keeper, snapshot) = fixture::gallery(DIMENSION, &twins);
     let asked = query(seen_at(entry("q", "", Optical), 1, 0.0), at_angle(0.0));
-    let fused = run_one(&snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
+    let fused = run_one(&*snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
     assert_eq!(ids(&fused), ["near", "far"]);
     assert!(fused.candidates[0].evidence.kinematics > Some(3.0));
 }
@@ -247,7 +247,7 @@ fn a_ship_like_no_other_is_unknown_and_the_prior_counts() {
     let unknown = |degrees: f32, prior_unknown: Option<f64>| {
         let asked = query(entry("q", "", Optical), at_angle(degrees));
         let plan = Plan { prior_unknown, ..calibrated(plan(vec![asked]), Ranking::Cosine) };
-        run_one(&snapshot, &plan).unknown_probability.expect("calibrated")
+        run_one(&*snapshot, &plan).unknown_probability.expect("calibrated")
     };
     assert!(unknown(180.0, None) > 0.9);
     assert!(unknown(-5.0, None) < 0.3);
@@ -261,7 +261,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     let radar = query(entry("q", "", Sar), at_angle(0.0));
     let plan = plan(vec![radar]);
     let calibrated = calibrated(plan.clone(), Ranking::Fused);
-    let matched = run_one(&snapshot, &calibrated);
+    let matched = run_one(&*snapshot, &calibrated);
     for candidate in &matched.candidates {
         let is_optical = !["a2", "c1"].contains(&candidate.entry.as_str());
         assert_eq!(candidate.probability.is_some(), is_optical, "{candidate:?}");
@@ -276,7 +276,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
         extent_m: None,
     };
     let vague = Query::Seen(Box::new(Seen::tracklet(vec![sight]).expect("a tracklet")));
-    let matched = run_one(&snapshot, &Plan { queries: vec![vague], ..calibrated.clone() });
+    let matched = run_one(&*snapshot, &Plan { queries: vec![vague], ..calibrated.clone() });
     assert_eq!((ids(&matched)[0], matched.unknown_probability), ("b1", None));
     assert_eq!(matched.doubts, [Doubt::ModalityUnknown]);
 
@@ -285,8 +285,8 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     for calibrator in [None, foreign] {
         let fused = Plan { calibrator: calibrator.clone(), ..calibrated.clone() };
         let expected = MatchError::Uncalibrated { model: fixture::model() };
-        assert_eq!(match_queries(&snapshot, &fused, &Patience::default()), Err(expected));
-        let by_cosine = run_one(&snapshot, &Plan { calibrator, ..plan.clone() });
+        assert_eq!(match_queries(&*snapshot, &fused, &Patience::default()), Err(expected));
+        let by_cosine = run_one(&*snapshot, &Plan { calibrator, ..plan.clone() });
         assert_eq!((by_cosine.unknown_probability, by_cosine.doubts), (None, vec![]));
     }
 }
@@ -296,19 +296,19 @@ fn queries_of_one_scene_are_assigned_to_distinct_vessels() {
     let (_keeper, snapshot) = harbour();
     let asked = |degrees: f32| query(entry("q", "", Optical), at_angle(degrees));
     let plan = Plan { sharing: Sharing::DistinctVessels, ..plan(vec![asked(0.0), asked(-5.0), asked(-6.0)]) };
-    let answers = run(&snapshot, &plan);
+    let answers = run(&*snapshot, &plan);
     let firsts: Vec<_> = answers.iter().map(|answer| ids(answer)[0]).collect();
     assert_eq!(firsts, ["a1", "b1", "d1"]);
     assert_eq!(ids(&answers[0]), ["a1", "b1", "d1", "c1"], "the rest as it was");
 
     let strangers = vec![asked(180.0), asked(0.0)];
     let plan = calibrated(Plan { queries: strangers, ..plan }, Ranking::Fused);
-    let answers = run(&snapshot, &plan);
+    let answers = run(&*snapshot, &plan);
     assert_eq!((&answers[0].doubts[..], &answers[1].doubts[..]), (&[Doubt::Unassigned][..], &[][..]));
     assert_eq!(ids(&answers[1])[0], "a2");
 
     let five = Plan { queries: vec![asked(0.0); 5], calibrator: None, ranking: Ranking::Cosine, ..plan };
-    let answers = run(&snapshot, &five);
+    let answers = run(&*snapshot, &five);
     let unassigned = answers.iter().filter(|answer| answer.doubts == [Doubt::Unassigned]).count();
     assert_eq!(unassigned, 1, "five queries, four vessels");
 }
@@ -319,11 +319,11 @@ fn an_empty_gallery_has_an_answer() {
     for ranking in [Ranking::Cosine, Ranking::Fused, Ranking::Reranked { depth: 10 }] {
         let asked = query(entry("q", "", Optical), at_angle(0.0));
         let plan = calibrated(plan(vec![asked]), ranking);
-        let matched = run_one(&snapshot, &Plan { sharing: Sharing::DistinctVessels, ..plan });
+        let matched = run_one(&*snapshot, &Plan { sharing: Sharing::DistinctVessels, ..plan });
         assert_eq!((matched.candidates.len(), matched.unknown_probability), (0, Some(1.0)));
         assert!(matched.is_exact);
     }
-    assert_eq!(run(&snapshot, &plan(vec![])), []);
+    assert_eq!(run(&*snapshot, &plan(vec![])), []);
 }
 
 /// Ships with looks, sizes and places, each seen by both sensors.
@@ -395,13 +395,13 @@ fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
     for number in 0..12 {
         let asked = stranger(&entries, random, if number % 2 == 0 { 0.0 } else { 80.0 });
         let plan = calibrated(plan(vec![query(asked.0.clone(), asked.1.clone())]), Ranking::Fused);
-        let found = run_one(&snapshot, &plan);
+        let found = run_one(&*snapshot, &plan);
         assert!(found.is_exact);
         assert_eq!(vessels(&found), by_evidence(&entries, &asked)[..10]);
 
         // Nothing lies beyond so deep a search.
         let whole = Plan { top_k: entries.len(), ..plan };
-        let all = run_one(&snapshot, &whole);
+        let all = run_one(&*snapshot, &whole);
         assert_eq!(vessels(&all), by_evidence(&entries, &asked));
         let unknown = all.unknown_probability.expect("calibrated");
         let sum = all.candidates.iter().flat_map(|candidate| candidate.probability).sum::<f64>();
@@ -409,11 +409,11 @@ fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
         assert!(found.unknown_probability <= Some(unknown + 1e-9), "who was not seen may be it");
 
         let single = Plan { group: Group::Entry, ..whole };
-        let best = run_one(&snapshot, &Plan { top_k: 10, ..single.clone() });
+        let best = run_one(&*snapshot, &Plan { top_k: 10, ..single.clone() });
         assert!(best.is_exact);
-        assert_eq!(ids(&best), ids(&run_one(&snapshot, &single))[..10]);
+        assert_eq!(ids(&best), ids(&run_one(&*snapshot, &single))[..10]);
 
-        let by_cosine = run_one(&snapshot, &Plan { ranking: Ranking::Cosine, ..single });
+        let by_cosine = run_one(&*snapshot, &Plan { ranking: Ranking::Cosine, ..single });
         let first_look = &ids(&by_cosine)[..600];
         far_down += ids(&found).iter().filter(|id| !first_look.contains(id)).count();
     }
@@ -432,13 +432,13 @@ fn a_fused_ranking_is_called_exact_only_where_it_is() {
             let query = query(asked.0.clone(), asked.1.clone());
             let plan = calibrated(plan(vec![query.clone()]), Ranking::Fused);
             let session = session::Session {
-                snapshot: &snapshot,
+                gallery: &*snapshot,
                 plan: &plan,
                 calibrator: plan.calibrator.as_deref(),
                 selection: snapshot.select(&plan.filter).expect("a selection"),
                 patience: &Patience::default(),
             };
-            let resolved = query::resolve(&snapshot, &query).expect("a gallery").expect("a query");
+            let resolved = query::resolve(&*snapshot, &query).expect("a gallery").expect("a query");
             let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
             let fusion = fusion::Fusion {
                 session: &session,
@@ -476,7 +476,7 @@ fn re_ranking_that_covers_the_gallery_is_the_recorded_one() {
     let asked = queries.iter().map(|embedding| query(entry("q", "", Optical), embedding.clone())).collect();
     let plan = Plan { ranking: Ranking::Reranked { depth: 1_000 }, top_k: gallery.len(), ..plan(asked) };
     for group in [Group::Vessel, Group::Entry] {
-        let answers = run(&snapshot, &Plan { group, ..plan.clone() });
+        let answers = run(&*snapshot, &Plan { group, ..plan.clone() });
         let expected = &recorded["main.rerank_k50_15_dist_f64"];
         let mut ranks = vec![0.0; queries.len() * gallery.len()];
         for (number, answer) in answers.iter().enumerate() {
@@ -503,7 +503,7 @@ fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
     let asked = vec![query(entry("q", "", Optical), entries[8].1.clone())];
     let by_cosine = Plan { top_k: 100, ..plan(asked) };
     let reranked = Plan { ranking: Ranking::Reranked { depth: 40 }, ..by_cosine.clone() };
-    let (by_cosine, reranked) = (run_one(&snapshot, &by_cosine), run_one(&snapshot, &reranked));
+    let (by_cosine, reranked) = (run_one(&*snapshot, &by_cosine), run_one(&*snapshot, &reranked));
     let (before, after) = (vessels(&by_cosine), vessels(&reranked));
     assert_ne!(before[..20], after[..20]);
     assert_eq!(before[45..], after[45..]);
@@ -520,6 +520,6 @@ fn a_match_that_nobody_waits_for_is_not_made() {
     let (_keeper, snapshot) = harbour();
     let (patience, waiter) = Patience::until(None);
     drop(waiter);
-    let stopped = match_queries(&snapshot, &plan(vec![]), &patience);
+    let stopped = match_queries(&*snapshot, &plan(vec![]), &patience);
     assert_eq!(stopped, Err(MatchError::Store(StoreError::Stopped(Stopped::Cancelled))));
 }

@@ -19,7 +19,7 @@ use super::{Activation, Activator};
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Priority};
-use crate::gallery::{Flip, Gallery, Place, RowId, Shelf, Snapshot, StoreError};
+use crate::gallery::{Flip, Gallery, GalleryReader, Place, RowId, Shelf, StoreError};
 use crate::metrics;
 
 /// Whose chips these are to the queue, which serves its tenants evenly.
@@ -172,7 +172,7 @@ impl Follower {
         });
         course.stalls.forget_others(&galleries);
         galleries.retain(|(place, gallery)| course.stalls.may_go_on(place, gallery));
-        let left = galleries.iter().map(|(_, gallery)| entries_left(&gallery.snapshot())).sum();
+        let left = galleries.iter().map(|(_, gallery)| entries_left(&*gallery.snapshot())).sum();
         metrics::following(galleries.len());
         metrics::following_left(left);
         metrics::stalled_galleries(course.stalls.len());
@@ -235,7 +235,7 @@ impl Follower {
     async fn embed_row(
         &self,
         model: &ModelLease,
-        snapshot: &Arc<Snapshot>,
+        snapshot: &Arc<dyn GalleryReader>,
         row: RowId,
     ) -> Result<Option<(RowId, Embedding)>, Stall> {
         let snapshot = Arc::clone(snapshot);
@@ -288,8 +288,8 @@ impl Follower {
     }
 }
 
-fn entries_left(snapshot: &Snapshot) -> u64 {
-    (snapshot.index().len() as u64).saturating_sub(snapshot.shadow_rows())
+fn entries_left(snapshot: &dyn GalleryReader) -> u64 {
+    (snapshot.entries() as u64).saturating_sub(snapshot.shadow_rows())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
-use crate::gallery::{Observation, Snapshot};
+use crate::gallery::{GalleryReader, Observation};
 use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
 use crate::metrics;
 use crate::wire;
@@ -143,7 +143,7 @@ impl Matcher {
     /// Ranks on a reader's thread, for as long as the caller waits.
     async fn search(
         &self,
-        snapshot: Arc<Snapshot>,
+        snapshot: Arc<dyn GalleryReader>,
         plan: Plan,
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
@@ -155,7 +155,7 @@ impl Matcher {
                 let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);
-                let matched = match_queries(&snapshot, &plan, patience)?;
+                let matched = match_queries(&*snapshot, &plan, patience)?;
                 let took = started.elapsed();
                 metrics::searched(plan.ranking.name(), took);
                 Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))

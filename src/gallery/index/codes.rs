@@ -1,8 +1,8 @@
 //! int8 codes of unit vectors, and how far a product of codes can be from the product of the vectors.
 
+use super::ROWS;
 use super::block::{BLOCK, Block, Blocks};
 use super::kernel::{Factor, Rows};
-use super::segment::ROWS;
 
 /// Codes are symmetric, so that a vector and its opposite have opposite codes.
 const CODE_MAX: f32 = 127.0;

@@ -26,9 +26,11 @@ pub use select::{Selection, Sighting};
 pub use vessels::{VesselNumber, VesselSet};
 
 use names::{LabelSet, Names, Renaming};
-use segment::{Known, ROWS, Segment};
+use segment::{Known, Segment};
 use vessels::Tally;
 
+/// Rows of a full segment. Whole words of a bit set; codes of 768 values take three huge pages.
+const ROWS: usize = 8192;
 /// Two neighbouring segments whose live rows are no more are merged. Less than a full one, so that rows must be added
 /// before it comes to a merge again.
 const MERGED_MAX: usize = ROWS / 8 * 7;

@@ -8,10 +8,9 @@ use fixedbitset::Ones;
 use super::codes::{Codes, QueryCode};
 use super::floor::Floor;
 use super::kernel::{Factor, Rows};
-use super::segment::ROWS;
 use super::select::Selection;
 use super::vessels::{VesselNumber, VesselSet};
-use super::{Index, RowId};
+use super::{Index, ROWS, RowId};
 
 /// What a place in the ranking is given to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 
-use super::RowId;
 use super::codes::{CodeRef, Codes};
 use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
+use super::{ROWS, RowId};
 use crate::chip::Modality;
 use crate::gallery::entry::{Position, Time};
-
-/// Rows of a full segment. Whole words of a bit set; codes of 768 values take three huge pages.
-pub(super) const ROWS: usize = 8192;
 
 /// Codes and columns change separately: an update of what is known of a row copies no codes.
 #[derive(Clone, Debug)]

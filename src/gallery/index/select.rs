@@ -4,9 +4,9 @@ use fixedbitset::FixedBitSet;
 
 use super::names::Names;
 use super::names::{DetectionHash, SceneNumber};
-use super::segment::{Columns, ROWS};
+use super::segment::{Columns, Segment};
 use super::vessels::VesselNumber;
-use super::{Index, RowId};
+use super::{Index, ROWS, RowId};
 use crate::gallery::entry::{Position, Time};
 use crate::gallery::filter::Filter;
 
@@ -73,9 +73,34 @@ impl Index {
         Selection { slots, len }
     }
 
+    /// Whether a row is among the selected ones.
+    pub fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
+        selection.check(self);
+        self.slot(row).is_some_and(|slot| selection.slots.contains(slot))
+    }
+
     /// Selected rows, ascending.
     pub fn rows<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = RowId> + 'a {
-        self.selected(selection).map(|slot| self.segments[slot / ROWS].columns().rows[slot % ROWS])
+        self.rows_after(selection, None)
+    }
+
+    /// Selected rows above `after`, ascending.
+    pub fn rows_after<'a>(
+        &'a self,
+        selection: &'a Selection,
+        after: Option<RowId>,
+    ) -> impl Iterator<Item = RowId> + 'a {
+        selection.check(self);
+        // Whole segments are passed over without a look at their rows.
+        let is_before = |segment: &Segment| segment.columns().rows.last() <= after.as_ref();
+        let first = after.map_or(0, |_| self.segments.partition_point(is_before)) * ROWS;
+        let words = selection.slots.as_slice()[first / WORD..].iter().enumerate();
+        let slots = words.filter(|(_, word)| **word != 0).flat_map(move |(at, word)| {
+            let slots = (0..WORD).filter(move |bit| word >> bit & 1 == 1);
+            slots.map(move |bit| first + at * WORD + bit)
+        });
+        let row = |slot: usize| self.segments[slot / ROWS].columns().rows[slot % ROWS];
+        slots.map(row).skip_while(move |row| after.is_some_and(|after| *row <= after))
     }
 
     /// Selected rows as the kinematic gate sees them, ascending.

@@ -7,9 +7,9 @@ use super::names::GalleryName;
 use super::{Shelf, ShelfError};
 use crate::durable::{Folder, PartialFolder};
 use crate::gallery::archive::{ArchiveError, FoundRow, Head, Item, Reader, RowBounds};
-use crate::gallery::store::foundation::{Foundation, FoundationError, NewRow};
-use crate::gallery::store::quota::Allowance;
-use crate::gallery::store::writer::now;
+use crate::gallery::embedded::foundation::{Foundation, FoundationError, NewRow};
+use crate::gallery::embedded::quota::Allowance;
+use crate::gallery::embedded::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
 
 /// Bytes that are taken apart together.

@@ -18,10 +18,11 @@ pub use names::{GalleryName, NameError};
 use import::ImportMemory;
 use names::tenant_folder;
 
-use super::store::foundation::{Foundation, FoundationError};
-use super::store::quota::Allowance;
-use super::store::writer::{Bounds, Writer, now};
-use super::store::{About, Gallery, OpenError, QueueSettings, Quotas, StoreError};
+use super::embedded::foundation::{Foundation, FoundationError};
+use super::embedded::quota::Allowance;
+use super::embedded::writer::{Bounds, Writer, now};
+use super::embedded::{EmbeddedGallery, OpenError, QueueSettings, Quotas};
+use super::store::{About, Gallery, GalleryStore, StoreError};
 use crate::durable::{
     DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, is_full, remove_partial,
 };
@@ -64,7 +65,7 @@ struct Tenant {
     allowance: Arc<Allowance>,
     /// Bytes of its imports' records that have not come whole yet.
     importing: Arc<AtomicU64>,
-    galleries: BTreeMap<GalleryName, Slot>,
+    galleries: BTreeMap<GalleryName, Opened>,
 }
 
 /// Where a gallery is: the folder of its tenant, and its name.
@@ -82,6 +83,8 @@ impl fmt::Display for Place {
 
 /// A gallery, or why it is not served.
 pub type Slot = Result<Gallery, Arc<OpenError>>;
+/// The same with what only its catalog may do to it.
+type Opened = Result<Arc<EmbeddedGallery>, Arc<OpenError>>;
 
 /// What a new gallery is made for.
 #[derive(Clone, Copy, Debug)]
@@ -221,12 +224,14 @@ impl Shelf {
     /// There is no such gallery, or it is refused.
     pub fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, ShelfError> {
         let tenants = self.tenants();
-        let slot = tenants.get(&tenant_folder(tenant)).and_then(|tenant| tenant.galleries.get(name));
-        match slot {
-            None => Err(ShelfError::NotFound(name.clone())),
-            Some(Ok(gallery)) => Ok(gallery.clone()),
-            Some(Err(cause)) => Err(ShelfError::Refused { name: name.clone(), cause: cause.clone() }),
-        }
+        let opened = tenants.get(&tenant_folder(tenant)).and_then(|tenant| tenant.galleries.get(name));
+        let opened = opened.ok_or_else(|| ShelfError::NotFound(name.clone()))?;
+        slot(opened).map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
+    }
+
+    #[cfg(test)]
+    pub(in crate::gallery) fn embedded(&self, tenant: &str, name: &GalleryName) -> Arc<EmbeddedGallery> {
+        self.tenants()[&tenant_folder(tenant)].galleries[name].clone().expect("it is served")
     }
 
     /// The first `size` galleries with names above `after`.
@@ -237,13 +242,17 @@ impl Shelf {
         let mut above =
             galleries.into_iter().flat_map(|all| all.range::<GalleryName, _>((from, Bound::Unbounded)));
         let galleries: Vec<_> =
-            above.by_ref().take(size).map(|(name, slot)| (name.clone(), slot.clone())).collect();
+            above.by_ref().take(size).map(|(name, opened)| (name.clone(), slot(opened))).collect();
         let next = above.next().and(galleries.last()).map(|(name, _)| name.clone());
         Listing { galleries, next }
     }
 
     /// Every gallery that is served, of every tenant.
     pub fn served(&self) -> Vec<(Place, Gallery)> {
+        self.opened().into_iter().map(|(place, gallery)| (place, gallery as Gallery)).collect()
+    }
+
+    fn opened(&self) -> Vec<(Place, Arc<EmbeddedGallery>)> {
         let tenants = self.tenants();
         let slots = tenants.iter().flat_map(|(folder, tenant)| {
             let place = |name: &GalleryName| Place { tenant: folder.as_str().into(), name: name.clone() };
@@ -325,7 +334,7 @@ impl Shelf {
     /// Finishes what waits for the disk, closes every gallery and gives the directory back.
     pub fn close(&self) {
         let _changing = self.change();
-        self.served().iter().for_each(|(_, gallery)| gallery.close());
+        self.opened().iter().for_each(|(_, gallery)| gallery.close());
         drop(self.0.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
@@ -338,9 +347,9 @@ impl Shelf {
     ) -> Result<Gallery, ShelfError> {
         let path = self.0.root.join(tenant_folder(tenant)).join(name.as_str());
         partial.publish()?;
-        let slot = open_gallery(&path, &self.0.settings, &self.allowance(tenant));
-        self.tenant(&mut self.tenants_mut(), tenant).galleries.insert(name.clone(), slot.clone());
-        slot.map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
+        let opened = open_gallery(&path, &self.0.settings, &self.allowance(tenant));
+        self.tenant(&mut self.tenants_mut(), tenant).galleries.insert(name.clone(), opened.clone());
+        slot(&opened).map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
     }
 
     /// A folder for a gallery that is being made.
@@ -413,11 +422,16 @@ impl Tenant {
     }
 }
 
-fn open_gallery(path: &Path, settings: &ShelfSettings, allowance: &Arc<Allowance>) -> Slot {
+fn slot(opened: &Opened) -> Slot {
+    opened.clone().map(|gallery| gallery as Gallery)
+}
+
+fn open_gallery(path: &Path, settings: &ShelfSettings, allowance: &Arc<Allowance>) -> Opened {
     let bounds =
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
     let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {
-        Gallery::start(writer, settings.queue).map_err(|cause| OpenError::Io { file: "its thread", cause })
+        EmbeddedGallery::start(writer, settings.queue)
+            .map_err(|cause| OpenError::Io { file: "its thread", cause })
     });
     opened.map_err(|cause| {
         tracing::error!(path = %path.display(), %cause, "a gallery is not served");

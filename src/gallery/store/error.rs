@@ -1,7 +1,5 @@
 //! Why a store does not do what it was asked for.
 
-use super::record::Damage;
-use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
 use crate::gallery::patience::Stopped;
@@ -36,7 +34,7 @@ pub enum StoreError {
 
 impl StoreError {
     /// Whether only the operation is at fault, so that those beside it go on.
-    pub(super) fn is_refusal(&self) -> bool {
+    pub(in crate::gallery) fn is_refusal(&self) -> bool {
         match self {
             Self::AlreadyExists(_)
             | Self::Model { .. }
@@ -60,21 +58,5 @@ impl StoreError {
             Self::Unreadable(_) => "GALLERY_UNREADABLE",
             Self::Stopped(stopped) => stopped.reason(),
         }
-    }
-}
-
-impl From<DatabaseError> for StoreError {
-    fn from(error: DatabaseError) -> Self {
-        match error {
-            DatabaseError::Closed => Self::Closed,
-            DatabaseError::Sealed(failure) => Self::ReadOnly { reason: failure.reason },
-            DatabaseError::Damaged(_) | DatabaseError::Io(_) => Self::Unreadable(error.to_string()),
-        }
-    }
-}
-
-impl From<Damage> for StoreError {
-    fn from(damage: Damage) -> Self {
-        Self::Unreadable(damage.to_string())
     }
 }

@@ -1,25 +1,274 @@
-//! One gallery on disk: what is acknowledged is there after a power failure, and what is deleted is not.
+//! The seam between whoever uses a gallery and whatever keeps it: a [`GalleryStore`] takes what changes, and gives out
+//! one committed state after the other, each a [`GalleryReader`].
+//!
+//! `gallery::tests::conformance` is what every store has to do; [`embedded`](super::embedded) keeps a gallery in files
+//! of its own.
 
-pub(super) mod batch;
+mod about;
 mod error;
-pub(super) mod foundation;
-pub(super) mod handle;
-mod open;
 mod operation;
-pub(super) mod quota;
-pub(super) mod record;
-mod recovery;
-pub(super) mod schema;
-pub(super) mod sidecar;
-mod shadow;
-mod snapshot;
-pub(super) mod writer;
 
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+pub use about::{About, Shadow};
 pub use error::StoreError;
-pub use handle::{Following, Gallery, Info, QueueSettings};
-pub use open::OpenError;
-pub use operation::{Conflict, Enrolled, Enrolment, Field, Selector, ShadowEmbedding, Update, Updated};
-pub use quota::Quotas;
-pub use schema::{About, Shadow};
-pub use shadow::Flip;
-pub use snapshot::{Looked, Page, Snapshot};
+pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, ShadowEmbedding, Update, Updated};
+
+use super::entry::{ContentHash, Entry, EntryId, VesselId};
+use super::filter::Filter;
+use super::index::{Found, Group, IndexQuery, RowId, SceneNumber, Selection, Sighting};
+use super::patience::Patience;
+use crate::chip::SourceChip;
+use crate::embedding::{Embedding, ModelDigest};
+
+/// One gallery that is served, by whichever store.
+pub type Gallery = Arc<dyn GalleryStore>;
+
+/// Takes what changes a gallery. What it acknowledges is in every later [`snapshot`](Self::snapshot) and survives a
+/// power failure; what is deleted never comes back.
+#[async_trait]
+pub trait GalleryStore: fmt::Debug + Send + Sync {
+    /// What is committed now.
+    fn snapshot(&self) -> Arc<dyn GalleryReader>;
+
+    fn info(&self) -> Info;
+
+    /// Keeps a sighting.
+    ///
+    /// # Errors
+    /// It was refused, or the gallery takes no writes.
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError>;
+
+    /// Deletes entries with their embeddings and chips, and says how many there were. Final once this returns.
+    ///
+    /// # Errors
+    /// The gallery takes no writes.
+    async fn delete(&self, selector: Selector) -> Result<u64, StoreError>;
+
+    /// Writes `fields` of what is known of entries, all of them or none. Embeddings, chips and content stay.
+    ///
+    /// # Errors
+    /// It was refused, or the gallery takes no writes.
+    async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError>;
+
+    /// Gives the entries of `vessels` to one vessel, and says how many moved.
+    ///
+    /// # Errors
+    /// It was refused, or the gallery takes no writes.
+    async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError>;
+
+    /// Begins to follow another model: from now on its embeddings are taken beside those that count. What is there of
+    /// that model already goes on; a shadow of yet another model is given up.
+    ///
+    /// # Errors
+    /// The gallery is of that model, keeps no chips, or takes no writes.
+    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError>;
+
+    /// Follows no model any more.
+    ///
+    /// # Errors
+    /// The gallery takes no writes.
+    async fn drop_shadow(&self) -> Result<(), StoreError>;
+
+    /// Adds embeddings to the shadow of `model`, durably, and says how many were of use.
+    ///
+    /// # Errors
+    /// There is no such shadow, or the gallery takes no writes.
+    async fn fill_shadow(
+        &self,
+        model: ModelDigest,
+        embeddings: Vec<(RowId, Embedding)>,
+    ) -> Result<u64, StoreError>;
+
+    /// Makes the shadow of `model` count, if it has an embedding for every entry.
+    ///
+    /// # Errors
+    /// There is no such shadow, or the gallery takes no writes.
+    async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError>;
+
+    /// Says why the gallery does not get to a model, or that it does.
+    fn stall(&self, reason: Option<(ModelDigest, String)>);
+
+    /// Bytes that its files take.
+    fn file_bytes(&self) -> u64;
+
+    /// Whether its files have grown since they took `before` bytes, and beyond what is stored in them: then readers of
+    /// old snapshots hold too much of what was deleted or replaced.
+    fn is_held_up(&self, before: u64) -> bool;
+}
+
+/// One committed state of a gallery. It stays as it is while the gallery goes on; whoever holds one for long may hold
+/// the space of what is deleted since.
+///
+/// Every method that returns an error may wait for a disk, so none is for an async task.
+pub trait GalleryReader: fmt::Debug + Send + Sync {
+    fn about(&self) -> &About;
+
+    /// Commits up to here.
+    fn commit(&self) -> u64;
+
+    fn entries(&self) -> usize;
+
+    /// Vessels that entries show; an entry without vessel id is one of its own.
+    fn vessels(&self) -> usize;
+
+    /// Bytes of entries, embeddings and kept chips. What they take on a disk is more.
+    fn stored_bytes(&self) -> u64;
+
+    /// Above the rows of all entries that ever were.
+    fn next_row(&self) -> RowId;
+
+    /// Embeddings in the shadow.
+    fn shadow_rows(&self) -> u64;
+
+    /// The first `size` rows above `after` that have no embedding in the shadow yet; none without a shadow.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    fn rows_to_shadow(&self, after: Option<RowId>, size: usize) -> Result<Vec<RowId>, StoreError>;
+
+    /// # Errors
+    /// The gallery cannot be read.
+    fn find(&self, id: &EntryId) -> Result<Option<RowId>, StoreError>;
+
+    /// # Errors
+    /// There is no such row, or it cannot be read.
+    fn entry(&self, row: RowId) -> Result<Entry, StoreError>;
+
+    /// # Errors
+    /// There is no such row, or it cannot be read.
+    fn embedding(&self, row: RowId) -> Result<Embedding, StoreError>;
+
+    /// The source chip of a row, where one was enrolled and is kept.
+    ///
+    /// # Errors
+    /// There is no such row, or its chip should be there and cannot be read.
+    fn chip(&self, row: RowId) -> Result<Option<SourceChip>, StoreError>;
+
+    /// Whether the source chip of a row is kept, without reading it.
+    ///
+    /// # Errors
+    /// There is no such row, or it cannot be read.
+    fn keeps_chip(&self, row: RowId) -> Result<bool, StoreError>;
+
+    /// The number of a scene; `None` where no entry is of it.
+    fn scene_number(&self, scene_id: &str) -> Option<SceneNumber>;
+
+    /// The rows that `filter` admits.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    fn select(&self, filter: &Filter) -> Result<Selection, StoreError>;
+
+    /// # Panics
+    /// When another state made the selection, as far as that shows.
+    fn is_selected(&self, selection: &Selection, row: RowId) -> bool;
+
+    /// The first `size` selected rows above `after`.
+    ///
+    /// # Panics
+    /// When another state made the selection, as far as that shows.
+    fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId>;
+
+    /// Shows the selected rows as the kinematic gate sees them, ascending.
+    ///
+    /// # Panics
+    /// When another state made the selection, as far as that shows.
+    fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting));
+
+    /// The best of a selection for every query: what brute force over their vectors gives.
+    ///
+    /// # Errors
+    /// The gallery cannot be read, or the patience has run out.
+    ///
+    /// # Panics
+    /// When a query has another dimension, or another state made the selection.
+    fn search(
+        &self,
+        queries: &[IndexQuery<'_>],
+        selection: &Selection,
+        group: Group,
+        patience: &Patience,
+    ) -> Result<Vec<Found>, StoreError>;
+
+    /// Whether this content is enrolled under this id, so that enrolling it again would change nothing.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    fn is_enrolled(&self, id: &EntryId, content: &ContentHash) -> Result<bool, StoreError> {
+        let Some(row) = self.find(id)? else { return Ok(false) };
+        Ok(self.entry(row)?.content == *content)
+    }
+
+    /// # Errors
+    /// The gallery cannot be read.
+    fn get(&self, ids: &[EntryId]) -> Result<Looked, StoreError> {
+        let mut looked = Looked::default();
+        for id in ids {
+            match self.find(id)? {
+                Some(row) => looked.found.push((row, self.entry(row)?)),
+                None => looked.missing.push(id.clone()),
+            }
+        }
+        Ok(looked)
+    }
+
+    /// The first `size` entries that `filter` admits in rows above `after`.
+    ///
+    /// What is enrolled while somebody pages through comes last; nothing that stays is passed over or comes twice.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    fn list(&self, filter: &Filter, after: Option<RowId>, size: usize) -> Result<Page, StoreError> {
+        let selection = self.select(filter)?;
+        let mut rows = self.rows(&selection, after, size.saturating_add(1));
+        let goes_on = rows.len() > size;
+        rows.truncate(size);
+        let next = rows.last().copied().filter(|_| goes_on);
+        let entries = rows.into_iter().map(|row| Ok((row, self.entry(row)?)));
+        Ok(Page { entries: entries.collect::<Result<_, StoreError>>()?, next })
+    }
+}
+
+/// Entries that were asked for by id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Looked {
+    /// In the order asked for.
+    pub found: Vec<(RowId, Entry)>,
+    pub missing: Vec<EntryId>,
+}
+
+/// A part of a listing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Page {
+    /// By ascending row.
+    pub entries: Vec<(RowId, Entry)>,
+    /// Where the next page begins, unless this is the last one.
+    pub next: Option<RowId>,
+}
+
+/// What is known of a gallery as a whole.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Info {
+    pub about: About,
+    pub entries: u64,
+    pub vessels: u64,
+    /// Bytes of entries, embeddings and kept chips. What they take on a disk is more.
+    pub stored_bytes: u64,
+    /// Why it refuses writes, if it does.
+    pub read_only: Option<String>,
+    pub following: Option<Following>,
+}
+
+/// How far a gallery is on its way to another model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Following {
+    pub model: ModelDigest,
+    /// Entries that have an embedding by it.
+    pub embedded: u64,
+    /// Why it does not go on, if it does not.
+    pub stalled: Option<String>,
+}

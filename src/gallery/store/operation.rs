@@ -85,9 +85,19 @@ pub struct Updated {
     pub missing: Vec<EntryId>,
 }
 
+/// What became of a shadow that was to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flip {
+    Done,
+    /// This many entries have no embedding in the shadow yet; nothing has changed.
+    Incomplete {
+        missing: u64,
+    },
+}
+
 impl Update {
     /// Writes `fields` into `entry`.
-    pub(super) fn apply(&self, fields: &[Field], entry: &mut Entry) {
+    pub(in crate::gallery) fn apply(&self, fields: &[Field], entry: &mut Entry) {
         let (from, to) = (&self.observation, &mut entry.observation);
         for field in fields {
             match field {

@@ -6,11 +6,11 @@ use super::model::{Answer, Model, Operation, Work};
 use super::*;
 use crate::durable::Volume;
 use crate::durable::faults::{Failure, FaultyDisk};
-use crate::gallery::store::foundation::Foundation;
-use crate::gallery::store::handle::pending;
-use crate::gallery::store::quota::Allowance;
-use crate::gallery::store::schema::{CHIP_ROWS, CHIPS, CODES};
-use crate::gallery::store::writer::{Bounds, Writer};
+use crate::gallery::embedded::foundation::Foundation;
+use crate::gallery::embedded::handle::pending;
+use crate::gallery::embedded::quota::Allowance;
+use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES};
+use crate::gallery::embedded::writer::{Bounds, Writer};
 
 const SEEDS: u64 = 1000;
 const CACHE_BYTES: usize = 1 << 20;
@@ -67,7 +67,7 @@ impl Trial {
                 writer = self.make_room(writer);
             }
         }
-        self.model.check(&writer.published().snapshot());
+        self.model.check_embedded(&writer.published().snapshot());
         if self.work.0.random_bool(0.3) {
             writer.close();
             self.disk.restart_process();
@@ -99,7 +99,7 @@ impl Trial {
         if let Some(perhaps) = self.perhaps.take().filter(|perhaps| *perhaps == found) {
             self.model = perhaps;
         }
-        self.model.check(&snapshot);
+        self.model.check_embedded(&snapshot);
     }
 
     /// The disk has room again, which the gallery finds by itself.
@@ -108,7 +108,7 @@ impl Trial {
             self.disk.fail_after(0, Failure::Lasting);
             let writer = writer.recover().expect("it does not try without room");
             assert!(writer.awaits_room());
-            self.model.check(&writer.published().snapshot());
+            self.model.check_embedded(&writer.published().snapshot());
             self.disk.recover();
             return self.recovered(writer);
         }
@@ -148,7 +148,7 @@ impl Trial {
                 self.perhaps.get_or_insert(after);
             }
         }
-        self.model.check(&writer.published().snapshot());
+        self.model.check_embedded(&writer.published().snapshot());
     }
 
     /// The gallery begins to follow another model, gives it up, or flips.
@@ -166,7 +166,7 @@ impl Trial {
                 self.model = after;
             }
         }
-        self.model.check(&writer.published().snapshot());
+        self.model.check_embedded(&writer.published().snapshot());
     }
 
     fn die(&mut self) {

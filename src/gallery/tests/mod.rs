@@ -1,15 +1,18 @@
 //! The galleries as their callers use them.
 
 mod archive;
+mod conformance;
+mod embedded;
 mod faults;
+mod memory;
 mod model;
-mod property;
 mod rot;
 mod shadow;
 mod shelf;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rand::{RngExt, SeedableRng};

@@ -1,11 +1,12 @@
-//! A gallery as one would write it who need not be fast nor survive anything, and random work for both.
+//! A gallery as one would write it who need not be fast nor survive anything, and random work for it and for stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::gallery::store::batch::Batch;
-use crate::gallery::store::record::{read_embedding, unseal};
-use crate::gallery::store::writer::Writer;
+use crate::gallery::embedded::Snapshot;
+use crate::gallery::embedded::batch::Batch;
+use crate::gallery::embedded::record::{read_embedding, unseal};
+use crate::gallery::embedded::writer::Writer;
 
 /// What must be true of a gallery.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,7 +70,7 @@ impl Operation {
         })
     }
 
-    pub async fn ask(self, gallery: &Gallery) -> Answer {
+    pub async fn ask(self, gallery: &dyn GalleryStore) -> Answer {
         match self {
             Self::Enrol(enrolment) => Answer::Enrolled(gallery.enrol(*enrolment).await),
             Self::Delete(selector) => Answer::Count(gallery.delete(selector).await),
@@ -86,6 +87,14 @@ impl Turn {
             Self::Begin(model) => writer.begin_shadow(model, DIMENSION),
             Self::Drop => writer.drop_shadow(),
             Self::Flip(model) => writer.flip(model).map(drop),
+        }
+    }
+
+    pub async fn ask(self, gallery: &dyn GalleryStore) -> Result<(), StoreError> {
+        match self {
+            Self::Begin(model) => gallery.begin_shadow(model, DIMENSION).await,
+            Self::Drop => gallery.drop_shadow().await,
+            Self::Flip(model) => gallery.flip(model).await.map(drop),
         }
     }
 }
@@ -169,6 +178,13 @@ impl Model {
         Ok(())
     }
 
+    /// The same as it is exported.
+    pub fn without_shadow(&self) -> Self {
+        let mut bare = self.clone();
+        bare.set_shadow(None);
+        bare
+    }
+
     fn set_shadow(&mut self, model: Option<ModelDigest>) {
         self.shadow = model;
         self.rows.values_mut().for_each(|kept| kept.shadow = None);
@@ -246,37 +262,48 @@ impl Model {
         let everything = snapshot.list(&Filter::default(), None, usize::MAX).expect("readable");
         assert_eq!(everything.next, None);
         let kept = |(row, entry): (RowId, Entry)| {
-            assert_eq!(snapshot.row(&entry.id), Ok(Some(row)));
-            let embedding = snapshot.embedding(row).expect("readable");
-            let chip = snapshot.chip(row).expect("readable");
             let shadow = shadow_embedding(snapshot, row);
-            (row, Kept { entry, embedding, shadow, chip })
+            (row, Kept { shadow, ..read(snapshot, row, entry) })
         };
-        let rows = everything.entries.into_iter().map(kept).collect();
         let about = snapshot.about();
         Self {
-            rows,
-            next_row: snapshot.state().next_row,
+            rows: everything.entries.into_iter().map(kept).collect(),
+            next_row: snapshot.next_row().0,
             of: about.model,
             shadow: about.shadow.map(|shadow| shadow.model),
         }
     }
 
-    /// Whether everything that `snapshot` says follows from this model, in memory and on disk.
-    pub fn check(&self, snapshot: &Snapshot) {
+    /// Whether everything that a state of a gallery says follows from this model.
+    pub fn check(&self, gallery: &dyn GalleryReader) {
+        let everything = gallery.list(&Filter::default(), None, usize::MAX).expect("readable");
+        assert_eq!((everything.entries.len(), everything.next), (self.rows.len(), None));
+        for ((row, entry), (expected, kept)) in everything.entries.into_iter().zip(&self.rows) {
+            assert_eq!((row, gallery.find(&entry.id)), (*expected, Ok(Some(row))));
+            assert_eq!(gallery.keeps_chip(row), Ok(kept.chip.is_some()));
+            let found = read(gallery, row, entry);
+            assert_eq!(found, Kept { shadow: None, ..kept.clone() });
+        }
+        assert_eq!(gallery.next_row(), RowId(self.next_row));
+        assert_eq!((gallery.entries(), gallery.vessels()), (self.rows.len(), self.vessels()));
+        let about = gallery.about();
+        assert_eq!((about.model, about.shadow.map(|shadow| shadow.model)), (self.of, self.shadow));
+        let bare = self.rows.iter().filter(|(_, kept)| self.shadow.is_some() && kept.shadow.is_none());
+        let bare: Vec<RowId> = bare.map(|(row, _)| *row).collect();
+        assert_eq!(gallery.rows_to_shadow(None, usize::MAX), Ok(bare));
+        let shadowed = self.rows.values().filter(|kept| kept.shadow.is_some()).count();
+        assert_eq!(gallery.shadow_rows(), shadowed as u64);
+    }
+
+    /// The same of an embedded gallery, in memory and on disk.
+    pub fn check_embedded(&self, snapshot: &Snapshot) {
+        self.check(snapshot);
         assert_eq!(Self::of(snapshot), *self);
-        let index = snapshot.index();
-        assert_eq!((index.len(), index.vessels()), (self.rows.len(), self.vessels()));
-        for ((row, code), (expected, kept)) in index.codes().zip(&self.rows) {
+        for ((row, code), (expected, kept)) in snapshot.index().codes().zip(&self.rows) {
             assert_eq!(row, *expected);
             assert_eq!(code, Code::new(kept.embedding.as_slice()).parts());
         }
         assert_eq!(snapshot.stored_bytes(), bytes_on_disk(snapshot));
-        let bare = self.rows.iter().filter(|(_, kept)| self.shadow.is_some() && kept.shadow.is_none());
-        let bare: Vec<RowId> = bare.map(|(row, _)| *row).collect();
-        assert_eq!(snapshot.rows_to_shadow(None, usize::MAX), Ok(bare));
-        let shadowed = self.rows.values().filter(|kept| kept.shadow.is_some()).count();
-        assert_eq!(snapshot.shadow_rows(), shadowed as u64);
     }
 
     /// The rows that `filter` admits with their cosines, best first.
@@ -300,6 +327,13 @@ impl Model {
         }
         best
     }
+}
+
+/// What is kept of a row, its embedding in the shadow aside.
+fn read(gallery: &dyn GalleryReader, row: RowId, entry: Entry) -> Kept {
+    let embedding = gallery.embedding(row).expect("readable");
+    let chip = gallery.chip(row).expect("readable");
+    Kept { entry, embedding, shadow: None, chip }
 }
 
 fn shadow_embedding(snapshot: &Snapshot, row: RowId) -> Option<Embedding> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use redb::{ReadableTable, TableDefinition};
 
 use super::*;
-use crate::gallery::store::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
+use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
 
 const TENANT: &str = "default";
 const SPOILT: &str = "harbour";
@@ -115,12 +115,12 @@ async fn use_it(gallery: &Gallery) -> Outcome {
     outcome.min(told(deleted, |deleted| *deleted == 1))
 }
 
-fn read_all(snapshot: &Arc<Snapshot>) -> Outcome {
+fn read_all(snapshot: &Arc<dyn GalleryReader>) -> Outcome {
     let mut outcome = Outcome::Whole;
     let mut check = |told: Outcome| outcome = outcome.min(told);
     for seed in 0..ENTRIES {
         let (row, expected) = (RowId(seed), enrolment(&long_id(seed), seed));
-        check(told(snapshot.row(&expected.entry.id), |found| *found == Some(row)));
+        check(told(snapshot.find(&expected.entry.id), |found| *found == Some(row)));
         check(told(snapshot.entry(row), |entry| *entry == expected.entry));
         check(told(snapshot.embedding(row), |embedding| *embedding == expected.embedding));
         check(told(snapshot.chip(row), |chip| *chip == expected.chip));

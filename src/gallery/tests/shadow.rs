@@ -49,7 +49,7 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     let info = gallery.info();
     assert_eq!((info.about.model, info.about.dimension), (other_model(), OTHER_DIMENSION));
     assert_eq!((info.entries, info.following), (4, None));
-    let row = before.row(&id("e2")).expect("readable").expect("there");
+    let row = before.find(&id("e2")).expect("readable").expect("there");
     assert_eq!(before.embedding(row), Ok(embedding(2)), "who searches goes on with what there was");
     assert_eq!(gallery.snapshot().embedding(row), Ok(other(2)));
     // What was embedded by both models fits before and after; what was embedded by the former alone does not.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::gallery::store::schema::{CHIPS, CODES, GALLERY};
+use crate::gallery::embedded::schema::{CHIPS, CODES, GALLERY};
 
 fn open(folder: &tempfile::TempDir) -> Shelf {
     Shelf::open(folder.path(), settings()).expect("the directory is free")
@@ -173,7 +173,7 @@ async fn no_changed_byte_is_believed() {
                 for seed in 0..3 {
                     let expected = enrolment(&seed.to_string(), seed);
                     let row = RowId(seed);
-                    check(snapshot.row(&expected.entry.id).map(|found| found == Some(row)));
+                    check(snapshot.find(&expected.entry.id).map(|found| found == Some(row)));
                     check(snapshot.entry(row).map(|entry| entry == expected.entry));
                     check(snapshot.embedding(row).map(|embedding| embedding == expected.embedding));
                 }
@@ -186,8 +186,8 @@ async fn no_changed_byte_is_believed() {
 
 #[tokio::test]
 async fn a_newer_gallery_is_refused_by_its_version() {
-    use crate::gallery::store::record::{AboutRecord, encode};
-    use crate::gallery::store::schema::ABOUT;
+    use crate::gallery::embedded::record::{AboutRecord, encode};
+    use crate::gallery::embedded::schema::ABOUT;
     let folder = two_galleries().await;
     let database = redb::Database::open(path(&folder, "harbour", GALLERY)).expect("whole");
     let transaction = database.begin_write().expect("writable");
@@ -344,7 +344,7 @@ async fn codes_of_another_gallery_are_passed_over() {
     shelf.close();
     fs::copy(path(&folder, "a", CODES), path(&folder, "b", CODES)).expect("writable");
     let shelf = open(&folder);
-    let snapshot = shelf.get("default", &name("b")).expect("there").snapshot();
+    let snapshot = shelf.embedded("default", &name("b")).published();
     let (_, code) = snapshot.index().codes().next().expect("one entry");
     assert_eq!(code, Code::new(embedding(2).as_slice()).parts());
     shelf.close();
@@ -367,7 +367,7 @@ async fn a_gallery_of_schema_version_1_opens() {
         let Enrolment { entry, embedding, chip, .. } = enrolment(&seed.to_string(), seed);
         expected.rows.insert(RowId(seed), model::Kept { entry, embedding, shadow: None, chip });
     }
-    expected.check(&gallery.snapshot());
+    expected.check_embedded(&shelf.embedded("default", &name("harbour")).published());
     assert_eq!(gallery.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));
     shelf.close();
 }

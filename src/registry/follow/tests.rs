@@ -204,9 +204,9 @@ async fn enrol(gallery: &Gallery, number: u8, kept: Option<SourceChip>) {
 fn check(gallery: &Gallery, seed: usize, count: u8) {
     let snapshot = gallery.snapshot();
     assert_eq!((snapshot.about().model, snapshot.about().shadow), (digest(seed), None));
-    assert_eq!(snapshot.index().len(), usize::from(count));
+    assert_eq!(snapshot.entries(), usize::from(count));
     for number in 0..count {
-        let row = snapshot.row(&id(number)).expect("readable").expect("there");
+        let row = snapshot.find(&id(number)).expect("readable").expect("there");
         assert_eq!(snapshot.embedding(row), Ok(embedding(seed, &chip(number))));
     }
 }

@@ -14,8 +14,8 @@ use super::access::GalleryAccess;
 use crate::chip::{Modality, SourceChip};
 use crate::encoder::{Embedded, ModelLease, Pipeline, Priority};
 use crate::gallery::{
-    About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, Labels, Observation,
-    ShadowEmbedding, Snapshot, StoreError, Time, VesselId,
+    About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, GalleryReader, Labels,
+    Observation, ShadowEmbedding, StoreError, Time, VesselId,
 };
 use crate::metrics;
 use crate::wire;
@@ -199,7 +199,10 @@ impl Known {
 }
 
 /// A gallery as it is now, and its model where chips can be embedded by it.
-pub fn with_model(pipeline: &Pipeline, gallery: &Gallery) -> (Arc<Snapshot>, Result<ModelLease, Problem>) {
+pub fn with_model(
+    pipeline: &Pipeline,
+    gallery: &Gallery,
+) -> (Arc<dyn GalleryReader>, Result<ModelLease, Problem>) {
     let snapshot = gallery.snapshot();
     let model = resident(pipeline, snapshot.about());
     let later = gallery.snapshot();

@@ -23,7 +23,7 @@ use super::page::{after, next_token, page_size};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
-use crate::gallery::{Export, Filter, GalleryName, Import, NewGallery, RowId, Snapshot, VesselId};
+use crate::gallery::{Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId};
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
@@ -51,7 +51,7 @@ impl GalleriesService {
         }
     }
 
-    fn snapshot(&self, context: &CallContext, gallery: &str) -> Result<Arc<Snapshot>, Problem> {
+    fn snapshot(&self, context: &CallContext, gallery: &str) -> Result<Arc<dyn GalleryReader>, Problem> {
         Ok(self.access.gallery(&context.tenant, gallery)?.snapshot())
     }
 
@@ -115,7 +115,7 @@ impl GalleriesService {
                 let missing = looked.missing.iter().map(ToString::to_string);
                 Ok(wire::GetEntriesResponse {
                     missing_entry_ids: missing.collect(),
-                    entries: entries_to_wire(&snapshot, looked.found, request.with_embeddings)?,
+                    entries: entries_to_wire(&*snapshot, looked.found, request.with_embeddings)?,
                 })
             })
             .await
@@ -135,7 +135,7 @@ impl GalleriesService {
                 let page = snapshot.list(&filter, after, size)?;
                 Ok(wire::ListEntriesResponse {
                     next_page_token: next_token(page.next.as_ref()),
-                    entries: entries_to_wire(&snapshot, page.entries, request.with_embeddings)?,
+                    entries: entries_to_wire(&*snapshot, page.entries, request.with_embeddings)?,
                 })
             })
             .await
@@ -240,7 +240,7 @@ impl GalleriesService {
 }
 
 fn entries_to_wire(
-    snapshot: &Snapshot,
+    snapshot: &dyn GalleryReader,
     entries: Vec<(RowId, crate::gallery::Entry)>,
     with_embeddings: bool,
 ) -> Result<Vec<wire::Entry>, Problem> {

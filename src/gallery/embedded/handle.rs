@@ -7,20 +7,21 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
+use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::batch::Batch;
-use super::error::StoreError;
-use super::operation::{Enrolled, Enrolment, Field, Selector, Update, Updated};
 use super::quota;
 use super::recovery::{Received, Recovery, receive};
-use super::schema::About;
-use super::shadow::Flip;
 use super::snapshot::Snapshot;
 use super::writer::{Job, Published, Writer};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
+use crate::gallery::store::{
+    Enrolled, Enrolment, Field, Flip, Following, GalleryReader, GalleryStore, Info, Selector, StoreError,
+    Update, Updated,
+};
 use crate::metrics;
 
 /// Operations in one commit.
@@ -35,11 +36,8 @@ pub struct QueueSettings {
     pub bytes_max: usize,
 }
 
-/// One open gallery. Cloning it is cheap.
-#[derive(Clone)]
-pub struct Gallery(Arc<Shared>);
-
-struct Shared {
+/// One open gallery.
+pub struct EmbeddedGallery {
     published: Arc<Published>,
     /// Absent once the gallery is closed.
     queue: RwLock<Option<mpsc::Sender<Queued>>>,
@@ -64,32 +62,9 @@ enum Work {
     Alone(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
-/// What is known of a gallery as a whole.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Info {
-    pub about: About,
-    pub entries: u64,
-    pub vessels: u64,
-    /// Bytes of entries, embeddings and kept chips. The files are larger.
-    pub stored_bytes: u64,
-    /// Why it refuses writes, if it does.
-    pub read_only: Option<String>,
-    pub following: Option<Following>,
-}
-
-/// How far a gallery is on its way to another model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Following {
-    pub model: ModelDigest,
-    /// Entries that have an embedding by it.
-    pub embedded: u64,
-    /// Why it does not go on, if it does not.
-    pub stalled: Option<String>,
-}
-
-impl Gallery {
+impl EmbeddedGallery {
     /// Gives `writer` a thread of its own.
-    pub(crate) fn start(writer: Writer, settings: QueueSettings) -> std::io::Result<Self> {
+    pub(crate) fn start(writer: Writer, settings: QueueSettings) -> std::io::Result<Arc<Self>> {
         let published = writer.published().clone();
         let (sender, receiver) = mpsc::channel(settings.operations_max);
         let deleted = Arc::new(AtomicBool::new(false));
@@ -98,7 +73,7 @@ impl Gallery {
             move || run(writer, receiver, &deleted)
         };
         let thread = thread::Builder::new().name("gallery".into()).spawn(run)?;
-        Ok(Self(Arc::new(Shared {
+        Ok(Arc::new(Self {
             published,
             queue: RwLock::new(Some(sender)),
             room: Arc::new(Semaphore::new(settings.bytes_max)),
@@ -106,125 +81,20 @@ impl Gallery {
             deleted,
             thread: Mutex::new(Some(thread)),
             stalled: Mutex::default(),
-        })))
+        }))
     }
 
-    /// Keeps a sighting. Once this returns, it survives a power failure, and every later snapshot has it.
-    ///
-    /// # Errors
-    /// It was refused, or the gallery takes no writes.
-    pub async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
-        let chip = enrolment.chip.as_ref().map_or(0, |chip| chip.image.len());
-        let bytes = chip + 4 * enrolment.embedding.dimension();
-        self.run(bytes, move |batch| batch.enrol(&enrolment)).await
-    }
-
-    /// Deletes entries with their embeddings and chips, and says how many there were. Final once this returns.
-    ///
-    /// # Errors
-    /// The gallery takes no writes.
-    pub async fn delete(&self, selector: Selector) -> Result<u64, StoreError> {
-        self.run(0, move |batch| batch.delete(&selector)).await
-    }
-
-    /// Writes `fields` of what is known of entries, all of them or none. Embeddings, chips and content stay.
-    ///
-    /// # Errors
-    /// It was refused, or the gallery takes no writes.
-    pub async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError> {
-        self.run(0, move |batch| batch.update(&updates, &fields)).await
-    }
-
-    /// Gives the entries of `vessels` to one vessel, and says how many moved.
-    ///
-    /// # Errors
-    /// It was refused, or the gallery takes no writes.
-    pub async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError> {
-        self.run(0, move |batch| batch.merge(&vessels, &into)).await
-    }
-
-    /// Begins to follow another model: from now on its embeddings are taken beside those that count. What is there of
-    /// that model already goes on; a shadow of yet another model is given up.
-    ///
-    /// # Errors
-    /// The gallery is of that model, keeps no chips, or takes no writes.
-    pub async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
-        self.alone(move |writer| writer.begin_shadow(model, dimension)).await
-    }
-
-    /// Follows no model any more.
-    ///
-    /// # Errors
-    /// The gallery takes no writes.
-    pub async fn drop_shadow(&self) -> Result<(), StoreError> {
-        self.alone(Writer::drop_shadow).await
-    }
-
-    /// Adds embeddings to the shadow of `model`, durably, and says how many were of use.
-    ///
-    /// # Errors
-    /// There is no such shadow, or the gallery takes no writes.
-    pub async fn fill_shadow(
-        &self,
-        model: ModelDigest,
-        embeddings: Vec<(RowId, Embedding)>,
-    ) -> Result<u64, StoreError> {
-        let bytes = embeddings.iter().map(|(_, embedding)| 4 * embedding.dimension()).sum();
-        self.run(bytes, move |batch| batch.fill_shadow(model, &embeddings)).await
-    }
-
-    /// Makes the shadow of `model` count, if it has an embedding for every entry.
-    ///
-    /// # Errors
-    /// There is no such shadow, or the gallery takes no writes.
-    pub async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError> {
-        self.alone(move |writer| writer.flip(model)).await
-    }
-
-    /// Says why the gallery does not get to a model, or that it does.
-    pub fn stall(&self, reason: Option<(ModelDigest, String)>) {
-        *self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner) = reason;
-    }
-
-    /// Bytes that its files take.
-    pub fn file_bytes(&self) -> u64 {
-        self.0.published.file_bytes()
-    }
-
-    /// Whether its files have grown since they took `before` bytes, and beyond what is stored in them: then readers of
-    /// old snapshots hold too much of what was deleted or replaced.
-    pub fn is_held_up(&self, before: u64) -> bool {
-        self.file_bytes() > before.max(quota::explained(self.snapshot().stored_bytes()))
-    }
-
-    /// What is committed now.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.0.published.snapshot()
-    }
-
-    pub fn info(&self) -> Info {
-        let snapshot = self.snapshot();
-        let stalled = self.0.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let (followed, stalled) = stalled.unzip();
-        // A gallery may stall before it has a shadow.
-        let followed = snapshot.about().shadow.map(|shadow| shadow.model).or(followed);
-        let following = followed.map(|model| Following { model, embedded: snapshot.shadow_rows(), stalled });
-        Info {
-            following,
-            about: snapshot.about().clone(),
-            entries: snapshot.index().len() as u64,
-            vessels: snapshot.index().vessels() as u64,
-            stored_bytes: snapshot.stored_bytes(),
-            read_only: self.0.published.failure(),
-        }
+    /// What is committed now, with its files.
+    pub(in crate::gallery) fn published(&self) -> Arc<Snapshot> {
+        self.published.snapshot()
     }
 
     /// Finishes what waits, closes the files and waits for that: not for async tasks.
     pub(crate) fn close(&self) {
-        let sender = self.0.queue.write().unwrap_or_else(PoisonError::into_inner).take();
+        let sender = self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(sender);
-        self.0.room.close();
-        let thread = self.0.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.room.close();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if thread.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the writer of a gallery panicked");
         }
@@ -232,7 +102,7 @@ impl Gallery {
 
     /// Closes a gallery that is being deleted: what waits is refused.
     pub(crate) fn abandon(&self) {
-        self.0.deleted.store(true, Ordering::Relaxed);
+        self.deleted.store(true, Ordering::Relaxed);
         self.close();
     }
 
@@ -261,27 +131,101 @@ impl Gallery {
         work: Work,
         answered: oneshot::Receiver<Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
-        let shared = &self.0;
-        let refused = || match shared.published.failure() {
+        let refused = || match self.published.failure() {
             Some(reason) => StoreError::ReadOnly { reason },
             None => StoreError::Closed,
         };
-        if shared.published.failure().is_some() {
+        if self.published.failure().is_some() {
             return Err(refused());
         }
-        let weight = (bytes + OPERATION_BYTES).min(shared.bytes_max);
+        let weight = (bytes + OPERATION_BYTES).min(self.bytes_max);
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        let room = shared.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
-        let queue = shared.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
+        let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
         let queued = Queued { work, room };
         queue.ok_or(StoreError::Closed)?.send(queued).await.map_err(|_| refused())?;
         answered.await.unwrap_or_else(|_| Err(refused()))
     }
 }
 
-impl fmt::Debug for Gallery {
+#[async_trait]
+impl GalleryStore for EmbeddedGallery {
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
+        let chip = enrolment.chip.as_ref().map_or(0, |chip| chip.image.len());
+        let bytes = chip + 4 * enrolment.embedding.dimension();
+        self.run(bytes, move |batch| batch.enrol(&enrolment)).await
+    }
+
+    async fn delete(&self, selector: Selector) -> Result<u64, StoreError> {
+        self.run(0, move |batch| batch.delete(&selector)).await
+    }
+
+    async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError> {
+        self.run(0, move |batch| batch.update(&updates, &fields)).await
+    }
+
+    async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError> {
+        self.run(0, move |batch| batch.merge(&vessels, &into)).await
+    }
+
+    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+        self.alone(move |writer| writer.begin_shadow(model, dimension)).await
+    }
+
+    async fn drop_shadow(&self) -> Result<(), StoreError> {
+        self.alone(Writer::drop_shadow).await
+    }
+
+    async fn fill_shadow(
+        &self,
+        model: ModelDigest,
+        embeddings: Vec<(RowId, Embedding)>,
+    ) -> Result<u64, StoreError> {
+        let bytes = embeddings.iter().map(|(_, embedding)| 4 * embedding.dimension()).sum();
+        self.run(bytes, move |batch| batch.fill_shadow(model, &embeddings)).await
+    }
+
+    async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError> {
+        self.alone(move |writer| writer.flip(model)).await
+    }
+
+    fn stall(&self, reason: Option<(ModelDigest, String)>) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = reason;
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.published.file_bytes()
+    }
+
+    fn is_held_up(&self, before: u64) -> bool {
+        self.file_bytes() > before.max(quota::explained(self.published().stored_bytes()))
+    }
+
+    fn snapshot(&self) -> Arc<dyn GalleryReader> {
+        self.published()
+    }
+
+    fn info(&self) -> Info {
+        let snapshot = self.published();
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (followed, stalled) = stalled.unzip();
+        // A gallery may stall before it has a shadow.
+        let followed = snapshot.about().shadow.map(|shadow| shadow.model).or(followed);
+        let following = followed.map(|model| Following { model, embedded: snapshot.shadow_rows(), stalled });
+        Info {
+            following,
+            about: snapshot.about().clone(),
+            entries: snapshot.entries() as u64,
+            vessels: snapshot.vessels() as u64,
+            stored_bytes: snapshot.stored_bytes(),
+            read_only: self.published.failure(),
+        }
+    }
+}
+
+impl fmt::Debug for EmbeddedGallery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Gallery").field(&self.0.published).finish()
+        f.debug_tuple("EmbeddedGallery").field(&self.published).finish()
     }
 }
 
@@ -386,21 +330,22 @@ mod tests {
 
     use super::*;
     use crate::durable::faults::{Failure, FaultyDisk};
+    use crate::gallery::embedded::foundation::Foundation;
+    use crate::gallery::embedded::quota::{Allowance, Quotas};
+    use crate::gallery::embedded::writer::Bounds;
     use crate::gallery::entry::Time;
     use crate::gallery::filter::Filter;
-    use crate::gallery::store::foundation::Foundation;
-    use crate::gallery::store::quota::{Allowance, Quotas};
-    use crate::gallery::store::writer::Bounds;
+    use crate::gallery::store::About;
     use crate::gallery::tests::{DIMENSION, enrolment, id, model};
 
     const SETTINGS: QueueSettings = QueueSettings { operations_max: 2, bytes_max: 100 << 10 };
 
-    fn gallery(disk: &FaultyDisk) -> Gallery {
+    fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
         let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 100, bytes_per_tenant: u64::MAX };
         let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
         let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
         let writer = Writer::open(Arc::new(disk.clone()), bounds).expect("whole");
-        Gallery::start(writer, SETTINGS).expect("a thread")
+        EmbeddedGallery::start(writer, SETTINGS).expect("a thread")
     }
 
     fn new_disk() -> FaultyDisk {
@@ -424,7 +369,7 @@ mod tests {
 
         let snapshot = full.snapshot();
         assert_eq!(snapshot.list(&Filter::default(), None, 9).expect("readable").entries.len(), 1);
-        let row = snapshot.row(&id("a")).expect("readable").expect("there");
+        let row = snapshot.find(&id("a")).expect("readable").expect("there");
         assert!(snapshot.embedding(row).is_ok() && snapshot.chip(row).expect("readable").is_some());
         full.close();
 
@@ -444,7 +389,7 @@ mod tests {
         let mut others: Vec<_> =
             (0..8).map(|seed| Box::pin(gallery.enrol(enrolment(&seed.to_string(), seed)))).collect();
         assert!(others.iter_mut().all(|other| other.as_mut().now_or_never().is_none()));
-        let queue = gallery.0.queue.read().expect("nobody panicked").clone().expect("open");
+        let queue = gallery.queue.read().expect("nobody panicked").clone().expect("open");
         assert_eq!(queue.capacity(), 0);
         drop(queue);
         go.send(()).expect("it waits");
@@ -465,7 +410,7 @@ mod tests {
         assert!(slow.as_mut().now_or_never().is_none());
         let mut other = Box::pin(gallery.enrol(enrolment("a", 1)));
         assert!(other.as_mut().now_or_never().is_none());
-        assert_eq!(gallery.0.room.available_permits(), 0);
+        assert_eq!(gallery.room.available_permits(), 0);
         go.send(()).expect("it waits");
         assert_eq!((slow.await, other.await), (Ok(true), Ok(Enrolled::Created)));
         // What is larger than all room takes all of it.

@@ -7,15 +7,15 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use super::batch::{Batch, Finished, Ground};
-use super::error::StoreError;
 use super::open::{OpenError, Opened, open};
 use super::quota::{self, Allowance, Quotas};
-use super::schema::{About, CHIP_ROWS};
+use super::schema::CHIP_ROWS;
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
+use crate::gallery::store::{About, GalleryReader, StoreError};
 
 /// Room that must be there before a gallery takes writes again, beside a part of what its files take.
 const ROOM_BYTES: u64 = 1 << 20;

@@ -4,25 +4,15 @@ use std::sync::Arc;
 
 use redb::TableDefinition;
 
-use super::error::StoreError;
 use super::open::index_from_vectors;
 use super::record::sealed_vector_bytes;
-use super::schema::{About, SchemaError, write_about, write_state};
+use super::schema::{SchemaError, write_about, write_state};
 use super::snapshot::Snapshot;
 use super::writer::{Writer, now};
 use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::index::Index;
-
-/// What became of a shadow that was to count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Flip {
-    Done,
-    /// This many entries have no embedding in the shadow yet; nothing has changed.
-    Incomplete {
-        missing: u64,
-    },
-}
+use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
 
 /// What a transaction that changes the generations leads to.
 struct Turn {

@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::error::StoreError;
-use super::operation::{Conflict, Enrolled, Enrolment, Field, Selector, Update, Updated};
 use super::quota::{Allowance, Quotas};
 use super::record::{
     ChipRecord, EntryRecord, RowRecord, StateRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
 };
-use super::schema::{About, ENTRIES, GONE, IDS, write_state};
+use super::schema::{ENTRIES, GONE, IDS, write_state};
 use crate::durable::DatabaseError;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Code, Index, RowId};
+use crate::gallery::store::{
+    About, Conflict, Enrolled, Enrolment, Field, Selector, StoreError, Update, Updated,
+};
 
 /// What a batch is made against.
 #[derive(Clone, Copy)]

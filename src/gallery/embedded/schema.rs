@@ -6,6 +6,7 @@ use super::record::{AboutRecord, Damage, GenerationRecord, StateRecord, decode, 
 use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::Time;
+use crate::gallery::store::{About, Shadow};
 
 /// Everything but the chips.
 pub const GALLERY: &str = "gallery.redb";
@@ -32,37 +33,7 @@ pub const CHIP_ROWS: Rows = TableDefinition::new("chips");
 const ABOUT_KEY: &str = "gallery";
 const STATE_KEY: &str = "state";
 
-/// What a gallery is made for.
-#[derive(Clone, Debug, PartialEq)]
-pub struct About {
-    /// The model of its embeddings.
-    pub model: ModelDigest,
-    /// Values of an embedding.
-    pub dimension: usize,
-    /// Whether source chips are kept, so that the gallery can follow a new model.
-    pub keeps_chips: bool,
-    pub created_at: Time,
-    /// Of the embeddings that count.
-    pub(super) generation: u64,
-    /// The embeddings that are being made of its chips by another model, if any are.
-    pub shadow: Option<Shadow>,
-}
-
-/// Embeddings of a gallery that count once there is one for every entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shadow {
-    pub model: ModelDigest,
-    /// Values of an embedding.
-    pub dimension: usize,
-    pub(super) generation: u64,
-}
-
 impl About {
-    /// A gallery whose embeddings are its first.
-    pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
-        Self { model, dimension, keeps_chips, created_at, generation: 1, shadow: None }
-    }
-
     /// Name of the table of its vectors, by row.
     pub(super) fn vectors(&self) -> String {
         vectors(self.generation)

@@ -1,8 +1,7 @@
 //! How much a tenant may store.
 
+use crate::gallery::store::StoreError;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-use super::error::StoreError;
 
 /// Bounds on what is stored.
 #[derive(Clone, Copy, Debug)]

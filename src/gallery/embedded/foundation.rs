@@ -3,10 +3,11 @@
 use redb::{Durability, TableDefinition};
 
 use super::record::{ChipRecord, EntryRecord, RowRecord, StateRecord, encode, seal};
-use super::schema::{About, CHIP_ROWS, CHIPS, ENTRIES, GALLERY, GONE, IDS, write_about, write_state};
+use super::schema::{CHIP_ROWS, CHIPS, ENTRIES, GALLERY, GONE, IDS, write_about, write_state};
 use super::writer::now;
 use crate::durable::{Database, DatabaseError, Volume};
 use crate::gallery::index::RowId;
+use crate::gallery::store::About;
 
 /// Rows and bytes that are written together.
 const ROWS_MAX: usize = 4096;

@@ -4,9 +4,10 @@
 use std::io::{self, Read, Write};
 
 use super::record::StateRecord;
-use super::schema::{About, CODES};
+use super::schema::CODES;
 use crate::durable::Volume;
 use crate::gallery::index::{Code, Index, RowId};
+use crate::gallery::store::About;
 
 const MAGIC: &[u8; 8] = b"SHIPCODE";
 const VERSION: u32 = 1;

@@ -1,0 +1,36 @@
+//! What a gallery is made for.
+
+use crate::embedding::ModelDigest;
+use crate::gallery::entry::Time;
+
+/// What a gallery is made for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// The model of its embeddings.
+    pub model: ModelDigest,
+    /// Values of an embedding.
+    pub dimension: usize,
+    /// Whether source chips are kept, so that the gallery can follow a new model.
+    pub keeps_chips: bool,
+    pub created_at: Time,
+    /// Of the embeddings that count.
+    pub(in crate::gallery) generation: u64,
+    /// The embeddings that are being made of its chips by another model, if any are.
+    pub shadow: Option<Shadow>,
+}
+
+/// Embeddings of a gallery that count once there is one for every entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shadow {
+    pub model: ModelDigest,
+    /// Values of an embedding.
+    pub dimension: usize,
+    pub(in crate::gallery) generation: u64,
+}
+
+impl About {
+    /// A gallery whose embeddings are its first.
+    pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
+        Self { model, dimension, keeps_chips, created_at, generation: 1, shadow: None }
+    }
+}
