@@ -5,6 +5,7 @@ mod error;
 mod follow;
 mod gallery;
 mod model;
+mod state;
 mod training;
 mod transfer;
 
@@ -20,7 +21,7 @@ use tonic::transport::Endpoint;
 pub use access::{Access, ApiKey, Transport};
 pub use error::{ClientError, Violation};
 pub use follow::{Backoff, Beginning, Followed, Follower};
-pub use training::{is_ended, state_name};
+pub use state::{is_ended, state_name};
 
 use crate::chip::Modality;
 use crate::wire;

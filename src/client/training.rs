@@ -108,20 +108,3 @@ impl Client {
         Ok(())
     }
 }
-
-/// Whether nothing happens to a job in this state unless somebody resumes it.
-pub fn is_ended(state: JobState) -> bool {
-    match state {
-        JobState::Cancelled | JobState::Failed | JobState::Finished => true,
-        JobState::Unspecified
-        | JobState::Queued
-        | JobState::Running
-        | JobState::Cancelling
-        | JobState::Interrupted => false,
-    }
-}
-
-/// A state in lower case, as on command lines and pages.
-pub fn state_name(state: JobState) -> String {
-    state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
-}

@@ -13,8 +13,8 @@ use std::thread;
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Evaluation, Progress, Saved, Start};
 use super::failure::{Failure, Reason};
+use super::report::{Evaluation, Progress, Saved, Start};
 
 /// Files and folders of a job.
 pub const INSTRUCTIONS: &str = "job.toml";

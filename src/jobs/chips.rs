@@ -15,9 +15,10 @@ use tokio::task::spawn_blocking;
 
 use super::attempt::{Slot, Stop};
 use super::child::CHIPS;
+use super::edit::Edit;
 use super::ending::Ending;
 use super::failure::{Failure, Reason};
-use super::job::{Edit, Job};
+use super::job::Job;
 use super::state::Refused;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{

@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use super::job::{Edit, Job, JobId, JobKey, Order};
+use super::edit::Edit;
+use super::job::{Job, JobId, JobKey, Order};
 use super::state::StateName;
 use super::store::{AddError, Added, All, JobStore, Listing, Page, Replay, StoreError, UpdateError};
 use crate::gallery::Time;

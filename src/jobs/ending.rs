@@ -6,8 +6,8 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use super::child::Saying;
+use super::edit::Edit;
 use super::failure::{Failure, Reason};
-use super::job::Edit;
 use super::state::{Change, Refused};
 use crate::embedding::ModelDigest;
 

@@ -4,8 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::event::{Evaluation, Happening, Progress, Rankings, Saved, Start};
-use super::state::{Change, JobState, Refused};
+use super::report::{Evaluation, Progress};
+use super::state::JobState;
 use crate::gallery::{GalleryName, Time};
 
 /// Names a job; later jobs have higher numbers, which are never used again.
@@ -103,141 +103,9 @@ impl Job {
     }
 }
 
-/// A job and what happens in it together: stored in one transaction, or not at all.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Edit {
-    job: Job,
-    now: Time,
-    happened: Vec<(u32, Happening)>,
-}
-
-impl Edit {
-    pub fn new(job: Job, now: Time) -> Self {
-        Self { job, now, happened: Vec::new() }
-    }
-
-    /// A new job, whose first event is that it waits.
-    pub fn created(job: Job, now: Time) -> Self {
-        let mut edit = Self::new(job, now);
-        edit.push_state();
-        edit
-    }
-
-    pub fn job(&self) -> &Job {
-        &self.job
-    }
-
-    /// Makes a change of state; one that changes nothing is no event.
-    ///
-    /// # Errors
-    /// The state cannot make it; nothing has changed.
-    pub fn change(&mut self, change: Change) -> Result<(), Refused> {
-        let asked = change == Change::Resume;
-        let starts = change == Change::Start;
-        let after = self.job.state.after(change)?;
-        if after == self.job.state {
-            return Ok(());
-        }
-        let job = &mut self.job;
-        if after == JobState::Queued {
-            job.attempt += 1;
-        }
-        if asked {
-            // Whoever resumes it has seen to what was wrong.
-            job.fruitless = 0;
-        }
-        if starts && job.started_at.is_none() {
-            job.started_at = Some(self.now);
-        }
-        job.ended_at = after.is_ended().then_some(self.now);
-        job.state = after;
-        self.push_state();
-        Ok(())
-    }
-
-    /// The attempt begins after these steps, which a checkpoint holds.
-    pub fn begin(&mut self, steps: u64) {
-        self.gain(steps);
-    }
-
-    pub fn started(&mut self, start: Start) {
-        self.push(Happening::Started(start));
-    }
-
-    pub fn progress(&mut self, progress: Progress) {
-        self.job.progress = Some(progress.clone());
-        self.push(Happening::Progress(progress));
-    }
-
-    pub fn evaluated(&mut self, evaluation: Evaluation) {
-        self.job
-            .evaluations
-            .retain(|known| known.epoch == evaluation.epoch && known.protocol != evaluation.protocol);
-        self.job.evaluations.push(evaluation.clone());
-        self.push(Happening::Evaluated(evaluation));
-    }
-
-    pub fn ranked(&mut self, rankings: Rankings) {
-        self.push(Happening::Rankings(rankings));
-    }
-
-    pub fn saved(&mut self, saved: Saved) {
-        self.gain(saved.step);
-        self.push(Happening::CheckpointSaved(saved));
-    }
-
-    pub fn log(&mut self, line: impl Into<String>) {
-        self.push(Happening::Log(line.into()));
-    }
-
-    /// An attempt has ended before its time; the number of those in a row that gained nothing.
-    pub fn count_attempt(&mut self) -> u32 {
-        self.job.fruitless += 1;
-        self.job.fruitless
-    }
-
-    pub fn into_job(self) -> Job {
-        self.job
-    }
-
-    /// The job, and what happened in which attempt, in order.
-    pub fn into_parts(self) -> (Job, Vec<(u32, Happening)>, Time) {
-        (self.job, self.happened, self.now)
-    }
-
-    /// A checkpoint further than any before is what an attempt is for.
-    fn gain(&mut self, steps: u64) {
-        if steps > self.job.saved_steps {
-            self.job.saved_steps = steps;
-            self.job.fruitless = 0;
-        }
-    }
-
-    fn push_state(&mut self) {
-        let job = Box::new(self.job.clone());
-        self.push(Happening::State(job));
-    }
-
-    fn push(&mut self, what: Happening) {
-        self.job.last_event += 1;
-        let number = self.job.last_event;
-        let what = match what {
-            Happening::State(job) => Happening::State(Box::new(Job { last_event: number, ..*job })),
-            other => other,
-        };
-        self.happened.push((self.job.attempt, what));
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::failure::{Failure, Reason};
     use super::*;
-
-    fn job() -> Job {
-        let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
-        Job::new(key, Order::default(), Time::from_nanos(1))
-    }
 
     #[test]
     fn a_job_has_one_name() {
@@ -247,58 +115,5 @@ mod tests {
         {
             assert_eq!(text.parse::<JobId>(), Err(JobIdError), "{text}");
         }
-    }
-
-    #[test]
-    fn every_resumption_is_a_new_attempt_and_events_carry_theirs() {
-        let mut edit = Edit::created(job(), Time::from_nanos(2));
-        for change in [Change::Start, Change::Retry, Change::Start, Change::Stop, Change::Resume] {
-            edit.change(change).expect("legal");
-        }
-        let (job, happened, _) = edit.into_parts();
-        assert_eq!((job.attempt, job.last_event, job.started_at), (3, 6, Some(Time::from_nanos(2))));
-        let attempts: Vec<u32> = happened.iter().map(|(attempt, _)| *attempt).collect();
-        assert_eq!(attempts, [1, 1, 2, 2, 2, 3]);
-        let numbers = happened.iter().map(|(_, what)| match what {
-            Happening::State(job) => job.last_event,
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
-    }
-
-    #[test]
-    fn a_job_ends_once_and_not_for_ever() {
-        let mut edit = Edit::new(job(), Time::from_nanos(5));
-        edit.change(Change::Cancel).expect("legal");
-        edit.change(Change::Cancel).expect("again");
-        assert_eq!((edit.job().last_event, edit.job().ended_at), (1, Some(Time::from_nanos(5))));
-        edit.change(Change::Resume).expect("legal");
-        assert_eq!(edit.job().ended_at, None);
-    }
-
-    #[test]
-    fn only_a_further_checkpoint_makes_an_attempt_count() {
-        let mut edit = Edit::new(Job { state: JobState::Running, ..job() }, Time::from_nanos(5));
-        edit.saved(Saved { step: 10, best: false });
-        assert_eq!(edit.count_attempt(), 1);
-        edit.begin(10);
-        edit.saved(Saved { step: 10, best: false });
-        assert_eq!(edit.count_attempt(), 2);
-        // The server did not hear of a checkpoint before it went down, but the next attempt begins with it.
-        edit.begin(20);
-        assert_eq!(edit.count_attempt(), 1);
-        edit.change(Change::Fail(Failure::new(Reason::Hung, "silent"))).expect("legal");
-        edit.change(Change::Resume).expect("legal");
-        assert_eq!(edit.job().fruitless, 0);
-    }
-
-    #[test]
-    fn the_evaluations_of_a_job_are_those_of_its_last_epoch() {
-        let mut edit = Edit::new(job(), Time::from_nanos(5));
-        for (epoch, protocol, map) in [(1, "all", 0.1), (1, "o2s", 0.2), (2, "all", 0.3), (2, "all", 0.4)] {
-            edit.evaluated(Evaluation { protocol: protocol.into(), epoch, map, ..Evaluation::default() });
-        }
-        let found: Vec<_> = edit.job().evaluations.iter().map(|e| (e.epoch, e.map)).collect();
-        assert_eq!(found, [(2, 0.4)]);
     }
 }

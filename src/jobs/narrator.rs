@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use super::child::Saying;
-use super::event::{Evaluation, Progress, Saved, Start};
 use super::rankings;
+use super::report::{Evaluation, Progress, Saved, Start};
 use crate::evaluate::Summary;
 use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
 

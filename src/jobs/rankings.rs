@@ -7,7 +7,7 @@ use std::path::Path;
 
 use image::ImageFormat;
 
-use super::event::Rankings;
+use super::report::Rankings;
 use crate::train::RankedLists;
 
 const FILE: &str = "rankings.png";

@@ -4,9 +4,10 @@
 
 use prost::Message;
 
-use super::event::{Evaluation, Happening, JobEvent, Progress, Rankings, Saved, Start};
+use super::event::{Happening, JobEvent};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobId, JobKey, Order};
+use super::report::{Evaluation, Progress, Rankings, Saved, Start};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, Time};
@@ -281,7 +282,7 @@ impl JobRecord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::event::{Shape, UntakenTensor};
+    use super::super::report::{Shape, UntakenTensor};
     use super::*;
 
     #[test]

@@ -12,10 +12,11 @@ use tokio::task::spawn_blocking;
 
 use super::chips::{self, GalleryError};
 use super::desk::{Desk, now};
-use super::event::{JobEvent, Start};
+use super::event::JobEvent;
 use super::job::{Job, JobId, JobKey, Order};
 use super::keeper::Keeper;
 use super::paths::ShownPaths;
+use super::report::Start;
 use super::state::{Change, JobState, Refused};
 use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
 use super::supervisor::{Settings, Supervisor};

@@ -6,8 +6,9 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::edit::Edit;
 use super::event::{Happening, JobEvent};
-use super::job::{Edit, Job, JobId, JobKey, Order};
+use super::job::{Job, JobId, JobKey, Order};
 use super::record::{self, RecordError};
 use super::state::StateName;
 use crate::durable::{Database, DatabaseError, Volume, guard};

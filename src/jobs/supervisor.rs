@@ -11,8 +11,9 @@ use tokio::time::MissedTickBehavior;
 
 use super::attempt::{Slot, Stop};
 use super::desk::Desk;
+use super::edit::Edit;
 use super::failure::{Failure, Reason};
-use super::job::{Edit, JobId, JobKey};
+use super::job::{JobId, JobKey};
 use super::keeper::Keeper;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};

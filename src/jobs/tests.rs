@@ -11,10 +11,11 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::desk::Desk;
-use super::event::{Happening, JobEvent, Rankings};
+use super::event::{Happening, JobEvent};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, Order};
 use super::keeper::Keeper;
+use super::report::Rankings;
 use super::service::{Jobs, OrderError};
 use super::state::{Change, JobState, Refused, StateName};
 use super::store::{Added, Bounds, JobStore};

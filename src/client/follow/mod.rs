@@ -12,7 +12,8 @@ use tonic::Streaming;
 pub use backoff::Backoff;
 use order::{Arrival, EventOrder};
 
-use super::{Client, ClientError, is_ended};
+use super::state::is_ended;
+use super::{Client, ClientError};
 use crate::wire::{TrainEvent, TrainRequest, TrainingJob, WatchTrainingJobRequest};
 
 /// Where a watcher begins.

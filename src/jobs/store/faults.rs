@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::event::{Evaluation, Saved};
 use super::super::failure::{Failure as Cause, Reason};
+use super::super::report::{Evaluation, Saved};
 use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::super::event::{Evaluation, Progress, Rankings, Saved};
 use super::super::failure::{Failure, Reason};
+use super::super::report::{Evaluation, Progress, Rankings, Saved};
 use super::super::state::{Change, Refused};
 use super::tables::REPLAY_BYTES;
 use super::*;

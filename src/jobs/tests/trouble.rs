@@ -49,7 +49,7 @@ impl Keeper for Overtaken {
     fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
         let desk = self.0.get().expect("set before the job was ordered");
         let key = JobKey { tenant: "default".into(), id: crate::jobs::JobId::new(1) };
-        let fail = |edit: &mut crate::jobs::job::Edit| {
+        let fail = |edit: &mut crate::jobs::edit::Edit| {
             edit.change(Change::Fail(Failure::new(Reason::Crashed, "overtaken")))
         };
         Handle::current().block_on(desk.update(&key, fail)).expect("legal");
