@@ -12,7 +12,7 @@ use redb::{
     TransactionError, WriteTransaction,
 };
 
-use super::shield::{Health, Shield, WriteFailure};
+use super::shield::{Health, Shield, WriteFailure, is_full};
 use super::volume::Volume;
 
 /// One database file, open for writing.
@@ -168,16 +168,36 @@ fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Res
 /// # Errors
 /// What `read` gives, and damage where it panics.
 pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
-    quiet_panics();
-    let damaged = || DatabaseError::Damaged("its pages contradict each other".into());
-    let before = GUARDED.replace(true);
-    let read = catch_unwind(AssertUnwindSafe(read));
-    GUARDED.set(before);
-    read.unwrap_or_else(|_| Err(damaged().into()))
+    caught(read).unwrap_or_else(|_| Err(DatabaseError::Damaged(CONTRADICTION.into()).into()))
 }
 
-/// Lets panics that [`guard`] answers for pass without a word, from the first call on.
-fn quiet_panics() {
+/// Where a panic came from that was caught.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Panicked {
+    /// From a library beneath: redb, where a file was changed behind its back. The log is silent about it.
+    #[error("{CONTRADICTION}")]
+    Beneath,
+    /// From this program, which is a fault of it and in its log.
+    #[error("its writer panicked")]
+    Here,
+}
+
+const CONTRADICTION: &str = "its pages contradict each other";
+
+/// Does something to a database that may be damaged in a way that makes redb panic.
+///
+/// # Errors
+/// It has panicked; what it was changing is in no order.
+pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
+    hush_panics();
+    let before = GUARDED.replace(true);
+    let done = catch_unwind(AssertUnwindSafe(work));
+    GUARDED.set(before);
+    done.map_err(|_| if HERE.get() { Panicked::Here } else { Panicked::Beneath })
+}
+
+/// Lets panics beneath that [`caught`] answers for pass without a word, from the first call on.
+fn hush_panics() {
     static ONCE: Once = Once::new();
     // Of a thread that panics the hook cannot be changed.
     if thread::panicking() {
@@ -186,7 +206,9 @@ fn quiet_panics() {
     ONCE.call_once(|| {
         let tell = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
-            if GUARDED.get() {
+            let here = panic.location().is_none_or(|location| location.file().starts_with(source()));
+            HERE.set(here);
+            if GUARDED.get() && !here {
                 tracing::debug!(%panic, "a database panicked");
             } else {
                 tell(panic);
@@ -195,9 +217,27 @@ fn quiet_panics() {
     });
 }
 
+/// Where this program's source lies, as panics name it; that of libraries lies elsewhere.
+fn source() -> &'static str {
+    file!().trim_end_matches("durable/database.rs")
+}
+
 thread_local! {
     /// Whether a panic of this thread is an answer that somebody expects.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
+    /// Whether the last panic of this thread came from this program.
+    static HERE: Cell<bool> = const { Cell::new(true) };
+}
+
+impl DatabaseError {
+    /// Whether it is for want of room, which may come back.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Io(cause) => is_full(cause),
+            Self::Sealed(failure) => failure.is_full,
+            Self::Damaged(_) | Self::Closed => false,
+        }
+    }
 }
 
 impl From<redb::Error> for DatabaseError {
@@ -225,3 +265,16 @@ macro_rules! from_redb {
     };
 }
 from_redb!(StorageError, TableError, TransactionError, CommitError);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_of_a_library_is_told_from_one_of_this_program() {
+        assert_eq!(caught(|| bytes::Bytes::new().slice(1..2)), Err(Panicked::Beneath));
+        let here: Result<(), Panicked> = caught(|| panic!("a fault of ours"));
+        assert_eq!(here, Err(Panicked::Here));
+        assert_eq!(caught(|| 1), Ok(1));
+    }
+}

@@ -9,7 +9,7 @@ mod sealed;
 mod shield;
 mod volume;
 
-pub use database::{Database, DatabaseError, guard};
+pub use database::{Database, DatabaseError, Panicked, caught, guard};
 pub use folder::{PartialFolder, discard_folder, remove_partial, write_folder};
 pub use lock::{DirectoryLock, LockError};
 pub use sealed::{BrokenSeal, seal_text, unseal_text};

@@ -5,6 +5,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
+use crate::durable::is_full;
+
 /// Why an attempt, and with it perhaps its job, came to nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
@@ -95,10 +97,7 @@ impl Reason {
 
     /// That of what could not be written or read: a full disk, or else `otherwise`.
     pub fn of_io(cause: &io::Error, otherwise: Self) -> Self {
-        match cause.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull,
-            _ => otherwise,
-        }
+        if is_full(cause) { Self::DiskFull } else { otherwise }
     }
 
     /// Whether the server starts another attempt by itself. What the next attempt would meet again is left to whoever

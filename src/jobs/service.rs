@@ -231,6 +231,12 @@ impl Jobs {
 /// which the store knows nothing may be all that is left of a job.
 fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
     if !folder.join(FILE).exists() {
+        if has_jobs(folder)? {
+            let cause = format!(
+                "{FILE} is missing, and there are folders of jobs: restore it from a copy, or move them away"
+            );
+            return Err(StoreError::Damaged(cause).into());
+        }
         let parent = folder.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(parent)?;
         let partial = PartialFolder::new(folder)?;
@@ -241,7 +247,11 @@ fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
     let store = JobStore::open(Box::new(Folder(folder.to_owned())), bounds)?;
     for id in store.deleted()? {
         discard(&folder.join(id.to_string()))?;
-        store.forget(id)?;
+        match store.forget(id) {
+            // The next start does it.
+            Err(cause) if cause.is_full() => tracing::warn!(%cause, job = %id, "a deleted job is remembered"),
+            forgotten => forgotten?,
+        }
     }
     let All { jobs, damaged } = store.all()?;
     for job in jobs.iter().filter(|job| matches!(job.state, JobState::Finished { .. })) {
@@ -258,6 +268,20 @@ fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
         }
     }
     Ok(Desk::new(store)?)
+}
+
+/// Whether there are folders of jobs, of which nothing is known without a store.
+fn has_jobs(folder: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(folder) {
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+        entries => entries?,
+    };
+    for entry in entries {
+        if entry?.file_name().to_string_lossy().parse::<JobId>().is_ok() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn discard(folder: &Path) -> io::Result<()> {

@@ -1,7 +1,8 @@
 //! Jobs and their events on disk. What a reader sees survives a power failure.
 //!
 //! One database for all tenants. When it cannot be written, it is opened anew at the next use; what was being written
-//! then is brought to its end first, so that it is there once, whether or not the disk already had it.
+//! then is brought to its end first, so that it is there once, whether or not the disk already had it. While its disk is
+//! full, it is read all the same.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,7 +12,7 @@ use super::event::{Happening, JobEvent};
 use super::job::{Job, JobId, JobKey, Order};
 use super::record::{self, RecordError};
 use super::state::StateName;
-use crate::durable::{Database, DatabaseError, Volume, guard};
+use crate::durable::{Database, DatabaseError, Volume, guard, is_full};
 use crate::gallery::Time;
 
 pub use tables::FILE;
@@ -28,6 +29,9 @@ pub struct Bounds {
     /// Events of one job; older ones are removed.
     pub events_retained_max: u64,
 }
+
+/// Room that must be there for a new job, and before what is pending is written after a disk was full.
+const ROOM_BYTES: u64 = 1 << 20;
 
 /// Jobs, events and request ids.
 pub struct JobStore {
@@ -70,10 +74,19 @@ pub enum StoreError {
     DamagedJob { id: JobId, cause: String },
     /// For now; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
-    Unavailable(String),
+    Unavailable(Trouble),
     /// What was asked for comes to pass, once, when the store can be used again.
-    #[error("the job store cannot be written now: {0}")]
-    Pending(String),
+    #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
+    Pending(Trouble),
+}
+
+/// What keeps the store from being used, for now.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct Trouble {
+    cause: String,
+    /// Whether its disk has no room left. Then it can still be read.
+    pub is_full: bool,
 }
 
 /// Why a job was not created.
@@ -188,6 +201,8 @@ impl JobStore {
             if tables::count_jobs(database, tenant)? >= max {
                 return Err(AddError::Full { max });
             }
+            // A job takes more room than its record does: rather none than one that fails at once.
+            self.volume.reserve(ROOM_BYTES).map_err(DatabaseError::from)?;
             let id = JobId::new(tables::next_id(database)?.max(least));
             let request_id = order.request_id.clone();
             let key = JobKey { tenant: Arc::clone(tenant), id };
@@ -235,7 +250,7 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn get(&self, key: &JobKey) -> Result<Option<Job>, StoreError> {
-        self.guarded(|state| tables::job(self.healed(state)?, key))
+        self.guarded(|state| tables::job(self.readable(state)?, key))
     }
 
     /// Jobs of a tenant, newest first.
@@ -243,7 +258,7 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn list(&self, tenant: &Arc<str>, listing: &Listing) -> Result<Page, StoreError> {
-        self.guarded(|state| tables::list(self.healed(state)?, tenant, listing))
+        self.guarded(|state| tables::list(self.readable(state)?, tenant, listing))
     }
 
     /// Every job of every tenant.
@@ -251,7 +266,7 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn all(&self) -> Result<All, StoreError> {
-        self.guarded(|state| tables::all(self.healed(state)?))
+        self.guarded(|state| tables::all(self.readable(state)?))
     }
 
     /// At most `limit` events, fewer where they are large, the first of which has the number `from`; `None` where
@@ -261,7 +276,7 @@ impl JobStore {
     /// See [`StoreError`].
     pub fn events(&self, key: &JobKey, from: u64, limit: usize) -> Result<Option<Replay>, StoreError> {
         self.guarded(|state| {
-            let database = self.healed(state)?;
+            let database = self.readable(state)?;
             let Some(job) = tables::job(database, key)? else { return Ok(None) };
             tables::events(database, &job, from, limit).map(Some)
         })
@@ -301,7 +316,7 @@ impl JobStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn deleted(&self) -> Result<Vec<JobId>, StoreError> {
-        self.guarded(|state| tables::deleted(self.healed(state)?))
+        self.guarded(|state| tables::deleted(self.readable(state)?))
     }
 
     /// Nothing is left of a deleted job anywhere.
@@ -343,9 +358,10 @@ impl JobStore {
 
     /// The database, opened again if need be, with nothing half done.
     fn healed<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
-        if state.database.is_none() {
-            state.database = Some(opening::open(&*self.volume)?);
+        if state.is_sealed() {
+            state.database = None;
         }
+        self.open_again(state)?;
         if let Some(stroke) = &state.pending {
             let done = state.database.as_ref().map(|database| tables::apply(database, stroke, self.bounds));
             if let Some(Err(cause)) = done {
@@ -354,7 +370,27 @@ impl JobStore {
             }
             state.pending = None;
         }
-        state.database.as_ref().ok_or_else(|| StoreError::Unavailable("it is closed".into()))
+        state.opened()
+    }
+
+    /// The database to be read, which needs no room: what is pending waits for that.
+    fn readable<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
+        let is_stuck = state.pending.is_some() || state.is_sealed();
+        if !is_stuck || !self.volume.reserve(ROOM_BYTES).is_err_and(|cause| is_full(&cause)) {
+            match self.healed(state).map(drop) {
+                Err(cause) if cause.is_full() => {}
+                healed => healed?,
+            }
+        }
+        self.open_again(state)?;
+        state.opened()
+    }
+
+    fn open_again(&self, state: &mut State) -> Result<(), DatabaseError> {
+        if state.database.is_none() {
+            state.database = Some(opening::open(&*self.volume)?);
+        }
+        Ok(())
     }
 
     /// Writes a stroke, twice if need be; what cannot be written now is left pending.
@@ -364,9 +400,20 @@ impl JobStore {
             Ok(_) => Ok(()),
             Err(cause) => {
                 tracing::warn!(%cause, "the job store is opened again");
-                self.healed(state).map(drop).map_err(|cause| StoreError::Pending(cause.to_string()))
+                self.healed(state).map(drop).map_err(StoreError::pending)
             }
         }
+    }
+}
+
+impl State {
+    fn opened(&self) -> Result<&Database, StoreError> {
+        self.database.as_ref().ok_or_else(|| DatabaseError::Closed.into())
+    }
+
+    /// Whether the database is not written to any more.
+    fn is_sealed(&self) -> bool {
+        self.database.as_ref().is_some_and(|database| database.health().failure().is_some())
     }
 }
 
@@ -393,7 +440,7 @@ impl From<DatabaseError> for StoreError {
         match cause {
             DatabaseError::Damaged(cause) => Self::Damaged(cause),
             DatabaseError::Io(_) | DatabaseError::Sealed(_) | DatabaseError::Closed => {
-                Self::Unavailable(cause.to_string())
+                Self::Unavailable(Trouble { is_full: cause.is_full(), cause: cause.to_string() })
             }
         }
     }
@@ -402,6 +449,21 @@ impl From<DatabaseError> for StoreError {
 impl StoreError {
     fn of_job(id: JobId) -> impl Fn(RecordError) -> Self {
         move |cause| Self::DamagedJob { id, cause: cause.to_string() }
+    }
+
+    fn pending(self) -> Self {
+        Self::Pending(match self {
+            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble,
+            other => Trouble { cause: other.to_string(), is_full: false },
+        })
+    }
+
+    /// Whether it is for want of room, which may come back.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble.is_full,
+            Self::Newer { .. } | Self::Damaged(_) | Self::DamagedJob { .. } => false,
+        }
     }
 }
 

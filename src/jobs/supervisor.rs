@@ -75,14 +75,15 @@ enum Command {
 }
 
 impl Supervisor {
-    /// Brings jobs back that ran when the server went away. Those that wait are run once it [begins](Self::begin).
+    /// Brings jobs back that ran when the server went away, now or as soon as the store can be written. Those that wait
+    /// are run once it [begins](Self::begin).
     ///
     /// # Errors
-    /// The store cannot be used, or no thread be started.
+    /// The store cannot be read, or no thread be started.
     pub async fn start(desk: Arc<Desk>, settings: Settings, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
-        recover(&desk, settings.attempts_max).await?;
+        let recovered = recover(&desk, settings.attempts_max).await?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let slots = settings.jobs_concurrent_max;
+        let Settings { jobs_concurrent_max: slots, attempts_max, .. } = settings;
         let spawner = Spawner::start()?;
         let settings = Arc::new(settings);
         let slot = |number| Slot {
@@ -96,6 +97,8 @@ impl Supervisor {
         let floor = Floor {
             begin: Arc::clone(&begin),
             begun: false,
+            recovered,
+            attempts_max,
             free: (0..slots).rev().map(slot).collect(),
             desk: Arc::clone(&desk),
             running: HashMap::new(),
@@ -134,19 +137,30 @@ impl Supervisor {
     }
 }
 
-/// Jobs that ran when the server was killed have been interrupted; all that were interrupted wait again.
-async fn recover(desk: &Arc<Desk>, attempts_max: u32) -> Result<(), UpdateError<Refused>> {
+/// Jobs that ran when the server was killed have been interrupted; all that were interrupted wait again. Whether that is
+/// done: a store that cannot be written now keeps nobody from starting.
+async fn recover(desk: &Arc<Desk>, attempts_max: u32) -> Result<bool, UpdateError<Refused>> {
     for job in desk.all().await? {
         match job.state {
             JobState::Running | JobState::Cancelling | JobState::Interrupted => {
-                let job = desk.update(&job.key, move |edit| resume(edit, attempts_max)).await?;
-                let state = job.state.name().text();
-                tracing::info!(job = %job.key.id, state, "the server went down while this job ran");
+                match desk.update(&job.key, move |edit| resume(edit, attempts_max)).await {
+                    Ok(job) => {
+                        let state = job.state.name().text();
+                        tracing::info!(job = %job.key.id, state, "the server went down while this job ran");
+                    }
+                    Err(UpdateError::Store(
+                        cause @ (StoreError::Unavailable(_) | StoreError::Pending(_)),
+                    )) => {
+                        tracing::error!(%cause, job = %job.key.id, "a job that ran waits for the job store");
+                        return Ok(false);
+                    }
+                    Err(cause) => return Err(cause),
+                }
             }
             JobState::Queued | JobState::Cancelled | JobState::Failed(_) | JobState::Finished { .. } => {}
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 /// A server that stopped its jobs has interrupted them already. One that was killed may have been so for a job's sake:
@@ -172,6 +186,9 @@ struct Floor {
     begin: Arc<Notify>,
     /// Until then, no job is started.
     begun: bool,
+    /// Likewise, until what ran when the server went away has been brought back.
+    recovered: bool,
+    attempts_max: u32,
     desk: Arc<Desk>,
     free: Vec<Slot>,
     running: HashMap<JobKey, mpsc::Sender<Stop>>,
@@ -206,21 +223,32 @@ impl Floor {
         }
     }
 
-    /// Puts waiting jobs into free slots, oldest first.
-    async fn fill(&mut self) -> Result<(), StoreError> {
-        if !self.begun || self.free.is_empty() {
+    /// Puts waiting jobs into free slots, oldest first, and stops those whose cancellation was stored late.
+    async fn fill(&mut self) -> Result<(), UpdateError<Refused>> {
+        if !self.begun {
+            return Ok(());
+        }
+        if !self.recovered {
+            self.recovered = recover(&self.desk, self.attempts_max).await?;
+        }
+        if !self.recovered {
             return Ok(());
         }
         for job in self.desk.all().await? {
-            if job.state != JobState::Queued || self.running.contains_key(&job.key) {
-                continue;
+            match (&job.state, self.running.contains_key(&job.key)) {
+                (JobState::Cancelling, true) => self.stop(&job.key),
+                (JobState::Queued, false) => self.run_in_a_slot(job.key),
+                _ => {}
             }
-            let Some(slot) = self.free.pop() else { break };
-            let (stop, stops) = mpsc::channel(1);
-            self.running.insert(job.key.clone(), stop);
-            self.attempts.spawn(attempt(slot, job.key, stops));
         }
         Ok(())
+    }
+
+    fn run_in_a_slot(&mut self, key: JobKey) {
+        let Some(slot) = self.free.pop() else { return };
+        let (stop, stops) = mpsc::channel(1);
+        self.running.insert(key.clone(), stop);
+        self.attempts.spawn(attempt(slot, key, stops));
     }
 
     fn stop(&self, key: &JobKey) {

@@ -30,7 +30,7 @@ pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
 
 use provenance::PROVENANCE_BYTES_MAX;
 
-use crate::durable::{DirectoryLock, LockError, discard_folder, remove_partial, write_folder};
+use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::weights::architecture::Architecture;
@@ -433,8 +433,14 @@ impl RegistryError {
             Self::TooLarge { .. } => "MODELS_TOO_LARGE",
             Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
             Self::NoModel(_) => "MODEL_UNREADABLE",
+            _ if self.is_full() => "DISK_FULL",
             Self::Lock(_) | Self::Io { .. } => "MODEL_STORE_FAILED",
         }
+    }
+
+    /// Whether it is for want of room on the disk.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Io { cause, .. } if is_full(cause))
     }
 }
 

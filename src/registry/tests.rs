@@ -4,7 +4,8 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::durable::faults::{flip, rounds};
+use crate::durable::faults::flip;
+use crate::durable::faults::tally::{Tally, rounds};
 use crate::weights::architecture::FeaturePoint;
 use crate::weights::golden;
 use crate::weights::seed::seeded;
@@ -316,8 +317,9 @@ fn whichever_byte_of_a_models_files_is_flipped_nothing_is_silently_wrong() {
             names(&fresh.path().join(digest.to_string())).iter().map(|name| format!("{digest}/{name}")),
         );
     }
-    let (mut refused, mut told, mut unaffected) = (0, 0, 0);
-    for seed in 0..2 * rounds() as u64 {
+    const OUTCOMES: [&str; 3] = ["refused", "named in use", "unaffected or repaired"];
+    let mut tally = Tally::new("flip, files of models");
+    for seed in 0..2 * rounds(30) as u64 {
         let folder = tempfile::tempdir().expect("a temporary folder");
         for digest in digests {
             fs::create_dir(folder.path().join(digest.to_string())).expect("writable");
@@ -329,31 +331,31 @@ fn whichever_byte_of_a_models_files_is_flipped_nothing_is_silently_wrong() {
         let what = flip(&folder.path().join(file), &mut ChaCha8Rng::seed_from_u64(seed));
         let registry = opened(folder.path());
         assert_eq!(registry.active(), Some(active(1)), "{what}");
+        let [refused, named, unaffected] = OUTCOMES;
+        let mut outcome = unaffected;
         for (seed, digest) in [1, 2].into_iter().zip(digests) {
             match registry.load(digest) {
                 Ok(found) => assert_eq!(found, model(seed), "{what}"),
                 Err(cause) => {
                     assert!(matches!(cause, RegistryError::Damaged { .. }), "{what}: {cause}");
                     assert!(file.starts_with(&digest.to_string()), "{what}");
-                    refused += 1;
+                    outcome = refused;
                     continue;
                 }
             }
             let Condition::Intact(facts) = registry.get(digest).expect("listed").condition else {
                 panic!("{what}")
             };
-            if facts.provenance == provenance(seed) {
-                unaffected += 1;
-            } else {
+            if facts.provenance != provenance(seed) {
                 assert!(facts.provenance.origin.starts_with("unknown ("), "{what}");
-                told += 1;
+                outcome = named;
             }
         }
+        tally.count(outcome);
+        tally.round();
     }
-    assert!(
-        refused > 0 && told > 0 && unaffected > 0,
-        "{refused} refused, {told} told, {unaffected} as before"
-    );
+    assert!(OUTCOMES.iter().all(|outcome| tally.counted(outcome) > 0), "{tally:?}");
+    tally.tell();
 }
 
 /// The models that the first release was released with.

@@ -1,7 +1,5 @@
 //! Every error of the domain as a [`Problem`], and problems as gRPC answers. The only such map.
 
-use std::io;
-
 use tonic::Code;
 
 use super::deadline;
@@ -207,8 +205,11 @@ impl From<WatchError> for Problem {
 
 impl From<JobStoreError> for Problem {
     fn from(cause: JobStoreError) -> Self {
-        let message = cause.to_string();
+        let (message, is_full) = (cause.to_string(), cause.is_full());
         match cause {
+            JobStoreError::Unavailable(_) | JobStoreError::Pending(_) if is_full => {
+                Self::new(Code::ResourceExhausted, "DISK_FULL", message)
+            }
             JobStoreError::Unavailable(_) | JobStoreError::Pending(_) => {
                 Self::new(Code::Unavailable, "JOB_STORE_UNAVAILABLE", message).retry_after(RETRY_AFTER_DRAIN)
             }
@@ -274,7 +275,7 @@ impl From<EmbedError> for Problem {
 
 impl From<RegistryError> for Problem {
     fn from(cause: RegistryError) -> Self {
-        let (reason, message) = (cause.reason(), cause.to_string());
+        let (reason, message, is_full) = (cause.reason(), cause.to_string(), cause.is_full());
         match cause {
             RegistryError::NotFound(_) => Self::new(Code::NotFound, reason, message),
             RegistryError::Damaged { .. } => Self::new(Code::DataLoss, reason, message),
@@ -289,8 +290,8 @@ impl From<RegistryError> for Problem {
                 .with_metadata("limit", limit)
                 .retry_after(RETRY_AFTER_DRAIN),
             RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
-            RegistryError::Io { cause, .. } if cause.kind() == io::ErrorKind::StorageFull => {
-                Self::new(Code::ResourceExhausted, "DISK_FULL", "the disk of the models is full")
+            RegistryError::Io { .. } if is_full => {
+                Self::new(Code::ResourceExhausted, reason, "the disk of the models is full")
             }
             RegistryError::Lock(_) | RegistryError::Io { .. } => {
                 tracing::error!(cause = message, "the models cannot be read or written");

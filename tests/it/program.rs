@@ -4,6 +4,9 @@ use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
+
+use tempfile::NamedTempFile;
 
 pub const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 /// Free ports.
@@ -32,9 +35,11 @@ pub fn imported(folder: &Path) -> PathBuf {
     model
 }
 
-/// A server in a process of its own; killed when it goes out of scope.
+/// A server in a process of its own; killed when it goes out of scope, where a panic in its log fails the test.
 pub struct Server {
     process: Child,
+    /// `None` where nobody reads it.
+    log: Option<NamedTempFile>,
     pub endpoint: String,
     /// Where its pages are.
     pub metrics: SocketAddr,
@@ -48,29 +53,30 @@ impl Server {
 
     /// The same through `program`, which ends in the program's own path.
     pub fn start_as(program: Command, model: &Path, settings: &[&str]) -> Self {
-        Self::launch(program, model, settings, Stdio::null())
+        Self::launch(program, model, settings, Some(NamedTempFile::new().unwrap()))
     }
 
     /// The same with a log that nobody reads.
     pub fn start_unread(model: &Path, settings: &[&str]) -> Self {
-        Self::launch(shipreid(), model, settings, Stdio::piped())
+        Self::launch(shipreid(), model, settings, None)
     }
 
-    fn launch(mut program: Command, model: &Path, settings: &[&str], log: Stdio) -> Self {
+    fn launch(mut program: Command, model: &Path, settings: &[&str], log: Option<NamedTempFile>) -> Self {
         program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
         // Nobody has to look away before a test's server goes down.
         program.args(["--set", "server.drain_notice_seconds=0"]);
         for setting in settings {
             program.args(["--set", setting]);
         }
-        let mut process = program.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let stderr = log.as_ref().map_or_else(Stdio::piped, |log| log.reopen().unwrap().into());
+        let mut process = program.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
         let mut lines = BufReader::new(process.stdout.as_mut().unwrap()).lines().map(Result::unwrap);
         let address = lines.next().expect("a line");
         let address = address.strip_prefix("gRPC on ").expect("the first line names the port").to_owned();
         let metrics = lines.next().expect("a line");
         let metrics = metrics.strip_prefix("metrics on http://").expect("the second line names the other");
         let metrics = metrics.trim_end_matches("/metrics").parse().unwrap();
-        Self { process, endpoint: format!("http://{address}"), metrics }
+        Self { process, log, endpoint: format!("http://{address}"), metrics }
     }
 
     /// A path as the server sees it, which may have a disk of its own.
@@ -108,5 +114,29 @@ impl Drop for Server {
         // A server that a test has ended is gone already.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if let Some(log) = &self.log
+            && !thread::panicking()
+        {
+            let log = std::fs::read(log.path()).unwrap();
+            check_log(&String::from_utf8_lossy(&log));
+        }
     }
+}
+
+/// Nothing that a server does may make it panic, and be it that it goes on.
+pub fn check_log(log: &str) {
+    if let Some(at) = log.find("panicked") {
+        let line = log[..at].rfind('\n').map_or(0, |end| end + 1);
+        panic!("a server has panicked: {}", &log[line..]);
+    }
+}
+
+#[test]
+#[should_panic(expected = "a server has panicked: thread 'main' panicked at src/x.rs")]
+fn a_panic_in_the_log_of_a_server_fails_a_test() {
+    let mut program = Command::new("sh");
+    let script = "echo a line >&2; echo \"thread 'main' panicked at src/x.rs\" >&2
+        echo gRPC on 127.0.0.1:1; echo metrics on http://127.0.0.1:1/metrics; exec cat";
+    program.args(["-c", script]).stdin(Stdio::piped());
+    Server::start_as(program, Path::new("none"), &[]).kill();
 }

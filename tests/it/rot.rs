@@ -52,6 +52,11 @@ impl Place {
         bytes[middle..].iter_mut().take(64).for_each(|byte| *byte ^= 0x55);
         bytes.iter_mut().take(64).for_each(|byte| *byte ^= 0x55);
         std::fs::write(&path, bytes).unwrap();
+        self.serve().await
+    }
+
+    /// The server, which serves its gallery.
+    async fn serve(&self) -> (Server, Client) {
         let server = Server::start(&self.configured, &[&data_in(&self.folder)]);
         let client = Client::connect(&server.endpoint).await.unwrap();
         let get = GetGalleryRequest { name: GALLERY.into() };
@@ -86,4 +91,14 @@ async fn a_server_starts_and_serves_its_galleries_whatever_else_is_damaged() {
     assert_eq!(refusal(listed), (Code::DataLoss, "JOB_STORE_DAMAGED".to_owned()));
     server.terminate();
     assert_eq!(std::fs::read(place.folder.path().join(&store)).unwrap(), rotten, "it is kept as it is");
+
+    // Nor does it take anything from anybody else that the store is not there at all.
+    let path = place.folder.path().join(&store);
+    std::fs::create_dir(path.with_file_name("job-7")).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let (server, client) = place.serve().await;
+    let listed = client.training_jobs().list_training_jobs(ListTrainingJobsRequest::default()).await;
+    assert_eq!(refusal(listed), (Code::DataLoss, "JOB_STORE_DAMAGED".to_owned()));
+    server.terminate();
+    assert!(!path.exists() && path.with_file_name("job-7").exists());
 }

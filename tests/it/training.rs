@@ -1,7 +1,7 @@
 //! Training over gRPC with the real program: started, watched, killed in every way, and gone on with.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use rand::{RngExt, SeedableRng};
@@ -47,7 +47,15 @@ impl Place {
     }
 
     pub async fn serve(&self, settings: &[&str]) -> (Server, Client) {
-        self.serve_as(shipreid(), &self.folder.path().join("data"), settings).await
+        self.serve_as(shipreid(), &self.data(), settings).await
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
     }
 
     async fn serve_as(&self, program: Command, data: &Path, settings: &[&str]) -> (Server, Client) {
@@ -119,7 +127,7 @@ impl Place {
 
     /// The process that works in a job's folder, or the last that did.
     fn process(&self, job_id: &str) -> i32 {
-        let lock = self.folder.path().join("data/jobs").join(job_id).join("lock");
+        let lock = self.data().join("jobs").join(job_id).join("lock");
         std::fs::read_to_string(lock).unwrap().trim().parse().unwrap()
     }
 }

@@ -1,7 +1,6 @@
 //! The handle of a gallery that callers share: async towards them, a queue towards its writer.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
@@ -15,6 +14,7 @@ use super::quota;
 use super::recovery::{Received, Recovery, receive};
 use super::snapshot::Snapshot;
 use super::writer::{Job, Published, Writer};
+use crate::durable::caught;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
@@ -284,8 +284,8 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
         match work {
             Work::Alone(_) if deleted.load(Ordering::Relaxed) => {}
             Work::Alone(work) => {
-                if catch_unwind(AssertUnwindSafe(|| work(&mut writer))).is_err() {
-                    writer.published().fail("its writer panicked");
+                if let Err(cause) = caught(|| work(&mut writer)) {
+                    writer.published().fail(&cause.to_string());
                 }
             }
             Work::Together(job) => {

@@ -1,7 +1,6 @@
 //! The only writer of a gallery: commits operations in groups, publishes what was committed, then acknowledges it.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
@@ -12,7 +11,7 @@ use super::quota::{self, Allowance, Quotas};
 use super::schema::CHIP_ROWS;
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
-use crate::durable::{Database, DatabaseError, Volume, guard};
+use crate::durable::{Database, DatabaseError, Panicked, Volume, caught, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, GalleryReader, StoreError};
@@ -195,8 +194,8 @@ impl Writer {
     pub fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
         self.check_writable()?;
         // Nothing of a group that panics is published, so its transaction may just as well be dropped.
-        let committed = catch_unwind(AssertUnwindSafe(|| self.try_commit(group)));
-        let panicked = |_| Err(StoreError::ReadOnly { reason: "its writer panicked".into() });
+        let committed = caught(|| self.try_commit(group));
+        let panicked = |cause: Panicked| Err(StoreError::ReadOnly { reason: cause.to_string() });
         committed.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
     }
 

@@ -180,8 +180,8 @@ impl From<io::Error> for ShelfError {
 impl From<DatabaseError> for ShelfError {
     fn from(error: DatabaseError) -> Self {
         match error {
+            full if full.is_full() => Self::DiskFull,
             DatabaseError::Io(cause) => cause.into(),
-            DatabaseError::Sealed(failure) if failure.is_full => Self::DiskFull,
             other => io::Error::other(other.to_string()).into(),
         }
     }

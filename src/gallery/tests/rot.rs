@@ -7,6 +7,7 @@ use std::sync::Arc;
 use redb::{ReadableTable, TableDefinition};
 
 use super::*;
+use crate::durable::faults::tally::{Tally, rounds};
 use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
 
 const TENANT: &str = "default";
@@ -14,9 +15,6 @@ const SPOILT: &str = "harbour";
 const SIBLING: &str = "offshore";
 /// Enough, with their long ids, for inner pages in every table.
 const ENTRIES: u64 = 300;
-/// `make torture` asks for more.
-const ROUNDS: &str = "SHIPREID_TORTURE_ROUNDS";
-const ROUNDS_DEFAULT: usize = 30;
 const PAGE: usize = 4096;
 /// What redb writes first in an inner page.
 const BRANCH: u8 = 2;
@@ -102,6 +100,16 @@ enum Outcome {
     Whole,
 }
 
+impl Outcome {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Named => "named in use",
+            Self::Whole => "unaffected or repaired",
+        }
+    }
+}
+
 /// Asks for all there is and writes to it. Panics at an answer that is wrong.
 async fn use_it(gallery: &Gallery) -> Outcome {
     let mut outcome = read_all(&gallery.snapshot());
@@ -153,10 +161,9 @@ fn told<T: fmt::Debug>(answer: Result<T, StoreError>, is_right: impl Fn(&T) -> b
 #[tokio::test]
 async fn a_changed_byte_is_named_or_changes_nothing() {
     let galleries = Galleries::new().await;
-    let rounds = std::env::var(ROUNDS).map_or(ROUNDS_DEFAULT, |rounds| rounds.parse().expect("a number"));
     let random = &mut ChaCha8Rng::seed_from_u64(17);
-    let mut table: BTreeMap<(&str, Outcome), usize> = BTreeMap::new();
-    for _ in 0..rounds {
+    let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
+    for _ in 0..rounds(30) {
         let files: Vec<_> = galleries.files.iter().collect();
         let (file, whole) = files[random.random_range(0..files.len())];
         let mut bytes = whole.clone();
@@ -173,14 +180,11 @@ async fn a_changed_byte_is_named_or_changes_nothing() {
         };
         bytes[at] ^= 1 << random.random_range(0..8);
         galleries.spoil(file, &bytes);
-        *table.entry((*file, galleries.outcome().await)).or_default() += 1;
+        let tally = tallies.entry(file).or_insert_with(|| Tally::new(format!("flip, {file}")));
+        tally.count(galleries.outcome().await.text());
+        tally.round();
     }
-    println!("| file | refused | named in use | unaffected or repaired |\n|---|---|---|---|");
-    for file in galleries.files.keys() {
-        let count = |outcome| table.get(&(*file, outcome)).copied().unwrap_or(0);
-        let [refused, named, whole] = [Outcome::Refused, Outcome::Named, Outcome::Whole].map(count);
-        println!("| {file} | {refused} | {named} | {whole} |");
-    }
+    tallies.values().for_each(Tally::tell);
 }
 
 /// Of the header, which says which of two commits counts, one bit of every third byte and all of the byte with the flags.

@@ -9,7 +9,8 @@ use super::tables::{EVENTS, JOBS, META, NEXT_ID, REQUESTS};
 use super::tests::{NOW, Place, add, eventful, known, order};
 use super::*;
 use crate::durable::Folder;
-use crate::durable::faults::{flip, rounds};
+use crate::durable::faults::flip;
+use crate::durable::faults::tally::{Tally, rounds};
 
 /// Changes the database of a place behind the store's back.
 fn change(place: &Place, change: impl FnOnce(&redb::WriteTransaction)) {
@@ -157,12 +158,58 @@ fn only_what_was_deleted_is_remembered_as_deleted() {
     assert_eq!(place.reopened().store.deleted().expect("readable"), []);
 }
 
+#[test]
+fn a_changed_letter_of_a_tenant_takes_no_job_from_anybody() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    let open = || JobStore::open(Box::new(Folder(folder.path().to_owned())), BOUNDS);
+    let orders = [("harbour", "first"), ("harbour", "second"), ("offshore", "third")];
+    let store = open().expect("a store");
+    let jobs = orders.map(|(tenant, request)| add(&store, tenant, order("x", Some(request))));
+    drop(store);
+    let path = folder.path().join(FILE);
+    let whole = std::fs::read(&path).expect("readable");
+    let mut places = 0;
+    for tenant in ["harbour", "offshore"] {
+        for at in 0..whole.len() {
+            if !whole[at..].starts_with(tenant.as_bytes()) {
+                continue;
+            }
+            for letter in at..at + tenant.len() {
+                places += 1;
+                let mut bytes = whole.clone();
+                bytes[letter] ^= 1;
+                std::fs::write(&path, bytes).expect("writable");
+                let told = format!("letter {letter} of {tenant}");
+                let store = open().unwrap_or_else(|cause| panic!("{told}: {cause}"));
+                for (job, (tenant, request)) in jobs.iter().zip(orders) {
+                    assert_eq!(store.get(&job.key).expect("readable").as_ref(), Some(job), "{told}");
+                    let again = store.add(&tenant.into(), order("x", Some(request)), NOW).expect("known");
+                    assert_eq!(again, Added::Known(job.clone()), "{told}");
+                }
+                assert_eq!(store.all().expect("readable").jobs.len(), jobs.len(), "{told}");
+            }
+        }
+    }
+    assert!(places > 0);
+}
+
 /// What became of a store of which one byte was flipped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Refused,
     Named,
     Unaffected,
+}
+
+impl Outcome {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Named => "named in use",
+            Self::Unaffected => "unaffected or repaired",
+        }
+    }
 }
 
 #[test]
@@ -171,8 +218,8 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
     let (expected, keys) = eventful(fresh.path());
     let whole: Vec<_> = keys.iter().map(|key| known(&expected, key)).collect();
     drop(expected);
-    let mut outcomes = std::collections::HashMap::new();
-    for seed in 0..10 * rounds() as u64 {
+    let mut tally = Tally::new(format!("flip, {FILE}"));
+    for seed in 0..10 * rounds(30) as u64 {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join(FILE);
         std::fs::copy(fresh.path().join(FILE), &path).expect("a copy");
@@ -182,7 +229,8 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
             Err(_) => Outcome::Refused,
             Ok(store) => judge(&store, &keys, &whole, &told),
         };
-        *outcomes.entry(outcome).or_insert(0) += 1;
+        tally.count(outcome.text());
+        tally.round();
         // Pages that nothing was read from may still be refused where something is written.
         if outcome == Outcome::Unaffected
             && random.random_bool(0.2)
@@ -192,7 +240,8 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
             assert!(matches!(added, Added::New(job) if job.key.id == JobId::new(3)), "{told}");
         }
     }
-    assert!(outcomes.contains_key(&Outcome::Unaffected), "{outcomes:?}");
+    assert!(tally.counted(Outcome::Unaffected.text()) > 0, "{tally:?}");
+    tally.tell();
 }
 
 const BOUNDS: Bounds = Bounds { jobs_max: 9, events_retained_max: 100 };

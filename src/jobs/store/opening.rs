@@ -1,14 +1,15 @@
 //! Opening the job store: what it is, whether it agrees with itself, and what is put right.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
 use super::super::job::{JobId, JobKey};
 use super::super::record;
 use super::tables::{
-    CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, META, NEXT_ID, REQUESTS, RETAINED_MIN, SCHEMA,
-    SCHEMA_KEY, all, number, put_number,
+    CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, Keys, META, NEXT_ID, REQUESTS, RETAINED_MIN,
+    SCHEMA, SCHEMA_KEY, all, keys_of_events, number, put_number,
 };
 use super::{Bounds, StoreError};
 use crate::durable::{Database, DatabaseError, Volume};
@@ -37,9 +38,16 @@ pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
         SCHEMA => {}
         _ => seal(database)?,
     }
-    check_keys(database)?;
-    restore_requests(database)?;
-    note_bound(database, bounds.events_retained_max)
+    refile_jobs(database)?;
+    refile_requests(database)?;
+    match restore_requests(database).and_then(|()| note_bound(database, bounds.events_retained_max)) {
+        // Whoever opens it when there is room does it; everything can be read without.
+        Err(cause) if cause.is_full() => {
+            tracing::warn!(%cause, "what is not in order in the job store stays so");
+            Ok(())
+        }
+        done => done,
+    }
 }
 
 /// Remembers the narrowest bound, so that events that are not there can be told from those that were removed.
@@ -114,25 +122,76 @@ fn write_sealed(
     Ok(())
 }
 
-/// A key that lies where it is not looked for was changed, or one that leads to it was.
-fn check_keys(database: &Database) -> Result<(), StoreError> {
+/// Puts every record of a job where its key is looked for. A key that lies elsewhere was changed, or one that leads to
+/// it was. A record that belongs to another key by its checksum gets that one back if there are events of it; the rest
+/// stays under the key that it has, and is damaged.
+fn refile_jobs(database: &Database) -> Result<(), StoreError> {
     let read = database.begin_read()?;
-    let jobs = read.open_table(JOBS)?;
-    let mut count = 0;
-    for entry in jobs.iter()? {
-        let (key, _) = entry?;
-        if jobs.get(key.value())?.is_none() {
+    let table = read.open_table(JOBS)?;
+    let mut lost = keys_of_events(&read, None)?;
+    lost.retain(|(tenant, id)| !table.get((&**tenant, *id)).is_ok_and(|found| found.is_some()));
+    let (mut filed, mut in_order) = (BTreeMap::new(), true);
+    for entry in table.iter()? {
+        let (key, record) = entry?;
+        let (tenant, id) = key.value();
+        let found = JobKey { tenant: tenant.into(), id: JobId::new(id) };
+        let key = owner(found.clone(), record.value(), &lost);
+        in_order &= key == found && table.get((tenant, id))?.is_some();
+        if filed.insert((key.tenant, key.id.number()), record.value().to_vec()).is_some() {
             return Err(contradiction());
         }
-        count += 1;
     }
-    let requests = read.open_table(REQUESTS)?;
-    for entry in requests.iter()? {
-        if requests.get(entry?.0.value())?.is_none() {
-            return Err(contradiction());
+    if in_order && table.len()? == filed.len() as u64 {
+        return Ok(());
+    }
+    tracing::warn!("keys of jobs are damaged and are put right");
+    drop((table, read));
+    let write = database.begin_write()?;
+    write.delete_table(JOBS)?;
+    {
+        let mut table = write.open_table(JOBS)?;
+        for ((tenant, id), record) in &filed {
+            table.insert((&**tenant, *id), &**record)?;
         }
     }
-    if jobs.len()? == count { Ok(()) } else { Err(contradiction()) }
+    Ok(database.commit(write)?)
+}
+
+/// Under which key a record was stored, as far as can be told.
+fn owner(found: JobKey, record: &[u8], lost: &Keys) -> JobKey {
+    let fits = |key: &JobKey| record::job_from_bytes(key, record).is_ok();
+    if fits(&found) {
+        return found;
+    }
+    let lost = lost.iter().map(|(tenant, id)| JobKey { tenant: Arc::clone(tenant), id: JobId::new(*id) });
+    lost.into_iter().find(fits).unwrap_or(found)
+}
+
+/// Puts every request id where it is looked for; what it leads to is [looked at](restore_requests) after that.
+fn refile_requests(database: &Database) -> Result<(), StoreError> {
+    let read = database.begin_read()?;
+    let table = read.open_table(REQUESTS)?;
+    let (mut filed, mut in_order) = (Vec::new(), true);
+    for entry in table.iter()? {
+        let (key, id) = entry?;
+        in_order &= table.get(key.value())?.is_some();
+        let (tenant, request) = key.value();
+        filed.push((tenant.to_owned(), request.to_owned(), id.value()));
+    }
+    if in_order && table.len()? == filed.len() as u64 {
+        return Ok(());
+    }
+    tracing::warn!("keys of request ids are damaged and are put right");
+    drop((table, read));
+    let write = database.begin_write()?;
+    write.delete_table(REQUESTS)?;
+    {
+        let mut table = write.open_table(REQUESTS)?;
+        for (tenant, request, id) in &filed {
+            table.insert((&**tenant, &**request), *id)?;
+        }
+    }
+    Ok(database.commit(write)?)
 }
 
 fn contradiction() -> StoreError {

@@ -37,7 +37,7 @@ pub const RETAINED_MIN: &str = "events_retained_min";
 pub const COMPLEMENT: &str = " complement";
 
 /// Jobs that have an event, or a record, without regard to what it says.
-type Keys = Vec<(Arc<str>, u64)>;
+pub type Keys = Vec<(Arc<str>, u64)>;
 
 /// A number that is stored twice; `None` where it was never stored, or the two contradict each other.
 pub fn number(read: &ReadTransaction, name: &str) -> Result<Option<u64>, StoreError> {
@@ -300,7 +300,7 @@ fn keys_of_jobs(read: &ReadTransaction) -> Result<Keys, StoreError> {
 }
 
 /// Jobs that have events, of every tenant or of one, found by leaps from one to the next.
-fn keys_of_events(read: &ReadTransaction, tenant: Option<&Arc<str>>) -> Result<Keys, StoreError> {
+pub fn keys_of_events(read: &ReadTransaction, tenant: Option<&Arc<str>>) -> Result<Keys, StoreError> {
     let table = read.open_table(EVENTS)?;
     let mut keys = Keys::new();
     let mut from: (Arc<str>, u64) = (tenant.cloned().unwrap_or_else(|| "".into()), 0);

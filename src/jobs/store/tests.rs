@@ -4,10 +4,11 @@ use std::path::Path;
 
 use super::super::failure::{Failure, Reason};
 use super::super::report::{Evaluation, Progress, Rankings, Saved};
-use super::super::state::{Change, Refused};
+use super::super::state::{Change, JobState, Refused};
 use super::tables::REPLAY_BYTES;
 use super::*;
 use crate::durable::Folder;
+use crate::durable::faults::{Failure as Fault, FaultyDisk};
 use crate::gallery::GalleryName;
 
 pub(super) const NOW: Time = Time::from_nanos(1);
@@ -162,6 +163,38 @@ fn a_store_of_a_later_release_is_refused_by_name() {
     drop(place.store);
     let refused = JobStore::open(Box::new(Folder(place.folder.path().to_owned())), BOUNDS);
     assert!(refused.expect_err("later").to_string().contains("schema 3"));
+}
+
+#[test]
+fn a_full_disk_is_named_and_keeps_nobody_from_reading() {
+    let disk = FaultyDisk::new(1);
+    JobStore::create(&disk).expect("writable");
+    let store = JobStore::open(Box::new(disk.clone()), BOUNDS).expect("a store");
+    let job = add(&store, "a", order("x", None));
+    disk.fail_after(0, Fault::NoRoom);
+    let added = store.add(&"a".into(), order("y", None), NOW);
+    assert!(
+        matches!(&added, Err(AddError::Store(StoreError::Unavailable(full))) if full.is_full),
+        "{added:?}"
+    );
+    let cancelled = store.update(&job.key, NOW, |edit| edit.change(Change::Cancel));
+    assert!(
+        matches!(&cancelled, Err(UpdateError::Store(StoreError::Pending(full))) if full.is_full),
+        "{cancelled:?}"
+    );
+    let deleted = store.delete(&job.key, |_| Ok::<(), ()>(()));
+    assert!(matches!(&deleted, Err(UpdateError::Store(full)) if full.is_full()), "{deleted:?}");
+    for _ in 0..2 {
+        assert_eq!(store.get(&job.key).expect("readable").as_ref(), Some(&job));
+        assert_eq!(store.all().expect("readable").jobs, [job.clone()]);
+    }
+    // Also whoever starts on it reads it.
+    let second = JobStore::open(Box::new(disk.clone()), BOUNDS).expect("a store");
+    assert_eq!(second.get(&job.key).expect("readable").as_ref(), Some(&job));
+    drop(second);
+    disk.recover();
+    assert_eq!(store.get(&job.key).expect("readable").expect("known").state, JobState::Cancelled);
+    add(&store, "a", order("y", None));
 }
 
 #[test]

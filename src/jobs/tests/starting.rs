@@ -1,6 +1,7 @@
 //! What a start costs a job that ran when the server went away, when the start comes to nothing.
 
 use super::*;
+use crate::jobs::store::StoreError;
 
 #[tokio::test]
 async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
@@ -56,4 +57,21 @@ async fn folders_of_deleted_jobs_go_and_no_other_does() {
     let left = [1, 2, 9].map(|id| folder.join(format!("job-{id}")).exists());
     assert_eq!(left, [true, false, true]);
     jobs.get(&keys[0]).await.expect("it is there");
+}
+
+#[tokio::test]
+async fn folders_of_jobs_without_a_store_are_named_and_kept() {
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let galleries = Arc::new(shelf(&place));
+    let folder = place.path().join("jobs");
+    let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
+    std::fs::create_dir_all(folder.join("job-1")).expect("writable");
+    let open = async || Jobs::open(settings(&folder, &galleries), bounds, Arc::new(())).await;
+    let refused = open().await.expect_err("a store is missing");
+    assert!(matches!(refused.downcast_ref(), Some(StoreError::Damaged(_))), "{refused}");
+    let left: Vec<_> =
+        std::fs::read_dir(&folder).expect("there").map(|entry| entry.expect("there").file_name()).collect();
+    assert_eq!(left, ["job-1"]);
+    std::fs::remove_dir(folder.join("job-1")).expect("writable");
+    open().await.expect("nothing is missed");
 }

@@ -12,6 +12,7 @@ use crate::jobs::attempt::{Slot, Stop};
 use crate::jobs::chips;
 use crate::jobs::ending::Ending;
 use crate::jobs::spawner::Spawner;
+use crate::jobs::store::{StoreError, UpdateError};
 
 fn placed(folder: &tempfile::TempDir) {
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
@@ -77,6 +78,57 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
     }
 }
 
+/// Jobs on a disk that can fail.
+fn desk_on_a_disk() -> (FaultyDisk, Arc<Desk>) {
+    let disk = FaultyDisk::new(1);
+    JobStore::create(&disk).expect("writable");
+    let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
+    let store = JobStore::open(Box::new(disk.clone()), bounds).expect("a store");
+    (disk, Arc::new(Desk::new(store).expect("readable")))
+}
+
+#[tokio::test]
+async fn jobs_that_ran_come_back_when_a_disk_has_room_again() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let model = ModelDigest::new([1; 32]);
+    let script = format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#);
+    std::fs::write(folder.path().join("script.sh"), script).expect("writable");
+    let (disk, desk) = desk_on_a_disk();
+    let key = add(&desk).await.key;
+    desk.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
+    disk.fail_after(0, Fault::NoRoom);
+    let galleries = Arc::new(shelf(&folder));
+    let settings = settings(folder.path(), &galleries);
+    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    supervisor.begin();
+    supervisor.look().await;
+    assert_eq!(desk.get(&key).await.expect("readable").expect("known").state, JobState::Running);
+    disk.recover();
+    supervisor.look().await;
+    let stage = Stage { folder, desk, supervisor, galleries };
+    assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
+}
+
+#[tokio::test]
+async fn a_job_whose_cancellation_is_stored_late_is_stopped() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    std::fs::write(folder.path().join("script.sh"), STOPS).expect("writable");
+    let (disk, desk) = desk_on_a_disk();
+    let galleries = Arc::new(shelf(&folder));
+    let settings = settings(folder.path(), &galleries);
+    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    supervisor.begin();
+    let stage = Stage { folder, desk, supervisor, galleries };
+    let key = stage.order().await;
+    stage.watch(&key, is_logged).await;
+    disk.fail_after(0, Fault::NoRoom);
+    let cancelled = stage.desk.update(&key, |edit| edit.change(Change::Cancel)).await;
+    assert!(matches!(cancelled, Err(UpdateError::Store(StoreError::Pending(_)))), "{cancelled:?}");
+    disk.recover();
+    stage.supervisor.look().await;
+    assert_eq!(stage.ended(&key).await.0.state, JobState::Cancelled);
+}
+
 #[tokio::test]
 async fn a_process_is_stopped_while_the_store_cannot_be_used() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -92,11 +144,8 @@ async fn a_process_is_stopped_while_the_store_cannot_be_used() {
         let made = std::process::Command::new("mkfifo").arg(folder.path().join(pipe)).status();
         assert!(made.expect("mkfifo").success());
     }
-    let disk = FaultyDisk::new(1);
-    JobStore::create(&disk).expect("writable");
-    let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
-    let store = JobStore::open(Box::new(disk.clone()), bounds).expect("a store");
-    let (desk, galleries) = (Arc::new(Desk::new(store).expect("readable")), Arc::new(shelf(&folder)));
+    let (disk, desk) = desk_on_a_disk();
+    let galleries = Arc::new(shelf(&folder));
     let settings = settings(folder.path(), &galleries);
     let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
     supervisor.begin();

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use rand::RngExt;
 use rand::seq::IteratorRandom;
 use rand_chacha::ChaCha8Rng;
-use shipreid::client::Client;
+use shipreid::client::{Client, chip};
 use shipreid::wire::delete_entries_request::Selection;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::{
@@ -89,10 +89,10 @@ pub fn draw(entries: &Entries, prefix: &str, random: &mut ChaCha8Rng) -> (Change
             Change::Enroll { id, told, overwrite: true }
         }
         _ => {
-            let id = format!("{prefix}{:08x}", random.random::<u32>());
+            let id = format!("{prefix}{:016x}", random.random::<u64>());
             let told = told(prefix, random);
             after.insert(id.clone(), told.clone());
-            Change::Enroll { id, told, overwrite: true }
+            Change::Enroll { id, told, overwrite: false }
         }
     };
     (change, after)
@@ -165,6 +165,22 @@ fn enroll_request(gallery: String, model: &str, id: String, told: Told, overwrit
             observation: None,
         })),
         overwrite,
+    }
+}
+
+/// One of many entries without a chip.
+pub fn ready(gallery: &str, number: usize, model: &str) -> EnrollRequest {
+    let told = Told { vessel: format!("vessel-{}", number % VESSELS), label: "x".repeat(LABEL_BYTES) };
+    enroll_request(gallery.into(), model, format!("{number:04}"), told, false)
+}
+
+/// An entry with a chip.
+pub fn pictured(gallery: &str, id: &str, image: Vec<u8>) -> EnrollRequest {
+    EnrollRequest {
+        gallery: gallery.into(),
+        entry_id: id.into(),
+        source: Some(Source::Chip(chip(image, shipreid::chip::Modality::Optical))),
+        ..EnrollRequest::default()
     }
 }
 

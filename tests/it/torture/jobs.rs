@@ -1,37 +1,142 @@
-//! Training jobs that are started, cancelled, resumed and deleted.
+//! Training jobs that are started, cancelled, resumed and deleted, that finish and fail, and the model that they make.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use rand::RngExt;
 use rand::seq::IteratorRandom;
 use rand_chacha::ChaCha8Rng;
 use shipreid::client::Client;
 use shipreid::wire::{
-    CancelTrainingJobRequest, DeleteTrainingJobRequest, JobState, ListTrainingJobsRequest,
-    ResumeTrainingJobRequest, TrainRequest, TrainingJob, WatchTrainingJobRequest,
+    CancelTrainingJobRequest, DeleteModelRequest, DeleteTrainingJobRequest, JobState,
+    ListTrainingJobsRequest, ResumeTrainingJobRequest, TrainRequest, TrainingJob, WatchTrainingJobRequest,
 };
 use tonic::Status;
 
 use super::Caller;
+use crate::program::check_log;
+use crate::server::details;
+
+/// Beyond which another job is started only when one has been deleted.
+const JOBS_MAX: usize = 5;
+
+/// How a job ends if nobody ends it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Not at all.
+    Endless,
+    /// With a model, the same for all of them.
+    Short,
+    /// It diverges.
+    Wild,
+}
+
+impl Kind {
+    const EVERY: [Self; 3] = [Self::Endless, Self::Short, Self::Wild];
+
+    /// Names of jobs begin with it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Endless => "endless",
+            Self::Short => "short",
+            Self::Wild => "wild",
+        }
+    }
+
+    fn of(name: &str) -> Self {
+        Self::EVERY
+            .into_iter()
+            .find(|kind| name.starts_with(kind.word()))
+            .expect("a name that was given here")
+    }
+
+    /// A configuration of five epochs as one of this kind.
+    fn config(self, config: &str) -> String {
+        let epochs = |epochs: &str| config.replace("epochs = 5 ", epochs);
+        match self {
+            Self::Endless => epochs("epochs = 10000 "),
+            Self::Short => epochs("epochs = 1 ").replace("warm_up_epochs = 1", "warm_up_epochs = 0"),
+            Self::Wild => config.replace("base_rate = 1e-3", "base_rate = 10.0").replace("1e-4", "1.0"),
+        }
+    }
+}
 
 pub struct Owner {
     config_toml: String,
+    /// Whether jobs come to the ends of their kinds. On a disk without room they come to none but that.
+    has_room: bool,
     started: u32,
+    /// Jobs that were ever seen to have finished, with their models.
+    finished: BTreeMap<String, String>,
+    /// The model that is there since a job has made it, unless its deletion was asked for after that.
+    due: Option<String>,
 }
 
 impl Owner {
-    pub fn new(config_toml: String) -> Self {
-        Self { config_toml, started: 0 }
+    /// `config_toml` is of a job of five epochs.
+    pub fn new(config_toml: &str) -> Self {
+        let config_toml = config_toml.to_owned();
+        Self { config_toml, has_room: true, started: 0, finished: BTreeMap::new(), due: None }
+    }
+
+    /// The same for a disk that may be full, with jobs that end for that alone.
+    pub fn without_room(config_toml: &str) -> Self {
+        Self { has_room: false, ..Self::new(config_toml) }
+    }
+
+    fn kinds(&self) -> &'static [Kind] {
+        if self.has_room { &Kind::EVERY } else { &[Kind::Endless] }
+    }
+
+    /// Waits until a job that ends has ended, with its process. Without room that may take until there is some.
+    async fn until_ended(&self, client: &Client, job_id: &str) -> Result<(), Status> {
+        if self.has_room { until_ended(client, job_id).await } else { Ok(()) }
+    }
+
+    fn see(&mut self, job: &TrainingJob) -> Promise {
+        let (name, kind) = (&job.display_name, Kind::of(&job.display_name));
+        if job.state() == JobState::Finished {
+            assert_eq!(kind, Kind::Short, "{name} has finished");
+            match self.finished.insert(name.clone(), job.model.clone()) {
+                None => self.due = Some(job.model.clone()),
+                Some(before) => assert_eq!(before, job.model, "{name} has another model"),
+            }
+        } else {
+            assert!(!self.finished.contains_key(name), "{name} had finished and is {:?}", job.state());
+        }
+        match job.state() {
+            JobState::Cancelled | JobState::Cancelling => Promise::Cancelled,
+            JobState::Failed => match (kind, job.failure_reason.as_str()) {
+                (Kind::Wild, "DIVERGED") => Promise::Works,
+                (_, "DISK_FULL") if !self.has_room => Promise::Broken,
+                (_, other) => panic!("{name} has failed: {other}, {}", job.failure_message),
+            },
+            _ => Promise::Works,
+        }
     }
 }
 
 /// What callers are promised of a job, whatever it has come to by itself.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Promise {
-    /// It works, or waits for its turn; none is so short that it ends.
+    /// It works, waits for its turn, or has come to the end of its kind.
     Works,
     /// It stays as it is.
     Cancelled,
+    /// A full disk has ended it, whatever was promised.
+    Broken,
+}
+
+impl PartialEq for Promise {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Broken, _) | (_, Self::Broken) => true,
+            (Self::Works, Self::Works) | (Self::Cancelled, Self::Cancelled) => true,
+            (Self::Works, Self::Cancelled) | (Self::Cancelled, Self::Works) => false,
+        }
+    }
 }
 
 /// By display name.
@@ -42,6 +147,7 @@ pub enum Call {
     Cancel(String),
     Resume(String),
     Delete(String),
+    DeleteModel(String),
 }
 
 impl Caller for Owner {
@@ -51,55 +157,68 @@ impl Caller for Owner {
     async fn observe(&mut self, client: &Client) -> Jobs {
         let mut jobs = Jobs::new();
         for job in listed(client).await.unwrap() {
-            assert_ne!(job.state(), JobState::Failed, "{}: {}", job.failure_reason, job.failure_message);
-            let promise = match job.state() {
-                JobState::Cancelled | JobState::Cancelling => Promise::Cancelled,
-                _ => Promise::Works,
-            };
+            let promise = self.see(&job);
             assert_eq!(jobs.insert(job.display_name, promise), None, "a job is there once");
+        }
+        let models = client.list_models().await.unwrap();
+        assert!(models.iter().all(|model| model.damage.is_empty()), "{models:?}");
+        let kept: BTreeSet<_> = models.into_iter().map(|model| model.digest).collect();
+        if let Some(due) = &self.due {
+            assert!(kept.contains(due), "the model of a job that has finished is not there");
         }
         jobs
     }
 
     fn draw(&mut self, jobs: &Jobs, random: &mut ChaCha8Rng) -> (Call, Jobs) {
         let mut after = jobs.clone();
-        let mut one = |promise: Option<Promise>| {
-            let fitting = jobs.iter().filter(|(_, found)| promise.is_none_or(|promise| promise == **found));
+        let one = |random: &mut ChaCha8Rng, fits: &dyn Fn(Kind, Promise) -> bool| {
+            let fitting = jobs.iter().filter(|(name, promise)| fits(Kind::of(name), **promise));
             fitting.map(|(name, _)| name.clone()).choose(random)
         };
-        let (working, cancelled, any) = (one(Some(Promise::Works)), one(Some(Promise::Cancelled)), one(None));
-        match (random.random_range(0..4), working, cancelled, any) {
-            (0, Some(name), _, _) => {
-                after.insert(name.clone(), Promise::Cancelled);
-                (Call::Cancel(name), after)
+        let works = one(random, &|kind, promise| matches!((kind, promise), (Kind::Endless, Promise::Works)));
+        let rests = one(random, &|_, promise| matches!(promise, Promise::Cancelled | Promise::Broken));
+        let wild = one(random, &|kind, _| kind == Kind::Wild);
+        let ends = one(random, &|kind, promise| kind != Kind::Endless || !matches!(promise, Promise::Works));
+        // While one may still be made, nobody could say whether it comes after the deletion.
+        let is_final = |name: &String| Kind::of(name) != Kind::Short || self.finished.contains_key(name);
+        let model = self.due.clone().filter(|_| jobs.keys().all(is_final));
+        // Only one that is endless works at a time, which leaves a place for those that end.
+        let kinds = self.kinds().iter().filter(|kind| **kind != Kind::Endless || works.is_none());
+        let kind = kinds.choose(random);
+        let call = match (random.random_range(0..8), works, rests, wild, ends, model) {
+            (4, _, _, _, _, Some(model)) => {
+                self.due = None;
+                Call::DeleteModel(model)
             }
-            (1, _, Some(name), _) => {
+            (3, _, _, Some(name), ..) => Call::Resume(name),
+            (2, None, Some(name), ..) => {
                 after.insert(name.clone(), Promise::Works);
-                (Call::Resume(name), after)
+                Call::Resume(name)
             }
-            (2, _, Some(name), _) => {
+            (choice, _, _, _, Some(name), _) if choice == 5 || jobs.len() >= JOBS_MAX => {
                 after.remove(&name);
-                (Call::Delete(name), after)
+                Call::Delete(name)
             }
-            (3, _, _, Some(_)) if jobs.len() >= 3 => {
-                let name = jobs.keys().choose(random).expect("there are three").clone();
+            (choice, Some(name), ..) if choice < 2 || kind.is_none() => {
                 after.insert(name.clone(), Promise::Cancelled);
-                (Call::Cancel(name), after)
+                Call::Cancel(name)
             }
             _ => {
+                let kind = kind.expect("an endless one where none works");
                 self.started += 1;
-                let name = format!("run {}", self.started);
+                let name = format!("{} {}", kind.word(), self.started);
                 after.insert(name.clone(), Promise::Works);
-                (Call::Start(name), after)
+                Call::Start(name)
             }
-        }
+        };
+        (call, after)
     }
 
     async fn perform(&mut self, client: &Client, call: Call) -> Result<(), Status> {
         match call {
             Call::Start(display_name) => {
                 let request_id = display_name.clone();
-                let config_toml = self.config_toml.clone();
+                let config_toml = Kind::of(&display_name).config(&self.config_toml);
                 let request =
                     TrainRequest { config_toml, request_id, display_name, ..TrainRequest::default() };
                 let mut events = client.ship_re_id().train(request).await?.into_inner();
@@ -107,17 +226,24 @@ impl Caller for Owner {
             }
             Call::Cancel(name) => {
                 let job_id = job_id(client, &name).await?;
-                client.training_jobs().cancel_training_job(CancelTrainingJobRequest { job_id }).await?;
+                let request = CancelTrainingJobRequest { job_id };
+                match client.training_jobs().cancel_training_job(request).await {
+                    Err(status) if !self.has_room && details(&status).0 == "JOB_FAILED" => {}
+                    answer => drop(answer?),
+                }
             }
             Call::Resume(name) => {
                 let job_id = job_id(client, &name).await?;
-                until_ended(client, &job_id).await?;
+                self.until_ended(client, &job_id).await?;
                 client.training_jobs().resume_training_job(ResumeTrainingJobRequest { job_id }).await?;
             }
             Call::Delete(name) => {
                 let job_id = job_id(client, &name).await?;
-                until_ended(client, &job_id).await?;
+                self.until_ended(client, &job_id).await?;
                 client.training_jobs().delete_training_job(DeleteTrainingJobRequest { job_id }).await?;
+            }
+            Call::DeleteModel(digest) => {
+                client.models().delete_model(DeleteModelRequest { digest }).await?;
             }
         }
         Ok(())
@@ -134,10 +260,27 @@ async fn job_id(client: &Client, name: &str) -> Result<String, Status> {
     Ok(found.unwrap_or_else(|| panic!("{name} is gone")).job_id)
 }
 
-/// Waits until the process of a cancelled job has ended.
-async fn until_ended(client: &Client, job_id: &str) -> Result<(), Status> {
+pub async fn until_ended(client: &Client, job_id: &str) -> Result<(), Status> {
     let request = WatchTrainingJobRequest { job_id: job_id.to_owned(), ..WatchTrainingJobRequest::default() };
     let mut events = client.training_jobs().watch_training_job(request).await?.into_inner();
     while events.message().await?.is_some() {}
     Ok(())
+}
+
+/// A program in the place of a training process that works for ever and needs no room.
+pub fn idle_program(folder: &Path) -> PathBuf {
+    let path = folder.join("idle.sh");
+    std::fs::write(&path, "#!/bin/sh\nexec cat\n").unwrap();
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+/// Nothing that a training process does may make it panic.
+pub fn check_logs(data: &Path) {
+    // Before the first start there is nothing.
+    for job in std::fs::read_dir(data.join("jobs")).into_iter().flatten() {
+        if let Ok(log) = std::fs::read(job.unwrap().path().join("log.txt")) {
+            check_log(&String::from_utf8_lossy(&log));
+        }
+    }
 }

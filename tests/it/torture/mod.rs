@@ -3,15 +3,20 @@
 //! not at all.
 
 mod entries;
+mod flips;
 mod full;
 mod galleries;
 mod jobs;
 mod models;
+mod tally;
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -22,18 +27,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tonic::Status;
 
+use self::tally::{Tally, rounds};
 use crate::program::{Server, imported};
-
-/// `make torture` asks for more.
-const ROUNDS: &str = "SHIPREID_TORTURE_ROUNDS";
 
 /// Callers of the same gallery, whose operations share commits.
 const SHARING: usize = 6;
 const GALLERY: &str = "harbour";
-
-fn rounds(default: usize) -> usize {
-    std::env::var(ROUNDS).map_or(default, |rounds| rounds.parse().unwrap())
-}
 
 /// A caller, and the part of the server that nobody but him changes.
 trait Caller: Send + 'static {
@@ -66,18 +65,20 @@ impl<C: Caller> Journal<C> {
         Self { caller, name: name.into(), acknowledged: None, unanswered: None }
     }
 
-    /// Compares the server with what is known, and settles what was not.
-    async fn check(&mut self, client: &Client, round: usize) {
+    /// Compares the server with what is known, and settles what was not: whether the last call has happened, if it had no
+    /// answer.
+    async fn check(&mut self, client: &Client, round: usize) -> Option<Fate> {
         let found = self.caller.observe(client).await;
         let unanswered = self.unanswered.take();
-        if let Some(acknowledged) = &self.acknowledged {
-            assert!(
-                found == *acknowledged || Some(&found) == unanswered.as_ref(),
-                "round {round}, {}: found {found:?}, acknowledged {acknowledged:?}, perhaps {unanswered:?}",
-                self.name
+        let as_before = self.acknowledged.as_ref().is_none_or(|acknowledged| found == *acknowledged);
+        if !as_before && Some(&found) != unanswered.as_ref() {
+            panic!(
+                "round {round}, {}: found {found:?}, acknowledged {:?}, perhaps {unanswered:?}",
+                self.name, self.acknowledged
             );
         }
         self.acknowledged = Some(found);
+        unanswered.map(|_| if as_before { Fate::NotDone } else { Fate::Done })
     }
 
     /// One call, and what came of it.
@@ -93,29 +94,50 @@ impl<C: Caller> Journal<C> {
     /// Calls until the server is gone.
     async fn call(mut self, client: Client, countdown: Arc<Countdown>, mut random: ChaCha8Rng) -> Self {
         loop {
+            let began = Instant::now();
             match self.call_once(&client, &mut random).await {
                 Ok(()) => {}
                 Err(_) if countdown.is_over() => return self,
                 Err(status) => panic!("{}: {status}", self.name),
             }
-            countdown.count();
+            countdown.count(began.elapsed());
         }
     }
 }
 
-/// Answers that all callers have had, and the one at which the server dies.
+/// What became of a call that had no answer.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    Done,
+    NotDone,
+}
+
+impl Fate {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Done => "without answer: done",
+            Self::NotDone => "without answer: not done",
+        }
+    }
+}
+
+/// Answers that all callers have had, and the one after which the server dies.
 struct Countdown {
     answers: AtomicUsize,
     last: usize,
     reached: Notify,
+    /// That a caller has waited for an answer, in microseconds.
+    longest: AtomicU64,
 }
 
 impl Countdown {
     fn new(last: usize) -> Arc<Self> {
-        Arc::new(Self { answers: AtomicUsize::new(0), last, reached: Notify::new() })
+        let (answers, longest) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Arc::new(Self { answers, last, reached: Notify::new(), longest })
     }
 
-    fn count(&self) {
+    fn count(&self, took: Duration) {
+        self.longest.fetch_max(took.as_micros() as u64, Ordering::SeqCst);
         if self.answers.fetch_add(1, Ordering::SeqCst) + 1 == self.last {
             self.reached.notify_one();
         }
@@ -125,41 +147,64 @@ impl Countdown {
     fn is_over(&self) -> bool {
         self.answers.load(Ordering::SeqCst) >= self.last
     }
+
+    /// Some moment in a call that comes after the last answer.
+    fn moment(&self, random: &mut ChaCha8Rng) -> Duration {
+        Duration::from_micros(self.longest.load(Ordering::SeqCst)).mul_f64(small(random))
+    }
 }
 
-/// Kills the server `rounds` times, each time after as many answers as `answers` draws.
+/// Of 0 to 1, mostly small.
+fn small(random: &mut ChaCha8Rng) -> f64 {
+    random.random::<f64>().powi(3)
+}
+
+/// Kills the server `rounds` times, each time at some moment after as many answers as are drawn from `answers`, mostly few.
 async fn torture<C: Caller>(
+    what: &str,
     mut journals: Vec<Journal<C>>,
     rounds: usize,
-    answers: std::ops::Range<usize>,
+    answers: Range<usize>,
     serve: impl AsyncFn() -> (Server, Client),
 ) {
     let random = &mut ChaCha8Rng::seed_from_u64(1);
-    let mut total = 0;
+    let mut tally = Tally::new(format!("kill -9, {what}"));
     for round in 0..rounds {
         let (server, client) = serve().await;
-        for journal in &mut journals {
-            journal.check(&client, round).await;
-        }
-        let countdown = Countdown::new(random.random_range(answers.clone()));
-        total += countdown.last;
+        check(&mut journals, &client, round, &mut tally).await;
+        let drawn = answers.start + ((answers.len() as f64) * small(random)) as usize;
+        let countdown = Countdown::new(drawn);
         let mut callers = JoinSet::new();
         for journal in journals.drain(..) {
             let random = ChaCha8Rng::from_rng(random);
             callers.spawn(journal.call(client.clone(), Arc::clone(&countdown), random));
         }
         countdown.reached.notified().await;
-        server.kill();
+        let moment = countdown.moment(random);
+        let kill = move || {
+            // Nothing is waited for by this: it is what makes the moment a random one.
+            thread::sleep(moment);
+            server.kill();
+        };
+        tokio::task::spawn_blocking(kill).await.unwrap();
         while let Some(journal) = callers.join_next().await {
             journals.push(journal.unwrap());
         }
+        tally.acknowledged += countdown.answers.load(Ordering::SeqCst);
+        tally.round();
     }
     let (server, client) = serve().await;
-    for journal in &mut journals {
-        journal.check(&client, rounds).await;
+    check(&mut journals, &client, rounds, &mut tally).await;
+    server.terminate();
+    tally.tell();
+}
+
+async fn check<C: Caller>(journals: &mut [Journal<C>], client: &Client, round: usize, tally: &mut Tally) {
+    for journal in journals {
+        if let Some(fate) = journal.check(client, round).await {
+            tally.count(fate.text());
+        }
     }
-    server.kill();
-    println!("{rounds} rounds, {total} acknowledged calls");
 }
 
 /// A model, and a data folder that outlives each server.
@@ -192,27 +237,31 @@ async fn a_killed_server_has_kept_every_entry_that_it_acknowledged() {
     server.kill();
     let callers =
         (0..SHARING).map(|number| Journal::new(format!("caller {number}"), entries::Sharer::new(number)));
-    torture(callers.collect(), rounds(5), 50..600, async || place.serve().await).await;
+    torture("entries", callers.collect(), rounds(9), 1..80, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_gallery_as_it_acknowledged_it() {
     let place = Place::new();
     let owners = ["north", "south"].map(|name| Journal::new(name, galleries::Owner::new(name)));
-    torture(owners.into(), rounds(3), 5..60, async || place.serve().await).await;
+    torture("galleries", owners.into(), rounds(7), 1..80, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_model_that_it_acknowledged() {
     let place = Place::new();
     let owner = models::Owner::new(models::exported(&place.model, place.folder.path()));
-    torture(vec![Journal::new("models", owner)], rounds(3), 1..12, async || place.serve().await).await;
+    let owners = vec![Journal::new("models", owner)];
+    torture("models", owners, rounds(7), 1..16, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_job_that_it_acknowledged() {
     let place = crate::training::Place::new();
-    let endless = place.config(0).replace("epochs = 5 ", "epochs = 10000 ");
-    let serve = async || place.serve(&["training.attempts_max=1000"]).await;
-    torture(vec![Journal::new("jobs", jobs::Owner::new(endless))], rounds(3), 1..10, serve).await;
+    let serve = async || {
+        jobs::check_logs(&place.data());
+        place.serve(&["training.attempts_max=1000", "training.jobs_concurrent_max=2"]).await
+    };
+    let owners = vec![Journal::new("jobs", jobs::Owner::new(&place.config(0)))];
+    torture("jobs", owners, rounds(7), 1..12, serve).await;
 }

@@ -1,0 +1,301 @@
+//! A byte that changed anywhere in the data folder of a server: what it belongs to is refused by name, put right or as it
+//! was. Everything else is served, and nothing panics.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rand::seq::IteratorRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use shipreid::client::Client;
+use shipreid::wire::{
+    ActivateModelRequest, CancelTrainingJobRequest, CheckpointHints, Entry, ExportGalleryRequest,
+    GetModelRequest, ListEntriesRequest, ListTrainingJobsRequest, Model, TrainEvent, TrainRequest,
+    TrainingJob, WatchTrainingJobRequest,
+};
+use tonic::{Status, Streaming};
+
+use super::tally::{Tally, rounds};
+use super::{entries, jobs, models};
+use crate::galleries::{create, enroll};
+use crate::program::Server;
+use crate::server::{details, fixture};
+use crate::training::Place;
+
+const SPOILT: &str = "harbour";
+const SIBLING: &str = "offshore";
+const ENTRIES: usize = 60;
+/// What a server may say of what is damaged.
+const REFUSED: [&str; 2] = ["GALLERY_REFUSED", "JOB_STORE_DAMAGED"];
+const NAMED: [&str; 3] = ["GALLERY_UNREADABLE", "GALLERY_READ_ONLY", "JOB_DAMAGED"];
+
+/// A data folder as a server left it, and what there was in it.
+struct Whole {
+    place: Place,
+    files: BTreeMap<PathBuf, Vec<u8>>,
+    idle: PathBuf,
+    seen: Seen,
+}
+
+/// Everything that a server shows of what it keeps, or why it does not.
+struct Seen {
+    entries: Result<Vec<Entry>, String>,
+    export: Result<Vec<u8>, String>,
+    jobs: Result<Vec<TrainingJob>, String>,
+    events: Result<Vec<TrainEvent>, String>,
+    models: Vec<Model>,
+}
+
+/// What a file belongs to, and whatever else it must leave alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Area {
+    Gallery,
+    Jobs,
+    Models,
+    Rest,
+}
+
+/// The worst that came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Unaffected,
+    Named,
+    Refused,
+}
+
+impl Outcome {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Unaffected => "unaffected or repaired",
+            Self::Named => "named in use",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+impl Area {
+    fn of(file: &Path) -> Self {
+        let mut parts = file.iter().map(|part| part.to_string_lossy());
+        match (parts.next().as_deref(), parts.next().as_deref()) {
+            (Some("t-default"), Some(SPOILT)) => Self::Gallery,
+            (Some("jobs"), _) => Self::Jobs,
+            (Some("models"), _) => Self::Models,
+            _ => Self::Rest,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Self::Gallery => "a gallery",
+            Self::Jobs => "jobs",
+            Self::Models => "models",
+            Self::Rest => "the rest of the data folder",
+        }
+    }
+}
+
+impl Whole {
+    async fn new() -> Self {
+        let place = Place::new();
+        let idle = jobs::idle_program(place.folder());
+        let exported = models::exported(&place.folder().join("micro"), place.folder());
+        let mut whole = Self { place, files: BTreeMap::new(), idle, seen: Seen::nothing() };
+        let (server, client) = whole.serve().await;
+        let get = GetModelRequest::default();
+        let configured = client.models().get_model(get).await.unwrap().into_inner().model.unwrap().digest;
+        let (other, file) = exported.into_iter().next().unwrap();
+        client.import_model(&file, CheckpointHints::default(), |_| {}).await.unwrap();
+        for digest in [other, configured.clone()] {
+            client.models().activate_model(ActivateModelRequest { digest }).await.unwrap();
+        }
+        create(&client, SIBLING).await;
+        create(&client, SPOILT).await;
+        for (gallery, count) in [(SPOILT, ENTRIES), (SIBLING, 1)] {
+            let ready = (0..count).map(|number| entries::ready(gallery, number, &configured));
+            let pictured = entries::pictured(gallery, "pictured", fixture("0001_a_33x97_RGB.tif"));
+            let answers = enroll(&client, ready.chain([pictured]).collect()).await;
+            assert!(answers.iter().all(|answer| answer.error.is_none()), "{answers:?}");
+        }
+        let job_id = whole.train(&client, "first").await.unwrap();
+        client.training_jobs().cancel_training_job(CancelTrainingJobRequest { job_id }).await.unwrap();
+        jobs::until_ended(&client, "job-1").await.unwrap();
+        server.terminate();
+        // As every later server finds it.
+        let (server, client) = whole.serve().await;
+        whole.seen = Seen::through(&client).await;
+        server.terminate();
+        read(&whole.place.data(), Path::new(""), &mut whole.files);
+        whole
+    }
+
+    async fn serve(&self) -> (Server, Client) {
+        let program = format!("training.program={}", self.idle.display());
+        self.place.serve(&[&program, "training.heartbeat_seconds_max=86400"]).await
+    }
+
+    async fn train(&self, client: &Client, name: &str) -> Result<String, String> {
+        let request = TrainRequest {
+            config_toml: self.place.config(0),
+            display_name: name.into(),
+            request_id: name.into(),
+            ..TrainRequest::default()
+        };
+        let mut events = client.ship_re_id().train(request).await.map_err(reason)?.into_inner();
+        Ok(events.message().await.map_err(reason)?.expect("an event").job_id)
+    }
+
+    /// Puts everything back as it was, but for one byte, and says which.
+    fn spoil(&self, random: &mut ChaCha8Rng) -> (Area, String) {
+        let data = self.place.data();
+        fs::remove_dir_all(&data).unwrap();
+        let spoilt = self.files.iter().filter(|(_, bytes)| !bytes.is_empty()).choose(random).unwrap().0;
+        for (file, bytes) in &self.files {
+            let path = data.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        let mut bytes = self.files[spoilt].clone();
+        // Most bytes that are zero belong to nothing.
+        let places = (0..bytes.len()).filter(|place| bytes[*place] != 0);
+        let place = if random.random_bool(0.2) { None } else { places.choose(random) };
+        let place = place.unwrap_or_else(|| random.random_range(0..bytes.len()));
+        bytes[place] ^= random.random_range(1..=u8::MAX);
+        fs::write(data.join(spoilt), &bytes).unwrap();
+        (Area::of(spoilt), format!("byte {place} of {}", spoilt.display()))
+    }
+
+    /// Looks at everything, and changes everything. Panics where something is silently wrong, or damage spreads.
+    async fn judge(&self, area: Area, told: &str) -> Outcome {
+        let (server, client) = self.serve().await;
+        let Seen { entries, export, jobs, events, models } = Seen::through(&client).await;
+        let known = &self.seen;
+        let mut outcomes = vec![
+            (Area::Gallery, compared(entries, &known.entries, told)),
+            (Area::Gallery, compared(export, &known.export, told)),
+            (Area::Jobs, compared(jobs, &known.jobs, told)),
+            (Area::Jobs, compared(events, &known.events, told)),
+            (Area::Models, compared_models(&models, &known.models, told)),
+        ];
+        for (gallery, area) in [(SPOILT, Area::Gallery), (SIBLING, Area::Rest)] {
+            let picture = fixture("0001_a_33x97_RGB.tif");
+            let enrolled = enroll(&client, vec![entries::pictured(gallery, "late", picture)]).await;
+            let enrolled =
+                enrolled.into_iter().next().unwrap().error.map_or(Ok(()), |error| Err(error.reason));
+            outcomes.push((area, compared(enrolled, &Ok(()), told)));
+        }
+        let trained = self.train(&client, "second").await.map(drop);
+        outcomes.push((Area::Jobs, compared(trained, &Ok(()), told)));
+        server.terminate();
+        for (of, outcome) in &outcomes {
+            assert!(*of == area || *outcome == Outcome::Unaffected, "{told}: {of:?} {outcome:?}");
+        }
+        outcomes.into_iter().map(|(_, outcome)| outcome).max().unwrap()
+    }
+}
+
+impl Seen {
+    fn nothing() -> Self {
+        let (entries, export, jobs, events) = (Ok(vec![]), Ok(vec![]), Ok(vec![]), Ok(vec![]));
+        Self { entries, export, jobs, events, models: vec![] }
+    }
+
+    async fn through(client: &Client) -> Self {
+        let list = ListEntriesRequest { gallery: SPOILT.into(), page_size: 1000, ..Default::default() };
+        let listed = client.galleries().list_entries(list).await;
+        let export = ExportGalleryRequest { gallery: SPOILT.into(), with_chips: true };
+        let exported = all(client.galleries().export_gallery(export).await).await;
+        let listed_jobs = client.training_jobs().list_training_jobs(ListTrainingJobsRequest::default()).await;
+        let watch = WatchTrainingJobRequest { job_id: "job-1".into(), ..Default::default() };
+        Self {
+            entries: listed.map(|page| page.into_inner().entries).map_err(reason),
+            export: exported.map(|pieces| pieces.into_iter().flat_map(|piece| piece.data).collect()),
+            jobs: match listed_jobs.map(tonic::Response::into_inner) {
+                Ok(page) if !page.damaged_job_ids.is_empty() => Err("JOB_DAMAGED".into()),
+                Ok(page) => Ok(page.jobs),
+                Err(status) => Err(reason(status)),
+            },
+            events: all(client.training_jobs().watch_training_job(watch).await).await,
+            models: client.list_models().await.unwrap(),
+        }
+    }
+}
+
+async fn all<T>(stream: Result<tonic::Response<Streaming<T>>, Status>) -> Result<Vec<T>, String> {
+    let mut stream = stream.map_err(reason)?.into_inner();
+    let mut all = Vec::new();
+    while let Some(item) = stream.message().await.map_err(reason)? {
+        all.push(item);
+    }
+    Ok(all)
+}
+
+fn reason(status: Status) -> String {
+    details(&status).0
+}
+
+fn compared<T: PartialEq + Debug>(
+    found: Result<T, String>,
+    known: &Result<T, String>,
+    told: &str,
+) -> Outcome {
+    match found {
+        Err(reason) if REFUSED.contains(&&*reason) => Outcome::Refused,
+        Err(reason) if NAMED.contains(&&*reason) => Outcome::Named,
+        found => {
+            assert_eq!(&found, known, "{told}");
+            Outcome::Unaffected
+        }
+    }
+}
+
+fn compared_models(found: &[Model], known: &[Model], told: &str) -> Outcome {
+    let by_digest =
+        |models: &[Model]| -> Vec<String> { models.iter().map(|model| model.digest.clone()).collect() };
+    let [mut found_digests, mut known_digests] = [found, known].map(by_digest);
+    found_digests.sort();
+    known_digests.sort();
+    assert_eq!(found_digests, known_digests, "{told}");
+    let outcome = |found: &Model| {
+        let known = known.iter().find(|known| known.digest == found.digest).unwrap();
+        if !found.damage.is_empty() {
+            Outcome::Refused
+        } else if found.origin.starts_with("unknown (") {
+            Outcome::Named
+        } else {
+            assert_eq!(found, known, "{told}");
+            Outcome::Unaffected
+        }
+    };
+    found.iter().map(outcome).max().unwrap()
+}
+
+fn read(folder: &Path, within: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(folder.join(within)).unwrap() {
+        let entry = entry.unwrap();
+        let path = within.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            read(folder, &path, files);
+        } else {
+            files.insert(path, fs::read(entry.path()).unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_byte_that_changed_is_named_or_changes_nothing_and_everything_else_is_served() {
+    let whole = Whole::new().await;
+    let random = &mut ChaCha8Rng::seed_from_u64(17);
+    let mut tallies: BTreeMap<Area, Tally> = BTreeMap::new();
+    for _ in 0..rounds(6) {
+        let (area, told) = whole.spoil(random);
+        let outcome = whole.judge(area, &told).await;
+        let tally = tallies
+            .entry(area)
+            .or_insert_with(|| Tally::new(format!("flip beneath a server, {}", area.text())));
+        tally.count(outcome.text());
+        tally.round();
+    }
+    tallies.values().for_each(Tally::tell);
+}
