@@ -15,6 +15,8 @@ FUZZ_CARGO = RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ)
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 5
 TORTURE_ROUNDS ?= 1000
+# Absolute: tests run in folders of their own.
+TORTURE_TABLE ?= $(CURDIR)/target/torture.md
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -89,9 +91,15 @@ bench-gallery: ## Measures the search of galleries beside memory bandwidth and, 
 	cargo bench --locked --no-default-features --bench gallery
 	cargo bench --locked --no-default-features --bench enrolment
 
-torture: setup ## Kills servers amid every call that changes something, and flips bytes of what they keep, 1,000 times each
-	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --test it torture:: -- --nocapture
-	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) cargo test --locked --lib -- gallery::tests::rot flipped --nocapture
+torture: setup ## Kills servers amid every call that changes something, fills disks, flips bytes, and prints a table
+	@mkdir -p target && rm -f $(TORTURE_TABLE)
+	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) SHIPREID_TORTURE_TABLE=$(TORTURE_TABLE) \
+		cargo test --locked --test it torture:: -- --nocapture
+	SHIPREID_TORTURE_ROUNDS=$(TORTURE_ROUNDS) SHIPREID_TORTURE_TABLE=$(TORTURE_TABLE) \
+		cargo test --locked --lib -- gallery::tests::rot flipped --nocapture
+	@echo "| what | rounds | acknowledged calls | lost, doubled, back or silently wrong | outcomes |"
+	@echo "|---|---|---|---|---|"
+	@sort $(TORTURE_TABLE)
 
 bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
 	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))

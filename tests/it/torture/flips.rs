@@ -77,11 +77,11 @@ impl Outcome {
 
 impl Area {
     fn of(file: &Path) -> Self {
-        let mut parts = file.iter().map(|part| part.to_string_lossy());
-        match (parts.next().as_deref(), parts.next().as_deref()) {
-            (Some("t-default"), Some(SPOILT)) => Self::Gallery,
-            (Some("jobs"), _) => Self::Jobs,
-            (Some("models"), _) => Self::Models,
+        let parts: Vec<_> = file.iter().map(|part| part.to_string_lossy()).collect();
+        match &*parts.iter().map(|part| &**part).collect::<Vec<_>>() {
+            ["galleries", _, SPOILT, ..] => Self::Gallery,
+            ["jobs", ..] => Self::Jobs,
+            ["models", ..] => Self::Models,
             _ => Self::Rest,
         }
     }
@@ -150,7 +150,9 @@ impl Whole {
     fn spoil(&self, random: &mut ChaCha8Rng) -> (Area, String) {
         let data = self.place.data();
         fs::remove_dir_all(&data).unwrap();
-        let spoilt = self.files.iter().filter(|(_, bytes)| !bytes.is_empty()).choose(random).unwrap().0;
+        let is_sibling = |file: &Path| file.iter().any(|part| part == SIBLING);
+        let files = self.files.iter().filter(|(file, bytes)| !bytes.is_empty() && !is_sibling(file));
+        let spoilt = files.choose(random).unwrap().0;
         for (file, bytes) in &self.files {
             let path = data.join(file);
             fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -27,7 +27,7 @@ const JOBS_MAX: usize = 5;
 enum Kind {
     /// Not at all.
     Endless,
-    /// With a model, the same for all of them.
+    /// With a model.
     Short,
     /// It diverges.
     Wild,
@@ -70,15 +70,15 @@ pub struct Owner {
     started: u32,
     /// Jobs that were ever seen to have finished, with their models.
     finished: BTreeMap<String, String>,
-    /// The model that is there since a job has made it, unless its deletion was asked for after that.
-    due: Option<String>,
+    /// Models that are there since jobs have made them, but those whose deletion was asked for after that.
+    due: BTreeSet<String>,
 }
 
 impl Owner {
     /// `config_toml` is of a job of five epochs.
     pub fn new(config_toml: &str) -> Self {
         let config_toml = config_toml.to_owned();
-        Self { config_toml, has_room: true, started: 0, finished: BTreeMap::new(), due: None }
+        Self { config_toml, has_room: true, started: 0, finished: BTreeMap::new(), due: BTreeSet::new() }
     }
 
     /// The same for a disk that may be full, with jobs that end for that alone.
@@ -100,7 +100,7 @@ impl Owner {
         if job.state() == JobState::Finished {
             assert_eq!(kind, Kind::Short, "{name} has finished");
             match self.finished.insert(name.clone(), job.model.clone()) {
-                None => self.due = Some(job.model.clone()),
+                None => drop(self.due.insert(job.model.clone())),
                 Some(before) => assert_eq!(before, job.model, "{name} has another model"),
             }
         } else {
@@ -163,9 +163,7 @@ impl Caller for Owner {
         let models = client.list_models().await.unwrap();
         assert!(models.iter().all(|model| model.damage.is_empty()), "{models:?}");
         let kept: BTreeSet<_> = models.into_iter().map(|model| model.digest).collect();
-        if let Some(due) = &self.due {
-            assert!(kept.contains(due), "the model of a job that has finished is not there");
-        }
+        assert!(self.due.is_subset(&kept), "models of finished jobs: {:?}, there are {kept:?}", self.due);
         jobs
     }
 
@@ -181,13 +179,13 @@ impl Caller for Owner {
         let ends = one(random, &|kind, promise| kind != Kind::Endless || !matches!(promise, Promise::Works));
         // While one may still be made, nobody could say whether it comes after the deletion.
         let is_final = |name: &String| Kind::of(name) != Kind::Short || self.finished.contains_key(name);
-        let model = self.due.clone().filter(|_| jobs.keys().all(is_final));
+        let model = self.due.iter().filter(|_| jobs.keys().all(is_final)).choose(random).cloned();
         // Only one that is endless works at a time, which leaves a place for those that end.
         let kinds = self.kinds().iter().filter(|kind| **kind != Kind::Endless || works.is_none());
         let kind = kinds.choose(random);
         let call = match (random.random_range(0..8), works, rests, wild, ends, model) {
             (4, _, _, _, _, Some(model)) => {
-                self.due = None;
+                self.due.remove(&model);
                 Call::DeleteModel(model)
             }
             (3, _, _, Some(name), ..) => Call::Resume(name),
@@ -267,10 +265,38 @@ pub async fn until_ended(client: &Client, job_id: &str) -> Result<(), Status> {
     Ok(())
 }
 
+/// A program in the place of a training process that says at once what one of the job's kind says in the end, with one of
+/// the models in `models`, so that a thousand servers can be killed amid that.
+pub fn stand_in(folder: &Path, models: &Path) -> PathBuf {
+    let script = r#"#!/bin/sh
+        cd "$3" || exit 1
+        # As a training process, it waits until an earlier one has left the folder.
+        exec 9>>stand-in.lock 3<&0 && flock 9 || exit 1
+        echo '{"begun":{"steps":0}}'
+        if grep -q 'epochs = 10000' job.toml; then
+            trap 'kill $!; echo "{"saved":{"step":5,"best":false}}"; echo ""stopped""; exit 0' TERM
+            cat <&3 >/dev/null &
+            wait
+        elif grep -q 'base_rate = 10.0' job.toml; then
+            echo '{"failed":{"reason":"DIVERGED","message":"as planned"}}'
+            exit 1
+        else
+            set -- MODELS/*/provenance.toml
+            shift $((${PWD##*-} % $#))
+            made=${1%/*}
+            rm -rf model && cp -r "$made" model && echo "{"finished":{"model":"${made##*/}"}}"
+        fi
+    "#;
+    program(folder.join("stand_in.sh"), &script.replace("MODELS", &models.display().to_string()))
+}
+
 /// A program in the place of a training process that works for ever and needs no room.
 pub fn idle_program(folder: &Path) -> PathBuf {
-    let path = folder.join("idle.sh");
-    std::fs::write(&path, "#!/bin/sh\nexec cat\n").unwrap();
+    program(folder.join("idle.sh"), "#!/bin/sh\nexec cat\n")
+}
+
+fn program(path: PathBuf, script: &str) -> PathBuf {
+    std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     path
 }

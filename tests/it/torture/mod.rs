@@ -33,6 +33,8 @@ use crate::program::{Server, imported};
 /// Callers of the same gallery, whose operations share commits.
 const SHARING: usize = 6;
 const GALLERY: &str = "harbour";
+/// Rounds with real training at most, which takes its time.
+const TRAINED_MAX: usize = 60;
 
 /// A caller, and the part of the server that nobody but him changes.
 trait Caller: Send + 'static {
@@ -255,13 +257,26 @@ async fn a_killed_server_has_kept_every_model_that_it_acknowledged() {
     torture("models", owners, rounds(7), 1..16, async || place.serve().await).await;
 }
 
+const JOB_SETTINGS: [&str; 2] = ["training.attempts_max=1000", "training.jobs_concurrent_max=2"];
+
 #[tokio::test]
 async fn a_killed_server_has_kept_every_job_that_it_acknowledged() {
     let place = crate::training::Place::new();
+    models::exported(&place.folder().join("micro"), place.folder());
+    let program = jobs::stand_in(place.folder(), &place.folder().join(models::ELSEWHERE));
+    let program = format!("training.program={}", program.display());
+    let serve = async || place.serve(&[&JOB_SETTINGS[..], &[&program]].concat()).await;
+    let owners = vec![Journal::new("jobs", jobs::Owner::new(&place.config(0)))];
+    torture("jobs", owners, rounds(7), 1..16, serve).await;
+}
+
+#[tokio::test]
+async fn a_killed_server_has_kept_every_job_whose_training_died_with_it() {
+    let place = crate::training::Place::new();
     let serve = async || {
         jobs::check_logs(&place.data());
-        place.serve(&["training.attempts_max=1000", "training.jobs_concurrent_max=2"]).await
+        place.serve(&JOB_SETTINGS).await
     };
     let owners = vec![Journal::new("jobs", jobs::Owner::new(&place.config(0)))];
-    torture("jobs", owners, rounds(7), 1..12, serve).await;
+    torture("jobs that train", owners, rounds(2).min(TRAINED_MAX), 1..12, serve).await;
 }

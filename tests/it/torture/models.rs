@@ -19,11 +19,14 @@ use super::Caller;
 /// Digests and files of models that the server does not begin with.
 pub type Files = BTreeMap<String, PathBuf>;
 
+/// Where [`exported`] leaves the models themselves.
+pub const ELSEWHERE: &str = "elsewhere";
+
 /// Models of the architecture of `model`, a folder, as another server exports them.
 pub fn exported(model: &Path, folder: &Path) -> Files {
     let like = read_description(model).unwrap();
     let registry =
-        Registry::open(&folder.join("elsewhere"), RegistryLimits { count_max: 9, bytes_max: 1 << 30 });
+        Registry::open(&folder.join(ELSEWHERE), RegistryLimits { count_max: 9, bytes_max: 1 << 30 });
     let registry = registry.unwrap();
     let export = |seed: u64| {
         let architecture = like.architecture;
