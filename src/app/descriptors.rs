@@ -3,37 +3,60 @@
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
+use crate::rpc::listener::{self, status_port};
 
 /// Of all descriptors, one part in so many is for galleries, models and jobs, never for connections.
 const STORES_PART: u64 = 4;
+/// Of those for connections, one part in so many is for the status pages.
+const STATUS_PART: usize = 8;
+
+/// A configuration that the limit on descriptors allows.
+pub struct Fitted {
+    pub config: Config,
+    /// Connections of the port with the status pages.
+    pub status_connections: usize,
+}
+
+/// Connections that each port may have.
+#[derive(Debug, PartialEq)]
+struct Ports {
+    grpc: usize,
+    status: usize,
+}
 
 /// The configuration with as many connections as the limit on descriptors allows, which is raised as far as it can be.
-pub fn fitted(config: &Config) -> Config {
+pub fn fitted(config: &Config) -> Fitted {
     let wanted = config.limits.connections_max;
     let limit = raised(descriptors_for(wanted));
-    let connections = connections_within(limit, wanted);
-    if connections < wanted {
+    let Ports { grpc, status } = ports(limit, wanted);
+    if grpc < wanted {
         tracing::warn!(
             descriptors = limit,
-            connections,
+            connections = grpc,
             "limits.connections_max is {wanted}, but the process may not have enough files open (ulimit -n, LimitNOFILE)"
         );
     }
     let mut config = config.clone();
-    config.limits.connections_max = connections;
-    config
+    config.limits.connections_max = grpc;
+    Fitted { config, status_connections: status }
 }
 
 /// Descriptors that so many connections ask for.
 fn descriptors_for(connections: usize) -> u64 {
-    (connections as u64).saturating_mul(STORES_PART).div_ceil(STORES_PART - 1)
+    let status = listener::descriptors_for(status_port::CONNECTIONS_MAX);
+    let ports = listener::descriptors_for(connections).saturating_add(status) as u64;
+    ports.saturating_mul(STORES_PART).div_ceil(STORES_PART - 1)
 }
 
 /// Connections that so many descriptors allow, at most those wanted; `None` is no limit.
-fn connections_within(descriptors: Option<u64>, wanted: usize) -> usize {
-    let Some(descriptors) = descriptors else { return wanted };
-    let allowed = usize::try_from(descriptors - descriptors.div_ceil(STORES_PART)).unwrap_or(usize::MAX);
-    wanted.min(allowed.max(1))
+fn ports(descriptors: Option<u64>, wanted: usize) -> Ports {
+    let Some(descriptors) = descriptors else {
+        return Ports { grpc: wanted, status: status_port::CONNECTIONS_MAX };
+    };
+    let both = usize::try_from(descriptors - descriptors.div_ceil(STORES_PART)).unwrap_or(usize::MAX);
+    let status = (both / STATUS_PART).clamp(1, status_port::CONNECTIONS_MAX);
+    let allowed = listener::connections_within(both.saturating_sub(listener::descriptors_for(status)));
+    Ports { grpc: wanted.min(allowed.max(1)), status }
 }
 
 /// The process's limit, raised to `wanted` where the system lets it be.
@@ -59,16 +82,22 @@ mod tests {
 
     #[test]
     fn a_quarter_of_the_descriptors_is_never_for_connections() {
-        for (descriptors, wanted, allowed) in [
-            (Some(1024), 1000, 768),
-            (Some(65_536), 1000, 1000),
-            (None, 1000, 1000),
-            (Some(100), 1000, 75),
-            (Some(1), 1000, 1),
-            (Some(descriptors_for(1000)), 1000, 1000),
-            (Some(descriptors_for(1000) - 1), 1000, 999),
+        for (descriptors, wanted, grpc, status) in [
+            (Some(1024), 1000, 652, 64),
+            (Some(65_536), 1000, 1000, 64),
+            (None, 1000, 1000, 64),
+            (Some(256), 1000, 150, 24),
+            (Some(1), 1000, 1, 1),
+            (Some(descriptors_for(1000)), 1000, 1000, 64),
+            (Some(descriptors_for(1000) - 1), 1000, 999, 64),
         ] {
-            assert_eq!(connections_within(descriptors, wanted), allowed, "{descriptors:?} {wanted}");
+            let expected = Ports { grpc, status };
+            assert_eq!(ports(descriptors, wanted), expected, "{descriptors:?} {wanted}");
+        }
+        for descriptors in 16..10_000 {
+            let Ports { grpc, status } = ports(Some(descriptors), usize::MAX);
+            let taken = listener::descriptors_for(grpc) + listener::descriptors_for(status);
+            assert!(4 * taken as u64 <= 3 * descriptors, "{descriptors}: {taken}");
         }
     }
 }

@@ -37,6 +37,7 @@ use crate::rpc::{
     status_page,
 };
 
+use descriptors::Fitted;
 use tell::{observe, report_health, tell_limits, upkeep};
 
 pub use crate::encoder::LoadedModel;
@@ -101,7 +102,7 @@ pub async fn start(
     models: impl Into<ServedModels>,
     metrics: PrometheusHandle,
 ) -> anyhow::Result<Running> {
-    let config = &descriptors::fitted(config);
+    let Fitted { config, status_connections } = &descriptors::fitted(config);
     let ServedModels { first, kept } = models.into();
     let (shutdown, stopping) = watch::channel(false);
     let drain = Drain::new(stopping);
@@ -129,7 +130,7 @@ pub async fn start(
         health: health.clone(),
         shelf: shelf.clone(),
     });
-    tokio::spawn(listener::status_port::serve(status_listener, pages));
+    tokio::spawn(listener::status_port::serve(status_listener, pages, *status_connections));
     tokio::spawn(upkeep(metrics));
 
     let residency = Residency::new(queue.clone(), residency_settings(config));

@@ -40,6 +40,9 @@ fn begin() {
     for subject in ["certificates", "keys"] {
         counter!(RELOADS, "subject" => subject, "outcome" => "failed").increment(0);
     }
+    for port in ["grpc", "status"] {
+        counter!(ACCEPT_PAUSES, "port" => port).increment(0);
+    }
 }
 
 fn describe() {
@@ -88,6 +91,10 @@ pub fn connections(open: usize) {
 
 pub fn connection_ended(reason: &'static str) {
     counter!(CONNECTIONS_ENDED, "reason" => reason).increment(1);
+}
+
+pub fn accepting_paused(port: &'static str) {
+    counter!(ACCEPT_PAUSES, "port" => port).increment(1);
 }
 
 /// `subject` is what kind of file, never its name.

@@ -32,6 +32,7 @@ pub const HANDLING: &str = "grpc_server_handling_seconds";
 pub const CALLS: &str = "shipreid_calls_in_flight";
 pub const CONNECTIONS: &str = "shipreid_connections";
 pub const CONNECTIONS_ENDED: &str = "shipreid_connections_ended_total";
+pub const ACCEPT_PAUSES: &str = "shipreid_accept_pauses_total";
 pub const RELOADS: &str = "shipreid_reloads_total";
 pub const CERTIFICATE_END: &str = "shipreid_certificate_end_timestamp_seconds";
 pub const RECEIVING: &str = "shipreid_receiving_bytes";
@@ -140,6 +141,13 @@ pub const TABLE: &[Group] = &[
                     "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (another connection has its place), `SHUTDOWN`",
                 )],
                 "gRPC connections that the server ended in order.",
+            ),
+            metric(
+                ACCEPT_PAUSES,
+                Kind::Counter,
+                "pauses",
+                &[("port", "`grpc`, `status`")],
+                "Pauses in accepting connections, since the system gave none: it is out of descriptors or memory.",
             ),
             metric(
                 RELOADS,

@@ -23,6 +23,7 @@ mod problem;
 mod rate;
 mod reload;
 mod ship_re_id;
+mod sparing;
 mod status;
 pub mod status_page;
 mod trace;

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -18,8 +18,12 @@ use tracing::{Instrument, Span};
 use super::activity::Activity;
 use super::method::{Method, Methods};
 use super::problem::DOMAIN;
+use super::sparing::Sparing;
 use super::trace::{self, REQUEST_ID};
 use crate::metrics;
+
+/// Whoever is refused may call again as often as he likes, and the log must not grow with it.
+static REFUSALS: Sparing = Sparing::new(20, Duration::from_secs(1));
 
 /// Counts, times, traces and logs a call, tells the layers below its [`Method`], and completes the details of errors that
 /// tonic itself gave.
@@ -141,7 +145,9 @@ impl Drop for CallRecord {
                 tracing::error!(service, method, ?code, seconds, detail, "call failed");
             }
             Code::Unavailable | Code::ResourceExhausted => {
-                tracing::warn!(service, method, ?code, seconds, detail, "call refused");
+                if let Some(untold) = REFUSALS.line() {
+                    tracing::warn!(service, method, ?code, seconds, detail, untold, "call refused");
+                }
             }
             _ => tracing::debug!(service, method, ?code, seconds, detail, "call ended"),
         });

@@ -21,8 +21,8 @@ use crate::server::{counted, start_alone};
 
 pub type Body = BoxBody<Bytes, Infallible>;
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 /// A HEADERS frame of 100 bytes on stream 1, of which four are there.
 const HALF_OF_THE_HEADERS: &[u8] = &[0, 0, 100, 1, 0, 0, 0, 0, 1, 0x83, 0x87, 0x84, 0x41];
 /// An empty message of gRPC.

@@ -53,11 +53,11 @@ pub fn ready(id: &str, vessel: &str, embedding: Embedding, observation: Observat
     }
 }
 
-fn optical() -> Chip {
+pub fn optical() -> Chip {
     chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical)
 }
 
-fn with_chip(id: &str, chip: Chip) -> EnrollRequest {
+pub fn with_chip(id: &str, chip: Chip) -> EnrollRequest {
     EnrollRequest {
         gallery: GALLERY.into(),
         entry_id: id.into(),

@@ -33,7 +33,7 @@ const CALLS: usize = 20;
 const ANNOUNCED: &[u8] = &[0, 0, 0x10, 0, 0];
 
 /// What the good neighbour gets, call after call.
-async fn good_calls(client: &Client) -> Vec<Result<(), ClientError>> {
+pub async fn good_calls(client: &Client) -> Vec<Result<(), ClientError>> {
     let mut outcomes = Vec::new();
     for _ in 0..CALLS {
         let chip = chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical);
@@ -43,7 +43,7 @@ async fn good_calls(client: &Client) -> Vec<Result<(), ClientError>> {
     outcomes
 }
 
-fn all_answered(outcomes: Vec<Result<(), ClientError>>) {
+pub fn all_answered(outcomes: Vec<Result<(), ClientError>>) {
     let failed: Vec<ClientError> = outcomes.into_iter().filter_map(Result::err).collect();
     assert!(failed.is_empty(), "{} of {CALLS}: {}", failed.len(), failed[0]);
 }

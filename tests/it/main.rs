@@ -9,6 +9,8 @@ mod connections;
 mod dashboards;
 #[cfg(feature = "torch")]
 mod deployment;
+#[cfg(feature = "torch")]
+mod descriptors;
 mod documents;
 mod drain;
 mod embed;

@@ -423,6 +423,14 @@ mod program {
         let server = Server::start(unused, &settings);
         let client = Client::connect(&server.endpoint).await.unwrap();
         assert_eq!(active(&client).await, preset);
+        activate(&client, other.clone()).await.unwrap();
+        server.terminate();
+        // This one has never served the preset.
+        let server = Server::start(unused, &settings);
+        let client = Client::connect(&server.endpoint).await.unwrap();
+        assert_eq!(active(&client).await, other);
+        activate(&client, preset.clone()).await.unwrap();
+        assert_eq!(active(&client).await, preset);
         server.terminate();
     }
 

@@ -85,6 +85,12 @@ impl Server {
         root.join(path.strip_prefix("/").unwrap())
     }
 
+    /// What the server has logged so far.
+    pub fn log(&self) -> String {
+        let log = self.log.as_ref().expect("somebody reads it");
+        String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned()
+    }
+
     /// Asks the server to end, and waits until it has.
     pub fn terminate(self) {
         self.signal(libc::SIGTERM);
@@ -95,6 +101,15 @@ impl Server {
         let pid = i32::try_from(self.process.id()).unwrap();
         // SAFETY: the process is a child that has not been waited for, so the id is its own.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    /// Sets the limit on its descriptors, which takes none of those that it has.
+    pub fn limit_descriptors(&self, current: u64, most: u64) {
+        let limit = libc::rlimit { rlim_cur: current, rlim_max: most };
+        let pid = i32::try_from(self.process.id()).unwrap();
+        // SAFETY: the limit outlives the call, which reads it.
+        let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
+        assert_eq!(set, 0);
     }
 
     /// Waits until the server has ended.
@@ -114,11 +129,8 @@ impl Drop for Server {
         // A server that a test has ended is gone already.
         let _ = self.process.kill();
         let _ = self.process.wait();
-        if let Some(log) = &self.log
-            && !thread::panicking()
-        {
-            let log = std::fs::read(log.path()).unwrap();
-            check_log(&String::from_utf8_lossy(&log));
+        if self.log.is_some() && !thread::panicking() {
+            check_log(&self.log());
         }
     }
 }

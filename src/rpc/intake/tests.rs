@@ -8,6 +8,8 @@ use tonic_types::StatusExt;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+/// Of a paused clock; no bound is longer.
+const PATIENCE: Duration = Duration::from_secs(3600);
 
 fn message(length: u32) -> Vec<u8> {
     let mut bytes = vec![0];
@@ -70,7 +72,8 @@ impl Call {
     /// The reason for which the call ends before its caller ends it, and after how many seconds.
     async fn reason(&mut self) -> (String, u64) {
         loop {
-            if let Err(status) = self.body.frame().await.expect("the caller goes on") {
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("the server ends it");
+            if let Err(status) = frame.expect("the caller goes on") {
                 let details = status.get_error_details();
                 let info = details.error_info().expect("every error has a reason");
                 return (info.reason.clone(), self.begun.elapsed().as_secs());

@@ -1,9 +1,14 @@
 //! The next connection of a port, at the pace that the system allows.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::net::{TcpListener, TcpStream};
+
+use super::crowd::Crowd;
+use crate::metrics;
+use crate::rpc::sparing::Sparing;
 
 /// The first pause after an accept that failed, and the longest.
 const PAUSE: Duration = Duration::from_millis(10);
@@ -11,17 +16,28 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// Between two lines of the log about it.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What went wrong lately with accepting connections.
-#[derive(Debug, Default)]
+/// What went wrong lately with accepting a port's connections.
+#[derive(Debug)]
 pub struct Troubles {
+    /// Its name as a label.
+    port: &'static str,
     in_a_row: u32,
-    told: Option<Instant>,
-    untold: u64,
+    log: Sparing,
 }
 
 impl Troubles {
+    pub fn of(port: &'static str) -> Self {
+        Self { port, in_a_row: 0, log: Sparing::new(1, LOG_EVERY) }
+    }
+
+    /// The next connection, once the crowd has room for one.
+    pub async fn next(&mut self, listener: &TcpListener, crowd: &Crowd) -> (TcpStream, SocketAddr) {
+        crowd.room().await;
+        self.accepted(|| listener.accept()).await
+    }
+
     /// What `accept` gives, after as many pauses as it fails: each is twice as long as the one before.
-    pub async fn accepted<T, A>(&mut self, mut accept: impl FnMut() -> A) -> T
+    async fn accepted<T, A>(&mut self, mut accept: impl FnMut() -> A) -> T
     where
         A: Future<Output = io::Result<T>>,
     {
@@ -39,20 +55,17 @@ impl Troubles {
                     self.tell(&cause);
                     let pause = PAUSE.saturating_mul(1 << self.in_a_row.min(16)).min(PAUSE_MAX);
                     self.in_a_row += 1;
+                    metrics::accepting_paused(self.port);
                     tokio::time::sleep(pause).await;
                 }
             }
         }
     }
 
-    fn tell(&mut self, cause: &io::Error) {
-        let now = Instant::now();
-        if self.told.is_some_and(|told| now - told < LOG_EVERY) {
-            self.untold += 1;
-            return;
+    fn tell(&self, cause: &io::Error) {
+        if let Some(untold) = self.log.line() {
+            tracing::error!(%cause, port = self.port, untold, "connections cannot be accepted");
         }
-        tracing::error!(%cause, untold = self.untold, "connections cannot be accepted");
-        (self.told, self.untold) = (Some(now), 0);
     }
 }
 
@@ -65,6 +78,8 @@ fn is_of_peer(cause: &io::Error) -> bool {
 mod tests {
     use std::future::ready;
 
+    use tokio::time::Instant;
+
     use super::*;
 
     fn out_of_files() -> io::Error {
@@ -75,23 +90,22 @@ mod tests {
     async fn without_descriptors_accepting_pauses_and_goes_on_when_there_are_some() {
         let (begun, mut tries) = (Instant::now(), 0);
         let minute = Duration::from_secs(60);
-        let mut troubles = Troubles::default();
-        let accepted = troubles
+        let accepted = Troubles::of("grpc")
             .accepted(|| {
                 tries += 1;
+                assert!(tries < 1000, "it spins");
                 ready(if begun.elapsed() < minute { Err(out_of_files()) } else { Ok(7) })
             })
             .await;
         assert_eq!(accepted, 7);
         assert!((60..100).contains(&tries), "{tries} tries in a minute");
         assert!(begun.elapsed() < minute + PAUSE_MAX);
-        assert!(troubles.untold <= 10, "a line every {LOG_EVERY:?}: {}", troubles.untold);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_left_costs_no_pause() {
         let (begun, mut tries) = (Instant::now(), 0);
-        let accepted = Troubles::default()
+        let accepted = Troubles::of("grpc")
             .accepted(|| {
                 tries += 1;
                 ready(if tries < 1000 { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) })

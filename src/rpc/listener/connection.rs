@@ -76,6 +76,7 @@ impl Reception {
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = &mut connection => tell(ended, peer),
+            () = place.cut_short(), if ending == Ending::Displaced => {}
             () = lifetime.farewell(&traffic, ending) => {
                 tracing::debug!(peer = %peer.address, ending = ending.name(), "a connection was cut off");
             }

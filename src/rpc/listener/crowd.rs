@@ -1,14 +1,31 @@
 //! Who is let in where places are few: whoever has been idle longest gives way, of the address that has most of them.
 //!
 //! So an address can crowd out nobody but itself, and one that all share, as behind a proxy, crowds out the idle alone.
+//! Whoever gives way may take a moment for it, but only so many at a time: each still has a descriptor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
+
+/// For so many places one guest may be about to leave, beside a few.
+const LEAVING_PART: usize = 16;
+const LEAVING_MIN: usize = 4;
+
+/// How many guests are there at most where so many have places: some are about to leave.
+pub fn most(places: usize) -> usize {
+    places.saturating_add(places / LEAVING_PART + LEAVING_MIN)
+}
+
+/// Places for which there are never more guests than `most`.
+pub fn places(most: usize) -> usize {
+    let both = most.saturating_sub(LEAVING_MIN);
+    let (groups, rest) = (both / (LEAVING_PART + 1), both % (LEAVING_PART + 1));
+    groups * LEAVING_PART + rest.min(LEAVING_PART - 1)
+}
 
 /// A bounded number of guests.
 #[derive(Clone, Debug)]
@@ -20,12 +37,19 @@ struct Places {
     guests: Mutex<Guests>,
     /// Told the number of guests whenever it changes.
     tell: fn(usize),
+    /// A guest is gone.
+    gone: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Guests {
     next: u64,
+    /// Those who have a place.
     present: HashMap<u64, Guest>,
+    /// Those who were asked to leave and are still here, the first of them first. Dropped, the sender cuts a guest short.
+    leaving: VecDeque<(u64, oneshot::Sender<()>)>,
+    /// Everybody who is here, with a place or without.
+    here: usize,
 }
 
 struct Guest {
@@ -34,6 +58,8 @@ struct Guest {
     idle_since: Box<dyn Fn() -> Option<Instant> + Send>,
     /// Dropped, it asks the guest to leave.
     _stay: oneshot::Sender<()>,
+    /// Dropped, it cuts a guest short who was asked to leave.
+    farewell: oneshot::Sender<()>,
 }
 
 /// A guest's place, given back when dropped.
@@ -42,11 +68,27 @@ pub struct Place {
     crowd: Crowd,
     id: u64,
     stay: oneshot::Receiver<()>,
+    farewell: oneshot::Receiver<()>,
 }
 
 impl Crowd {
     pub fn new(max: usize, tell: fn(usize)) -> Self {
-        Self(Arc::new(Places { max, guests: Mutex::default(), tell }))
+        Self(Arc::new(Places { max, guests: Mutex::default(), tell, gone: Notify::new() }))
+    }
+
+    /// Waits until another guest can be let in; for that, the one who was first asked to leave has no more time.
+    pub async fn room(&self) {
+        loop {
+            let gone = self.0.gone.notified();
+            {
+                let mut guests = self.lock();
+                if guests.here < most(self.0.max) {
+                    return;
+                }
+                guests.leaving.pop_front();
+            }
+            gone.await;
+        }
     }
 
     /// A place for a guest who may be asked at any time since when he is idle, `None` while he is not. `None` where all
@@ -59,14 +101,15 @@ impl Crowd {
         let mut guests = self.lock();
         if guests.present.len() >= self.0.max {
             let idlest = guests.idlest()?;
-            guests.present.remove(&idlest);
+            guests.ask_to_leave(idlest);
         }
         let id = guests.next;
         guests.next += 1;
-        let (stay, staying) = oneshot::channel();
-        guests.present.insert(id, Guest { address, idle_since: Box::new(idle_since), _stay: stay });
+        let ((stay, staying), (farewell, leaving)) = (oneshot::channel(), oneshot::channel());
+        guests.present.insert(id, Guest { address, idle_since: Box::new(idle_since), _stay: stay, farewell });
+        guests.here += 1;
         (self.0.tell)(guests.present.len());
-        Some(Place { crowd: self.clone(), id, stay: staying })
+        Some(Place { crowd: self.clone(), id, stay: staying, farewell: leaving })
     }
 
     fn lock(&self) -> MutexGuard<'_, Guests> {
@@ -88,6 +131,12 @@ impl Guests {
         });
         idlest.map(|(id, ..)| id)
     }
+
+    /// Takes a guest's place.
+    fn ask_to_leave(&mut self, id: u64) {
+        let Some(guest) = self.present.remove(&id) else { return };
+        self.leaving.push_back((id, guest.farewell));
+    }
 }
 
 impl Place {
@@ -96,13 +145,21 @@ impl Place {
         // Nothing is ever sent.
         let _ = (&mut self.stay).await;
     }
+
+    /// Waits, after the place was lost, until there is no more time for a farewell.
+    pub async fn cut_short(&mut self) {
+        let _ = (&mut self.farewell).await;
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut guests = self.crowd.lock();
         guests.present.remove(&self.id);
+        guests.leaving.retain(|(id, _)| *id != self.id);
+        guests.here -= 1;
         (self.crowd.0.tell)(guests.present.len());
+        self.crowd.0.gone.notify_waiters();
     }
 }
 
@@ -162,6 +219,40 @@ mod tests {
         drop((busy, old, new));
         assert_eq!(crowd.lock().present.len(), 2);
         assert!(crowd.enter(address(1), || None).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_leaves_takes_his_time_until_somebody_else_needs_the_room() {
+        const PLACES: usize = 2 * LEAVING_PART;
+        let crowd = Crowd::new(PLACES, |_| {});
+        let mut guests = Vec::new();
+        for _ in 0..most(PLACES) {
+            crowd.room().now_or_never().expect("room");
+            guests.push(idle(&crowd, address(1)));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        let are_short = |guests: &mut [Place]| -> Vec<bool> {
+            guests.iter_mut().map(|place| place.cut_short().now_or_never().is_some()).collect()
+        };
+        assert!(!are_short(&mut guests).contains(&true));
+        let mut waiting = Box::pin(crowd.room());
+        assert!((&mut waiting).now_or_never().is_none());
+        let mut first = guests.remove(0);
+        assert!(first.cut_short().now_or_never().is_some());
+        assert!(!are_short(&mut guests).contains(&true));
+        drop(first);
+        assert!(waiting.now_or_never().is_some());
+        drop(guests);
+        let left = crowd.lock();
+        assert_eq!((left.here, left.present.len(), left.leaving.len()), (0, 0, 0));
+    }
+
+    #[test]
+    fn places_leave_room_for_whoever_is_leaving() {
+        for descriptors in LEAVING_MIN..1000 {
+            let places = places(descriptors);
+            assert!(most(places) <= descriptors && most(places + 1) > descriptors, "{descriptors}: {places}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

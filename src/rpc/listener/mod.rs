@@ -19,6 +19,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+pub use crowd::{most as descriptors_for, places as connections_within};
 pub use tls::Security;
 
 use crate::config::{Limits, Network};
@@ -56,13 +57,13 @@ pub async fn serve(
     let crowd = Crowd::new(limits.connections_max, metrics::connections);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
-    let mut troubles = Troubles::default();
+    let mut troubles = Troubles::of("grpc");
     let mut numbers = 0..;
     loop {
         let (stream, address) = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            accepted = troubles.accepted(|| port.listener.accept()) => accepted,
+            accepted = troubles.next(&port.listener, &crowd) => accepted,
         };
         let is_proxy = port.proxies.iter().any(|network| network.contains(address.ip()));
         let peer = Peer { address, connection: numbers.next().unwrap_or(u64::MAX), is_proxy };

@@ -13,17 +13,18 @@ use tokio::time::Instant;
 use super::accept::Troubles;
 use super::crowd::{Crowd, Place};
 
-/// Connections at the same time. For one more, the oldest is closed: whoever looks after a server asks for little.
-const CONNECTIONS_MAX: usize = 64;
+/// Connections at the same time where descriptors suffice.
+pub const CONNECTIONS_MAX: usize = 64;
 /// From a connection's beginning to its end.
 const SECONDS_MAX: Duration = Duration::from_secs(10);
 
-/// Serves `router` for ever.
-pub async fn serve(listener: TcpListener, router: Router) {
-    let crowd = Crowd::new(CONNECTIONS_MAX, |_| {});
-    let mut troubles = Troubles::default();
+/// Serves `router` for ever, on so many connections. For one more, the oldest is closed: whoever looks after a server asks
+/// for little.
+pub async fn serve(listener: TcpListener, router: Router, connections_max: usize) {
+    let crowd = Crowd::new(connections_max, |_| {});
+    let mut troubles = Troubles::of("status");
     loop {
-        let (stream, peer) = troubles.accepted(|| listener.accept()).await;
+        let (stream, peer) = troubles.next(&listener, &crowd).await;
         let opened = Instant::now();
         if let Some(place) = crowd.enter(Some(peer.ip()), move || Some(opened)) {
             tokio::spawn(answer(stream, router.clone(), place));

@@ -159,21 +159,36 @@ fn invalid(path: &Path, problem: impl ToString) -> FileError {
 
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, KeyPair, date_time_ymd};
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use rcgen::{Certificate, CertificateParams, KeyPair, date_time_ymd};
 
     use super::*;
 
-    fn ending(year: i32) -> CertificateDer<'static> {
+    const NEW_YEAR_2030: i64 = 1_893_456_000;
+
+    fn ending(year: i32) -> (Certificate, KeyPair) {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
         params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().expect("a key");
-        params.self_signed(&key).expect("a certificate").der().clone()
+        (params.self_signed(&key).expect("a certificate"), key)
     }
 
     #[test]
     fn a_chain_ends_with_the_first_of_its_certificates() {
-        const NEW_YEAR_2030: i64 = 1_893_456_000;
-        assert_eq!(end_of(&[ending(2040), ending(2030), ending(2050)]), Some(NEW_YEAR_2030));
+        let chain = [2040, 2030, 2050].map(|year| ending(year).0.der().clone());
+        assert_eq!(end_of(&chain), Some(NEW_YEAR_2030));
         assert_eq!(end_of(&[]), None);
+    }
+
+    #[test]
+    fn a_metric_says_when_the_certificate_in_use_ends() {
+        let (certificate, key) = ending(2030);
+        let contents = [certificate.pem().into_bytes(), key.serialize_pem().into_bytes()];
+        let paths = ["server.pem", "server.key"].map(PathBuf::from);
+        let recorder = PrometheusBuilder::new().build_recorder();
+        ::metrics::with_local_recorder(&recorder, || server_config(&paths, &contents)).expect("a pair");
+        let expected = format!("{} {NEW_YEAR_2030}\n", metrics::table::CERTIFICATE_END);
+        let page = recorder.handle().render();
+        assert!(page.contains(&expected), "{page}");
     }
 }
