@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak dashboard clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -81,6 +81,9 @@ rolling: build ## Restarts servers under load: replicas behind HAProxy, then one
 
 soak: build ## Churns a server for 30 minutes and looks whether memory, descriptors and files level off
 	.venv/bin/python benches/soak.py
+
+hostile: build ## Sets a bad neighbour with every attack at once beside a good tenant, for a minute
+	.venv/bin/python tests/python/hostile.py --strict
 
 bench-overload: build ## Overload, many connections, slow headers, cancelled calls, garbage (about 3 minutes)
 	.venv/bin/python benches/overload.py

@@ -10,7 +10,7 @@ use crate::certificates::{Authority, Pair, Term};
 use crate::galleries::data_in;
 use crate::identity::Keys;
 use crate::server::{start, start_alone};
-use crate::tools::{python, skipped};
+use crate::tools::{missing, python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -32,7 +32,10 @@ async fn call(script: &str, arguments: &[&str]) {
     let mut client = Command::new(python);
     client.arg(Path::new(ROOT).join("tests/python").join(script)).args(arguments);
     let output = tokio::task::spawn_blocking(move || client.output().unwrap()).await.unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let [said, complained] =
+        [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    println!("{said}");
+    assert!(output.status.success(), "{complained}");
 }
 
 #[tokio::test]
@@ -89,6 +92,16 @@ async fn a_python_client_is_let_in_as_its_keys_and_certificates_say() {
     for (_, server) in servers {
         server.stop().await;
     }
+}
+
+#[cfg(feature = "torch")]
+#[tokio::test]
+async fn a_bad_neighbour_costs_a_good_tenant_none_of_its_calls() {
+    if let Some(program) = missing(&["openssl", "prlimit"]) {
+        return skipped("hostile.py", &format!("no {program}"));
+    }
+    let program = env!("CARGO_BIN_EXE_shipreid");
+    call("hostile.py", &["--server", program, "--seconds", "6", "--entries", "2000"]).await;
 }
 
 /// A key for each role, one that has expired and one that will be revoked; `tokens.json` has their tokens.
