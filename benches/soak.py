@@ -4,11 +4,15 @@ Entries come and go, vessels are merged, galleries are exported, imported and de
 models are activated and galleries re-embedded, older ones are deleted, callers connect anew. Draws a picture; exit code 1
 if something still grows in the last third, or a call failed. Usage: soak.py [--minutes 30] [--server shipreid] [--out
 docs/soak.svg], with the Python of `make python`.
+
+Memory is the server's anonymous memory: what it has mapped of libtorch's files is shared with its training processes, and
+its part of these comes and goes with them.
 """
 
 import argparse
 import asyncio
 import contextlib
+import os
 import random
 import statistics
 import subprocess
@@ -37,6 +41,12 @@ CALLS_PER_CONNECTION = 50
 SAMPLE_SECONDS = 5
 # Of the middle third, that the last may be above it; allocators keep what they had, files grow by pages.
 GROWTH_MAX = {"memory": 1.05, "descriptors": 1.05, "threads": 1.05, "files": 1.10}
+PANELS = {"memory": "anonymous memory, MiB", "descriptors": "open descriptors", "threads": "threads",
+          "files": "files in the data folder, MiB"}
+# What a call of each kind was, in the lines of the picture.
+KINDS = [[("embed", "embed 2 chips"), ("match", "match a chip"), ("copy", "export, import, delete a gallery")],
+         [("change", "delete and enrol 4 entries, update, merge vessels")],
+         [("train", "train a model, activate it, re-embed the gallery, delete the former model")]]
 
 CONFIG = """
 objective = "fine_tune"
@@ -176,7 +186,7 @@ def sample(server, folder):
             if path.is_file():
                 files += path.stat().st_blocks * 512
     return {
-        "memory": int(rollup["Pss"].split()[0]) / 1024,
+        "memory": int(rollup["Anonymous"].split()[0]) / 1024,
         "descriptors": len(list((process / "fd").iterdir())),
         "threads": len(list((process / "task").iterdir())),
         "files": files / 2**20,
@@ -191,33 +201,52 @@ async def watch(server, folder, churn):
     return samples
 
 
-def growth(samples):
-    """By name, the median of the last third over that of the middle one."""
+def thirds(samples):
+    """By name, the medians of the middle third and of the last."""
     third = len(samples) // 3
-    middle = lambda part, name: statistics.median(sample[name] for _, sample in part)  # noqa: E731
-    return {name: middle(samples[-third:], name) / middle(samples[third:-third], name) for name in GROWTH_MAX}
+    median = lambda part, name: statistics.median(sample[name] for _, sample in part)  # noqa: E731
+    return {name: (median(samples[third:-third], name), median(samples[-third:], name)) for name in GROWTH_MAX}
 
 
-def picture(samples, title):
-    """The samples as SVG, a panel each."""
-    width, height, left, gap = 720, 110, 60, 34
-    panels, end = [], samples[-1][0]
-    for row, (name, unit) in enumerate([("memory", "MiB"), ("descriptors", ""), ("threads", ""), ("files", "MiB")]):
-        top = 40 + row * (height + gap)
-        peak = max(sample[name] for _, sample in samples) * 1.1 or 1
-        points = " ".join(f"{left + when / end * (width - left - 10):.1f},{top + height * (1 - sample[name] / peak):.1f}"
-                          for when, sample in samples)
-        panels.append(
-            f'<rect x="{left}" y="{top}" width="{width - left - 10}" height="{height}" fill="none" stroke="#ccc"/>'
-            f'<polyline points="{points}" fill="none" stroke="#1f6feb" stroke-width="1.5"/>'
-            f'<text x="{left}" y="{top - 6}">{name}{f", {unit}" if unit else ""}</text>'
-            f'<text x="{left - 6}" y="{top + 8}" text-anchor="end">{peak:.0f}</text>'
-            f'<text x="{left - 6}" y="{top + height}" text-anchor="end">0</text>')
-    total = 40 + 4 * (height + gap)
-    minutes = f'<text x="{width - 10}" y="{total - 14}" text-anchor="end">{end / 60:.0f} minutes</text>'
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{total}" font-family="sans-serif" '
-            f'font-size="12"><rect width="100%" height="100%" fill="#fff"/><text x="{left}" y="18">{title}</text>'
-            f'{"".join(panels)}{minutes}</svg>\n')
+def text(x, y, words, anchor="start", colour="#333"):
+    return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="{colour}">{words}</text>'
+
+
+def line(x1, y1, x2, y2, style):
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
+
+
+def picture(samples, heading, calls):
+    """The samples as SVG: a panel each, with the medians of the middle and the last third."""
+    width, height, left, right, gap, head = 760, 110, 56, 16, 40, 110
+    end, medians = samples[-1][0], thirds(samples)
+    at = lambda when: left + when / end * (width - left - right)  # noqa: E731
+    drawn = [f'<text x="{left}" y="22" font-size="15" font-weight="bold">{heading}</text>']
+    drawn += [text(left, 42 + 17 * number, words) for number, words in enumerate(calls)]
+    for row, (name, what) in enumerate(PANELS.items()):
+        top, peak = head + row * (height + gap), max(sample[name] for _, sample in samples) * 1.15 or 1
+        level = lambda value: top + height * (1 - value / peak)  # noqa: E731, B023
+        points = " ".join(f"{at(when):.1f},{level(sample[name]):.1f}" for when, sample in samples)
+        drawn += [f'<rect x="{left}" y="{top}" width="{width - left - right}" height="{height}" fill="none" stroke="#bbb"/>',
+                  text(left, top - 6, what), text(left - 6, top + 10, f"{peak:.0f}", "end"),
+                  text(left - 6, top + height, "0", "end"),
+                  f'<polyline points="{points}" fill="none" stroke="#1f6feb" stroke-width="1.3"/>']
+        for third, median in enumerate(medians[name], 1):
+            begin, over = at(end * third / 3), at(end * (third + 1) / 3)
+            drawn += [line(begin, top, begin, top + height, 'stroke="#bbb" stroke-dasharray="2 3"'),
+                      line(begin, level(median), over, level(median), 'stroke="#d1242f" stroke-width="1.3"'),
+                      text(over - 6, top + height - 6, f"median {median:.0f}", "end", "#d1242f")]
+    bottom = head + len(PANELS) * (height + gap) - gap + 16
+    drawn += [text(at(end * step / 6), bottom, f"{end * step / 360:.0f}", "middle") for step in range(7)]
+    drawn.append(text(width / 2, bottom + 18, "minutes", "middle"))
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{bottom + 30}" font-family="sans-serif" '
+            f'font-size="12"><rect width="100%" height="100%" fill="#fff"/>{"".join(drawn)}</svg>\n')
+
+
+def processor():
+    found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
+    name = next((line.split(":")[1].strip() for line in found.splitlines() if line.startswith("Model name")), "a processor")
+    return f"{name}, {os.cpu_count()} cores"
 
 
 async def main():
@@ -244,19 +273,17 @@ async def main():
         ended = await server.restart()
     for failure, count in churn.failed.items():
         print(f"{count} calls failed, {failure}", file=sys.stderr)
-    cpu = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout
-    cpu = next((line.split(":")[1].strip() for line in cpu.splitlines() if line.startswith("Model name")), "")
-    print(f"{args.minutes:.0f} minutes, {cpu}: " + ", ".join(f"{count} {kind}" for kind, count in churn.calls.items())
-          + f"; {sum(churn.failed.values())} failed; end and start again {ended[0]:.1f} s, {ended[1]:.1f} s\n")
-    print("| | first | middle third | last third | last over middle |\n|---|---|---|---|---|")
-    grown = growth(samples)
-    third = len(samples) // 3
-    for name, ratio in grown.items():
-        parts = [samples[0][1][name]] + [statistics.median(sample[name] for _, sample in part)
-                                         for part in (samples[third:-third], samples[-third:])]
-        print(f"| {name} | " + " | ".join(f"{value:.0f}" for value in parts) + f" | {ratio:.3f} |")
-    Path(args.out).write_text(picture(samples, f"{args.minutes:.0f} minutes of churn"))
-    is_level = all(ratio <= GROWTH_MAX[name] for name, ratio in grown.items())
+    heading = f"{args.minutes:.0f} minutes of churn on one server, {processor()}"
+    calls = [", ".join(f"{churn.calls[kind]:,} × {what}" for kind, what in kinds) for kinds in KINDS]
+    print(f"{heading}: {', '.join(calls)}; {sum(churn.failed.values())} failed; "
+          f"end and start again {ended[0]:.1f} s, {ended[1]:.1f} s\n")
+    print("| | first | middle third | last third | last over middle | at most |\n|---|---|---|---|---|---|")
+    is_level = True
+    for name, (middle, last) in thirds(samples).items():
+        is_level &= last <= middle * GROWTH_MAX[name]
+        print(f"| {PANELS[name]} | {samples[0][1][name]:.0f} | {middle:.0f} | {last:.0f} | {last / middle:.3f} "
+              f"| {GROWTH_MAX[name]:.2f} |")
+    Path(args.out).write_text(picture(samples, heading, calls))
     sys.exit(0 if is_level and not churn.failed else 1)
 
 

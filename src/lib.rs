@@ -11,6 +11,8 @@ pub mod arithmetic;
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
+/// What the allocator keeps.
+pub mod memory;
 /// Files, folders and databases that survive a power failure.
 pub mod durable;
 /// Enrolled ships: what is kept of them and how they are searched.

@@ -12,7 +12,7 @@ use shipreid::config::Config;
 use shipreid::model::Chosen;
 use shipreid::processor::Processor;
 use shipreid::telemetry::Traces;
-use shipreid::{metrics, telemetry};
+use shipreid::{memory, metrics, telemetry};
 use tokio::runtime::Runtime;
 
 use super::signals::Signals;
@@ -43,6 +43,7 @@ impl Serve {
         let signals = Signals::install()?;
         let config = self.config.load()?;
         signals.held_back(|| prepare(app::threads_per_worker(&config)))?;
+        memory::share_arenas(app::cores());
         let runtime = Runtime::new()?;
         let traces = {
             let _runtime = runtime.enter();

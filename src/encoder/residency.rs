@@ -245,8 +245,8 @@ impl Shared {
             // Nothing is ever sent.
             let _ = departure.await;
             self.queue.unload(digest).await;
-            self.places.send_modify(|places| places.retain(|place| place.digest != digest));
             metrics::model_gone(digest.to_string(), self.settings.precision, self.settings.device.clone());
+            self.places.send_modify(|places| places.retain(|place| place.digest != digest));
         });
         lease
     }

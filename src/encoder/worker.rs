@@ -16,6 +16,7 @@ use super::schedule::{Buckets, Entry};
 use super::{Batch, Encoder, ForwardError};
 use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::{Embedding, ModelDigest};
+use crate::memory;
 
 /// Makes a model's encoder on the device thread of the given number.
 pub type EncoderFactory = Arc<dyn Fn(usize) -> Result<Box<dyn Encoder>, String> + Send + Sync>;
@@ -41,7 +42,7 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
             Work::Order(Order::Warm(warm)) => warm_next(index, warm, &mut encoders, shared),
             Work::Order(Order::Unload(Unload { model, done })) => {
                 drop(encoders.remove(&model));
-                give_memory_back();
+                memory::give_back();
                 let _ = done.send(());
             }
             Work::Batch(entries) => {
@@ -77,7 +78,7 @@ fn warm_next(index: usize, mut warm: Warm, encoders: &mut Encoders, shared: &Sha
     }
     shared.record_time(model, size, started.elapsed());
     if warm.sizes.is_empty() {
-        give_memory_back();
+        memory::give_back();
         let _ = warm.done.send(Ok(()));
     } else {
         shared.order(index, Order::Warm(warm));
@@ -249,17 +250,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
         .or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".into())
 }
-
-/// The allocator keeps what was freed: without this, a server holds the room of what its model was read from, and of
-/// the model before it.
-#[cfg(target_env = "gnu")]
-fn give_memory_back() {
-    // SAFETY: it touches nothing that is in use.
-    unsafe { libc::malloc_trim(0) };
-}
-
-#[cfg(not(target_env = "gnu"))]
-fn give_memory_back() {}
 
 fn lower_priority() {
     // SAFETY: setpriority reads its arguments only; on Linux, process 0 is the calling thread.

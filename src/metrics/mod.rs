@@ -2,6 +2,7 @@
 //!
 //! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
 
+mod resident;
 pub mod table;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
+pub use resident::{model_gone, model_resident};
 pub use table::LATE_MAX;
 use table::*;
 
@@ -30,6 +32,13 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     gauge!(LATE_MAX).set(0.0);
     gauge!(BUILD, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     Ok(handle)
+}
+
+/// What Prometheus scrapes, in its text format.
+pub fn page(exporter: &PrometheusHandle) -> String {
+    let mut page = exporter.render();
+    resident::write(&mut page);
+    page
 }
 
 /// Shows counters of what should not happen from the start, since a rate misses what a series begins with.
@@ -227,16 +236,6 @@ pub fn ready(is_ready: bool) {
 /// Whether the server is in a state.
 pub fn health(state: &'static str, is_in_it: bool) {
     gauge!(HEALTH, "state" => state).set(f64::from(u8::from(is_in_it)));
-}
-
-/// A model is on the devices.
-pub fn model_resident(digest: String, precision: &'static str, device: String) {
-    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(1.0);
-}
-
-/// A model has left the devices.
-pub fn model_gone(digest: String, precision: &'static str, device: String) {
-    gauge!(MODEL, "digest" => digest, "precision" => precision, "device" => device).set(0.0);
 }
 
 /// Whether a kernel computes the linear layers of batches of up to so many chips.

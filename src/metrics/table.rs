@@ -355,9 +355,9 @@ pub const TABLE: &[Group] = &[
             metric(
                 MODEL,
                 Kind::Gauge,
-                "0 or 1",
+                "1",
                 &[("digest", "the model's digest"), PRECISION, ("device", "`cpu`, `cuda:0`, ...")],
-                "1 for each resident model.",
+                "1 for each resident model; the series ends when it leaves.",
             ),
             metric(
                 LINEAR,

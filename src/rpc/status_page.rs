@@ -40,7 +40,7 @@ async fn metrics_page(State(pages): State<StatusPages>) -> Response {
     if let Some(shelf) = &pages.shelf {
         count_galleries(&shelf.census());
     }
-    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], pages.metrics.render()).into_response()
+    ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::page(&pages.metrics)).into_response()
 }
 
 fn count_galleries(census: &Census) {

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+use crate::galleries::data_in;
 use crate::server::{counted, start_alone};
 
 pub type Body = BoxBody<Bytes, Infallible>;
@@ -221,5 +222,42 @@ async fn headers_beyond_their_limit_are_refused_and_the_connection_goes_on() {
         "{status:?}"
     );
     answered(sender.send_request(health()).await.unwrap()).await;
+    server.stop().await;
+}
+
+/// More than the errors of streams that h2 bears on one connection (1,024).
+const REFUSED: usize = 1_100;
+
+#[tokio::test]
+async fn a_connection_outlasts_streams_that_are_refused_before_they_have_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = start_alone(&[&data_in(&folder)]).await;
+    let (mut sender, _connection) = connect(server.address).await;
+    for _ in 0..REFUSED {
+        let (messages, request) = open_stream_of("/shipreid.v1.Galleries/Enroll");
+        // Into the gallery with an empty name.
+        messages.send(Bytes::from_static(EMPTY_MESSAGE)).unwrap();
+        let refused = sender.send_request(request).await.unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "3");
+        // Who sends may not have heard of it yet, or has.
+        let _ = messages.send(Bytes::from_static(EMPTY_MESSAGE));
+    }
+    answered(sender.send_request(health()).await.unwrap()).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn experiment_streams_that_the_caller_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = crate::server::start(&[&data_in(&folder)]).await;
+    crate::galleries::create(&client, crate::galleries::GALLERY).await;
+    for number in 0..3000 {
+        let vector = crate::galleries::vector(number, 0.0);
+        let item = crate::galleries::ready("a", "b", vector, Default::default());
+        match client.enroll(tokio_stream::once(item)).await {
+            Ok(mut answers) => match answers.next().await { Some(Ok(_)) => {}, other => panic!("{number}: {other:?}") },
+            Err(cause) => panic!("{number}: {cause} {cause:?}"),
+        }
+    }
     server.stop().await;
 }

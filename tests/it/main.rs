@@ -21,6 +21,8 @@ mod hostile;
 mod identity;
 mod layers;
 mod matching;
+#[cfg(all(feature = "torch", target_env = "gnu"))]
+mod memory;
 mod metrics;
 mod models;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]

@@ -25,7 +25,7 @@ use shipreid::wire::{
 use tonic::{Code, Status};
 
 use crate::galleries::enroll;
-use crate::server::{details, fixture, start_serving};
+use crate::server::{details, fixture, page, start_serving};
 
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
 const IMAGE: &str = "0001_a_33x97_RGB.tif";
@@ -133,6 +133,27 @@ async fn a_configured_model_is_not_deleted_while_it_serves_and_can_be_activated_
     server.stop().await;
     let registry = Registry::open(&folder.path().join("models"), limits).unwrap();
     assert_eq!(registry.active().unwrap().digest, model(0).digest);
+}
+
+#[tokio::test]
+async fn a_model_that_has_left_is_in_no_metric_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    // No other test of the process has these.
+    let seeds = [81, 82, 83];
+    for file in exported(folder.path(), &seeds) {
+        import(&client, &file).await;
+    }
+    for seed in seeds {
+        // The third has room once the first has left.
+        activate(&client, digest(seed)).await.unwrap();
+    }
+    let page = page(server.metrics_address, "/metrics").await;
+    let series = |seed| page.lines().filter(|line| line.contains(&digest(seed))).collect::<Vec<_>>();
+    assert_eq!(series(81), [""; 0]);
+    let labels = format!(r#"digest="{}",precision="f32",device="cpu""#, digest(83));
+    assert_eq!(series(83), [format!("shipreid_model_info{{{labels}}} 1")]);
+    server.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -91,6 +91,11 @@ impl Server {
         String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned()
     }
 
+    /// What its process has mapped, as Linux tells it.
+    pub fn maps(&self) -> String {
+        std::fs::read_to_string(format!("/proc/{}/maps", self.process.id())).unwrap()
+    }
+
     /// Asks the server to end, and waits until it has.
     pub fn terminate(self) {
         self.signal(libc::SIGTERM);

@@ -1,0 +1,50 @@
+//! What the program's allocator may keep.
+
+use std::thread;
+
+use shipreid::client::Client;
+use shipreid::wire::CreateGalleryRequest;
+
+use crate::program::{Server, imported};
+
+/// Address space that glibc reserves for an arena beside the main one, and where it begins: at a multiple of this.
+const ARENA_BYTES: u64 = 64 << 20;
+
+/// Arenas beside the main one: a used part, and what is reserved behind it.
+fn arenas(maps: &str) -> usize {
+    let mappings: Vec<(u64, u64, &str)> = maps
+        .lines()
+        .map(|line| {
+            let (range, rest) = line.split_once(' ').unwrap();
+            let (start, end) = range.split_once('-').unwrap();
+            let address = |text| u64::from_str_radix(text, 16).unwrap();
+            (address(start), address(end), &rest[..4])
+        })
+        .collect();
+    let is_arena = |pair: &&[(u64, u64, &str)]| {
+        let [(start, end, used), (next, last, reserved)] = **pair else { return false };
+        start % ARENA_BYTES == 0
+            && (used, reserved) == ("rw-p", "---p")
+            && next == end
+            && last == start + ARENA_BYTES
+    };
+    mappings.windows(2).filter(is_arena).count()
+}
+
+#[tokio::test]
+async fn threads_share_no_more_arenas_than_there_are_cores() {
+    let cores = thread::available_parallelism().unwrap().get();
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("store.data_dir={}", folder.path().join("data").display());
+    let server = Server::start(&imported(folder.path()), &[&data]);
+    let client = Client::connect(&server.endpoint).await.unwrap();
+    // Each has a thread that writes.
+    for number in 0..2 * cores {
+        let name = format!("gallery-{number}");
+        let request = CreateGalleryRequest { name, ..CreateGalleryRequest::default() };
+        client.galleries().create_gallery(request).await.unwrap();
+    }
+    let arenas = arenas(&server.maps());
+    assert!((1..cores.max(2)).contains(&arenas), "{arenas} arenas beside the main one, {cores} cores");
+    server.terminate();
+}
