@@ -11,8 +11,8 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::chip::ChipSize;
-use shipreid::weights::architecture::{Architecture, ArchitectureHints};
 use shipreid::weights::checkpoint::{Checkpoint, Expected};
+use shipreid::weights::family::{Architecture, ArchitectureHints, Family};
 use shipreid::weights::tensors::NamedTensors;
 use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::weights::{native, rules};
@@ -47,7 +47,7 @@ fn archive(data: &[u8]) -> Option<Vec<u8>> {
 
 fn check(file: &[u8]) {
     for choice in [WeightsChoice::Own, WeightsChoice::Averaged] {
-        let expected = Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice: &choice };
+        let expected = Expected { first: rules::WRAPPERS, anchors: &Family::anchors(), choice: &choice };
         let read = || Checkpoint::read_from(Cursor::new(file), &expected);
         match watched(BOUND, file.len(), read) {
             Ok(checkpoint) => check_taken(&checkpoint, file.len()),

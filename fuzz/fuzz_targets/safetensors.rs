@@ -10,7 +10,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use shipreid::weights::architecture::{Architecture, ArchitectureHints};
+use shipreid::weights::family::{Architecture, ArchitectureHints};
 use shipreid::weights::tensors::{HostTensor, NamedTensors};
 use shipreid::weights::{foreign, native, packed, rules};
 use shipreid_fuzz::{Bound, stored_zip, watched};

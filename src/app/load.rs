@@ -15,7 +15,7 @@ use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::processor::Processor;
 use crate::registry::{ActiveModel, Preset, Provenance, Registry, RegistryError, RegistryLimits};
-use crate::weights::architecture::{Architecture, ArchitectureHints, FeaturePoint};
+use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::seed::seeded;
@@ -138,8 +138,8 @@ impl Kernels {
         let device = Device::open(&config.encoder.device)?;
         let card = ModelCard {
             digest: model.digest,
-            dimension: model.architecture.embed_dim,
-            chip_size: model.architecture.image,
+            dimension: model.architecture.embed_dim(),
+            chip_size: model.architecture.preprocessing().size,
         };
         let precision = config.encoder.precision;
         let chosen = device.is_cpu().then(|| self.choose(config, &model.architecture)).transpose()?;
@@ -216,13 +216,14 @@ pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::R
 /// The network of the configured model as far as it can be told without reading its weights: the authors' where it
 /// cannot.
 pub fn likely_architecture(config: &Config) -> Architecture {
+    let preset = |preset| Family::default().preset(preset);
     match config.model.preset {
-        config::Preset::Tiny => Architecture::tiny(),
-        config::Preset::Small => Architecture::small(),
-        config::Preset::None if config.model.path.is_empty() => Architecture::vit_base(),
+        config::Preset::Tiny => preset(family::Preset::Tiny),
+        config::Preset::Small => preset(family::Preset::Small),
+        config::Preset::None if config.model.path.is_empty() => preset(family::Preset::VitBase),
         config::Preset::None | config::Preset::VitBase => {
             let description = native::read_description(Path::new(&config.model.path));
-            description.map_or(Architecture::vit_base(), |description| description.architecture)
+            description.map_or(preset(family::Preset::VitBase), |description| description.architecture)
         }
     }
 }
@@ -265,7 +266,8 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         config::Feature::BeforeNeck => FeaturePoint::BeforeNeck,
         config::Feature::AfterNeck => FeaturePoint::AfterNeck,
     };
-    let seeded_model = |architecture: Architecture| {
+    let seeded_model = |preset| {
+        let architecture = Family::default().preset(preset);
         let tensors = seeded(&architecture, config.model.seed);
         OpenModel::new(architecture, feature_point, tensors)
     };
@@ -273,9 +275,9 @@ fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         ("", config::Preset::None) => {
             bail!("no model: set model.path, or model.preset to try the service untrained")
         }
-        ("", config::Preset::Tiny) => Ok(seeded_model(Architecture::tiny())),
-        ("", config::Preset::Small) => Ok(seeded_model(Architecture::small())),
-        ("", config::Preset::VitBase) => Ok(seeded_model(Architecture::vit_base())),
+        ("", config::Preset::Tiny) => Ok(seeded_model(family::Preset::Tiny)),
+        ("", config::Preset::Small) => Ok(seeded_model(family::Preset::Small)),
+        ("", config::Preset::VitBase) => Ok(seeded_model(family::Preset::VitBase)),
         (path, _) => {
             let heads = Some(config.model.heads).filter(|heads| *heads > 0);
             let architecture = ArchitectureHints { heads, ..ArchitectureHints::default() };

@@ -101,8 +101,8 @@ fn normalised_pixels_equal_the_recorded_ones() {
         recorded.names().into_iter().find(|name| name.ends_with("val_tensor_64x32")).expect("recorded");
     let file = name.trim_end_matches(".val_tensor_64x32");
     let bytes = std::fs::read(golden("images").join(file)).expect("a fixture");
-    let chip =
-        prepare(&bytes, &view(file), ChipSize { height: 64, width: 32 }, &LIMITS).expect("a chip").chip;
+    let preprocessing = Preprocessing::reference(ChipSize { height: 64, width: 32 });
+    let chip = prepare(&bytes, &view(file), preprocessing.size, &LIMITS).expect("a chip").chip;
     let expected = recorded.tensor(name).expect("recorded").data().chunks(4);
     let expected: Vec<f32> =
         expected.map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
@@ -110,8 +110,8 @@ fn normalised_pixels_equal_the_recorded_ones() {
     assert_eq!(expected.len(), 3 * plane);
     for (index, expected) in expected.iter().enumerate() {
         let (channel, pixel) = (index / plane, index % plane);
-        let value = f32::from(chip.pixels()[pixel * 3 + channel]) / 255.0;
-        assert!(((value - MEAN[channel]) / DEVIATION[channel] - expected).abs() <= 1e-6);
+        let found = preprocessing.normalised(chip.pixels()[pixel * 3 + channel], channel);
+        assert!((found - expected).abs() <= 1e-6);
     }
 }
 

@@ -15,6 +15,8 @@ mod oriented_box;
 mod pixel_size;
 mod pixel_size_rule;
 mod prepare;
+mod prepared;
+mod preprocessing;
 mod resize;
 mod size_token;
 mod warning;
@@ -25,6 +27,8 @@ pub use oriented_box::{BoxError, OrientedBox};
 pub use pixel_size::{AskedPixelSize, PixelSize, PixelSizeError};
 pub use pixel_size_rule::PixelSizeRule;
 pub use prepare::{PrepareError, Prepared, View, prepare, prepare_resampled};
+pub use prepared::{PreparedError, PreparedPixels};
+pub use preprocessing::Preprocessing;
 pub use resize::{Resampling, resize};
 pub use size_token::size_token;
 pub use warning::ChipWarning;
@@ -32,11 +36,6 @@ pub use warning::ChipWarning;
 use std::fmt;
 
 use bytes::Bytes;
-
-/// Channel means that the reference subtracts from pixels in 0..1, RGB.
-pub const MEAN: [f32; 3] = [0.485, 0.456, 0.406];
-/// Channel deviations that it divides by afterwards.
-pub const DEVIATION: [f32; 3] = [0.229, 0.224, 0.225];
 
 /// The sensor family that saw a ship; it decides which patch embedding of TransOSS reads the chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -13,7 +13,7 @@ use shipreid::app::{self, LoadedModel};
 use shipreid::chip::{ChipSize, Modality, Resampling};
 use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
-use shipreid::encoder::Batch;
+use shipreid::encoder::{Batch, EncoderInput};
 use shipreid::evaluate::{
     Protocol, Ranked, RerankSettings, Scores, Seen, Summary, evaluate_by_size, rank, rerank,
 };
@@ -132,7 +132,9 @@ impl TestSet {
         let mut embed = |images: &[Image]| -> anyhow::Result<Vec<(Seen, Embedding)>> {
             let mut embedded = Vec::new();
             for images in images.chunks(BATCH) {
-                let chip = |image: &Image| read_chip(image, model.card.chip_size, Resampling::Bilinear);
+                let chip = |image: &Image| {
+                    read_chip(image, model.card.chip_size, Resampling::Bilinear).map(EncoderInput::from)
+                };
                 let chips =
                     images.iter().map(chip).collect::<Result<Vec<_>, _>>().map_err(|cause| anyhow!(cause))?;
                 let embeddings = encoder.forward(&Batch { model: model.card.digest, chips })?;

@@ -9,8 +9,8 @@ use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
 use shipreid::client::ClientError;
-use shipreid::weights::architecture::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::checkpoint::Origin;
+use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
@@ -260,21 +260,18 @@ fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> 
 }
 
 fn describe(model: &OpenModel, origin: &Origin) {
-    let a = &model.architecture;
+    let architecture = &model.architecture;
     let parameters: usize = model.tensors.values().map(|tensor| tensor.values.len()).sum();
     let feature = match model.feature_point {
         FeaturePoint::BeforeNeck => "before the neck",
         FeaturePoint::AfterNeck => "after the neck",
     };
-    let yes_no = |holds: bool| if holds { "yes" } else { "no" };
     println!("digest      {}", model.digest);
-    println!("chip        {} x {} (height x width)", a.image.height, a.image.width);
-    println!("network     {} blocks, {} wide, {} heads, MLP x{}", a.depth, a.embed_dim, a.heads, a.mlp_ratio);
-    println!("tokens      {} (patch {}, stride {})", a.token_count(), a.patch, a.stride);
-    println!("size token  {}", yes_no(a.size_token));
-    println!("modality    {} (factor {})", yes_no(a.modality_embedding), a.mie_coefficient);
+    for (title, value) in architecture.description() {
+        println!("{title:<11} {value}");
+    }
     println!("feature     {feature}");
-    println!("classes     {}", a.classes);
+    println!("classes     {}", architecture.classes());
     if !origin.is_plain() {
         println!("weights     {origin}");
     }

@@ -13,7 +13,6 @@ use shipreid::app;
 use shipreid::chip::{ChipSize, Modality};
 use shipreid::model::Device;
 use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, TrainConfig, stream};
-use shipreid::weights::architecture::Architecture;
 use shipreid::weights::seed::seeded;
 
 use super::bare::process_cpu;
@@ -43,7 +42,7 @@ impl Step {
     pub(super) fn run(self) -> Result<(), Failure> {
         prepare(app::cores())?;
         let (config, mut learner) = self.learner().map_err(Failure::Unusable)?;
-        let batch = noise(&config, config.model.architecture().image);
+        let batch = noise(&config, config.model.architecture().preprocessing().size);
         let rates = config.schedule.schedule().rates(config.schedule.epochs / 2);
         let mut step = |number: u64| {
             let mut random = stream(config.seed, 1, number, Purpose::StochasticDepth);
@@ -70,7 +69,7 @@ impl Step {
         if let Some(violation) = config.violations().first() {
             return Err(anyhow!("{violation}")).with_context(name);
         }
-        let architecture = Architecture { classes: CLASSES, ..config.model.architecture() };
+        let architecture = config.model.architecture().with_classes(CLASSES);
         let tensors = seeded(&architecture, config.seed);
         let learner =
             TorchLearner::new(&architecture, &tensors, Device::open(&self.device)?, Teaching::from(&config));

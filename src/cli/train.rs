@@ -18,7 +18,7 @@ use shipreid::train::{
     Materials, ObjectiveName, Plan, StartingPoint, Teaching, TorchLearner, TrainConfig, TrainConfigError,
     Validation, fit, pace_on_cpu,
 };
-use shipreid::weights::architecture::{Architecture, FeaturePoint};
+use shipreid::weights::family::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::rules::for_serving;
 use tokio::runtime::Runtime;

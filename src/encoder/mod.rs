@@ -24,14 +24,65 @@ pub use residency::{
 pub use schedule::{Buckets, Priority};
 pub use worker::EncoderFactory;
 
-use crate::chip::Chip;
+use crate::chip::{Chip, ChipSize, Modality, PreparedPixels};
 use crate::embedding::{Embedding, ModelDigest};
 
 /// Chips that go through one model in one pass.
 #[derive(Debug)]
 pub struct Batch {
     pub model: ModelDigest,
-    pub chips: Vec<Chip>,
+    pub chips: Vec<EncoderInput>,
+}
+
+/// What an encoder reads.
+#[derive(Clone, Debug, PartialEq)]
+pub enum EncoderInput {
+    /// The encoder normalises it as its model does.
+    Chip(Chip),
+    /// Read as they are.
+    Prepared(PreparedPixels),
+}
+
+impl From<Chip> for EncoderInput {
+    fn from(chip: Chip) -> Self {
+        Self::Chip(chip)
+    }
+}
+
+impl From<PreparedPixels> for EncoderInput {
+    fn from(pixels: PreparedPixels) -> Self {
+        Self::Prepared(pixels)
+    }
+}
+
+impl EncoderInput {
+    pub fn chip(&self) -> Option<&Chip> {
+        match self {
+            Self::Chip(chip) => Some(chip),
+            Self::Prepared(_) => None,
+        }
+    }
+
+    pub fn size(&self) -> ChipSize {
+        match self {
+            Self::Chip(chip) => chip.size(),
+            Self::Prepared(pixels) => pixels.size(),
+        }
+    }
+
+    pub fn modality(&self) -> Modality {
+        match self {
+            Self::Chip(chip) => chip.modality(),
+            Self::Prepared(pixels) => pixels.modality(),
+        }
+    }
+
+    pub fn size_token(&self) -> [f32; 3] {
+        match self {
+            Self::Chip(chip) => chip.size_token(),
+            Self::Prepared(pixels) => pixels.size_token(),
+        }
+    }
 }
 
 /// Turns chips into embeddings on one device. Lives and dies on the thread that made it.

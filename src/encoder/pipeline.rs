@@ -6,11 +6,14 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::EncoderInput;
 use super::admission::{Admission, Admitted, Refusal};
-use super::queue::{EncodeError, EncodeJob};
+use super::queue::{EncodeError, EncodeJob, Encoded};
 use super::residency::{ModelLease, Residency};
 use super::schedule::Priority;
-use crate::chip::{ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, SourceChip};
+use crate::chip::{
+    ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, SourceChip,
+};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
 
@@ -42,6 +45,8 @@ pub struct Embedded {
 pub enum EmbedError {
     #[error(transparent)]
     Prepare(#[from] PrepareError),
+    #[error(transparent)]
+    Prepared(#[from] PreparedError),
     #[error(transparent)]
     Encode(#[from] EncodeError),
     #[error("decoding panicked")]
@@ -166,17 +171,7 @@ impl Pipeline {
     ) -> Result<Embedded, EmbedError> {
         let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
         let extent_m = prepared.chip.extent_m();
-        let encoded = self
-            .residency
-            .queue()
-            .encode(EncodeJob {
-                model: model.digest,
-                tenant: Arc::clone(&caller.tenant),
-                priority: caller.priority,
-                deadline: caller.deadline,
-                chip: prepared.chip,
-            })
-            .await?;
+        let encoded = self.encode(model, caller, prepared.chip.into()).await?;
         prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code()));
         Ok(Embedded {
             embedding: encoded.embedding,
@@ -186,6 +181,44 @@ impl Pipeline {
             queued: encoded.queued,
             forward: encoded.forward,
         })
+    }
+
+    /// Embeds what the caller has prepared: waits for the device, and nothing before. Dropping the future takes the chip
+    /// out of the queue.
+    ///
+    /// # Errors
+    /// The pixels are not those that the model reads, or whatever is wrong with their batch.
+    pub async fn embed_prepared(
+        &self,
+        model: &ModelLease,
+        caller: &Caller,
+        pixels: PreparedPixels,
+    ) -> Result<Encoded, EmbedError> {
+        let (modality, found, expected) = (pixels.modality(), pixels.size(), model.chip_size);
+        let encoded = if found == expected {
+            self.encode(model, caller, pixels.into()).await.map_err(EmbedError::from)
+        } else {
+            Err(PreparedError::Size { found, expected }.into())
+        };
+        let outcome = encoded.as_ref().map_or_else(EmbedError::outcome, |_| "ok");
+        metrics::chip_answered(modality.name(), outcome);
+        encoded
+    }
+
+    async fn encode(
+        &self,
+        model: &ModelLease,
+        caller: &Caller,
+        chip: EncoderInput,
+    ) -> Result<Encoded, EncodeError> {
+        let job = EncodeJob {
+            model: model.digest,
+            tenant: Arc::clone(&caller.tenant),
+            priority: caller.priority,
+            deadline: caller.deadline,
+            chip,
+        };
+        self.residency.queue().encode(job).await
     }
 
     async fn prepare(
@@ -239,8 +272,65 @@ impl EmbedError {
     fn outcome(&self) -> &'static str {
         match self {
             Self::Prepare(cause) => cause.reason(),
+            Self::Prepared(cause) => cause.reason(),
             Self::Encode(cause) => cause.reason(),
             Self::Panicked => "DECODE_FAILED",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Batch, Encoder as _, LoadedModel, ModelCard, PixelProjection, QueueSettings, ResidencySettings,
+    };
+    use super::*;
+    use crate::chip::Modality;
+    use crate::encoder::EncodeQueue;
+
+    const SIZE: ChipSize = ChipSize { height: 8, width: 4 };
+    const DIGEST: ModelDigest = ModelDigest::new([1; 32]);
+    const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
+
+    async fn pipeline() -> Pipeline {
+        let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 4 }, Arc::new(|_| {}));
+        let settings = ResidencySettings { bytes_max: 1000, precision: "f32", device: "cpu".into() };
+        let residency = Residency::new(queue, settings);
+        let card = ModelCard { digest: DIGEST, dimension: 8, chip_size: SIZE };
+        let factory = Arc::new(|_| Ok(Box::new(PixelProjection::new(8, 1)) as Box<_>));
+        let model = LoadedModel { card, factory, workers: 1, bytes: 100 };
+        let active = residency.admit(model).await.expect("room");
+        Pipeline::new(Admission::new(64, 1 << 30), LIMITS, 1, residency, active)
+    }
+
+    fn pixels(size: ChipSize, value: f32) -> PreparedPixels {
+        let pixels = (0..size.height * size.width * 3).map(|place| place as f32 * value).collect();
+        PreparedPixels::new(pixels, size, Modality::Sar, [0.5, -1.0, 4.0]).expect("finite")
+    }
+
+    #[tokio::test]
+    async fn prepared_pixels_go_through_the_queue_as_they_are() {
+        let pipeline = pipeline().await;
+        let model = pipeline.active();
+        let mut caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
+        let found = pipeline.embed_prepared(&model, &caller, pixels(SIZE, 0.01)).await.expect("an embedding");
+        let batch = Batch { model: DIGEST, chips: vec![pixels(SIZE, 0.01).into()] };
+        let expected = PixelProjection::new(8, 1).forward(&batch).expect("embeddings").remove(0);
+        assert_eq!((found.embedding, found.batch_size), (expected.clone(), 1));
+        let other = pipeline.embed_prepared(&model, &caller, pixels(SIZE, -0.01)).await;
+        assert_ne!(other.expect("an embedding").embedding, expected);
+
+        // As many values as the model reads, in another shape.
+        let turned = ChipSize { height: SIZE.width, width: SIZE.height };
+        let refused = pipeline.embed_prepared(&model, &caller, pixels(turned, 0.01)).await;
+        let refused = refused.expect_err("another size");
+        assert_eq!(
+            (refused.outcome(), refused.to_string().as_str()),
+            ("PIXELS_MISSHAPEN", "the pixels have 4 rows and 8 columns, the model reads 8 and 4",)
+        );
+        caller.deadline = Some(tokio::time::Instant::now());
+        let late = pipeline.embed_prepared(&model, &caller, pixels(SIZE, 0.01)).await;
+        assert!(matches!(late, Err(EmbedError::Encode(EncodeError::DeadlineExceeded))), "{late:?}");
+        pipeline.residency().queue().close().await;
     }
 }

@@ -3,8 +3,8 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Batch, Encoder, ForwardError};
-use crate::chip::{Chip, Modality};
+use super::{Batch, Encoder, EncoderInput, ForwardError};
+use crate::chip::Modality;
 use crate::embedding::Embedding;
 
 /// Cells along either side of the grid that a chip is averaged over.
@@ -25,7 +25,7 @@ impl PixelProjection {
         Self { weights: (0..dimension * INPUTS).map(|_| random.random_range(-1.0..1.0)).collect() }
     }
 
-    fn embed(&self, chip: &Chip) -> Result<Embedding, ForwardError> {
+    fn embed(&self, chip: &EncoderInput) -> Result<Embedding, ForwardError> {
         let inputs = inputs(chip);
         let rows = self.weights.chunks(INPUTS);
         let feature = rows.map(|row| row.iter().zip(&inputs).map(|(w, x)| w * x).sum()).collect();
@@ -39,15 +39,23 @@ impl Encoder for PixelProjection {
     }
 }
 
-fn inputs(chip: &Chip) -> [f32; INPUTS] {
+fn inputs(chip: &EncoderInput) -> [f32; INPUTS] {
     let mut inputs = [0.0; INPUTS];
     let (height, width) = (chip.size().height, chip.size().width);
-    let share = (CELLS * CELLS) as f32 / (height * width) as f32 / 255.0;
-    for (y, row) in chip.pixels().chunks(width * 3).enumerate() {
-        for (x, pixel) in row.chunks(3).enumerate() {
-            let cell = (y * CELLS / height) * CELLS + x * CELLS / width;
-            for (channel, value) in pixel.iter().enumerate() {
-                inputs[cell * 3 + channel] += f32::from(*value) * share;
+    let share = (CELLS * CELLS) as f32 / (height * width) as f32;
+    let mut add = |pixel: usize, channel: usize, value: f32| {
+        let (y, x) = (pixel / width, pixel % width);
+        inputs[((y * CELLS / height) * CELLS + x * CELLS / width) * 3 + channel] += value;
+    };
+    match chip {
+        EncoderInput::Chip(chip) => {
+            for (place, value) in chip.pixels().iter().enumerate() {
+                add(place / 3, place % 3, f32::from(*value) * (share / 255.0));
+            }
+        }
+        EncoderInput::Prepared(prepared) => {
+            for (place, value) in prepared.pixels().iter().enumerate() {
+                add(place % (height * width), place / (height * width), value * share);
             }
         }
     }

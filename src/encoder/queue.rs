@@ -16,11 +16,12 @@ use tokio::sync::{oneshot, watch};
 
 pub(super) use shared::{Canary, Shared, Waiting, Work};
 
+use super::EncoderInput;
 use super::canary::CanaryOutcome;
 use super::order::{Load, Order, Unload};
 use super::schedule::{Buckets, Priority};
 use super::worker::{self, EncoderFactory};
-use crate::chip::{Chip, ChipSize};
+use crate::chip::ChipSize;
 use crate::embedding::{Embedding, ModelDigest};
 
 /// How the device threads are laid out.
@@ -108,7 +109,7 @@ pub struct EncodeJob {
     pub tenant: Arc<str>,
     pub priority: Priority,
     pub deadline: Option<tokio::time::Instant>,
-    pub chip: Chip,
+    pub chip: EncoderInput,
 }
 
 /// An embedding and what it took.

@@ -13,7 +13,7 @@ use super::queue::{
     Canary, CanaryError, EncodeError, Encoded, EncoderEvent, LoadError, Shared, Waiting, Work,
 };
 use super::schedule::{Buckets, Entry};
-use super::{Batch, Encoder, ForwardError};
+use super::{Batch, Encoder, EncoderInput, ForwardError};
 use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::memory;
@@ -103,10 +103,10 @@ fn run_canary(canary: Canary, encoders: &mut Encoders, shared: &Shared) {
 }
 
 /// Both modalities alternate, so that a batch warms either branch.
-fn warm_up_chip(size: ChipSize, number: usize) -> Chip {
+fn warm_up_chip(size: ChipSize, number: usize) -> EncoderInput {
     let modality = if number.is_multiple_of(2) { Modality::Optical } else { Modality::Sar };
     let pixels = (0..size.height * size.width * 3).map(|byte| (byte * 31 + number) as u8).collect();
-    Chip::new(pixels, size, modality, [0.5, 0.5, 4.0])
+    Chip::new(pixels, size, modality, [0.5, 0.5, 4.0]).into()
 }
 
 /// A batch belongs to the traces of all its callers, and is in none of them.

@@ -1,4 +1,4 @@
-//! TransOSS behind the queue: chips in, embeddings out, on the thread that made it.
+//! A network behind the queue: chips in, embeddings out, on the thread that made it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::linear::first_line;
+use super::network::{Input, Mode, Network, network};
 use super::runtime::Device;
 use super::tensors::{Tensors, kind, upload};
-use super::transoss::{Input, Mode, TransOss};
 use crate::arithmetic::{Choice, Precision};
-use crate::chip::{Chip, DEVIATION, MEAN, Modality};
+use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
 use crate::embedding::Embedding;
-use crate::encoder::{Batch, Encoder, EncoderFactory, ForwardError};
-use crate::weights::architecture::{Architecture, FeaturePoint};
+use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError};
+use crate::weights::family::{Architecture, FeaturePoint};
 use crate::weights::tensors::NamedTensors;
 
 /// How a model runs.
@@ -80,7 +80,8 @@ impl SharedWeights {
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
         let tensors = weights.on_device(&self.settings);
         TorchEncoder {
-            network: TransOss::new(&self.architecture, tensors, &self.settings.kernels),
+            network: network(&self.architecture, tensors, &self.settings.kernels),
+            preprocessing: self.architecture.preprocessing(),
             precision: self.settings.precision,
             device: self.settings.device,
             feature_point: self.settings.feature_point,
@@ -91,7 +92,8 @@ impl SharedWeights {
 /// A network on the thread that made it.
 #[derive(Debug)]
 struct TorchEncoder {
-    network: TransOss,
+    network: Box<dyn Network>,
+    preprocessing: Preprocessing,
     precision: Precision,
     device: Device,
     feature_point: FeaturePoint,
@@ -114,14 +116,14 @@ impl Encoder for TorchEncoder {
 
 impl TorchEncoder {
     /// [B, D] as one row after the other.
-    fn features(&self, chips: &[Chip]) -> Vec<f32> {
+    fn features(&self, chips: &[EncoderInput]) -> Vec<f32> {
         let _no_grad = tch::no_grad_guard();
         let (kind, device) = (kind(self.precision), self.device.0);
-        let modalities: Vec<Modality> = chips.iter().map(Chip::modality).collect();
-        let sizes: Vec<f32> = chips.iter().flat_map(Chip::size_token).collect();
+        let modalities: Vec<Modality> = chips.iter().map(EncoderInput::modality).collect();
+        let sizes: Vec<f32> = chips.iter().flat_map(EncoderInput::size_token).collect();
         let features = self.network.forward(
             &Input {
-                pixels: &normalised(chips, device).to_kind(kind),
+                pixels: &self.pixels(chips).to_kind(kind),
                 modalities: &modalities,
                 size_tokens: &Tensor::from_slice(&sizes).view([-1, 3]).to_device(device).to_kind(kind),
             },
@@ -134,17 +136,37 @@ impl TorchEncoder {
         let features = features.to_kind(Kind::Float).to_device(tch::Device::Cpu).flatten(0, -1);
         Vec::try_from(features).expect("f32 features on the host")
     }
+
+    /// [B, 3, height, width], normalised, on the device.
+    fn pixels(&self, inputs: &[EncoderInput]) -> Tensor {
+        let normalised = |chips: &[&Chip]| normalised(chips, &self.preprocessing, self.device.0);
+        let alone = |input: &EncoderInput| match input {
+            EncoderInput::Chip(chip) => normalised(&[chip]),
+            EncoderInput::Prepared(pixels) => on_device(pixels, self.device.0),
+        };
+        match inputs.iter().map(EncoderInput::chip).collect::<Option<Vec<_>>>() {
+            Some(chips) => normalised(&chips),
+            None => Tensor::cat(&inputs.iter().map(alone).collect::<Vec<_>>(), 0),
+        }
+    }
 }
 
-/// (u8 / 255 - mean) / deviation, [B, 3, height, width] on the device.
-fn normalised(chips: &[Chip], device: tch::Device) -> Tensor {
+/// [B, 3, height, width] on the device: (u8 / 255 - mean) / deviation.
+fn normalised(chips: &[&Chip], preprocessing: &Preprocessing, device: tch::Device) -> Tensor {
     let size = chips[0].size();
-    let bytes = chips.iter().map(Chip::pixels).collect::<Vec<_>>().concat();
+    let bytes = chips.iter().map(|chip| chip.pixels()).collect::<Vec<_>>().concat();
     let shape = [chips.len() as i64, size.height as i64, size.width as i64, 3];
     let pixels = Tensor::from_slice(&bytes).view(shape).to_device(device).permute([0, 3, 1, 2]);
     let channels = |values: &[f32; 3]| Tensor::from_slice(values).view([1, 3, 1, 1]).to_device(device);
     let pixels = pixels.contiguous().to_kind(Kind::Float) / 255.0;
-    (pixels - channels(&MEAN)) / channels(&DEVIATION)
+    (pixels - channels(&preprocessing.mean)) / channels(&preprocessing.deviation)
+}
+
+/// [1, 3, height, width], as they are.
+fn on_device(prepared: &PreparedPixels, device: tch::Device) -> Tensor {
+    let size = prepared.size();
+    let shape = [1, 3, size.height as i64, size.width as i64];
+    Tensor::from_slice(prepared.pixels()).view(shape).to_device(device)
 }
 
 /// What tch panics with, which is the C++ message.
@@ -182,10 +204,15 @@ mod tests {
     use crate::arithmetic::{Kernel, Timing};
     use crate::embedding::ModelDigest;
     use crate::processor::Processor;
+    use crate::weights::family::{Family, Preset};
     use crate::weights::seed::seeded;
 
+    fn tiny() -> Architecture {
+        Family::default().preset(Preset::Tiny)
+    }
+
     fn encoder(precision: Precision, kernels: &Choice) -> Box<dyn Encoder> {
-        let architecture = Architecture::tiny();
+        let architecture = tiny();
         let settings = TorchSettings {
             device: Device::open("cpu").expect("there is a processor"),
             precision,
@@ -203,14 +230,15 @@ mod tests {
             .map(|number| {
                 let modality = if number % 3 == 0 { Modality::Sar } else { Modality::Optical };
                 let brightness = random.random_range(20..=255);
-                let size = Architecture::tiny().image;
+                let size = tiny().preprocessing().size;
                 let pixels = (0..size.height * size.width * 3).map(|_| random.random_range(0..brightness));
                 Chip::new(pixels.collect(), size, modality, [0.1 * number as f32, -1.0, 4.0])
             })
             .collect()
     }
 
-    fn embed(encoder: &mut dyn Encoder, chips: Vec<Chip>) -> Vec<Embedding> {
+    fn embed(encoder: &mut dyn Encoder, chips: Vec<impl Into<EncoderInput>>) -> Vec<Embedding> {
+        let chips = chips.into_iter().map(Into::into).collect();
         encoder.forward(&Batch { model: ModelDigest::new([0; 32]), chips }).expect("embeddings")
     }
 
@@ -252,6 +280,33 @@ mod tests {
                 }
             }
             assert!(largest_difference(&together[1], &together[2]) > 1e-3, "chips differ");
+        }
+    }
+
+    #[test]
+    fn prepared_pixels_have_the_embedding_of_their_chip_beside_chips_and_alone() {
+        let preprocessing = tiny().preprocessing();
+        let prepare = |chip: &Chip| {
+            let area = chip.size().height * chip.size().width;
+            let value = |place: usize| {
+                preprocessing.normalised(chip.pixels()[place % area * 3 + place / area], place / area)
+            };
+            let pixels = (0..3 * area).map(value).collect();
+            PreparedPixels::new(pixels, chip.size(), chip.modality(), chip.size_token()).expect("finite")
+        };
+        let mut encoder = encoder(Precision::F32, &Choice::only(Kernel::Aten, 32));
+        let expected = embed(encoder.as_mut(), chips());
+        let prepared: Vec<PreparedPixels> = chips().iter().map(prepare).collect();
+        let mixed = chips().into_iter().zip(&prepared).enumerate().map(|(number, (chip, prepared))| {
+            if number % 3 == 1 { EncoderInput::from(prepared.clone()) } else { chip.into() }
+        });
+        let mixed = embed(encoder.as_mut(), mixed.collect());
+        let alone = embed(encoder.as_mut(), prepared);
+        for (number, expected) in expected.iter().enumerate() {
+            for found in [&mixed[number], &alone[number]] {
+                let difference = largest_difference(expected, found);
+                assert!(difference <= 2e-5, "{number}: {difference}");
+            }
         }
     }
 

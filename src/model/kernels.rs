@@ -10,7 +10,7 @@ use super::tensors::kind;
 use crate::arithmetic::{Choice, Kernel, NotHere, Pace, Precision, Timing};
 use crate::encoder::Buckets;
 use crate::processor::Processor;
-use crate::weights::architecture::Architecture;
+use crate::weights::family::Architecture;
 
 /// Runs of a kernel for a batch, of which the fastest counts: so many in the time, within these bounds.
 const RUNS_TIME: Duration = Duration::from_millis(40);
@@ -66,8 +66,8 @@ pub struct LayerShape {
 
 impl LayerShape {
     pub fn of(architecture: &Architecture) -> Self {
-        let inputs = architecture.embed_dim;
-        Self { inputs, outputs: inputs * architecture.mlp_ratio, tokens: architecture.token_count() }
+        let [inputs, outputs] = architecture.mlp_widths();
+        Self { inputs, outputs, tokens: architecture.token_count() }
     }
 
     /// Rows that stand for a batch: its own, or as many as are worth waiting for.
@@ -301,6 +301,7 @@ impl Drop for Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::family::{Family, Preset};
 
     const SMALL: LayerShape = LayerShape { inputs: 48, outputs: 96, tokens: 10 };
 
@@ -344,7 +345,7 @@ mod tests {
     fn a_large_layer_is_timed_in_part() {
         let vast = LayerShape { inputs: 4096, outputs: 65_536, tokens: 16_384 };
         assert_eq!((vast.rows(1), vast.batches(1024)), (18, vec![1]));
-        let base = LayerShape::of(&Architecture::vit_base());
+        let base = LayerShape::of(&Family::default().preset(Preset::VitBase));
         assert_eq!((base.rows(8), base.batches(8)), (1040, vec![1, 2, 4, 8]));
         assert_eq!(base.batches(64), [1, 2, 4, 8, 16, 32], "32 chips stand for more");
     }

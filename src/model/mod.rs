@@ -1,14 +1,18 @@
-//! TransOSS on libtorch. Only the composition root and the commands name what is in here.
+//! Networks on libtorch. Only the composition root and the commands name what is in here.
 
 mod encoder;
 mod kernels;
 mod linear;
+mod network;
 mod runtime;
 mod tensors;
+#[cfg(test)]
+mod toy;
 mod transoss;
 
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
+pub use network::{Features, Input, Mode, Network, network};
 pub use runtime::{Device, prepare_process};
 pub use tensors::{Tensors, download, kind, on_host, upload};
-pub use transoss::{Features, Input, Mode, TransOss, drop_path};
+pub use transoss::drop_path;

@@ -8,17 +8,19 @@ mod golden;
 use tch::Tensor;
 
 use super::linear::{Activation, Linear, Plan};
+use super::network::{Input, Mode, Network};
 use super::tensors::Tensors;
 use crate::arithmetic::Choice;
 use crate::chip::Modality;
-use crate::weights::architecture::Architecture;
+use crate::weights::family::FamilyArchitecture as _;
+use crate::weights::family::transoss::TransOssArchitecture;
 
 const LAYER_NORM_EPS: f64 = 1e-6;
 const BATCH_NORM_EPS: f64 = 1e-5;
 /// Share of a batch in the neck's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
-/// The network. Its tensors are those that it was made of: an optimizer that changes them changes the network.
+/// The network.
 #[derive(Debug)]
 pub struct TransOss {
     embedding: TokenEmbedding,
@@ -27,47 +29,9 @@ pub struct TransOss {
     neck: Neck,
 }
 
-/// A batch as the network reads it.
-#[derive(Debug)]
-pub struct Input<'a> {
-    /// [B, 3, height, width], normalised.
-    pub pixels: &'a Tensor,
-    /// B of them.
-    pub modalities: &'a [Modality],
-    /// [B, 3]; a network without size token does not read it.
-    pub size_tokens: &'a Tensor,
-}
-
-/// How the network runs.
-pub enum Mode<'a> {
-    /// Running statistics in the neck, every branch kept.
-    Evaluate,
-    /// Batch statistics in the neck, which move its running ones, and stochastic depth.
-    Train {
-        /// Share of branches dropped in the last block; it grows from 0 in the first one linearly.
-        drop_path: f64,
-        /// As many numbers in [0, 1) as asked for, `[B]`.
-        uniform: &'a mut dyn FnMut(i64) -> Tensor,
-    },
-}
-
-/// What a batch becomes.
-#[derive(Debug)]
-pub struct Features {
-    /// [B, D], the class token after the last LayerNorm.
-    pub before_neck: Tensor,
-    /// [B, D], the same after the BatchNorm neck.
-    pub after_neck: Tensor,
-}
-
 impl TransOss {
-    /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the kernels of
-    /// `choice`.
-    ///
-    /// # Panics
-    /// When a tensor is absent or a kernel does not run; checkpoints are compared with the architecture, and kernels
-    /// tried, before they get here.
-    pub fn new(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Self {
+    /// See [`super::network::network`].
+    pub fn new(architecture: &TransOssArchitecture, tensors: &Tensors, choice: &Choice) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
         let names = Names { tensors, prefix: String::new(), plan };
         let heads = architecture.heads as i64;
@@ -81,27 +45,21 @@ impl TransOss {
             neck: Neck::new(&names.sub("bottleneck")),
         }
     }
+}
 
-    /// Features of a batch, in its order.
-    pub fn forward(&self, input: &Input, mut mode: Mode) -> Features {
-        let before_neck = self.forward_before_neck(input, &mut mode);
-        let after_neck = self.forward_neck(&before_neck, &mode);
-        Features { before_neck, after_neck }
-    }
-
-    /// [B, D] -> [B, D], the feature after the neck of that before it.
-    pub fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor {
-        self.neck.forward(before_neck, mode)
-    }
-
-    /// [B, D], the class token after the last LayerNorm; the neck and its statistics take no part.
-    pub fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor {
+impl Network for TransOss {
+    /// [B, D], the class token after the last LayerNorm.
+    fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor {
         let mut x = self.embedding.forward(input);
         let last = self.blocks.len().saturating_sub(1).max(1) as f64;
         for (number, block) in self.blocks.iter().enumerate() {
             x = block.forward(x, mode, number as f64 / last);
         }
         self.norm.forward(&x).select(1, 0)
+    }
+
+    fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor {
+        self.neck.forward(before_neck, mode)
     }
 }
 
@@ -146,7 +104,7 @@ struct TokenEmbedding {
 }
 
 impl TokenEmbedding {
-    fn new(architecture: &Architecture, base: &Names) -> Self {
+    fn new(architecture: &TransOssArchitecture, base: &Names) -> Self {
         let patches = |name| PatchEmbedding {
             weight: base.get(&format!("{name}.proj.weight")),
             bias: base.get(&format!("{name}.proj.bias")),

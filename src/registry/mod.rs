@@ -33,8 +33,8 @@ use provenance::PROVENANCE_BYTES_MAX;
 use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
-use crate::weights::architecture::Architecture;
-use crate::weights::native::{self, Description};
+use crate::weights::family::Architecture;
+use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
 use crate::weights::packed::{self, Part};
 
@@ -352,13 +352,7 @@ impl Registry {
             }
             Err(_) => {}
         }
-        let description = Description::new(
-            digest.to_string(),
-            model.feature_point,
-            provenance.origin.clone(),
-            model.architecture,
-        );
-        let description = description.to_toml();
+        let description = model.description(&provenance.origin).to_toml();
         let tensors = native::tensor_bytes(&model.tensors);
         let provenance_text = provenance.to_toml();
         let files: [(&str, &[u8]); 3] = [

@@ -6,14 +6,15 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
-use crate::weights::architecture::FeaturePoint;
+use crate::weights::family::transoss::TransOssArchitecture;
+use crate::weights::family::{ArchitectureHints, Family, FeaturePoint, Preset};
 use crate::weights::golden;
 use crate::weights::seed::seeded;
 
 const LIMITS: RegistryLimits = RegistryLimits { count_max: 3, bytes_max: 10 << 20 };
 
 fn model(seed: u64) -> OpenModel {
-    let architecture = Architecture { classes: 0, ..golden::MICRO };
+    let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
     OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
 }
 
@@ -110,11 +111,8 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     let (_, added) = there.import(received(&there, &bytes), "x.zip", &Hints::default()).expect("again");
     assert_eq!(added, Added::Known);
 
-    let architecture = crate::weights::architecture::ArchitectureHints {
-        heads: Some(2),
-        image: Some(golden::MICRO.image),
-        ..Default::default()
-    };
+    let architecture =
+        ArchitectureHints { heads: Some(2), image: Some(golden::MICRO.image), ..Default::default() };
     let hints = Hints { architecture, ..Hints::default() };
     let checkpoint = received(&there, &golden::bytes("ckpt_wrapped.pth"));
     let (stored, _) = there.import(checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
@@ -123,6 +121,21 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     let malicious = received(&there, &golden::bytes("ckpt_malicious.pth"));
     assert!(matches!(there.import(malicious, "x", &hints), Err(RegistryError::NoModel(_))));
     assert!(names(&folders[1].path().join(incoming::FOLDER)).is_empty(), "nothing received stays behind");
+}
+
+#[test]
+fn a_model_of_another_family_is_kept_and_travels_like_any_other() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    let architecture = Family::Toy.preset(Preset::Tiny);
+    let toy = OpenModel::new(architecture, FeaturePoint::AfterNeck, seeded(&architecture, 1));
+    here.add(&toy, &provenance(1)).expect("room");
+    drop(here);
+    let here = opened(folders[0].path());
+    assert_eq!(here.load(toy.digest).expect("intact"), toy);
+    let bytes = packed(&here, toy.digest);
+    let (stored, _) = there.import(received(&there, &bytes), "x", &Hints::default()).expect("a packed model");
+    assert!(matches!(stored.condition, Condition::Intact(facts) if facts.architecture == architecture));
 }
 
 #[test]
@@ -378,6 +391,11 @@ fn models_of_the_first_release_are_read() {
     assert_eq!(conditions(&registry), conditions(&filled(fresh.path(), &[1])));
     assert_eq!(registry.active(), Some(active(1)));
     assert_eq!(registry.load(digest).expect("intact"), model(1));
+    let description = |folder: &Path| {
+        let text = fs::read_to_string(folder.join(digest.to_string()).join(native::DESCRIPTION));
+        text.expect("readable")
+    };
+    assert_eq!(description(fresh.path()), description(Path::new(RELEASED)), "it is still written so");
 }
 
 #[test]

@@ -267,6 +267,7 @@ impl From<EmbedError> for Problem {
     fn from(cause: EmbedError) -> Self {
         match cause {
             EmbedError::Prepare(cause) => cause.into(),
+            EmbedError::Prepared(cause) => Self::invalid(cause.reason(), "pixels", cause.to_string()),
             EmbedError::Encode(cause) => cause.into(),
             EmbedError::Panicked => Self::new(Code::Internal, "DECODE_FAILED", "decoding the image failed"),
         }

@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::Augmentation;
-use crate::chip::{Chip, ChipSize, DEVIATION, MEAN};
+use crate::chip::{Chip, ChipSize, Preprocessing};
 
 const CHANNELS: usize = 3;
 /// Rows of a chip that is padded by [`Augmentation::padding`] as it is.
@@ -25,11 +25,16 @@ struct Rectangle {
 }
 
 /// `[3, height, width]`, normalised, changed at random as the reference changes its training chips.
-pub fn augment(chip: &Chip, settings: &Augmentation, random: &mut ChaCha8Rng) -> Vec<f32> {
+pub fn augment(
+    chip: &Chip,
+    preprocessing: &Preprocessing,
+    settings: &Augmentation,
+    random: &mut ChaCha8Rng,
+) -> Vec<f32> {
     let flip = random.random_bool(settings.flip);
     let padding = padding(settings.padding, chip.size());
     let offset = [0; 2].map(|_| random.random_range(0..=2 * padding) as isize - padding as isize);
-    let mut input = normalise(chip, flip, offset);
+    let mut input = normalise(chip, preprocessing, flip, offset);
     if random.random_bool(settings.erase)
         && let Some(rectangle) = draw_rectangle(chip.size(), random)
     {
@@ -39,8 +44,8 @@ pub fn augment(chip: &Chip, settings: &Augmentation, random: &mut ChaCha8Rng) ->
 }
 
 /// `[3, height, width]`, normalised and otherwise as it is.
-pub fn plain(chip: &Chip) -> Vec<f32> {
-    normalise(chip, false, [0; 2])
+pub fn plain(chip: &Chip, preprocessing: &Preprocessing) -> Vec<f32> {
+    normalise(chip, preprocessing, false, [0; 2])
 }
 
 fn padding(rows: usize, size: ChipSize) -> usize {
@@ -48,7 +53,7 @@ fn padding(rows: usize, size: ChipSize) -> usize {
 }
 
 /// Flips, moves the crop by `offset` rows and columns into black, and normalises.
-fn normalise(chip: &Chip, flip: bool, [down, right]: [isize; 2]) -> Vec<f32> {
+fn normalise(chip: &Chip, preprocessing: &Preprocessing, flip: bool, [down, right]: [isize; 2]) -> Vec<f32> {
     let ChipSize { height, width } = chip.size();
     let mut input = Vec::with_capacity(CHANNELS * height * width);
     for channel in 0..CHANNELS {
@@ -60,7 +65,7 @@ fn normalise(chip: &Chip, flip: bool, [down, right]: [isize; 2]) -> Vec<f32> {
                     let column = if flip { width - 1 - column } else { column };
                     chip.pixels()[(row * width + column) * CHANNELS + channel]
                 });
-                input.push((f32::from(value) / 255.0 - MEAN[channel]) / DEVIATION[channel]);
+                input.push(preprocessing.normalised(value, channel));
             }
         }
     }
@@ -107,6 +112,7 @@ mod tests {
     use crate::train::random::{Purpose, stream};
 
     const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+    const REFERENCE: Preprocessing = Preprocessing::reference(SIZE);
     /// Of a crop, each way.
     const OFFSETS: usize = 7;
 
@@ -126,40 +132,39 @@ mod tests {
     #[test]
     fn a_plain_chip_is_normalised_plane_by_plane() {
         let chip = chip();
-        let plain = plain(&chip);
+        let plain = plain(&chip, &REFERENCE);
         for (channel, y, x) in [(0, 0, 0), (1, 5, 31), (2, 63, 7)] {
             let byte = chip.pixels()[(y * SIZE.width + x) * 3 + channel];
-            let expected = (f32::from(byte) / 255.0 - MEAN[channel]) / DEVIATION[channel];
+            let expected = (f32::from(byte) / 255.0 - REFERENCE.mean[channel]) / REFERENCE.deviation[channel];
             assert!((plain[(channel * SIZE.height + y) * SIZE.width + x] - expected).abs() < 1e-6);
         }
     }
 
     #[test]
     fn a_flip_mirrors_rows_and_a_crop_brings_black_in() {
-        let (plain, flipped) = (plain(&chip()), normalise(&chip(), true, [0; 2]));
+        let (plain, flipped) = (plain(&chip(), &REFERENCE), normalise(&chip(), &REFERENCE, true, [0; 2]));
         let mirrored: Vec<f32> =
             plain.chunks(SIZE.width).flat_map(|row| row.iter().rev().copied().collect::<Vec<_>>()).collect();
         assert_eq!(flipped, mirrored);
-        let moved = normalise(&chip(), false, [-PADDING, PADDING]);
-        let black = -MEAN[0] / DEVIATION[0];
+        let moved = normalise(&chip(), &REFERENCE, false, [-PADDING, PADDING]);
+        let black = -REFERENCE.mean[0] / REFERENCE.deviation[0];
         assert!((moved[0] - black).abs() < 1e-6 && (moved[SIZE.width - 1] - black).abs() < 1e-6);
         assert_eq!(moved[PADDING as usize * SIZE.width], plain[PADDING as usize]);
     }
 
     #[test]
     fn a_stream_decides_everything() {
-        assert_eq!(augment(&chip(), &AUTHORS, &mut random(1)), augment(&chip(), &AUTHORS, &mut random(1)));
-        assert_ne!(augment(&chip(), &AUTHORS, &mut random(1)), augment(&chip(), &AUTHORS, &mut random(2)));
-        assert_ne!(
-            augment(&chip(), &AUTHORS, &mut random(1)),
-            augment(&chip(), &AUTHORS, &mut stream(1, 2, 1, Purpose::Augmentation))
-        );
+        let by = |mut random: ChaCha8Rng| augment(&chip(), &REFERENCE, &AUTHORS, &mut random);
+        assert_eq!(by(random(1)), by(random(1)));
+        assert_ne!(by(random(1)), by(random(2)));
+        assert_ne!(by(random(1)), by(stream(1, 2, 1, Purpose::Augmentation)));
     }
 
     #[test]
     fn nothing_happens_to_a_chip_without_augmentation() {
         let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
-        assert!((0..20).all(|number| augment(&chip(), &none, &mut random(number)) == plain(&chip())));
+        let augmented = |number| augment(&chip(), &REFERENCE, &none, &mut random(number));
+        assert!((0..20).all(|number| augmented(number) == plain(&chip(), &REFERENCE)));
     }
 
     #[test]
@@ -182,11 +187,11 @@ mod tests {
     fn draws(number: u64) -> (bool, [usize; 2]) {
         let marked = |flat: usize| [flat % SIZE.width + 1, flat / SIZE.width + 1, 255].map(|mark| mark as u8);
         let pixels = (0..SIZE.height * SIZE.width).flat_map(marked).collect();
-        let input =
-            augment(&Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3]), &AUTHORS, &mut random(number));
+        let chip = Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3]);
+        let input = augment(&chip, &REFERENCE, &AUTHORS, &mut random(number));
         let level = |channel: usize, flat: usize| {
             let value = input[channel * SIZE.height * SIZE.width + flat];
-            (value * DEVIATION[channel] + MEAN[channel]) * 255.0
+            (value * REFERENCE.deviation[channel] + REFERENCE.mean[channel]) * 255.0
         };
         let near = |value: f32, expected: f32| (value - expected).abs() < 1e-3;
         // Padding and noise have no full third channel beside a neighbour whose column is one away.
@@ -231,8 +236,8 @@ mod tests {
         for number in 0..2000 {
             // Black like the padding, so that neither flip nor crop leaves values of its own.
             let black_chip = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
-            let black = -MEAN[0] / DEVIATION[0];
-            let plane = &augment(&black_chip, &AUTHORS, &mut random(number))[..64 * 32];
+            let black = -REFERENCE.mean[0] / REFERENCE.deviation[0];
+            let plane = &augment(&black_chip, &REFERENCE, &AUTHORS, &mut random(number))[..64 * 32];
             let changed: Vec<f32> =
                 plane.iter().copied().filter(|value| (value - black).abs() > 1e-6).collect();
             erased += usize::from(!changed.is_empty());

@@ -9,8 +9,7 @@ use toml::{Table, Value};
 use super::schedule::Schedule;
 use crate::arithmetic::{PRECISION_SPEED_MIN, Pace, Precision};
 use crate::message::one_line;
-use crate::weights::architecture::Architecture;
-use crate::weights::seed::LOGIT_SCALE;
+use crate::weights::family::{Architecture, Family, LOGIT_SCALE, Options, Preset};
 
 /// Everything about a run but where it writes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,7 +58,9 @@ pub struct Data {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelChoice {
-    pub preset: PresetName,
+    #[serde(default, skip_serializing_if = "Family::is_default")]
+    pub family: Family,
+    pub preset: Preset,
     pub size_token: bool,
     /// Whether every token is told its modality.
     #[serde(default = "yes")]
@@ -77,14 +78,6 @@ pub struct ModelChoice {
     /// Share of f32's speed that another precision must reach where it is trained; 0: any.
     #[serde(default = "precision_speed_min")]
     pub precision_speed_min: f64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PresetName {
-    Tiny,
-    Small,
-    VitBase,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -105,7 +98,7 @@ pub enum StartKind {
     Scratch,
     /// A ViT that was trained on ImageNet: a file of torch, or safetensors.
     Imagenet,
-    /// A TransOSS: the same, or a model folder.
+    /// A model of the same family: the same, or a model folder.
     Model,
 }
 
@@ -237,18 +230,9 @@ impl Default for Loss {
 impl ModelChoice {
     /// Without a classifier, whose rows the data set decides.
     pub fn architecture(&self) -> Architecture {
-        let preset = match self.preset {
-            PresetName::Tiny => Architecture::tiny(),
-            PresetName::Small => Architecture::small(),
-            PresetName::VitBase => Architecture::vit_base(),
-        };
-        Architecture {
-            size_token: self.size_token,
-            modality_embedding: self.modality_embedding,
-            mie_coefficient: self.mie_coefficient,
-            stride: self.stride,
-            ..preset
-        }
+        let &Self { size_token, modality_embedding, mie_coefficient, stride, .. } = self;
+        let options = Options { size_token, modality_embedding, mie_coefficient, stride };
+        self.family.configured(self.preset, &options)
     }
 }
 
@@ -475,11 +459,11 @@ const fn yes() -> bool {
 }
 
 const fn mie_coefficient() -> f32 {
-    Architecture::vit_base().mie_coefficient
+    Options::AUTHORS.mie_coefficient
 }
 
 const fn stride() -> usize {
-    Architecture::vit_base().stride
+    Options::AUTHORS.stride
 }
 
 const fn precision_speed_min() -> f64 {

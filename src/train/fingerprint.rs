@@ -67,13 +67,14 @@ mod tests {
     use super::super::dataset::{HossPart, hoss};
     use super::super::source::{IdentitySource, Reader};
     use super::*;
-    use crate::chip::ChipSize;
+    use crate::chip::{ChipSize, Preprocessing};
 
     const FOLDER: &str = "bounding_box_train";
 
     fn data(root: &Path) -> DataSet {
         let images = hoss(root, HossPart::Train).expect("a data set");
-        let reader = Reader::new(ChipSize { height: 16, width: 16 }, Default::default(), 0);
+        let preprocessing = Preprocessing::reference(ChipSize { height: 16, width: 16 });
+        let reader = Reader::new(preprocessing, Default::default(), 0);
         DataSet::Identities(IdentitySource::new(images, 4, 2, reader).expect("batches"))
     }
 

@@ -1,4 +1,4 @@
-//! TransOSS that learns: a batch in, loss and gradients, a step of the optimizer.
+//! A network that learns: a batch in, loss and gradients, a step of the optimizer.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,10 +20,11 @@ use crate::chip::{Chip, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::ForwardError;
 use crate::model::{
-    Device, Input, LayerShape, Mode, Tensors, TransOss, download, forward_error, kind, training_speed, upload,
+    Device, Input, LayerShape, Mode, Network, Tensors, download, forward_error, kind, network,
+    training_speed, upload,
 };
 use crate::processor::Processor;
-use crate::weights::architecture::Architecture;
+use crate::weights::family::Architecture;
 use crate::weights::tensors::NamedTensors;
 
 /// How the precision of a run does beside f32 on the CPU; `None` for f32. Measured once a process for each shape of
@@ -154,7 +155,7 @@ impl TorchLearner {
         let tensors: Tensors = upload(tensors, device, Kind::Float)
             .into_iter()
             .map(|(name, tensor)| {
-                let learns = learns(&name);
+                let learns = architecture.is_trained(&name);
                 (name, tensor.set_requires_grad(learns))
             })
             .collect();
@@ -166,19 +167,19 @@ impl TorchLearner {
         kind(self.teaching.precision)
     }
 
-    /// The network of the weights as they are. In bf16 it is made of rounded copies, through which gradients reach the
-    /// f32 weights; the neck stays f32.
-    fn network(&self) -> TransOss {
+    /// The network of the weights as they are. In bf16 its backbone is made of rounded copies, through which gradients
+    /// reach the f32 weights; the neck stays f32.
+    fn network(&self) -> Box<dyn Network> {
         let kind = self.kind();
         let tensors: Tensors = self
             .tensors
             .iter()
             .map(|(name, tensor)| {
-                let kind = if name.starts_with("base.") { kind } else { tensor.kind() };
+                let kind = if self.architecture.is_backbone(name) { kind } else { tensor.kind() };
                 (name.clone(), tensor.to_kind(kind))
             })
             .collect();
-        TransOss::new(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1))
+        network(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1))
     }
 
     /// Loss and gradients of a batch, in place of any gradients before.
@@ -212,20 +213,23 @@ impl TorchLearner {
                 let after_neck = network.forward_neck(&before_neck, &mode);
                 fine_tune.loss(&before_neck, &after_neck, self.classifier(), batch)
             }
-            Objective::Contrastive => contrastive(&before_neck, &self.tensors["logit_scale"]),
+            Objective::Contrastive => {
+                contrastive(&before_neck, &self.tensors[self.architecture.logit_scale()])
+            }
         }
     }
 
     fn classifier(&self) -> &Tensor {
-        &self.tensors["classifier.weight"]
+        &self.tensors[self.architecture.classifier()]
     }
 
     /// [B, D], the features before the neck.
     fn features(&self, chips: &[Chip]) -> Tensor {
         let _no_grad = tch::no_grad_guard();
+        let preprocessing = self.architecture.preprocessing();
         let samples = Samples {
-            size: self.architecture.image,
-            pixels: chips.iter().flat_map(plain).collect(),
+            size: preprocessing.size,
+            pixels: chips.iter().flat_map(|chip| plain(chip, &preprocessing)).collect(),
             modalities: chips.iter().map(Chip::modality).collect(),
             size_tokens: chips.iter().map(Chip::size_token).collect(),
             labels: vec![0; chips.len()],
@@ -288,7 +292,7 @@ impl Learner for TorchLearner {
             let features = self.features(chips).to_device(tch::Device::Cpu).contiguous().view([-1]);
             Vec::<f32>::try_from(features).expect("f32 values")
         })?;
-        let embeddings = features.chunks_exact(self.architecture.embed_dim);
+        let embeddings = features.chunks_exact(self.architecture.embed_dim());
         embeddings
             .map(|feature| Embedding::from_feature(feature.to_vec()))
             .collect::<Result<_, _>>()
@@ -359,12 +363,6 @@ fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> Batch {
         size_tokens: of_rows(Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3])),
         labels: of_rows(Tensor::from_slice(&batch.labels)),
     }
-}
-
-/// Whether the reference trains a tensor: all but the neck's statistics and its frozen bias.
-fn learns(name: &str) -> bool {
-    let kept = ["bias", "running_mean", "running_var", "num_batches_tracked"];
-    !kept.iter().any(|part| name == format!("bottleneck.{part}"))
 }
 
 impl FineTune {

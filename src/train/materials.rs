@@ -11,7 +11,7 @@ use super::roots::DataRoots;
 use super::source::{IdentitySource, PairSource, Reader};
 use super::validation::Validation;
 use crate::chip::ChipSize;
-use crate::weights::architecture::Architecture;
+use crate::weights::family::Architecture;
 use crate::weights::seed::seeded;
 use crate::weights::start::{Kind, StartingPoint};
 use crate::weights::tensors::NamedTensors;
@@ -101,7 +101,7 @@ fn examine<D, S>(
         architecture.validate().map_err(|cause| Violation::new("model", format!("fits no network: {cause}")));
     let valid = valid.map_err(&mut keep).is_ok();
     let data = data(&architecture).map_err(&mut keep).ok();
-    architecture.classes = data.as_ref().map_or(0, |(_, classes)| *classes);
+    architecture = architecture.with_classes(data.as_ref().map_or(0, |(_, classes)| *classes));
     let start = valid.then(|| start(&architecture).map_err(&mut keep).ok()).flatten();
     match (data, start) {
         (Some((data, _)), Some(start)) if violations.is_empty() => Ok((architecture, data, start)),
@@ -120,7 +120,7 @@ fn open_data(
     }
     let root = roots.admit(root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
-    let reader = Reader::new(architecture.image, config.augmentation, config.data.unreadable_max);
+    let reader = Reader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
     let opened = if KeptChips::are_in(root) {
         open_kept(config, root, roots, reader)?
     } else {
@@ -139,7 +139,7 @@ fn open_folder(
     roots: &DataRoots,
     reader: Reader,
 ) -> Result<Opened, Violation> {
-    let (size, evaluates) = (config.model.architecture().image, config.validation.epochs > 0);
+    let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
     match config.objective {
         ObjectiveName::FineTune => {
             let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
@@ -170,7 +170,7 @@ fn open_kept(
     roots: &DataRoots,
     reader: Reader,
 ) -> Result<Opened, Violation> {
-    let (size, evaluates) = (config.model.architecture().image, config.validation.epochs > 0);
+    let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
     let kept = KeptChips::read(root).map_err(no_data_set)?;
     admit_images(kept.images(), roots)?;
     enough(config, &kept.census())?;
@@ -284,7 +284,8 @@ fn starting_tensors(
     roots: &DataRoots,
 ) -> Result<(NamedTensors, Option<StartingPoint>), Violation> {
     let mut tensors = seeded(architecture, config.seed);
-    tensors.entry("logit_scale".into()).and_modify(|scale| scale.values = vec![config.loss.logit_scale]);
+    let scale = tensors.entry(architecture.logit_scale().into());
+    scale.and_modify(|scale| scale.values = vec![config.loss.logit_scale]);
     let start = &config.start;
     let kind = match start.from {
         StartKind::Scratch => return Ok((tensors, None)),
@@ -309,7 +310,7 @@ mod tests {
     use super::*;
     use crate::chip::{Modality, SourceChip, View};
     use crate::train::kept::KeptWriter;
-    use crate::weights::architecture::FeaturePoint;
+    use crate::weights::family::{Family, FeaturePoint, Preset};
     use crate::weights::golden;
     use crate::weights::native::tensor_bytes;
     use crate::weights::open::OpenModel;
@@ -367,7 +368,7 @@ mod tests {
     fn what_a_configuration_names_is_read_where_it_is_allowed() {
         let place = folders();
         let found = gather("fine_tune", &["validation.epochs=1"], place.path()).expect("a run");
-        assert_eq!(found.architecture.classes, 3);
+        assert_eq!(found.architecture.classes(), 3);
         assert!(found.validation.is_some() && matches!(found.data, DataSet::Identities(_)));
         for root in ["data.root=pairs", "data.root=hoss"] {
             let found = gather("contrastive", &[root], place.path()).expect("a run");
@@ -385,7 +386,7 @@ mod tests {
         let stolen = allowed.join("stolen/bounding_box_train");
         fs::create_dir_all(&stolen).expect("writable");
         symlink(place.path().join("secret.pth"), stolen.join("0001_a_RGB.tif")).expect("writable");
-        let small = Architecture::small();
+        let small = Family::default().preset(Preset::Small);
         let model = OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, 1));
         model.save(&allowed.join("model"), "a test").expect("writable");
         fs::copy(golden::path("ckpt_truncated.pth"), allowed.join("torn.pth")).expect("writable");
@@ -431,7 +432,7 @@ mod tests {
     #[test]
     fn what_a_starting_point_gives_is_known_before_the_first_step() {
         let place = folders();
-        let mut vit = seeded(&Architecture::tiny(), 7);
+        let mut vit = seeded(&Family::default().preset(Preset::Tiny), 7);
         vit.retain(|name, _| {
             name.starts_with("base.") && !name.contains("_embed") && !name.contains(".3.norm1")
         });
@@ -487,9 +488,9 @@ mod tests {
             gathered.ok()
         };
         let found = check("fine_tune", 2, &[], None).expect("a run");
-        assert_eq!((found.architecture.classes, found.validation.is_some()), (3, false));
+        assert_eq!((found.architecture.classes(), found.validation.is_some()), (3, false));
         let found = check("fine_tune", 3, &["validation.epochs=1"], None).expect("a run");
-        assert_eq!((found.architecture.classes, found.validation.is_some()), (3, true));
+        assert_eq!((found.architecture.classes(), found.validation.is_some()), (3, true));
         check("contrastive", 1, &[], None);
         let few = "batch.images wants 2 vessels with 2 chips or more in a batch, the gallery has 1";
         check("fine_tune", 1, &[], Some(few));

@@ -31,8 +31,8 @@ mod yaml;
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
 pub use config::{
-    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, PresetName,
-    StartKind, TrainConfig, TrainConfigError, Violation,
+    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, StartKind,
+    TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;

@@ -12,7 +12,7 @@ use super::fit::Source;
 use super::learn::Samples;
 use super::random::{Purpose, stream};
 use super::sampler::{IdentitySampler, SamplerError, pair_batches};
-use crate::chip::{Chip, ChipSize, ImageLimits, Resampling, prepare_resampled};
+use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, prepare_resampled};
 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
@@ -20,7 +20,7 @@ const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 
 /// Reads training chips, and tolerates some that cannot be read.
 #[derive(Debug)]
 pub struct Reader {
-    size: ChipSize,
+    preprocessing: Preprocessing,
     augmentation: Augmentation,
     unreadable_max: usize,
     unreadable: Mutex<BTreeSet<PathBuf>>,
@@ -44,9 +44,9 @@ pub struct PairSource {
 }
 
 impl Reader {
-    /// Chips of one size, changed at random; `unreadable_max` files may fail.
-    pub fn new(size: ChipSize, augmentation: Augmentation, unreadable_max: usize) -> Self {
-        Self { size, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
+    /// Chips as a model reads them, changed at random; `unreadable_max` files may fail.
+    pub fn new(preprocessing: Preprocessing, augmentation: Augmentation, unreadable_max: usize) -> Self {
+        Self { preprocessing, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
     }
 
     /// The chip, or nothing where the file cannot be read and that is tolerated.
@@ -54,7 +54,7 @@ impl Reader {
     /// # Errors
     /// One file more than are tolerated, by name.
     fn read(&self, image: &Image) -> Result<Option<Chip>, String> {
-        let cause = match read_chip(image, self.size, Resampling::Bicubic) {
+        let cause = match read_chip(image, self.preprocessing.size, Resampling::Bicubic) {
             Ok(chip) => return Ok(Some(chip)),
             Err(cause) => cause,
         };
@@ -170,16 +170,18 @@ impl Source for PairSource {
 /// A batch in the making.
 struct Draft {
     samples: Samples,
+    preprocessing: Preprocessing,
     augmentation: Augmentation,
     seed: u64,
     epoch: u32,
 }
 
 impl Draft {
-    fn new(&Reader { size, augmentation, .. }: &Reader, seed: u64, epoch: u32) -> Self {
+    fn new(&Reader { preprocessing, augmentation, .. }: &Reader, seed: u64, epoch: u32) -> Self {
+        let size = preprocessing.size;
         let samples =
             Samples { size, pixels: vec![], modalities: vec![], size_tokens: vec![], labels: vec![] };
-        Self { samples, augmentation, seed, epoch }
+        Self { samples, preprocessing, augmentation, seed, epoch }
     }
 
     /// Adds an augmented chip; `number` names its image in the data set.
@@ -187,7 +189,7 @@ impl Draft {
         // An image that fills up its identity is in a batch more than once and looks different each time.
         let number = number << 16 | self.samples.len() as u64;
         let random = &mut stream(self.seed, self.epoch, number, Purpose::Augmentation);
-        self.samples.pixels.extend(augment(chip, &self.augmentation, random));
+        self.samples.pixels.extend(augment(chip, &self.preprocessing, &self.augmentation, random));
         self.samples.modalities.push(chip.modality());
         self.samples.size_tokens.push(chip.size_token());
         self.samples.labels.push(label);
@@ -217,6 +219,7 @@ mod tests {
     use crate::weights::golden;
 
     const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+    const REFERENCE: Preprocessing = Preprocessing::reference(SIZE);
 
     fn image(name: &str, identity: i64) -> Image {
         let modality = if name.ends_with("SAR.tif") { Modality::Sar } else { Modality::Optical };
@@ -248,14 +251,15 @@ mod tests {
         let expected: Vec<f32> =
             view.data().as_chunks().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
         assert_eq!(expected.len() % plane, 0);
-        for (place, value) in plain(&chip).iter().enumerate() {
+        for (place, value) in plain(&chip, &REFERENCE).iter().enumerate() {
             assert!((value - expected[place % expected.len()]).abs() <= 1e-6, "{name} {place}");
         }
 
         // In training the same, resized as training resizes, where no augmentation is wanted.
         let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
         let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
-        let source = IdentitySource::new(images.to_vec(), 2, 2, Reader::new(SIZE, none, 0)).expect("batches");
+        let source =
+            IdentitySource::new(images.to_vec(), 2, 2, Reader::new(REFERENCE, none, 0)).expect("batches");
         let batch = source.batch(&vec![0, 1], 1, 1).expect("fixtures");
         let views = images.map(|image| {
             let name = image.path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -278,7 +282,7 @@ mod tests {
     fn the_number_of_loader_threads_changes_no_pixel() {
         let names = ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"];
         let images = (0..12).map(|number| image(names[number % 3], number as i64 / 3)).collect();
-        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, Augmentation::default(), 0));
+        let source = IdentitySource::new(images, 4, 2, Reader::new(REFERENCE, Augmentation::default(), 0));
         let source = source.expect("batches");
         let items = source.epoch(5, 2);
         let batches = |threads| {
@@ -304,7 +308,7 @@ mod tests {
             Pair { optical, sar },
             Pair { optical: Image::plain(twin.path.clone(), 2, Modality::Optical), sar: twin },
         ];
-        let source = PairSource::new(pairs, 2, Reader::new(SIZE, Augmentation::default(), 0));
+        let source = PairSource::new(pairs, 2, Reader::new(REFERENCE, Augmentation::default(), 0));
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
         use Modality::{Optical, Sar};
         assert_eq!(batch.modalities, [Optical, Optical, Sar, Sar]);
@@ -317,7 +321,7 @@ mod tests {
     #[test]
     fn an_image_that_fills_up_its_identity_looks_different_each_time() {
         let images = vec![image("0001_a_33x97_RGB.tif", 7), image("0002_b_40x120_RGB.tif", 9)];
-        let source = IdentitySource::new(images, 4, 2, Reader::new(SIZE, Augmentation::default(), 0))
+        let source = IdentitySource::new(images, 4, 2, Reader::new(REFERENCE, Augmentation::default(), 0))
             .expect("batches");
         let epoch = source.epoch(1, 1);
         let batch = source.batch(&epoch[0], 1, 1).expect("fixtures");
@@ -339,7 +343,7 @@ mod tests {
         let broken = |identity| Image::plain(golden::path("README.md"), identity, Modality::Sar);
         let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
         let source = |unreadable_max| {
-            let reader = Reader::new(SIZE, Augmentation::default(), unreadable_max);
+            let reader = Reader::new(REFERENCE, Augmentation::default(), unreadable_max);
             IdentitySource::new(images.clone(), 4, 2, reader).expect("batches")
         };
         let batch = source(1).batch(&vec![1, 0, 2, 2], 1, 1).expect("replaced");
@@ -350,8 +354,11 @@ mod tests {
         let sar = image("0003_c_25x110_SAR.tif", 1);
         let pair = |optical| Pair { optical, sar: sar.clone() };
         let pairs = vec![pair(broken(1)), pair(image("0001_a_33x97_RGB.tif", 1))];
-        let batch =
-            PairSource::new(pairs, 2, Reader::new(SIZE, Augmentation::default(), 1)).batch(&vec![0, 1], 1, 1);
+        let batch = PairSource::new(pairs, 2, Reader::new(REFERENCE, Augmentation::default(), 1)).batch(
+            &vec![0, 1],
+            1,
+            1,
+        );
         assert_eq!(batch.expect("replaced").len(), 4);
     }
 }

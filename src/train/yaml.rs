@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use self::value::{Value, literal, settings};
 use super::config::{
     Augmentation, BatchShape, CheckpointChoice, Data, Gradient, HeadName, Loss, ModelChoice, ObjectiveName,
-    OptimizerChoice, PresetName, ScheduleChoice, Start, StartKind, TrainConfig, TrainConfigError,
-    ValidationChoice, Violation,
+    OptimizerChoice, ScheduleChoice, Start, StartKind, TrainConfig, TrainConfigError, ValidationChoice,
+    Violation,
 };
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
 use crate::message::nearest;
+use crate::weights::family::{Family, Preset};
 
 /// A run as the authors would start it.
 #[derive(Clone, Debug, PartialEq)]
@@ -206,7 +207,8 @@ impl Reader {
             }
         };
         ModelChoice {
-            preset: PresetName::VitBase,
+            family: Family::TransOss,
+            preset: Preset::VitBase,
             size_token: self.flag("MODEL.SSE", false),
             modality_embedding: self.flag("MODEL.MIE", false),
             mie_coefficient: self.number("MODEL.MIE_COE", 3.0) as f32,

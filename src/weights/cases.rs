@@ -1,7 +1,8 @@
 //! Files that programs save, and what is to be made of each (`tests/cases/checkpoints`).
 
-use super::architecture::{Architecture, ArchitectureHints};
 use super::checkpoint::Origin;
+use super::family::ArchitectureHints;
+use super::family::transoss::TransOssArchitecture;
 use super::fit::{Blocks, Reason};
 use super::golden::{self, checkpoint_case as path};
 use super::native::read_tensors;
@@ -13,7 +14,7 @@ use super::wrapper::WeightsChoice;
 use crate::chip::ChipSize;
 
 /// The model of every file that was made here.
-const TINY: Architecture = Architecture {
+const TINY: TransOssArchitecture = TransOssArchitecture {
     image: ChipSize { height: 12, width: 8 },
     patch: 4,
     stride: 4,
@@ -22,11 +23,11 @@ const TINY: Architecture = Architecture {
     heads: 1,
     mlp_ratio: 1,
     classes: 3,
-    ..Architecture::vit_base()
+    ..TransOssArchitecture::vit_base()
 };
 
-fn hints(architecture: &Architecture, weights: &str) -> Hints {
-    let Architecture { image, heads, .. } = *architecture;
+fn hints(architecture: &TransOssArchitecture, weights: &str) -> Hints {
+    let TransOssArchitecture { image, heads, .. } = *architecture;
     let architecture = ArchitectureHints { image: Some(image), heads: Some(heads), ..Default::default() };
     Hints { architecture, weights: WeightsChoice::new(weights), ..Hints::default() }
 }
@@ -45,7 +46,7 @@ fn refusal(name: &str, weights: &str) -> String {
 #[test]
 fn the_same_model_in_every_layout_is_the_same_model() {
     let (plain, _) = open("tiny.safetensors", "");
-    assert_eq!(plain.architecture, TINY);
+    assert_eq!(plain.architecture, TINY.into());
     for (name, wrapper, prefix) in [
         ("plain.pth", "", ""),
         ("legacy.pth", "state_dict", ""),
@@ -164,9 +165,9 @@ fn a_plain_vit_is_no_model_to_serve() {
 }
 
 fn start(name: &str, kind: Kind, weights: &str) -> Result<(NamedTensors, StartingPoint), String> {
-    let mut tensors = seeded(&TINY, 1);
+    let mut tensors = seeded(&TINY.into(), 1);
     let choice = WeightsChoice::new(weights);
-    let taken = StartingPoint::take(&mut tensors, &TINY, &path(name), (kind, &choice));
+    let taken = StartingPoint::take(&mut tensors, &TINY.into(), &path(name), (kind, &choice));
     taken.map(|taken| (tensors, taken)).map_err(|cause| cause.to_string())
 }
 
@@ -183,7 +184,7 @@ fn a_network_starts_from_a_vit_as_timm_and_dino_save_it() {
         assert_eq!(tensors["base.blocks.1.attn.qkv.weight"], vit["blocks.1.attn.qkv.weight"]);
         assert_eq!(tensors["base.patch_embed_SAR.proj.weight"], vit["patch_embed.proj.weight"]);
         assert_eq!(tensors["base.pos_embed"].shape, [1, 7, 4]);
-        assert_ne!(tensors["base.pos_embed"], seeded(&TINY, 1)["base.pos_embed"]);
+        assert_ne!(tensors["base.pos_embed"], seeded(&TINY.into(), 1)["base.pos_embed"]);
         assert_eq!(start.fit.blocks, Blocks { whole: 2, touched: 2, of: 2 });
         assert_eq!(start.warning(), None);
         let left: Vec<_> = start.fit.untaken.iter().map(|tensor| (&*tensor.name, &tensor.reason)).collect();
@@ -207,8 +208,9 @@ fn a_network_starts_from_a_transoss_in_any_layout() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let place = folder.path().join("model");
     open("plain.pth", "").0.save(&place, "test").expect("written");
-    let mut tensors = seeded(&TINY, 1);
-    StartingPoint::take(&mut tensors, &TINY, &place, (Kind::Model, &WeightsChoice::Own)).expect("a folder");
+    let mut tensors = seeded(&TINY.into(), 1);
+    StartingPoint::take(&mut tensors, &TINY.into(), &place, (Kind::Model, &WeightsChoice::Own))
+        .expect("a folder");
     assert_eq!(tensors, expected);
     let bare = start("timm.safetensors", Kind::Model, "").expect_err("a ViT");
     assert!(bare.ends_with("start.from = \"imagenet\" takes it"), "{bare}");
@@ -225,8 +227,8 @@ fn a_starting_point_of_which_no_block_fits_is_refused() {
         let mut tensors = open("plain.pth", "").0.tensors;
         tensors.retain(|name, _| keep(name));
         std::fs::write(&file, super::native::tensor_bytes(&tensors)).expect("writable");
-        let mut initial = seeded(&TINY, 1);
-        StartingPoint::take(&mut initial, &TINY, &file, (kind, &WeightsChoice::Own))
+        let mut initial = seeded(&TINY.into(), 1);
+        StartingPoint::take(&mut initial, &TINY.into(), &file, (kind, &WeightsChoice::Own))
             .map_err(|cause| cause.to_string())
     };
     for kind in [Kind::Imagenet, Kind::Model] {

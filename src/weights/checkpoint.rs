@@ -23,8 +23,8 @@ const MAGIC_BYTES: u64 = 9;
 pub struct Expected<'a> {
     /// Keys of wrapping dictionaries that are tried before the usual ones.
     pub first: &'a [&'a str],
-    /// A tensor that every such model has.
-    pub anchor: &'a str,
+    /// Tensors of which every such model has one.
+    pub anchors: &'a [&'a str],
     pub choice: &'a WeightsChoice,
 }
 
@@ -86,7 +86,7 @@ impl Checkpoint {
     fn of(state: StateDict, expected: &Expected) -> Result<Self, CheckpointError> {
         let StateDict { tensors, path, others, is_chosen, skipped } = state;
         let choice = if is_chosen { &WeightsChoice::Own } else { expected.choice };
-        let (tensors, naming) = bare(tensors, expected.anchor, choice).map_err(|cause| match cause {
+        let (tensors, naming) = bare(tensors, expected.anchors, choice).map_err(|cause| match cause {
             NamingError::NoSuchWeights { asked, known } => {
                 NamingError::NoSuchWeights { asked, known: [known, others.clone()].concat() }
             }

@@ -2,13 +2,10 @@
 
 use sha2::{Digest as _, Sha256};
 
-use super::architecture::{Architecture, FeaturePoint, is_unused_in_serving};
+use super::family::{Architecture, FeaturePoint};
+use super::rules::STEPS;
 use super::tensors::NamedTensors;
 use crate::embedding::ModelDigest;
-
-/// How pixels become the network's input; a change here makes other models of the same weights.
-pub const PREPROCESSING: &str = "rgb u8, bilinear resize of Pillow 11 (antialiased, fixed point), /255, \
-     mean 0.485 0.456 0.406, std 0.229 0.224 0.225, size token of the reference";
 
 /// Keeps these hashes apart from any other use of SHA-256, and from a later layout.
 const DOMAIN: &str = "shipreid model digest 1";
@@ -27,14 +24,17 @@ pub fn digest(
 ) -> ModelDigest {
     let mut hasher = Sha256::new();
     field(&mut hasher, DOMAIN.as_bytes());
-    field(&mut hasher, &architecture_bytes(architecture));
+    if !architecture.family().is_default() {
+        field(&mut hasher, architecture.family().name().as_bytes());
+    }
+    field(&mut hasher, &architecture.digest_bytes());
     let feature_point: &[u8] = match feature_point {
         FeaturePoint::BeforeNeck => b"before neck",
         FeaturePoint::AfterNeck => b"after neck",
     };
     field(&mut hasher, feature_point);
-    field(&mut hasher, PREPROCESSING.as_bytes());
-    for (name, tensor) in tensors.iter().filter(|(name, _)| counts(name)) {
+    field(&mut hasher, architecture.preprocessing().description.as_bytes());
+    for (name, tensor) in tensors.iter().filter(|(name, _)| counts(architecture, name)) {
         field(&mut hasher, name.as_bytes());
         let shape: Vec<u8> = tensor.shape.iter().flat_map(|length| number(*length)).collect();
         field(&mut hasher, &shape);
@@ -47,30 +47,8 @@ pub fn digest(
     ModelDigest::new(hasher.finalize().into())
 }
 
-fn counts(name: &str) -> bool {
-    !is_unused_in_serving(name) && !name.ends_with("num_batches_tracked")
-}
-
-/// All fields but `classes`, which no feature depends on.
-fn architecture_bytes(architecture: &Architecture) -> Vec<u8> {
-    let Architecture {
-        image,
-        patch,
-        stride,
-        embed_dim,
-        depth,
-        heads,
-        mlp_ratio,
-        size_token,
-        modality_embedding,
-        mie_coefficient,
-        classes: _,
-    } = architecture;
-    let numbers = [image.height, image.width, *patch, *stride, *embed_dim, *depth, *heads, *mlp_ratio];
-    let mut bytes: Vec<u8> = numbers.into_iter().flat_map(number).collect();
-    bytes.extend([u8::from(*size_token), u8::from(*modality_embedding)]);
-    bytes.extend(mie_coefficient.to_le_bytes());
-    bytes
+fn counts(architecture: &Architecture, name: &str) -> bool {
+    !architecture.is_unused_in_serving(name) && !name.ends_with(STEPS)
 }
 
 fn field(hasher: &mut Sha256, bytes: &[u8]) {
@@ -85,6 +63,7 @@ fn number(value: usize) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::family::transoss::TransOssArchitecture;
     use crate::weights::golden::{self, MICRO};
     use crate::weights::tensors::HostTensor;
 
@@ -93,7 +72,7 @@ mod tests {
     }
 
     fn of(tensors: &NamedTensors) -> ModelDigest {
-        digest(&MICRO, FeaturePoint::BeforeNeck, tensors)
+        digest(&MICRO.into(), FeaturePoint::BeforeNeck, tensors)
     }
 
     #[test]
@@ -113,20 +92,20 @@ mod tests {
         let counter = HostTensor { shape: vec![], values: vec![1234.0] };
         tensors.insert("bottleneck.num_batches_tracked".to_owned(), counter);
         assert_eq!(of(&tensors), of(&micro()));
-        let other_classes = Architecture { classes: 99, ..MICRO };
+        let other_classes = TransOssArchitecture { classes: 99, ..MICRO }.into();
         assert_eq!(digest(&other_classes, FeaturePoint::BeforeNeck, &micro()), of(&micro()));
     }
 
     #[test]
     fn everything_else_changes_the_digest() {
-        let mut digests = vec![of(&micro()), digest(&MICRO, FeaturePoint::AfterNeck, &micro())];
+        let mut digests = vec![of(&micro()), digest(&MICRO.into(), FeaturePoint::AfterNeck, &micro())];
         for architecture in [
-            Architecture { heads: 4, ..MICRO },
-            Architecture { mie_coefficient: 3.5, ..MICRO },
-            Architecture { size_token: false, ..MICRO },
-            Architecture { modality_embedding: false, ..MICRO },
+            TransOssArchitecture { heads: 4, ..MICRO },
+            TransOssArchitecture { mie_coefficient: 3.5, ..MICRO },
+            TransOssArchitecture { size_token: false, ..MICRO },
+            TransOssArchitecture { modality_embedding: false, ..MICRO },
         ] {
-            digests.push(digest(&architecture, FeaturePoint::BeforeNeck, &micro()));
+            digests.push(digest(&architecture.into(), FeaturePoint::BeforeNeck, &micro()));
         }
         let mut changed = |change: fn(&mut NamedTensors)| {
             let mut tensors = micro();

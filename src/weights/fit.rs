@@ -5,9 +5,6 @@ use std::fmt;
 
 use super::tensors::{NamedTensors, printable};
 
-/// Before the number of a block in a name.
-const BLOCKS: &str = "base.blocks.";
-
 /// Which tensors of a model came from a checkpoint, which kept their initial values, and what was left.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
@@ -55,11 +52,17 @@ pub enum Reason {
 }
 
 impl Fit {
-    /// Replaces tensors of `initial` by those of `taken`, whose names and shapes are theirs.
-    pub fn overlay(initial: &mut NamedTensors, taken: NamedTensors, mut untaken: Vec<Untaken>) -> Self {
+    /// Replaces tensors of `initial` by those of `taken`, whose names and shapes are theirs. `block_prefix` stands before
+    /// the number of a block.
+    pub fn overlay(
+        initial: &mut NamedTensors,
+        block_prefix: &str,
+        taken: NamedTensors,
+        mut untaken: Vec<Untaken>,
+    ) -> Self {
         untaken.sort();
         let kept: Vec<String> = initial.keys().filter(|name| !taken.contains_key(*name)).cloned().collect();
-        let blocks = Blocks::count(initial, &taken);
+        let blocks = Blocks::count(block_prefix, initial, &taken);
         let loaded = taken.keys().cloned().collect();
         initial.extend(taken);
         Self { loaded, kept, untaken, blocks }
@@ -67,8 +70,8 @@ impl Fit {
 }
 
 impl Blocks {
-    fn count(model: &NamedTensors, taken: &NamedTensors) -> Self {
-        let block = |name: &str| name.strip_prefix(BLOCKS)?.split('.').next().map(str::to_owned);
+    fn count(prefix: &str, model: &NamedTensors, taken: &NamedTensors) -> Self {
+        let block = |name: &str| name.strip_prefix(prefix)?.split('.').next().map(str::to_owned);
         let mut blocks: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for name in model.keys() {
             if let Some(block) = block(name) {

@@ -5,18 +5,19 @@ use std::path::PathBuf;
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::architecture::Architecture;
+use super::family::FamilyArchitecture as _;
+use super::family::transoss::TransOssArchitecture;
 use super::tensors::{HostTensor, NamedTensors};
 use crate::chip::{ChipSize, Modality};
 
 /// The model of the `micro` fixtures and of the recorded checkpoints.
-pub const MICRO: Architecture = Architecture {
+pub const MICRO: TransOssArchitecture = TransOssArchitecture {
     image: ChipSize { height: 64, width: 32 },
     embed_dim: 16,
     depth: 2,
     heads: 2,
     classes: 5,
-    ..Architecture::vit_base()
+    ..TransOssArchitecture::vit_base()
 };
 
 /// Classes of `base.fc` and of the classifier in the full-size recording.
@@ -97,8 +98,8 @@ pub fn modality(id: f32) -> Modality {
 }
 
 /// The architecture of the full-size recording.
-pub fn full_size_architecture() -> Architecture {
-    Architecture { classes: FULL_CLASSES, ..Architecture::vit_base() }
+pub fn full_size_architecture() -> TransOssArchitecture {
+    TransOssArchitecture { classes: FULL_CLASSES, ..TransOssArchitecture::vit_base() }
 }
 
 /// All 164 tensors of the full-size recording (ViT-B), rebuilt from their closed formula.

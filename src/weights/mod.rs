@@ -1,13 +1,13 @@
 //! Checkpoints as data: named tensors read from files that nobody has to trust.
 
-/// What a TransOSS is made of, and the tensors that follow from it.
-pub mod architecture;
 #[cfg(test)]
 mod cases;
 /// Files of other programs.
 pub mod checkpoint;
 /// The name of a model.
 pub mod digest;
+/// Model families: architectures, and the tensors that follow from them.
+pub mod family;
 /// What a starting point gave a model.
 pub mod fit;
 /// Safetensors files of other programs.
@@ -15,8 +15,8 @@ pub mod foreign;
 /// Recorded weights and inputs for tests.
 #[cfg(test)]
 pub mod golden;
-/// Starting weights from a ViT trained on ImageNet.
-pub mod imagenet;
+/// What keeps a model from taking a checkpoint.
+pub mod misfits;
 /// Names without what wrappers put in front of them.
 pub mod names;
 /// Our own format.

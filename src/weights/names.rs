@@ -33,14 +33,14 @@ pub enum NamingError {
     NoSuchWeights { asked: String, known: Vec<String> },
 }
 
-/// Names as a model has them. `anchor` is a tensor that every such model has: whatever stands before it stands before
+/// Names as a model has them. Every such model has one of the tensors `anchors`: whatever stands before it stands before
 /// all of its names.
 ///
 /// # Errors
 /// Two names become one, or no prefix is the chosen one.
 pub fn bare(
     tensors: NamedTensors,
-    anchor: &str,
+    anchors: &[&str],
     choice: &WeightsChoice,
 ) -> Result<(NamedTensors, Naming), NamingError> {
     let mut naming = Naming::default();
@@ -52,9 +52,10 @@ pub fn bare(
         }
         plain.insert(name, tensor);
     }
-    let mut prefixes: Vec<String> =
-        plain.keys().filter_map(|name| prefix(name, anchor).map(str::to_owned)).collect();
+    let before = |name: &String| anchors.iter().find_map(|anchor| prefix(name, anchor)).map(str::to_owned);
+    let mut prefixes: Vec<String> = plain.keys().filter_map(before).collect();
     prefixes.sort_by_key(|prefix| (is_average(prefix), prefix.len(), prefix.clone()));
+    prefixes.dedup();
     prefixes.truncate(MODELS_MAX);
     let place = match choice {
         WeightsChoice::Own => 0,
@@ -146,7 +147,7 @@ mod tests {
     }
 
     fn check(names: &[&str], choice: &WeightsChoice, expected: &[&str], prefix: &str, others: &[&str]) {
-        let (named, naming) = bare(tensors(names), "base.cls_token", choice).expect("clear names");
+        let (named, naming) = bare(tensors(names), &["base.cls_token"], choice).expect("clear names");
         assert!(named.keys().eq(expected), "{named:?}");
         assert!(naming.prefix == prefix && naming.others == others, "{naming:?}");
         let of_others = names.iter().filter(|name| others.iter().any(|other| name.starts_with(other)));
@@ -159,7 +160,7 @@ mod tests {
         let names = ["_orig_mod.module.base.cls_token", "module._orig_mod.b"];
         check(&names, &WeightsChoice::Own, &["b", "base.cls_token"], "", &[]);
         for wrapper in WRAPPERS {
-            let met = bare(tensors(&[&format!("{wrapper}a"), "a"]), "base.cls_token", &WeightsChoice::Own);
+            let met = bare(tensors(&[&format!("{wrapper}a"), "a"]), &["base.cls_token"], &WeightsChoice::Own);
             assert_eq!(met.expect_err("two are one"), NamingError::Ambiguous("a".to_owned()));
         }
     }
@@ -186,9 +187,9 @@ mod tests {
         check(&names, &WeightsChoice::Averaged, &["base.cls_token"], "ema.", &["net.inner"]);
         let named = |name: &str| WeightsChoice::Named(name.to_owned());
         check(&names, &named("net.inner"), &["base.cls_token"], "net.inner.", &["ema"]);
-        let refused = bare(tensors(&names), "base.cls_token", &named("net")).expect_err("no such prefix");
+        let refused = bare(tensors(&names), &["base.cls_token"], &named("net")).expect_err("no such prefix");
         assert_eq!(refused.to_string(), "the file has no weights named net; it has net.inner, ema");
-        let none = bare(tensors(&["base.cls_token"]), "base.cls_token", &WeightsChoice::Averaged);
+        let none = bare(tensors(&["base.cls_token"]), &["base.cls_token"], &WeightsChoice::Averaged);
         let none = none.expect_err("no average").to_string();
         assert_eq!(none, "the file has no weights named ema; leave the choice of weights empty");
     }

@@ -10,7 +10,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use zip::result::ZipError;
 
-use super::architecture::{Architecture, FeaturePoint};
+use super::family::{Architecture, Family, FeaturePoint};
 use super::tensors::{HostTensor, NamedTensors};
 use crate::durable::write_folder;
 
@@ -21,11 +21,9 @@ const FORMAT: u32 = 1;
 pub(super) const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 pub(super) const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
-/// `model.toml`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What a folder says of its model.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Description {
-    format: u32,
     /// 64 hexadecimal digits; the tensors are checked against it when they are read.
     pub digest: String,
     pub feature_point: FeaturePoint,
@@ -34,19 +32,38 @@ pub struct Description {
     pub architecture: Architecture,
 }
 
-impl Description {
-    pub fn new(
-        digest: String,
-        feature_point: FeaturePoint,
-        source: String,
-        architecture: Architecture,
-    ) -> Self {
-        Self { format: FORMAT, digest, feature_point, source, architecture }
-    }
+/// `model.toml`, whose architecture is read by its family.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written<A> {
+    format: u32,
+    digest: String,
+    feature_point: FeaturePoint,
+    source: String,
+    #[serde(default, skip_serializing_if = "Family::is_default")]
+    family: Family,
+    architecture: A,
+}
 
+impl Description {
     /// As it is written to disk.
     pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a description is a table")
+        let Self { digest, feature_point, source, architecture } = self;
+        let written = Written {
+            format: FORMAT,
+            digest: digest.clone(),
+            feature_point: *feature_point,
+            source: source.clone(),
+            family: architecture.family(),
+            architecture,
+        };
+        toml::to_string(&written).expect("a description is a table")
+    }
+
+    fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
+        let Written { digest, feature_point, source, family, .. } =
+            toml::from_str::<Written<toml::Table>>(text)?;
+        Ok(Self { digest, feature_point, source, architecture: family.architecture_in(text)? })
     }
 }
 
@@ -116,7 +133,7 @@ pub(super) fn parse_description(path: &Path, bytes: &[u8]) -> Result<Description
     if format != FORMAT {
         return Err(NativeError::Format { path: path.to_owned(), found: format });
     }
-    toml::from_str(&text).map_err(malformed)
+    Description::from_toml(&text).map_err(malformed)
 }
 
 /// The part of a description that every format has.

@@ -2,12 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::architecture::{Architecture, ArchitectureError, ArchitectureHints, FeaturePoint};
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
 use super::digest::digest;
+use super::family::{Architecture, ArchitectureError, ArchitectureHints, Family, FeaturePoint};
+use super::misfits::Misfits;
 use super::native::{self, Description, NativeError};
 use super::packed;
-use super::rules::{self, Misfits};
+use super::rules;
+use super::start::BareVit;
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::WeightsChoice;
 use crate::embedding::ModelDigest;
@@ -47,11 +49,8 @@ enum Cause {
     Native(#[from] NativeError),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
-    #[error(
-        "it is a ViT without the parts of a TransOSS (it has cls_token where a TransOSS has base.cls_token), which \
-         cannot be served; a run can start from it with start.from = \"imagenet\""
-    )]
-    BareVit,
+    #[error("{0}, which cannot be served; a run can start from it with start.from = \"imagenet\"")]
+    BareVit(BareVit),
     #[error("{cause}; its names are {names}")]
     OtherNames { cause: ArchitectureError, names: String },
     #[error(transparent)]
@@ -93,17 +92,22 @@ impl OpenModel {
         opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
     }
 
+    /// What a folder with this model says of it; `source` says where it came from.
+    pub fn description(&self, source: &str) -> Description {
+        Description {
+            digest: self.digest.to_string(),
+            feature_point: self.feature_point,
+            source: source.to_owned(),
+            architecture: self.architecture,
+        }
+    }
+
     /// Writes the model as a folder of ours; `source` says where it came from.
     ///
     /// # Errors
     /// The folder exists already or cannot be written.
     pub fn save(&self, folder: &Path, source: &str) -> Result<(), NativeError> {
-        let description = Description::new(
-            self.digest.to_string(),
-            self.feature_point,
-            source.to_owned(),
-            self.architecture,
-        );
+        let description = self.description(source);
         native::write(folder, &description, &self.tensors)
     }
 }
@@ -121,7 +125,7 @@ fn check((description, tensors): (Description, NamedTensors)) -> Result<OpenMode
 }
 
 fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Cause> {
-    let expected = Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice: &hints.weights };
+    let expected = Expected { first: rules::WRAPPERS, anchors: &Family::anchors(), choice: &hints.weights };
     let Checkpoint { tensors, origin } = Checkpoint::read(path, &expected)?;
     let architecture =
         Architecture::infer(&tensors, &hints.architecture).map_err(|cause| unknown(cause, &tensors))?;
@@ -132,12 +136,12 @@ fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Ca
     Ok((OpenModel::new(architecture, hints.feature_point, tensors), origin))
 }
 
-/// Why tensors that lack one which every TransOSS has are none of a TransOSS.
+/// Why tensors that lack one which every model of a family has are none of that family.
 fn unknown(cause: ArchitectureError, tensors: &NamedTensors) -> Cause {
     match cause {
         ArchitectureError::Absent(name, _) if !tensors.contains_key(name) => {
-            if tensors.contains_key(name.trim_start_matches("base.")) {
-                return Cause::BareVit;
+            if let Some(vit) = BareVit::of(tensors, Family::default()) {
+                return Cause::BareVit(vit);
             }
             let names = tensors.keys().take(LISTED_MAX).map(|name| printable(name));
             Cause::OtherNames { cause, names: names.collect::<Vec<_>>().join(", ") }

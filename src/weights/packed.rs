@@ -98,13 +98,14 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::weights::architecture::{Architecture, FeaturePoint};
+    use crate::weights::family::FeaturePoint;
+    use crate::weights::family::transoss::TransOssArchitecture;
     use crate::weights::golden;
     use crate::weights::open::{Hints, OpenModel};
     use crate::weights::seed::seeded;
 
     fn model() -> OpenModel {
-        let architecture = Architecture { classes: 0, ..golden::MICRO };
+        let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
         OpenModel::new(architecture, FeaturePoint::AfterNeck, seeded(&architecture, 3))
     }
 

@@ -1,55 +1,36 @@
 //! Which tensors of a checkpoint a model takes: strictly to serve, more freely to start a fine-tune.
 
-use std::collections::BTreeMap;
-use std::fmt;
-
-use super::architecture::{Architecture, is_unused_in_serving};
+use super::family::Architecture;
 use super::fit::{Fit, Reason, Untaken};
-use super::tensors::{HostTensor, NamedTensors, printable};
+use super::misfits::Misfits;
+use super::tensors::{HostTensor, NamedTensors};
 
 /// The key under which a whole-model checkpoint holds its tensors first of all.
 pub const WRAPPERS: &[&str] = &["state_dict"];
 
-/// Counts the steps of the neck's training. Nothing reads it in serving, and old or converted checkpoints lack it.
-const STEPS: &str = "bottleneck.num_batches_tracked";
-
-/// Names of each kind that an error message lists before it only counts.
-const LISTED_MAX: usize = 8;
-
-/// A tensor of another shape than the model's.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misshapen {
-    pub name: String,
-    pub expected: Vec<usize>,
-    pub found: Vec<usize>,
-}
-
-/// Everything about a checkpoint that keeps a model from taking it; its message names the first of each kind.
-#[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
-pub struct Misfits {
-    pub missing: Vec<String>,
-    pub unexpected: Vec<String>,
-    pub misshapen: Vec<Misshapen>,
-    /// Tensors with a value that is infinite or no number.
-    pub not_finite: Vec<String>,
-}
+/// A BatchNorm counts the steps of its training. Nothing reads it in serving, and old or converted checkpoints lack it.
+pub(super) const STEPS: &str = "num_batches_tracked";
 
 /// The tensors of a checkpoint that a served model has; `base.fc.*` and whatever else is not read may be absent,
-/// of another shape or unknown, and is then left out. A neck without its count of steps has taken none.
+/// of another shape or unknown, and is then left out. A BatchNorm without its count of steps has taken none.
 ///
 /// # Errors
 /// All other missing, unexpected, misshapen and non-finite tensors, in one.
 pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
     let expected = architecture.expected_tensors();
-    if tensors.get(STEPS).is_none_or(|steps| !steps.shape.is_empty()) {
-        tensors.insert(STEPS.to_owned(), HostTensor { shape: vec![], values: vec![0.0] });
+    for counter in expected.keys().filter(|name| name.ends_with(STEPS)) {
+        if tensors.get(counter).is_none_or(|steps| !steps.shape.is_empty()) {
+            tensors.insert(counter.clone(), HostTensor { shape: vec![], values: vec![0.0] });
+        }
     }
-    tensors.retain(|name, tensor| !is_unused_in_serving(name) || expected.get(name) == Some(&tensor.shape));
+    tensors.retain(|name, tensor| {
+        !architecture.is_unused_in_serving(name) || expected.get(name) == Some(&tensor.shape)
+    });
     let mut misfits = Misfits::default();
     for (name, shape) in &expected {
         match tensors.get(name) {
             Some(tensor) => misfits.compare(name, shape, tensor),
-            None if is_unused_in_serving(name) => {}
+            None if architecture.is_unused_in_serving(name) => {}
             None => misfits.missing.push(name.clone()),
         }
     }
@@ -57,16 +38,17 @@ pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Re
     misfits.none_or(tensors)
 }
 
-/// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` but the classifier's replaces
-/// the one in `initial`, and what the checkpoint lacks keeps its initial values.
-///
-/// `base.fc.*`, which no model here has, is passed over as well.
+/// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` but the heads replaces the one in
+/// `initial`, and what the checkpoint lacks keeps its initial values.
 ///
 /// # Errors
 /// All names that `initial` lacks and all shapes that differ; `initial` is then unchanged.
-pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> Result<Fit, Misfits> {
-    let is_head = |name: &str| name.starts_with("classifier") || name.starts_with("base.fc.");
-    let heads = checkpoint.extract_if(.., |name, _| is_head(name));
+pub fn start_from(
+    initial: &mut NamedTensors,
+    architecture: &Architecture,
+    mut checkpoint: NamedTensors,
+) -> Result<Fit, Misfits> {
+    let heads = checkpoint.extract_if(.., |name, _| architecture.is_head(name));
     let untaken = heads
         .map(|(name, tensor)| Untaken {
             expected: initial.get(&name).map(|own| own.shape.clone()),
@@ -83,71 +65,15 @@ pub fn start_from(initial: &mut NamedTensors, mut checkpoint: NamedTensors) -> R
         }
     }
     let checkpoint = misfits.none_or(checkpoint)?;
-    Ok(Fit::overlay(initial, checkpoint, untaken))
-}
-
-impl Misfits {
-    /// Says of missing tensors what a checkpoint has in their place.
-    pub fn explain(&mut self, unread: &BTreeMap<String, &str>) {
-        for name in &mut self.missing {
-            if let Some(kind) = unread.get(name) {
-                *name = format!("{name} (it is {kind}, which is not read)");
-            }
-        }
-    }
-
-    pub(super) fn compare(&mut self, name: &str, expected: &[usize], tensor: &HostTensor) {
-        if tensor.shape != expected {
-            let (expected, found) = (expected.to_vec(), tensor.shape.clone());
-            self.misshapen.push(Misshapen { name: name.to_owned(), expected, found });
-        } else if !tensor.values.iter().all(|value| value.is_finite()) {
-            self.not_finite.push(name.to_owned());
-        }
-    }
-
-    fn none_or<T>(self, value: T) -> Result<T, Self> {
-        if self == Self::default() { Ok(value) } else { Err(self) }
-    }
-}
-
-impl fmt::Display for Misfits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "the checkpoint does not fit the model: ";
-        for (what, names) in [
-            ("missing", listed(self.missing.iter().map(|name| printable(name)))),
-            ("unexpected", listed(self.unexpected.iter().map(|name| printable(name)))),
-            ("misshapen", listed(self.misshapen.iter().map(ToString::to_string))),
-            ("not finite", listed(self.not_finite.iter().map(|name| printable(name)))),
-        ] {
-            if let Some(names) = names {
-                write!(f, "{separator}{what} {names}")?;
-                separator = "; ";
-            }
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for Misshapen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {:?} instead of {:?}", printable(&self.name), self.found, self.expected)
-    }
-}
-
-fn listed(items: impl ExactSizeIterator<Item = String>) -> Option<String> {
-    let count = items.len();
-    let names: Vec<String> = items.take(LISTED_MAX).collect();
-    match count.saturating_sub(LISTED_MAX) {
-        _ if names.is_empty() => None,
-        0 => Some(names.join(", ")),
-        more => Some(format!("{} and {more} more", names.join(", "))),
-    }
+    Ok(Fit::overlay(initial, architecture.block_prefix(), checkpoint, untaken))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::weights::checkpoint::{Checkpoint, Expected};
+    use crate::weights::family::transoss::TransOssArchitecture;
+    use crate::weights::family::{Family, FamilyArchitecture as _};
     use crate::weights::golden::{self, MICRO};
     use crate::weights::wrapper::WeightsChoice;
 
@@ -161,13 +87,17 @@ mod tests {
 
     #[test]
     fn every_recorded_layout_serves_the_same_tensors() {
-        let served = for_serving(&MICRO, micro()).expect("its own tensors");
+        let served = for_serving(&MICRO.into(), micro()).expect("its own tensors");
         assert!(served.keys().eq(MICRO.expected_tensors().keys()));
         for name in ["ckpt_plain.pth", "ckpt_wrapped.pth", "ckpt_ddp.pth"] {
             let expected =
-                Expected { first: WRAPPERS, anchor: "base.cls_token", choice: &WeightsChoice::Own };
+                Expected { first: WRAPPERS, anchors: &Family::anchors(), choice: &WeightsChoice::Own };
             let checkpoint = Checkpoint::read(&golden::path(name), &expected).expect("a checkpoint");
-            assert_eq!(for_serving(&MICRO, checkpoint.tensors).expect("the micro model"), served, "{name}");
+            assert_eq!(
+                for_serving(&MICRO.into(), checkpoint.tensors).expect("the micro model"),
+                served,
+                "{name}"
+            );
         }
     }
 
@@ -177,9 +107,9 @@ mod tests {
         tensors.insert("classifier.weight".to_owned(), zeros(&[77, 16]));
         tensors.insert("classifier.bias".to_owned(), zeros(&[77]));
         tensors.insert("logit_scale".to_owned(), zeros(&[1]));
-        let served = for_serving(&MICRO, tensors).expect("another classifier");
-        assert!(!served.keys().any(|name| is_unused_in_serving(name)));
-        let bare = for_serving(&MICRO, served.clone()).expect("no classifier");
+        let served = for_serving(&MICRO.into(), tensors).expect("another classifier");
+        assert!(!served.keys().any(|name| MICRO.is_unused_in_serving(name)));
+        let bare = for_serving(&MICRO.into(), served.clone()).expect("no classifier");
         assert_eq!(bare, served);
     }
 
@@ -193,7 +123,7 @@ mod tests {
             HostTensor { shape: vec![16], values: vec![f32::NAN; 16] },
         );
         tensors.insert("epoch".to_owned(), zeros(&[]));
-        let misfits = for_serving(&MICRO, tensors).expect_err("four misfits");
+        let misfits = for_serving(&MICRO.into(), tensors).expect_err("four misfits");
         assert_eq!(
             misfits.to_string(),
             "the checkpoint does not fit the model: missing base.cls_token; unexpected epoch; \
@@ -203,15 +133,15 @@ mod tests {
 
     #[test]
     fn a_long_list_ends_in_a_count() {
-        let misfits = for_serving(&MICRO, NamedTensors::new()).expect_err("nothing there");
+        let misfits = for_serving(&MICRO.into(), NamedTensors::new()).expect_err("nothing there");
         assert_eq!(misfits.missing.len(), MICRO.expected_tensors().len() - 3);
         assert!(misfits.to_string().ends_with("base.blocks.0.mlp.fc2.weight and 31 more"), "{misfits}");
     }
 
     #[test]
     fn a_size_token_that_the_architecture_lacks_is_unexpected() {
-        let misfits =
-            for_serving(&Architecture { size_token: false, ..MICRO }, micro()).expect_err("size token");
+        let misfits = for_serving(&TransOssArchitecture { size_token: false, ..MICRO }.into(), micro())
+            .expect_err("size token");
         assert_eq!(
             misfits.unexpected,
             ["base.wh_embed.linear_layer.bias", "base.wh_embed.linear_layer.weight"]
@@ -220,14 +150,15 @@ mod tests {
 
     #[test]
     fn a_neck_without_its_count_of_steps_has_taken_none() {
-        let whole = for_serving(&MICRO, micro()).expect("its own tensors");
+        let steps = "bottleneck.num_batches_tracked";
+        let whole = for_serving(&MICRO.into(), micro()).expect("its own tensors");
         let zero = HostTensor { shape: vec![], values: vec![0.0] };
         for other in [None, Some(HostTensor { shape: vec![1], values: vec![7.0] })] {
             let mut tensors = micro();
-            tensors.remove(STEPS);
-            tensors.extend(other.map(|steps| (STEPS.to_owned(), steps)));
-            let served = for_serving(&MICRO, tensors).expect("nothing that is read is missing");
-            assert_eq!(served[STEPS], zero);
+            tensors.remove(steps);
+            tensors.extend(other.map(|other| (steps.to_owned(), other)));
+            let served = for_serving(&MICRO.into(), tensors).expect("nothing that is read is missing");
+            assert_eq!(served[steps], zero);
             assert!(served.keys().eq(whole.keys()));
         }
     }
@@ -236,7 +167,7 @@ mod tests {
     fn what_is_there_and_not_read_is_said_of_what_is_missing() {
         let mut tensors = micro();
         tensors.remove("base.norm.bias");
-        let mut misfits = for_serving(&MICRO, tensors).expect_err("one is missing");
+        let mut misfits = for_serving(&MICRO.into(), tensors).expect_err("one is missing");
         misfits.explain(&[("base.norm.bias".to_owned(), "a complex64 tensor")].into());
         let text = misfits.to_string();
         assert!(
@@ -252,7 +183,8 @@ mod tests {
         let mut pretrained = micro();
         pretrained.retain(|name, _| !name.starts_with("base.wh_embed."));
         let mut started = initial.clone();
-        let fit = start_from(&mut started, pretrained.clone()).expect("a checkpoint of the same model");
+        let fit = start_from(&mut started, &MICRO.into(), pretrained.clone())
+            .expect("a checkpoint of the same model");
         let kept =
             ["base.wh_embed.linear_layer.bias", "base.wh_embed.linear_layer.weight", "classifier.weight"];
         assert_eq!(fit.kept, kept);
@@ -267,7 +199,7 @@ mod tests {
         pretrained.insert("base.pos_embed".to_owned(), zeros(&[1, 11, 16]));
         pretrained.insert("base.extra".to_owned(), zeros(&[]));
         let mut untouched = initial.clone();
-        let misfits = start_from(&mut untouched, pretrained).expect_err("two misfits");
+        let misfits = start_from(&mut untouched, &MICRO.into(), pretrained).expect_err("two misfits");
         assert_eq!((misfits.unexpected.len(), misfits.misshapen.len()), (1, 1));
         assert_eq!(untouched, initial);
     }

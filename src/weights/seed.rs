@@ -4,73 +4,34 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest as _, Sha256};
 
-use super::architecture::Architecture;
+use super::family::{Architecture, Initial};
 use super::tensors::{HostTensor, NamedTensors};
 
 /// Keeps the streams apart from any other use of the same seed.
 const DOMAIN: &[u8] = b"shipreid initial weights 1";
-/// ln(1 / 0.07), the usual start of a contrastive temperature.
-pub const LOGIT_SCALE: f32 = 2.6592;
 
 /// Share of a normal distribution below the lower cut; the inverse below needs no logarithm inside the cuts.
 const CUT: f64 = 0.02425;
 /// Standard deviation of a unit normal between the two cuts, which lie 1.973 deviations from the middle.
 const CUT_STD: f64 = 0.873_922_942_716_433_8;
 
-/// Starting weights of every tensor of `architecture`.
-///
-/// Class token, modality embedding and size token are truncated normal with deviation 0.02, the classifier with 0.001.
-/// Two things differ from what is usual for a ViT-B, since networks that learn from little and from scratch have to tell
-/// images apart from the first step: the linear layers of the blocks have deviation 1/sqrt(inputs), which keeps the
-/// scale of what passes at every width, and positions have 0.4, as strong as what patches bring, where 0.02 would take
-/// hundreds of steps to matter. The patch convolutions are uniform within 1/sqrt(inputs), torch's default; biases are
-/// zero, norms are one, and the neck has seen nothing. Each tensor has its own stream, from seed and name.
+/// Starting weights of every tensor of `architecture`, as its family has them. Each tensor has its own stream, from seed
+/// and name.
 pub fn seeded(architecture: &Architecture, seed: u64) -> NamedTensors {
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
-        let values = values(start(&name, &shape, architecture), count, stream(&name, seed));
+        let values = values(architecture.initial(&name, &shape), count, stream(&name, seed));
         (name, HostTensor { shape, values })
     };
     architecture.expected_tensors().into_iter().map(tensor).collect()
 }
 
-/// How a tensor starts.
-enum Start {
-    Constant(f32),
-    /// Within plus and minus the bound.
-    Uniform(f64),
-    /// With this standard deviation.
-    Normal(f64),
-}
-
-fn start(name: &str, shape: &[usize], architecture: &Architecture) -> Start {
-    let is_norm = name.contains("norm") || name.starts_with("bottleneck.");
-    if name == "logit_scale" {
-        Start::Constant(LOGIT_SCALE)
-    } else if name.contains("patch_embed") {
-        let inputs = 3 * architecture.patch * architecture.patch;
-        Start::Uniform(1.0 / (inputs as f64).sqrt())
-    } else if name.ends_with(".running_var") || (is_norm && name.ends_with(".weight")) {
-        Start::Constant(1.0)
-    } else if is_norm || name.ends_with(".bias") {
-        Start::Constant(0.0)
-    } else if name.starts_with("classifier.") {
-        Start::Normal(0.001)
-    } else if name == "base.pos_embed" {
-        Start::Normal(0.4)
-    } else if let (true, [_, inputs]) = (name.contains(".blocks."), shape) {
-        Start::Normal(1.0 / (*inputs as f64).sqrt())
-    } else {
-        Start::Normal(0.02)
-    }
-}
-
-fn values(start: Start, count: usize, mut stream: ChaCha8Rng) -> Vec<f32> {
+fn values(initial: Initial, count: usize, mut stream: ChaCha8Rng) -> Vec<f32> {
     let mut draw = |value: &dyn Fn(f64) -> f64| (0..count).map(|_| value(unit(&mut stream)) as f32).collect();
-    match start {
-        Start::Constant(value) => vec![value; count],
-        Start::Uniform(bound) => draw(&|unit| (2.0 * unit - 1.0) * bound),
-        Start::Normal(std) => draw(&|unit| truncated_normal(unit) * std),
+    match initial {
+        Initial::Constant(value) => vec![value; count],
+        Initial::Uniform(bound) => draw(&|unit| (2.0 * unit - 1.0) * bound),
+        Initial::Normal(std) => draw(&|unit| truncated_normal(unit) * std),
     }
 }
 
@@ -117,7 +78,10 @@ fn truncated_normal(unit: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::weights::family::transoss::TransOssArchitecture;
     use crate::weights::rules::for_serving;
+
+    const SMALL: TransOssArchitecture = TransOssArchitecture::small();
 
     fn moments(values: &[f32]) -> (f64, f64, f32) {
         let count = values.len() as f64;
@@ -128,25 +92,25 @@ mod tests {
 
     #[test]
     fn seeded_weights_are_a_whole_model() {
-        let architecture = Architecture { classes: 50, ..Architecture::small() };
+        let architecture = TransOssArchitecture { classes: 50, ..SMALL }.into();
         let tensors = seeded(&architecture, 1);
         assert_eq!(for_serving(&architecture, tensors.clone()).as_ref(), Ok(&tensors));
     }
 
     #[test]
     fn a_tensor_depends_on_seed_and_name_alone() {
-        let small = seeded(&Architecture::small(), 1);
-        let deeper = seeded(&Architecture { depth: 5, size_token: false, ..Architecture::small() }, 1);
+        let small = seeded(&SMALL.into(), 1);
+        let deeper = seeded(&TransOssArchitecture { depth: 5, size_token: false, ..SMALL }.into(), 1);
         let shared = small.iter().filter(|(name, _)| deeper.contains_key(*name));
         shared.for_each(|(name, tensor)| assert_eq!(tensor, &deeper[name], "{name}"));
-        let other = seeded(&Architecture::small(), 2);
+        let other = seeded(&SMALL.into(), 2);
         assert_ne!(small["base.cls_token"], other["base.cls_token"]);
         assert_ne!(small["base.blocks.0.attn.proj.weight"], small["base.blocks.1.attn.proj.weight"]);
     }
 
     #[test]
     fn the_numbers_of_a_seed_stay_the_same() {
-        let tensors = seeded(&Architecture::small(), 1);
+        let tensors = seeded(&SMALL.into(), 1);
         let first = |name: &str| tensors[name].values[..2].to_vec();
         assert_eq!(first("base.cls_token"), [0.016_937_537, -0.021_828_678]);
         assert_eq!(first("base.patch_embed.proj.weight"), [-0.020_359_801, -0.027_755_15]);
@@ -154,7 +118,7 @@ mod tests {
 
     #[test]
     fn weights_spread_as_announced() {
-        let tensors = seeded(&Architecture { classes: 500, ..Architecture::small() }, 3);
+        let tensors = seeded(&TransOssArchitecture { classes: 500, ..SMALL }.into(), 3);
         let check = |name: &str, std: f64, bound: f64| {
             let (mean, found, most) = moments(&tensors[name].values);
             assert!(mean.abs() < std / 50.0, "{name}: mean {mean}");

@@ -2,17 +2,22 @@
 
 use std::path::Path;
 
-use super::architecture::Architecture;
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
+use super::family::{Architecture, Family};
 use super::fit::{Blocks, Fit, Reason, Untaken};
-use super::imagenet;
+use super::misfits::Misfits;
 use super::names::bare;
 use super::native::{self, NativeError};
 use super::packed;
-use super::rules::{self, Misfits};
+use super::rules;
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::WeightsChoice;
 
+/// Keys under which a ViT that was trained on ImageNet holds its tensors first of all, the outermost first.
+pub const VIT_WRAPPERS: &[&str] = &["model", "state_dict"];
+/// A tensor that every ViT has, and every name of its blocks begins with.
+const VIT_ANCHOR: &str = "cls_token";
+const VIT_BLOCKS: &str = "blocks.";
 /// Names of a checkpoint that an error message lists.
 const LISTED_MAX: usize = 4;
 /// Bytes of a line of a report, but for its last item.
@@ -23,7 +28,7 @@ const LINE_BYTES_MAX: usize = 2000;
 pub enum Kind {
     /// A ViT that was trained on ImageNet: heads are left out, positions are resized.
     Imagenet,
-    /// A TransOSS, of which everything but the classifier is taken as it is.
+    /// A model of the same family, of which everything but its heads is taken as it is.
     Model,
 }
 
@@ -43,11 +48,8 @@ pub enum StartError {
     Native(#[from] NativeError),
     #[error(transparent)]
     Misfits(#[from] Misfits),
-    #[error(
-        "it is a ViT without the parts of a TransOSS (it has cls_token where a TransOSS has base.cls_token): \
-         start.from = \"imagenet\" takes it"
-    )]
-    BareVit,
+    #[error("{0}: start.from = \"imagenet\" takes it")]
+    BareVit(BareVit),
     #[error(
         "no block of the network fits, so that the run would start from random weights: {example}; choose the \
          model.preset that it was made for, or another starting point"
@@ -58,6 +60,22 @@ pub enum StartError {
          weights; its names are {names}"
     )]
     NoBlocks { names: String },
+}
+
+/// A ViT where a model of a family is wanted.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "it is a ViT without the parts of a {} (it has {VIT_ANCHOR} where a {} has {})",
+    .0.title(), .0.title(), .0.anchor()
+)]
+pub struct BareVit(Family);
+
+impl BareVit {
+    /// What these tensors are, if they are that.
+    pub(super) fn of(tensors: &NamedTensors, wanted: Family) -> Option<Self> {
+        let is_bare = tensors.contains_key(VIT_ANCHOR) && !tensors.contains_key(wanted.anchor());
+        is_bare.then_some(Self(wanted))
+    }
 }
 
 impl StartingPoint {
@@ -72,22 +90,24 @@ impl StartingPoint {
         path: &Path,
         (kind, choice): (Kind, &WeightsChoice),
     ) -> Result<Self, StartError> {
-        let expected = match kind {
-            Kind::Imagenet => Expected { first: imagenet::WRAPPERS, anchor: "cls_token", choice },
-            Kind::Model => Expected { first: rules::WRAPPERS, anchor: "base.cls_token", choice },
+        let family = architecture.family();
+        let (first, anchor) = match kind {
+            Kind::Imagenet => (VIT_WRAPPERS, VIT_ANCHOR),
+            Kind::Model => (rules::WRAPPERS, family.anchor()),
         };
-        let Checkpoint { tensors, origin } = read(path, &expected)?;
-        if kind == Kind::Model && !tensors.contains_key("base.cls_token") && tensors.contains_key("cls_token")
+        let Checkpoint { tensors, origin } = read(path, &Expected { first, anchors: &[anchor], choice })?;
+        if kind == Kind::Model
+            && let Some(vit) = BareVit::of(&tensors, family)
         {
-            return Err(StartError::BareVit);
+            return Err(StartError::BareVit(vit));
         }
         let names: Vec<String> = tensors.keys().map(|name| printable(name)).collect();
         let mut fit = match kind {
-            Kind::Imagenet => imagenet::initialise(initial, architecture, tensors)?,
-            Kind::Model => rules::start_from(initial, tensors)?,
+            Kind::Imagenet => architecture.start_from_vit(initial, tensors)?,
+            Kind::Model => rules::start_from(initial, architecture, tensors)?,
         };
         if let Blocks { touched: 0, of: 1.., .. } = fit.blocks {
-            return Err(no_block(&fit, &names));
+            return Err(no_block(architecture, &fit, &names));
         }
         fit.untaken.extend(left(&origin));
         fit.untaken.sort();
@@ -123,7 +143,7 @@ fn read(path: &Path, expected: &Expected) -> Result<Checkpoint, StartError> {
         return Ok(Checkpoint::read(path, expected)?);
     };
     let (tensors, naming) =
-        bare(tensors, expected.anchor, &WeightsChoice::Own).map_err(CheckpointError::from)?;
+        bare(tensors, expected.anchors, &WeightsChoice::Own).map_err(CheckpointError::from)?;
     Ok(Checkpoint { tensors, origin: Origin { naming, ..Origin::default() } })
 }
 
@@ -159,8 +179,8 @@ fn in_lines(head: &str, items: impl Iterator<Item = String>) -> Vec<String> {
     lines
 }
 
-fn no_block(fit: &Fit, names: &[String]) -> StartError {
-    let is_block = |name: &str| name.trim_start_matches("base.").starts_with("blocks.");
+fn no_block(architecture: &Architecture, fit: &Fit, names: &[String]) -> StartError {
+    let is_block = |name: &str| name.starts_with(architecture.block_prefix()) || name.starts_with(VIT_BLOCKS);
     match fit.untaken.iter().find(|tensor| is_block(&tensor.name)) {
         Some(tensor) => StartError::NoBlockFits { example: tensor.to_string() },
         None => {

@@ -11,7 +11,8 @@ use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::ModelDigest;
 use shipreid::encoder::{Batch, Encoder, EncoderFactory, Health, ModelCard, PixelProjection};
 use shipreid::registry::{Provenance, Registry, RegistryLimits};
-use shipreid::weights::architecture::{Architecture, FeaturePoint};
+use shipreid::weights::family::FeaturePoint;
+use shipreid::weights::family::transoss::TransOssArchitecture;
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::seed::seeded;
 use shipreid::wire::embed_result::Outcome;
@@ -32,7 +33,8 @@ const IMAGE: &str = "0001_a_33x97_RGB.tif";
 
 /// Models that differ in nothing but their seed.
 fn model(seed: u64) -> OpenModel {
-    let small = Architecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..Architecture::vit_base() };
+    let vit = TransOssArchitecture::vit_base();
+    let small = TransOssArchitecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..vit }.into();
     OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, seed))
 }
 
@@ -96,7 +98,7 @@ fn request() -> EmbedRequest {
 fn expected(digest: ModelDigest) -> Vec<f32> {
     let view = View::plain(Modality::Optical);
     let limits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
-    let chips = vec![prepare(&fixture(IMAGE), &view, SIZE, &limits).unwrap().chip];
+    let chips = vec![prepare(&fixture(IMAGE), &view, SIZE, &limits).unwrap().chip.into()];
     projection(digest).forward(&Batch { model: digest, chips }).unwrap().remove(0).into_vec()
 }
 

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use shipreid::chip::Modality;
 use shipreid::client::{Client, chip, modality_of_name};
 use shipreid::synth::{self, SynthPlan};
-use shipreid::weights::architecture::Architecture;
+use shipreid::weights::family::{Family, Preset};
 use shipreid::weights::native::tensor_bytes;
 use shipreid::weights::seed::seeded;
 use shipreid::weights::tensors::{HostTensor, NamedTensors};
@@ -88,7 +88,7 @@ impl Place {
 
     /// The same from a ViT that lacks a tensor of its last block and has a head.
     fn config_from_a_vit(&self, validation_epochs: u32) -> String {
-        let mut vit: NamedTensors = seeded(&Architecture::tiny(), 7)
+        let mut vit: NamedTensors = seeded(&Family::default().preset(Preset::Tiny), 7)
             .into_iter()
             .filter(|(name, _)| !name.contains("_embed") && !name.contains(".3.norm1.bias"))
             .filter_map(|(name, tensor)| Some((format!("model.{}", name.strip_prefix("base.")?), tensor)))

@@ -9,8 +9,9 @@ use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
 use super::{CanaryError, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
-use crate::chip::{Chip, ChipSize};
+use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
+use crate::encoder::EncoderInput;
 use crate::encoder::canary::CanaryOutcome;
 use crate::encoder::order::{Desk, Order};
 use crate::encoder::predict::BatchTime;
@@ -55,7 +56,7 @@ impl Phase {
 
 /// A chip in the queue, and where its answer goes.
 pub struct Waiting {
-    pub chip: Chip,
+    pub chip: EncoderInput,
     pub since: Instant,
     pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
     /// Of the wait; what follows is linked to it.

@@ -4,7 +4,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::chip::{ImageLimits, Modality};
+use crate::chip::{Chip, ImageLimits, Modality};
 use crate::encoder::{
     Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, Pipeline,
     Refusal, Residency, ResidencySettings, keep_canaries,
@@ -88,7 +88,7 @@ impl Bench {
             tenant: "t".into(),
             priority: Priority::Interactive,
             deadline,
-            chip: Chip::new(vec![0; 12], SIZE, Modality::Sar, [0.0; 3]),
+            chip: Chip::new(vec![0; 12], SIZE, Modality::Sar, [0.0; 3]).into(),
         };
         tokio::spawn(async move { queue.encode(job).await })
     }

@@ -69,7 +69,7 @@ fn source_chip() -> SourceChip {
 fn expected(number: u8) -> Embedding {
     let source = source_chip();
     let chip = chip::prepare(&source.image, &source.view, SIZE, &LIMITS).expect("recorded").chip;
-    let batch = Batch { model: digest(number), chips: vec![chip] };
+    let batch = Batch { model: digest(number), chips: vec![chip.into()] };
     PixelProjection::new(DIMENSION, number.into()).forward(&batch).expect("embeddings").remove(0)
 }
 

@@ -2,17 +2,18 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Choice, Features, Input, Mode, Tensors, TransOss, drop_path};
+use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path};
 use crate::arithmetic::{Kernel, Precision};
 use crate::chip::{ChipSize, Modality};
-use crate::model::{Device, on_host, upload};
+use crate::model::{self, Device, Features, on_host, upload};
 use crate::processor::Processor;
-use crate::weights::architecture::{Architecture, ArchitectureHints};
+use crate::weights::family::ArchitectureHints;
+use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::golden::{self, Inputs, MICRO};
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::tensors::{HostTensor, NamedTensors};
 
-const TINY: Architecture = Architecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
+const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
 
 /// A recorded batch.
 struct Rows {
@@ -59,20 +60,20 @@ fn check_features(what: &str, found: &Features, recorded: &NamedTensors, prefix:
 }
 
 /// Variants of set a: name, architecture, weights.
-fn variants() -> Vec<(&'static str, Architecture, NamedTensors)> {
+fn variants() -> Vec<(&'static str, TransOssArchitecture, NamedTensors)> {
     let mut tensors = golden::tensors("tiny_weights");
     let overlapping = tensors.remove("stride12.base.pos_embed").expect("recorded");
     let mut stride12 = tensors.clone();
     stride12.insert("base.pos_embed".into(), overlapping);
     vec![
         ("sse16", TINY, tensors.clone()),
-        ("nosse16", Architecture { size_token: false, ..TINY }, tensors.clone()),
-        ("sse12", Architecture { stride: 12, ..TINY }, stride12),
-        ("nomie16", Architecture { modality_embedding: false, ..TINY }, tensors),
+        ("nosse16", TransOssArchitecture { size_token: false, ..TINY }, tensors.clone()),
+        ("sse12", TransOssArchitecture { stride: 12, ..TINY }, stride12),
+        ("nomie16", TransOssArchitecture { modality_embedding: false, ..TINY }, tensors),
     ]
 }
 
-fn network(architecture: &Architecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
+fn network(architecture: &TransOssArchitecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
     TransOss::new(architecture, &all_on_cpu(tensors), &Choice::only(kernel, 8))
 }
 
@@ -141,7 +142,8 @@ fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
     for path in recordings.iter().chain(&cases) {
         let hints = Hints { architecture, ..Hints::default() };
         let model = OpenModel::open(path, &hints).expect("recorded");
-        let network = network(&model.architecture, &model.tensors, Kernel::Aten);
+        let tensors = all_on_cpu(&model.tensors);
+        let network = model::network(&model.architecture, &tensors, &Choice::only(Kernel::Aten, 8));
         let found = network.forward(&rows(&all).input(), Mode::Evaluate);
         check_features(&path.display().to_string(), &found, &recorded, "", 2e-5);
     }
@@ -200,7 +202,7 @@ fn every_kernel_of_this_processor_points_in_bf16_where_f32_does() {
 
 /// Features before the neck, in bf16 up to there.
 fn before_neck_in_bf16(
-    architecture: &Architecture,
+    architecture: &TransOssArchitecture,
     tensors: &NamedTensors,
     kernel: Kernel,
     rows: &Rows,

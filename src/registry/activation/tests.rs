@@ -11,7 +11,8 @@ use crate::encoder::{
     ResidencySettings,
 };
 use crate::registry::{Preset, Provenance, RegistryLimits};
-use crate::weights::architecture::{Architecture, FeaturePoint};
+use crate::weights::family::FeaturePoint;
+use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::{golden, native, seed::seeded};
 
 const BYTES: u64 = 100;
@@ -25,7 +26,7 @@ struct Bench {
 }
 
 fn model(seed: u64) -> OpenModel {
-    let architecture = Architecture { classes: 0, ..golden::MICRO };
+    let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
     OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
 }
 
@@ -34,8 +35,9 @@ fn digest(seed: u64) -> ModelDigest {
 }
 
 fn loaded(model: &OpenModel) -> LoadedModel {
-    let dimension = model.architecture.embed_dim;
-    let card = ModelCard { digest: model.digest, dimension, chip_size: model.architecture.image };
+    let dimension = model.architecture.embed_dim();
+    let card =
+        ModelCard { digest: model.digest, dimension, chip_size: model.architecture.preprocessing().size };
     let factory: EncoderFactory =
         Arc::new(move |_| Ok(Box::new(PixelProjection::new(dimension, 1)) as Box<dyn Encoder>));
     LoadedModel { card, factory, workers: 1, bytes: BYTES }

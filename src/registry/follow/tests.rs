@@ -18,7 +18,8 @@ use crate::gallery::{
     Observation, QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
 };
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
-use crate::weights::architecture::{Architecture, FeaturePoint};
+use crate::weights::family::FeaturePoint;
+use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::open::OpenModel;
 use crate::weights::{golden, seed::seeded};
 
@@ -28,7 +29,8 @@ const DIMENSIONS: [usize; 3] = [16, 32, 48];
 
 fn model(seed: usize) -> OpenModel {
     let architecture =
-        Architecture { embed_dim: DIMENSIONS[seed], heads: 2, depth: 1, classes: 0, ..golden::MICRO };
+        TransOssArchitecture { embed_dim: DIMENSIONS[seed], heads: 2, depth: 1, classes: 0, ..golden::MICRO }
+            .into();
     OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed as u64))
 }
 
@@ -55,8 +57,9 @@ impl Encoder for Gated {
 }
 
 fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
-    let dimension = model.architecture.embed_dim;
-    let card = ModelCard { digest: model.digest, dimension, chip_size: model.architecture.image };
+    let dimension = model.architecture.embed_dim();
+    let card =
+        ModelCard { digest: model.digest, dimension, chip_size: model.architecture.preprocessing().size };
     let gate = if model.digest == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
     let factory: EncoderFactory = Arc::new(move |_| {
         let projection = PixelProjection::new(dimension, dimension as u64);
@@ -168,7 +171,7 @@ fn chip(number: u8) -> SourceChip {
 /// What model `seed` makes of a chip.
 fn embedding(seed: usize, chip: &SourceChip) -> Embedding {
     let size = golden::MICRO.image;
-    let chips = vec![prepare(&chip.image, &chip.view, size, &LIMITS).expect("decodable").chip];
+    let chips = vec![prepare(&chip.image, &chip.view, size, &LIMITS).expect("decodable").chip.into()];
     let dimension = DIMENSIONS[seed];
     let mut projection = PixelProjection::new(dimension, dimension as u64);
     projection.forward(&Batch { model: digest(seed), chips }).expect("embeddings").remove(0)

@@ -8,7 +8,7 @@ use super::bounded_text;
 use crate::chip::ChipSize;
 use crate::encoder::ModelCard;
 use crate::registry::{Condition, Evaluation, Facts, StoredModel};
-use crate::weights::architecture::{ArchitectureHints, FeaturePoint};
+use crate::weights::family::{ArchitectureHints, FeaturePoint};
 use crate::weights::open::Hints;
 use crate::weights::wrapper::WeightsChoice;
 use crate::wire;
@@ -84,10 +84,11 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
     let Facts { architecture, provenance } = facts;
+    let chip_size = architecture.preprocessing().size;
     wire::Model {
-        dimension: number(architecture.embed_dim),
-        image_height: number(architecture.image.height),
-        image_width: number(architecture.image.width),
+        dimension: number(architecture.embed_dim()),
+        image_height: number(chip_size.height),
+        image_width: number(chip_size.width),
         parameters_millions: u32::try_from(architecture.parameters().div_ceil(1_000_000)).unwrap_or(u32::MAX),
         origin: provenance.origin.clone(),
         parent_digest: provenance.parent.map(|parent| parent.to_string()).unwrap_or_default(),
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
     use crate::embedding::ModelDigest;
     use crate::registry::Provenance;
-    use crate::weights::architecture::Architecture;
+    use crate::weights::family::{Family, Preset};
 
     #[test]
     fn a_training_is_told_to_its_tenant_and_to_an_admin_alone() {
@@ -133,7 +134,7 @@ mod tests {
             digest: ModelDigest::new([1; 32]),
             bytes: 1,
             condition: Condition::Intact(Box::new(Facts {
-                architecture: Architecture::tiny(),
+                architecture: Family::default().preset(Preset::Tiny),
                 provenance: Provenance {
                     tenant: tenant.map(str::to_owned),
                     configuration: configuration.map(str::to_owned),

@@ -121,3 +121,14 @@ fn a_setting_wins_over_the_file() {
     check("seed.deep=1", "is in no section");
     check("schedule.epochs=many", "invalid type");
 }
+
+#[test]
+fn a_model_family_is_refused_by_name_and_the_default_one_is_left_out() {
+    let text = shipped("hoss_transoss.toml");
+    let read = |family: &str| TrainConfig::read(&text, &[format!("model.family={family}")]);
+    let named = read("transoss").expect("known");
+    assert_eq!(named, TrainConfig::parse(&text).expect("valid"));
+    assert!(!toml::to_string(&named).expect("plain fields").contains("family"));
+    let refused = read("sdf_net").expect_err("unknown").to_string();
+    assert!(refused.contains("there is no model family sdf_net; this program knows transoss"), "{refused}");
+}

@@ -2,10 +2,13 @@
 
 use super::*;
 use crate::train::random::{Purpose, stream};
+use crate::weights::family::transoss::TransOssArchitecture;
+use crate::weights::family::{Family, Preset};
 use crate::weights::golden::{self, Inputs, MICRO};
+use crate::weights::seed::seeded;
 use crate::weights::tensors::HostTensor;
 
-const TINY: Architecture = Architecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
+const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
 const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };
 const RATES: Rates = Rates { weights: 0.02, biases: 0.04 };
 
@@ -30,12 +33,13 @@ fn teaching(objective: Objective) -> Teaching {
     }
 }
 
-fn learner(architecture: &Architecture, weights: &str, objective: Objective) -> TorchLearner {
+fn learner(architecture: &TransOssArchitecture, weights: &str, objective: Objective) -> TorchLearner {
+    let architecture = Architecture::from(*architecture);
     let mut tensors = golden::tensors(weights);
     let expected = architecture.expected_tensors();
     tensors.retain(|name, _| expected.contains_key(name));
     let cpu = Device::open("cpu").expect("there is a processor");
-    TorchLearner::new(architecture, &tensors, cpu, teaching(objective))
+    TorchLearner::new(&architecture, &tensors, cpu, teaching(objective))
 }
 
 fn step(learner: &mut TorchLearner, batch: &Samples) -> LossTerms {
@@ -123,7 +127,7 @@ fn two_pretraining_steps_are_the_recorded_ones() {
         [("pretrain_step", "micro_weights", MICRO), ("pretrain_step_tiny", "tiny_weights", TINY)]
     {
         let recorded = golden::tensors(set);
-        let architecture = Architecture { size_token: false, ..architecture };
+        let architecture = TransOssArchitecture { size_token: false, ..architecture };
         let index: Vec<usize> =
             golden::tensors("pretrain_step")["index"].values.iter().map(|row| *row as usize).collect();
         let batch = batch(&index, &[0.0; 12]);
@@ -269,4 +273,30 @@ fn bf16_learns_like_f32_and_keeps_every_small_step() {
     rounded.step(&batch, tiny, &mut stream(0, 0, 0, Purpose::StochasticDepth)).expect("a step");
     let moved = (&rounded.tensors[name] - before).abs().max().double_value(&[]);
     assert!(moved > 0.0 && moved < 1e-4, "{moved}");
+}
+
+#[test]
+fn a_network_of_another_family_learns() {
+    let architecture = Family::Toy.preset(Preset::Tiny).with_classes(2);
+    let cpu = Device::open("cpu").expect("there is a processor");
+    let tensors = seeded(&architecture, 1);
+    let mut teaching = teaching(fine_tuning());
+    teaching.precision = Precision::Bf16;
+    let mut learner = TorchLearner::new(&architecture, &tensors, cpu, teaching);
+    let size = architecture.preprocessing().size;
+    let values = 3 * size.height * size.width;
+    let batch = Samples {
+        size,
+        pixels: (0..4 * values).map(|place| if place < 2 * values { 1.0 } else { -1.0 }).collect(),
+        modalities: vec![Modality::Optical, Modality::Sar, Modality::Optical, Modality::Sar],
+        size_tokens: vec![[0.0; 3]; 4],
+        labels: vec![0, 0, 1, 1],
+    };
+    let losses: Vec<f64> = (0..10).map(|_| step(&mut learner, &batch).total).collect();
+    assert!(losses[9] < losses[0], "{losses:?}");
+    let state = learner.state();
+    assert_eq!(state.weights["toy.neck"], tensors["toy.neck"], "it is not trained");
+    assert_ne!(state.weights["toy.pixels"], tensors["toy.pixels"]);
+    let chip = Chip::new(vec![7; values], size, Modality::Sar, [0.0; 3]);
+    assert_eq!(learner.embed(&[chip]).expect("embeddings")[0].as_slice().len(), architecture.embed_dim());
 }

@@ -1,12 +1,10 @@
 //! Starting weights from a ViT trained on ImageNet: no size token, one patch convolution, a square grid.
 
-use super::architecture::Architecture;
-use super::fit::{Fit, Reason, Untaken};
-use super::rules::Misfits;
-use super::tensors::{HostTensor, NamedTensors};
-
-/// Keys under which such a checkpoint holds its tensors first of all, the outermost first.
-pub const WRAPPERS: &[&str] = &["model", "state_dict"];
+use super::TransOssArchitecture;
+use crate::weights::family::FamilyArchitecture as _;
+use crate::weights::fit::{Fit, Reason, Untaken};
+use crate::weights::misfits::Misfits;
+use crate::weights::tensors::{HostTensor, NamedTensors};
 
 const OPTICAL: &str = "patch_embed.proj";
 const SAR: &str = "patch_embed_SAR.proj";
@@ -18,9 +16,9 @@ const SAR: &str = "patch_embed_SAR.proj";
 ///
 /// # Errors
 /// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
-pub fn initialise(
+pub(super) fn initialise(
     initial: &mut NamedTensors,
-    architecture: &Architecture,
+    architecture: &TransOssArchitecture,
     mut checkpoint: NamedTensors,
 ) -> Result<Fit, Misfits> {
     let foreign = |name: &str| match name {
@@ -54,14 +52,14 @@ pub fn initialise(
     if misfits != Misfits::default() {
         return Err(misfits);
     }
-    Ok(Fit::overlay(initial, taken, untaken))
+    Ok(Fit::overlay(initial, architecture.block_prefix(), taken, untaken))
 }
 
 /// Resizes `[1, 1 + side * side, D]` to `[1, 1 + rows * columns, D]`: the class row stays, the square grid is
 /// interpolated bilinearly between pixel centres, without antialiasing, clamped at the edges.
 ///
 /// `None` where the tensor is no class row and square grid.
-pub fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> Option<HostTensor> {
+fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> Option<HostTensor> {
     let &[1, count, width] = positions.shape.as_slice() else { return None };
     let side = count.checked_sub(1)?.isqrt();
     if side == 0 || side * side + 1 != count || width == 0 {
@@ -130,9 +128,10 @@ mod tests {
     use super::*;
     use crate::weights::golden::{self, MICRO};
     use crate::weights::pth;
+    use crate::weights::start::VIT_WRAPPERS;
     use crate::weights::wrapper::WeightsChoice;
 
-    const TARGET: Architecture = Architecture { embed_dim: 8, depth: 1, heads: 2, ..MICRO };
+    const TARGET: TransOssArchitecture = TransOssArchitecture { embed_dim: 8, depth: 1, heads: 2, ..MICRO };
 
     fn initial() -> NamedTensors {
         let constant = |shape: Vec<usize>| HostTensor { values: vec![0.25; shape.iter().product()], shape };
@@ -140,7 +139,7 @@ mod tests {
     }
 
     fn read(file: &str) -> NamedTensors {
-        pth::read(&golden::path(file), WRAPPERS, &WeightsChoice::Own).expect("a checkpoint").tensors
+        pth::read(&golden::path(file), VIT_WRAPPERS, &WeightsChoice::Own).expect("a checkpoint").tensors
     }
 
     fn is_untaken(fit: &Fit, name: &str) -> bool {
@@ -202,7 +201,7 @@ mod tests {
         let bias = HostTensor { shape: vec![8], values: vec![7.0; 8] };
         checkpoint.insert(format!("{SAR}.bias"), bias.clone());
         checkpoint.insert("mie_embed".to_owned(), HostTensor { shape: vec![2, 1, 8], values: vec![1.0; 16] });
-        let without = Architecture { modality_embedding: false, ..TARGET };
+        let without = TransOssArchitecture { modality_embedding: false, ..TARGET };
         let mut tensors = initial();
         tensors.remove("base.mie_embed");
         let fit = initialise(&mut tensors, &without, checkpoint).expect("a backbone");
