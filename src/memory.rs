@@ -15,7 +15,10 @@ pub fn share_arenas(cores: usize) {
     let arenas = libc::c_int::try_from(cores.max(ARENAS_MIN)).unwrap_or(libc::c_int::MAX);
     // SAFETY: it sets a number that the allocator reads when it makes an arena.
     if unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) } == 0 {
-        tracing::warn!(arenas, "the allocator does not bound its arenas; memory may stay high after it was freed");
+        tracing::warn!(
+            arenas,
+            "the allocator does not bound its arenas; memory may stay high after it was freed"
+        );
     }
 }
 

@@ -105,3 +105,15 @@ fn mask(how: c_int) -> io::Result<()> {
     };
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(code)) }
 }
+
+/// Becomes true at Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// A handler cannot be installed.
+pub(super) fn interrupted() -> io::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}

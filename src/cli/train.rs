@@ -14,16 +14,14 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, CheckpointChoice, Checkpoints, Course, DataRoots, DataSet, Event, EventLog, FitError,
-    Materials, ObjectiveName, Plan, StartingPoint, Teaching, TorchLearner, TrainConfig, TrainConfigError,
-    Validation, fit, pace_on_cpu,
+    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, Materials,
+    ObjectiveName, Run, RunError, TrainConfig, TrainConfigError, pace_on_cpu,
 };
-use shipreid::weights::family::{Architecture, FeaturePoint};
 use shipreid::weights::open::OpenModel;
-use shipreid::weights::rules::for_serving;
 use tokio::runtime::Runtime;
 
 use super::eval::{TestSet, table};
+use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
 use super::{Failure, prepare, train_job};
@@ -147,6 +145,7 @@ impl Train {
             materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
+        materials.start_report(config).for_each(|line| println!("{line}"));
         Ok(Run::new(config, materials, device, checkpoints, app::cores()))
     }
 
@@ -165,9 +164,9 @@ impl Train {
         if let Some(cause) = unwritten {
             return Err(anyhow!(cause).context("the events of the run cannot be written"));
         }
-        trained.map_err(|cause| match cause.downcast_ref() {
-            Some(FitError::Stopped) => anyhow!("stopped; give the same command again to go on"),
-            _ => cause,
+        trained.map_err(|cause| match cause {
+            RunError::Fit(FitError::Stopped) => anyhow!("stopped; give the same command again to go on"),
+            other => other.into(),
         })
     }
 
@@ -197,66 +196,6 @@ fn evaluate(asked: &Asked, server: &Config, model: OpenModel) -> Result<(), Fail
     fs::write(out.join(REPORT), format!("{report:#}\n"))?;
     println!("{}", table(&report));
     Ok(())
-}
-
-/// Everything that was checked before the first step.
-pub(super) struct Run {
-    architecture: Architecture,
-    plan: Plan,
-    data: DataSet,
-    validation: Option<Validation>,
-    learner: TorchLearner,
-    checkpoints: Checkpoints,
-}
-
-impl Run {
-    /// `threads` read images where the configuration leaves it open.
-    pub(super) fn new(
-        config: &TrainConfig,
-        materials: Materials,
-        device: Device,
-        checkpoints: Checkpoints,
-        threads: usize,
-    ) -> Self {
-        let Materials { architecture, tensors, start, data, validation } = materials;
-        for line in start.iter().flat_map(StartingPoint::report) {
-            println!("starting point {}: {line}", config.start.path.display());
-        }
-        let plan = Plan {
-            seed: config.seed,
-            schedule: config.schedule.schedule(),
-            checkpoint_epochs: config.checkpoint.epochs,
-            validation_epochs: config.validation.epochs,
-            loaders: if config.data.loader_threads == 0 { threads } else { config.data.loader_threads },
-        };
-        let learner = TorchLearner::new(&architecture, &tensors, device, Teaching::from(config));
-        Self { architecture, plan, data, validation, learner, checkpoints }
-    }
-
-    /// Trains to the end, or until `watch` breaks.
-    pub(super) fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> anyhow::Result<OpenModel> {
-        let Self { architecture, data, mut learner, .. } = self;
-        let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
-        let state = match &data {
-            DataSet::Identities(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
-            }
-            DataSet::Pairs(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
-            }
-        };
-        let tensors = for_serving(&architecture, state?.weights)?;
-        Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
-    }
-}
-
-/// Becomes true at Ctrl-C or SIGTERM.
-pub(super) fn interrupted() -> anyhow::Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
-        signal_hook::flag::register(signal, Arc::clone(&stop))?;
-    }
-    Ok(stop)
 }
 
 /// The live bar of a run in this process, which Ctrl-C stops.

@@ -20,13 +20,14 @@ use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
     CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
-    Materials, ObjectiveName, StartKind, TrainConfig, TrainConfigError, Violation, fingerprint, hoss,
+    Materials, ObjectiveName, Run, RunError, StartKind, TrainConfig, TrainConfigError, Violation,
+    fingerprint, hoss,
 };
 use shipreid::weights::native::{self, NativeError};
 use shipreid::weights::open::OpenModel;
 
 use super::Failure;
-use super::train::{Run, interrupted};
+use super::signals::interrupted;
 
 /// Trains in a job's folder, and says on standard output what happens, how it ends included.
 pub(super) fn run(folder: &Path) -> Result<(), Failure> {
@@ -72,6 +73,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
     let fingerprint = fingerprint(&materials.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
     let start = materials.start.as_ref().map(|start| Start::new(&config.start.path, start));
+    materials.start_report(&config).for_each(|line| println!("{line}"));
     let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
     let mut narrator = Narrator::new(config.objective, checkpoints, folder.to_owned(), start);
     let model = run.train(&mut |event| {
@@ -84,7 +86,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let model = model.map_err(|cause| ended(&cause))?;
+    let model = model.map_err(ended)?;
     let provenance = Provenance {
         tenant: Some(instructions.tenant),
         parent: parent(&config),
@@ -93,7 +95,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         evaluations: narrator.evaluations().iter().map(worth).collect(),
         ..Provenance::now(instructions.name)
     };
-    leave(folder, &model, &provenance).map_err(|cause| ended(&cause))?;
+    leave(folder, &model, &provenance).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
     Ok(model.digest.to_string())
 }
 
@@ -144,14 +146,15 @@ fn worth(evaluation: &jobs::Evaluation) -> Evaluation {
 }
 
 /// Puts the model and its history into the job's folder.
-fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> anyhow::Result<()> {
+fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<(), NativeError> {
     let place = folder.join(MODEL);
+    let failed = |cause| NativeError::Io { path: place.clone(), cause };
     if place.exists() {
         // Of an attempt that ended before it could say so.
-        fs::remove_dir_all(&place)?;
+        fs::remove_dir_all(&place).map_err(failed)?;
     }
     model.save(&place, &provenance.origin)?;
-    Ok(fs::write(place.join(PROVENANCE), provenance.to_toml())?)
+    fs::write(place.join(PROVENANCE), provenance.to_toml()).map_err(failed)
 }
 
 /// A thread that cannot be started is a panic of the standard library.
@@ -173,31 +176,35 @@ fn unfit(violations: Vec<Violation>) -> JobFailure {
     JobFailure::new(reason, TrainConfigError::Invalid(violations).to_string())
 }
 
-fn ended(cause: &anyhow::Error) -> Ended {
-    let reason = match cause.downcast_ref() {
-        Some(FitError::Stopped) => return Ended::Stopped,
-        Some(FitError::Learn(LearnError::OutOfMemory)) => Reason::OutOfMemory,
-        Some(FitError::Learn(LearnError::Failed(_))) => Reason::Crashed,
-        Some(FitError::Learn(LearnError::OtherModel(_)) | FitError::EmptyEpoch(_)) => Reason::ConfigInvalid,
-        Some(FitError::Checkpoint(cause)) => return Ended::Failed(unsaved(cause)),
-        Some(FitError::Data(_)) => Reason::DataMissing,
-        Some(FitError::Diverged { .. }) => Reason::Diverged,
-        None => match cause.downcast_ref() {
-            Some(NativeError::Io { cause, .. }) => of_disk(cause),
-            _ => cause.downcast_ref().map_or(Reason::Crashed, of_disk),
-        },
+fn ended(cause: RunError) -> Ended {
+    let reason = match &cause {
+        RunError::Fit(FitError::Stopped) => return Ended::Stopped,
+        RunError::Fit(FitError::Checkpoint(cause)) => return Ended::Failed(unsaved(cause)),
+        RunError::Fit(FitError::Learn(LearnError::OutOfMemory)) => Reason::OutOfMemory,
+        RunError::Fit(FitError::Learn(LearnError::OtherModel(_)) | FitError::EmptyEpoch(_)) => {
+            Reason::ConfigInvalid
+        }
+        RunError::Fit(FitError::Data(_)) => Reason::DataMissing,
+        RunError::Fit(FitError::Diverged { .. }) => Reason::Diverged,
+        RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => Reason::Crashed,
     };
-    failed(reason, format!("{cause:#}"))
+    failed(reason, cause)
 }
 
 fn unsaved(cause: &CheckpointError) -> JobFailure {
+    match cause {
+        CheckpointError::Io { cause: of, .. } => JobFailure::new(of_disk(of), cause.to_string()),
+        CheckpointError::Tensors(cause) => unsaved_tensors(cause),
+        CheckpointError::Progress { .. } | CheckpointError::Digest(_) => {
+            JobFailure::new(Reason::Crashed, cause.to_string())
+        }
+    }
+}
+
+fn unsaved_tensors(cause: &NativeError) -> JobFailure {
     let reason = match cause {
-        CheckpointError::Io { cause, .. } | CheckpointError::Tensors(NativeError::Io { cause, .. }) => {
-            of_disk(cause)
-        }
-        CheckpointError::Tensors(_) | CheckpointError::Progress { .. } | CheckpointError::Digest(_) => {
-            Reason::Crashed
-        }
+        NativeError::Io { cause, .. } => of_disk(cause),
+        _ => Reason::Crashed,
     };
     JobFailure::new(reason, cause.to_string())
 }

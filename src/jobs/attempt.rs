@@ -14,22 +14,21 @@ use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
 
 use super::child::{Instructions, MODEL, Saying};
 use super::chips;
-use super::desk::Desk;
 use super::edit::Edit;
 use super::ending::{Death, Ending, MemoryKills, settle};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey};
-use super::keeper::Keeper;
 use super::lines::{Lines, Log};
 use super::paths::ShownPaths;
 use super::rankings;
 use super::report::Rankings;
-use super::spawner::Spawner;
+use super::settings::Settings;
+use super::slot::Slot;
 use super::state::{Change, JobState, Refused};
-use super::supervisor::Settings;
 use crate::embedding::ModelDigest;
 use crate::metrics;
 
@@ -40,29 +39,15 @@ const PIPE_MAX: Duration = Duration::from_secs(5);
 /// Times in which a process says that it is alive before it counts as hung.
 const BEATS: f64 = 4.0;
 
-/// A place among the jobs that run at the same time, and what is known there.
-#[derive(Clone, Debug)]
-pub struct Slot {
-    pub number: usize,
-    pub desk: Arc<Desk>,
-    pub settings: Arc<Settings>,
-    pub spawner: Spawner,
-    pub keeper: Arc<dyn Keeper>,
-}
-
-/// The process shall stop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stop;
-
 impl Slot {
     /// Starts a waiting job, sees its process to its end, and stores what comes next.
-    pub async fn attempt(self, key: JobKey, mut stops: mpsc::Receiver<Stop>) {
+    pub async fn attempt(self, key: JobKey, stop: CancellationToken) {
         let Some(job) = self.desk.update_surely(&key, |edit| edit.change(Change::Start)).await else {
             // It was cancelled or deleted while it waited.
             return;
         };
-        let ending = match self.begin(&job, &mut stops).await {
-            Ok(process) => process.supervise(stops).await,
+        let ending = match self.begin(&job, &stop).await {
+            Ok(process) => process.supervise(stop).await,
             Err(ending) => ending,
         };
         let ending = match ending {
@@ -90,8 +75,8 @@ impl Slot {
     }
 
     /// Fetches what the process learns from, and starts it.
-    async fn begin(&self, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> Result<Process, Ending> {
-        chips::fetch(self, job, stops).await?;
+    async fn begin(&self, job: &Job, stop: &CancellationToken) -> Result<Process, Ending> {
+        chips::fetch(self, job, stop).await?;
         self.start(job).await.map_err(Ending::Failed)
     }
 
@@ -221,7 +206,7 @@ struct Clock {
 impl Process {
     /// Until the process and what it said have come to their end. A store that cannot be used meanwhile is waited for
     /// beside everything else.
-    async fn supervise(mut self, mut stops: mpsc::Receiver<Stop>) -> Ending {
+    async fn supervise(mut self, stop: CancellationToken) -> Ending {
         let Settings { silence_max, grace, .. } = *self.slot.settings;
         let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
         let (mut exit, mut silent, mut open) = (None, None, true);
@@ -244,7 +229,7 @@ impl Process {
                     exit = Some(ended.unwrap_or_default());
                     clock.deaf_at = Some(Instant::now() + PIPE_MAX);
                 }
-                Some(Stop) = stops.recv(), if clock.kill_at.is_none() => {
+                () = stop.cancelled(), if clock.kill_at.is_none() => {
                     self.signal(Signal::TERM);
                     clock.kill_at = Some(Instant::now() + grace);
                 }

@@ -8,17 +8,16 @@ use std::io;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 
-use super::attempt::{Slot, Stop};
 use super::child::CHIPS;
 use super::edit::Edit;
 use super::ending::Ending;
 use super::failure::{Failure, Reason};
 use super::job::Job;
+use super::slot::Slot;
 use super::state::Refused;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
@@ -121,23 +120,15 @@ pub fn census(snapshot: &dyn GalleryReader) -> Result<Census, StoreError> {
 ///
 /// # Errors
 /// How the attempt ends where they cannot be copied, or it was stopped meanwhile.
-pub async fn fetch(slot: &Slot, job: &Job, stops: &mut mpsc::Receiver<Stop>) -> Result<(), Ending> {
+pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), Ending> {
     let Some(name) = job.order.gallery.clone() else { return Ok(()) };
     let (shelf, tenant) = (Arc::clone(&slot.settings.galleries), Arc::clone(&job.key.tenant));
     let folder = slot.settings.job_folder(job.key.id);
-    let stopped = Arc::new(AtomicBool::new(false));
-    let seen = Arc::clone(&stopped);
-    let mut copying = spawn_blocking(move || copy(&shelf, &tenant, &name, &folder, &seen));
-    let copied = loop {
-        tokio::select! {
-            biased;
-            Some(Stop) = stops.recv() => stopped.store(true, Ordering::Relaxed),
-            copied = &mut copying => break copied,
-        }
-    };
-    match copied {
+    let stopped = stop.clone();
+    let copying = spawn_blocking(move || copy(&shelf, &tenant, &name, &folder, &stopped));
+    match copying.await {
         // It came too late for the copy, which stays for the next attempt.
-        Ok(Ok(_)) if stopped.load(Ordering::Relaxed) => Err(Ending::Stopped),
+        Ok(Ok(_)) if stop.is_cancelled() => Err(Ending::Stopped),
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(copied))) => {
             let line = copied.to_string();
@@ -171,7 +162,7 @@ fn copy(
     tenant: &str,
     name: &GalleryName,
     folder: &Path,
-    stopped: &AtomicBool,
+    stop: &CancellationToken,
 ) -> Result<Option<Copied>, CopyError> {
     let place = folder.join(CHIPS);
     if place.exists() {
@@ -182,7 +173,7 @@ fn copy(
     // Of a server that was killed while it copied; no process has worked here yet.
     remove_partial(folder)?;
     let partial = PartialFolder::new(&place)?;
-    let copied = write(&*gallery.snapshot(), partial.path(), stopped)?;
+    let copied = write(&*gallery.snapshot(), partial.path(), stop)?;
     // Thousands of small files, one after the other, would take minutes to sync.
     rustix::fs::syncfs(File::open(partial.path())?).map_err(io::Error::from)?;
     partial.publish()?;
@@ -190,11 +181,11 @@ fn copy(
 }
 
 /// One chip after the other, so that none but one is in memory.
-fn write(snapshot: &dyn GalleryReader, place: &Path, stopped: &AtomicBool) -> Result<Copied, CopyError> {
+fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -> Result<Copied, CopyError> {
     let mut writer = KeptWriter::new(place)?;
     let mut copied = Copied::default();
     for_each(snapshot, |row, entry| {
-        if stopped.load(Ordering::Relaxed) {
+        if stop.is_cancelled() {
             return Err(CopyError::Stopped);
         }
         match (&entry.vessel, snapshot.keeps_chip(row)?) {
@@ -292,7 +283,7 @@ mod tests {
     }
 
     fn copy_in(shelf: &Shelf, folder: &Path) -> Result<Option<Copied>, CopyError> {
-        copy(shelf, TENANT, &name(), &folder.join("job-1"), &AtomicBool::new(false))
+        copy(shelf, TENANT, &name(), &folder.join("job-1"), &CancellationToken::new())
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -340,7 +331,9 @@ mod tests {
         let shelf = shelf(place.path());
         enrol(&made(&shelf, true), 1, Some("a"), Some(Modality::Sar)).await;
         let job = place.path().join("job-1");
-        let stopped = copy(&shelf, TENANT, &name(), &job, &AtomicBool::new(true)).expect_err("stopped");
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let stopped = copy(&shelf, TENANT, &name(), &job, &stop).expect_err("stopped");
         assert_eq!(stopped.ending(), Ending::Stopped);
         assert!(files(&job).is_empty());
         // A server that is killed removes nothing.

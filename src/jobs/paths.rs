@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::supervisor::Settings;
+use super::settings::Settings;
 
 /// Folders of the server, of which nothing is told but what lies in them.
 #[derive(Clone, Debug, Default)]

@@ -1,63 +1,28 @@
 //! Which jobs run: the oldest that wait, as many at the same time as there are slots. The store is the queue.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
-use super::attempt::{Slot, Stop};
 use super::desk::Desk;
 use super::edit::Edit;
 use super::failure::{Failure, Reason};
-use super::job::{JobId, JobKey};
+use super::job::JobKey;
 use super::keeper::Keeper;
+use super::settings::Settings;
+use super::slot::Slot;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
-use crate::arithmetic::Pace;
-use crate::gallery::Shelf;
-use crate::train::TrainConfig;
 
 /// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 const COMMANDS_MAX: usize = 64;
-
-/// How jobs are run.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Each job has a folder of its own in it.
-    pub folder: PathBuf,
-    /// What is run with `train --job FOLDER`.
-    pub program: PathBuf,
-    pub jobs_concurrent_max: usize,
-    pub device: String,
-    pub threads: usize,
-    pub nice: i32,
-    /// 0: as much as there is.
-    pub memory_bytes_max: u64,
-    /// A process of which nothing is heard for longer is killed.
-    pub silence_max: Duration,
-    /// A process that was asked to stop is killed after this time.
-    pub grace: Duration,
-    /// Attempts in a row without a further checkpoint.
-    pub attempts_max: u32,
-    /// Folders under which data and starting points lie.
-    pub data_roots: Vec<PathBuf>,
-    /// Whose kept chips can be learned from.
-    pub galleries: Arc<Shelf>,
-    /// How the precision of a run does beside f32 on `device`, where there is anything to compare.
-    pub pace: fn(&TrainConfig) -> Option<Pace>,
-}
-
-impl Settings {
-    pub fn job_folder(&self, id: JobId) -> PathBuf {
-        self.folder.join(id.to_string())
-    }
-}
 
 /// Tells the supervisor what has changed.
 #[derive(Clone, Debug)]
@@ -191,7 +156,8 @@ struct Floor {
     attempts_max: u32,
     desk: Arc<Desk>,
     free: Vec<Slot>,
-    running: HashMap<JobKey, mpsc::Sender<Stop>>,
+    /// With what stops them.
+    running: HashMap<JobKey, CancellationToken>,
     attempts: JoinSet<(Slot, JobKey)>,
 }
 
@@ -246,15 +212,14 @@ impl Floor {
 
     fn run_in_a_slot(&mut self, key: JobKey) {
         let Some(slot) = self.free.pop() else { return };
-        let (stop, stops) = mpsc::channel(1);
-        self.running.insert(key.clone(), stop);
-        self.attempts.spawn(attempt(slot, key, stops));
+        let stop = CancellationToken::new();
+        self.running.insert(key.clone(), stop.clone());
+        self.attempts.spawn(attempt(slot, key, stop));
     }
 
     fn stop(&self, key: &JobKey) {
         if let Some(stop) = self.running.get(key) {
-            // A process that was asked already needs no second word.
-            let _ = stop.try_send(Stop);
+            stop.cancel();
         }
     }
 
@@ -265,8 +230,8 @@ impl Floor {
 }
 
 /// An attempt, after which its slot is free whatever became of it.
-async fn attempt(slot: Slot, key: JobKey, stops: mpsc::Receiver<Stop>) -> (Slot, JobKey) {
-    if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stops)).await {
+async fn attempt(slot: Slot, key: JobKey, stop: CancellationToken) -> (Slot, JobKey) {
+    if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stop)).await {
         // The process was killed as its handle was dropped.
         tracing::error!(%cause, job = %key.id, "supervising a job failed");
         let failure = Failure::new(Reason::Crashed, "the server could not supervise the process");

@@ -36,7 +36,8 @@ pub fn model_gone(digest: String, precision: &'static str, device: String) {
 
 /// Adds the metric to a page in Prometheus's text format.
 pub(super) fn write(page: &mut String) {
-    let meaning = table::all().find(|metric| metric.name == MODEL).map_or("", |Metric { meaning, .. }| meaning);
+    let meaning =
+        table::all().find(|metric| metric.name == MODEL).map_or("", |Metric { meaning, .. }| meaning);
     write!(page, "# HELP {MODEL} {meaning}\n# TYPE {MODEL} gauge\n").expect("a string has room");
     for Labels { digest, precision, device } in resident().keys() {
         writeln!(page, "{MODEL}{{digest=\"{digest}\",precision=\"{precision}\",device=\"{device}\"}} 1")

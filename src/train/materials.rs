@@ -41,6 +41,13 @@ pub enum DataSet {
 }
 
 impl Materials {
+    /// What the run starts from, in lines for people; none where that is from scratch.
+    pub fn start_report(&self, config: &TrainConfig) -> impl Iterator<Item = String> {
+        let lines = self.start.iter().flat_map(StartingPoint::report);
+        let path = config.start.path.display().to_string();
+        lines.map(move |line| format!("starting point {path}: {line}"))
+    }
+
     /// Reads what `config` names, where `roots` allows it.
     ///
     /// # Errors

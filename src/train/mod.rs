@@ -22,6 +22,8 @@ mod optimizer;
 mod random;
 mod ranked_lists;
 mod roots;
+#[cfg(feature = "torch")]
+mod run;
 mod sampler;
 mod schedule;
 mod source;
@@ -62,3 +64,5 @@ pub use learner::{FineTune, Objective, Teaching, TorchLearner, pace_on_cpu};
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]
 pub use optimizer::{Optimizer, OptimizerSettings};
+#[cfg(feature = "torch")]
+pub use run::{Run, RunError};

@@ -255,7 +255,10 @@ async fn experiment_streams_that_the_caller_leaves() {
         let vector = crate::galleries::vector(number, 0.0);
         let item = crate::galleries::ready("a", "b", vector, Default::default());
         match client.enroll(tokio_stream::once(item)).await {
-            Ok(mut answers) => match answers.next().await { Some(Ok(_)) => {}, other => panic!("{number}: {other:?}") },
+            Ok(mut answers) => match answers.next().await {
+                Some(Ok(_)) => {}
+                other => panic!("{number}: {other:?}"),
+            },
             Err(cause) => panic!("{number}: {cause} {cause:?}"),
         }
     }

@@ -3,14 +3,14 @@
 use std::sync::OnceLock;
 
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::task::{spawn_blocking, yield_now};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};
-use crate::jobs::attempt::{Slot, Stop};
 use crate::jobs::chips;
 use crate::jobs::ending::Ending;
+use crate::jobs::slot::Slot;
 use crate::jobs::spawner::Spawner;
 use crate::jobs::store::{StoreError, UpdateError};
 
@@ -36,10 +36,10 @@ async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_proces
         spawner: Spawner::start().expect("a thread"),
         keeper: Arc::new(()),
     };
-    let (stop, mut stops) = mpsc::channel(1);
-    stop.try_send(Stop).expect("room");
-    assert_eq!(chips::fetch(&slot, &job, &mut stops).await, Err(Ending::Stopped));
-    assert_eq!(chips::fetch(&slot, &job, &mut stops).await, Ok(()));
+    let stop = CancellationToken::new();
+    stop.cancel();
+    assert_eq!(chips::fetch(&slot, &job, &stop).await, Err(Ending::Stopped));
+    assert_eq!(chips::fetch(&slot, &job, &CancellationToken::new()).await, Ok(()));
 }
 
 /// Takes every model, while somebody else ends the job.

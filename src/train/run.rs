@@ -1,0 +1,76 @@
+//! One run: everything that was checked before the first step, and the model at its end.
+
+use std::ops::ControlFlow;
+
+use super::checkpoint::Checkpoints;
+use super::config::TrainConfig;
+use super::fit::{Course, Event, FitError, Plan, fit};
+use super::learner::{Teaching, TorchLearner};
+use super::materials::{DataSet, Materials};
+use super::validation::Validation;
+use crate::model::Device;
+use crate::weights::family::{Architecture, FeaturePoint};
+use crate::weights::misfits::Misfits;
+use crate::weights::open::OpenModel;
+use crate::weights::rules::for_serving;
+
+/// A run before its first step, or before the next one after its newest checkpoint.
+pub struct Run {
+    architecture: Architecture,
+    plan: Plan,
+    data: DataSet,
+    validation: Option<Validation>,
+    learner: TorchLearner,
+    checkpoints: Checkpoints,
+}
+
+/// Why a run made no model.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Fit(#[from] FitError),
+    /// The trained tensors are those of no model.
+    #[error(transparent)]
+    Weights(#[from] Misfits),
+}
+
+impl Run {
+    /// `threads` read images where the configuration leaves it open.
+    pub fn new(
+        config: &TrainConfig,
+        materials: Materials,
+        device: Device,
+        checkpoints: Checkpoints,
+        threads: usize,
+    ) -> Self {
+        let Materials { architecture, tensors, start: _, data, validation } = materials;
+        let plan = Plan {
+            seed: config.seed,
+            schedule: config.schedule.schedule(),
+            checkpoint_epochs: config.checkpoint.epochs,
+            validation_epochs: config.validation.epochs,
+            loaders: if config.data.loader_threads == 0 { threads } else { config.data.loader_threads },
+        };
+        let learner = TorchLearner::new(&architecture, &tensors, device, Teaching::from(config));
+        Self { architecture, plan, data, validation, learner, checkpoints }
+    }
+
+    /// Trains to the end, or until `watch` breaks.
+    ///
+    /// # Errors
+    /// See [`RunError`]; what was learned until then is in the checkpoints.
+    pub fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
+        let Self { architecture, data, mut learner, .. } = self;
+        let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
+        let state = match &data {
+            DataSet::Identities(source) => {
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+            }
+            DataSet::Pairs(source) => {
+                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+            }
+        };
+        let tensors = for_serving(&architecture, state?.weights)?;
+        Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
+    }
+}
