@@ -5,6 +5,7 @@ Nothing here reads answers, so that the attacks cost their machine little and th
 
 import asyncio
 import contextlib
+import logging
 import os
 import ssl
 from collections import Counter
@@ -252,6 +253,8 @@ def run(target, stop, results):
     """Attacks in a process of its own, until `stop` is set; `results` gets what was done how often."""
     # On one machine the attacks must not win by taking the processor, which a network would not give them.
     os.nice(5)
+    # That a connection is gone is no news here.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     asyncio.run(attack(target, stop))
     results.put(dict(target.tally))
 
