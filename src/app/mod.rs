@@ -27,7 +27,7 @@ use crate::encoder::{
     Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
     keep_canaries,
 };
-use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings};
+use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings, search_pace};
 use crate::matching::Calibrator;
 use crate::registry::{Activator, Follower, ModelLoader, Preset, Registry};
 use crate::rpc::{
@@ -323,7 +323,7 @@ struct Wired {
 fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
     let Wired { pipeline, shelf, calibrators, activator, jobs } = wired;
     let Config { limits, matching, .. } = config;
-    let access = GalleryAccess::new(shelf, search_threads(config));
+    let access = GalleryAccess::new(shelf, search_threads(config), search_pace());
     let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),

@@ -9,7 +9,7 @@ use tonic_health::server::HealthReporter;
 
 use super::{decode_threads, search_threads};
 use crate::config::Config;
-use crate::encoder::{CanaryOutcome, EncoderEvent, Health};
+use crate::encoder::{CanaryOutcome, EncoderEvent, Health, thread_name};
 use crate::metrics;
 use crate::rpc;
 use crate::telemetry;
@@ -17,7 +17,7 @@ use crate::telemetry;
 /// How often the exporter tidies its histograms; without it they grow for ever.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Shows the bounds of what other metrics show the use of.
+/// Shows the bounds of what other metrics show the use of, and the device threads.
 pub fn tell_limits(config: &Config, workers: usize) {
     for (limit, most) in [
         ("calls", config.limits.calls_max),
@@ -34,6 +34,7 @@ pub fn tell_limits(config: &Config, workers: usize) {
     ] {
         metrics::limit(limit, most as f64);
     }
+    (0..workers).for_each(|worker| metrics::device_thread(thread_name(worker), false));
     metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
 }
 
@@ -80,10 +81,17 @@ pub fn observe(event: EncoderEvent) {
         EncoderEvent::BatchDone { size, forward, waits, late } => {
             metrics::batch_done(size, forward, &waits, &late);
         }
-        EncoderEvent::Canary { outcome } => {
-            metrics::canary(outcome.name());
+        EncoderEvent::Canary { worker, model, outcome } => {
+            let thread = thread_name(worker);
             if outcome != CanaryOutcome::Passed {
-                tracing::error!(outcome = outcome.name(), "a canary has not come through the device");
+                tracing::error!(thread, %model, outcome = outcome.name(), "a canary has not come through");
+            }
+            metrics::canary(thread, outcome.name());
+        }
+        EncoderEvent::Thread { worker, is_failing } => {
+            metrics::device_thread(thread_name(worker), is_failing);
+            if !is_failing {
+                tracing::info!(thread = thread_name(worker), "chips come through again");
             }
         }
         EncoderEvent::Depth(chips) => metrics::queue_depth(chips),

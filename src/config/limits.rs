@@ -60,8 +60,8 @@ impl Default for Limits {
             pending_resets_max: 256,
             streams_per_connection_max: 128,
             header_bytes_max: 16 << 10,
-            stream_window_bytes: 1 << 20,
-            connection_window_bytes: 8 << 20,
+            stream_window_bytes: 256 << 10,
+            connection_window_bytes: 512 << 10,
             keepalive_seconds: 30.0,
         }
     }

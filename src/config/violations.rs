@@ -66,6 +66,10 @@ impl Violations {
             "tls.client_ca needs tls.certificate and tls.key",
         );
         self.require(
+            tls.client_crl.is_empty() || !tls.client_ca.is_empty(),
+            "tls.client_crl needs tls.client_ca",
+        );
+        self.require(
             (0.1..=300.0).contains(&tls.handshake_seconds_max),
             "tls.handshake_seconds_max must be 0.1 to 300",
         );

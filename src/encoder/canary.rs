@@ -1,11 +1,18 @@
-//! A chip of the server's own goes through queue and device while nothing else does, so that health is what the device
-//! does and not what it did once.
+//! Chips of the server's own go through every device thread and every model on it that nothing else goes through, so that
+//! health is what the devices do and not what they did once.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
+use tokio::time::{Instant, timeout, timeout_at};
+
 use super::pipeline::Pipeline;
-use super::queue::CanaryError;
+use super::queue::{CanaryError, Passes};
+use super::residency::{ModelLease, Residency};
+use crate::chip::ChipSize;
+use crate::embedding::ModelDigest;
 
 /// What became of a canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,29 +35,76 @@ impl CanaryOutcome {
     }
 }
 
-/// Sends a canary through the active model whenever no forward pass has succeeded for `period`, which is also what one
-/// may take, until the queue is closed.
+/// Sends a canary through each resident model on each device thread whenever none of its forward passes there has
+/// succeeded for `period`, which is also what one may take, until the queue is closed.
 pub async fn keep_canaries(pipeline: Arc<Pipeline>, period: Duration) {
-    let queue = pipeline.residency().queue().clone();
-    let mut passes = queue.passes();
+    let residency = pipeline.residency();
+    join_all((0..residency.queue().workers()).map(|worker| keep_trying(residency, worker, period))).await;
+}
+
+async fn keep_trying(residency: &Residency, worker: usize, period: Duration) {
+    let queue = residency.queue();
+    let mut passes = queue.passes(worker);
+    let mut idle = Idle::default();
     loop {
-        passes.mark_unchanged();
-        match tokio::time::timeout(period, passes.changed()).await {
+        // Canaries hold no lease: a model leaves when its callers have.
+        idle.look(&residency.leases(), &passes.borrow_and_update(), Instant::now());
+        let longest = idle.longest();
+        let due = longest.map_or_else(Instant::now, |longest| longest.since) + period;
+        match timeout_at(due, passes.changed()).await {
             Ok(Ok(())) => continue,
             Ok(Err(_)) => return,
             Err(_) => {}
         }
-        // Held, so that the model stays while its canary is on its way.
-        let model = pipeline.active();
-        let sent = queue.send_canary(model.digest, model.chip_size);
-        let outcome = match tokio::time::timeout(period, sent).await {
+        let Some(Stretch { model, chip_size, .. }) = longest else { continue };
+        let outcome = match timeout(period, queue.send_canary(worker, model, chip_size)).await {
             Ok(Ok(())) => CanaryOutcome::Passed,
             Ok(Err(CanaryError::Failed)) => CanaryOutcome::Failed,
+            Ok(Err(CanaryError::UnknownModel)) => continue,
             Ok(Err(CanaryError::Closed)) => return,
-            // It never had its turn beside the chips of callers, one of which came through.
+            // It never had its turn beside what else the thread had to do.
             Err(_) if passes.has_changed().unwrap_or(false) => continue,
             Err(_) => CanaryOutcome::Late,
         };
-        queue.judge(outcome);
+        queue.judge(worker, model, outcome);
+        idle.tried(model, Instant::now());
+    }
+}
+
+/// Since when the models of a device thread have been idle.
+#[derive(Debug, Default)]
+struct Idle(HashMap<ModelDigest, (u64, Stretch)>);
+
+/// A time without a forward pass.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Stretch {
+    model: ModelDigest,
+    chip_size: ChipSize,
+    since: Instant,
+}
+
+impl Idle {
+    /// Notes which models there are, and which of them had a forward pass since the last look.
+    fn look(&mut self, resident: &[ModelLease], passes: &Passes, now: Instant) {
+        self.0.retain(|model, _| resident.iter().any(|lease| lease.digest == *model));
+        for lease in resident {
+            let (model, chip_size) = (lease.digest, lease.chip_size);
+            let passed = passes.of(model);
+            let new = (passed, Stretch { model, chip_size, since: now });
+            let known = self.0.entry(model).or_insert(new);
+            if known.0 != passed {
+                *known = new;
+            }
+        }
+    }
+
+    fn longest(&self) -> Option<Stretch> {
+        self.0.values().map(|(_, stretch)| *stretch).min_by_key(|stretch| stretch.since)
+    }
+
+    fn tried(&mut self, model: ModelDigest, now: Instant) {
+        if let Some((_, stretch)) = self.0.get_mut(&model) {
+            stretch.since = now;
+        }
     }
 }

@@ -13,10 +13,11 @@ mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
 pub use canary::{CanaryOutcome, keep_canaries};
-pub use pipeline::{Caller, EmbedError, Embedded, Pipeline, UnknownModel};
+pub use pipeline::{Caller, EmbedError, Embedded, Examined, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
 pub use queue::{
     EncodeError, EncodeJob, EncodeQueue, Encoded, EncoderEvent, Health, LoadError, Observe, QueueSettings,
+    thread_name,
 };
 pub use residency::{
     LoadedModel, ModelCard, ModelLease, RESIDENT_MAX, Residency, ResidencyError, ResidencySettings,

@@ -16,6 +16,7 @@ use crate::chip::{
 };
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
+use crate::patience::{Stopped, patiently};
 
 /// The expected time is a mean: with this much room, chips that are let in are rarely late.
 const CAUTION: f64 = 1.25;
@@ -38,6 +39,14 @@ pub struct Embedded {
     pub decode: Duration,
     pub queued: Duration,
     pub forward: Duration,
+}
+
+/// What is known of a chip that was not embedded.
+#[derive(Clone, Debug)]
+pub struct Examined {
+    /// Width and height in metres.
+    pub extent_m: [f64; 2],
+    pub warnings: Vec<ChipWarning>,
 }
 
 /// Why a chip has no embedding.
@@ -163,6 +172,20 @@ impl Pipeline {
         embedded
     }
 
+    /// Decodes a chip as it would be embedded by `model`, and leaves it at that.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the chip.
+    pub async fn examine(
+        &self,
+        model: &ModelLease,
+        caller: &Caller,
+        chip: SourceChip,
+    ) -> Result<Examined, EmbedError> {
+        let (prepared, _) = self.prepare(model.chip_size, caller, chip).await?;
+        Ok(Examined { extent_m: prepared.chip.extent_m(), warnings: prepared.warnings })
+    }
+
     async fn embed_uncounted(
         &self,
         model: &ModelLease,
@@ -228,19 +251,16 @@ impl Pipeline {
         chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
         let turn = DecodeTurn::take(&self.decoding).await?;
-        if caller.deadline.is_some_and(|deadline| deadline <= tokio::time::Instant::now()) {
-            return Err(EncodeError::DeadlineExceeded.into());
-        }
         let limits = self.limits;
         let span = tracing::debug_span!("decode", bytes = chip.image.len());
-        let decoding = tokio::task::spawn_blocking(move || {
+        let decoding = patiently(caller.deadline, move |_| {
             let _turn = turn;
             let _span = span.enter();
             let started = Instant::now();
             let prepared = crate::chip::prepare(&chip.image, &chip.view, size, &limits);
-            (prepared, started.elapsed())
+            Ok::<_, Stopped>((prepared, started.elapsed()))
         });
-        let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)?;
+        let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)??;
         metrics::decoded(took);
         Ok((prepared?, took))
     }
@@ -265,6 +285,13 @@ impl DecodeTurn {
 impl Drop for DecodeTurn {
     fn drop(&mut self) {
         metrics::decoding(self.decoding.fetch_sub(1, Ordering::AcqRel) - 1);
+    }
+}
+
+/// Who has left reads no answer.
+impl From<Stopped> for EmbedError {
+    fn from(_: Stopped) -> Self {
+        EncodeError::DeadlineExceeded.into()
     }
 }
 

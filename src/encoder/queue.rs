@@ -4,6 +4,7 @@
 //! judges, when it binds a batch, whether a chip could still be done in time.
 
 mod shared;
+mod trial;
 
 use std::fmt;
 use std::iter;
@@ -14,7 +15,8 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
-pub(super) use shared::{Canary, Shared, Waiting, Work};
+pub(super) use shared::{Shared, Waiting, Work};
+pub(super) use trial::{Canary, Passes};
 
 use super::EncoderInput;
 use super::canary::CanaryOutcome;
@@ -39,7 +41,7 @@ pub enum Health {
     /// No model has been warmed yet.
     Warming,
     Serving,
-    /// Forward passes fail, or hang; the next that comes through ends this.
+    /// Canaries fail, or hang, on a device thread; the next forward pass there, by the same model, ends this.
     Failing,
     /// Going down: what is there is finished.
     Draining,
@@ -75,7 +77,14 @@ pub enum EncoderEvent {
     },
     /// What became of a chip of the server's own.
     Canary {
+        worker: usize,
+        model: ModelDigest,
         outcome: CanaryOutcome,
+    },
+    /// Whether the canaries of a device thread come through has changed.
+    Thread {
+        worker: usize,
+        is_failing: bool,
     },
     /// Chips that wait now.
     Depth(usize),
@@ -160,6 +169,8 @@ impl EncodeError {
 pub enum CanaryError {
     #[error("the forward pass failed")]
     Failed,
+    #[error("the model has left the device thread")]
+    UnknownModel,
     #[error("the queue is closed, or the device is lost")]
     Closed,
 }
@@ -190,7 +201,7 @@ impl EncodeQueue {
             let shared = Arc::clone(&shared);
             let buckets = Buckets::up_to(settings.batch_max);
             std::thread::Builder::new()
-                .name(format!("device-{index}"))
+                .name(thread_name(index))
                 .spawn(move || worker::run(index, &shared, buckets))
                 .expect("the system has room for the device threads")
         });
@@ -283,27 +294,32 @@ impl EncodeQueue {
         outcome.unwrap_or(Err(EncodeError::Closed))
     }
 
-    /// Sends a chip of our own through one of the device threads, once it has nothing else to do. There is one at a time:
-    /// the next takes its place, and dropping the future takes it back.
+    /// Sends a chip of our own through a device thread, once it has nothing else to do. It has one at a time: the next takes
+    /// its place, and dropping the future takes it back.
     ///
     /// # Errors
     /// What became of it.
-    pub async fn send_canary(&self, model: ModelDigest, chip_size: ChipSize) -> Result<(), CanaryError> {
+    pub async fn send_canary(
+        &self,
+        worker: usize,
+        model: ModelDigest,
+        chip_size: ChipSize,
+    ) -> Result<(), CanaryError> {
         let (reply, answer) = oneshot::channel();
-        let waits = self.shared.place_canary(Canary { model, chip_size, reply })?;
+        let waits = self.shared.place_canary(worker, Canary { model, chip_size, reply })?;
         let outcome = answer.await;
         drop(waits);
         outcome.unwrap_or(Err(CanaryError::Closed))
     }
 
-    /// Changes with every forward pass that succeeds.
-    pub fn passes(&self) -> watch::Receiver<u64> {
-        self.shared.passes()
+    /// Changes with everything that a device thread gets done.
+    pub fn passes(&self, worker: usize) -> watch::Receiver<Passes> {
+        self.shared.passes(worker)
     }
 
     /// Makes health what a canary says.
-    pub fn judge(&self, outcome: CanaryOutcome) {
-        self.shared.judge(outcome);
+    pub fn judge(&self, worker: usize, model: ModelDigest, outcome: CanaryOutcome) {
+        self.shared.judge(worker, model, outcome);
     }
 
     /// How long chips that come now would take to be done, by the batches that ran lately.
@@ -349,6 +365,11 @@ impl EncodeQueue {
             tracing::error!("the device threads could not be joined");
         }
     }
+}
+
+/// What a device thread is called, in the log and by the system.
+pub fn thread_name(worker: usize) -> String {
+    format!("device-{worker}")
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ const NICENESS: libc::c_int = 5;
 /// The life of a device thread.
 pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
     lower_priority();
+    let thread = Thread { index, shared };
     let mut encoders = Encoders::new();
     loop {
         match shared.next_work(index, &buckets) {
@@ -35,25 +36,34 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
             Work::Order(Order::Load(load)) => match make(index, &load.factory) {
                 Ok(encoder) => {
                     encoders.insert(load.model, encoder);
+                    shared.worked(index);
                     shared.order(index, Order::Warm(Warm::all(load, &buckets)));
                 }
                 Err(cause) => drop(load.done.send(Err(cause))),
             },
-            Work::Order(Order::Warm(warm)) => warm_next(index, warm, &mut encoders, shared),
+            Work::Order(Order::Warm(warm)) => warm_next(warm, &mut encoders, thread),
             Work::Order(Order::Unload(Unload { model, done })) => {
                 drop(encoders.remove(&model));
                 memory::give_back();
+                shared.worked(index);
                 let _ = done.send(());
             }
             Work::Batch(entries) => {
                 let model = entries[0].model;
                 let encoder: &mut Box<dyn Encoder> =
                     encoders.get_mut(&model).expect("only resident models are in the queue");
-                run_batch(encoder.as_mut(), model, entries, &mut buckets, shared);
+                run_batch(encoder.as_mut(), model, entries, &mut buckets, thread);
             }
-            Work::Canary(canary) => run_canary(canary, &mut encoders, shared),
+            Work::Canary(canary) => run_canary(canary, &mut encoders, thread),
         }
     }
+}
+
+/// A device thread's end of the queue.
+#[derive(Clone, Copy)]
+struct Thread<'s> {
+    index: usize,
+    shared: &'s Shared,
 }
 
 /// The encoders of one device thread.
@@ -66,7 +76,7 @@ fn make(index: usize, factory: &EncoderFactory) -> Result<Box<dyn Encoder>, Load
 }
 
 /// Runs one batch size, and leaves the next one for later: chips may wait.
-fn warm_next(index: usize, mut warm: Warm, encoders: &mut Encoders, shared: &Shared) {
+fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
     let (model, Some(size)) = (warm.model, warm.sizes.pop_front()) else { return };
     let chips = (0..size).map(|number| warm_up_chip(warm.chip_size, number)).collect();
     let encoder = encoders.get_mut(&model).expect("a model is made before it is warmed");
@@ -76,29 +86,32 @@ fn warm_next(index: usize, mut warm: Warm, encoders: &mut Encoders, shared: &Sha
         let _ = warm.done.send(Err(LoadError(failure.to_string())));
         return;
     }
-    shared.record_time(model, size, started.elapsed());
+    thread.shared.record_time(model, size, started.elapsed());
+    thread.shared.passed(thread.index, model);
     if warm.sizes.is_empty() {
         memory::give_back();
         let _ = warm.done.send(Ok(()));
     } else {
-        shared.order(index, Order::Warm(warm));
+        thread.shared.order(thread.index, Order::Warm(warm));
     }
 }
 
 /// Runs a chip of our own; only whether it comes through is told.
-fn run_canary(canary: Canary, encoders: &mut Encoders, shared: &Shared) {
+fn run_canary(canary: Canary, encoders: &mut Encoders, thread: Thread<'_>) {
     let Canary { model, chip_size, reply } = canary;
-    // The model may have left since; then the next canary is of another.
-    let Some(encoder) = encoders.get_mut(&model) else { return };
+    let Some(encoder) = encoders.get_mut(&model) else {
+        // Whoever waited may have given it up, here and below.
+        let _ = reply.send(Err(CanaryError::UnknownModel));
+        return;
+    };
     let batch = Batch { model, chips: vec![warm_up_chip(chip_size, 0)] };
-    let outcome = match run_once(encoder.as_mut(), &batch, shared) {
+    let outcome = match run_once(encoder.as_mut(), &batch, thread) {
         Ok(_) => Ok(()),
         Err(failure) => {
-            let error = tell_failure(failure, 1, shared);
+            let error = tell_failure(failure, 1, thread.shared);
             Err(if error == EncodeError::DeviceLost { CanaryError::Closed } else { CanaryError::Failed })
         }
     };
-    // Whoever waited may have given it up.
     let _ = reply.send(outcome);
 }
 
@@ -124,7 +137,7 @@ fn run_batch(
     model: ModelDigest,
     entries: Vec<Entry<Waiting>>,
     buckets: &mut Buckets,
-    shared: &Shared,
+    thread: Thread<'_>,
 ) {
     let bound = Instant::now();
     let span = batch_span(&entries);
@@ -137,18 +150,18 @@ fn run_batch(
         })
         .unzip();
     let batch = Batch { model, chips };
-    match run_once(encoder, &batch, shared) {
+    match run_once(encoder, &batch, thread) {
         Err(Failure::OutOfMemory) if batch.chips.len() > 1 => {
             buckets.halve();
             let (mut first, mut first_callers) = (batch.chips, callers);
             let half = first.len() / 2;
             let (second, second_callers) = (first.split_off(half), first_callers.split_off(half));
             for (chips, callers) in [(first, first_callers), (second, second_callers)] {
-                let outcome = run_once(encoder, &Batch { model, chips }, shared);
-                answer(callers, outcome, shared);
+                let outcome = run_once(encoder, &Batch { model, chips }, thread);
+                answer(callers, outcome, thread.shared);
             }
         }
-        outcome => answer(callers, outcome, shared),
+        outcome => answer(callers, outcome, thread.shared),
     }
 }
 
@@ -161,14 +174,14 @@ struct Caller {
 fn run_once(
     encoder: &mut dyn Encoder,
     batch: &Batch,
-    shared: &Shared,
+    thread: Thread<'_>,
 ) -> Result<(Vec<Embedding>, Duration), Failure> {
     let span = tracing::debug_span!("forward", chips = batch.chips.len());
     let started = Instant::now();
     let embeddings = span.in_scope(|| forward(encoder, batch))?;
     let took = started.elapsed();
-    shared.record_time(batch.model, batch.chips.len(), took);
-    shared.passed();
+    thread.shared.record_time(batch.model, batch.chips.len(), took);
+    thread.shared.passed(thread.index, batch.model);
     Ok((embeddings, took))
 }
 

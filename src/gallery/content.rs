@@ -36,10 +36,18 @@ impl Content<'_> {
         hash.finish()
     }
 
-    /// Of an enrolment with a ready embedding.
-    pub fn with_embedding(&self, modality: Modality, embedding: &Embedding) -> ContentHash {
+    /// Of an enrolment with a ready embedding, and with the chip that it was made from, if that is there.
+    pub fn with_embedding(
+        &self,
+        modality: Modality,
+        embedding: &Embedding,
+        chip: Option<&SourceChip>,
+    ) -> ContentHash {
         let mut hash = self.hash("embedding", modality);
         hash.numbers(embedding.as_slice().iter().map(|value| f64::from(*value)));
+        if let Some(chip) = chip {
+            hash.bytes(self.with_chip(chip).as_bytes());
+        }
         hash.finish()
     }
 
@@ -145,15 +153,21 @@ mod tests {
         let vessel = VesselId::new("v").expect("an id");
         let content = |vessel, labels, observation| Content { vessel, labels, observation };
         let mut hashes: Vec<ContentHash> = [&plain, &timed, &scene, &sensor, &long, &wide]
-            .map(|observation| content(None, &none, observation).with_embedding(Modality::Sar, &embedding))
+            .map(|observation| {
+                content(None, &none, observation).with_embedding(Modality::Sar, &embedding, None)
+            })
             .to_vec();
-        hashes.push(content(None, &some, &plain).with_embedding(Modality::Sar, &embedding));
-        hashes.push(content(Some(&vessel), &none, &plain).with_embedding(Modality::Sar, &embedding));
-        hashes.push(content(None, &none, &plain).with_embedding(Modality::Optical, &embedding));
+        hashes.push(content(None, &some, &plain).with_embedding(Modality::Sar, &embedding, None));
+        hashes.push(content(Some(&vessel), &none, &plain).with_embedding(Modality::Sar, &embedding, None));
+        hashes.push(content(None, &none, &plain).with_embedding(Modality::Optical, &embedding, None));
+        for image in [&b"chip"[..], b"another"] {
+            let chip = SourceChip { image: image.into(), view: View::plain(Modality::Sar) };
+            hashes.push(content(None, &none, &plain).with_embedding(Modality::Sar, &embedding, Some(&chip)));
+        }
         for (index, hash) in hashes.iter().enumerate() {
             assert!(!hashes[..index].contains(hash), "{index}");
         }
-        let again = content(None, &none, &plain).with_embedding(Modality::Sar, &embedding);
+        let again = content(None, &none, &plain).with_embedding(Modality::Sar, &embedding, None);
         assert_eq!(again, hashes[0]);
         // Stored galleries hold these hashes: another value here makes every repeated enrolment a conflict.
         let hex: String = again.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect();

@@ -7,7 +7,6 @@ mod embedded;
 mod entry;
 mod filter;
 mod index;
-mod patience;
 mod shelf;
 mod store;
 #[cfg(test)]
@@ -23,14 +22,13 @@ pub use entry::{
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
-    Sighting, VesselNumber, VesselSet, cosine,
+    Sighting, VesselNumber, VesselSet, cosine, search_pace,
 };
-pub use patience::{Patience, Stopped, Waiter};
 pub use shelf::{
     Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Place, Shelf, ShelfError,
     ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
-    Looked, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
+    Looked, Opening, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
 };

@@ -23,6 +23,7 @@ use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
     Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, Shelf, ShelfError, StoreError,
 };
+use crate::patience::Patience;
 use crate::train::{Census, KeptWriter};
 
 /// Entries that are read at once.
@@ -102,10 +103,10 @@ pub fn gallery(shelf: &Shelf, tenant: &str, name: &GalleryName) -> Result<Galler
 /// The chips of every known vessel, counted without reading any. Blocking.
 ///
 /// # Errors
-/// The gallery cannot be read.
-pub fn census(snapshot: &dyn GalleryReader) -> Result<Census, StoreError> {
+/// The gallery cannot be read, or the patience has run out.
+pub fn census(snapshot: &dyn GalleryReader, patience: &Patience) -> Result<Census, StoreError> {
     let mut census = Census::default();
-    for_each(snapshot, |row, entry| {
+    for_each(snapshot, patience, |row, entry| {
         if let Some(vessel) = &entry.vessel
             && snapshot.keeps_chip(row)?
         {
@@ -184,7 +185,7 @@ fn copy(
 fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -> Result<Copied, CopyError> {
     let mut writer = KeptWriter::new(place)?;
     let mut copied = Copied::default();
-    for_each(snapshot, |row, entry| {
+    for_each(snapshot, &Patience::default(), |row, entry| {
         if stop.is_cancelled() {
             return Err(CopyError::Stopped);
         }
@@ -204,11 +205,12 @@ fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -
 /// Every entry, by ascending row.
 fn for_each<E: From<StoreError>>(
     snapshot: &dyn GalleryReader,
+    patience: &Patience,
     mut visit: impl FnMut(RowId, &Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut after = None;
     loop {
-        let page = snapshot.list(&Filter::default(), after, PAGE)?;
+        let page = snapshot.list(&Filter::default(), after, PAGE, patience)?;
         page.entries.iter().try_for_each(|(row, entry)| visit(*row, entry))?;
         after = page.next;
         if after.is_none() {
@@ -312,7 +314,7 @@ mod tests {
         let expected = [(1, 1, Modality::Optical), (0, 4, Modality::Sar), (1, 5, Modality::Sar)]
             .map(|(identity, number, modality)| (identity, vec![number; 9], View::plain(modality)));
         assert_eq!(found, expected);
-        assert_eq!(kept.census(), census(&*gallery.snapshot()).expect("readable"));
+        assert_eq!(kept.census(), census(&*gallery.snapshot(), &Patience::default()).expect("readable"));
     }
 
     #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,7 @@ use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, 
 use super::supervisor::Supervisor;
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
+use crate::patience::{Stopped, patiently};
 use crate::train::{DataRoots, Materials, TrainConfig, TrainConfigError, Violation};
 
 /// The jobs of every tenant.
@@ -48,6 +50,8 @@ pub enum OrderError {
     Gallery(#[from] GalleryError),
     #[error("the server is going down")]
     Draining,
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     #[error(transparent)]
     Add(#[from] AddError),
 }
@@ -145,9 +149,13 @@ impl Jobs {
     /// # Errors
     /// It has finished or failed. A job that was cancelled is cancelled.
     pub async fn cancel(&self, key: JobKey) -> Result<Job, JobError> {
-        let job = self.desk.update(&key, |edit| edit.change(Change::Cancel)).await?;
-        self.supervisor.stop(key).await;
-        Ok(job)
+        let (desk, supervisor) = (Arc::clone(&self.desk), self.supervisor.clone());
+        to_its_end(async move {
+            let job = desk.update(&key, |edit| edit.change(Change::Cancel)).await?;
+            supervisor.stop(key).await;
+            Ok::<_, JobError>(job)
+        })
+        .await
     }
 
     /// Lets a job that was cancelled, has failed or was interrupted go on from its last checkpoint.
@@ -169,17 +177,20 @@ impl Jobs {
     /// It has not ended.
     pub async fn delete(&self, key: &JobKey) -> Result<(), JobError> {
         let ended = |job: &Job| if job.state.is_ended() { Ok(()) } else { Err(job.state.refusal()) };
-        self.desk.delete(key, ended).await?;
-        let folder = self.settings.job_folder(key.id);
-        match spawn_blocking(move || discard(&folder)).await {
-            Ok(Ok(())) => self.desk.forget(key.id).await?,
-            Ok(Err(cause)) => {
-                tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
+        let (desk, key, folder) = (Arc::clone(&self.desk), key.clone(), self.settings.job_folder(key.id));
+        to_its_end(async move {
+            desk.delete(&key, ended).await?;
+            match spawn_blocking(move || discard(&folder)).await {
+                Ok(Ok(())) => desk.forget(key.id).await?,
+                Ok(Err(cause)) => {
+                    tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
+                }
+                // The runtime is being shut down, and the next start sees to it.
+                Err(_) => {}
             }
-            // The runtime is being shut down, and the next start sees to it.
-            Err(_) => {}
-        }
-        Ok(())
+            Ok::<_, JobError>(())
+        })
+        .await
     }
 
     /// The folder of a job, in which a finished one has left its model.
@@ -204,12 +215,12 @@ impl Jobs {
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
         let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
         let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
-        let checked = spawn_blocking(move || {
+        let checked = patiently(None, move |patience| {
             let start = match gallery {
-                None => Materials::check(&config, &roots),
+                None => Materials::check(&config, &roots, patience),
                 Some(gallery) => {
-                    let census = chips::census(&*gallery.snapshot()).map_err(GalleryError::from)?;
-                    Materials::check_kept(&config, &census, &roots)
+                    let census = chips::census(&*gallery.snapshot(), patience).map_err(GalleryError::from)?;
+                    Materials::check_kept(&config, &census, &roots, patience)
                 }
             };
             match (start, pace(&config).and_then(|pace| config.too_slow(&pace))) {
@@ -225,6 +236,16 @@ impl Jobs {
             }
         });
         checked.await.unwrap_or(Err(OrderError::Draining))
+    }
+}
+
+/// Does several steps of which none may be left out, also where whoever asked has left after the first.
+async fn to_its_end<T: Send + 'static>(steps: impl Future<Output = T> + Send + 'static) -> T {
+    match tokio::spawn(steps).await {
+        Ok(done) => done,
+        Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
+        // The runtime is being shut down, and this task with it.
+        Err(_) => std::future::pending().await,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Jobs whose process is a script: what the supervisor makes of everything that a process can do.
 
+mod leaving;
 mod starting;
 mod trouble;
 

@@ -12,9 +12,8 @@ use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
 use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
 use crate::embedding::{Embedding, ModelDigest};
-use crate::gallery::{
-    EntryId, Found, GalleryReader, Group, Hit, Patience, RowId, StoreError, VesselId, VesselNumber,
-};
+use crate::gallery::{EntryId, Found, GalleryReader, Group, Hit, RowId, StoreError, VesselId, VesselNumber};
+use crate::patience::Patience;
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]

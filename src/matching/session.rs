@@ -12,9 +12,10 @@ use super::query::Resolved;
 use super::screening::{Scope, Screening, Taking, Traces};
 use crate::chip::Modality;
 use crate::gallery::{
-    Entry, Filter, Found, GalleryReader, Group, Hit, IndexQuery, Patience, Selection, StoreError,
-    VesselNumber, VesselSet,
+    Entry, Filter, Found, GalleryReader, Group, Hit, IndexQuery, Selection, StoreError, VesselNumber,
+    VesselSet,
 };
+use crate::patience::Patience;
 
 /// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
 /// for the last of these; and for assignment, so that entries of one vessel do not crowd out all others.

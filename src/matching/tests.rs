@@ -12,9 +12,9 @@ use crate::chip::Modality::{self, Optical, Sar};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::evaluate::{Distances, score};
 use crate::gallery::{
-    Entry, EntryId, Filter, GalleryReader, Group, Observation, Patience, Position, Stopped, StoreError, Time,
-    VesselId, cosine,
+    Entry, EntryId, Filter, GalleryReader, Group, Observation, Position, StoreError, Time, VesselId, cosine,
 };
+use crate::patience::{Patience, Stopped};
 use crate::weights::golden;
 
 const DIMENSION: usize = 16;

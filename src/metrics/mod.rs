@@ -116,6 +116,11 @@ pub fn certificate_ends(at: i64) {
     gauge!(CERTIFICATE_END).set(at as f64);
 }
 
+/// In seconds of Unix time.
+pub fn revocations_end(at: i64) {
+    gauge!(REVOCATIONS_END).set(at as f64);
+}
+
 pub fn receiving(bytes: usize) {
     gauge!(RECEIVING).set(bytes as f64);
 }
@@ -172,11 +177,15 @@ fn forward_succeeded() {
 }
 
 /// A chip of the server's own has come through, or not.
-pub fn canary(outcome: &'static str) {
+pub fn canary(thread: String, outcome: &'static str) {
     if outcome == "ok" {
         forward_succeeded();
     }
-    counter!(CANARIES, "outcome" => outcome).increment(1);
+    counter!(CANARIES, "thread" => thread, "outcome" => outcome).increment(1);
+}
+
+pub fn device_thread(thread: String, is_failing: bool) {
+    gauge!(DEVICE_THREAD_FAILING, "thread" => thread).set(f64::from(u8::from(is_failing)));
 }
 
 pub fn dropped(reason: &'static str) {

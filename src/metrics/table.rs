@@ -35,6 +35,7 @@ pub const CONNECTIONS_ENDED: &str = "shipreid_connections_ended_total";
 pub const ACCEPT_PAUSES: &str = "shipreid_accept_pauses_total";
 pub const RELOADS: &str = "shipreid_reloads_total";
 pub const CERTIFICATE_END: &str = "shipreid_certificate_end_timestamp_seconds";
+pub const REVOCATIONS_END: &str = "shipreid_revocations_end_timestamp_seconds";
 pub const RECEIVING: &str = "shipreid_receiving_bytes";
 pub const REFUSED: &str = "shipreid_refused_total";
 pub const LIMIT: &str = "shipreid_limit";
@@ -69,6 +70,7 @@ pub const GALLERY_BYTES: &str = "shipreid_gallery_bytes";
 pub const READY: &str = "shipreid_ready";
 pub const HEALTH: &str = "shipreid_health";
 pub const CANARIES: &str = "shipreid_canaries_total";
+pub const DEVICE_THREAD_FAILING: &str = "shipreid_device_thread_failing";
 pub const LAST_FORWARD: &str = "shipreid_last_forward_timestamp_seconds";
 pub const BUILD: &str = "shipreid_build_info";
 pub const MODEL: &str = "shipreid_model_info";
@@ -104,6 +106,7 @@ const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`");
 const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`");
 const BATCH_SIZE: (&str, &str) =
     ("batch", "chips, `1` to `encoder.batch_max`; it stands for smaller ones down to the next");
+const THREAD: (&str, &str) = ("thread", "`device-0` and so on, one for each of `encoder.workers`");
 const SLOT: (&str, &str) = ("slot", "`0` to `training.jobs_concurrent_max` - 1");
 
 /// Every metric of ours, by subject, in the order of a chip's way.
@@ -138,7 +141,7 @@ pub const TABLE: &[Group] = &[
                 "connections",
                 &[(
                     "reason",
-                    "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (another connection has its place), `SHUTDOWN`",
+                    "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (another connection has its place), `DISTRUSTED` (its certificate was revoked), `SHUTDOWN`",
                 )],
                 "gRPC connections that the server ended in order.",
             ),
@@ -164,6 +167,13 @@ pub const TABLE: &[Group] = &[
                 "When the certificate of the gRPC port, or one that vouches for it, ends.",
             ),
             metric(
+                REVOCATIONS_END,
+                Kind::Gauge,
+                "Unix time in seconds",
+                &[],
+                "When the first of the revocation lists of callers' authorities is past its next update.",
+            ),
+            metric(
                 RECEIVING,
                 Kind::Gauge,
                 "bytes",
@@ -179,7 +189,8 @@ pub const TABLE: &[Group] = &[
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
                      `QUEUE_TOO_LONG`, `SEARCHES_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, `KEYS_REJECTED`, \
                      `ROLE_MISSING`, `HANDSHAKES` (the oldest gave way), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
-                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place)",
+                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place), `LOOKS` (reflection \
+                     and health streams)",
                 )],
                 "What was refused or ended by a bound: calls, connections, or the chips of a call.",
             ),
@@ -330,8 +341,15 @@ pub const TABLE: &[Group] = &[
                 CANARIES,
                 Kind::Counter,
                 "canaries",
-                &[("outcome", "`ok`, `failed`, `late`")],
-                "Chips of the server's own that went through queue and device while nothing else did.",
+                &[THREAD, ("outcome", "`ok`, `failed`, `late`")],
+                "Chips of the server's own that went through a device thread while nothing else did.",
+            ),
+            metric(
+                DEVICE_THREAD_FAILING,
+                Kind::Gauge,
+                "0 or 1",
+                &[THREAD],
+                "1 for a device thread whose last canary did not come through.",
             ),
             metric(
                 LAST_FORWARD,

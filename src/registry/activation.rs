@@ -1,8 +1,10 @@
 //! Which model serves, and how that changes while it serves: load, warm, remember, swap.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 
 use super::{ActiveModel, Preset, Registry, RegistryError};
@@ -93,17 +95,14 @@ impl Activator {
         let turn = Arc::clone(&self.changing).try_lock_owned().map_err(|_| ActivationError::Busy)?;
         let activator = self.clone();
         let started = Instant::now();
-        let changing = tokio::spawn(async move { activator.change_to(model, turn).await });
-        let outcome = changing.await.unwrap_or(Err(ActivationError::Panicked));
-        match &outcome {
-            Ok(_) => tracing::info!(%model, took = ?started.elapsed(), "a model is active"),
-            Err(cause) => tracing::warn!(%model, %cause, "a model is not activated"),
-        }
-        metrics::activation(
-            outcome.as_ref().map_or_else(ActivationError::reason, |_| "ok"),
-            started.elapsed(),
-        );
-        outcome
+        let changing = tokio::spawn(async move {
+            let changing = AssertUnwindSafe(activator.change_to(model, turn)).catch_unwind();
+            let outcome = changing.await.unwrap_or(Err(ActivationError::Panicked));
+            tell(model, &outcome, started.elapsed());
+            outcome
+        });
+        // It is cut short only with the whole server.
+        changing.await.unwrap_or(Err(ActivationError::Panicked))
     }
 
     async fn change_to(
@@ -213,6 +212,15 @@ impl ActivationError {
             Self::Panicked => "ACTIVATION_FAILED",
         }
     }
+}
+
+/// Whoever asked may have left.
+fn tell(model: ModelDigest, outcome: &Result<ModelLease, ActivationError>, took: Duration) {
+    match outcome {
+        Ok(_) => tracing::info!(%model, ?took, "a model is active"),
+        Err(cause) => tracing::warn!(%model, %cause, "a model is not activated"),
+    }
+    metrics::activation(outcome.as_ref().map_or_else(ActivationError::reason, |_| "ok"), took);
 }
 
 /// The first of them by name.

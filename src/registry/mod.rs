@@ -33,6 +33,7 @@ use provenance::PROVENANCE_BYTES_MAX;
 use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
+use crate::patience::{Patience, Stopped};
 use crate::weights::family::Architecture;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
@@ -95,6 +96,9 @@ pub enum RegistryError {
     TooManyIncoming { limit: usize },
     #[error("{0}")]
     NoModel(String),
+    /// Nobody waits any more for what was being added.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error("{path}: {cause}")]
@@ -314,15 +318,17 @@ impl Registry {
     /// where it came from.
     ///
     /// # Errors
-    /// It is no model that can be served, a limit would be exceeded, or it cannot be written.
+    /// It is no model that can be served, a limit would be exceeded, it cannot be written, or the patience has run out.
     pub fn import(
         &self,
         received: Incoming,
         name: &str,
         hints: &Hints,
+        patience: &Patience,
     ) -> Result<(StoredModel, Added), RegistryError> {
         // One at a time, so that no more than one is in memory.
         let _writing = self.writing();
+        patience.check()?;
         // Where it lies meanwhile means nothing to whoever sent it.
         let here = received.path().display().to_string();
         let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
@@ -331,6 +337,7 @@ impl Registry {
             tracing::info!(file = name, model = %model.digest, "the weights are {origin}");
         }
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
+        patience.check()?;
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))
     }
@@ -427,6 +434,7 @@ impl RegistryError {
             Self::TooLarge { .. } => "MODELS_TOO_LARGE",
             Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
             Self::NoModel(_) => "MODEL_UNREADABLE",
+            Self::Stopped(stopped) => stopped.reason(),
             _ if self.is_full() => "DISK_FULL",
             Self::Lock(_) | Self::Io { .. } => "MODEL_STORE_FAILED",
         }

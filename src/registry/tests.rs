@@ -98,6 +98,15 @@ fn a_model_that_is_there_stays_as_it_is() {
     assert_eq!(registry.list(), [stored]);
 }
 
+fn import(
+    registry: &Registry,
+    bytes: &[u8],
+    name: &str,
+    hints: &Hints,
+) -> Result<(StoredModel, Added), RegistryError> {
+    registry.import(received(registry, bytes), name, hints, &Patience::default())
+}
+
 #[test]
 fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
@@ -105,21 +114,20 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     here.add(&model(1), &provenance(1)).expect("room");
     let bytes = packed(&here, model(1).digest);
     assert_eq!(bytes, packed(&here, model(1).digest), "equal models give equal bytes");
-    let (stored, added) =
-        there.import(received(&there, &bytes), "x.zip", &Hints::default()).expect("a packed model");
+    let (stored, added) = import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
     assert_eq!((added, &stored), (Added::New, &here.get(model(1).digest).expect("there")));
-    let (_, added) = there.import(received(&there, &bytes), "x.zip", &Hints::default()).expect("again");
+    let (_, added) = import(&there, &bytes, "x.zip", &Hints::default()).expect("again");
     assert_eq!(added, Added::Known);
 
     let architecture =
         ArchitectureHints { heads: Some(2), image: Some(golden::MICRO.image), ..Default::default() };
     let hints = Hints { architecture, ..Hints::default() };
-    let checkpoint = received(&there, &golden::bytes("ckpt_wrapped.pth"));
-    let (stored, _) = there.import(checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
+    let checkpoint = golden::bytes("ckpt_wrapped.pth");
+    let (stored, _) = import(&there, &checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
     let Condition::Intact(facts) = stored.condition else { panic!("intact") };
     assert_eq!((facts.provenance.origin.as_str(), facts.provenance.parent), ("ckpt_wrapped.pth", None));
-    let malicious = received(&there, &golden::bytes("ckpt_malicious.pth"));
-    assert!(matches!(there.import(malicious, "x", &hints), Err(RegistryError::NoModel(_))));
+    let malicious = golden::bytes("ckpt_malicious.pth");
+    assert!(matches!(import(&there, &malicious, "x", &hints), Err(RegistryError::NoModel(_))));
     assert!(names(&folders[1].path().join(incoming::FOLDER)).is_empty(), "nothing received stays behind");
 }
 
@@ -134,8 +142,31 @@ fn a_model_of_another_family_is_kept_and_travels_like_any_other() {
     let here = opened(folders[0].path());
     assert_eq!(here.load(toy.digest).expect("intact"), toy);
     let bytes = packed(&here, toy.digest);
-    let (stored, _) = there.import(received(&there, &bytes), "x", &Hints::default()).expect("a packed model");
+    let (stored, _) = there
+        .import(received(&there, &bytes), "x", &Hints::default(), &Patience::default())
+        .expect("a packed model");
     assert!(matches!(stored.condition, Condition::Intact(facts) if facts.architecture == architecture));
+}
+
+#[test]
+fn a_model_that_nobody_waits_for_any_more_is_not_added() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    here.add(&model(1), &provenance(1)).expect("room");
+    let bytes = packed(&here, model(1).digest);
+    let (patience, waiter) = Patience::until(None);
+    // While another one is being added, which keeps all others waiting.
+    let writing = there.writing();
+    std::thread::scope(|scope| {
+        let importing =
+            scope.spawn(|| there.import(received(&there, &bytes), "x.zip", &Hints::default(), &patience));
+        drop(waiter);
+        drop(writing);
+        let imported = importing.join().expect("no panic");
+        assert!(matches!(imported, Err(RegistryError::Stopped(Stopped::Cancelled))), "{imported:?}");
+    });
+    assert_eq!(there.list(), []);
+    assert!(names(&folders[1].path().join(incoming::FOLDER)).is_empty());
 }
 
 #[test]
@@ -312,10 +343,7 @@ fn a_model_whose_history_is_damaged_is_served_and_says_so() {
         assert!(facts.provenance.origin.starts_with(&expected), "{}", facts.provenance.origin);
         registry.set_active(active(1)).expect("it can be served");
         let bytes = packed(&registry, digest);
-        assert_eq!(
-            registry.import(received(&registry, &bytes), "x", &Hints::default()).expect("whole").1,
-            Added::Known
-        );
+        assert_eq!(import(&registry, &bytes, "x", &Hints::default()).expect("whole").1, Added::Known);
     }
 }
 

@@ -9,13 +9,13 @@ use tonic::Code;
 
 use super::context::CallContext;
 use super::convert::{self, MatchCall, QueryCall, SubjectCall};
-use super::galleries::{GalleryAccess, with_model};
+use super::galleries::{GalleryAccess, Work, with_model};
 use super::problem::Problem;
 use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
-use crate::gallery::{GalleryReader, Observation};
+use crate::gallery::{GalleryReader, Observation, StoreError};
 use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
 use crate::metrics;
 use crate::wire;
@@ -58,14 +58,16 @@ impl Matcher {
         let started = Instant::now();
         let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
         let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
-        self.access.admit(context)?;
+        let opening = gallery.opening();
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
+        let work = work(&call, &*snapshot);
+        let announced = self.access.admit(context, work)?;
         let model = snapshot.about().model;
         check_model(call.model, model)?;
         let calibrator = self.calibrators.get(&model).cloned();
         let asked = self.embed(&call, lease, context).await?;
         let (queries, asked) = split(asked);
-        let plan = Plan {
+        let plan = Arc::new(Plan {
             queries,
             top_k: call.top_k,
             group: call.group,
@@ -75,8 +77,11 @@ impl Matcher {
             sharing: call.sharing,
             calibrator: calibrator.clone(),
             prior_unknown: call.prior_unknown,
-        };
-        let (matched, search) = self.search(snapshot, plan, context).await?;
+        });
+        // From here on it waits for its turn itself.
+        drop(announced);
+        let search = |snapshot| self.search(snapshot, (model, work), Arc::clone(&plan), context);
+        let (matched, search) = gallery.read_first(opening, snapshot, search).await?;
         let mut timings = convert::embed_timings(asked.iter().flat_map(|asked| &asked.embedded));
         timings.search = convert::duration(search);
         timings.total = convert::duration(started.elapsed());
@@ -144,14 +149,19 @@ impl Matcher {
     async fn search(
         &self,
         snapshot: Arc<dyn GalleryReader>,
-        plan: Plan,
+        (model, work): (ModelDigest, Work),
+        plan: Arc<Plan>,
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
+        if snapshot.about().model != model {
+            // The gallery has got to another model while its files were opened anew.
+            return Err(StoreError::Closed.into());
+        }
         let asked = Instant::now();
         let span =
             tracing::debug_span!("search", ranking = plan.ranking.name(), queries = plan.queries.len());
         self.access
-            .search(context, move |patience| {
+            .search(context, work, move |patience| {
                 let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);
@@ -162,6 +172,12 @@ impl Matcher {
             })
             .await
     }
+}
+
+/// What a call searches, where no filter makes it less.
+fn work(call: &MatchCall, gallery: &dyn GalleryReader) -> Work {
+    let codes = gallery.entries() * gallery.about().dimension * call.queries.len();
+    if call.filter.is_empty() { Work(codes as u64) } else { Work::default() }
 }
 
 /// A query after its chips were embedded.

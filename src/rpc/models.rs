@@ -15,6 +15,7 @@ use super::{ResponseStream, convert, deadline};
 use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
 use crate::page::ModelPlace;
+use crate::patience::{Patience, patiently};
 use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
 use crate::wire;
 
@@ -111,16 +112,17 @@ impl ModelsService {
         let hints = convert::hints(&first.hints.unwrap_or_default())?;
         let mut incoming = blocking({
             let registry = Arc::clone(&registry);
-            move || Ok(registry.receive()?)
+            move |_| Ok(registry.receive()?)
         })
         .await?;
         let mut piece = Some(first.data);
         while let Some(data) = piece {
-            incoming = blocking(move || written(incoming, &data)).await?;
+            incoming = blocking(move |_| written(incoming, &data)).await?;
             piece = pieces.message().await?.map(|message| message.data);
         }
         let name = if first.file_name.is_empty() { "the file".to_owned() } else { first.file_name };
-        let (stored, _) = blocking(move || Ok(registry.import(incoming, &name, &hints)?)).await?;
+        let (stored, _) =
+            blocking(move |patience| Ok(registry.import(incoming, &name, &hints, patience)?)).await?;
         Ok(self.stored(&stored, caller))
     }
 
@@ -130,7 +132,7 @@ impl ModelsService {
         digest: &str,
     ) -> Result<ReceiverStream<Result<wire::ExportModelResponse, Status>>, Problem> {
         let (registry, digest) = (self.registry()?, required_digest(digest)?);
-        let export = blocking(move || Ok(registry.export(digest)?)).await?;
+        let export = blocking(move |_| Ok(registry.export(digest)?)).await?;
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
         tokio::task::spawn_blocking(move || send(export, digest, pieces));
         Ok(ReceiverStream::new(receiver))
@@ -154,7 +156,7 @@ impl ModelsService {
             );
             return Err(Problem::new(Code::FailedPrecondition, "MODEL_IN_USE", message));
         }
-        blocking(move || Ok(registry.delete(digest)?)).await
+        blocking(move |_| Ok(registry.delete(digest)?)).await
     }
 }
 
@@ -216,13 +218,13 @@ impl wire::models_server::Models for ModelsService {
     }
 }
 
-/// Runs what reads and writes the disk where it may block.
+/// Runs what reads and writes the disk where it may block, for as long as somebody waits for it.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
     let panicked =
         || Problem::new(Code::Internal, "MODEL_STORE_FAILED", "the models cannot be read or written");
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(panicked()))
+    patiently(None, work).await.unwrap_or_else(|_| Err(panicked()))
 }
 
 fn written(mut incoming: Incoming, piece: &[u8]) -> Result<Incoming, Problem> {

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::activity::Activity;
 use super::budget::{Bounds, Budget, Full, Scope, Share};
-use super::context::Holder;
+use super::context::{Holder, Peer};
 use super::held::until_answered;
 use super::method::is_health;
 use super::problem::Problem;
@@ -24,8 +24,14 @@ use crate::metrics;
 /// How long a refused caller is asked to wait.
 pub const RETRY_AFTER: Duration = Duration::from_millis(250);
 
-/// Answers even when the server is full, so that it can be looked at; health does as well.
+/// Answer even when the server is full, so that it can be looked at: they take places of their own, and health checks
+/// none.
 const REFLECTION: &str = "/grpc.reflection.";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+
+/// Streams of reflection and watches of health at once, of which no peer needs more than a few: over one connection,
+/// from one address, and in all.
+const LOOKS: Bounds = Bounds { server: 512, tenant: 64, connection: 4 };
 
 /// The calls that may be in flight at once, over all connections.
 #[derive(Clone, Debug)]
@@ -38,6 +44,7 @@ struct Places {
     yield_after: Duration,
     next: AtomicU64,
     taken: Mutex<HashMap<u64, Taken>>,
+    looks: Arc<Budget>,
 }
 
 #[derive(Debug)]
@@ -67,7 +74,18 @@ impl CallPermits {
             yield_after: Duration::from_secs_f64(limits.stream_yield_seconds),
             next: AtomicU64::default(),
             taken: Mutex::default(),
+            looks: Budget::new(LOOKS, |_| {}),
         }))
+    }
+
+    /// A place for a stream that looks at the server, or a refusal at once. Whoever looks may have no key, so that
+    /// addresses are told apart and not tenants.
+    fn look(&self, peer: Option<&Peer>) -> Result<Share, Full> {
+        let address = peer.map_or_else(String::new, |peer| peer.address.ip().to_canonical().to_string());
+        let connection = peer.filter(|peer| !peer.is_proxy).map(|peer| peer.connection);
+        let mut share = self.0.looks.share(Holder { tenant: address.into(), connection });
+        share.grow(1)?;
+        Ok(share)
     }
 
     /// A place, or a refusal at once. Where there is none, the idlest stream loses its own.
@@ -125,7 +143,16 @@ impl Drop for CallPermit {
 /// Lets a call in, or refuses it; a place is held until the last byte of the answer is gone.
 pub async fn take(State(permits): State<CallPermits>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if is_health(path) || path.starts_with(REFLECTION) {
+    if path.starts_with(REFLECTION) || path == HEALTH_WATCH {
+        return match permits.look(request.extensions().get()) {
+            Ok(place) => until_answered(next.run(request).await, place),
+            Err(full) => {
+                metrics::refused("LOOKS");
+                Status::from(too_many_looks(full)).into_http()
+            }
+        };
+    }
+    if is_health(path) {
         return next.run(request).await;
     }
     let extensions = request.extensions();
@@ -148,6 +175,18 @@ fn refusal(full: Full) -> Problem {
     Problem::new(Code::ResourceExhausted, "TOO_MANY_CALLS", message)
         .with_metadata("limit", full.limit)
         .with_metadata("scope", full.scope.name())
+        .retry_after(RETRY_AFTER)
+}
+
+fn too_many_looks(full: Full) -> Problem {
+    let from = match full.scope {
+        Scope::Server => "all peers",
+        Scope::Tenant => "one address",
+        Scope::Connection => "one connection",
+    };
+    let message = format!("{from} may have {} streams of reflection and health at once", full.limit);
+    Problem::new(Code::ResourceExhausted, "TOO_MANY_LOOKS", message)
+        .with_metadata("limit", full.limit)
         .retry_after(RETRY_AFTER)
 }
 
@@ -182,6 +221,23 @@ mod tests {
         assert_eq!(take().expect_err("full"), Full { scope: Scope::Server, limit: 2 });
         drop(first);
         assert!(take().is_ok());
+    }
+
+    #[test]
+    fn streams_that_look_at_the_server_are_bounded_by_connection_and_address() {
+        let permits = permits(1);
+        let peer = |last: u8, connection: u64| {
+            Some(Peer { address: ([192, 0, 2, last], 1).into(), connection, is_proxy: false })
+        };
+        let mut held: Vec<Share> =
+            (0..4).map(|_| permits.look(peer(1, 0).as_ref()).expect("a place")).collect();
+        let full = permits.look(peer(1, 0).as_ref()).expect_err("it has four");
+        assert_eq!((full.scope, full.limit), (Scope::Connection, 4));
+        held.extend((1..1000).filter_map(|connection| permits.look(peer(1, connection).as_ref()).ok()));
+        assert_eq!(held.len(), 64, "of one address");
+        held.push(permits.look(peer(2, 1000).as_ref()).expect("another one has places"));
+        drop(held);
+        permits.look(peer(1, 0).as_ref()).expect("they are given back");
     }
 
     #[test]

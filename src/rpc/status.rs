@@ -8,9 +8,10 @@ use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
-use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, Stopped, StoreError};
+use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
 use crate::jobs::{AddError, GalleryError, JobError, JobStoreError, OrderError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
+use crate::patience::Stopped;
 use crate::registry::{ActivationError, RegistryError};
 
 impl From<PrepareError> for Problem {
@@ -154,6 +155,7 @@ impl From<OrderError> for Problem {
                 Self::new(Code::FailedPrecondition, "GALLERY_WITHOUT_CHIPS", message).with_field("gallery")
             }
             OrderError::Draining => draining(),
+            OrderError::Stopped(cause) => cause.into(),
             OrderError::Add(AddError::OtherOrder(id)) => {
                 Self::new(Code::AlreadyExists, "REQUEST_ID_TAKEN", message).with_metadata("job_id", id)
             }
@@ -291,6 +293,7 @@ impl From<RegistryError> for Problem {
                 .with_metadata("limit", limit)
                 .retry_after(RETRY_AFTER_DRAIN),
             RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
+            RegistryError::Stopped(cause) => cause.into(),
             RegistryError::Io { .. } if is_full => {
                 Self::new(Code::ResourceExhausted, reason, "the disk of the models is full")
             }

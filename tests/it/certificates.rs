@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    date_time_ymd,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
 /// What may vouch for others.
@@ -21,9 +21,11 @@ pub enum Term {
 }
 
 /// Files of a certificate and its key.
+#[derive(Clone)]
 pub struct Pair {
     pub certificate: PathBuf,
     pub key: PathBuf,
+    serial: SerialNumber,
 }
 
 impl Authority {
@@ -53,12 +55,36 @@ impl Authority {
             (params.not_before, params.not_after) = (date_time_ymd(2001, 1, 1), date_time_ymd(2002, 1, 1));
         }
         let key = KeyPair::generate().unwrap();
+        let serial = SerialNumber::from_slice(&key.public_key_raw()[1..17]);
+        params.serial_number = Some(serial.clone());
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let pair =
-            Pair { certificate: folder.join(format!("{name}.pem")), key: folder.join(format!("{name}.key")) };
+        let [pem, own_key] = ["pem", "key"].map(|end| folder.join(format!("{name}.{end}")));
+        let pair = Pair { certificate: pem, key: own_key, serial };
         std::fs::write(&pair.certificate, certificate.pem()).unwrap();
         std::fs::write(&pair.key, key.serialize_pem()).unwrap();
         pair
+    }
+}
+
+impl Authority {
+    /// A revocation list of these certificates, as PEM.
+    pub fn revoke(&self, pairs: &[&Pair], term: Term) -> String {
+        let revoked = pairs.iter().map(|pair| RevokedCertParams {
+            serial_number: pair.serial.clone(),
+            revocation_time: date_time_ymd(2020, 1, 1),
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let year = if term == Term::Expired { 2021 } else { 2100 };
+        let list = CertificateRevocationListParams {
+            this_update: date_time_ymd(2020, 1, 1),
+            next_update: date_time_ymd(year, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 

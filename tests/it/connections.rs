@@ -57,6 +57,31 @@ pub fn open_stream_of(path: &str) -> (mpsc::UnboundedSender<Bytes>, Request<Body
     (messages, call(path, StreamBody::new(body).boxed()))
 }
 
+#[tokio::test]
+async fn a_connection_watches_health_a_few_times_and_is_answered_all_the_same() {
+    let server = start_alone(&[]).await;
+    let (mut sender, connection) = connect(server.address).await;
+    let mut watch = async || {
+        let call = call("/grpc.health.v1.Health/Watch", Full::new(Bytes::from_static(EMPTY_MESSAGE)).boxed());
+        let response = sender.send_request(call).await.unwrap();
+        if response.headers().contains_key("grpc-status") { Err(response) } else { Ok(response) }
+    };
+    let mut held = Vec::new();
+    let refused = loop {
+        match watch().await {
+            Ok(watching) => held.push(watching),
+            Err(refused) => break refused,
+        }
+    };
+    assert_eq!((held.len(), &refused.headers()["grpc-status"]), (4, &"8".parse().unwrap()));
+    held.pop();
+    while watch().await.is_err() {}
+    answered(sender.send_request(health()).await.unwrap()).await;
+    drop((held, sender));
+    connection.abort();
+    server.stop().await;
+}
+
 /// Waits until a call is answered to its end.
 async fn answered(response: http::Response<Incoming>) {
     let answer = response.into_body().collect().await.unwrap();

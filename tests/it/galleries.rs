@@ -48,6 +48,7 @@ pub fn ready(id: &str, vessel: &str, embedding: Embedding, observation: Observat
             model: digest().to_string(),
             modality: shipreid::wire::Modality::Sar.into(),
             observation: Some(observation),
+            chip: None,
         })),
         ..EnrollRequest::default()
     }
@@ -147,6 +148,74 @@ async fn an_entry_is_created_once_and_told_apart_from_other_content() {
     let request = GetGalleryRequest { name: GALLERY.into() };
     let gallery = client.galleries().get_gallery(request).await.unwrap().into_inner().gallery.unwrap();
     assert_eq!((gallery.entries, gallery.vessels), (2, 1));
+    server.stop().await;
+}
+
+/// As [`ready`], with the chip that the embedding was made from.
+fn with_both(id: &str, chip: Chip) -> EnrollRequest {
+    let mut request = ready(id, "", vector(0, 0.0), Observation::default());
+    let Some(Source::Embedding(ready)) = &mut request.source else { unreachable!("it is one") };
+    (ready.modality, ready.observation, ready.chip) = (0, None, Some(chip));
+    request
+}
+
+#[tokio::test]
+async fn an_embedding_is_enrolled_with_the_chip_that_it_was_made_from() {
+    use EnrollOutcome::{Created, Replaced, Unchanged};
+    let folder = TempDir::new().unwrap();
+    let (server, client) = start(&[&data_in(&folder)]).await;
+    create(&client, GALLERY).await;
+    let observation = Some(Observation { sensor: "s".into(), ..Observation::default() });
+    let seen = Chip { observation: observation.clone(), ..optical() };
+    let mut twice = with_both("b", seen.clone());
+    let mut contradicting = with_both("b", optical());
+    for request in [&mut twice, &mut contradicting] {
+        let Some(Source::Embedding(ready)) = &mut request.source else { unreachable!("it is one") };
+        ready.modality = shipreid::wire::Modality::Sar.into();
+        ready.observation = Some(Observation::default());
+    }
+    let answers = enroll(
+        &client,
+        vec![
+            with_both("a", seen.clone()),
+            with_both("a", seen.clone()),
+            with_both("a", optical()),
+            EnrollRequest { overwrite: true, ..with_both("a", seen) },
+            with_both("b", Chip { image: b"no image".as_slice().into(), ..optical() }),
+            twice,
+            contradicting,
+            EnrollRequest { overwrite: true, ..ready("a", "", vector(0, 0.0), Observation::default()) },
+            EnrollRequest { overwrite: true, ..with_both("a", optical()) },
+        ],
+    )
+    .await;
+    assert_eq!(
+        outcomes(&answers),
+        [
+            Ok(Created),
+            Ok(Unchanged),
+            Err("ENTRY_EXISTS"),
+            Ok(Unchanged),
+            Err("IMAGE_FORMAT_UNKNOWN"),
+            Err("OBSERVATION_TWICE"),
+            Err("MODALITY_CONTRADICTS"),
+            Ok(Replaced),
+            Ok(Replaced),
+        ]
+    );
+    let fields: Vec<_> =
+        answers.iter().filter_map(|answer| Some(answer.error.as_ref()?.field.as_str())).collect();
+    let expected =
+        ["entry_id", "embedding.chip.image", "embedding.chip.observation", "embedding.chip.modality"];
+    assert_eq!(fields[1..], expected[1..]);
+    let request =
+        GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["a".into()], with_embeddings: true };
+    let entry = client.galleries().get_entries(request).await.unwrap().into_inner().entries.remove(0);
+    assert_eq!(entry.embedding, Some(vector(0, 0.0)), "it is not embedded anew");
+    assert_eq!(entry.modality(), shipreid::wire::Modality::Optical);
+    let gallery = client.galleries().get_gallery(GetGalleryRequest { name: GALLERY.into() }).await;
+    let stored = gallery.unwrap().into_inner().gallery.unwrap().stored_bytes;
+    assert!(stored > optical().image.len() as u64, "the chip is kept: {stored}");
     server.stop().await;
 }
 

@@ -16,6 +16,7 @@ use crate::server::{fixture, page, start};
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
     table::CERTIFICATE_END,
+    table::REVOCATIONS_END,
     table::DROPPED,
     table::CONNECTIONS_ENDED,
     table::LATE,

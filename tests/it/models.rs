@@ -21,7 +21,7 @@ use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
     ActivateModelRequest, CheckpointHints, CreateGalleryRequest, DeleteModelRequest, EmbedRequest,
     EnrollRequest, ExportModelRequest, Gallery, GetGalleryRequest, GetModelRequest, ImportModelRequest,
-    ListEntriesRequest, ListModelsRequest, MatchQuery, MatchRequest, Model, Tracklet,
+    ListEntriesRequest, ListModelsRequest, MatchQuery, MatchRequest, Model, ReadyEmbedding, Tracklet,
 };
 use tonic::{Code, Status};
 
@@ -407,6 +407,37 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched
     let error = answers[0].error.as_ref().unwrap();
     assert_eq!((error.code, error.reason.as_str()), (Code::FailedPrecondition as i32, "MODEL_NOT_RESIDENT"));
     assert!(error.message.contains("again"), "{}", error.message);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_gallery_follows_with_what_was_enrolled_from_a_match() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    import(&client, &exported(folder.path(), &[1])[0]).await;
+    let request = CreateGalleryRequest { name: "kept".into(), ..Default::default() };
+    client.galleries().create_gallery(request).await.unwrap();
+    let seen = chip(fixture(IMAGE), Modality::Optical);
+    let tracklet = Tracklet { chips: vec![seen.clone()] };
+    let query = MatchQuery { subject: Some(Subject::Tracklet(tracklet)), ..Default::default() };
+    let request = MatchRequest { gallery: "kept".into(), queries: vec![query], ..Default::default() };
+    let answer = client.ship_re_id().r#match(request).await.unwrap().into_inner();
+    let embedding = answer.results[0].embedding.clone();
+    let ready = ReadyEmbedding { embedding, model: answer.model, chip: Some(seen), ..Default::default() };
+    let request = EnrollRequest {
+        gallery: "kept".into(),
+        entry_id: "matched".into(),
+        source: Some(Source::Embedding(ready)),
+        ..Default::default()
+    };
+    assert_eq!(enroll(&client, vec![request]).await[0].error, None);
+    activate(&client, digest(1)).await.unwrap();
+    while described(&client, "kept").await.model != digest(1) {
+        assert_eq!(described(&client, "kept").await.following.unwrap_or_default().stalled_reason, "");
+    }
+    let request = ListEntriesRequest { gallery: "kept".into(), with_embeddings: true, ..Default::default() };
+    let entries = client.galleries().list_entries(request).await.unwrap().into_inner().entries;
+    assert_eq!(entries[0].embedding.as_ref().unwrap().values, expected(model(1).digest));
     server.stop().await;
 }
 

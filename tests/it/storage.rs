@@ -147,6 +147,7 @@ fn request(gallery: &str, number: usize, model: &str) -> EnrollRequest {
             model: model.into(),
             modality: Modality::Sar.into(),
             observation: None,
+            chip: None,
         })),
         ..EnrollRequest::default()
     }

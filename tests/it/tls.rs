@@ -91,6 +91,67 @@ async fn with_an_authority_for_callers_only_its_callers_are_served() {
 }
 
 #[tokio::test]
+async fn a_revoked_caller_is_refused_and_the_connections_that_he_has_end() {
+    const NEW_YEAR_2021: u64 = 1_609_459_200;
+    let [office, branch] = [Office::new("office"), Office::new("branch")];
+    let access = office.access(None);
+    let authorities = office.path().join("authorities.pem");
+    let pems = [&access, &branch.access(None)]
+        .map(|access| std::fs::read_to_string(access.authorities.as_ref().unwrap()).unwrap());
+    std::fs::write(&authorities, pems.concat()).unwrap();
+    let crl = office.path().join("revoked.pem");
+    // A rename, so that no look finds half a file.
+    let put = |text: &str| {
+        let new = office.path().join("revoked.new");
+        std::fs::write(&new, text).unwrap();
+        std::fs::rename(new, &crl).unwrap();
+    };
+    let none = branch.authority.revoke(&[], Term::Valid);
+    put(&[office.authority.revoke(&[], Term::Valid), none.clone()].concat());
+    let settings = [
+        format!("tls.client_ca={}", authorities.display()),
+        format!("tls.client_crl={}", crl.display()),
+        "tls.reload_seconds=0.01".to_owned(),
+    ];
+    let server = office.server(Term::Valid, &settings.each_ref().map(String::as_str)).await;
+    let [good, bad] = ["good", "bad"].map(|name| office.issue(name, Term::Valid));
+    let of_branch = branch.issue("caller", Term::Valid);
+    let as_branch = Access { authorities: access.authorities.clone(), ..branch.access(Some(of_branch)) };
+    let endpoint = format!("https://localhost:{}", server.address.port());
+    let [kept, ended] = [&good, &bad].map(|pair| office.access(Some(pair.clone())));
+    let kept = Client::connect_as(&endpoint, &kept).await.unwrap();
+    let ended = Client::connect_as(&endpoint, &ended).await.unwrap();
+    for client in [&kept, &ended] {
+        client.models().list_models(ListModelsRequest::default()).await.unwrap();
+    }
+    call(&server, &as_branch).await.expect("its authority revokes nobody");
+
+    let failed = "shipreid_reloads_total{subject=\"certificates\",outcome=\"failed\"}";
+    let before = counted(failed);
+    put("no list");
+    while counted(failed) == before {
+        call(&server, &office.access(Some(bad.clone()))).await.expect("the old list stays in use");
+    }
+    let series = "shipreid_connections_ended_total{reason=\"DISTRUSTED\"}";
+    let before = counted(series);
+    // It holds though it is past its next update.
+    put(&[office.authority.revoke(&[&bad], Term::Expired), none].concat());
+    while counted(series) == before {
+        tokio::task::yield_now().await;
+    }
+    call(&server, &office.access(Some(bad))).await.expect_err("revoked");
+    ended.models().list_models(ListModelsRequest::default()).await.expect_err("he comes back no more");
+    kept.models().list_models(ListModelsRequest::default()).await.expect("his connection goes on");
+    call(&server, &office.access(Some(good))).await.expect("he is still accepted");
+    call(&server, &as_branch).await.expect("so is whoever is of the other authority");
+    assert_eq!(counted("shipreid_revocations_end_timestamp_seconds"), NEW_YEAR_2021);
+
+    put(&office.authority.revoke(&[], Term::Valid));
+    while call(&server, &as_branch).await.is_ok() {}
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn plain_text_to_the_encrypted_port_and_the_reverse_end_at_once() {
     let office = Office::new("office");
     let server = office.server(Term::Valid, &[]).await;

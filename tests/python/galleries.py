@@ -26,6 +26,7 @@ def main(address, images):
     gallery = caller.galleries.CreateGallery(gallery_messages.CreateGalleryRequest(name=GALLERY), timeout=TIMEOUT).gallery
     enrols(caller, gallery, optical, sar)
     finds(caller, optical)
+    enrols_what_was_matched(caller, gallery, optical)
     gates_by_speed(caller, optical)
     corrects_and_merges(caller, optical)
     copies(caller)
@@ -157,6 +158,25 @@ def finds(caller, optical):
         result = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, filter=filter)
         assert "".join(sorted(candidate.entry_id for candidate in result.candidates)) == expected, (filter, result)
         assert result.matched == len(expected), (filter, result)
+
+
+def enrols_what_was_matched(caller, gallery, optical):
+    """With the chip that was asked about, so that the gallery can follow another model."""
+    result = caller.match(tracklet(optical))
+    kept = gallery_messages.ReadyEmbedding(
+        embedding=result.embedding, model=gallery.model, chip=chip(optical, scene_id="s9"))
+    answers = caller.enrol(item("m", kept), item("m", kept))
+    assert [answer.outcome for answer in answers] == [
+        gallery_messages.ENROLL_OUTCOME_CREATED, gallery_messages.ENROLL_OUTCOME_UNCHANGED], answers
+    entry, = caller.entries("m", with_embeddings=True).entries
+    assert (entry.modality, entry.observation.scene_id) == (OPTICAL, "s9"), entry
+    assert entry.embedding == result.embedding
+    kept.chip.image = b"no image"
+    answer, = caller.enrol(item("n", kept))
+    assert (answer.error.reason, answer.error.field) == ("IMAGE_FORMAT_UNKNOWN", "embedding.chip.image"), answer
+    selection = gallery_messages.EntryIds(entry_ids=["m"])
+    caller.galleries.DeleteEntries(
+        gallery_messages.DeleteEntriesRequest(gallery=GALLERY, ids=selection), timeout=TIMEOUT)
 
 
 def gates_by_speed(caller, optical):

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
+use super::trial::{Canary, CanaryTicket, Passes, Trials};
 use super::{CanaryError, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
-use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 use crate::encoder::EncoderInput;
 use crate::encoder::canary::CanaryOutcome;
@@ -24,7 +24,6 @@ pub struct Shared {
     settings: QueueSettings,
     next_id: AtomicU64,
     health: watch::Sender<Health>,
-    passes: watch::Sender<u64>,
     observe: Observe,
 }
 
@@ -34,8 +33,7 @@ struct State {
     resident: HashSet<ModelDigest>,
     /// One for each device thread.
     desks: Vec<Desk>,
-    /// Has its turn when nothing else has.
-    canary: Option<Canary>,
+    trials: Trials,
     phase: Phase,
 }
 
@@ -61,13 +59,6 @@ pub struct Waiting {
     pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
     /// Of the wait; what follows is linked to it.
     pub span: Span,
-}
-
-/// A chip of our own that waits for an idle device thread.
-pub struct Canary {
-    pub model: ModelDigest,
-    pub chip_size: ChipSize,
-    pub reply: oneshot::Sender<Result<(), CanaryError>>,
 }
 
 /// What a free device thread does next.
@@ -100,14 +91,13 @@ impl Shared {
                 times: HashMap::new(),
                 resident: HashSet::new(),
                 desks: (0..workers).map(|_| Desk::default()).collect(),
-                canary: None,
+                trials: Trials::new(workers),
                 phase: Phase::Open,
             }),
             wake: Condvar::new(),
             settings: QueueSettings { workers, batch_max: settings.batch_max.max(1) },
             next_id: AtomicU64::new(0),
             health: watch::Sender::new(Health::Warming),
-            passes: watch::Sender::new(0),
             observe,
         }
     }
@@ -122,9 +112,13 @@ impl Shared {
         self.turn(Health::Warming, Health::Serving);
     }
 
-    /// Refuses chips that name `model`.
+    /// Refuses chips that name `model`; that it failed means nothing any more.
     pub fn dismiss(&self, model: ModelDigest) {
-        self.lock().resident.remove(&model);
+        let mut state = self.lock();
+        state.resident.remove(&model);
+        for worker in state.trials.forget(model) {
+            self.tell_thread(&state, worker);
+        }
     }
 
     pub fn has_models(&self) -> bool {
@@ -164,35 +158,63 @@ impl Shared {
         });
     }
 
-    pub fn passes(&self) -> watch::Receiver<u64> {
-        self.passes.subscribe()
+    pub fn passes(&self, worker: usize) -> watch::Receiver<Passes> {
+        self.lock().trials.passes(worker)
+    }
+
+    /// A device thread has carried out an order.
+    pub fn worked(&self, worker: usize) {
+        self.lock().trials.worked(worker);
     }
 
     /// A forward pass has succeeded, whoever's chips were in it.
-    pub fn passed(&self) {
-        self.passes.send_modify(|passes| *passes += 1);
-        self.turn(Health::Failing, Health::Serving);
+    pub fn passed(&self, worker: usize, model: ModelDigest) {
+        let mut state = self.lock();
+        if state.trials.passed(worker, model) {
+            self.tell_thread(&state, worker);
+        }
     }
 
-    pub fn judge(&self, outcome: CanaryOutcome) {
-        match outcome {
-            CanaryOutcome::Passed => self.turn(Health::Failing, Health::Serving),
-            CanaryOutcome::Failed | CanaryOutcome::Late => self.turn(Health::Serving, Health::Failing),
+    pub fn judge(&self, worker: usize, model: ModelDigest, outcome: CanaryOutcome) {
+        let mut state = self.lock();
+        let has_failed = outcome != CanaryOutcome::Passed;
+        // Of a model that has left meanwhile nobody would learn that it works again.
+        if has_failed && state.resident.contains(&model) && state.trials.failed(worker, model) {
+            self.tell_thread(&state, worker);
         }
-        self.tell(EncoderEvent::Canary { outcome });
+        drop(state);
+        self.tell(EncoderEvent::Canary { worker, model, outcome });
+    }
+
+    /// Under the lock, so that health is what was true last.
+    fn tell_thread(&self, state: &State, worker: usize) {
+        self.tell(EncoderEvent::Thread { worker, is_failing: state.trials.is_failing(worker) });
+        if state.trials.is_any_failing() {
+            self.turn(Health::Serving, Health::Failing);
+        } else {
+            self.turn(Health::Failing, Health::Serving);
+        }
     }
 
     /// Lets a canary wait, in the place of one that was there.
-    pub fn place_canary(self: &Arc<Self>, canary: Canary) -> Result<CanaryTicket, CanaryError> {
+    pub fn place_canary(
+        self: &Arc<Self>,
+        worker: usize,
+        canary: Canary,
+    ) -> Result<CanaryTicket, CanaryError> {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             return Err(CanaryError::Closed);
         }
-        let former = state.canary.replace(canary);
+        let former = state.trials.place(worker, canary);
         drop(state);
         drop(former);
-        self.wake.notify_one();
-        Ok(CanaryTicket(Arc::clone(self)))
+        self.wake.notify_all();
+        Ok(CanaryTicket { shared: Arc::clone(self), worker })
+    }
+
+    pub fn take_canary(&self, worker: usize) -> Option<Canary> {
+        self.lock().trials.take(worker)
     }
 
     pub fn announce_drain(&self) {
@@ -207,12 +229,12 @@ impl Shared {
 
     /// Refuses new chips and orders; the threads end once no chip waits.
     pub fn close(&self) {
-        let (orders, canary) = {
+        let (orders, canaries) = {
             let mut state = self.lock();
             state.phase.close();
-            (state.take_orders(), state.canary.take())
+            (state.take_orders(), state.trials.take_all())
         };
-        drop((orders, canary));
+        drop((orders, canaries));
         self.wake.notify_all();
     }
 
@@ -296,7 +318,7 @@ impl Shared {
             if closed {
                 return Work::Stop;
             }
-            if let Some(canary) = state.canary.take() {
+            if let Some(canary) = state.trials.take(worker) {
                 return Work::Canary(canary);
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -313,14 +335,14 @@ impl Shared {
 
     /// The device is gone: nobody who waits, or comes later, will be served.
     pub fn lose_device(&self, message: String) {
-        let (waiting, orders, canary) = {
+        let (waiting, orders, canaries) = {
             let mut state = self.lock();
             state.phase = Phase::Lost;
             let waiting = state.schedule.drain();
             self.tell_depth(&state);
-            (waiting, state.take_orders(), state.canary.take())
+            (waiting, state.take_orders(), state.trials.take_all())
         };
-        drop((orders, canary));
+        drop((orders, canaries));
         self.health.send_replace(Health::DeviceLost);
         self.wake.notify_all();
         self.tell(EncoderEvent::DeviceLost { message });
@@ -360,16 +382,5 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         // A chip that has run, or was given up before, is not in the queue any more.
         self.give_up("CANCELLED");
-    }
-}
-
-/// A canary's place, free again when nobody waits for it.
-pub struct CanaryTicket(Arc<Shared>);
-
-impl Drop for CanaryTicket {
-    fn drop(&mut self) {
-        // One that is on a device is not in its place any more.
-        let canary = self.0.lock().canary.take();
-        drop(canary);
     }
 }

@@ -1,13 +1,15 @@
 //! What becomes of chips when a batch fails, a caller leaves, or the queue closes.
 
+use std::collections::HashMap;
+
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::chip::{Chip, ImageLimits, Modality};
 use crate::encoder::{
-    Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, Pipeline,
-    Refusal, Residency, ResidencySettings, keep_canaries,
+    Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, ModelLease,
+    Pipeline, Refusal, Residency, ResidencySettings, keep_canaries,
 };
 
 const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
@@ -23,7 +25,8 @@ enum Act {
 struct Scripted {
     warming: usize,
     acts: std::sync::mpsc::Receiver<Act>,
-    seen: mpsc::UnboundedSender<usize>,
+    /// Told how many chips have come.
+    seen: Box<dyn Fn(usize) + Send>,
 }
 
 impl Encoder for Scripted {
@@ -32,7 +35,7 @@ impl Encoder for Scripted {
         if self.warming > 0 {
             self.warming -= 1;
         } else {
-            self.seen.send(count).expect("the test listens");
+            (self.seen)(count);
             match self.acts.recv().expect("the test acts") {
                 Act::Answer => {}
                 Act::Panic => panic!("scripted"),
@@ -70,7 +73,8 @@ fn empty_bench() -> (Bench, EncoderFactory) {
     let (saw, seen) = mpsc::unbounded_channel();
     let script = Mutex::new(Some((script, saw)));
     let factory: EncoderFactory = Arc::new(move |_| {
-        let (acts, seen) = script.lock().expect("one thread").take().expect("one worker");
+        let (acts, saw) = script.lock().expect("one thread").take().expect("one worker");
+        let seen = Box::new(move |count| saw.send(count).expect("the test listens"));
         Ok(Box::new(Scripted { warming: 2, acts, seen }) as Box<dyn Encoder>)
     });
     (Bench { queue, acts, seen, events }, factory)
@@ -283,7 +287,7 @@ async fn idle() {
 }
 
 fn told(outcome: CanaryOutcome) -> EncoderEvent {
-    EncoderEvent::Canary { outcome }
+    EncoderEvent::Canary { worker: 0, model: digest(), outcome }
 }
 
 #[tokio::test(start_paused = true)]
@@ -322,6 +326,111 @@ async fn an_idle_device_is_tried_and_health_is_what_comes_of_it() {
     keeping.abort();
 }
 
+/// Device threads, each of which does what it is told, by each model.
+struct Threads {
+    queue: EncodeQueue,
+    events: mpsc::UnboundedReceiver<EncoderEvent>,
+    acts: HashMap<(u8, usize), std::sync::mpsc::Sender<Act>>,
+    seen: mpsc::UnboundedReceiver<(u8, usize)>,
+}
+
+impl Threads {
+    /// Loads models 1 to `models` on so many threads, and keeps canaries.
+    async fn start(workers: usize, models: u8) -> (Self, Arc<Pipeline>, Vec<ModelLease>) {
+        let (told, events) = mpsc::unbounded_channel();
+        let observe: Observe = Arc::new(move |event| drop(told.send(event)));
+        let queue = EncodeQueue::start(QueueSettings { workers, batch_max: 1 }, observe);
+        let residency = Residency::new(
+            queue.clone(),
+            ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() },
+        );
+        let (saw, seen) = mpsc::unbounded_channel();
+        let (mut acts, mut leases) = (HashMap::new(), Vec::new());
+        for number in 1..=models {
+            let scripts = (0..workers).map(|worker| {
+                let (act, script) = std::sync::mpsc::channel();
+                acts.insert((number, worker), act);
+                Mutex::new(Some(script))
+            });
+            let (scripts, saw): (Vec<_>, _) = (scripts.collect(), saw.clone());
+            let factory: EncoderFactory = Arc::new(move |worker| {
+                let acts = scripts[worker].lock().expect("one thread").take().expect("made once");
+                let saw = saw.clone();
+                let seen = Box::new(move |_| saw.send((number, worker)).expect("the test listens"));
+                Ok(Box::new(Scripted { warming: 1, acts, seen }) as Box<dyn Encoder>)
+            });
+            let card = ModelCard { digest: ModelDigest::new([number; 32]), dimension: 1, chip_size: SIZE };
+            let model = LoadedModel { card, factory, workers, bytes: 1 };
+            leases.push(residency.admit(model).await.expect("room"));
+        }
+        let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };
+        let active = leases[0].clone();
+        let pipeline = Arc::new(Pipeline::new(Admission::new(9, 9), limits, 1, residency, active));
+        (Self { queue, events, acts, seen }, pipeline, leases)
+    }
+
+    fn act(&self, model: u8, worker: usize, act: Act) {
+        self.acts[&(model, worker)].send(act).expect("the encoder lives");
+    }
+
+    /// Waits until canaries of two models or on two threads are on their devices.
+    async fn see_two(&mut self) -> [(u8, usize); 2] {
+        let mut seen = [self.seen.recv().await, self.seen.recv().await].map(|seen| seen.expect("they live"));
+        seen.sort_unstable();
+        seen
+    }
+
+    async fn told(&mut self, model: u8, worker: usize, outcome: CanaryOutcome) {
+        let model = ModelDigest::new([model; 32]);
+        let wanted = EncoderEvent::Canary { worker, model, outcome };
+        while self.events.recv().await.as_ref() != Some(&wanted) {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_device_thread_is_tried_and_one_that_hangs_is_named_whatever_the_others_do() {
+    let _clock = held_clock();
+    let (mut threads, pipeline, _leases) = Threads::start(2, 1).await;
+    let mut health = threads.queue.health();
+    let keeping = tokio::spawn(keep_canaries(pipeline, PERIOD));
+    idle().await;
+    assert_eq!(threads.see_two().await, [(1, 0), (1, 1)]);
+    threads.act(1, 0, Act::Answer);
+    threads.told(1, 0, CanaryOutcome::Passed).await;
+    assert_eq!(*health.borrow(), Health::Serving);
+    idle().await;
+    threads.told(1, 1, CanaryOutcome::Late).await;
+    assert_eq!(*health.borrow(), Health::Failing);
+
+    // What comes through another thread says nothing of this one.
+    threads.act(1, 0, Act::Answer);
+    threads.told(1, 0, CanaryOutcome::Passed).await;
+    assert_eq!(*health.borrow(), Health::Failing);
+    threads.act(1, 1, Act::Answer);
+    health.wait_for(|health| *health == Health::Serving).await.expect("the queue lives");
+    threads.queue.close().await;
+    keeping.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_resident_model_is_tried_and_what_failed_leaves_with_it() {
+    let _clock = held_clock();
+    let (mut threads, pipeline, mut leases) = Threads::start(1, 2).await;
+    let mut health = threads.queue.health();
+    let keeping = tokio::spawn(keep_canaries(pipeline, PERIOD));
+    idle().await;
+    for (model, act) in [(1, Act::Answer), (2, Act::Panic)] {
+        threads.act(model, 0, act);
+    }
+    assert_eq!(threads.see_two().await, [(1, 0), (2, 0)]);
+    threads.told(2, 0, CanaryOutcome::Failed).await;
+    assert_eq!(*health.borrow_and_update(), Health::Failing);
+    drop(leases.pop());
+    health.wait_for(|health| *health == Health::Serving).await.expect("the queue lives");
+    threads.queue.close().await;
+    keeping.abort();
+}
+
 #[tokio::test]
 async fn a_canary_waits_until_no_callers_chip_does_and_shares_no_batch() {
     let mut bench = bench().await;
@@ -329,7 +438,7 @@ async fn a_canary_waits_until_no_callers_chip_does_and_shares_no_batch() {
     assert_eq!(bench.seen.recv().await, Some(1));
     bench.wait_for(&EncoderEvent::Depth(0)).await;
     let queue = bench.queue.clone();
-    let mut canary = Box::pin(queue.send_canary(digest(), SIZE));
+    let mut canary = Box::pin(queue.send_canary(0, digest(), SIZE));
     assert!(futures_util::poll!(&mut canary).is_pending());
     let chip = bench.send();
     bench.wait_for(&EncoderEvent::Depth(1)).await;
@@ -350,7 +459,7 @@ async fn a_canary_that_nobody_waits_for_does_not_cost_the_device() {
     let busy = bench.send();
     assert_eq!(bench.seen.recv().await, Some(1));
     {
-        let canary = std::pin::pin!(bench.queue.send_canary(digest(), SIZE));
+        let canary = std::pin::pin!(bench.queue.send_canary(0, digest(), SIZE));
         assert!(futures_util::poll!(canary).is_pending());
     }
     bench.act(Act::Answer);

@@ -19,8 +19,8 @@ use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{
-    Enrolled, Enrolment, Field, Flip, Following, GalleryReader, GalleryStore, Info, Selector, StoreError,
-    Update, Updated,
+    Enrolled, Enrolment, Field, Flip, Following, GalleryReader, GalleryStore, Info, Opening, Selector,
+    StoreError, Update, Updated,
 };
 use crate::metrics;
 
@@ -120,8 +120,12 @@ impl EmbeddedGallery {
         operation: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        // Whoever left does not wait for the answer.
-        let work = move |writer: &mut Writer| drop(answer.send(operation(writer)));
+        let work = move |writer: &mut Writer| {
+            if !answer.is_closed() {
+                // Whoever left meanwhile does not wait for the answer.
+                let _ = answer.send(operation(writer));
+            }
+        };
         self.send(0, Work::Alone(Box::new(work)), answered).await
     }
 
@@ -205,6 +209,10 @@ impl GalleryStore for EmbeddedGallery {
         self.published()
     }
 
+    fn opening(&self) -> Opening {
+        Opening::now(self.published.files())
+    }
+
     fn info(&self) -> Info {
         let snapshot = self.published();
         let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -245,7 +253,10 @@ struct Pending<T, F> {
 
 impl<T: Send, F: FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send> Job for Pending<T, F> {
     fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
-        let Some(operation) = self.operation.take() else { return Ok(()) };
+        // Whoever has left before its turn is told nothing, so nothing is done.
+        let Some(operation) = self.operation.take().filter(|_| !self.answer.is_closed()) else {
+            return Ok(());
+        };
         match operation(batch) {
             Err(error) if !error.is_refusal() => Err(error),
             outcome => {
@@ -323,110 +334,4 @@ fn commit(writer: &mut Writer, mut jobs: Vec<Box<dyn Job>>, deleted: &AtomicBool
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc as blocking;
-
-    use futures_util::FutureExt;
-
-    use super::*;
-    use crate::durable::faults::{Failure, FaultyDisk};
-    use crate::gallery::embedded::foundation::Foundation;
-    use crate::gallery::embedded::quota::{Allowance, Quotas};
-    use crate::gallery::embedded::writer::Bounds;
-    use crate::gallery::entry::Time;
-    use crate::gallery::filter::Filter;
-    use crate::gallery::store::About;
-    use crate::gallery::tests::{DIMENSION, enrolment, id, model};
-
-    const SETTINGS: QueueSettings = QueueSettings { operations_max: 2, bytes_max: 100 << 10 };
-
-    fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
-        let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 100, bytes_per_tenant: u64::MAX };
-        let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
-        let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
-        let writer = Writer::open(Arc::new(disk.clone()), bounds).expect("whole");
-        EmbeddedGallery::start(writer, SETTINGS).expect("a thread")
-    }
-
-    fn new_disk() -> FaultyDisk {
-        let disk = FaultyDisk::new(1);
-        let about = About::new(model(), DIMENSION, true, Time::from_nanos(0));
-        let founded = Foundation::new(&disk, about, 1 << 20).expect("no failure is planned").finish(0);
-        founded.expect("no failure is planned");
-        disk
-    }
-
-    #[tokio::test]
-    async fn a_gallery_whose_disk_is_full_is_read_only_until_it_is_opened_again() {
-        let disk = new_disk();
-        let full = gallery(&disk);
-        full.enrol(enrolment("a", 1)).await.expect("there is room");
-        disk.fail_after(0, Failure::Passing);
-        let refused = full.enrol(enrolment("b", 2)).await.expect_err("there is no room");
-        assert_eq!(refused, full.delete(Selector::Ids(vec![id("a")])).await.expect_err("read-only"));
-        assert_eq!(refused.to_string(), "the gallery takes no writes: writing chips.redb: no storage space");
-        assert_eq!(full.info().read_only.as_deref(), Some("writing chips.redb: no storage space"));
-
-        let snapshot = full.snapshot();
-        assert_eq!(snapshot.list(&Filter::default(), None, 9).expect("readable").entries.len(), 1);
-        let row = snapshot.find(&id("a")).expect("readable").expect("there");
-        assert!(snapshot.embedding(row).is_ok() && snapshot.chip(row).expect("readable").is_some());
-        full.close();
-
-        let again = gallery(&disk);
-        assert_eq!(again.info().read_only, None);
-        assert_eq!(again.enrol(enrolment("b", 2)).await, Ok(Enrolled::Created));
-        again.close();
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_lets_callers_wait_and_a_closed_one_answers_at_once() {
-        let gallery = gallery(&new_disk());
-        let (go, wait) = blocking::channel::<()>();
-        let mut slow = Box::pin(gallery.run(0, move |_| Ok(wait.recv().is_ok())));
-        assert!(slow.as_mut().now_or_never().is_none());
-        // The writer may have taken the slow one already, so one more may find a place.
-        let mut others: Vec<_> =
-            (0..8).map(|seed| Box::pin(gallery.enrol(enrolment(&seed.to_string(), seed)))).collect();
-        assert!(others.iter_mut().all(|other| other.as_mut().now_or_never().is_none()));
-        let queue = gallery.queue.read().expect("nobody panicked").clone().expect("open");
-        assert_eq!(queue.capacity(), 0);
-        drop(queue);
-        go.send(()).expect("it waits");
-        assert_eq!(slow.await, Ok(true));
-        for other in others {
-            assert_eq!(other.await, Ok(Enrolled::Created));
-        }
-        gallery.close();
-        assert_eq!(gallery.enrol(enrolment("late", 9)).now_or_never(), Some(Err(StoreError::Closed)));
-        assert_eq!(gallery.info().entries, 8);
-    }
-
-    #[tokio::test]
-    async fn what_waits_is_bounded_in_bytes() {
-        let gallery = gallery(&new_disk());
-        let (go, wait) = blocking::channel::<()>();
-        let mut slow = Box::pin(gallery.run(99 << 10, move |_| Ok(wait.recv().is_ok())));
-        assert!(slow.as_mut().now_or_never().is_none());
-        let mut other = Box::pin(gallery.enrol(enrolment("a", 1)));
-        assert!(other.as_mut().now_or_never().is_none());
-        assert_eq!(gallery.room.available_permits(), 0);
-        go.send(()).expect("it waits");
-        assert_eq!((slow.await, other.await), (Ok(true), Ok(Enrolled::Created)));
-        // What is larger than all room takes all of it.
-        assert_eq!(gallery.run(1 << 30, |_| Ok(())).await, Ok(()));
-        gallery.close();
-    }
-
-    #[tokio::test]
-    async fn a_writer_that_panics_leaves_a_gallery_that_is_read_only() {
-        let gallery = gallery(&new_disk());
-        gallery.enrol(enrolment("a", 1)).await.expect("enrolled");
-        let panicked: Result<(), _> = gallery.run(0, |_| panic!("as planned")).await;
-        let expected = StoreError::ReadOnly { reason: "its writer panicked".into() };
-        assert_eq!(panicked, Err(expected.clone()));
-        assert_eq!(gallery.enrol(enrolment("b", 2)).await, Err(expected));
-        assert_eq!(gallery.info().entries, 1);
-        gallery.close();
-    }
-}
+mod tests;

@@ -15,8 +15,8 @@ use crate::embedding::Embedding;
 use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Found, Group, Index, IndexQuery, RowId, SceneNumber, Selection, Sighting};
-use crate::gallery::patience::Patience;
 use crate::gallery::store::{About, GalleryReader, StoreError};
+use crate::patience::Patience;
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
 

@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
+use tokio::sync::watch;
+
 use super::batch::{Batch, Finished, Ground};
 use super::open::{OpenError, Opened, open};
 use super::quota::{self, Allowance, Quotas};
@@ -14,7 +16,7 @@ use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Panicked, Volume, caught, guard};
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
-use crate::gallery::store::{About, GalleryReader, StoreError};
+use crate::gallery::store::{About, Files, GalleryReader, StoreError};
 
 /// Room that must be there before a gallery takes writes again, beside a part of what its files take.
 const ROOM_BYTES: u64 = 1 << 20;
@@ -37,6 +39,7 @@ pub struct Published {
     failure: RwLock<Option<String>>,
     /// Of the files.
     file_bytes: AtomicU64,
+    files: watch::Sender<Files>,
 }
 
 /// What a writer is bound by.
@@ -73,7 +76,8 @@ pub struct Shut {
 impl Published {
     fn new(snapshot: Snapshot) -> Self {
         let snapshot = RwLock::new(Arc::new(snapshot));
-        Self { snapshot, failure: RwLock::default(), file_bytes: AtomicU64::new(0) }
+        let files = watch::Sender::new(Files::Open);
+        Self { snapshot, failure: RwLock::default(), file_bytes: AtomicU64::new(0), files }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
@@ -101,6 +105,15 @@ impl Published {
 
     fn recover(&self) {
         *self.failure.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Follows whether snapshots can be read.
+    pub fn files(&self) -> watch::Receiver<Files> {
+        self.files.subscribe()
+    }
+
+    fn are(&self, files: Files) {
+        self.files.send_replace(files);
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
@@ -157,7 +170,7 @@ impl Writer {
     }
 
     /// Opens the files again if there is room. What was not acknowledged may then be there or not. Readers of earlier
-    /// snapshots are refused from then on.
+    /// snapshots are refused from then on, and take a new one once the files are open.
     ///
     /// # Errors
     /// The files could not be opened again, and are closed.
@@ -172,13 +185,14 @@ impl Writer {
         }
     }
 
-    fn shut(self) -> Shut {
+    pub(in crate::gallery) fn shut(self) -> Shut {
         let shut = Shut {
             volume: Arc::clone(&self.volume),
             bounds: self.bounds.clone(),
             published: Arc::clone(&self.published),
         };
-        self.abandon();
+        shut.published.are(Files::Reopening);
+        self.close_files();
         shut
     }
 
@@ -291,6 +305,11 @@ impl Writer {
 
     /// Closes the files of a gallery that nobody will open again.
     pub fn abandon(self) {
+        self.published.are(Files::Closed);
+        self.close_files();
+    }
+
+    fn close_files(self) {
         self.bounds.allowance.give_back(self.published.snapshot().stored_bytes() + self.excess);
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
             if let Err(cause) = database.close() {
@@ -311,10 +330,12 @@ impl Shut {
     /// # Errors
     /// It still cannot be opened.
     pub fn open(self) -> Result<Writer, Self> {
+        self.published.are(Files::Reopening);
         match open(&*self.volume, self.bounds.cache_bytes) {
             Ok(Opened { gallery, chips, snapshot, swept }) => {
                 self.published.publish(snapshot);
                 self.published.recover();
+                self.published.are(Files::Open);
                 let writer = Writer::start(self, Databases { gallery, chips, swept });
                 if writer.published.failure().is_none() {
                     tracing::info!("a gallery takes writes again");
@@ -323,6 +344,7 @@ impl Shut {
             }
             Err(cause) => {
                 tracing::error!(%cause, "a gallery cannot be opened again");
+                self.published.are(Files::Closed);
                 Err(self)
             }
         }

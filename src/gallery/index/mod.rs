@@ -12,6 +12,7 @@ mod codes;
 mod floor;
 mod kernel;
 mod names;
+mod pace;
 mod search;
 mod segment;
 mod select;
@@ -21,6 +22,7 @@ mod vessels;
 
 pub use codes::{Code, CodeRef};
 pub use names::{DetectionHash, SceneNumber};
+pub use pace::search_pace;
 pub use search::{Found, Group, Hit, IndexQuery, cosine};
 pub use select::{Selection, Sighting};
 pub use vessels::{VesselNumber, VesselSet};

@@ -11,6 +11,7 @@ use crate::gallery::embedded::foundation::{Foundation, FoundationError, NewRow};
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
+use crate::patience::Patience;
 
 /// Bytes that are taken apart together.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -96,9 +97,13 @@ impl Import {
     /// Takes the next bytes of the export. Waits for the disk.
     ///
     /// # Errors
-    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, or the disk fails.
-    pub fn push(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
-        bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| self.push_chunk(chunk))
+    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, the disk fails, or the
+    /// patience has run out.
+    pub fn push(&mut self, bytes: &[u8], patience: &Patience) -> Result<(), ImportError> {
+        bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| {
+            check(patience)?;
+            self.push_chunk(chunk)
+        })
     }
 
     fn push_chunk(&mut self, bytes: &[u8]) -> Result<(), ImportError> {
@@ -119,14 +124,16 @@ impl Import {
     /// Makes the gallery, which survives a power failure from then on. Waits for the disk.
     ///
     /// # Errors
-    /// The export is not whole, the name was taken meanwhile, or the disk fails.
-    pub fn finish(self) -> Result<Gallery, ImportError> {
+    /// The export is not whole, the name was taken meanwhile, the disk fails, or the patience has run out before the
+    /// gallery is there.
+    pub fn finish(self, patience: &Patience) -> Result<Gallery, ImportError> {
         let Self { shelf, tenant, name, reader, foundation, taken, partial, .. } = self;
         reader.finish()?;
         let (head, foundation) = foundation.ok_or(ArchiveError::Truncated { entries: 0 })?;
         foundation.finish(head.next_row).map_err(|error| refused(error, &reader))?;
         let _changing = shelf.change();
         shelf.check_free(&tenant, &name)?;
+        check(patience)?;
         // From here on it is the gallery that counts them.
         drop(taken);
         Ok(shelf.publish(&tenant, &name, partial)?)
@@ -154,6 +161,10 @@ impl Import {
         self.entries += 1;
         Ok(())
     }
+}
+
+fn check(patience: &Patience) -> Result<(), ShelfError> {
+    Ok(patience.check().map_err(StoreError::from)?)
 }
 
 fn refused(error: FoundationError, reader: &Reader) -> ImportError {

@@ -2,7 +2,7 @@
 
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
-use crate::gallery::patience::Stopped;
+use crate::patience::Stopped;
 
 /// An operation that did not happen. What it does not name is as it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -6,6 +6,7 @@
 
 mod about;
 mod error;
+pub(super) mod opening;
 mod operation;
 
 use std::fmt;
@@ -15,14 +16,15 @@ use async_trait::async_trait;
 
 pub use about::{About, Shadow};
 pub use error::StoreError;
+pub use opening::{Files, Opening};
 pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, ShadowEmbedding, Update, Updated};
 
 use super::entry::{ContentHash, Entry, EntryId, VesselId};
 use super::filter::Filter;
 use super::index::{Found, Group, IndexQuery, RowId, SceneNumber, Selection, Sighting};
-use super::patience::Patience;
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
+use crate::patience::Patience;
 
 /// One gallery that is served, by whichever store.
 pub type Gallery = Arc<dyn GalleryStore>;
@@ -33,6 +35,9 @@ pub type Gallery = Arc<dyn GalleryStore>;
 pub trait GalleryStore: fmt::Debug + Send + Sync {
     /// What is committed now.
     fn snapshot(&self) -> Arc<dyn GalleryReader>;
+
+    /// The time of which snapshots are that are taken after this.
+    fn opening(&self) -> Opening;
 
     fn info(&self) -> Info;
 
@@ -204,10 +209,11 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     }
 
     /// # Errors
-    /// The gallery cannot be read.
-    fn get(&self, ids: &[EntryId]) -> Result<Looked, StoreError> {
+    /// The gallery cannot be read, or the patience has run out.
+    fn get(&self, ids: &[EntryId], patience: &Patience) -> Result<Looked, StoreError> {
         let mut looked = Looked::default();
         for id in ids {
+            patience.check()?;
             match self.find(id)? {
                 Some(row) => looked.found.push((row, self.entry(row)?)),
                 None => looked.missing.push(id.clone()),
@@ -221,14 +227,23 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     /// What is enrolled while somebody pages through comes last; nothing that stays is passed over or comes twice.
     ///
     /// # Errors
-    /// The gallery cannot be read.
-    fn list(&self, filter: &Filter, after: Option<RowId>, size: usize) -> Result<Page, StoreError> {
+    /// The gallery cannot be read, or the patience has run out.
+    fn list(
+        &self,
+        filter: &Filter,
+        after: Option<RowId>,
+        size: usize,
+        patience: &Patience,
+    ) -> Result<Page, StoreError> {
         let selection = self.select(filter)?;
         let mut rows = self.rows(&selection, after, size.saturating_add(1));
         let goes_on = rows.len() > size;
         rows.truncate(size);
         let next = rows.last().copied().filter(|_| goes_on);
-        let entries = rows.into_iter().map(|row| Ok((row, self.entry(row)?)));
+        let entries = rows.into_iter().map(|row| {
+            patience.check()?;
+            Ok((row, self.entry(row)?))
+        });
         Ok(Page { entries: entries.collect::<Result<_, StoreError>>()?, next })
     }
 }

@@ -9,8 +9,8 @@ fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
 
 fn import(shelf: &Shelf, bytes: &[u8]) -> Result<Gallery, ImportError> {
     let mut import = shelf.import("default", &name("copy"))?;
-    bytes.chunks(100).try_for_each(|piece| import.push(piece))?;
-    import.finish()
+    bytes.chunks(100).try_for_each(|piece| import.push(piece, &Patience::default()))?;
+    import.finish(&Patience::default())
 }
 
 async fn gallery_of(entries: u64) -> (tempfile::TempDir, Shelf, Gallery) {
@@ -136,7 +136,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let shelf = Shelf::open(folder.path(), settings).expect("free");
     let begin = |tenant: &str, number: usize| {
         let mut import = shelf.import(tenant, &name(&format!("copy{number}"))).expect("free");
-        import.push(half).map(|()| import)
+        import.push(half, &Patience::default()).map(|()| import)
     };
     let held: Vec<Import> = (0..2).map(|number| begin("default", number).expect("there is memory")).collect();
     let full = begin("default", 2).expect_err("its half is taken");
@@ -152,7 +152,8 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let shelf = Shelf::open(small.path(), ShelfSettings { quotas, ..settings }).expect("free");
     let mut import = shelf.import("default", &name("copy")).expect("free");
     let announced = whole.len() - (1 << 20);
-    let refused = import.push(&whole[..announced]).expect_err("the record cannot be stored");
+    let refused =
+        import.push(&whole[..announced], &Patience::default()).expect_err("the record cannot be stored");
     assert_eq!(refused.reason(), "BYTES_QUOTA");
 }
 
@@ -164,6 +165,42 @@ fn with_the_last_row(bytes: &mut Vec<u8>) {
     bytes.splice(end - 1..end, [0xff; 9].into_iter().chain([1]));
     bytes[frame] += 9;
     bytes[head] += 9;
+}
+
+#[tokio::test]
+async fn a_listing_that_nobody_waits_for_any_more_is_not_gone_on_with() {
+    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let snapshot = gallery.snapshot();
+    let (patience, waiter) = Patience::until(None);
+    let ids = [id("entry 0"), id("entry 1")];
+    assert_eq!(snapshot.get(&ids, &patience).expect("he waits").found.len(), 2);
+    drop(waiter);
+    let stopped = StoreError::Stopped(Stopped::Cancelled);
+    assert_eq!(snapshot.get(&ids, &patience), Err(stopped.clone()));
+    assert_eq!(snapshot.list(&Filter::default(), None, 9, &patience), Err(stopped));
+    shelf.close();
+}
+
+#[tokio::test]
+async fn an_import_that_nobody_waits_for_any_more_becomes_no_gallery() {
+    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let whole = export(&gallery, Chips::With);
+    let (patience, waiter) = Patience::until(None);
+    let mut left = shelf.import("default", &name("left")).expect("free");
+    left.push(&whole, &patience).expect("an export");
+    let mut early = shelf.import("default", &name("early")).expect("free");
+    drop(waiter);
+    for stopped in [
+        left.finish(&patience).expect_err("he has left"),
+        early.push(&whole, &patience).expect_err("as well"),
+    ] {
+        assert_eq!(stopped.reason(), "CANCELLED");
+    }
+    drop(early);
+    assert!(shelf.get("default", &name("left")).is_err());
+    let bytes = shelf.census().bytes;
+    assert_eq!(bytes, gallery.info().stored_bytes, "nothing of it is counted");
+    shelf.close();
 }
 
 #[tokio::test]

@@ -3,13 +3,19 @@
 use std::sync::{PoisonError, RwLock};
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 
 use super::conformance::{OPERATIONS, Trial};
 use super::model::{Answer, Model, Operation, Turn};
 use super::*;
+use crate::gallery::store::Files;
 
 #[derive(Debug)]
-struct MemoryGallery(RwLock<Arc<State>>);
+struct MemoryGallery {
+    state: RwLock<Arc<State>>,
+    /// Always open.
+    files: watch::Sender<Files>,
+}
 
 #[derive(Debug)]
 struct State {
@@ -21,15 +27,16 @@ struct State {
 
 impl MemoryGallery {
     fn new() -> Self {
-        Self(RwLock::new(Arc::new(State::new(Model::default(), 0))))
+        let state = RwLock::new(Arc::new(State::new(Model::default(), 0)));
+        Self { state, files: watch::Sender::new(Files::Open) }
     }
 
     fn state(&self) -> Arc<State> {
-        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
-        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut model = state.model.clone();
         let answer = change(&mut model);
         *state = Arc::new(State::new(model, state.commit + 1));
@@ -68,6 +75,10 @@ impl State {
 impl GalleryStore for MemoryGallery {
     fn snapshot(&self) -> Arc<dyn GalleryReader> {
         self.state()
+    }
+
+    fn opening(&self) -> Opening {
+        Opening::now(self.files.subscribe())
     }
 
     fn info(&self) -> Info {

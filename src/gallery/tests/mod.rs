@@ -6,6 +6,7 @@ mod embedded;
 mod faults;
 mod memory;
 mod model;
+mod reopening;
 mod rot;
 mod shadow;
 mod shelf;
@@ -21,6 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::chip::{AskedPixelSize, Modality, PixelSizeRule, SourceChip, View};
 use crate::embedding::{Embedding, ModelDigest};
+use crate::patience::{Patience, Stopped};
 
 pub const DIMENSION: usize = 24;
 

@@ -59,7 +59,10 @@ impl Galleries {
     fn open(&self) -> Shelf {
         let shelf = Shelf::open(self.folder.path(), settings()).expect("free");
         let sibling = shelf.get(TENANT, &name(SIBLING)).expect("siblings serve");
-        assert_eq!(sibling.snapshot().get(&[id("sibling")]).expect("readable").found.len(), 1);
+        assert_eq!(
+            sibling.snapshot().get(&[id("sibling")], &Patience::default()).expect("readable").found.len(),
+            1
+        );
         shelf
     }
 
@@ -133,7 +136,7 @@ fn read_all(snapshot: &Arc<dyn GalleryReader>) -> Outcome {
         check(told(snapshot.embedding(row), |embedding| *embedding == expected.embedding));
         check(told(snapshot.chip(row), |chip| *chip == expected.chip));
     }
-    let listed = snapshot.list(&Filter::default(), None, usize::MAX);
+    let listed = snapshot.list(&Filter::default(), None, usize::MAX, &Patience::default());
     check(told(listed, |listed| listed.entries.len() == ENTRIES as usize));
     let query = embedding(7);
     let without_vessels = &VesselSet::default();

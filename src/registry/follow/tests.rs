@@ -17,6 +17,7 @@ use crate::gallery::{
     Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels, NewGallery,
     Observation, QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
 };
+use crate::patience::Patience;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::family::FeaturePoint;
 use crate::weights::family::transoss::TransOssArchitecture;
@@ -346,8 +347,8 @@ async fn a_gallery_that_comes_later_follows_as_well() {
     life.follower.settle(&mut course).await;
     let name = GalleryName::new("imported").expect("a name");
     let mut import = life.follower.shelf.import("other", &name).expect("free");
-    export.iter().try_for_each(|piece| import.push(piece)).expect("in order");
-    let imported = import.finish().expect("whole");
+    export.iter().try_for_each(|piece| import.push(piece, &Patience::default())).expect("in order");
+    let imported = import.finish(&Patience::default()).expect("whole");
     life.follower.settle(&mut course).await;
     check(&imported, 1, 2);
     life.end().await;

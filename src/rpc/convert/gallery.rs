@@ -27,7 +27,13 @@ pub struct EnrollItem {
 /// What an entry's embedding comes from.
 pub enum EnrollSource {
     Chip(SourceChip),
-    Ready { embedding: Embedding, model: ModelDigest, modality: Modality },
+    /// With the chip that it was made from, where that is known.
+    Ready {
+        embedding: Embedding,
+        model: ModelDigest,
+        modality: Modality,
+        chip: Option<SourceChip>,
+    },
 }
 
 impl EnrollItem {
@@ -42,9 +48,10 @@ impl EnrollItem {
                 (EnrollSource::Chip(chip), (observed, "chip.observation"))
             }
             Some(Source::Embedding(mut ready)) => {
-                let observed = ready.observation.take();
+                let observed =
+                    ready_observation(&mut ready).map_err(|problem| problem.within("embedding"))?;
                 let source = ready_source(ready).map_err(|problem| problem.within("embedding"))?;
-                (source, (observed, "embedding.observation"))
+                (source, observed)
             }
         };
         let (observed, place) = observed;
@@ -64,18 +71,45 @@ impl EnrollItem {
         let content = Content { vessel: self.vessel.as_ref(), labels, observation };
         match &self.source {
             EnrollSource::Chip(chip) => content.with_chip(chip),
-            EnrollSource::Ready { embedding, modality, .. } => content.with_embedding(*modality, embedding),
+            EnrollSource::Ready { embedding, modality, chip, .. } => {
+                content.with_embedding(*modality, embedding, chip.as_ref())
+            }
         }
+    }
+}
+
+/// What is known of the sighting, and where it was said.
+fn ready_observation(
+    ready: &mut wire::ReadyEmbedding,
+) -> Result<(Option<wire::Observation>, &'static str), Problem> {
+    let of_chip = ready.chip.as_mut().and_then(|chip| chip.observation.take());
+    match (ready.observation.take(), of_chip) {
+        (Some(_), Some(_)) => {
+            let message = "observation and chip.observation are both set";
+            Err(Problem::invalid("OBSERVATION_TWICE", "chip.observation", message))
+        }
+        (None, Some(of_chip)) => Ok((Some(of_chip), "embedding.chip.observation")),
+        (own, None) => Ok((own, "embedding.observation")),
     }
 }
 
 fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
     let model = model_digest(&ready.model)?
         .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "model", "model is not set"))?;
-    let modality = super::modality("modality", ready.modality)?
+    let chip = ready.chip.map(source_chip).transpose().map_err(|problem| problem.within("chip"))?;
+    let of_chip = chip.as_ref().map(|chip| chip.view.modality);
+    let own = super::modality("modality", ready.modality)?;
+    if let (Some(own), Some(of_chip)) = (own, of_chip)
+        && own != of_chip
+    {
+        let message = format!("the chip is {}, the embedding is said to be {}", of_chip.name(), own.name());
+        return Err(Problem::invalid("MODALITY_CONTRADICTS", "chip.modality", message));
+    }
+    let modality = own
+        .or(of_chip)
         .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
     let embedding = embedding("embedding", ready.embedding.unwrap_or_default())?;
-    Ok(EnrollSource::Ready { embedding, model, modality })
+    Ok(EnrollSource::Ready { embedding, model, modality, chip })
 }
 
 /// Which entries a deletion takes.

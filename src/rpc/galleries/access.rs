@@ -8,10 +8,11 @@ use tonic::Code;
 
 use super::super::context::CallContext;
 use super::super::problem::Problem;
-use super::turns::Turns;
+use super::turns::{Announced, Turns, Work};
 use crate::encoder::Refusal;
-use crate::gallery::{Gallery, GalleryName, Patience, Shelf};
+use crate::gallery::{Gallery, GalleryName, Shelf};
 use crate::metrics;
+use crate::patience::{Patience, patiently};
 
 /// Calls that read or write the disk beside searches at the same time.
 const DISK_PLACES: usize = 32;
@@ -28,8 +29,9 @@ pub struct GalleryAccess {
 
 impl GalleryAccess {
     /// Searches on at most `threads` threads at once; without a shelf, everything is refused.
-    pub fn new(shelf: Option<Arc<Shelf>>, threads: usize) -> Self {
-        Self { shelf, turns: Turns::new(threads), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
+    /// `pace` is how many seconds a search takes for a code, until searches have told.
+    pub fn new(shelf: Option<Arc<Shelf>>, threads: usize, pace: f64) -> Self {
+        Self { shelf, turns: Turns::new(threads, pace), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
     }
 
     /// # Errors
@@ -47,15 +49,20 @@ impl GalleryAccess {
         Ok(self.shelf()?.get(tenant, &gallery_name(name)?)?)
     }
 
-    /// Whether a search would begin before its deadline.
+    /// Whether a search would begin before its deadline. Until it does it is counted, for as long as what is returned lives.
     ///
     /// # Errors
     /// At once, when it would not: the queue is too long.
-    pub fn admit(&self, context: &CallContext) -> Result<(), Problem> {
+    pub fn admit(&self, context: &CallContext, work: Work) -> Result<Announced, Problem> {
+        let announced = |()| self.turns.announce(&context.account, work);
+        self.in_time(context, work).map(announced)
+    }
+
+    fn in_time(&self, context: &CallContext, work: Work) -> Result<(), Problem> {
         let Some(deadline) = context.deadline else { return Ok(()) };
         let left = deadline.saturating_duration_since(Instant::now());
-        let expected = self.turns.expected_wait(&context.account);
-        if expected.mul_f64(CAUTION) <= left {
+        let expected = self.turns.expected_wait(&context.account, work);
+        if expected <= left.div_f64(CAUTION) {
             return Ok(());
         }
         let refusal = Refusal::Deadline { expected, left };
@@ -63,22 +70,35 @@ impl GalleryAccess {
         Err(refusal.into())
     }
 
-    /// Runs work that is only worth doing until the call's deadline, and for as long as somebody waits for it: it is
-    /// handed the patience to ask between its steps, where it may let others go first.
+    /// Runs work that reads a gallery in the turn of whoever asks for it. It is only worth doing until the call's deadline,
+    /// and for as long as somebody waits for it: it is handed the patience to ask between its steps, where it may let
+    /// others go first.
+    ///
+    /// # Errors
+    /// The work's own, or it panicked.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        context: &CallContext,
+        work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        self.search(context, Work::default(), work).await
+    }
+
+    /// [`Self::read`], for work whose size is known beforehand.
     ///
     /// # Errors
     /// The work's own, or it panicked.
     pub async fn search<T: Send + 'static>(
         &self,
         context: &CallContext,
+        size: Work,
         work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        let (patience, _waiter) = Patience::until(context.deadline);
-        let turn = self.turns.take(&context.account).await;
-        off_the_runtime(move || {
+        let turn = self.turns.take(&context.account, size).await;
+        off_the_runtime(context.deadline, move |patience| {
             let turn = Arc::new(Mutex::new(turn));
-            let patience = patience.giving_way(move || lock(&turn).give_way());
-            let worked = patience.check().map_err(Problem::from).and_then(|()| work(&patience));
+            let patience = patience.clone().giving_way(move || lock(&turn).give_way());
+            let worked = work(&patience);
             if worked.is_err()
                 && let Err(stopped) = patience.check()
             {
@@ -89,45 +109,29 @@ impl GalleryAccess {
         .await
     }
 
-    /// Runs work that reads a gallery, in the turn of whoever asks for it.
-    ///
-    /// # Errors
-    /// The work's own, or it panicked.
-    pub async fn read<T: Send + 'static>(
-        &self,
-        context: &CallContext,
-        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-    ) -> Result<T, Problem> {
-        let turn = self.turns.take(&context.account).await;
-        off_the_runtime(move || {
-            let _turn = turn;
-            work()
-        })
-        .await
-    }
-
-    /// Runs work that waits for the disk, which keeps no search from its thread.
+    /// Runs work that waits for the disk, which keeps no search from its thread, for as long as somebody waits for it.
     ///
     /// # Errors
     /// The work's own, or it panicked.
     pub async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         // The semaphore is never closed.
         let place = Arc::clone(&self.disk).acquire_owned().await.ok();
-        off_the_runtime(move || {
+        off_the_runtime(None, move |patience| {
             let _place = place;
-            work()
+            work(patience)
         })
         .await
     }
 }
 
 async fn off_the_runtime<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    deadline: Option<Instant>,
+    work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|cause| {
+    patiently(deadline, work).await.unwrap_or_else(|cause| {
         tracing::error!(%cause, "reading a gallery panicked");
         Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
     })
@@ -151,7 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::gallery::Stopped;
+    use crate::patience::Stopped;
     use crate::rpc::context::Principal;
 
     /// Work that goes on for as long as it may, and tells when it has begun and why it has ended.
@@ -184,15 +188,15 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_during_a_search_frees_its_place_at_once() {
-        let access = GalleryAccess::new(None, 1);
+        let access = GalleryAccess::new(None, 1, 0.0);
         let (work, search) = endless();
         let leaving = tokio::spawn({
             let access = access.clone();
-            async move { access.search(&context("t", None), work).await }
+            async move { access.read(&context("t", None), work).await }
         });
         search.begun.await.expect("the search begins");
         let next = context("t", None);
-        let mut next = Box::pin(access.read(&next, || Ok(7)));
+        let mut next = Box::pin(access.read(&next, |_| Ok(7)));
         assert!(futures_util::poll!(&mut next).is_pending(), "the only place is taken");
         leaving.abort();
         assert_eq!(next.await, Ok(7));
@@ -201,19 +205,19 @@ mod tests {
 
     #[tokio::test]
     async fn searches_of_one_tenant_however_long_let_others_go_first() {
-        let access = GalleryAccess::new(None, 2);
+        let access = GalleryAccess::new(None, 2, 0.0);
         let (mut searches, mut heavy) = (Vec::new(), Vec::new());
         for _ in 0..20 {
             let (work, search) = endless();
             let access = access.clone();
-            heavy.push(tokio::spawn(async move { access.search(&context("heavy", None), work).await }));
+            heavy.push(tokio::spawn(async move { access.read(&context("heavy", None), work).await }));
             searches.push(search);
         }
         (&mut searches[0].begun).await.expect("a search begins");
         for _ in 0..10 {
             let quiet = context("quiet", None);
-            assert_eq!(access.search(&quiet, |patience| Ok(patience.check()?)).await, Ok(()));
-            assert_eq!(access.read(&quiet, || Ok(7)).await, Ok(7));
+            assert_eq!(access.read(&quiet, |patience| Ok(patience.check()?)).await, Ok(()));
+            assert_eq!(access.read(&quiet, |_| Ok(7)).await, Ok(7));
         }
         assert!(!heavy.iter().any(tokio::task::JoinHandle::is_finished), "all of them go on");
         heavy.iter().for_each(tokio::task::JoinHandle::abort);
@@ -224,33 +228,33 @@ mod tests {
             // Those that had not begun are not begun any more.
             assert!(matches!(search.ended.recv(), Ok(Stopped::Cancelled) | Err(mpsc::RecvError)));
         }
-        while access.turns.expected_wait(&context("heavy", None).account) > Duration::ZERO {
+        while access.turns.expected_wait(&context("heavy", None).account, Work::default()) > Duration::ZERO {
             tokio::task::yield_now().await;
         }
     }
 
     #[tokio::test]
     async fn work_that_hangs_on_a_disk_keeps_no_search_from_its_thread() {
-        let access = GalleryAccess::new(None, 1);
+        let access = GalleryAccess::new(None, 1, 0.0);
         let (release, hang) = mpsc::channel::<()>();
         let hanging = tokio::spawn({
             let access = access.clone();
-            async move { access.run(move || Ok(hang.recv().is_ok())).await }
+            async move { access.run(move |_| Ok(hang.recv().is_ok())).await }
         });
-        assert_eq!(access.read(&context("t", None), || Ok(7)).await, Ok(7));
-        assert_eq!(access.run(|| Ok(8)).await, Ok(8));
+        assert_eq!(access.read(&context("t", None), |_| Ok(7)).await, Ok(7));
+        assert_eq!(access.run(|_| Ok(8)).await, Ok(8));
         release.send(()).expect("it hangs");
         assert_eq!(hanging.await.expect("no panic"), Ok(true));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_search_that_would_begin_too_late_is_refused_before_anything_is_done_for_it() {
-        let access = GalleryAccess::new(None, 1);
-        type Work = Box<dyn FnOnce(&Patience) -> Result<(), Problem> + Send>;
+        let access = GalleryAccess::new(None, 1, 0.0);
+        type Search = Box<dyn FnOnce(&Patience) -> Result<(), Problem> + Send>;
         #[expect(clippy::async_yields_async, reason = "a search that has begun ends later")]
-        let begin = async |work: Work| {
+        let begin = async |work: Search| {
             let (access, context) = (access.clone(), context("busy", None));
-            let mut searching = Box::pin(async move { access.search(&context, work).await });
+            let mut searching = Box::pin(async move { access.read(&context, work).await });
             assert!(futures_util::poll!(&mut searching).is_pending());
             searching
         };
@@ -268,21 +272,33 @@ mod tests {
         let going = tokio::spawn(going);
         search.begun.await.expect("the next one begins");
         let soon = Some(Instant::now() + Duration::from_millis(1));
-        let problem = access.admit(&context("busy", soon)).expect_err("two are before it");
+        let problem = access.admit(&context("busy", soon), Work::default()).expect_err("two are before it");
         assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "QUEUE_TOO_LONG"));
         assert!(problem.retry_after.is_some());
-        access.admit(&context("quiet", soon)).expect("another's searches are not before it");
-        access.admit(&context("busy", None)).expect("it has time");
+        access.admit(&context("quiet", soon), Work::default()).expect("another's searches are not before it");
+        access.admit(&context("busy", None), Work::default()).expect("it has time");
         going.abort();
         drop(waiting);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn of_a_first_burst_only_what_can_be_done_in_time_is_let_in() {
+        let access = GalleryAccess::new(None, 1, 1e-6);
+        let soon = Some(Instant::now() + Duration::from_secs(10));
+        let second = Work(1_000_000);
+        let admitted: Vec<_> =
+            (0..100).map_while(|_| access.admit(&context("t", soon), second).ok()).collect();
+        assert_eq!(admitted.len(), 9, "eight seconds, and a quarter more to be sure");
+        drop(admitted);
+        access.admit(&context("t", soon), second).expect("they have left");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_search_ends_at_its_deadline() {
-        let access = GalleryAccess::new(None, 1);
+        let access = GalleryAccess::new(None, 1, 0.0);
         let (work, search) = endless();
         let deadline = Instant::now() + Duration::from_secs(5);
-        let searching = tokio::spawn(async move { access.search(&context("t", Some(deadline)), work).await });
+        let searching = tokio::spawn(async move { access.read(&context("t", Some(deadline)), work).await });
         search.begun.await.expect("the search begins");
         tokio::time::advance(Duration::from_secs(5)).await;
         let problem = searching.await.expect("no panic").expect_err("too late");
@@ -292,9 +308,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_search_whose_deadline_has_passed_is_not_begun() {
-        let access = GalleryAccess::new(None, 1);
+        let access = GalleryAccess::new(None, 1, 0.0);
         let late = context("t", Some(Instant::now()));
-        let outcome = access.search::<()>(&late, |_| panic!("it is begun")).await;
+        let outcome = access.read::<()>(&late, |_| panic!("it is begun")).await;
         assert_eq!(outcome.expect_err("too late").code, Code::DeadlineExceeded);
     }
 }

@@ -12,7 +12,7 @@ use super::super::convert::{self, EnrollItem, EnrollSource};
 use super::super::problem::Problem;
 use super::access::GalleryAccess;
 use crate::chip::{Modality, SourceChip};
-use crate::encoder::{Embedded, ModelLease, Pipeline, Priority};
+use crate::encoder::{Embedded, Examined, ModelLease, Pipeline, Priority};
 use crate::gallery::{
     About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, GalleryReader, Labels,
     Observation, ShadowEmbedding, StoreError, Time, VesselId,
@@ -48,11 +48,8 @@ impl EnrollCall {
     pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
         let request = request?;
         let entry_id = request.entry_id.clone();
-        let chip = match &request.source {
-            // The semaphore is never closed.
-            Some(wire::enroll_request::Source::Chip(_)) => self.chips.acquire_owned().await.ok(),
-            _ => None,
-        };
+        // The semaphore is never closed.
+        let chip = if has_chip(&request) { self.chips.acquire_owned().await.ok() } else { None };
         let turn = self.in_flight.turn(&entry_id).await;
         let item = if request.gallery.is_empty() || *request.gallery == *self.name {
             EnrollItem::parse(request)
@@ -90,14 +87,20 @@ impl EnrollCall {
     async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
         let known = Known::of(&item);
         match item.source {
-            EnrollSource::Ready { embedding, model, modality } => {
+            EnrollSource::Ready { embedding, model, modality, chip: None } => {
                 let entry = known.entry(modality, None);
                 let (conflict, shadow) = (known.conflict, None);
                 let enrolment = Enrolment { entry, embedding, model, shadow, chip: None, conflict };
                 Ok((self.gallery.enrol(enrolment).await?, Vec::new()))
             }
-            EnrollSource::Chip(_) if self.is_enrolled(&known.id, known.content).await? => {
-                Ok((Enrolled::Unchanged, Vec::new()))
+            // Whatever has a chip costs something.
+            _ if self.is_enrolled(&known.id, known.content).await? => Ok((Enrolled::Unchanged, Vec::new())),
+            EnrollSource::Ready { embedding, model, modality, chip: Some(chip) } => {
+                let Examined { extent_m, warnings } = self.examine(&chip).await?;
+                let entry = known.entry(modality, Some(extent_m));
+                let (conflict, shadow) = (known.conflict, None);
+                let enrolment = Enrolment { entry, embedding, model, shadow, chip: Some(chip), conflict };
+                Ok((self.gallery.enrol(enrolment).await?, convert::warnings(&warnings)))
             }
             EnrollSource::Chip(chip) => self.store_chip(&known, &chip).await,
         }
@@ -150,8 +153,20 @@ impl EnrollCall {
 
     /// Whether storing would change nothing, so that the device need not see the chip again.
     async fn is_enrolled(&self, id: &EntryId, content: ContentHash) -> Result<bool, Problem> {
-        let (snapshot, id) = (self.gallery.snapshot(), id.clone());
-        self.access.run(move || Ok(snapshot.is_enrolled(&id, &content)?)).await
+        let enrolled = |snapshot: Arc<dyn GalleryReader>| {
+            let id = id.clone();
+            self.access.run(move |_| Ok(snapshot.is_enrolled(&id, &content)?))
+        };
+        self.gallery.read(enrolled).await
+    }
+
+    /// Decodes a chip that comes with its embedding.
+    async fn examine(&self, chip: &SourceChip) -> Result<Examined, Problem> {
+        let caller = convert::caller(&self.context, Priority::Bulk);
+        let model = self.pipeline.active();
+        let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
+        let examined = self.pipeline.examine(&model, &caller, chip.clone()).await;
+        examined.map_err(|cause| Problem::from(cause).within("embedding.chip"))
     }
 
     async fn embed(&self, model: &ModelLease, chip: &SourceChip) -> Result<Embedded, Problem> {
@@ -159,6 +174,15 @@ impl EnrollCall {
         let _place = self.pipeline.admit(model, &caller, 1, chip.image.len())?;
         let embedded = self.pipeline.embed(model, &caller, chip.clone()).await;
         embedded.map_err(|cause| Problem::from(cause).within("chip"))
+    }
+}
+
+fn has_chip(request: &wire::EnrollRequest) -> bool {
+    use wire::enroll_request::Source;
+    match &request.source {
+        Some(Source::Chip(_)) => true,
+        Some(Source::Embedding(ready)) => ready.chip.is_some(),
+        None => false,
     }
 }
 

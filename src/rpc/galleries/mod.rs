@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
 pub use enroll::with_model;
+pub use turns::Work;
 
 use super::ResponseStream;
 use super::context::CallContext;
@@ -23,7 +24,10 @@ use super::page::{after, next_token, page_size};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
-use crate::gallery::{Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId};
+use crate::gallery::{
+    Entry, EntryId, Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId,
+};
+use crate::patience::Patience;
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
@@ -51,10 +55,6 @@ impl GalleriesService {
         }
     }
 
-    fn snapshot(&self, context: &CallContext, gallery: &str) -> Result<Arc<dyn GalleryReader>, Problem> {
-        Ok(self.access.gallery(&context.tenant, gallery)?.snapshot())
-    }
-
     async fn create(
         &self,
         context: CallContext,
@@ -70,7 +70,7 @@ impl GalleriesService {
             keeps_chips: request.keep_chips.unwrap_or(true),
         };
         self.access
-            .run(move || {
+            .run(move |_| {
                 let made = shelf.create(&context.tenant, &name, new)?;
                 Ok(convert::gallery(name.as_str(), made.info()))
             })
@@ -105,17 +105,21 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::GetEntriesRequest,
     ) -> Result<wire::GetEntriesResponse, Problem> {
-        let snapshot = self.snapshot(context, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("entry_ids", request.entry_ids.len())?;
         let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
-        let ids = ids.collect::<Result<Vec<_>, _>>()?;
-        self.access
-            .read(context, move || {
-                let looked = snapshot.get(&ids)?;
-                let missing = looked.missing.iter().map(ToString::to_string);
-                Ok(wire::GetEntriesResponse {
-                    missing_entry_ids: missing.collect(),
-                    entries: entries_to_wire(&*snapshot, looked.found, request.with_embeddings)?,
+        let ids: Arc<[EntryId]> = ids.collect::<Result<_, _>>()?;
+        let embeddings = Embeddings::of(request.with_embeddings);
+        gallery
+            .read(|snapshot| {
+                let ids = Arc::clone(&ids);
+                self.access.read(context, move |patience| {
+                    let looked = snapshot.get(&ids, patience)?;
+                    let missing = looked.missing.iter().map(ToString::to_string);
+                    Ok(wire::GetEntriesResponse {
+                        missing_entry_ids: missing.collect(),
+                        entries: entries_to_wire(&*snapshot, looked.found, embeddings, patience)?,
+                    })
                 })
             })
             .await
@@ -126,16 +130,20 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::ListEntriesRequest,
     ) -> Result<wire::ListEntriesResponse, Problem> {
-        let snapshot = self.snapshot(context, &request.gallery)?;
-        let filter = filter(request.filter)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let filter = Arc::new(filter(request.filter)?);
         let after = after::<RowId>(&request.page_token)?;
         let size = page_size(request.page_size)?;
-        self.access
-            .read(context, move || {
-                let page = snapshot.list(&filter, after, size)?;
-                Ok(wire::ListEntriesResponse {
-                    next_page_token: next_token(page.next.as_ref()),
-                    entries: entries_to_wire(&*snapshot, page.entries, request.with_embeddings)?,
+        let embeddings = Embeddings::of(request.with_embeddings);
+        gallery
+            .read(|snapshot| {
+                let filter = Arc::clone(&filter);
+                self.access.read(context, move |patience| {
+                    let page = snapshot.list(&filter, after, size, patience)?;
+                    Ok(wire::ListEntriesResponse {
+                        next_page_token: next_token(page.next.as_ref()),
+                        entries: entries_to_wire(&*snapshot, page.entries, embeddings, patience)?,
+                    })
                 })
             })
             .await
@@ -193,19 +201,19 @@ impl GalleriesService {
         let name = gallery_name(&first.name)?;
         let shelf = Arc::clone(self.access.shelf()?);
         let named = name.clone();
-        let mut import: Import = self.access.run(move || Ok(shelf.import(&context.tenant, &named)?)).await?;
+        let mut import: Import = self.access.run(move |_| Ok(shelf.import(&context.tenant, &named)?)).await?;
         let mut piece = Some(first);
         while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
             import = self
                 .access
-                .run(move || {
-                    import.push(&data)?;
+                .run(move |patience| {
+                    import.push(&data, patience)?;
                     Ok(import)
                 })
                 .await?;
             piece = pieces.message().await?;
         }
-        let made = self.access.run(move || Ok(import.finish()?)).await?;
+        let made = self.access.run(move |patience| Ok(import.finish(patience)?)).await?;
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
@@ -239,13 +247,31 @@ impl GalleriesService {
     }
 }
 
+/// Whether entries are listed with their embeddings.
+#[derive(Clone, Copy)]
+enum Embeddings {
+    With,
+    Without,
+}
+
+impl Embeddings {
+    fn of(with_embeddings: bool) -> Self {
+        if with_embeddings { Self::With } else { Self::Without }
+    }
+}
+
 fn entries_to_wire(
     snapshot: &dyn GalleryReader,
-    entries: Vec<(RowId, crate::gallery::Entry)>,
-    with_embeddings: bool,
+    entries: Vec<(RowId, Entry)>,
+    embeddings: Embeddings,
+    patience: &Patience,
 ) -> Result<Vec<wire::Entry>, Problem> {
     let entry = |(row, entry)| {
-        let embedding = if with_embeddings { Some(snapshot.embedding(row)?) } else { None };
+        patience.check()?;
+        let embedding = match embeddings {
+            Embeddings::With => Some(snapshot.embedding(row)?),
+            Embeddings::Without => None,
+        };
         Ok(convert::entry(entry, embedding))
     };
     entries.into_iter().map(entry).collect()
@@ -303,7 +329,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         let context = CallContext::of(&request);
         context.concerns(&request.get_ref().name);
         let (shelf, name) = (Arc::clone(self.access.shelf()?), gallery_name(&request.get_ref().name)?);
-        self.access.run(move || Ok(shelf.delete(&context.tenant, &name)?)).await?;
+        self.access.run(move |_| Ok(shelf.delete(&context.tenant, &name)?)).await?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
 

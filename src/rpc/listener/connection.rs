@@ -1,11 +1,13 @@
 //! One connection, from its handshake to its end.
 
 use std::convert::Infallible;
+use std::future::pending;
 use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
 use axum::response::Response;
+use futures_util::FutureExt;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -15,10 +17,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio_rustls::rustls;
 
 use super::crowd::Place;
 use super::lifetime::{Ending, Lifetime, Traffic};
-use super::tls::Security;
+use super::tls::{Encrypted, Security};
 use crate::config::Limits;
 use crate::metrics;
 use crate::rpc::context::Peer;
@@ -39,7 +42,7 @@ impl Reception {
     /// Serves a peer until it leaves, the connection has lasted long enough, or another has its place.
     pub async fn serve(&self, stream: TcpStream, peer: Peer, traffic: Traffic, place: &mut Place) {
         match &self.security {
-            Security::Plain => self.converse(stream, peer, traffic, place).await,
+            Security::Plain => self.converse(stream, peer, traffic, place, pending()).await,
             Security::Tls(tls) => {
                 let encrypted = tokio::select! {
                     encrypted = tls.accept(stream, peer) => encrypted,
@@ -49,8 +52,8 @@ impl Reception {
                     }
                     () = self.shutdown() => None,
                 };
-                if let Some(encrypted) = encrypted {
-                    self.converse(encrypted, peer, traffic, place).await;
+                if let Some(Encrypted { stream, standing }) = encrypted {
+                    self.converse(stream, peer, traffic, place, standing.lost()).await;
                 }
             }
         }
@@ -62,7 +65,9 @@ impl Reception {
         peer: Peer,
         traffic: Traffic,
         place: &mut Place,
+        distrusted: impl Future<Output = rustls::Error> + Send,
     ) {
+        let mut distrusted = pin!(distrusted.fuse());
         let lifetime = self.lifetime.spread();
         let service = answering(self.router.clone(), traffic.clone(), peer);
         let mut connection = pin!(self.http2.serve_connection(TokioIo::new(io), service));
@@ -71,12 +76,14 @@ impl Reception {
             ending = lifetime.over(&traffic) => ending,
             () = place.lost() => Ending::Displaced,
             () = self.shutdown() => Ending::Shutdown,
+            cause = &mut distrusted => distrust(&cause, peer),
         };
         metrics::connection_ended(ending.name());
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = &mut connection => tell(ended, peer),
             () = place.cut_short(), if ending == Ending::Displaced => {}
+            cause = &mut distrusted => { distrust(&cause, peer); }
             () = lifetime.farewell(&traffic, ending) => {
                 tracing::debug!(peer = %peer.address, ending = ending.name(), "a connection was cut off");
             }
@@ -123,6 +130,11 @@ fn answering(
         let answer = router.call(request);
         async move { Ok(until_answered(answer.await?, call)) }
     })
+}
+
+fn distrust(cause: &rustls::Error, peer: Peer) -> Ending {
+    tracing::info!(%cause, peer = %peer.address, "the certificate of a caller is not accepted any more");
+    Ending::Distrusted
 }
 
 fn tell(ended: hyper::Result<()>, peer: Peer) {

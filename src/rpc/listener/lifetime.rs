@@ -32,6 +32,8 @@ pub enum Ending {
     Age,
     /// Another connection has its place.
     Displaced,
+    /// Its certificate is not accepted any more.
+    Distrusted,
     Shutdown,
 }
 
@@ -95,6 +97,8 @@ impl Lifetime {
             Ending::NoCall | Ending::Idle | Ending::Age | Ending::Displaced => {
                 Some(Instant::now() + self.grace)
             }
+            // Calls of whoever is not trusted any more end at once.
+            Ending::Distrusted => return,
             // Whoever shuts the server down bounds the time of all connections together.
             Ending::Shutdown => None,
         };
@@ -121,6 +125,7 @@ impl Ending {
             Self::Idle => "IDLE",
             Self::Age => "AGE",
             Self::Displaced => "DISPLACED",
+            Self::Distrusted => "DISTRUSTED",
             Self::Shutdown => "SHUTDOWN",
         }
     }

@@ -4,6 +4,7 @@
 //! middle of their calls, its timeouts answer CANCELLED, and it knows no limit on connections.
 
 mod accept;
+mod callers;
 mod connection;
 mod crowd;
 mod lifetime;

@@ -8,14 +8,15 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
+use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::WebPkiClientVerifier;
-use tokio_rustls::rustls::{self, RootCertStore, ServerConfig};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
+use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use x509_parser::parse_x509_certificate;
 
+use super::callers::{Content, Standing, verifier};
 use super::counted_address;
 use super::crowd::Crowd;
 use crate::config;
@@ -37,9 +38,23 @@ pub enum Security {
 /// Handshakes by the certificate that holds at the time.
 #[derive(Clone, Debug)]
 pub struct Tls {
-    current: watch::Receiver<Arc<ServerConfig>>,
+    current: watch::Receiver<Arc<Current>>,
     pending: Crowd,
     handshake_max: Duration,
+}
+
+/// What the files say.
+#[derive(Debug)]
+pub struct Current {
+    server: Arc<ServerConfig>,
+    /// Absent where callers need no certificate.
+    pub callers: Option<Arc<dyn ClientCertVerifier>>,
+}
+
+/// A connection after its handshake.
+pub struct Encrypted {
+    pub stream: TlsStream<TcpStream>,
+    pub standing: Standing,
 }
 
 impl Security {
@@ -51,12 +66,12 @@ impl Security {
         if !settings.is_on() {
             return Ok(Self::Plain);
         }
-        let sources = [&settings.certificate, &settings.key, &settings.client_ca];
+        let sources = [&settings.certificate, &settings.key, &settings.client_ca, &settings.client_crl];
         let paths: Vec<PathBuf> =
             sources.into_iter().filter(|path| !path.is_empty()).map(PathBuf::from).collect();
         let every = Duration::from_secs_f64(settings.reload_seconds);
         let files = Files { subject: "certificates", paths: paths.clone(), every };
-        let current = files.follow(move |contents| server_config(&paths, contents)).await?;
+        let current = files.follow(move |contents| current(&paths, contents)).await?;
         Ok(Self::Tls(Tls {
             current,
             pending: Crowd::new(settings.handshakes_max, |_| {}),
@@ -68,11 +83,13 @@ impl Security {
 impl Tls {
     /// Shakes hands within bounds of time and number; whoever fails is counted. Where there are too many, the oldest
     /// handshake gives way.
-    pub async fn accept(&self, stream: TcpStream, peer: Peer) -> Option<TlsStream<TcpStream>> {
+    pub async fn accept(&self, stream: TcpStream, peer: Peer) -> Option<Encrypted> {
         let begun = Instant::now();
         // Whoever shakes hands can always give way, so there is a place.
         let mut place = self.pending.enter(counted_address(peer), move || Some(begun))?;
-        let acceptor = TlsAcceptor::from(Arc::clone(&self.current.borrow()));
+        // From here on a change of the files is noticed.
+        let mut current = self.current.clone();
+        let acceptor = TlsAcceptor::from(Arc::clone(&current.borrow_and_update().server));
         let handshake = tokio::select! {
             shaken = tokio::time::timeout(self.handshake_max, acceptor.accept(stream)) => shaken,
             () = place.lost() => {
@@ -81,7 +98,10 @@ impl Tls {
             }
         };
         match handshake {
-            Ok(Ok(stream)) => Some(stream),
+            Ok(Ok(stream)) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default().to_vec();
+                Some(Encrypted { stream, standing: Standing { chain, current } })
+            }
             Ok(Err(cause)) => {
                 metrics::refused("HANDSHAKE_FAILED");
                 tracing::debug!(%cause, "a handshake failed");
@@ -95,8 +115,11 @@ impl Tls {
     }
 }
 
-/// From a certificate, its key and, for mutual TLS, the authorities of callers.
-fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig, FileError> {
+/// From a certificate, its key and, for mutual TLS, the authorities of callers and what these have revoked.
+fn current(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<Current, FileError> {
+    let content = |index: usize| -> Option<Content<'_>> {
+        Some((paths.get(index)?.as_path(), contents.get(index)?.as_slice()))
+    };
     let provider = Arc::new(ring::default_provider());
     let chain = certificates(&paths[0], &contents[0])?;
     let key = PrivateKeyDer::from_pem_slice(&contents[1])
@@ -104,13 +127,10 @@ fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .expect("ring has what TLS 1.2 and 1.3 need");
-    let builder = match contents.get(2) {
+    let callers = content(2).map(|authorities| verifier(authorities, content(3), provider)).transpose()?;
+    let builder = match &callers {
         None => builder.with_no_client_auth(),
-        Some(authorities) => {
-            let roots = roots(&paths[2], authorities)?;
-            let verifier = verifier(roots, provider).map_err(|cause| invalid(&paths[2], cause))?;
-            builder.with_client_cert_verifier(verifier)
-        }
+        Some(callers) => builder.with_client_cert_verifier(Arc::clone(callers)),
     };
     let end = end_of(&chain);
     let mut config = builder.with_single_cert(chain, key).map_err(|cause| match cause {
@@ -121,7 +141,8 @@ fn server_config(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<ServerConfig
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec()];
     end.into_iter().for_each(metrics::certificate_ends);
-    Ok(config)
+    // Sessions are remembered by this configuration alone, so that none outlives the revocation of its certificate.
+    Ok(Current { server: Arc::new(config), callers })
 }
 
 /// When the first certificate of a chain ends, in seconds of Unix time.
@@ -130,7 +151,7 @@ fn end_of(chain: &[CertificateDer<'_>]) -> Option<i64> {
     parsed.map(|(_, certificate)| certificate.validity().not_after.timestamp()).min()
 }
 
-fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
+pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
@@ -138,22 +159,7 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-fn roots(path: &Path, pem: &[u8]) -> Result<RootCertStore, FileError> {
-    let mut roots = RootCertStore::empty();
-    for authority in certificates(path, pem)? {
-        roots.add(authority).map_err(|cause| invalid(path, cause))?;
-    }
-    Ok(roots)
-}
-
-fn verifier(
-    roots: RootCertStore,
-    provider: Arc<CryptoProvider>,
-) -> Result<Arc<dyn rustls::server::danger::ClientCertVerifier>, rustls::server::VerifierBuilderError> {
-    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()
-}
-
-fn invalid(path: &Path, problem: impl ToString) -> FileError {
+pub fn invalid(path: &Path, problem: impl ToString) -> FileError {
     FileError::Invalid { path: path.to_owned(), problem: problem.to_string() }
 }
 
@@ -186,7 +192,7 @@ mod tests {
         let contents = [certificate.pem().into_bytes(), key.serialize_pem().into_bytes()];
         let paths = ["server.pem", "server.key"].map(PathBuf::from);
         let recorder = PrometheusBuilder::new().build_recorder();
-        ::metrics::with_local_recorder(&recorder, || server_config(&paths, &contents)).expect("a pair");
+        ::metrics::with_local_recorder(&recorder, || current(&paths, &contents)).expect("a pair");
         let expected = format!("{} {NEW_YEAR_2030}\n", metrics::table::CERTIFICATE_END);
         let page = recorder.handle().render();
         assert!(page.contains(&expected), "{page}");

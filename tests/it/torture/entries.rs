@@ -163,6 +163,7 @@ fn enroll_request(gallery: String, model: &str, id: String, told: Told, overwrit
             model: model.to_owned(),
             modality: Modality::Sar.into(),
             observation: None,
+            chip: None,
         })),
         overwrite,
     }

@@ -19,6 +19,8 @@ pub struct Ledger<W> {
     next: u64,
     /// What the account that was served last had used.
     floor: Duration,
+    /// Seconds that a code takes.
+    pace: f64,
     accounts: HashMap<Holder, Account<W>>,
 }
 
@@ -27,23 +29,55 @@ struct Account<W> {
     used: Duration,
     running: usize,
     waiting: VecDeque<(u64, W)>,
-    /// What one search takes, as far as it is known.
-    cost: Duration,
+    /// Searches that will come to wait.
+    announced: usize,
+    /// What one search takes.
+    cost: Cost,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Cost {
+    /// Until one has ended.
+    Foreseen(Duration),
+    Measured(Duration),
+}
+
+/// Codes that a search goes through; 0 where nobody knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work(pub u64);
+
 impl<W> Ledger<W> {
-    pub fn new(threads: usize) -> Self {
-        Self { threads: threads.max(1), running: 0, next: 0, floor: Duration::ZERO, accounts: HashMap::new() }
+    /// `pace` is how many seconds a code takes, until searches have told.
+    pub fn new(threads: usize, pace: f64) -> Self {
+        let floor = Duration::ZERO;
+        Self { threads: threads.max(1), running: 0, next: 0, floor, pace, accounts: HashMap::new() }
     }
 
     pub fn running(&self) -> usize {
         self.running
     }
 
+    /// Counts a search that has been let in and will come to wait, until it is [withdrawn](Self::withdraw).
+    pub fn announce(&mut self, holder: &Holder, work: Work) {
+        let foreseen = self.foresee(work);
+        let account = self.account(holder);
+        account.announced += 1;
+        account.cost = account.cost.at_least(foreseen);
+    }
+
+    pub fn withdraw(&mut self, holder: &Holder) {
+        if let Some(account) = self.accounts.get_mut(holder) {
+            account.announced -= 1;
+        }
+        self.tidy();
+    }
+
     /// Waits behind the others of its account.
-    pub fn wait(&mut self, holder: &Holder, waiter: W) -> u64 {
-        let id = self.number();
-        self.account(holder).waiting.push_back((id, waiter));
+    pub fn wait(&mut self, holder: &Holder, waiter: W, work: Work) -> u64 {
+        let (id, foreseen) = (self.number(), self.foresee(work));
+        let account = self.account(holder);
+        account.cost = account.cost.at_least(foreseen);
+        account.waiting.push_back((id, waiter));
         id
     }
 
@@ -102,28 +136,30 @@ impl<W> Ledger<W> {
     }
 
     /// Gives a thread back after a search that took `took` in all.
-    pub fn end(&mut self, holder: &Holder, took: Duration) {
+    pub fn end(&mut self, holder: &Holder, took: Duration, work: Work) {
         self.pause(holder);
         if let Some(account) = self.accounts.get_mut(holder) {
-            account.cost = match account.cost.is_zero() {
-                true => took,
-                false => took.mul_f64(NEWEST_WEIGHT) + account.cost.mul_f64(1.0 - NEWEST_WEIGHT),
-            };
+            account.cost = account.cost.measured(took);
+        }
+        if work.0 > 0 {
+            let newest = took.as_secs_f64() / work.0 as f64;
+            self.pace = newest * NEWEST_WEIGHT + self.pace * (1.0 - NEWEST_WEIGHT);
         }
         self.tidy();
     }
 
     /// How long a new search of an account would wait: for its own, and for as much of every other.
-    pub fn expected_wait(&self, holder: &Holder) -> Duration {
-        let work = |account: &Account<W>| {
-            account
-                .cost
-                .saturating_mul(u32::try_from(account.waiting.len() + account.running).unwrap_or(u32::MAX))
+    pub fn expected_wait(&self, holder: &Holder, work: Work) -> Duration {
+        let foreseen = self.foresee(work);
+        let ahead = |account: &Account<W>| {
+            let searches = account.waiting.len() + account.running + account.announced;
+            account.cost.one().saturating_mul(u32::try_from(searches).unwrap_or(u32::MAX))
         };
-        let own = self.accounts.get(holder).map_or(Duration::ZERO, &work);
-        let own_cost = self.accounts.get(holder).map_or(Duration::ZERO, |account| account.cost);
+        let own = self.accounts.get(holder).map_or(Duration::ZERO, &ahead);
+        let own_cost = self.accounts.get(holder).map_or(Cost::Foreseen(foreseen), |account| account.cost);
+        let own_cost = own_cost.at_least(foreseen).one();
         let others = self.accounts.iter().filter(|(other, _)| *other != holder);
-        let others: Duration = others.map(|(_, account)| work(account).min(own + own_cost)).sum();
+        let others: Duration = others.map(|(_, account)| ahead(account).min(own + own_cost)).sum();
         (own + others) / u32::try_from(self.threads).unwrap_or(u32::MAX)
     }
 
@@ -133,9 +169,10 @@ impl<W> Ledger<W> {
             used: floor,
             running: 0,
             waiting: VecDeque::new(),
-            cost: Duration::ZERO,
+            announced: 0,
+            cost: Cost::Foreseen(Duration::ZERO),
         });
-        if account.running == 0 && account.waiting.is_empty() {
+        if !account.is_at_work() {
             account.used = account.used.max(floor);
         }
         account
@@ -143,18 +180,49 @@ impl<W> Ledger<W> {
 
     /// Forgets accounts that are as good as new; without any at work, all.
     fn tidy(&mut self) {
-        let is_at_work = |account: &Account<W>| account.running > 0 || !account.waiting.is_empty();
-        if !self.accounts.values().any(is_at_work) {
+        if !self.accounts.values().any(Account::is_at_work) {
             self.accounts.clear();
             self.floor = Duration::ZERO;
         }
         let floor = self.floor;
-        self.accounts.retain(|_, account| is_at_work(account) || account.used > floor);
+        self.accounts.retain(|_, account| account.is_at_work() || account.used > floor);
+    }
+
+    fn foresee(&self, work: Work) -> Duration {
+        Duration::try_from_secs_f64(self.pace * work.0 as f64).unwrap_or(Duration::MAX)
     }
 
     fn number(&mut self) -> u64 {
         self.next += 1;
         self.next
+    }
+}
+
+impl<W> Account<W> {
+    fn is_at_work(&self) -> bool {
+        self.running > 0 || self.announced > 0 || !self.waiting.is_empty()
+    }
+}
+
+impl Cost {
+    fn one(self) -> Duration {
+        let (Self::Foreseen(one) | Self::Measured(one)) = self;
+        one
+    }
+
+    /// What is measured counts for more than what is foreseen.
+    fn at_least(self, foreseen: Duration) -> Self {
+        match self {
+            Self::Foreseen(before) => Self::Foreseen(before.max(foreseen)),
+            measured @ Self::Measured(_) => measured,
+        }
+    }
+
+    fn measured(self, newest: Duration) -> Self {
+        Self::Measured(match self {
+            Self::Foreseen(_) => newest,
+            Self::Measured(before) => newest.mul_f64(NEWEST_WEIGHT) + before.mul_f64(1.0 - NEWEST_WEIGHT),
+        })
     }
 }
 
@@ -174,7 +242,7 @@ mod tests {
         while let Some((holder, cost)) = ledger.begin() {
             ledger.charge(&holder, cost);
             served.push(holder.tenant.to_string());
-            ledger.end(&holder, cost);
+            ledger.end(&holder, cost, Work::default());
             if served.len() == searches {
                 break;
             }
@@ -184,12 +252,12 @@ mod tests {
 
     #[test]
     fn accounts_share_the_threads_by_time_and_not_by_number() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 0.0);
         for _ in 0..20 {
-            ledger.wait(&holder("heavy"), 10 * SECOND);
+            ledger.wait(&holder("heavy"), 10 * SECOND, Work::default());
         }
         for _ in 0..20 {
-            ledger.wait(&holder("light"), SECOND);
+            ledger.wait(&holder("light"), SECOND, Work::default());
         }
         let served = served(&mut ledger, 22);
         let heavy = served.iter().filter(|tenant| *tenant == "heavy").count();
@@ -198,13 +266,13 @@ mod tests {
 
     #[test]
     fn whoever_comes_new_waits_for_one_and_whoever_comes_back_has_saved_nothing() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 0.0);
         for _ in 0..20 {
-            ledger.wait(&holder("first"), SECOND);
+            ledger.wait(&holder("first"), SECOND, Work::default());
         }
         assert_eq!(served(&mut ledger, 10), ["first"; 10]);
         for _ in 0..20 {
-            ledger.wait(&holder("late"), SECOND);
+            ledger.wait(&holder("late"), SECOND, Work::default());
         }
         let served = served(&mut ledger, 10);
         assert_eq!(served[0], "late");
@@ -213,20 +281,20 @@ mod tests {
 
     #[test]
     fn a_search_is_due_to_pause_when_one_waits_that_has_used_less() {
-        let mut ledger = Ledger::new(1);
-        ledger.wait(&holder("heavy"), SECOND);
-        ledger.wait(&holder("heavy"), SECOND);
+        let mut ledger = Ledger::new(1, 0.0);
+        ledger.wait(&holder("heavy"), SECOND, Work::default());
+        ledger.wait(&holder("heavy"), SECOND, Work::default());
         let (heavy, _) = ledger.begin().expect("a thread");
         ledger.charge(&heavy, SECOND);
         assert!(!ledger.is_due(&heavy), "only its own kind waits");
-        ledger.wait(&holder("light"), SECOND);
+        ledger.wait(&holder("light"), SECOND, Work::default());
         assert!(ledger.is_due(&heavy));
         ledger.pause(&heavy);
         ledger.wait_first(&heavy, SECOND);
         let next: Vec<_> = std::iter::from_fn(|| {
             let (holder, cost) = ledger.begin()?;
             ledger.charge(&holder, 5 * cost);
-            ledger.end(&holder, cost);
+            ledger.end(&holder, cost, Work::default());
             Some(holder.tenant.to_string())
         })
         .collect();
@@ -235,29 +303,60 @@ mod tests {
 
     #[test]
     fn a_wait_is_foreseen_by_what_others_cost_but_no_longer_than_ones_own_share() {
-        let mut ledger = Ledger::new(2);
+        let mut ledger = Ledger::new(2, 0.0);
         let (heavy, light) = (holder("heavy"), holder("light"));
         for _ in 0..3 {
-            ledger.wait(&heavy, 10 * SECOND);
+            ledger.wait(&heavy, 10 * SECOND, Work::default());
         }
-        ledger.wait(&light, SECOND);
+        ledger.wait(&light, SECOND, Work::default());
         for _ in 0..2 {
             let (holder, cost) = ledger.begin().expect("a thread");
             ledger.charge(&holder, cost);
-            ledger.end(&holder, cost);
+            ledger.end(&holder, cost, Work::default());
         }
         // One of the heavy ones and the light one were served; two heavy ones wait.
-        assert_eq!(ledger.expected_wait(&heavy), 10 * SECOND);
-        assert_eq!(ledger.expected_wait(&light), SECOND / 2, "of the heavy ones no more than its own");
-        assert_eq!(ledger.expected_wait(&holder("new")), Duration::ZERO);
+        assert_eq!(ledger.expected_wait(&heavy, Work::default()), 10 * SECOND);
+        assert_eq!(
+            ledger.expected_wait(&light, Work::default()),
+            SECOND / 2,
+            "of the heavy ones no more than its own"
+        );
+        assert_eq!(ledger.expected_wait(&holder("new"), Work::default()), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_is_not_measured_yet_is_foreseen_by_its_codes_and_by_what_others_took() {
+        let mut ledger = Ledger::new(1, 1e-3);
+        let (first, second) = (holder("first"), holder("second"));
+        let work = Work(1000);
+        for _ in 0..3 {
+            // A second each, by the pace that the ledger began with.
+            assert!(ledger.expected_wait(&first, work) <= 3 * SECOND);
+            ledger.announce(&first, work);
+        }
+        assert_eq!(ledger.expected_wait(&first, work), 3 * SECOND, "none of them waits for a thread yet");
+        assert_eq!(ledger.expected_wait(&second, work), SECOND, "as much of another's as its own");
+        assert_eq!(ledger.expected_wait(&second, Work::default()), Duration::ZERO, "it may be short");
+        ledger.withdraw(&first);
+        ledger.wait(&first, SECOND, Work::default());
+        assert_eq!(ledger.expected_wait(&first, work), 3 * SECOND);
+        let (running, _) = ledger.begin().expect("a thread");
+        ledger.charge(&running, 5 * SECOND);
+        ledger.end(&running, 5 * SECOND, work);
+        assert_eq!(ledger.expected_wait(&first, work), 10 * SECOND, "two are to come, of five seconds each");
+        let of_others = ledger.expected_wait(&second, work).as_secs_f64();
+        assert!((of_others - 2.2).abs() < 1e-6, "three tenths of the new pace: {of_others}");
+        ledger.withdraw(&first);
+        ledger.withdraw(&first);
+        assert!(ledger.accounts.is_empty());
     }
 
     #[test]
     fn nothing_is_kept_of_whoever_is_gone() {
-        let mut ledger = Ledger::new(1);
+        let mut ledger = Ledger::new(1, 0.0);
         for tenant in 0..100 {
             let holder = holder(&format!("t{tenant}"));
-            let id = ledger.wait(&holder, SECOND);
+            let id = ledger.wait(&holder, SECOND, Work::default());
             if tenant % 2 == 0 {
                 assert_eq!(ledger.leave(&holder, id), Some(SECOND));
                 assert_eq!(ledger.leave(&holder, id), None);

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use crate::metrics;
 use crate::rpc::context::Holder;
 use ledger::Ledger;
+pub use ledger::Work;
 
 /// How long a search goes on before it looks who else waits.
 const SLICE: Duration = Duration::from_millis(20);
@@ -27,6 +28,15 @@ pub struct Turn {
     since: Option<Instant>,
     /// What was accounted for of this search.
     took: Duration,
+    /// What it is to go through.
+    work: Work,
+}
+
+/// A search that has been let in, counted as one that waits until this is dropped.
+#[derive(Debug)]
+pub struct Announced {
+    turns: Turns,
+    holder: Holder,
 }
 
 /// A place in the queue, which is left when this is dropped.
@@ -37,37 +47,45 @@ struct Waiting<'a> {
 }
 
 impl Turns {
-    pub fn new(threads: usize) -> Self {
-        Self(Arc::new(Mutex::new(Ledger::new(threads))))
+    /// `pace` is how many seconds a code takes, until searches have told.
+    pub fn new(threads: usize, pace: f64) -> Self {
+        Self(Arc::new(Mutex::new(Ledger::new(threads, pace))))
+    }
+
+    /// Counts a search from now on, since others may come before it has its chips embedded.
+    pub fn announce(&self, holder: &Holder, work: Work) -> Announced {
+        self.ledger().announce(holder, work);
+        Announced { turns: self.clone(), holder: holder.clone() }
     }
 
     /// Waits for a thread, fairly. Whoever leaves the queue costs nobody anything.
-    pub async fn take(&self, holder: &Holder) -> Turn {
+    pub async fn take(&self, holder: &Holder, work: Work) -> Turn {
         loop {
             let (grant, granted) = oneshot::channel();
-            let id = self.ledger().wait(holder, grant);
+            let id = self.ledger().wait(holder, grant, work);
             let waiting = Waiting { turns: self, holder, id };
             self.hand_out();
             let turn = granted.await;
             drop(waiting);
             // A grant is never dropped but with its waiter.
-            if let Ok(turn) = turn {
+            if let Ok(mut turn) = turn {
+                turn.work = work;
                 return turn;
             }
         }
     }
 
     /// How long a new search of an account would wait.
-    pub fn expected_wait(&self, holder: &Holder) -> Duration {
-        self.ledger().expected_wait(holder)
+    pub fn expected_wait(&self, holder: &Holder, work: Work) -> Duration {
+        self.ledger().expected_wait(holder, work)
     }
 
     /// Hands free threads to those who are next.
     fn hand_out(&self) {
         loop {
             let Some((holder, grant)) = self.ledger().begin() else { break };
-            let turn =
-                Turn { turns: self.clone(), holder, since: Some(Instant::now()), took: Duration::ZERO };
+            let (turns, since) = (self.clone(), Some(Instant::now()));
+            let turn = Turn { turns, holder, since, took: Duration::ZERO, work: Work::default() };
             // Who has left in the meantime gives the thread back by dropping the turn.
             drop(grant.send(turn));
         }
@@ -83,6 +101,12 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let left = self.turns.ledger().leave(self.holder, self.id);
         drop(left);
+    }
+}
+
+impl Drop for Announced {
+    fn drop(&mut self) {
+        self.turns.ledger().withdraw(&self.holder);
     }
 }
 
@@ -120,7 +144,7 @@ impl Drop for Turn {
         {
             let mut ledger = self.turns.ledger();
             ledger.charge(&self.holder, used);
-            ledger.end(&self.holder, self.took + used);
+            ledger.end(&self.holder, self.took + used, self.work);
         }
         self.turns.hand_out();
     }

@@ -1,8 +1,9 @@
-//! How long a search is worth going on with: until its deadline, and for as long as somebody waits.
+//! How long work is worth going on with: until its deadline, and for as long as somebody waits.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
 
+use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::Instant;
 
 /// Asked between the steps of long work, which stops where it has run out.
@@ -69,6 +70,27 @@ impl Patience {
     }
 }
 
+/// Runs `work` on a thread that may block, with the patience to ask between its steps. It is over when the future is
+/// dropped: what has not begun by then is not begun.
+///
+/// # Errors
+/// The work panicked; within, its own.
+pub async fn patiently<T, E>(
+    deadline: Option<Instant>,
+    work: impl FnOnce(&Patience) -> Result<T, E> + Send + 'static,
+) -> Result<Result<T, E>, JoinError>
+where
+    T: Send + 'static,
+    E: From<Stopped> + Send + 'static,
+{
+    let (patience, _waiter) = Patience::until(deadline);
+    spawn_blocking(move || {
+        patience.check()?;
+        work(&patience)
+    })
+    .await
+}
+
 impl fmt::Debug for Patience {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Patience").field("deadline", &self.deadline).finish_non_exhaustive()
@@ -87,7 +109,10 @@ impl Stopped {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
     use std::time::Duration;
+
+    use futures_util::FutureExt;
 
     use super::*;
 
@@ -104,5 +129,26 @@ mod tests {
         assert_eq!(patience.check(), Ok(()));
         drop(waiter);
         assert_eq!(patience.check(), Err(Stopped::Cancelled));
+    }
+
+    #[test]
+    fn work_whose_caller_has_left_is_not_begun() {
+        let runtime = tokio::runtime::Builder::new_current_thread().max_blocking_threads(1).build();
+        runtime.expect("a runtime").block_on(async {
+            let (release, hang) = mpsc::channel::<()>();
+            let (begin, begun) = mpsc::channel();
+            let hanging = spawn_blocking(move || drop(hang.recv()));
+            let waits = |name| {
+                let begin = begin.clone();
+                patiently(None, move |_| Ok::<_, Stopped>(drop(begin.send(name))))
+            };
+            let (mut left, mut stays) = (Box::pin(waits("left")), Box::pin(waits("stays")));
+            assert!((&mut left).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
+            drop((left, release));
+            hanging.await.expect("no panic");
+            assert_eq!(stays.await.expect("no panic"), Ok(()));
+            drop(begin);
+            assert_eq!(begun.iter().collect::<Vec<_>>(), ["stays"]);
+        });
     }
 }

@@ -1,0 +1,112 @@
+//! Canaries that wait for device threads, what comes through on each, and which of them fail.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use tokio::sync::{oneshot, watch};
+
+use super::CanaryError;
+use super::shared::Shared;
+use crate::chip::ChipSize;
+use crate::embedding::ModelDigest;
+
+/// A chip of our own that waits for an idle device thread.
+pub struct Canary {
+    pub model: ModelDigest,
+    pub chip_size: ChipSize,
+    pub reply: oneshot::Sender<Result<(), CanaryError>>,
+}
+
+/// Forward passes of one device thread that have succeeded.
+#[derive(Clone, Debug, Default)]
+pub struct Passes(HashMap<ModelDigest, u64>);
+
+impl Passes {
+    pub fn of(&self, model: ModelDigest) -> u64 {
+        self.0.get(&model).copied().unwrap_or(0)
+    }
+}
+
+/// The device threads as canaries find them.
+pub struct Trials {
+    /// For each thread the one that has its turn when nothing else has.
+    waiting: Vec<Option<Canary>>,
+    /// Where the last canary has not come through, and no chip since.
+    failing: HashSet<(usize, ModelDigest)>,
+    passes: Vec<watch::Sender<Passes>>,
+}
+
+impl Trials {
+    pub fn new(workers: usize) -> Self {
+        Self {
+            waiting: (0..workers).map(|_| None).collect(),
+            failing: HashSet::new(),
+            passes: (0..workers).map(|_| watch::Sender::default()).collect(),
+        }
+    }
+
+    /// Lets a canary wait; the one whose place it takes is returned.
+    pub fn place(&mut self, worker: usize, canary: Canary) -> Option<Canary> {
+        self.waiting[worker].replace(canary)
+    }
+
+    pub fn take(&mut self, worker: usize) -> Option<Canary> {
+        self.waiting[worker].take()
+    }
+
+    pub fn take_all(&mut self) -> Vec<Canary> {
+        self.waiting.iter_mut().filter_map(Option::take).collect()
+    }
+
+    pub fn passes(&self, worker: usize) -> watch::Receiver<Passes> {
+        self.passes[worker].subscribe()
+    }
+
+    /// A device thread has done something other than a forward pass.
+    pub fn worked(&self, worker: usize) {
+        self.passes[worker].send_modify(|_| {});
+    }
+
+    /// A forward pass has succeeded. Whether that ends a failure is returned.
+    pub fn passed(&mut self, worker: usize, model: ModelDigest) -> bool {
+        self.passes[worker].send_modify(|passes| *passes.0.entry(model).or_default() += 1);
+        self.failing.remove(&(worker, model))
+    }
+
+    /// A canary has not come through. Whether that is news is returned.
+    pub fn failed(&mut self, worker: usize, model: ModelDigest) -> bool {
+        self.failing.insert((worker, model))
+    }
+
+    /// A model is gone; the threads that failed by it are returned.
+    pub fn forget(&mut self, model: ModelDigest) -> Vec<usize> {
+        for passes in &self.passes {
+            passes.send_modify(|passes| {
+                passes.0.remove(&model);
+            });
+        }
+        self.failing.extract_if(|(_, failing)| *failing == model).map(|(worker, _)| worker).collect()
+    }
+
+    pub fn is_failing(&self, worker: usize) -> bool {
+        self.failing.iter().any(|(failing, _)| *failing == worker)
+    }
+
+    pub fn is_any_failing(&self) -> bool {
+        !self.failing.is_empty()
+    }
+}
+
+/// A canary's place, free again when nobody waits for it.
+pub struct CanaryTicket {
+    pub shared: Arc<Shared>,
+    pub worker: usize,
+}
+
+impl Drop for CanaryTicket {
+    fn drop(&mut self) {
+        // One that is on a device is not in its place any more.
+        let canary = self.shared.take_canary(self.worker);
+        drop(canary);
+    }
+}
