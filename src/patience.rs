@@ -137,15 +137,18 @@ mod tests {
         runtime.expect("a runtime").block_on(async {
             let (release, hang) = mpsc::channel::<()>();
             let (begin, begun) = mpsc::channel();
-            let hanging = spawn_blocking(move || drop(hang.recv()));
+            let hanging = spawn_blocking(move || hang.recv().is_err());
             let waits = |name| {
                 let begin = begin.clone();
-                patiently(None, move |_| Ok::<_, Stopped>(drop(begin.send(name))))
+                patiently(None, move |_| {
+                    begin.send(name).expect("the test listens");
+                    Ok::<_, Stopped>(())
+                })
             };
             let (mut left, mut stays) = (Box::pin(waits("left")), Box::pin(waits("stays")));
             assert!((&mut left).now_or_never().is_none() && (&mut stays).now_or_never().is_none());
             drop((left, release));
-            hanging.await.expect("no panic");
+            assert!(hanging.await.expect("no panic"));
             assert_eq!(stays.await.expect("no panic"), Ok(()));
             drop(begin);
             assert_eq!(begun.iter().collect::<Vec<_>>(), ["stays"]);
