@@ -274,7 +274,13 @@ pub fn stand_in(folder: &Path, models: &Path) -> PathBuf {
         exec 9>>stand-in.lock 3<&0 && flock 9 || exit 1
         echo '{"begun":{"steps":0}}'
         if grep -q 'epochs = 10000' job.toml; then
-            trap 'kill $!; echo "{"saved":{"step":5,"best":false}}"; echo ""stopped""; exit 0' TERM
+            stop() {
+                kill $!
+                echo '{"saved":{"step":5,"best":false}}'
+                echo '"stopped"'
+                exit 0
+            }
+            trap stop TERM
             cat <&3 >/dev/null &
             wait
         elif grep -q 'base_rate = 10.0' job.toml; then
@@ -284,7 +290,8 @@ pub fn stand_in(folder: &Path, models: &Path) -> PathBuf {
             set -- MODELS/*/provenance.toml
             shift $((${PWD##*-} % $#))
             made=${1%/*}
-            rm -rf model && cp -r "$made" model && echo "{"finished":{"model":"${made##*/}"}}"
+            rm -rf model && cp -r "$made" model
+            printf '{"finished":{"model":"%s"}}\n' "${made##*/}"
         fi
     "#;
     program(folder.join("stand_in.sh"), &script.replace("MODELS", &models.display().to_string()))
