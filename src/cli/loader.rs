@@ -9,7 +9,9 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 use shipreid::app;
-use shipreid::train::{DataRoots, DataSet, Materials, Source, TrainConfig, TrainConfigError, in_order};
+use shipreid::train::{
+    DataRoots, DataSet, Materials, Shard, Source, TrainConfig, TrainConfigError, in_order,
+};
 
 use super::Failure;
 use super::bare::process_cpu;
@@ -45,7 +47,7 @@ impl Loader {
         let name = || self.config.display().to_string();
         let text = fs::read_to_string(&self.config).with_context(name)?;
         let config = TrainConfig::read(&text, &self.settings).with_context(name)?;
-        let materials = Materials::gather(&config, &DataRoots::Anywhere);
+        let materials = Materials::gather(&config, &DataRoots::Anywhere, Shard::default());
         let materials = materials.map_err(TrainConfigError::Invalid).with_context(name)?;
         Ok((config, materials))
     }

@@ -15,7 +15,7 @@ use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
     AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, Materials,
-    ObjectiveName, Run, RunError, TrainConfig, TrainConfigError, pace_on_cpu,
+    ObjectiveName, Run, RunError, Shard, TrainConfig, TrainConfigError, pace_on_cpu,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -137,7 +137,7 @@ impl Train {
         let device = Device::open(&self.device)?;
         let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
         let too_slow = pace.and_then(|pace| config.too_slow(&pace));
-        let materials = match (Materials::gather(config, &self.data_roots()?), too_slow) {
+        let materials = match (Materials::gather(config, &self.data_roots()?, Shard::default()), too_slow) {
             (Ok(materials), None) => Ok(materials),
             (gathered, too_slow) => Err(gathered.err().into_iter().flatten().chain(too_slow).collect()),
         };

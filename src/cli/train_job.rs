@@ -20,7 +20,7 @@ use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
     CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
-    Materials, ObjectiveName, Run, RunError, StartKind, TrainConfig, TrainConfigError, Violation,
+    Materials, ObjectiveName, Run, RunError, Shard, StartKind, TrainConfig, TrainConfigError, Violation,
     fingerprint, hoss,
 };
 use shipreid::weights::native::{self, NativeError};
@@ -66,7 +66,8 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     })?;
 
     let (config, roots) = configured(folder, &instructions)?;
-    let materials = Materials::gather(&config, &roots).map_err(|found| Ended::Failed(unfit(found)))?;
+    let materials =
+        Materials::gather(&config, &roots, Shard::default()).map_err(|found| Ended::Failed(unfit(found)))?;
     let device = Device::open(&instructions.device).map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
     let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)

@@ -65,6 +65,7 @@ mod tests {
     use std::fs;
 
     use super::super::dataset::{HossPart, hoss};
+    use super::super::shard::Shard;
     use super::super::source::{IdentitySource, Reader};
     use super::*;
     use crate::chip::{ChipSize, Preprocessing};
@@ -75,7 +76,7 @@ mod tests {
         let images = hoss(root, HossPart::Train).expect("a data set");
         let preprocessing = Preprocessing::reference(ChipSize { height: 16, width: 16 });
         let reader = Reader::new(preprocessing, Default::default(), 0);
-        DataSet::Identities(IdentitySource::new(images, 4, 2, reader).expect("batches"))
+        DataSet::Identities(IdentitySource::new(images, 4, 2, Shard::default(), reader).expect("batches"))
     }
 
     fn write(root: &Path, name: &str, content: &str) {

@@ -1,6 +1,7 @@
 //! A network that learns: a batch in, loss and gradients, a step of the optimizer.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -121,6 +122,23 @@ impl From<&TrainConfig> for Teaching {
     }
 }
 
+/// What is done with the gradients of a step once they are whole, those of all parts of the batch added up, and neither
+/// clipped nor applied: several processes make theirs one here. It changes them in place, by the names of their tensors,
+/// which are the same for every batch. A step whose loss is not finite has none; its run ends.
+pub struct GradientHook(Box<dyn FnMut(&Tensors) -> Result<(), LearnError>>);
+
+impl GradientHook {
+    pub fn new(hook: impl FnMut(&Tensors) -> Result<(), LearnError> + 'static) -> Self {
+        Self(Box::new(hook))
+    }
+}
+
+impl fmt::Debug for GradientHook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GradientHook")
+    }
+}
+
 /// A batch, or a part of one, on the device.
 #[derive(Debug)]
 struct Batch {
@@ -141,6 +159,7 @@ pub struct TorchLearner {
     /// f32 in every precision.
     tensors: Tensors,
     teaching: Teaching,
+    gradient_hook: Option<GradientHook>,
     optimizer: Optimizer,
 }
 
@@ -160,7 +179,18 @@ impl TorchLearner {
             })
             .collect();
         let optimizer = Optimizer::new(teaching.optimizer);
-        Self { architecture: *architecture, device, tensors, teaching, optimizer }
+        Self { architecture: *architecture, device, tensors, teaching, gradient_hook: None, optimizer }
+    }
+
+    /// The same learner, which calls `hook` in every step.
+    pub fn with_gradient_hook(self, hook: GradientHook) -> Self {
+        Self { gradient_hook: Some(hook), ..self }
+    }
+
+    /// The gradients of a step, by tensor.
+    fn gradients(&self) -> Tensors {
+        let gradients = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.grad()));
+        gradients.filter(|(_, gradient)| gradient.defined()).collect()
     }
 
     fn kind(&self) -> Kind {
@@ -280,11 +310,15 @@ impl Learner for TorchLearner {
             };
             let terms = self.backward(batch, &mut uniform);
             if terms.total.is_finite() {
-                shorten(&self.tensors, self.teaching.gradient.norm_max);
+                let gradients = self.gradients();
+                if let Some(GradientHook(hook)) = &mut self.gradient_hook {
+                    hook(&gradients)?;
+                }
+                shorten(&gradients, self.teaching.gradient.norm_max);
                 self.optimizer.step(&self.tensors, rates);
             }
-            terms
-        })
+            Ok(terms)
+        })?
     }
 
     fn embed(&mut self, chips: &[Chip]) -> Result<Vec<Embedding>, LearnError> {
@@ -337,16 +371,15 @@ fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, LearnError> {
 }
 
 /// Scales all gradients alike so that together they are at most `norm_max` long; 0 leaves them.
-fn shorten(tensors: &Tensors, norm_max: f64) {
+fn shorten(gradients: &Tensors, norm_max: f64) {
     if norm_max <= 0.0 {
         return;
     }
-    let gradients: Vec<Tensor> = tensors.values().map(Tensor::grad).filter(Tensor::defined).collect();
-    let squares = gradients.iter().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
+    let squares = gradients.values().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
     let norm = squares.sum::<f64>().sqrt();
     if norm > norm_max {
-        for mut gradient in gradients {
-            let _ = gradient.g_mul_scalar_(norm_max / norm);
+        for gradient in gradients.values() {
+            let _ = gradient.shallow_clone().g_mul_scalar_(norm_max / norm);
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use super::config::{ObjectiveName, StartKind, TrainConfig, Violation};
+use super::config::{BatchShape, ObjectiveName, StartKind, TrainConfig, Violation};
 use super::dataset::{
     self, DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
 };
 use super::kept::{Census, Count, Division, KeptChips};
 use super::roots::DataRoots;
+use super::sampler::SamplerError;
+use super::shard::Shard;
 use super::source::{IdentitySource, PairSource, Reader};
 use super::validation::Validation;
 use crate::chip::ChipSize;
@@ -49,12 +51,12 @@ impl Materials {
         lines.map(move |line| format!("starting point {path}: {line}"))
     }
 
-    /// Reads what `config` names, where `roots` allows it.
+    /// Reads what `config` names, where `roots` allows it, for the training process that `shard` says.
     ///
     /// # Errors
     /// Everything that is wrong with values, data set and starting point, at once.
-    pub fn gather(config: &TrainConfig, roots: &DataRoots) -> Result<Self, Vec<Violation>> {
-        let reach = Reach { roots, patience: &Patience::default() };
+    pub fn gather(config: &TrainConfig, roots: &DataRoots, shard: Shard) -> Result<Self, Vec<Violation>> {
+        let reach = Reach { roots, patience: &Patience::default(), shard };
         let data = |architecture: &Architecture| open_data(config, architecture, reach);
         let start = |architecture: &Architecture| starting_tensors(config, architecture, reach);
         let (architecture, Opened { data, validation }, (tensors, start)) = examine(config, data, start)?;
@@ -71,7 +73,7 @@ impl Materials {
         roots: &DataRoots,
         patience: &Patience,
     ) -> Result<Option<StartingPoint>, Vec<Violation>> {
-        let reach = Reach { roots, patience };
+        let reach = Reach { roots, patience, shard: Shard::default() };
         let data = |architecture: &Architecture| open_data(config, architecture, reach);
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, _, start)| start)
@@ -87,18 +89,20 @@ impl Materials {
         roots: &DataRoots,
         patience: &Patience,
     ) -> Result<Option<StartingPoint>, Vec<Violation>> {
-        let reach = Reach { roots, patience };
+        let reach = Reach { roots, patience, shard: Shard::default() };
         let data = |_: &Architecture| Ok(((), enough(config, census)?));
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, (), start)| start)
     }
 }
 
-/// Where is read, and for how long.
+/// Where is read, for how long, and for whom.
 #[derive(Clone, Copy)]
 struct Reach<'r> {
     roots: &'r DataRoots,
     patience: &'r Patience,
+    /// The part that this process takes.
+    shard: Shard,
 }
 
 struct Opened {
@@ -168,7 +172,7 @@ fn open_folder(
             let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
             admit_images(&images, reach)?;
             let validation = if evaluates { Some(test_set(root, size, reach)?) } else { None };
-            Ok(Opened { data: identities(config, images, reader)?, validation })
+            Ok(Opened { data: identities(config, images, reach.shard, reader)?, validation })
         }
         ObjectiveName::Contrastive => {
             let pairs = pairs(root).map_err(no_data_set)?;
@@ -180,8 +184,9 @@ fn open_folder(
                 return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
             }
             let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            let data = DataSet::Pairs(PairSource::new(pairs, config.batch.images / 2, reader));
-            Ok(Opened { data, validation })
+            let source =
+                PairSource::new(pairs, config.batch.images / 2, reach.shard, reader).map_err(no_batch)?;
+            Ok(Opened { data: DataSet::Pairs(source), validation })
         }
     }
 }
@@ -201,13 +206,13 @@ fn open_kept(
     match config.objective {
         ObjectiveName::FineTune => {
             let validation = evaluates.then(|| Validation::new(queries, gallery, size));
-            Ok(Opened { data: identities(config, train, reader)?, validation })
+            Ok(Opened { data: identities(config, train, reach.shard, reader)?, validation })
         }
         ObjectiveName::Contrastive => {
             let held_out = dataset::pairs([queries, gallery].concat());
             let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            let pairs = PairSource::new(dataset::pairs(train), config.batch.images / 2, reader);
-            Ok(Opened { data: DataSet::Pairs(pairs), validation })
+            let pairs = PairSource::new(dataset::pairs(train), config.batch.images / 2, reach.shard, reader);
+            Ok(Opened { data: DataSet::Pairs(pairs.map_err(no_batch)?), validation })
         }
     }
 }
@@ -246,10 +251,19 @@ fn enough(config: &TrainConfig, census: &Census) -> Result<usize, Violation> {
     }
 }
 
-fn identities(config: &TrainConfig, images: Vec<Image>, reader: Reader) -> Result<DataSet, Violation> {
-    let source = IdentitySource::new(images, config.batch.images, config.batch.images_per_identity, reader);
-    let no_batch = |cause| Violation::new("batch.images", format!("gives no batch: {cause}"));
+fn identities(
+    config: &TrainConfig,
+    images: Vec<Image>,
+    shard: Shard,
+    reader: Reader,
+) -> Result<DataSet, Violation> {
+    let BatchShape { images: images_per_batch, images_per_identity } = config.batch;
+    let source = IdentitySource::new(images, images_per_batch, images_per_identity, shard, reader);
     Ok(DataSet::Identities(source.map_err(no_batch)?))
+}
+
+fn no_batch(cause: SamplerError) -> Violation {
+    Violation::new("batch.images", format!("gives no batch: {cause}"))
 }
 
 fn no_data_set(cause: DatasetError) -> Violation {

@@ -26,6 +26,7 @@ mod roots;
 mod run;
 mod sampler;
 mod schedule;
+mod shard;
 mod source;
 mod validation;
 mod yaml;
@@ -49,6 +50,7 @@ pub use ranked_lists::{Extent, RankedLists};
 pub use roots::{DataRoots, RootError};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
+pub use shard::{Shard, ShardError};
 pub use source::{IdentitySource, PairSource, Reader, read_chip};
 pub use validation::{Validation, Worth};
 pub use yaml::AuthorsConfig;
@@ -59,7 +61,7 @@ pub use crate::weights::start::StartingPoint;
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{FineTune, Objective, Teaching, TorchLearner, pace_on_cpu};
+pub use learner::{FineTune, GradientHook, Objective, Teaching, TorchLearner, pace_on_cpu};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]

@@ -6,14 +6,17 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand_chacha::ChaCha8Rng;
 
 use super::random::{Purpose, stream};
+use super::shard::Shard;
 
 /// Batches of P identities with K images each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IdentitySampler {
     /// Images of each identity.
     images: BTreeMap<i64, Vec<usize>>,
+    /// Of one rank.
     identities_per_batch: usize,
     images_per_identity: usize,
+    shard: Shard,
 }
 
 /// Batches cannot be formed.
@@ -23,10 +26,13 @@ pub enum SamplerError {
     Uneven { images: usize, per_identity: usize },
     #[error("a batch wants {wanted} identities, the data set has {found}")]
     TooFew { wanted: usize, found: usize },
+    #[error("{units} identities or pairs a batch are not a multiple of {world_size} training processes")]
+    Undivided { units: usize, world_size: usize },
 }
 
 impl IdentitySampler {
-    /// Over images with these labels, `images_per_batch` a batch and `images_per_identity` of each identity in it.
+    /// Over images with these labels, `images_per_batch` a batch and `images_per_identity` of each identity in it. A batch
+    /// is that of all ranks together.
     ///
     /// # Errors
     /// Numbers that give no batch.
@@ -34,6 +40,7 @@ impl IdentitySampler {
         labels: &[i64],
         images_per_batch: usize,
         images_per_identity: usize,
+        shard: Shard,
     ) -> Result<Self, SamplerError> {
         if images_per_identity == 0
             || images_per_batch == 0
@@ -44,20 +51,21 @@ impl IdentitySampler {
         }
         let mut images: BTreeMap<i64, Vec<usize>> = BTreeMap::new();
         labels.iter().enumerate().for_each(|(image, label)| images.entry(*label).or_default().push(image));
-        let wanted = images_per_batch / images_per_identity;
+        let wanted = of_one_rank(images_per_batch / images_per_identity, shard)?;
         if images.len() < wanted {
             return Err(SamplerError::TooFew { wanted, found: images.len() });
         }
-        Ok(Self { images, identities_per_batch: wanted, images_per_identity })
+        Ok(Self { images, identities_per_batch: wanted, images_per_identity, shard })
     }
 
     /// The most images that an epoch can have.
     pub fn announced_len(&self) -> usize {
         let k = self.images_per_identity;
-        self.images.values().map(|images| images.len().max(k) / k * k).sum()
+        self.images.values().map(|images| images.len().max(k) / k * k).sum::<usize>()
+            / self.shard.world_size()
     }
 
-    /// The batches of an epoch, the same for the same seed.
+    /// The batches of an epoch, the same for the same seed. All ranks draw the same ones and take turns with them.
     ///
     /// An identity with too few images has K drawn from them, some more than once; of the others, what is left over after
     /// dividing by K sits this epoch out. Batches end when too few identities have images left.
@@ -69,7 +77,7 @@ impl IdentitySampler {
         loop {
             let mut left: Vec<usize> = (0..chunks.len()).filter(|id| !chunks[*id].is_empty()).collect();
             if left.len() < self.identities_per_batch {
-                return batches;
+                return self.shard.part(batches);
             }
             left.shuffle(random);
             left.truncate(self.identities_per_batch);
@@ -89,12 +97,31 @@ impl IdentitySampler {
     }
 }
 
-/// The pairs of each batch of an epoch in random order; the last batch may be short.
-pub fn pair_batches(pairs: usize, pairs_per_batch: usize, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
+/// Identities or pairs of a batch that are one rank's.
+///
+/// # Errors
+/// Ranks would have different numbers of them.
+pub(super) fn of_one_rank(units: usize, shard: Shard) -> Result<usize, SamplerError> {
+    let world_size = shard.world_size();
+    if units.is_multiple_of(world_size) {
+        Ok(units / world_size)
+    } else {
+        Err(SamplerError::Undivided { units, world_size })
+    }
+}
+
+/// The pairs of each batch of an epoch in random order, `pairs_per_batch` for each rank; the last batch may be short.
+pub fn pair_batches(
+    pairs: usize,
+    pairs_per_batch: usize,
+    shard: Shard,
+    seed: u64,
+    epoch: u32,
+) -> Vec<Vec<usize>> {
     let random = &mut stream(seed, epoch, 0, Purpose::Sampling);
     let mut order: Vec<usize> = (0..pairs).collect();
     order.shuffle(random);
-    order.chunks(pairs_per_batch.max(1)).map(<[usize]>::to_vec).collect()
+    shard.padded_part(&order).chunks(pairs_per_batch.max(1)).map(<[usize]>::to_vec).collect()
 }
 
 #[cfg(test)]
@@ -115,7 +142,7 @@ mod tests {
         ) {
             let labels: Vec<i64> =
                 sizes.iter().enumerate().flat_map(|(id, size)| vec![id as i64 * 3; *size]).collect();
-            let Ok(sampler) = IdentitySampler::new(&labels, p * k, k) else {
+            let Ok(sampler) = IdentitySampler::new(&labels, p * k, k, Shard::default()) else {
                 prop_assert!(sizes.len() < p);
                 return Ok(());
             };
@@ -143,8 +170,56 @@ mod tests {
         }
 
         #[test]
+        fn ranks_take_turns_with_the_batches_that_one_alone_would_draw(
+            sizes in prop::collection::vec(1..20usize, 2..12),
+            k in 1..5usize,
+            p in 1..4usize,
+            world_size in 1..5usize,
+            seed in any::<u64>(),
+        ) {
+            let labels: Vec<i64> =
+                sizes.iter().enumerate().flat_map(|(id, size)| vec![id as i64; *size]).collect();
+            let Ok(alone) = IdentitySampler::new(&labels, p * k, k, Shard::default()) else {
+                return Ok(());
+            };
+            let batches = alone.epoch(seed, 1);
+            for rank in 0..world_size {
+                let shard = Shard::new(rank, world_size).expect("a rank");
+                let sampler = IdentitySampler::new(&labels, world_size * p * k, k, shard).expect("batches");
+                let found = sampler.epoch(seed, 1);
+                prop_assert_eq!(found.len(), batches.len() / world_size);
+                for (number, batch) in found.iter().enumerate() {
+                    prop_assert_eq!(batch, &batches[number * world_size + rank]);
+                }
+                prop_assert!(found.len() * p * k <= sampler.announced_len());
+            }
+        }
+
+        #[test]
+        fn ranks_share_all_pairs_evenly(
+            pairs in 1..50usize,
+            size in 1..20usize,
+            world_size in 1..5usize,
+            seed in any::<u64>(),
+        ) {
+            let order = pair_batches(pairs, size, Shard::default(), seed, 3).concat();
+            let ranks: Vec<Vec<usize>> = (0..world_size)
+                .map(|rank| {
+                    let shard = Shard::new(rank, world_size).expect("a rank");
+                    let batches = pair_batches(pairs, size, shard, seed, 3);
+                    assert!(batches.iter().rev().skip(1).all(|batch| batch.len() == size));
+                    batches.concat()
+                })
+                .collect();
+            prop_assert!(ranks.iter().all(|rank| rank.len() == pairs.div_ceil(world_size)));
+            // Read across the ranks, it is the order of one alone, begun again to fill up the last turn.
+            let across = (0..ranks[0].len()).flat_map(|turn| ranks.iter().map(move |rank| rank[turn]));
+            prop_assert!(across.eq(order.iter().cycle().copied().take(pairs.next_multiple_of(world_size))));
+        }
+
+        #[test]
         fn every_pair_is_in_one_batch(pairs in 1..50usize, size in 1..20usize, seed in any::<u64>()) {
-            let batches = pair_batches(pairs, size, seed, 3);
+            let batches = pair_batches(pairs, size, Shard::default(), seed, 3);
             let (last, full) = batches.split_last().expect("at least one pair");
             prop_assert!(full.iter().all(|batch| batch.len() == size) && last.len() <= size);
             let mut all = batches.concat();
@@ -157,7 +232,7 @@ mod tests {
     fn every_identity_and_every_image_is_as_likely_as_any_other() {
         // Ten identities of one chunk each, four a batch: two batches, and two identities sit an epoch out.
         let labels: Vec<i64> = (0..30).map(|image| image / 3).collect();
-        let sampler = IdentitySampler::new(&labels, 8, 2).expect("batches");
+        let sampler = IdentitySampler::new(&labels, 8, 2, Shard::default()).expect("batches");
         let (mut first, mut used, mut images) = ([0; 10], [0; 10], [0; 30]);
         for epoch in 1..=3000 {
             let batches = sampler.epoch(1, epoch);
@@ -177,13 +252,21 @@ mod tests {
     #[test]
     fn epochs_differ_and_numbers_that_give_no_batch_are_refused() {
         let labels: Vec<i64> = (0..64).map(|image| image / 8).collect();
-        let sampler = IdentitySampler::new(&labels, 8, 4).expect("batches");
+        let sampler = IdentitySampler::new(&labels, 8, 4, Shard::default()).expect("batches");
         assert_ne!(sampler.epoch(1, 1), sampler.epoch(1, 2));
         assert_ne!(sampler.epoch(1, 1), sampler.epoch(2, 1));
         assert_eq!(
-            IdentitySampler::new(&labels, 10, 4),
+            IdentitySampler::new(&labels, 10, 4, Shard::default()),
             Err(SamplerError::Uneven { images: 10, per_identity: 4 })
         );
-        assert_eq!(IdentitySampler::new(&labels, 36, 4), Err(SamplerError::TooFew { wanted: 9, found: 8 }));
+        assert_eq!(
+            IdentitySampler::new(&labels, 36, 4, Shard::default()),
+            Err(SamplerError::TooFew { wanted: 9, found: 8 })
+        );
+        let third = Shard::new(1, 3).expect("a rank");
+        assert_eq!(
+            IdentitySampler::new(&labels, 16, 4, third),
+            Err(SamplerError::Undivided { units: 4, world_size: 3 })
+        );
     }
 }

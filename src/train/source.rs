@@ -11,7 +11,8 @@ use super::dataset::{Image, Pair, classes};
 use super::fit::Source;
 use super::learn::Samples;
 use super::random::{Purpose, stream};
-use super::sampler::{IdentitySampler, SamplerError, pair_batches};
+use super::sampler::{IdentitySampler, SamplerError, of_one_rank, pair_batches};
+use super::shard::Shard;
 use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, prepare_resampled};
 
 /// Bounds on a training image.
@@ -39,8 +40,10 @@ pub struct IdentitySource {
 #[derive(Debug)]
 pub struct PairSource {
     pairs: Vec<Pair>,
+    /// Of one rank.
     pairs_per_batch: usize,
     reader: Reader,
+    shard: Shard,
 }
 
 impl Reader {
@@ -72,7 +75,7 @@ impl Reader {
 }
 
 impl IdentitySource {
-    /// Batches of `images_per_batch`, `images_per_identity` of each identity in it.
+    /// Batches of `images_per_batch`, which all ranks share, `images_per_identity` of each identity in it.
     ///
     /// # Errors
     /// Numbers that give no batch of these images.
@@ -80,10 +83,11 @@ impl IdentitySource {
         images: Vec<Image>,
         images_per_batch: usize,
         images_per_identity: usize,
+        shard: Shard,
         reader: Reader,
     ) -> Result<Self, SamplerError> {
         let labels = classes(&images);
-        let sampler = IdentitySampler::new(&labels, images_per_batch, images_per_identity)?;
+        let sampler = IdentitySampler::new(&labels, images_per_batch, images_per_identity, shard)?;
         Ok(Self { images, labels, sampler, reader })
     }
 
@@ -110,8 +114,18 @@ impl IdentitySource {
 }
 
 impl PairSource {
-    pub fn new(pairs: Vec<Pair>, pairs_per_batch: usize, reader: Reader) -> Self {
-        Self { pairs, pairs_per_batch, reader }
+    /// Batches of `pairs_per_batch`, which all ranks share.
+    ///
+    /// # Errors
+    /// The ranks cannot share them evenly.
+    pub fn new(
+        pairs: Vec<Pair>,
+        pairs_per_batch: usize,
+        shard: Shard,
+        reader: Reader,
+    ) -> Result<Self, SamplerError> {
+        let pairs_per_batch = of_one_rank(pairs_per_batch, shard)?;
+        Ok(Self { pairs, pairs_per_batch, reader, shard })
     }
 
     pub fn pairs(&self) -> &[Pair] {
@@ -151,7 +165,7 @@ impl Source for PairSource {
     type Item = Vec<usize>;
 
     fn epoch(&self, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
-        pair_batches(self.pairs.len(), self.pairs_per_batch, seed, epoch)
+        pair_batches(self.pairs.len(), self.pairs_per_batch, self.shard, seed, epoch)
     }
 
     /// Optical images first, then their partners; the two are augmented independently.
@@ -259,7 +273,8 @@ mod tests {
         let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
         let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
         let source =
-            IdentitySource::new(images.to_vec(), 2, 2, Reader::new(REFERENCE, none, 0)).expect("batches");
+            IdentitySource::new(images.to_vec(), 2, 2, Shard::default(), Reader::new(REFERENCE, none, 0))
+                .expect("batches");
         let batch = source.batch(&vec![0, 1], 1, 1).expect("fixtures");
         let views = images.map(|image| {
             let name = image.path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -282,7 +297,13 @@ mod tests {
     fn the_number_of_loader_threads_changes_no_pixel() {
         let names = ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"];
         let images = (0..12).map(|number| image(names[number % 3], number as i64 / 3)).collect();
-        let source = IdentitySource::new(images, 4, 2, Reader::new(REFERENCE, Augmentation::default(), 0));
+        let source = IdentitySource::new(
+            images,
+            4,
+            2,
+            Shard::default(),
+            Reader::new(REFERENCE, Augmentation::default(), 0),
+        );
         let source = source.expect("batches");
         let items = source.epoch(5, 2);
         let batches = |threads| {
@@ -308,7 +329,8 @@ mod tests {
             Pair { optical, sar },
             Pair { optical: Image::plain(twin.path.clone(), 2, Modality::Optical), sar: twin },
         ];
-        let source = PairSource::new(pairs, 2, Reader::new(REFERENCE, Augmentation::default(), 0));
+        let reader = Reader::new(REFERENCE, Augmentation::default(), 0);
+        let source = PairSource::new(pairs, 2, Shard::default(), reader).expect("batches");
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
         use Modality::{Optical, Sar};
         assert_eq!(batch.modalities, [Optical, Optical, Sar, Sar]);
@@ -321,8 +343,14 @@ mod tests {
     #[test]
     fn an_image_that_fills_up_its_identity_looks_different_each_time() {
         let images = vec![image("0001_a_33x97_RGB.tif", 7), image("0002_b_40x120_RGB.tif", 9)];
-        let source = IdentitySource::new(images, 4, 2, Reader::new(REFERENCE, Augmentation::default(), 0))
-            .expect("batches");
+        let source = IdentitySource::new(
+            images,
+            4,
+            2,
+            Shard::default(),
+            Reader::new(REFERENCE, Augmentation::default(), 0),
+        )
+        .expect("batches");
         let epoch = source.epoch(1, 1);
         let batch = source.batch(&epoch[0], 1, 1).expect("fixtures");
         assert_eq!((source.class_count(), batch.labels.len()), (2, 4));
@@ -344,7 +372,7 @@ mod tests {
         let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
         let source = |unreadable_max| {
             let reader = Reader::new(REFERENCE, Augmentation::default(), unreadable_max);
-            IdentitySource::new(images.clone(), 4, 2, reader).expect("batches")
+            IdentitySource::new(images.clone(), 4, 2, Shard::default(), reader).expect("batches")
         };
         let batch = source(1).batch(&vec![1, 0, 2, 2], 1, 1).expect("replaced");
         assert_eq!(batch.labels, [0, 0, 1, 1]);
@@ -354,11 +382,9 @@ mod tests {
         let sar = image("0003_c_25x110_SAR.tif", 1);
         let pair = |optical| Pair { optical, sar: sar.clone() };
         let pairs = vec![pair(broken(1)), pair(image("0001_a_33x97_RGB.tif", 1))];
-        let batch = PairSource::new(pairs, 2, Reader::new(REFERENCE, Augmentation::default(), 1)).batch(
-            &vec![0, 1],
-            1,
-            1,
-        );
+        let reader = Reader::new(REFERENCE, Augmentation::default(), 1);
+        let source = PairSource::new(pairs, 2, Shard::default(), reader).expect("batches");
+        let batch = source.batch(&vec![0, 1], 1, 1);
         assert_eq!(batch.expect("replaced").len(), 4);
     }
 }

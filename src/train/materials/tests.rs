@@ -56,7 +56,7 @@ fn gather(objective: &str, settings: &[&str], place: &Path) -> Result<Materials,
         settings.iter().map(|setting| setting.replace('@', &place.to_string_lossy())).collect();
     let roots = DataRoots::under(&[place.join("allowed")]).expect("there");
     let lines = |found: Vec<Violation>| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    Materials::gather(&config(objective, &settings), &roots).map_err(lines)
+    Materials::gather(&config(objective, &settings), &roots, Shard::default()).map_err(lines)
 }
 
 #[test]
@@ -131,7 +131,7 @@ fn what_a_starting_point_gives_is_known_before_the_first_step() {
     let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
     let checked =
         Materials::check(&config, &roots, &Patience::default()).expect("a run").expect("not from scratch");
-    let gathered = Materials::gather(&config, &roots).expect("a run");
+    let gathered = Materials::gather(&config, &roots, Shard::default()).expect("a run");
     assert_eq!(gathered.start.as_ref(), Some(&checked));
     assert_eq!(checked.origin.naming.prefix, "model.");
     assert_eq!((checked.fit.blocks.whole, checked.fit.blocks.of), (3, 4));
@@ -166,7 +166,7 @@ fn an_order_and_its_process_find_the_same_wrong_with_the_chips_of_a_gallery() {
         config.data.root = "not/looked/at".into();
         let ordered = Materials::check_kept(&config, &census, &DataRoots::Anywhere, &Patience::default());
         config.data.root = place.path().to_owned();
-        let gathered = Materials::gather(&config, &DataRoots::Anywhere);
+        let gathered = Materials::gather(&config, &DataRoots::Anywhere, Shard::default());
         let one = |found: &[Violation]| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert_eq!(ordered.as_ref().err().map(|found| one(found)).as_deref(), expected);
         assert_eq!(gathered.as_ref().err().map(|found| one(found)).as_deref(), expected);
