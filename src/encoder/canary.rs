@@ -9,31 +9,12 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::pipeline::Pipeline;
-use super::queue::{CanaryError, Passes};
+use super::queue::Passes;
 use super::residency::{ModelLease, Residency};
+use super::types::CanaryError;
+use super::types::CanaryOutcome;
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
-
-/// What became of a canary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CanaryOutcome {
-    Passed,
-    /// The forward pass failed.
-    Failed,
-    /// It did not come through in its time.
-    Late,
-}
-
-impl CanaryOutcome {
-    /// Stable and fit for labels.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Passed => "ok",
-            Self::Failed => "failed",
-            Self::Late => "late",
-        }
-    }
-}
 
 /// Sends a canary through each resident model on each device thread whenever none of its forward passes there has
 /// succeeded for `period`, which is also what one may take, until the queue is closed.

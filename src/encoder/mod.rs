@@ -9,21 +9,22 @@ mod projection;
 mod queue;
 mod residency;
 mod schedule;
+mod types;
 mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
-pub use canary::{CanaryOutcome, keep_canaries};
+pub use canary::keep_canaries;
 pub use pipeline::{Caller, EmbedError, Embedded, Examined, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
-pub use queue::{
-    EncodeError, EncodeJob, EncodeQueue, Encoded, EncoderEvent, Health, LoadError, Observe, QueueSettings,
-    thread_name,
-};
+pub use queue::{EncodeQueue, thread_name};
 pub use residency::{
     LoadedModel, ModelCard, ModelLease, RESIDENT_MAX, Residency, ResidencyError, ResidencySettings,
 };
 pub use schedule::{Buckets, Priority};
-pub use worker::EncoderFactory;
+pub use types::{
+    CanaryOutcome, EncodeError, EncodeJob, Encoded, EncoderEvent, EncoderFactory, Health, LoadError, Observe,
+    QueueSettings,
+};
 
 use crate::chip::{Chip, ChipSize, Modality, PreparedPixels};
 use crate::embedding::{Embedding, ModelDigest};

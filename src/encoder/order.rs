@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 
 use tokio::sync::oneshot;
 
-use super::queue::LoadError;
 use super::schedule::Buckets;
-use super::worker::EncoderFactory;
+use super::types::{EncoderFactory, LoadError};
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 

@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::EncoderInput;
 use super::admission::{Admission, Admitted, Refusal};
-use super::queue::{EncodeError, EncodeJob, Encoded};
 use super::residency::{ModelLease, Residency};
 use super::schedule::Priority;
+use super::types::{EncodeError, EncodeJob, Encoded};
 use crate::chip::{
     ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, SourceChip,
 };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::queue::{EncodeQueue, LoadError};
-use super::worker::EncoderFactory;
+use super::queue::EncodeQueue;
+use super::types::{EncoderFactory, LoadError};
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 use crate::metrics;

@@ -3,23 +3,18 @@
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tracing::Span;
 
 use super::order::{Order, Unload, Warm};
-use super::queue::{
-    Canary, CanaryError, EncodeError, Encoded, EncoderEvent, LoadError, Shared, Waiting, Work,
-};
+use super::queue::{Canary, Shared, Waiting, Work};
 use super::schedule::{Buckets, Entry};
+use super::types::{CanaryError, EncodeError, Encoded, EncoderEvent, EncoderFactory, LoadError};
 use super::{Batch, Encoder, EncoderInput, ForwardError};
 use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::memory;
-
-/// Makes a model's encoder on the device thread of the given number.
-pub type EncoderFactory = Arc<dyn Fn(usize) -> Result<Box<dyn Encoder>, String> + Send + Sync>;
 
 /// Added to the thread's niceness: RPC threads, which only shovel, get the processor first.
 const NICENESS: libc::c_int = 5;

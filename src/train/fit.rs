@@ -1,11 +1,11 @@
 //! The training loop: epochs of batches, rates, checkpoints. It does not know who is watching.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::time::Instant;
 
-use super::checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Newest, Progress};
-use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
+use super::checkpoint::{Checkpoints, DamagedCheckpoint, Newest, Progress};
+use super::fit_error::FitError;
+use super::learn::{Learner, LearnerState, LossTerms, Samples, Source};
 use super::loader::in_order;
 use super::random::{Purpose, stream};
 use super::ranked_lists::RankedLists;
@@ -24,21 +24,6 @@ pub struct Plan {
     pub validation_epochs: u32,
     /// Threads that make batches.
     pub loaders: usize,
-}
-
-/// Where batches come from.
-pub trait Source: Sync {
-    /// One batch of an epoch, by place in the data set.
-    type Item: Sync;
-
-    /// The batches of an epoch, the same for the same seed.
-    fn epoch(&self, seed: u64, epoch: u32) -> Vec<Self::Item>;
-
-    /// Reads and augments a batch; its random numbers derive from seed, epoch and sample alone.
-    ///
-    /// # Errors
-    /// A file that cannot be used, by name.
-    fn batch(&self, item: &Self::Item, seed: u64, epoch: u32) -> Result<Samples, String>;
 }
 
 /// What happened in a run, in order.
@@ -84,30 +69,6 @@ pub enum Event {
 pub struct Means {
     pub loss: f64,
     pub accuracy: f64,
-}
-
-/// Why a run ended before its time.
-#[derive(Debug, thiserror::Error)]
-pub enum FitError {
-    #[error("the run was stopped")]
-    Stopped,
-    #[error(transparent)]
-    Learn(#[from] LearnError),
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    #[error("{0}")]
-    Data(String),
-    #[error("epoch {0} has no batch")]
-    EmptyEpoch(u32),
-    /// What the checkpoints hold is from before.
-    #[error(
-        "the run diverged at step {step} of epoch {epoch}: {what}; {}",
-        .checkpoint.as_ref().map_or_else(
-            || "there is no checkpoint from before".to_owned(),
-            |path| format!("the last good checkpoint is {}", path.display()),
-        )
-    )]
-    Diverged { epoch: u32, step: u64, what: String, checkpoint: Option<PathBuf> },
 }
 
 /// What a run is made of but for the learner.

@@ -112,3 +112,18 @@ pub trait Learner {
     /// The state is of another model; the learner is then as it was.
     fn restore(&mut self, state: LearnerState) -> Result<(), LearnError>;
 }
+
+/// Where batches come from.
+pub trait Source: Sync {
+    /// One batch of an epoch, by place in the data set.
+    type Item: Sync;
+
+    /// The batches of an epoch, the same for the same seed.
+    fn epoch(&self, seed: u64, epoch: u32) -> Vec<Self::Item>;
+
+    /// Reads and augments a batch; its random numbers derive from seed, epoch and sample alone.
+    ///
+    /// # Errors
+    /// A file that cannot be used, by name.
+    fn batch(&self, item: &Self::Item, seed: u64, epoch: u32) -> Result<Samples, String>;
+}

@@ -6,6 +6,7 @@ mod config;
 mod dataset;
 mod fingerprint;
 mod fit;
+mod fit_error;
 #[cfg(feature = "torch")]
 mod heads;
 mod kept;
@@ -39,9 +40,10 @@ pub use config::{
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
-pub use fit::{Course, Event, FitError, Means, Plan, Source, fit};
+pub use fit::{Course, Event, Means, Plan, fit};
+pub use fit_error::FitError;
 pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
-pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
+pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;
 pub use materials::{DataSet, Materials};

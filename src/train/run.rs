@@ -4,7 +4,8 @@ use std::ops::ControlFlow;
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
-use super::fit::{Course, Event, FitError, Plan, fit};
+use super::fit::{Course, Event, Plan, fit};
+use super::fit_error::FitError;
 use super::learner::{Teaching, TorchLearner};
 use super::materials::{DataSet, Materials};
 use super::validation::Validation;

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use super::dataset::{Image, Pair};
-use super::fit::FitError;
+use super::fit_error::FitError;
 use super::learn::Learner;
 use super::loader::in_order;
 use super::ranked_lists::{Extent, RankedLists};

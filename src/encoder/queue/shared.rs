@@ -8,14 +8,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tracing::Span;
 
-use super::trial::{Canary, CanaryTicket, Passes, Trials};
-use super::{CanaryError, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings};
+use super::trial::{Canary, Passes, Trials};
 use crate::embedding::ModelDigest;
 use crate::encoder::EncoderInput;
-use crate::encoder::canary::CanaryOutcome;
 use crate::encoder::order::{Desk, Order};
 use crate::encoder::predict::BatchTime;
 use crate::encoder::schedule::{Buckets, Entry, Priority, Schedule};
+use crate::encoder::types::{
+    CanaryError, CanaryOutcome, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings,
+};
 
 /// What callers and device threads share.
 pub struct Shared {
@@ -382,5 +383,19 @@ impl Drop for Ticket {
     fn drop(&mut self) {
         // A chip that has run, or was given up before, is not in the queue any more.
         self.give_up("CANCELLED");
+    }
+}
+
+/// A canary's place, free again when nobody waits for it.
+pub struct CanaryTicket {
+    pub shared: Arc<Shared>,
+    pub worker: usize,
+}
+
+impl Drop for CanaryTicket {
+    fn drop(&mut self) {
+        // One that is on a device is not in its place any more.
+        let canary = self.shared.take_canary(self.worker);
+        drop(canary);
     }
 }

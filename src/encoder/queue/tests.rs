@@ -7,6 +7,8 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::chip::{Chip, ImageLimits, Modality};
+use crate::embedding::Embedding;
+use crate::encoder::types::EncoderEvent;
 use crate::encoder::{
     Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, ModelLease,
     Pipeline, Refusal, Residency, ResidencySettings, keep_canaries,

@@ -1,14 +1,12 @@
 //! Canaries that wait for device threads, what comes through on each, and which of them fail.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
 
 use tokio::sync::{oneshot, watch};
 
-use super::CanaryError;
-use super::shared::Shared;
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
+use crate::encoder::types::CanaryError;
 
 /// A chip of our own that waits for an idle device thread.
 pub struct Canary {
@@ -94,19 +92,5 @@ impl Trials {
 
     pub fn is_any_failing(&self) -> bool {
         !self.failing.is_empty()
-    }
-}
-
-/// A canary's place, free again when nobody waits for it.
-pub struct CanaryTicket {
-    pub shared: Arc<Shared>,
-    pub worker: usize,
-}
-
-impl Drop for CanaryTicket {
-    fn drop(&mut self) {
-        // One that is on a device is not in its place any more.
-        let canary = self.shared.take_canary(self.worker);
-        drop(canary);
     }
 }

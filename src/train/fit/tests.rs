@@ -7,6 +7,7 @@ use super::*;
 use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::Embedding;
 use crate::train::dataset::Image;
+use crate::train::learn::LearnError;
 use crate::weights::golden;
 use crate::weights::tensors::HostTensor;
 
