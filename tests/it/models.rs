@@ -151,10 +151,11 @@ async fn a_model_that_has_left_is_in_no_metric_any_more() {
         activate(&client, digest(seed)).await.unwrap();
     }
     let page = page(server.metrics_address, "/metrics").await;
-    let series = |seed| page.lines().filter(|line| line.contains(&digest(seed))).collect::<Vec<_>>();
-    assert_eq!(series(81), [""; 0]);
-    let labels = format!(r#"digest="{}",precision="f32",device="cpu""#, digest(83));
-    assert_eq!(series(83), [format!("shipreid_model_info{{{labels}}} 1")]);
+    let series = |digest: &str| page.lines().filter(|line| line.contains(digest)).collect::<Vec<_>>();
+    let [left, active] = [seeds[0], seeds[2]].map(digest);
+    assert_eq!(series(&left), [""; 0]);
+    let labels = format!(r#"digest="{active}",precision="f32",device="cpu""#);
+    assert_eq!(series(&active), [format!("shipreid_model_info{{{labels}}} 1")]);
     server.stop().await;
 }
 
