@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use shipreid::chip::Modality;
 use shipreid::embedding::{Embedding, ModelDigest};
 use shipreid::gallery::{
-    Conflict, ContentHash, Enrolment, Entry, EntryId, Gallery, GalleryName, Labels, NewGallery, Observation,
-    QueueSettings, Quotas, Shelf, ShelfSettings, Time, VesselId,
+    Catalog, CatalogSettings, Conflict, ContentHash, Enrolment, Entry, EntryId, Gallery, GalleryName, Labels,
+    NewGallery, Observation, QueueSettings, Quotas, Time, VesselId,
 };
 use tokio::task::JoinSet;
 
@@ -67,8 +67,8 @@ async fn main() -> Result<()> {
 
 /// Entries a second with `callers` in flight, over those that one sync for each `callers` entries would allow.
 async fn measure_enrolment(arguments: &Arguments, folder: &Path, callers: usize) -> Result<Value> {
-    let shelf = open(&folder.join(format!("callers-{callers}")))?;
-    let gallery = create(&shelf)?;
+    let catalog = open(&folder.join(format!("callers-{callers}")))?;
+    let gallery = create(&catalog)?;
     let entry_bytes = 4 * DIMENSION;
     let (mut rates, mut syncs, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..arguments.rounds {
@@ -79,7 +79,7 @@ async fn measure_enrolment(arguments: &Arguments, folder: &Path, callers: usize)
         syncs.push(sync);
         ratios.push(rate * sync / callers as f64);
     }
-    shelf.close();
+    catalog.close();
     let (rate, sync, ratio) = (median(rates), median(syncs), median(ratios));
     println!(
         "{callers} in flight: {rate:.0} entries/s; a sync of {} KiB takes {:.2} ms; ratio {ratio:.2}",
@@ -126,10 +126,10 @@ async fn enrol_for(gallery: &Gallery, prefix: &str, callers: usize, time: Durati
 /// How long a gallery takes to open after a clean end, and after one that left no codes on disk.
 async fn measure_reopening(folder: &Path, entries: u64) -> Result<Value> {
     let root = folder.join(format!("reopened-{entries}"));
-    let shelf = open(&root)?;
-    fill(&create(&shelf)?, entries).await?;
-    shelf.close();
-    drop(shelf);
+    let catalog = open(&root)?;
+    fill(&create(&catalog)?, entries).await?;
+    catalog.close();
+    drop(catalog);
     let with_codes = reopen(&root, entries)?;
     for code in find(&root, "codes.i8")? {
         std::fs::remove_file(code)?;
@@ -162,12 +162,12 @@ struct Reopened {
 
 fn reopen(root: &Path, entries: u64) -> Result<Reopened> {
     let (before, started) = (resident_bytes()?, Instant::now());
-    let shelf = open(root)?;
-    let gallery = shelf.get(TENANT, &name()?)?;
+    let catalog = open(root)?;
+    let gallery = catalog.get(TENANT, &name()?)?;
     let seconds = started.elapsed().as_secs_f64();
     anyhow::ensure!(gallery.info().entries == entries, "the gallery has other entries than were enrolled");
     let memory_bytes = resident_bytes()?.saturating_sub(before);
-    shelf.close();
+    catalog.close();
     Ok(Reopened { seconds, memory_bytes })
 }
 
@@ -187,8 +187,8 @@ async fn fill(gallery: &Gallery, entries: u64) -> Result<()> {
     Ok(())
 }
 
-fn open(root: &Path) -> Result<Shelf> {
-    let settings = ShelfSettings {
+fn open(root: &Path) -> Result<Catalog> {
+    let settings = CatalogSettings {
         cache_bytes: 64 << 20,
         queue: QueueSettings { operations_max: 4096, bytes_max: 64 << 20 },
         quotas: Quotas {
@@ -199,16 +199,16 @@ fn open(root: &Path) -> Result<Shelf> {
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
     };
-    Ok(Shelf::open(root, settings)?)
+    Ok(Catalog::open(root, settings)?)
 }
 
 fn name() -> Result<GalleryName> {
     Ok(GalleryName::new("bench")?)
 }
 
-fn create(shelf: &Shelf) -> Result<Gallery> {
+fn create(catalog: &Catalog) -> Result<Gallery> {
     let new = NewGallery { model: digest(), dimension: DIMENSION, keeps_chips: false };
-    Ok(shelf.create(TENANT, &name()?, new)?)
+    Ok(catalog.create(TENANT, &name()?, new)?)
 }
 
 fn digest() -> ModelDigest {

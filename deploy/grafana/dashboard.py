@@ -254,9 +254,9 @@ def galleries():
               "active model.",
               [(f"sum by (state) (shipreid_galleries{{{OF}}})", "{{state}}"),
                (f"sum(shipreid_stalled_galleries{{{OF}}})", "stalled")]),
-        panel("Embedding anew", "Entries embedded by a newly active model, galleries that follow it, and what is left "
+        panel("Re-embedding", "Entries embedded by a newly active model, galleries that are re-embedded by it, and what is left "
               "of the one at work.",
-              [(f"sum by (instance) ({rate('shipreid_reembedded_entries_total')})", "entries a second {{instance}}"),
+              [(f"sum by (instance) ({rate('shipreid_reembedded_entries_total')})", "entries per second {{instance}}"),
                (f"shipreid_following_galleries{{{OF}}}", "galleries {{instance}}"),
                (f"shipreid_following_entries_left{{{OF}}}", "entries left {{instance}}")]),
     ]
@@ -269,7 +269,7 @@ def training():
         panel("Step time", "One training step, by slot.",
               [(quantile(0.5, "shipreid_job_step_duration_seconds", "slot"), "p50 slot {{slot}}"),
                (quantile(0.95, "shipreid_job_step_duration_seconds", "slot"), "p95 slot {{slot}}")], "s"),
-        panel("Images", "Images a second that jobs learn from.",
+        panel("Images", "Images per second that jobs learn from.",
               [(f"shipreid_job_images_per_second{{{OF}}}", "slot {{slot}}")], "cps"),
         panel("Loss", "Of each job's last step. `shipreid jobs report` draws whole curves.",
               [(f"shipreid_job_loss{{{OF}}}", "slot {{slot}}")]),

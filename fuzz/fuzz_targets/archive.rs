@@ -9,15 +9,15 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::gallery::{
-    Chips, Export, Filter, Gallery, GalleryName, Inspected, QueueSettings, Quotas, RowId, Shelf,
-    ShelfSettings, inspect,
+    Chips, Export, Filter, Gallery, GalleryName, Inspected, QueueSettings, Quotas, RowId, Catalog,
+    CatalogSettings, inspect,
 };
 use shipreid::patience::Patience;
 use shipreid_fuzz::{Bound, watched};
 
 /// An embedding of 65,536 numbers, and what redb holds in memory are not in the input.
 const BOUND: Bound = Bound { bytes: 1 << 20, per_input_byte: 64 };
-const SHELF_BOUND: Bound = Bound { bytes: 64 << 20, per_input_byte: 256 };
+const CATALOG_BOUND: Bound = Bound { bytes: 64 << 20, per_input_byte: 256 };
 
 fuzz_target!(|data: &[u8]| {
     let file = match data.strip_prefix(b"S") {
@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
     let in_pieces = watched(BOUND, file.len(), || inspect(file.chunks(piece_bytes)));
     assert_eq!(in_one, in_pieces, "pieces of {piece_bytes} bytes");
     if let Ok(inspected) = in_one {
-        watched(SHELF_BOUND, file.len(), || becomes_a_gallery(&file, inspected));
+        watched(CATALOG_BOUND, file.len(), || becomes_a_gallery(&file, inspected));
     }
 });
 
@@ -56,10 +56,10 @@ fn with_tail(frames: &[u8]) -> Vec<u8> {
 
 fn becomes_a_gallery(file: &[u8], inspected: Inspected) {
     let folder = tempfile::tempdir_in("/dev/shm").expect("a folder in memory");
-    let shelf = shelf(folder.path());
-    let Ok(gallery) = import(&shelf, "first", file) else {
+    let catalog = catalog(folder.path());
+    let Ok(gallery) = import(&catalog, "first", file) else {
         // Two entries may have one id, which only a gallery sees.
-        return shelf.close();
+        return catalog.close();
     };
     let info = gallery.info();
     assert_eq!(
@@ -68,28 +68,28 @@ fn becomes_a_gallery(file: &[u8], inspected: Inspected) {
     );
     let exported = export(&gallery);
     assert_eq!(inspect([&exported]), Ok(inspected), "an export of the import");
-    let again = import(&shelf, "second", &exported).expect("an export of our own");
+    let again = import(&catalog, "second", &exported).expect("an export of our own");
     assert_eq!(export(&again), exported);
     let page = again.snapshot().list(&Filter::default(), None, 3, &Patience::default()).expect("a page");
     assert!(page.entries.windows(2).all(|pair| pair[0].0 < pair[1].0));
     assert_eq!(page.next.map(|RowId(row)| row).is_some(), inspected.entries > 3);
-    shelf.close();
+    catalog.close();
 }
 
-fn shelf(folder: &Path) -> Shelf {
-    let settings = ShelfSettings {
+fn catalog(folder: &Path) -> Catalog {
+    let settings = CatalogSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 8, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 4, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
     };
-    Shelf::open(folder, settings).expect("an empty folder")
+    Catalog::open(folder, settings).expect("an empty folder")
 }
 
-fn import(shelf: &Shelf, name: &str, file: &[u8]) -> Result<Gallery, String> {
+fn import(catalog: &Catalog, name: &str, file: &[u8]) -> Result<Gallery, String> {
     let name = GalleryName::new(name).expect("a name");
-    let mut import = shelf.import("t", &name).map_err(|error| error.to_string())?;
+    let mut import = catalog.import("t", &name).map_err(|error| error.to_string())?;
     file.chunks(1000).try_for_each(|piece| import.push(piece, &Patience::default())).map_err(|error| error.to_string())?;
     import.finish(&Patience::default()).map_err(|error| error.to_string())
 }

@@ -3,7 +3,7 @@
 mod descriptors;
 #[cfg(feature = "torch")]
 mod load;
-mod tell;
+mod observability;
 mod training;
 
 use std::fs;
@@ -27,9 +27,9 @@ use crate::encoder::{
     Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
     keep_canaries,
 };
-use crate::gallery::{QueueSettings as StoreQueue, Quotas, Shelf, ShelfSettings, search_pace};
+use crate::gallery::{Catalog, CatalogSettings, QueueSettings as StoreQueue, Quotas, search_pace};
 use crate::matching::Calibrator;
-use crate::registry::{Activator, Follower, ModelLoader, Preset, Registry};
+use crate::registry::{Activator, ModelLoader, Preset, ReEmbedder, Registry};
 use crate::rpc::{
     self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, JobAccess, Matcher,
     ModelsService, Services, ShipReIdService, TrainingJobsService,
@@ -38,13 +38,13 @@ use crate::rpc::{
 };
 
 use descriptors::Fitted;
-use tell::{observe, report_health, tell_limits, upkeep};
+use observability::{observe, publish_limits, report_health, upkeep};
 
 pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
 pub use load::{choose_kernels, likely_architecture, load_model, open_models, put_on_device};
 
-/// What calls in flight may take of the time to go down; the rest is for stores.
+/// What calls in flight may take of the time to shut down; the rest is for stores.
 const CALLS_SHARE: f64 = 0.8;
 /// Folder of the galleries within the data folder.
 const GALLERIES: &str = "galleries";
@@ -84,7 +84,7 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     queue: EncodeQueue,
-    shelf: Option<Arc<Shelf>>,
+    catalog: Option<Arc<Catalog>>,
     registry: Option<Arc<Registry>>,
     /// Looks whether an idle device still works.
     canaries: Option<JoinHandle<()>>,
@@ -113,22 +113,22 @@ pub async fn start(
     let (address, metrics_address) = (listener.local_addr()?, status_listener.local_addr()?);
     let port = Port { listener, security, proxies: config.server.trusted_proxies.clone() };
 
-    let shelf = open_shelf(config).await?;
+    let catalog = open_catalog(config).await?;
     let matching = config.matching.clone();
     let calibrators = tokio::task::spawn_blocking(move || read_calibrators(&matching)).await??;
     let registry = kept.as_ref().map(|kept| Arc::clone(&kept.registry));
-    let jobs = training::open_jobs(config, shelf.clone(), registry.clone()).await?;
+    let jobs = training::open_jobs(config, catalog.clone(), registry.clone()).await?;
 
     let queue = EncodeQueue::start(
         QueueSettings { workers: first.workers, batch_max: config.encoder.batch_max },
         Arc::new(observe),
     );
     let health = queue.health();
-    tell_limits(config, queue.workers());
+    publish_limits(config, queue.workers());
     let pages = status_page::router(status_page::StatusPages {
         metrics: metrics.clone(),
         health: health.clone(),
-        shelf: shelf.clone(),
+        catalog: catalog.clone(),
     });
     tokio::spawn(listener::status_port::serve(status_listener, pages, *status_connections));
     tokio::spawn(upkeep(metrics));
@@ -139,11 +139,13 @@ pub async fn start(
     let (activator, changes) = kept
         .map(|kept| Activator::new(kept.registry, Arc::clone(&pipeline), kept.loader, kept.preset))
         .unzip();
-    let follower = shelf.clone().zip(activator.clone());
-    let follower = follower.map(|(shelf, activator)| Follower::new(shelf, Arc::clone(&pipeline), activator));
-    let following = follower.zip(changes).map(|(follower, changes)| tokio::spawn(follower.run(changes)));
+    let reembedder = catalog.clone().zip(activator.clone());
+    let reembedder =
+        reembedder.map(|(catalog, activator)| ReEmbedder::new(catalog, Arc::clone(&pipeline), activator));
+    let following =
+        reembedder.zip(changes).map(|(reembedder, changes)| tokio::spawn(reembedder.run(changes)));
     let canaries = try_when_idle(config, &pipeline);
-    let wired = Wired { pipeline, shelf: shelf.clone(), calibrators, activator, jobs: jobs.clone() };
+    let wired = Wired { pipeline, catalog: catalog.clone(), calibrators, activator, jobs: jobs.clone() };
     let (router, reporter) = rpc::router(services(config, wired, &drain), gate, &config.limits);
     tokio::spawn(report_health(reporter, health.clone()));
     let limits = config.limits.clone();
@@ -166,7 +168,7 @@ pub async fn start(
         shutdown,
         serving,
         queue,
-        shelf,
+        catalog,
         registry,
         canaries,
         following,
@@ -174,7 +176,7 @@ pub async fn start(
     })
 }
 
-/// How a server went down.
+/// How a server shut down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     InOrder,
@@ -200,7 +202,7 @@ impl Running {
         match tokio::time::timeout(drain_max, self.finish()).await {
             Ok(()) => Drained::InOrder,
             Err(_) => {
-                tracing::error!(seconds = drain_max.as_secs_f64(), "the server did not go down in time");
+                tracing::error!(seconds = drain_max.as_secs_f64(), "the server did not shut down in time");
                 Drained::CutShort
             }
         }
@@ -222,8 +224,8 @@ impl Running {
             let _ = background.await;
         }
         self.queue.close().await;
-        if let Some(shelf) = self.shelf
-            && let Err(cause) = tokio::task::spawn_blocking(move || shelf.close()).await
+        if let Some(catalog) = self.catalog
+            && let Err(cause) = tokio::task::spawn_blocking(move || catalog.close()).await
         {
             tracing::error!(%cause, "the galleries ended badly");
         }
@@ -265,13 +267,13 @@ async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
 }
 
 /// Opens the galleries under the data folder, if there is one.
-async fn open_shelf(config: &Config) -> anyhow::Result<Option<Arc<Shelf>>> {
+async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
     let store = &config.store;
     if store.data_dir.is_empty() {
         return Ok(None);
     }
     let root = Path::new(&store.data_dir).join(GALLERIES);
-    let settings = ShelfSettings {
+    let settings = CatalogSettings {
         cache_bytes: store.cache_bytes,
         queue: STORE_QUEUE,
         quotas: Quotas {
@@ -282,7 +284,7 @@ async fn open_shelf(config: &Config) -> anyhow::Result<Option<Arc<Shelf>>> {
         image_bytes_max: config.chips.bytes_max,
         import_bytes_max: config.limits.receiving_bytes_max,
     };
-    let opened = tokio::task::spawn_blocking(move || Shelf::open(&root, settings)).await?;
+    let opened = tokio::task::spawn_blocking(move || Catalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
 }
 
@@ -314,16 +316,16 @@ fn read_calibrators(matching: &Matching) -> anyhow::Result<Calibrators> {
 /// What services are made of.
 struct Wired {
     pipeline: Arc<Pipeline>,
-    shelf: Option<Arc<Shelf>>,
+    catalog: Option<Arc<Catalog>>,
     calibrators: Calibrators,
     activator: Option<Activator>,
     jobs: JobAccess,
 }
 
 fn services(config: &Config, wired: Wired, drain: &Drain) -> Services {
-    let Wired { pipeline, shelf, calibrators, activator, jobs } = wired;
+    let Wired { pipeline, catalog, calibrators, activator, jobs } = wired;
     let Config { limits, matching, .. } = config;
-    let access = GalleryAccess::new(shelf, search_threads(config), search_pace());
+    let access = GalleryAccess::new(catalog, search_threads(config), search_pace());
     let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),
@@ -367,7 +369,7 @@ fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle
     (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
 }
 
-/// Of the time to go down, what calls in flight and training jobs get.
+/// Of the time to shut down, what calls in flight and training jobs get.
 fn calls_max(drain_max: Duration) -> Duration {
     drain_max.mul_f64(CALLS_SHARE)
 }

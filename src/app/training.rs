@@ -8,8 +8,8 @@ use super::cores;
 use crate::config::{Config, Training};
 use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
-use crate::gallery::Shelf;
-use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, Keeper, Reason, Settings};
+use crate::gallery::Catalog;
+use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, ModelSink, Reason, Settings};
 use crate::registry::{Registry, RegistryError};
 use crate::rpc::JobAccess;
 #[cfg(feature = "torch")]
@@ -27,19 +27,19 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 /// The job store or a data root cannot be used.
 pub async fn open_jobs(
     config: &Config,
-    shelf: Option<Arc<Shelf>>,
+    catalog: Option<Arc<Catalog>>,
     registry: Option<Arc<Registry>>,
 ) -> anyhow::Result<JobAccess> {
-    let Some(shelf) = shelf else { return Ok(JobAccess::NoDataDir) };
+    let Some(catalog) = catalog else { return Ok(JobAccess::NoDataDir) };
     // A training process has the same working directory, but its instructions shall not depend on that.
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let Training { jobs_max, events_retained_max, .. } = config.training;
     let bounds = Bounds { jobs_max, events_retained_max };
-    let keeper: Arc<dyn Keeper> = match registry {
+    let model_sink: Arc<dyn ModelSink> = match registry {
         Some(registry) => registry,
         None => Arc::new(()),
     };
-    match Jobs::open(settings(&config.training, &data_dir, shelf), bounds, keeper).await {
+    match Jobs::open(settings(&config.training, &data_dir, catalog), bounds, model_sink).await {
         Ok(jobs) => Ok(JobAccess::Open(Arc::new(jobs))),
         Err(cause) => match cause.downcast_ref() {
             Some(damage @ JobStoreError::Damaged(_)) => {
@@ -51,7 +51,7 @@ pub async fn open_jobs(
     }
 }
 
-fn settings(training: &Training, data_dir: &Path, galleries: Arc<Shelf>) -> Settings {
+fn settings(training: &Training, data_dir: &Path, galleries: Arc<Catalog>) -> Settings {
     Settings {
         folder: data_dir.join(JOBS),
         program: match training.program.as_str() {
@@ -77,7 +77,7 @@ fn pace_on_cpu(_: &crate::train::TrainConfig) -> Option<crate::arithmetic::Pace>
     None
 }
 
-impl Keeper for Registry {
+impl ModelSink for Registry {
     fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), JobFailure> {
         let (digest, _) =
             self.adopt(folder).map_err(|cause| JobFailure::new(reason(&cause), cause.to_string()))?;

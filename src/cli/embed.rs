@@ -31,7 +31,7 @@ pub struct Embed {
     chips: ChipFlags,
     #[command(flatten)]
     server: ServerFlag,
-    /// Digest of the model; the active one without it.
+    /// Digest of the model; default: the active model.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
     model: String,
     /// Chips in one call.

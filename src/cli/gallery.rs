@@ -23,7 +23,7 @@ pub enum Gallery {
     Create {
         /// 1 to 64 of a-z, 0-9, "-" and "_", starting with a letter.
         name: String,
-        /// Digest of its model; the active one without it.
+        /// Digest of its model; default: the active model.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
         model: String,
         /// Keeps embeddings alone: the gallery can never follow another model.

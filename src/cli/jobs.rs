@@ -152,7 +152,7 @@ fn table(jobs: &[TrainingJob]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header([
-        "job", "name", "state", "attempt", "epoch", "step", "loss", "mAP", "ordered", "outcome",
+        "job", "name", "state", "attempt", "epoch", "step", "loss", "mAP", "created", "outcome",
     ]);
     for job in jobs {
         let progress = job.progress.clone().unwrap_or_default();

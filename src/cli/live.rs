@@ -290,7 +290,7 @@ pub fn refused(cause: ClientError) -> Failure {
         let field = violation.field.strip_prefix("config_toml.").unwrap_or(&violation.field);
         eprintln!("{field}: {}", violation.description);
     }
-    Failure::Unusable(anyhow::anyhow!("the server refuses the order; {} at fault", count(violations.len())))
+    Failure::Unusable(anyhow::anyhow!("job rejected: {} invalid", count(violations.len())))
 }
 
 fn count(fields: usize) -> String {

@@ -100,7 +100,7 @@ impl Closed {
 
 impl Open {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.rate > 0.0, "--rate is a positive number of calls a second");
+        anyhow::ensure!(self.rate > 0.0, "--rate is a positive number of calls per second");
         let json = self.load.json;
         let source = Arc::new(Source::new(&self.load).await?);
         let run = Run::start(&self.load);

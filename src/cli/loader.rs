@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use shipreid::app;
 use shipreid::train::{
-    DataRoots, DataSet, Materials, Shard, Source, TrainConfig, TrainConfigError, in_order,
+    DataRoots, DataSet, Shard, Source, TrainConfig, TrainConfigError, TrainingInputs, in_order,
 };
 
 use super::Failure;
@@ -43,11 +43,11 @@ impl Loader {
         Ok(())
     }
 
-    fn prepare(&self) -> anyhow::Result<(TrainConfig, Materials)> {
+    fn prepare(&self) -> anyhow::Result<(TrainConfig, TrainingInputs)> {
         let name = || self.config.display().to_string();
         let text = fs::read_to_string(&self.config).with_context(name)?;
         let config = TrainConfig::read(&text, &self.settings).with_context(name)?;
-        let materials = Materials::gather(&config, &DataRoots::Anywhere, Shard::default());
+        let materials = TrainingInputs::gather(&config, &DataRoots::Anywhere, Shard::default());
         let materials = materials.map_err(TrainConfigError::Invalid).with_context(name)?;
         Ok((config, materials))
     }

@@ -14,8 +14,8 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, Materials,
-    ObjectiveName, Run, RunError, Shard, TrainConfig, TrainConfigError, pace_on_cpu,
+    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, ObjectiveName, Run,
+    RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, pace_on_cpu,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -111,11 +111,11 @@ impl Train {
         Ok(toml::to_string(&self.read_config(&source)?.0)?)
     }
 
-    fn asked(&self) -> anyhow::Result<Asked> {
+    fn asked(&self) -> anyhow::Result<RunRequest> {
         let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
         let (config, out) = self.read_config(source)?;
         let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
-        Ok(Asked { source: source.clone(), config, out })
+        Ok(RunRequest { source: source.clone(), config, out })
     }
 
     /// A file with the flags that change it, and where it says that the run writes to.
@@ -133,23 +133,23 @@ impl Train {
         Ok((config, out))
     }
 
-    fn prepare(&self, Asked { source, config, out }: &Asked) -> anyhow::Result<Run> {
+    fn prepare(&self, RunRequest { source, config, out }: &RunRequest) -> anyhow::Result<Run> {
         let device = Device::open(&self.device)?;
         let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
         let too_slow = pace.and_then(|pace| config.too_slow(&pace));
-        let materials = match (Materials::gather(config, &self.data_roots()?, Shard::default()), too_slow) {
-            (Ok(materials), None) => Ok(materials),
+        let inputs = match (TrainingInputs::gather(config, &self.data_roots()?, Shard::default()), too_slow) {
+            (Ok(inputs), None) => Ok(inputs),
             (gathered, too_slow) => Err(gathered.err().into_iter().flatten().chain(too_slow).collect()),
         };
-        let materials =
-            materials.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+        let inputs =
+            inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        materials.start_report(config).for_each(|line| println!("{line}"));
-        Ok(Run::new(config, materials, device, checkpoints, app::cores()))
+        inputs.start_report(config).for_each(|line| println!("{line}"));
+        Ok(Run::new(config, inputs, device, checkpoints, app::cores()))
     }
 
-    fn train(&self, asked: &Asked, run: Run) -> anyhow::Result<OpenModel> {
+    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<OpenModel> {
         let events = asked.out.join(EVENTS);
         let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
         let mut terminal = Terminal::new(interrupted()?);
@@ -176,15 +176,15 @@ impl Train {
 }
 
 /// What to train and where to leave it.
-struct Asked {
+struct RunRequest {
     source: PathBuf,
     config: TrainConfig,
     out: PathBuf,
 }
 
 /// Where the data set has a test set, what the model is worth on it.
-fn evaluate(asked: &Asked, server: &Config, model: OpenModel) -> Result<(), Failure> {
-    let Asked { config, out, .. } = asked;
+fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(), Failure> {
+    let RunRequest { config, out, .. } = asked;
     if config.objective == ObjectiveName::Contrastive {
         return Ok(());
     }

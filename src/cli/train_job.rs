@@ -12,15 +12,15 @@ use std::time::Duration;
 use shipreid::config::Config;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
-    self, CHECKPOINTS, CHIPS, Instructions, JobFailure, MODEL, Narrator, Reason, Saying, Speaker, Start,
-    beat, confine, die_with_parent, take_folder, tells_of_memory,
+    self, CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, EventMapper, Instructions, JobFailure, MODEL,
+    Reason, Start, beat, confine, die_with_parent, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
 use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
     CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
-    Materials, ObjectiveName, Run, RunError, Shard, StartKind, TrainConfig, TrainConfigError, Violation,
+    ObjectiveName, Run, RunError, Shard, StartKind, TrainConfig, TrainConfigError, TrainingInputs, Violation,
     fingerprint, hoss,
 };
 use shipreid::weights::native::{self, NativeError};
@@ -32,15 +32,15 @@ use super::signals::interrupted;
 /// Trains in a job's folder, and says on standard output what happens, how it ends included.
 pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     die_with_parent()?;
-    let speaker = Speaker::start()?;
+    let channel = ChildChannel::start()?;
     telemetry::install(&Config::default().telemetry)?;
-    let last_words = match catch_unwind(AssertUnwindSafe(|| train(folder, &speaker))) {
-        Ok(Ok(model)) => Saying::Finished { model },
-        Ok(Err(Ended::Stopped)) => Saying::Stopped,
+    let last_words = match catch_unwind(AssertUnwindSafe(|| train(folder, &channel))) {
+        Ok(Ok(model)) => ChildMessage::Finished { model },
+        Ok(Err(Ended::Stopped)) => ChildMessage::Stopped,
         Ok(Err(Ended::Failed(failure))) => failure.into(),
         Err(panic) => panicked(panic.as_ref()).into(),
     };
-    speaker.say(&last_words);
+    channel.say(&last_words);
     Ok(())
 }
 
@@ -51,7 +51,7 @@ enum Ended {
 }
 
 /// The digest of the model that is in the folder afterwards.
-fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
+fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let unusable = |cause: io::Error| failed(Reason::of_io(&cause, Reason::ConfigInvalid), cause);
     let instructions = Instructions::read(folder).map_err(unusable)?;
     let stop = interrupted().map_err(|cause| failed(Reason::Crashed, cause))?;
@@ -59,31 +59,31 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
     let _folder = take_folder(folder, wait_max).map_err(Ended::Failed)?;
     confine(&instructions).map_err(unusable)?;
     let heartbeat = Duration::from_secs_f64(instructions.heartbeat_seconds);
-    beat(speaker.clone(), heartbeat).map_err(|cause| match cause.kind() {
+    beat(channel.clone(), heartbeat).map_err(|cause| match cause.kind() {
         // There is no room for the thread's stack.
         io::ErrorKind::WouldBlock => failed(Reason::OutOfMemory, "a thread cannot be started"),
         _ => failed(Reason::Crashed, cause),
     })?;
 
     let (config, roots) = configured(folder, &instructions)?;
-    let materials =
-        Materials::gather(&config, &roots, Shard::default()).map_err(|found| Ended::Failed(unfit(found)))?;
+    let inputs = TrainingInputs::gather(&config, &roots, Shard::default())
+        .map_err(|found| Ended::Failed(unfit(found)))?;
     let device = Device::open(&instructions.device).map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
     let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
-    let fingerprint = fingerprint(&materials.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
-    let start = materials.start.as_ref().map(|start| Start::new(&config.start.path, start));
-    materials.start_report(&config).for_each(|line| println!("{line}"));
-    let run = Run::new(&config, materials, device, checkpoints.clone(), instructions.threads);
-    let mut narrator = Narrator::new(config.objective, checkpoints, folder.to_owned(), start);
+    let fingerprint = fingerprint(&inputs.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
+    let start = inputs.start.as_ref().map(|start| Start::new(&config.start.path, start));
+    inputs.start_report(&config).for_each(|line| println!("{line}"));
+    let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
+    let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
     let model = run.train(&mut |event| {
         // A checkpoint may follow: what is before it must not be lost with the server.
         let must_be_stored = matches!(event, Event::EpochDone { .. } | Event::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
-        narrator.tell(event).iter().for_each(|saying| speaker.say(saying));
+        event_mapper.tell(event).iter().for_each(|message| channel.say(message));
         if must_be_stored || stops {
-            speaker.sync();
+            channel.sync();
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
@@ -93,7 +93,7 @@ fn train(folder: &Path, speaker: &Speaker) -> Result<String, Ended> {
         parent: parent(&config),
         configuration: Some(instructions.config_toml),
         data_fingerprint: Some(fingerprint),
-        evaluations: narrator.evaluations().iter().map(worth).collect(),
+        evaluations: event_mapper.evaluations().iter().map(worth).collect(),
         ..Provenance::now(instructions.name)
     };
     leave(folder, &model, &provenance).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
@@ -170,7 +170,7 @@ fn failed(reason: Reason, cause: impl std::fmt::Display) -> Ended {
     Ended::Failed(JobFailure::new(reason, cause.to_string()))
 }
 
-/// What was fit when it was ordered and is no longer: the data are gone, or something else has changed.
+/// What was valid when it was submitted and is no longer: the data are gone, or something else has changed.
 fn unfit(violations: Vec<Violation>) -> JobFailure {
     let gone = |violation: &Violation| ["data.root", "start.path"].contains(&violation.field.as_str());
     let reason = if violations.iter().any(gone) { Reason::DataMissing } else { Reason::ConfigInvalid };

@@ -1,4 +1,4 @@
-//! Training jobs as a client uses them: ordered, watched, listed, stopped and resumed.
+//! Training jobs as a client uses them: submitted, watched, listed, stopped and resumed.
 
 use futures_util::StreamExt;
 
@@ -20,8 +20,8 @@ impl Client {
         self.training_jobs.clone()
     }
 
-    /// Orders a job and follows it. Without a request id it gets a random one, since an order whose answer was lost is
-    /// given again.
+    /// Submits a job and follows it. Without a request id it gets a random one, since a request whose answer was lost
+    /// is sent again.
     pub fn train(&self, mut request: TrainRequest) -> Follower {
         request.validate_only = false;
         if request.request_id.is_empty() {

@@ -15,10 +15,10 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
-pub(super) use shared::{Shared, Waiting, Work};
+pub(super) use shared::{Shared, Waiting, WorkerTask};
 pub(super) use trial::{Canary, Passes};
 
-use super::order::{Load, Order, Unload};
+use super::mailbox::{Load, Unload, WorkerCommand};
 use super::schedule::{Buckets, Priority};
 use super::types::{
     CanaryError, CanaryOutcome, EncodeError, EncodeJob, Encoded, EncoderFactory, Health, LoadError, Observe,
@@ -94,7 +94,8 @@ impl EncodeQueue {
                 .take(at_once)
                 .map(|(worker, factory)| {
                     let (done, answer) = oneshot::channel();
-                    self.shared.order(worker, Order::Load(Load { model, chip_size, factory, done }));
+                    self.shared
+                        .command(worker, WorkerCommand::Load(Load { model, chip_size, factory, done }));
                     answer
                 })
                 .collect();
@@ -111,7 +112,7 @@ impl EncodeQueue {
         self.shared.dismiss(model);
         let answers = (0..self.shared.settings().workers).map(|worker| {
             let (done, answer) = oneshot::channel();
-            self.shared.order(worker, Order::Unload(Unload { model, done }));
+            self.shared.command(worker, WorkerCommand::Unload(Unload { model, done }));
             answer
         });
         // A thread that has ended and gives no answer took its models with it.
@@ -196,7 +197,7 @@ impl EncodeQueue {
         self.shared.health()
     }
 
-    /// Tells everybody who follows the health that the server goes down; chips are still embedded.
+    /// Tells everybody who follows the health that the server shuts down; chips are still embedded.
     pub fn announce_drain(&self) {
         self.shared.announce_drain();
     }

@@ -19,7 +19,7 @@ use crate::metrics;
 pub const RESIDENT_MAX: usize = 2;
 
 /// How long a model that arrives waits for a place: calls in flight give theirs back soon, galleries that are being
-/// embedded anew do not.
+/// re-embedded do not.
 const PLACE_WAIT: Duration = Duration::from_secs(10);
 
 /// What callers need to know of a model.

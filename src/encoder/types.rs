@@ -24,7 +24,7 @@ pub enum Health {
     Serving,
     /// Canaries fail, or hang, on a device thread; the next forward pass there, by the same model, ends this.
     Failing,
-    /// Going down: what is there is finished.
+    /// Shutting down: what is there is finished.
     Draining,
     /// A device thread lost its device; only a restart helps.
     DeviceLost,

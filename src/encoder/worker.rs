@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tracing::Span;
 
-use super::order::{Order, Unload, Warm};
-use super::queue::{Canary, Shared, Waiting, Work};
+use super::mailbox::{Unload, Warm, WorkerCommand};
+use super::queue::{Canary, Shared, Waiting, WorkerTask};
 use super::schedule::{Buckets, Entry};
 use super::types::{CanaryError, EncodeError, Encoded, EncoderEvent, EncoderFactory, LoadError};
 use super::{Batch, Encoder, EncoderInput, ForwardError};
@@ -26,30 +26,30 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
     let mut encoders = Encoders::new();
     loop {
         match shared.next_work(index, &buckets) {
-            Work::Stop => return,
+            WorkerTask::Stop => return,
             // Below, nobody listens when the server gave up starting.
-            Work::Order(Order::Load(load)) => match make(index, &load.factory) {
+            WorkerTask::WorkerCommand(WorkerCommand::Load(load)) => match make(index, &load.factory) {
                 Ok(encoder) => {
                     encoders.insert(load.model, encoder);
                     shared.worked(index);
-                    shared.order(index, Order::Warm(Warm::all(load, &buckets)));
+                    shared.command(index, WorkerCommand::Warm(Warm::all(load, &buckets)));
                 }
                 Err(cause) => drop(load.done.send(Err(cause))),
             },
-            Work::Order(Order::Warm(warm)) => warm_next(warm, &mut encoders, thread),
-            Work::Order(Order::Unload(Unload { model, done })) => {
+            WorkerTask::WorkerCommand(WorkerCommand::Warm(warm)) => warm_next(warm, &mut encoders, thread),
+            WorkerTask::WorkerCommand(WorkerCommand::Unload(Unload { model, done })) => {
                 drop(encoders.remove(&model));
                 memory::give_back();
                 shared.worked(index);
                 let _ = done.send(());
             }
-            Work::Batch(entries) => {
+            WorkerTask::Batch(entries) => {
                 let model = entries[0].model;
                 let encoder: &mut Box<dyn Encoder> =
                     encoders.get_mut(&model).expect("only resident models are in the queue");
                 run_batch(encoder.as_mut(), model, entries, &mut buckets, thread);
             }
-            Work::Canary(canary) => run_canary(canary, &mut encoders, thread),
+            WorkerTask::Canary(canary) => run_canary(canary, &mut encoders, thread),
         }
     }
 }
@@ -87,7 +87,7 @@ fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
         memory::give_back();
         let _ = warm.done.send(Ok(()));
     } else {
-        thread.shared.order(thread.index, Order::Warm(warm));
+        thread.shared.command(thread.index, WorkerCommand::Warm(warm));
     }
 }
 

@@ -237,7 +237,7 @@ fn put(piece: &mut Vec<u8>, content: Content) {
 
 /// Takes an export apart, whatever pieces it comes in.
 #[derive(Debug)]
-pub(super) struct Reader {
+pub(super) struct ArchiveReader {
     buffer: BytesMut,
     checksum: crc32fast::Hasher,
     stage: Stage,
@@ -288,7 +288,7 @@ pub(super) struct FoundRow {
     pub chip: Option<ChipRecord>,
 }
 
-impl Reader {
+impl ArchiveReader {
     pub fn new(bounds: RowBounds) -> Self {
         let (buffer, checksum) = (BytesMut::new(), crc32fast::Hasher::new());
         Self { buffer, checksum, stage: Stage::Magic, entries: 0, bounds }
@@ -438,7 +438,7 @@ pub struct Inspected {
 /// # Errors
 /// The bytes are no export, damaged or not all of one.
 pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Inspected, ArchiveError> {
-    let mut reader = Reader::new(RowBounds::new(FRAME_BYTES_MAX));
+    let mut reader = ArchiveReader::new(RowBounds::new(FRAME_BYTES_MAX));
     let mut found = None;
     for piece in pieces {
         reader.push(piece.as_ref());

@@ -7,12 +7,16 @@ mod embedded;
 mod entry;
 mod filter;
 mod index;
-mod shelf;
+mod catalog;
 mod store;
 #[cfg(test)]
 pub mod tests;
 
 pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
+pub use catalog::{
+    Catalog, CatalogError, CatalogOpenError, CatalogSettings, Census, GalleryName, Import, ImportError,
+    Listing, NameError, NewGallery, Place, Slot,
+};
 pub use content::Content;
 pub use embedded::{OpenError, QueueSettings, Quotas};
 pub use entry::{
@@ -23,10 +27,6 @@ pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
     Sighting, VesselNumber, VesselSet, cosine, search_pace,
-};
-pub use shelf::{
-    Census, GalleryName, Import, ImportError, Listing, NameError, NewGallery, Place, Shelf, ShelfError,
-    ShelfOpenError, ShelfSettings, Slot,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,

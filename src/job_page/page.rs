@@ -54,7 +54,7 @@ fn name(job: &TrainingJob) -> &str {
 }
 
 fn head(job: &TrainingJob) -> Markup {
-    let told = [("ordered", job.created_at), ("started", job.started_at), ("ended", job.ended_at)];
+    let told = [("created", job.created_at), ("started", job.started_at), ("ended", job.ended_at)];
     html! {
         header {
             h1 { (name(job)) }
@@ -156,7 +156,7 @@ fn charts(history: &History) -> Markup {
             }
             (over_steps("Learning rate", 490.0, Unit::Scientific, lines(&[RATE], |_| "rate".into())))
             @if !steps.curve(ACCURACY).is_empty() {
-                (over_steps("Right in the batch", 490.0, Unit::Percent, lines(&[ACCURACY], |_| "accuracy".into())))
+                (over_steps("Batch accuracy", 490.0, Unit::Percent, lines(&[ACCURACY], |_| "accuracy".into())))
             }
         }
     }

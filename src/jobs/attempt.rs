@@ -16,13 +16,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::child::{Instructions, MODEL, Saying};
+use super::child::{ChildMessage, Instructions, MODEL};
 use super::chips;
 use super::edit::Edit;
-use super::ending::{Death, Ending, MemoryKills, settle};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey};
 use super::lines::{Lines, Log};
+use super::outcome::{AttemptOutcome, Death, MemoryKills, settle};
 use super::paths::ShownPaths;
 use super::rankings;
 use super::report::Rankings;
@@ -42,27 +42,29 @@ const BEATS: f64 = 4.0;
 impl Slot {
     /// Starts a waiting job, sees its process to its end, and stores what comes next.
     pub async fn attempt(self, key: JobKey, stop: CancellationToken) {
-        let Some(job) = self.desk.update_surely(&key, |edit| edit.change(Change::Start)).await else {
+        let Some(job) = self.repository.update_surely(&key, |edit| edit.change(Change::Start)).await else {
             // It was cancelled or deleted while it waited.
             return;
         };
-        let ending = match self.begin(&job, &stop).await {
+        let outcome = match self.begin(&job, &stop).await {
             Ok(process) => process.supervise(stop).await,
-            Err(ending) => ending,
+            Err(outcome) => outcome,
         };
-        let ending = match ending {
-            Ending::Finished { model } => self.keep(&job, model).await,
-            ending @ (Ending::Stopped | Ending::Failed(_)) => ending,
+        let outcome = match outcome {
+            AttemptOutcome::Finished { model } => self.keep(&job, model).await,
+            outcome @ (AttemptOutcome::Stopped | AttemptOutcome::Failed(_)) => outcome,
         };
-        let ending = match ending {
-            Ending::Failed(Failure { reason, message }) => {
-                Ending::Failed(Failure::new(reason, self.paths(&job).relative(&message)))
+        let outcome = match outcome {
+            AttemptOutcome::Failed(Failure { reason, message }) => {
+                AttemptOutcome::Failed(Failure::new(reason, self.paths(&job).relative(&message)))
             }
             other => other,
         };
         let attempts_max = self.settings.attempts_max;
-        let after =
-            self.desk.update_surely(&key, move |edit| settle(edit, ending.clone(), attempts_max)).await;
+        let after = self
+            .repository
+            .update_surely(&key, move |edit| settle(edit, outcome.clone(), attempts_max))
+            .await;
         metrics::job_slot_free(self.number);
         if let Some(job) = after {
             if matches!(job.state, JobState::Finished { .. }) {
@@ -75,9 +77,9 @@ impl Slot {
     }
 
     /// Fetches what the process learns from, and starts it.
-    async fn begin(&self, job: &Job, stop: &CancellationToken) -> Result<Process, Ending> {
+    async fn begin(&self, job: &Job, stop: &CancellationToken) -> Result<Process, AttemptOutcome> {
         chips::fetch(self, job, stop).await?;
-        self.start(job).await.map_err(Ending::Failed)
+        self.start(job).await.map_err(AttemptOutcome::Failed)
     }
 
     async fn start(&self, job: &Job) -> Result<Process, Failure> {
@@ -108,13 +110,13 @@ impl Slot {
         })
     }
 
-    async fn keep(&self, job: &Job, model: ModelDigest) -> Ending {
-        let (keeper, folder) = (Arc::clone(&self.keeper), self.settings.job_folder(job.key.id));
-        let keep = move || keeper.keep(&folder.join(MODEL), model);
+    async fn keep(&self, job: &Job, model: ModelDigest) -> AttemptOutcome {
+        let (model_sink, folder) = (Arc::clone(&self.model_sink), self.settings.job_folder(job.key.id));
+        let keep = move || model_sink.keep(&folder.join(MODEL), model);
         match spawn_blocking(keep).await {
-            Ok(Ok(())) => Ending::Finished { model },
-            Ok(Err(failure)) => Ending::Failed(failure),
-            Err(cause) => Ending::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),
+            Ok(Ok(())) => AttemptOutcome::Finished { model },
+            Ok(Err(failure)) => AttemptOutcome::Failed(failure),
+            Err(cause) => AttemptOutcome::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),
         }
     }
 
@@ -179,13 +181,13 @@ struct Process {
     paths: ShownPaths,
     kills: MemoryKills,
     slot: Slot,
-    /// What it said of its end.
-    words: Option<Saying>,
+    /// PayloadRecord it said of its end.
+    words: Option<ChildMessage>,
     /// Of its log.
     last_line: Option<String>,
 }
 
-/// What a process said, on its way into the store.
+/// PayloadRecord a process said, on its way into the store.
 struct Storing {
     /// Whether there is still a job for it.
     done: Pin<Box<dyn Future<Output = bool> + Send>>,
@@ -206,7 +208,7 @@ struct Clock {
 impl Process {
     /// Until the process and what it said have come to their end. A store that cannot be used meanwhile is waited for
     /// beside everything else.
-    async fn supervise(mut self, stop: CancellationToken) -> Ending {
+    async fn supervise(mut self, stop: CancellationToken) -> AttemptOutcome {
         let Settings { silence_max, grace, .. } = *self.slot.settings;
         let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
         let (mut exit, mut silent, mut open) = (None, None, true);
@@ -247,13 +249,13 @@ impl Process {
                     clock.kill_at = Some(Instant::now() + grace);
                 }
                 () = due(clock.deaf_at) => {
-                    // What it said before is still taken.
+                    // PayloadRecord it said before is still taken.
                     self.heard.close();
                     clock.deaf_at = None;
                 }
             }
             if let (Some(exit), false, None) = (exit, open, &storing) {
-                return self.death(exit, clock.kill_at.is_some(), silent).ending();
+                return self.death(exit, clock.kill_at.is_some(), silent).outcome();
             }
         }
     }
@@ -264,18 +266,24 @@ impl Process {
         let mut heard = Vec::with_capacity(lines.len());
         for line in lines {
             match line {
-                Line::Logged(line) => heard.push(Heard::Log(self.paths.relative(&line))),
+                Line::Logged(line) => heard.push(ChildOutput::Log(self.paths.relative(&line))),
                 Line::Said(line) => match serde_json::from_str(&line) {
-                    Ok(Saying::Sync { number }) => sync = Some(number),
-                    Ok(Saying::Alive) => {}
-                    Ok(saying @ (Saying::Finished { .. } | Saying::Stopped | Saying::Failed { .. })) => {
-                        self.words = Some(saying);
+                    Ok(ChildMessage::Sync { number }) => sync = Some(number),
+                    Ok(ChildMessage::Alive) => {}
+                    Ok(
+                        message @ (ChildMessage::Finished { .. }
+                        | ChildMessage::Stopped
+                        | ChildMessage::Failed { .. }),
+                    ) => {
+                        self.words = Some(message);
                     }
-                    Ok(Saying::Rankings { epoch }) => heard.push(Heard::Left { epoch }),
-                    Ok(Saying::Log { line }) => heard.push(Heard::Log(self.paths.relative(&line))),
-                    Ok(saying) => heard.push(Heard::Saying(saying)),
+                    Ok(ChildMessage::Rankings { epoch }) => heard.push(ChildOutput::Left { epoch }),
+                    Ok(ChildMessage::Log { line }) => {
+                        heard.push(ChildOutput::Log(self.paths.relative(&line)))
+                    }
+                    Ok(message) => heard.push(ChildOutput::ChildMessage(message)),
                     // Not of our protocol, but perhaps of use to whoever reads the log.
-                    Err(_) => heard.push(Heard::Log(self.paths.relative(&line))),
+                    Err(_) => heard.push(ChildOutput::Log(self.paths.relative(&line))),
                 },
             }
         }
@@ -286,7 +294,7 @@ impl Process {
         let (slot, key, log) = (self.slot.clone(), self.key.clone(), Arc::clone(&self.log));
         let done = async move {
             let heard = fetched(&slot, &key, heard).await;
-            slot.desk.update_surely(&key, move |edit| store(&heard, edit, &log)).await.is_some()
+            slot.repository.update_surely(&key, move |edit| store(&heard, edit, &log)).await.is_some()
         };
         Some(Storing { done: Box::pin(done), sync })
     }
@@ -305,22 +313,24 @@ impl Process {
         }
     }
 
-    fn note(&mut self, heard: &[Heard]) {
+    fn note(&mut self, heard: &[ChildOutput]) {
         self.kills.look();
         for heard in heard {
             match heard {
                 // Rust closes a panic with how to see more of it.
-                Heard::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
-                Heard::Log(line) => self.last_line = Some(line.clone()),
-                Heard::Saying(Saying::Progress(progress)) => {
+                ChildOutput::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
+                ChildOutput::Log(line) => self.last_line = Some(line.clone()),
+                ChildOutput::ChildMessage(ChildMessage::Progress(progress)) => {
                     let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
                     let number = self.slot.number;
                     metrics::job_step(number, progress.step_seconds, progress.images_per_second, loss);
                 }
-                Heard::Saying(Saying::Evaluated(evaluation)) if evaluation.protocol == "all" => {
+                ChildOutput::ChildMessage(ChildMessage::Evaluated(evaluation))
+                    if evaluation.protocol == "all" =>
+                {
                     metrics::job_map(self.slot.number, evaluation.map);
                 }
-                Heard::Saying(_) | Heard::Left { .. } | Heard::Rankings(_) => {}
+                ChildOutput::ChildMessage(_) | ChildOutput::Left { .. } | ChildOutput::Rankings(_) => {}
             }
         }
     }
@@ -354,8 +364,8 @@ async fn stored(storing: &mut Option<Storing>) -> bool {
     }
 }
 
-enum Heard {
-    Saying(Saying),
+enum ChildOutput {
+    ChildMessage(ChildMessage),
     /// Rankings of this epoch are in the job's folder.
     Left {
         epoch: u32,
@@ -365,51 +375,53 @@ enum Heard {
 }
 
 /// The same with the rankings that the process has left in its folder; a job goes on without them.
-async fn fetched(slot: &Slot, key: &JobKey, heard: Vec<Heard>) -> Vec<Heard> {
+async fn fetched(slot: &Slot, key: &JobKey, heard: Vec<ChildOutput>) -> Vec<ChildOutput> {
     let mut all = Vec::with_capacity(heard.len());
     for heard in heard {
-        let Heard::Left { epoch } = heard else {
+        let ChildOutput::Left { epoch } = heard else {
             all.push(heard);
             continue;
         };
         let folder = slot.settings.job_folder(key.id);
         let fetched = spawn_blocking(move || rankings::fetch(&folder, epoch)).await;
         match fetched.unwrap_or_else(|cause| Err(io::Error::other(cause))) {
-            Ok(rankings) => all.push(Heard::Rankings(rankings)),
+            Ok(rankings) => all.push(ChildOutput::Rankings(rankings)),
             Err(cause) => tracing::warn!(%cause, job = %key.id, "rankings of a job are lost"),
         }
     }
     all
 }
 
-fn store(heard: &[Heard], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
+fn store(heard: &[ChildOutput], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
     if !matches!(edit.job().state, JobState::Running | JobState::Cancelling) {
         return Err(Refused::Active);
     }
     for heard in heard {
         match heard {
-            Heard::Log(line) => {
+            ChildOutput::Log(line) => {
                 let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Err(cause) = log.write(line) {
                     tracing::warn!(%cause, job = %edit.job().key.id, "a line of a job's log is lost");
                 }
                 edit.log(line.clone());
             }
-            Heard::Left { .. } => {}
-            Heard::Rankings(rankings) => edit.ranked(rankings.clone()),
-            Heard::Saying(Saying::Begun { steps }) => edit.begin(*steps),
-            Heard::Saying(Saying::Started(start)) => edit.started(start.clone()),
-            Heard::Saying(Saying::Progress(progress)) => edit.progress(progress.clone()),
-            Heard::Saying(Saying::Evaluated(evaluation)) => edit.evaluated(evaluation.clone()),
-            Heard::Saying(Saying::Saved(saved)) => edit.saved(*saved),
-            Heard::Saying(
-                Saying::Alive
-                | Saying::Log { .. }
-                | Saying::Rankings { .. }
-                | Saying::Sync { .. }
-                | Saying::Finished { .. }
-                | Saying::Stopped
-                | Saying::Failed { .. },
+            ChildOutput::Left { .. } => {}
+            ChildOutput::Rankings(rankings) => edit.ranked(rankings.clone()),
+            ChildOutput::ChildMessage(ChildMessage::Begun { steps }) => edit.begin(*steps),
+            ChildOutput::ChildMessage(ChildMessage::Started(start)) => edit.started(start.clone()),
+            ChildOutput::ChildMessage(ChildMessage::Progress(progress)) => edit.progress(progress.clone()),
+            ChildOutput::ChildMessage(ChildMessage::Evaluated(evaluation)) => {
+                edit.evaluated(evaluation.clone())
+            }
+            ChildOutput::ChildMessage(ChildMessage::Saved(saved)) => edit.saved(*saved),
+            ChildOutput::ChildMessage(
+                ChildMessage::Alive
+                | ChildMessage::Log { .. }
+                | ChildMessage::Rankings { .. }
+                | ChildMessage::Sync { .. }
+                | ChildMessage::Finished { .. }
+                | ChildMessage::Stopped
+                | ChildMessage::Failed { .. },
             ) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What a training process is told and what it says: a file of instructions, then a line of JSON for everything that
+//! PayloadRecord a training process is told and what it says: a file of instructions, then a line of JSON for everything that
 //! happens on its standard output, and on its standard input how much of that is stored.
 //!
 //! A process saves no checkpoint before everything up to it is stored, so that whoever goes on from the checkpoint
@@ -46,19 +46,19 @@ pub struct Instructions {
     pub data_roots: Vec<PathBuf>,
     /// Whether the data are the chips in the job's folder.
     pub from_chips: bool,
-    /// The configuration as it was ordered.
+    /// The configuration as it was submitted.
     pub config_toml: String,
 }
 
 /// One line of a training process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Saying {
+pub enum ChildMessage {
     /// The run begins, or goes on after the steps of a checkpoint.
     Begun {
         steps: u64,
     },
-    /// What it begins with, where that is not from scratch.
+    /// PayloadRecord it begins with, where that is not from scratch.
     Started(Start),
     Progress(Progress),
     Evaluated(Evaluation),
@@ -107,10 +107,10 @@ impl Instructions {
 
 /// The process's side of the conversation. It ends with the process as soon as nobody listens.
 #[derive(Clone, Debug)]
-pub struct Speaker(Arc<Shared>);
+pub struct ChildChannel(Arc<ChannelState>);
 
 #[derive(Debug)]
-struct Shared {
+struct ChannelState {
     out: Mutex<Out>,
     /// The last number that was read.
     stored: Mutex<u64>,
@@ -123,7 +123,7 @@ struct Out {
     syncs: u64,
 }
 
-impl Speaker {
+impl ChildChannel {
     /// Speaks through the standard output, which from now on belongs to the conversation alone: what others write there
     /// goes to standard error. Ends the process when its standard input does.
     ///
@@ -132,19 +132,19 @@ impl Speaker {
     pub fn start() -> io::Result<Self> {
         let file = File::from(rustix::io::dup(rustix::stdio::stdout())?);
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
-        let shared = Shared {
+        let shared = ChannelState {
             out: Mutex::new(Out { file, syncs: 0 }),
             stored: Mutex::new(0),
             changed: Condvar::new(),
         };
-        let speaker = Self(Arc::new(shared));
-        let listener = speaker.clone();
+        let channel = Self(Arc::new(shared));
+        let listener = channel.clone();
         thread::Builder::new().name("parent".into()).spawn(move || listener.listen())?;
-        Ok(speaker)
+        Ok(channel)
     }
 
-    pub fn say(&self, saying: &Saying) {
-        write(&mut lock(&self.0.out).file, saying);
+    pub fn say(&self, message: &ChildMessage) {
+        write(&mut lock(&self.0.out).file, message);
     }
 
     /// Waits until everything that was said is stored.
@@ -153,7 +153,7 @@ impl Speaker {
             let mut out = lock(&self.0.out);
             out.syncs += 1;
             let number = out.syncs;
-            write(&mut out.file, &Saying::Sync { number });
+            write(&mut out.file, &ChildMessage::Sync { number });
             number
         };
         let stored = lock(&self.0.stored);
@@ -173,8 +173,8 @@ impl Speaker {
     }
 }
 
-fn write(file: &mut File, saying: &Saying) {
-    let mut line = serde_json::to_vec(saying).unwrap_or_default();
+fn write(file: &mut File, message: &ChildMessage) {
+    let mut line = serde_json::to_vec(message).unwrap_or_default();
     line.push(b'\n');
     if file.write_all(&line).is_err() {
         vanish();
@@ -191,7 +191,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl From<Failure> for Saying {
+impl From<Failure> for ChildMessage {
     fn from(failure: Failure) -> Self {
         Self::Failed { reason: failure.reason, message: failure.message }
     }
@@ -204,23 +204,27 @@ mod tests {
     #[test]
     fn a_saying_is_one_line_and_keeps_every_bit_of_a_loss() {
         let losses = [("total".to_owned(), 0.1 + 0.2), ("id".to_owned(), f64::MIN_POSITIVE)].into();
-        for saying in [
-            Saying::Begun { steps: 7 },
-            Saying::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() }),
-            Saying::Evaluated(Evaluation { protocol: "all".into(), map: 1.0 / 3.0, ..Evaluation::default() }),
-            Saying::Rankings { epoch: 2 },
-            Saying::Saved(Saved { step: 3, best: true }),
-            Saying::Alive,
-            Saying::Sync { number: 1 },
-            Saying::Finished { model: "ab".into() },
-            Saying::Stopped,
-            Saying::Failed { reason: Reason::DiskFull, message: "two\nlines".into() },
+        for message in [
+            ChildMessage::Begun { steps: 7 },
+            ChildMessage::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() }),
+            ChildMessage::Evaluated(Evaluation {
+                protocol: "all".into(),
+                map: 1.0 / 3.0,
+                ..Evaluation::default()
+            }),
+            ChildMessage::Rankings { epoch: 2 },
+            ChildMessage::Saved(Saved { step: 3, best: true }),
+            ChildMessage::Alive,
+            ChildMessage::Sync { number: 1 },
+            ChildMessage::Finished { model: "ab".into() },
+            ChildMessage::Stopped,
+            ChildMessage::Failed { reason: Reason::DiskFull, message: "two\nlines".into() },
         ] {
-            let line = serde_json::to_string(&saying).expect("a line");
+            let line = serde_json::to_string(&message).expect("a line");
             assert!(!line.contains('\n'));
-            assert_eq!(serde_json::from_str::<Saying>(&line).expect("read"), saying);
+            assert_eq!(serde_json::from_str::<ChildMessage>(&line).expect("read"), message);
         }
-        assert_eq!(serde_json::to_string(&Saying::Alive).expect("a line"), "\"alive\"");
+        assert_eq!(serde_json::to_string(&ChildMessage::Alive).expect("a line"), "\"alive\"");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
+//! PayloadRecord a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
 //!
 //! A job goes on with the same chips after an interruption, whatever happens to the gallery meanwhile.
 
@@ -14,17 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::CHIPS;
 use super::edit::Edit;
-use super::ending::Ending;
 use super::failure::{Failure, Reason};
 use super::job::Job;
+use super::outcome::AttemptOutcome;
 use super::slot::Slot;
 use super::state::Refused;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
-    Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, Shelf, ShelfError, StoreError,
+    Catalog, CatalogError, Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, StoreError,
 };
 use crate::patience::Patience;
-use crate::train::{Census, KeptWriter};
+use crate::train::{Census, GalleryDatasetWriter};
 
 /// Entries that are read at once.
 const PAGE: usize = 1000;
@@ -33,7 +33,7 @@ const PAGE: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 pub enum GalleryError {
     #[error(transparent)]
-    Shelf(#[from] ShelfError),
+    Catalog(#[from] CatalogError),
     #[error(
         "gallery \"{0}\" keeps no chips to learn from; enrol the chips again in a gallery that is made to keep them"
     )]
@@ -42,7 +42,7 @@ pub enum GalleryError {
 
 impl From<StoreError> for GalleryError {
     fn from(cause: StoreError) -> Self {
-        Self::Shelf(cause.into())
+        Self::Catalog(cause.into())
     }
 }
 
@@ -59,7 +59,7 @@ enum CopyError {
     Stopped,
 }
 
-/// What was copied, and what was not.
+/// PayloadRecord was copied, and what was not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Copied {
     chips: usize,
@@ -81,13 +81,13 @@ impl fmt::Display for Copied {
 }
 
 impl CopyError {
-    fn ending(&self) -> Ending {
+    fn outcome(&self) -> AttemptOutcome {
         let reason = match self {
-            Self::Stopped => return Ending::Stopped,
+            Self::Stopped => return AttemptOutcome::Stopped,
             Self::Gallery(_) | Self::Unreadable(_) => Reason::DataMissing,
             Self::Io(cause) => Reason::of_io(cause, Reason::NotStarted),
         };
-        Ending::Failed(Failure::new(reason, format!("the gallery's chips cannot be copied: {self}")))
+        AttemptOutcome::Failed(Failure::new(reason, format!("the gallery's chips cannot be copied: {self}")))
     }
 }
 
@@ -95,8 +95,8 @@ impl CopyError {
 ///
 /// # Errors
 /// There is none, it cannot be used, or it keeps none.
-pub fn gallery(shelf: &Shelf, tenant: &str, name: &GalleryName) -> Result<Gallery, GalleryError> {
-    let gallery = shelf.get(tenant, name)?;
+pub fn gallery(catalog: &Catalog, tenant: &str, name: &GalleryName) -> Result<Gallery, GalleryError> {
+    let gallery = catalog.get(tenant, name)?;
     if gallery.info().about.keeps_chips { Ok(gallery) } else { Err(GalleryError::NoChips(name.clone())) }
 }
 
@@ -121,15 +121,15 @@ pub fn census(snapshot: &dyn GalleryReader, patience: &Patience) -> Result<Censu
 ///
 /// # Errors
 /// How the attempt ends where they cannot be copied, or it was stopped meanwhile.
-pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), Ending> {
+pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), AttemptOutcome> {
     let Some(name) = job.order.gallery.clone() else { return Ok(()) };
-    let (shelf, tenant) = (Arc::clone(&slot.settings.galleries), Arc::clone(&job.key.tenant));
+    let (catalog, tenant) = (Arc::clone(&slot.settings.galleries), Arc::clone(&job.key.tenant));
     let folder = slot.settings.job_folder(job.key.id);
     let stopped = stop.clone();
-    let copying = spawn_blocking(move || copy(&shelf, &tenant, &name, &folder, &stopped));
+    let copying = spawn_blocking(move || copy(&catalog, &tenant, &name, &folder, &stopped));
     match copying.await {
         // It came too late for the copy, which stays for the next attempt.
-        Ok(Ok(_)) if stop.is_cancelled() => Err(Ending::Stopped),
+        Ok(Ok(_)) if stop.is_cancelled() => Err(AttemptOutcome::Stopped),
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(copied))) => {
             let line = copied.to_string();
@@ -137,13 +137,13 @@ pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(
                 edit.log(line.clone());
                 Ok::<_, Refused>(())
             };
-            slot.desk.update_surely(&job.key, logged).await;
+            slot.repository.update_surely(&job.key, logged).await;
             Ok(())
         }
-        Ok(Err(cause)) => Err(cause.ending()),
+        Ok(Err(cause)) => Err(cause.outcome()),
         Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
         // The runtime is being shut down, and this task with it.
-        Err(_) => Err(Ending::Stopped),
+        Err(_) => Err(AttemptOutcome::Stopped),
     }
 }
 
@@ -159,7 +159,7 @@ pub fn discard(folder: &Path) {
 
 /// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so: whole, or not at all.
 fn copy(
-    shelf: &Shelf,
+    catalog: &Catalog,
     tenant: &str,
     name: &GalleryName,
     folder: &Path,
@@ -169,7 +169,7 @@ fn copy(
     if place.exists() {
         return Ok(None);
     }
-    let gallery = gallery(shelf, tenant, name)?;
+    let gallery = gallery(catalog, tenant, name)?;
     fs::create_dir_all(folder)?;
     // Of a server that was killed while it copied; no process has worked here yet.
     remove_partial(folder)?;
@@ -183,7 +183,7 @@ fn copy(
 
 /// One chip after the other, so that none but one is in memory.
 fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -> Result<Copied, CopyError> {
-    let mut writer = KeptWriter::new(place)?;
+    let mut writer = GalleryDatasetWriter::new(place)?;
     let mut copied = Copied::default();
     for_each(snapshot, &Patience::default(), |row, entry| {
         if stop.is_cancelled() {
@@ -227,15 +227,15 @@ mod tests {
     use crate::chip::{Modality, SourceChip, View};
     use crate::embedding::{Embedding, ModelDigest};
     use crate::gallery::{
-        Conflict, ContentHash, Enrolment, EntryId, Labels, NewGallery, Observation, QueueSettings, Quotas,
-        ShelfSettings, Time, VesselId,
+        CatalogSettings, Conflict, ContentHash, Enrolment, EntryId, Labels, NewGallery, Observation,
+        QueueSettings, Quotas, Time, VesselId,
     };
-    use crate::train::KeptChips;
+    use crate::train::GalleryDataset;
 
     const TENANT: &str = "default";
 
-    fn shelf(folder: &Path) -> Shelf {
-        let settings = ShelfSettings {
+    fn catalog(folder: &Path) -> Catalog {
+        let settings = CatalogSettings {
             cache_bytes: 1 << 20,
             queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
             quotas: Quotas {
@@ -246,16 +246,16 @@ mod tests {
             image_bytes_max: 1 << 20,
             import_bytes_max: 8 << 20,
         };
-        Shelf::open(&folder.join("galleries"), settings).expect("a shelf")
+        Catalog::open(&folder.join("galleries"), settings).expect("a catalog")
     }
 
     fn name() -> GalleryName {
         GalleryName::new("harbour").expect("a name")
     }
 
-    fn made(shelf: &Shelf, keeps_chips: bool) -> Gallery {
+    fn made(catalog: &Catalog, keeps_chips: bool) -> Gallery {
         let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips };
-        shelf.create(TENANT, &name(), new).expect("made")
+        catalog.create(TENANT, &name(), new).expect("made")
     }
 
     async fn enrol(gallery: &Gallery, number: u8, vessel: Option<&str>, modality: Option<Modality>) {
@@ -284,8 +284,8 @@ mod tests {
         SourceChip { image: Bytes::from(vec![number; 9]), view: View::plain(modality) }
     }
 
-    fn copy_in(shelf: &Shelf, folder: &Path) -> Result<Option<Copied>, CopyError> {
-        copy(shelf, TENANT, &name(), &folder.join("job-1"), &CancellationToken::new())
+    fn copy_in(catalog: &Catalog, folder: &Path) -> Result<Option<Copied>, CopyError> {
+        copy(catalog, TENANT, &name(), &folder.join("job-1"), &CancellationToken::new())
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -296,16 +296,16 @@ mod tests {
     #[tokio::test]
     async fn chips_of_known_vessels_are_copied_with_identities_in_the_order_of_their_names() {
         let place = tempfile::tempdir().expect("a temporary folder");
-        let shelf = shelf(place.path());
-        let gallery = made(&shelf, true);
+        let catalog = catalog(place.path());
+        let gallery = made(&catalog, true);
         enrol(&gallery, 1, Some("b"), Some(Modality::Optical)).await;
         enrol(&gallery, 2, None, Some(Modality::Optical)).await;
         enrol(&gallery, 3, Some("c"), None).await;
         enrol(&gallery, 4, Some("a"), Some(Modality::Sar)).await;
         enrol(&gallery, 5, Some("b"), Some(Modality::Sar)).await;
-        let copied = copy_in(&shelf, place.path()).expect("copied");
+        let copied = copy_in(&catalog, place.path()).expect("copied");
         assert_eq!(copied, Some(Copied { chips: 3, unnamed: 1, chipless: 1 }));
-        let kept = KeptChips::read(&place.path().join("job-1").join(CHIPS)).expect("readable");
+        let kept = GalleryDataset::read(&place.path().join("job-1").join(CHIPS)).expect("readable");
         let found: Vec<_> = kept
             .images()
             .iter()
@@ -320,39 +320,41 @@ mod tests {
     #[tokio::test]
     async fn a_second_attempt_has_the_chips_of_the_first_whatever_became_of_the_gallery() {
         let place = tempfile::tempdir().expect("a temporary folder");
-        let shelf = shelf(place.path());
-        enrol(&made(&shelf, true), 1, Some("a"), Some(Modality::Sar)).await;
-        assert!(copy_in(&shelf, place.path()).expect("copied").is_some());
-        shelf.delete(TENANT, &name()).expect("deleted");
-        assert_eq!(copy_in(&shelf, place.path()).expect("there"), None);
+        let catalog = catalog(place.path());
+        enrol(&made(&catalog, true), 1, Some("a"), Some(Modality::Sar)).await;
+        assert!(copy_in(&catalog, place.path()).expect("copied").is_some());
+        catalog.delete(TENANT, &name()).expect("deleted");
+        assert_eq!(copy_in(&catalog, place.path()).expect("there"), None);
     }
 
     #[tokio::test]
     async fn a_copy_that_does_not_come_to_its_end_leaves_nothing() {
         let place = tempfile::tempdir().expect("a temporary folder");
-        let shelf = shelf(place.path());
-        enrol(&made(&shelf, true), 1, Some("a"), Some(Modality::Sar)).await;
+        let catalog = catalog(place.path());
+        enrol(&made(&catalog, true), 1, Some("a"), Some(Modality::Sar)).await;
         let job = place.path().join("job-1");
         let stop = CancellationToken::new();
         stop.cancel();
-        let stopped = copy(&shelf, TENANT, &name(), &job, &stop).expect_err("stopped");
-        assert_eq!(stopped.ending(), Ending::Stopped);
+        let stopped = copy(&catalog, TENANT, &name(), &job, &stop).expect_err("stopped");
+        assert_eq!(stopped.outcome(), AttemptOutcome::Stopped);
         assert!(files(&job).is_empty());
         // A server that is killed removes nothing.
         std::mem::forget(PartialFolder::new(&job.join(CHIPS)).expect("writable"));
-        assert!(copy_in(&shelf, place.path()).expect("copied").is_some());
+        assert!(copy_in(&catalog, place.path()).expect("copied").is_some());
         assert_eq!(files(&job), [CHIPS]);
     }
 
     #[test]
     fn a_gallery_that_cannot_be_learned_from_says_what_to_do() {
         let place = tempfile::tempdir().expect("a temporary folder");
-        let shelf = shelf(place.path());
-        let refusal = || gallery(&shelf, TENANT, &name()).expect_err("nothing to learn from").to_string();
+        let catalog = catalog(place.path());
+        let refusal = || gallery(&catalog, TENANT, &name()).expect_err("nothing to learn from").to_string();
         assert_eq!(refusal(), "there is no gallery \"harbour\"");
-        made(&shelf, false);
+        made(&catalog, false);
         assert!(refusal().ends_with("enrol the chips again in a gallery that is made to keep them"));
-        let Ending::Failed(failure) = copy_in(&shelf, place.path()).expect_err("no chips").ending() else {
+        let AttemptOutcome::Failed(failure) =
+            copy_in(&catalog, place.path()).expect_err("no chips").outcome()
+        else {
             panic!("no failure")
         };
         assert_eq!(failure.reason, Reason::DataMissing);

@@ -1,4 +1,4 @@
-//! What a training process may take from the server beside it.
+//! PayloadRecord a training process may take from the server beside it.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use rustix::process::{
 };
 use rustix::time::{ClockId, clock_gettime};
 
-use super::child::{Instructions, Saying, Speaker};
+use super::child::{ChildChannel, ChildMessage, Instructions};
 use super::failure::{Failure, Reason};
 use crate::durable::{DirectoryLock, LockError};
 
@@ -75,7 +75,7 @@ fn untaken(cause: &LockError) -> Failure {
 ///
 /// # Errors
 /// The thread cannot be started.
-pub fn beat(speaker: Speaker, period: Duration) -> io::Result<()> {
+pub fn beat(channel: ChildChannel, period: Duration) -> io::Result<()> {
     let busy = || {
         let time = clock_gettime(ClockId::ProcessCPUTime);
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
@@ -85,7 +85,7 @@ pub fn beat(speaker: Speaker, period: Duration) -> io::Result<()> {
         thread::sleep(period);
         let now = busy();
         if now.saturating_sub(before) >= period.mul_f64(AT_WORK) {
-            speaker.say(&Saying::Alive);
+            channel.say(&ChildMessage::Alive);
         }
         before = now;
     };

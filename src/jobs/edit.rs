@@ -1,6 +1,6 @@
 //! A change to a job: what it becomes, and the events that say so.
 
-use super::event::Happening;
+use super::event::EventPayload;
 use super::job::Job;
 use super::report::{Evaluation, Progress, Rankings, Saved, Start};
 use super::state::{Change, JobState, Refused};
@@ -11,7 +11,7 @@ use crate::gallery::Time;
 pub struct Edit {
     job: Job,
     now: Time,
-    happened: Vec<(u32, Happening)>,
+    happened: Vec<(u32, EventPayload)>,
 }
 
 impl Edit {
@@ -64,12 +64,12 @@ impl Edit {
     }
 
     pub fn started(&mut self, start: Start) {
-        self.push(Happening::Started(start));
+        self.push(EventPayload::Started(start));
     }
 
     pub fn progress(&mut self, progress: Progress) {
         self.job.progress = Some(progress.clone());
-        self.push(Happening::Progress(progress));
+        self.push(EventPayload::Progress(progress));
     }
 
     pub fn evaluated(&mut self, evaluation: Evaluation) {
@@ -77,20 +77,20 @@ impl Edit {
             .evaluations
             .retain(|known| known.epoch == evaluation.epoch && known.protocol != evaluation.protocol);
         self.job.evaluations.push(evaluation.clone());
-        self.push(Happening::Evaluated(evaluation));
+        self.push(EventPayload::Evaluated(evaluation));
     }
 
     pub fn ranked(&mut self, rankings: Rankings) {
-        self.push(Happening::Rankings(rankings));
+        self.push(EventPayload::Rankings(rankings));
     }
 
     pub fn saved(&mut self, saved: Saved) {
         self.gain(saved.step);
-        self.push(Happening::CheckpointSaved(saved));
+        self.push(EventPayload::CheckpointSaved(saved));
     }
 
     pub fn log(&mut self, line: impl Into<String>) {
-        self.push(Happening::Log(line.into()));
+        self.push(EventPayload::Log(line.into()));
     }
 
     /// An attempt has ended before its time; the number of those in a row that gained nothing.
@@ -104,7 +104,7 @@ impl Edit {
     }
 
     /// The job, and what happened in which attempt, in order.
-    pub fn into_parts(self) -> (Job, Vec<(u32, Happening)>, Time) {
+    pub fn into_parts(self) -> (Job, Vec<(u32, EventPayload)>, Time) {
         (self.job, self.happened, self.now)
     }
 
@@ -118,14 +118,14 @@ impl Edit {
 
     fn push_state(&mut self) {
         let job = Box::new(self.job.clone());
-        self.push(Happening::State(job));
+        self.push(EventPayload::State(job));
     }
 
-    fn push(&mut self, what: Happening) {
+    fn push(&mut self, what: EventPayload) {
         self.job.last_event += 1;
         let number = self.job.last_event;
         let what = match what {
-            Happening::State(job) => Happening::State(Box::new(Job { last_event: number, ..*job })),
+            EventPayload::State(job) => EventPayload::State(Box::new(Job { last_event: number, ..*job })),
             other => other,
         };
         self.happened.push((self.job.attempt, what));
@@ -135,12 +135,12 @@ impl Edit {
 #[cfg(test)]
 mod tests {
     use super::super::failure::{Failure, Reason};
-    use super::super::job::{JobId, JobKey, Order};
+    use super::super::job::{JobId, JobKey, JobSpec};
     use super::*;
 
     fn job() -> Job {
         let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
-        Job::new(key, Order::default(), Time::from_nanos(1))
+        Job::new(key, JobSpec::default(), Time::from_nanos(1))
     }
 
     #[test]
@@ -154,7 +154,7 @@ mod tests {
         let attempts: Vec<u32> = happened.iter().map(|(attempt, _)| *attempt).collect();
         assert_eq!(attempts, [1, 1, 2, 2, 2, 3]);
         let numbers = happened.iter().map(|(_, what)| match what {
-            Happening::State(job) => job.last_event,
+            EventPayload::State(job) => job.last_event,
             other => panic!("{other:?}"),
         });
         assert_eq!(numbers.collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
@@ -178,7 +178,7 @@ mod tests {
         edit.begin(10);
         edit.saved(Saved { step: 10, best: false });
         assert_eq!(edit.count_attempt(), 2);
-        // The server did not hear of a checkpoint before it went down, but the next attempt begins with it.
+        // The server did not hear of a checkpoint before it stopped, but the next attempt begins with it.
         edit.begin(20);
         assert_eq!(edit.count_attempt(), 1);
         edit.change(Change::Fail(Failure::new(Reason::Hung, "silent"))).expect("legal");

@@ -1,4 +1,4 @@
-//! What happens in a job, numbered without gaps.
+//! PayloadRecord happens in a job, numbered without gaps.
 
 use super::job::Job;
 use super::report::{Evaluation, Progress, Rankings, Saved, Start};
@@ -11,18 +11,18 @@ pub struct JobEvent {
     pub number: u64,
     pub attempt: u32,
     pub occurred_at: Time,
-    pub what: Happening,
+    pub what: EventPayload,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Happening {
+pub enum EventPayload {
     /// The job after a change of its state.
     State(Box<Job>),
     Progress(Progress),
     Evaluated(Evaluation),
     Rankings(Rankings),
     CheckpointSaved(Saved),
-    /// What the run starts from, before its first step.
+    /// PayloadRecord the run starts from, before its first step.
     Started(Start),
     Log(String),
 }

@@ -35,11 +35,11 @@ pub enum Reason {
     KilledBySignal,
     /// Nothing was heard of the process for too long.
     Hung,
-    /// The process ended without saying why.
+    /// The process ended without message why.
     Crashed,
     /// The process could not be started.
     NotStarted,
-    /// The server went down while the job ran, more often than it may.
+    /// The server stopped while the job ran, more often than it may.
     ServerLost,
     /// The model is made, but the server has no room for it among its models.
     ModelNotKept,
@@ -100,7 +100,7 @@ impl Reason {
         if is_full(cause) { Self::DiskFull } else { otherwise }
     }
 
-    /// Whether the server starts another attempt by itself. What the next attempt would meet again is left to whoever
+    /// Whether the server starts another attempt by itself. PayloadRecord the next attempt would meet again is left to whoever
     /// can change it; he resumes the job.
     pub fn is_passing(self) -> bool {
         match self {

@@ -1,4 +1,4 @@
-//! A training job: who ordered what, and how far it is.
+//! A training job: who submitted what, and how far it is.
 
 use std::fmt;
 use std::str::FromStr;
@@ -50,22 +50,22 @@ pub struct JobKey {
     pub id: JobId,
 }
 
-/// What was ordered; it never changes.
+/// PayloadRecord was ordered; it never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Order {
-    /// The whole configuration, valid when it was ordered.
+pub struct JobSpec {
+    /// The whole configuration, valid when it was submitted.
     pub config_toml: String,
     /// The gallery whose chips are learned from, in the place of a folder.
     pub gallery: Option<GalleryName>,
     pub display_name: String,
-    /// What makes the order idempotent.
+    /// PayloadRecord makes the order idempotent.
     pub request_id: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Job {
     pub key: JobKey,
-    pub order: Order,
+    pub order: JobSpec,
     pub state: JobState,
     /// Counts from 1.
     pub attempt: u32,
@@ -85,7 +85,7 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn new(key: JobKey, order: Order, now: Time) -> Self {
+    pub fn new(key: JobKey, order: JobSpec, now: Time) -> Self {
         Self {
             key,
             order,

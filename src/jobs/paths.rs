@@ -1,4 +1,4 @@
-//! Paths as whoever ordered a job sees them: from the folder on under which they lie. Where that is on the server is
+//! Paths as whoever submitted a job sees them: from the folder on under which they lie. Where that is on the server is
 //! nobody else's business.
 
 use std::path::{Path, PathBuf};

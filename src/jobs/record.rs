@@ -4,15 +4,15 @@
 
 use prost::Message;
 
-use super::event::{Happening, JobEvent};
+use super::event::{EventPayload, JobEvent};
 use super::failure::{Failure, Reason};
-use super::job::{Job, JobId, JobKey, Order};
+use super::job::{Job, JobId, JobKey, JobSpec};
 use super::report::{Evaluation, Progress, Rankings, Saved, Start};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, Time};
 
-/// What was stored is not what this program stores.
+/// PayloadRecord was stored is not what this program stores.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(transparent)]
@@ -23,7 +23,7 @@ pub enum RecordError {
     Checksum,
 }
 
-/// What a checksum covers beside the message. No two keys give the same bytes.
+/// PayloadRecord a checksum covers beside the message. No two keys give the same bytes.
 fn address(kind: u8, tenant: &str, numbers: &[u64]) -> Vec<u8> {
     let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
     [kind].into_iter().chain(numbers).chain(tenant.bytes()).collect()
@@ -68,17 +68,17 @@ pub fn job_from_bytes(key: &JobKey, bytes: &[u8]) -> Result<Job, RecordError> {
 pub fn event_to_bytes(
     key: &JobKey,
     number: u64,
-    (attempt, what): &(u32, Happening),
+    (attempt, what): &(u32, EventPayload),
     occurred_at: Time,
 ) -> Vec<u8> {
     let what = match what {
-        Happening::State(job) => What::State(JobRecord::from(&**job)),
-        Happening::Progress(progress) => What::Progress(progress.clone()),
-        Happening::Evaluated(evaluation) => What::Evaluated(evaluation.clone()),
-        Happening::Rankings(rankings) => What::Rankings(rankings.clone()),
-        Happening::CheckpointSaved(saved) => What::Saved(*saved),
-        Happening::Started(start) => What::Started(start.clone()),
-        Happening::Log(line) => What::Log(line.clone()),
+        EventPayload::State(job) => PayloadRecord::State(JobRecord::from(&**job)),
+        EventPayload::Progress(progress) => PayloadRecord::Progress(progress.clone()),
+        EventPayload::Evaluated(evaluation) => PayloadRecord::Evaluated(evaluation.clone()),
+        EventPayload::Rankings(rankings) => PayloadRecord::Rankings(rankings.clone()),
+        EventPayload::CheckpointSaved(saved) => PayloadRecord::Saved(*saved),
+        EventPayload::Started(start) => PayloadRecord::Started(start.clone()),
+        EventPayload::Log(line) => PayloadRecord::Log(line.clone()),
     };
     let record = EventRecord { attempt: *attempt, occurred_at: occurred_at.nanos(), what: Some(what) };
     seal(&address_of_event(key, number), record.encode_to_vec())
@@ -90,13 +90,13 @@ pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEv
     let message = unseal(&address_of_event(key, number), bytes)?;
     let EventRecord { attempt, occurred_at, what } = EventRecord::decode(message)?;
     let what = match what.ok_or(RecordError::Unusable("event"))? {
-        What::State(record) => Happening::State(Box::new(record.into_job(key)?)),
-        What::Progress(progress) => Happening::Progress(progress),
-        What::Evaluated(evaluation) => Happening::Evaluated(evaluation),
-        What::Rankings(rankings) => Happening::Rankings(rankings),
-        What::Saved(saved) => Happening::CheckpointSaved(saved),
-        What::Started(start) => Happening::Started(start),
-        What::Log(line) => Happening::Log(line),
+        PayloadRecord::State(record) => EventPayload::State(Box::new(record.into_job(key)?)),
+        PayloadRecord::Progress(progress) => EventPayload::Progress(progress),
+        PayloadRecord::Evaluated(evaluation) => EventPayload::Evaluated(evaluation),
+        PayloadRecord::Rankings(rankings) => EventPayload::Rankings(rankings),
+        PayloadRecord::Saved(saved) => EventPayload::CheckpointSaved(saved),
+        PayloadRecord::Started(start) => EventPayload::Started(start),
+        PayloadRecord::Log(line) => EventPayload::Log(line),
     };
     Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), what })
 }
@@ -113,7 +113,7 @@ pub fn sealed_event(key: &JobKey, number: u64, bytes: &[u8]) -> Option<Vec<u8>> 
     Some(seal(&address_of_event(key, number), bytes.to_vec()))
 }
 
-/// What says that a job was deleted.
+/// PayloadRecord says that a job was deleted.
 pub fn deletion_to_bytes(id: JobId) -> [u8; 4] {
     checksum(&address(b'd', "", &[id.number()]), &[])
 }
@@ -175,13 +175,13 @@ struct EventRecord {
     attempt: u32,
     #[prost(sfixed64, tag = "2")]
     occurred_at: i64,
-    #[prost(oneof = "What", tags = "3, 4, 5, 6, 7, 8, 9")]
-    what: Option<What>,
+    #[prost(oneof = "PayloadRecord", tags = "3, 4, 5, 6, 7, 8, 9")]
+    what: Option<PayloadRecord>,
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
 #[allow(clippy::large_enum_variant, reason = "there is one at a time, on its way to or from the disk")]
-enum What {
+enum PayloadRecord {
     #[prost(message, tag = "3")]
     State(JobRecord),
     #[prost(message, tag = "4")]
@@ -200,7 +200,7 @@ enum What {
 
 impl From<&Job> for JobRecord {
     fn from(job: &Job) -> Self {
-        let Order { config_toml, gallery, display_name, request_id } = job.order.clone();
+        let JobSpec { config_toml, gallery, display_name, request_id } = job.order.clone();
         let mut record = Self {
             config_toml,
             gallery: gallery.map(|name| name.to_string()),
@@ -260,7 +260,7 @@ impl JobRecord {
         let gallery = gallery.map_err(|_| RecordError::Unusable("gallery"))?;
         Ok(Job {
             key: key.clone(),
-            order: Order {
+            order: JobSpec {
                 config_toml: self.config_toml,
                 gallery,
                 display_name: self.display_name,
@@ -288,7 +288,7 @@ mod tests {
     #[test]
     fn a_job_in_any_state_and_every_event_is_read_as_it_was_stored() {
         let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
-        let order = Order {
+        let order = JobSpec {
             config_toml: "seed = 1".into(),
             gallery: Some(GalleryName::new("harbour").expect("a name")),
             display_name: "first".into(),
@@ -329,13 +329,13 @@ mod tests {
                 assert!(job_from_bytes(&key, &flipped).is_err(), "byte {place}");
             }
             for what in [
-                Happening::State(Box::new(job)),
-                Happening::Progress(progress.clone()),
-                Happening::Evaluated(evaluation.clone()),
-                Happening::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
-                Happening::CheckpointSaved(Saved { step: 2, best: true }),
-                Happening::Started(start.clone()),
-                Happening::Log("a line".into()),
+                EventPayload::State(Box::new(job)),
+                EventPayload::Progress(progress.clone()),
+                EventPayload::Evaluated(evaluation.clone()),
+                EventPayload::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
+                EventPayload::CheckpointSaved(Saved { step: 2, best: true }),
+                EventPayload::Started(start.clone()),
+                EventPayload::Log("a line".into()),
             ] {
                 let bytes = event_to_bytes(&key, 5, &(2, what.clone()), Time::from_nanos(8));
                 assert!(event_from_bytes(&key, 6, &bytes).is_err(), "it is another one's");

@@ -12,12 +12,12 @@ use futures_util::Stream;
 use tokio::task::spawn_blocking;
 
 use super::chips::{self, GalleryError};
-use super::desk::{Desk, now};
 use super::event::JobEvent;
-use super::job::{Job, JobId, JobKey, Order};
-use super::keeper::Keeper;
+use super::job::{Job, JobId, JobKey, JobSpec};
+use super::model_sink::ModelSink;
 use super::paths::ShownPaths;
 use super::report::Start;
+use super::repository::{JobRepository, now};
 use super::settings::Settings;
 use super::state::{Change, JobState, Refused};
 use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
@@ -25,22 +25,22 @@ use super::supervisor::Supervisor;
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
 use crate::patience::{Stopped, patiently};
-use crate::train::{DataRoots, Materials, TrainConfig, TrainConfigError, Violation};
+use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation};
 
 /// The jobs of every tenant.
 #[derive(Debug)]
 pub struct Jobs {
-    desk: Arc<Desk>,
+    repository: Arc<JobRepository>,
     supervisor: Supervisor,
     settings: Settings,
     roots: DataRoots,
     draining: AtomicBool,
 }
 
-/// Why a job was not ordered.
+/// Why a job was rejected.
 #[derive(Debug, thiserror::Error)]
-pub enum OrderError {
-    /// What is no TOML, or a key that is none.
+pub enum JobRejection {
+    /// PayloadRecord is no TOML, or a key that is none.
     #[error("the configuration cannot be read: {0}")]
     Syntax(String),
     /// Every value that starts no run.
@@ -48,7 +48,7 @@ pub enum OrderError {
     Invalid(Vec<Violation>),
     #[error(transparent)]
     Gallery(#[from] GalleryError),
-    #[error("the server is going down")]
+    #[error("the server is shutting down")]
     Draining,
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -63,27 +63,31 @@ pub enum JobError {
     Unknown,
     #[error(transparent)]
     Refused(#[from] Refused),
-    #[error("the server is going down")]
+    #[error("the server is shutting down")]
     Draining,
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl Jobs {
-    /// Opens the jobs in `settings.folder`, which is made where it is missing. `keeper` takes their models. Those that ran
+    /// Opens the jobs in `settings.folder`, which is made where it is missing. `model_sink` takes their models. Those that ran
     /// or wait are run once the server [begins](Self::begin).
     ///
     /// # Errors
     /// The store or a data root cannot be used.
-    pub async fn open(settings: Settings, bounds: Bounds, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
+    pub async fn open(
+        settings: Settings,
+        bounds: Bounds,
+        model_sink: Arc<dyn ModelSink>,
+    ) -> anyhow::Result<Self> {
         let (folder, data_roots) = (settings.folder.clone(), settings.data_roots.clone());
         let opened = spawn_blocking(move || {
             let roots = DataRoots::under(&data_roots)?;
-            anyhow::Ok((roots, Arc::new(open_desk(&folder, bounds)?)))
+            anyhow::Ok((roots, Arc::new(open_repository(&folder, bounds)?)))
         });
-        let (roots, desk) = opened.await??;
-        let supervisor = Supervisor::start(Arc::clone(&desk), settings.clone(), keeper).await?;
-        Ok(Self { desk, supervisor, settings, roots, draining: AtomicBool::new(false) })
+        let (roots, repository) = opened.await??;
+        let supervisor = Supervisor::start(Arc::clone(&repository), settings.clone(), model_sink).await?;
+        Ok(Self { repository, supervisor, settings, roots, draining: AtomicBool::new(false) })
     }
 
     /// Runs the jobs that wait, from now on: as soon as everything else that could fail at a start has not.
@@ -96,7 +100,11 @@ impl Jobs {
     ///
     /// # Errors
     /// Everything that keeps it from being started.
-    pub async fn check(&self, tenant: Arc<str>, order: Order) -> Result<(Job, Option<Start>), OrderError> {
+    pub async fn check(
+        &self,
+        tenant: Arc<str>,
+        order: JobSpec,
+    ) -> Result<(Job, Option<Start>), JobRejection> {
         let start = self.validate(&tenant, &order).await?;
         let key = JobKey { tenant, id: JobId::new(0) };
         Ok((Job::new(key, order, now()), start))
@@ -105,13 +113,13 @@ impl Jobs {
     /// Starts a job, or finds the one that the same request id has started with the same order.
     ///
     /// # Errors
-    /// See [`OrderError`]; then there is no job.
-    pub async fn order(&self, tenant: Arc<str>, order: Order) -> Result<Job, OrderError> {
+    /// See [`JobRejection`]; then there is no job.
+    pub async fn order(&self, tenant: Arc<str>, order: JobSpec) -> Result<Job, JobRejection> {
         if self.draining.load(Ordering::Acquire) {
-            return Err(OrderError::Draining);
+            return Err(JobRejection::Draining);
         }
         self.validate(&tenant, &order).await?;
-        let added = self.desk.add(tenant, order).await;
+        let added = self.repository.add(tenant, order).await;
         self.supervisor.look().await;
         match added? {
             Added::New(job) | Added::Known(job) => Ok(job),
@@ -121,7 +129,7 @@ impl Jobs {
     /// # Errors
     /// There is no such job, or the store cannot be used.
     pub async fn get(&self, key: &JobKey) -> Result<Job, JobError> {
-        self.desk.get(key).await?.ok_or(JobError::Unknown)
+        self.repository.get(key).await?.ok_or(JobError::Unknown)
     }
 
     /// Newest first.
@@ -129,7 +137,7 @@ impl Jobs {
     /// # Errors
     /// The store cannot be used.
     pub async fn list(&self, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
-        self.desk.list(tenant, listing).await
+        self.repository.list(tenant, listing).await
     }
 
     /// The events of a job from a number on, until it has ended.
@@ -141,7 +149,7 @@ impl Jobs {
         key: JobKey,
         from: WatchFrom,
     ) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send + use<>, WatchError> {
-        watch(Arc::clone(&self.desk), key, from).await
+        watch(Arc::clone(&self.repository), key, from).await
     }
 
     /// Asks a job to stop with a checkpoint; it is killed when it does not in time.
@@ -149,9 +157,9 @@ impl Jobs {
     /// # Errors
     /// It has finished or failed. A job that was cancelled is cancelled.
     pub async fn cancel(&self, key: JobKey) -> Result<Job, JobError> {
-        let (desk, supervisor) = (Arc::clone(&self.desk), self.supervisor.clone());
+        let (repository, supervisor) = (Arc::clone(&self.repository), self.supervisor.clone());
         to_its_end(async move {
-            let job = desk.update(&key, |edit| edit.change(Change::Cancel)).await?;
+            let job = repository.update(&key, |edit| edit.change(Change::Cancel)).await?;
             supervisor.stop(key).await;
             Ok::<_, JobError>(job)
         })
@@ -166,7 +174,7 @@ impl Jobs {
         if self.draining.load(Ordering::Acquire) {
             return Err(JobError::Draining);
         }
-        let job = self.desk.update(key, |edit| edit.change(Change::Resume)).await?;
+        let job = self.repository.update(key, |edit| edit.change(Change::Resume)).await?;
         self.supervisor.look().await;
         Ok(job)
     }
@@ -177,11 +185,12 @@ impl Jobs {
     /// It has not ended.
     pub async fn delete(&self, key: &JobKey) -> Result<(), JobError> {
         let ended = |job: &Job| if job.state.is_ended() { Ok(()) } else { Err(job.state.refusal()) };
-        let (desk, key, folder) = (Arc::clone(&self.desk), key.clone(), self.settings.job_folder(key.id));
+        let (repository, key, folder) =
+            (Arc::clone(&self.repository), key.clone(), self.settings.job_folder(key.id));
         to_its_end(async move {
-            desk.delete(&key, ended).await?;
+            repository.delete(&key, ended).await?;
             match spawn_blocking(move || discard(&folder)).await {
-                Ok(Ok(())) => desk.forget(key.id).await?,
+                Ok(Ok(())) => repository.forget(key.id).await?,
                 Ok(Err(cause)) => {
                     tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
                 }
@@ -202,14 +211,14 @@ impl Jobs {
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.supervisor.drain().await;
-        self.desk.close();
+        self.repository.close();
     }
 
     /// Values, data set and starting point, of which it says what it gives.
-    async fn validate(&self, tenant: &str, order: &Order) -> Result<Option<Start>, OrderError> {
+    async fn validate(&self, tenant: &str, order: &JobSpec) -> Result<Option<Start>, JobRejection> {
         let config = TrainConfig::read(&order.config_toml, &[]).map_err(|cause| match cause {
-            TrainConfigError::Syntax(cause) => OrderError::Syntax(cause),
-            TrainConfigError::Invalid(violations) => OrderError::Invalid(violations),
+            TrainConfigError::Syntax(cause) => JobRejection::Syntax(cause),
+            TrainConfigError::Invalid(violations) => JobRejection::Invalid(violations),
         })?;
         let gallery =
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
@@ -217,10 +226,10 @@ impl Jobs {
         let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
         let checked = patiently(None, move |patience| {
             let start = match gallery {
-                None => Materials::check(&config, &roots, patience),
+                None => TrainingInputs::check(&config, &roots, patience),
                 Some(gallery) => {
                     let census = chips::census(&*gallery.snapshot(), patience).map_err(GalleryError::from)?;
-                    Materials::check_kept(&config, &census, &roots, patience)
+                    TrainingInputs::check_kept(&config, &census, &roots, patience)
                 }
             };
             match (start, pace(&config).and_then(|pace| config.too_slow(&pace))) {
@@ -231,11 +240,11 @@ impl Jobs {
                         problem: paths.relative(&violation.problem),
                         ..violation
                     });
-                    Err(OrderError::Invalid(shown.collect()))
+                    Err(JobRejection::Invalid(shown.collect()))
                 }
             }
         });
-        checked.await.unwrap_or(Err(OrderError::Draining))
+        checked.await.unwrap_or(Err(JobRejection::Draining))
     }
 }
 
@@ -251,7 +260,7 @@ async fn to_its_end<T: Send + 'static>(steps: impl Future<Output = T> + Send + '
 
 /// The store in a folder, beside the folders of its jobs. Those of deleted jobs are removed, and no other: a folder of
 /// which the store knows nothing may be all that is left of a job.
-fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
+fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepository> {
     if !folder.join(FILE).exists() {
         if has_jobs(folder)? {
             let cause = format!(
@@ -277,7 +286,7 @@ fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
     }
     let All { jobs, damaged } = store.all()?;
     for job in jobs.iter().filter(|job| matches!(job.state, JobState::Finished { .. })) {
-        // Of a server that went down between the end of the job and this.
+        // Of a server that stopped between the end of the job and this.
         chips::discard(&folder.join(job.key.id.to_string()));
     }
     let known: HashSet<JobId> =
@@ -289,7 +298,7 @@ fn open_desk(folder: &Path, bounds: Bounds) -> anyhow::Result<Desk> {
             tracing::warn!(job = %id, "a folder of a job that the store does not know is kept; remove it if nobody needs it");
         }
     }
-    Ok(Desk::new(store)?)
+    Ok(JobRepository::new(store)?)
 }
 
 /// Whether there are folders of jobs, of which nothing is known without a store.

@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use super::job::JobId;
 use crate::arithmetic::Pace;
-use crate::gallery::Shelf;
+use crate::gallery::Catalog;
 use crate::train::TrainConfig;
 
-/// What a server allows its jobs, and where they work.
+/// PayloadRecord a server allows its jobs, and where they work.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Each job has a folder of its own in it.
     pub folder: PathBuf,
-    /// What is run with `train --job FOLDER`.
+    /// PayloadRecord is run with `train --job FOLDER`.
     pub program: PathBuf,
     pub jobs_concurrent_max: usize,
     pub device: String,
@@ -31,7 +31,7 @@ pub struct Settings {
     /// Folders under which data and starting points lie.
     pub data_roots: Vec<PathBuf>,
     /// Whose kept chips can be learned from.
-    pub galleries: Arc<Shelf>,
+    pub galleries: Arc<Catalog>,
     /// How the precision of a run does beside f32 on `device`, where there is anything to compare.
     pub pace: fn(&TrainConfig) -> Option<Pace>,
 }

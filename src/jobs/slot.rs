@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::desk::Desk;
-use super::keeper::Keeper;
+use super::model_sink::ModelSink;
+use super::repository::JobRepository;
 use super::settings::Settings;
 use super::spawner::Spawner;
 
@@ -11,8 +11,8 @@ use super::spawner::Spawner;
 #[derive(Clone, Debug)]
 pub struct Slot {
     pub number: usize,
-    pub desk: Arc<Desk>,
+    pub repository: Arc<JobRepository>,
     pub settings: Arc<Settings>,
     pub spawner: Spawner,
-    pub keeper: Arc<dyn Keeper>,
+    pub model_sink: Arc<dyn ModelSink>,
 }

@@ -21,7 +21,7 @@ pub enum JobState {
     Interrupted,
 }
 
-/// What can happen to a job.
+/// PayloadRecord can happen to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Its process is started.
@@ -100,7 +100,7 @@ impl JobState {
         }
     }
 
-    /// What this state says to a change that it cannot make.
+    /// PayloadRecord this state says to a change that it cannot make.
     pub fn refusal(&self) -> Refused {
         match self {
             Self::Queued | Self::Running | Self::Interrupted => Refused::Active,

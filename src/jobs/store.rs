@@ -1,4 +1,4 @@
-//! Jobs and their events on disk. What a reader sees survives a power failure.
+//! Jobs and their events on disk. PayloadRecord a reader sees survives a power failure.
 //!
 //! One database for all tenants. When it cannot be written, it is opened anew at the next use; what was being written
 //! then is brought to its end first, so that it is there once, whether or not the disk already had it. While its disk is
@@ -8,8 +8,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::edit::Edit;
-use super::event::{Happening, JobEvent};
-use super::job::{Job, JobId, JobKey, Order};
+use super::event::{EventPayload, JobEvent};
+use super::job::{Job, JobId, JobKey, JobSpec};
 use super::record::{self, RecordError};
 use super::state::StateName;
 use crate::durable::{Database, DatabaseError, Volume, guard, is_full};
@@ -45,19 +45,19 @@ struct State {
     next_id_min: u64,
     /// `None` after a failure, until it can be opened again.
     database: Option<Database>,
-    /// What may or may not have been written when the database failed.
-    pending: Option<Stroke>,
+    /// PayloadRecord may or may not have been written when the database failed.
+    pending: Option<RedoRecord>,
 }
 
 /// One transaction, which says how things are and not how they change: doing it twice is doing it once.
-struct Stroke {
+struct RedoRecord {
     key: JobKey,
     job: Vec<u8>,
     events: Vec<(u64, Vec<u8>)>,
-    kind: StrokeKind,
+    kind: RedoKind,
 }
 
-enum StrokeKind {
+enum RedoKind {
     Creates { request_id: Option<String> },
     Updates,
 }
@@ -75,12 +75,12 @@ pub enum StoreError {
     /// For now; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
     Unavailable(Trouble),
-    /// What was asked for comes to pass, once, when the store can be used again.
+    /// PayloadRecord was asked for comes to pass, once, when the store can be used again.
     #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
     Pending(Trouble),
 }
 
-/// What keeps the store from being used, for now.
+/// PayloadRecord keeps the store from being used, for now.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}")]
 pub struct Trouble {
@@ -111,7 +111,7 @@ pub enum UpdateError<E> {
     Store(#[from] StoreError),
 }
 
-/// A job that was ordered, or that the same order started before.
+/// A job that was submitted, or that the same request started before.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Added {
     New(Job),
@@ -186,7 +186,7 @@ impl JobStore {
     ///
     /// # Errors
     /// See [`AddError`].
-    pub fn add(&self, tenant: &Arc<str>, order: Order, now: Time) -> Result<Added, AddError> {
+    pub fn add(&self, tenant: &Arc<str>, order: JobSpec, now: Time) -> Result<Added, AddError> {
         self.guarded(|state| {
             let least = state.next_id_min;
             let database = self.healed(state)?;
@@ -207,7 +207,7 @@ impl JobStore {
             let request_id = order.request_id.clone();
             let key = JobKey { tenant: Arc::clone(tenant), id };
             let edit = Edit::created(Job::new(key, order, now), now);
-            self.strike(state, Stroke::new(&edit, StrokeKind::Creates { request_id }))?;
+            self.commit(state, RedoRecord::new(&edit, RedoKind::Creates { request_id }))?;
             Ok(Added::New(edit.into_job()))
         })
     }
@@ -233,7 +233,7 @@ impl JobStore {
             let mut edit = Edit::new(job.clone(), now);
             work(&mut edit).map_err(UpdateError::Refused)?;
             if *edit.job() != job {
-                self.strike(state, Stroke::new(&edit, StrokeKind::Updates))?;
+                self.commit(state, RedoRecord::new(&edit, RedoKind::Updates))?;
             }
             Ok(edit.into_job())
         })
@@ -362,8 +362,8 @@ impl JobStore {
             state.database = None;
         }
         self.open_again(state)?;
-        if let Some(stroke) = &state.pending {
-            let done = state.database.as_ref().map(|database| tables::apply(database, stroke, self.bounds));
+        if let Some(redo) = &state.pending {
+            let done = state.database.as_ref().map(|database| tables::apply(database, redo, self.bounds));
             if let Some(Err(cause)) = done {
                 state.database = None;
                 return Err(cause.into());
@@ -393,9 +393,9 @@ impl JobStore {
         Ok(())
     }
 
-    /// Writes a stroke, twice if need be; what cannot be written now is left pending.
-    fn strike(&self, state: &mut State, stroke: Stroke) -> Result<(), StoreError> {
-        state.pending = Some(stroke);
+    /// Writes a redo, twice if need be; what cannot be written now is left pending.
+    fn commit(&self, state: &mut State, redo: RedoRecord) -> Result<(), StoreError> {
+        state.pending = Some(redo);
         match self.healed(state) {
             Ok(_) => Ok(()),
             Err(cause) => {
@@ -423,11 +423,11 @@ impl fmt::Debug for JobStore {
     }
 }
 
-impl Stroke {
-    fn new(edit: &Edit, kind: StrokeKind) -> Self {
+impl RedoRecord {
+    fn new(edit: &Edit, kind: RedoKind) -> Self {
         let (job, happened, now) = edit.clone().into_parts();
         let first = job.last_event + 1 - happened.len() as u64;
-        let event = |(number, what): (u64, &(u32, Happening))| {
+        let event = |(number, what): (u64, &(u32, EventPayload))| {
             (number, record::event_to_bytes(&job.key, number, what, now))
         };
         let events = (first..).zip(&happened).map(event).collect();

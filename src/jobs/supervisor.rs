@@ -9,11 +9,11 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::desk::Desk;
 use super::edit::Edit;
 use super::failure::{Failure, Reason};
 use super::job::JobKey;
-use super::keeper::Keeper;
+use super::model_sink::ModelSink;
+use super::repository::JobRepository;
 use super::settings::Settings;
 use super::slot::Slot;
 use super::spawner::Spawner;
@@ -45,18 +45,22 @@ impl Supervisor {
     ///
     /// # Errors
     /// The store cannot be read, or no thread be started.
-    pub async fn start(desk: Arc<Desk>, settings: Settings, keeper: Arc<dyn Keeper>) -> anyhow::Result<Self> {
-        let recovered = recover(&desk, settings.attempts_max).await?;
+    pub async fn start(
+        repository: Arc<JobRepository>,
+        settings: Settings,
+        model_sink: Arc<dyn ModelSink>,
+    ) -> anyhow::Result<Self> {
+        let recovered = recover(&repository, settings.attempts_max).await?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let Settings { jobs_concurrent_max: slots, attempts_max, .. } = settings;
         let spawner = Spawner::start()?;
         let settings = Arc::new(settings);
         let slot = |number| Slot {
             number,
-            desk: Arc::clone(&desk),
+            repository: Arc::clone(&repository),
             settings: Arc::clone(&settings),
             spawner: spawner.clone(),
-            keeper: Arc::clone(&keeper),
+            model_sink: Arc::clone(&model_sink),
         };
         let begin = Arc::new(Notify::new());
         let floor = Floor {
@@ -65,7 +69,7 @@ impl Supervisor {
             recovered,
             attempts_max,
             free: (0..slots).rev().map(slot).collect(),
-            desk: Arc::clone(&desk),
+            repository: Arc::clone(&repository),
             running: HashMap::new(),
             attempts: JoinSet::new(),
         };
@@ -104,14 +108,14 @@ impl Supervisor {
 
 /// Jobs that ran when the server was killed have been interrupted; all that were interrupted wait again. Whether that is
 /// done: a store that cannot be written now keeps nobody from starting.
-async fn recover(desk: &Arc<Desk>, attempts_max: u32) -> Result<bool, UpdateError<Refused>> {
-    for job in desk.all().await? {
+async fn recover(repository: &Arc<JobRepository>, attempts_max: u32) -> Result<bool, UpdateError<Refused>> {
+    for job in repository.all().await? {
         match job.state {
             JobState::Running | JobState::Cancelling | JobState::Interrupted => {
-                match desk.update(&job.key, move |edit| resume(edit, attempts_max)).await {
+                match repository.update(&job.key, move |edit| resume(edit, attempts_max)).await {
                     Ok(job) => {
                         let state = job.state.name().text();
-                        tracing::info!(job = %job.key.id, state, "the server went down while this job ran");
+                        tracing::info!(job = %job.key.id, state, "the server stopped while this job ran");
                     }
                     Err(UpdateError::Store(
                         cause @ (StoreError::Unavailable(_) | StoreError::Pending(_)),
@@ -140,7 +144,7 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     }
     if was_killed && edit.count_attempt() >= attempts_max {
         let message =
-            format!("the server went down during {attempts_max} attempts without a further checkpoint");
+            format!("the server stopped during {attempts_max} attempts without a further checkpoint");
         return edit.change(Change::Fail(Failure::new(Reason::ServerLost, message)));
     }
     edit.change(Change::Retry)
@@ -154,7 +158,7 @@ struct Floor {
     /// Likewise, until what ran when the server went away has been brought back.
     recovered: bool,
     attempts_max: u32,
-    desk: Arc<Desk>,
+    repository: Arc<JobRepository>,
     free: Vec<Slot>,
     /// With what stops them.
     running: HashMap<JobKey, CancellationToken>,
@@ -195,12 +199,12 @@ impl Floor {
             return Ok(());
         }
         if !self.recovered {
-            self.recovered = recover(&self.desk, self.attempts_max).await?;
+            self.recovered = recover(&self.repository, self.attempts_max).await?;
         }
         if !self.recovered {
             return Ok(());
         }
-        for job in self.desk.all().await? {
+        for job in self.repository.all().await? {
             match (&job.state, self.running.contains_key(&job.key)) {
                 (JobState::Cancelling, true) => self.stop(&job.key),
                 (JobState::Queued, false) => self.run_in_a_slot(job.key),
@@ -235,7 +239,7 @@ async fn attempt(slot: Slot, key: JobKey, stop: CancellationToken) -> (Slot, Job
         // The process was killed as its handle was dropped.
         tracing::error!(%cause, job = %key.id, "supervising a job failed");
         let failure = Failure::new(Reason::Crashed, "the server could not supervise the process");
-        slot.desk.update_surely(&key, move |edit| edit.change(Change::Fail(failure.clone()))).await;
+        slot.repository.update_surely(&key, move |edit| edit.change(Change::Fail(failure.clone()))).await;
     }
     (slot, key)
 }

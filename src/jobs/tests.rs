@@ -11,13 +11,13 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::desk::Desk;
-use super::event::{Happening, JobEvent};
+use super::event::{EventPayload, JobEvent};
 use super::failure::{Failure, Reason};
-use super::job::{Job, JobKey, Order};
-use super::keeper::Keeper;
+use super::job::{Job, JobKey, JobSpec};
+use super::model_sink::ModelSink;
 use super::report::Rankings;
-use super::service::{Jobs, OrderError};
+use super::repository::JobRepository;
+use super::service::{JobRejection, Jobs};
 use super::settings::Settings;
 use super::state::{Change, JobState, Refused, StateName};
 use super::store::{Added, Bounds, JobStore};
@@ -26,7 +26,7 @@ use super::watch::{WatchError, WatchFrom, watch};
 use crate::arithmetic::Pace;
 use crate::durable::Folder;
 use crate::embedding::ModelDigest;
-use crate::gallery::{GalleryName, NewGallery, QueueSettings, Quotas, Shelf, ShelfSettings};
+use crate::gallery::{Catalog, CatalogSettings, GalleryName, NewGallery, QueueSettings, Quotas};
 use crate::processor::Processor;
 
 const ALIVE: &str = "echo '\"alive\"'";
@@ -38,7 +38,7 @@ const STOPS: &str = r#"
     wait
 "#;
 
-fn settings(folder: &Path, galleries: &Arc<Shelf>) -> Settings {
+fn settings(folder: &Path, galleries: &Arc<Catalog>) -> Settings {
     Settings {
         folder: folder.to_owned(),
         program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
@@ -59,9 +59,9 @@ fn settings(folder: &Path, galleries: &Arc<Shelf>) -> Settings {
 /// A server's jobs, without the server.
 struct Stage {
     folder: tempfile::TempDir,
-    desk: Arc<Desk>,
+    repository: Arc<JobRepository>,
     supervisor: Supervisor,
-    galleries: Arc<Shelf>,
+    galleries: Arc<Catalog>,
 }
 
 impl Stage {
@@ -80,34 +80,36 @@ impl Stage {
     }
 
     async fn kept_by(
-        keeper: Arc<dyn Keeper>,
+        model_sink: Arc<dyn ModelSink>,
         folder: tempfile::TempDir,
         script: &str,
         change: impl Fn(&mut Settings),
     ) -> Self {
         std::fs::write(folder.path().join("script.sh"), script).expect("writable");
-        let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
+        let (repository, galleries) = (repository(&folder, 1000), Arc::new(catalog(&folder)));
         let mut settings = settings(folder.path(), &galleries);
         change(&mut settings);
-        let supervisor = Supervisor::start(Arc::clone(&desk), settings, keeper).await.expect("a supervisor");
+        let supervisor =
+            Supervisor::start(Arc::clone(&repository), settings, model_sink).await.expect("a supervisor");
         supervisor.begin();
-        Self { folder, desk, supervisor, galleries }
+        Self { folder, repository, supervisor, galleries }
     }
 
     async fn order(&self) -> JobKey {
-        let key = add(&self.desk).await.key;
+        let key = add(&self.repository).await.key;
         self.supervisor.look().await;
         key
     }
 
     async fn cancel(&self, key: &JobKey) {
-        self.desk.update(key, |edit| edit.change(Change::Cancel)).await.expect("legal");
+        self.repository.update(key, |edit| edit.change(Change::Cancel)).await.expect("legal");
         self.supervisor.stop(key.clone()).await;
     }
 
     /// Waits until an event for which `until` holds, or the job has ended.
-    async fn watch(&self, key: &JobKey, until: impl Fn(&Happening) -> bool) -> Vec<JobEvent> {
-        let events = watch(Arc::clone(&self.desk), key.clone(), WatchFrom::Oldest).await.expect("known");
+    async fn watch(&self, key: &JobKey, until: impl Fn(&EventPayload) -> bool) -> Vec<JobEvent> {
+        let events =
+            watch(Arc::clone(&self.repository), key.clone(), WatchFrom::Oldest).await.expect("known");
         let mut events = std::pin::pin!(events);
         let mut seen = Vec::new();
         while let Some(event) = events.next().await {
@@ -123,7 +125,7 @@ impl Stage {
 
     async fn ended(&self, key: &JobKey) -> (Job, Vec<JobEvent>) {
         let events = self.watch(key, |_| false).await;
-        (self.desk.get(key).await.expect("readable").expect("known"), events)
+        (self.repository.get(key).await.expect("readable").expect("known"), events)
     }
 
     async fn failure(&self) -> (Reason, String, u32) {
@@ -135,25 +137,25 @@ impl Stage {
     }
 }
 
-fn shelf(folder: &tempfile::TempDir) -> Shelf {
-    let settings = ShelfSettings {
+fn catalog(folder: &tempfile::TempDir) -> Catalog {
+    let settings = CatalogSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
     };
-    Shelf::open(&folder.path().join("galleries"), settings).expect("a shelf")
+    Catalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
 }
 
-fn desk(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<Desk> {
+fn repository(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<JobRepository> {
     let bounds = Bounds { jobs_max: 10, events_retained_max };
     let store = JobStore::open(Box::new(Folder(folder.path().to_owned())), bounds).expect("a store");
-    Arc::new(Desk::new(store).expect("readable"))
+    Arc::new(JobRepository::new(store).expect("readable"))
 }
 
-async fn add(desk: &Arc<Desk>) -> Job {
-    match desk.add("default".into(), Order::default()).await {
+async fn add(repository: &Arc<JobRepository>) -> Job {
+    match repository.add("default".into(), JobSpec::default()).await {
         Ok(Added::New(job)) => job,
         other => panic!("{other:?}"),
     }
@@ -161,7 +163,7 @@ async fn add(desk: &Arc<Desk>) -> Job {
 
 fn states(events: &[JobEvent]) -> Vec<(u32, StateName)> {
     let states = events.iter().filter_map(|event| match &event.what {
-        Happening::State(job) => Some((event.attempt, job.state.name())),
+        EventPayload::State(job) => Some((event.attempt, job.state.name())),
         _ => None,
     });
     states.collect()
@@ -169,18 +171,18 @@ fn states(events: &[JobEvent]) -> Vec<(u32, StateName)> {
 
 fn logged(events: &[JobEvent]) -> Vec<&str> {
     let lines = events.iter().filter_map(|event| match &event.what {
-        Happening::Log(line) => Some(line.as_str()),
+        EventPayload::Log(line) => Some(line.as_str()),
         _ => None,
     });
     lines.collect()
 }
 
-fn is_logged(what: &Happening) -> bool {
-    matches!(what, Happening::Log(_))
+fn is_logged(what: &EventPayload) -> bool {
+    matches!(what, EventPayload::Log(_))
 }
 
-fn is_running(what: &Happening) -> bool {
-    matches!(what, Happening::State(job) if job.state == JobState::Running)
+fn is_running(what: &EventPayload) -> bool {
+    matches!(what, EventPayload::State(job) if job.state == JobState::Running)
 }
 
 #[tokio::test]
@@ -234,7 +236,7 @@ async fn rankings_become_an_event_and_a_job_goes_on_without_those_that_cannot_be
     let (job, events) = stage.ended(&stage.order().await).await;
     assert_eq!(job.state, JobState::Finished { model });
     let shown = events.into_iter().filter_map(|event| match event.what {
-        Happening::Rankings(rankings) => Some(rankings),
+        EventPayload::Rankings(rankings) => Some(rankings),
         _ => None,
     });
     assert_eq!(shown.collect::<Vec<_>>(), [Rankings { epoch: 1, png: b"a picture".to_vec() }]);
@@ -300,9 +302,9 @@ async fn a_cancelled_job_stops_with_a_checkpoint_and_can_go_on() {
     let (job, events) = stage.ended(&key).await;
     assert_eq!(states(&events), [(1, Queued), (1, Running), (1, Cancelling), (1, Cancelled)]);
     assert_eq!((job.saved_steps, job.fruitless), (5, 0));
-    stage.desk.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
+    stage.repository.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
     stage.supervisor.look().await;
-    let events = stage.watch(&key, |what| matches!(what, Happening::State(job) if job.attempt == 2)).await;
+    let events = stage.watch(&key, |what| matches!(what, EventPayload::State(job) if job.attempt == 2)).await;
     assert_eq!(states(&events).last(), Some(&(2, Queued)));
     stage.supervisor.drain().await;
 }
@@ -325,7 +327,7 @@ async fn as_many_jobs_run_as_there_are_slots_and_a_waiting_one_can_be_cancelled(
     for key in &keys[..2] {
         stage.watch(key, is_running).await;
     }
-    let state = async |key: &JobKey| stage.desk.get(key).await.expect("readable").expect("known").state;
+    let state = async |key: &JobKey| stage.repository.get(key).await.expect("readable").expect("known").state;
     assert_eq!(state(&keys[2]).await, JobState::Queued);
     stage.cancel(&keys[2]).await;
     assert_eq!(state(&keys[2]).await, JobState::Cancelled);
@@ -343,8 +345,8 @@ async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_nex
     let key = stage.order().await;
     stage.watch(&key, is_running).await;
     stage.supervisor.drain().await;
-    let Stage { folder, desk, supervisor, galleries } = stage;
-    drop((desk, supervisor));
+    let Stage { folder, repository, supervisor, galleries } = stage;
+    drop((repository, supervisor));
     galleries.close();
     let model = ModelDigest::new([1; 32]);
     let stage = Stage::on(folder, &format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#), |_| {}).await;
@@ -357,7 +359,7 @@ async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_nex
 #[derive(Debug, Default)]
 struct Full(AtomicBool);
 
-impl Keeper for Full {
+impl ModelSink for Full {
     fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), Failure> {
         assert!(folder.ends_with("job-1/model") && model == ModelDigest::new([1; 32]));
         match self.0.load(Ordering::Relaxed) {
@@ -380,7 +382,7 @@ async fn a_job_whose_model_finds_no_room_fails_and_finishes_when_there_is_some()
     assert_eq!(job.attempt, 1, "trying again makes no room");
 
     full.0.store(true, Ordering::Relaxed);
-    stage.desk.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
+    stage.repository.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
     stage.supervisor.look().await;
     assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
 }
@@ -390,9 +392,9 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
     let key = {
-        let desk = desk(&folder, 1000);
-        let key = add(&desk).await.key;
-        desk.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
+        let repository = repository(&folder, 1000);
+        let key = add(&repository).await.key;
+        repository.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
         key
     };
     // A server that was killed, twice.
@@ -401,17 +403,17 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
     for _ in 0..2 {
         let on =
             Stage::on(folder.take().expect("a folder"), "sleep 100000 >/dev/null 2>&1 & wait", |_| {}).await;
-        let job = on.desk.get(&key).await.expect("readable").expect("known");
+        let job = on.repository.get(&key).await.expect("readable").expect("known");
         reached.push(job.state.name());
         if job.state.is_ended() {
             stage = Some(on);
             break;
         }
-        on.watch(&key, |what| matches!(what, Happening::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
-        let Stage { folder: place, desk, supervisor, .. } = on;
-        // What a killed server leaves behind is a job that runs.
+        on.watch(&key, |what| matches!(what, EventPayload::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
+        let Stage { folder: place, repository, supervisor, .. } = on;
+        // PayloadRecord a killed server leaves behind is a job that runs.
         let copy = tempfile::tempdir().expect("a temporary folder");
-        drop((desk, supervisor));
+        drop((repository, supervisor));
         std::fs::copy(place.path().join(super::store::FILE), copy.path().join(super::store::FILE))
             .expect("a copy");
         folder = Some(copy);
@@ -427,17 +429,17 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
 async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
-    let desk = desk(&folder, 200);
-    let key = add(&desk).await.key;
+    let repository = repository(&folder, 200);
+    let key = add(&repository).await.key;
     let log = async |count: usize| {
-        let written = desk.update(&key, move |edit| {
+        let written = repository.update(&key, move |edit| {
             (0..count).for_each(|number| edit.log(number.to_string()));
             Ok::<(), Refused>(())
         });
         written.await.expect("stored");
     };
     log(150).await;
-    let from = |number| watch(Arc::clone(&desk), key.clone(), WatchFrom::Number(number));
+    let from = |number| watch(Arc::clone(&repository), key.clone(), WatchFrom::Number(number));
     let mut slow = std::pin::pin!(from(1).await.expect("retained"));
     for number in 1..=100 {
         assert_eq!(slow.next().await.expect("open").expect("an event").number, number);
@@ -449,14 +451,14 @@ async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
     assert!(matches!(from(1).await.err(), Some(WatchError::Gone { asked: 1, oldest: 252 })));
     assert!(matches!(from(453).await.err(), Some(WatchError::Future { asked: 453, next: 452 })));
     let unknown = JobKey { id: super::job::JobId::new(9), ..key.clone() };
-    let unknown = watch(Arc::clone(&desk), unknown, WatchFrom::Oldest).await;
+    let unknown = watch(Arc::clone(&repository), unknown, WatchFrom::Oldest).await;
     assert!(matches!(unknown.err(), Some(WatchError::Unknown)));
 
     let mut next = std::pin::pin!(from(452).await.expect("the next can be waited for"));
     let (event, ()) = tokio::join!(next.next(), log(1));
     assert_eq!(event.expect("open").expect("an event").number, 452);
     let mut left = std::pin::pin!(from(453).await.expect("the next"));
-    let (closed, ()) = tokio::join!(left.next(), async { desk.close() });
+    let (closed, ()) = tokio::join!(left.next(), async { repository.close() });
     assert!(matches!(closed, Some(Err(WatchError::Closing { next: 453 }))));
 }
 
@@ -464,21 +466,21 @@ async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
 async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
-    let desk = desk(&folder, 200);
-    let key = add(&desk).await.key;
-    let events = watch(Arc::clone(&desk), key.clone(), WatchFrom::Number(2)).await.expect("the next");
-    let cancel = desk.update(&key, |edit| edit.change(Change::Cancel));
+    let repository = repository(&folder, 200);
+    let key = add(&repository).await.key;
+    let events = watch(Arc::clone(&repository), key.clone(), WatchFrom::Number(2)).await.expect("the next");
+    let cancel = repository.update(&key, |edit| edit.change(Change::Cancel));
     let (events, cancelled) = tokio::join!(events.collect::<Vec<_>>(), cancel);
     cancelled.expect("legal");
     assert_eq!(events.len(), 1);
     let mut waiting =
-        std::pin::pin!(watch(Arc::clone(&desk), key.clone(), WatchFrom::Oldest).await.expect("known"));
+        std::pin::pin!(watch(Arc::clone(&repository), key.clone(), WatchFrom::Oldest).await.expect("known"));
     assert!(waiting.next().await.expect("open").is_ok());
-    desk.delete(&key, |_| Ok::<(), ()>(())).await.expect("deleted");
-    // What had been read is still told.
+    repository.delete(&key, |_| Ok::<(), ()>(())).await.expect("deleted");
+    // PayloadRecord had been read is still told.
     assert!(waiting.next().await.expect("open").is_ok());
     assert!(waiting.next().await.is_none());
-    let gone = watch(Arc::clone(&desk), key, WatchFrom::Oldest).await;
+    let gone = watch(Arc::clone(&repository), key, WatchFrom::Oldest).await;
     assert!(matches!(gone.err(), Some(WatchError::Unknown)));
 }
 
@@ -488,9 +490,9 @@ async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
         r#"wc -l < chips/manifest.jsonl >&2; echo '{"failed":{"reason":"DIVERGED","message":"over"}}'"#;
     let stage = Stage::new(script).await;
     let name = GalleryName::new("harbour").expect("a name");
-    let order = Order { gallery: Some(name.clone()), ..Order::default() };
+    let order = JobSpec { gallery: Some(name.clone()), ..JobSpec::default() };
     let ended = async || {
-        let added = stage.desk.add("default".into(), order.clone()).await;
+        let added = stage.repository.add("default".into(), order.clone()).await;
         let Ok(Added::New(job)) = added else { panic!("{added:?}") };
         stage.supervisor.look().await;
         let (job, events) = stage.ended(&job.key).await;
@@ -513,7 +515,7 @@ async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
 #[tokio::test]
 async fn a_precision_that_is_too_slow_here_is_refused_beside_whatever_else_is_wrong() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut settings = settings(&folder.path().join("jobs"), &Arc::new(shelf(&folder)));
+    let mut settings = settings(&folder.path().join("jobs"), &Arc::new(catalog(&folder)));
     settings.pace = |config| Some(Pace::new(config.model.precision, 0.4, Processor::here()));
     let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
     let jobs = Jobs::open(settings, bounds, Arc::new(())).await.expect("jobs");
@@ -531,9 +533,9 @@ async fn a_precision_that_is_too_slow_here_is_refused_beside_whatever_else_is_wr
             checkpoint = {{ epochs = 1, keep = 1 }}
             "#
         );
-        let order = Order { config_toml, ..Order::default() };
+        let order = JobSpec { config_toml, ..JobSpec::default() };
         match jobs.check("default".into(), order).await {
-            Err(OrderError::Invalid(found)) => found.into_iter().map(|violation| violation.field).collect(),
+            Err(JobRejection::Invalid(found)) => found.into_iter().map(|violation| violation.field).collect(),
             other => panic!("{other:?}"),
         }
     };

@@ -8,9 +8,9 @@ use std::sync::Arc;
 use futures_util::{Stream, stream};
 use tokio::sync::watch;
 
-use super::desk::{Desk, Subscription};
 use super::event::JobEvent;
 use super::job::JobKey;
+use super::repository::{JobRepository, Subscription};
 use super::store::{Replay, StoreError};
 
 /// Events that are read at once.
@@ -35,7 +35,7 @@ pub enum WatchError {
     #[error("event {asked} is in the future, the next is {next}")]
     Future { asked: u64, next: u64 },
     /// The job goes on when the server does.
-    #[error("the server is going down; watch again from event {next}")]
+    #[error("the server is shutting down; watch again from event {next}")]
     Closing { next: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -46,47 +46,47 @@ pub enum WatchError {
 /// # Errors
 /// There is no such job, or the first event cannot be told.
 pub async fn watch(
-    desk: Arc<Desk>,
+    repository: Arc<JobRepository>,
     key: JobKey,
     from: WatchFrom,
 ) -> Result<impl Stream<Item = Result<JobEvent, WatchError>> + Send, WatchError> {
-    let mut follower = Follower {
-        news: desk.subscribe(&key),
-        closing: desk.closing(),
+    let mut watcher = Watcher {
+        news: repository.subscribe(&key),
+        closing: repository.closing(),
         next: 1,
         events: VecDeque::new(),
         complete: false,
-        desk,
+        repository,
         key,
     };
     match from {
         WatchFrom::Number(number) => {
-            follower.next = number;
-            follower.read().await?;
+            watcher.next = number;
+            watcher.read().await?;
         }
-        WatchFrom::Oldest => match follower.read().await {
-            Err(WatchError::Gone { oldest, .. }) => follower.next = oldest,
+        WatchFrom::Oldest => match watcher.read().await {
+            Err(WatchError::Gone { oldest, .. }) => watcher.next = oldest,
             read => read?,
         },
     }
-    Ok(stream::try_unfold(follower, async |mut follower| {
-        Ok(follower.next().await?.map(|event| (event, follower)))
+    Ok(stream::try_unfold(watcher, async |mut watcher| {
+        Ok(watcher.next().await?.map(|event| (event, watcher)))
     }))
 }
 
-struct Follower {
-    desk: Arc<Desk>,
+struct Watcher {
+    repository: Arc<JobRepository>,
     key: JobKey,
     news: Subscription,
     closing: watch::Receiver<bool>,
     /// The first event that has not been read.
     next: u64,
     events: VecDeque<JobEvent>,
-    /// What has been read is all that there is.
+    /// PayloadRecord has been read is all that there is.
     complete: bool,
 }
 
-impl Follower {
+impl Watcher {
     async fn next(&mut self) -> Result<Option<JobEvent>, WatchError> {
         loop {
             if let Some(event) = self.events.pop_front() {
@@ -95,7 +95,7 @@ impl Follower {
             if self.complete {
                 return Ok(None);
             }
-            // What happened before the server closed is told; then there is nothing to wait for.
+            // PayloadRecord happened before the server closed is told; then there is nothing to wait for.
             let closing = *self.closing.borrow();
             self.news.head.mark_unchanged();
             self.read().await?;
@@ -114,7 +114,7 @@ impl Follower {
 
     async fn read(&mut self) -> Result<(), WatchError> {
         let asked = self.next;
-        match self.desk.events(&self.key, asked, CHUNK).await?.ok_or(WatchError::Unknown)? {
+        match self.repository.events(&self.key, asked, CHUNK).await?.ok_or(WatchError::Unknown)? {
             Replay::Events { events, complete } => {
                 self.next += events.len() as u64;
                 self.events.extend(events);
@@ -131,7 +131,7 @@ impl Follower {
 mod tests {
     use super::*;
     use crate::durable::Folder;
-    use crate::jobs::job::{JobId, Order};
+    use crate::jobs::job::{JobId, JobSpec};
     use crate::jobs::store::{Added, Bounds, JobStore};
 
     #[tokio::test]
@@ -141,21 +141,21 @@ mod tests {
         JobStore::create(&folder).expect("writable");
         let bounds = Bounds { jobs_max: 10, events_retained_max: 10 };
         let store = JobStore::open(Box::new(folder), bounds).expect("a store");
-        let desk = Arc::new(Desk::new(store).expect("readable"));
+        let repository = Arc::new(JobRepository::new(store).expect("readable"));
         for number in 100..200 {
             let key = JobKey { tenant: "t".into(), id: JobId::new(number) };
-            let watched = watch(Arc::clone(&desk), key, WatchFrom::Oldest).await;
+            let watched = watch(Arc::clone(&repository), key, WatchFrom::Oldest).await;
             assert!(watched.is_err_and(|cause| matches!(cause, WatchError::Unknown)));
         }
-        assert_eq!(desk.watched(), 0);
-        let added = desk.add("t".into(), Order::default()).await.expect("room");
+        assert_eq!(repository.watched(), 0);
+        let added = repository.add("t".into(), JobSpec::default()).await.expect("room");
         let Added::New(job) = added else { panic!("a new job") };
         let watching =
-            async || watch(Arc::clone(&desk), job.key.clone(), WatchFrom::Oldest).await.expect("known");
+            async || watch(Arc::clone(&repository), job.key.clone(), WatchFrom::Oldest).await.expect("known");
         let (one, other) = (watching().await, watching().await);
         drop(one);
-        assert_eq!(desk.watched(), 1);
+        assert_eq!(repository.watched(), 1);
         drop(other);
-        assert_eq!(desk.watched(), 0);
+        assert_eq!(repository.watched(), 0);
     }
 }

@@ -8,8 +8,8 @@ use tempfile::TempDir;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName, GalleryReader, Index,
-    Labels, NewGallery, Observation, QueueSettings, Quotas, SceneNumber, Shelf, ShelfSettings, Time,
+    Catalog, CatalogSettings, Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName,
+    GalleryReader, Index, Labels, NewGallery, Observation, QueueSettings, Quotas, SceneNumber, Time,
 };
 
 /// An optical sighting of which nothing else is known.
@@ -38,25 +38,25 @@ pub fn model() -> ModelDigest {
 }
 
 /// Closes a gallery and removes it in the end.
-pub struct Keeper {
-    _shelf: Shelf,
+pub struct FolderGuard {
+    _catalog: Catalog,
     _folder: TempDir,
 }
 
 /// What a gallery holds after these entries were enrolled, and what keeps it open.
-pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc<dyn GalleryReader>) {
+pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard, Arc<dyn GalleryReader>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let settings = ShelfSettings {
+    let settings = CatalogSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1 << 16, bytes_max: 1 << 30 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1 << 20, bytes_per_tenant: 1 << 40 },
         image_bytes_max: 1 << 20,
         import_bytes_max: 8 << 20,
     };
-    let shelf = Shelf::open(folder.path(), settings).expect("a shelf");
+    let catalog = Catalog::open(folder.path(), settings).expect("a catalog");
     let new = NewGallery { model: model(), dimension, keeps_chips: false };
     let name = GalleryName::new("ships").expect("a name");
-    let gallery = shelf.create("default", &name, new).expect("a gallery");
+    let gallery = catalog.create("default", &name, new).expect("a gallery");
     let enrolments = entries.iter().map(|(entry, embedding)| {
         gallery.enrol(Enrolment {
             entry: entry.clone(),
@@ -71,5 +71,5 @@ pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (Keeper, Arc
     for enrolled in runtime.block_on(join_all(enrolments)) {
         enrolled.expect("an enrolment");
     }
-    (Keeper { _shelf: shelf, _folder: folder }, gallery.snapshot())
+    (FolderGuard { _catalog: catalog, _folder: folder }, gallery.snapshot())
 }

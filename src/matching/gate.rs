@@ -14,7 +14,7 @@ const SIGMA_MAX_M: f64 = 2e7;
 
 /// What the gates know of a query; of every image of it, where it is a tracklet.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Asked {
+pub struct GateQuery {
     /// Of the images that have both.
     pub places: Vec<(Time, Position)>,
     /// Of the images whose scene the gallery knows.
@@ -23,7 +23,7 @@ pub struct Asked {
     pub row: Option<RowId>,
 }
 
-impl Asked {
+impl GateQuery {
     /// Whether a sighting shares a scene with the query, as another detection. Detections are the same only where both
     /// are known to be.
     pub fn is_beside(&self, sighting: &Sighting) -> bool {
@@ -122,7 +122,7 @@ struct Nearest {
 
 impl Trace {
     /// Adds a sighting of the vessel; the query itself is none.
-    pub fn add(&mut self, asked: &Asked, sighting: &Sighting) {
+    pub fn add(&mut self, asked: &GateQuery, sighting: &Sighting) {
         if asked.row == Some(sighting.row) {
             return;
         }
@@ -210,8 +210,8 @@ mod tests {
         Some(Position::new(latitude, longitude, sigma_m).expect("a place"))
     }
 
-    fn asked(observed_at: Option<Time>, position: Option<Position>) -> Asked {
-        Asked { places: observed_at.zip(position).into_iter().collect(), ..Asked::default() }
+    fn asked(observed_at: Option<Time>, position: Option<Position>) -> GateQuery {
+        GateQuery { places: observed_at.zip(position).into_iter().collect(), ..GateQuery::default() }
     }
 
     /// An index of one entry, in row 7.
@@ -231,13 +231,13 @@ mod tests {
         Sighting { observed_at, position, ..index("", "").1 }
     }
 
-    fn trace(asked: &Asked, sightings: &[Sighting]) -> Trace {
+    fn trace(asked: &GateQuery, sightings: &[Sighting]) -> Trace {
         let mut trace = Trace::default();
         sightings.iter().for_each(|sighting| trace.add(asked, sighting));
         trace
     }
 
-    fn judge(max_speed_knots: f64, asked: &Asked, sightings: &[Sighting]) -> Verdict {
+    fn judge(max_speed_knots: f64, asked: &GateQuery, sightings: &[Sighting]) -> Verdict {
         Gate { max_speed_knots: Some(max_speed_knots) }.judge(&trace(asked, sightings))
     }
 
@@ -312,13 +312,14 @@ mod tests {
             (("", ""), ("", ""), Verdict::Passed),
         ] {
             let (index, sighting) = index(seen.0, seen.1);
-            let query = Asked { detections: fixture::detections(&index, &[asked]), ..Asked::default() };
+            let query =
+                GateQuery { detections: fixture::detections(&index, &[asked]), ..GateQuery::default() };
             let judge =
-                |asked: &Asked, sightings: &[Sighting]| Gate::default().judge(&trace(asked, sightings));
+                |asked: &GateQuery, sightings: &[Sighting]| Gate::default().judge(&trace(asked, sightings));
             assert_eq!(judge(&query, &[sighting]), expected, "{asked:?} {seen:?}");
             let elsewhere = Sighting { scene: None, ..sighting };
             assert_eq!(judge(&query, &[elsewhere, sighting, elsewhere]), expected, "any sighting is enough");
-            let itself = Asked { row: Some(RowId(7)), ..query };
+            let itself = GateQuery { row: Some(RowId(7)), ..query };
             assert_eq!(judge(&itself, &[sighting]), Verdict::Passed);
         }
     }
@@ -326,17 +327,19 @@ mod tests {
     #[test]
     fn a_tracklet_is_where_its_images_are() {
         let places = [(at(0), place(0.0, 0.0)), (at(10), place(5.0, 0.0))];
-        let query = Asked {
+        let query = GateQuery {
             places: places.iter().filter_map(|(time, place)| time.zip(*place)).collect(),
-            ..Asked::default()
+            ..GateQuery::default()
         };
         let leg = |hours: i64| trace(&query, &[sighting(at(hours), place(5.0, 0.0))]).leg().expect("a leg");
         assert_eq!((leg(9).seconds(), leg(9).distance_m()), (3600.0, 0.0));
         assert!(leg(1).seconds() == 3600.0 && leg(1).distance_m() > 5e5);
 
         let (index, sighting) = index("a", "1");
-        let detections =
-            |of: &[(&str, &str)]| Asked { detections: fixture::detections(&index, of), ..Asked::default() };
+        let detections = |of: &[(&str, &str)]| GateQuery {
+            detections: fixture::detections(&index, of),
+            ..GateQuery::default()
+        };
         assert!(detections(&[("a", "2")]).is_beside(&sighting));
         assert!(
             !detections(&[("a", "2"), ("a", "1")]).is_beside(&sighting),
@@ -346,7 +349,7 @@ mod tests {
 
     #[test]
     fn the_query_itself_is_no_sighting() {
-        let query = Asked { row: Some(RowId(7)), ..asked(at(0), place(0.0, 0.0)) };
+        let query = GateQuery { row: Some(RowId(7)), ..asked(at(0), place(0.0, 0.0)) };
         let other = Sighting { row: RowId(8), ..sighting(at(5), place(50.0, 0.0)) };
         let trace = trace(&query, &[sighting(at(0), place(0.0, 0.0)), other]);
         assert_eq!(trace.entries(), 1);

@@ -1,7 +1,7 @@
 //! Who is asked for: one image, a tracklet of several, or an enrolled entry.
 
 use super::evidence::Outline;
-use super::gate::Asked;
+use super::gate::GateQuery;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, EmbeddingError};
 use crate::gallery::{
@@ -104,12 +104,12 @@ impl Seen {
     }
 
     /// `scene_number` is that of a gallery.
-    fn asked(&self, scene_number: impl Fn(&str) -> Option<SceneNumber>, row: Option<RowId>) -> Asked {
+    fn asked(&self, scene_number: impl Fn(&str) -> Option<SceneNumber>, row: Option<RowId>) -> GateQuery {
         let observations = || self.observations.iter();
         let detection = |observation: &Observation| {
             Some((scene_number(&observation.scene_id)?, DetectionHash::of(&observation.detection_id)))
         };
-        Asked {
+        GateQuery {
             places: observations().filter_map(|seen| seen.observed_at.zip(seen.position)).collect(),
             detections: observations().filter_map(detection).collect(),
             row,
@@ -136,7 +136,7 @@ fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Resolved {
     pub seen: Seen,
-    pub asked: Asked,
+    pub asked: GateQuery,
 }
 
 /// # Errors

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use super::gate::{Asked, Gate, Reason, Trace, Verdict};
+use super::gate::{Gate, GateQuery, Reason, Trace, Verdict};
 use crate::gallery::{GalleryReader, Group, Selection, Sighting, VesselNumber, VesselSet};
 
 /// The entries that take part.
@@ -42,7 +42,7 @@ impl<'g> Taking<'g> {
     }
 
     /// Of the vessels that are wanted.
-    fn traces(self, asked: &Asked, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
+    fn traces(self, asked: &GateQuery, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
         let mut traces: Traces = Traces::default();
         self.for_each_sighting(|sighting| {
             if wanted(sighting.vessel) {
@@ -55,7 +55,7 @@ impl<'g> Taking<'g> {
 
 impl Screening {
     /// Judges the vessels; a speed only with the scope of every vessel.
-    pub fn new(taking: Taking, asked: &Asked, gate: Gate, scope: Scope, group: Group) -> Self {
+    pub fn new(taking: Taking, asked: &GateQuery, gate: Gate, scope: Scope, group: Group) -> Self {
         let mut screening = Self::default();
         let traces = match scope {
             Scope::EveryVessel => taking.traces(asked, |_| true),
@@ -84,7 +84,7 @@ impl Screening {
     }
 
     /// What the sightings of these vessels say.
-    pub fn traces_of(&self, taking: Taking, asked: &Asked, vessels: &VesselSet) -> Traces {
+    pub fn traces_of(&self, taking: Taking, asked: &GateQuery, vessels: &VesselSet) -> Traces {
         match &self.traces {
             None => taking.traces(asked, |vessel| vessels.contains(vessel)),
             Some(traces) => {
@@ -100,7 +100,7 @@ impl Screening {
     }
 
     /// How many vessels take part, the removed ones included.
-    pub fn vessels(&self, taking: Taking, asked: &Asked) -> usize {
+    pub fn vessels(&self, taking: Taking, asked: &GateQuery) -> usize {
         if let Some(traces) = &self.traces {
             return traces.values().filter(|trace| trace.entries() > 0).count();
         }

@@ -6,7 +6,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::fixture::Keeper;
+use super::fixture::FolderGuard;
 use super::*;
 use crate::chip::Modality::{self, Optical, Sar};
 use crate::embedding::{Embedding, ModelDigest};
@@ -120,7 +120,7 @@ fn ids(matched: &Matched) -> Vec<&str> {
 }
 
 /// Four vessels: `a` and `b` with two entries, `c` with one, and an entry without vessel.
-fn harbour() -> (Keeper, Arc<dyn GalleryReader>) {
+fn harbour() -> (FolderGuard, Arc<dyn GalleryReader>) {
     let entries = [
         (sized(entry("a1", "a", Optical), 100.0, 20.0), at_angle(10.0)),
         (sized(entry("a2", "a", Sar), 100.0, 20.0), at_angle(40.0)),
@@ -134,7 +134,7 @@ fn harbour() -> (Keeper, Arc<dyn GalleryReader>) {
 
 #[test]
 fn vessels_stand_with_their_best_entry_and_entries_for_themselves() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let plan = plan(vec![query(entry("q", "", Optical), at_angle(0.0))]);
     let matched = run_one(&*snapshot, &plan);
     assert_eq!(ids(&matched), ["b1", "a1", "d1", "c1"]);
@@ -157,7 +157,7 @@ fn vessels_stand_with_their_best_entry_and_entries_for_themselves() {
 
 #[test]
 fn an_enrolled_entry_does_not_match_itself() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let enrolled = |id: &str| Query::Enrolled(EntryId::new(id).expect("an id"));
     let answers = run(&*snapshot, &plan(vec![enrolled("a1"), enrolled("d1")]));
     assert_eq!(ids(&answers[0]), ["b1", "a2", "d1", "c1"]);
@@ -167,7 +167,7 @@ fn an_enrolled_entry_does_not_match_itself() {
 
 #[test]
 fn a_query_that_cannot_be_asked_fails_alone() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let stranger = EntryId::new("nobody").expect("an id");
     let short = query(entry("q", "", Optical), unit([1.0, 0.0]));
     let fine = query(entry("q", "", Optical), at_angle(0.0));
@@ -188,7 +188,7 @@ fn gates_remove_vessels_and_say_how_many() {
         (in_scene(entry("beside", "beside", Optical), "s", "2"), at_angle(3.0)),
         (in_scene(entry("itself", "itself", Optical), "s", "1"), at_angle(70.0)),
     ];
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &entries);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
     let asked = in_scene(seen_at(entry("q", "", Optical), 10, 0.0), "s", "1");
     let gate = Gate { max_speed_knots: Some(20.0) };
     let plan = Plan { gate, ..plan(vec![query(asked, at_angle(0.0))]) };
@@ -215,7 +215,7 @@ fn gates_remove_vessels_and_say_how_many() {
 
 #[test]
 fn a_fused_ranking_weighs_size_and_way() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let asked = query(sized(entry("q", "", Optical), 100.0, 20.0), at_angle(0.0));
     let by_cosine = run_one(&*snapshot, &calibrated(plan(vec![asked.clone()]), Ranking::Cosine));
     let fused = run_one(&*snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
@@ -234,7 +234,7 @@ fn a_fused_ranking_weighs_size_and_way() {
         (seen_at(entry("far", "far", Optical), 0, 9.0), at_angle(10.0)),
         (seen_at(entry("near", "near", Optical), 0, 0.1), at_angle(15.0)),
     ];
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &twins);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &twins);
     let asked = query(seen_at(entry("q", "", Optical), 1, 0.0), at_angle(0.0));
     let fused = run_one(&*snapshot, &calibrated(plan(vec![asked]), Ranking::Fused));
     assert_eq!(ids(&fused), ["near", "far"]);
@@ -243,7 +243,7 @@ fn a_fused_ranking_weighs_size_and_way() {
 
 #[test]
 fn a_ship_like_no_other_is_unknown_and_the_prior_counts() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let unknown = |degrees: f32, prior_unknown: Option<f64>| {
         let asked = query(entry("q", "", Optical), at_angle(degrees));
         let plan = Plan { prior_unknown, ..calibrated(plan(vec![asked]), Ranking::Cosine) };
@@ -257,7 +257,7 @@ fn a_ship_like_no_other_is_unknown_and_the_prior_counts() {
 
 #[test]
 fn what_is_not_calibrated_has_no_probability_and_says_so() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let radar = query(entry("q", "", Sar), at_angle(0.0));
     let plan = plan(vec![radar]);
     let calibrated = calibrated(plan.clone(), Ranking::Fused);
@@ -293,7 +293,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
 
 #[test]
 fn queries_of_one_scene_are_assigned_to_distinct_vessels() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let asked = |degrees: f32| query(entry("q", "", Optical), at_angle(degrees));
     let plan = Plan { sharing: Sharing::DistinctVessels, ..plan(vec![asked(0.0), asked(-5.0), asked(-6.0)]) };
     let answers = run(&*snapshot, &plan);
@@ -315,7 +315,7 @@ fn queries_of_one_scene_are_assigned_to_distinct_vessels() {
 
 #[test]
 fn an_empty_gallery_has_an_answer() {
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &[]);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &[]);
     for ranking in [Ranking::Cosine, Ranking::Fused, Ranking::Reranked { depth: 10 }] {
         let asked = query(entry("q", "", Optical), at_angle(0.0));
         let plan = calibrated(plan(vec![asked]), ranking);
@@ -390,7 +390,7 @@ fn vessels(matched: &Matched) -> Vec<String> {
 fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
     let random = &mut ChaCha8Rng::seed_from_u64(5);
     let entries = fleet(700, random);
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &entries);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
     let mut far_down = 0;
     for number in 0..12 {
         let asked = stranger(&entries, random, if number % 2 == 0 { 0.0 } else { 80.0 });
@@ -424,7 +424,7 @@ fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
 fn a_fused_ranking_is_called_exact_only_where_it_is() {
     let random = &mut ChaCha8Rng::seed_from_u64(7);
     let entries = fleet(700, random);
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &entries);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
     let (mut exact, mut inexact) = (0, 0);
     for second_look in [1, 10, 100, 1_000] {
         for _ in 0..5 {
@@ -472,7 +472,7 @@ fn re_ranking_that_covers_the_gallery_is_the_recorded_one() {
     let entries: Vec<(Entry, Embedding)> = (0..gallery.len())
         .map(|number| (entry(&number.to_string(), "", Optical), gallery[number].clone()))
         .collect();
-    let (_keeper, snapshot) = fixture::gallery(gallery[0].dimension(), &entries);
+    let (_folder, snapshot) = fixture::gallery(gallery[0].dimension(), &entries);
     let asked = queries.iter().map(|embedding| query(entry("q", "", Optical), embedding.clone())).collect();
     let plan = Plan { ranking: Ranking::Reranked { depth: 1_000 }, top_k: gallery.len(), ..plan(asked) };
     for group in [Group::Vessel, Group::Entry] {
@@ -499,7 +499,7 @@ fn re_ranking_that_covers_the_gallery_is_the_recorded_one() {
 fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
     let random = &mut ChaCha8Rng::seed_from_u64(6);
     let entries = fleet(100, random);
-    let (_keeper, snapshot) = fixture::gallery(DIMENSION, &entries);
+    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
     let asked = vec![query(entry("q", "", Optical), entries[8].1.clone())];
     let by_cosine = Plan { top_k: 100, ..plan(asked) };
     let reranked = Plan { ranking: Ranking::Reranked { depth: 40 }, ..by_cosine.clone() };
@@ -517,7 +517,7 @@ fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
 
 #[test]
 fn a_match_that_nobody_waits_for_is_not_made() {
-    let (_keeper, snapshot) = harbour();
+    let (_folder, snapshot) = harbour();
     let (patience, waiter) = Patience::until(None);
     drop(waiter);
     let stopped = match_queries(&*snapshot, &plan(vec![]), &patience);

@@ -10,7 +10,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, mpsc};
 use super::{ActiveModel, Preset, Registry, RegistryError};
 use crate::embedding::ModelDigest;
 use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, RESIDENT_MAX, ResidencyError};
-use crate::gallery::{Place, Shelf};
+use crate::gallery::{Catalog, Place};
 use crate::metrics;
 use crate::weights::open::OpenModel;
 
@@ -30,7 +30,7 @@ pub struct Activator {
     changing: Arc<Mutex<()>>,
     changed: mpsc::UnboundedSender<Activation>,
     /// Whose galleries hold models, once somebody leads them.
-    shelf: Arc<OnceLock<Arc<Shelf>>>,
+    catalog: Arc<OnceLock<Arc<Catalog>>>,
 }
 
 /// A change that has happened. Both models stay resident until it is dropped.
@@ -70,15 +70,15 @@ impl Activator {
         preset: Option<Preset>,
     ) -> (Self, mpsc::UnboundedReceiver<Activation>) {
         let (changed, changes) = mpsc::unbounded_channel();
-        let (changing, shelf) = (Arc::default(), Arc::default());
+        let (changing, catalog) = (Arc::default(), Arc::default());
         let preset = preset.map(Arc::new);
-        (Self { registry, pipeline, loader, preset, changing, changed, shelf }, changes)
+        (Self { registry, pipeline, loader, preset, changing, changed, catalog }, changes)
     }
 
-    /// From now on no model takes the place of one that galleries of `shelf` need.
-    pub(super) fn holds(&self, shelf: Arc<Shelf>) {
-        // There is one shelf a server.
-        let _ = self.shelf.set(shelf);
+    /// From now on no model takes the place of one that galleries of `catalog` need.
+    pub(super) fn holds(&self, catalog: Arc<Catalog>) {
+        // There is one catalog a server.
+        let _ = self.catalog.set(catalog);
     }
 
     pub fn registry(&self) -> &Arc<Registry> {
@@ -143,12 +143,14 @@ impl Activator {
     /// no more.
     fn check_place(&self, model: ModelDigest, active: ModelDigest) -> Result<(), ActivationError> {
         let resident = self.pipeline.residency().leases();
-        let Some(shelf) = self.shelf.get().filter(|_| resident.len() >= RESIDENT_MAX) else { return Ok(()) };
+        let Some(catalog) = self.catalog.get().filter(|_| resident.len() >= RESIDENT_MAX) else {
+            return Ok(());
+        };
         if resident.iter().any(|lease| lease.digest == model) {
             return Ok(());
         }
         let other = resident.iter().map(|lease| lease.digest).find(|digest| *digest != active);
-        let needed = other.map(|other| (other, shelf.need(other)));
+        let needed = other.map(|other| (other, catalog.need(other)));
         match needed {
             Some((needed, galleries)) if !galleries.is_empty() => {
                 Err(ActivationError::Needed { needed, galleries })

@@ -20,7 +20,7 @@ const FORMAT: u32 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveModel {
     pub digest: ModelDigest,
-    /// The model that was active before, whose galleries follow.
+    /// The model that was active before, whose galleries are re-embedded.
     pub former: ModelDigest,
 }
 

@@ -2,11 +2,11 @@
 //!
 //! A folder holds `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
 //! `incoming/` for what is being received. Blocking, without tensors of libtorch; [`Activator`] joins it to the models
-//! in memory, and [`Follower`] leads galleries from one active model to the next.
+//! in memory, and [`ReEmbedder`] leads galleries from one active model to the next.
 
 mod activation;
 mod active;
-mod follow;
+mod reembedding;
 mod incoming;
 mod preset;
 mod provenance;
@@ -23,10 +23,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
-pub use follow::Follower;
 pub use incoming::Incoming;
 pub use preset::Preset;
 pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
+pub use reembedding::ReEmbedder;
 
 use provenance::PROVENANCE_BYTES_MAX;
 
@@ -112,7 +112,7 @@ pub struct Registry {
     /// Absent once the registry is closed.
     lock: Mutex<Option<DirectoryLock>>,
     limits: RegistryLimits,
-    shelf: Mutex<Shelf>,
+    catalog: Mutex<Catalog>,
     /// Why it is not known which model was activated last, where that is so at the start.
     active_damage: Option<String>,
     /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
@@ -121,7 +121,7 @@ pub struct Registry {
 }
 
 #[derive(Debug)]
-struct Shelf {
+struct Catalog {
     models: BTreeMap<ModelDigest, StoredModel>,
     active: Option<ActiveModel>,
 }
@@ -169,12 +169,12 @@ impl Registry {
             folder: folder.to_owned(),
             lock: Mutex::new(Some(lock)),
             limits,
-            shelf: Mutex::new(Shelf { models, active }),
+            catalog: Mutex::new(Catalog { models, active }),
             active_damage,
             writing: Mutex::default(),
             incoming: Arc::default(),
         };
-        registry.tell(&registry.shelf());
+        registry.tell(&registry.catalog());
         Ok(registry)
     }
 
@@ -202,7 +202,7 @@ impl Registry {
 
     /// Every model, oldest first.
     pub fn list(&self) -> Vec<StoredModel> {
-        let mut models: Vec<StoredModel> = self.shelf().models.values().cloned().collect();
+        let mut models: Vec<StoredModel> = self.catalog().models.values().cloned().collect();
         models.sort_by_key(|model| (model.created_at(), model.digest));
         models
     }
@@ -210,7 +210,7 @@ impl Registry {
     /// # Errors
     /// There is no such model.
     pub fn get(&self, digest: ModelDigest) -> Result<StoredModel, RegistryError> {
-        self.shelf().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
+        self.catalog().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
     }
 
     /// Reads a model and verifies every number of it.
@@ -233,8 +233,8 @@ impl Registry {
             stored.condition = Condition::Damaged(reason.clone());
         }
         // It may have been deleted while it was read.
-        self.change(|shelf| {
-            if let Some(known) = shelf.models.get_mut(&digest) {
+        self.change(|catalog| {
+            if let Some(known) = catalog.models.get_mut(&digest) {
                 *known = stored;
             }
         });
@@ -253,13 +253,13 @@ impl Registry {
         }
         let place = self.place(digest);
         discard_folder(&place).map_err(at(&place))?;
-        self.change(|shelf| shelf.models.remove(&digest));
+        self.change(|catalog| catalog.models.remove(&digest));
         Ok(())
     }
 
     /// The model that serves from the next start on, and the one before it. `None` where none was ever activated.
     pub fn active(&self) -> Option<ActiveModel> {
-        self.shelf().active
+        self.catalog().active
     }
 
     /// Why it was not known at the start which model was activated last. The record is kept.
@@ -285,7 +285,7 @@ impl Registry {
 
     fn write_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
         active::write(&self.folder, active)?;
-        self.change(|shelf| shelf.active = Some(active));
+        self.change(|catalog| catalog.active = Some(active));
         Ok(())
     }
 
@@ -355,7 +355,7 @@ impl Registry {
             Ok(Condition::Intact(_)) => return Ok(Added::Known),
             Ok(Condition::Damaged(_)) => {
                 discard_folder(&place).map_err(at(&place))?;
-                self.change(|shelf| shelf.models.remove(&digest));
+                self.change(|catalog| catalog.models.remove(&digest));
             }
             Err(_) => {}
         }
@@ -372,13 +372,13 @@ impl Registry {
         write_folder(&place, &files).map_err(at(&place))?;
         let facts = Facts { architecture: model.architecture, provenance: provenance.clone() };
         let stored = StoredModel { digest, bytes, condition: Condition::Intact(Box::new(facts)) };
-        self.change(|shelf| shelf.models.insert(digest, stored));
+        self.change(|catalog| catalog.models.insert(digest, stored));
         Ok(Added::New)
     }
 
     fn check_room(&self, bytes: u64) -> Result<(), RegistryError> {
         let RegistryLimits { count_max, bytes_max } = self.limits;
-        if self.shelf().models.len() >= count_max {
+        if self.catalog().models.len() >= count_max {
             return Err(RegistryError::TooMany { limit: count_max });
         }
         let used = self.stored_bytes();
@@ -400,26 +400,26 @@ impl Registry {
     }
 
     fn stored_bytes(&self) -> u64 {
-        self.shelf().models.values().map(|model| model.bytes).sum()
+        self.catalog().models.values().map(|model| model.bytes).sum()
     }
 
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn writing(&self) -> MutexGuard<'_, ()> {
         self.writing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Shelf) -> T) -> T {
-        let mut shelf = self.shelf();
-        let changed = change(&mut shelf);
-        self.tell(&shelf);
+    fn change<T>(&self, change: impl FnOnce(&mut Catalog) -> T) -> T {
+        let mut catalog = self.catalog();
+        let changed = change(&mut catalog);
+        self.tell(&catalog);
         changed
     }
 
-    fn tell(&self, shelf: &Shelf) {
-        metrics::models_stored(shelf.models.len(), shelf.models.values().map(|model| model.bytes).sum());
+    fn tell(&self, catalog: &Catalog) {
+        metrics::models_stored(catalog.models.len(), catalog.models.values().map(|model| model.bytes).sum());
     }
 }
 

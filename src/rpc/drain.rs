@@ -1,4 +1,4 @@
-//! Going down: new calls are refused, and streams end after what is in flight.
+//! Shutting down: new calls are refused, and streams end after what is in flight.
 
 use std::fmt;
 use std::pin::Pin;
@@ -20,7 +20,7 @@ use super::method::is_health;
 use super::problem::Problem;
 use crate::metrics;
 
-/// How long a caller waits for a server that goes down: another replica, or this one restarted.
+/// How long a caller waits for a server that shuts down: another replica, or this one restarted.
 pub const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
 
 /// Whether the server takes new calls. Cloning it is cheap.
@@ -28,7 +28,7 @@ pub const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
 pub struct Drain(watch::Receiver<bool>);
 
 impl Drain {
-    /// The server goes down once `stopping` says so, or has nobody any more who could say it.
+    /// The server shuts down once `stopping` says so, or has nobody any more who could say it.
     pub fn new(stopping: watch::Receiver<bool>) -> Self {
         Self(stopping)
     }
@@ -37,13 +37,13 @@ impl Drain {
         *self.0.borrow()
     }
 
-    /// Waits until the server goes down.
+    /// Waits until the server shuts down.
     pub async fn begun(mut self) {
         // A dropped sender means that the server's owner is gone, which is a reason to stop as well.
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 
-    /// What a caller sends, until the server goes down; then, as the last item, that it does.
+    /// What a caller sends, until the server shuts down; then, as the last item, that it does.
     pub fn cut<T: Send, S: Stream<Item = Result<T, Status>> + Send>(
         &self,
         items: S,
@@ -60,12 +60,12 @@ impl Drain {
     }
 }
 
-/// The answer to whoever comes while the server goes down.
+/// The answer to whoever comes while the server shuts down.
 pub fn draining() -> Problem {
-    Problem::new(Code::Unavailable, "DRAINING", "the server is going down").retry_after(RETRY_AFTER_DRAIN)
+    Problem::new(Code::Unavailable, "DRAINING", "the server is shutting down").retry_after(RETRY_AFTER_DRAIN)
 }
 
-/// Refuses new calls while the server goes down, and ends those that only watch its health.
+/// Refuses new calls while the server shuts down, and ends those that only watch its health.
 pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> Response {
     if is_health(request.uri().path()) {
         let begun = drain.begun().boxed();
@@ -78,7 +78,7 @@ pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> R
     next.run(request).await
 }
 
-/// An answer that ends when the server goes down, since it would never end by itself.
+/// An answer that ends when the server shuts down, since it would never end by itself.
 struct WatchBody {
     inner: Body,
     /// Absent once it has ended.

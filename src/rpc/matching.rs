@@ -100,19 +100,19 @@ impl Matcher {
         call: &MatchCall,
         model: Result<ModelLease, Problem>,
         context: &CallContext,
-    ) -> Result<Vec<Asked>, Problem> {
+    ) -> Result<Vec<EmbeddedQuery>, Problem> {
         let (count, bytes) = call.chips();
         if count == 0 {
-            return Ok(call.queries.iter().map(Asked::without_chips).collect());
+            return Ok(call.queries.iter().map(EmbeddedQuery::without_chips).collect());
         }
         let model = model?;
         let caller = convert::caller(context, Priority::Interactive);
         let _place = self.pipeline.admit(&model, &caller, count, bytes)?;
         let asked = call.queries.iter().enumerate().map(async |(index, query)| match &query.subject {
             Ok(SubjectCall::Tracklet(chips)) => {
-                Asked::of_tracklet(self.embed_tracklet(chips, &model, &caller, index).await)
+                EmbeddedQuery::of_tracklet(self.embed_tracklet(chips, &model, &caller, index).await)
             }
-            _ => Asked::without_chips(query),
+            _ => EmbeddedQuery::without_chips(query),
         });
         let asked = join_all(asked).await;
         let outcomes: Vec<Result<(), Problem>> =
@@ -181,12 +181,12 @@ fn work(call: &MatchCall, gallery: &dyn GalleryReader) -> Work {
 }
 
 /// A query after its chips were embedded.
-struct Asked {
+struct EmbeddedQuery {
     query: Result<Query, Problem>,
     embedded: Vec<Embedded>,
 }
 
-impl Asked {
+impl EmbeddedQuery {
     fn of_tracklet(outcome: Result<(Seen, Vec<Embedded>), Problem>) -> Self {
         match outcome {
             Ok((seen, embedded)) => Self { query: Ok(Query::Seen(Box::new(seen))), embedded },
@@ -224,9 +224,9 @@ fn seen(sights: Vec<Sight>, field: &str) -> Result<Seen, Problem> {
 }
 
 /// Takes the queries out of those that can be asked; what is left says which those are.
-fn split(asked: Vec<Asked>) -> (Vec<Query>, Vec<Answerable>) {
+fn split(asked: Vec<EmbeddedQuery>) -> (Vec<Query>, Vec<Answerable>) {
     let mut queries = Vec::new();
-    let asked = asked.into_iter().map(|Asked { query, embedded }| {
+    let asked = asked.into_iter().map(|EmbeddedQuery { query, embedded }| {
         let failure = match query {
             Ok(query) => {
                 queries.push(query);

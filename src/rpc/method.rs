@@ -15,7 +15,7 @@ pub struct Method {
 }
 
 /// Whether a path asks after the server's health: whoever does is let in whatever else is refused, so that a server
-/// that is full, closed to strangers or going down can be watched.
+/// that is full, closed to strangers or shutting down can be watched.
 pub fn is_health(path: &str) -> bool {
     path.starts_with("/grpc.health.")
 }

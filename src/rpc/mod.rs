@@ -11,7 +11,7 @@ mod drain;
 mod galleries;
 mod held;
 mod identity;
-mod intake;
+mod body_limit;
 pub mod listener;
 mod matching;
 mod method;
@@ -87,7 +87,7 @@ pub struct Gate {
 }
 
 /// Every service behind its layers. A call meets them in this order: observed, audited, turned away where the server
-/// goes down, identified, counted for its tenant, permitted, given its deadline, weighed as it is received, handled.
+/// shuts down, identified, counted for its tenant, permitted, given its deadline, weighed as it is received, handled.
 pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = tonic_health::server::health_reporter();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
@@ -111,7 +111,7 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
     let methods = Methods::of(&DESCRIPTORS);
-    let intake = intake::Intake::new(limits, gate.drain.clone());
+    let body_limit = body_limit::BodyLimit::new(limits, gate.drain.clone());
     let permits = permit::CallPermits::new(limits, gate.identity.tells_tenants_apart());
     let router = Routes::new(reflection().build_v1().expect(built))
         .add_service(reflection().build_v1alpha().expect(built))
@@ -121,7 +121,7 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .add_service(models)
         .add_service(training_jobs)
         .into_axum_router()
-        .layer(from_fn_with_state(intake, intake::guard))
+        .layer(from_fn_with_state(body_limit, body_limit::guard))
         .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))
         .layer(from_fn_with_state(permits, permit::take))
         .layer(from_fn_with_state(rate::RateLimit::new(limits), rate::limit))

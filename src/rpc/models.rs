@@ -152,7 +152,7 @@ impl ModelsService {
         }
         if self.pipeline.residency().lease(digest).is_some() {
             let message = format!(
-                "model {digest} is still in use: by calls, or by galleries that follow the active one"
+                "model {digest} is still in use: by calls, or by galleries that are being re-embedded"
             );
             return Err(Problem::new(Code::FailedPrecondition, "MODEL_IN_USE", message));
         }

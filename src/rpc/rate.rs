@@ -43,7 +43,7 @@ impl RateLimit {
     fn take(&self, tenant: &Arc<str>) -> Result<(), Problem> {
         let Some(bounded) = &self.0 else { return Ok(()) };
         bounded.buckets.check_key(tenant).map_err(|not_yet| {
-            let message = format!("the tenant may begin {} calls a second", bounded.calls_per_second);
+            let message = format!("the tenant may begin {} calls per second", bounded.calls_per_second);
             Problem::new(Code::ResourceExhausted, "RATE_LIMITED", message)
                 .with_metadata("limit", bounded.calls_per_second)
                 .retry_after(not_yet.wait_time_from(DefaultClock::default().now()))

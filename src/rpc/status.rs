@@ -8,8 +8,8 @@ use super::permit::RETRY_AFTER;
 use super::problem::Problem;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
-use crate::gallery::{ArchiveError, ImportError, NumberError, OpenError, ShelfError, StoreError};
-use crate::jobs::{AddError, GalleryError, JobError, JobStoreError, OrderError, Refused, WatchError};
+use crate::gallery::{ArchiveError, CatalogError, ImportError, NumberError, OpenError, StoreError};
+use crate::jobs::{AddError, GalleryError, JobError, JobRejection, JobStoreError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
 use crate::patience::Stopped;
 use crate::registry::{ActivationError, RegistryError};
@@ -76,28 +76,28 @@ impl From<Stopped> for Problem {
     }
 }
 
-impl From<ShelfError> for Problem {
-    fn from(cause: ShelfError) -> Self {
+impl From<CatalogError> for Problem {
+    fn from(cause: CatalogError) -> Self {
         let (reason, message) = (cause.reason(), cause.to_string());
         match cause {
-            ShelfError::NotFound(_) => Self::new(Code::NotFound, reason, message),
-            ShelfError::Exists(_) => Self::new(Code::AlreadyExists, reason, message),
-            ShelfError::GalleriesFull { limit } => {
+            CatalogError::NotFound(_) => Self::new(Code::NotFound, reason, message),
+            CatalogError::Exists(_) => Self::new(Code::AlreadyExists, reason, message),
+            CatalogError::GalleriesFull { limit } => {
                 Self::new(Code::ResourceExhausted, reason, message).with_metadata("limit", limit)
             }
-            ShelfError::ImportsFull { limit } => Self::new(Code::ResourceExhausted, reason, message)
+            CatalogError::ImportsFull { limit } => Self::new(Code::ResourceExhausted, reason, message)
                 .with_metadata("limit", limit)
                 .retry_after(RETRY_AFTER_DRAIN),
-            ShelfError::Refused { cause, .. } => {
+            CatalogError::Refused { cause, .. } => {
                 let code = match *cause {
                     OpenError::Damaged { .. } => Code::DataLoss,
                     OpenError::Newer { .. } | OpenError::Io { .. } => Code::FailedPrecondition,
                 };
                 Self::new(code, reason, message)
             }
-            ShelfError::Store(cause) => cause.into(),
-            ShelfError::DiskFull => Self::new(Code::ResourceExhausted, reason, message),
-            ShelfError::Io(_) => Self::new(Code::Internal, reason, message),
+            CatalogError::Store(cause) => cause.into(),
+            CatalogError::DiskFull => Self::new(Code::ResourceExhausted, reason, message),
+            CatalogError::Io(_) => Self::new(Code::Internal, reason, message),
         }
     }
 }
@@ -134,35 +134,35 @@ impl From<ImportError> for Problem {
                 | ArchiveError::Damaged { .. }
                 | ArchiveError::Unacceptable { .. },
             ) => Self::invalid(reason, "data", message),
-            ImportError::Shelf(cause) => cause.into(),
+            ImportError::Catalog(cause) => cause.into(),
         }
     }
 }
 
-impl From<OrderError> for Problem {
-    fn from(cause: OrderError) -> Self {
+impl From<JobRejection> for Problem {
+    fn from(cause: JobRejection) -> Self {
         let message = cause.to_string();
         match cause {
-            OrderError::Syntax(_) => Self::invalid("CONFIG_MALFORMED", "config_toml", message),
-            OrderError::Invalid(violations) => {
+            JobRejection::Syntax(_) => Self::invalid("CONFIG_MALFORMED", "config_toml", message),
+            JobRejection::Invalid(violations) => {
                 let problem = Self::new(Code::InvalidArgument, "CONFIG_INVALID", message);
                 violations.into_iter().fold(problem, |problem, violation| {
                     problem.with_violation(format!("config_toml.{}", violation.field), violation.problem)
                 })
             }
-            OrderError::Gallery(GalleryError::Shelf(cause)) => Self::from(cause).with_field("gallery"),
-            OrderError::Gallery(GalleryError::NoChips(_)) => {
+            JobRejection::Gallery(GalleryError::Catalog(cause)) => Self::from(cause).with_field("gallery"),
+            JobRejection::Gallery(GalleryError::NoChips(_)) => {
                 Self::new(Code::FailedPrecondition, "GALLERY_WITHOUT_CHIPS", message).with_field("gallery")
             }
-            OrderError::Draining => draining(),
-            OrderError::Stopped(cause) => cause.into(),
-            OrderError::Add(AddError::OtherOrder(id)) => {
+            JobRejection::Draining => draining(),
+            JobRejection::Stopped(cause) => cause.into(),
+            JobRejection::Add(AddError::OtherOrder(id)) => {
                 Self::new(Code::AlreadyExists, "REQUEST_ID_TAKEN", message).with_metadata("job_id", id)
             }
-            OrderError::Add(AddError::Full { max }) => {
+            JobRejection::Add(AddError::Full { max }) => {
                 Self::new(Code::ResourceExhausted, "JOBS_FULL", message).with_metadata("limit", max)
             }
-            OrderError::Add(AddError::Store(cause)) => cause.into(),
+            JobRejection::Add(AddError::Store(cause)) => cause.into(),
         }
     }
 }

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::watch;
 
 use crate::encoder::Health;
-use crate::gallery::{Census, Shelf};
+use crate::gallery::{Catalog, Census};
 use crate::metrics;
 
 /// What Prometheus expects of its text format.
@@ -23,7 +23,7 @@ pub struct StatusPages {
     pub metrics: PrometheusHandle,
     pub health: watch::Receiver<Health>,
     /// Absent in a server that only embeds.
-    pub shelf: Option<Arc<Shelf>>,
+    pub catalog: Option<Arc<Catalog>>,
 }
 
 /// `/metrics`, `/healthz` (restart me when this fails) and `/readyz` (send me calls while this succeeds).
@@ -37,8 +37,8 @@ pub fn router(pages: StatusPages) -> Router {
 
 async fn metrics_page(State(pages): State<StatusPages>) -> Response {
     metrics::collect_process();
-    if let Some(shelf) = &pages.shelf {
-        count_galleries(&shelf.census());
+    if let Some(catalog) = &pages.catalog {
+        count_galleries(&catalog.census());
     }
     ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::page(&pages.metrics)).into_response()
 }

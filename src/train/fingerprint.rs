@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::dataset::{Image, Pair};
-use super::materials::DataSet;
+use super::inputs::DataSet;
 
 /// Of a file's path, what counts as its name: its folder says which part of a data set it belongs to.
 const NAME_PARTS: usize = 2;

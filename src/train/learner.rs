@@ -314,7 +314,7 @@ impl Learner for TorchLearner {
                 if let Some(GradientHook(hook)) = &mut self.gradient_hook {
                     hook(&gradients)?;
                 }
-                shorten(&gradients, self.teaching.gradient.norm_max);
+                clip_grad_norm(&gradients, self.teaching.gradient.norm_max);
                 self.optimizer.step(&self.tensors, rates);
             }
             Ok(terms)
@@ -371,7 +371,7 @@ fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, LearnError> {
 }
 
 /// Scales all gradients alike so that together they are at most `norm_max` long; 0 leaves them.
-fn shorten(gradients: &Tensors, norm_max: f64) {
+fn clip_grad_norm(gradients: &Tensors, norm_max: f64) {
     if norm_max <= 0.0 {
         return;
     }

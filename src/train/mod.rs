@@ -9,7 +9,7 @@ mod fit;
 mod fit_error;
 #[cfg(feature = "torch")]
 mod heads;
-mod kept;
+mod gallery_dataset;
 mod learn;
 #[cfg(feature = "torch")]
 mod learner;
@@ -17,7 +17,7 @@ mod loader;
 mod log;
 #[cfg(feature = "torch")]
 mod losses;
-mod materials;
+mod inputs;
 #[cfg(feature = "torch")]
 mod optimizer;
 mod random;
@@ -42,11 +42,11 @@ pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, 
 pub use fingerprint::fingerprint;
 pub use fit::{Course, Event, Means, Plan, fit};
 pub use fit_error::FitError;
-pub use kept::{Census, Count, Division, KeptChips, KeptWriter};
+pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
+pub use inputs::{DataSet, TrainingInputs};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;
-pub use materials::{DataSet, Materials};
 pub use random::{Purpose, stream};
 pub use ranked_lists::{Extent, RankedLists};
 pub use roots::{DataRoots, RootError};
@@ -57,7 +57,7 @@ pub use source::{IdentitySource, PairSource, Reader, read_chip};
 pub use validation::{Validation, Worth};
 pub use yaml::AuthorsConfig;
 
-/// What a run starts from, which [`Materials`] have read.
+/// What a run starts from, which [`TrainingInputs`] have read.
 pub use crate::weights::start::StartingPoint;
 
 #[cfg(feature = "torch")]

@@ -6,8 +6,8 @@ use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
 use super::fit::{Course, Event, Plan, fit};
 use super::fit_error::FitError;
+use super::inputs::{DataSet, TrainingInputs};
 use super::learner::{Teaching, TorchLearner};
-use super::materials::{DataSet, Materials};
 use super::validation::Validation;
 use crate::model::Device;
 use crate::weights::family::{Architecture, FeaturePoint};
@@ -39,12 +39,12 @@ impl Run {
     /// `threads` read images where the configuration leaves it open.
     pub fn new(
         config: &TrainConfig,
-        materials: Materials,
+        inputs: TrainingInputs,
         device: Device,
         checkpoints: Checkpoints,
         threads: usize,
     ) -> Self {
-        let Materials { architecture, tensors, start: _, data, validation } = materials;
+        let TrainingInputs { architecture, tensors, start: _, data, validation } = inputs;
         let plan = Plan {
             seed: config.seed,
             schedule: config.schedule.schedule(),

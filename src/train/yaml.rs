@@ -59,7 +59,7 @@ impl AuthorsConfig {
             return Err(TrainConfigError::syntax(&format!("{key} has no value; overrides are KEY VALUE")));
         }
         values.extend(pairs.iter().map(|[key, text]| (key.clone(), literal(text))));
-        let mut reader = Reader { values, known: Vec::new(), violations: Vec::new() };
+        let mut reader = YamlReader { values, known: Vec::new(), violations: Vec::new() };
         let ignored = reader.ignored();
         let config = reader.config();
         let out = Some(reader.text("OUTPUT_DIR", "")).filter(|out| !out.is_empty()).map(PathBuf::from);
@@ -75,13 +75,13 @@ impl AuthorsConfig {
 }
 
 /// Takes values out by key and keeps account of what is wrong with them.
-struct Reader {
+struct YamlReader {
     values: BTreeMap<String, Value>,
     known: Vec<&'static str>,
     violations: Vec<Violation>,
 }
 
-impl Reader {
+impl YamlReader {
     fn ignored(&mut self) -> Vec<String> {
         let mut ignored = Vec::new();
         for (key, reason) in INERT {

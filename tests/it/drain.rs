@@ -1,4 +1,4 @@
-//! How a server goes down: what its callers see, and that it does.
+//! How a server shuts down: what its callers see, and that it does.
 
 use shipreid::app::Drained;
 use shipreid::chip::Modality;

@@ -211,7 +211,7 @@ async fn an_embedding_is_enrolled_with_the_chip_that_it_was_made_from() {
     let request =
         GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["a".into()], with_embeddings: true };
     let entry = client.galleries().get_entries(request).await.unwrap().into_inner().entries.remove(0);
-    assert_eq!(entry.embedding, Some(vector(0, 0.0)), "it is not embedded anew");
+    assert_eq!(entry.embedding, Some(vector(0, 0.0)), "it is not re-embedded");
     assert_eq!(entry.modality(), shipreid::wire::Modality::Optical);
     let gallery = client.galleries().get_gallery(GetGalleryRequest { name: GALLERY.into() }).await;
     let stored = gallery.unwrap().into_inner().gallery.unwrap().stored_bytes;

@@ -63,7 +63,7 @@ impl Server {
 
     fn launch(mut program: Command, model: &Path, settings: &[&str], log: Option<NamedTempFile>) -> Self {
         program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
-        // Nobody has to look away before a test's server goes down.
+        // Nobody has to look away before a test's server shuts down.
         program.args(["--set", "server.drain_notice_seconds=0"]);
         for setting in settings {
             program.args(["--set", setting]);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 
-/// Twice as long after each failure, up to a bound, and a little random: the watchers of a server that went down do
+/// Twice as long after each failure, up to a bound, and a little random: the watchers of a server that stopped do
 /// not all come back at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backoff {

@@ -190,7 +190,7 @@ impl Follower {
         }
     }
 
-    /// The server has closed the stream in order: because the job has ended, or to go down.
+    /// The server has closed the stream in order: because the job has ended, or to shut down.
     async fn ended(&mut self) -> Result<Followed, ClientError> {
         self.stream = Stream::Closed;
         let Subject::Job(id) = &self.subject else {

@@ -11,7 +11,7 @@ use tracing::Span;
 use super::trial::{Canary, Passes, Trials};
 use crate::embedding::ModelDigest;
 use crate::encoder::EncoderInput;
-use crate::encoder::order::{Desk, Order};
+use crate::encoder::mailbox::{Mailbox, WorkerCommand};
 use crate::encoder::predict::BatchTime;
 use crate::encoder::schedule::{Buckets, Entry, Priority, Schedule};
 use crate::encoder::types::{
@@ -33,7 +33,7 @@ struct State {
     times: HashMap<ModelDigest, BatchTime>,
     resident: HashSet<ModelDigest>,
     /// One for each device thread.
-    desks: Vec<Desk>,
+    mailboxes: Vec<Mailbox>,
     trials: Trials,
     phase: Phase,
 }
@@ -63,23 +63,23 @@ pub struct Waiting {
 }
 
 /// What a free device thread does next.
-pub enum Work {
-    Order(Order),
+pub enum WorkerTask {
+    WorkerCommand(WorkerCommand),
     Batch(Vec<Entry<Waiting>>),
     Canary(Canary),
     Stop,
 }
 
 impl State {
-    /// The order that a device thread carries out now, if it is an order's turn.
-    fn next_order(&mut self, worker: usize) -> Option<Order> {
-        let Self { schedule, desks, .. } = self;
-        desks[worker].next_order(schedule.len(), |model| schedule.waiting(model))
+    /// The command that a device thread carries out now, if it is an command's turn.
+    fn next_command(&mut self, worker: usize) -> Option<WorkerCommand> {
+        let Self { schedule, mailboxes, .. } = self;
+        mailboxes[worker].next_command(schedule.len(), |model| schedule.waiting(model))
     }
 
-    /// Orders that nobody will carry out; dropped, they tell whoever waits for them.
-    fn take_orders(&mut self) -> Vec<Order> {
-        self.desks.iter_mut().flat_map(Desk::clear).collect()
+    /// Commands that nobody will carry out; dropped, they tell whoever waits for them.
+    fn take_commands(&mut self) -> Vec<WorkerCommand> {
+        self.mailboxes.iter_mut().flat_map(Mailbox::clear).collect()
     }
 }
 
@@ -91,7 +91,7 @@ impl Shared {
                 schedule: Schedule::default(),
                 times: HashMap::new(),
                 resident: HashSet::new(),
-                desks: (0..workers).map(|_| Desk::default()).collect(),
+                mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
                 trials: Trials::new(workers),
                 phase: Phase::Open,
             }),
@@ -163,7 +163,7 @@ impl Shared {
         self.lock().trials.passes(worker)
     }
 
-    /// A device thread has carried out an order.
+    /// A device thread has carried out an command.
     pub fn worked(&self, worker: usize) {
         self.lock().trials.worked(worker);
     }
@@ -228,14 +228,14 @@ impl Shared {
         });
     }
 
-    /// Refuses new chips and orders; the threads end once no chip waits.
+    /// Refuses new chips and commands; the threads end once no chip waits.
     pub fn close(&self) {
-        let (orders, canaries) = {
+        let (commands, canaries) = {
             let mut state = self.lock();
             state.phase.close();
-            (state.take_orders(), state.trials.take_all())
+            (state.take_commands(), state.trials.take_all())
         };
-        drop((orders, canaries));
+        drop((commands, canaries));
         self.wake.notify_all();
     }
 
@@ -274,25 +274,25 @@ impl Shared {
         Ok(Ticket { id, shared: Arc::clone(self) })
     }
 
-    /// Gives a device thread an order; it is dropped where the threads end.
-    pub fn order(&self, worker: usize, order: Order) {
+    /// Gives a device thread an command; it is dropped where the threads end.
+    pub fn command(&self, worker: usize, command: WorkerCommand) {
         let mut state = self.lock();
         if state.phase != Phase::Open {
             drop(state);
-            return drop(order);
+            return drop(command);
         }
-        state.desks[worker].push(order);
+        state.mailboxes[worker].push(command);
         drop(state);
         self.wake.notify_all();
     }
 
     /// Blocks a device thread until there is something to do. The batch is bound here, when the device is
     /// free, and not before.
-    pub fn next_work(&self, worker: usize, buckets: &Buckets) -> Work {
+    pub fn next_work(&self, worker: usize, buckets: &Buckets) -> WorkerTask {
         let mut state = self.lock();
         loop {
-            if let Some(order) = state.next_order(worker) {
-                return Work::Order(order);
+            if let Some(command) = state.next_command(worker) {
+                return WorkerTask::WorkerCommand(command);
             }
             let State { schedule, times, .. } = &mut *state;
             let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
@@ -302,7 +302,7 @@ impl Shared {
             if !taken.expired.is_empty() || !taken.batch.is_empty() {
                 self.tell_depth(&state);
                 if !taken.batch.is_empty() {
-                    state.desks[worker].batch_taken();
+                    state.mailboxes[worker].batch_taken();
                 }
                 drop(state);
                 for entry in taken.expired {
@@ -311,16 +311,16 @@ impl Shared {
                     let _ = entry.payload.reply.send(Err(EncodeError::DeadlineExceeded));
                 }
                 if !taken.batch.is_empty() {
-                    return Work::Batch(taken.batch);
+                    return WorkerTask::Batch(taken.batch);
                 }
                 state = self.lock();
                 continue;
             }
             if closed {
-                return Work::Stop;
+                return WorkerTask::Stop;
             }
             if let Some(canary) = state.trials.take(worker) {
-                return Work::Canary(canary);
+                return WorkerTask::Canary(canary);
             }
             state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -336,14 +336,14 @@ impl Shared {
 
     /// The device is gone: nobody who waits, or comes later, will be served.
     pub fn lose_device(&self, message: String) {
-        let (waiting, orders, canaries) = {
+        let (waiting, commands, canaries) = {
             let mut state = self.lock();
             state.phase = Phase::Lost;
             let waiting = state.schedule.drain();
             self.tell_depth(&state);
-            (waiting, state.take_orders(), state.trials.take_all())
+            (waiting, state.take_commands(), state.trials.take_all())
         };
-        drop((orders, canaries));
+        drop((commands, canaries));
         self.health.send_replace(Health::DeviceLost);
         self.wake.notify_all();
         self.tell(EncoderEvent::DeviceLost { message });
@@ -352,7 +352,7 @@ impl Shared {
         }
     }
 
-    /// Under the lock, so that the depths arrive in the order in which they were true.
+    /// Under the lock, so that the depths arrive in the command in which they were true.
     fn tell_depth(&self, state: &State) {
         self.tell(EncoderEvent::Depth(state.schedule.len()));
     }

@@ -3,7 +3,7 @@
 
 pub(super) mod batch;
 mod error;
-pub(super) mod foundation;
+pub(super) mod builder;
 pub(super) mod handle;
 mod open;
 pub(super) mod quota;

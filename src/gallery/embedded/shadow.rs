@@ -1,4 +1,4 @@
-//! The way of a gallery to another model: its chips are embedded anew beside what counts, until one transaction flips.
+//! The way of a gallery to another model: its chips are re-embedded beside what counts, until one transaction flips.
 
 use std::sync::Arc;
 

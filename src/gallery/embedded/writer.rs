@@ -242,7 +242,7 @@ impl Writer {
         batch.clear_gone(&self.swept)?;
         let Some(finished) = batch.finish(&transaction, now().nanos())? else { return Ok(()) };
         let Finished { index, state, changes, taken } = finished;
-        // A chip without a row harms nobody; a row without its chip could never be embedded anew.
+        // A chip without a row harms nobody; a row without its chip could never be re-embedded.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
         self.gallery.commit(transaction)?;
         let tables = self.tables(&self.about)?;

@@ -21,7 +21,7 @@ pub enum StoreError {
     /// again; reads go on.
     #[error("the gallery takes no writes: {reason}")]
     ReadOnly { reason: String },
-    /// It is going down or was deleted.
+    /// It is shutting down or was deleted.
     #[error("the gallery is closed")]
     Closed,
     /// What was asked for cannot be read.

@@ -7,25 +7,25 @@ fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
     pieces.flat_map(|piece| piece.expect("readable")).collect()
 }
 
-fn import(shelf: &Shelf, bytes: &[u8]) -> Result<Gallery, ImportError> {
-    let mut import = shelf.import("default", &name("copy"))?;
+fn import(catalog: &Catalog, bytes: &[u8]) -> Result<Gallery, ImportError> {
+    let mut import = catalog.import("default", &name("copy"))?;
     bytes.chunks(100).try_for_each(|piece| import.push(piece, &Patience::default()))?;
     import.finish(&Patience::default())
 }
 
-async fn gallery_of(entries: u64) -> (tempfile::TempDir, Shelf, Gallery) {
+async fn gallery_of(entries: u64) -> (tempfile::TempDir, Catalog, Gallery) {
     let folder = folder();
-    let shelf = Shelf::open(folder.path(), settings()).expect("free");
-    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let catalog = Catalog::open(folder.path(), settings()).expect("free");
+    let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     for seed in 0..entries {
         gallery.enrol(enrolment(&format!("entry {seed}"), seed)).await.expect("enrolled");
     }
-    (folder, shelf, gallery)
+    (folder, catalog, gallery)
 }
 
 #[tokio::test]
 async fn an_export_is_of_one_moment_while_writes_go_on() {
-    let (_folder, shelf, gallery) = gallery_of(5).await;
+    let (_folder, catalog, gallery) = gallery_of(5).await;
     let before = export(&gallery, Chips::With);
     let mut pieces = Export::new(gallery.snapshot(), Chips::With);
     let mut exported = pieces.next().expect("a first piece").expect("readable").to_vec();
@@ -36,19 +36,19 @@ async fn an_export_is_of_one_moment_while_writes_go_on() {
     let after = export(&gallery, Chips::With);
     let contains = |bytes: &[u8], text: &str| bytes.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(!contains(&after, "entry 3") && contains(&after, "later"));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() {
-    let (folder, shelf, gallery) = gallery_of(3).await;
+    let (folder, catalog, gallery) = gallery_of(3).await;
     let whole = export(&gallery, Chips::With);
     let check = |change: &dyn Fn(&mut Vec<u8>), expected: &str| {
         let mut bytes = whole.clone();
         change(&mut bytes);
-        let refused = import(&shelf, &bytes).expect_err(expected).to_string();
+        let refused = import(&catalog, &bytes).expect_err(expected).to_string();
         assert!(refused.contains(expected), "{refused}");
-        assert!(shelf.get("default", &name("copy")).is_err());
+        assert!(catalog.get("default", &name("copy")).is_err());
         let names = std::fs::read_dir(folder.path().join("t-default")).expect("readable");
         assert_eq!(names.count(), 1);
     };
@@ -67,15 +67,15 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
         let (at, bit) = (random.random_range(0..whole.len()), random.random_range(0..8));
         check(&|bytes| bytes[at] ^= 1 << bit, "");
     }
-    import(&shelf, &whole).expect("whole");
-    let taken = import(&shelf, &whole).expect_err("the name is taken");
+    import(&catalog, &whole).expect("whole");
+    let taken = import(&catalog, &whole).expect_err("the name is taken");
     assert_eq!(taken.reason(), "GALLERY_EXISTS");
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn what_enrolling_would_not_take_is_not_imported() {
-    let (_folder, shelf, gallery) = gallery_of(1).await;
+    let (_folder, catalog, gallery) = gallery_of(1).await;
     let observed = |observation| {
         let made = enrolment("odd", 7);
         Enrolment { entry: Entry { observation, ..made.entry }, ..made }
@@ -103,7 +103,7 @@ async fn what_enrolling_would_not_take_is_not_imported() {
         (image(limit + (1 << 20)), "a record has"),
     ] {
         gallery.enrol(odd).await.expect("the store leaves it to its callers");
-        let refused = import(&shelf, &export(&gallery, Chips::With)).expect_err(expected);
+        let refused = import(&catalog, &export(&gallery, Chips::With)).expect_err(expected);
         assert_eq!(refused.reason(), "EXPORT_UNACCEPTABLE");
         let message = refused.to_string();
         assert!(message.contains(expected) && message.contains("after 1 entries"), "{message}");
@@ -111,19 +111,19 @@ async fn what_enrolling_would_not_take_is_not_imported() {
     }
     gallery.enrol(image(limit)).await.expect("enrolled");
     let mut bytes = export(&gallery, Chips::With);
-    import(&shelf, &bytes).expect("within every bound");
-    shelf.delete("default", &name("copy")).expect("there");
+    import(&catalog, &bytes).expect("within every bound");
+    catalog.delete("default", &name("copy")).expect("there");
     // The head says that no chips are kept.
     let keeps = bytes.windows(3).position(|part| part == [0x18, 1, 0x20]).expect("it says that they are");
     bytes[keeps + 1] = 0;
-    let refused = import(&shelf, &bytes).expect_err("a chip in a gallery without").to_string();
+    let refused = import(&catalog, &bytes).expect_err("a chip in a gallery without").to_string();
     assert!(refused.contains("entry \"entry 0\": it has a chip, and the gallery keeps none"), "{refused}");
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn records_on_their_way_are_held_to_memory_and_quota() {
-    let (_folder, _shelf, gallery) = gallery_of(1).await;
+    let (_folder, _catalog, gallery) = gallery_of(1).await;
     let image = vec![1; settings().image_bytes_max].into();
     let made = enrolment("large", 7);
     let chip = made.chip.map(|chip| SourceChip { image, ..chip });
@@ -132,10 +132,10 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let half = &whole[..whole.len() - (100 << 10)];
 
     let folder = folder();
-    let settings = ShelfSettings { import_bytes_max: 4608 << 10, ..settings() };
-    let shelf = Shelf::open(folder.path(), settings).expect("free");
+    let settings = CatalogSettings { import_bytes_max: 4608 << 10, ..settings() };
+    let catalog = Catalog::open(folder.path(), settings).expect("free");
     let begin = |tenant: &str, number: usize| {
-        let mut import = shelf.import(tenant, &name(&format!("copy{number}"))).expect("free");
+        let mut import = catalog.import(tenant, &name(&format!("copy{number}"))).expect("free");
         import.push(half, &Patience::default()).map(|()| import)
     };
     let held: Vec<Import> = (0..2).map(|number| begin("default", number).expect("there is memory")).collect();
@@ -149,8 +149,8 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let bytes_per_tenant = 100 << 10;
     let quotas = Quotas { bytes_per_tenant, ..settings.quotas };
     let small = super::folder();
-    let shelf = Shelf::open(small.path(), ShelfSettings { quotas, ..settings }).expect("free");
-    let mut import = shelf.import("default", &name("copy")).expect("free");
+    let catalog = Catalog::open(small.path(), CatalogSettings { quotas, ..settings }).expect("free");
+    let mut import = catalog.import("default", &name("copy")).expect("free");
     let announced = whole.len() - (1 << 20);
     let refused =
         import.push(&whole[..announced], &Patience::default()).expect_err("the record cannot be stored");
@@ -169,7 +169,7 @@ fn with_the_last_row(bytes: &mut Vec<u8>) {
 
 #[tokio::test]
 async fn a_listing_that_nobody_waits_for_any_more_is_not_gone_on_with() {
-    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let (_folder, catalog, gallery) = gallery_of(3).await;
     let snapshot = gallery.snapshot();
     let (patience, waiter) = Patience::until(None);
     let ids = [id("entry 0"), id("entry 1")];
@@ -178,17 +178,17 @@ async fn a_listing_that_nobody_waits_for_any_more_is_not_gone_on_with() {
     let stopped = StoreError::Stopped(Stopped::Cancelled);
     assert_eq!(snapshot.get(&ids, &patience), Err(stopped.clone()));
     assert_eq!(snapshot.list(&Filter::default(), None, 9, &patience), Err(stopped));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn an_import_that_nobody_waits_for_any_more_becomes_no_gallery() {
-    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let (_folder, catalog, gallery) = gallery_of(3).await;
     let whole = export(&gallery, Chips::With);
     let (patience, waiter) = Patience::until(None);
-    let mut left = shelf.import("default", &name("left")).expect("free");
+    let mut left = catalog.import("default", &name("left")).expect("free");
     left.push(&whole, &patience).expect("an export");
-    let mut early = shelf.import("default", &name("early")).expect("free");
+    let mut early = catalog.import("default", &name("early")).expect("free");
     drop(waiter);
     for stopped in [
         left.finish(&patience).expect_err("he has left"),
@@ -197,15 +197,15 @@ async fn an_import_that_nobody_waits_for_any_more_becomes_no_gallery() {
         assert_eq!(stopped.reason(), "CANCELLED");
     }
     drop(early);
-    assert!(shelf.get("default", &name("left")).is_err());
-    let bytes = shelf.census().bytes;
+    assert!(catalog.get("default", &name("left")).is_err());
+    let bytes = catalog.census().bytes;
     assert_eq!(bytes, gallery.info().stored_bytes, "nothing of it is counted");
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn an_import_is_bound_by_the_quotas() {
-    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let (_folder, catalog, gallery) = gallery_of(3).await;
     let whole = export(&gallery, Chips::With);
     let bytes = gallery.info().stored_bytes;
     for (entries, stored, expected) in
@@ -215,41 +215,41 @@ async fn an_import_is_bound_by_the_quotas() {
         let mut settings = settings();
         settings.quotas =
             Quotas { galleries_per_tenant: 1, entries_per_gallery: entries, bytes_per_tenant: stored };
-        let shelf = Shelf::open(folder.path(), settings).expect("free");
-        match import(&shelf, &whole) {
+        let catalog = Catalog::open(folder.path(), settings).expect("free");
+        match import(&catalog, &whole) {
             Ok(copy) => assert_eq!((copy.info().stored_bytes, expected), (bytes, "")),
             Err(error) => {
                 assert!(format!("{error:?}").contains(expected), "{error:?}");
-                let taken = shelf.create("default", &name("copy"), new_gallery()).expect("made");
+                let taken = catalog.create("default", &name("copy"), new_gallery()).expect("made");
                 let small = Enrolment { chip: None, ..enrolment("x", 1) };
                 taken.enrol(small).await.expect("what the import took is given back");
             }
         }
-        shelf.close();
+        catalog.close();
     }
-    shelf.close();
+    catalog.close();
 }
 
 /// The export of three entries that version 1 was released with.
 #[tokio::test]
 async fn an_export_of_version_1_is_read() {
-    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let (_folder, catalog, gallery) = gallery_of(3).await;
     let bytes = fs::read(released("export-1").join("harbour.bin"));
     let bytes = bytes.expect("the fixture is in the tree");
     let expected = Inspected { model: model(), dimension: DIMENSION, keeps_chips: true, entries: 3 };
     assert_eq!(inspect(bytes.chunks(7)), Ok(expected));
     assert_eq!(inspect([&bytes[..bytes.len() - 1]]), Err(ArchiveError::Truncated { entries: 3 }));
-    let copy = import(&shelf, &bytes).expect("of a known version");
+    let copy = import(&catalog, &bytes).expect("of a known version");
     assert_eq!(export(&copy, Chips::With), export(&gallery, Chips::With));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 #[ignore = "writes the fixture of a version, once"]
 async fn write_an_export_of_this_version() {
-    let (_folder, shelf, gallery) = gallery_of(3).await;
+    let (_folder, catalog, gallery) = gallery_of(3).await;
     let place = released("export-1");
     fs::create_dir_all(&place).expect("writable");
     fs::write(place.join("harbour.bin"), export(&gallery, Chips::With)).expect("writable");
-    shelf.close();
+    catalog.close();
 }

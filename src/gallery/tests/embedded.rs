@@ -9,7 +9,7 @@ const TENANT: &str = "a tenant / with a name";
 
 struct Bench {
     folder: tempfile::TempDir,
-    shelf: Shelf,
+    catalog: Catalog,
     /// Of the gallery; imports give it another.
     name: GalleryName,
     trial: Trial,
@@ -18,36 +18,36 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = folder();
-        let shelf = Shelf::open(folder.path(), settings()).expect("free");
+        let catalog = Catalog::open(folder.path(), settings()).expect("free");
         let name = name("first");
-        let gallery = shelf.create(TENANT, &name, new_gallery()).expect("made");
-        Self { folder, shelf, name, trial: Trial::new(gallery, 42) }
+        let gallery = catalog.create(TENANT, &name, new_gallery()).expect("made");
+        Self { folder, catalog, name, trial: Trial::new(gallery, 42) }
     }
 
     fn reopen(&mut self) {
-        self.shelf.close();
-        self.shelf = Shelf::open(self.folder.path(), settings()).expect("free again");
-        self.trial.gallery = self.shelf.get(TENANT, &self.name).expect("there");
+        self.catalog.close();
+        self.catalog = Catalog::open(self.folder.path(), settings()).expect("free again");
+        self.trial.gallery = self.catalog.get(TENANT, &self.name).expect("there");
     }
 
     /// Goes on with a copy. A shadow is not exported.
     fn copy(&mut self) {
         let exported = export(&self.trial.gallery, Chips::With);
         let copy = if self.name.as_str() == "first" { name("second") } else { name("first") };
-        let gallery = import(&self.shelf, &copy, &exported);
+        let gallery = import(&self.catalog, &copy, &exported);
         assert_eq!(export(&gallery, Chips::With), exported);
-        self.shelf.delete(TENANT, &self.name).expect("there");
+        self.catalog.delete(TENANT, &self.name).expect("there");
         (self.trial.gallery, self.name) = (gallery, copy);
         self.trial.model = self.trial.model.without_shadow();
     }
 
     fn copy_without_chips(&mut self) {
         let exported = export(&self.trial.gallery, Chips::Without);
-        import(&self.shelf, &name("bare"), &exported);
+        import(&self.catalog, &name("bare"), &exported);
         let mut expected = self.trial.model.without_shadow();
         expected.rows.values_mut().for_each(|kept| kept.chip = None);
-        expected.check_embedded(&self.shelf.embedded(TENANT, &name("bare")).published());
-        self.shelf.delete(TENANT, &name("bare")).expect("there");
+        expected.check_embedded(&self.catalog.embedded(TENANT, &name("bare")).published());
+        self.catalog.delete(TENANT, &name("bare")).expect("there");
     }
 }
 
@@ -56,8 +56,8 @@ fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
     pieces.flat_map(|piece| piece.expect("readable")).collect()
 }
 
-fn import(shelf: &Shelf, name: &GalleryName, exported: &[u8]) -> Gallery {
-    let mut import = shelf.import(TENANT, name).expect("the name is free");
+fn import(catalog: &Catalog, name: &GalleryName, exported: &[u8]) -> Gallery {
+    let mut import = catalog.import(TENANT, name).expect("the name is free");
     exported.chunks(777).for_each(|piece| import.push(piece, &Patience::default()).expect("an export"));
     import.finish(&Patience::default()).expect("whole")
 }
@@ -77,9 +77,9 @@ async fn random_work_differs_nowhere_from_the_model() {
         }
         *kinds.entry(kind.min(3)).or_default() += 1;
         bench.trial.check();
-        let published = bench.shelf.embedded(TENANT, &bench.name).published();
+        let published = bench.catalog.embedded(TENANT, &bench.name).published();
         bench.trial.model.check_embedded(&published);
     }
     assert!(kinds.values().all(|times| *times > 3), "{kinds:?}");
-    bench.shelf.close();
+    bench.catalog.close();
 }

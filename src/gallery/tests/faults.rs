@@ -6,7 +6,7 @@ use super::model::{Answer, Model, Operation, Work};
 use super::*;
 use crate::durable::Volume;
 use crate::durable::faults::{Failure, FaultyDisk};
-use crate::gallery::embedded::foundation::Foundation;
+use crate::gallery::embedded::builder::GalleryBuilder;
 use crate::gallery::embedded::handle::pending;
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES};
@@ -35,8 +35,8 @@ impl Trial {
     fn new(seed: u64) -> Self {
         let disk = FaultyDisk::new(seed);
         let about = About::new(model(), DIMENSION, true, Time::from_nanos(5));
-        let foundation = Foundation::new(&disk, about, CACHE_BYTES).expect("no failure is planned");
-        foundation.finish(0).expect("no failure is planned");
+        let builder = GalleryBuilder::new(&disk, about, CACHE_BYTES).expect("no failure is planned");
+        builder.finish(0).expect("no failure is planned");
         Self {
             disk,
             work: Work::new(seed),

@@ -9,7 +9,7 @@ mod model;
 mod reopening;
 mod rot;
 mod shadow;
-mod shelf;
+mod catalog;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,8 +44,8 @@ pub fn other_model() -> ModelDigest {
     ModelDigest::new([8; 32])
 }
 
-pub fn settings() -> ShelfSettings {
-    ShelfSettings {
+pub fn settings() -> CatalogSettings {
+    CatalogSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 10, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },

@@ -4,7 +4,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
-use crate::gallery::embedded::foundation::Foundation;
+use crate::gallery::embedded::builder::GalleryBuilder;
 use crate::gallery::embedded::handle::pending;
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::{Bounds, Published, Writer};
@@ -29,7 +29,7 @@ async fn found(published: &Published) -> Result<usize, StoreError> {
 async fn whoever_reads_while_the_files_are_opened_anew_sees_nothing_of_it() {
     let disk = FaultyDisk::new(1);
     let about = About::new(model(), DIMENSION, true, Time::from_nanos(0));
-    let founded = Foundation::new(&disk, about, 1 << 20).expect("no failure is planned").finish(0);
+    let founded = GalleryBuilder::new(&disk, about, 1 << 20).expect("no failure is planned").finish(0);
     founded.expect("no failure is planned");
     let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 9, bytes_per_tenant: u64::MAX };
     let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));

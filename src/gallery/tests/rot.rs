@@ -32,14 +32,14 @@ struct Galleries {
 impl Galleries {
     async fn new() -> Self {
         let folder = folder();
-        let shelf = Shelf::open(folder.path(), settings()).expect("free");
-        let spoilt = shelf.create(TENANT, &name(SPOILT), new_gallery()).expect("made");
+        let catalog = Catalog::open(folder.path(), settings()).expect("free");
+        let spoilt = catalog.create(TENANT, &name(SPOILT), new_gallery()).expect("made");
         for seed in 0..ENTRIES {
             spoilt.enrol(enrolment(&long_id(seed), seed)).await.expect("enrolled");
         }
-        let sibling = shelf.create(TENANT, &name(SIBLING), new_gallery()).expect("made");
+        let sibling = catalog.create(TENANT, &name(SIBLING), new_gallery()).expect("made");
         sibling.enrol(enrolment("sibling", 1)).await.expect("enrolled");
-        shelf.close();
+        catalog.close();
         let path = |file| folder.path().join("t-default").join(SPOILT).join(file);
         let files = [GALLERY, CHIPS, CODES].map(|file| (file, fs::read(path(file)).expect("there")));
         Self { folder, files: BTreeMap::from(files) }
@@ -56,38 +56,38 @@ impl Galleries {
         }
     }
 
-    fn open(&self) -> Shelf {
-        let shelf = Shelf::open(self.folder.path(), settings()).expect("free");
-        let sibling = shelf.get(TENANT, &name(SIBLING)).expect("siblings serve");
+    fn open(&self) -> Catalog {
+        let catalog = Catalog::open(self.folder.path(), settings()).expect("free");
+        let sibling = catalog.get(TENANT, &name(SIBLING)).expect("siblings serve");
         assert_eq!(
             sibling.snapshot().get(&[id("sibling")], &Patience::default()).expect("readable").found.len(),
             1
         );
-        shelf
+        catalog
     }
 
     /// What became of it, once everything was read, written to and opened again.
     async fn outcome(&self) -> Outcome {
-        let shelf = self.open();
-        let outcome = match shelf.get(TENANT, &name(SPOILT)) {
-            Err(ShelfError::Refused { cause, .. }) => {
+        let catalog = self.open();
+        let outcome = match catalog.get(TENANT, &name(SPOILT)) {
+            Err(CatalogError::Refused { cause, .. }) => {
                 assert!(!cause.to_string().is_empty());
                 Outcome::Refused
             }
             Err(other) => panic!("{other}"),
             Ok(gallery) => use_it(&gallery).await,
         };
-        shelf.close();
+        catalog.close();
         if outcome != Outcome::Whole {
             return outcome;
         }
         // What was written to it must not have made it worse.
-        let shelf = self.open();
-        let outcome = match shelf.get(TENANT, &name(SPOILT)) {
+        let catalog = self.open();
+        let outcome = match catalog.get(TENANT, &name(SPOILT)) {
             Ok(gallery) => use_it(&gallery).await,
             Err(_) => Outcome::Refused,
         };
-        shelf.close();
+        catalog.close();
         outcome
     }
 }

@@ -17,8 +17,8 @@ fn by_both(name: &str, seed: u64) -> Enrolment {
 #[tokio::test]
 async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let shelf = Shelf::open(folder.path(), settings()).expect("opens");
-    let gallery = shelf.create("t", &name("g"), new_gallery()).expect("made");
+    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
     for seed in 0..4 {
         gallery.enrol(enrolment(&format!("e{seed}"), seed)).await.expect("enrolled");
     }
@@ -34,10 +34,10 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     let following = Following { model: other_model(), embedded: 3, stalled: None };
     assert_eq!(gallery.info().following, Some(following.clone()));
 
-    shelf.close();
-    drop((shelf, gallery));
-    let shelf = Shelf::open(folder.path(), settings()).expect("opens");
-    let gallery = shelf.get("t", &name("g")).expect("there");
+    catalog.close();
+    drop((catalog, gallery));
+    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let gallery = catalog.get("t", &name("g")).expect("there");
     assert_eq!(gallery.info().following, Some(following), "it goes on where it was");
     gallery.begin_shadow(other_model(), OTHER_DIMENSION).await.expect("goes on");
     let rows = gallery.snapshot().rows_to_shadow(None, 9).expect("readable");
@@ -56,14 +56,14 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     gallery.enrol(by_both("e5", 5)).await.expect("enrolled");
     let late = gallery.enrol(enrolment("e6", 6)).await;
     assert_eq!(late, Err(StoreError::Model { expected: other_model(), found: model() }));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn a_gallery_follows_no_model_that_it_cannot_follow() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let shelf = Shelf::open(folder.path(), settings()).expect("opens");
-    let gallery = shelf.create("t", &name("g"), new_gallery()).expect("made");
+    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
     let refused = |found| Err(StoreError::Model { expected: model(), found });
     assert_eq!(gallery.begin_shadow(model(), DIMENSION).await, refused(model()));
     assert_eq!(gallery.fill_shadow(other_model(), vec![]).await.map(drop), refused(other_model()));
@@ -75,7 +75,7 @@ async fn a_gallery_follows_no_model_that_it_cannot_follow() {
     gallery.drop_shadow().await.expect("given up");
     assert_eq!(gallery.info().following, None);
     let bare = NewGallery { keeps_chips: false, ..new_gallery() };
-    let bare = shelf.create("t", &name("bare"), bare).expect("made");
+    let bare = catalog.create("t", &name("bare"), bare).expect("made");
     assert_eq!(bare.begin_shadow(other_model(), OTHER_DIMENSION).await, refused(other_model()));
-    shelf.close();
+    catalog.close();
 }

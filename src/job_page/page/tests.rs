@@ -96,7 +96,7 @@ fn a_page_tells_what_became_of_the_job() {
     for part in [
         "<title>Synthetic ships, small – shipreid</title>",
         "shipreid model activate 0123456789abcdef0123456789abcdef",
-        "ordered 2026-03-01 04:00:00 ·",
+        "created 2026-03-01 04:00:00 ·",
         // The best in the first protocol, and not in the easiest.
         "<b>45.0 %</b><span>best mAP (all), epoch 6</span>",
         "<b>120 / 120</b>",

@@ -23,7 +23,7 @@ struct Trial {
     random: ChaCha8Rng,
     clock: i64,
     model: Model,
-    /// What is there if a stroke that was not acknowledged came through all the same.
+    /// PayloadRecord is there if a redo that was not acknowledged came through all the same.
     perhaps: Option<Model>,
     /// No job may get a lower number any more.
     next_id: u64,
@@ -120,7 +120,7 @@ impl Trial {
 
     fn add(&mut self, store: &JobStore) {
         let request_id = Some(format!("r{}", self.random.random_range(0..8)));
-        let order = Order { request_id: request_id.clone(), ..Order::default() };
+        let order = JobSpec { request_id: request_id.clone(), ..JobSpec::default() };
         let known = self.model.values().find(|(job, _)| job.order.request_id == request_id);
         let known = known.map(|(job, _)| job.clone());
         let now = Time::from_nanos(self.clock);
@@ -184,7 +184,7 @@ impl Trial {
         }
     }
 
-    /// What could not be written comes to pass if the store can be used again before the process dies.
+    /// PayloadRecord could not be written comes to pass if the store can be used again before the process dies.
     fn pend(&mut self, store: &JobStore, perhaps: Model) {
         if store.heal().is_ok() {
             self.model = perhaps;

@@ -74,7 +74,7 @@ fn schema(database: &Database) -> Result<u64, StoreError> {
     })
 }
 
-/// Gives every record of schema 1 its checksum. What is damaged already gets none.
+/// Gives every record of schema 1 its checksum. PayloadRecord is damaged already gets none.
 fn seal(database: &Database) -> Result<(), StoreError> {
     let (mut jobs, mut events) = (Vec::new(), Vec::new());
     let read = database.begin_read()?;
@@ -201,7 +201,7 @@ fn contradiction() -> StoreError {
 /// A request id leads to the job that says it was started by it, and to no other.
 fn restore_requests(database: &Database) -> Result<(), StoreError> {
     let known = all(database)?;
-    // What each job says, where it still says anything.
+    // PayloadRecord each job says, where it still says anything.
     let mut jobs: HashMap<(&str, u64), Option<&str>> = HashMap::new();
     jobs.extend(known.damaged.iter().map(|(key, _)| ((&*key.tenant, key.id.number()), None)));
     let (mut started, mut foreign) = (Vec::new(), Vec::new());

@@ -6,7 +6,7 @@ use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinitio
 
 use super::super::job::{Job, JobId, JobKey};
 use super::super::record;
-use super::{All, Bounds, Listing, Page, Replay, StoreError, Stroke, StrokeKind};
+use super::{All, Bounds, Listing, Page, RedoKind, RedoRecord, Replay, StoreError};
 use crate::durable::{Database, DatabaseError};
 
 /// Name of the database's file.
@@ -16,7 +16,7 @@ pub const SCHEMA: u64 = 2;
 pub const CACHE_BYTES: usize = 8 << 20;
 /// A page of jobs ends when their configurations have this many bytes.
 const PAGE_BYTES: usize = 4 << 20;
-/// What is read of a job's events at once ends when they have this many bytes.
+/// PayloadRecord is read of a job's events at once ends when they have this many bytes.
 pub const REPLAY_BYTES: usize = 4 << 20;
 
 /// [`SCHEMA_KEY`] and [`NEXT_ID`]; since schema 2, the complement of each under its name with [`COMPLEMENT`].
@@ -177,7 +177,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
     let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
     let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
     if from < oldest {
-        // What no bound has ever removed must be there.
+        // PayloadRecord no bound has ever removed must be there.
         let retained = number(&read, RETAINED_MIN)?.filter(|retained| *retained > 0);
         let first = retained.map_or(oldest, |retained| (job.last_event + 1).saturating_sub(retained).max(1));
         return if first < oldest {
@@ -206,7 +206,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
         };
         match event {
             Ok(event) => events.push(event),
-            // What is before it can be told.
+            // PayloadRecord is before it can be told.
             Err(_) if !events.is_empty() => break,
             Err(cause) => return Err(damaged(expected, &cause)),
         }
@@ -218,26 +218,26 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
     Ok(Replay::Events { events, complete })
 }
 
-pub fn apply(database: &Database, stroke: &Stroke, bounds: Bounds) -> Result<(), DatabaseError> {
+pub fn apply(database: &Database, redo: &RedoRecord, bounds: Bounds) -> Result<(), DatabaseError> {
     let write = database.begin_write()?;
-    write_stroke(&write, stroke, bounds)?;
+    write_redo(&write, redo, bounds)?;
     database.commit(write)
 }
 
-fn write_stroke(write: &WriteTransaction, stroke: &Stroke, bounds: Bounds) -> Result<(), DatabaseError> {
-    let (tenant, id) = (&*stroke.key.tenant, stroke.key.id.number());
-    write.open_table(JOBS)?.insert((tenant, id), &*stroke.job)?;
-    if let StrokeKind::Creates { request_id } = &stroke.kind {
+fn write_redo(write: &WriteTransaction, redo: &RedoRecord, bounds: Bounds) -> Result<(), DatabaseError> {
+    let (tenant, id) = (&*redo.key.tenant, redo.key.id.number());
+    write.open_table(JOBS)?.insert((tenant, id), &*redo.job)?;
+    if let RedoKind::Creates { request_id } = &redo.kind {
         put_number(write, NEXT_ID, id + 1)?;
         if let Some(request_id) = request_id {
             write.open_table(REQUESTS)?.insert((tenant, &**request_id), id)?;
         }
     }
     let mut events = write.open_table(EVENTS)?;
-    for (number, bytes) in &stroke.events {
+    for (number, bytes) in &redo.events {
         events.insert((tenant, id, *number), &**bytes)?;
     }
-    let last = stroke.events.last().map_or(0, |(number, _)| *number);
+    let last = redo.events.last().map_or(0, |(number, _)| *number);
     let first_kept = (last + 1).saturating_sub(bounds.events_retained_max);
     let mut old = events.extract_from_if((tenant, id, 0)..(tenant, id, first_kept), |_, _| true)?;
     old.try_for_each(|removed| removed.map(drop))?;

@@ -1,4 +1,4 @@
-//! What the store keeps, lists, replays and refuses.
+//! PayloadRecord the store keeps, lists, replays and refuses.
 
 use std::path::Path;
 
@@ -41,12 +41,12 @@ pub(super) fn open(folder: &tempfile::TempDir) -> JobStore {
     JobStore::open(Box::new(Folder(folder.path().to_owned())), BOUNDS).expect("a store")
 }
 
-pub(super) fn order(config: &str, request_id: Option<&str>) -> Order {
+pub(super) fn order(config: &str, request_id: Option<&str>) -> JobSpec {
     let request_id = request_id.map(str::to_owned);
-    Order { config_toml: config.into(), request_id, ..Order::default() }
+    JobSpec { config_toml: config.into(), request_id, ..JobSpec::default() }
 }
 
-pub(super) fn add(store: &JobStore, tenant: &str, order: Order) -> Job {
+pub(super) fn add(store: &JobStore, tenant: &str, order: JobSpec) -> Job {
     match store.add(&tenant.into(), order, NOW) {
         Ok(Added::New(job)) => job,
         other => panic!("a new job, not {other:?}"),
@@ -224,7 +224,7 @@ pub(super) fn eventful(folder: &Path) -> (JobStore, [JobKey; 2]) {
     let done = add(&store, "default", order("seed = 1", Some("first"))).key;
     let gallery = Some(GalleryName::new("harbour").expect("a name"));
     let waits =
-        add(&store, "default", Order { gallery, display_name: "second".into(), ..order("x", None) }).key;
+        add(&store, "default", JobSpec { gallery, display_name: "second".into(), ..order("x", None) }).key;
     let losses = [("total".to_owned(), 0.1)].into();
     let progress = Progress { step: 3, steps_total: 9, losses, accuracy: Some(0.5), ..Progress::default() };
     let evaluation = Evaluation { protocol: "all".into(), epoch: 1, map: 0.3, ..Evaluation::default() };

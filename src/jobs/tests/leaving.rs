@@ -1,4 +1,4 @@
-//! What becomes of a change of several steps whose caller leaves after the first.
+//! PayloadRecord becomes of a change of several steps whose caller leaves after the first.
 
 use super::*;
 
@@ -7,8 +7,8 @@ async fn a_job_whose_canceller_has_left_is_stopped_all_the_same() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
     std::fs::write(folder.path().join("script.sh"), STOPS).expect("writable");
-    let key = add(&desk(&folder, 1000)).await.key;
-    let settings = settings(folder.path(), &Arc::new(shelf(&folder)));
+    let key = add(&repository(&folder, 1000)).await.key;
+    let settings = settings(folder.path(), &Arc::new(catalog(&folder)));
     let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
     let jobs = Jobs::open(settings, bounds, Arc::new(())).await.expect("jobs");
     jobs.begin();
@@ -19,7 +19,7 @@ async fn a_job_whose_canceller_has_left_is_stopped_all_the_same() {
         let cancelling = std::pin::pin!(jobs.cancel(key.clone()));
         assert!(futures_util::poll!(cancelling).is_pending());
     }
-    while !matches!(next().await, Happening::State(job) if job.state == JobState::Cancelled) {}
+    while !matches!(next().await, EventPayload::State(job) if job.state == JobState::Cancelled) {}
     jobs.drain().await;
 }
 
@@ -28,12 +28,12 @@ async fn a_job_whose_deleter_has_left_leaves_no_folder() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
     let key = {
-        let desk = desk(&folder, 1000);
-        let key = add(&desk).await.key;
-        desk.update(&key, |edit| edit.change(Change::Cancel)).await.expect("legal");
+        let repository = repository(&folder, 1000);
+        let key = add(&repository).await.key;
+        repository.update(&key, |edit| edit.change(Change::Cancel)).await.expect("legal");
         key
     };
-    let settings = settings(folder.path(), &Arc::new(shelf(&folder)));
+    let settings = settings(folder.path(), &Arc::new(catalog(&folder)));
     let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
     let jobs = Jobs::open(settings, bounds, Arc::new(())).await.expect("jobs");
     let place = jobs.folder(key.id);

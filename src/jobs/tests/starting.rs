@@ -1,4 +1,4 @@
-//! What a start costs a job that ran when the server went away, when the start comes to nothing.
+//! PayloadRecord a start costs a job that ran when the server went away, when the start comes to nothing.
 
 use super::*;
 use crate::jobs::store::StoreError;
@@ -7,21 +7,22 @@ use crate::jobs::store::StoreError;
 async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
-    let galleries = Arc::new(shelf(&folder));
+    let galleries = Arc::new(catalog(&folder));
     let key = {
-        let desk = desk(&folder, 1000);
-        let key = add(&desk).await.key;
-        desk.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
+        let repository = repository(&folder, 1000);
+        let key = add(&repository).await.key;
+        repository.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
         key
     };
     for _ in 0..3 {
-        let desk = desk(&folder, 1000);
+        let repository = repository(&folder, 1000);
         let settings = settings(folder.path(), &galleries);
-        let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+        let supervisor =
+            Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
         supervisor.look().await;
         // Whatever the look has started would be stopped by this, and would tell of it.
         supervisor.drain().await;
-        let job = desk.get(&key).await.expect("readable").expect("known");
+        let job = repository.get(&key).await.expect("readable").expect("known");
         assert_eq!((job.state, job.attempt, job.fruitless), (JobState::Queued, 2, 1));
     }
     galleries.close();
@@ -33,7 +34,7 @@ async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
 #[tokio::test]
 async fn folders_of_deleted_jobs_go_and_no_other_does() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let galleries = Arc::new(shelf(&place));
+    let galleries = Arc::new(catalog(&place));
     let folder = place.path().join("jobs");
     let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
     std::fs::create_dir(&folder).expect("writable");
@@ -41,7 +42,7 @@ async fn folders_of_deleted_jobs_go_and_no_other_does() {
     let keys = {
         let store = JobStore::open(Box::new(Folder(folder.clone())), bounds).expect("a store");
         let keys = [(); 2].map(|()| {
-            match store.add(&"default".into(), Order::default(), crate::gallery::Time::from_nanos(1)) {
+            match store.add(&"default".into(), JobSpec::default(), crate::gallery::Time::from_nanos(1)) {
                 Ok(Added::New(job)) => job.key,
                 other => panic!("{other:?}"),
             }
@@ -62,7 +63,7 @@ async fn folders_of_deleted_jobs_go_and_no_other_does() {
 #[tokio::test]
 async fn folders_of_jobs_without_a_store_are_named_and_kept() {
     let place = tempfile::tempdir().expect("a temporary folder");
-    let galleries = Arc::new(shelf(&place));
+    let galleries = Arc::new(catalog(&place));
     let folder = place.path().join("jobs");
     let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
     std::fs::create_dir_all(folder.join("job-1")).expect("writable");

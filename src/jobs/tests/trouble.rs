@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};
 use crate::jobs::chips;
-use crate::jobs::ending::Ending;
+use crate::jobs::outcome::AttemptOutcome;
 use crate::jobs::slot::Slot;
 use crate::jobs::spawner::Spawner;
 use crate::jobs::store::{StoreError, UpdateError};
@@ -22,38 +22,40 @@ fn placed(folder: &tempfile::TempDir) {
 async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_process_from_starting() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     placed(&folder);
-    let (desk, galleries) = (desk(&folder, 1000), Arc::new(shelf(&folder)));
+    let (repository, galleries) = (repository(&folder, 1000), Arc::new(catalog(&folder)));
     let gallery = Some(GalleryName::new("harbour").expect("a name"));
-    let Ok(Added::New(job)) = desk.add("default".into(), Order { gallery, ..Order::default() }).await else {
+    let Ok(Added::New(job)) =
+        repository.add("default".into(), JobSpec { gallery, ..JobSpec::default() }).await
+    else {
         panic!("no new job")
     };
     // The copy finds that there is nothing to do.
     std::fs::create_dir_all(folder.path().join("job-1/chips")).expect("writable");
     let slot = Slot {
         number: 0,
-        desk,
+        repository,
         settings: Arc::new(settings(folder.path(), &galleries)),
         spawner: Spawner::start().expect("a thread"),
-        keeper: Arc::new(()),
+        model_sink: Arc::new(()),
     };
     let stop = CancellationToken::new();
     stop.cancel();
-    assert_eq!(chips::fetch(&slot, &job, &stop).await, Err(Ending::Stopped));
+    assert_eq!(chips::fetch(&slot, &job, &stop).await, Err(AttemptOutcome::Stopped));
     assert_eq!(chips::fetch(&slot, &job, &CancellationToken::new()).await, Ok(()));
 }
 
 /// Takes every model, while somebody else ends the job.
 #[derive(Debug, Default)]
-struct Overtaken(OnceLock<Arc<Desk>>);
+struct Overtaken(OnceLock<Arc<JobRepository>>);
 
-impl Keeper for Overtaken {
+impl ModelSink for Overtaken {
     fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
-        let desk = self.0.get().expect("set before the job was ordered");
+        let repository = self.0.get().expect("set before the job was submitted");
         let key = JobKey { tenant: "default".into(), id: crate::jobs::JobId::new(1) };
         let fail = |edit: &mut crate::jobs::edit::Edit| {
             edit.change(Change::Fail(Failure::new(Reason::Crashed, "overtaken")))
         };
-        Handle::current().block_on(desk.update(&key, fail)).expect("legal");
+        Handle::current().block_on(repository.update(&key, fail)).expect("legal");
         Ok(())
     }
 }
@@ -65,10 +67,10 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
     for overtaken in [true, false] {
         let folder = tempfile::tempdir().expect("a temporary folder");
         placed(&folder);
-        let keeper = Arc::new(Overtaken::default());
-        let taking: Arc<dyn Keeper> = if overtaken { keeper.clone() } else { Arc::new(()) };
+        let model_sink = Arc::new(Overtaken::default());
+        let taking: Arc<dyn ModelSink> = if overtaken { model_sink.clone() } else { Arc::new(()) };
         let stage = Stage::kept_by(taking, folder, &script, |_| {}).await;
-        keeper.0.set(Arc::clone(&stage.desk)).expect("once");
+        model_sink.0.set(Arc::clone(&stage.repository)).expect("once");
         let key = stage.order().await;
         let (job, _) = stage.ended(&key).await;
         assert_eq!(matches!(job.state, JobState::Failed(_)), overtaken);
@@ -79,12 +81,12 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
 }
 
 /// Jobs on a disk that can fail.
-fn desk_on_a_disk() -> (FaultyDisk, Arc<Desk>) {
+fn desk_on_a_disk() -> (FaultyDisk, Arc<JobRepository>) {
     let disk = FaultyDisk::new(1);
     JobStore::create(&disk).expect("writable");
     let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
     let store = JobStore::open(Box::new(disk.clone()), bounds).expect("a store");
-    (disk, Arc::new(Desk::new(store).expect("readable")))
+    (disk, Arc::new(JobRepository::new(store).expect("readable")))
 }
 
 #[tokio::test]
@@ -93,19 +95,20 @@ async fn jobs_that_ran_come_back_when_a_disk_has_room_again() {
     let model = ModelDigest::new([1; 32]);
     let script = format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#);
     std::fs::write(folder.path().join("script.sh"), script).expect("writable");
-    let (disk, desk) = desk_on_a_disk();
-    let key = add(&desk).await.key;
-    desk.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
+    let (disk, repository) = desk_on_a_disk();
+    let key = add(&repository).await.key;
+    repository.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
     disk.fail_after(0, Fault::NoRoom);
-    let galleries = Arc::new(shelf(&folder));
+    let galleries = Arc::new(catalog(&folder));
     let settings = settings(folder.path(), &galleries);
-    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    let supervisor =
+        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
     supervisor.begin();
     supervisor.look().await;
-    assert_eq!(desk.get(&key).await.expect("readable").expect("known").state, JobState::Running);
+    assert_eq!(repository.get(&key).await.expect("readable").expect("known").state, JobState::Running);
     disk.recover();
     supervisor.look().await;
-    let stage = Stage { folder, desk, supervisor, galleries };
+    let stage = Stage { folder, repository, supervisor, galleries };
     assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
 }
 
@@ -113,16 +116,17 @@ async fn jobs_that_ran_come_back_when_a_disk_has_room_again() {
 async fn a_job_whose_cancellation_is_stored_late_is_stopped() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     std::fs::write(folder.path().join("script.sh"), STOPS).expect("writable");
-    let (disk, desk) = desk_on_a_disk();
-    let galleries = Arc::new(shelf(&folder));
+    let (disk, repository) = desk_on_a_disk();
+    let galleries = Arc::new(catalog(&folder));
     let settings = settings(folder.path(), &galleries);
-    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    let supervisor =
+        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
     supervisor.begin();
-    let stage = Stage { folder, desk, supervisor, galleries };
+    let stage = Stage { folder, repository, supervisor, galleries };
     let key = stage.order().await;
     stage.watch(&key, is_logged).await;
     disk.fail_after(0, Fault::NoRoom);
-    let cancelled = stage.desk.update(&key, |edit| edit.change(Change::Cancel)).await;
+    let cancelled = stage.repository.update(&key, |edit| edit.change(Change::Cancel)).await;
     assert!(matches!(cancelled, Err(UpdateError::Store(StoreError::Pending(_)))), "{cancelled:?}");
     disk.recover();
     stage.supervisor.look().await;
@@ -144,12 +148,13 @@ async fn a_process_is_stopped_while_the_store_cannot_be_used() {
         let made = std::process::Command::new("mkfifo").arg(folder.path().join(pipe)).status();
         assert!(made.expect("mkfifo").success());
     }
-    let (disk, desk) = desk_on_a_disk();
-    let galleries = Arc::new(shelf(&folder));
+    let (disk, repository) = desk_on_a_disk();
+    let galleries = Arc::new(catalog(&folder));
     let settings = settings(folder.path(), &galleries);
-    let supervisor = Supervisor::start(Arc::clone(&desk), settings, Arc::new(())).await.expect("starts");
+    let supervisor =
+        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
     supervisor.begin();
-    let stage = Stage { folder, desk, supervisor, galleries };
+    let stage = Stage { folder, repository, supervisor, galleries };
     let key = stage.order().await;
     stage.watch(&key, is_logged).await;
 
@@ -167,7 +172,7 @@ async fn a_process_is_stopped_while_the_store_cannot_be_used() {
 
     disk.restart_process();
     draining.await.expect("no panic");
-    let job = stage.desk.get(&key).await.expect("readable").expect("known");
+    let job = stage.repository.get(&key).await.expect("readable").expect("known");
     assert_eq!(job.state, JobState::Interrupted);
 }
 

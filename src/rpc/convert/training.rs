@@ -8,7 +8,7 @@ use super::sighting::timestamp;
 use super::{bounded_text, duration};
 use crate::gallery::GalleryName;
 use crate::jobs::{
-    Evaluation, Happening, Job, JobEvent, JobFailure, JobId, JobKey, JobState, Listing, Order, Progress,
+    Evaluation, EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing, Progress,
     Rankings, Saved, Shape, Start, StateName, UntakenTensor,
 };
 use crate::wire;
@@ -19,7 +19,7 @@ const CONFIG_BYTES_MAX: usize = 64 << 10;
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// What a caller orders, whose configuration is still a text.
-pub fn order(request: wire::TrainRequest) -> Result<Order, Problem> {
+pub fn order(request: wire::TrainRequest) -> Result<JobSpec, Problem> {
     let wire::TrainRequest { config_toml, request_id, display_name, gallery, .. } = request;
     bounded_bytes("config_toml", config_toml.len(), CONFIG_BYTES_MAX)?;
     bounded_bytes("request_id", request_id.len(), REQUEST_ID_BYTES_MAX)?;
@@ -31,7 +31,7 @@ pub fn order(request: wire::TrainRequest) -> Result<Order, Problem> {
     let gallery = gallery.map_err(|cause| {
         Problem::invalid("GALLERY_NAME_INVALID", "gallery", format!("the gallery name {cause}"))
     })?;
-    Ok(Order { config_toml, gallery, display_name, request_id })
+    Ok(JobSpec { config_toml, gallery, display_name, request_id })
 }
 
 pub fn job_id(text: &str) -> Result<JobId, Problem> {
@@ -47,17 +47,17 @@ pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Probl
 /// An event as everybody sees it who watches its job.
 pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
     let what = match event.what {
-        Happening::State(job) => Event::Job(self::job(*job)),
-        Happening::Progress(progress) => Event::Progress(self::progress(progress)),
-        Happening::Evaluated(evaluation) => Event::Evaluation(self::evaluation(evaluation)),
-        Happening::Rankings(Rankings { epoch, png }) => {
+        EventPayload::State(job) => Event::Job(self::job(*job)),
+        EventPayload::Progress(progress) => Event::Progress(self::progress(progress)),
+        EventPayload::Evaluated(evaluation) => Event::Evaluation(self::evaluation(evaluation)),
+        EventPayload::Rankings(Rankings { epoch, png }) => {
             Event::Rankings(wire::SampleRankings { epoch, png: png.into() })
         }
-        Happening::CheckpointSaved(Saved { step, best }) => {
+        EventPayload::CheckpointSaved(Saved { step, best }) => {
             Event::Checkpoint(wire::CheckpointSaved { step, best })
         }
-        Happening::Started(start) => Event::StartingPoint(starting_point(start)),
-        Happening::Log(line) => Event::LogLine(line),
+        EventPayload::Started(start) => Event::StartingPoint(starting_point(start)),
+        EventPayload::Log(line) => Event::LogLine(line),
     };
     wire::TrainEvent {
         job_id: key.id.to_string(),

@@ -10,7 +10,7 @@ use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::turns::{Announced, Turns, Work};
 use crate::encoder::Refusal;
-use crate::gallery::{Gallery, GalleryName, Shelf};
+use crate::gallery::{Catalog, Gallery, GalleryName};
 use crate::metrics;
 use crate::patience::{Patience, patiently};
 
@@ -22,22 +22,22 @@ const CAUTION: f64 = 1.25;
 /// Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct GalleryAccess {
-    shelf: Option<Arc<Shelf>>,
+    catalog: Option<Arc<Catalog>>,
     turns: Turns,
     disk: Arc<Semaphore>,
 }
 
 impl GalleryAccess {
-    /// Searches on at most `threads` threads at once; without a shelf, everything is refused.
+    /// Searches on at most `threads` threads at once; without a catalog, everything is refused.
     /// `pace` is how many seconds a search takes for a code, until searches have told.
-    pub fn new(shelf: Option<Arc<Shelf>>, threads: usize, pace: f64) -> Self {
-        Self { shelf, turns: Turns::new(threads, pace), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
+    pub fn new(catalog: Option<Arc<Catalog>>, threads: usize, pace: f64) -> Self {
+        Self { catalog, turns: Turns::new(threads, pace), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
     }
 
     /// # Errors
     /// The server has no data folder.
-    pub fn shelf(&self) -> Result<&Arc<Shelf>, Problem> {
-        self.shelf.as_ref().ok_or_else(|| {
+    pub fn catalog(&self) -> Result<&Arc<Catalog>, Problem> {
+        self.catalog.as_ref().ok_or_else(|| {
             let message = "this server keeps no galleries: store.data_dir is empty";
             Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message)
         })
@@ -46,7 +46,7 @@ impl GalleryAccess {
     /// # Errors
     /// There is no such gallery, or it is damaged.
     pub fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
-        Ok(self.shelf()?.get(tenant, &gallery_name(name)?)?)
+        Ok(self.catalog()?.get(tenant, &gallery_name(name)?)?)
     }
 
     /// Whether a search would begin before its deadline. Until it does it is counted, for as long as what is returned lives.

@@ -244,7 +244,7 @@ fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
         let active = pipeline.active().digest;
         let way_out = match about.shadow {
             Some(shadow) => format!(
-                "it is being embedded anew by model {}: wait, or activate model {model} again",
+                "it is being re-embedded by model {}: wait, or activate model {model} again",
                 shadow.model
             ),
             None => {

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::chip::SourceChip;
     use crate::gallery::tests::{enrolment, folder, name, new_gallery, settings};
-    use crate::gallery::{Chips, Conflict, Enrolment, Shelf};
+    use crate::gallery::{Catalog, Chips, Conflict, Enrolment};
 
     const IMAGE_BYTES: usize = 200 << 10;
 
@@ -103,14 +103,14 @@ mod tests {
     }
 
     /// A gallery of ten pieces.
-    async fn gallery() -> (tempfile::TempDir, Shelf, Gallery) {
+    async fn gallery() -> (tempfile::TempDir, Catalog, Gallery) {
         let folder = folder();
-        let shelf = Shelf::open(folder.path(), settings()).expect("free");
-        let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+        let catalog = Catalog::open(folder.path(), settings()).expect("free");
+        let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
         for number in 0..20 {
             gallery.enrol(with_image(number, number)).await.expect("enrolled");
         }
-        (folder, shelf, gallery)
+        (folder, catalog, gallery)
     }
 
     fn copy(gallery: &Gallery) -> impl Stream<Item = Piece> + use<> {
@@ -126,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_copy_that_nobody_takes_ends_and_one_that_is_taken_does_not() {
-        let (_folder, shelf, gallery) = gallery().await;
+        let (_folder, catalog, gallery) = gallery().await;
         let taken = copy(&gallery).then(|piece| async {
             tokio::time::sleep(PIECE_WAIT / 2).await;
             piece
@@ -135,12 +135,12 @@ mod tests {
         let left = copy(&gallery);
         tokio::time::sleep(2 * PIECE_WAIT).await;
         assert_eq!(reason_at_the_end(left).await.as_deref(), Some("EXPORT_TOO_SLOW"));
-        shelf.close();
+        catalog.close();
     }
 
     #[tokio::test]
     async fn a_copy_that_holds_what_was_replaced_ends_before_the_files_grow_without_bound() {
-        let (_folder, shelf, gallery) = gallery().await;
+        let (_folder, catalog, gallery) = gallery().await;
         let (before, copy) = (gallery.file_bytes(), copy(&gallery));
         let mut seed = 100;
         while !gallery.is_held_up(before) {
@@ -153,6 +153,6 @@ mod tests {
             gallery.enrol(with_image(seed % 20, seed)).await.expect("enrolled");
         }
         assert!(gallery.file_bytes() <= held_up, "{} after {held_up}", gallery.file_bytes());
-        shelf.close();
+        catalog.close();
     }
 }

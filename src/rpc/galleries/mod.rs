@@ -61,7 +61,7 @@ impl GalleriesService {
         request: wire::CreateGalleryRequest,
     ) -> Result<wire::Gallery, Problem> {
         context.concerns(&request.name);
-        let shelf = Arc::clone(self.access.shelf()?);
+        let catalog = Arc::clone(self.access.catalog()?);
         let name = gallery_name(&request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
         let new = NewGallery {
@@ -71,7 +71,7 @@ impl GalleriesService {
         };
         self.access
             .run(move |_| {
-                let made = shelf.create(&context.tenant, &name, new)?;
+                let made = catalog.create(&context.tenant, &name, new)?;
                 Ok(convert::gallery(name.as_str(), made.info()))
             })
             .await
@@ -84,7 +84,7 @@ impl GalleriesService {
     ) -> Result<wire::ListGalleriesResponse, Problem> {
         let after = after::<GalleryName>(&request.page_token)?;
         let size = page_size(request.page_size)?;
-        let listing = self.access.shelf()?.list(&context.tenant, after.as_ref(), size);
+        let listing = self.access.catalog()?.list(&context.tenant, after.as_ref(), size);
         let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
             Ok(gallery) => convert::gallery(name.as_str(), gallery.info()),
             // It is there, which whoever wants to delete it must see.
@@ -199,9 +199,10 @@ impl GalleriesService {
         let first = pieces.message().await?.unwrap_or_default();
         context.concerns(&first.name);
         let name = gallery_name(&first.name)?;
-        let shelf = Arc::clone(self.access.shelf()?);
+        let catalog = Arc::clone(self.access.catalog()?);
         let named = name.clone();
-        let mut import: Import = self.access.run(move |_| Ok(shelf.import(&context.tenant, &named)?)).await?;
+        let mut import: Import =
+            self.access.run(move |_| Ok(catalog.import(&context.tenant, &named)?)).await?;
         let mut piece = Some(first);
         while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
             import = self
@@ -328,8 +329,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         context.concerns(&request.get_ref().name);
-        let (shelf, name) = (Arc::clone(self.access.shelf()?), gallery_name(&request.get_ref().name)?);
-        self.access.run(move |_| Ok(shelf.delete(&context.tenant, &name)?)).await?;
+        let (catalog, name) = (Arc::clone(self.access.catalog()?), gallery_name(&request.get_ref().name)?);
+        self.access.run(move |_| Ok(catalog.delete(&context.tenant, &name)?)).await?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
 

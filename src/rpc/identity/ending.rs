@@ -28,7 +28,7 @@ pub async fn until_over(
     let mut over: Over = Box::pin(over(keys, key));
     tokio::select! {
         biased;
-        response = answer => response.map(|inner| Body::new(Ending::Open { inner, over })),
+        response = answer => response.map(|inner| Body::new(RevocableBody::Open { inner, over })),
         rejection = &mut over => status(rejection).into_http(),
     }
 }
@@ -37,7 +37,7 @@ pub async fn until_over(
 async fn over(mut keys: watch::Receiver<Arc<KeyRing>>, key: Arc<Key>) -> Rejection {
     let left = key.not_after.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
     let revoked = async {
-        // Without a sender the server is going down, and nothing is revoked any more.
+        // Without a sender the server is shutting down, and nothing is revoked any more.
         if keys.wait_for(|keys| !keys.holds(&key)).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -61,12 +61,12 @@ fn status(rejection: Rejection) -> Status {
 }
 
 /// An answer that is cut short when its caller's key ends.
-enum Ending {
+enum RevocableBody {
     Open { inner: Body, over: Over },
     Ended,
 }
 
-impl http_body::Body for Ending {
+impl http_body::Body for RevocableBody {
     type Data = Bytes;
     type Error = axum::Error;
 

@@ -74,7 +74,7 @@ impl Standing {
     /// Waits until the certificate would not be accepted any more: it was revoked, or its authority is gone. Only changed
     /// files are a reason to look.
     pub async fn lost(mut self) -> Error {
-        // Without a sender the server is going down, and nothing changes any more.
+        // Without a sender the server is shutting down, and nothing changes any more.
         while self.current.changed().await.is_ok() {
             let current = Arc::clone(&self.current.borrow_and_update());
             let (Some(callers), Some((own, others))) = (&current.callers, self.chain.split_first()) else {

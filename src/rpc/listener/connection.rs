@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio_rustls::rustls;
 
 use super::crowd::Place;
-use super::lifetime::{Ending, Lifetime, Traffic};
+use super::lifetime::{CloseReason, Lifetime, Traffic};
 use super::tls::{Encrypted, Security};
 use crate::config::Limits;
 use crate::metrics;
@@ -34,7 +34,7 @@ pub struct Reception {
     pub security: Security,
     pub http2: http2::Builder<TokioExecutor>,
     pub lifetime: Lifetime,
-    /// Becomes true when the server goes down.
+    /// Becomes true when the server shuts down.
     pub leaving: watch::Receiver<bool>,
 }
 
@@ -47,7 +47,7 @@ impl Reception {
                 let encrypted = tokio::select! {
                     encrypted = tls.accept(stream, peer) => encrypted,
                     () = place.lost() => {
-                        metrics::connection_ended(Ending::Displaced.name());
+                        metrics::connection_ended(CloseReason::Displaced.name());
                         None
                     }
                     () = self.shutdown() => None,
@@ -74,15 +74,15 @@ impl Reception {
         let ending = tokio::select! {
             ended = &mut connection => return tell(ended, peer),
             ending = lifetime.over(&traffic) => ending,
-            () = place.lost() => Ending::Displaced,
-            () = self.shutdown() => Ending::Shutdown,
+            () = place.lost() => CloseReason::Displaced,
+            () = self.shutdown() => CloseReason::Shutdown,
             cause = &mut distrusted => distrust(&cause, peer),
         };
         metrics::connection_ended(ending.name());
         connection.as_mut().graceful_shutdown();
         tokio::select! {
             ended = &mut connection => tell(ended, peer),
-            () = place.cut_short(), if ending == Ending::Displaced => {}
+            () = place.cut_short(), if ending == CloseReason::Displaced => {}
             cause = &mut distrusted => { distrust(&cause, peer); }
             () = lifetime.farewell(&traffic, ending) => {
                 tracing::debug!(peer = %peer.address, ending = ending.name(), "a connection was cut off");
@@ -132,9 +132,9 @@ fn answering(
     })
 }
 
-fn distrust(cause: &rustls::Error, peer: Peer) -> Ending {
+fn distrust(cause: &rustls::Error, peer: Peer) -> CloseReason {
     tracing::info!(%cause, peer = %peer.address, "the certificate of a caller is not accepted any more");
-    Ending::Distrusted
+    CloseReason::Distrusted
 }
 
 fn tell(ended: hyper::Result<()>, peer: Peer) {

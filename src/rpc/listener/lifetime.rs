@@ -26,7 +26,7 @@ pub struct Lifetime {
 
 /// Why a connection takes no further calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum CloseReason {
     NoCall,
     Idle,
     Age,
@@ -71,17 +71,17 @@ impl Lifetime {
     }
 
     /// Waits until a connection that has just been opened should take no further calls.
-    pub async fn over(&self, traffic: &Traffic) -> Ending {
+    pub async fn over(&self, traffic: &Traffic) -> CloseReason {
         let opened = Instant::now();
         let grown_old = self.age_max.map(|age| opened + age);
         let mut calls = traffic.0.subscribe();
         loop {
             let quiet = match *calls.borrow_and_update() {
-                Calls::NoneYet { .. } => Some((opened + self.header_max, Ending::NoCall)),
-                Calls::NoneNow { since } => Some((since + self.idle_max, Ending::Idle)),
+                Calls::NoneYet { .. } => Some((opened + self.header_max, CloseReason::NoCall)),
+                Calls::NoneNow { since } => Some((since + self.idle_max, CloseReason::Idle)),
                 Calls::InFlight(_) => None,
             };
-            let aged = grown_old.map(|at| (at, Ending::Age));
+            let aged = grown_old.map(|at| (at, CloseReason::Age));
             let next = quiet.into_iter().chain(aged).min_by_key(|(at, _)| *at);
             tokio::select! {
                 // The traffic outlives its subscriber.
@@ -92,15 +92,15 @@ impl Lifetime {
     }
 
     /// Waits until a connection that takes no further calls should be cut off.
-    pub async fn farewell(&self, traffic: &Traffic, ending: Ending) {
+    pub async fn farewell(&self, traffic: &Traffic, ending: CloseReason) {
         let grace_over = match ending {
-            Ending::NoCall | Ending::Idle | Ending::Age | Ending::Displaced => {
+            CloseReason::NoCall | CloseReason::Idle | CloseReason::Age | CloseReason::Displaced => {
                 Some(Instant::now() + self.grace)
             }
             // Calls of whoever is not trusted any more end at once.
-            Ending::Distrusted => return,
+            CloseReason::Distrusted => return,
             // Whoever shuts the server down bounds the time of all connections together.
-            Ending::Shutdown => None,
+            CloseReason::Shutdown => None,
         };
         let mut calls = traffic.0.subscribe();
         loop {
@@ -117,7 +117,7 @@ impl Lifetime {
     }
 }
 
-impl Ending {
+impl CloseReason {
     /// Its name as a label.
     pub fn name(self) -> &'static str {
         match self {
@@ -185,7 +185,7 @@ mod tests {
         Lifetime { header_max: SECOND, idle_max: Duration::from_secs(5), age_max: None, grace: SECOND };
 
     /// Seconds until the connection should end, and why.
-    async fn over(lifetime: Lifetime, traffic: &Traffic) -> (u64, Ending) {
+    async fn over(lifetime: Lifetime, traffic: &Traffic) -> (u64, CloseReason) {
         let opened = Instant::now();
         let ending = lifetime.over(traffic).await;
         (opened.elapsed().as_secs(), ending)
@@ -193,7 +193,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_without_a_first_call_ends_early() {
-        assert_eq!(over(LIFETIME, &Traffic::new()).await, (1, Ending::NoCall));
+        assert_eq!(over(LIFETIME, &Traffic::new()).await, (1, CloseReason::NoCall));
     }
 
     #[tokio::test(start_paused = true)]
@@ -206,7 +206,7 @@ mod tests {
             drop(first);
         };
         let (ended, ()) = tokio::join!(over(LIFETIME, &traffic), calling);
-        assert_eq!(ended, (105, Ending::Idle));
+        assert_eq!(ended, (105, CloseReason::Idle));
     }
 
     #[tokio::test(start_paused = true)]
@@ -214,7 +214,7 @@ mod tests {
         let traffic = Traffic::new();
         let _call = traffic.begin();
         let lifetime = Lifetime { age_max: Some(30 * SECOND), ..LIFETIME };
-        assert_eq!(over(lifetime, &traffic).await, (30, Ending::Age));
+        assert_eq!(over(lifetime, &traffic).await, (30, CloseReason::Age));
         let spread = lifetime.spread().age_max.expect("bounded");
         assert!((27 * SECOND..=33 * SECOND).contains(&spread), "{spread:?}");
     }
@@ -228,14 +228,14 @@ mod tests {
             asked.elapsed().as_secs()
         };
         let traffic = Traffic::new();
-        assert_eq!(farewell(&traffic, Ending::NoCall).await, 1);
+        assert_eq!(farewell(&traffic, CloseReason::NoCall).await, 1);
         let call = traffic.begin();
-        assert_eq!(farewell(&traffic, Ending::Age).await, 60);
+        assert_eq!(farewell(&traffic, CloseReason::Age).await, 60);
         let calling = async {
             tokio::time::sleep(600 * SECOND).await;
             drop(call);
         };
-        let (waited, ()) = tokio::join!(farewell(&traffic, Ending::Shutdown), calling);
+        let (waited, ()) = tokio::join!(farewell(&traffic, CloseReason::Shutdown), calling);
         assert_eq!(waited, 601, "a shutdown has its own bound");
     }
 }

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
-use crate::gallery::embedded::foundation::Foundation;
+use crate::gallery::embedded::builder::GalleryBuilder;
 use crate::gallery::embedded::quota::{Allowance, Quotas};
 use crate::gallery::embedded::writer::Bounds;
 use crate::gallery::entry::Time;
@@ -28,7 +28,7 @@ fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
 fn new_disk() -> FaultyDisk {
     let disk = FaultyDisk::new(1);
     let about = About::new(model(), DIMENSION, true, Time::from_nanos(0));
-    let founded = Foundation::new(&disk, about, 1 << 20).expect("no failure is planned").finish(0);
+    let founded = GalleryBuilder::new(&disk, about, 1 << 20).expect("no failure is planned").finish(0);
     founded.expect("no failure is planned");
     disk
 }

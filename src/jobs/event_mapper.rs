@@ -1,10 +1,10 @@
-//! What happens in a run, as a training process tells it.
+//! PayloadRecord happens in a run, as a training process tells it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use super::child::Saying;
+use super::child::ChildMessage;
 use super::rankings;
 use super::report::{Evaluation, Progress, Saved, Start};
 use crate::evaluate::Summary;
@@ -12,12 +12,12 @@ use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
 
 /// Turns the events of a run into what is said of them.
 #[derive(Debug)]
-pub struct Narrator {
+pub struct EventMapper {
     objective: ObjectiveName,
     checkpoints: Checkpoints,
     /// Of the job.
     folder: PathBuf,
-    /// What the run starts from, until it has been told.
+    /// PayloadRecord the run starts from, until it has been told.
     start: Option<Start>,
     epochs: u32,
     last_step: Instant,
@@ -25,7 +25,7 @@ pub struct Narrator {
     evaluations: Vec<Evaluation>,
 }
 
-impl Narrator {
+impl EventMapper {
     /// `start` is what the run starts from, where that is not from scratch.
     pub fn new(
         objective: ObjectiveName,
@@ -37,22 +37,22 @@ impl Narrator {
         Self { objective, checkpoints, folder, start, epochs: 0, last_step, evaluations }
     }
 
-    pub fn tell(&mut self, event: Event) -> Vec<Saying> {
+    pub fn tell(&mut self, event: Event) -> Vec<ChildMessage> {
         match event {
-            Event::PassedOver(checkpoint) => vec![Saying::Log { line: checkpoint.to_string() }],
+            Event::PassedOver(checkpoint) => vec![ChildMessage::Log { line: checkpoint.to_string() }],
             Event::Started { steps, epochs } => {
                 self.epochs = epochs;
-                let begun = Saying::Begun { steps };
+                let begun = ChildMessage::Begun { steps };
                 // A run that goes on from a checkpoint has nothing of it any more.
                 let start = self.start.take().filter(|_| steps == 0);
-                [begun].into_iter().chain(start.map(Saying::Started)).collect()
+                [begun].into_iter().chain(start.map(ChildMessage::Started)).collect()
             }
             Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
                 self.last_step = Instant::now();
                 let later = u64::from(self.epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
                 let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
-                vec![Saying::Progress(Progress {
+                vec![ChildMessage::Progress(Progress {
                     step: progress.steps,
                     // Epochs differ by a few steps, so that what was taken is counted and what is left is estimated.
                     steps_total: progress.steps + left,
@@ -70,23 +70,24 @@ impl Narrator {
             Event::Evaluated { epoch, summaries, sample, .. } => {
                 self.evaluations =
                     summaries.iter().filter_map(|summary| evaluation(epoch, summary)).collect();
-                let mut sayings: Vec<_> = self.evaluations.iter().cloned().map(Saying::Evaluated).collect();
-                sayings.extend(sample.and_then(|sample| self.show(epoch, &sample)));
+                let mut messages: Vec<_> =
+                    self.evaluations.iter().cloned().map(ChildMessage::Evaluated).collect();
+                messages.extend(sample.and_then(|sample| self.show(epoch, &sample)));
                 self.last_step = Instant::now();
-                sayings
+                messages
             }
             Event::CheckpointSaved { progress } => {
                 self.last_step = Instant::now();
                 let best = self.checkpoints.is_best(progress.steps);
-                vec![Saying::Saved(Saved { step: progress.steps, best })]
+                vec![ChildMessage::Saved(Saved { step: progress.steps, best })]
             }
         }
     }
 
     /// A run goes on without a picture.
-    fn show(&self, epoch: u32, sample: &RankedLists) -> Option<Saying> {
+    fn show(&self, epoch: u32, sample: &RankedLists) -> Option<ChildMessage> {
         match rankings::leave(&self.folder, sample) {
-            Ok(()) => Some(Saying::Rankings { epoch }),
+            Ok(()) => Some(ChildMessage::Rankings { epoch }),
             Err(cause) => {
                 tracing::warn!(%cause, epoch, "there is no picture of the rankings");
                 None
@@ -94,7 +95,7 @@ impl Narrator {
         }
     }
 
-    /// What the weights were worth when they were last evaluated.
+    /// PayloadRecord the weights were worth when they were last evaluated.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }
@@ -138,13 +139,16 @@ mod tests {
         let checkpoints = Checkpoints::open(folder.path(), 3, false).expect("writable");
         let place = folder.path().to_owned();
         let start = Start { tensors_taken: 7, ..Start::default() };
-        let narrator = |start| {
-            Narrator::new(ObjectiveName::Contrastive, checkpoints.clone(), place.clone(), Some(start))
+        let event_mapper = |start| {
+            EventMapper::new(ObjectiveName::Contrastive, checkpoints.clone(), place.clone(), Some(start))
         };
-        let told = narrator(start.clone()).tell(Event::Started { steps: 0, epochs: 3 });
-        assert_eq!(told, [Saying::Begun { steps: 0 }, Saying::Started(start.clone())]);
-        let mut narrator = narrator(start);
-        assert_eq!(narrator.tell(Event::Started { steps: 4, epochs: 3 }), [Saying::Begun { steps: 4 }]);
+        let told = event_mapper(start.clone()).tell(Event::Started { steps: 0, epochs: 3 });
+        assert_eq!(told, [ChildMessage::Begun { steps: 0 }, ChildMessage::Started(start.clone())]);
+        let mut event_mapper = event_mapper(start);
+        assert_eq!(
+            event_mapper.tell(Event::Started { steps: 4, epochs: 3 }),
+            [ChildMessage::Begun { steps: 4 }]
+        );
         let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
         let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };
         let step = Event::Step {
@@ -155,8 +159,8 @@ mod tests {
             images_per_second: 7.0,
             seconds_left: 3.0,
         };
-        let said = narrator.tell(step);
-        let [Saying::Progress(step)] = &said[..] else { panic!("{said:?}") };
+        let said = event_mapper.tell(step);
+        let [ChildMessage::Progress(step)] = &said[..] else { panic!("{said:?}") };
         assert_eq!((step.step, step.steps_total, step.epoch, step.epochs_total), (5, 12, 2, 3));
         assert_eq!(step.losses, [("total".into(), 0.5), ("contrastive".into(), 0.5)].into());
 
@@ -170,14 +174,14 @@ mod tests {
             hit_within_10: map,
         };
         let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
-        let said = narrator.tell(Event::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
-        assert_eq!(said, [Saying::Evaluated(narrator.evaluations()[0].clone())]);
+        let said = event_mapper.tell(Event::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
+        assert_eq!(said, [ChildMessage::Evaluated(event_mapper.evaluations()[0].clone())]);
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
             let progress = Place { epoch: 3, steps_of_epoch: 0, steps };
             checkpoints.save(progress, Some(metric), &LearnerState::default()).expect("writable");
-            let said = narrator.tell(Event::CheckpointSaved { progress });
-            assert_eq!(said, [Saying::Saved(Saved { step: steps, best })]);
+            let said = event_mapper.tell(Event::CheckpointSaved { progress });
+            assert_eq!(said, [ChildMessage::Saved(Saved { step: steps, best })]);
         }
     }
 }

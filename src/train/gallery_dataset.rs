@@ -33,7 +33,7 @@ struct Line {
 
 /// Writes such a folder.
 #[derive(Debug)]
-pub struct KeptWriter {
+pub struct GalleryDatasetWriter {
     folder: PathBuf,
     list: BufWriter<File>,
     count: usize,
@@ -41,7 +41,7 @@ pub struct KeptWriter {
 
 /// The images of such a folder, with the identities by their names.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KeptChips {
+pub struct GalleryDataset {
     images: Vec<Image>,
     /// The identity of an image is its place here.
     identities: Vec<String>,
@@ -91,7 +91,7 @@ impl Line {
     }
 }
 
-impl KeptWriter {
+impl GalleryDatasetWriter {
     /// Into a folder that is empty.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl KeptWriter {
     }
 }
 
-impl KeptChips {
+impl GalleryDataset {
     /// Whether a folder looks like one of these.
     pub fn are_in(folder: &Path) -> bool {
         folder.join(LIST).is_file()
@@ -271,7 +271,7 @@ mod tests {
 
     fn written(chips: &[(&str, SourceChip)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut writer = KeptWriter::new(folder.path()).expect("writable");
+        let mut writer = GalleryDatasetWriter::new(folder.path()).expect("writable");
         chips.iter().for_each(|(identity, chip)| writer.add(identity, chip).expect("writable"));
         assert_eq!(writer.finish().expect("writable"), chips.len());
         folder
@@ -285,8 +285,8 @@ mod tests {
             ("b \"quoted\"\n", chip(2, Modality::Sar)),
         ];
         let folder = written(&chips);
-        assert!(KeptChips::are_in(folder.path()));
-        let kept = KeptChips::read(folder.path()).expect("readable");
+        assert!(GalleryDataset::are_in(folder.path()));
+        let kept = GalleryDataset::read(folder.path()).expect("readable");
         assert_eq!(kept.identities, ["a", "b \"quoted\"\n"]);
         let images = kept.images();
         assert_eq!(images.iter().map(|image| image.identity).collect::<Vec<_>>(), [1, 0, 1]);
@@ -304,7 +304,7 @@ mod tests {
             let mut chips: Vec<_> = names.iter().flat_map(one).collect();
             chips.push(("seen once".to_owned(), chip(1, Modality::Sar)));
             let chips: Vec<_> = chips.iter().map(|(name, chip)| (name.as_str(), chip.clone())).collect();
-            let kept = KeptChips::read(written(&chips).path()).expect("readable");
+            let kept = GalleryDataset::read(written(&chips).path()).expect("readable");
             let names = kept.identities.clone();
             let division = kept.divide(0.2);
             let held: BTreeSet<String> =
@@ -333,20 +333,20 @@ mod tests {
                 (name, chip(number, if number == 1 { Modality::Optical } else { Modality::Sar }))
             })
             .into();
-        assert_eq!(KeptChips::read(written(&kept).path()).expect("readable").census(), census);
+        assert_eq!(GalleryDataset::read(written(&kept).path()).expect("readable").census(), census);
     }
 
     #[test]
     fn what_is_no_list_is_named() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        assert!(!KeptChips::are_in(folder.path()));
+        assert!(!GalleryDataset::are_in(folder.path()));
         for text in [
             "",
             "{\"file\": 1}\n",
             "{\"file\":\"0\",\"identity\":\"a\",\"modality\":\"x\",\"pixel_size_m\":[1,1],\"oriented_box\":null}",
         ] {
             fs::write(folder.path().join(LIST), text).expect("writable");
-            let error = KeptChips::read(folder.path()).expect_err("no list").to_string();
+            let error = GalleryDataset::read(folder.path()).expect_err("no list").to_string();
             assert!(error.contains(&folder.path().display().to_string()), "{error}");
         }
     }
@@ -354,13 +354,13 @@ mod tests {
     #[test]
     fn whichever_byte_of_kept_chips_is_flipped_no_other_chips_are_learned_from() {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let mut writer = KeptWriter::new(folder.path()).expect("writable");
+        let mut writer = GalleryDatasetWriter::new(folder.path()).expect("writable");
         for (identity, modality) in [("a", Modality::Sar), ("b", Modality::Optical)] {
             let chip = SourceChip { image: vec![7; 5].into(), view: View::plain(modality) };
             writer.add(identity, &chip).expect("writable");
         }
         writer.finish().expect("writable");
-        let whole = KeptChips::read(folder.path()).expect("readable");
+        let whole = GalleryDataset::read(folder.path()).expect("readable");
         for file in [LIST, "00000000", "00000001"] {
             let path = folder.path().join(file);
             let bytes = fs::read(&path).expect("readable");
@@ -368,7 +368,7 @@ mod tests {
                 let mut flipped = bytes.clone();
                 flipped[place] ^= 1 << (place % 8);
                 fs::write(&path, flipped).expect("writable");
-                match KeptChips::read(folder.path()) {
+                match GalleryDataset::read(folder.path()) {
                     Ok(found) => assert!(file == LIST && found == whole, "{file}, byte {place}"),
                     Err(cause) => assert!(cause.to_string().contains("0000") || file == LIST, "{cause}"),
                 }

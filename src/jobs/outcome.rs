@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::child::Saying;
+use super::child::ChildMessage;
 use super::edit::Edit;
 use super::failure::{Failure, Reason};
 use super::state::{Change, Refused};
@@ -15,7 +15,7 @@ const SIGKILL: i32 = 9;
 
 /// How an attempt ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum AttemptOutcome {
     Finished {
         model: ModelDigest,
     },
@@ -24,11 +24,11 @@ pub enum Ending {
     Failed(Failure),
 }
 
-/// What is known of a process that is gone.
+/// PayloadRecord is known of a process that is gone.
 #[derive(Clone, Debug)]
 pub struct Death {
     /// The last thing it said of its end.
-    pub words: Option<Saying>,
+    pub words: Option<ChildMessage>,
     /// The last line of its log that says something.
     pub last_line: Option<String>,
     pub exit: ExitStatus,
@@ -41,22 +41,22 @@ pub struct Death {
 }
 
 impl Death {
-    pub fn ending(&self) -> Ending {
+    pub fn outcome(&self) -> AttemptOutcome {
         match &self.words {
-            Some(Saying::Finished { model }) => match model.parse() {
-                Ok(model) => Ending::Finished { model },
-                Err(_) => Ending::Failed(Failure::new(Reason::Crashed, "the model has no digest")),
+            Some(ChildMessage::Finished { model }) => match model.parse() {
+                Ok(model) => AttemptOutcome::Finished { model },
+                Err(_) => AttemptOutcome::Failed(Failure::new(Reason::Crashed, "the model has no digest")),
             },
-            _ if self.asked => Ending::Stopped,
-            Some(Saying::Failed { reason, message }) => {
-                Ending::Failed(Failure::new(*reason, message.clone()))
+            _ if self.asked => AttemptOutcome::Stopped,
+            Some(ChildMessage::Failed { reason, message }) => {
+                AttemptOutcome::Failed(Failure::new(*reason, message.clone()))
             }
-            words => Ending::Failed(match self.silent {
+            words => AttemptOutcome::Failed(match self.silent {
                 Some(silence) => {
                     let message = format!("nothing was heard of the process for {} s", silence.as_secs_f64());
                     Failure::new(Reason::Hung, message)
                 }
-                None => self.unsaid(*words == Some(Saying::Stopped)),
+                None => self.unsaid(*words == Some(ChildMessage::Stopped)),
             }),
         }
     }
@@ -103,11 +103,11 @@ pub fn tells_of_memory(words: &str) -> bool {
 ///
 /// # Errors
 /// The job is in a state in which it has no process.
-pub fn settle(edit: &mut Edit, ending: Ending, attempts_max: u32) -> Result<(), Refused> {
-    let failure = match ending {
-        Ending::Finished { model } => return edit.change(Change::Finish { model }),
-        Ending::Stopped => return edit.change(Change::Stop),
-        Ending::Failed(failure) => failure,
+pub fn settle(edit: &mut Edit, outcome: AttemptOutcome, attempts_max: u32) -> Result<(), Refused> {
+    let failure = match outcome {
+        AttemptOutcome::Finished { model } => return edit.change(Change::Finish { model }),
+        AttemptOutcome::Stopped => return edit.change(Change::Stop),
+        AttemptOutcome::Failed(failure) => failure,
     };
     let attempt = edit.job().attempt;
     edit.log(format!("attempt {attempt} failed ({}): {failure}", failure.reason.name()));
@@ -162,7 +162,7 @@ fn kills(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::job::{Job, JobId, JobKey, Order};
+    use super::super::job::{Job, JobId, JobKey, JobSpec};
     use super::super::state::JobState;
     use super::*;
     use crate::gallery::Time;
@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn every_death_has_its_reason() {
-        let said = |reason| Some(Saying::Failed { reason, message: "x".into() });
+        let said = |reason| Some(ChildMessage::Failed { reason, message: "x".into() });
         let line = |line: &str| Some(line.to_owned());
         for (death, expected, part) in [
             (exited(0), Reason::Crashed, "exit code 0"),
@@ -216,15 +216,19 @@ mod tests {
             (Death { silent: Some(Duration::from_secs(2)), ..killed(9) }, Reason::Hung, "for 2 s"),
             (Death { words: said(Reason::DiskFull), ..exited(1) }, Reason::DiskFull, "x"),
             (Death { words: said(Reason::Diverged), ..killed(9) }, Reason::Diverged, "x"),
-            (Death { words: Some(Saying::Stopped), ..exited(0) }, Reason::KilledBySignal, "did not send"),
             (
-                Death { words: Some(Saying::Finished { model: "?".into() }), ..exited(0) },
+                Death { words: Some(ChildMessage::Stopped), ..exited(0) },
+                Reason::KilledBySignal,
+                "did not send",
+            ),
+            (
+                Death { words: Some(ChildMessage::Finished { model: "?".into() }), ..exited(0) },
                 Reason::Crashed,
                 "digest",
             ),
         ] {
-            match death.ending() {
-                Ending::Failed(failure) => {
+            match death.outcome() {
+                AttemptOutcome::Failed(failure) => {
                     assert_eq!(failure.reason, expected, "{death:?}");
                     assert!(failure.message.contains(part), "{}", failure.message);
                 }
@@ -236,19 +240,19 @@ mod tests {
     #[test]
     fn whoever_was_asked_to_stop_has_stopped_unless_it_has_finished() {
         let model = ModelDigest::new([7; 32]);
-        let finished = Some(Saying::Finished { model: model.to_string() });
-        let asked = |death: Death| Death { asked: true, ..death }.ending();
-        assert_eq!(asked(killed(9)), Ending::Stopped);
-        assert_eq!(asked(Death { words: Some(Saying::Stopped), ..exited(0) }), Ending::Stopped);
-        assert_eq!(asked(Death { words: finished, ..killed(9) }), Ending::Finished { model });
+        let finished = Some(ChildMessage::Finished { model: model.to_string() });
+        let asked = |death: Death| Death { asked: true, ..death }.outcome();
+        assert_eq!(asked(killed(9)), AttemptOutcome::Stopped);
+        assert_eq!(asked(Death { words: Some(ChildMessage::Stopped), ..exited(0) }), AttemptOutcome::Stopped);
+        assert_eq!(asked(Death { words: finished, ..killed(9) }), AttemptOutcome::Finished { model });
     }
 
     #[test]
     fn what_passes_is_tried_again_a_bounded_number_of_times() {
         let key = JobKey { tenant: "a".into(), id: JobId::new(1) };
-        let job = Job { state: JobState::Running, ..Job::new(key, Order::default(), Time::from_nanos(0)) };
+        let job = Job { state: JobState::Running, ..Job::new(key, JobSpec::default(), Time::from_nanos(0)) };
         let mut edit = Edit::new(job.clone(), Time::from_nanos(1));
-        let killed = || Ending::Failed(Failure::new(Reason::KilledBySignal, "signal 9"));
+        let killed = || AttemptOutcome::Failed(Failure::new(Reason::KilledBySignal, "signal 9"));
         for attempt in 2..=3 {
             settle(&mut edit, killed(), 3).expect("legal");
             assert_eq!((&edit.job().state, edit.job().attempt), (&JobState::Queued, attempt));
@@ -260,7 +264,7 @@ mod tests {
         assert!(failure.message.ends_with("after 3 attempts without a further checkpoint"));
 
         let mut edit = Edit::new(job, Time::from_nanos(1));
-        settle(&mut edit, Ending::Failed(Failure::new(Reason::OutOfMemory, "x")), 3).expect("legal");
+        settle(&mut edit, AttemptOutcome::Failed(Failure::new(Reason::OutOfMemory, "x")), 3).expect("legal");
         assert!(edit.job().state.is_ended());
     }
 

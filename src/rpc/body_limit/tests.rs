@@ -22,13 +22,13 @@ fn holder(connection: u64) -> Holder {
     Holder { tenant: "t".into(), connection: Some(connection) }
 }
 
-/// A server that is not going down, and the means to make it.
+/// A server that is not shutting down, and the means to make it.
 fn drain() -> (watch::Sender<bool>, Drain) {
     let (stop, stopping) = watch::channel(false);
     (stop, Drain::new(stopping))
 }
 
-fn intake(message_max: usize, receiving_max: usize) -> Intake {
+fn body_limit(message_max: usize, receiving_max: usize) -> BodyLimit {
     let limits = Limits {
         message_bytes_max: message_max,
         receiving_bytes_max: receiving_max,
@@ -39,13 +39,13 @@ fn intake(message_max: usize, receiving_max: usize) -> Intake {
         ..Limits::default()
     };
     let (stop, drain) = drain();
-    // Without a sender the server would be going down.
+    // Without a sender the server would be shutting down.
     std::mem::forget(stop);
-    Intake::new(&limits, drain)
+    BodyLimit::new(&limits, drain)
 }
 
-fn body_of(intake: &Intake, connection: u64) -> WeighedBody {
-    WeighedBody::new(Body::empty(), intake.clone(), holder(connection), Activity::new())
+fn body_of(body_limit: &BodyLimit, connection: u64) -> WeighedBody {
+    WeighedBody::new(Body::empty(), body_limit.clone(), holder(connection), Activity::new())
 }
 
 /// A call whose bytes a test sends.
@@ -57,10 +57,10 @@ struct Call {
 }
 
 impl Call {
-    fn new(intake: &Intake) -> Self {
+    fn new(body_limit: &BodyLimit) -> Self {
         let (pieces, body) = mpsc::channel(8);
         let (body, activity) = (Body::from_stream(ReceiverStream::new(body)), Activity::new());
-        let body = WeighedBody::new(body, intake.clone(), holder(1), activity.clone());
+        let body = WeighedBody::new(body, body_limit.clone(), holder(1), activity.clone());
         Self { pieces: Some(pieces), body, activity, begun: Instant::now() }
     }
 
@@ -86,61 +86,61 @@ impl Call {
 fn messages_are_weighed_however_the_bytes_are_cut() {
     let stream: Vec<u8> = [message(0), message(10), message(3), message(10)].concat();
     for cut in 1..=stream.len() {
-        let intake = intake(10, 10);
-        let mut body = body_of(&intake, 1);
+        let body_limit = body_limit(10, 10);
+        let mut body = body_of(&body_limit, 1);
         for piece in stream.chunks(cut) {
             body.follow(piece).expect("within the limits");
         }
         assert!(!body.reading.has_begun());
-        intake.receiving.share(holder(2)).grow(10).expect("everything is given back");
+        body_limit.receiving.share(holder(2)).grow(10).expect("everything is given back");
     }
 }
 
 #[test]
 fn an_oversized_message_is_refused_on_its_length_alone() {
-    let problem = body_of(&intake(10, 100), 1).follow(&[0, 0, 0, 0, 11]).expect_err("too long");
+    let problem = body_of(&body_limit(10, 100), 1).follow(&[0, 0, 0, 0, 11]).expect_err("too long");
     assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
 }
 
 #[test]
 fn lengths_that_are_announced_take_nothing_from_others() {
-    let intake = intake(10, 40);
-    let mut announced: Vec<WeighedBody> = (0..8).map(|n| body_of(&intake, n)).collect();
+    let body_limit = body_limit(10, 40);
+    let mut announced: Vec<WeighedBody> = (0..8).map(|n| body_of(&body_limit, n)).collect();
     announced.iter_mut().for_each(|body| body.follow(&[0, 0, 0, 0, 10, 1]).expect("one byte"));
-    body_of(&intake, 99).follow(&message(10)).expect("room for a whole message");
+    body_of(&body_limit, 99).follow(&message(10)).expect("room for a whole message");
 }
 
 #[test]
 fn half_received_messages_share_one_budget_and_give_it_back() {
-    let intake = intake(10, 15);
-    let mut first = body_of(&intake, 1);
+    let body_limit = body_limit(10, 15);
+    let mut first = body_of(&body_limit, 1);
     first.follow(&message(10)[..14]).expect("room");
-    let mut second = body_of(&intake, 2);
+    let mut second = body_of(&body_limit, 2);
     let problem = second.follow(&message(10)).expect_err("no room");
     assert_eq!(problem.reason, "RECEIVING_TOO_MUCH");
     assert!(problem.retry_after.is_some());
     drop(first);
-    body_of(&intake, 3).follow(&message(10)).expect("room again");
+    body_of(&body_limit, 3).follow(&message(10)).expect("room again");
 }
 
 #[test]
 fn what_is_no_message_is_the_callers_fault() {
-    let intake = intake(10, 100);
+    let body_limit = body_limit(10, 100);
     for flag in [1, 2, 255] {
-        let problem = body_of(&intake, 1).follow(&[flag, 0, 0, 0, 1, 1]).expect_err("compressed");
+        let problem = body_of(&body_limit, 1).follow(&[flag, 0, 0, 0, 1, 1]).expect_err("compressed");
         assert_eq!((problem.code, problem.reason), (Code::InvalidArgument, "MESSAGE_MALFORMED"));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_message_that_breaks_off_is_malformed_and_a_caller_that_leaves_is_gone() {
-    let intake = intake(10, 100);
-    let mut short = Call::new(&intake);
+    let body_limit = body_limit(10, 100);
+    let mut short = Call::new(&body_limit);
     short.send(&message(10)[..8]).await;
     short.pieces = None;
     assert_eq!(short.reason().await.0, "MESSAGE_MALFORMED");
     assert!(!short.activity.has_left());
-    let mut gone = Call::new(&intake);
+    let mut gone = Call::new(&body_limit);
     let pieces = gone.pieces.take().expect("not ended");
     pieces.send(Err(axum::Error::new(std::io::Error::other("reset")))).await.expect("room");
     assert_eq!(gone.reason().await.0, "CALLER_LEFT");
@@ -149,7 +149,7 @@ async fn a_message_that_breaks_off_is_malformed_and_a_caller_that_leaves_is_gone
 
 #[tokio::test(start_paused = true)]
 async fn a_message_has_its_time_to_arrive_however_often_a_byte_of_it_does() {
-    let mut call = Call::new(&intake(1000, 1000));
+    let mut call = Call::new(&body_limit(1000, 1000));
     let pieces = call.pieces.clone().expect("not ended");
     let trickle = async {
         for byte in message(1000) {
@@ -167,7 +167,7 @@ async fn a_message_has_its_time_to_arrive_however_often_a_byte_of_it_does() {
 
 #[tokio::test(start_paused = true)]
 async fn messages_that_arrive_in_time_may_go_on_for_ever() {
-    let mut call = Call::new(&intake(10, 100));
+    let mut call = Call::new(&body_limit(10, 100));
     let pieces = call.pieces.take().expect("not ended");
     let sending = async {
         for _ in 0..100 {
@@ -188,9 +188,9 @@ async fn messages_that_arrive_in_time_may_go_on_for_ever() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_on_which_nothing_happens_ends_and_an_answer_is_something() {
-    let intake = intake(10, 100);
-    assert_eq!(Call::new(&intake).reason().await, ("STREAM_IDLE".into(), 600));
-    let mut call = Call::new(&intake);
+    let body_limit = body_limit(10, 100);
+    assert_eq!(Call::new(&body_limit).reason().await, ("STREAM_IDLE".into(), 600));
+    let mut call = Call::new(&body_limit);
     let activity = call.activity.clone();
     let answering = async {
         tokio::time::sleep(500 * SECOND).await;
@@ -202,7 +202,7 @@ async fn a_stream_on_which_nothing_happens_ends_and_an_answer_is_something() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_is_displaced_hears_of_it_at_once() {
-    let mut call = Call::new(&intake(10, 100));
+    let mut call = Call::new(&body_limit(10, 100));
     let activity = call.activity.clone();
     let displacing = async {
         tokio::time::sleep(7 * SECOND).await;
@@ -215,8 +215,8 @@ async fn a_stream_that_is_displaced_hears_of_it_at_once() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_shuts_down_waits_for_who_sends_and_not_for_who_does_not() {
     let (stop, drain) = drain();
-    let intake = Intake { drain, ..intake(100, 100) };
-    let (mut idle, mut busy) = (Call::new(&intake), Call::new(&intake));
+    let body_limit = BodyLimit { drain, ..body_limit(100, 100) };
+    let (mut idle, mut busy) = (Call::new(&body_limit), Call::new(&body_limit));
     let pieces = busy.pieces.clone().expect("not ended");
     let sending = async {
         tokio::time::sleep(10 * SECOND).await;
@@ -233,7 +233,7 @@ async fn a_server_that_shuts_down_waits_for_who_sends_and_not_for_who_does_not()
 
 #[tokio::test(start_paused = true)]
 async fn the_server_waits_for_a_caller_only_while_it_has_read_everything() {
-    let mut call = Call::new(&intake(10, 100));
+    let mut call = Call::new(&body_limit(10, 100));
     assert!(call.activity.idle_since().is_none());
     assert!(futures_util::poll!(call.body.frame()).is_pending());
     assert!(call.activity.idle_since().is_some());

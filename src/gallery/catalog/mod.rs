@@ -18,7 +18,7 @@ pub use names::{GalleryName, NameError};
 use import::ImportMemory;
 use names::tenant_folder;
 
-use super::embedded::foundation::{Foundation, FoundationError};
+use super::embedded::builder::{GalleryBuildError, GalleryBuilder};
 use super::embedded::quota::Allowance;
 use super::embedded::writer::{Bounds, Writer, now};
 use super::embedded::{EmbeddedGallery, OpenError, QueueSettings, Quotas};
@@ -30,7 +30,7 @@ use crate::embedding::ModelDigest;
 
 /// How galleries are run.
 #[derive(Clone, Copy, Debug)]
-pub struct ShelfSettings {
+pub struct CatalogSettings {
     /// Memory that a database file may take for its pages; a gallery with chips has two.
     pub cache_bytes: usize,
     pub queue: QueueSettings,
@@ -45,18 +45,18 @@ pub struct ShelfSettings {
 ///
 /// Every method but [`get`](Self::get), [`list`](Self::list) and [`census`](Self::census) waits for the disk, so none is for an async task.
 #[derive(Clone, Debug)]
-pub struct Shelf(Arc<Inner>);
+pub struct Catalog(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
     root: PathBuf,
-    settings: ShelfSettings,
+    settings: CatalogSettings,
     import_memory: Arc<ImportMemory>,
     /// By folder.
     tenants: RwLock<BTreeMap<String, Tenant>>,
     /// Held by whoever makes or removes a gallery.
     changing: Mutex<()>,
-    /// Given back when the shelf is closed.
+    /// Given back when the catalog is closed.
     lock: Mutex<Option<DirectoryLock>>,
 }
 
@@ -119,7 +119,7 @@ pub struct Census {
 
 /// Why there is no such gallery.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum ShelfError {
+pub enum CatalogError {
     #[error("there is no gallery \"{0}\"")]
     NotFound(GalleryName),
     #[error("there is a gallery \"{0}\" already")]
@@ -140,7 +140,7 @@ pub enum ShelfError {
 
 /// Why the data directory cannot be used at all.
 #[derive(Debug, thiserror::Error)]
-pub enum ShelfOpenError {
+pub enum CatalogOpenError {
     #[error(transparent)]
     Lock(#[from] LockError),
     #[error("{path}: {cause}")]
@@ -155,7 +155,7 @@ fn way_out(cause: &OpenError) -> &'static str {
     }
 }
 
-impl ShelfError {
+impl CatalogError {
     /// Stable and fit for programs and labels.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -171,13 +171,13 @@ impl ShelfError {
     }
 }
 
-impl From<io::Error> for ShelfError {
+impl From<io::Error> for CatalogError {
     fn from(cause: io::Error) -> Self {
         if is_full(&cause) { Self::DiskFull } else { Self::Io(Arc::new(cause)) }
     }
 }
 
-impl From<DatabaseError> for ShelfError {
+impl From<DatabaseError> for CatalogError {
     fn from(error: DatabaseError) -> Self {
         match error {
             full if full.is_full() => Self::DiskFull,
@@ -187,23 +187,25 @@ impl From<DatabaseError> for ShelfError {
     }
 }
 
-impl From<FoundationError> for ShelfError {
-    fn from(error: FoundationError) -> Self {
+impl From<GalleryBuildError> for CatalogError {
+    fn from(error: GalleryBuildError) -> Self {
         match error {
-            FoundationError::Database(cause) => cause.into(),
-            FoundationError::Twice(_) => io::Error::new(io::ErrorKind::InvalidData, error.to_string()).into(),
+            GalleryBuildError::Database(cause) => cause.into(),
+            GalleryBuildError::Twice(_) => {
+                io::Error::new(io::ErrorKind::InvalidData, error.to_string()).into()
+            }
         }
     }
 }
 
-impl Shelf {
+impl Catalog {
     /// Takes the data directory `root`, made if need be, and opens its galleries. What was half made or half deleted is
     /// removed. A gallery that cannot be opened is refused by name later; the others serve.
     ///
     /// # Errors
     /// Another process has the directory, or it cannot be used.
-    pub fn open(root: &Path, settings: ShelfSettings) -> Result<Self, ShelfOpenError> {
-        let failed = |cause| ShelfOpenError::Io { path: root.to_owned(), cause };
+    pub fn open(root: &Path, settings: CatalogSettings) -> Result<Self, CatalogOpenError> {
+        let failed = |cause| CatalogOpenError::Io { path: root.to_owned(), cause };
         fs::create_dir_all(root).map_err(failed)?;
         let lock = DirectoryLock::acquire(root)?;
         let mut tenants = BTreeMap::new();
@@ -222,11 +224,11 @@ impl Shelf {
 
     /// # Errors
     /// There is no such gallery, or it is refused.
-    pub fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, ShelfError> {
+    pub fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
         let tenants = self.tenants();
         let opened = tenants.get(&tenant_folder(tenant)).and_then(|tenant| tenant.galleries.get(name));
-        let opened = opened.ok_or_else(|| ShelfError::NotFound(name.clone()))?;
-        slot(opened).map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
+        let opened = opened.ok_or_else(|| CatalogError::NotFound(name.clone()))?;
+        slot(opened).map_err(|cause| CatalogError::Refused { name: name.clone(), cause })
     }
 
     #[cfg(test)]
@@ -288,13 +290,13 @@ impl Shelf {
 
     /// # Errors
     /// The name is taken, the tenant has enough galleries, or the disk fails.
-    pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, ShelfError> {
+    pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, CatalogError> {
         let _changing = self.change();
         self.check_free(tenant, name)?;
         let partial = self.partial(tenant, name)?;
         let about = About::new(new.model, new.dimension, new.keeps_chips, now());
         let volume = Folder(partial.path().to_owned());
-        Foundation::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
+        GalleryBuilder::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
         self.publish(tenant, name, partial)
     }
 
@@ -302,12 +304,12 @@ impl Shelf {
     ///
     /// # Errors
     /// There is no such gallery, or the disk fails.
-    pub fn delete(&self, tenant: &str, name: &GalleryName) -> Result<(), ShelfError> {
+    pub fn delete(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
         let _changing = self.change();
         let folder = tenant_folder(tenant);
         let path = self.0.root.join(&folder).join(name.as_str());
         let slot = self.tenants_mut().get_mut(&folder).and_then(|tenant| tenant.galleries.remove(name));
-        if let Ok(gallery) = slot.ok_or_else(|| ShelfError::NotFound(name.clone()))? {
+        if let Ok(gallery) = slot.ok_or_else(|| CatalogError::NotFound(name.clone()))? {
             gallery.abandon();
         }
         discard_folder(&path).map_err(|cause| {
@@ -324,7 +326,7 @@ impl Shelf {
     ///
     /// # Errors
     /// The name is taken, the tenant has enough galleries, or the disk fails.
-    pub fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, ShelfError> {
+    pub fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError> {
         let _changing = self.change();
         self.check_free(tenant, name)?;
         let partial = self.partial(tenant, name)?;
@@ -344,16 +346,16 @@ impl Shelf {
         tenant: &str,
         name: &GalleryName,
         partial: PartialFolder,
-    ) -> Result<Gallery, ShelfError> {
+    ) -> Result<Gallery, CatalogError> {
         let path = self.0.root.join(tenant_folder(tenant)).join(name.as_str());
         partial.publish()?;
         let opened = open_gallery(&path, &self.0.settings, &self.allowance(tenant));
         self.tenant(&mut self.tenants_mut(), tenant).galleries.insert(name.clone(), opened.clone());
-        slot(&opened).map_err(|cause| ShelfError::Refused { name: name.clone(), cause })
+        slot(&opened).map_err(|cause| CatalogError::Refused { name: name.clone(), cause })
     }
 
     /// A folder for a gallery that is being made.
-    fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, ShelfError> {
+    fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, CatalogError> {
         let folder = self.0.root.join(tenant_folder(tenant));
         if !folder.exists() {
             fs::create_dir(&folder)?;
@@ -362,14 +364,14 @@ impl Shelf {
         Ok(PartialFolder::new(&folder.join(name.as_str()))?)
     }
 
-    fn check_free(&self, tenant: &str, name: &GalleryName) -> Result<(), ShelfError> {
+    fn check_free(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
         let tenants = self.tenants();
         let Some(tenant) = tenants.get(&tenant_folder(tenant)) else { return Ok(()) };
         let limit = self.0.settings.quotas.galleries_per_tenant;
         if tenant.galleries.contains_key(name) {
-            Err(ShelfError::Exists(name.clone()))
+            Err(CatalogError::Exists(name.clone()))
         } else if tenant.galleries.len() >= limit {
-            Err(ShelfError::GalleriesFull { limit })
+            Err(CatalogError::GalleriesFull { limit })
         } else {
             Ok(())
         }
@@ -407,7 +409,7 @@ impl Tenant {
         Self { allowance, importing: Arc::default(), galleries: BTreeMap::new() }
     }
 
-    fn open(path: &Path, settings: &ShelfSettings) -> io::Result<Self> {
+    fn open(path: &Path, settings: &CatalogSettings) -> io::Result<Self> {
         remove_partial(path)?;
         let mut tenant = Self::new(settings.quotas);
         for (folder, path) in folders(path)? {
@@ -426,7 +428,7 @@ fn slot(opened: &Opened) -> Slot {
     opened.clone().map(|gallery| gallery as Gallery)
 }
 
-fn open_gallery(path: &Path, settings: &ShelfSettings, allowance: &Arc<Allowance>) -> Opened {
+fn open_gallery(path: &Path, settings: &CatalogSettings, allowance: &Arc<Allowance>) -> Opened {
     let bounds =
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
     let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {

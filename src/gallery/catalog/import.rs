@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::names::GalleryName;
-use super::{Shelf, ShelfError};
+use super::{Catalog, CatalogError};
 use crate::durable::{Folder, PartialFolder};
-use crate::gallery::archive::{ArchiveError, FoundRow, Head, Item, Reader, RowBounds};
-use crate::gallery::embedded::foundation::{Foundation, FoundationError, NewRow};
+use crate::gallery::archive::{ArchiveError, ArchiveReader, FoundRow, Head, Item, RowBounds};
+use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRow};
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
@@ -21,12 +21,12 @@ const FRAMING_BYTES: usize = 64;
 /// Takes an export piece by piece. Dropped before it is finished, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Import {
-    shelf: Shelf,
+    catalog: Catalog,
     tenant: String,
     name: GalleryName,
-    reader: Reader,
+    reader: ArchiveReader,
     /// Once the export said what it is of.
-    foundation: Option<(Head, Foundation)>,
+    builder: Option<(Head, GalleryBuilder)>,
     entries: u64,
     taken: Taken,
     waiting: Waiting,
@@ -67,7 +67,7 @@ pub enum ImportError {
     #[error(transparent)]
     Archive(#[from] ArchiveError),
     #[error(transparent)]
-    Shelf(#[from] ShelfError),
+    Catalog(#[from] CatalogError),
 }
 
 impl ImportError {
@@ -79,19 +79,22 @@ impl ImportError {
             Self::Archive(ArchiveError::Truncated { .. }) => "EXPORT_TRUNCATED",
             Self::Archive(ArchiveError::Damaged { .. }) => "EXPORT_DAMAGED",
             Self::Archive(ArchiveError::Unacceptable { .. }) => "EXPORT_UNACCEPTABLE",
-            Self::Shelf(cause) => cause.reason(),
+            Self::Catalog(cause) => cause.reason(),
         }
     }
 }
 
 impl Import {
-    pub(super) fn new(shelf: Shelf, tenant: &str, name: GalleryName, partial: PartialFolder) -> Self {
-        let taken = Taken { allowance: shelf.allowance(tenant), bytes: 0 };
-        let waiting =
-            Waiting { memory: Arc::clone(&shelf.0.import_memory), tenant: shelf.importing(tenant), bytes: 0 };
-        let reader = Reader::new(RowBounds::new(shelf.0.settings.image_bytes_max));
+    pub(super) fn new(catalog: Catalog, tenant: &str, name: GalleryName, partial: PartialFolder) -> Self {
+        let taken = Taken { allowance: catalog.allowance(tenant), bytes: 0 };
+        let waiting = Waiting {
+            memory: Arc::clone(&catalog.0.import_memory),
+            tenant: catalog.importing(tenant),
+            bytes: 0,
+        };
+        let reader = ArchiveReader::new(RowBounds::new(catalog.0.settings.image_bytes_max));
         let tenant = tenant.to_owned();
-        Self { shelf, tenant, name, reader, foundation: None, entries: 0, taken, waiting, partial }
+        Self { catalog, tenant, name, reader, builder: None, entries: 0, taken, waiting, partial }
     }
 
     /// Takes the next bytes of the export. Waits for the disk.
@@ -127,56 +130,56 @@ impl Import {
     /// The export is not whole, the name was taken meanwhile, the disk fails, or the patience has run out before the
     /// gallery is there.
     pub fn finish(self, patience: &Patience) -> Result<Gallery, ImportError> {
-        let Self { shelf, tenant, name, reader, foundation, taken, partial, .. } = self;
+        let Self { catalog, tenant, name, reader, builder, taken, partial, .. } = self;
         reader.finish()?;
-        let (head, foundation) = foundation.ok_or(ArchiveError::Truncated { entries: 0 })?;
-        foundation.finish(head.next_row).map_err(|error| refused(error, &reader))?;
-        let _changing = shelf.change();
-        shelf.check_free(&tenant, &name)?;
+        let (head, builder) = builder.ok_or(ArchiveError::Truncated { entries: 0 })?;
+        builder.finish(head.next_row).map_err(|error| refused(error, &reader))?;
+        let _changing = catalog.change();
+        catalog.check_free(&tenant, &name)?;
         check(patience)?;
         // From here on it is the gallery that counts them.
         drop(taken);
-        Ok(shelf.publish(&tenant, &name, partial)?)
+        Ok(catalog.publish(&tenant, &name, partial)?)
     }
 
     fn begin(&mut self, head: Head) -> Result<(), ImportError> {
         let about = head.about(now()).map_err(|cause| self.reader.damaged(cause))?;
         let volume = Folder(self.partial.path().to_owned());
-        let foundation = Foundation::new(&volume, about, self.shelf.0.settings.cache_bytes);
-        self.foundation = Some((head, foundation.map_err(ShelfError::from)?));
+        let builder = GalleryBuilder::new(&volume, about, self.catalog.0.settings.cache_bytes);
+        self.builder = Some((head, builder.map_err(CatalogError::from)?));
         Ok(())
     }
 
     fn add(&mut self, found: FoundRow) -> Result<(), ImportError> {
-        let limit = self.shelf.0.settings.quotas.entries_per_gallery;
+        let limit = self.catalog.0.settings.quotas.entries_per_gallery;
         if self.entries >= limit {
-            return Err(ShelfError::from(StoreError::EntriesFull { limit }).into());
+            return Err(CatalogError::from(StoreError::EntriesFull { limit }).into());
         }
-        let Some((_, foundation)) = &mut self.foundation else {
+        let Some((_, builder)) = &mut self.builder else {
             return Err(self.reader.damaged("an entry comes before everything else").into());
         };
         let new = NewRow::new(found.row, found.entry, found.vector, found.chip.as_ref());
         self.taken.take(new.bytes())?;
-        foundation.add(new).map_err(|error| refused(error, &self.reader))?;
+        builder.add(new).map_err(|error| refused(error, &self.reader))?;
         self.entries += 1;
         Ok(())
     }
 }
 
-fn check(patience: &Patience) -> Result<(), ShelfError> {
+fn check(patience: &Patience) -> Result<(), CatalogError> {
     Ok(patience.check().map_err(StoreError::from)?)
 }
 
-fn refused(error: FoundationError, reader: &Reader) -> ImportError {
+fn refused(error: GalleryBuildError, reader: &ArchiveReader) -> ImportError {
     match error {
-        FoundationError::Twice(_) => reader.damaged(error).into(),
-        FoundationError::Database(cause) => ShelfError::from(cause).into(),
+        GalleryBuildError::Twice(_) => reader.damaged(error).into(),
+        GalleryBuildError::Database(cause) => CatalogError::from(cause).into(),
     }
 }
 
 impl Waiting {
     /// Takes or gives back until it has so many bytes.
-    fn hold(&mut self, bytes: u64) -> Result<(), ShelfError> {
+    fn hold(&mut self, bytes: u64) -> Result<(), CatalogError> {
         if bytes <= self.bytes {
             let back = self.bytes - bytes;
             self.memory.all.fetch_sub(back, Ordering::Relaxed);
@@ -200,18 +203,18 @@ impl Drop for Waiting {
     }
 }
 
-fn take(held: &AtomicU64, bytes: u64, limit: u64) -> Result<(), ShelfError> {
+fn take(held: &AtomicU64, bytes: u64, limit: u64) -> Result<(), CatalogError> {
     let taken = |held: u64| held.checked_add(bytes).filter(|held| *held <= limit);
     let update = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
-    update.map(|_| ()).map_err(|_| ShelfError::ImportsFull { limit })
+    update.map(|_| ()).map_err(|_| CatalogError::ImportsFull { limit })
 }
 
 impl Taken {
-    fn check(&self, bytes: u64) -> Result<(), ShelfError> {
+    fn check(&self, bytes: u64) -> Result<(), CatalogError> {
         Ok(self.allowance.check(bytes)?)
     }
 
-    fn take(&mut self, bytes: u64) -> Result<(), ShelfError> {
+    fn take(&mut self, bytes: u64) -> Result<(), CatalogError> {
         self.allowance.take(bytes)?;
         self.bytes += bytes;
         Ok(())

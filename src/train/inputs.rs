@@ -6,7 +6,7 @@ use super::config::{BatchShape, ObjectiveName, StartKind, TrainConfig, Violation
 use super::dataset::{
     self, DatasetError, HossPart, Image, Pair, hold_out, hoss, hoss_pairs, is_hoss, optisar_pairs,
 };
-use super::kept::{Census, Count, Division, KeptChips};
+use super::gallery_dataset::{Census, Count, Division, GalleryDataset};
 use super::roots::DataRoots;
 use super::sampler::SamplerError;
 use super::shard::Shard;
@@ -25,7 +25,7 @@ const KEPT_HELD_OUT: f64 = 0.2;
 
 /// Everything that a learner and [`super::fit`] are made of, read from what a configuration names.
 #[derive(Debug)]
-pub struct Materials {
+pub struct TrainingInputs {
     /// With a class for each identity.
     pub architecture: Architecture,
     /// Of every tensor of the architecture.
@@ -43,7 +43,7 @@ pub enum DataSet {
     Pairs(PairSource),
 }
 
-impl Materials {
+impl TrainingInputs {
     /// What the run starts from, in lines for people; none where that is from scratch.
     pub fn start_report(&self, config: &TrainConfig) -> impl Iterator<Item = String> {
         let lines = self.start.iter().flat_map(StartingPoint::report);
@@ -148,7 +148,7 @@ fn open_data(
     let root = reach.roots.admit(root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
     let reader = Reader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
-    let opened = if KeptChips::are_in(root) {
+    let opened = if GalleryDataset::are_in(root) {
         open_kept(config, root, reach, reader)?
     } else {
         open_folder(config, root, reach, reader)?
@@ -199,7 +199,7 @@ fn open_kept(
     reader: Reader,
 ) -> Result<Opened, Violation> {
     let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
-    let kept = KeptChips::read(root).map_err(no_data_set)?;
+    let kept = GalleryDataset::read(root).map_err(no_data_set)?;
     admit_images(kept.images(), reach)?;
     enough(config, &kept.census())?;
     let Division { train, queries, gallery } = kept.divide(kept_held_out(config));

@@ -38,14 +38,14 @@ const DRAIN_IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// Bounds on messages that are being received.
 #[derive(Clone, Debug)]
-pub struct Intake {
-    bounds: IntakeBounds,
+pub struct BodyLimit {
+    bounds: BodyBounds,
     receiving: Arc<Budget>,
     drain: Drain,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct IntakeBounds {
+struct BodyBounds {
     /// Bytes of one message.
     message_max: usize,
     /// From the first byte of a message to its last, as far as the server waits for it.
@@ -54,14 +54,14 @@ struct IntakeBounds {
     idle_max: Duration,
 }
 
-impl Intake {
+impl BodyLimit {
     pub fn new(limits: &Limits, drain: Drain) -> Self {
         let receiving = Bounds {
             server: limits.receiving_bytes_max,
             tenant: limits.receiving_of_tenant(),
             connection: limits.receiving_of_connection(),
         };
-        let bounds = IntakeBounds {
+        let bounds = BodyBounds {
             message_max: limits.message_bytes_max,
             arrival_max: Duration::from_secs_f64(limits.message_seconds_max),
             idle_max: Duration::from_secs_f64(limits.stream_idle_seconds_max),
@@ -71,11 +71,11 @@ impl Intake {
 }
 
 /// Weighs and times what a call sends.
-pub async fn guard(State(intake): State<Intake>, request: Request, next: Next) -> Response {
+pub async fn guard(State(body_limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let extensions = request.extensions();
     let activity = extensions.get().cloned().unwrap_or_else(Activity::new);
     let holder = Holder::behind(extensions);
-    let weighed = |body| Body::new(WeighedBody::new(body, intake, holder, activity.clone()));
+    let weighed = |body| Body::new(WeighedBody::new(body, body_limit, holder, activity.clone()));
     let response = next.run(request.map(weighed)).await;
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
@@ -107,13 +107,13 @@ fn crowded(full: Full) -> Problem {
         .retry_after(RETRY_AFTER)
 }
 
-fn slow(bounds: IntakeBounds) -> Problem {
+fn slow(bounds: BodyBounds) -> Problem {
     let seconds = bounds.arrival_max.as_secs_f64();
     let message = format!("the message took longer than {seconds} s to arrive");
     Problem::new(Code::DeadlineExceeded, "MESSAGE_TOO_SLOW", message).retry_after(RETRY_AFTER)
 }
 
-fn idle(bounds: IntakeBounds) -> Problem {
+fn idle(bounds: BodyBounds) -> Problem {
     let seconds = bounds.idle_max.as_secs_f64();
     let message =
         format!("nothing was sent for {seconds} s; open the stream again when there is something to send");
@@ -132,7 +132,7 @@ fn malformed(message: impl Into<String>) -> Problem {
 
 struct WeighedBody {
     inner: Body,
-    intake: Intake,
+    body_limit: BodyLimit,
     activity: Activity,
     reading: Reading,
     share: Share,
@@ -164,10 +164,10 @@ enum Reading {
 }
 
 impl WeighedBody {
-    fn new(inner: Body, intake: Intake, holder: Holder, activity: Activity) -> Self {
-        let share = intake.receiving.share(holder);
+    fn new(inner: Body, body_limit: BodyLimit, holder: Holder, activity: Activity) -> Self {
+        let share = body_limit.receiving.share(holder);
         let (reading, waited) = (Reading::start(), Duration::ZERO);
-        Self { inner, intake, activity, reading, share, waiting: None, waited, alarm: None }
+        Self { inner, body_limit, activity, reading, share, waiting: None, waited, alarm: None }
     }
 
     /// Follows the message frames through a piece of the body.
@@ -180,7 +180,7 @@ impl WeighedBody {
                     *filled += taken;
                     data = &data[taken..];
                     if *filled == PREFIX {
-                        let length = announced(*bytes, self.intake.bounds.message_max)?;
+                        let length = announced(*bytes, self.body_limit.bounds.message_max)?;
                         self.reading = Reading::Message { left: length };
                     }
                 }
@@ -211,7 +211,7 @@ impl WeighedBody {
         if self.activity.is_displaced() {
             return Err(displaced());
         }
-        let drain = &self.intake.drain;
+        let drain = &self.body_limit.drain;
         let alarm = self.alarm.get_or_insert_with(|| Alarm {
             sleep: Box::pin(tokio::time::sleep_until(now + DRAIN_IDLE_MAX)),
             drain: Some(drain.clone().begun().boxed()),
@@ -223,7 +223,7 @@ impl WeighedBody {
             alarm.drain = None;
             alarm.drained = Some(now);
         }
-        let bounds = self.intake.bounds;
+        let bounds = self.body_limit.bounds;
         let mut ends = vec![(self.activity.last().max(since) + bounds.idle_max, End::Idle)];
         if self.reading.has_begun() {
             ends.push((since + bounds.arrival_max.saturating_sub(self.waited), End::Slow));

@@ -18,7 +18,7 @@ use crate::telemetry;
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Shows the bounds of what other metrics show the use of, and the device threads.
-pub fn tell_limits(config: &Config, workers: usize) {
+pub fn publish_limits(config: &Config, workers: usize) {
     for (limit, most) in [
         ("calls", config.limits.calls_max),
         ("connections", config.limits.connections_max),
@@ -58,7 +58,7 @@ pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver
                 ServingStatus::NotServing
             }
         };
-        tell_health(now);
+        publish_health(now);
         for service in [""].into_iter().chain(rpc::SERVICES) {
             reporter.set_service_status(service, status).await;
         }
@@ -68,7 +68,7 @@ pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver
     }
 }
 
-fn tell_health(now: Health) {
+fn publish_health(now: Health) {
     metrics::ready(now == Health::Serving);
     for state in Health::ALL {
         metrics::health(state.name(), state == now);

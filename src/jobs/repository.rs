@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::edit::Edit;
-use super::job::{Job, JobId, JobKey, Order};
+use super::job::{Job, JobId, JobKey, JobSpec};
 use super::state::StateName;
 use super::store::{AddError, Added, All, JobStore, Listing, Page, Replay, StoreError, UpdateError};
 use crate::gallery::Time;
@@ -23,7 +23,7 @@ const DAMAGED: &str = "damaged";
 
 /// The store, and who waits for its events.
 #[derive(Debug)]
-pub struct Desk {
+pub struct JobRepository {
     store: JobStore,
     /// The last event of every job that is watched.
     heads: Mutex<HashMap<JobKey, watch::Sender<u64>>>,
@@ -31,11 +31,11 @@ pub struct Desk {
     states: Mutex<HashMap<JobKey, StateName>>,
     /// Jobs that cannot.
     damaged: Mutex<HashSet<JobKey>>,
-    /// Whether the server goes down.
+    /// Whether the server shuts down.
     closing: watch::Sender<bool>,
 }
 
-impl Desk {
+impl JobRepository {
     /// # Errors
     /// The store cannot be read.
     pub fn new(store: JobStore) -> Result<Self, StoreError> {
@@ -46,19 +46,19 @@ impl Desk {
         let states = jobs.into_iter().map(|job| (job.key, job.state.name())).collect();
         let damaged: HashSet<JobKey> = damaged.into_iter().map(|(key, _)| key).collect();
         metrics::jobs(DAMAGED, damaged.len());
-        let desk = Self {
+        let repository = Self {
             store,
             heads: Mutex::default(),
             states: Mutex::new(states),
             damaged: Mutex::new(damaged),
             closing: watch::Sender::new(false),
         };
-        count(&lock(&desk.states));
-        Ok(desk)
+        count(&lock(&repository.states));
+        Ok(repository)
     }
 
-    pub async fn add(self: &Arc<Self>, tenant: Arc<str>, order: Order) -> Result<Added, AddError> {
-        let added = self.blocking(move |desk| desk.store.add(&tenant, order, now())).await?;
+    pub async fn add(self: &Arc<Self>, tenant: Arc<str>, order: JobSpec) -> Result<Added, AddError> {
+        let added = self.blocking(move |repository| repository.store.add(&tenant, order, now())).await?;
         if let Added::New(job) = &added {
             self.publish(job);
         }
@@ -67,16 +67,16 @@ impl Desk {
 
     pub async fn get(self: &Arc<Self>, key: &JobKey) -> Result<Option<Job>, StoreError> {
         let key = key.clone();
-        self.blocking(move |desk| desk.store.get(&key)).await
+        self.blocking(move |repository| repository.store.get(&key)).await
     }
 
     pub async fn list(self: &Arc<Self>, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
-        self.blocking(move |desk| desk.store.list(&tenant, &listing)).await
+        self.blocking(move |repository| repository.store.list(&tenant, &listing)).await
     }
 
     /// Every job that can be read, oldest first.
     pub async fn all(self: &Arc<Self>) -> Result<Vec<Job>, StoreError> {
-        Ok(self.blocking(|desk| desk.store.all()).await?.jobs)
+        Ok(self.blocking(|repository| repository.store.all()).await?.jobs)
     }
 
     pub async fn events(
@@ -86,7 +86,7 @@ impl Desk {
         limit: usize,
     ) -> Result<Option<Replay>, StoreError> {
         let key = key.clone();
-        self.blocking(move |desk| desk.store.events(&key, from, limit)).await
+        self.blocking(move |repository| repository.store.events(&key, from, limit)).await
     }
 
     /// Changes a job once; see [`JobStore::update`].
@@ -96,7 +96,7 @@ impl Desk {
         work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
     ) -> Result<Job, UpdateError<E>> {
         let place = key.clone();
-        let job = self.blocking(move |desk| desk.store.update(&place, now(), work)).await?;
+        let job = self.blocking(move |repository| repository.store.update(&place, now(), work)).await?;
         self.publish(&job);
         Ok(job)
     }
@@ -134,7 +134,7 @@ impl Desk {
     /// The job as it is when what was pending has come to pass.
     async fn healed(self: &Arc<Self>, key: &JobKey) -> Option<Job> {
         loop {
-            if self.blocking(|desk| desk.store.heal()).await.is_ok()
+            if self.blocking(|repository| repository.store.heal()).await.is_ok()
                 && let Ok(job) = self.get(key).await
             {
                 job.iter().for_each(|job| self.publish(job));
@@ -150,7 +150,7 @@ impl Desk {
         check: impl FnOnce(&Job) -> Result<(), E> + Send + 'static,
     ) -> Result<(), UpdateError<E>> {
         let place = key.clone();
-        self.blocking(move |desk| desk.store.delete(&place, check)).await?;
+        self.blocking(move |repository| repository.store.delete(&place, check)).await?;
         // Whoever watches it is woken, and finds that it is gone.
         lock(&self.heads).remove(key);
         let mut states = lock(&self.states);
@@ -164,13 +164,13 @@ impl Desk {
 
     /// Nothing is left of a deleted job in its folder.
     pub async fn forget(self: &Arc<Self>, id: JobId) -> Result<(), StoreError> {
-        self.blocking(move |desk| desk.store.forget(id)).await
+        self.blocking(move |repository| repository.store.forget(id)).await
     }
 
     /// Hears when there is something new; subscribe first, then read.
     pub fn subscribe(self: &Arc<Self>, key: &JobKey) -> Subscription {
         let head = lock(&self.heads).entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
-        Subscription { desk: Arc::clone(self), key: key.clone(), head }
+        Subscription { repository: Arc::clone(self), key: key.clone(), head }
     }
 
     /// Jobs that somebody watches.
@@ -179,7 +179,7 @@ impl Desk {
         lock(&self.heads).len()
     }
 
-    /// Becomes true when nothing more will happen, since the server goes down.
+    /// Becomes true when nothing more will happen, since the server shuts down.
     pub fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
@@ -209,8 +209,8 @@ impl Desk {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> T {
-        let desk = Arc::clone(self);
-        match spawn_blocking(move || work(&desk)).await {
+        let repository = Arc::clone(self);
+        match spawn_blocking(move || work(&repository)).await {
             Ok(done) => done,
             Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
             // The runtime is being shut down, and this task with it.
@@ -222,14 +222,14 @@ impl Desk {
 /// Somebody who watches a job, which may not be there. The last one takes the job off the list.
 #[derive(Debug)]
 pub struct Subscription {
-    desk: Arc<Desk>,
+    repository: Arc<JobRepository>,
     key: JobKey,
     pub head: watch::Receiver<u64>,
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        let mut heads = lock(&self.desk.heads);
+        let mut heads = lock(&self.repository.heads);
         if heads.get(&self.key).is_some_and(|head| head.receiver_count() <= 1) {
             heads.remove(&self.key);
         }

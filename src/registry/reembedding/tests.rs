@@ -14,8 +14,8 @@ use crate::encoder::{
     PixelProjection, QueueSettings, Residency, ResidencySettings,
 };
 use crate::gallery::{
-    Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels, NewGallery,
-    Observation, QueueSettings as StoreQueue, Quotas, Selector, ShelfSettings, Time,
+    CatalogSettings, Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels,
+    NewGallery, Observation, QueueSettings as StoreQueue, Quotas, Selector, Time,
 };
 use crate::patience::Patience;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
@@ -71,7 +71,7 @@ fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
 
 /// One life of a server that embeds one chip at a time.
 struct Life {
-    follower: Follower,
+    reembedder: ReEmbedder,
     changes: mpsc::UnboundedReceiver<Activation>,
 }
 
@@ -87,7 +87,7 @@ impl Life {
         for seed in kept {
             registry.add(&model(seed), &Provenance::now("test")).expect("room");
         }
-        let shelf = Shelf::open(&folder.join("galleries"), shelf_settings()).expect("a shelf");
+        let catalog = Catalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
         let settings = ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() };
         let residency = Residency::new(queue, settings);
@@ -99,33 +99,33 @@ impl Life {
         let pipeline = Arc::new(pipeline);
         let loader: ModelLoader = Arc::new(move |model| Ok(loaded(&model, &gate)));
         let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader, None);
-        Self { follower: Follower::new(Arc::new(shelf), pipeline, activator), changes }
+        Self { reembedder: ReEmbedder::new(Arc::new(catalog), pipeline, activator), changes }
     }
 
     /// A gallery of model 0 with `count` chips.
     async fn gallery(&self, name: &str, count: u8, keeps_chips: bool) -> Gallery {
         let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips };
         let name = GalleryName::new(name).expect("a name");
-        let gallery = self.follower.shelf.create("t", &name, new).expect("made");
+        let gallery = self.reembedder.catalog.create("t", &name, new).expect("made");
         join_all((0..count).map(|number| enrol(&gallery, number, Some(chip(number))))).await;
         gallery
     }
 
     /// Makes model `seed` active, and says where galleries are to go.
     async fn activate(&mut self, seed: usize) -> Course {
-        self.follower.activator.activate(digest(seed)).await.expect("activated");
+        self.reembedder.activator.activate(digest(seed)).await.expect("activated");
         let Activation { active, former } = self.changes.recv().await.expect("told");
         Course { former: vec![former], ..Course::to(active) }
     }
 
     async fn end(self) {
-        self.follower.shelf.close();
-        self.follower.pipeline.residency().queue().close().await;
+        self.reembedder.catalog.close();
+        self.reembedder.pipeline.residency().queue().close().await;
     }
 }
 
-fn shelf_settings() -> ShelfSettings {
-    ShelfSettings {
+fn catalog_settings() -> CatalogSettings {
+    CatalogSettings {
         cache_bytes: 1 << 20,
         queue: StoreQueue { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 9, entries_per_gallery: 999, bytes_per_tenant: 1 << 30 },
@@ -223,19 +223,19 @@ async fn galleries_follow_while_the_former_model_stays_for_their_searches() {
     let (first, second) = (life.gallery("first", 3, true).await, life.gallery("second", 2, true).await);
     let bare = life.gallery("bare", 2, false).await;
     let mut course = life.activate(1).await;
-    let follower = life.follower.clone();
-    let following = tokio::spawn(async move { follower.settle(&mut course).await });
+    let reembedder = life.reembedder.clone();
+    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
     let _comes = arrival(comes).await;
     assert_eq!(first.info().following.expect("on its way").model, digest(1));
     // This one comes by the former model alone, as from a call that began before the activation.
     enrol(&first, 3, Some(chip(3))).await;
-    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok());
+    assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok());
     drop(go);
     following.await.expect("no panic");
     check(&first, 1, 4);
     check(&second, 1, 2);
     check(&bare, 0, 2);
-    life.follower.pipeline.residency().gone(digest(0)).await;
+    life.reembedder.pipeline.residency().gone(digest(0)).await;
     life.end().await;
 }
 
@@ -257,13 +257,13 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
     let mut life = Life::begin(folder.path(), gate).await;
     let gallery = life.gallery("g", count, true).await;
     let mut course = life.activate(1).await;
-    let follower = life.follower.clone();
-    let following = tokio::spawn(async move { follower.settle(&mut course).await });
+    let reembedder = life.reembedder.clone();
+    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
     tokio::task::spawn_blocking(move || stuck.recv()).await.expect("no panic").expect("it comes");
     following.abort();
     assert!(following.await.expect_err("ended").is_cancelled());
     assert_eq!(gallery.info().following.expect("on its way").embedded, PIECE as u64);
-    life.follower.shelf.close();
+    life.reembedder.catalog.close();
     drop((life, gallery));
 
     let embedded = Arc::new(AtomicUsize::new(0));
@@ -274,14 +274,14 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
         }
     });
     let life = Life::begin(folder.path(), gate).await;
-    let mut course = life.follower.resumed().await;
-    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok(), "searches need it");
-    life.follower.settle(&mut course).await;
-    let (_, gallery) = life.follower.shelf.served().remove(0);
+    let mut course = life.reembedder.resumed().await;
+    assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok(), "searches need it");
+    life.reembedder.settle(&mut course).await;
+    let (_, gallery) = life.reembedder.catalog.served().remove(0);
     check(&gallery, 1, count);
     assert_eq!(embedded.load(Ordering::Relaxed), 10);
     drop(course);
-    assert!(life.follower.resumed().await.former.is_empty(), "nobody needs it any more");
+    assert!(life.reembedder.resumed().await.former.is_empty(), "nobody needs it any more");
     life.end().await;
 }
 
@@ -293,20 +293,20 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     enrol(&gallery, 2, None).await;
     enrol(&gallery, 3, Some(SourceChip { image: b"no image".as_slice().into(), ..chip(3) })).await;
     let mut course = life.activate(1).await;
-    life.follower.settle(&mut course).await;
+    life.reembedder.settle(&mut course).await;
     let following = gallery.info().following.expect("on its way");
     assert_eq!(following.embedded, 2);
     let reason = following.stalled.expect("stalled");
     assert!(reason.starts_with("2 entries have no chip"), "{reason}");
     assert_eq!(gallery.info().about.model, digest(0));
-    assert!(life.follower.pipeline.resolve(Some(digest(0))).is_ok(), "it is still searched with it");
-    let refused = life.follower.activator.activate(digest(2)).await.expect_err("there is no place");
+    assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok(), "it is still searched with it");
+    let refused = life.reembedder.activator.activate(digest(2)).await.expect_err("there is no place");
     assert_eq!(refused.reason(), "MODEL_NEEDED");
     assert!(refused.to_string().ends_with("they are t-t/g"), "{refused}");
-    let follower = life.follower.clone();
+    let reembedder = life.reembedder.clone();
     let (_changes, changes) = mpsc::unbounded_channel();
     tokio::time::pause();
-    let running = tokio::spawn(follower.run(changes));
+    let running = tokio::spawn(reembedder.run(changes));
     // Nobody activates anything and nothing is started again.
     gallery.delete(Selector::Ids(vec![id(2), id(3)])).await.expect("deleted");
     while gallery.info().about.model != digest(1) {
@@ -324,14 +324,14 @@ async fn no_gallery_is_left_behind_by_a_model_that_is_not_kept() {
     let mut life = Life::with_models(folder.path(), open_gate(), [1, 2]).await;
     life.gallery("first", 2, true).await;
     life.activate(1).await;
-    life.follower.shelf.close();
+    life.reembedder.catalog.close();
     drop(life);
 
     let mut life = Life::begin(folder.path(), open_gate()).await;
-    drop(life.follower.resumed().await);
+    drop(life.reembedder.resumed().await);
     let mut course = life.activate(2).await;
-    life.follower.settle(&mut course).await;
-    let (_, gallery) = life.follower.shelf.served().remove(0);
+    life.reembedder.settle(&mut course).await;
+    let (_, gallery) = life.reembedder.catalog.served().remove(0);
     check(&gallery, 2, 2);
     life.end().await;
 }
@@ -344,12 +344,12 @@ async fn a_gallery_that_comes_later_follows_as_well() {
     let export: Vec<_> =
         Export::new(made.snapshot(), Chips::With).collect::<Result<_, _>>().expect("readable");
     let mut course = life.activate(1).await;
-    life.follower.settle(&mut course).await;
+    life.reembedder.settle(&mut course).await;
     let name = GalleryName::new("imported").expect("a name");
-    let mut import = life.follower.shelf.import("other", &name).expect("free");
+    let mut import = life.reembedder.catalog.import("other", &name).expect("free");
     export.iter().try_for_each(|piece| import.push(piece, &Patience::default())).expect("in order");
     let imported = import.finish(&Patience::default()).expect("whole");
-    life.follower.settle(&mut course).await;
+    life.reembedder.settle(&mut course).await;
     check(&imported, 1, 2);
     life.end().await;
 }
@@ -362,10 +362,10 @@ async fn a_tenant_that_does_not_get_on_holds_up_no_other() {
     let stuck = life.gallery("stuck", 3, true).await;
     let name = GalleryName::new("empty").expect("a name");
     let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips: true };
-    let other = life.follower.shelf.create("z", &name, new).expect("made");
+    let other = life.reembedder.catalog.create("z", &name, new).expect("made");
     let mut course = life.activate(1).await;
-    let follower = life.follower.clone();
-    let following = tokio::spawn(async move { follower.settle(&mut course).await });
+    let reembedder = life.reembedder.clone();
+    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
     let _comes = arrival(comes).await;
     while other.info().about.model != digest(1) {
         tokio::task::yield_now().await;
@@ -383,15 +383,15 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
     let mut life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
     let mut course = life.activate(1).await;
-    life.follower.shelf.close();
-    life.follower.settle(&mut course).await;
+    life.reembedder.catalog.close();
+    life.reembedder.settle(&mut course).await;
     let following = gallery.info().following.expect("it should be on its way");
     assert_eq!((following.model, following.embedded), (digest(1), 0));
     assert_eq!(following.stalled.as_deref(), Some("the gallery is closed"));
     assert_eq!(course.stalls.len(), 1);
     // Back to the model that it has, it need not go anywhere.
     let former = course.active.clone();
-    course.turn_to(life.follower.activator.lease(digest(0)).await.expect("resident"), former);
+    course.turn_to(life.reembedder.activator.lease(digest(0)).await.expect("resident"), former);
     assert_eq!(gallery.info().following, None);
     life.end().await;
 }
@@ -402,17 +402,17 @@ async fn a_server_that_stays_full_stalls_galleries_until_it_has_room() {
     let mut life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
     let mut course = life.activate(1).await;
-    let pipeline = Arc::clone(&life.follower.pipeline);
+    let pipeline = Arc::clone(&life.reembedder.pipeline);
     let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
     let everything = pipeline.admit(&course.active, &caller, 99, 0).expect("it is empty");
     tokio::time::pause();
-    life.follower.settle(&mut course).await;
+    life.reembedder.settle(&mut course).await;
     let following = gallery.info().following.expect("on its way");
     assert_eq!(following.stalled.as_deref(), Some("the server had no room for its chips for 60 s"));
     drop(everything);
     tokio::time::advance(Duration::from_secs(10)).await;
     tokio::time::resume();
-    life.follower.settle(&mut course).await;
+    life.reembedder.settle(&mut course).await;
     check(&gallery, 1, 1);
     life.end().await;
 }
@@ -422,7 +422,7 @@ async fn what_stalls_is_tried_ever_later_and_sooner_once_it_was_written_to() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
-    let (place, _) = life.follower.shelf.served().remove(0);
+    let (place, _) = life.reembedder.catalog.served().remove(0);
     tokio::time::pause();
     let mut stalls = Stalls::default();
     assert!(stalls.may_go_on(&place, &gallery));
@@ -454,12 +454,12 @@ async fn a_gallery_stays_when_its_model_becomes_active_again() {
     let gallery = life.gallery("g", 3, true).await;
     let (_, unused) = mpsc::unbounded_channel();
     let changes = std::mem::replace(&mut life.changes, unused);
-    let running = tokio::spawn(life.follower.clone().run(changes));
-    life.follower.activator.activate(digest(1)).await.expect("activated");
+    let running = tokio::spawn(life.reembedder.clone().run(changes));
+    life.reembedder.activator.activate(digest(1)).await.expect("activated");
     let _comes = arrival(comes).await;
-    life.follower.activator.activate(digest(0)).await.expect("activated again");
+    life.reembedder.activator.activate(digest(0)).await.expect("activated again");
     drop(go);
-    life.follower.pipeline.residency().gone(digest(1)).await;
+    life.reembedder.pipeline.residency().gone(digest(1)).await;
     while gallery.info().following.is_some() {
         tokio::task::yield_now().await;
     }

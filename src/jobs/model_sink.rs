@@ -7,9 +7,9 @@ use super::failure::Failure;
 use crate::embedding::ModelDigest;
 
 /// Where finished models go.
-pub trait Keeper: Debug + Send + Sync {
+pub trait ModelSink: Debug + Send + Sync {
     /// Takes over the model in `folder`, before its job counts as finished. Blocking. It may come again, after a server
-    /// went down between this and the end of the job.
+    /// stopped between this and the end of the job.
     ///
     /// # Errors
     /// The job fails with it; resumed, it makes the same model from its last checkpoint.
@@ -17,7 +17,7 @@ pub trait Keeper: Debug + Send + Sync {
 }
 
 /// Leaves models in the folders of their jobs.
-impl Keeper for () {
+impl ModelSink for () {
     fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
         Ok(())
     }

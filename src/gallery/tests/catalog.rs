@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::gallery::embedded::schema::{CHIPS, CODES, GALLERY};
 
-fn open(folder: &tempfile::TempDir) -> Shelf {
-    Shelf::open(folder.path(), settings()).expect("the directory is free")
+fn open(folder: &tempfile::TempDir) -> Catalog {
+    Catalog::open(folder.path(), settings()).expect("the directory is free")
 }
 
 fn path(folder: &tempfile::TempDir, gallery: &str, file: &str) -> PathBuf {
@@ -17,22 +17,22 @@ fn path(folder: &tempfile::TempDir, gallery: &str, file: &str) -> PathBuf {
 /// Two closed galleries of three entries each.
 async fn two_galleries() -> tempfile::TempDir {
     let folder = folder();
-    let shelf = open(&folder);
+    let catalog = open(&folder);
     for gallery in ["harbour", "offshore"] {
-        let gallery = shelf.create("default", &name(gallery), new_gallery()).expect("made");
+        let gallery = catalog.create("default", &name(gallery), new_gallery()).expect("made");
         for seed in 0..3 {
             gallery.enrol(enrolment(&seed.to_string(), seed)).await.expect("enrolled");
         }
     }
-    shelf.close();
+    catalog.close();
     folder
 }
 
 #[tokio::test]
 async fn what_is_enrolled_is_there_after_the_next_opening() {
     let folder = folder();
-    let shelf = open(&folder);
-    let gallery = shelf.create("default", &name("harbour"), new_gallery()).expect("made");
+    let catalog = open(&folder);
+    let gallery = catalog.create("default", &name("harbour"), new_gallery()).expect("made");
     assert_eq!(gallery.enrol(enrolment("a", 1)).await, Ok(Enrolled::Created));
     assert_eq!(gallery.enrol(enrolment("a", 1)).await, Ok(Enrolled::Unchanged));
     assert_eq!(gallery.enrol(enrolment("a", 2)).await, Err(StoreError::AlreadyExists(id("a"))));
@@ -41,12 +41,12 @@ async fn what_is_enrolled_is_there_after_the_next_opening() {
     assert_eq!(gallery.enrol(enrolment("b", 3)).await, Ok(Enrolled::Created));
     assert_eq!(gallery.delete(Selector::Ids(vec![id("b"), id("c")])).await, Ok(1));
     let before = gallery.info();
-    shelf.close();
+    catalog.close();
     assert_eq!(gallery.enrol(enrolment("d", 4)).await, Err(StoreError::Closed));
-    drop((shelf, gallery));
+    drop((catalog, gallery));
 
-    let shelf = open(&folder);
-    let gallery = shelf.get("default", &name("harbour")).expect("there");
+    let catalog = open(&folder);
+    let gallery = catalog.get("default", &name("harbour")).expect("there");
     assert_eq!(gallery.info(), before);
     let snapshot = gallery.snapshot();
     let looked = snapshot.get(&[id("b"), id("a")], &Patience::default()).expect("readable");
@@ -55,53 +55,53 @@ async fn what_is_enrolled_is_there_after_the_next_opening() {
     assert_eq!(*entry, enrolment("a", 2).entry);
     assert_eq!(snapshot.embedding(*row), Ok(embedding(2)));
     assert_eq!(snapshot.chip(*row), Ok(Some(chip(2))));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn galleries_of_tenants_are_apart() {
     let folder = folder();
-    let shelf = open(&folder);
+    let catalog = open(&folder);
     for tenant in ["a", "A", "../a"] {
-        shelf.create(tenant, &name("fleet"), new_gallery()).expect("made");
+        catalog.create(tenant, &name("fleet"), new_gallery()).expect("made");
     }
-    let exists = shelf.create("a", &name("fleet"), new_gallery()).expect_err("taken");
+    let exists = catalog.create("a", &name("fleet"), new_gallery()).expect_err("taken");
     assert_eq!(exists.to_string(), "there is a gallery \"fleet\" already");
-    shelf.get("A", &name("fleet")).expect("there").enrol(enrolment("x", 1)).await.expect("enrolled");
-    shelf.delete("../a", &name("fleet")).expect("there");
-    let found = shelf.get("../a", &name("fleet")).expect_err("deleted");
+    catalog.get("A", &name("fleet")).expect("there").enrol(enrolment("x", 1)).await.expect("enrolled");
+    catalog.delete("../a", &name("fleet")).expect("there");
+    let found = catalog.get("../a", &name("fleet")).expect_err("deleted");
     assert_eq!(found.reason(), "GALLERY_NOT_FOUND");
-    let entries = |tenant| shelf.get(tenant, &name("fleet")).expect("there").info().entries;
+    let entries = |tenant| catalog.get(tenant, &name("fleet")).expect("there").info().entries;
     assert_eq!((entries("a"), entries("A")), (0, 1));
-    assert!(shelf.get("b", &name("fleet")).is_err());
-    shelf.close();
+    assert!(catalog.get("b", &name("fleet")).is_err());
+    catalog.close();
 }
 
 #[test]
 fn galleries_are_listed_by_name_in_parts() {
     let folder = folder();
-    let shelf = open(&folder);
+    let catalog = open(&folder);
     for gallery in ["c", "a", "d", "b"] {
-        shelf.create("default", &name(gallery), new_gallery()).expect("made");
+        catalog.create("default", &name(gallery), new_gallery()).expect("made");
     }
     let list = |after: Option<&GalleryName>, size| {
-        let Listing { galleries, next } = shelf.list("default", after, size);
+        let Listing { galleries, next } = catalog.list("default", after, size);
         (galleries.into_iter().map(|(name, _)| name.to_string()).collect::<String>(), next)
     };
     assert_eq!(list(None, 3), ("abc".into(), Some(name("c"))));
     assert_eq!(list(Some(&name("c")), 3), ("d".into(), None));
     assert_eq!(list(None, 4), ("abcd".into(), None));
-    assert!(shelf.list("nobody", None, 4).galleries.is_empty());
-    shelf.close();
+    assert!(catalog.list("nobody", None, 4).galleries.is_empty());
+    catalog.close();
 }
 
 #[test]
-fn a_data_directory_has_one_shelf_at_a_time() {
+fn a_data_directory_has_one_catalog_at_a_time() {
     let folder = folder();
-    let shelf = open(&folder);
-    let refused = Shelf::open(folder.path(), settings()).expect_err("in use").to_string();
+    let catalog = open(&folder);
+    let refused = Catalog::open(folder.path(), settings()).expect_err("in use").to_string();
     assert!(refused.contains("is in use by another process"), "{refused}");
-    shelf.close();
+    catalog.close();
     open(&folder).close();
 }
 
@@ -112,18 +112,18 @@ async fn check_refused(file: &str, spoil: impl Fn(&mut Vec<u8>), expected: &str)
     let mut bytes = fs::read(&spoilt).expect("there");
     spoil(&mut bytes);
     fs::write(&spoilt, bytes).expect("writable");
-    let shelf = open(&folder);
-    let refused = shelf.get("default", &name("harbour")).expect_err("spoilt").to_string();
+    let catalog = open(&folder);
+    let refused = catalog.get("default", &name("harbour")).expect_err("spoilt").to_string();
     assert!(refused.starts_with("gallery \"harbour\" is not served: "), "{refused}");
     assert!(refused.contains(file) && refused.contains(expected), "{refused}");
     assert!(refused.ends_with("or delete the gallery"), "{refused}");
-    let listed = shelf.list("default", None, 9).galleries;
+    let listed = catalog.list("default", None, 9).galleries;
     assert!(listed.len() == 2 && listed[0].1.is_err() && listed[1].1.is_ok());
-    let other = shelf.get("default", &name("offshore")).expect("whole");
+    let other = catalog.get("default", &name("offshore")).expect("whole");
     assert_eq!(other.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));
-    shelf.delete("default", &name("harbour")).expect("deletable");
-    shelf.create("default", &name("harbour"), new_gallery()).expect("the name is free again");
-    shelf.close();
+    catalog.delete("default", &name("harbour")).expect("deletable");
+    catalog.create("default", &name("harbour"), new_gallery()).expect("the name is free again");
+    catalog.close();
 }
 
 #[tokio::test]
@@ -139,10 +139,10 @@ async fn a_damaged_gallery_is_refused_by_name_and_the_others_serve() {
 async fn a_gallery_without_its_file_is_refused() {
     let folder = two_galleries().await;
     fs::remove_file(path(&folder, "harbour", CHIPS)).expect("there");
-    let shelf = open(&folder);
-    let refused = shelf.get("default", &name("harbour")).expect_err("incomplete").to_string();
+    let catalog = open(&folder);
+    let refused = catalog.get("default", &name("harbour")).expect_err("incomplete").to_string();
     assert!(refused.contains("chips.redb cannot be read: No such file"), "{refused}");
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
@@ -164,9 +164,9 @@ async fn no_changed_byte_is_believed() {
         bytes[at] ^= 1 << random.random_range(0..8);
         fs::write(&file, bytes).expect("writable");
         fs::write(&codes, &whole_codes).expect("writable");
-        let shelf = open(&folder);
-        match shelf.get("default", &name("harbour")) {
-            Err(ShelfError::Refused { .. }) => refused += 1,
+        let catalog = open(&folder);
+        match catalog.get("default", &name("harbour")) {
+            Err(CatalogError::Refused { .. }) => refused += 1,
             Err(other) => panic!("{other}"),
             Ok(gallery) => {
                 let snapshot = gallery.snapshot();
@@ -179,7 +179,7 @@ async fn no_changed_byte_is_believed() {
                 }
             }
         }
-        shelf.close();
+        catalog.close();
     }
     assert!(refused > 0 && unreadable > 0, "{refused} {unreadable}");
 }
@@ -197,14 +197,14 @@ async fn a_newer_gallery_is_refused_by_its_version() {
     drop(table);
     transaction.commit().expect("writable");
     drop(database);
-    let shelf = open(&folder);
-    let refused = shelf.get("default", &name("harbour")).expect_err("newer").to_string();
+    let catalog = open(&folder);
+    let refused = catalog.get("default", &name("harbour")).expect_err("newer").to_string();
     assert_eq!(
         refused,
         "gallery \"harbour\" is not served: gallery.redb has schema version 2, this program reads up to \
          version 1; start the program that wrote it, or delete the gallery"
     );
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
@@ -213,11 +213,11 @@ async fn what_was_half_made_or_half_deleted_is_removed() {
     let tenant = folder.path().join("t-default");
     fs::rename(tenant.join("harbour"), tenant.join(".partial-harbour-gone-1-0")).expect("writable");
     fs::create_dir(tenant.join(".partial-new-new-1-1")).expect("writable");
-    let shelf = open(&folder);
-    assert!(shelf.get("default", &name("harbour")).is_err());
-    assert!(shelf.get("default", &name("offshore")).is_ok());
+    let catalog = open(&folder);
+    assert!(catalog.get("default", &name("harbour")).is_err());
+    assert!(catalog.get("default", &name("offshore")).is_ok());
     assert_eq!(fs::read_dir(&tenant).expect("readable").count(), 1);
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
@@ -225,12 +225,12 @@ async fn quotas_are_met_exactly_and_named() {
     let folder = folder();
     let mut settings = settings();
     settings.quotas = Quotas { galleries_per_tenant: 2, entries_per_gallery: 2, bytes_per_tenant: 2000 };
-    let shelf = Shelf::open(folder.path(), settings).expect("free");
-    let first = shelf.create("default", &name("a"), new_gallery()).expect("made");
-    let second = shelf.create("default", &name("b"), new_gallery()).expect("made");
-    let full = shelf.create("default", &name("c"), new_gallery()).expect_err("one too many");
+    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let first = catalog.create("default", &name("a"), new_gallery()).expect("made");
+    let second = catalog.create("default", &name("b"), new_gallery()).expect("made");
+    let full = catalog.create("default", &name("c"), new_gallery()).expect_err("one too many");
     assert_eq!(full.to_string(), "the tenant has 2 galleries, which is the limit");
-    shelf.create("other", &name("c"), new_gallery()).expect("another tenant");
+    catalog.create("other", &name("c"), new_gallery()).expect("another tenant");
 
     for seed in 0..2 {
         assert_eq!(first.enrol(enrolment(&seed.to_string(), seed)).await, Ok(Enrolled::Created));
@@ -251,15 +251,15 @@ async fn quotas_are_met_exactly_and_named() {
     assert_eq!(second.enrol(large).await, Ok(Enrolled::Created));
     assert_eq!(first.delete(Selector::Filter(Filter::default())).await, Ok(2));
     assert_eq!(second.enrol(enrolment("next", 8)).await, Ok(Enrolled::Created));
-    shelf.close();
-    drop((shelf, first, second));
+    catalog.close();
+    drop((catalog, first, second));
 
     settings.quotas.bytes_per_tenant = 1000;
-    let shelf = Shelf::open(folder.path(), settings).expect("free");
-    let second = shelf.get("default", &name("b")).expect("a lowered limit refuses nothing that is there");
+    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let second = catalog.get("default", &name("b")).expect("a lowered limit refuses nothing that is there");
     assert_eq!(second.delete(Selector::Ids(vec![id("next")])).await, Ok(1));
     assert_eq!(second.enrol(enrolment("9", 9)).await, Err(StoreError::BytesFull { limit: 1000 }));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
@@ -267,8 +267,8 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     let folder = folder();
     let mut settings = settings();
     settings.quotas.bytes_per_tenant = 4 << 20;
-    let shelf = Shelf::open(folder.path(), settings).expect("free");
-    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     let overwrite = |seed: u64| {
         let made = enrolment("a", seed);
         let chip = made.chip.map(|chip| SourceChip { image: vec![seed as u8; 1 << 20].into(), ..chip });
@@ -288,19 +288,19 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     // To delete is always possible, and gives the tenant its room back.
     drop(reader);
     gallery.delete(Selector::Filter(Filter::default())).await.expect("deleted");
-    shelf.close();
-    drop((shelf, gallery));
-    let shelf = Shelf::open(folder.path(), settings).expect("free");
-    let gallery = shelf.get("default", &name("a")).expect("there");
+    catalog.close();
+    drop((catalog, gallery));
+    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let gallery = catalog.get("default", &name("a")).expect("there");
     assert_eq!(gallery.enrol(overwrite(0)).await, Ok(Enrolled::Created));
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn operations_of_a_group_fail_each_on_its_own() {
     let folder = folder();
-    let shelf = open(&folder);
-    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let catalog = open(&folder);
+    let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     let wide = Embedding::from_feature(vec![1.0; DIMENSION + 1]).expect("a direction");
     let other = ModelDigest::new([8; 32]);
     let (created, exists, dimension, mismatch, deleted, last) = tokio::join!(
@@ -318,36 +318,36 @@ async fn operations_of_a_group_fail_each_on_its_own() {
     assert_eq!(deleted, Ok(1));
     assert_eq!(last, Ok(Enrolled::Created));
     assert_eq!(gallery.info().entries, 1);
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn a_deleted_gallery_answers_at_once() {
     let folder = folder();
-    let shelf = open(&folder);
-    let gallery = shelf.create("default", &name("a"), new_gallery()).expect("made");
+    let catalog = open(&folder);
+    let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     gallery.enrol(enrolment("a", 1)).await.expect("enrolled");
-    shelf.delete("default", &name("a")).expect("there");
+    catalog.delete("default", &name("a")).expect("there");
     assert_eq!(gallery.enrol(enrolment("b", 2)).await, Err(StoreError::Closed));
     assert_eq!(fs::read_dir(folder.path().join("t-default")).expect("readable").count(), 0);
-    shelf.close();
+    catalog.close();
 }
 
 #[tokio::test]
 async fn codes_of_another_gallery_are_passed_over() {
     let folder = folder();
-    let shelf = open(&folder);
+    let catalog = open(&folder);
     for (gallery, seed) in [("a", 1), ("b", 2)] {
-        let gallery = shelf.create("default", &name(gallery), new_gallery()).expect("made");
+        let gallery = catalog.create("default", &name(gallery), new_gallery()).expect("made");
         gallery.enrol(enrolment("x", seed)).await.expect("enrolled");
     }
-    shelf.close();
+    catalog.close();
     fs::copy(path(&folder, "a", CODES), path(&folder, "b", CODES)).expect("writable");
-    let shelf = open(&folder);
-    let snapshot = shelf.embedded("default", &name("b")).published();
+    let catalog = open(&folder);
+    let snapshot = catalog.embedded("default", &name("b")).published();
     let (_, code) = snapshot.index().codes().next().expect("one entry");
     assert_eq!(code, Code::new(embedding(2).as_slice()).parts());
-    shelf.close();
+    catalog.close();
 }
 
 /// The gallery of three entries that schema version 1 was released with.
@@ -360,14 +360,14 @@ async fn a_gallery_of_schema_version_1_opens() {
     for file in [GALLERY, CHIPS, CODES] {
         fs::copy(fixture.join(file), there.join(file)).expect("the fixture is in the tree");
     }
-    let shelf = open(&folder);
-    let gallery = shelf.get("default", &name("harbour")).expect("of a version that is known");
+    let catalog = open(&folder);
+    let gallery = catalog.get("default", &name("harbour")).expect("of a version that is known");
     let mut expected = model::Model { next_row: 3, ..model::Model::default() };
     for seed in 0..3 {
         let Enrolment { entry, embedding, chip, .. } = enrolment(&seed.to_string(), seed);
         expected.rows.insert(RowId(seed), model::Kept { entry, embedding, shadow: None, chip });
     }
-    expected.check_embedded(&shelf.embedded("default", &name("harbour")).published());
+    expected.check_embedded(&catalog.embedded("default", &name("harbour")).published());
     assert_eq!(gallery.enrol(enrolment("another", 9)).await, Ok(Enrolled::Created));
-    shelf.close();
+    catalog.close();
 }

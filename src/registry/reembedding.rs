@@ -1,4 +1,4 @@
-//! Galleries follow the active model: their kept chips are embedded anew in the background, then each flips at once.
+//! Galleries are re-embedded by the active model: their kept chips are embedded re-embedded in the background, then each flips at once.
 //!
 //! Every tenant's galleries are led by themselves, so that none waits for another's; what does not get on says why, and
 //! is tried again ever later.
@@ -19,11 +19,11 @@ use super::{Activation, Activator};
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Priority};
-use crate::gallery::{Flip, Gallery, GalleryReader, Place, RowId, Shelf, StoreError};
+use crate::gallery::{Catalog, Flip, Gallery, GalleryReader, Place, RowId, StoreError};
 use crate::metrics;
 
 /// Whose chips these are to the queue, which serves its tenants evenly.
-const TENANT: &str = "galleries that follow";
+const TENANT: &str = "re-embedding";
 /// Entries that are stored together.
 const PIECE: usize = 64;
 /// Chips that may be in the queue at once.
@@ -37,10 +37,10 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked for galleries that came, or that stalled and may go on.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Leads the galleries of a shelf from model to model, as models are activated.
+/// Leads the galleries of a catalog from model to model, as models are activated.
 #[derive(Clone)]
-pub struct Follower {
-    shelf: Arc<Shelf>,
+pub struct ReEmbedder {
+    catalog: Arc<Catalog>,
     pipeline: Arc<Pipeline>,
     activator: Activator,
     /// For chips in the queue.
@@ -80,15 +80,15 @@ enum Stall {
     #[error("reading its chips panicked")]
     Panicked,
     /// Whatever this is, it is not the gallery's fault.
-    #[error("the device is lost, or the server goes down")]
+    #[error("the device is lost, or the server is shutting down")]
     Closing,
 }
 
-impl Follower {
-    pub fn new(shelf: Arc<Shelf>, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
+impl ReEmbedder {
+    pub fn new(catalog: Arc<Catalog>, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
         let places = Arc::new(Semaphore::new(IN_FLIGHT));
-        activator.holds(Arc::clone(&shelf));
-        Self { shelf, pipeline, activator, places }
+        activator.holds(Arc::clone(&catalog));
+        Self { catalog, pipeline, activator, places }
     }
 
     /// Goes on where an earlier process was, then follows every change. Ends when there will be no more changes; may be
@@ -123,7 +123,7 @@ impl Follower {
     /// Models that galleries on their way to another one are searched with.
     fn needed(&self, active: &ModelLease) -> impl Iterator<Item = ModelDigest> {
         let active = active.digest;
-        let galleries = self.shelf.served().into_iter().map(|(_, gallery)| gallery.info().about);
+        let galleries = self.catalog.served().into_iter().map(|(_, gallery)| gallery.info().about);
         galleries.filter(move |about| about.keeps_chips && about.model != active).map(|about| about.model)
     }
 
@@ -165,7 +165,7 @@ impl Follower {
     fn look(&self, course: &mut Course) -> Vec<(Place, Gallery)> {
         let needed: Vec<ModelDigest> = self.needed(&course.active).collect();
         course.former.retain(|lease| needed.contains(&lease.digest));
-        let mut galleries = self.shelf.served();
+        let mut galleries = self.catalog.served();
         galleries.retain(|(_, gallery)| {
             let about = gallery.info().about;
             about.shadow.is_some() || (about.keeps_chips && about.model != course.active.digest)
@@ -179,7 +179,7 @@ impl Follower {
         galleries
     }
 
-    /// Embeds a gallery anew until it is of the active model.
+    /// Re-embeds a gallery until it is of the active model.
     async fn lead(&self, gallery: &Gallery, model: &ModelLease) -> Result<(), Stall> {
         if gallery.info().about.model == model.digest {
             // It was on its way to a model that is not active any more.
@@ -197,7 +197,7 @@ impl Follower {
                 // Entries have come meanwhile.
                 Ok(Flip::Incomplete { .. }) => {}
                 Err(StoreError::Unreadable(cause)) if !is_second => {
-                    tracing::warn!(cause, "what was embedded anew cannot be read and is embedded once more");
+                    tracing::warn!(cause, "what was re-embedded cannot be read and is re-embedded again");
                     is_second = true;
                     gallery.drop_shadow().await?;
                     gallery.begin_shadow(model.digest, model.dimension).await?;
@@ -275,7 +275,7 @@ impl Follower {
                     return Err(Stall::Closing);
                 }
                 Err(EmbedError::Encode(cause)) if attempts < ATTEMPTS_MAX => {
-                    tracing::debug!(%cause, "a chip is embedded anew once more");
+                    tracing::debug!(%cause, "a chip is re-embedded again");
                     attempts += 1;
                     tokio::time::sleep(RETRY_AFTER).await;
                 }

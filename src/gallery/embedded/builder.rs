@@ -15,7 +15,7 @@ const BYTES_MAX: u64 = 16 << 20;
 
 /// A gallery that is being made, and that nobody sees before it is whole.
 #[derive(Debug)]
-pub struct Foundation {
+pub struct GalleryBuilder {
     about: About,
     gallery: Database,
     chips: Option<Database>,
@@ -37,14 +37,14 @@ pub struct NewRow {
 
 /// Why a row cannot be added.
 #[derive(Debug, thiserror::Error)]
-pub enum FoundationError {
+pub enum GalleryBuildError {
     #[error("the entry \"{0}\" is there twice")]
     Twice(String),
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
 
-impl Foundation {
+impl GalleryBuilder {
     /// # Errors
     /// The files exist or cannot be written.
     pub fn new(volume: &dyn Volume, about: About, cache_bytes: usize) -> Result<Self, DatabaseError> {
@@ -61,7 +61,7 @@ impl Foundation {
     ///
     /// # Errors
     /// Its id is taken, or the files cannot be written.
-    pub fn add(&mut self, new: NewRow) -> Result<(), FoundationError> {
+    pub fn add(&mut self, new: NewRow) -> Result<(), GalleryBuildError> {
         self.pending_bytes += new.bytes();
         self.bytes += new.bytes();
         self.rows.push(new);
@@ -75,7 +75,7 @@ impl Foundation {
     ///
     /// # Errors
     /// An id is taken, or the files cannot be written.
-    pub fn finish(mut self, next_row: u64) -> Result<(), FoundationError> {
+    pub fn finish(mut self, next_row: u64) -> Result<(), GalleryBuildError> {
         let state = StateRecord { commit: 1, committed_at: now().nanos(), next_row, bytes: self.bytes };
         self.write(Durability::Immediate, |transaction| write_state(transaction, &state))?;
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
@@ -88,7 +88,7 @@ impl Foundation {
         &mut self,
         durability: Durability,
         also: impl FnOnce(&redb::WriteTransaction) -> Result<(), DatabaseError>,
-    ) -> Result<(), FoundationError> {
+    ) -> Result<(), GalleryBuildError> {
         let rows = std::mem::take(&mut self.rows);
         self.pending_bytes = 0;
         if let Some(chips) = &self.chips {
@@ -132,7 +132,7 @@ fn insert(
     transaction: &redb::WriteTransaction,
     about: &About,
     rows: &[NewRow],
-) -> Result<(), FoundationError> {
+) -> Result<(), GalleryBuildError> {
     let name = about.vectors();
     let vectors: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);
     let mut entries = transaction.open_table(ENTRIES).map_err(DatabaseError::from)?;
@@ -141,7 +141,7 @@ fn insert(
     for new in rows {
         let taken = ids.insert(new.id.as_str(), new.row.0).map_err(DatabaseError::from)?;
         if taken.is_some() {
-            return Err(FoundationError::Twice(new.id.clone()));
+            return Err(GalleryBuildError::Twice(new.id.clone()));
         }
         entries.insert(new.row.0, new.record.as_slice()).map_err(DatabaseError::from)?;
         vectors.insert(new.row.0, new.vector.as_slice()).map_err(DatabaseError::from)?;

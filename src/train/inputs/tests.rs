@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 use crate::chip::{Modality, SourceChip, View};
-use crate::train::kept::KeptWriter;
+use crate::train::gallery_dataset::GalleryDatasetWriter;
 use crate::weights::family::{Family, FeaturePoint, Preset};
 use crate::weights::golden;
 use crate::weights::native::tensor_bytes;
@@ -51,12 +51,12 @@ fn config(objective: &str, settings: &[String]) -> TrainConfig {
     TrainConfig::read(&text, settings).expect("a configuration")
 }
 
-fn gather(objective: &str, settings: &[&str], place: &Path) -> Result<Materials, String> {
+fn gather(objective: &str, settings: &[&str], place: &Path) -> Result<TrainingInputs, String> {
     let settings: Vec<String> =
         settings.iter().map(|setting| setting.replace('@', &place.to_string_lossy())).collect();
     let roots = DataRoots::under(&[place.join("allowed")]).expect("there");
     let lines = |found: Vec<Violation>| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    Materials::gather(&config(objective, &settings), &roots, Shard::default()).map_err(lines)
+    TrainingInputs::gather(&config(objective, &settings), &roots, Shard::default()).map_err(lines)
 }
 
 #[test]
@@ -129,9 +129,10 @@ fn what_a_starting_point_gives_is_known_before_the_first_step() {
     let settings = ["start.from=imagenet", "start.path=vit", "data.root=hoss"].map(str::to_owned);
     let config = config("fine_tune", &settings);
     let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
-    let checked =
-        Materials::check(&config, &roots, &Patience::default()).expect("a run").expect("not from scratch");
-    let gathered = Materials::gather(&config, &roots, Shard::default()).expect("a run");
+    let checked = TrainingInputs::check(&config, &roots, &Patience::default())
+        .expect("a run")
+        .expect("not from scratch");
+    let gathered = TrainingInputs::gather(&config, &roots, Shard::default()).expect("a run");
     assert_eq!(gathered.start.as_ref(), Some(&checked));
     assert_eq!(checked.origin.naming.prefix, "model.");
     assert_eq!((checked.fit.blocks.whole, checked.fit.blocks.of), (3, 4));
@@ -143,7 +144,7 @@ fn what_a_starting_point_gives_is_known_before_the_first_step() {
 /// `ships` vessels with an optical and a SAR chip each, and one that was seen once.
 fn kept(ships: usize, place: &Path) -> Census {
     let image = |number: usize| fs::read(golden::path("images").join(IMAGES[number])).expect("a fixture");
-    let mut writer = KeptWriter::new(place).expect("writable");
+    let mut writer = GalleryDatasetWriter::new(place).expect("writable");
     for ship in 0..ships {
         for (number, modality) in [Modality::Optical, Modality::Sar].into_iter().enumerate() {
             let chip = SourceChip { image: image(number).into(), view: View::plain(modality) };
@@ -153,7 +154,7 @@ fn kept(ships: usize, place: &Path) -> Census {
     let chip = SourceChip { image: image(0).into(), view: View::plain(Modality::Optical) };
     writer.add("seen once", &chip).expect("writable");
     writer.finish().expect("writable");
-    KeptChips::read(place).expect("readable").census()
+    GalleryDataset::read(place).expect("readable").census()
 }
 
 #[test]
@@ -164,9 +165,10 @@ fn an_order_and_its_process_find_the_same_wrong_with_the_chips_of_a_gallery() {
         let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
         let mut config = config(objective, &settings);
         config.data.root = "not/looked/at".into();
-        let ordered = Materials::check_kept(&config, &census, &DataRoots::Anywhere, &Patience::default());
+        let ordered =
+            TrainingInputs::check_kept(&config, &census, &DataRoots::Anywhere, &Patience::default());
         config.data.root = place.path().to_owned();
-        let gathered = Materials::gather(&config, &DataRoots::Anywhere, Shard::default());
+        let gathered = TrainingInputs::gather(&config, &DataRoots::Anywhere, Shard::default());
         let one = |found: &[Violation]| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
         assert_eq!(ordered.as_ref().err().map(|found| one(found)).as_deref(), expected);
         assert_eq!(gathered.as_ref().err().map(|found| one(found)).as_deref(), expected);
@@ -200,7 +202,7 @@ fn nothing_is_read_for_an_order_that_nobody_waits_for() {
     let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
     let (patience, waiter) = Patience::until(None);
     drop(waiter);
-    let found = Materials::check(&config("fine_tune", &settings), &roots, &patience);
+    let found = TrainingInputs::check(&config("fine_tune", &settings), &roots, &patience);
     let found = found.expect_err("nobody waits");
     let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
     let stopped = "is read no further: the caller has left";
