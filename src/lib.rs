@@ -8,7 +8,7 @@ pub mod processor;
 /// In which numbers networks compute, and what multiplies their matrices.
 pub mod arithmetic;
 /// How long work is worth going on with.
-pub mod patience;
+pub mod cancellation;
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.

@@ -12,7 +12,7 @@ use shipreid::gallery::{
     Chips, Export, Filter, Gallery, GalleryName, Inspected, QueueSettings, Quotas, RowId, Catalog,
     CatalogSettings, inspect,
 };
-use shipreid::patience::Patience;
+use shipreid::cancellation::Cancellation;
 use shipreid_fuzz::{Bound, watched};
 
 /// An embedding of 65,536 numbers, and what redb holds in memory are not in the input.
@@ -70,7 +70,7 @@ fn becomes_a_gallery(file: &[u8], inspected: Inspected) {
     assert_eq!(inspect([&exported]), Ok(inspected), "an export of the import");
     let again = import(&catalog, "second", &exported).expect("an export of our own");
     assert_eq!(export(&again), exported);
-    let page = again.snapshot().list(&Filter::default(), None, 3, &Patience::default()).expect("a page");
+    let page = again.snapshot().list(&Filter::default(), None, 3, &Cancellation::default()).expect("a page");
     assert!(page.entries.windows(2).all(|pair| pair[0].0 < pair[1].0));
     assert_eq!(page.next.map(|RowId(row)| row).is_some(), inspected.entries > 3);
     catalog.close();
@@ -90,8 +90,8 @@ fn catalog(folder: &Path) -> Catalog {
 fn import(catalog: &Catalog, name: &str, file: &[u8]) -> Result<Gallery, String> {
     let name = GalleryName::new(name).expect("a name");
     let mut import = catalog.import("t", &name).map_err(|error| error.to_string())?;
-    file.chunks(1000).try_for_each(|piece| import.push(piece, &Patience::default())).map_err(|error| error.to_string())?;
-    import.finish(&Patience::default()).map_err(|error| error.to_string())
+    file.chunks(1000).try_for_each(|piece| import.push(piece, &Cancellation::default())).map_err(|error| error.to_string())?;
+    import.finish(&Cancellation::default()).map_err(|error| error.to_string())
 }
 
 fn export(gallery: &Gallery) -> Vec<u8> {

@@ -11,12 +11,12 @@ use super::admission::{Admission, Admitted, Refusal};
 use super::residency::{ModelLease, Residency};
 use super::schedule::Priority;
 use super::types::{EncodeError, EncodeJob, Encoded};
+use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::chip::{
     ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, SourceChip,
 };
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
-use crate::patience::{Stopped, patiently};
 
 /// The expected time is a mean: with this much room, chips that are let in are rarely late.
 const CAUTION: f64 = 1.25;
@@ -253,7 +253,7 @@ impl Pipeline {
         let turn = DecodeTurn::take(&self.decoding).await?;
         let limits = self.limits;
         let span = tracing::debug_span!("decode", bytes = chip.image.len());
-        let decoding = patiently(caller.deadline, move |_| {
+        let decoding = spawn_cancellable(caller.deadline, move |_| {
             let _turn = turn;
             let _span = span.enter();
             let started = Instant::now();

@@ -185,7 +185,7 @@ impl Shared {
         bytes: u64,
     ) -> Result<Option<ModelLease>, ResidencyError> {
         let mut changes = self.places.subscribe();
-        let patience = Instant::now() + PLACE_WAIT;
+        let cancellation = Instant::now() + PLACE_WAIT;
         loop {
             // The sender lives as long as `self`, here and below.
             let _ = changes.wait_for(|places| !places.iter().any(Place::is_moving(digest))).await;
@@ -204,7 +204,7 @@ impl Shared {
             match found {
                 Ok(None) if !placed => {}
                 Err(ResidencyError::Full { .. })
-                    if tokio::time::timeout_at(patience, changes.changed()).await.is_ok() => {}
+                    if tokio::time::timeout_at(cancellation, changes.changed()).await.is_ok() => {}
                 _ => return found,
             }
         }

@@ -19,11 +19,11 @@ use super::job::Job;
 use super::outcome::AttemptOutcome;
 use super::slot::Slot;
 use super::state::Refused;
+use crate::cancellation::Cancellation;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
     Catalog, CatalogError, Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, StoreError,
 };
-use crate::patience::Patience;
 use crate::train::{Census, GalleryDatasetWriter};
 
 /// Entries that are read at once.
@@ -103,10 +103,10 @@ pub fn gallery(catalog: &Catalog, tenant: &str, name: &GalleryName) -> Result<Ga
 /// The chips of every known vessel, counted without reading any. Blocking.
 ///
 /// # Errors
-/// The gallery cannot be read, or the patience has run out.
-pub fn census(snapshot: &dyn GalleryReader, patience: &Patience) -> Result<Census, StoreError> {
+/// The gallery cannot be read, or it was cancelled.
+pub fn census(snapshot: &dyn GalleryReader, cancellation: &Cancellation) -> Result<Census, StoreError> {
     let mut census = Census::default();
-    for_each(snapshot, patience, |row, entry| {
+    for_each(snapshot, cancellation, |row, entry| {
         if let Some(vessel) = &entry.vessel
             && snapshot.keeps_chip(row)?
         {
@@ -185,7 +185,7 @@ fn copy(
 fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -> Result<Copied, CopyError> {
     let mut writer = GalleryDatasetWriter::new(place)?;
     let mut copied = Copied::default();
-    for_each(snapshot, &Patience::default(), |row, entry| {
+    for_each(snapshot, &Cancellation::default(), |row, entry| {
         if stop.is_cancelled() {
             return Err(CopyError::Stopped);
         }
@@ -205,12 +205,12 @@ fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -
 /// Every entry, by ascending row.
 fn for_each<E: From<StoreError>>(
     snapshot: &dyn GalleryReader,
-    patience: &Patience,
+    cancellation: &Cancellation,
     mut visit: impl FnMut(RowId, &Entry) -> Result<(), E>,
 ) -> Result<(), E> {
     let mut after = None;
     loop {
-        let page = snapshot.list(&Filter::default(), after, PAGE, patience)?;
+        let page = snapshot.list(&Filter::default(), after, PAGE, cancellation)?;
         page.entries.iter().try_for_each(|(row, entry)| visit(*row, entry))?;
         after = page.next;
         if after.is_none() {
@@ -314,7 +314,7 @@ mod tests {
         let expected = [(1, 1, Modality::Optical), (0, 4, Modality::Sar), (1, 5, Modality::Sar)]
             .map(|(identity, number, modality)| (identity, vec![number; 9], View::plain(modality)));
         assert_eq!(found, expected);
-        assert_eq!(kept.census(), census(&*gallery.snapshot(), &Patience::default()).expect("readable"));
+        assert_eq!(kept.census(), census(&*gallery.snapshot(), &Cancellation::default()).expect("readable"));
     }
 
     #[tokio::test]

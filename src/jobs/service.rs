@@ -23,8 +23,8 @@ use super::state::{Change, JobState, Refused};
 use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
 use super::supervisor::Supervisor;
 use super::watch::{WatchError, WatchFrom, watch};
+use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
-use crate::patience::{Stopped, patiently};
 use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation};
 
 /// The jobs of every tenant.
@@ -224,12 +224,13 @@ impl Jobs {
             order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
         let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
         let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
-        let checked = patiently(None, move |patience| {
+        let checked = spawn_cancellable(None, move |cancellation| {
             let start = match gallery {
-                None => TrainingInputs::check(&config, &roots, patience),
+                None => TrainingInputs::check(&config, &roots, cancellation),
                 Some(gallery) => {
-                    let census = chips::census(&*gallery.snapshot(), patience).map_err(GalleryError::from)?;
-                    TrainingInputs::check_kept(&config, &census, &roots, patience)
+                    let census =
+                        chips::census(&*gallery.snapshot(), cancellation).map_err(GalleryError::from)?;
+                    TrainingInputs::check_kept(&config, &census, &roots, cancellation)
                 }
             };
             match (start, pace(&config).and_then(|pace| config.too_slow(&pace))) {

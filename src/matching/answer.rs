@@ -11,9 +11,9 @@ use super::plan::{Plan, Ranking, Sharing};
 use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
 use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
+use crate::cancellation::Cancellation;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{EntryId, Found, GalleryReader, Group, Hit, RowId, StoreError, VesselId, VesselNumber};
-use crate::patience::Patience;
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,24 +66,24 @@ pub enum MatchError {
 /// Reads the disk and computes, so it is not for an async task.
 ///
 /// # Errors
-/// The gallery cannot be read, a fused ranking has no calibrator, or the patience has run out.
+/// The gallery cannot be read, a fused ranking has no calibrator, or it was cancelled.
 pub fn match_queries(
     gallery: &dyn GalleryReader,
     plan: &Plan,
-    patience: &Patience,
+    cancellation: &Cancellation,
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
     let model = gallery.about().model;
     let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
     if plan.ranking == Ranking::Fused && calibrator.is_none() {
         return Err(MatchError::Uncalibrated { model });
     }
-    patience.check().map_err(StoreError::from)?;
+    cancellation.check().map_err(StoreError::from)?;
     let selection = gallery.select(&plan.filter)?;
-    let session = Session { gallery, plan, calibrator, selection, patience };
+    let session = Session { gallery, plan, calibrator, selection, cancellation };
     let (mut askings, mut failures) = (Vec::new(), Vec::new());
     for query in &plan.queries {
         // Screening may look at every sighting.
-        patience.check().map_err(StoreError::from)?;
+        cancellation.check().map_err(StoreError::from)?;
         match resolve(gallery, query)? {
             Ok(resolved) => {
                 askings.push(session.screen(resolved));

@@ -107,7 +107,7 @@ impl<'s> Field<'s> {
         let session = self.fusion.session;
         let query = IndexQuery { without_vessels, ..self.fusion.asking.index_query(k) };
         let found =
-            session.gallery.search(&[query], &self.selection, session.plan.group, session.patience)?;
+            session.gallery.search(&[query], &self.selection, session.plan.group, session.cancellation)?;
         Ok(found.into_iter().flat_map(|found| found.hits).collect())
     }
 

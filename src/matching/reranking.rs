@@ -45,7 +45,7 @@ fn measure(session: &Session, askings: &[Asking], rows: &[RowId]) -> Result<Dist
     let gallery: Vec<&[f32]> = vectors.iter().map(|vector| vector.as_slice()).collect();
     let queries: Vec<&[f32]> =
         askings.iter().map(|asking| asking.resolved.seen.embedding().as_slice()).collect();
-    session.patience.check()?;
+    session.cancellation.check()?;
     Ok(rerank(&queries, &gallery, &RerankSettings::default()))
 }
 

@@ -10,12 +10,12 @@ use super::plan::{Plan, Ranking, Sharing};
 use super::posterior::{Prior, Unjudged, posterior};
 use super::query::Resolved;
 use super::screening::{Scope, Screening, Taking, Traces};
+use crate::cancellation::Cancellation;
 use crate::chip::Modality;
 use crate::gallery::{
     Entry, Filter, Found, GalleryReader, Group, Hit, IndexQuery, Selection, StoreError, VesselNumber,
     VesselSet,
 };
-use crate::patience::Patience;
 
 /// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
 /// for the last of these; and for assignment, so that entries of one vessel do not crowd out all others.
@@ -27,7 +27,7 @@ pub(super) struct Session<'s> {
     /// The plan's, if it is of the gallery's model.
     pub calibrator: Option<&'s Calibrator>,
     pub selection: Selection,
-    pub patience: &'s Patience,
+    pub cancellation: &'s Cancellation,
 }
 
 /// A query after the gates.
@@ -128,7 +128,7 @@ impl<'s> Session<'s> {
     /// The gallery cannot be read.
     pub fn search(&self, askings: &[Asking], k: usize, group: Group) -> Result<Vec<Found>, StoreError> {
         let queries: Vec<IndexQuery> = askings.iter().map(|asking| asking.index_query(k)).collect();
-        self.gallery.search(&queries, &self.selection, group, self.patience)
+        self.gallery.search(&queries, &self.selection, group, self.cancellation)
     }
 
     /// What is known of cosines beyond `hits`, of which at most `k` were asked for.
@@ -159,7 +159,7 @@ impl<'s> Session<'s> {
     }
 
     fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
-        self.patience.check()?;
+        self.cancellation.check()?;
         let entry = self.gallery.entry(hit.row)?;
         let trace = traces.get(&hit.vessel);
         let leg = trace.and_then(Trace::leg);

@@ -8,13 +8,13 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::fixture::FolderGuard;
 use super::*;
+use crate::cancellation::{Cancellation, Stopped};
 use crate::chip::Modality::{self, Optical, Sar};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::evaluate::{Distances, score};
 use crate::gallery::{
     Entry, EntryId, Filter, GalleryReader, Group, Observation, Position, StoreError, Time, VesselId, cosine,
 };
-use crate::patience::{Patience, Stopped};
 use crate::weights::golden;
 
 const DIMENSION: usize = 16;
@@ -107,7 +107,7 @@ fn calibrated(plan: Plan, ranking: Ranking) -> Plan {
 }
 
 fn run(snapshot: &dyn GalleryReader, plan: &Plan) -> Vec<Matched> {
-    let answers = match_queries(snapshot, plan, &Patience::default()).expect("a match");
+    let answers = match_queries(snapshot, plan, &Cancellation::default()).expect("a match");
     answers.into_iter().map(|answer| answer.expect("an answer")).collect()
 }
 
@@ -172,7 +172,7 @@ fn a_query_that_cannot_be_asked_fails_alone() {
     let short = query(entry("q", "", Optical), unit([1.0, 0.0]));
     let fine = query(entry("q", "", Optical), at_angle(0.0));
     let plan = plan(vec![Query::Enrolled(stranger.clone()), fine, short]);
-    let answers = match_queries(&*snapshot, &plan, &Patience::default()).expect("a match");
+    let answers = match_queries(&*snapshot, &plan, &Cancellation::default()).expect("a match");
     assert_eq!(answers[0], Err(QueryError::UnknownEntry(stranger)));
     assert_eq!(answers[1].as_ref().map(|answer| answer.candidates.len()), Ok(4));
     assert_eq!(answers[2], Err(QueryError::Dimension { expected: DIMENSION, found: 2 }));
@@ -285,7 +285,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     for calibrator in [None, foreign] {
         let fused = Plan { calibrator: calibrator.clone(), ..calibrated.clone() };
         let expected = MatchError::Uncalibrated { model: fixture::model() };
-        assert_eq!(match_queries(&*snapshot, &fused, &Patience::default()), Err(expected));
+        assert_eq!(match_queries(&*snapshot, &fused, &Cancellation::default()), Err(expected));
         let by_cosine = run_one(&*snapshot, &Plan { calibrator, ..plan.clone() });
         assert_eq!((by_cosine.unknown_probability, by_cosine.doubts), (None, vec![]));
     }
@@ -436,7 +436,7 @@ fn a_fused_ranking_is_called_exact_only_where_it_is() {
                 plan: &plan,
                 calibrator: plan.calibrator.as_deref(),
                 selection: snapshot.select(&plan.filter).expect("a selection"),
-                patience: &Patience::default(),
+                cancellation: &Cancellation::default(),
             };
             let resolved = query::resolve(&*snapshot, &query).expect("a gallery").expect("a query");
             let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
@@ -518,8 +518,8 @@ fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
 #[test]
 fn a_match_that_nobody_waits_for_is_not_made() {
     let (_folder, snapshot) = harbour();
-    let (patience, waiter) = Patience::until(None);
-    drop(waiter);
-    let stopped = match_queries(&*snapshot, &plan(vec![]), &patience);
+    let (cancellation, guard) = Cancellation::at(None);
+    drop(guard);
+    let stopped = match_queries(&*snapshot, &plan(vec![]), &cancellation);
     assert_eq!(stopped, Err(MatchError::Store(StoreError::Stopped(Stopped::Cancelled))));
 }

@@ -30,10 +30,10 @@ pub use reembedding::ReEmbedder;
 
 use provenance::PROVENANCE_BYTES_MAX;
 
+use crate::cancellation::{Cancellation, Stopped};
 use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
-use crate::patience::{Patience, Stopped};
 use crate::weights::family::Architecture;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
@@ -318,17 +318,17 @@ impl Registry {
     /// where it came from.
     ///
     /// # Errors
-    /// It is no model that can be served, a limit would be exceeded, it cannot be written, or the patience has run out.
+    /// It is no model that can be served, a limit would be exceeded, it cannot be written, or it was cancelled.
     pub fn import(
         &self,
         received: Incoming,
         name: &str,
         hints: &Hints,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<(StoredModel, Added), RegistryError> {
         // One at a time, so that no more than one is in memory.
         let _writing = self.writing();
-        patience.check()?;
+        cancellation.check()?;
         // Where it lies meanwhile means nothing to whoever sent it.
         let here = received.path().display().to_string();
         let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
@@ -337,7 +337,7 @@ impl Registry {
             tracing::info!(file = name, model = %model.digest, "the weights are {origin}");
         }
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
-        patience.check()?;
+        cancellation.check()?;
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))
     }

@@ -104,7 +104,7 @@ fn import(
     name: &str,
     hints: &Hints,
 ) -> Result<(StoredModel, Added), RegistryError> {
-    registry.import(received(registry, bytes), name, hints, &Patience::default())
+    registry.import(received(registry, bytes), name, hints, &Cancellation::default())
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_model_of_another_family_is_kept_and_travels_like_any_other() {
     assert_eq!(here.load(toy.digest).expect("intact"), toy);
     let bytes = packed(&here, toy.digest);
     let (stored, _) = there
-        .import(received(&there, &bytes), "x", &Hints::default(), &Patience::default())
+        .import(received(&there, &bytes), "x", &Hints::default(), &Cancellation::default())
         .expect("a packed model");
     assert!(matches!(stored.condition, Condition::Intact(facts) if facts.architecture == architecture));
 }
@@ -154,13 +154,13 @@ fn a_model_that_nobody_waits_for_any_more_is_not_added() {
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
     here.add(&model(1), &provenance(1)).expect("room");
     let bytes = packed(&here, model(1).digest);
-    let (patience, waiter) = Patience::until(None);
+    let (cancellation, guard) = Cancellation::at(None);
     // While another one is being added, which keeps all others waiting.
     let writing = there.writing();
     std::thread::scope(|scope| {
         let importing =
-            scope.spawn(|| there.import(received(&there, &bytes), "x.zip", &Hints::default(), &patience));
-        drop(waiter);
+            scope.spawn(|| there.import(received(&there, &bytes), "x.zip", &Hints::default(), &cancellation));
+        drop(guard);
         drop(writing);
         let imported = importing.join().expect("no panic");
         assert!(matches!(imported, Err(RegistryError::Stopped(Stopped::Cancelled))), "{imported:?}");

@@ -161,11 +161,11 @@ impl Matcher {
         let span =
             tracing::debug_span!("search", ranking = plan.ranking.name(), queries = plan.queries.len());
         self.access
-            .search(context, work, move |patience| {
+            .search(context, work, move |cancellation| {
                 let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);
-                let matched = match_queries(&*snapshot, &plan, patience)?;
+                let matched = match_queries(&*snapshot, &plan, cancellation)?;
                 let took = started.elapsed();
                 metrics::searched(plan.ranking.name(), took);
                 Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))

@@ -12,10 +12,10 @@ use super::context::CallContext;
 use super::page::{after, next_token, page_size};
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
+use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
 use crate::page::ModelPlace;
-use crate::patience::{Patience, patiently};
 use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
 use crate::wire;
 
@@ -122,7 +122,7 @@ impl ModelsService {
         }
         let name = if first.file_name.is_empty() { "the file".to_owned() } else { first.file_name };
         let (stored, _) =
-            blocking(move |patience| Ok(registry.import(incoming, &name, &hints, patience)?)).await?;
+            blocking(move |cancellation| Ok(registry.import(incoming, &name, &hints, cancellation)?)).await?;
         Ok(self.stored(&stored, caller))
     }
 
@@ -220,11 +220,11 @@ impl wire::models_server::Models for ModelsService {
 
 /// Runs what reads and writes the disk where it may block, for as long as somebody waits for it.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+    work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
     let panicked =
         || Problem::new(Code::Internal, "MODEL_STORE_FAILED", "the models cannot be read or written");
-    patiently(None, work).await.unwrap_or_else(|_| Err(panicked()))
+    spawn_cancellable(None, work).await.unwrap_or_else(|_| Err(panicked()))
 }
 
 fn written(mut incoming: Incoming, piece: &[u8]) -> Result<Incoming, Problem> {

@@ -6,12 +6,12 @@ use super::deadline;
 use super::drain::{RETRY_AFTER_DRAIN, draining};
 use super::permit::RETRY_AFTER;
 use super::problem::Problem;
+use crate::cancellation::Stopped;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
 use crate::gallery::{ArchiveError, CatalogError, ImportError, NumberError, OpenError, StoreError};
 use crate::jobs::{AddError, GalleryError, JobError, JobRejection, JobStoreError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
-use crate::patience::Stopped;
 use crate::registry::{ActivationError, RegistryError};
 
 impl From<PrepareError> for Problem {

@@ -12,8 +12,8 @@ use super::sampler::SamplerError;
 use super::shard::Shard;
 use super::source::{IdentitySource, PairSource, Reader};
 use super::validation::Validation;
+use crate::cancellation::Cancellation;
 use crate::chip::ChipSize;
-use crate::patience::Patience;
 use crate::weights::family::Architecture;
 use crate::weights::seed::seeded;
 use crate::weights::start::{Kind, StartingPoint};
@@ -56,7 +56,7 @@ impl TrainingInputs {
     /// # Errors
     /// Everything that is wrong with values, data set and starting point, at once.
     pub fn gather(config: &TrainConfig, roots: &DataRoots, shard: Shard) -> Result<Self, Vec<Violation>> {
-        let reach = Reach { roots, patience: &Patience::default(), shard };
+        let reach = Reach { roots, cancellation: &Cancellation::default(), shard };
         let data = |architecture: &Architecture| open_data(config, architecture, reach);
         let start = |architecture: &Architecture| starting_tensors(config, architecture, reach);
         let (architecture, Opened { data, validation }, (tensors, start)) = examine(config, data, start)?;
@@ -67,13 +67,13 @@ impl TrainingInputs {
     /// not drawn for that.
     ///
     /// # Errors
-    /// As those of `gather`, or that the patience has run out.
+    /// As those of `gather`, or that it was cancelled.
     pub fn check(
         config: &TrainConfig,
         roots: &DataRoots,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<Option<StartingPoint>, Vec<Violation>> {
-        let reach = Reach { roots, patience, shard: Shard::default() };
+        let reach = Reach { roots, cancellation, shard: Shard::default() };
         let data = |architecture: &Architecture| open_data(config, architecture, reach);
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, _, start)| start)
@@ -82,14 +82,14 @@ impl TrainingInputs {
     /// The same for a run that learns from the kept chips of a gallery, whatever `data.root` is.
     ///
     /// # Errors
-    /// As those of `gather` once these chips are in a folder, or that the patience has run out.
+    /// As those of `gather` once these chips are in a folder, or that it was cancelled.
     pub fn check_kept(
         config: &TrainConfig,
         census: &Census,
         roots: &DataRoots,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<Option<StartingPoint>, Vec<Violation>> {
-        let reach = Reach { roots, patience, shard: Shard::default() };
+        let reach = Reach { roots, cancellation, shard: Shard::default() };
         let data = |_: &Architecture| Ok(((), enough(config, census)?));
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, (), start)| start)
@@ -100,7 +100,7 @@ impl TrainingInputs {
 #[derive(Clone, Copy)]
 struct Reach<'r> {
     roots: &'r DataRoots,
-    patience: &'r Patience,
+    cancellation: &'r Cancellation,
     /// The part that this process takes.
     shard: Shard,
 }
@@ -303,7 +303,10 @@ fn admit_images(images: &[Image], reach: Reach<'_>) -> Result<(), Violation> {
 
 /// Whether somebody still waits for what is read of a field.
 fn go_on(reach: Reach<'_>, field: &str) -> Result<(), Violation> {
-    reach.patience.check().map_err(|stopped| Violation::new(field, format!("is read no further: {stopped}")))
+    reach
+        .cancellation
+        .check()
+        .map_err(|stopped| Violation::new(field, format!("is read no further: {stopped}")))
 }
 
 /// Whether the starting point can be used; weights from scratch are not drawn for that.

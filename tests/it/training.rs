@@ -386,8 +386,8 @@ async fn a_job_that_fails_says_truly_why() {
         Watcher::default().watch(client, job, at_step(1)).await;
         signal(place.process(job), libc::SIGSTOP);
     };
-    let impatient = place.serve(&["training.heartbeat_seconds_max=2", "training.attempts_max=1"]).await;
-    let (reason, message) = failure(impatient, place.config(0), stop).await;
+    let cancelled = place.serve(&["training.heartbeat_seconds_max=2", "training.attempts_max=1"]).await;
+    let (reason, message) = failure(cancelled, place.config(0), stop).await;
     assert_eq!(reason, "HUNG", "{message}");
 
     let disk = place.folder.path().join("disk");

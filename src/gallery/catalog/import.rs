@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::names::GalleryName;
 use super::{Catalog, CatalogError};
+use crate::cancellation::Cancellation;
 use crate::durable::{Folder, PartialFolder};
 use crate::gallery::archive::{ArchiveError, ArchiveReader, FoundRow, Head, Item, RowBounds};
 use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRow};
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
-use crate::patience::Patience;
 
 /// Bytes that are taken apart together.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -101,10 +101,10 @@ impl Import {
     ///
     /// # Errors
     /// They are no export or damaged, exceed what the tenant may store or the memory for imports, the disk fails, or the
-    /// patience has run out.
-    pub fn push(&mut self, bytes: &[u8], patience: &Patience) -> Result<(), ImportError> {
+    /// import was cancelled.
+    pub fn push(&mut self, bytes: &[u8], cancellation: &Cancellation) -> Result<(), ImportError> {
         bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| {
-            check(patience)?;
+            check(cancellation)?;
             self.push_chunk(chunk)
         })
     }
@@ -127,16 +127,16 @@ impl Import {
     /// Makes the gallery, which survives a power failure from then on. Waits for the disk.
     ///
     /// # Errors
-    /// The export is not whole, the name was taken meanwhile, the disk fails, or the patience has run out before the
+    /// The export is not whole, the name was taken meanwhile, the disk fails, or it was cancelled before the
     /// gallery is there.
-    pub fn finish(self, patience: &Patience) -> Result<Gallery, ImportError> {
+    pub fn finish(self, cancellation: &Cancellation) -> Result<Gallery, ImportError> {
         let Self { catalog, tenant, name, reader, builder, taken, partial, .. } = self;
         reader.finish()?;
         let (head, builder) = builder.ok_or(ArchiveError::Truncated { entries: 0 })?;
         builder.finish(head.next_row).map_err(|error| refused(error, &reader))?;
         let _changing = catalog.change();
         catalog.check_free(&tenant, &name)?;
-        check(patience)?;
+        check(cancellation)?;
         // From here on it is the gallery that counts them.
         drop(taken);
         Ok(catalog.publish(&tenant, &name, partial)?)
@@ -166,8 +166,8 @@ impl Import {
     }
 }
 
-fn check(patience: &Patience) -> Result<(), CatalogError> {
-    Ok(patience.check().map_err(StoreError::from)?)
+fn check(cancellation: &Cancellation) -> Result<(), CatalogError> {
+    Ok(cancellation.check().map_err(StoreError::from)?)
 }
 
 fn refused(error: GalleryBuildError, reader: &ArchiveReader) -> ImportError {

@@ -9,6 +9,7 @@ use super::record::{
     ChipRecord, Damage, RowRecord, StateRecord, decode, read_embedding, read_vector, unseal,
 };
 use super::schema::{CHIP_ROWS, ENTRIES, IDS};
+use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
@@ -16,7 +17,6 @@ use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Found, Group, Index, IndexQuery, RowId, SceneNumber, Selection, Sighting};
 use crate::gallery::store::{About, GalleryReader, StoreError};
-use crate::patience::Patience;
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
 
@@ -216,9 +216,9 @@ impl GalleryReader for Snapshot {
         queries: &[IndexQuery<'_>],
         selection: &Selection,
         group: Group,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<Vec<Found>, StoreError> {
-        let go_on = || Ok(patience.check()?);
+        let go_on = || Ok(cancellation.check()?);
         self.index.search_while(queries, selection, group, go_on, |row, values| self.read_vector(row, values))
     }
 }

@@ -1,8 +1,8 @@
 //! Why a store does not do what it was asked for.
 
+use crate::cancellation::Stopped;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
-use crate::patience::Stopped;
 
 /// An operation that did not happen. What it does not name is as it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]

@@ -22,9 +22,9 @@ pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, Shadow
 use super::entry::{ContentHash, Entry, EntryId, VesselId};
 use super::filter::Filter;
 use super::index::{Found, Group, IndexQuery, RowId, SceneNumber, Selection, Sighting};
+use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
-use crate::patience::Patience;
 
 /// One gallery that is served, by whichever store.
 pub type Gallery = Arc<dyn GalleryStore>;
@@ -187,7 +187,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     /// The best of a selection for every query: what brute force over their vectors gives.
     ///
     /// # Errors
-    /// The gallery cannot be read, or the patience has run out.
+    /// The gallery cannot be read, or it was cancelled.
     ///
     /// # Panics
     /// When a query has another dimension, or another state made the selection.
@@ -196,7 +196,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         queries: &[IndexQuery<'_>],
         selection: &Selection,
         group: Group,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<Vec<Found>, StoreError>;
 
     /// Whether this content is enrolled under this id, so that enrolling it again would change nothing.
@@ -209,11 +209,11 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     }
 
     /// # Errors
-    /// The gallery cannot be read, or the patience has run out.
-    fn get(&self, ids: &[EntryId], patience: &Patience) -> Result<Looked, StoreError> {
+    /// The gallery cannot be read, or it was cancelled.
+    fn get(&self, ids: &[EntryId], cancellation: &Cancellation) -> Result<Looked, StoreError> {
         let mut looked = Looked::default();
         for id in ids {
-            patience.check()?;
+            cancellation.check()?;
             match self.find(id)? {
                 Some(row) => looked.found.push((row, self.entry(row)?)),
                 None => looked.missing.push(id.clone()),
@@ -227,13 +227,13 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     /// What is enrolled while somebody pages through comes last; nothing that stays is passed over or comes twice.
     ///
     /// # Errors
-    /// The gallery cannot be read, or the patience has run out.
+    /// The gallery cannot be read, or it was cancelled.
     fn list(
         &self,
         filter: &Filter,
         after: Option<RowId>,
         size: usize,
-        patience: &Patience,
+        cancellation: &Cancellation,
     ) -> Result<Page, StoreError> {
         let selection = self.select(filter)?;
         let mut rows = self.rows(&selection, after, size.saturating_add(1));
@@ -241,7 +241,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         rows.truncate(size);
         let next = rows.last().copied().filter(|_| goes_on);
         let entries = rows.into_iter().map(|row| {
-            patience.check()?;
+            cancellation.check()?;
             Ok((row, self.entry(row)?))
         });
         Ok(Page { entries: entries.collect::<Result<_, StoreError>>()?, next })

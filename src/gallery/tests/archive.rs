@@ -9,8 +9,8 @@ fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
 
 fn import(catalog: &Catalog, bytes: &[u8]) -> Result<Gallery, ImportError> {
     let mut import = catalog.import("default", &name("copy"))?;
-    bytes.chunks(100).try_for_each(|piece| import.push(piece, &Patience::default()))?;
-    import.finish(&Patience::default())
+    bytes.chunks(100).try_for_each(|piece| import.push(piece, &Cancellation::default()))?;
+    import.finish(&Cancellation::default())
 }
 
 async fn gallery_of(entries: u64) -> (tempfile::TempDir, Catalog, Gallery) {
@@ -136,7 +136,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let catalog = Catalog::open(folder.path(), settings).expect("free");
     let begin = |tenant: &str, number: usize| {
         let mut import = catalog.import(tenant, &name(&format!("copy{number}"))).expect("free");
-        import.push(half, &Patience::default()).map(|()| import)
+        import.push(half, &Cancellation::default()).map(|()| import)
     };
     let held: Vec<Import> = (0..2).map(|number| begin("default", number).expect("there is memory")).collect();
     let full = begin("default", 2).expect_err("its half is taken");
@@ -153,7 +153,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let mut import = catalog.import("default", &name("copy")).expect("free");
     let announced = whole.len() - (1 << 20);
     let refused =
-        import.push(&whole[..announced], &Patience::default()).expect_err("the record cannot be stored");
+        import.push(&whole[..announced], &Cancellation::default()).expect_err("the record cannot be stored");
     assert_eq!(refused.reason(), "BYTES_QUOTA");
 }
 
@@ -171,13 +171,13 @@ fn with_the_last_row(bytes: &mut Vec<u8>) {
 async fn a_listing_that_nobody_waits_for_any_more_is_not_gone_on_with() {
     let (_folder, catalog, gallery) = gallery_of(3).await;
     let snapshot = gallery.snapshot();
-    let (patience, waiter) = Patience::until(None);
+    let (cancellation, guard) = Cancellation::at(None);
     let ids = [id("entry 0"), id("entry 1")];
-    assert_eq!(snapshot.get(&ids, &patience).expect("he waits").found.len(), 2);
-    drop(waiter);
+    assert_eq!(snapshot.get(&ids, &cancellation).expect("he waits").found.len(), 2);
+    drop(guard);
     let stopped = StoreError::Stopped(Stopped::Cancelled);
-    assert_eq!(snapshot.get(&ids, &patience), Err(stopped.clone()));
-    assert_eq!(snapshot.list(&Filter::default(), None, 9, &patience), Err(stopped));
+    assert_eq!(snapshot.get(&ids, &cancellation), Err(stopped.clone()));
+    assert_eq!(snapshot.list(&Filter::default(), None, 9, &cancellation), Err(stopped));
     catalog.close();
 }
 
@@ -185,14 +185,14 @@ async fn a_listing_that_nobody_waits_for_any_more_is_not_gone_on_with() {
 async fn an_import_that_nobody_waits_for_any_more_becomes_no_gallery() {
     let (_folder, catalog, gallery) = gallery_of(3).await;
     let whole = export(&gallery, Chips::With);
-    let (patience, waiter) = Patience::until(None);
+    let (cancellation, guard) = Cancellation::at(None);
     let mut left = catalog.import("default", &name("left")).expect("free");
-    left.push(&whole, &patience).expect("an export");
+    left.push(&whole, &cancellation).expect("an export");
     let mut early = catalog.import("default", &name("early")).expect("free");
-    drop(waiter);
+    drop(guard);
     for stopped in [
-        left.finish(&patience).expect_err("he has left"),
-        early.push(&whole, &patience).expect_err("as well"),
+        left.finish(&cancellation).expect_err("he has left"),
+        early.push(&whole, &cancellation).expect_err("as well"),
     ] {
         assert_eq!(stopped.reason(), "CANCELLED");
     }

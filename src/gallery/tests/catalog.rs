@@ -49,7 +49,7 @@ async fn what_is_enrolled_is_there_after_the_next_opening() {
     let gallery = catalog.get("default", &name("harbour")).expect("there");
     assert_eq!(gallery.info(), before);
     let snapshot = gallery.snapshot();
-    let looked = snapshot.get(&[id("b"), id("a")], &Patience::default()).expect("readable");
+    let looked = snapshot.get(&[id("b"), id("a")], &Cancellation::default()).expect("readable");
     assert_eq!(looked.missing, [id("b")]);
     let (row, entry) = &looked.found[0];
     assert_eq!(*entry, enrolment("a", 2).entry);

@@ -85,7 +85,7 @@ impl Trial {
             (Group::Vessel, self.model.best_vessels(&filter, query.vector)),
         ] {
             let found = snapshot
-                .search(&[query], &selection, group, &Patience::default())
+                .search(&[query], &selection, group, &Cancellation::default())
                 .expect("readable")
                 .remove(0);
             let found = found.hits.iter().map(|hit| ((hit.row, hit.cosine), hit.entries));
@@ -99,7 +99,7 @@ impl Trial {
         let (filter, size) = (self.work.filter(), self.work.0.random_range(1..40));
         let (mut after, mut listed) = (None, Vec::new());
         loop {
-            let page = snapshot.list(&filter, after, size, &Patience::default()).expect("readable");
+            let page = snapshot.list(&filter, after, size, &Cancellation::default()).expect("readable");
             assert!(page.entries.len() == size || page.next.is_none());
             listed.extend(page.entries.into_iter().map(|(row, _)| row));
             after = page.next;
@@ -113,7 +113,7 @@ impl Trial {
     fn look_up(&mut self) {
         let ids = self.work.ids();
         let snapshot = self.gallery.snapshot();
-        let looked = snapshot.get(&ids, &Patience::default()).expect("readable");
+        let looked = snapshot.get(&ids, &Cancellation::default()).expect("readable");
         let (found, missing): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.model.row(id).is_some());
         assert_eq!(looked.missing, missing);
         assert_eq!(looked.found.iter().map(|(_, entry)| entry.id.clone()).collect::<Vec<_>>(), found);

@@ -58,8 +58,8 @@ fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
 
 fn import(catalog: &Catalog, name: &GalleryName, exported: &[u8]) -> Gallery {
     let mut import = catalog.import(TENANT, name).expect("the name is free");
-    exported.chunks(777).for_each(|piece| import.push(piece, &Patience::default()).expect("an export"));
-    import.finish(&Patience::default()).expect("whole")
+    exported.chunks(777).for_each(|piece| import.push(piece, &Cancellation::default()).expect("an export"));
+    import.finish(&Cancellation::default()).expect("whole")
 }
 
 #[tokio::test]

@@ -231,7 +231,7 @@ impl GalleryReader for State {
         queries: &[IndexQuery<'_>],
         selection: &Selection,
         group: Group,
-        _patience: &Patience,
+        _cancellation: &Cancellation,
     ) -> Result<Vec<Found>, StoreError> {
         let vector = |row: RowId, values: &mut [f32]| {
             values.copy_from_slice(self.kept(row)?.embedding.as_slice());

@@ -20,9 +20,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::cancellation::{Cancellation, Stopped};
 use crate::chip::{AskedPixelSize, Modality, PixelSizeRule, SourceChip, View};
 use crate::embedding::{Embedding, ModelDigest};
-use crate::patience::{Patience, Stopped};
 
 pub const DIMENSION: usize = 24;
 

@@ -260,7 +260,7 @@ impl Model {
     /// What `snapshot` has, from its tables.
     pub fn of(snapshot: &Snapshot) -> Self {
         let everything =
-            snapshot.list(&Filter::default(), None, usize::MAX, &Patience::default()).expect("readable");
+            snapshot.list(&Filter::default(), None, usize::MAX, &Cancellation::default()).expect("readable");
         assert_eq!(everything.next, None);
         let kept = |(row, entry): (RowId, Entry)| {
             let shadow = shadow_embedding(snapshot, row);
@@ -278,7 +278,7 @@ impl Model {
     /// Whether everything that a state of a gallery says follows from this model.
     pub fn check(&self, gallery: &dyn GalleryReader) {
         let everything =
-            gallery.list(&Filter::default(), None, usize::MAX, &Patience::default()).expect("readable");
+            gallery.list(&Filter::default(), None, usize::MAX, &Cancellation::default()).expect("readable");
         assert_eq!((everything.entries.len(), everything.next), (self.rows.len(), None));
         for ((row, entry), (expected, kept)) in everything.entries.into_iter().zip(&self.rows) {
             assert_eq!((row, gallery.find(&entry.id)), (*expected, Ok(Some(row))));

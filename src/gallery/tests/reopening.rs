@@ -20,7 +20,7 @@ async fn found(published: &Published) -> Result<usize, StoreError> {
     let now =
         || -> (Opening, Arc<dyn GalleryReader>) { (Opening::now(published.files()), published.snapshot()) };
     let read = |snapshot: Arc<dyn GalleryReader>| async move {
-        Ok(snapshot.get(&[id("a")], &Patience::default())?.found.len())
+        Ok(snapshot.get(&[id("a")], &Cancellation::default())?.found.len())
     };
     read_settled(now(), now, read).await
 }

@@ -60,7 +60,7 @@ impl Galleries {
         let catalog = Catalog::open(self.folder.path(), settings()).expect("free");
         let sibling = catalog.get(TENANT, &name(SIBLING)).expect("siblings serve");
         assert_eq!(
-            sibling.snapshot().get(&[id("sibling")], &Patience::default()).expect("readable").found.len(),
+            sibling.snapshot().get(&[id("sibling")], &Cancellation::default()).expect("readable").found.len(),
             1
         );
         catalog
@@ -136,13 +136,13 @@ fn read_all(snapshot: &Arc<dyn GalleryReader>) -> Outcome {
         check(told(snapshot.embedding(row), |embedding| *embedding == expected.embedding));
         check(told(snapshot.chip(row), |chip| *chip == expected.chip));
     }
-    let listed = snapshot.list(&Filter::default(), None, usize::MAX, &Patience::default());
+    let listed = snapshot.list(&Filter::default(), None, usize::MAX, &Cancellation::default());
     check(told(listed, |listed| listed.entries.len() == ENTRIES as usize));
     let query = embedding(7);
     let without_vessels = &VesselSet::default();
     let query = IndexQuery { vector: query.as_slice(), k: 1, without_row: None, without_vessels };
     let selection = snapshot.select(&Filter::default()).expect("no ids are read");
-    let found = snapshot.search(&[query], &selection, Group::Entry, &Patience::default());
+    let found = snapshot.search(&[query], &selection, Group::Entry, &Cancellation::default());
     check(told(found, |found| found[0].hits[0].row == RowId(7)));
     let exported: Result<Vec<Bytes>, StoreError> = Export::new(Arc::clone(snapshot), Chips::With).collect();
     check(told(exported, |pieces| inspect(pieces).is_ok_and(|found| found.entries == ENTRIES)));

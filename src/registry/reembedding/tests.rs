@@ -8,6 +8,7 @@ use std::sync::mpsc as sync;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::cancellation::Cancellation;
 use crate::chip::{ImageLimits, Modality, View, prepare};
 use crate::encoder::{
     Admission, Batch, EncodeQueue, Encoder, EncoderFactory, ForwardError, LoadedModel, ModelCard,
@@ -17,7 +18,6 @@ use crate::gallery::{
     CatalogSettings, Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels,
     NewGallery, Observation, QueueSettings as StoreQueue, Quotas, Selector, Time,
 };
-use crate::patience::Patience;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::family::FeaturePoint;
 use crate::weights::family::transoss::TransOssArchitecture;
@@ -347,8 +347,8 @@ async fn a_gallery_that_comes_later_follows_as_well() {
     life.reembedder.settle(&mut course).await;
     let name = GalleryName::new("imported").expect("a name");
     let mut import = life.reembedder.catalog.import("other", &name).expect("free");
-    export.iter().try_for_each(|piece| import.push(piece, &Patience::default())).expect("in order");
-    let imported = import.finish(&Patience::default()).expect("whole");
+    export.iter().try_for_each(|piece| import.push(piece, &Cancellation::default())).expect("in order");
+    let imported = import.finish(&Cancellation::default()).expect("whole");
     life.reembedder.settle(&mut course).await;
     check(&imported, 1, 2);
     life.end().await;

@@ -9,10 +9,10 @@ use tonic::Code;
 use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::turns::{Announced, Turns, Work};
+use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::encoder::Refusal;
 use crate::gallery::{Catalog, Gallery, GalleryName};
 use crate::metrics;
-use crate::patience::{Patience, patiently};
 
 /// Calls that read or write the disk beside searches at the same time.
 const DISK_PLACES: usize = 32;
@@ -71,7 +71,7 @@ impl GalleryAccess {
     }
 
     /// Runs work that reads a gallery in the turn of whoever asks for it. It is only worth doing until the call's deadline,
-    /// and for as long as somebody waits for it: it is handed the patience to ask between its steps, where it may let
+    /// and for as long as somebody waits for it: it is handed the cancellation to look at between its steps, where it may let
     /// others go first.
     ///
     /// # Errors
@@ -79,7 +79,7 @@ impl GalleryAccess {
     pub async fn read<T: Send + 'static>(
         &self,
         context: &CallContext,
-        work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         self.search(context, Work::default(), work).await
     }
@@ -92,15 +92,15 @@ impl GalleryAccess {
         &self,
         context: &CallContext,
         size: Work,
-        work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let turn = self.turns.take(&context.account, size).await;
-        off_the_runtime(context.deadline, move |patience| {
+        off_the_runtime(context.deadline, move |cancellation| {
             let turn = Arc::new(Mutex::new(turn));
-            let patience = patience.clone().giving_way(move || lock(&turn).give_way());
-            let worked = work(&patience);
+            let cancellation = cancellation.clone().giving_way(move || lock(&turn).give_way());
+            let worked = work(&cancellation);
             if worked.is_err()
-                && let Err(stopped) = patience.check()
+                && let Err(stopped) = cancellation.check()
             {
                 metrics::search_stopped(stopped.reason());
             }
@@ -115,13 +115,13 @@ impl GalleryAccess {
     /// The work's own, or it panicked.
     pub async fn run<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+        work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         // The semaphore is never closed.
         let place = Arc::clone(&self.disk).acquire_owned().await.ok();
-        off_the_runtime(None, move |patience| {
+        off_the_runtime(None, move |cancellation| {
             let _place = place;
-            work(patience)
+            work(cancellation)
         })
         .await
     }
@@ -129,9 +129,9 @@ impl GalleryAccess {
 
 async fn off_the_runtime<T: Send + 'static>(
     deadline: Option<Instant>,
-    work: impl FnOnce(&Patience) -> Result<T, Problem> + Send + 'static,
+    work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    patiently(deadline, work).await.unwrap_or_else(|cause| {
+    spawn_cancellable(deadline, work).await.unwrap_or_else(|cause| {
         tracing::error!(%cause, "reading a gallery panicked");
         Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
     })
@@ -155,7 +155,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::patience::Stopped;
+    use crate::cancellation::Stopped;
     use crate::rpc::context::Principal;
 
     /// Work that goes on for as long as it may, and tells when it has begun and why it has ended.
@@ -164,13 +164,13 @@ mod tests {
         ended: mpsc::Receiver<Stopped>,
     }
 
-    fn endless() -> (impl FnOnce(&Patience) -> Result<(), Problem> + Send + 'static, Endless) {
+    fn endless() -> (impl FnOnce(&Cancellation) -> Result<(), Problem> + Send + 'static, Endless) {
         let (begin, begun) = tokio::sync::oneshot::channel();
         let (end, ended) = mpsc::channel();
-        let work = move |patience: &Patience| {
+        let work = move |cancellation: &Cancellation| {
             begin.send(()).expect("the test waits");
             loop {
-                if let Err(stopped) = patience.check() {
+                if let Err(stopped) = cancellation.check() {
                     end.send(stopped).expect("the test waits");
                     return Err(stopped.into());
                 }
@@ -216,7 +216,7 @@ mod tests {
         (&mut searches[0].begun).await.expect("a search begins");
         for _ in 0..10 {
             let quiet = context("quiet", None);
-            assert_eq!(access.read(&quiet, |patience| Ok(patience.check()?)).await, Ok(()));
+            assert_eq!(access.read(&quiet, |cancellation| Ok(cancellation.check()?)).await, Ok(()));
             assert_eq!(access.read(&quiet, |_| Ok(7)).await, Ok(7));
         }
         assert!(!heavy.iter().any(tokio::task::JoinHandle::is_finished), "all of them go on");
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_search_that_would_begin_too_late_is_refused_before_anything_is_done_for_it() {
         let access = GalleryAccess::new(None, 1, 0.0);
-        type Search = Box<dyn FnOnce(&Patience) -> Result<(), Problem> + Send>;
+        type Search = Box<dyn FnOnce(&Cancellation) -> Result<(), Problem> + Send>;
         #[expect(clippy::async_yields_async, reason = "a search that has begun ends later")]
         let begin = async |work: Search| {
             let (access, context) = (access.clone(), context("busy", None));

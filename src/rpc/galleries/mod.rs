@@ -22,12 +22,12 @@ use super::deadline;
 use super::drain::Drain;
 use super::page::{after, next_token, page_size};
 use super::problem::Problem;
+use crate::cancellation::Cancellation;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
 use crate::gallery::{
     Entry, EntryId, Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId,
 };
-use crate::patience::Patience;
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
@@ -113,12 +113,12 @@ impl GalleriesService {
         gallery
             .read(|snapshot| {
                 let ids = Arc::clone(&ids);
-                self.access.read(context, move |patience| {
-                    let looked = snapshot.get(&ids, patience)?;
+                self.access.read(context, move |cancellation| {
+                    let looked = snapshot.get(&ids, cancellation)?;
                     let missing = looked.missing.iter().map(ToString::to_string);
                     Ok(wire::GetEntriesResponse {
                         missing_entry_ids: missing.collect(),
-                        entries: entries_to_wire(&*snapshot, looked.found, embeddings, patience)?,
+                        entries: entries_to_wire(&*snapshot, looked.found, embeddings, cancellation)?,
                     })
                 })
             })
@@ -138,11 +138,11 @@ impl GalleriesService {
         gallery
             .read(|snapshot| {
                 let filter = Arc::clone(&filter);
-                self.access.read(context, move |patience| {
-                    let page = snapshot.list(&filter, after, size, patience)?;
+                self.access.read(context, move |cancellation| {
+                    let page = snapshot.list(&filter, after, size, cancellation)?;
                     Ok(wire::ListEntriesResponse {
                         next_page_token: next_token(page.next.as_ref()),
-                        entries: entries_to_wire(&*snapshot, page.entries, embeddings, patience)?,
+                        entries: entries_to_wire(&*snapshot, page.entries, embeddings, cancellation)?,
                     })
                 })
             })
@@ -207,14 +207,14 @@ impl GalleriesService {
         while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
             import = self
                 .access
-                .run(move |patience| {
-                    import.push(&data, patience)?;
+                .run(move |cancellation| {
+                    import.push(&data, cancellation)?;
                     Ok(import)
                 })
                 .await?;
             piece = pieces.message().await?;
         }
-        let made = self.access.run(move |patience| Ok(import.finish(patience)?)).await?;
+        let made = self.access.run(move |cancellation| Ok(import.finish(cancellation)?)).await?;
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
@@ -265,10 +265,10 @@ fn entries_to_wire(
     snapshot: &dyn GalleryReader,
     entries: Vec<(RowId, Entry)>,
     embeddings: Embeddings,
-    patience: &Patience,
+    cancellation: &Cancellation,
 ) -> Result<Vec<wire::Entry>, Problem> {
     let entry = |(row, entry)| {
-        patience.check()?;
+        cancellation.check()?;
         let embedding = match embeddings {
             Embeddings::With => Some(snapshot.embedding(row)?),
             Embeddings::Without => None,

@@ -104,11 +104,11 @@ impl Lifetime {
         };
         let mut calls = traffic.0.subscribe();
         loop {
-            let patience = match *calls.borrow_and_update() {
+            let cancellation = match *calls.borrow_and_update() {
                 Calls::NoneYet { .. } | Calls::NoneNow { .. } => Some(Instant::now() + FAREWELL),
                 Calls::InFlight(_) => None,
             };
-            let next = patience.into_iter().chain(grace_over).min();
+            let next = cancellation.into_iter().chain(grace_over).min();
             tokio::select! {
                 _ = calls.changed() => {}
                 () = at_last(next.map(|at| (at, ()))) => return,

@@ -129,7 +129,7 @@ fn what_a_starting_point_gives_is_known_before_the_first_step() {
     let settings = ["start.from=imagenet", "start.path=vit", "data.root=hoss"].map(str::to_owned);
     let config = config("fine_tune", &settings);
     let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
-    let checked = TrainingInputs::check(&config, &roots, &Patience::default())
+    let checked = TrainingInputs::check(&config, &roots, &Cancellation::default())
         .expect("a run")
         .expect("not from scratch");
     let gathered = TrainingInputs::gather(&config, &roots, Shard::default()).expect("a run");
@@ -166,7 +166,7 @@ fn an_order_and_its_process_find_the_same_wrong_with_the_chips_of_a_gallery() {
         let mut config = config(objective, &settings);
         config.data.root = "not/looked/at".into();
         let ordered =
-            TrainingInputs::check_kept(&config, &census, &DataRoots::Anywhere, &Patience::default());
+            TrainingInputs::check_kept(&config, &census, &DataRoots::Anywhere, &Cancellation::default());
         config.data.root = place.path().to_owned();
         let gathered = TrainingInputs::gather(&config, &DataRoots::Anywhere, Shard::default());
         let one = |found: &[Violation]| found.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
@@ -200,9 +200,9 @@ fn nothing_is_read_for_an_order_that_nobody_waits_for() {
     let place = folders();
     let settings = ["start.from=model", "start.path=../secret.pth"].map(str::to_owned);
     let roots = DataRoots::under(&[place.path().join("allowed")]).expect("a folder");
-    let (patience, waiter) = Patience::until(None);
-    drop(waiter);
-    let found = TrainingInputs::check(&config("fine_tune", &settings), &roots, &patience);
+    let (cancellation, guard) = Cancellation::at(None);
+    drop(guard);
+    let found = TrainingInputs::check(&config("fine_tune", &settings), &roots, &cancellation);
     let found = found.expect_err("nobody waits");
     let lines: Vec<String> = found.iter().map(ToString::to_string).collect();
     let stopped = "is read no further: the caller has left";

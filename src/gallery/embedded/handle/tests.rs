@@ -5,6 +5,7 @@ use std::sync::mpsc as blocking;
 use futures_util::FutureExt;
 
 use super::*;
+use crate::cancellation::Cancellation;
 use crate::durable::faults::{Failure, FaultyDisk};
 use crate::gallery::embedded::builder::GalleryBuilder;
 use crate::gallery::embedded::quota::{Allowance, Quotas};
@@ -13,7 +14,6 @@ use crate::gallery::entry::Time;
 use crate::gallery::filter::Filter;
 use crate::gallery::store::About;
 use crate::gallery::tests::{DIMENSION, enrolment, id, model};
-use crate::patience::Patience;
 
 const SETTINGS: QueueSettings = QueueSettings { operations_max: 2, bytes_max: 100 << 10 };
 
@@ -46,7 +46,7 @@ async fn a_gallery_whose_disk_is_full_is_read_only_until_it_is_opened_again() {
 
     let snapshot = full.snapshot();
     assert_eq!(
-        snapshot.list(&Filter::default(), None, 9, &Patience::default()).expect("readable").entries.len(),
+        snapshot.list(&Filter::default(), None, 9, &Cancellation::default()).expect("readable").entries.len(),
         1
     );
     let row = snapshot.find(&id("a")).expect("readable").expect("there");

@@ -1,25 +1,20 @@
-//! How long work is worth going on with: until its deadline, and for as long as somebody waits.
+//! When work is not worth going on with: past its deadline, or since its caller has left.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
 use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// Asked between the steps of long work, which stops where it has run out.
+/// Asked between the steps of long work, which stops once it is cancelled.
 #[derive(Clone, Default)]
-pub struct Patience {
+pub struct Cancellation {
     deadline: Option<Instant>,
-    /// Absent where nobody can leave.
-    waiter: Option<Weak<()>>,
+    /// Cancelled when the caller leaves.
+    token: CancellationToken,
     /// Lets others go first, where there are any.
     give_way: Option<Arc<dyn Fn() + Send + Sync>>,
-}
-
-/// Somebody who waits. Dropped, he has left.
-#[derive(Debug)]
-pub struct Waiter {
-    _here: Arc<()>,
 }
 
 /// Why work is not gone on with.
@@ -31,12 +26,11 @@ pub enum Stopped {
     Cancelled,
 }
 
-impl Patience {
-    /// Patience until `deadline`, for as long as the waiter is there.
-    pub fn until(deadline: Option<Instant>) -> (Self, Waiter) {
-        let here = Arc::new(());
-        let waiter = Some(Arc::downgrade(&here));
-        (Self { deadline, waiter, give_way: None }, Waiter { _here: here })
+impl Cancellation {
+    /// Cancellation at `deadline`, or when the guard is dropped.
+    pub fn at(deadline: Option<Instant>) -> (Self, DropGuard) {
+        let token = CancellationToken::new();
+        (Self { deadline, token: token.clone(), give_way: None }, token.drop_guard())
     }
 
     /// The same, but `give_way` is called between the steps, and may let others go first.
@@ -46,7 +40,7 @@ impl Patience {
     }
 
     /// # Errors
-    /// It has run out.
+    /// It is cancelled.
     pub fn check(&self) -> Result<(), Stopped> {
         self.over()?;
         match &self.give_way {
@@ -63,37 +57,34 @@ impl Patience {
         if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Stopped::Deadline);
         }
-        match &self.waiter {
-            Some(waiter) if waiter.strong_count() == 0 => Err(Stopped::Cancelled),
-            _ => Ok(()),
-        }
+        if self.token.is_cancelled() { Err(Stopped::Cancelled) } else { Ok(()) }
     }
 }
 
-/// Runs `work` on a thread that may block, with the patience to ask between its steps. It is over when the future is
+/// Runs `work` on a thread that may block, with the cancellation to look at between its steps. It is over when the future is
 /// dropped: what has not begun by then is not begun.
 ///
 /// # Errors
 /// The work panicked; within, its own.
-pub async fn patiently<T, E>(
+pub async fn spawn_cancellable<T, E>(
     deadline: Option<Instant>,
-    work: impl FnOnce(&Patience) -> Result<T, E> + Send + 'static,
+    work: impl FnOnce(&Cancellation) -> Result<T, E> + Send + 'static,
 ) -> Result<Result<T, E>, JoinError>
 where
     T: Send + 'static,
     E: From<Stopped> + Send + 'static,
 {
-    let (patience, _waiter) = Patience::until(deadline);
+    let (cancellation, _guard) = Cancellation::at(deadline);
     spawn_blocking(move || {
-        patience.check()?;
-        work(&patience)
+        cancellation.check()?;
+        work(&cancellation)
     })
     .await
 }
 
-impl fmt::Debug for Patience {
+impl fmt::Debug for Cancellation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Patience").field("deadline", &self.deadline).finish_non_exhaustive()
+        f.debug_struct("Cancellation").field("deadline", &self.deadline).finish_non_exhaustive()
     }
 }
 
@@ -117,18 +108,18 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn patience_ends_with_the_deadline_or_the_waiter() {
-        assert_eq!(Patience::default().check(), Ok(()));
-        let (patience, waiter) = Patience::until(Some(Instant::now() + Duration::from_secs(1)));
-        assert_eq!(patience.check(), Ok(()));
+    async fn work_is_cancelled_by_its_deadline_or_when_its_guard_is_dropped() {
+        assert_eq!(Cancellation::default().check(), Ok(()));
+        let (cancellation, guard) = Cancellation::at(Some(Instant::now() + Duration::from_secs(1)));
+        assert_eq!(cancellation.check(), Ok(()));
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert_eq!(patience.check(), Err(Stopped::Deadline));
-        drop(waiter);
-        assert_eq!(patience.check(), Err(Stopped::Deadline));
-        let (patience, waiter) = Patience::until(None);
-        assert_eq!(patience.check(), Ok(()));
-        drop(waiter);
-        assert_eq!(patience.check(), Err(Stopped::Cancelled));
+        assert_eq!(cancellation.check(), Err(Stopped::Deadline));
+        drop(guard);
+        assert_eq!(cancellation.check(), Err(Stopped::Deadline));
+        let (cancellation, guard) = Cancellation::at(None);
+        assert_eq!(cancellation.check(), Ok(()));
+        drop(guard);
+        assert_eq!(cancellation.check(), Err(Stopped::Cancelled));
     }
 
     #[test]
@@ -140,7 +131,7 @@ mod tests {
             let hanging = spawn_blocking(move || hang.recv().is_err());
             let waits = |name| {
                 let begin = begin.clone();
-                patiently(None, move |_| {
+                spawn_cancellable(None, move |_| {
                     begin.send(name).expect("the test listens");
                     Ok::<_, Stopped>(())
                 })
