@@ -151,14 +151,20 @@ impl Default for Augmentation {
 #[serde(deny_unknown_fields, default)]
 pub struct Gradient {
     /// Parts of a batch that go through the network one after the other, to save memory.
-    pub parts: usize,
-    /// Longest gradient, over all tensors; 0: any.
-    pub norm_max: f64,
+    #[serde(alias = "parts")]
+    pub accumulation_steps: usize,
+    /// Gradients are clipped to this norm, over all tensors; 0: they are not.
+    #[serde(alias = "norm_max")]
+    pub grad_norm_max: f64,
 }
+
+/// Keys that had another name until the release before: section, old name, new name. The old one goes with the next.
+const RENAMED: [(&str, &str, &str); 2] =
+    [("gradient", "parts", "accumulation_steps"), ("gradient", "norm_max", "grad_norm_max")];
 
 impl Default for Gradient {
     fn default() -> Self {
-        Self { parts: 1, norm_max: 0.0 }
+        Self { accumulation_steps: 1, grad_norm_max: 0.0 }
     }
 }
 
@@ -303,12 +309,15 @@ impl TrainConfig {
             let lines = text[..cause.span().map_or(0, |span| span.start)].lines().count();
             TrainConfigError::syntax(&format!("line {}: {}", lines.max(1), cause.message()))
         };
-        if settings.is_empty() {
-            return toml::from_str(text).map_err(one_line);
-        }
         let mut table: Table = toml::from_str(text).map_err(one_line)?;
+        take_new_names(&mut table);
         for setting in settings {
             apply(&mut table, setting).map_err(|problem| TrainConfigError::syntax(&problem))?;
+            take_new_names(&mut table);
+        }
+        if settings.is_empty() {
+            // Read from the text, an error knows its line.
+            return toml::from_str(text).map_err(one_line);
         }
         let unfit = |cause: toml::de::Error| TrainConfigError::syntax(cause.to_string().trim());
         table.try_into().map_err(unfit)
@@ -387,13 +396,13 @@ impl TrainConfig {
                 images / 2
             }
         };
-        let Gradient { parts, norm_max } = self.gradient;
+        let Gradient { accumulation_steps, grad_norm_max } = self.gradient;
         require(
-            parts >= 1 && units.is_multiple_of(parts),
-            "gradient.parts",
+            accumulation_steps >= 1 && units.is_multiple_of(accumulation_steps),
+            "gradient.accumulation_steps",
             "must divide the identities or pairs of a batch",
         );
-        require((0.0..=1e6).contains(&norm_max), "gradient.norm_max", "must be 0 to 1000000");
+        require((0.0..=1e6).contains(&grad_norm_max), "gradient.grad_norm_max", "must be 0 to 1000000");
     }
 
     fn require_optimizer(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -472,6 +481,18 @@ const fn precision_speed_min() -> f64 {
 
 const fn bias_factor() -> f64 {
     Schedule::BIAS_FACTOR
+}
+
+fn take_new_names(table: &mut Table) {
+    for (name, old, new) in RENAMED {
+        let section = table.get_mut(name).and_then(Value::as_table_mut);
+        if let Some((section, value)) =
+            section.and_then(|section| section.remove(old).map(|value| (section, value)))
+        {
+            tracing::warn!("{name}.{old} is now {name}.{new}; the old name goes with the next release");
+            section.insert(new.to_owned(), value);
+        }
+    }
 }
 
 /// Puts `section.key=value` into a table.

@@ -278,7 +278,7 @@ impl TorchLearner {
 impl Teaching {
     /// Rows of a batch that go through the network together: whole identities, or pairs with both their halves.
     fn parts(&self, images: usize) -> Vec<Vec<usize>> {
-        let parts = self.gradient.parts.max(1);
+        let parts = self.gradient.accumulation_steps.max(1);
         match self.objective {
             Objective::FineTune(_) => {
                 let rows: Vec<usize> = (0..images).collect();
@@ -314,7 +314,7 @@ impl Learner for TorchLearner {
                 if let Some(GradientHook(hook)) = &mut self.gradient_hook {
                     hook(&gradients)?;
                 }
-                clip_grad_norm(&gradients, self.teaching.gradient.norm_max);
+                clip_grad_norm(&gradients, self.teaching.gradient.grad_norm_max);
                 self.optimizer.step(&self.tensors, rates);
             }
             Ok(terms)

@@ -54,9 +54,9 @@ fn every_field_has_bounds() {
         "batch.images=4100",
         "batch.images=33",
         "batch.images_per_identity=0",
-        "gradient.parts=0",
-        "gradient.parts=3",
-        "gradient.norm_max=-1",
+        "gradient.accumulation_steps=0",
+        "gradient.accumulation_steps=3",
+        "gradient.grad_norm_max=-1",
         "optimizer.momentum=1",
         "optimizer.weight_decay=1.1",
         "schedule.base_rate=0",
@@ -106,12 +106,30 @@ fn everything_that_is_wrong_is_said_at_once_and_a_wrong_key_by_its_line() {
 }
 
 #[test]
+fn a_renamed_key_is_read_by_its_old_name_too() {
+    let text = shipped("hoss_transoss.toml");
+    let old = text
+        .replace("\naccumulation_steps = 1", "\nparts = 4")
+        .replace("\ngrad_norm_max = 0.0", "\nnorm_max = 2.5");
+    let expected = Gradient { accumulation_steps: 4, grad_norm_max: 2.5 };
+    for settings in [vec![], vec!["seed=7".to_owned()]] {
+        assert_eq!(TrainConfig::read(&old, &settings).expect("valid").gradient, expected);
+    }
+    let new = ["gradient.accumulation_steps=2".to_owned()];
+    assert_eq!(TrainConfig::read(&old, &new).expect("valid").gradient.accumulation_steps, 2);
+}
+
+#[test]
 fn a_setting_wins_over_the_file() {
     let text = shipped("hoss_transoss.toml");
     let read = |setting: &str| TrainConfig::read(&text, &[setting.to_owned()]);
     assert_eq!(read("data.root=data/elsewhere").expect("text").data.root, Path::new("data/elsewhere"));
     assert_eq!(read("seed=7").expect("a number").seed, 7);
-    assert_eq!(read("gradient.parts=2").expect("a section of its own").gradient.parts, 2);
+    assert_eq!(
+        read("gradient.accumulation_steps=2").expect("a section of its own").gradient.accumulation_steps,
+        2
+    );
+    assert_eq!(read("gradient.parts=2").expect("by its old name").gradient.accumulation_steps, 2);
     let check = |setting: &str, message: &str| {
         let error = read(setting).expect_err("unusable").to_string();
         assert!(error.contains(message) && error.lines().count() == 1, "{error}");

@@ -225,7 +225,7 @@ fn two_equal_parts_of_a_batch_step_as_one_of_them() {
     let double = batch(&twice, &[&labels[..], &labels[..]].concat());
     let mut once = learner(&MICRO, "micro_weights", fine_tuning());
     let mut parted = learner(&MICRO, "micro_weights", fine_tuning());
-    parted.teaching.gradient.parts = 2;
+    parted.teaching.gradient.accumulation_steps = 2;
     let (expected, found) = (step(&mut once, &whole), step(&mut parted, &double));
     assert!((expected.total - found.total).abs() < 1e-6 && expected.accuracy == found.accuracy);
     for (name, tensor) in once.tensors.iter().filter(|(name, _)| !name.contains("bottleneck.")) {
@@ -233,7 +233,7 @@ fn two_equal_parts_of_a_batch_step_as_one_of_them() {
         assert!(off < 1e-6, "{name}: {off}");
     }
     let pairs = Teaching {
-        gradient: Gradient { parts: 2, ..Gradient::default() },
+        gradient: Gradient { accumulation_steps: 2, ..Gradient::default() },
         ..teaching(Objective::Contrastive)
     };
     assert_eq!(pairs.parts(6), [vec![0, 1, 3, 4], vec![2, 5]]);
@@ -273,7 +273,7 @@ fn learners_that_average_their_gradients_step_as_one_on_both_halves() {
     let [(losses, weights), (other_losses, other_weights)] = ranks.map(|rank| rank.join().expect("a rank"));
 
     let mut one = learner(&MICRO, "micro_weights", fine_tuning());
-    one.teaching.gradient.parts = 2;
+    one.teaching.gradient.accumulation_steps = 2;
     let whole = batch(&(0..12).collect::<Vec<_>>(), &labels);
     for number in 0..steps {
         let (expected, found) = (step(&mut one, &whole).total, (losses[number] + other_losses[number]) / 2.0);
@@ -304,7 +304,7 @@ fn a_hook_sees_the_gradients_of_all_parts_once_and_before_they_are_clipped() {
             Ok(())
         });
         let mut learner = learner(&MICRO, "micro_weights", fine_tuning()).with_gradient_hook(hook);
-        learner.teaching.gradient = Gradient { parts: 2, norm_max };
+        learner.teaching.gradient = Gradient { accumulation_steps: 2, grad_norm_max: norm_max };
         step(&mut learner, &whole);
         (norms.try_iter().collect::<Vec<_>>(), norm(&learner.gradients()))
     };
@@ -327,7 +327,7 @@ fn a_long_gradient_is_shortened_and_a_short_one_is_not() {
     let batch = batch(&(0..12).collect::<Vec<_>>(), labels);
     let norm = |norm_max| {
         let mut learner = learner(&MICRO, "micro_weights", fine_tuning());
-        learner.teaching.gradient.norm_max = norm_max;
+        learner.teaching.gradient.grad_norm_max = norm_max;
         step(&mut learner, &batch);
         let gradients = learner.tensors.values().map(Tensor::grad).filter(Tensor::defined);
         let squares = gradients.map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
