@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Kind, Tensor};
 
+use super::build::network;
 use super::linear::first_line;
-use super::network::{Input, Mode, Network, network};
+use super::network::{Input, Mode, Network};
 use super::runtime::Device;
 use super::tensors::{Tensors, kind, upload};
 use crate::arithmetic::{Choice, Precision};

@@ -1,5 +1,6 @@
 //! Networks on libtorch. Only the composition root and the commands name what is in here.
 
+mod build;
 mod encoder;
 mod kernels;
 mod linear;
@@ -10,9 +11,10 @@ mod tensors;
 mod toy;
 mod transoss;
 
+pub use build::network;
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
-pub use network::{Features, Input, Mode, Network, network};
+pub use network::{Features, Input, Mode, Network};
 pub use runtime::{Device, prepare_process};
 pub use tensors::{Tensors, download, kind, on_host, upload};
 pub use transoss::drop_path;

@@ -6,13 +6,7 @@ use std::fmt;
 
 use tch::Tensor;
 
-use super::tensors::Tensors;
-#[cfg(test)]
-use super::toy::Toy;
-use super::transoss::TransOss;
-use crate::arithmetic::Choice;
 use crate::chip::Modality;
-use crate::weights::family::Architecture;
 
 /// A network. Its tensors are those that it was made of: an optimizer that changes them changes the network.
 pub trait Network: fmt::Debug {
@@ -27,19 +21,6 @@ pub trait Network: fmt::Debug {
         let before_neck = self.forward_before_neck(input, &mut mode);
         let after_neck = self.forward_neck(&before_neck, &mode);
         Features { before_neck, after_neck }
-    }
-}
-
-/// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the kernels of `choice`.
-///
-/// # Panics
-/// When a tensor is absent or a kernel does not run; checkpoints are compared with the architecture, and kernels tried,
-/// before they get here.
-pub fn network(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Box<dyn Network> {
-    match architecture {
-        Architecture::TransOss(architecture) => Box::new(TransOss::new(architecture, tensors, choice)),
-        #[cfg(test)]
-        Architecture::Toy(_) => Box::new(Toy::new(tensors)),
     }
 }
 

@@ -30,7 +30,7 @@ pub struct TransOss {
 }
 
 impl TransOss {
-    /// See [`super::network::network`].
+    /// See [`super::build::network`].
     pub fn new(architecture: &TransOssArchitecture, tensors: &Tensors, choice: &Choice) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
         let names = Names { tensors, prefix: String::new(), plan };

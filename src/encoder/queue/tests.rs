@@ -280,7 +280,7 @@ fn held_clock() -> std::sync::mpsc::Sender<()> {
     held
 }
 
-/// Lets the canaries' keeper begin to wait, then lets their period pass.
+/// Lets the canaries begin to wait, then lets their period pass.
 async fn idle() {
     for _ in 0..10 {
         tokio::task::yield_now().await;

@@ -13,7 +13,7 @@ use tokio_rustls::rustls::server::{VerifierBuilderError, WebPkiClientVerifier};
 use tokio_rustls::rustls::{Error, RootCertStore};
 use x509_parser::parse_x509_crl;
 
-use super::tls::{Current, certificates, invalid};
+use super::credentials::{Current, certificates, invalid};
 use crate::metrics;
 use crate::rpc::reload::FileError;
 

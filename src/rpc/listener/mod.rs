@@ -6,6 +6,7 @@
 mod accept;
 mod callers;
 mod connection;
+mod credentials;
 mod crowd;
 mod lifetime;
 pub mod status_port;

@@ -1,6 +1,6 @@
 //! Encryption of the gRPC port: rustls, with bounds on handshakes, and certificates that are read again when they change.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +11,13 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::{self, ServerConfig};
 use tokio_rustls::server::TlsStream;
 use x509_parser::parse_x509_certificate;
 
 use super::callers::{Content, Standing, verifier};
 use super::counted_address;
+use super::credentials::{Current, certificates, invalid};
 use super::crowd::Crowd;
 use crate::config;
 use crate::metrics;
@@ -41,14 +41,6 @@ pub struct Tls {
     current: watch::Receiver<Arc<Current>>,
     pending: Crowd,
     handshake_max: Duration,
-}
-
-/// What the files say.
-#[derive(Debug)]
-pub struct Current {
-    server: Arc<ServerConfig>,
-    /// Absent where callers need no certificate.
-    pub callers: Option<Arc<dyn ClientCertVerifier>>,
 }
 
 /// A connection after its handshake.
@@ -149,18 +141,6 @@ fn current(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<Current, FileError
 fn end_of(chain: &[CertificateDer<'_>]) -> Option<i64> {
     let parsed = chain.iter().filter_map(|certificate| parse_x509_certificate(certificate).ok());
     parsed.map(|(_, certificate)| certificate.validity().not_after.timestamp()).min()
-}
-
-pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, FileError> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match read {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) | Err(_) => Err(invalid(path, "holds no certificate as PEM")),
-    }
-}
-
-pub fn invalid(path: &Path, problem: impl ToString) -> FileError {
-    FileError::Invalid { path: path.to_owned(), problem: problem.to_string() }
 }
 
 #[cfg(test)]

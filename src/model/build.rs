@@ -1,0 +1,22 @@
+//! The one place that knows every family's network.
+
+use super::network::Network;
+use super::tensors::Tensors;
+#[cfg(test)]
+use super::toy::Toy;
+use super::transoss::TransOss;
+use crate::arithmetic::Choice;
+use crate::weights::family::Architecture;
+
+/// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the kernels of `choice`.
+///
+/// # Panics
+/// When a tensor is absent or a kernel does not run; checkpoints are compared with the architecture, and kernels tried,
+/// before they get here.
+pub fn network(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Box<dyn Network> {
+    match architecture {
+        Architecture::TransOss(architecture) => Box::new(TransOss::new(architecture, tensors, choice)),
+        #[cfg(test)]
+        Architecture::Toy(_) => Box::new(Toy::new(tensors)),
+    }
+}
