@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::edit::Edit;
 use super::event::{EventPayload, JobEvent};
 use super::job::{Job, JobId, JobKey, JobSpec};
-use super::record::{self, RecordError};
+use super::record;
 use super::state::StateName;
 use crate::durable::{Database, DatabaseError, Volume, guard, is_full};
 use crate::gallery::Time;
 
+pub use error::{AddError, StoreError, UpdateError};
 pub use tables::FILE;
-use tables::SCHEMA;
 
+mod error;
 mod opening;
 mod tables;
 
@@ -60,55 +61,6 @@ struct RedoRecord {
 enum RedoKind {
     Creates { request_id: Option<String> },
     Updates,
-}
-
-/// The store cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("the job store has schema {found}, this program knows {SCHEMA}")]
-    Newer { found: u64 },
-    #[error("the job store is damaged: {0}")]
-    Damaged(String),
-    /// Others can be used.
-    #[error("{id} is damaged: {cause}; what is left of it is kept")]
-    DamagedJob { id: JobId, cause: String },
-    /// For now; nothing has changed.
-    #[error("the job store cannot be used now: {0}")]
-    Unavailable(Trouble),
-    /// PayloadRecord was asked for comes to pass, once, when the store can be used again.
-    #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
-    Pending(Trouble),
-}
-
-/// PayloadRecord keeps the store from being used, for now.
-#[derive(Debug, thiserror::Error)]
-#[error("{cause}")]
-pub struct Trouble {
-    cause: String,
-    /// Whether its disk has no room left. Then it can still be read.
-    pub is_full: bool,
-}
-
-/// Why a job was not created.
-#[derive(Debug, thiserror::Error)]
-pub enum AddError {
-    #[error("the request id started {0} with another configuration")]
-    OtherOrder(JobId),
-    #[error("the tenant has {max} jobs already")]
-    Full { max: usize },
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
-/// Why a job was not changed.
-#[derive(Debug, thiserror::Error)]
-pub enum UpdateError<E> {
-    #[error("there is no such job")]
-    Unknown,
-    #[error("{0}")]
-    Refused(E),
-    #[error(transparent)]
-    Store(#[from] StoreError),
 }
 
 /// A job that was submitted, or that the same request started before.
@@ -393,16 +345,30 @@ impl JobStore {
         Ok(())
     }
 
-    /// Writes a redo, twice if need be; what cannot be written now is left pending.
+    /// Writes a redo, twice if need be. PayloadRecord cannot be written now is left pending, unless a full disk is all that there
+    /// is to it: then whoever asked comes again when there is room.
     fn commit(&self, state: &mut State, redo: RedoRecord) -> Result<(), StoreError> {
         state.pending = Some(redo);
         match self.healed(state) {
             Ok(_) => Ok(()),
             Err(cause) => {
                 tracing::warn!(%cause, "the job store is opened again");
-                self.healed(state).map(drop).map_err(StoreError::pending)
+                let Err(cause) = self.healed(state).map(drop) else { return Ok(()) };
+                if cause.is_full() && self.is_undone(state) {
+                    state.pending = None;
+                    return Err(cause);
+                }
+                Err(cause.pending())
             }
         }
+    }
+
+    /// Whether nothing of what is pending is on the disk, as far as that can be read.
+    fn is_undone(&self, state: &mut State) -> bool {
+        let Some(key) = state.pending.as_ref().map(|redo| redo.key.clone()) else { return true };
+        let found = self.open_again(state).map_err(StoreError::from);
+        let found = found.and_then(|()| tables::record_of(state.opened()?, &key));
+        found.is_ok_and(|found| found.as_ref() != state.pending.as_ref().map(|redo| &redo.job))
     }
 }
 
@@ -434,61 +400,6 @@ impl RedoRecord {
         Self { job: record::job_to_bytes(&job), events, kind, key: job.key }
     }
 }
-
-impl From<DatabaseError> for StoreError {
-    fn from(cause: DatabaseError) -> Self {
-        match cause {
-            DatabaseError::Damaged(cause) => Self::Damaged(cause),
-            DatabaseError::Io(_) | DatabaseError::Sealed(_) | DatabaseError::Closed => {
-                Self::Unavailable(Trouble { is_full: cause.is_full(), cause: cause.to_string() })
-            }
-        }
-    }
-}
-
-impl StoreError {
-    fn of_job(id: JobId) -> impl Fn(RecordError) -> Self {
-        move |cause| Self::DamagedJob { id, cause: cause.to_string() }
-    }
-
-    fn pending(self) -> Self {
-        Self::Pending(match self {
-            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble,
-            other => Trouble { cause: other.to_string(), is_full: false },
-        })
-    }
-
-    /// Whether it is for want of room, which may come back.
-    pub fn is_full(&self) -> bool {
-        match self {
-            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble.is_full,
-            Self::Newer { .. } | Self::Damaged(_) | Self::DamagedJob { .. } => false,
-        }
-    }
-}
-
-impl From<DatabaseError> for AddError {
-    fn from(cause: DatabaseError) -> Self {
-        Self::Store(cause.into())
-    }
-}
-
-impl<E> From<DatabaseError> for UpdateError<E> {
-    fn from(cause: DatabaseError) -> Self {
-        Self::Store(cause.into())
-    }
-}
-
-macro_rules! from_redb {
-    ($($error:ty),*) => {
-        $(impl From<$error> for StoreError {
-            fn from(cause: $error) -> Self {
-                DatabaseError::from(cause).into()
-            }
-        })*
-    };
-}
-from_redb!(redb::StorageError, redb::TableError);
 
 #[cfg(test)]
 mod damage;

@@ -125,7 +125,9 @@ impl From<&TrainConfig> for Teaching {
 /// What is done with the gradients of a step once they are whole, those of all parts of the batch added up, and neither
 /// clipped nor applied: several processes make theirs one here. It changes them in place, by the names of their tensors,
 /// which are the same for every batch. A step whose loss is not finite has none; its run ends.
-pub struct GradientHook(Box<dyn FnMut(&Tensors) -> Result<(), LearnError>>);
+pub struct GradientHook(Box<Hook>);
+
+type Hook = dyn FnMut(&Tensors) -> Result<(), LearnError>;
 
 impl GradientHook {
     pub fn new(hook: impl FnMut(&Tensors) -> Result<(), LearnError> + 'static) -> Self {

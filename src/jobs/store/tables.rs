@@ -68,6 +68,12 @@ pub fn job(database: &Database, key: &JobKey) -> Result<Option<Job>, StoreError>
     }
 }
 
+/// PayloadRecord is stored of a job, whatever it says.
+pub fn record_of(database: &Database, key: &JobKey) -> Result<Option<Vec<u8>>, StoreError> {
+    let table = database.begin_read()?.open_table(JOBS)?;
+    Ok(table.get((&*key.tenant, key.id.number()))?.map(|record| record.value().to_vec()))
+}
+
 fn lost(id: JobId) -> StoreError {
     StoreError::DamagedJob { id, cause: "its record is not there".into() }
 }

@@ -125,7 +125,7 @@ async fn a_job_whose_cancellation_is_stored_late_is_stopped() {
     let stage = Stage { folder, repository, supervisor, galleries };
     let key = stage.order().await;
     stage.watch(&key, is_logged).await;
-    disk.fail_after(0, Fault::NoRoom);
+    disk.fail_after(0, Fault::Lasting);
     let cancelled = stage.repository.update(&key, |edit| edit.change(Change::Cancel)).await;
     assert!(matches!(cancelled, Err(UpdateError::Store(StoreError::Pending(_)))), "{cancelled:?}");
     disk.recover();

@@ -34,7 +34,7 @@ pub fn verifier(
     for authority in certificates(path, pem)? {
         roots.add(authority).map_err(|cause| invalid(path, cause))?;
     }
-    let lists = revoked.map(|revoked| lists(revoked)).transpose()?.unwrap_or_default();
+    let lists = revoked.map(lists).transpose()?.unwrap_or_default();
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
     let verifier = builder.with_crls(lists).build();
     verifier.map_err(|cause| match (&cause, revoked) {

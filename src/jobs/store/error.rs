@@ -1,0 +1,110 @@
+//! Why the job store does not do what it was asked for.
+
+use super::super::job::JobId;
+use super::super::record::RecordError;
+use super::tables::SCHEMA;
+use crate::durable::DatabaseError;
+
+/// The store cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("the job store has schema {found}, this program knows {SCHEMA}")]
+    Newer { found: u64 },
+    #[error("the job store is damaged: {0}")]
+    Damaged(String),
+    /// Others can be used.
+    #[error("{id} is damaged: {cause}; what is left of it is kept")]
+    DamagedJob { id: JobId, cause: String },
+    /// For now; nothing has changed.
+    #[error("the job store cannot be used now: {0}")]
+    Unavailable(Trouble),
+    /// PayloadRecord was asked for comes to pass, once, when the store can be used again.
+    #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
+    Pending(Trouble),
+}
+
+/// PayloadRecord keeps the store from being used, for now.
+#[derive(Debug, thiserror::Error)]
+#[error("{cause}")]
+pub struct Trouble {
+    cause: String,
+    /// Whether its disk has no room left. Then it can still be read.
+    pub is_full: bool,
+}
+
+/// Why a job was not created.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error("the request id started {0} with another configuration")]
+    OtherOrder(JobId),
+    #[error("the tenant has {max} jobs already")]
+    Full { max: usize },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Why a job was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError<E> {
+    #[error("there is no such job")]
+    Unknown,
+    #[error("{0}")]
+    Refused(E),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl From<DatabaseError> for StoreError {
+    fn from(cause: DatabaseError) -> Self {
+        match cause {
+            DatabaseError::Damaged(cause) => Self::Damaged(cause),
+            DatabaseError::Io(_) | DatabaseError::Sealed(_) | DatabaseError::Closed => {
+                Self::Unavailable(Trouble { is_full: cause.is_full(), cause: cause.to_string() })
+            }
+        }
+    }
+}
+
+impl StoreError {
+    pub(super) fn of_job(id: JobId) -> impl Fn(RecordError) -> Self {
+        move |cause| Self::DamagedJob { id, cause: cause.to_string() }
+    }
+
+    pub(super) fn pending(self) -> Self {
+        Self::Pending(match self {
+            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble,
+            other => Trouble { cause: other.to_string(), is_full: false },
+        })
+    }
+
+    /// Whether it is for want of room, which may come back.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Unavailable(trouble) | Self::Pending(trouble) => trouble.is_full,
+            Self::Newer { .. } | Self::Damaged(_) | Self::DamagedJob { .. } => false,
+        }
+    }
+}
+
+impl From<DatabaseError> for AddError {
+    fn from(cause: DatabaseError) -> Self {
+        Self::Store(cause.into())
+    }
+}
+
+impl<E> From<DatabaseError> for UpdateError<E> {
+    fn from(cause: DatabaseError) -> Self {
+        Self::Store(cause.into())
+    }
+}
+
+macro_rules! from_redb {
+    ($($error:ty),*) => {
+        $(impl From<$error> for StoreError {
+            fn from(cause: $error) -> Self {
+                DatabaseError::from(cause).into()
+            }
+        })*
+    };
+}
+from_redb!(redb::StorageError, redb::TableError);
