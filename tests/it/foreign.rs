@@ -10,7 +10,9 @@ use crate::certificates::{Authority, Pair, Term};
 use crate::galleries::data_in;
 use crate::identity::Keys;
 use crate::server::{start, start_alone};
-use crate::tools::{missing, python, skipped};
+#[cfg(feature = "torch")]
+use crate::tools::missing;
+use crate::tools::{python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 

@@ -257,9 +257,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_proxy_is_not_held_to_be_one_greedy_caller() {
-        let crowd = Crowd::new(4, |_| {});
-        let mut proxied = [idle(&crowd, None), idle(&crowd, None)];
-        let mut greedy = [idle(&crowd, address(1)), idle(&crowd, address(1))];
+        let crowd = Crowd::new(5, |_| {});
+        let mut proxied = [(); 3].map(|()| idle(&crowd, None));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let mut greedy = [(); 2].map(|()| idle(&crowd, address(1)));
         let _next = idle(&crowd, address(2));
         assert!(!proxied.iter_mut().any(is_lost));
         assert_eq!(greedy.iter_mut().filter_map(|place| is_lost(place).then_some(())).count(), 1);
