@@ -8,11 +8,11 @@
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use shipreid::gallery::{
-    Chips, Export, Filter, Gallery, GalleryName, Inspected, QueueSettings, Quotas, RowId, Catalog,
-    CatalogSettings, inspect,
-};
 use shipreid::cancellation::Cancellation;
+use shipreid::gallery::{
+    Catalog, CatalogSettings, Chips, Export, Filter, Gallery, GalleryName, Inspected, QueueSettings, Quotas,
+    RowId, inspect,
+};
 use shipreid_fuzz::{Bound, watched};
 
 /// An embedding of 65,536 numbers, and what redb holds in memory are not in the input.
@@ -90,7 +90,9 @@ fn catalog(folder: &Path) -> Catalog {
 fn import(catalog: &Catalog, name: &str, file: &[u8]) -> Result<Gallery, String> {
     let name = GalleryName::new(name).expect("a name");
     let mut import = catalog.import("t", &name).map_err(|error| error.to_string())?;
-    file.chunks(1000).try_for_each(|piece| import.push(piece, &Cancellation::default())).map_err(|error| error.to_string())?;
+    file.chunks(1000)
+        .try_for_each(|piece| import.push(piece, &Cancellation::default()))
+        .map_err(|error| error.to_string())?;
     import.finish(&Cancellation::default()).map_err(|error| error.to_string())
 }
 
