@@ -10,8 +10,6 @@ use crate::certificates::{Authority, Pair, Term};
 use crate::galleries::data_in;
 use crate::identity::Keys;
 use crate::server::{start, start_alone};
-#[cfg(feature = "torch")]
-use crate::tools::missing;
 use crate::tools::{python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -96,16 +94,6 @@ async fn a_python_client_is_let_in_as_its_keys_and_certificates_say() {
     }
 }
 
-#[cfg(feature = "torch")]
-#[tokio::test]
-async fn a_bad_neighbour_costs_a_good_tenant_none_of_its_calls() {
-    if let Some(program) = missing(&["openssl", "prlimit"]) {
-        return skipped("hostile.py", &format!("no {program}"));
-    }
-    let program = env!("CARGO_BIN_EXE_shipreid");
-    call("hostile.py", &["--server", program, "--seconds", "6", "--entries", "2000"]).await;
-}
-
 /// A key for each role, one that has expired and one that will be revoked; `tokens.json` has their tokens.
 fn keys_of_every_kind(folder: &Path) -> Keys {
     let mut keys = Keys::new(folder);
@@ -118,4 +106,20 @@ fn keys_of_every_kind(folder: &Path) -> Keys {
     tokens.insert("expired".into(), keys.add_until("expired", past).into());
     std::fs::write(folder.join("tokens.json"), serde_json::Value::from(tokens).to_string()).unwrap();
     keys
+}
+
+/// The program, which the client starts by itself.
+#[cfg(feature = "torch")]
+mod program {
+    use super::*;
+    use crate::tools::missing;
+
+    #[tokio::test]
+    async fn a_bad_neighbour_costs_a_good_tenant_none_of_its_calls() {
+        if let Some(program) = missing(&["openssl", "prlimit"]) {
+            return skipped("hostile.py", &format!("no {program}"));
+        }
+        let program = env!("CARGO_BIN_EXE_shipreid");
+        call("hostile.py", &["--server", program, "--seconds", "6", "--entries", "2000"]).await;
+    }
 }

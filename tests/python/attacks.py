@@ -249,19 +249,23 @@ BY_ANYBODY = [silent_sockets, silent_sessions, idle_connections, half_requests, 
 BY_TENANTS = [searches, updates, unknown_jobs]
 
 
-def run(target, stop, results):
-    """Attacks in a process of its own, until `stop` is set; `results` gets what was done how often."""
+def run(target, on, stop, results):
+    """Attacks in a process of its own, until `stop` is set; `on` is set once every attack has begun, `results` gets what
+    was done how often."""
     # On one machine the attacks must not win by taking the processor, which a network would not give them.
     os.nice(5)
     # That a connection is gone is no news here.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    asyncio.run(attack(target, stop))
+    asyncio.run(attack(target, on, stop))
     results.put(dict(target.tally))
 
 
-async def attack(target, stop):
+async def attack(target, on, stop):
     attacks = BY_ANYBODY + (BY_TENANTS if target.key else [])
     running = [asyncio.create_task(one(target)) for one in attacks]
+    while len(target.tally) < len(attacks) and not any(task.done() for task in running):
+        await asyncio.sleep(0.05)
+    on.set()
     stopping = asyncio.create_task(asyncio.to_thread(stop.wait))
     done, _ = await asyncio.wait([*running, stopping], return_when=asyncio.FIRST_COMPLETED)
     for task in running:

@@ -190,12 +190,14 @@ def target(server, authority, gallery, export, key):
 
 @contextlib.asynccontextmanager
 async def attacked(target, tally):
-    """Beside the attacks on `target`; `tally` gets what was done how often."""
+    """Beside the attacks on `target`, all of them; `tally` gets what was done how often."""
     spawn = multiprocessing.get_context("spawn")
-    stop, results = spawn.Event(), spawn.Queue()
-    attacker = spawn.Process(target=attacks.run, args=(target, stop, results))
+    on, stop, results = spawn.Event(), spawn.Event(), spawn.Queue()
+    attacker = spawn.Process(target=attacks.run, args=(target, on, stop, results))
     attacker.start()
     try:
+        while not await asyncio.to_thread(on.wait, 0.1):
+            assert attacker.is_alive(), "the attacks begin"
         yield
         assert attacker.is_alive(), "the attacks went on to the end"
         stop.set()
@@ -251,7 +253,6 @@ async def run(args, folder, held):
     for failure, count in good.failed.most_common():
         print(f"{count} calls failed, {failure}", file=sys.stderr)
     assert not good.failed
-    assert len(tallies["with a key"]) == len(attacks.BY_ANYBODY + attacks.BY_TENANTS), "an attack did nothing"
     slow = [what for what, _, answered in rows if answered < RATE_MIN * alone]
     assert not (args.strict and slow), slow
 
