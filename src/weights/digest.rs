@@ -14,9 +14,9 @@ const CHUNK: usize = 16 << 10;
 
 /// Digest of a model that reads its features at `feature_point`.
 ///
-/// Of the tensors only those count that a served feature depends on: not the classifier, `base.fc`, `logit_scale`
-/// and the neck's step counter, so that a checkpoint equals its import and differs from its next training step.
-/// Every field is preceded by its length, so that no two models give the same bytes.
+/// Of the tensors only those count that a served feature depends on: not the classifier nor what a BatchNorm has counted,
+/// so that a checkpoint equals its import and differs from its next training step. Every field is preceded by its
+/// length, so that no two models give the same bytes.
 pub fn digest(
     architecture: &Architecture,
     feature_point: FeaturePoint,

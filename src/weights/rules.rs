@@ -11,8 +11,8 @@ pub const WRAPPERS: &[&str] = &["state_dict"];
 /// A BatchNorm counts the steps of its training. Nothing reads it in serving, and old or converted checkpoints lack it.
 pub(super) const STEPS: &str = "num_batches_tracked";
 
-/// The tensors of a checkpoint that a served model has; `base.fc.*` and whatever else is not read may be absent,
-/// of another shape or unknown, and is then left out. A BatchNorm without its count of steps has taken none.
+/// The tensors of a checkpoint that a served model has; what its family does not read in serving may be absent, of
+/// another shape or unknown, and is then left out. A BatchNorm without its count of steps has taken none.
 ///
 /// # Errors
 /// All other missing, unexpected, misshapen and non-finite tensors, in one.

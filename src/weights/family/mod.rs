@@ -1,6 +1,6 @@
 //! Model families: what a network is made of, and everything about its tensors that the rest of the program asks for.
 //!
-//! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in [`families!`] and
+//! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in `families!` and
 //! `model::build`. What others ask of it is [`FamilyArchitecture`]; nobody else knows names of tensors.
 
 #[cfg(test)]
