@@ -50,7 +50,7 @@ pub struct Mailbox {
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Turn {
     #[default]
-    WorkerCommand,
+    Command,
     Batch,
 }
 
@@ -90,9 +90,9 @@ impl Mailbox {
         Some(command)
     }
 
-    /// After a batch it is an command's turn.
+    /// After a batch it is a command's turn.
     pub fn batch_taken(&mut self) {
-        self.turn = Turn::WorkerCommand;
+        self.turn = Turn::Command;
     }
 
     /// Takes every command out.

@@ -89,7 +89,7 @@ impl EncoderInput {
 
 /// Turns chips into embeddings on one device. Lives and dies on the thread that made it.
 pub trait Encoder {
-    /// One embedding a chip, in the batch's command.
+    /// One embedding a chip, in the batch's order.
     ///
     /// # Errors
     /// What became of the device; the batch's chips share it.

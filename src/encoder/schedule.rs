@@ -382,7 +382,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost or doubled, models never mix, and a tenant's chips of one class keep their command.
+        /// Nothing is lost or doubled, models never mix, and a tenant's chips of one class keep their order.
         #[test]
         fn every_chip_leaves_once_and_in_its_tenants_order(steps in prop::collection::vec(step(), 0..200)) {
             let mut schedule = Schedule::default();

@@ -28,7 +28,7 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
         match shared.next_work(index, &buckets) {
             WorkerTask::Stop => return,
             // Below, nobody listens when the server gave up starting.
-            WorkerTask::WorkerCommand(WorkerCommand::Load(load)) => match make(index, &load.factory) {
+            WorkerTask::Command(WorkerCommand::Load(load)) => match make(index, &load.factory) {
                 Ok(encoder) => {
                     encoders.insert(load.model, encoder);
                     shared.worked(index);
@@ -36,8 +36,8 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
                 }
                 Err(cause) => drop(load.done.send(Err(cause))),
             },
-            WorkerTask::WorkerCommand(WorkerCommand::Warm(warm)) => warm_next(warm, &mut encoders, thread),
-            WorkerTask::WorkerCommand(WorkerCommand::Unload(Unload { model, done })) => {
+            WorkerTask::Command(WorkerCommand::Warm(warm)) => warm_next(warm, &mut encoders, thread),
+            WorkerTask::Command(WorkerCommand::Unload(Unload { model, done })) => {
                 drop(encoders.remove(&model));
                 memory::give_back();
                 shared.worked(index);

@@ -181,13 +181,13 @@ struct Process {
     paths: ShownPaths,
     kills: MemoryKills,
     slot: Slot,
-    /// PayloadRecord it said of its end.
+    /// What it said of its end.
     words: Option<ChildMessage>,
     /// Of its log.
     last_line: Option<String>,
 }
 
-/// PayloadRecord a process said, on its way into the store.
+/// What a process said, on its way into the store.
 struct Storing {
     /// Whether there is still a job for it.
     done: Pin<Box<dyn Future<Output = bool> + Send>>,
@@ -249,7 +249,7 @@ impl Process {
                     clock.kill_at = Some(Instant::now() + grace);
                 }
                 () = due(clock.deaf_at) => {
-                    // PayloadRecord it said before is still taken.
+                    // What it said before is still taken.
                     self.heard.close();
                     clock.deaf_at = None;
                 }

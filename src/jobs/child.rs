@@ -1,4 +1,4 @@
-//! PayloadRecord a training process is told and what it says: a file of instructions, then a line of JSON for everything that
+//! What a training process is told and what it says: a file of instructions, then a line of JSON for everything that
 //! happens on its standard output, and on its standard input how much of that is stored.
 //!
 //! A process saves no checkpoint before everything up to it is stored, so that whoever goes on from the checkpoint
@@ -58,7 +58,7 @@ pub enum ChildMessage {
     Begun {
         steps: u64,
     },
-    /// PayloadRecord it begins with, where that is not from scratch.
+    /// What it begins with, where that is not from scratch.
     Started(Start),
     Progress(Progress),
     Evaluated(Evaluation),

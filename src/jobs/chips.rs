@@ -1,4 +1,4 @@
-//! PayloadRecord a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
+//! What a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
 //!
 //! A job goes on with the same chips after an interruption, whatever happens to the gallery meanwhile.
 
@@ -59,7 +59,7 @@ enum CopyError {
     Stopped,
 }
 
-/// PayloadRecord was copied, and what was not.
+/// What was copied, and what was not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Copied {
     chips: usize,

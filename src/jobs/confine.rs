@@ -1,4 +1,4 @@
-//! PayloadRecord a training process may take from the server beside it.
+//! What a training process may take from the server beside it.
 
 use std::fs;
 use std::io;

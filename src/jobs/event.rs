@@ -1,4 +1,4 @@
-//! PayloadRecord happens in a job, numbered without gaps.
+//! What happens in a job, numbered without gaps.
 
 use super::job::Job;
 use super::report::{Evaluation, Progress, Rankings, Saved, Start};
@@ -22,7 +22,7 @@ pub enum EventPayload {
     Evaluated(Evaluation),
     Rankings(Rankings),
     CheckpointSaved(Saved),
-    /// PayloadRecord the run starts from, before its first step.
+    /// What the run starts from, before its first step.
     Started(Start),
     Log(String),
 }

@@ -1,4 +1,4 @@
-//! PayloadRecord happens in a run, as a training process tells it.
+//! What happens in a run, as a training process tells it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub struct EventMapper {
     checkpoints: Checkpoints,
     /// Of the job.
     folder: PathBuf,
-    /// PayloadRecord the run starts from, until it has been told.
+    /// What the run starts from, until it has been told.
     start: Option<Start>,
     epochs: u32,
     last_step: Instant,
@@ -95,7 +95,7 @@ impl EventMapper {
         }
     }
 
-    /// PayloadRecord the weights were worth when they were last evaluated.
+    /// What the weights were worth when they were last evaluated.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }

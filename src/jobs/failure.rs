@@ -35,7 +35,7 @@ pub enum Reason {
     KilledBySignal,
     /// Nothing was heard of the process for too long.
     Hung,
-    /// The process ended without message why.
+    /// The process ended without saying why.
     Crashed,
     /// The process could not be started.
     NotStarted,
@@ -100,7 +100,7 @@ impl Reason {
         if is_full(cause) { Self::DiskFull } else { otherwise }
     }
 
-    /// Whether the server starts another attempt by itself. PayloadRecord the next attempt would meet again is left to whoever
+    /// Whether the server starts another attempt by itself. What the next attempt would meet again is left to whoever
     /// can change it; he resumes the job.
     pub fn is_passing(self) -> bool {
         match self {

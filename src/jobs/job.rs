@@ -50,7 +50,7 @@ pub struct JobKey {
     pub id: JobId,
 }
 
-/// PayloadRecord was ordered; it never changes.
+/// What was submitted; it never changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct JobSpec {
     /// The whole configuration, valid when it was submitted.
@@ -58,7 +58,7 @@ pub struct JobSpec {
     /// The gallery whose chips are learned from, in the place of a folder.
     pub gallery: Option<GalleryName>,
     pub display_name: String,
-    /// PayloadRecord makes the order idempotent.
+    /// What makes the request idempotent.
     pub request_id: Option<String>,
 }
 

@@ -51,7 +51,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
-/// PayloadRecord a job's processes have written to standard error: the newest of it, in the job's folder.
+/// What a job's processes have written to standard error: the newest of it, in the job's folder.
 #[derive(Debug)]
 pub struct Log {
     folder: PathBuf,

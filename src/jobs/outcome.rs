@@ -24,7 +24,7 @@ pub enum AttemptOutcome {
     Failed(Failure),
 }
 
-/// PayloadRecord is known of a process that is gone.
+/// What is known of a process that is gone.
 #[derive(Clone, Debug)]
 pub struct Death {
     /// The last thing it said of its end.

@@ -12,7 +12,7 @@ use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, Time};
 
-/// PayloadRecord was stored is not what this program stores.
+/// What was stored is not what this program stores.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(transparent)]
@@ -23,7 +23,7 @@ pub enum RecordError {
     Checksum,
 }
 
-/// PayloadRecord a checksum covers beside the message. No two keys give the same bytes.
+/// What a checksum covers beside the message. No two keys give the same bytes.
 fn address(kind: u8, tenant: &str, numbers: &[u64]) -> Vec<u8> {
     let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
     [kind].into_iter().chain(numbers).chain(tenant.bytes()).collect()
@@ -113,7 +113,7 @@ pub fn sealed_event(key: &JobKey, number: u64, bytes: &[u8]) -> Option<Vec<u8>> 
     Some(seal(&address_of_event(key, number), bytes.to_vec()))
 }
 
-/// PayloadRecord says that a job was deleted.
+/// What says that a job was deleted.
 pub fn deletion_to_bytes(id: JobId) -> [u8; 4] {
     checksum(&address(b'd', "", &[id.number()]), &[])
 }

@@ -1,4 +1,4 @@
-//! PayloadRecord a run reports on its way: where it starts, its progress, what it is worth, what it has saved.
+//! What a run reports on its way: where it starts, its progress, what it is worth, what it has saved.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::train::StartingPoint;
 /// Tensors that an event lists; the log of the job has all of them.
 const UNTAKEN_MAX: usize = 64;
 
-/// PayloadRecord a starting point gave the network.
+/// What a starting point gave the network.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct Start {
     /// As the configuration names it.
@@ -19,7 +19,7 @@ pub struct Start {
     /// Keys in the file that led to the weights.
     #[prost(string, tag = "2")]
     pub weights: String,
-    /// PayloadRecord stood before every name there.
+    /// What stood before every name there.
     #[prost(string, tag = "3")]
     pub prefix: String,
     #[prost(uint32, tag = "4")]
@@ -123,7 +123,7 @@ pub struct Progress {
     pub step_seconds: f64,
 }
 
-/// PayloadRecord the weights at the end of an epoch are worth in one protocol.
+/// What the weights at the end of an epoch are worth in one protocol.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 pub struct Evaluation {
     #[prost(string, tag = "1")]

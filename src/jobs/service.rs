@@ -40,7 +40,7 @@ pub struct Jobs {
 /// Why a job was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum JobRejection {
-    /// PayloadRecord is no TOML, or a key that is none.
+    /// What is no TOML, or a key that is none.
     #[error("the configuration cannot be read: {0}")]
     Syntax(String),
     /// Every value that starts no run.

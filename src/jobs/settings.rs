@@ -9,12 +9,12 @@ use crate::arithmetic::Pace;
 use crate::gallery::Catalog;
 use crate::train::TrainConfig;
 
-/// PayloadRecord a server allows its jobs, and where they work.
+/// What a server allows its jobs, and where they work.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Each job has a folder of its own in it.
     pub folder: PathBuf,
-    /// PayloadRecord is run with `train --job FOLDER`.
+    /// What is run with `train --job FOLDER`.
     pub program: PathBuf,
     pub jobs_concurrent_max: usize,
     pub device: String,

@@ -21,7 +21,7 @@ pub enum JobState {
     Interrupted,
 }
 
-/// PayloadRecord can happen to a job.
+/// What can happen to a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Its process is started.
@@ -100,7 +100,7 @@ impl JobState {
         }
     }
 
-    /// PayloadRecord this state says to a change that it cannot make.
+    /// What this state says to a change that it cannot make.
     pub fn refusal(&self) -> Refused {
         match self {
             Self::Queued | Self::Running | Self::Interrupted => Refused::Active,

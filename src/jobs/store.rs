@@ -1,4 +1,4 @@
-//! Jobs and their events on disk. PayloadRecord a reader sees survives a power failure.
+//! Jobs and their events on disk. What a reader sees survives a power failure.
 //!
 //! One database for all tenants. When it cannot be written, it is opened anew at the next use; what was being written
 //! then is brought to its end first, so that it is there once, whether or not the disk already had it. While its disk is
@@ -17,6 +17,9 @@ use crate::gallery::Time;
 
 pub use error::{AddError, StoreError, UpdateError};
 pub use tables::FILE;
+
+/// Changes when an older program could misread the file. Since 2, records have checksums.
+const SCHEMA: u64 = 2;
 
 mod error;
 mod opening;
@@ -46,7 +49,7 @@ struct State {
     next_id_min: u64,
     /// `None` after a failure, until it can be opened again.
     database: Option<Database>,
-    /// PayloadRecord may or may not have been written when the database failed.
+    /// What may or may not have been written when the database failed.
     pending: Option<RedoRecord>,
 }
 
@@ -345,7 +348,7 @@ impl JobStore {
         Ok(())
     }
 
-    /// Writes a redo, twice if need be. PayloadRecord cannot be written now is left pending, unless a full disk is all that there
+    /// Writes a redo, twice if need be. What cannot be written now is left pending, unless a full disk is all that there
     /// is to it: then whoever asked comes again when there is room.
     fn commit(&self, state: &mut State, redo: RedoRecord) -> Result<(), StoreError> {
         state.pending = Some(redo);

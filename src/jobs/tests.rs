@@ -411,7 +411,7 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
         }
         on.watch(&key, |what| matches!(what, EventPayload::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
         let Stage { folder: place, repository, supervisor, .. } = on;
-        // PayloadRecord a killed server leaves behind is a job that runs.
+        // What a killed server leaves behind is a job that runs.
         let copy = tempfile::tempdir().expect("a temporary folder");
         drop((repository, supervisor));
         std::fs::copy(place.path().join(super::store::FILE), copy.path().join(super::store::FILE))
@@ -477,7 +477,7 @@ async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
         std::pin::pin!(watch(Arc::clone(&repository), key.clone(), WatchFrom::Oldest).await.expect("known"));
     assert!(waiting.next().await.expect("open").is_ok());
     repository.delete(&key, |_| Ok::<(), ()>(())).await.expect("deleted");
-    // PayloadRecord had been read is still told.
+    // What had been read is still told.
     assert!(waiting.next().await.expect("open").is_ok());
     assert!(waiting.next().await.is_none());
     let gone = watch(Arc::clone(&repository), key, WatchFrom::Oldest).await;

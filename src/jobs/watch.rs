@@ -82,7 +82,7 @@ struct Watcher {
     /// The first event that has not been read.
     next: u64,
     events: VecDeque<JobEvent>,
-    /// PayloadRecord has been read is all that there is.
+    /// What has been read is all that there is.
     complete: bool,
 }
 
@@ -95,7 +95,7 @@ impl Watcher {
             if self.complete {
                 return Ok(None);
             }
-            // PayloadRecord happened before the server closed is told; then there is nothing to wait for.
+            // What happened before the server closed is told; then there is nothing to wait for.
             let closing = *self.closing.borrow();
             self.news.head.mark_unchanged();
             self.read().await?;

@@ -64,14 +64,14 @@ pub struct Waiting {
 
 /// What a free device thread does next.
 pub enum WorkerTask {
-    WorkerCommand(WorkerCommand),
+    Command(WorkerCommand),
     Batch(Vec<Entry<Waiting>>),
     Canary(Canary),
     Stop,
 }
 
 impl State {
-    /// The command that a device thread carries out now, if it is an command's turn.
+    /// The command that a device thread carries out now, if it is a command's turn.
     fn next_command(&mut self, worker: usize) -> Option<WorkerCommand> {
         let Self { schedule, mailboxes, .. } = self;
         mailboxes[worker].next_command(schedule.len(), |model| schedule.waiting(model))
@@ -163,7 +163,7 @@ impl Shared {
         self.lock().trials.passes(worker)
     }
 
-    /// A device thread has carried out an command.
+    /// A device thread has carried out a command.
     pub fn worked(&self, worker: usize) {
         self.lock().trials.worked(worker);
     }
@@ -274,7 +274,7 @@ impl Shared {
         Ok(Ticket { id, shared: Arc::clone(self) })
     }
 
-    /// Gives a device thread an command; it is dropped where the threads end.
+    /// Gives a device thread a command; it is dropped where the threads end.
     pub fn command(&self, worker: usize, command: WorkerCommand) {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -292,7 +292,7 @@ impl Shared {
         let mut state = self.lock();
         loop {
             if let Some(command) = state.next_command(worker) {
-                return WorkerTask::WorkerCommand(command);
+                return WorkerTask::Command(command);
             }
             let State { schedule, times, .. } = &mut *state;
             let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
@@ -352,7 +352,7 @@ impl Shared {
         }
     }
 
-    /// Under the lock, so that the depths arrive in the command in which they were true.
+    /// Under the lock, so that the depths arrive in the order in which they were true.
     fn tell_depth(&self, state: &State) {
         self.tell(EncoderEvent::Depth(state.schedule.len()));
     }

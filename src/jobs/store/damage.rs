@@ -194,7 +194,7 @@ fn a_changed_letter_of_a_tenant_takes_no_job_from_anybody() {
     assert!(places > 0);
 }
 
-/// PayloadRecord became of a store of which one byte was flipped.
+/// What became of a store of which one byte was flipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Refused,

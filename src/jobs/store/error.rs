@@ -2,7 +2,7 @@
 
 use super::super::job::JobId;
 use super::super::record::RecordError;
-use super::tables::SCHEMA;
+use super::SCHEMA;
 use crate::durable::DatabaseError;
 
 /// The store cannot be used.
@@ -18,12 +18,12 @@ pub enum StoreError {
     /// For now; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
     Unavailable(Trouble),
-    /// PayloadRecord was asked for comes to pass, once, when the store can be used again.
+    /// What was asked for comes to pass, once, when the store can be used again.
     #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
     Pending(Trouble),
 }
 
-/// PayloadRecord keeps the store from being used, for now.
+/// What keeps the store from being used, for now.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}")]
 pub struct Trouble {

@@ -23,7 +23,7 @@ struct Trial {
     random: ChaCha8Rng,
     clock: i64,
     model: Model,
-    /// PayloadRecord is there if a redo that was not acknowledged came through all the same.
+    /// What is there if a redo that was not acknowledged came through all the same.
     perhaps: Option<Model>,
     /// No job may get a lower number any more.
     next_id: u64,
@@ -184,7 +184,7 @@ impl Trial {
         }
     }
 
-    /// PayloadRecord could not be written comes to pass if the store can be used again before the process dies.
+    /// What could not be written comes to pass if the store can be used again before the process dies.
     fn pend(&mut self, store: &JobStore, perhaps: Model) {
         if store.heal().is_ok() {
             self.model = perhaps;

@@ -9,9 +9,9 @@ use super::super::job::{JobId, JobKey};
 use super::super::record;
 use super::tables::{
     CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, Keys, META, NEXT_ID, REQUESTS, RETAINED_MIN,
-    SCHEMA, SCHEMA_KEY, all, keys_of_events, number, put_number,
+    SCHEMA_KEY, all, keys_of_events, number, put_number,
 };
-use super::{Bounds, StoreError};
+use super::{Bounds, SCHEMA, StoreError};
 use crate::durable::{Database, DatabaseError, Volume};
 
 pub fn create(volume: &dyn Volume) -> Result<(), DatabaseError> {
@@ -74,7 +74,7 @@ fn schema(database: &Database) -> Result<u64, StoreError> {
     })
 }
 
-/// Gives every record of schema 1 its checksum. PayloadRecord is damaged already gets none.
+/// Gives every record of schema 1 its checksum. What is damaged already gets none.
 fn seal(database: &Database) -> Result<(), StoreError> {
     let (mut jobs, mut events) = (Vec::new(), Vec::new());
     let read = database.begin_read()?;
@@ -201,7 +201,7 @@ fn contradiction() -> StoreError {
 /// A request id leads to the job that says it was started by it, and to no other.
 fn restore_requests(database: &Database) -> Result<(), StoreError> {
     let known = all(database)?;
-    // PayloadRecord each job says, where it still says anything.
+    // What each job says, where it still says anything.
     let mut jobs: HashMap<(&str, u64), Option<&str>> = HashMap::new();
     jobs.extend(known.damaged.iter().map(|(key, _)| ((&*key.tenant, key.id.number()), None)));
     let (mut started, mut foreign) = (Vec::new(), Vec::new());

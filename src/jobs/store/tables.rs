@@ -11,12 +11,10 @@ use crate::durable::{Database, DatabaseError};
 
 /// Name of the database's file.
 pub const FILE: &str = "jobs.redb";
-/// Changes when an older program could misread the file. Since 2, records have checksums.
-pub const SCHEMA: u64 = 2;
 pub const CACHE_BYTES: usize = 8 << 20;
 /// A page of jobs ends when their configurations have this many bytes.
 const PAGE_BYTES: usize = 4 << 20;
-/// PayloadRecord is read of a job's events at once ends when they have this many bytes.
+/// What is read of a job's events at once ends when they have this many bytes.
 pub const REPLAY_BYTES: usize = 4 << 20;
 
 /// [`SCHEMA_KEY`] and [`NEXT_ID`]; since schema 2, the complement of each under its name with [`COMPLEMENT`].
@@ -68,7 +66,7 @@ pub fn job(database: &Database, key: &JobKey) -> Result<Option<Job>, StoreError>
     }
 }
 
-/// PayloadRecord is stored of a job, whatever it says.
+/// What is stored of a job, whatever it says.
 pub fn record_of(database: &Database, key: &JobKey) -> Result<Option<Vec<u8>>, StoreError> {
     let table = database.begin_read()?.open_table(JOBS)?;
     Ok(table.get((&*key.tenant, key.id.number()))?.map(|record| record.value().to_vec()))
@@ -183,7 +181,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
     let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
     let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
     if from < oldest {
-        // PayloadRecord no bound has ever removed must be there.
+        // What no bound has ever removed must be there.
         let retained = number(&read, RETAINED_MIN)?.filter(|retained| *retained > 0);
         let first = retained.map_or(oldest, |retained| (job.last_event + 1).saturating_sub(retained).max(1));
         return if first < oldest {
@@ -212,7 +210,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
         };
         match event {
             Ok(event) => events.push(event),
-            // PayloadRecord is before it can be told.
+            // What is before it can be told.
             Err(_) if !events.is_empty() => break,
             Err(cause) => return Err(damaged(expected, &cause)),
         }

@@ -1,11 +1,11 @@
-//! PayloadRecord the store keeps, lists, replays and refuses.
+//! What the store keeps, lists, replays and refuses.
 
 use std::path::Path;
 
 use super::super::failure::{Failure, Reason};
 use super::super::report::{Evaluation, Progress, Rankings, Saved};
 use super::super::state::{Change, JobState, Refused};
-use super::tables::{REPLAY_BYTES, SCHEMA};
+use super::tables::REPLAY_BYTES;
 use super::*;
 use crate::durable::Folder;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};

@@ -1,4 +1,4 @@
-//! PayloadRecord becomes of a change of several steps whose caller leaves after the first.
+//! What becomes of a change of several steps whose caller leaves after the first.
 
 use super::*;
 

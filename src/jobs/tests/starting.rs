@@ -1,4 +1,4 @@
-//! PayloadRecord a start costs a job that ran when the server went away, when the start comes to nothing.
+//! What a start costs a job that ran when the server went away, when the start comes to nothing.
 
 use super::*;
 use crate::jobs::store::StoreError;
