@@ -7,6 +7,8 @@ use tokio::task::{JoinError, spawn_blocking};
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::reason::Reason;
+
 /// Asked between the steps of long work, which stops once it is cancelled.
 #[derive(Clone, Default)]
 pub struct Cancellation {
@@ -89,11 +91,18 @@ impl fmt::Debug for Cancellation {
 }
 
 impl Stopped {
-    /// Stable and fit for programs and labels.
-    pub fn reason(self) -> &'static str {
+    /// As a label of metrics.
+    pub fn label(self) -> &'static str {
         match self {
             Self::Deadline => "DEADLINE",
             Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    pub fn reason(self) -> Reason {
+        match self {
+            Self::Deadline => Reason::DeadlineExceeded,
+            Self::Cancelled => Reason::Cancelled,
         }
     }
 }

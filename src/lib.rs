@@ -7,6 +7,8 @@
 pub mod processor;
 /// In which numbers networks compute, and what multiplies their matrices.
 pub mod arithmetic;
+/// Stable names for errors and warnings, and what callers do about each.
+pub mod reason;
 /// How long work is worth going on with.
 pub mod cancellation;
 /// A ship cut out of a satellite image, decoded and resized.

@@ -9,7 +9,8 @@ use crate::config::{Config, Training};
 use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
 use crate::gallery::Catalog;
-use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, ModelSink, Reason, Settings};
+use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, ModelSink, Settings, io_reason};
+use crate::reason::FailureReason;
 use crate::registry::{Registry, RegistryError};
 use crate::rpc::JobAccess;
 #[cfg(feature = "torch")]
@@ -83,7 +84,7 @@ impl ModelSink for Registry {
             self.adopt(folder).map_err(|cause| JobFailure::new(reason(&cause), cause.to_string()))?;
         if digest != model {
             let message = format!("it said that it made model {model}, and left model {digest}");
-            return Err(JobFailure::new(Reason::Crashed, message));
+            return Err(JobFailure::new(FailureReason::Crashed, message));
         }
         if let Err(cause) = discard_folder(folder) {
             tracing::warn!(%cause, %model, "a second copy of a model stays with the job that made it");
@@ -92,10 +93,10 @@ impl ModelSink for Registry {
     }
 }
 
-fn reason(cause: &RegistryError) -> Reason {
+fn reason(cause: &RegistryError) -> FailureReason {
     match cause {
-        RegistryError::NoModel(_) => Reason::Crashed,
-        RegistryError::Io { cause, .. } => Reason::of_io(cause, Reason::ModelNotKept),
-        _ => Reason::ModelNotKept,
+        RegistryError::NoModel(_) => FailureReason::Crashed,
+        RegistryError::Io { cause, .. } => io_reason(cause, FailureReason::ModelNotKept),
+        _ => FailureReason::ModelNotKept,
     }
 }

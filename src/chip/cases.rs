@@ -85,7 +85,7 @@ fn what_a_file_says_beside_its_pixels_is_told() {
 #[test]
 fn what_cannot_be_read_is_refused_by_name_with_a_way_out() {
     let error = decode(&case("sar_f32_lerc.tif"), Modality::Sar, &LIMITS).expect_err("LERC");
-    assert_eq!(error.reason(), "IMAGE_UNSUPPORTED");
+    assert_eq!(error.reason().name(), "IMAGE_UNSUPPORTED");
     assert_eq!(
         error.to_string(),
         "the image cannot be used: a TIFF with LERC compression; \

@@ -237,7 +237,7 @@ fn judged(case: &Case, folder: &Path) -> Verdict {
         return Verdict::Fault("panics".into());
     };
     let raster = match (decoded, &case.refusal) {
-        (Err(error), Some(reason)) if error.reason() == reason => return Verdict::Equal,
+        (Err(error), Some(reason)) if error.reason().name() == reason => return Verdict::Equal,
         (Err(error @ DecodeError::Unsupported { .. }), None) if case.must => {
             return Verdict::Fault(format!("is refused: {error}"));
         }
@@ -245,7 +245,9 @@ fn judged(case: &Case, folder: &Path) -> Verdict {
             return Verdict::Refused;
         }
         (Err(DecodeError::Unsupported { .. }), Some(_)) => return Verdict::Refused,
-        (Err(error), _) => return Verdict::Fault(format!("is valid, but {}: {error}", error.reason())),
+        (Err(error), _) => {
+            return Verdict::Fault(format!("is valid, but {}: {error}", error.reason().name()));
+        }
         (Ok(_), Some(reason)) => return Verdict::Fault(format!("is read; {reason} is right")),
         (Ok(raster), None) => raster,
     };

@@ -3,6 +3,7 @@
 use super::Modality;
 use super::georeference::{Ground, Unusable};
 use super::pixel_size::{AskedPixelSize, PixelSize};
+use crate::reason::Warning;
 
 /// A call and a file contradict each other when they differ by more than this share of what the file says.
 const CONTRADICTION: f64 = 0.2;
@@ -78,12 +79,11 @@ impl PixelSizeRule {
 }
 
 impl PixelSizeRemark {
-    /// Stable and fit for programs and labels.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> Warning {
         match self {
-            Self::FromFile { .. } => "PIXEL_SIZE_FROM_FILE",
-            Self::Contradicts { .. } => "PIXEL_SIZE_CONTRADICTS",
-            Self::Unusable(_) => "PIXEL_SIZE_UNUSABLE",
+            Self::FromFile { .. } => Warning::PixelSizeFromFile,
+            Self::Contradicts { .. } => Warning::PixelSizeContradicts,
+            Self::Unusable(_) => Warning::PixelSizeUnusable,
         }
     }
 }
@@ -153,7 +153,7 @@ mod tests {
             let rule = PixelSizeRule::Asked(AskedPixelSize::new(x_m, y_m).expect("sizes"));
             let (found, remarks) = rule.settle(Modality::Sar, || ground);
             assert_eq!(found, size(expected.0, expected.1), "{x_m:?} {y_m:?} {ground:?}");
-            let found: Vec<_> = remarks.iter().map(PixelSizeRemark::code).collect();
+            let found: Vec<_> = remarks.iter().map(|remark| remark.code().name()).collect();
             assert_eq!(found, codes, "{x_m:?} {y_m:?} {ground:?}");
         }
     }

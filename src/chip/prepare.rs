@@ -10,6 +10,7 @@ use super::resize::{Resampling, resize};
 use super::size_token::size_token;
 use super::warning::ChipWarning;
 use super::{Chip, ChipSize, Modality};
+use crate::reason::Reason;
 
 /// Upright ships in the training data are at least this much longer than wide; the slimmest of 165 real chips is
 /// 3.1, so that 2 leaves room and still tells a ship that lies across.
@@ -60,10 +61,10 @@ pub enum PrepareError {
 
 impl PrepareError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Decode(cause) => cause.reason(),
-            Self::Box(_) => "ORIENTED_BOX_INVALID",
+            Self::Box(_) => Reason::OrientedBoxInvalid,
         }
     }
 
@@ -251,7 +252,7 @@ mod tests {
                 found.iter().zip(extent).all(|(found, extent)| (found - extent).abs() < 0.05),
                 "{found:?}"
             );
-            let found: Vec<_> = prepared.warnings.iter().map(ChipWarning::code).collect();
+            let found: Vec<_> = prepared.warnings.iter().map(|warning| warning.code().name()).collect();
             assert_eq!(found, codes, "{view:?}");
             let resampled = prepare_resampled(&file, &view, SIZE, &LIMITS, Resampling::Bilinear);
             assert_eq!(resampled.expect("a chip"), prepared.chip);

@@ -1,6 +1,7 @@
 //! Pixels that a caller has decoded, resized and normalised as a model's preprocessing does.
 
 use super::{ChipSize, Modality};
+use crate::reason::Reason;
 
 const CHANNELS: usize = 3;
 
@@ -33,11 +34,11 @@ pub enum PreparedError {
 
 impl PreparedError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Length { .. } | Self::Size { .. } => "PIXELS_MISSHAPEN",
-            Self::NotFinite { .. } => "PIXELS_NOT_FINITE",
-            Self::SizeToken(_) => "SIZE_TOKEN_NOT_FINITE",
+            Self::Length { .. } | Self::Size { .. } => Reason::PixelsMisshapen,
+            Self::NotFinite { .. } => Reason::PixelsNotFinite,
+            Self::SizeToken(_) => Reason::SizeTokenNotFinite,
         }
     }
 }
@@ -92,7 +93,8 @@ mod tests {
     fn only_finite_numbers_of_the_announced_shape_are_pixels() {
         let size = ChipSize { height: 2, width: 1 };
         let prepared = |pixels: &[f32], token| {
-            PreparedPixels::new(pixels.to_vec(), size, Modality::Sar, token).map_err(|cause| cause.reason())
+            PreparedPixels::new(pixels.to_vec(), size, Modality::Sar, token)
+                .map_err(|cause| cause.reason().name())
         };
         assert!(prepared(&[0.0; 6], [0.0; 3]).is_ok());
         for length in [0, 5, 7] {

@@ -13,9 +13,10 @@ use shipreid::config::Config;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
     self, CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, EventMapper, Instructions, JobFailure, MODEL,
-    Reason, Start, beat, confine, die_with_parent, take_folder, tells_of_memory,
+    Start, beat, confine, die_with_parent, io_reason, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
+use shipreid::reason::FailureReason;
 use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
@@ -52,27 +53,28 @@ enum Ended {
 
 /// The digest of the model that is in the folder afterwards.
 fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
-    let unusable = |cause: io::Error| failed(Reason::of_io(&cause, Reason::ConfigInvalid), cause);
+    let unusable = |cause: io::Error| failed(io_reason(&cause, FailureReason::ConfigInvalid), cause);
     let instructions = Instructions::read(folder).map_err(unusable)?;
-    let stop = interrupted().map_err(|cause| failed(Reason::Crashed, cause))?;
+    let stop = interrupted().map_err(|cause| failed(FailureReason::Crashed, cause))?;
     let wait_max = Duration::from_secs_f64(instructions.lock_seconds_max);
     let _folder = take_folder(folder, wait_max).map_err(Ended::Failed)?;
     confine(&instructions).map_err(unusable)?;
     let heartbeat = Duration::from_secs_f64(instructions.heartbeat_seconds);
     beat(channel.clone(), heartbeat).map_err(|cause| match cause.kind() {
         // There is no room for the thread's stack.
-        io::ErrorKind::WouldBlock => failed(Reason::OutOfMemory, "a thread cannot be started"),
-        _ => failed(Reason::Crashed, cause),
+        io::ErrorKind::WouldBlock => failed(FailureReason::OutOfMemory, "a thread cannot be started"),
+        _ => failed(FailureReason::Crashed, cause),
     })?;
 
     let (config, roots) = configured(folder, &instructions)?;
     let inputs = TrainingInputs::gather(&config, &roots, Shard::default())
         .map_err(|found| Ended::Failed(unfit(found)))?;
-    let device = Device::open(&instructions.device).map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
+    let device =
+        Device::open(&instructions.device).map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
     let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
-    let fingerprint = fingerprint(&inputs.data).map_err(|cause| failed(Reason::DataMissing, cause))?;
+    let fingerprint = fingerprint(&inputs.data).map_err(|cause| failed(FailureReason::DataMissing, cause))?;
     let start = inputs.start.as_ref().map(|start| Start::new(&config.start.path, start));
     inputs.start_report(&config).for_each(|line| println!("{line}"));
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
@@ -104,7 +106,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
 /// are what it learns from, and otherwise an evaluation of what it makes wherever the data set has a test set.
 fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig, DataRoots), Ended> {
     let config = TrainConfig::parse(&instructions.config_toml);
-    let mut config = config.map_err(|cause| failed(Reason::ConfigInvalid, cause))?;
+    let mut config = config.map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
     let mut allowed = instructions.data_roots.clone();
     if instructions.from_chips {
         config.data.root = folder.join(CHIPS);
@@ -114,7 +116,7 @@ fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig
             tracing::info!("no evaluation on the way or at the end: validation.epochs is 0");
         }
     }
-    let roots = DataRoots::under(&allowed).map_err(|cause| failed(Reason::DataMissing, cause))?;
+    let roots = DataRoots::under(&allowed).map_err(|cause| failed(FailureReason::DataMissing, cause))?;
     config.data.loader_threads = config.data.loader_threads.min(instructions.threads);
     let has_test_set = |config: &TrainConfig| {
         config.objective == ObjectiveName::FineTune
@@ -162,18 +164,19 @@ fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<()
 fn panicked(panic: &(dyn Any + Send)) -> JobFailure {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
     let text = text.unwrap_or("the process panicked");
-    let reason = if tells_of_memory(text) { Reason::OutOfMemory } else { Reason::Crashed };
+    let reason = if tells_of_memory(text) { FailureReason::OutOfMemory } else { FailureReason::Crashed };
     JobFailure::new(reason, text)
 }
 
-fn failed(reason: Reason, cause: impl std::fmt::Display) -> Ended {
+fn failed(reason: FailureReason, cause: impl std::fmt::Display) -> Ended {
     Ended::Failed(JobFailure::new(reason, cause.to_string()))
 }
 
 /// What was valid when it was submitted and is no longer: the data are gone, or something else has changed.
 fn unfit(violations: Vec<Violation>) -> JobFailure {
     let gone = |violation: &Violation| ["data.root", "start.path"].contains(&violation.field.as_str());
-    let reason = if violations.iter().any(gone) { Reason::DataMissing } else { Reason::ConfigInvalid };
+    let reason =
+        if violations.iter().any(gone) { FailureReason::DataMissing } else { FailureReason::ConfigInvalid };
     JobFailure::new(reason, TrainConfigError::Invalid(violations).to_string())
 }
 
@@ -181,13 +184,15 @@ fn ended(cause: RunError) -> Ended {
     let reason = match &cause {
         RunError::Fit(FitError::Stopped) => return Ended::Stopped,
         RunError::Fit(FitError::Checkpoint(cause)) => return Ended::Failed(unsaved(cause)),
-        RunError::Fit(FitError::Learn(LearnError::OutOfMemory)) => Reason::OutOfMemory,
+        RunError::Fit(FitError::Learn(LearnError::OutOfMemory)) => FailureReason::OutOfMemory,
         RunError::Fit(FitError::Learn(LearnError::OtherModel(_)) | FitError::EmptyEpoch(_)) => {
-            Reason::ConfigInvalid
+            FailureReason::ConfigInvalid
         }
-        RunError::Fit(FitError::Data(_)) => Reason::DataMissing,
-        RunError::Fit(FitError::Diverged { .. }) => Reason::Diverged,
-        RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => Reason::Crashed,
+        RunError::Fit(FitError::Data(_)) => FailureReason::DataMissing,
+        RunError::Fit(FitError::Diverged { .. }) => FailureReason::Diverged,
+        RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => {
+            FailureReason::Crashed
+        }
     };
     failed(reason, cause)
 }
@@ -197,7 +202,7 @@ fn unsaved(cause: &CheckpointError) -> JobFailure {
         CheckpointError::Io { cause: of, .. } => JobFailure::new(of_disk(of), cause.to_string()),
         CheckpointError::Tensors(cause) => unsaved_tensors(cause),
         CheckpointError::Progress { .. } | CheckpointError::Digest(_) => {
-            JobFailure::new(Reason::Crashed, cause.to_string())
+            JobFailure::new(FailureReason::Crashed, cause.to_string())
         }
     }
 }
@@ -205,11 +210,11 @@ fn unsaved(cause: &CheckpointError) -> JobFailure {
 fn unsaved_tensors(cause: &NativeError) -> JobFailure {
     let reason = match cause {
         NativeError::Io { cause, .. } => of_disk(cause),
-        _ => Reason::Crashed,
+        _ => FailureReason::Crashed,
     };
     JobFailure::new(reason, cause.to_string())
 }
 
-fn of_disk(cause: &io::Error) -> Reason {
-    Reason::of_io(cause, Reason::Crashed)
+fn of_disk(cause: &io::Error) -> FailureReason {
+    io_reason(cause, FailureReason::Crashed)
 }

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::metrics;
+use crate::reason::Reason;
 
 /// A budget of chips and bytes, from admission to answer.
 #[derive(Clone, Debug)]
@@ -40,11 +41,11 @@ pub enum Refusal {
 
 impl Refusal {
     /// Stable and fit for programs and labels.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::Items { .. } => "QUEUE_FULL",
-            Self::Bytes { .. } => "QUEUE_BYTES_FULL",
-            Self::Deadline { .. } => "QUEUE_TOO_LONG",
+            Self::Items { .. } => Reason::QueueFull,
+            Self::Bytes { .. } => Reason::QueueBytesFull,
+            Self::Deadline { .. } => Reason::QueueTooLong,
         }
     }
 }

@@ -17,6 +17,7 @@ use crate::chip::{
 };
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
+use crate::reason::Reason;
 
 /// The expected time is a mean: with this much room, chips that are let in are rarely late.
 const CAUTION: f64 = 1.25;
@@ -142,7 +143,7 @@ impl Pipeline {
             .in_time(model, caller, chips)
             .and_then(|()| self.admission.try_admit(chips, image_bytes + chips * height * width * 3));
         if let Err(refusal) = &admitted {
-            metrics::refused(refusal.reason());
+            metrics::refused(refusal.reason().name());
         }
         admitted
     }
@@ -167,7 +168,7 @@ impl Pipeline {
     ) -> Result<Embedded, EmbedError> {
         let modality = chip.view.modality;
         let embedded = self.embed_uncounted(model, caller, chip).await;
-        let outcome = embedded.as_ref().map_or_else(EmbedError::outcome, |_| "ok");
+        let outcome = embedded.as_ref().map_or_else(|cause| cause.reason().name(), |_| "ok");
         metrics::chip_answered(modality.name(), outcome);
         embedded
     }
@@ -195,7 +196,7 @@ impl Pipeline {
         let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
         let extent_m = prepared.chip.extent_m();
         let encoded = self.encode(model, caller, prepared.chip.into()).await?;
-        prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code()));
+        prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code().name()));
         Ok(Embedded {
             embedding: encoded.embedding,
             extent_m,
@@ -223,7 +224,7 @@ impl Pipeline {
         } else {
             Err(PreparedError::Size { found, expected }.into())
         };
-        let outcome = encoded.as_ref().map_or_else(EmbedError::outcome, |_| "ok");
+        let outcome = encoded.as_ref().map_or_else(|cause| cause.reason().name(), |_| "ok");
         metrics::chip_answered(modality.name(), outcome);
         encoded
     }
@@ -296,12 +297,13 @@ impl From<Stopped> for EmbedError {
 }
 
 impl EmbedError {
-    fn outcome(&self) -> &'static str {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> Reason {
         match self {
             Self::Prepare(cause) => cause.reason(),
             Self::Prepared(cause) => cause.reason(),
             Self::Encode(cause) => cause.reason(),
-            Self::Panicked => "DECODE_FAILED",
+            Self::Panicked => Reason::DecodeFailed,
         }
     }
 }
@@ -352,7 +354,7 @@ mod tests {
         let refused = pipeline.embed_prepared(&model, &caller, pixels(turned, 0.01)).await;
         let refused = refused.expect_err("another size");
         assert_eq!(
-            (refused.outcome(), refused.to_string().as_str()),
+            (refused.reason().name(), refused.to_string().as_str()),
             ("PIXELS_MISSHAPEN", "the pixels have 4 rows and 8 columns, the model reads 8 and 4",)
         );
         caller.deadline = Some(tokio::time::Instant::now());

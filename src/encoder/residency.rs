@@ -14,6 +14,7 @@ use super::types::{EncoderFactory, LoadError};
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 use crate::metrics;
+use crate::reason::Reason;
 
 /// Models on the device threads: the active one, and one that comes or goes.
 pub const RESIDENT_MAX: usize = 2;
@@ -75,11 +76,11 @@ pub enum ResidencyError {
 
 impl ResidencyError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Full { .. } => "TOO_MANY_RESIDENT_MODELS",
-            Self::TooLarge { .. } => "MODEL_TOO_LARGE",
-            Self::Load(_) => "MODEL_NOT_RUNNABLE",
+            Self::Full { .. } => Reason::TooManyResidentModels,
+            Self::TooLarge { .. } => Reason::ModelTooLarge,
+            Self::Load(_) => Reason::ModelNotRunnable,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::schedule::Priority;
 use super::{Encoder, EncoderInput};
 use crate::embedding::{Embedding, ModelDigest};
+use crate::reason::Reason;
 
 /// How the device threads are laid out.
 #[derive(Clone, Copy, Debug)]
@@ -133,14 +134,14 @@ pub enum EncodeError {
 
 impl EncodeError {
     /// Stable and fit for programs and labels.
-    pub fn reason(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
-            Self::Failed => "FORWARD_FAILED",
-            Self::OutOfMemory => "DEVICE_OUT_OF_MEMORY",
-            Self::DeviceLost => "DEVICE_LOST",
-            Self::Closed => "DRAINING",
-            Self::UnknownModel => "MODEL_NOT_FOUND",
+            Self::DeadlineExceeded => Reason::DeadlineExceeded,
+            Self::Failed => Reason::ForwardFailed,
+            Self::OutOfMemory => Reason::DeviceOutOfMemory,
+            Self::DeviceLost => Reason::DeviceLost,
+            Self::Closed => Reason::Draining,
+            Self::UnknownModel => Reason::ModelNotFound,
         }
     }
 }

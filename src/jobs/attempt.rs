@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::{ChildMessage, Instructions, MODEL};
 use super::chips;
 use super::edit::Edit;
-use super::failure::{Failure, Reason};
+use super::failure::{Failure, io_reason};
 use super::job::{Job, JobKey};
 use super::lines::{Lines, Log};
 use super::outcome::{AttemptOutcome, Death, MemoryKills, settle};
@@ -31,6 +31,7 @@ use super::slot::Slot;
 use super::state::{Change, JobState, Refused};
 use crate::embedding::ModelDigest;
 use crate::metrics;
+use crate::reason::FailureReason;
 
 /// Lines that wait to be stored; a process that says more waits itself.
 const LINES_MAX: usize = 256;
@@ -84,7 +85,7 @@ impl Slot {
 
     async fn start(&self, job: &Job) -> Result<Process, Failure> {
         let not_started = |cause: io::Error| {
-            Failure::new(Reason::of_io(&cause, Reason::NotStarted), format!("not started: {cause}"))
+            Failure::new(io_reason(&cause, FailureReason::NotStarted), format!("not started: {cause}"))
         };
         let folder = self.settings.job_folder(job.key.id);
         std::fs::create_dir_all(&folder).map_err(not_started)?;
@@ -116,7 +117,9 @@ impl Slot {
         match spawn_blocking(keep).await {
             Ok(Ok(())) => AttemptOutcome::Finished { model },
             Ok(Err(failure)) => AttemptOutcome::Failed(failure),
-            Err(cause) => AttemptOutcome::Failed(Failure::new(Reason::ModelNotKept, cause.to_string())),
+            Err(cause) => {
+                AttemptOutcome::Failed(Failure::new(FailureReason::ModelNotKept, cause.to_string()))
+            }
         }
     }
 

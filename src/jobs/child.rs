@@ -13,8 +13,9 @@ use std::thread;
 use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::report::{Evaluation, Progress, Saved, Start};
+use crate::reason::FailureReason;
 
 /// Files and folders of a job.
 pub const INSTRUCTIONS: &str = "job.toml";
@@ -84,7 +85,7 @@ pub enum ChildMessage {
     /// It was asked to stop, and a checkpoint is where it stands.
     Stopped,
     Failed {
-        reason: Reason,
+        reason: FailureReason,
         message: String,
     },
 }
@@ -218,7 +219,7 @@ mod tests {
             ChildMessage::Sync { number: 1 },
             ChildMessage::Finished { model: "ab".into() },
             ChildMessage::Stopped,
-            ChildMessage::Failed { reason: Reason::DiskFull, message: "two\nlines".into() },
+            ChildMessage::Failed { reason: FailureReason::DiskFull, message: "two\nlines".into() },
         ] {
             let line = serde_json::to_string(&message).expect("a line");
             assert!(!line.contains('\n'));

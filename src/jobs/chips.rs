@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::child::CHIPS;
 use super::edit::Edit;
-use super::failure::{Failure, Reason};
+use super::failure::{Failure, io_reason};
 use super::job::Job;
 use super::outcome::AttemptOutcome;
 use super::slot::Slot;
@@ -24,6 +24,7 @@ use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
     Catalog, CatalogError, Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, StoreError,
 };
+use crate::reason::FailureReason;
 use crate::train::{Census, GalleryDatasetWriter};
 
 /// Entries that are read at once.
@@ -84,8 +85,8 @@ impl CopyError {
     fn outcome(&self) -> AttemptOutcome {
         let reason = match self {
             Self::Stopped => return AttemptOutcome::Stopped,
-            Self::Gallery(_) | Self::Unreadable(_) => Reason::DataMissing,
-            Self::Io(cause) => Reason::of_io(cause, Reason::NotStarted),
+            Self::Gallery(_) | Self::Unreadable(_) => FailureReason::DataMissing,
+            Self::Io(cause) => io_reason(cause, FailureReason::NotStarted),
         };
         AttemptOutcome::Failed(Failure::new(reason, format!("the gallery's chips cannot be copied: {self}")))
     }
@@ -357,6 +358,6 @@ mod tests {
         else {
             panic!("no failure")
         };
-        assert_eq!(failure.reason, Reason::DataMissing);
+        assert_eq!(failure.reason, FailureReason::DataMissing);
     }
 }

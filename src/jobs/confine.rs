@@ -12,8 +12,9 @@ use rustix::process::{
 use rustix::time::{ClockId, clock_gettime};
 
 use super::child::{ChildChannel, ChildMessage, Instructions};
-use super::failure::{Failure, Reason};
+use super::failure::{Failure, io_reason};
 use crate::durable::{DirectoryLock, LockError};
+use crate::reason::FailureReason;
 
 /// Before the server's -1000 to 0; the kernel looks for somebody to kill here first.
 const OOM_SCORE_ADJ: &str = "800";
@@ -65,8 +66,8 @@ pub fn take_folder(folder: &Path, wait_max: Duration) -> Result<DirectoryLock, F
 
 fn untaken(cause: &LockError) -> Failure {
     let reason = match cause {
-        LockError::Held { .. } => Reason::FolderInUse,
-        LockError::Io { cause, .. } => Reason::of_io(cause, Reason::NotStarted),
+        LockError::Held { .. } => FailureReason::FolderInUse,
+        LockError::Io { cause, .. } => io_reason(cause, FailureReason::NotStarted),
     };
     Failure::new(reason, cause.to_string())
 }
@@ -99,9 +100,9 @@ mod tests {
     #[test]
     fn a_folder_that_cannot_be_locked_is_not_in_use() {
         for (kind, reason) in [
-            (io::ErrorKind::StorageFull, Reason::DiskFull),
-            (io::ErrorKind::QuotaExceeded, Reason::DiskFull),
-            (io::ErrorKind::PermissionDenied, Reason::NotStarted),
+            (io::ErrorKind::StorageFull, FailureReason::DiskFull),
+            (io::ErrorKind::QuotaExceeded, FailureReason::DiskFull),
+            (io::ErrorKind::PermissionDenied, FailureReason::NotStarted),
         ] {
             assert_eq!(untaken(&LockError::Io { path: "lock".into(), cause: kind.into() }).reason, reason);
         }
@@ -112,7 +113,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let held = take_folder(folder.path(), Duration::ZERO).expect("free");
         let refused = take_folder(folder.path(), Duration::ZERO).expect_err("in use");
-        assert_eq!(refused.reason, Reason::FolderInUse);
+        assert_eq!(refused.reason, FailureReason::FolderInUse);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| take_folder(folder.path(), Duration::from_secs(3600)));
             drop(held);

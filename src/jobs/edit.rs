@@ -134,9 +134,10 @@ impl Edit {
 
 #[cfg(test)]
 mod tests {
-    use super::super::failure::{Failure, Reason};
+    use super::super::failure::Failure;
     use super::super::job::{JobId, JobKey, JobSpec};
     use super::*;
+    use crate::reason::FailureReason;
 
     fn job() -> Job {
         let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
@@ -181,7 +182,7 @@ mod tests {
         // The server did not hear of a checkpoint before it stopped, but the next attempt begins with it.
         edit.begin(20);
         assert_eq!(edit.count_attempt(), 1);
-        edit.change(Change::Fail(Failure::new(Reason::Hung, "silent"))).expect("legal");
+        edit.change(Change::Fail(Failure::new(FailureReason::Hung, "silent"))).expect("legal");
         edit.change(Change::Resume).expect("legal");
         assert_eq!(edit.job().fruitless, 0);
     }

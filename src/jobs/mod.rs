@@ -33,7 +33,7 @@ pub use chips::GalleryError;
 pub use confine::{beat, confine, die_with_parent, take_folder};
 pub use event::{EventPayload, JobEvent};
 pub use event_mapper::EventMapper;
-pub use failure::{Failure as JobFailure, Reason};
+pub use failure::{Failure as JobFailure, io_reason};
 pub use job::{Job, JobId, JobIdError, JobKey, JobSpec};
 pub use model_sink::ModelSink;
 pub use outcome::tells_of_memory;

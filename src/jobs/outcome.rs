@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use super::child::ChildMessage;
 use super::edit::Edit;
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::state::{Change, Refused};
 use crate::embedding::ModelDigest;
+use crate::reason::FailureReason;
 
 const SIGKILL: i32 = 9;
 
@@ -45,7 +46,9 @@ impl Death {
         match &self.words {
             Some(ChildMessage::Finished { model }) => match model.parse() {
                 Ok(model) => AttemptOutcome::Finished { model },
-                Err(_) => AttemptOutcome::Failed(Failure::new(Reason::Crashed, "the model has no digest")),
+                Err(_) => {
+                    AttemptOutcome::Failed(Failure::new(FailureReason::Crashed, "the model has no digest"))
+                }
             },
             _ if self.asked => AttemptOutcome::Stopped,
             Some(ChildMessage::Failed { reason, message }) => {
@@ -54,7 +57,7 @@ impl Death {
             words => AttemptOutcome::Failed(match self.silent {
                 Some(silence) => {
                     let message = format!("nothing was heard of the process for {} s", silence.as_secs_f64());
-                    Failure::new(Reason::Hung, message)
+                    Failure::new(FailureReason::Hung, message)
                 }
                 None => self.unsaid(*words == Some(ChildMessage::Stopped)),
             }),
@@ -66,20 +69,21 @@ impl Death {
         let line = self.last_line.as_deref().unwrap_or("");
         match (self.exit.signal(), self.exit.code()) {
             (Some(SIGKILL), _) if self.memory_kill => {
-                Failure::new(Reason::OutOfMemory, "the kernel killed the process for its memory")
+                Failure::new(FailureReason::OutOfMemory, "the kernel killed the process for its memory")
             }
-            _ if tells_of_memory(line) => Failure::new(Reason::OutOfMemory, line.to_owned()),
-            (Some(signal), _) => {
-                Failure::new(Reason::KilledBySignal, format!("the process was killed by signal {signal}"))
-            }
+            _ if tells_of_memory(line) => Failure::new(FailureReason::OutOfMemory, line.to_owned()),
+            (Some(signal), _) => Failure::new(
+                FailureReason::KilledBySignal,
+                format!("the process was killed by signal {signal}"),
+            ),
             _ if stopped => Failure::new(
-                Reason::KilledBySignal,
+                FailureReason::KilledBySignal,
                 "a signal that the server did not send stopped the process",
             ),
             (None, code) => {
                 let code = code.map_or_else(String::new, |code| format!(" with exit code {code}"));
                 let line = if line.is_empty() { String::new() } else { format!("; its last words: {line}") };
-                Failure::new(Reason::Crashed, format!("the process ended{code}{line}"))
+                Failure::new(FailureReason::Crashed, format!("the process ended{code}{line}"))
             }
         }
     }
@@ -187,43 +191,43 @@ mod tests {
         let said = |reason| Some(ChildMessage::Failed { reason, message: "x".into() });
         let line = |line: &str| Some(line.to_owned());
         for (death, expected, part) in [
-            (exited(0), Reason::Crashed, "exit code 0"),
+            (exited(0), FailureReason::Crashed, "exit code 0"),
             (
                 Death { last_line: line("panicked"), ..exited(101) },
-                Reason::Crashed,
+                FailureReason::Crashed,
                 "101; its last words: panicked",
             ),
-            (killed(9), Reason::KilledBySignal, "signal 9"),
-            (killed(11), Reason::KilledBySignal, "signal 11"),
-            (Death { memory_kill: true, ..killed(9) }, Reason::OutOfMemory, "kernel"),
-            (Death { memory_kill: true, ..killed(11) }, Reason::KilledBySignal, "signal 11"),
+            (killed(9), FailureReason::KilledBySignal, "signal 9"),
+            (killed(11), FailureReason::KilledBySignal, "signal 11"),
+            (Death { memory_kill: true, ..killed(9) }, FailureReason::OutOfMemory, "kernel"),
+            (Death { memory_kill: true, ..killed(11) }, FailureReason::KilledBySignal, "signal 11"),
             (
                 Death { last_line: line("memory allocation of 8 bytes failed"), ..killed(6) },
-                Reason::OutOfMemory,
+                FailureReason::OutOfMemory,
                 "of 8 bytes",
             ),
             (
                 Death { last_line: line("  what():  std::bad_alloc"), ..killed(6) },
-                Reason::OutOfMemory,
+                FailureReason::OutOfMemory,
                 "bad_alloc",
             ),
             (
                 Death { last_line: line("libgomp: Thread creation failed: x"), ..exited(1) },
-                Reason::OutOfMemory,
+                FailureReason::OutOfMemory,
                 "libgomp",
             ),
-            (Death { last_line: line("assertion"), ..killed(6) }, Reason::KilledBySignal, "signal 6"),
-            (Death { silent: Some(Duration::from_secs(2)), ..killed(9) }, Reason::Hung, "for 2 s"),
-            (Death { words: said(Reason::DiskFull), ..exited(1) }, Reason::DiskFull, "x"),
-            (Death { words: said(Reason::Diverged), ..killed(9) }, Reason::Diverged, "x"),
+            (Death { last_line: line("assertion"), ..killed(6) }, FailureReason::KilledBySignal, "signal 6"),
+            (Death { silent: Some(Duration::from_secs(2)), ..killed(9) }, FailureReason::Hung, "for 2 s"),
+            (Death { words: said(FailureReason::DiskFull), ..exited(1) }, FailureReason::DiskFull, "x"),
+            (Death { words: said(FailureReason::Diverged), ..killed(9) }, FailureReason::Diverged, "x"),
             (
                 Death { words: Some(ChildMessage::Stopped), ..exited(0) },
-                Reason::KilledBySignal,
+                FailureReason::KilledBySignal,
                 "did not send",
             ),
             (
                 Death { words: Some(ChildMessage::Finished { model: "?".into() }), ..exited(0) },
-                Reason::Crashed,
+                FailureReason::Crashed,
                 "digest",
             ),
         ] {
@@ -252,7 +256,7 @@ mod tests {
         let key = JobKey { tenant: "a".into(), id: JobId::new(1) };
         let job = Job { state: JobState::Running, ..Job::new(key, JobSpec::default(), Time::from_nanos(0)) };
         let mut edit = Edit::new(job.clone(), Time::from_nanos(1));
-        let killed = || AttemptOutcome::Failed(Failure::new(Reason::KilledBySignal, "signal 9"));
+        let killed = || AttemptOutcome::Failed(Failure::new(FailureReason::KilledBySignal, "signal 9"));
         for attempt in 2..=3 {
             settle(&mut edit, killed(), 3).expect("legal");
             assert_eq!((&edit.job().state, edit.job().attempt), (&JobState::Queued, attempt));
@@ -260,11 +264,12 @@ mod tests {
         }
         settle(&mut edit, killed(), 3).expect("legal");
         let JobState::Failed(failure) = &edit.job().state else { panic!("{:?}", edit.job().state) };
-        assert_eq!(failure.reason, Reason::KilledBySignal);
+        assert_eq!(failure.reason, FailureReason::KilledBySignal);
         assert!(failure.message.ends_with("after 3 attempts without a further checkpoint"));
 
         let mut edit = Edit::new(job, Time::from_nanos(1));
-        settle(&mut edit, AttemptOutcome::Failed(Failure::new(Reason::OutOfMemory, "x")), 3).expect("legal");
+        settle(&mut edit, AttemptOutcome::Failed(Failure::new(FailureReason::OutOfMemory, "x")), 3)
+            .expect("legal");
         assert!(edit.job().state.is_ended());
     }
 

@@ -5,12 +5,13 @@
 use prost::Message;
 
 use super::event::{EventPayload, JobEvent};
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::job::{Job, JobId, JobKey, JobSpec};
 use super::report::{Evaluation, Progress, Rankings, Saved, Start};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, Time};
+use crate::reason::FailureReason;
 
 /// What was stored is not what this program stores.
 #[derive(Debug, thiserror::Error)]
@@ -247,7 +248,8 @@ impl JobRecord {
             StateRecord::Cancelling => JobState::Cancelling,
             StateRecord::Cancelled => JobState::Cancelled,
             StateRecord::Failed => {
-                let reason = Reason::named(&self.failure_reason).ok_or(RecordError::Unusable("reason"))?;
+                let reason =
+                    FailureReason::named(&self.failure_reason).ok_or(RecordError::Unusable("reason"))?;
                 JobState::Failed(Failure { reason, message: self.failure_message })
             }
             StateRecord::Finished => {
@@ -314,7 +316,7 @@ mod tests {
             JobState::Running,
             JobState::Cancelling,
             JobState::Cancelled,
-            JobState::Failed(Failure::new(Reason::Hung, "silent")),
+            JobState::Failed(Failure::new(FailureReason::Hung, "silent")),
             JobState::Finished { model: ModelDigest::new([3; 32]) },
             JobState::Interrupted,
         ] {

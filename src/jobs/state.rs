@@ -151,13 +151,13 @@ impl StateName {
 
 #[cfg(test)]
 mod tests {
-    use super::super::failure::Reason;
     use super::*;
+    use crate::reason::FailureReason;
 
     #[test]
     fn every_change_of_every_state_is_in_the_table() {
         use StateName::{Cancelled, Cancelling, Failed, Finished, Interrupted, Queued, Running};
-        let failure = || Failure::new(Reason::DiskFull, "full");
+        let failure = || Failure::new(FailureReason::DiskFull, "full");
         let model = ModelDigest::new([1; 32]);
         let states = [
             JobState::Queued,

@@ -10,7 +10,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::edit::Edit;
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::job::JobKey;
 use super::model_sink::ModelSink;
 use super::repository::JobRepository;
@@ -19,6 +19,7 @@ use super::slot::Slot;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
+use crate::reason::FailureReason;
 
 /// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
@@ -145,7 +146,7 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     if was_killed && edit.count_attempt() >= attempts_max {
         let message =
             format!("the server stopped during {attempts_max} attempts without a further checkpoint");
-        return edit.change(Change::Fail(Failure::new(Reason::ServerLost, message)));
+        return edit.change(Change::Fail(Failure::new(FailureReason::ServerLost, message)));
     }
     edit.change(Change::Retry)
 }
@@ -238,7 +239,7 @@ async fn attempt(slot: Slot, key: JobKey, stop: CancellationToken) -> (Slot, Job
     if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stop)).await {
         // The process was killed as its handle was dropped.
         tracing::error!(%cause, job = %key.id, "supervising a job failed");
-        let failure = Failure::new(Reason::Crashed, "the server could not supervise the process");
+        let failure = Failure::new(FailureReason::Crashed, "the server could not supervise the process");
         slot.repository.update_surely(&key, move |edit| edit.change(Change::Fail(failure.clone()))).await;
     }
     (slot, key)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::event::{EventPayload, JobEvent};
-use super::failure::{Failure, Reason};
+use super::failure::Failure;
 use super::job::{Job, JobKey, JobSpec};
 use super::model_sink::ModelSink;
 use super::report::Rankings;
@@ -28,6 +28,7 @@ use crate::durable::Folder;
 use crate::embedding::ModelDigest;
 use crate::gallery::{Catalog, CatalogSettings, GalleryName, NewGallery, QueueSettings, Quotas};
 use crate::processor::Processor;
+use crate::reason::FailureReason;
 
 const ALIVE: &str = "echo '\"alive\"'";
 /// Stops as a training process does.
@@ -128,7 +129,7 @@ impl Stage {
         (self.repository.get(key).await.expect("readable").expect("known"), events)
     }
 
-    async fn failure(&self) -> (Reason, String, u32) {
+    async fn failure(&self) -> (FailureReason, String, u32) {
         let (job, _) = self.ended(&self.order().await).await;
         match job.state {
             JobState::Failed(failure) => (failure.reason, failure.message, job.attempt),
@@ -253,7 +254,7 @@ async fn a_killed_process_is_started_again_until_it_has_gained_nothing_too_often
     let (job, events) = stage.ended(&stage.order().await).await;
     assert_eq!(states(&events), [(1, Queued), (1, Running), (2, Queued), (2, Running), (2, Failed)]);
     let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
-    assert_eq!(failure.reason, Reason::KilledBySignal);
+    assert_eq!(failure.reason, FailureReason::KilledBySignal);
     assert!(failure.message.contains("signal 9; given up after 2 attempts"), "{}", failure.message);
     assert_eq!(logged(&events)[0], "attempt 1 failed (KILLED_BY_SIGNAL): the process was killed by signal 9");
 }
@@ -261,7 +262,7 @@ async fn a_killed_process_is_started_again_until_it_has_gained_nothing_too_often
 #[tokio::test]
 async fn a_process_that_says_why_it_fails_is_believed_and_not_started_again() {
     let stage = Stage::new(r#"echo '{"failed":{"reason":"DISK_FULL","message":"no space"}}'; exit 1"#).await;
-    assert_eq!(stage.failure().await, (Reason::DiskFull, "no space".into(), 1));
+    assert_eq!(stage.failure().await, (FailureReason::DiskFull, "no space".into(), 1));
 }
 
 #[tokio::test]
@@ -277,7 +278,7 @@ async fn a_process_that_ends_without_a_word_has_crashed() {
     }
     let absent = Stage::with("", |settings| settings.program = "/nowhere/at/all".into()).await;
     let (reason, _, attempts) = absent.failure().await;
-    assert_eq!((reason, attempts), (Reason::NotStarted, 2));
+    assert_eq!((reason, attempts), (FailureReason::NotStarted, 2));
 }
 
 #[tokio::test]
@@ -288,7 +289,7 @@ async fn a_process_that_is_silent_for_too_long_is_killed() {
     };
     let stage = Stage::with(&format!("{ALIVE}; exec sleep 100000"), hung).await;
     let (reason, message, _) = stage.failure().await;
-    assert_eq!((reason, message.as_str()), (Reason::Hung, message.as_str()));
+    assert_eq!((reason, message.as_str()), (FailureReason::Hung, message.as_str()));
     assert!(message.starts_with("nothing was heard of the process for 0.3 s"), "{message}");
 }
 
@@ -364,7 +365,7 @@ impl ModelSink for Full {
         assert!(folder.ends_with("job-1/model") && model == ModelDigest::new([1; 32]));
         match self.0.load(Ordering::Relaxed) {
             true => Ok(()),
-            false => Err(Failure::new(Reason::ModelNotKept, "there are enough")),
+            false => Err(Failure::new(FailureReason::ModelNotKept, "there are enough")),
         }
     }
 }
@@ -378,7 +379,7 @@ async fn a_job_whose_model_finds_no_room_fails_and_finishes_when_there_is_some()
     let stage = Stage::kept_by(full.clone(), folder, &script, |_| {}).await;
     let key = stage.order().await;
     let (job, _) = stage.ended(&key).await;
-    assert_eq!(job.state, JobState::Failed(Failure::new(Reason::ModelNotKept, "there are enough")));
+    assert_eq!(job.state, JobState::Failed(Failure::new(FailureReason::ModelNotKept, "there are enough")));
     assert_eq!(job.attempt, 1, "trying again makes no room");
 
     full.0.store(true, Ordering::Relaxed);
@@ -421,7 +422,7 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
     let stage = stage.expect("given up");
     let (job, _) = stage.ended(&key).await;
     let JobState::Failed(failure) = job.state else { panic!("{:?}", job.state) };
-    assert_eq!(failure.reason, Reason::ServerLost);
+    assert_eq!(failure.reason, FailureReason::ServerLost);
     assert_eq!(reached, [StateName::Queued, StateName::Failed]);
 }
 
@@ -500,7 +501,7 @@ async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
         (failure, logged(&events).into_iter().map(str::to_owned).collect::<Vec<_>>())
     };
     let (failure, _) = ended().await;
-    assert_eq!(failure.reason, Reason::DataMissing);
+    assert_eq!(failure.reason, FailureReason::DataMissing);
     let expected = "the gallery's chips cannot be copied: there is no gallery \"harbour\"";
     assert_eq!(failure.message, expected);
     let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips: true };

@@ -6,7 +6,6 @@ use super::assignment::{Alternative, Choice, assign};
 use super::doubt::Doubt;
 use super::evidence::{Evidence, ModalityPair};
 use super::fusion::{Fusion, SECOND_LOOK};
-use super::gate::Reason;
 use super::plan::{Plan, Ranking, Sharing};
 use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
@@ -14,6 +13,7 @@ use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
 use crate::cancellation::Cancellation;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{EntryId, Found, GalleryReader, Group, Hit, RowId, StoreError, VesselId, VesselNumber};
+use crate::reason::Removal;
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,7 +27,7 @@ pub struct Matched {
     /// Entries that the filter admits; the query itself is none.
     pub matched: u64,
     /// Candidates that a gate removed: vessels in a ranking of vessels, entries in one of entries.
-    pub removed: Vec<(Reason, u64)>,
+    pub removed: Vec<(Removal, u64)>,
     /// Whether the ranking is that of brute force.
     pub is_exact: bool,
     pub doubts: Vec<Doubt>,

@@ -1,6 +1,7 @@
 //! What the answer to a query leaves open.
 
 use super::evidence::ModalityPair;
+use crate::reason::Warning;
 
 /// What an answer leaves open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -14,12 +15,11 @@ pub enum Doubt {
 }
 
 impl Doubt {
-    /// Stable and fit for programs.
-    pub fn code(self) -> &'static str {
+    pub fn code(self) -> Warning {
         match self {
-            Self::ModalityUnknown => "MODALITY_UNKNOWN",
-            Self::PairUncalibrated(_) => "PAIR_UNCALIBRATED",
-            Self::Unassigned => "UNASSIGNED",
+            Self::ModalityUnknown => Warning::ModalityUnknown,
+            Self::PairUncalibrated(_) => Warning::PairUncalibrated,
+            Self::Unassigned => Warning::Unassigned,
         }
     }
 }

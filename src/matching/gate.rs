@@ -2,6 +2,7 @@
 
 use super::sphere::great_circle_m;
 use crate::gallery::{DetectionHash, Position, RowId, SceneNumber, Sighting, Time};
+use crate::reason::Removal;
 
 /// Metres a second of one knot.
 pub const KNOT_M_S: f64 = 1852.0 / 3600.0;
@@ -31,23 +32,6 @@ impl GateQuery {
         let mut in_scene = self.detections.iter().filter(|(own, _)| *own == scene).peekable();
         let is_itself = |(_, own): &(_, Option<DetectionHash>)| own.is_some() && *own == sighting.detection;
         in_scene.peek().is_some() && !in_scene.any(is_itself) && self.row != Some(sighting.row)
-    }
-}
-
-/// Why a vessel is out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Reason {
-    Speed,
-    SameScene,
-}
-
-impl Reason {
-    /// As in the contract.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Speed => "SPEED",
-            Self::SameScene => "SAME_SCENE",
-        }
     }
 }
 
@@ -163,7 +147,7 @@ pub enum Verdict {
     Passed,
     /// A time or place is missing, so that the speed could not be judged.
     Unchecked,
-    Removed(Reason),
+    Removed(Removal),
 }
 
 /// The gates of a request. That of one scene is always on.
@@ -177,12 +161,12 @@ impl Gate {
     /// Judges a vessel by its trace.
     pub fn judge(&self, trace: &Trace) -> Verdict {
         if trace.is_beside {
-            return Verdict::Removed(Reason::SameScene);
+            return Verdict::Removed(Removal::SameScene);
         }
         match (self.max_speed_knots, trace.leg()) {
             (None, _) => Verdict::Passed,
             (Some(_), None) => Verdict::Unchecked,
-            (Some(speed), Some(leg)) if leg.needs_more_than(speed) => Verdict::Removed(Reason::Speed),
+            (Some(speed), Some(leg)) if leg.needs_more_than(speed) => Verdict::Removed(Removal::Speed),
             (Some(_), Some(_)) => Verdict::Passed,
         }
     }
@@ -243,7 +227,7 @@ mod tests {
 
     #[test]
     fn a_vessel_that_would_have_had_to_sail_faster_is_removed() {
-        let removed = Verdict::Removed(Reason::Speed);
+        let removed = Verdict::Removed(Removal::Speed);
         // A degree of latitude is 60.04 nautical miles on this sphere.
         for (from, to, hours, knots, expected) in [
             (place(0.0, 0.0), place(1.0, 0.0), 2, 31.0, Verdict::Passed),
@@ -288,7 +272,7 @@ mod tests {
         let query = asked(at(10), place(0.0, 0.0));
         let (here, far) = (place(0.0, 0.1), place(40.0, 0.0));
         let judge = |sightings: &[Sighting]| judge(20.0, &query, sightings);
-        let removed = Verdict::Removed(Reason::Speed);
+        let removed = Verdict::Removed(Removal::Speed);
         assert_eq!(judge(&[sighting(at(0), here), sighting(at(9), far)]), removed);
         assert_eq!(judge(&[sighting(at(0), far), sighting(at(11), here)]), Verdict::Passed);
         assert_eq!(judge(&[sighting(at(8), far), sighting(at(12), here)]), Verdict::Passed);
@@ -299,7 +283,7 @@ mod tests {
 
     #[test]
     fn two_detections_of_one_scene_are_two_vessels() {
-        let removed = Verdict::Removed(Reason::SameScene);
+        let removed = Verdict::Removed(Removal::SameScene);
         // Scene and detection of the query, and of an enrolled sighting.
         for (asked, seen, expected) in [
             (("a", "1"), ("a", "2"), removed),

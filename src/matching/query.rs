@@ -7,6 +7,7 @@ use crate::embedding::{Embedding, EmbeddingError};
 use crate::gallery::{
     DetectionHash, Entry, EntryId, GalleryReader, Observation, RowId, SceneNumber, StoreError,
 };
+use crate::reason::Reason;
 
 /// One query of a match.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,10 +49,10 @@ pub enum QueryError {
 
 impl QueryError {
     /// Stable and fit for programs.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::UnknownEntry(_) => "ENTRY_NOT_FOUND",
-            Self::Dimension { .. } => "DIMENSION_MISMATCH",
+            Self::UnknownEntry(_) => Reason::EntryNotFound,
+            Self::Dimension { .. } => Reason::DimensionMismatch,
         }
     }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use rustc_hash::FxHashMap;
 
-use super::gate::{Gate, GateQuery, Reason, Trace, Verdict};
+use super::gate::{Gate, GateQuery, Trace, Verdict};
 use crate::gallery::{GalleryReader, Group, Selection, Sighting, VesselNumber, VesselSet};
+use crate::reason::Removal;
 
 /// The entries that take part.
 #[derive(Clone, Copy)]
@@ -23,7 +24,7 @@ pub(super) type Traces = FxHashMap<VesselNumber, Trace>;
 pub(super) struct Screening {
     pub removed: VesselSet,
     /// How many candidates each gate removed: vessels in a ranking of vessels, entries in one of entries.
-    pub counts: BTreeMap<Reason, u64>,
+    pub counts: BTreeMap<Removal, u64>,
     /// Of every vessel that takes part, where that was asked for.
     traces: Option<Traces>,
 }

@@ -15,6 +15,7 @@ use crate::evaluate::{Distances, score};
 use crate::gallery::{
     Entry, EntryId, Filter, GalleryReader, Group, Observation, Position, StoreError, Time, VesselId, cosine,
 };
+use crate::reason::Removal;
 use crate::weights::golden;
 
 const DIMENSION: usize = 16;
@@ -194,7 +195,7 @@ fn gates_remove_vessels_and_say_how_many() {
     let plan = Plan { gate, ..plan(vec![query(asked, at_angle(0.0))]) };
     let matched = run_one(&*snapshot, &plan);
     assert_eq!(ids(&matched), ["near", "somewhere", "itself"]);
-    assert_eq!(matched.removed, [(Reason::Speed, 1), (Reason::SameScene, 1)]);
+    assert_eq!(matched.removed, [(Removal::Speed, 1), (Removal::SameScene, 1)]);
     assert_eq!(matched.matched, 6, "entries that the filter admits");
     let unchecked: Vec<bool> = matched.candidates.iter().map(|candidate| candidate.is_unchecked).collect();
     assert_eq!(unchecked, [false, true, true]);
@@ -204,11 +205,11 @@ fn gates_remove_vessels_and_say_how_many() {
 
     let entries = run_one(&*snapshot, &Plan { group: Group::Entry, ..plan.clone() });
     assert_eq!(ids(&entries), ["near", "somewhere", "itself"]);
-    assert_eq!(entries.removed, [(Reason::Speed, 2), (Reason::SameScene, 1)]);
+    assert_eq!(entries.removed, [(Removal::Speed, 2), (Removal::SameScene, 1)]);
 
     let ungated = run_one(&*snapshot, &Plan { gate: Gate::default(), ..plan });
     assert_eq!(ids(&ungated), ["far1", "near", "somewhere", "itself"]);
-    assert_eq!(ungated.removed, [(Reason::SameScene, 1)]);
+    assert_eq!(ungated.removed, [(Removal::SameScene, 1)]);
     assert!(ungated.candidates.iter().all(|candidate| !candidate.is_unchecked));
     assert!(ungated.candidates[0].implied_speed_knots > Some(100.0));
 }

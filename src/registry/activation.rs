@@ -12,6 +12,7 @@ use crate::embedding::ModelDigest;
 use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, RESIDENT_MAX, ResidencyError};
 use crate::gallery::{Catalog, Place};
 use crate::metrics;
+use crate::reason::Reason;
 use crate::weights::open::OpenModel;
 
 /// Galleries that an error names.
@@ -204,14 +205,14 @@ impl Activator {
 
 impl ActivationError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Busy => "ACTIVATION_IN_PROGRESS",
+            Self::Busy => Reason::ActivationInProgress,
             Self::Registry(cause) => cause.reason(),
-            Self::Load { .. } => "MODEL_NOT_RUNNABLE",
+            Self::Load { .. } => Reason::ModelNotRunnable,
             Self::Residency(cause) => cause.reason(),
-            Self::Needed { .. } => "MODEL_NEEDED",
-            Self::Panicked => "ACTIVATION_FAILED",
+            Self::Needed { .. } => Reason::ModelNeeded,
+            Self::Panicked => Reason::ActivationFailed,
         }
     }
 }
@@ -222,7 +223,7 @@ fn tell(model: ModelDigest, outcome: &Result<ModelLease, ActivationError>, took:
         Ok(_) => tracing::info!(%model, ?took, "a model is active"),
         Err(cause) => tracing::warn!(%model, %cause, "a model is not activated"),
     }
-    metrics::activation(outcome.as_ref().map_or_else(ActivationError::reason, |_| "ok"), took);
+    metrics::activation(outcome.as_ref().map_or_else(|cause| cause.reason().name(), |_| "ok"), took);
 }
 
 /// The first of them by name.

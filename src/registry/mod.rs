@@ -34,6 +34,7 @@ use crate::cancellation::{Cancellation, Stopped};
 use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
+use crate::reason::Reason;
 use crate::weights::family::Architecture;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
@@ -425,18 +426,18 @@ impl Registry {
 
 impl RegistryError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NotFound(_) => "MODEL_NOT_FOUND",
-            Self::Damaged { .. } => "MODEL_DAMAGED",
-            Self::Active(_) => "MODEL_ACTIVE",
-            Self::TooMany { .. } => "TOO_MANY_MODELS",
-            Self::TooLarge { .. } => "MODELS_TOO_LARGE",
-            Self::TooManyIncoming { .. } => "TOO_MANY_IMPORTS",
-            Self::NoModel(_) => "MODEL_UNREADABLE",
+            Self::NotFound(_) => Reason::ModelNotFound,
+            Self::Damaged { .. } => Reason::ModelDamaged,
+            Self::Active(_) => Reason::ModelActive,
+            Self::TooMany { .. } => Reason::TooManyModels,
+            Self::TooLarge { .. } => Reason::ModelsTooLarge,
+            Self::TooManyIncoming { .. } => Reason::TooManyImports,
+            Self::NoModel(_) => Reason::ModelUnreadable,
             Self::Stopped(stopped) => stopped.reason(),
-            _ if self.is_full() => "DISK_FULL",
-            Self::Lock(_) | Self::Io { .. } => "MODEL_STORE_FAILED",
+            _ if self.is_full() => Reason::DiskFull,
+            Self::Lock(_) | Self::Io { .. } => Reason::ModelStoreFailed,
         }
     }
 

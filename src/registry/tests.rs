@@ -174,9 +174,9 @@ fn a_model_that_a_job_has_left_is_taken_over_with_its_history() {
     let place = tempfile::tempdir().expect("a temporary folder");
     let (registry, left) = (opened(&place.path().join("models")), place.path().join("left"));
     let refused = registry.adopt(&left).expect_err("there is nothing");
-    assert_eq!(refused.reason(), "MODEL_UNREADABLE");
+    assert_eq!(refused.reason().name(), "MODEL_UNREADABLE");
     model(1).save(&left, "job 1").expect("writable");
-    assert_eq!(registry.adopt(&left).expect_err("no history").reason(), "MODEL_UNREADABLE");
+    assert_eq!(registry.adopt(&left).expect_err("no history").reason().name(), "MODEL_UNREADABLE");
     assert!(registry.list().is_empty());
 
     fs::write(left.join(PROVENANCE), provenance(1).to_toml()).expect("writable");

@@ -20,16 +20,17 @@ use futures_util::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tokio::time::{Instant, Sleep};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::activity::Activity;
 use super::budget::{Bounds, Budget, Full, Scope, Share};
 use super::context::Holder;
 use super::drain::{Drain, draining};
-use super::permit::{RETRY_AFTER, displaced};
+use super::permit::displaced;
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
+use crate::reason::Reason;
 
 /// Compression flag and length, before each message.
 const PREFIX: usize = 5;
@@ -87,8 +88,7 @@ pub async fn guard(State(body_limit): State<BodyLimit>, request: Request, next: 
 
 fn oversized(bytes: usize, limit: usize) -> Problem {
     Problem::new(
-        Code::ResourceExhausted,
-        "MESSAGE_TOO_LARGE",
+        Reason::MessageTooLarge,
         format!("the message has {bytes} bytes, the limit is {limit} bytes"),
     )
     .with_metadata("limit", limit)
@@ -101,33 +101,32 @@ fn crowded(full: Full) -> Problem {
         Scope::Connection => "the connection",
     };
     let message = format!("{whose} is receiving as much as it may already, of {} bytes", full.limit);
-    Problem::new(Code::ResourceExhausted, "RECEIVING_TOO_MUCH", message)
+    Problem::new(Reason::ReceivingTooMuch, message)
         .with_metadata("limit", full.limit)
         .with_metadata("scope", full.scope.name())
-        .retry_after(RETRY_AFTER)
 }
 
 fn slow(bounds: BodyBounds) -> Problem {
     let seconds = bounds.arrival_max.as_secs_f64();
     let message = format!("the message took longer than {seconds} s to arrive");
-    Problem::new(Code::DeadlineExceeded, "MESSAGE_TOO_SLOW", message).retry_after(RETRY_AFTER)
+    Problem::new(Reason::MessageTooSlow, message)
 }
 
 fn idle(bounds: BodyBounds) -> Problem {
     let seconds = bounds.idle_max.as_secs_f64();
     let message =
         format!("nothing was sent for {seconds} s; open the stream again when there is something to send");
-    Problem::new(Code::Unavailable, "STREAM_IDLE", message).retry_after(RETRY_AFTER)
+    Problem::new(Reason::StreamIdle, message)
 }
 
 /// The caller broke off in the middle. Nobody reads this, and the call counts as cancelled; a code of its own keeps
 /// handlers from taking the break for an end.
 fn broken_off() -> Problem {
-    Problem::new(Code::Aborted, "CALLER_LEFT", "the caller left")
+    Problem::new(Reason::CallerLeft, "the caller left")
 }
 
 fn malformed(message: impl Into<String>) -> Problem {
-    Problem::new(Code::InvalidArgument, "MESSAGE_MALFORMED", message)
+    Problem::new(Reason::MessageMalformed, message)
 }
 
 struct WeighedBody {
@@ -312,7 +311,7 @@ impl http_body::Body for WeighedBody {
             Poll::Pending => match this.wait(context) {
                 Ok(()) => Poll::Pending,
                 Err(problem) => {
-                    metrics::refused(problem.reason);
+                    metrics::refused(problem.reason.name());
                     Poll::Ready(Some(Err(problem.into())))
                 }
             },

@@ -10,12 +10,13 @@ use axum::response::Response;
 use futures_util::{Stream, StreamExt, stream};
 use http::HeaderMap;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::context::CallContext;
 use super::method::{Method, Shape};
 use super::problem::Problem;
 use crate::config::Limits;
+use crate::reason::Reason;
 
 /// What a call with one request and one answer may take; streams and activations take what their callers give them.
 #[derive(Clone, Copy, Debug)]
@@ -79,13 +80,14 @@ pub fn bounded<T: Send>(
 
 /// The answer to a call whose time has passed.
 pub fn exceeded() -> Problem {
-    Problem::new(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the call's deadline has passed")
+    Problem::new(Reason::DeadlineExceeded, "the call's deadline has passed")
 }
 
 /// At most eight digits and a unit, as the gRPC protocol over HTTP/2 defines it.
 fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
     let Some(value) = headers.get("grpc-timeout") else { return Ok(None) };
-    let malformed = || Problem::invalid("TIMEOUT_MALFORMED", "grpc-timeout", "grpc-timeout is malformed");
+    let malformed =
+        || Problem::invalid(Reason::TimeoutMalformed, "grpc-timeout", "grpc-timeout is malformed");
     let text = value.to_str().map_err(|_| malformed())?;
     let (digits, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or_else(malformed)?;
     if !(1..=8).contains(&digits.len()) || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -105,6 +107,8 @@ fn timeout(headers: &HeaderMap) -> Result<Option<Duration>, Problem> {
 
 #[cfg(test)]
 mod tests {
+    use tonic::Code;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -14,14 +13,12 @@ use futures_util::{FutureExt, Stream, StreamExt, future::BoxFuture, stream};
 use http::HeaderMap;
 use http_body::Frame;
 use tokio::sync::watch;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::method::is_health;
 use super::problem::Problem;
 use crate::metrics;
-
-/// How long a caller waits for a server that shuts down: another replica, or this one restarted.
-pub const RETRY_AFTER_DRAIN: Duration = Duration::from_secs(2);
+use crate::reason::Reason;
 
 /// Whether the server takes new calls. Cloning it is cheap.
 #[derive(Clone, Debug)]
@@ -62,7 +59,7 @@ impl Drain {
 
 /// The answer to whoever comes while the server shuts down.
 pub fn draining() -> Problem {
-    Problem::new(Code::Unavailable, "DRAINING", "the server is shutting down").retry_after(RETRY_AFTER_DRAIN)
+    Problem::new(Reason::Draining, "the server is shutting down")
 }
 
 /// Refuses new calls while the server shuts down, and ends those that only watch its health.
@@ -121,6 +118,8 @@ mod tests {
     use hyper::service::Service;
     use hyper_util::service::TowerToHyperService;
     use tonic_types::StatusExt;
+
+    use tonic::Code;
 
     use super::*;
 

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::{join_all, try_join_all};
-use tonic::Code;
 
 use super::context::CallContext;
 use super::convert::{self, MatchCall, QueryCall, SubjectCall};
@@ -18,6 +17,7 @@ use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
 use crate::gallery::{GalleryReader, Observation, StoreError};
 use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
 use crate::metrics;
+use crate::reason::Reason;
 use crate::wire;
 
 /// Calibrators by the model that they hold for.
@@ -215,12 +215,12 @@ impl EmbeddedQuery {
 }
 
 fn no_chips() -> Problem {
-    Problem::invalid("NO_CHIPS", "tracklet.chips", "tracklet.chips is empty")
+    Problem::invalid(Reason::NoChips, "tracklet.chips", "tracklet.chips is empty")
 }
 
 fn seen(sights: Vec<Sight>, field: &str) -> Result<Seen, Problem> {
     Seen::tracklet(sights)
-        .map_err(|cause| Problem::invalid("TRACKLET_CANCELS", field, format!("{field}: {cause}")))
+        .map_err(|cause| Problem::invalid(Reason::TrackletCancels, field, format!("{field}: {cause}")))
 }
 
 /// Takes the queries out of those that can be asked; what is left says which those are.
@@ -267,7 +267,7 @@ fn check_model(named: Option<ModelDigest>, gallerys: ModelDigest) -> Result<(), 
     match named {
         Some(named) if named != gallerys => {
             let message = format!("the gallery is of model {gallerys}, the request names {named}");
-            Err(Problem::new(Code::FailedPrecondition, "MODEL_MISMATCH", message)
+            Err(Problem::new(Reason::ModelMismatch, message)
                 .with_metadata("gallery_model", gallerys)
                 .with_metadata("request_model", named))
         }

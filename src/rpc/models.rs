@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
 use super::page::{after, next_token, page_size};
@@ -16,6 +16,7 @@ use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
 use crate::page::ModelPlace;
+use crate::reason::Reason;
 use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
 use crate::wire;
 
@@ -40,8 +41,7 @@ impl ModelsService {
     fn activator(&self) -> Result<&Activator, Problem> {
         self.activator.as_ref().ok_or_else(|| {
             Problem::new(
-                Code::FailedPrecondition,
-                "NO_DATA_DIR",
+                Reason::NoDataDir,
                 "the server keeps no models: set store.data_dir and start it again",
             )
         })
@@ -154,7 +154,7 @@ impl ModelsService {
             let message = format!(
                 "model {digest} is still in use: by calls, or by galleries that are being re-embedded"
             );
-            return Err(Problem::new(Code::FailedPrecondition, "MODEL_IN_USE", message));
+            return Err(Problem::new(Reason::ModelInUse, message));
         }
         blocking(move |_| Ok(registry.delete(digest)?)).await
     }
@@ -222,8 +222,7 @@ impl wire::models_server::Models for ModelsService {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    let panicked =
-        || Problem::new(Code::Internal, "MODEL_STORE_FAILED", "the models cannot be read or written");
+    let panicked = || Problem::new(Reason::ModelStoreFailed, "the models cannot be read or written");
     spawn_cancellable(None, work).await.unwrap_or_else(|_| Err(panicked()))
 }
 
@@ -242,7 +241,7 @@ fn send(
         && !out.sender.is_closed()
     {
         tracing::error!(model = %digest, %cause, "a model cannot be read from disk");
-        let problem = Problem::new(Code::DataLoss, "MODEL_DAMAGED", "the model cannot be read from disk");
+        let problem = Problem::new(Reason::ModelDamaged, "the model cannot be read from disk");
         // Whoever left in the meantime wants no answer.
         let _ = out.sender.blocking_send(Err(problem.into()));
     }
@@ -279,7 +278,7 @@ impl Write for Pieces {
 
 fn required_digest(text: &str) -> Result<ModelDigest, Problem> {
     convert::model_digest(text)?
-        .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "digest", "digest names no model"))
+        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "digest", "digest names no model"))
 }
 
 fn place_in_list(model: &wire::Model) -> ModelPlace {

@@ -21,6 +21,7 @@ use super::problem::DOMAIN;
 use super::sparing::Sparing;
 use super::trace::{self, REQUEST_ID};
 use crate::metrics;
+use crate::reason::{self, Reason};
 
 /// Whoever is refused may call again as often as he likes, and the log must not grow with it.
 static REFUSALS: Sparing = Sparing::new(20, Duration::from_secs(1));
@@ -94,8 +95,9 @@ fn completed(headers: &HeaderMap) -> Option<Status> {
     }
     let (code, reason) = match status.code() {
         // What tonic cannot read is at the caller's fault, not an error of this server.
-        Code::Internal | Code::Unknown => (Code::InvalidArgument, "MESSAGE_MALFORMED"),
-        code => (code, code_reason(code)),
+        Code::Internal | Code::Unknown => (Code::InvalidArgument, Reason::MessageMalformed.name()),
+        // Without a reason of ours, the name of the code has to do.
+        code => (code, reason::Code::of(code as i32).name()),
     };
     let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
     Some(Status::with_error_details(code, status.message(), details))
@@ -174,29 +176,6 @@ fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "Unavailable",
         Code::DataLoss => "DataLoss",
         Code::Unauthenticated => "Unauthenticated",
-    }
-}
-
-/// The reason of an error that tonic gave without one: the canonical name of its code.
-fn code_reason(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::problem::Problem;
 use crate::page::Place;
+use crate::reason::Reason;
 
 /// Items of a page, unless the caller says otherwise.
 const PAGE_DEFAULT: u32 = 100;
@@ -16,7 +17,7 @@ pub fn after<P: Place>(token: &str) -> Result<Option<P>, Problem> {
         return Ok(None);
     }
     let place = P::of_token(token).ok_or_else(|| {
-        Problem::invalid("PAGE_TOKEN_INVALID", "page_token", "page_token comes from no earlier answer")
+        Problem::invalid(Reason::PageTokenInvalid, "page_token", "page_token comes from no earlier answer")
     })?;
     Ok(Some(place))
 }
@@ -34,7 +35,8 @@ pub fn page_size(asked: u32) -> Result<usize, Problem> {
         1..=PAGE_MAX => Ok(asked as usize),
         _ => {
             let message = format!("page_size is {asked}, the limit is {PAGE_MAX}");
-            Err(Problem::invalid("PAGE_SIZE_INVALID", "page_size", message).with_metadata("limit", PAGE_MAX))
+            Err(Problem::invalid(Reason::PageSizeInvalid, "page_size", message)
+                .with_metadata("limit", PAGE_MAX))
         }
     }
 }

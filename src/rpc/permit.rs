@@ -10,7 +10,7 @@ use axum::extract::{Request, State};
 use axum::middleware::Next;
 use axum::response::Response;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::activity::Activity;
 use super::budget::{Bounds, Budget, Full, Scope, Share};
@@ -20,9 +20,7 @@ use super::method::is_health;
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
-
-/// How long a refused caller is asked to wait.
-pub const RETRY_AFTER: Duration = Duration::from_millis(250);
+use crate::reason::Reason;
 
 /// Answer even when the server is full, so that it can be looked at: they take places of their own, and health checks
 /// none.
@@ -172,10 +170,9 @@ fn refusal(full: Full) -> Problem {
         Scope::Tenant => format!("the tenant has its share of call places, at most {}", full.limit),
         Scope::Connection => format!("the connection has its share of call places, at most {}", full.limit),
     };
-    Problem::new(Code::ResourceExhausted, "TOO_MANY_CALLS", message)
+    Problem::new(Reason::TooManyCalls, message)
         .with_metadata("limit", full.limit)
         .with_metadata("scope", full.scope.name())
-        .retry_after(RETRY_AFTER)
 }
 
 fn too_many_looks(full: Full) -> Problem {
@@ -185,15 +182,13 @@ fn too_many_looks(full: Full) -> Problem {
         Scope::Connection => "one connection",
     };
     let message = format!("{from} may have {} streams of reflection and health at once", full.limit);
-    Problem::new(Code::ResourceExhausted, "TOO_MANY_LOOKS", message)
-        .with_metadata("limit", full.limit)
-        .retry_after(RETRY_AFTER)
+    Problem::new(Reason::TooManyLooks, message).with_metadata("limit", full.limit)
 }
 
 /// The answer to a stream whose place another call has.
 pub fn displaced() -> Problem {
     let message = "the stream was idle and the server full; open it again when there is something to send";
-    Problem::new(Code::Unavailable, "STREAM_DISPLACED", message).retry_after(RETRY_AFTER)
+    Problem::new(Reason::StreamDisplaced, message)
 }
 
 #[cfg(test)]

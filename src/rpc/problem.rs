@@ -1,4 +1,4 @@
-//! An error as this API tells it: a code, a stable reason, a text for people, the field at fault.
+//! An error as this API reports it: a stable reason with its code, a text for people, the field at fault.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::reason::{Reason, Retry};
 use crate::wire;
 
 /// The domain of every `ErrorInfo` of this service.
@@ -14,9 +15,7 @@ pub const DOMAIN: &str = "shipreid";
 /// One error, before it is known whether a whole call or one item of a batch fails with it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
-    pub code: Code,
-    /// Stable and fit for programs, in upper snake case.
-    pub reason: &'static str,
+    pub reason: Reason,
     pub message: String,
     /// Path of the field at fault from the request.
     pub field: Option<String>,
@@ -28,21 +27,28 @@ pub struct Problem {
 }
 
 impl Problem {
-    pub fn new(code: Code, reason: &'static str, message: impl Into<String>) -> Self {
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        let retry_after = match reason.retry() {
+            Retry::Wait(least) => Some(least),
+            Retry::Correct | Retry::Resolve | Retry::MoreTime | Retry::Operator => None,
+        };
         Self {
-            code,
             reason,
             message: message.into(),
             field: None,
             violations: Vec::new(),
-            retry_after: None,
+            retry_after,
             metadata: Vec::new(),
         }
     }
 
     /// The caller sent something that cannot be used.
-    pub fn invalid(reason: &'static str, field: impl Into<String>, message: impl Into<String>) -> Self {
-        Self { field: Some(field.into()), ..Self::new(Code::InvalidArgument, reason, message) }
+    pub fn invalid(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(reason, message).with_field(field)
+    }
+
+    pub fn code(&self) -> Code {
+        Code::from(self.reason.code() as i32)
     }
 
     pub fn with_field(mut self, field: impl Into<String>) -> Self {
@@ -55,6 +61,7 @@ impl Problem {
         self
     }
 
+    /// For a wait that is known better than by its reason.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
@@ -74,10 +81,11 @@ impl Problem {
 
 impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
+        let code = problem.code();
         let metadata: HashMap<String, String> =
             problem.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-        let mut details = ErrorDetails::with_error_info(problem.reason, DOMAIN, metadata);
-        if let Some(field) = problem.field.filter(|_| problem.code == Code::InvalidArgument) {
+        let mut details = ErrorDetails::with_error_info(problem.reason.name(), DOMAIN, metadata);
+        if let Some(field) = problem.field.filter(|_| code == Code::InvalidArgument) {
             details.add_bad_request_violation(field, problem.message.clone());
         }
         for (field, violation) in problem.violations {
@@ -86,15 +94,15 @@ impl From<Problem> for Status {
         if let Some(delay) = problem.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Status::with_error_details(problem.code, problem.message, details)
+        Status::with_error_details(code, problem.message, details)
     }
 }
 
 impl From<Problem> for wire::ItemError {
     fn from(problem: Problem) -> Self {
         Self {
-            code: problem.code as i32,
-            reason: problem.reason.into(),
+            code: problem.reason.code() as i32,
+            reason: problem.reason.name().into(),
             message: problem.message,
             field: problem.field.unwrap_or_default(),
         }

@@ -8,13 +8,14 @@ use axum::middleware::Next;
 use axum::response::Response;
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::context::Principal;
 use super::method::is_health;
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
+use crate::reason::Reason;
 
 /// A bucket of calls for each tenant. There are as many tenants as the file of keys names.
 #[derive(Clone)]
@@ -44,7 +45,7 @@ impl RateLimit {
         let Some(bounded) = &self.0 else { return Ok(()) };
         bounded.buckets.check_key(tenant).map_err(|not_yet| {
             let message = format!("the tenant may begin {} calls per second", bounded.calls_per_second);
-            Problem::new(Code::ResourceExhausted, "RATE_LIMITED", message)
+            Problem::new(Reason::RateLimited, message)
                 .with_metadata("limit", bounded.calls_per_second)
                 .retry_after(not_yet.wait_time_from(DefaultClock::default().now()))
         })
@@ -82,7 +83,7 @@ mod tests {
             rate.take(&harbour).expect("within the burst");
         }
         let problem = rate.take(&harbour).expect_err("an empty bucket");
-        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "RATE_LIMITED"));
+        assert_eq!(problem.reason.name(), "RATE_LIMITED");
         assert!(problem.retry_after.is_some_and(|delay| delay <= Duration::from_secs(1)));
         rate.take(&yard).expect("another tenant's bucket");
     }

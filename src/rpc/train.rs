@@ -3,12 +3,13 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, stream};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::context::CallContext;
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
 use crate::jobs::{EventPayload, Job, JobEvent, JobKey, Jobs, Start, WatchFrom};
+use crate::reason::Reason;
 use crate::wire;
 
 /// The jobs of a server, for the services that need them. Cloning it is cheap.
@@ -29,9 +30,9 @@ impl JobAccess {
             Self::Open(jobs) => Ok(jobs),
             Self::NoDataDir => {
                 let message = "this server trains no models: store.data_dir is empty";
-                Err(Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message))
+                Err(Problem::new(Reason::NoDataDir, message))
             }
-            Self::Damaged(cause) => Err(Problem::new(Code::DataLoss, "JOB_STORE_DAMAGED", cause.to_string())),
+            Self::Damaged(cause) => Err(Problem::new(Reason::JobStoreDamaged, cause.to_string())),
         }
     }
 }

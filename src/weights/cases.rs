@@ -3,7 +3,7 @@
 use super::checkpoint::Origin;
 use super::family::ArchitectureHints;
 use super::family::transoss::TransOssArchitecture;
-use super::fit::{Blocks, Reason};
+use super::fit::{Blocks, UntakenReason};
 use super::golden::{self, checkpoint_case as path};
 use super::native::read_tensors;
 use super::open::{Hints, OpenModel};
@@ -188,9 +188,9 @@ fn a_network_starts_from_a_vit_as_timm_and_dino_save_it() {
         assert_eq!(start.fit.blocks, Blocks { whole: 2, touched: 2, of: 2 });
         assert_eq!(start.warning(), None);
         let left: Vec<_> = start.fit.untaken.iter().map(|tensor| (&*tensor.name, &tensor.reason)).collect();
-        let mut expected = vec![("head.bias", &Reason::Head), ("head.weight", &Reason::Head)];
+        let mut expected = vec![("head.bias", &UntakenReason::Head), ("head.weight", &UntakenReason::Head)];
         if weights == "ema" {
-            expected.insert(1, ("head.mlp.0.weight", &Reason::Outside));
+            expected.insert(1, ("head.mlp.0.weight", &UntakenReason::Outside));
         }
         assert_eq!(left, expected);
         assert!(start.fit.kept.iter().any(|name| name == "base.mie_embed"));

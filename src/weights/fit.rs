@@ -34,12 +34,12 @@ pub struct Untaken {
     pub found: Option<Vec<usize>>,
     /// That of the model's tensor of this name, if there is one.
     pub expected: Option<Vec<usize>>,
-    pub reason: Reason,
+    pub reason: UntakenReason,
 }
 
 /// Why a tensor was not taken.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Reason {
+pub enum UntakenReason {
     Shape,
     /// A classifier or distillation head, or `fc`: the run learns its own.
     Head,
@@ -99,13 +99,13 @@ impl fmt::Display for Untaken {
             write!(f, " {found:?}")?;
         }
         match (&self.reason, &self.expected) {
-            (Reason::Shape, Some(expected)) => write!(f, " (the model's has {expected:?})"),
+            (UntakenReason::Shape, Some(expected)) => write!(f, " (the model's has {expected:?})"),
             (reason, _) => write!(f, " ({reason})"),
         }
     }
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for UntakenReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Shape => f.write_str("another shape than the model's"),

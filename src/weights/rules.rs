@@ -1,7 +1,7 @@
 //! Which tensors of a checkpoint a model takes: strictly to serve, more freely to start a fine-tune.
 
 use super::family::Architecture;
-use super::fit::{Fit, Reason, Untaken};
+use super::fit::{Fit, Untaken, UntakenReason};
 use super::misfits::Misfits;
 use super::tensors::{HostTensor, NamedTensors};
 
@@ -54,7 +54,7 @@ pub fn start_from(
             expected: initial.get(&name).map(|own| own.shape.clone()),
             name,
             found: Some(tensor.shape),
-            reason: Reason::Head,
+            reason: UntakenReason::Head,
         })
         .collect();
     let mut misfits = Misfits::default();

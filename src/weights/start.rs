@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
 use super::family::{Architecture, Family};
-use super::fit::{Blocks, Fit, Reason, Untaken};
+use super::fit::{Blocks, Fit, Untaken, UntakenReason};
 use super::misfits::Misfits;
 use super::names::bare;
 use super::native::{self, NativeError};
@@ -153,13 +153,13 @@ fn left(origin: &Origin) -> impl Iterator<Item = Untaken> {
         name: name.clone(),
         found: Some(shape.clone()),
         expected: None,
-        reason: Reason::Outside,
+        reason: UntakenReason::Outside,
     });
     let skipped = origin.skipped.iter().map(|(name, kind)| Untaken {
         name: name.clone(),
         found: None,
         expected: None,
-        reason: Reason::Unread(kind.clone()),
+        reason: UntakenReason::Unread(kind.clone()),
     });
     outside.chain(skipped)
 }

@@ -17,6 +17,7 @@ mod tiff;
 pub use facts::{Facts, SampleFormat, StoredSample};
 
 use super::Modality;
+use crate::reason::Reason;
 
 /// Bytes that the decoders may use beside the pixels.
 const SCRATCH_BYTES: u64 = 64 << 20;
@@ -93,17 +94,17 @@ pub enum DecodeError {
 
 impl DecodeError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Empty => "IMAGE_EMPTY",
-            Self::TooManyBytes { .. } => "IMAGE_TOO_LARGE",
-            Self::UnknownFormat => "IMAGE_FORMAT_UNKNOWN",
-            Self::TooManyPixels { .. } => "IMAGE_TOO_MANY_PIXELS",
-            Self::NoPixels { .. } => "IMAGE_WITHOUT_PIXELS",
-            Self::Truncated => "IMAGE_TRUNCATED",
-            Self::Corrupt { .. } => "IMAGE_CORRUPT",
-            Self::Unsupported { .. } => "IMAGE_UNSUPPORTED",
-            Self::SarChannels { .. } => "SAR_CHANNELS",
+            Self::Empty => Reason::ImageEmpty,
+            Self::TooManyBytes { .. } => Reason::ImageTooLarge,
+            Self::UnknownFormat => Reason::ImageFormatUnknown,
+            Self::TooManyPixels { .. } => Reason::ImageTooManyPixels,
+            Self::NoPixels { .. } => Reason::ImageWithoutPixels,
+            Self::Truncated => Reason::ImageTruncated,
+            Self::Corrupt { .. } => Reason::ImageCorrupt,
+            Self::Unsupported { .. } => Reason::ImageUnsupported,
+            Self::SarChannels { .. } => Reason::SarChannels,
         }
     }
 

@@ -37,7 +37,7 @@ fn seed() -> ChaCha8Rng {
 fn codes_of(gray: &[u8], width: usize, modality: Modality, facts: &Facts) -> Vec<&'static str> {
     let rgb: Vec<u8> = gray.iter().flat_map(|level| [*level; 3]).collect();
     let picture = Picture { rgb: &rgb, width, modality, framing: Framing::Whole, facts };
-    doubts(&picture).iter().map(ChipWarning::code).collect()
+    doubts(&picture).iter().map(|warning| warning.code().name()).collect()
 }
 
 /// 40 x 160 pixels of sea with a ship on them, speckled.
@@ -137,7 +137,7 @@ fn colours_are_no_sar_and_never_taken_for_one() {
     let rgb: Vec<u8> = speckled().iter().flat_map(|level| [*level, level / 2, level / 3]).collect();
     let codes = |modality| {
         let picture = Picture { rgb: &rgb, width: 40, modality, framing: Framing::Whole, facts: &facts };
-        doubts(&picture).iter().map(ChipWarning::code).collect::<Vec<_>>()
+        doubts(&picture).iter().map(|warning| warning.code().name()).collect::<Vec<_>>()
     };
     assert_eq!(codes(Modality::Sar), ["LOOKS_LIKE_OPTICAL"]);
     assert!(codes(Modality::Optical).is_empty());
@@ -153,7 +153,7 @@ fn a_box_between_the_pixels_is_not_judged_by_its_speckle_nor_by_what_the_whole_i
         (Framing::Resampled, &[]),
     ] {
         let picture = Picture { rgb: &rgb, width: 40, modality: Modality::Sar, framing, facts: &facts };
-        let found: Vec<_> = doubts(&picture).iter().map(ChipWarning::code).collect();
+        let found: Vec<_> = doubts(&picture).iter().map(|warning| warning.code().name()).collect();
         assert_eq!(found, expected, "{framing:?}");
     }
 }
@@ -367,7 +367,12 @@ const MISTAKES: [Mistake; 11] = [
 /// What a caller would be told, of what is found here.
 fn found(bytes: &[u8], modality: Modality) -> BTreeSet<&'static str> {
     let prepared = prepare(bytes, &View::plain(modality), SIZE, &LIMITS).expect("a chip");
-    prepared.warnings.iter().map(ChipWarning::code).filter(|code| CODES.contains(code)).collect()
+    prepared
+        .warnings
+        .iter()
+        .map(|warning| warning.code().name())
+        .filter(|code| CODES.contains(code))
+        .collect()
 }
 
 /// The shared folder of this name, or a note that it is not there.

@@ -12,6 +12,7 @@ use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRo
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::now;
 use crate::gallery::store::{Gallery, StoreError};
+use crate::reason::Reason;
 
 /// Bytes that are taken apart together.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -72,13 +73,13 @@ pub enum ImportError {
 
 impl ImportError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Archive(ArchiveError::Foreign) => "EXPORT_FOREIGN",
-            Self::Archive(ArchiveError::Newer { .. }) => "EXPORT_NEWER",
-            Self::Archive(ArchiveError::Truncated { .. }) => "EXPORT_TRUNCATED",
-            Self::Archive(ArchiveError::Damaged { .. }) => "EXPORT_DAMAGED",
-            Self::Archive(ArchiveError::Unacceptable { .. }) => "EXPORT_UNACCEPTABLE",
+            Self::Archive(ArchiveError::Foreign) => Reason::ExportForeign,
+            Self::Archive(ArchiveError::Newer { .. }) => Reason::ExportNewer,
+            Self::Archive(ArchiveError::Truncated { .. }) => Reason::ExportTruncated,
+            Self::Archive(ArchiveError::Damaged { .. }) => Reason::ExportDamaged,
+            Self::Archive(ArchiveError::Unacceptable { .. }) => Reason::ExportUnacceptable,
             Self::Catalog(cause) => cause.reason(),
         }
     }

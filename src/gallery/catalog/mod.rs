@@ -27,6 +27,7 @@ use crate::durable::{
     DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, is_full, remove_partial,
 };
 use crate::embedding::ModelDigest;
+use crate::reason::Reason;
 
 /// How galleries are run.
 #[derive(Clone, Copy, Debug)]
@@ -157,16 +158,19 @@ fn way_out(cause: &OpenError) -> &'static str {
 
 impl CatalogError {
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NotFound(_) => "GALLERY_NOT_FOUND",
-            Self::Exists(_) => "GALLERY_EXISTS",
-            Self::GalleriesFull { .. } => "GALLERIES_QUOTA",
-            Self::ImportsFull { .. } => "IMPORTING_TOO_MUCH",
-            Self::Refused { .. } => "GALLERY_REFUSED",
+            Self::NotFound(_) => Reason::GalleryNotFound,
+            Self::Exists(_) => Reason::GalleryExists,
+            Self::GalleriesFull { .. } => Reason::GalleriesQuota,
+            Self::ImportsFull { .. } => Reason::ImportingTooMuch,
+            Self::Refused { cause, .. } => match **cause {
+                OpenError::Damaged { .. } => Reason::GalleryDamaged,
+                OpenError::Newer { .. } | OpenError::Io { .. } => Reason::GalleryRefused,
+            },
             Self::Store(cause) => cause.reason(),
-            Self::DiskFull => "DISK_FULL",
-            Self::Io(_) => "DATA_DIRECTORY_UNUSABLE",
+            Self::DiskFull => Reason::DiskFull,
+            Self::Io(_) => Reason::DataDirectoryUnusable,
         }
     }
 }

@@ -3,6 +3,7 @@
 use crate::cancellation::Stopped;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
+use crate::reason::Reason;
 
 /// An operation that did not happen. What it does not name is as it was.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -46,16 +47,16 @@ impl StoreError {
     }
 
     /// Stable and fit for programs and labels.
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::AlreadyExists(_) => "ENTRY_EXISTS",
-            Self::Model { .. } => "MODEL_MISMATCH",
-            Self::Dimension { .. } => "DIMENSION_MISMATCH",
-            Self::EntriesFull { .. } => "ENTRIES_QUOTA",
-            Self::BytesFull { .. } => "BYTES_QUOTA",
-            Self::ReadOnly { .. } => "GALLERY_READ_ONLY",
-            Self::Closed => "GALLERY_CLOSED",
-            Self::Unreadable(_) => "GALLERY_UNREADABLE",
+            Self::AlreadyExists(_) => Reason::EntryExists,
+            Self::Model { .. } => Reason::ModelMismatch,
+            Self::Dimension { .. } => Reason::DimensionMismatch,
+            Self::EntriesFull { .. } => Reason::EntriesQuota,
+            Self::BytesFull { .. } => Reason::BytesQuota,
+            Self::ReadOnly { .. } => Reason::GalleryReadOnly,
+            Self::Closed => Reason::GalleryClosed,
+            Self::Unreadable(_) => Reason::GalleryUnreadable,
             Self::Stopped(stopped) => stopped.reason(),
         }
     }

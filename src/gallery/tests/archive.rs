@@ -69,7 +69,7 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     }
     import(&catalog, &whole).expect("whole");
     let taken = import(&catalog, &whole).expect_err("the name is taken");
-    assert_eq!(taken.reason(), "GALLERY_EXISTS");
+    assert_eq!(taken.reason().name(), "GALLERY_EXISTS");
     catalog.close();
 }
 
@@ -104,7 +104,7 @@ async fn what_enrolling_would_not_take_is_not_imported() {
     ] {
         gallery.enrol(odd).await.expect("the store leaves it to its callers");
         let refused = import(&catalog, &export(&gallery, Chips::With)).expect_err(expected);
-        assert_eq!(refused.reason(), "EXPORT_UNACCEPTABLE");
+        assert_eq!(refused.reason().name(), "EXPORT_UNACCEPTABLE");
         let message = refused.to_string();
         assert!(message.contains(expected) && message.contains("after 1 entries"), "{message}");
         gallery.delete(Selector::Ids(vec![id("odd")])).await.expect("deleted");
@@ -140,9 +140,9 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     };
     let held: Vec<Import> = (0..2).map(|number| begin("default", number).expect("there is memory")).collect();
     let full = begin("default", 2).expect_err("its half is taken");
-    assert_eq!(full.reason(), "IMPORTING_TOO_MUCH");
+    assert_eq!(full.reason().name(), "IMPORTING_TOO_MUCH");
     let of_others: Vec<Import> = (0..2).map(|number| begin("other", number).expect("its own half")).collect();
-    assert_eq!(begin("third", 0).expect_err("all is taken").reason(), "IMPORTING_TOO_MUCH");
+    assert_eq!(begin("third", 0).expect_err("all is taken").reason().name(), "IMPORTING_TOO_MUCH");
     drop((held, of_others));
     begin("default", 2).expect("given back");
 
@@ -154,7 +154,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let announced = whole.len() - (1 << 20);
     let refused =
         import.push(&whole[..announced], &Cancellation::default()).expect_err("the record cannot be stored");
-    assert_eq!(refused.reason(), "BYTES_QUOTA");
+    assert_eq!(refused.reason().name(), "BYTES_QUOTA");
 }
 
 /// Makes the head say that the next row is the highest number there is; a gallery of it could take no entry.
@@ -194,7 +194,7 @@ async fn an_import_that_nobody_waits_for_any_more_becomes_no_gallery() {
         left.finish(&cancellation).expect_err("he has left"),
         early.push(&whole, &cancellation).expect_err("as well"),
     ] {
-        assert_eq!(stopped.reason(), "CANCELLED");
+        assert_eq!(stopped.reason().name(), "CANCELLED");
     }
     drop(early);
     assert!(catalog.get("default", &name("left")).is_err());

@@ -70,7 +70,7 @@ async fn galleries_of_tenants_are_apart() {
     catalog.get("A", &name("fleet")).expect("there").enrol(enrolment("x", 1)).await.expect("enrolled");
     catalog.delete("../a", &name("fleet")).expect("there");
     let found = catalog.get("../a", &name("fleet")).expect_err("deleted");
-    assert_eq!(found.reason(), "GALLERY_NOT_FOUND");
+    assert_eq!(found.reason().name(), "GALLERY_NOT_FOUND");
     let entries = |tenant| catalog.get(tenant, &name("fleet")).expect("there").info().entries;
     assert_eq!((entries("a"), entries("A")), (0, 1));
     assert!(catalog.get("b", &name("fleet")).is_err());

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::failure::{Failure as Cause, Reason};
+use super::super::failure::Failure as Cause;
 use super::super::report::{Evaluation, Saved};
 use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
+use crate::reason::FailureReason;
 
 const SEEDS: u64 = 400;
 const BOUNDS: Bounds = Bounds { jobs_max: 6, events_retained_max: 9 };
@@ -213,7 +214,7 @@ impl Trial {
             6 => Work::Change(Change::Start),
             7 => Work::Change(Change::Cancel),
             8 => Work::Change(Change::Resume),
-            _ => Work::Change(Change::Fail(Cause::new(Reason::Hung, "silent"))),
+            _ => Work::Change(Change::Fail(Cause::new(FailureReason::Hung, "silent"))),
         }
     }
 }

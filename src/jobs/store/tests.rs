@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::failure::{Failure, Reason};
+use super::super::failure::Failure;
 use super::super::report::{Evaluation, Progress, Rankings, Saved};
 use super::super::state::{Change, JobState, Refused};
 use super::tables::REPLAY_BYTES;
@@ -10,6 +10,7 @@ use super::*;
 use crate::durable::Folder;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};
 use crate::gallery::GalleryName;
+use crate::reason::FailureReason;
 
 pub(super) const NOW: Time = Time::from_nanos(1);
 /// Stores as releases wrote them, by schema version.
@@ -142,7 +143,7 @@ fn what_is_refused_changes_nothing() {
         edit.change(Change::Finish { model: crate::embedding::ModelDigest::new([1; 32]) })
     });
     assert!(matches!(refused, Err(UpdateError::Refused(Refused::Active))));
-    let failure = || Failure::new(Reason::Crashed, "no");
+    let failure = || Failure::new(FailureReason::Crashed, "no");
     assert!(matches!(store.delete(&job.key, |_| Err(failure())), Err(UpdateError::Refused(_))));
     assert_eq!(store.get(&job.key).expect("readable"), Some(job.clone()));
     let unknown = JobKey { id: JobId::new(99), ..job.key };

@@ -13,6 +13,7 @@ use crate::jobs::outcome::AttemptOutcome;
 use crate::jobs::slot::Slot;
 use crate::jobs::spawner::Spawner;
 use crate::jobs::store::{StoreError, UpdateError};
+use crate::reason::FailureReason;
 
 fn placed(folder: &tempfile::TempDir) {
     JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
@@ -53,7 +54,7 @@ impl ModelSink for Overtaken {
         let repository = self.0.get().expect("set before the job was submitted");
         let key = JobKey { tenant: "default".into(), id: crate::jobs::JobId::new(1) };
         let fail = |edit: &mut crate::jobs::edit::Edit| {
-            edit.change(Change::Fail(Failure::new(Reason::Crashed, "overtaken")))
+            edit.change(Change::Fail(Failure::new(FailureReason::Crashed, "overtaken")))
         };
         Handle::current().block_on(repository.update(&key, fail)).expect("legal");
         Ok(())
@@ -183,7 +184,7 @@ async fn a_disk_that_is_full_is_told_as_such_and_paths_begin_in_the_jobs_folder(
     std::fs::create_dir(&job).expect("writable");
     std::os::unix::fs::symlink("/dev/full", job.join("job.toml")).expect("writable");
     let (reason, message, attempts) = stage.failure().await;
-    assert_eq!((reason, attempts), (Reason::DiskFull, 1), "{message}");
+    assert_eq!((reason, attempts), (FailureReason::DiskFull, 1), "{message}");
 
     let said = r#"
         echo "$PWD/checkpoints/one is torn" >&2

@@ -142,7 +142,10 @@ async fn a_preset_that_served_can_be_activated_again() {
         drop(bench.changes.recv().await.expect("told"));
         bench.pipeline.residency().gone(digest(former)).await;
     }
-    assert_eq!(bench.activator.activate(digest(9)).await.expect_err("unknown").reason(), "MODEL_NOT_FOUND");
+    assert_eq!(
+        bench.activator.activate(digest(9)).await.expect_err("unknown").reason().name(),
+        "MODEL_NOT_FOUND"
+    );
     bench.pipeline.residency().queue().close().await;
 }
 
@@ -155,7 +158,7 @@ async fn a_model_that_cannot_serve_leaves_the_active_one_alone() {
     .await;
     let check = async |model, reason: &str| {
         let refused = bench.activator.activate(model).await.expect_err("it cannot serve");
-        assert_eq!(refused.reason(), reason, "{refused}");
+        assert_eq!(refused.reason().name(), reason, "{refused}");
         assert_eq!(bench.pipeline.active().digest, digest(0));
         assert_eq!(bench.activator.registry().active(), None);
     };
@@ -172,7 +175,7 @@ async fn an_activation_that_cannot_be_remembered_does_not_happen() {
     let bench = bench(projections()).await;
     fs::create_dir(bench.folder.path().join("active.toml.new")).expect("writable");
     let refused = bench.activator.activate(digest(1)).await.expect_err("not writable");
-    assert_eq!(refused.reason(), "MODEL_STORE_FAILED");
+    assert_eq!(refused.reason().name(), "MODEL_STORE_FAILED");
     assert_eq!(bench.pipeline.active().digest, digest(0));
     bench.pipeline.residency().gone(digest(1)).await;
     bench.pipeline.residency().queue().close().await;

@@ -301,7 +301,7 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     assert_eq!(gallery.info().about.model, digest(0));
     assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok(), "it is still searched with it");
     let refused = life.reembedder.activator.activate(digest(2)).await.expect_err("there is no place");
-    assert_eq!(refused.reason(), "MODEL_NEEDED");
+    assert_eq!(refused.reason().name(), "MODEL_NEEDED");
     assert!(refused.to_string().ends_with("they are t-t/g"), "{refused}");
     let reembedder = life.reembedder.clone();
     let (_changes, changes) = mpsc::unbounded_channel();

@@ -99,7 +99,7 @@ fn messages_are_weighed_however_the_bytes_are_cut() {
 #[test]
 fn an_oversized_message_is_refused_on_its_length_alone() {
     let problem = body_of(&body_limit(10, 100), 1).follow(&[0, 0, 0, 0, 11]).expect_err("too long");
-    assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"));
+    assert_eq!(problem.reason.name(), "MESSAGE_TOO_LARGE");
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn half_received_messages_share_one_budget_and_give_it_back() {
     first.follow(&message(10)[..14]).expect("room");
     let mut second = body_of(&body_limit, 2);
     let problem = second.follow(&message(10)).expect_err("no room");
-    assert_eq!(problem.reason, "RECEIVING_TOO_MUCH");
+    assert_eq!(problem.reason.name(), "RECEIVING_TOO_MUCH");
     assert!(problem.retry_after.is_some());
     drop(first);
     body_of(&body_limit, 3).follow(&message(10)).expect("room again");
@@ -128,7 +128,7 @@ fn what_is_no_message_is_the_callers_fault() {
     let body_limit = body_limit(10, 100);
     for flag in [1, 2, 255] {
         let problem = body_of(&body_limit, 1).follow(&[flag, 0, 0, 0, 1, 1]).expect_err("compressed");
-        assert_eq!((problem.code, problem.reason), (Code::InvalidArgument, "MESSAGE_MALFORMED"));
+        assert_eq!(problem.reason.name(), "MESSAGE_MALFORMED");
     }
 }
 

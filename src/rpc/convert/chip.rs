@@ -2,12 +2,13 @@
 
 use super::super::problem::Problem;
 use crate::chip::{AskedPixelSize, ChipWarning, Modality, OrientedBox, PixelSizeRule, SourceChip, View};
+use crate::reason::Reason;
 use crate::wire;
 
 /// A chip, but for its observation.
 pub fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
     let modality = modality("modality", chip.modality)?
-        .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
+        .ok_or_else(|| Problem::invalid(Reason::ModalityUnknown, "modality", "modality is not set"))?;
     let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(chip.pixel_size_x_m, chip.pixel_size_y_m)?);
     let oriented_box = chip.oriented_box.map(oriented_box).transpose()?;
     Ok(SourceChip { image: chip.image, view: View { modality, pixel_size, oriented_box } })
@@ -19,14 +20,18 @@ pub fn modality(field: &str, number: i32) -> Result<Option<Modality>, Problem> {
         Ok(wire::Modality::Optical) => Ok(Some(Modality::Optical)),
         Ok(wire::Modality::Sar) => Ok(Some(Modality::Sar)),
         Ok(wire::Modality::Unspecified) => Ok(None),
-        Err(_) => Err(Problem::invalid("MODALITY_UNKNOWN", field, format!("modality {number} is unknown"))),
+        Err(_) => {
+            Err(Problem::invalid(Reason::ModalityUnknown, field, format!("modality {number} is unknown")))
+        }
     }
 }
 
 /// What is doubtful about a chip.
 pub fn warnings(warnings: &[ChipWarning]) -> Vec<wire::Warning> {
-    let warning =
-        |warning: &ChipWarning| wire::Warning { code: warning.code().into(), message: warning.to_string() };
+    let warning = |warning: &ChipWarning| wire::Warning {
+        code: warning.code().name().into(),
+        message: warning.to_string(),
+    };
     warnings.iter().map(warning).collect()
 }
 

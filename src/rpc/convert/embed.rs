@@ -7,6 +7,7 @@ use super::{duration, model_digest, priority, source_chip, warnings};
 use crate::chip::SourceChip;
 use crate::embedding::ModelDigest;
 use crate::encoder::{Embedded, ModelCard, Priority};
+use crate::reason::Reason;
 use crate::wire;
 
 /// An Embed request whose every field has been read; chips fail one by one.
@@ -22,12 +23,12 @@ impl EmbedCall {
     pub fn parse(request: wire::EmbedRequest, chips_max: usize) -> Result<Self, Problem> {
         let count = request.chips.len();
         if count == 0 {
-            return Err(Problem::invalid("NO_CHIPS", "chips", "chips is empty"));
+            return Err(Problem::invalid(Reason::NoChips, "chips", "chips is empty"));
         }
         if count > chips_max {
             let message = format!("chips has {count} elements, the limit is {chips_max}");
             return Err(
-                Problem::invalid("TOO_MANY_CHIPS", "chips", message).with_metadata("limit", chips_max)
+                Problem::invalid(Reason::TooManyChips, "chips", message).with_metadata("limit", chips_max)
             );
         }
         let model = model_digest(&request.model)?;

@@ -4,6 +4,7 @@ use super::super::problem::Problem;
 use super::sighting::time;
 use super::{bounded_text, entry_id, modality, text_problem};
 use crate::gallery::{Area, Filter, TimeRange, VesselId};
+use crate::reason::Reason;
 use crate::wire;
 
 /// Values that one condition of a filter may list.
@@ -20,13 +21,13 @@ pub fn filter(filter: wire::EntryFilter) -> Result<Filter, Problem> {
         if count > VALUES_MAX {
             let message = format!("{field} has {count} elements, the limit is {VALUES_MAX}");
             return Err(
-                Problem::invalid("FILTER_TOO_LONG", field, message).with_metadata("limit", VALUES_MAX)
+                Problem::invalid(Reason::FilterTooLong, field, message).with_metadata("limit", VALUES_MAX)
             );
         }
     }
     let modalities = filter.modalities.iter().map(|number| {
         modality("modalities", *number)?
-            .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modalities", "a modality is not set"))
+            .ok_or_else(|| Problem::invalid(Reason::ModalityUnknown, "modalities", "a modality is not set"))
     });
     let vessels = filter
         .vessel_ids
@@ -49,7 +50,7 @@ fn time_range(range: wire::TimeRange) -> Result<TimeRange, Problem> {
     };
     let (from, to) = (end("time_range.from", range.from)?, end("time_range.to", range.to)?);
     TimeRange::new(from, to)
-        .map_err(|cause| Problem::invalid("TIME_RANGE_INVERTED", "time_range", cause.to_string()))
+        .map_err(|cause| Problem::invalid(Reason::TimeRangeInverted, "time_range", cause.to_string()))
 }
 
 fn area(area: wire::Area) -> Result<Area, Problem> {

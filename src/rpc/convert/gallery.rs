@@ -10,6 +10,7 @@ use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
     Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
 };
+use crate::reason::Reason;
 use crate::wire;
 use crate::wire::delete_entries_request::Selection;
 use crate::wire::enroll_request::Source;
@@ -41,7 +42,9 @@ impl EnrollItem {
     /// What is wrong with the item, by field.
     pub fn parse(request: wire::EnrollRequest) -> Result<Self, Problem> {
         let (source, observed) = match request.source {
-            None => return Err(Problem::invalid("NO_SOURCE", "chip", "neither chip nor embedding is set")),
+            None => {
+                return Err(Problem::invalid(Reason::NoSource, "chip", "neither chip nor embedding is set"));
+            }
             Some(Source::Chip(mut chip)) => {
                 let observed = chip.observation.take();
                 let chip = source_chip(chip).map_err(|problem| problem.within("chip"))?;
@@ -86,7 +89,7 @@ fn ready_observation(
     match (ready.observation.take(), of_chip) {
         (Some(_), Some(_)) => {
             let message = "observation and chip.observation are both set";
-            Err(Problem::invalid("OBSERVATION_TWICE", "chip.observation", message))
+            Err(Problem::invalid(Reason::ObservationTwice, "chip.observation", message))
         }
         (None, Some(of_chip)) => Ok((Some(of_chip), "embedding.chip.observation")),
         (own, None) => Ok((own, "embedding.observation")),
@@ -95,7 +98,7 @@ fn ready_observation(
 
 fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
     let model = model_digest(&ready.model)?
-        .ok_or_else(|| Problem::invalid("MODEL_MALFORMED", "model", "model is not set"))?;
+        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "model", "model is not set"))?;
     let chip = ready.chip.map(source_chip).transpose().map_err(|problem| problem.within("chip"))?;
     let of_chip = chip.as_ref().map(|chip| chip.view.modality);
     let own = super::modality("modality", ready.modality)?;
@@ -103,11 +106,11 @@ fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
         && own != of_chip
     {
         let message = format!("the chip is {}, the embedding is said to be {}", of_chip.name(), own.name());
-        return Err(Problem::invalid("MODALITY_CONTRADICTS", "chip.modality", message));
+        return Err(Problem::invalid(Reason::ModalityContradicts, "chip.modality", message));
     }
     let modality = own
         .or(of_chip)
-        .ok_or_else(|| Problem::invalid("MODALITY_UNKNOWN", "modality", "modality is not set"))?;
+        .ok_or_else(|| Problem::invalid(Reason::ModalityUnknown, "modality", "modality is not set"))?;
     let embedding = embedding("embedding", ready.embedding.unwrap_or_default())?;
     Ok(EnrollSource::Ready { embedding, model, modality, chip })
 }
@@ -115,7 +118,7 @@ fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
 /// Which entries a deletion takes.
 pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
     match selection {
-        None => Err(Problem::invalid("NO_SELECTION", "ids", "neither ids nor filter is set")),
+        None => Err(Problem::invalid(Reason::NoSelection, "ids", "neither ids nor filter is set")),
         Some(Selection::Ids(ids)) => {
             let ids = ids.entry_ids.iter().map(|id| entry_id("ids.entry_ids", id));
             Ok(Selector::Ids(ids.collect::<Result<_, _>>()?))
@@ -124,7 +127,7 @@ pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
             let wanted = filter(wanted).map_err(|problem| problem.within("filter"))?;
             if wanted.is_empty() {
                 let message = "filter is empty: it would delete every entry; delete the gallery instead";
-                return Err(Problem::invalid("FILTER_EMPTY", "filter", message));
+                return Err(Problem::invalid(Reason::FilterEmpty, "filter", message));
             }
             Ok(Selector::Filter(wanted))
         }
@@ -153,7 +156,7 @@ fn update(update: wire::EntryUpdate) -> Result<Update, Problem> {
 fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
     if paths.is_empty() {
         let message = "update_mask is empty: it says which of vessel_id, labels, observation to write";
-        return Err(Problem::invalid("UPDATE_MASK_EMPTY", "update_mask", message));
+        return Err(Problem::invalid(Reason::UpdateMaskEmpty, "update_mask", message));
     }
     let field = |path: &String| {
         Ok(match path.as_str() {
@@ -173,7 +176,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
             "observation.width_m" => Field::Width,
             other => {
                 let message = format!("update_mask names {other}, which cannot be updated");
-                return Err(Problem::invalid("UPDATE_MASK_UNKNOWN", "update_mask", message));
+                return Err(Problem::invalid(Reason::UpdateMaskUnknown, "update_mask", message));
             }
         })
     };

@@ -8,6 +8,7 @@ use crate::config::Matching;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{EntryId, Filter, Group, Observation, check_number};
 use crate::matching::{Candidate, Gate, Matched, Ranking, Sharing};
+use crate::reason::Reason;
 use crate::wire;
 use crate::wire::match_query::Subject;
 
@@ -54,9 +55,8 @@ impl MatchCall {
         let top_k = request.top_k.unwrap_or(TOP_K_DEFAULT.min(limits.top_k_max as u32));
         if top_k == 0 || top_k as usize > limits.top_k_max {
             let message = format!("top_k is {top_k}, it must be 1 to {}", limits.top_k_max);
-            return Err(
-                Problem::invalid("TOP_K_INVALID", "top_k", message).with_metadata("limit", limits.top_k_max)
-            );
+            return Err(Problem::invalid(Reason::TopKInvalid, "top_k", message)
+                .with_metadata("limit", limits.top_k_max));
         }
         if let Some(speed) = request.max_speed_knots {
             check_number("max_speed_knots", speed, "0 or more", |speed| speed >= 0.0)?;
@@ -99,11 +99,11 @@ impl MatchCall {
 fn check_counts(request: &wire::MatchRequest, limits: &Matching, chips_max: usize) -> Result<(), Problem> {
     let queries = request.queries.len();
     if queries == 0 {
-        return Err(Problem::invalid("NO_QUERIES", "queries", "queries is empty"));
+        return Err(Problem::invalid(Reason::NoQueries, "queries", "queries is empty"));
     }
     if queries > limits.queries_max {
         let message = format!("queries has {queries} elements, the limit is {}", limits.queries_max);
-        return Err(Problem::invalid("TOO_MANY_QUERIES", "queries", message)
+        return Err(Problem::invalid(Reason::TooManyQueries, "queries", message)
             .with_metadata("limit", limits.queries_max));
     }
     let chips = request.queries.iter().map(|query| match &query.subject {
@@ -113,7 +113,9 @@ fn check_counts(request: &wire::MatchRequest, limits: &Matching, chips_max: usiz
     let chips: usize = chips.sum();
     if chips > chips_max {
         let message = format!("the queries have {chips} chips together, the limit is {chips_max}");
-        return Err(Problem::invalid("TOO_MANY_CHIPS", "queries", message).with_metadata("limit", chips_max));
+        return Err(
+            Problem::invalid(Reason::TooManyChips, "queries", message).with_metadata("limit", chips_max)
+        );
     }
     Ok(())
 }
@@ -123,9 +125,11 @@ fn subject(query: wire::MatchQuery) -> Result<SubjectCall, Problem> {
     let observed = query.observation.map(observation).transpose();
     let observed = observed.map_err(|problem| problem.within("observation"))?;
     match query.subject {
-        None => {
-            Err(Problem::invalid("NO_SUBJECT", "tracklet", "none of tracklet, embedding, entry_id is set"))
-        }
+        None => Err(Problem::invalid(
+            Reason::NoSubject,
+            "tracklet",
+            "none of tracklet, embedding, entry_id is set",
+        )),
         Some(Subject::EntryId(id)) => Ok(SubjectCall::Enrolled(entry_id("entry_id", &id)?)),
         Some(Subject::Embedding(ready)) => Ok(SubjectCall::Ready {
             embedding: embedding("embedding", ready)?,
@@ -134,7 +138,7 @@ fn subject(query: wire::MatchQuery) -> Result<SubjectCall, Problem> {
         }),
         Some(Subject::Tracklet(tracklet)) => {
             if tracklet.chips.is_empty() {
-                return Err(Problem::invalid("NO_CHIPS", "tracklet.chips", "tracklet.chips is empty"));
+                return Err(Problem::invalid(Reason::NoChips, "tracklet.chips", "tracklet.chips is empty"));
             }
             let chips = tracklet.chips.into_iter().enumerate().map(|(index, chip)| {
                 sighted(chip).map_err(|problem| problem.within(&format!("tracklet.chips[{index}]")))
@@ -155,7 +159,7 @@ fn group(number: i32) -> Result<Group, Problem> {
         Ok(wire::GroupBy::Unspecified | wire::GroupBy::Vessel) => Ok(Group::Vessel),
         Ok(wire::GroupBy::Entry) => Ok(Group::Entry),
         Err(_) => {
-            Err(Problem::invalid("GROUP_BY_UNKNOWN", "group_by", format!("group_by {number} is unknown")))
+            Err(Problem::invalid(Reason::GroupByUnknown, "group_by", format!("group_by {number} is unknown")))
         }
     }
 }
@@ -164,7 +168,7 @@ fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Ranking, Problem> {
     let depth = rerank_depth.unwrap_or(0);
     if depth > RERANK_DEPTH_MAX {
         let message = format!("rerank_depth is {depth}, the limit is {RERANK_DEPTH_MAX}");
-        return Err(Problem::invalid("RERANK_DEPTH_INVALID", "rerank_depth", message)
+        return Err(Problem::invalid(Reason::RerankDepthInvalid, "rerank_depth", message)
             .with_metadata("limit", RERANK_DEPTH_MAX));
     }
     match wire::Ranking::try_from(number) {
@@ -174,10 +178,12 @@ fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Ranking, Problem> {
         Ok(wire::Ranking::Unspecified | wire::Ranking::Cosine) => Ok(Ranking::Cosine),
         Ok(wire::Ranking::Fused) if depth > 0 => {
             let message = "rerank_depth re-ranks by cosine: it cannot be combined with a fused ranking";
-            Err(Problem::invalid("RERANK_OF_FUSED", "rerank_depth", message))
+            Err(Problem::invalid(Reason::RerankOfFused, "rerank_depth", message))
         }
         Ok(wire::Ranking::Fused) => Ok(Ranking::Fused),
-        Err(_) => Err(Problem::invalid("RANKING_UNKNOWN", "ranking", format!("ranking {number} is unknown"))),
+        Err(_) => {
+            Err(Problem::invalid(Reason::RankingUnknown, "ranking", format!("ranking {number} is unknown")))
+        }
     }
 }
 
@@ -199,8 +205,9 @@ pub fn match_result(
         }
     };
     let doubts = matched.doubts.iter();
-    warnings
-        .extend(doubts.map(|doubt| wire::Warning { code: doubt.code().into(), message: doubt.to_string() }));
+    warnings.extend(
+        doubts.map(|doubt| wire::Warning { code: doubt.code().name().into(), message: doubt.to_string() }),
+    );
     let removed = matched.removed.into_iter();
     wire::MatchResult {
         query_id,

@@ -25,6 +25,7 @@ use super::problem::Problem;
 use crate::embedding::{Embedding, EmbeddingError, ModelDigest};
 use crate::encoder::{Caller, Priority};
 use crate::gallery::{TextError, check_text};
+use crate::reason::Reason;
 use crate::wire;
 
 /// Who calls, in the terms of the queue.
@@ -43,7 +44,7 @@ pub fn model_digest(text: &str) -> Result<Option<ModelDigest>, Problem> {
         return Ok(None);
     }
     text.parse().map(Some).map_err(|_| {
-        Problem::invalid("MODEL_MALFORMED", "model", "model is not a digest of 64 hexadecimal digits")
+        Problem::invalid(Reason::ModelMalformed, "model", "model is not a digest of 64 hexadecimal digits")
     })
 }
 
@@ -51,11 +52,11 @@ pub fn model_digest(text: &str) -> Result<Option<ModelDigest>, Problem> {
 pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, Problem> {
     Embedding::from_feature(embedding.values).map_err(|cause| {
         let reason = match cause {
-            EmbeddingError::Empty => "EMBEDDING_EMPTY",
-            EmbeddingError::NotFinite(_) => "EMBEDDING_NOT_FINITE",
-            EmbeddingError::Zero => "EMBEDDING_ZERO",
-            EmbeddingError::NotUnit => "EMBEDDING_NOT_UNIT",
-            EmbeddingError::Cancelled => "EMBEDDING_CANCELLED",
+            EmbeddingError::Empty => Reason::EmbeddingEmpty,
+            EmbeddingError::NotFinite(_) => Reason::EmbeddingNotFinite,
+            EmbeddingError::Zero => Reason::EmbeddingZero,
+            EmbeddingError::NotUnit => Reason::EmbeddingNotUnit,
+            EmbeddingError::Cancelled => Reason::EmbeddingCancelled,
         };
         Problem::invalid(reason, format!("{field}.values"), cause.to_string())
     })
@@ -70,17 +71,19 @@ fn priority(number: i32) -> Result<Priority, Problem> {
     match wire::Priority::try_from(number) {
         Ok(wire::Priority::Unspecified | wire::Priority::Interactive) => Ok(Priority::Interactive),
         Ok(wire::Priority::Bulk) => Ok(Priority::Bulk),
-        Err(_) => {
-            Err(Problem::invalid("PRIORITY_UNKNOWN", "priority", format!("priority {number} is unknown")))
-        }
+        Err(_) => Err(Problem::invalid(
+            Reason::PriorityUnknown,
+            "priority",
+            format!("priority {number} is unknown"),
+        )),
     }
 }
 
 fn text_problem(field: &str, cause: TextError) -> Problem {
     let reason = match cause {
-        TextError::Empty => "TEXT_EMPTY",
-        TextError::TooLong { .. } => "TEXT_TOO_LONG",
-        TextError::Control => "TEXT_CONTROL",
+        TextError::Empty => Reason::TextEmpty,
+        TextError::TooLong { .. } => Reason::TextTooLong,
+        TextError::Control => Reason::TextControl,
     };
     Problem::invalid(reason, field, format!("{field} {cause}"))
 }

@@ -7,6 +7,7 @@ use super::super::problem::Problem;
 use super::bounded_text;
 use crate::chip::ChipSize;
 use crate::encoder::ModelCard;
+use crate::reason::Reason;
 use crate::registry::{Condition, Evaluation, Facts, StoredModel};
 use crate::weights::family::{ArchitectureHints, FeaturePoint};
 use crate::weights::open::Hints;
@@ -60,7 +61,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
         Ok(wire::FeaturePoint::AfterNeck) => FeaturePoint::AfterNeck,
         Err(_) => {
             let message = format!("feature_point {} is unknown", hints.feature_point);
-            return Err(Problem::invalid("FEATURE_POINT_UNKNOWN", "hints.feature_point", message));
+            return Err(Problem::invalid(Reason::FeaturePointUnknown, "hints.feature_point", message));
         }
     };
     let set = |value: u32| (value > 0).then_some(value as usize);
@@ -69,7 +70,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
         (None, None) => None,
         _ => {
             let message = "image_height and image_width must be set together";
-            return Err(Problem::invalid("IMAGE_SIZE_INCOMPLETE", "hints.image_height", message));
+            return Err(Problem::invalid(Reason::ImageSizeIncomplete, "hints.image_height", message));
         }
     };
     let architecture = ArchitectureHints {

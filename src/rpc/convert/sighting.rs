@@ -7,6 +7,7 @@ use prost_types::Timestamp;
 use super::super::problem::Problem;
 use super::text_problem;
 use crate::gallery::{EntryId, Heading, Labels, Observation, ObservationError, Position, Time, VesselId};
+use crate::reason::Reason;
 use crate::wire;
 
 pub fn entry_id(field: &str, text: &str) -> Result<EntryId, Problem> {
@@ -23,7 +24,7 @@ pub fn vessel_id(field: &str, text: &str) -> Result<Option<VesselId>, Problem> {
 
 pub fn labels(labels: HashMap<String, String>) -> Result<Labels, Problem> {
     Labels::new(labels)
-        .map_err(|cause| Problem::invalid("LABELS_INVALID", "labels", format!("labels: {cause}")))
+        .map_err(|cause| Problem::invalid(Reason::LabelsInvalid, "labels", format!("labels: {cause}")))
 }
 
 /// An observation whose fields are named from its place in the request.
@@ -72,7 +73,7 @@ pub fn time(field: &str, timestamp: &Timestamp) -> Result<Time, Problem> {
     let nanos = u32::try_from(timestamp.nanos).ok().filter(|nanos| *nanos < 1_000_000_000);
     nanos.and_then(|nanos| Time::from_unix(timestamp.seconds, nanos)).ok_or_else(|| {
         let message = format!("{field} is no time between the years 1678 and 2262");
-        Problem::invalid("TIME_INVALID", field, message)
+        Problem::invalid(Reason::TimeInvalid, field, message)
     })
 }
 
@@ -84,7 +85,7 @@ fn position(observation: &wire::Observation) -> Result<Option<Position>, Problem
         (latitude, _) => {
             let missing = if latitude.is_none() { "latitude" } else { "longitude" };
             let message = format!("{missing} is missing: a position has both, an uncertainty has a position");
-            Err(Problem::invalid("POSITION_INCOMPLETE", missing, message))
+            Err(Problem::invalid(Reason::PositionIncomplete, missing, message))
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::jobs::{
     Evaluation, EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing, Progress,
     Rankings, Saved, Shape, Start, StateName, UntakenTensor,
 };
+use crate::reason::Reason;
 use crate::wire;
 use crate::wire::train_event::Event;
 
@@ -29,13 +30,14 @@ pub fn order(request: wire::TrainRequest) -> Result<JobSpec, Problem> {
     let gallery =
         Some(gallery).filter(|name| !name.is_empty()).map(|name| GalleryName::new(&name)).transpose();
     let gallery = gallery.map_err(|cause| {
-        Problem::invalid("GALLERY_NAME_INVALID", "gallery", format!("the gallery name {cause}"))
+        Problem::invalid(Reason::GalleryNameInvalid, "gallery", format!("the gallery name {cause}"))
     })?;
     Ok(JobSpec { config_toml, gallery, display_name, request_id })
 }
 
 pub fn job_id(text: &str) -> Result<JobId, Problem> {
-    text.parse().map_err(|cause| Problem::invalid("JOB_ID_MALFORMED", "job_id", format!("job_id: {cause}")))
+    text.parse()
+        .map_err(|cause| Problem::invalid(Reason::JobIdMalformed, "job_id", format!("job_id: {cause}")))
 }
 
 /// Which jobs a caller wants to see.
@@ -153,7 +155,8 @@ fn wire_state(name: StateName) -> wire::JobState {
 
 fn state_name(number: i32) -> Result<StateName, Problem> {
     let known = StateName::EVERY.into_iter().find(|name| wire_state(*name) as i32 == number);
-    known.ok_or_else(|| Problem::invalid("STATE_UNKNOWN", "states", format!("state {number} is unknown")))
+    known
+        .ok_or_else(|| Problem::invalid(Reason::StateUnknown, "states", format!("state {number} is unknown")))
 }
 
 fn bounded_bytes(field: &str, bytes: usize, limit: usize) -> Result<(), Problem> {
@@ -161,5 +164,5 @@ fn bounded_bytes(field: &str, bytes: usize, limit: usize) -> Result<(), Problem>
         return Ok(());
     }
     let message = format!("{field} has {bytes} bytes, the limit is {limit}");
-    Err(Problem::invalid("TEXT_TOO_LONG", field, message).with_metadata("limit", limit))
+    Err(Problem::invalid(Reason::TextTooLong, field, message).with_metadata("limit", limit))
 }

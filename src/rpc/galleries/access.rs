@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use tonic::Code;
 
 use super::super::context::CallContext;
 use super::super::problem::Problem;
@@ -13,6 +12,7 @@ use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::encoder::Refusal;
 use crate::gallery::{Catalog, Gallery, GalleryName};
 use crate::metrics;
+use crate::reason::Reason;
 
 /// Calls that read or write the disk beside searches at the same time.
 const DISK_PLACES: usize = 32;
@@ -39,7 +39,7 @@ impl GalleryAccess {
     pub fn catalog(&self) -> Result<&Arc<Catalog>, Problem> {
         self.catalog.as_ref().ok_or_else(|| {
             let message = "this server keeps no galleries: store.data_dir is empty";
-            Problem::new(Code::FailedPrecondition, "NO_DATA_DIR", message)
+            Problem::new(Reason::NoDataDir, message)
         })
     }
 
@@ -102,7 +102,7 @@ impl GalleryAccess {
             if worked.is_err()
                 && let Err(stopped) = cancellation.check()
             {
-                metrics::search_stopped(stopped.reason());
+                metrics::search_stopped(stopped.label());
             }
             worked
         })
@@ -133,7 +133,7 @@ async fn off_the_runtime<T: Send + 'static>(
 ) -> Result<T, Problem> {
     spawn_cancellable(deadline, work).await.unwrap_or_else(|cause| {
         tracing::error!(%cause, "reading a gallery panicked");
-        Err(Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed"))
+        Err(Problem::new(Reason::GalleryFailed, "reading the gallery failed"))
     })
 }
 
@@ -145,7 +145,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// No gallery can have the name.
 pub fn gallery_name(name: &str) -> Result<GalleryName, Problem> {
     GalleryName::new(name).map_err(|cause| {
-        Problem::invalid("GALLERY_NAME_INVALID", "name", format!("the gallery name {cause}"))
+        Problem::invalid(Reason::GalleryNameInvalid, "name", format!("the gallery name {cause}"))
     })
 }
 
@@ -273,7 +273,7 @@ mod tests {
         search.begun.await.expect("the next one begins");
         let soon = Some(Instant::now() + Duration::from_millis(1));
         let problem = access.admit(&context("busy", soon), Work::default()).expect_err("two are before it");
-        assert_eq!((problem.code, problem.reason), (Code::ResourceExhausted, "QUEUE_TOO_LONG"));
+        assert_eq!(problem.reason.name(), "QUEUE_TOO_LONG");
         assert!(problem.retry_after.is_some());
         access.admit(&context("quiet", soon), Work::default()).expect("another's searches are not before it");
         access.admit(&context("busy", None), Work::default()).expect("it has time");
@@ -302,7 +302,7 @@ mod tests {
         search.begun.await.expect("the search begins");
         tokio::time::advance(Duration::from_secs(5)).await;
         let problem = searching.await.expect("no panic").expect_err("too late");
-        assert_eq!((problem.code, problem.reason), (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"));
+        assert_eq!(problem.reason.name(), "DEADLINE_EXCEEDED");
         assert_eq!(search.ended.recv(), Ok(Stopped::Deadline));
     }
 
@@ -311,6 +311,6 @@ mod tests {
         let access = GalleryAccess::new(None, 1, 0.0);
         let late = context("t", Some(Instant::now()));
         let outcome = access.read::<()>(&late, |_| panic!("it is begun")).await;
-        assert_eq!(outcome.expect_err("too late").code, Code::DeadlineExceeded);
+        assert_eq!(outcome.expect_err("too late").reason.name(), "DEADLINE_EXCEEDED");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::super::context::CallContext;
 use super::super::convert::{self, EnrollItem, EnrollSource};
@@ -18,6 +18,7 @@ use crate::gallery::{
     Observation, ShadowEmbedding, StoreError, Time, VesselId,
 };
 use crate::metrics;
+use crate::reason::Reason;
 use crate::wire;
 
 /// What the items of one call share.
@@ -55,7 +56,7 @@ impl EnrollCall {
             EnrollItem::parse(request)
         } else {
             let message = format!("the stream enrols into {}, not into {}", self.name, request.gallery);
-            Err(Problem::invalid("GALLERY_CHANGED", "gallery", message))
+            Err(Problem::invalid(Reason::GalleryChanged, "gallery", message))
         };
         Ok(Begun { entry_id, item, _chip: chip, _turn: turn })
     }
@@ -77,7 +78,7 @@ impl EnrollCall {
                 response.warnings = warnings;
             }
             Err(problem) => {
-                metrics::enrolled(problem.reason, started.elapsed());
+                metrics::enrolled(problem.reason.name(), started.elapsed());
                 response.error = Some(problem.into());
             }
         }
@@ -254,7 +255,7 @@ fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
         let message = format!(
             "the gallery is of model {model}, which is not resident; the active one is {active}; {way_out}"
         );
-        Problem::new(Code::FailedPrecondition, "MODEL_NOT_RESIDENT", message)
+        Problem::new(Reason::ModelNotResident, message)
             .with_metadata("gallery_model", model)
             .with_metadata("active_model", active)
     })

@@ -8,11 +8,11 @@ use tokio::sync::mpsc::{self, Permit, Sender};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
+use tonic::Status;
 
-use super::super::drain::RETRY_AFTER_DRAIN;
 use super::super::problem::Problem;
 use crate::gallery::{Export, Gallery};
+use crate::reason::Reason;
 use crate::wire::ExportGalleryResponse;
 
 /// Pieces of a copy between the disk and a slow reader.
@@ -45,7 +45,7 @@ async fn send(watch: &Watch, mut export: Export, pieces: Sender<Piece>) -> Resul
         let reading = tokio::task::spawn_blocking(move || (export.next(), export));
         let (piece, rest) = reading.await.map_err(|cause| {
             tracing::error!(%cause, "reading a gallery panicked");
-            Problem::new(Code::Internal, "GALLERY_FAILED", "reading the gallery failed")
+            Problem::new(Reason::GalleryFailed, "reading the gallery failed")
         })?;
         export = rest;
         let Some(piece) = piece else { return Ok(()) };
@@ -83,7 +83,7 @@ impl Watch {
 }
 
 fn too_slow(message: impl Into<String>) -> Problem {
-    Problem::new(Code::Aborted, "EXPORT_TOO_SLOW", message).retry_after(RETRY_AFTER_DRAIN)
+    Problem::new(Reason::ExportTooSlow, message)
 }
 
 #[cfg(test)]

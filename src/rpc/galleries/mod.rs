@@ -28,6 +28,7 @@ use crate::encoder::Pipeline;
 use crate::gallery::{
     Entry, EntryId, Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId,
 };
+use crate::reason::Reason;
 use crate::wire;
 use enroll::{EnrollCall, InFlight};
 
@@ -284,7 +285,7 @@ fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
 
 fn named_vessel(field: &str, id: &str) -> Result<VesselId, Problem> {
     convert::vessel_id(field, id)?
-        .ok_or_else(|| Problem::invalid("TEXT_EMPTY", field, format!("{field} names no vessel")))
+        .ok_or_else(|| Problem::invalid(Reason::TextEmpty, field, format!("{field} names no vessel")))
 }
 
 fn bounded_count(field: &str, count: usize) -> Result<(), Problem> {
@@ -292,7 +293,7 @@ fn bounded_count(field: &str, count: usize) -> Result<(), Problem> {
         return Ok(());
     }
     let message = format!("{field} has {count} elements, the limit is {ENTRIES_MAX}");
-    Err(Problem::invalid("TOO_MANY_ENTRIES", field, message).with_metadata("limit", ENTRIES_MAX))
+    Err(Problem::invalid(Reason::TooManyEntries, field, message).with_metadata("limit", ENTRIES_MAX))
 }
 
 #[tonic::async_trait]

@@ -56,7 +56,7 @@ async fn over(mut keys: watch::Receiver<Arc<KeyRing>>, key: Arc<Key>) -> Rejecti
 
 fn status(rejection: Rejection) -> Status {
     let problem = rejected(rejection);
-    metrics::refused(problem.reason);
+    metrics::refused(problem.reason.name());
     problem.into()
 }
 

@@ -13,7 +13,7 @@ use axum::middleware::Next;
 use axum::response::Response;
 use http::header::AUTHORIZATION;
 use tokio::sync::watch;
-use tonic::{Code, Status};
+use tonic::Status;
 
 pub use methods::{Effect, Method};
 
@@ -23,6 +23,7 @@ use super::reload::{FileError, Files};
 use crate::config::Auth;
 use crate::keys::{Key, KeyRing, Rejection};
 use crate::metrics;
+use crate::reason::Reason;
 use methods::Access;
 use rejections::Rejections;
 
@@ -120,20 +121,20 @@ fn bearer(header: &str) -> Option<&str> {
 fn known(keys: &watch::Receiver<Arc<KeyRing>>, token: Option<&str>) -> Result<Arc<Key>, Problem> {
     let token = token.ok_or_else(|| {
         let message = "the call has no key: send the header \"authorization: Bearer KEY\"";
-        Problem::new(Code::Unauthenticated, "KEY_MISSING", message)
+        Problem::new(Reason::KeyMissing, message)
     })?;
     keys.borrow().find(token, SystemTime::now()).cloned().map_err(rejected)
 }
 
 fn guessing(wait: Duration) -> Problem {
     let message = "too many keys were rejected over this connection";
-    Problem::new(Code::ResourceExhausted, "KEYS_REJECTED", message).retry_after(wait)
+    Problem::new(Reason::KeysRejected, message).retry_after(wait)
 }
 
 fn rejected(rejection: Rejection) -> Problem {
     match rejection {
-        Rejection::Invalid => Problem::new(Code::Unauthenticated, "KEY_INVALID", "the key is not known here"),
-        Rejection::Expired => Problem::new(Code::Unauthenticated, "KEY_EXPIRED", "the key's time has passed"),
+        Rejection::Invalid => Problem::new(Reason::KeyInvalid, "the key is not known here"),
+        Rejection::Expired => Problem::new(Reason::KeyExpired, "the key's time has passed"),
     }
 }
 
@@ -144,10 +145,10 @@ fn role_missing(method: Method) -> Problem {
     };
     let names: Vec<&str> = enough.iter().map(|role| role.name()).collect();
     let message = format!("the key lacks the role for this: {}", names.join(" or "));
-    Problem::new(Code::PermissionDenied, "ROLE_MISSING", message).with_metadata("role", names.join(","))
+    Problem::new(Reason::RoleMissing, message).with_metadata("role", names.join(","))
 }
 
 fn refused(problem: Problem) -> Response {
-    metrics::refused(problem.reason);
+    metrics::refused(problem.reason.name());
     Status::from(problem).into_http()
 }

@@ -2,7 +2,7 @@
 
 use super::TransOssArchitecture;
 use crate::weights::family::FamilyArchitecture as _;
-use crate::weights::fit::{Fit, Reason, Untaken};
+use crate::weights::fit::{Fit, Untaken, UntakenReason};
 use crate::weights::misfits::Misfits;
 use crate::weights::tensors::{HostTensor, NamedTensors};
 
@@ -22,8 +22,8 @@ pub(super) fn initialise(
     mut checkpoint: NamedTensors,
 ) -> Result<Fit, Misfits> {
     let foreign = |name: &str| match name {
-        name if is_foreign(name) => Some(Reason::Head),
-        "mie_embed" if !architecture.modality_embedding => Some(Reason::NoModality),
+        name if is_foreign(name) => Some(UntakenReason::Head),
+        "mie_embed" if !architecture.modality_embedding => Some(UntakenReason::NoModality),
         _ => None,
     };
     let mut untaken: Vec<Untaken> = checkpoint
@@ -46,7 +46,7 @@ pub(super) fn initialise(
             taken.insert(format!("base.{name}"), tensor);
         } else if !(has_copy && name.starts_with(SAR)) {
             let (found, expected) = (Some(tensor.shape), Some(own.shape.clone()));
-            untaken.push(Untaken { name, found, expected, reason: Reason::Shape });
+            untaken.push(Untaken { name, found, expected, reason: UntakenReason::Shape });
         }
     }
     if misfits != Misfits::default() {
@@ -190,7 +190,11 @@ mod tests {
                 assert_eq!(tensors[name], initial()[name]);
             }
             assert!(is_untaken(&fit, "head.weight") && is_untaken(&fit, "fc.weight"), "{:?}", fit.untaken);
-            assert!(fit.untaken.iter().all(|tensor| tensor.reason == Reason::Head), "{:?}", fit.untaken);
+            assert!(
+                fit.untaken.iter().all(|tensor| tensor.reason == UntakenReason::Head),
+                "{:?}",
+                fit.untaken
+            );
             assert_eq!((fit.blocks.whole, fit.blocks.of), (1, 1));
         }
     }
@@ -219,7 +223,7 @@ mod tests {
         let mut tensors = initial();
         let fit = initialise(&mut tensors, &TARGET, checkpoint.clone()).expect("only reported");
         let (found, expected) = (Some(vec![9]), Some(vec![8]));
-        let untaken = Untaken { name: "norm.bias".to_owned(), found, expected, reason: Reason::Shape };
+        let untaken = Untaken { name: "norm.bias".to_owned(), found, expected, reason: UntakenReason::Shape };
         assert_eq!(untaken.to_string(), "norm.bias [9] (the model's has [8])");
         assert_eq!((fit.untaken, fit.loaded.len(), fit.blocks.touched), (vec![untaken], 0, 0));
         checkpoint
