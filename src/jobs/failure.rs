@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::is_full;
 
 /// Why an attempt, and with it perhaps its job, came to nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub reason: Reason,
     /// One line for people.

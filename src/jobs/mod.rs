@@ -28,7 +28,9 @@ mod supervisor;
 mod tests;
 mod watch;
 
-pub use child::{CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, INSTRUCTIONS, Instructions, MODEL};
+pub use child::{
+    CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, ExitReport, INSTRUCTIONS, Instructions, MODEL,
+};
 pub use chips::GalleryError;
 pub use confine::{beat, confine, die_with_parent, take_folder};
 pub use event::{EventPayload, JobEvent};
@@ -37,7 +39,7 @@ pub use failure::{Failure as JobFailure, Reason};
 pub use job::{Job, JobId, JobIdError, JobKey, JobSpec};
 pub use model_sink::ModelSink;
 pub use outcome::tells_of_memory;
-pub use report::{Evaluation, Progress, Rankings, Saved, Shape, Start, UntakenTensor};
+pub use report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start, TensorShape, UntakenTensor};
 pub use service::{JobError, JobRejection, Jobs};
 pub use settings::Settings;
 pub use state::{Change, JobState, Refused, StateName};

@@ -15,7 +15,7 @@ use super::event::{EventPayload, JobEvent};
 use super::failure::{Failure, Reason};
 use super::job::{Job, JobKey, JobSpec};
 use super::model_sink::ModelSink;
-use super::report::Rankings;
+use super::report::{Rankings, RunEvent};
 use super::repository::JobRepository;
 use super::service::{JobRejection, Jobs};
 use super::settings::Settings;
@@ -114,7 +114,7 @@ impl Stage {
         let mut seen = Vec::new();
         while let Some(event) = events.next().await {
             let event = event.expect("an event");
-            let reached = until(&event.what);
+            let reached = until(&event.payload);
             seen.push(event);
             if reached {
                 break;
@@ -162,7 +162,7 @@ async fn add(repository: &Arc<JobRepository>) -> Job {
 }
 
 fn states(events: &[JobEvent]) -> Vec<(u32, StateName)> {
-    let states = events.iter().filter_map(|event| match &event.what {
+    let states = events.iter().filter_map(|event| match &event.payload {
         EventPayload::State(job) => Some((event.attempt, job.state.name())),
         _ => None,
     });
@@ -170,19 +170,19 @@ fn states(events: &[JobEvent]) -> Vec<(u32, StateName)> {
 }
 
 fn logged(events: &[JobEvent]) -> Vec<&str> {
-    let lines = events.iter().filter_map(|event| match &event.what {
-        EventPayload::Log(line) => Some(line.as_str()),
+    let lines = events.iter().filter_map(|event| match &event.payload {
+        EventPayload::Run(RunEvent::Log(line)) => Some(line.as_str()),
         _ => None,
     });
     lines.collect()
 }
 
-fn is_logged(what: &EventPayload) -> bool {
-    matches!(what, EventPayload::Log(_))
+fn is_logged(payload: &EventPayload) -> bool {
+    matches!(payload, EventPayload::Run(RunEvent::Log(_)))
 }
 
-fn is_running(what: &EventPayload) -> bool {
-    matches!(what, EventPayload::State(job) if job.state == JobState::Running)
+fn is_running(payload: &EventPayload) -> bool {
+    matches!(payload, EventPayload::State(job) if job.state == JobState::Running)
 }
 
 #[tokio::test]
@@ -235,8 +235,8 @@ async fn rankings_become_an_event_and_a_job_goes_on_without_those_that_cannot_be
     let stage = Stage::new(&script).await;
     let (job, events) = stage.ended(&stage.order().await).await;
     assert_eq!(job.state, JobState::Finished { model });
-    let shown = events.into_iter().filter_map(|event| match event.what {
-        EventPayload::Rankings(rankings) => Some(rankings),
+    let shown = events.into_iter().filter_map(|event| match event.payload {
+        EventPayload::Run(RunEvent::Rankings(rankings)) => Some(rankings),
         _ => None,
     });
     assert_eq!(shown.collect::<Vec<_>>(), [Rankings { epoch: 1, png: b"a picture".to_vec() }]);
@@ -304,7 +304,8 @@ async fn a_cancelled_job_stops_with_a_checkpoint_and_can_go_on() {
     assert_eq!((job.saved_steps, job.fruitless), (5, 0));
     stage.repository.update(&key, |edit| edit.change(Change::Resume)).await.expect("legal");
     stage.supervisor.look().await;
-    let events = stage.watch(&key, |what| matches!(what, EventPayload::State(job) if job.attempt == 2)).await;
+    let events =
+        stage.watch(&key, |payload| matches!(payload, EventPayload::State(job) if job.attempt == 2)).await;
     assert_eq!(states(&events).last(), Some(&(2, Queued)));
     stage.supervisor.drain().await;
 }
@@ -409,7 +410,7 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
             stage = Some(on);
             break;
         }
-        on.watch(&key, |what| matches!(what, EventPayload::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
+        on.watch(&key, |payload| matches!(payload, EventPayload::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
         let Stage { folder: place, repository, supervisor, .. } = on;
         // What a killed server leaves behind is a job that runs.
         let copy = tempfile::tempdir().expect("a temporary folder");

@@ -25,7 +25,7 @@ pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
 pub use incoming::Incoming;
 pub use preset::Preset;
-pub use provenance::{Evaluation, PROVENANCE, Provenance, ProvenanceError};
+pub use provenance::{PROVENANCE, Provenance, ProvenanceError};
 pub use reembedding::ReEmbedder;
 
 use provenance::PROVENANCE_BYTES_MAX;

@@ -28,7 +28,7 @@ pub struct Plan {
 
 /// What happened in a run, in order.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum FitEvent {
     /// A checkpoint that is not what was once written: the run goes on from an earlier one, or starts anew.
     PassedOver(DamagedCheckpoint),
     /// The run starts, or goes on after these steps.
@@ -90,24 +90,24 @@ pub struct Course<'a, S> {
 pub fn fit<S: Source>(
     course: &Course<S>,
     learner: &mut impl Learner,
-    report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
 ) -> Result<LearnerState, FitError> {
     let Course { plan, validation, checkpoints, .. } = *course;
     let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
     let Newest { found, damaged } = checkpoints.newest()?;
     let mut stopped = false;
     for checkpoint in damaged {
-        stopped |= report(Event::PassedOver(checkpoint)).is_break();
+        stopped |= report(FitEvent::PassedOver(checkpoint)).is_break();
     }
     if let Some((found, state)) = found {
         learner.restore(state)?;
         progress = found;
     }
-    let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
+    let started = FitEvent::Started { steps: progress.steps, epochs: plan.schedule.epochs };
     stopped |= report(started).is_break();
     if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
         let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
-        stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
+        stopped |= report(FitEvent::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
     }
     let mut pace = Pace { started: Instant::now(), steps: 0 };
     while !stopped && progress.epoch <= plan.schedule.epochs {
@@ -121,11 +121,11 @@ pub fn fit<S: Source>(
             metric = summaries.first().map(|summary| summary.mean_average_precision);
             let sample = sample.filter(|_| plan.is_shown(epoch));
             stopped |=
-                report(Event::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
+                report(FitEvent::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
         }
         if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
             save(checkpoints, progress, metric, &learner.state())?;
-            stopped |= report(Event::CheckpointSaved { progress }).is_break();
+            stopped |= report(FitEvent::CheckpointSaved { progress }).is_break();
         }
     }
     if progress.epoch <= plan.schedule.epochs { Err(FitError::Stopped) } else { Ok(learner.state()) }
@@ -181,7 +181,7 @@ fn run_epoch<S: Source>(
     learner: &mut impl Learner,
     progress: &mut Progress,
     pace: &mut Pace,
-    report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, FitError> {
     let Course { plan, source, .. } = *course;
     let epoch = progress.epoch;
@@ -211,7 +211,7 @@ fn run_epoch<S: Source>(
             taken += 1;
             pace.steps += 1;
             let steps_in_epoch = items.len() as u64;
-            let step = Event::Step {
+            let step = FitEvent::Step {
                 progress: *progress,
                 steps_in_epoch,
                 terms,
@@ -230,7 +230,7 @@ fn run_epoch<S: Source>(
             let count = f64::from(taken);
             let means =
                 (taken > 0).then(|| Means { loss: sum.total / count, accuracy: sum.accuracy / count });
-            Ok(report(Event::EpochDone { epoch, means }))
+            Ok(report(FitEvent::EpochDone { epoch, means }))
         }
     }
 }

@@ -40,7 +40,7 @@ pub use config::{
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
-pub use fit::{Course, Event, Means, Plan, fit};
+pub use fit::{Course, FitEvent, Means, Plan, fit};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
 pub use inputs::{DataSet, TrainingInputs};

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
-use super::fit::{Course, Event, Plan, fit};
+use super::fit::{Course, FitEvent, Plan, fit};
 use super::fit_error::FitError;
 use super::inputs::{DataSet, TrainingInputs};
 use super::learner::{Teaching, TorchLearner};
@@ -60,7 +60,7 @@ impl Run {
     ///
     /// # Errors
     /// See [`RunError`]; what was learned until then is in the checkpoints.
-    pub fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
+    pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
         let state = match &data {

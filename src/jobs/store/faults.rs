@@ -6,10 +6,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::failure::{Failure as Cause, Reason};
-use super::super::report::{Evaluation, Saved};
+use super::super::report::{RunEvent, SavedCheckpoint};
 use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
+use crate::evaluate::Evaluation;
 
 const SEEDS: u64 = 400;
 const BOUNDS: Bounds = Bounds { jobs_max: 6, events_retained_max: 9 };
@@ -30,25 +31,25 @@ struct Trial {
 }
 
 #[derive(Clone, Debug)]
-enum Work {
+enum JobWrite {
     Log(usize),
     Change(Change),
     Evaluated(u32),
     Saved(u64),
 }
 
-impl Work {
+impl JobWrite {
     fn apply(&self, edit: &mut Edit) -> Result<(), Refused> {
         match self {
             Self::Log(lines) => (0..*lines).for_each(|line| edit.log(format!("line {line}"))),
             Self::Change(change) => edit.change(change.clone())?,
-            Self::Evaluated(epoch) => edit.evaluated(Evaluation {
+            Self::Evaluated(epoch) => edit.report(RunEvent::Evaluated(Evaluation {
                 protocol: "all".into(),
                 epoch: *epoch,
-                map: 0.5,
+                mean_average_precision: 0.5,
                 ..Evaluation::default()
-            }),
-            Self::Saved(step) => edit.saved(Saved { step: *step, best: false }),
+            })),
+            Self::Saved(step) => edit.report(RunEvent::Saved(SavedCheckpoint { step: *step, best: false })),
         }
         Ok(())
     }
@@ -205,15 +206,15 @@ impl Trial {
         self.model.values().nth(chosen).map(|(job, _)| job.key.clone())
     }
 
-    fn work(&mut self) -> Work {
+    fn work(&mut self) -> JobWrite {
         match self.random.random_range(0..10) {
-            0..4 => Work::Log(self.random.random_range(1..6)),
-            4 => Work::Evaluated(self.random.random_range(1..4)),
-            5 => Work::Saved(self.random.random_range(1..100)),
-            6 => Work::Change(Change::Start),
-            7 => Work::Change(Change::Cancel),
-            8 => Work::Change(Change::Resume),
-            _ => Work::Change(Change::Fail(Cause::new(Reason::Hung, "silent"))),
+            0..4 => JobWrite::Log(self.random.random_range(1..6)),
+            4 => JobWrite::Evaluated(self.random.random_range(1..4)),
+            5 => JobWrite::Saved(self.random.random_range(1..100)),
+            6 => JobWrite::Change(Change::Start),
+            7 => JobWrite::Change(Change::Cancel),
+            8 => JobWrite::Change(Change::Resume),
+            _ => JobWrite::Change(Change::Fail(Cause::new(Reason::Hung, "silent"))),
         }
     }
 }

@@ -101,7 +101,7 @@ fn run(
     let mut losses = Vec::new();
     let course = Course { plan, source, validation: None, checkpoints };
     let outcome = fit(&course, &mut Linear::default(), &mut |event| match event {
-        Event::Step { progress, terms, .. } => {
+        FitEvent::Step { progress, terms, .. } => {
             losses.push(terms.total.to_bits());
             if stop(progress.steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
@@ -165,9 +165,9 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_taken() {
     let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
     let outcome = fit(&course, &mut Linear::default(), &mut |event| {
         match event {
-            Event::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
-            Event::Started { steps, .. } => told.push(steps.to_string()),
-            Event::Step { terms, .. } => taken.push(terms.total.to_bits()),
+            FitEvent::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
+            FitEvent::Started { steps, .. } => told.push(steps.to_string()),
+            FitEvent::Step { terms, .. } => taken.push(terms.total.to_bits()),
             _ => {}
         }
         ControlFlow::Continue(())
@@ -187,7 +187,7 @@ fn an_epoch_that_an_earlier_process_has_gone_through_has_no_means() {
     let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
     let mut done = Vec::new();
     let outcome = fit(&course, &mut Linear::default(), &mut |event| {
-        if let Event::EpochDone { epoch, means } = event {
+        if let FitEvent::EpochDone { epoch, means } = event {
             done.push((epoch, means.map(|means| means.loss > 0.0)));
         }
         ControlFlow::Continue(())
@@ -251,11 +251,11 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
     let (mut evaluated, mut left) = (Vec::new(), Vec::new());
     fit(&course, &mut Linear::default(), &mut |event| {
         match event {
-            Event::Evaluated { epoch, summaries, sample, .. } => {
+            FitEvent::Evaluated { epoch, summaries, sample, .. } => {
                 assert!(sample.is_some(), "the first two and the last are shown");
                 evaluated.push((epoch, summaries));
             }
-            Event::Step { seconds_left, .. } => left.push(seconds_left),
+            FitEvent::Step { seconds_left, .. } => left.push(seconds_left),
             _ => {}
         }
         ControlFlow::Continue(())
