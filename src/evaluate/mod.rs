@@ -11,7 +11,7 @@ mod score;
 pub use distance::{Distances, angles, squared_distances};
 pub use evaluation::Evaluation;
 pub use protocol::{
-    Protocol, Ranked, Seen, Summary, UnknownProtocol, evaluate_by_size, rank, rank_by_distance,
+    LabelledImage, Protocol, Ranked, Summary, UnknownProtocol, evaluate_by_size, rank, rank_by_distance,
 };
 pub use rerank::{RerankSettings, rerank};
 pub use score::{Scores, score, score_rankings};

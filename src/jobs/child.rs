@@ -101,14 +101,14 @@ pub struct ChildChannel(Arc<ChannelState>);
 
 #[derive(Debug)]
 struct ChannelState {
-    out: Mutex<Out>,
+    out: Mutex<Output>,
     /// The last number that was read.
     stored: Mutex<u64>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Out {
+struct Output {
     file: File,
     syncs: u64,
 }
@@ -123,7 +123,7 @@ impl ChildChannel {
         let file = File::from(rustix::io::dup(rustix::stdio::stdout())?);
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
         let shared = ChannelState {
-            out: Mutex::new(Out { file, syncs: 0 }),
+            out: Mutex::new(Output { file, syncs: 0 }),
             stored: Mutex::new(0),
             changed: Condvar::new(),
         };

@@ -63,7 +63,7 @@ impl Supervisor {
             model_sink: Arc::clone(&model_sink),
         };
         let begin = Arc::new(Notify::new());
-        let floor = Floor {
+        let scheduler = Scheduler {
             begin: Arc::clone(&begin),
             begun: false,
             recovered,
@@ -73,7 +73,7 @@ impl Supervisor {
             running: HashMap::new(),
             attempts: JoinSet::new(),
         };
-        tokio::spawn(floor.run(commands));
+        tokio::spawn(scheduler.run(commands));
         Ok(Self { commands: sender, begin })
     }
 
@@ -150,8 +150,8 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     edit.change(Change::Retry)
 }
 
-/// Slots and what runs in them.
-struct Floor {
+/// Puts waiting jobs into free slots, and knows what runs in the others.
+struct Scheduler {
     begin: Arc<Notify>,
     /// Until then, no job is started.
     begun: bool,
@@ -165,7 +165,7 @@ struct Floor {
     attempts: JoinSet<(Slot, JobKey)>,
 }
 
-impl Floor {
+impl Scheduler {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut ticks = tokio::time::interval(LOOK_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

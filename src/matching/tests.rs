@@ -57,8 +57,8 @@ fn in_scene(entry: Entry, scene: &str, detection: &str) -> Entry {
 /// A query that sees what an entry would.
 fn query(entry: Entry, embedding: Embedding) -> Query {
     let modality = Some(entry.modality);
-    let sight = Sight { embedding, modality, observation: entry.observation, extent_m: entry.extent_m };
-    Query::Seen(Box::new(Seen::tracklet(vec![sight]).expect("a tracklet")))
+    let image = QueryImage { embedding, modality, observation: entry.observation, extent_m: entry.extent_m };
+    Query::Tracklet(Box::new(Tracklet::new(vec![image]).expect("a tracklet")))
 }
 
 fn plan(queries: Vec<Query>) -> Plan {
@@ -269,13 +269,13 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     assert_eq!(matched.doubts, [Doubt::PairUncalibrated(ModalityPair::SarSar)]);
     assert!(matched.unknown_probability.is_some());
 
-    let sight = Sight {
+    let image = QueryImage {
         embedding: at_angle(0.0),
         modality: None,
         observation: Observation::default(),
         extent_m: None,
     };
-    let vague = Query::Seen(Box::new(Seen::tracklet(vec![sight]).expect("a tracklet")));
+    let vague = Query::Tracklet(Box::new(Tracklet::new(vec![image]).expect("a tracklet")));
     let matched = run_one(&*snapshot, &Plan { queries: vec![vague], ..calibrated.clone() });
     assert_eq!((ids(&matched)[0], matched.unknown_probability), ("b1", None));
     assert_eq!(matched.doubts, [Doubt::ModalityUnknown]);

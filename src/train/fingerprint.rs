@@ -66,7 +66,7 @@ mod tests {
 
     use super::super::dataset::{HossPart, hoss};
     use super::super::shard::Shard;
-    use super::super::source::{IdentitySource, Reader};
+    use super::super::source::{IdentitySource, ImageReader};
     use super::*;
     use crate::chip::{ChipSize, Preprocessing};
 
@@ -75,7 +75,7 @@ mod tests {
     fn data(root: &Path) -> DataSet {
         let images = hoss(root, HossPart::Train).expect("a data set");
         let preprocessing = Preprocessing::reference(ChipSize { height: 16, width: 16 });
-        let reader = Reader::new(preprocessing, Default::default(), 0);
+        let reader = ImageReader::new(preprocessing, Default::default(), 0);
         DataSet::Identities(IdentitySource::new(images, 4, 2, Shard::default(), reader).expect("batches"))
     }
 

@@ -10,7 +10,7 @@ use super::gallery_dataset::{Census, Count, Division, GalleryDataset};
 use super::roots::DataRoots;
 use super::sampler::SamplerError;
 use super::shard::Shard;
-use super::source::{IdentitySource, PairSource, Reader};
+use super::source::{IdentitySource, ImageReader, PairSource};
 use super::validation::Validation;
 use crate::cancellation::Cancellation;
 use crate::chip::ChipSize;
@@ -147,7 +147,8 @@ fn open_data(
     }
     let root = reach.roots.admit(root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
-    let reader = Reader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
+    let reader =
+        ImageReader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
     let opened = if GalleryDataset::are_in(root) {
         open_kept(config, root, reach, reader)?
     } else {
@@ -164,7 +165,7 @@ fn open_folder(
     config: &TrainConfig,
     root: &Path,
     reach: Reach<'_>,
-    reader: Reader,
+    reader: ImageReader,
 ) -> Result<Opened, Violation> {
     let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
     match config.objective {
@@ -196,7 +197,7 @@ fn open_kept(
     config: &TrainConfig,
     root: &Path,
     reach: Reach<'_>,
-    reader: Reader,
+    reader: ImageReader,
 ) -> Result<Opened, Violation> {
     let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
     let kept = GalleryDataset::read(root).map_err(no_data_set)?;
@@ -255,7 +256,7 @@ fn identities(
     config: &TrainConfig,
     images: Vec<Image>,
     shard: Shard,
-    reader: Reader,
+    reader: ImageReader,
 ) -> Result<DataSet, Violation> {
     let BatchShape { images: images_per_batch, images_per_identity } = config.batch;
     let source = IdentitySource::new(images, images_per_batch, images_per_identity, shard, reader);

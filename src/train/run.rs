@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
-use super::fit::{Course, FitEvent, Plan, fit};
+use super::fit::{FitEvent, FitInputs, Plan, fit};
 use super::fit_error::FitError;
 use super::inputs::{DataSet, TrainingInputs};
 use super::learner::{Teaching, TorchLearner};
@@ -65,10 +65,10 @@ impl Run {
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
         let state = match &data {
             DataSet::Identities(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
             }
             DataSet::Pairs(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
             }
         };
         let tensors = for_serving(&architecture, state?.weights)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::gallery::embedded::Snapshot;
-use crate::gallery::embedded::batch::Batch;
+use crate::gallery::embedded::batch::WriteBatch;
 use crate::gallery::embedded::record::{read_embedding, unseal};
 use crate::gallery::embedded::writer::Writer;
 
@@ -60,7 +60,7 @@ pub enum Answer {
 }
 
 impl Operation {
-    pub fn run(&self, batch: &mut Batch<'_>) -> Result<Answer, StoreError> {
+    pub fn run(&self, batch: &mut WriteBatch<'_>) -> Result<Answer, StoreError> {
         Ok(match self {
             Self::Enrol(enrolment) => Answer::Enrolled(batch.enrol(enrolment)),
             Self::Delete(selector) => Answer::Count(batch.delete(selector)),
@@ -359,9 +359,9 @@ fn bytes_on_disk(snapshot: &Snapshot) -> u64 {
 }
 
 /// Random work on few ids and vessels, so that it meets itself.
-pub struct Work(pub ChaCha8Rng);
+pub struct OperationGenerator(pub ChaCha8Rng);
 
-impl Work {
+impl OperationGenerator {
     pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
