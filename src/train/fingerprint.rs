@@ -1,6 +1,5 @@
 //! What a data set is, in one short text: the same files give the same one wherever they lie.
 
-use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -36,11 +35,7 @@ pub fn fingerprint(data: &DataSet) -> io::Result<String> {
         hash.update(identity.to_le_bytes());
         hash.update(content);
     }
-    let mut text = String::from("sha256:");
-    for byte in hash.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(format!("sha256:{}", hex::encode(hash.finalize())))
 }
 
 fn name(file: &Path) -> PathBuf {
