@@ -348,7 +348,8 @@ impl Process {
     }
 }
 
-async fn due(at: Option<Instant>) {
+/// Waits until then; for ever where there is nothing to wait for.
+pub async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => future::pending().await,
