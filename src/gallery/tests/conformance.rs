@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 use tokio::task::unconstrained;
 
-use super::model::{Answer, Model, OperationGenerator};
+use super::generator::OperationGenerator;
+use super::model::{Answer, Model};
 use super::*;
 
 pub const OPERATIONS: usize = 10_000;

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::model::{Answer, Model, Operation, OperationGenerator};
+use super::generator::OperationGenerator;
+use super::model::{Answer, Model, Operation};
 use super::*;
 use crate::durable::Volume;
 use crate::durable::faults::{Failure, FaultyDisk};
