@@ -120,7 +120,7 @@ fn losses(objective: ObjectiveName, terms: &LossTerms) -> BTreeMap<String, f64> 
 mod tests {
     use super::*;
     use crate::evaluate::Summary;
-    use crate::train::{LearnerState, Progress as Place, Rates};
+    use crate::train::{LearnerState, Progress as RunProgress, Rates};
 
     #[test]
     fn a_run_is_told_with_its_totals_and_without_scores_of_nothing() {
@@ -138,7 +138,7 @@ mod tests {
             event_mapper.tell(FitEvent::Started { steps: 4, epochs: 3 }),
             [ChildMessage::Begun { steps: 4 }]
         );
-        let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
+        let progress = RunProgress { epoch: 2, steps_of_epoch: 1, steps: 5 };
         let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };
         let step = FitEvent::Step {
             progress,
@@ -167,7 +167,7 @@ mod tests {
         assert_eq!(said, [RunEvent::Evaluated(event_mapper.evaluations()[0].clone()).into()]);
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
-            let progress = Place { epoch: 3, steps_of_epoch: 0, steps };
+            let progress = RunProgress { epoch: 3, steps_of_epoch: 0, steps };
             checkpoints.save(progress, Some(metric), &LearnerState::default()).expect("writable");
             let said = event_mapper.tell(FitEvent::CheckpointSaved { progress });
             assert_eq!(said, [RunEvent::Saved(SavedCheckpoint { step: steps, best }).into()]);
