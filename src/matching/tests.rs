@@ -1,7 +1,7 @@
 //! Matches on real galleries: rankings beside brute force, gates, probabilities, assignment, golden set e.
 
-mod fusion;
-mod reranking;
+mod fused;
+mod reranked;
 
 use std::sync::Arc;
 
@@ -133,6 +133,28 @@ fn harbour() -> (FolderGuard, Arc<dyn GalleryReader>) {
         (entry("d1", "", Optical), at_angle(-25.0)),
     ];
     fixture::gallery(DIMENSION, &entries)
+}
+
+/// Ships with looks, sizes and places, each seen by both sensors.
+fn fleet(ships: usize, random: &mut ChaCha8Rng) -> Vec<(Entry, Embedding)> {
+    let mut entries = Vec::new();
+    for ship in 0..ships {
+        let looks: Vec<f32> = (0..DIMENSION).map(|_| StandardNormal.sample(random)).collect();
+        let length: f64 = random.random_range(40.0..300.0);
+        for (seen, modality) in [Optical, Sar].into_iter().enumerate() {
+            let blur = |random: &mut ChaCha8Rng| -> f32 { StandardNormal.sample(random) };
+            let embedding = unit(looks.iter().map(|look| look + blur(random)));
+            let entry = entry(&format!("{ship}-{seen}"), &ship.to_string(), modality);
+            let entry = seen_at(entry, random.random_range(0..100), random.random_range(-30.0..30.0));
+            entries.push((sized(entry, length, length / 6.0), embedding));
+        }
+    }
+    entries
+}
+
+fn vessels(matched: &Matched) -> Vec<String> {
+    let vessel = |candidate: &Candidate| candidate.vessel.as_ref().map(ToString::to_string);
+    matched.candidates.iter().filter_map(vessel).collect()
 }
 
 #[test]

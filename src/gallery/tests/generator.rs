@@ -1,6 +1,7 @@
 //! Random operations for a gallery.
 
 use super::model::{Model, Operation, Turn};
+use super::*;
 
 /// Random work on few ids and vessels, so that it meets itself.
 pub struct OperationGenerator(pub ChaCha8Rng);

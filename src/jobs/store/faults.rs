@@ -222,11 +222,11 @@ impl Trial {
 fn record(model: &mut Model, edit: &Edit) {
     let (job, happened, occurred_at) = edit.clone().into_parts();
     let first = job.last_event + 1 - happened.len() as u64;
-    let events = (first..).zip(happened).map(|(number, (attempt, what))| JobEvent {
+    let events = (first..).zip(happened).map(|(number, (attempt, payload))| JobEvent {
         number,
         attempt,
         occurred_at,
-        what,
+        payload,
     });
     let (known, all) = model.entry(job.key.id).or_insert_with(|| (job.clone(), vec![]));
     *known = job;

@@ -2,23 +2,6 @@
 
 use super::*;
 
-/// Ships with looks, sizes and places, each seen by both sensors.
-fn fleet(ships: usize, random: &mut ChaCha8Rng) -> Vec<(Entry, Embedding)> {
-    let mut entries = Vec::new();
-    for ship in 0..ships {
-        let looks: Vec<f32> = (0..DIMENSION).map(|_| StandardNormal.sample(random)).collect();
-        let length: f64 = random.random_range(40.0..300.0);
-        for (seen, modality) in [Optical, Sar].into_iter().enumerate() {
-            let blur = |random: &mut ChaCha8Rng| -> f32 { StandardNormal.sample(random) };
-            let embedding = unit(looks.iter().map(|look| look + blur(random)));
-            let entry = entry(&format!("{ship}-{seen}"), &ship.to_string(), modality);
-            let entry = seen_at(entry, random.random_range(0..100), random.random_range(-30.0..30.0));
-            entries.push((sized(entry, length, length / 6.0), embedding));
-        }
-    }
-    entries
-}
-
 /// A query that looks somewhat like a ship of the fleet, in optical: pairs of SAR are not calibrated.
 fn stranger(entries: &[(Entry, Embedding)], random: &mut ChaCha8Rng, north: f64) -> (Entry, Embedding) {
     let (entry, embedding) = &entries[2 * random.random_range(0..entries.len() / 2)];
@@ -55,11 +38,6 @@ fn by_evidence(entries: &[(Entry, Embedding)], asked: &(Entry, Embedding)) -> Ve
     }
     vessels.sort_by(|a, b| b.0.total_cmp(&a.0));
     vessels.into_iter().map(|(_, vessel)| vessel).collect()
-}
-
-fn vessels(matched: &Matched) -> Vec<String> {
-    let vessel = |candidate: &Candidate| candidate.vessel.as_ref().map(ToString::to_string);
-    matched.candidates.iter().filter_map(vessel).collect()
 }
 
 #[test]
@@ -115,10 +93,10 @@ fn a_fused_ranking_is_called_exact_only_where_it_is() {
                 cancellation: &Cancellation::default(),
             };
             let resolved = query::resolve(&*snapshot, &query).expect("a gallery").expect("a query");
-            let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
+            let (gated, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
             let fusion = fusion::Fusion {
                 session: &session,
-                asking: &asking,
+                gated: &gated,
                 calibrator,
                 modality: Optical,
                 second_look,
