@@ -25,7 +25,8 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// `pause_min` is the pause after the first attempt without a further checkpoint; it doubles with each in a row.
+    /// `pause_min`, at most [`PAUSE_MAX`], is the pause after the first attempt without a further checkpoint; it doubles
+    /// with each in a row.
     pub fn new(pause_min: Duration) -> Self {
         let pauses =
             ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times();

@@ -4,18 +4,21 @@ use tokio::time::Instant;
 
 use super::*;
 
-const HOUR: Duration = Duration::from_secs(3600);
-/// Pauses, as long as they may be at the most.
+/// A pause, as long as one may be.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// No process of this server starts, which passes by itself.
-async fn without_a_program(attempts_max: u32) -> Stage {
-    Stage::with("", |settings| {
-        settings.program = "/nowhere/at/all".into();
+/// No process starts, since files lie where its jobs would have folders; the server takes that for something that passes.
+/// It asks no other thread before it notices, so that the clock stands still meanwhile.
+async fn without_folders(attempts_max: u32) -> Stage {
+    let stage = Stage::with("", |settings| {
         settings.attempts_max = attempts_max;
-        settings.retry_pause = HOUR;
-    })
-    .await
+        settings.retry_pause = MINUTE;
+    });
+    let stage = stage.await;
+    for job in ["job-1", "job-2"] {
+        std::fs::write(stage.folder.path().join(job), "").expect("writable");
+    }
+    stage
 }
 
 fn is_tried_again(payload: &EventPayload) -> bool {
@@ -26,7 +29,7 @@ fn is_tried_again(payload: &EventPayload) -> bool {
 async fn attempts_that_fail_at_once_are_spaced() {
     use StateName::{Failed, Queued, Running};
     let begun = Instant::now();
-    let stage = without_a_program(4).await;
+    let stage = without_folders(4).await;
     let (_, events) = stage.ended(&stage.order().await).await;
     let tried = |attempt, end| [(attempt, Queued), (attempt, Running)].into_iter().chain(end);
     let states_expected: Vec<_> =
@@ -38,7 +41,7 @@ async fn attempts_that_fail_at_once_are_spaced() {
 
 #[tokio::test(start_paused = true)]
 async fn a_job_in_a_pause_is_cancelled_at_once_and_starts_at_once_when_it_is_resumed() {
-    let stage = without_a_program(9).await;
+    let stage = without_folders(9).await;
     let key = stage.order().await;
     stage.watch(&key, is_tried_again).await;
     let paused = Instant::now();
@@ -54,7 +57,7 @@ async fn a_job_in_a_pause_is_cancelled_at_once_and_starts_at_once_when_it_is_res
 
 #[tokio::test(start_paused = true)]
 async fn a_server_does_not_wait_for_a_pause_when_it_shuts_down_and_other_jobs_do_not_either() {
-    let stage = without_a_program(9).await;
+    let stage = without_folders(9).await;
     let key = stage.order().await;
     stage.watch(&key, is_tried_again).await;
     let paused = Instant::now();
