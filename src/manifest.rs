@@ -15,7 +15,7 @@ const LISTED_MAX: usize = 50;
 /// One line of a manifest; everything but the file is optional, and `null` says as little as nothing.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Known {
+pub struct ManifestEntry {
     /// As the file is named on the command line, or its path within the folder that was given, or its name alone.
     pub file: String,
     pub entry_id: Option<String>,
@@ -45,7 +45,7 @@ pub struct Manifest(Vec<Line>);
 #[derive(Clone, Debug, PartialEq)]
 struct Line {
     number: usize,
-    known: Known,
+    known: ManifestEntry,
 }
 
 /// How a file may be named.
@@ -85,7 +85,8 @@ impl Manifest {
             if !line.trim_start().starts_with('{') {
                 return Err(refused("it is no JSON object".into()));
             }
-            let known: Known = serde_json::from_str(line).map_err(|cause| refused(cause.to_string()))?;
+            let known: ManifestEntry =
+                serde_json::from_str(line).map_err(|cause| refused(cause.to_string()))?;
             known.observed_at().map_err(refused)?;
             if known.file.is_empty() {
                 return Err(refused("it names no file".into()));
@@ -98,7 +99,7 @@ impl Manifest {
         Ok(Self(lines))
     }
 
-    pub fn lines(&self) -> impl Iterator<Item = &Known> {
+    pub fn lines(&self) -> impl Iterator<Item = &ManifestEntry> {
         self.0.iter().map(|line| &line.known)
     }
 
@@ -107,7 +108,7 @@ impl Manifest {
     ///
     /// # Errors
     /// Lines that stand for no file, for several, or for one that another line stands for.
-    pub fn of(&self, files: &[FileNames<'_>]) -> Result<Vec<Known>, ManifestError> {
+    pub fn of(&self, files: &[FileNames<'_>]) -> Result<Vec<ManifestEntry>, ManifestError> {
         let names = Files::new(files);
         let mut lines_of = vec![None; files.len()];
         let mut left = Vec::new();
@@ -221,7 +222,7 @@ fn plain(path: &Path) -> PathBuf {
     path.components().filter(|part| *part != Component::CurDir).collect()
 }
 
-impl Known {
+impl ManifestEntry {
     fn observed_at(&self) -> Result<Option<Timestamp>, String> {
         let parse = |text: &String| {
             text.parse().map_err(|_| format!("observed_at {text:?} is no time such as 2026-03-01T04:05:06Z"))
@@ -301,7 +302,8 @@ mod tests {
 
     #[test]
     fn null_says_as_little_as_nothing_and_a_byte_order_mark_is_passed_over() {
-        let every = serde_json::to_value(Known { file: "a".into(), ..Known::default() }).expect("an object");
+        let every = serde_json::to_value(ManifestEntry { file: "a".into(), ..ManifestEntry::default() })
+            .expect("an object");
         let keys: Vec<_> =
             every.as_object().expect("an object").keys().filter(|key| *key != "file").collect();
         assert_eq!(keys.len(), 16);

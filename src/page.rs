@@ -5,7 +5,7 @@ use crate::gallery::{GalleryName, RowId};
 use crate::jobs::JobId;
 
 /// Where a page ends: the last item's place in its list, as a text that the next call brings back.
-pub trait Place: Sized {
+pub trait PageCursor: Sized {
     fn token(&self) -> String;
 
     /// The place whose token this is. Other spellings of it, with a sign or zeros in front, are no tokens.
@@ -17,7 +17,7 @@ pub trait Place: Sized {
     fn read(token: &str) -> Option<Self>;
 }
 
-impl Place for GalleryName {
+impl PageCursor for GalleryName {
     fn token(&self) -> String {
         self.to_string()
     }
@@ -27,7 +27,7 @@ impl Place for GalleryName {
     }
 }
 
-impl Place for RowId {
+impl PageCursor for RowId {
     fn token(&self) -> String {
         format!("{:x}", self.0)
     }
@@ -37,7 +37,7 @@ impl Place for RowId {
     }
 }
 
-impl Place for JobId {
+impl PageCursor for JobId {
     fn token(&self) -> String {
         self.to_string()
     }
@@ -55,7 +55,7 @@ pub struct ModelPlace {
     pub digest: ModelDigest,
 }
 
-impl Place for ModelPlace {
+impl PageCursor for ModelPlace {
     fn token(&self) -> String {
         format!("{}-{}", self.created_at, self.digest)
     }
@@ -73,12 +73,12 @@ mod tests {
 
     use super::*;
 
-    fn check<P: Place + PartialEq + Debug>(place: P, token: &str) {
+    fn check<P: PageCursor + PartialEq + Debug>(place: P, token: &str) {
         assert_eq!(place.token(), token);
         assert_eq!(P::of_token(token), Some(place));
     }
 
-    fn check_refused<P: Place>(tokens: &[&str]) {
+    fn check_refused<P: PageCursor>(tokens: &[&str]) {
         for token in tokens {
             assert!(P::of_token(token).is_none(), "{token}");
         }

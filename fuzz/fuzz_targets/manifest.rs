@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use shipreid::manifest::{FileNames, Known, Manifest, ManifestError};
+use shipreid::manifest::{FileNames, ManifestEntry, Manifest, ManifestError};
 use shipreid_fuzz::{Bound, watched};
 
 const BOUND: Bound = Bound { bytes: 16 << 10, per_input_byte: 256 };
@@ -23,7 +23,7 @@ fuzz_target!(|data: &[u8]| -> Corpus {
 });
 
 fn reads_what_it_prints(manifest: &Manifest) {
-    let line = |known: &Known| serde_json::to_string(known).expect("a line is an object");
+    let line = |known: &ManifestEntry| serde_json::to_string(known).expect("a line is an object");
     let printed: Vec<String> = manifest.lines().map(line).collect();
     let again = Manifest::parse(&printed.join("\n")).expect("a printed manifest");
     assert!(again.lines().eq(manifest.lines()), "{manifest:?} is read again as {again:?}");

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 use shipreid::embedding::ModelDigest;
 use shipreid::gallery::{GalleryName, RowId};
 use shipreid::jobs::JobId;
-use shipreid::page::{ModelPlace, Place};
+use shipreid::page::{ModelPlace, PageCursor};
 use shipreid_fuzz::{Bound, watched};
 
 const BOUND: Bound = Bound { bytes: 1 << 10, per_input_byte: 4 };
@@ -29,13 +29,13 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn check<P: Place + PartialEq + Debug>(token: &str) {
+fn check<P: PageCursor + PartialEq + Debug>(token: &str) {
     if let Some(place) = watched(BOUND, token.len(), || P::of_token(token)) {
         assert_eq!(place.token(), token);
         leads_back(place);
     }
 }
 
-fn leads_back<P: Place + PartialEq + Debug>(place: P) {
+fn leads_back<P: PageCursor + PartialEq + Debug>(place: P) {
     assert_eq!(P::of_token(&place.token()), Some(place));
 }

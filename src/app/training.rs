@@ -9,7 +9,9 @@ use crate::config::{Config, Training};
 use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
 use crate::gallery::Catalog;
-use crate::jobs::{Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, ModelSink, Settings, io_reason};
+use crate::jobs::{
+    Bounds, JOB_STORE, JobFailure, JobStoreError, Jobs, ModelSink, RETRY_PAUSE, Settings, io_reason,
+};
 use crate::reason::FailureReason;
 use crate::registry::{Registry, RegistryError};
 use crate::rpc::JobAccess;
@@ -67,6 +69,7 @@ fn settings(training: &Training, data_dir: &Path, galleries: Arc<Catalog>) -> Se
         silence_max: Duration::from_secs_f64(training.heartbeat_seconds_max),
         grace: Duration::from_secs_f64(training.cancel_grace_seconds),
         attempts_max: training.attempts_max,
+        retry_pause: RETRY_PAUSE,
         data_roots: training.data_roots.clone(),
         galleries,
         pace: if training.device == "cpu" { pace_on_cpu } else { |_| None },

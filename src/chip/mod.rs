@@ -74,14 +74,17 @@ pub struct SourceChip {
     pub view: View,
 }
 
-/// A decoded and resized chip: `size.height * size.width * 3` bytes, row by row, RGB interleaved.
+/// What a model reads of one ship: pixels in the model's size, and what TransOSS knows beside them.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Chip {
-    pixels: Box<[u8]>,
+pub struct ModelInput<P> {
+    pixels: Box<[P]>,
     size: ChipSize,
     modality: Modality,
     size_token: [f32; 3],
 }
+
+/// A decoded and resized chip: `size.height * size.width * 3` bytes, row by row, RGB interleaved.
+pub type Chip = ModelInput<u8>;
 
 impl Chip {
     /// Joins pixels that already have the model's size to what TransOSS knows beside them.
@@ -93,8 +96,15 @@ impl Chip {
         Self { pixels: pixels.into_boxed_slice(), size, modality, size_token }
     }
 
-    /// `[height, width, 3]` bytes, row-major.
-    pub fn pixels(&self) -> &[u8] {
+    /// Width and height in metres, as far as the size token tells.
+    pub fn extent_m(&self) -> [f64; 2] {
+        size_token::extent_m(self.size_token)
+    }
+}
+
+impl<P> ModelInput<P> {
+    /// Row-major: `[height, width, 3]` of a [`Chip`], `[3, height, width]` of [`PreparedPixels`].
+    pub fn pixels(&self) -> &[P] {
         &self.pixels
     }
 
@@ -109,10 +119,5 @@ impl Chip {
     /// Standardised width, standardised height, height / width (the reference's order).
     pub fn size_token(&self) -> [f32; 3] {
         self.size_token
-    }
-
-    /// Width and height in metres, as far as the size token tells.
-    pub fn extent_m(&self) -> [f64; 2] {
-        size_token::extent_m(self.size_token)
     }
 }

@@ -89,12 +89,12 @@ pub fn prepare(
     size: ChipSize,
     limits: &ImageLimits,
 ) -> Result<Prepared, PrepareError> {
-    let mut seen = Seen::new(image, view, limits)?;
-    let doubts = doubts(&seen.picture(view.modality));
-    seen.warnings.extend(doubts);
-    seen.warnings.extend(doubtful_shape(seen.extent_m()));
-    let chip = seen.chip(view.modality, size, Resampling::Bilinear);
-    Ok(Prepared { chip, warnings: seen.warnings })
+    let mut decoded = DecodedView::new(image, view, limits)?;
+    let doubts = doubts(&decoded.picture(view.modality));
+    decoded.warnings.extend(doubts);
+    decoded.warnings.extend(doubtful_shape(decoded.extent_m()));
+    let chip = decoded.chip(view.modality, size, Resampling::Bilinear);
+    Ok(Prepared { chip, warnings: decoded.warnings })
 }
 
 /// The chip of [`prepare`], resized in another way and without a look for doubts: the reference trains on bicubic
@@ -109,11 +109,11 @@ pub fn prepare_resampled(
     limits: &ImageLimits,
     resampling: Resampling,
 ) -> Result<Chip, PrepareError> {
-    Ok(Seen::new(image, view, limits)?.chip(view.modality, size, resampling))
+    Ok(DecodedView::new(image, view, limits)?.chip(view.modality, size, resampling))
 }
 
 /// What a view shows of an image, in 8 bits and in its own size.
-struct Seen {
+struct DecodedView {
     rgb: Vec<u8>,
     width: usize,
     height: usize,
@@ -123,7 +123,7 @@ struct Seen {
     warnings: Vec<ChipWarning>,
 }
 
-impl Seen {
+impl DecodedView {
     fn new(image: &[u8], view: &View, limits: &ImageLimits) -> Result<Self, PrepareError> {
         let mut raster = decode::decode(image, view.modality, limits)?;
         let (mut pixel_size, remarks) = view.pixel_size.settle(view.modality, || ground(&raster));

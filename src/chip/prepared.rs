@@ -1,18 +1,12 @@
 //! Pixels that a caller has decoded, resized and normalised as a model's preprocessing does.
 
-use super::{ChipSize, Modality};
+use super::{ChipSize, Modality, ModelInput};
 use crate::reason::Reason;
 
 const CHANNELS: usize = 3;
 
 /// The input of a network for one chip, every number of it finite.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PreparedPixels {
-    pixels: Box<[f32]>,
-    size: ChipSize,
-    modality: Modality,
-    size_token: [f32; 3],
-}
+pub type PreparedPixels = ModelInput<f32>;
 
 /// Why numbers are no network's input.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -65,23 +59,6 @@ impl PreparedPixels {
             return Err(PreparedError::SizeToken(size_token));
         }
         Ok(Self { pixels: pixels.into_boxed_slice(), size, modality, size_token })
-    }
-
-    /// `[3, height, width]`, row-major.
-    pub fn pixels(&self) -> &[f32] {
-        &self.pixels
-    }
-
-    pub fn size(&self) -> ChipSize {
-        self.size
-    }
-
-    pub fn modality(&self) -> Modality {
-        self.modality
-    }
-
-    pub fn size_token(&self) -> [f32; 3] {
-        self.size_token
     }
 }
 

@@ -61,14 +61,14 @@ fn measure(
         for worker in 0..model.workers {
             let (ready, images, stop) = (ready.clone(), &images, &stop);
             scope.spawn(move || {
-                let mut work = match Work::warm(worker, model, files, batch, limits) {
-                    Ok(work) => work,
+                let mut encode_loop = match EncodeLoop::warm(worker, model, files, batch, limits) {
+                    Ok(encode_loop) => encode_loop,
                     Err(cause) => return drop(ready.send(Err(cause))),
                 };
                 // The receiver outlives the loops unless one of them failed.
                 let _ = ready.send(Ok(()));
                 while !stop.load(Ordering::Relaxed) {
-                    match work.once() {
+                    match encode_loop.once() {
                         Ok(done) => drop(images.fetch_add(done, Ordering::Relaxed)),
                         Err(cause) => return drop(ready.send(Err(cause))),
                     }
@@ -98,7 +98,7 @@ fn measure(
 }
 
 /// One loop's encoder and its place in the files.
-struct Work<'a> {
+struct EncodeLoop<'a> {
     encoder: Box<dyn Encoder>,
     model: &'a LoadedModel,
     files: Cycle<slice::Iter<'a, ChipFile>>,
@@ -106,7 +106,7 @@ struct Work<'a> {
     limits: ImageLimits,
 }
 
-impl<'a> Work<'a> {
+impl<'a> EncodeLoop<'a> {
     /// An encoder that has run once.
     fn warm(
         worker: usize,
@@ -116,9 +116,9 @@ impl<'a> Work<'a> {
         limits: ImageLimits,
     ) -> anyhow::Result<Self> {
         let encoder = (model.factory)(worker).map_err(|cause| anyhow!(cause))?;
-        let mut work = Self { encoder, model, files: files.iter().cycle(), batch, limits };
-        work.once()?;
-        Ok(work)
+        let mut encode_loop = Self { encoder, model, files: files.iter().cycle(), batch, limits };
+        encode_loop.once()?;
+        Ok(encode_loop)
     }
 
     /// Decodes and embeds one batch; says how many images that were.

@@ -9,7 +9,7 @@ use comfy_table::{Table, presets};
 use serde_json::json;
 use shipreid::app;
 use shipreid::embedding::Embedding;
-use shipreid::evaluate::Seen;
+use shipreid::evaluate::LabelledImage;
 use shipreid::matching::{
     Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
 };
@@ -90,12 +90,13 @@ impl Calibrate {
 
 /// All images of the set; distractors are ships of their own.
 fn labelled(set: &TestSet, embedded: &Embedded) -> anyhow::Result<Vec<Labelled>> {
-    let image = |((seen, embedding), [width_m, length_m]): (&(Seen, Embedding), [f64; 2])| Labelled {
-        identity: (seen.identity >= 0).then_some(seen.identity),
-        embedding: embedding.clone(),
-        outline: Outline { modality: seen.modality, length_m: Some(length_m), width_m: Some(width_m) },
-    };
-    Ok(embedded.images().zip(set.sizes()?).map(image).collect())
+    let labelled =
+        |((image, embedding), [width_m, length_m]): (&(LabelledImage, Embedding), [f64; 2])| Labelled {
+            identity: (image.identity >= 0).then_some(image.identity),
+            embedding: embedding.clone(),
+            outline: Outline { modality: image.modality, length_m: Some(length_m), width_m: Some(width_m) },
+        };
+    Ok(embedded.images().zip(set.sizes()?).map(labelled).collect())
 }
 
 fn table(pairs: &[PairReport]) -> Table {

@@ -10,7 +10,7 @@ use clap::Args;
 use futures_util::StreamExt;
 use indicatif::ProgressBar;
 use shipreid::client::{self, Client, ClientError};
-use shipreid::manifest::Known;
+use shipreid::manifest::ManifestEntry;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::{EnrollOutcome, EnrollRequest, EnrollResponse, ItemError};
 use tokio::sync::mpsc;
@@ -106,7 +106,7 @@ impl Enroll {
 struct Item {
     entry_id: String,
     file: FoundFile,
-    known: Known,
+    known: ManifestEntry,
 }
 
 struct Upload {
@@ -124,7 +124,7 @@ impl Upload {
         let mut seen = HashSet::new();
         let files = self.flags.chips.found()?;
         let known = known_of(self.flags.manifest.as_deref(), &files)?;
-        let item = |(file, known): (FoundFile, Known)| {
+        let item = |(file, known): (FoundFile, ManifestEntry)| {
             let entry_id = known.entry_id.clone().unwrap_or_else(|| file.name.clone());
             if !seen.insert(entry_id.clone()) {
                 bail!(

@@ -15,7 +15,7 @@ use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::{Batch, EncoderInput};
 use shipreid::evaluate::{
-    Protocol, Ranked, RerankSettings, Scores, Seen, Summary, evaluate_by_size, rank, rerank,
+    LabelledImage, Protocol, Ranked, RerankSettings, Scores, Summary, evaluate_by_size, rank, rerank,
 };
 use shipreid::gallery::{
     Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, Labels, Observation, RowId, Time,
@@ -116,8 +116,8 @@ pub struct TestSet {
 /// A test set as a model sees it.
 pub struct Embedded {
     model: String,
-    queries: Vec<(Seen, Embedding)>,
-    gallery: Vec<(Seen, Embedding)>,
+    queries: Vec<(LabelledImage, Embedding)>,
+    gallery: Vec<(LabelledImage, Embedding)>,
 }
 
 impl TestSet {
@@ -129,7 +129,7 @@ impl TestSet {
     pub fn embed_locally(&self, model: &LoadedModel) -> anyhow::Result<Embedded> {
         let mut encoder = (model.factory)(0).map_err(|cause| anyhow!(cause))?;
         let bar = progress(self.queries.len() + self.gallery.len());
-        let mut embed = |images: &[Image]| -> anyhow::Result<Vec<(Seen, Embedding)>> {
+        let mut embed = |images: &[Image]| -> anyhow::Result<Vec<(LabelledImage, Embedding)>> {
             let mut embedded = Vec::new();
             for images in images.chunks(BATCH) {
                 let chip = |image: &Image| {
@@ -138,7 +138,7 @@ impl TestSet {
                 let chips =
                     images.iter().map(chip).collect::<Result<Vec<_>, _>>().map_err(|cause| anyhow!(cause))?;
                 let embeddings = encoder.forward(&Batch { model: model.card.digest, chips })?;
-                embedded.extend(images.iter().map(seen).zip(embeddings));
+                embedded.extend(images.iter().map(labelled).zip(embeddings));
                 bar.inc(images.len() as u64);
             }
             Ok(embedded)
@@ -178,10 +178,10 @@ impl TestSet {
 }
 
 /// Width and length of each image in metres.
-pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(Seen, [f64; 2])>> {
+pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(LabelledImage, [f64; 2])>> {
     let size = |image: &Image| {
         let chip = read_chip(image, SIZED, Resampling::Bilinear);
-        Ok((seen(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
+        Ok((labelled(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
     };
     images.iter().map(size).collect()
 }
@@ -192,8 +192,8 @@ fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> 
     protocols.iter().filter_map(row).collect()
 }
 
-pub fn seen(image: &Image) -> Seen {
-    Seen { identity: image.identity, modality: image.modality() }
+pub fn labelled(image: &Image) -> LabelledImage {
+    LabelledImage { identity: image.identity, modality: image.modality() }
 }
 
 /// The model's digest, and every image's embedding.
@@ -201,7 +201,7 @@ async fn embed_images(
     client: &Client,
     images: &[Image],
     bar: &ProgressBar,
-) -> anyhow::Result<(String, Vec<(Seen, Embedding)>)> {
+) -> anyhow::Result<(String, Vec<(LabelledImage, Embedding)>)> {
     let (mut model, mut embedded) = (String::new(), Vec::new());
     for images in images.chunks(BATCH) {
         let chip = |image: &Image| {
@@ -220,7 +220,7 @@ async fn embed_images(
         for (image, result) in images.iter().zip(answer.results) {
             match result.outcome {
                 Some(Outcome::Embedding(embedding)) => {
-                    embedded.push((seen(image), Embedding::from_feature(embedding.values)?));
+                    embedded.push((labelled(image), Embedding::from_feature(embedding.values)?));
                 }
                 other => bail!("{} has no embedding: {other:?}", image.path.display()),
             }
@@ -239,7 +239,7 @@ impl Embedded {
     }
 
     /// Every image, queries first.
-    pub fn images(&self) -> impl Iterator<Item = &(Seen, Embedding)> {
+    pub fn images(&self) -> impl Iterator<Item = &(LabelledImage, Embedding)> {
         self.queries.iter().chain(&self.gallery)
     }
 

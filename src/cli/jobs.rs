@@ -10,7 +10,7 @@ use shipreid::job_page::{History, page};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 
-use super::live::{Seen, Until, Watched, watch, watch_to_the_end};
+use super::live::{Notice, Until, Watched, watch, watch_to_the_end};
 use super::{Failure, ServerFlag};
 
 #[derive(Subcommand)]
@@ -134,12 +134,12 @@ async fn read(
     until: Until,
     take: &mut dyn FnMut(&TrainEvent),
 ) -> anyhow::Result<Option<TrainingJob>> {
-    let mut see = |seen: Seen| match seen {
-        Seen::Event(event) => take(event),
-        Seen::Lost { cause, wait } => {
+    let mut see = |notice: Notice| match notice {
+        Notice::Event(event) => take(event),
+        Notice::Lost { cause, wait } => {
             eprintln!("lost: {cause}; trying again in {:.1} s, until it is back", wait.as_secs_f64());
         }
-        Seen::Back => eprintln!("connected again"),
+        Notice::Back => eprintln!("connected again"),
     };
     match watch(follower, until, &mut see).await? {
         Watched::Ended(job) => Ok(Some(*job)),

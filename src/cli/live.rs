@@ -19,8 +19,8 @@ const CANCELLED: u8 = 3;
 /// Exit code after Ctrl-C, as shells have it.
 pub const INTERRUPTED: u8 = 130;
 
-/// What a watcher sees.
-pub enum Seen<'a> {
+/// What a watcher is told.
+pub enum Notice<'a> {
     Event(&'a TrainEvent),
     /// The connection is lost; it is tried again after a while.
     Lost {
@@ -55,7 +55,7 @@ pub enum Until {
 pub async fn watch(
     follower: &mut Follower,
     until: Until,
-    see: &mut dyn FnMut(Seen),
+    see: &mut dyn FnMut(Notice),
 ) -> Result<Watched, ClientError> {
     let mut lost = false;
     loop {
@@ -72,15 +72,15 @@ pub async fn watch(
         match followed {
             Followed::Lost { cause, wait } => {
                 if !lost {
-                    see(Seen::Lost { cause: &cause, wait });
+                    see(Notice::Lost { cause: &cause, wait });
                 }
                 lost = true;
             }
             Followed::Event(event) => {
                 if std::mem::take(&mut lost) {
-                    see(Seen::Back);
+                    see(Notice::Back);
                 }
-                see(Seen::Event(&event));
+                see(Notice::Event(&event));
             }
             Followed::Ended(job) => return Ok(Watched::Ended(job)),
         }
@@ -137,14 +137,14 @@ impl Screen {
         Self { bar: TrainingBar::new(), epoch: Epoch::default(), state: None }
     }
 
-    pub fn show(&mut self, seen: Seen) {
-        match seen {
-            Seen::Event(event) => self.event(event),
-            Seen::Lost { cause, wait } => {
+    pub fn show(&mut self, notice: Notice) {
+        match notice {
+            Notice::Event(event) => self.event(event),
+            Notice::Lost { cause, wait } => {
                 let seconds = wait.as_secs_f64();
                 self.bar.line(&format!("lost: {cause}; trying again in {seconds:.1} s, until it is back"));
             }
-            Seen::Back => self.bar.line("connected again"),
+            Notice::Back => self.bar.line("connected again"),
         }
     }
 
@@ -226,7 +226,7 @@ impl Epoch {
 /// What the server refuses, a job that failed or was cancelled, or a watcher who has left.
 pub async fn watch_to_the_end(mut follower: Follower, endpoint: &str) -> Result<(), Failure> {
     let mut screen = Screen::new();
-    let watched = watch(&mut follower, Until::End, &mut |seen| screen.show(seen)).await;
+    let watched = watch(&mut follower, Until::End, &mut |notice| screen.show(notice)).await;
     screen.finish();
     match watched.map_err(refused)? {
         Watched::Ended(job) => tell_end(&job, endpoint),

@@ -14,8 +14,8 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, ObjectiveName, Run,
-    RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, pace_on_cpu,
+    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName,
+    Run, RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, pace_on_cpu,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -209,13 +209,13 @@ impl Terminal {
         Self { stop, bar: TrainingBar::new() }
     }
 
-    fn show(&mut self, event: Event) -> ControlFlow<()> {
+    fn show(&mut self, event: FitEvent) -> ControlFlow<()> {
         match event {
-            Event::PassedOver(checkpoint) => self.bar.line(&checkpoint.to_string()),
-            Event::Started { steps, epochs } if steps > 0 => {
+            FitEvent::PassedOver(checkpoint) => self.bar.line(&checkpoint.to_string()),
+            FitEvent::Started { steps, epochs } if steps > 0 => {
                 self.bar.line(&format!("going on after {steps} steps, to epoch {epochs}"));
             }
-            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
+            FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 self.bar.show(&Step {
                     epoch: progress.epoch,
                     position: progress.steps_of_epoch,
@@ -226,17 +226,19 @@ impl Terminal {
                     seconds_left,
                 });
             }
-            Event::EpochDone { epoch, means: Some(means) } => {
+            FitEvent::EpochDone { epoch, means: Some(means) } => {
                 self.bar.epoch(epoch, means.loss, Some(means.accuracy));
             }
-            Event::Evaluated { epoch, summaries, .. } => {
+            FitEvent::Evaluated { epoch, summaries, .. } => {
                 for summary in summaries {
                     let Summary { protocol, mean_average_precision: map, .. } = summary;
                     let within = [summary.hit_within_1, summary.hit_within_5, summary.hit_within_10];
                     self.bar.evaluation(epoch, protocol, [map, within[0], within[1], within[2]]);
                 }
             }
-            Event::Started { .. } | Event::EpochDone { means: None, .. } | Event::CheckpointSaved { .. } => {}
+            FitEvent::Started { .. }
+            | FitEvent::EpochDone { means: None, .. }
+            | FitEvent::CheckpointSaved { .. } => {}
         }
         if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }

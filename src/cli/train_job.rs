@@ -12,15 +12,15 @@ use std::time::Duration;
 use shipreid::config::Config;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
-    self, CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, EventMapper, Instructions, JobFailure, MODEL,
+    CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, EventMapper, ExitReport, Instructions, JobFailure, MODEL,
     Start, beat, confine, die_with_parent, io_reason, take_folder, tells_of_memory,
 };
 use shipreid::model::Device;
 use shipreid::reason::FailureReason;
-use shipreid::registry::{Evaluation, PROVENANCE, Provenance};
+use shipreid::registry::{PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
-    CheckpointChoice, CheckpointError, Checkpoints, DataRoots, Event, FitError, HossPart, LearnError,
+    CheckpointChoice, CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError,
     ObjectiveName, Run, RunError, Shard, StartKind, TrainConfig, TrainConfigError, TrainingInputs, Violation,
     fingerprint, hoss,
 };
@@ -35,13 +35,13 @@ pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     die_with_parent()?;
     let channel = ChildChannel::start()?;
     telemetry::install(&Config::default().telemetry)?;
-    let last_words = match catch_unwind(AssertUnwindSafe(|| train(folder, &channel))) {
-        Ok(Ok(model)) => ChildMessage::Finished { model },
-        Ok(Err(Ended::Stopped)) => ChildMessage::Stopped,
-        Ok(Err(Ended::Failed(failure))) => failure.into(),
-        Err(panic) => panicked(panic.as_ref()).into(),
+    let report = match catch_unwind(AssertUnwindSafe(|| train(folder, &channel))) {
+        Ok(Ok(model)) => ExitReport::Finished { model },
+        Ok(Err(Ended::Stopped)) => ExitReport::Stopped,
+        Ok(Err(Ended::Failed(failure))) => ExitReport::Failed(failure),
+        Err(panic) => ExitReport::Failed(panicked(panic.as_ref())),
     };
-    channel.say(&last_words);
+    channel.say(&ChildMessage::Exit(report));
     Ok(())
 }
 
@@ -81,7 +81,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
     let model = run.train(&mut |event| {
         // A checkpoint may follow: what is before it must not be lost with the server.
-        let must_be_stored = matches!(event, Event::EpochDone { .. } | Event::Evaluated { .. });
+        let must_be_stored = matches!(event, FitEvent::EpochDone { .. } | FitEvent::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
         event_mapper.tell(event).iter().for_each(|message| channel.say(message));
         if must_be_stored || stops {
@@ -95,7 +95,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         parent: parent(&config),
         configuration: Some(instructions.config_toml),
         data_fingerprint: Some(fingerprint),
-        evaluations: event_mapper.evaluations().iter().map(worth).collect(),
+        evaluations: event_mapper.evaluations().to_vec(),
         ..Provenance::now(instructions.name)
     };
     leave(folder, &model, &provenance).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
@@ -133,18 +133,6 @@ fn parent(config: &TrainConfig) -> Option<ModelDigest> {
     match config.start.from {
         StartKind::Model => native::read_description(&config.start.path).ok()?.digest.parse().ok(),
         StartKind::Scratch | StartKind::Imagenet => None,
-    }
-}
-
-fn worth(evaluation: &jobs::Evaluation) -> Evaluation {
-    Evaluation {
-        protocol: evaluation.protocol.clone(),
-        epoch: evaluation.epoch,
-        mean_average_precision: evaluation.map,
-        hit_within_1: evaluation.rank1,
-        hit_within_5: evaluation.rank5,
-        hit_within_10: evaluation.rank10,
-        queries_with_a_match: evaluation.valid_queries,
     }
 }
 

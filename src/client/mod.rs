@@ -20,7 +20,7 @@ use tonic::transport::Endpoint;
 
 pub use access::{Access, ApiKey, Transport};
 pub use error::{ClientError, Violation};
-pub use follow::{Backoff, Beginning, Followed, Follower};
+pub use follow::{Beginning, Followed, Follower};
 pub use state::{is_ended, state_name};
 
 use crate::chip::Modality;

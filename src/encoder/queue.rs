@@ -3,7 +3,7 @@
 //! The async side owns deadlines: it answers its caller in time and takes the chip out. A device thread only
 //! judges, when it binds a batch, whether a chip could still be done in time.
 
-mod shared;
+mod state;
 mod trial;
 
 use std::fmt;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
-pub(super) use shared::{Shared, Waiting, WorkerTask};
+pub(super) use state::{QueueState, Waiting, WorkerTask};
 pub(super) use trial::{Canary, Passes};
 
 use super::mailbox::{Load, Unload, WorkerCommand};
@@ -31,7 +31,7 @@ use crate::embedding::ModelDigest;
 /// The handle that callers share. Device threads end when it is [closed](Self::close).
 #[derive(Clone)]
 pub struct EncodeQueue {
-    shared: Arc<Shared>,
+    state: Arc<QueueState>,
     threads: Arc<Mutex<Vec<JoinHandle<()>>>>,
 }
 
@@ -44,17 +44,17 @@ impl fmt::Debug for EncodeQueue {
 impl EncodeQueue {
     /// Starts the device threads; they have no model yet.
     pub fn start(settings: QueueSettings, observe: Observe) -> Self {
-        let shared = Arc::new(Shared::new(settings, observe));
-        let threads = (0..shared.settings().workers).map(|index| {
-            let shared = Arc::clone(&shared);
+        let state = Arc::new(QueueState::new(settings, observe));
+        let threads = (0..state.settings().workers).map(|index| {
+            let state = Arc::clone(&state);
             let buckets = Buckets::up_to(settings.batch_max);
             std::thread::Builder::new()
                 .name(thread_name(index))
-                .spawn(move || worker::run(index, &shared, buckets))
+                .spawn(move || worker::run(index, &state, buckets))
                 .expect("the system has room for the device threads")
         });
         let threads = Arc::new(Mutex::new(threads.collect()));
-        Self { shared, threads }
+        Self { state, threads }
     }
 
     /// Makes `model` on every device thread and warms every batch size; afterwards chips may name it. To be awaited to
@@ -74,7 +74,7 @@ impl EncodeQueue {
             self.unload(model).await;
             return Err(cause);
         }
-        self.shared.admit(model);
+        self.state.admit(model);
         Ok(())
     }
 
@@ -84,8 +84,8 @@ impl EncodeQueue {
         chip_size: ChipSize,
         factory: EncoderFactory,
     ) -> Result<(), LoadError> {
-        let workers = self.shared.settings().workers;
-        let at_once = if self.shared.has_models() { 1 } else { workers };
+        let workers = self.state.settings().workers;
+        let at_once = if self.state.has_models() { 1 } else { workers };
         // The last thread gets the factory itself, so that what it holds dies there and not here.
         let mut factories = iter::repeat_n(factory, workers).enumerate();
         for _ in (0..workers).step_by(at_once) {
@@ -94,8 +94,7 @@ impl EncodeQueue {
                 .take(at_once)
                 .map(|(worker, factory)| {
                     let (done, answer) = oneshot::channel();
-                    self.shared
-                        .command(worker, WorkerCommand::Load(Load { model, chip_size, factory, done }));
+                    self.state.command(worker, WorkerCommand::Load(Load { model, chip_size, factory, done }));
                     answer
                 })
                 .collect();
@@ -109,15 +108,15 @@ impl EncodeQueue {
     /// Refuses new chips of `model` from now on, lets those that wait be embedded, then drops it on every device
     /// thread. Nothing happens where it is not loaded.
     pub async fn unload(&self, model: ModelDigest) {
-        self.shared.dismiss(model);
-        let answers = (0..self.shared.settings().workers).map(|worker| {
+        self.state.dismiss(model);
+        let answers = (0..self.state.settings().workers).map(|worker| {
             let (done, answer) = oneshot::channel();
-            self.shared.command(worker, WorkerCommand::Unload(Unload { model, done }));
+            self.state.command(worker, WorkerCommand::Unload(Unload { model, done }));
             answer
         });
         // A thread that has ended and gives no answer took its models with it.
         join_all(answers.collect::<Vec<_>>()).await;
-        self.shared.forget_times(model);
+        self.state.forget_times(model);
     }
 
     /// Waits for the chip's turn and its forward pass. Dropping the future frees its place at once.
@@ -129,7 +128,7 @@ impl EncodeQueue {
         // It ends when a device thread takes the chip, or the caller leaves.
         let span = tracing::debug_span!("queue");
         let (reply, answer) = oneshot::channel();
-        let ticket = self.shared.enqueue(job, span, reply)?;
+        let ticket = self.state.enqueue(job, span, reply)?;
         let outcome = match deadline {
             None => answer.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
@@ -155,7 +154,7 @@ impl EncodeQueue {
         chip_size: ChipSize,
     ) -> Result<(), CanaryError> {
         let (reply, answer) = oneshot::channel();
-        let waits = self.shared.place_canary(worker, Canary { model, chip_size, reply })?;
+        let waits = self.state.place_canary(worker, Canary { model, chip_size, reply })?;
         let outcome = answer.await;
         drop(waits);
         outcome.unwrap_or(Err(CanaryError::Closed))
@@ -163,12 +162,12 @@ impl EncodeQueue {
 
     /// Changes with everything that a device thread gets done.
     pub fn passes(&self, worker: usize) -> watch::Receiver<Passes> {
-        self.shared.passes(worker)
+        self.state.passes(worker)
     }
 
     /// Makes health what a canary says.
     pub fn judge(&self, worker: usize, model: ModelDigest, outcome: CanaryOutcome) {
-        self.shared.judge(worker, model, outcome);
+        self.state.judge(worker, model, outcome);
     }
 
     /// How long chips that come now would take to be done, by the batches that ran lately.
@@ -179,33 +178,33 @@ impl EncodeQueue {
         priority: Priority,
         chips: usize,
     ) -> Duration {
-        self.shared.expected_time(model, tenant, priority, chips)
+        self.state.expected_time(model, tenant, priority, chips)
     }
 
     /// Device threads.
     pub fn workers(&self) -> usize {
-        self.shared.settings().workers
+        self.state.settings().workers
     }
 
     /// Chips that wait for a device; those on a device do not count.
     pub fn depth(&self) -> usize {
-        self.shared.depth()
+        self.state.depth()
     }
 
     /// Follows the state of the device threads.
     pub fn health(&self) -> watch::Receiver<Health> {
-        self.shared.health()
+        self.state.health()
     }
 
     /// Tells everybody who follows the health that the server shuts down; chips are still embedded.
     pub fn announce_drain(&self) {
-        self.shared.announce_drain();
+        self.state.announce_drain();
     }
 
     /// Refuses new chips, embeds those that wait, ends the device threads.
     pub async fn close(&self) {
         self.announce_drain();
-        self.shared.close();
+        self.state.close();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         let joined = tokio::task::spawn_blocking(move || {
             threads.into_iter().for_each(|thread| drop(thread.join()));

@@ -19,9 +19,9 @@ use crate::reason::Reason;
 /// Models on the device threads: the active one, and one that comes or goes.
 pub const RESIDENT_MAX: usize = 2;
 
-/// How long a model that arrives waits for a place: calls in flight give theirs back soon, galleries that are being
+/// How long a model that arrives waits for a slot: calls in flight give theirs back soon, galleries that are being
 /// re-embedded do not.
-const PLACE_WAIT: Duration = Duration::from_secs(10);
+const SLOT_WAIT: Duration = Duration::from_secs(10);
 
 /// What callers need to know of a model.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ pub struct ResidencySettings {
 
 /// The models on the device threads of one queue. A model leaves them when its last lease ends.
 #[derive(Clone, Debug)]
-pub struct Residency(Arc<Shared>);
+pub struct Residency(Arc<ResidencyState>);
 
 /// A model that stays resident for as long as this lives; whoever names it in the queue holds one.
 #[derive(Clone, Debug)]
@@ -86,22 +86,22 @@ impl ResidencyError {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ResidencyState {
     queue: EncodeQueue,
     settings: ResidencySettings,
-    places: watch::Sender<Vec<Place>>,
+    slots: watch::Sender<Vec<ModelSlot>>,
 }
 
 /// Memory that a model takes, or is about to take.
 #[derive(Clone, Debug)]
-struct Place {
+struct ModelSlot {
     digest: ModelDigest,
     bytes: u64,
-    stay: Stay,
+    state: SlotState,
 }
 
 #[derive(Clone, Debug)]
-enum Stay {
+enum SlotState {
     Arriving,
     /// Without a lease it is leaving.
     Leased(Weak<Resident>),
@@ -124,7 +124,7 @@ impl Deref for ModelLease {
 
 impl Residency {
     pub fn new(queue: EncodeQueue, settings: ResidencySettings) -> Self {
-        Self(Arc::new(Shared { queue, settings, places: watch::Sender::default() }))
+        Self(Arc::new(ResidencyState { queue, settings, slots: watch::Sender::default() }))
     }
 
     /// Puts a model on the device threads and warms it, as soon as one of the two that may be there has left. One that is
@@ -133,7 +133,7 @@ impl Residency {
     /// Dropping the future does not stop it: a model that nobody has asked for in the end leaves at once.
     ///
     /// # Errors
-    /// Two models are resident and stay, the memory does not suffice, or the model does not run.
+    /// two models are resident and stay, the memory does not suffice, or the model does not run.
     pub async fn admit(&self, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
         let residency = self.clone();
         let admitted = tokio::spawn(async move { residency.0.admit(model).await });
@@ -142,19 +142,19 @@ impl Residency {
 
     /// A lease of a model that is resident; `None` for any other.
     pub fn lease(&self, model: ModelDigest) -> Option<ModelLease> {
-        self.0.places.borrow().iter().find(|place| place.digest == model).and_then(Place::lease)
+        self.0.slots.borrow().iter().find(|slot| slot.digest == model).and_then(ModelSlot::lease)
     }
 
     /// A lease of every model that is resident.
     pub fn leases(&self) -> Vec<ModelLease> {
-        self.0.places.borrow().iter().filter_map(Place::lease).collect()
+        self.0.slots.borrow().iter().filter_map(ModelSlot::lease).collect()
     }
 
     /// Returns once no device thread has `model` any more.
     pub async fn gone(&self, model: ModelDigest) {
-        let mut places = self.0.places.subscribe();
+        let mut slots = self.0.slots.subscribe();
         // The sender lives as long as `self`.
-        let _ = places.wait_for(|places| places.iter().all(|place| place.digest != model)).await;
+        let _ = slots.wait_for(|slots| slots.iter().all(|slot| slot.digest != model)).await;
     }
 
     pub fn settings(&self) -> &ResidencySettings {
@@ -166,39 +166,39 @@ impl Residency {
     }
 }
 
-impl Shared {
+impl ResidencyState {
     async fn admit(self: Arc<Self>, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
         let LoadedModel { card, factory, bytes, .. } = model;
-        if let Some(lease) = self.place_or_lease(card.digest, bytes).await? {
+        if let Some(lease) = self.slot_or_lease(card.digest, bytes).await? {
             return Ok(lease);
         }
         if let Err(cause) = self.queue.load(card.digest, card.chip_size, factory).await {
-            self.places.send_modify(|places| places.retain(|place| place.digest != card.digest));
+            self.slots.send_modify(|slots| slots.retain(|slot| slot.digest != card.digest));
             return Err(cause.into());
         }
         Ok(self.settle(card))
     }
 
-    /// Takes a place for a model that arrives, or a lease of one that is there.
-    async fn place_or_lease(
+    /// Takes a slot for a model that arrives, or a lease of one that is there.
+    async fn slot_or_lease(
         &self,
         digest: ModelDigest,
         bytes: u64,
     ) -> Result<Option<ModelLease>, ResidencyError> {
-        let mut changes = self.places.subscribe();
-        let cancellation = Instant::now() + PLACE_WAIT;
+        let mut changes = self.slots.subscribe();
+        let cancellation = Instant::now() + SLOT_WAIT;
         loop {
             // The sender lives as long as `self`, here and below.
-            let _ = changes.wait_for(|places| !places.iter().any(Place::is_moving(digest))).await;
+            let _ = changes.wait_for(|slots| !slots.iter().any(ModelSlot::is_moving(digest))).await;
             let mut found = Ok(None);
-            let placed = self.places.send_if_modified(|places| {
-                if places.iter().any(Place::is_moving(digest)) {
+            let placed = self.slots.send_if_modified(|slots| {
+                if slots.iter().any(ModelSlot::is_moving(digest)) {
                     return false;
                 }
-                found = self.room_for(places, digest, bytes);
+                found = self.room_for(slots, digest, bytes);
                 let placed = matches!(found, Ok(None));
                 if placed {
-                    places.push(Place { digest, bytes, stay: Stay::Arriving });
+                    slots.push(ModelSlot { digest, bytes, state: SlotState::Arriving });
                 }
                 placed
             });
@@ -213,17 +213,17 @@ impl Shared {
 
     fn room_for(
         &self,
-        places: &[Place],
+        slots: &[ModelSlot],
         digest: ModelDigest,
         bytes: u64,
     ) -> Result<Option<ModelLease>, ResidencyError> {
-        if let Some(place) = places.iter().find(|place| place.digest == digest) {
-            return Ok(place.lease());
+        if let Some(slot) = slots.iter().find(|slot| slot.digest == digest) {
+            return Ok(slot.lease());
         }
-        if places.len() >= RESIDENT_MAX {
-            return Err(ResidencyError::Full { resident: places.iter().map(|place| place.digest).collect() });
+        if slots.len() >= RESIDENT_MAX {
+            return Err(ResidencyError::Full { resident: slots.iter().map(|slot| slot.digest).collect() });
         }
-        let taken: u64 = places.iter().map(|place| place.bytes).sum();
+        let taken: u64 = slots.iter().map(|slot| slot.bytes).sum();
         let limit = self.settings.bytes_max;
         if taken.saturating_add(bytes) > limit {
             return Err(ResidencyError::TooLarge { model: digest, needed: bytes, taken, limit });
@@ -236,9 +236,9 @@ impl Shared {
         let digest = card.digest;
         let (last_lease, departure) = oneshot::channel();
         let lease = ModelLease(Arc::new(Resident { card, _last_lease: last_lease }));
-        self.places.send_modify(|places| {
-            for place in places.iter_mut().filter(|place| place.digest == digest) {
-                place.stay = Stay::Leased(Arc::downgrade(&lease.0));
+        self.slots.send_modify(|slots| {
+            for slot in slots.iter_mut().filter(|slot| slot.digest == digest) {
+                slot.state = SlotState::Leased(Arc::downgrade(&lease.0));
             }
         });
         metrics::model_resident(digest.to_string(), self.settings.precision, self.settings.device.clone());
@@ -247,26 +247,26 @@ impl Shared {
             let _ = departure.await;
             self.queue.unload(digest).await;
             metrics::model_gone(digest.to_string(), self.settings.precision, self.settings.device.clone());
-            self.places.send_modify(|places| places.retain(|place| place.digest != digest));
+            self.slots.send_modify(|slots| slots.retain(|slot| slot.digest != digest));
         });
         lease
     }
 }
 
-impl Place {
+impl ModelSlot {
     fn lease(&self) -> Option<ModelLease> {
-        match &self.stay {
-            Stay::Arriving => None,
-            Stay::Leased(model) => model.upgrade().map(ModelLease),
+        match &self.state {
+            SlotState::Arriving => None,
+            SlotState::Leased(model) => model.upgrade().map(ModelLease),
         }
     }
 
-    /// Tells the places that whoever brings `model` must wait for: those that are about to be free, and its own if the
+    /// Tells the slots that whoever brings `model` must wait for: those that are about to be free, and its own if the
     /// model is on its way already.
     fn is_moving(model: ModelDigest) -> impl Fn(&Self) -> bool {
-        move |place| match &place.stay {
-            Stay::Arriving => place.digest == model,
-            Stay::Leased(leases) => leases.strong_count() == 0,
+        move |slot| match &slot.state {
+            SlotState::Arriving => slot.digest == model,
+            SlotState::Leased(leases) => leases.strong_count() == 0,
         }
     }
 }

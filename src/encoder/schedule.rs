@@ -67,7 +67,7 @@ impl Buckets {
 
 /// What [`Schedule::take_batch`] decided.
 #[derive(Debug)]
-pub struct Taken<T> {
+pub struct NextBatch<T> {
     /// Run these together: one model, a bucket's size, or nothing.
     pub batch: Vec<Entry<T>>,
     /// Answer these with "too late": they would not be done by their deadline.
@@ -163,7 +163,7 @@ impl<T> Schedule<T> {
         now: Instant,
         buckets: &Buckets,
         predict: impl Fn(ModelDigest, usize) -> Duration,
-    ) -> Taken<T> {
+    ) -> NextBatch<T> {
         let mut expired = Vec::new();
         while let Some(model) = self.next_model() {
             let expected = buckets.filled_by(self.waiting(model));
@@ -174,10 +174,10 @@ impl<T> Schedule<T> {
             let size = buckets.filled_by(self.waiting(model));
             if size > 0 {
                 let batch = self.take(model, size);
-                return Taken { batch, expired };
+                return NextBatch { batch, expired };
             }
         }
-        Taken { batch: Vec::new(), expired }
+        NextBatch { batch: Vec::new(), expired }
     }
 
     fn next_model(&self) -> Option<ModelDigest> {

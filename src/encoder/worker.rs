@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tracing::Span;
 
 use super::mailbox::{Unload, Warm, WorkerCommand};
-use super::queue::{Canary, Shared, Waiting, WorkerTask};
+use super::queue::{Canary, QueueState, Waiting, WorkerTask};
 use super::schedule::{Buckets, Entry};
 use super::types::{CanaryError, EncodeError, Encoded, EncoderEvent, EncoderFactory, LoadError};
 use super::{Batch, Encoder, EncoderInput, ForwardError};
@@ -20,19 +20,19 @@ use crate::memory;
 const NICENESS: libc::c_int = 5;
 
 /// The life of a device thread.
-pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
+pub(super) fn run(index: usize, queue: &QueueState, mut buckets: Buckets) {
     lower_priority();
-    let thread = Thread { index, shared };
+    let thread = Thread { index, queue };
     let mut encoders = Encoders::new();
     loop {
-        match shared.next_work(index, &buckets) {
+        match queue.next_work(index, &buckets) {
             WorkerTask::Stop => return,
             // Below, nobody listens when the server gave up starting.
             WorkerTask::Command(WorkerCommand::Load(load)) => match make(index, &load.factory) {
                 Ok(encoder) => {
                     encoders.insert(load.model, encoder);
-                    shared.worked(index);
-                    shared.command(index, WorkerCommand::Warm(Warm::all(load, &buckets)));
+                    queue.worked(index);
+                    queue.command(index, WorkerCommand::Warm(Warm::all(load, &buckets)));
                 }
                 Err(cause) => drop(load.done.send(Err(cause))),
             },
@@ -40,7 +40,7 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
             WorkerTask::Command(WorkerCommand::Unload(Unload { model, done })) => {
                 drop(encoders.remove(&model));
                 memory::give_back();
-                shared.worked(index);
+                queue.worked(index);
                 let _ = done.send(());
             }
             WorkerTask::Batch(entries) => {
@@ -58,7 +58,7 @@ pub(super) fn run(index: usize, shared: &Shared, mut buckets: Buckets) {
 #[derive(Clone, Copy)]
 struct Thread<'s> {
     index: usize,
-    shared: &'s Shared,
+    queue: &'s QueueState,
 }
 
 /// The encoders of one device thread.
@@ -81,13 +81,13 @@ fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
         let _ = warm.done.send(Err(LoadError(failure.to_string())));
         return;
     }
-    thread.shared.record_time(model, size, started.elapsed());
-    thread.shared.passed(thread.index, model);
+    thread.queue.record_time(model, size, started.elapsed());
+    thread.queue.passed(thread.index, model);
     if warm.sizes.is_empty() {
         memory::give_back();
         let _ = warm.done.send(Ok(()));
     } else {
-        thread.shared.command(thread.index, WorkerCommand::Warm(warm));
+        thread.queue.command(thread.index, WorkerCommand::Warm(warm));
     }
 }
 
@@ -103,7 +103,7 @@ fn run_canary(canary: Canary, encoders: &mut Encoders, thread: Thread<'_>) {
     let outcome = match run_once(encoder.as_mut(), &batch, thread) {
         Ok(_) => Ok(()),
         Err(failure) => {
-            let error = tell_failure(failure, 1, thread.shared);
+            let error = tell_failure(failure, 1, thread.queue);
             Err(if error == EncodeError::DeviceLost { CanaryError::Closed } else { CanaryError::Failed })
         }
     };
@@ -153,10 +153,10 @@ fn run_batch(
             let (second, second_callers) = (first.split_off(half), first_callers.split_off(half));
             for (chips, callers) in [(first, first_callers), (second, second_callers)] {
                 let outcome = run_once(encoder, &Batch { model, chips }, thread);
-                answer(callers, outcome, thread.shared);
+                answer(callers, outcome, thread.queue);
             }
         }
-        outcome => answer(callers, outcome, thread.shared),
+        outcome => answer(callers, outcome, thread.queue),
     }
 }
 
@@ -175,8 +175,8 @@ fn run_once(
     let started = Instant::now();
     let embeddings = span.in_scope(|| forward(encoder, batch))?;
     let took = started.elapsed();
-    thread.shared.record_time(batch.model, batch.chips.len(), took);
-    thread.shared.passed(thread.index, batch.model);
+    thread.queue.record_time(batch.model, batch.chips.len(), took);
+    thread.queue.passed(thread.index, batch.model);
     Ok((embeddings, took))
 }
 
@@ -207,7 +207,7 @@ enum Failure {
     Panicked(String),
 }
 
-fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Failure>, shared: &Shared) {
+fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Failure>, queue: &QueueState) {
     let size = callers.len();
     let error = match outcome {
         Ok((embeddings, forward)) => {
@@ -215,14 +215,14 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
             let now = Instant::now();
             let late = callers.iter().filter_map(|caller| now.checked_duration_since(caller.deadline?));
             let late = late.collect();
-            shared.tell(EncoderEvent::BatchDone { size, forward, waits, late });
+            queue.tell(EncoderEvent::BatchDone { size, forward, waits, late });
             for (Caller { reply, queued, .. }, embedding) in callers.into_iter().zip(embeddings) {
                 // A caller that left wants no answer, here and below.
                 let _ = reply.send(Ok(Encoded { embedding, queued, forward, batch_size: size }));
             }
             return;
         }
-        Err(failure) => tell_failure(failure, size, shared),
+        Err(failure) => tell_failure(failure, size, queue),
     };
     for caller in callers {
         let _ = caller.reply.send(Err(error));
@@ -230,22 +230,22 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
 }
 
 /// Tells why a batch gave nothing; what its callers get is returned.
-fn tell_failure(failure: Failure, size: usize, shared: &Shared) -> EncodeError {
+fn tell_failure(failure: Failure, size: usize, queue: &QueueState) -> EncodeError {
     match failure {
         Failure::OutOfMemory => {
-            shared.tell(EncoderEvent::OutOfMemory { size });
+            queue.tell(EncoderEvent::OutOfMemory { size });
             EncodeError::OutOfMemory
         }
         Failure::DeviceLost(message) => {
-            shared.lose_device(message);
+            queue.lose_device(message);
             EncodeError::DeviceLost
         }
         Failure::Failed(message) => {
-            shared.tell(EncoderEvent::Failed { size, message });
+            queue.tell(EncoderEvent::Failed { size, message });
             EncodeError::Failed
         }
         Failure::Panicked(message) => {
-            shared.tell(EncoderEvent::Panicked { size, message });
+            queue.tell(EncoderEvent::Panicked { size, message });
             EncodeError::Failed
         }
     }

@@ -103,7 +103,7 @@ fn a_protocol_is_told_by_its_name_and_chooses_modalities() {
         ("o2o", [true, false], [true, false]),
     ] {
         let protocol: Protocol = name.parse().expect("a protocol");
-        let seen = [Optical, Sar].map(|modality| Seen { identity: 1, modality });
+        let seen = [Optical, Sar].map(|modality| LabelledImage { identity: 1, modality });
         assert_eq!(seen.map(|seen| protocol.asks(seen)), asks, "{protocol}");
         assert_eq!(seen.map(|seen| protocol.searches(seen)), searches, "{protocol}");
     }

@@ -1,6 +1,7 @@
 //! How good rankings are: distances, CMC and mAP as the reference program counts them, protocols, re-ranking.
 
 mod distance;
+mod evaluation;
 #[cfg(test)]
 mod golden;
 mod protocol;
@@ -8,8 +9,9 @@ mod rerank;
 mod score;
 
 pub use distance::{Distances, angles, squared_distances};
+pub use evaluation::Evaluation;
 pub use protocol::{
-    Protocol, Ranked, Seen, Summary, UnknownProtocol, evaluate_by_size, rank, rank_by_distance,
+    LabelledImage, Protocol, Ranked, Summary, UnknownProtocol, evaluate_by_size, rank, rank_by_distance,
 };
 pub use rerank::{RerankSettings, rerank};
 pub use score::{Scores, score, score_rankings};

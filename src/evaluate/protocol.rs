@@ -25,7 +25,7 @@ pub enum Protocol {
 
 /// An image's identity and modality.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct LabelledImage {
     pub identity: i64,
     pub modality: Modality,
 }
@@ -44,7 +44,7 @@ impl Protocol {
     }
 
     /// Whether a query takes part.
-    pub fn asks(self, query: Seen) -> bool {
+    pub fn asks(self, query: LabelledImage) -> bool {
         match self {
             Self::All => true,
             Self::OpticalToSar | Self::OpticalToOptical => query.modality == Modality::Optical,
@@ -53,7 +53,7 @@ impl Protocol {
     }
 
     /// Whether a gallery image takes part.
-    pub fn searches(self, image: Seen) -> bool {
+    pub fn searches(self, image: LabelledImage) -> bool {
         match self {
             Self::All => true,
             Self::OpticalToSar => image.modality == Modality::Sar,
@@ -114,12 +114,12 @@ pub struct Ranked {
 /// `rank` gives for each of some queries a ranking, by index, of the whole of some gallery.
 pub fn rank<T>(
     protocol: Protocol,
-    queries: &[(Seen, T)],
-    gallery: &[(Seen, T)],
+    queries: &[(LabelledImage, T)],
+    gallery: &[(LabelledImage, T)],
     rank: impl Fn(&[&T], &[&T]) -> Vec<Vec<usize>>,
 ) -> Option<Ranked> {
-    let asking = part(queries, |seen| protocol.asks(seen));
-    let searched = part(gallery, |seen| protocol.searches(seen));
+    let asking = part(queries, |image| protocol.asks(image));
+    let searched = part(gallery, |image| protocol.searches(image));
     if asking.is_empty() || searched.is_empty() {
         return None;
     }
@@ -132,8 +132,8 @@ pub fn rank<T>(
 /// [`rank`] by distance.
 pub fn rank_by_distance(
     protocol: Protocol,
-    queries: &[(Seen, Embedding)],
-    gallery: &[(Seen, Embedding)],
+    queries: &[(LabelledImage, Embedding)],
+    gallery: &[(LabelledImage, Embedding)],
 ) -> Option<Ranked> {
     rank(protocol, queries, gallery, |queries, gallery| squared_distances(queries, gallery).rankings())
 }
@@ -142,8 +142,8 @@ pub fn rank_by_distance(
 /// log ratios, each over its deviation.
 pub fn evaluate_by_size(
     protocol: Protocol,
-    queries: &[(Seen, [f64; 2])],
-    gallery: &[(Seen, [f64; 2])],
+    queries: &[(LabelledImage, [f64; 2])],
+    gallery: &[(LabelledImage, [f64; 2])],
 ) -> Option<Scores> {
     let ranked = rank(protocol, queries, gallery, |queries, gallery| {
         let standardised = |sizes: &[&[f64; 2]]| -> Vec<[f32; 2]> {
@@ -158,15 +158,15 @@ pub fn evaluate_by_size(
 }
 
 /// Indices of the images that take part.
-fn part<T>(images: &[(Seen, T)], takes_part: impl Fn(Seen) -> bool) -> Vec<usize> {
+fn part<T>(images: &[(LabelledImage, T)], takes_part: impl Fn(LabelledImage) -> bool) -> Vec<usize> {
     (0..images.len()).filter(|index| takes_part(images[*index].0)).collect()
 }
 
-fn features<'a, T>(images: &'a [(Seen, T)], part: &[usize]) -> Vec<&'a T> {
+fn features<'a, T>(images: &'a [(LabelledImage, T)], part: &[usize]) -> Vec<&'a T> {
     part.iter().map(|index| &images[*index].1).collect()
 }
 
-fn identities<T>(images: &[(Seen, T)], part: &[usize]) -> Vec<i64> {
+fn identities<T>(images: &[(LabelledImage, T)], part: &[usize]) -> Vec<i64> {
     part.iter().map(|index| images[*index].0.identity).collect()
 }
 

@@ -126,7 +126,7 @@ mod tests {
             let pixel_size = PixelSizeRule::Asked(AskedPixelSize::new(x_m, y_m).expect("a size"));
             let view = View { pixel_size, ..View::plain(Modality::Sar) };
             let hash = content.with_chip(&SourceChip { image: image.to_vec().into(), view });
-            hash.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+            hex::encode(&hash.as_bytes()[..8])
         };
         let (bare, scaled) = (tiff(258), tiff(33550));
         // As it was when a chip without a pixel size had the default one.
@@ -170,7 +170,6 @@ mod tests {
         let again = content(None, &none, &plain).with_embedding(Modality::Sar, &embedding, None);
         assert_eq!(again, hashes[0]);
         // Stored galleries hold these hashes: another value here makes every repeated enrolment a conflict.
-        let hex: String = again.as_bytes()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "8ceb1a9cb0f9c7e5");
+        assert_eq!(hex::encode(&again.as_bytes()[..8]), "8ceb1a9cb0f9c7e5");
     }
 }

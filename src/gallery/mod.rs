@@ -25,7 +25,7 @@ pub use entry::{
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
-    Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
+    Code, CodeRef, DetectionHash, Group, Hit, Index, IndexQuery, RowId, SceneNumber, SearchResult, Selection,
     Sighting, VesselNumber, VesselSet, cosine, search_pace,
 };
 pub use store::{

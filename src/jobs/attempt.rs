@@ -16,7 +16,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::child::{ChildMessage, Instructions, MODEL};
+use super::child::{ChildMessage, ExitReport, Instructions, MODEL};
 use super::chips;
 use super::edit::Edit;
 use super::failure::{Failure, io_reason};
@@ -25,7 +25,7 @@ use super::lines::{Lines, Log};
 use super::outcome::{AttemptOutcome, Death, MemoryKills, settle};
 use super::paths::ShownPaths;
 use super::rankings;
-use super::report::Rankings;
+use super::report::{Rankings, RunEvent};
 use super::settings::Settings;
 use super::slot::Slot;
 use super::state::{Change, JobState, Refused};
@@ -184,8 +184,8 @@ struct Process {
     paths: ShownPaths,
     kills: MemoryKills,
     slot: Slot,
-    /// What it said of its end.
-    words: Option<ChildMessage>,
+    /// How it said that it ends.
+    words: Option<ExitReport>,
     /// Of its log.
     last_line: Option<String>,
 }
@@ -266,38 +266,36 @@ impl Process {
     /// Takes in what the process said, and says how that is stored, if anything of it is.
     fn hear(&mut self, lines: Vec<Line>) -> Option<Storing> {
         let mut sync = None;
-        let mut heard = Vec::with_capacity(lines.len());
+        let mut begun = None;
+        let mut events = Vec::with_capacity(lines.len());
         for line in lines {
             match line {
-                Line::Logged(line) => heard.push(ChildOutput::Log(self.paths.relative(&line))),
+                Line::Logged(line) => events.push(RunEvent::Log(line)),
                 Line::Said(line) => match serde_json::from_str(&line) {
-                    Ok(ChildMessage::Sync { number }) => sync = Some(number),
+                    Ok(ChildMessage::Begun { steps }) => begun = Some(steps),
                     Ok(ChildMessage::Alive) => {}
-                    Ok(
-                        message @ (ChildMessage::Finished { .. }
-                        | ChildMessage::Stopped
-                        | ChildMessage::Failed { .. }),
-                    ) => {
-                        self.words = Some(message);
-                    }
-                    Ok(ChildMessage::Rankings { epoch }) => heard.push(ChildOutput::Left { epoch }),
-                    Ok(ChildMessage::Log { line }) => {
-                        heard.push(ChildOutput::Log(self.paths.relative(&line)))
-                    }
-                    Ok(message) => heard.push(ChildOutput::ChildMessage(message)),
+                    Ok(ChildMessage::Sync { number }) => sync = Some(number),
+                    Ok(ChildMessage::Exit(report)) => self.words = Some(report),
+                    Ok(ChildMessage::Run(event)) => events.push(event),
                     // Not of our protocol, but perhaps of use to whoever reads the log.
-                    Err(_) => heard.push(ChildOutput::Log(self.paths.relative(&line))),
+                    Err(_) => events.push(RunEvent::Log(line)),
                 },
             }
         }
-        self.note(&heard);
-        if heard.is_empty() {
+        for event in &mut events {
+            if let RunEvent::Log(line) = event {
+                *line = self.paths.relative(line);
+            }
+        }
+        self.note(&events);
+        if begun.is_none() && events.is_empty() {
             return sync.map(|_| Storing { done: Box::pin(future::ready(true)), sync });
         }
         let (slot, key, log) = (self.slot.clone(), self.key.clone(), Arc::clone(&self.log));
         let done = async move {
-            let heard = fetched(&slot, &key, heard).await;
-            slot.repository.update_surely(&key, move |edit| store(&heard, edit, &log)).await.is_some()
+            let events = with_pictures(&slot, &key, events).await;
+            let stored = move |edit: &mut Edit| store(begun, &events, edit, &log);
+            slot.repository.update_surely(&key, stored).await.is_some()
         };
         Some(Storing { done: Box::pin(done), sync })
     }
@@ -316,24 +314,25 @@ impl Process {
         }
     }
 
-    fn note(&mut self, heard: &[ChildOutput]) {
+    fn note(&mut self, events: &[RunEvent]) {
         self.kills.look();
-        for heard in heard {
-            match heard {
+        let slot = self.slot.number;
+        for event in events {
+            match event {
                 // Rust closes a panic with how to see more of it.
-                ChildOutput::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
-                ChildOutput::Log(line) => self.last_line = Some(line.clone()),
-                ChildOutput::ChildMessage(ChildMessage::Progress(progress)) => {
+                RunEvent::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
+                RunEvent::Log(line) => self.last_line = Some(line.clone()),
+                RunEvent::Progress(progress) => {
                     let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
-                    let number = self.slot.number;
-                    metrics::job_step(number, progress.step_seconds, progress.images_per_second, loss);
+                    metrics::job_step(slot, progress.step_seconds, progress.images_per_second, loss);
                 }
-                ChildOutput::ChildMessage(ChildMessage::Evaluated(evaluation))
-                    if evaluation.protocol == "all" =>
-                {
-                    metrics::job_map(self.slot.number, evaluation.map);
+                RunEvent::Evaluated(evaluation) if evaluation.protocol == "all" => {
+                    metrics::job_map(slot, evaluation.mean_average_precision);
                 }
-                ChildOutput::ChildMessage(_) | ChildOutput::Left { .. } | ChildOutput::Rankings(_) => {}
+                RunEvent::Evaluated(_)
+                | RunEvent::Started(_)
+                | RunEvent::Rankings(_)
+                | RunEvent::Saved(_) => {}
             }
         }
     }
@@ -352,7 +351,8 @@ impl Process {
     }
 }
 
-async fn due(at: Option<Instant>) {
+/// Waits until then; for ever where there is nothing to wait for.
+pub async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => future::pending().await,
@@ -367,66 +367,39 @@ async fn stored(storing: &mut Option<Storing>) -> bool {
     }
 }
 
-enum ChildOutput {
-    ChildMessage(ChildMessage),
-    /// Rankings of this epoch are in the job's folder.
-    Left {
-        epoch: u32,
-    },
-    Rankings(Rankings),
-    Log(String),
-}
-
-/// The same with the rankings that the process has left in its folder; a job goes on without them.
-async fn fetched(slot: &Slot, key: &JobKey, heard: Vec<ChildOutput>) -> Vec<ChildOutput> {
-    let mut all = Vec::with_capacity(heard.len());
-    for heard in heard {
-        let ChildOutput::Left { epoch } = heard else {
-            all.push(heard);
+/// The same with the pictures of rankings that the process has left in its folder; a job goes on without them.
+async fn with_pictures(slot: &Slot, key: &JobKey, events: Vec<RunEvent>) -> Vec<RunEvent> {
+    let mut all = Vec::with_capacity(events.len());
+    for event in events {
+        let RunEvent::Rankings(Rankings { epoch, .. }) = event else {
+            all.push(event);
             continue;
         };
         let folder = slot.settings.job_folder(key.id);
         let fetched = spawn_blocking(move || rankings::fetch(&folder, epoch)).await;
         match fetched.unwrap_or_else(|cause| Err(io::Error::other(cause))) {
-            Ok(rankings) => all.push(ChildOutput::Rankings(rankings)),
+            Ok(rankings) => all.push(RunEvent::Rankings(rankings)),
             Err(cause) => tracing::warn!(%cause, job = %key.id, "rankings of a job are lost"),
         }
     }
     all
 }
 
-fn store(heard: &[ChildOutput], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
+/// `begun`: the steps after which the run begins, if that was among what was said.
+fn store(begun: Option<u64>, events: &[RunEvent], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
     if !matches!(edit.job().state, JobState::Running | JobState::Cancelling) {
         return Err(Refused::Active);
     }
-    for heard in heard {
-        match heard {
-            ChildOutput::Log(line) => {
-                let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Err(cause) = log.write(line) {
-                    tracing::warn!(%cause, job = %edit.job().key.id, "a line of a job's log is lost");
-                }
-                edit.log(line.clone());
-            }
-            ChildOutput::Left { .. } => {}
-            ChildOutput::Rankings(rankings) => edit.ranked(rankings.clone()),
-            ChildOutput::ChildMessage(ChildMessage::Begun { steps }) => edit.begin(*steps),
-            ChildOutput::ChildMessage(ChildMessage::Started(start)) => edit.started(start.clone()),
-            ChildOutput::ChildMessage(ChildMessage::Progress(progress)) => edit.progress(progress.clone()),
-            ChildOutput::ChildMessage(ChildMessage::Evaluated(evaluation)) => {
-                edit.evaluated(evaluation.clone())
-            }
-            ChildOutput::ChildMessage(ChildMessage::Saved(saved)) => edit.saved(*saved),
-            ChildOutput::ChildMessage(
-                ChildMessage::Alive
-                | ChildMessage::Log { .. }
-                | ChildMessage::Rankings { .. }
-                | ChildMessage::Sync { .. }
-                | ChildMessage::Finished { .. }
-                | ChildMessage::Stopped
-                | ChildMessage::Failed { .. },
-            ) => {}
+    if let Some(steps) = begun {
+        edit.begin(steps);
+    }
+    for event in events {
+        if let RunEvent::Log(line) = event
+            && let Err(cause) = log.lock().unwrap_or_else(PoisonError::into_inner).write(line)
+        {
+            tracing::warn!(%cause, job = %edit.job().key.id, "a line of a job's log is lost");
         }
+        edit.report(event.clone());
     }
     Ok(())
 }

@@ -14,8 +14,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use serde::{Deserialize, Serialize};
 
 use super::failure::Failure;
-use super::report::{Evaluation, Progress, Saved, Start};
-use crate::reason::FailureReason;
+use super::report::RunEvent;
 
 /// Files and folders of a job.
 pub const INSTRUCTIONS: &str = "job.toml";
@@ -51,43 +50,33 @@ pub struct Instructions {
     pub config_toml: String,
 }
 
-/// One line of a training process.
+/// One line of a training process: what its run reports, and what concerns the process alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChildMessage {
     /// The run begins, or goes on after the steps of a checkpoint.
-    Begun {
-        steps: u64,
-    },
-    /// What it begins with, where that is not from scratch.
-    Started(Start),
-    Progress(Progress),
-    Evaluated(Evaluation),
-    /// Rankings after this epoch are in the job's folder.
-    Rankings {
-        epoch: u32,
-    },
-    Saved(Saved),
-    /// For people, in the job's log and among its events.
-    Log {
-        line: String,
-    },
+    Begun { steps: u64 },
     /// Nothing has happened, but the process is at work.
     Alive,
     /// The process waits until everything before this is stored and it reads this number.
-    Sync {
-        number: u64,
-    },
-    /// The model is in the job's folder.
+    Sync { number: u64 },
+    #[serde(untagged)]
+    Exit(ExitReport),
+    #[serde(untagged)]
+    Run(RunEvent),
+}
+
+/// How a process says that it ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitReport {
+    /// The model of this digest is in the job's folder.
     Finished {
         model: String,
     },
     /// It was asked to stop, and a checkpoint is where it stands.
     Stopped,
-    Failed {
-        reason: FailureReason,
-        message: String,
-    },
+    Failed(Failure),
 }
 
 impl Instructions {
@@ -112,14 +101,14 @@ pub struct ChildChannel(Arc<ChannelState>);
 
 #[derive(Debug)]
 struct ChannelState {
-    out: Mutex<Out>,
+    out: Mutex<Output>,
     /// The last number that was read.
     stored: Mutex<u64>,
     changed: Condvar,
 }
 
 #[derive(Debug)]
-struct Out {
+struct Output {
     file: File,
     syncs: u64,
 }
@@ -134,7 +123,7 @@ impl ChildChannel {
         let file = File::from(rustix::io::dup(rustix::stdio::stdout())?);
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
         let shared = ChannelState {
-            out: Mutex::new(Out { file, syncs: 0 }),
+            out: Mutex::new(Output { file, syncs: 0 }),
             stored: Mutex::new(0),
             changed: Condvar::new(),
         };
@@ -192,40 +181,49 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl From<Failure> for ChildMessage {
-    fn from(failure: Failure) -> Self {
-        Self::Failed { reason: failure.reason, message: failure.message }
+impl From<RunEvent> for ChildMessage {
+    fn from(event: RunEvent) -> Self {
+        Self::Run(event)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::report::{Progress, Rankings, SavedCheckpoint};
     use super::*;
+    use crate::evaluate::Evaluation;
+    use crate::reason::FailureReason;
 
     #[test]
     fn a_saying_is_one_line_and_keeps_every_bit_of_a_loss() {
         let losses = [("total".to_owned(), 0.1 + 0.2), ("id".to_owned(), f64::MIN_POSITIVE)].into();
         for message in [
             ChildMessage::Begun { steps: 7 },
-            ChildMessage::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() }),
-            ChildMessage::Evaluated(Evaluation {
+            RunEvent::Progress(Progress { step: 3, losses, accuracy: Some(0.5), ..Progress::default() })
+                .into(),
+            RunEvent::Evaluated(Evaluation {
                 protocol: "all".into(),
-                map: 1.0 / 3.0,
+                mean_average_precision: 1.0 / 3.0,
                 ..Evaluation::default()
-            }),
-            ChildMessage::Rankings { epoch: 2 },
-            ChildMessage::Saved(Saved { step: 3, best: true }),
+            })
+            .into(),
+            RunEvent::Rankings(Rankings { epoch: 2, png: Vec::new() }).into(),
+            RunEvent::Saved(SavedCheckpoint { step: 3, best: true }).into(),
+            RunEvent::Log("two\nlines".into()).into(),
             ChildMessage::Alive,
             ChildMessage::Sync { number: 1 },
-            ChildMessage::Finished { model: "ab".into() },
-            ChildMessage::Stopped,
-            ChildMessage::Failed { reason: FailureReason::DiskFull, message: "two\nlines".into() },
+            ChildMessage::Exit(ExitReport::Finished { model: "ab".into() }),
+            ChildMessage::Exit(ExitReport::Stopped),
+            ChildMessage::Exit(ExitReport::Failed(Failure::new(FailureReason::DiskFull, "two\nlines"))),
         ] {
             let line = serde_json::to_string(&message).expect("a line");
             assert!(!line.contains('\n'));
             assert_eq!(serde_json::from_str::<ChildMessage>(&line).expect("read"), message);
         }
         assert_eq!(serde_json::to_string(&ChildMessage::Alive).expect("a line"), "\"alive\"");
+        let rankings = Rankings { epoch: 2, png: vec![1] };
+        let line = serde_json::to_string(&ChildMessage::from(RunEvent::Rankings(rankings))).expect("a line");
+        assert_eq!(line, r#"{"rankings":{"epoch":2}}"#, "a picture is longer than a line may be");
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use super::event::EventPayload;
 use super::job::Job;
-use super::report::{Evaluation, Progress, Rankings, Saved, Start};
+use super::report::RunEvent;
 use super::state::{Change, JobState, Refused};
+use crate::evaluate::Evaluation;
 use crate::gallery::Time;
 
 /// A job and what happens in it together: stored in one transaction, or not at all.
@@ -63,34 +64,25 @@ impl Edit {
         self.gain(steps);
     }
 
-    pub fn started(&mut self, start: Start) {
-        self.push(EventPayload::Started(start));
-    }
-
-    pub fn progress(&mut self, progress: Progress) {
-        self.job.progress = Some(progress.clone());
-        self.push(EventPayload::Progress(progress));
-    }
-
-    pub fn evaluated(&mut self, evaluation: Evaluation) {
-        self.job
-            .evaluations
-            .retain(|known| known.epoch == evaluation.epoch && known.protocol != evaluation.protocol);
-        self.job.evaluations.push(evaluation.clone());
-        self.push(EventPayload::Evaluated(evaluation));
-    }
-
-    pub fn ranked(&mut self, rankings: Rankings) {
-        self.push(EventPayload::Rankings(rankings));
-    }
-
-    pub fn saved(&mut self, saved: Saved) {
-        self.gain(saved.step);
-        self.push(EventPayload::CheckpointSaved(saved));
+    /// Takes in what the run reports.
+    pub fn report(&mut self, event: RunEvent) {
+        match &event {
+            RunEvent::Progress(progress) => self.job.progress = Some(progress.clone()),
+            RunEvent::Evaluated(evaluation) => {
+                let Evaluation { epoch, protocol, .. } = evaluation;
+                let evaluations = &mut self.job.evaluations;
+                evaluations.retain(|known| known.epoch == *epoch && known.protocol != *protocol);
+                evaluations.push(evaluation.clone());
+            }
+            RunEvent::Saved(saved) => self.gain(saved.step),
+            RunEvent::Started(_) | RunEvent::Rankings(_) | RunEvent::Log(_) => {}
+        }
+        self.job.last_event += 1;
+        self.happened.push((self.job.attempt, EventPayload::Run(event)));
     }
 
     pub fn log(&mut self, line: impl Into<String>) {
-        self.push(EventPayload::Log(line.into()));
+        self.report(RunEvent::Log(line.into()));
     }
 
     /// An attempt has ended before its time; the number of those in a row that gained nothing.
@@ -116,19 +108,11 @@ impl Edit {
         }
     }
 
+    /// The job in an event of its state counts that event.
     fn push_state(&mut self) {
-        let job = Box::new(self.job.clone());
-        self.push(EventPayload::State(job));
-    }
-
-    fn push(&mut self, what: EventPayload) {
         self.job.last_event += 1;
-        let number = self.job.last_event;
-        let what = match what {
-            EventPayload::State(job) => EventPayload::State(Box::new(Job { last_event: number, ..*job })),
-            other => other,
-        };
-        self.happened.push((self.job.attempt, what));
+        let job = Box::new(self.job.clone());
+        self.happened.push((self.job.attempt, EventPayload::State(job)));
     }
 }
 
@@ -136,12 +120,17 @@ impl Edit {
 mod tests {
     use super::super::failure::Failure;
     use super::super::job::{JobId, JobKey, JobSpec};
+    use super::super::report::SavedCheckpoint;
     use super::*;
     use crate::reason::FailureReason;
 
     fn job() -> Job {
         let key = JobKey { tenant: "default".into(), id: JobId::new(7) };
         Job::new(key, JobSpec::default(), Time::from_nanos(1))
+    }
+
+    fn saved_at(step: u64) -> RunEvent {
+        RunEvent::Saved(SavedCheckpoint { step, best: false })
     }
 
     #[test]
@@ -174,10 +163,10 @@ mod tests {
     #[test]
     fn only_a_further_checkpoint_makes_an_attempt_count() {
         let mut edit = Edit::new(Job { state: JobState::Running, ..job() }, Time::from_nanos(5));
-        edit.saved(Saved { step: 10, best: false });
+        edit.report(saved_at(10));
         assert_eq!(edit.count_attempt(), 1);
         edit.begin(10);
-        edit.saved(Saved { step: 10, best: false });
+        edit.report(saved_at(10));
         assert_eq!(edit.count_attempt(), 2);
         // The server did not hear of a checkpoint before it stopped, but the next attempt begins with it.
         edit.begin(20);
@@ -191,9 +180,12 @@ mod tests {
     fn the_evaluations_of_a_job_are_those_of_its_last_epoch() {
         let mut edit = Edit::new(job(), Time::from_nanos(5));
         for (epoch, protocol, map) in [(1, "all", 0.1), (1, "o2s", 0.2), (2, "all", 0.3), (2, "all", 0.4)] {
-            edit.evaluated(Evaluation { protocol: protocol.into(), epoch, map, ..Evaluation::default() });
+            let protocol = protocol.into();
+            let scores = Evaluation { protocol, epoch, mean_average_precision: map, ..Evaluation::default() };
+            edit.report(RunEvent::Evaluated(scores));
         }
-        let found: Vec<_> = edit.job().evaluations.iter().map(|e| (e.epoch, e.map)).collect();
+        let found: Vec<_> =
+            edit.job().evaluations.iter().map(|e| (e.epoch, e.mean_average_precision)).collect();
         assert_eq!(found, [(2, 0.4)]);
     }
 }

@@ -1,7 +1,18 @@
 //! What happens in a job, numbered without gaps.
+//!
+//! An event has one type for each place that adds something to it:
+//!
+//! 1. `train::FitEvent` is what the training loop knows: losses by term, rankings as paths. It knows of no job.
+//! 2. [`RunEvent`] is what a run reports, made from that by `event_mapper`: with totals, and bounded. It goes through the
+//!    pipe, into the store and to the callers as it is.
+//! 3. `ChildMessage` is a line of the pipe: a `RunEvent`, or what concerns only the process (that it lives, how it ends).
+//! 4. [`EventPayload`] is a `RunEvent` or a change of the job's state, which only the server knows.
+//! 5. `EventRecord` (`record`) is what is stored of it; a job has a record of its own, since its state is an enum and its
+//!    names are checked.
+//! 6. `wire::TrainEvent` is the contract with callers.
 
 use super::job::Job;
-use super::report::{Evaluation, Progress, Rankings, Saved, Start};
+use super::report::RunEvent;
 use crate::gallery::Time;
 
 /// One thing that happened in a job.
@@ -11,18 +22,12 @@ pub struct JobEvent {
     pub number: u64,
     pub attempt: u32,
     pub occurred_at: Time,
-    pub what: EventPayload,
+    pub payload: EventPayload,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum EventPayload {
     /// The job after a change of its state.
     State(Box<Job>),
-    Progress(Progress),
-    Evaluated(Evaluation),
-    Rankings(Rankings),
-    CheckpointSaved(Saved),
-    /// What the run starts from, before its first step.
-    Started(Start),
-    Log(String),
+    Run(RunEvent),
 }

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::child::ChildMessage;
 use super::rankings;
-use super::report::{Evaluation, Progress, Saved, Start};
-use crate::evaluate::Summary;
-use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
+use super::report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start};
+use crate::evaluate::Evaluation;
+use crate::train::{Checkpoints, FitEvent, LossTerms, ObjectiveName, RankedLists};
 
 /// Turns the events of a run into what is said of them.
 #[derive(Debug)]
@@ -37,22 +37,22 @@ impl EventMapper {
         Self { objective, checkpoints, folder, start, epochs: 0, last_step, evaluations }
     }
 
-    pub fn tell(&mut self, event: Event) -> Vec<ChildMessage> {
+    pub fn tell(&mut self, event: FitEvent) -> Vec<ChildMessage> {
         match event {
-            Event::PassedOver(checkpoint) => vec![ChildMessage::Log { line: checkpoint.to_string() }],
-            Event::Started { steps, epochs } => {
+            FitEvent::PassedOver(checkpoint) => vec![RunEvent::Log(checkpoint.to_string()).into()],
+            FitEvent::Started { steps, epochs } => {
                 self.epochs = epochs;
                 let begun = ChildMessage::Begun { steps };
                 // A run that goes on from a checkpoint has nothing of it any more.
                 let start = self.start.take().filter(|_| steps == 0);
-                [begun].into_iter().chain(start.map(ChildMessage::Started)).collect()
+                [begun].into_iter().chain(start.map(|start| RunEvent::Started(start).into())).collect()
             }
-            Event::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
+            FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
                 self.last_step = Instant::now();
                 let later = u64::from(self.epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
                 let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
-                vec![ChildMessage::Progress(Progress {
+                let progress = Progress {
                     step: progress.steps,
                     // Epochs differ by a few steps, so that what was taken is counted and what is left is estimated.
                     steps_total: progress.steps + left,
@@ -64,30 +64,31 @@ impl EventMapper {
                     images_per_second,
                     seconds_left,
                     step_seconds,
-                })]
+                };
+                vec![RunEvent::Progress(progress).into()]
             }
-            Event::EpochDone { .. } => vec![],
-            Event::Evaluated { epoch, summaries, sample, .. } => {
+            FitEvent::EpochDone { .. } => vec![],
+            FitEvent::Evaluated { epoch, summaries, sample, .. } => {
                 self.evaluations =
-                    summaries.iter().filter_map(|summary| evaluation(epoch, summary)).collect();
-                let mut messages: Vec<_> =
-                    self.evaluations.iter().cloned().map(ChildMessage::Evaluated).collect();
-                messages.extend(sample.and_then(|sample| self.show(epoch, &sample)));
+                    summaries.iter().filter_map(|summary| Evaluation::after_epoch(epoch, summary)).collect();
+                let evaluated = self.evaluations.iter().cloned().map(RunEvent::Evaluated);
+                let rankings = sample.and_then(|sample| self.rankings(epoch, &sample));
+                let messages = evaluated.chain(rankings).map(ChildMessage::from).collect();
                 self.last_step = Instant::now();
                 messages
             }
-            Event::CheckpointSaved { progress } => {
+            FitEvent::CheckpointSaved { progress } => {
                 self.last_step = Instant::now();
                 let best = self.checkpoints.is_best(progress.steps);
-                vec![ChildMessage::Saved(Saved { step: progress.steps, best })]
+                vec![RunEvent::Saved(SavedCheckpoint { step: progress.steps, best }).into()]
             }
         }
     }
 
-    /// A run goes on without a picture.
-    fn show(&self, epoch: u32, sample: &RankedLists) -> Option<ChildMessage> {
+    /// Leaves the picture in the job's folder; a run goes on without one.
+    fn rankings(&self, epoch: u32, sample: &RankedLists) -> Option<RunEvent> {
         match rankings::leave(&self.folder, sample) {
-            Ok(()) => Some(ChildMessage::Rankings { epoch }),
+            Ok(()) => Some(RunEvent::Rankings(Rankings { epoch, png: Vec::new() })),
             Err(cause) => {
                 tracing::warn!(%cause, epoch, "there is no picture of the rankings");
                 None
@@ -115,23 +116,11 @@ fn losses(objective: ObjectiveName, terms: &LossTerms) -> BTreeMap<String, f64> 
     named.iter().map(|(name, loss)| ((*name).to_owned(), *loss)).collect()
 }
 
-/// Nothing where no query counts: there is no mean of nothing.
-fn evaluation(epoch: u32, summary: &Summary) -> Option<Evaluation> {
-    (summary.queries_with_a_match > 0).then(|| Evaluation {
-        protocol: summary.protocol.to_owned(),
-        epoch,
-        map: summary.mean_average_precision,
-        rank1: summary.hit_within_1,
-        rank5: summary.hit_within_5,
-        rank10: summary.hit_within_10,
-        valid_queries: summary.queries_with_a_match as u32,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{LearnerState, Progress as Place, Rates};
+    use crate::evaluate::Summary;
+    use crate::train::{LearnerState, Progress as RunProgress, Rates};
 
     #[test]
     fn a_run_is_told_with_its_totals_and_without_scores_of_nothing() {
@@ -142,16 +131,16 @@ mod tests {
         let event_mapper = |start| {
             EventMapper::new(ObjectiveName::Contrastive, checkpoints.clone(), place.clone(), Some(start))
         };
-        let told = event_mapper(start.clone()).tell(Event::Started { steps: 0, epochs: 3 });
-        assert_eq!(told, [ChildMessage::Begun { steps: 0 }, ChildMessage::Started(start.clone())]);
+        let told = event_mapper(start.clone()).tell(FitEvent::Started { steps: 0, epochs: 3 });
+        assert_eq!(told, [ChildMessage::Begun { steps: 0 }, RunEvent::Started(start.clone()).into()]);
         let mut event_mapper = event_mapper(start);
         assert_eq!(
-            event_mapper.tell(Event::Started { steps: 4, epochs: 3 }),
+            event_mapper.tell(FitEvent::Started { steps: 4, epochs: 3 }),
             [ChildMessage::Begun { steps: 4 }]
         );
-        let progress = Place { epoch: 2, steps_of_epoch: 1, steps: 5 };
+        let progress = RunProgress { epoch: 2, steps_of_epoch: 1, steps: 5 };
         let terms = LossTerms { total: 0.5, contrastive: 0.5, identity: 9.0, ..LossTerms::default() };
-        let step = Event::Step {
+        let step = FitEvent::Step {
             progress,
             steps_in_epoch: 4,
             terms,
@@ -160,7 +149,7 @@ mod tests {
             seconds_left: 3.0,
         };
         let said = event_mapper.tell(step);
-        let [ChildMessage::Progress(step)] = &said[..] else { panic!("{said:?}") };
+        let [ChildMessage::Run(RunEvent::Progress(step))] = &said[..] else { panic!("{said:?}") };
         assert_eq!((step.step, step.steps_total, step.epoch, step.epochs_total), (5, 12, 2, 3));
         assert_eq!(step.losses, [("total".into(), 0.5), ("contrastive".into(), 0.5)].into());
 
@@ -174,14 +163,14 @@ mod tests {
             hit_within_10: map,
         };
         let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
-        let said = event_mapper.tell(Event::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
-        assert_eq!(said, [ChildMessage::Evaluated(event_mapper.evaluations()[0].clone())]);
+        let said = event_mapper.tell(FitEvent::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
+        assert_eq!(said, [RunEvent::Evaluated(event_mapper.evaluations()[0].clone()).into()]);
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
-            let progress = Place { epoch: 3, steps_of_epoch: 0, steps };
+            let progress = RunProgress { epoch: 3, steps_of_epoch: 0, steps };
             checkpoints.save(progress, Some(metric), &LearnerState::default()).expect("writable");
-            let said = event_mapper.tell(Event::CheckpointSaved { progress });
-            assert_eq!(said, [ChildMessage::Saved(Saved { step: steps, best })]);
+            let said = event_mapper.tell(FitEvent::CheckpointSaved { progress });
+            assert_eq!(said, [RunEvent::Saved(SavedCheckpoint { step: steps, best }).into()]);
         }
     }
 }

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::io;
 
+use serde::{Deserialize, Serialize};
+
 use crate::durable::is_full;
 use crate::reason::FailureReason;
 
 /// Why an attempt, and with it perhaps its job, came to nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub reason: FailureReason,
     /// One line for people.

@@ -4,8 +4,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::report::{Evaluation, Progress};
+use super::report::Progress;
 use super::state::JobState;
+use crate::evaluate::Evaluation;
 use crate::gallery::{GalleryName, Time};
 
 /// Names a job; later jobs have higher numbers, which are never used again.

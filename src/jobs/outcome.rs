@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use super::child::ChildMessage;
+use super::child::ExitReport;
 use super::edit::Edit;
 use super::failure::Failure;
 use super::state::{Change, Refused};
@@ -29,7 +29,7 @@ pub enum AttemptOutcome {
 #[derive(Clone, Debug)]
 pub struct Death {
     /// The last thing it said of its end.
-    pub words: Option<ChildMessage>,
+    pub words: Option<ExitReport>,
     /// The last line of its log that says something.
     pub last_line: Option<String>,
     pub exit: ExitStatus,
@@ -44,22 +44,20 @@ pub struct Death {
 impl Death {
     pub fn outcome(&self) -> AttemptOutcome {
         match &self.words {
-            Some(ChildMessage::Finished { model }) => match model.parse() {
+            Some(ExitReport::Finished { model }) => match model.parse() {
                 Ok(model) => AttemptOutcome::Finished { model },
                 Err(_) => {
                     AttemptOutcome::Failed(Failure::new(FailureReason::Crashed, "the model has no digest"))
                 }
             },
             _ if self.asked => AttemptOutcome::Stopped,
-            Some(ChildMessage::Failed { reason, message }) => {
-                AttemptOutcome::Failed(Failure::new(*reason, message.clone()))
-            }
+            Some(ExitReport::Failed(failure)) => AttemptOutcome::Failed(failure.clone()),
             words => AttemptOutcome::Failed(match self.silent {
                 Some(silence) => {
                     let message = format!("nothing was heard of the process for {} s", silence.as_secs_f64());
                     Failure::new(FailureReason::Hung, message)
                 }
-                None => self.unsaid(*words == Some(ChildMessage::Stopped)),
+                None => self.unsaid(*words == Some(ExitReport::Stopped)),
             }),
         }
     }
@@ -188,7 +186,7 @@ mod tests {
 
     #[test]
     fn every_death_has_its_reason() {
-        let said = |reason| Some(ChildMessage::Failed { reason, message: "x".into() });
+        let said = |reason| Some(ExitReport::Failed(Failure::new(reason, "x")));
         let line = |line: &str| Some(line.to_owned());
         for (death, expected, part) in [
             (exited(0), FailureReason::Crashed, "exit code 0"),
@@ -221,12 +219,12 @@ mod tests {
             (Death { words: said(FailureReason::DiskFull), ..exited(1) }, FailureReason::DiskFull, "x"),
             (Death { words: said(FailureReason::Diverged), ..killed(9) }, FailureReason::Diverged, "x"),
             (
-                Death { words: Some(ChildMessage::Stopped), ..exited(0) },
+                Death { words: Some(ExitReport::Stopped), ..exited(0) },
                 FailureReason::KilledBySignal,
                 "did not send",
             ),
             (
-                Death { words: Some(ChildMessage::Finished { model: "?".into() }), ..exited(0) },
+                Death { words: Some(ExitReport::Finished { model: "?".into() }), ..exited(0) },
                 FailureReason::Crashed,
                 "digest",
             ),
@@ -244,10 +242,10 @@ mod tests {
     #[test]
     fn whoever_was_asked_to_stop_has_stopped_unless_it_has_finished() {
         let model = ModelDigest::new([7; 32]);
-        let finished = Some(ChildMessage::Finished { model: model.to_string() });
+        let finished = Some(ExitReport::Finished { model: model.to_string() });
         let asked = |death: Death| Death { asked: true, ..death }.outcome();
         assert_eq!(asked(killed(9)), AttemptOutcome::Stopped);
-        assert_eq!(asked(Death { words: Some(ChildMessage::Stopped), ..exited(0) }), AttemptOutcome::Stopped);
+        assert_eq!(asked(Death { words: Some(ExitReport::Stopped), ..exited(0) }), AttemptOutcome::Stopped);
         assert_eq!(asked(Death { words: finished, ..killed(9) }), AttemptOutcome::Finished { model });
     }
 

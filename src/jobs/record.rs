@@ -7,9 +7,10 @@ use prost::Message;
 use super::event::{EventPayload, JobEvent};
 use super::failure::Failure;
 use super::job::{Job, JobId, JobKey, JobSpec};
-use super::report::{Evaluation, Progress, Rankings, Saved, Start};
+use super::report::{Progress, RunEvent};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
+use crate::evaluate::Evaluation;
 use crate::gallery::{GalleryName, Time};
 use crate::reason::FailureReason;
 
@@ -69,19 +70,14 @@ pub fn job_from_bytes(key: &JobKey, bytes: &[u8]) -> Result<Job, RecordError> {
 pub fn event_to_bytes(
     key: &JobKey,
     number: u64,
-    (attempt, what): &(u32, EventPayload),
+    (attempt, payload): &(u32, EventPayload),
     occurred_at: Time,
 ) -> Vec<u8> {
-    let what = match what {
-        EventPayload::State(job) => PayloadRecord::State(JobRecord::from(&**job)),
-        EventPayload::Progress(progress) => PayloadRecord::Progress(progress.clone()),
-        EventPayload::Evaluated(evaluation) => PayloadRecord::Evaluated(evaluation.clone()),
-        EventPayload::Rankings(rankings) => PayloadRecord::Rankings(rankings.clone()),
-        EventPayload::CheckpointSaved(saved) => PayloadRecord::Saved(*saved),
-        EventPayload::Started(start) => PayloadRecord::Started(start.clone()),
-        EventPayload::Log(line) => PayloadRecord::Log(line.clone()),
+    let (state, run) = match payload {
+        EventPayload::State(job) => (Some(JobRecord::from(&**job)), None),
+        EventPayload::Run(event) => (None, Some(event.clone())),
     };
-    let record = EventRecord { attempt: *attempt, occurred_at: occurred_at.nanos(), what: Some(what) };
+    let record = EventRecord { attempt: *attempt, occurred_at: occurred_at.nanos(), state, run };
     seal(&address_of_event(key, number), record.encode_to_vec())
 }
 
@@ -89,17 +85,13 @@ pub fn event_to_bytes(
 /// The bytes are no event, or not what was stored under this key and number.
 pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEvent, RecordError> {
     let message = unseal(&address_of_event(key, number), bytes)?;
-    let EventRecord { attempt, occurred_at, what } = EventRecord::decode(message)?;
-    let what = match what.ok_or(RecordError::Unusable("event"))? {
-        PayloadRecord::State(record) => EventPayload::State(Box::new(record.into_job(key)?)),
-        PayloadRecord::Progress(progress) => EventPayload::Progress(progress),
-        PayloadRecord::Evaluated(evaluation) => EventPayload::Evaluated(evaluation),
-        PayloadRecord::Rankings(rankings) => EventPayload::Rankings(rankings),
-        PayloadRecord::Saved(saved) => EventPayload::CheckpointSaved(saved),
-        PayloadRecord::Started(start) => EventPayload::Started(start),
-        PayloadRecord::Log(line) => EventPayload::Log(line),
+    let EventRecord { attempt, occurred_at, state, run } = EventRecord::decode(message)?;
+    let payload = match (state, run) {
+        (Some(job), None) => EventPayload::State(Box::new(job.into_job(key)?)),
+        (None, Some(event)) => EventPayload::Run(event),
+        (None, None) | (Some(_), Some(_)) => return Err(RecordError::Unusable("event")),
     };
-    Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), what })
+    Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), payload })
 }
 
 /// A job of schema version 1, which has no checksum, with one; `None` where it is damaged already.
@@ -110,7 +102,8 @@ pub fn sealed_job(key: &JobKey, bytes: &[u8]) -> Option<Vec<u8>> {
 
 /// An event of schema version 1, likewise.
 pub fn sealed_event(key: &JobKey, number: u64, bytes: &[u8]) -> Option<Vec<u8>> {
-    EventRecord::decode(bytes).ok()?.what?;
+    let record = EventRecord::decode(bytes).ok()?;
+    record.state.map(drop).or(record.run.map(drop))?;
     Some(seal(&address_of_event(key, number), bytes.to_vec()))
 }
 
@@ -176,27 +169,11 @@ struct EventRecord {
     attempt: u32,
     #[prost(sfixed64, tag = "2")]
     occurred_at: i64,
-    #[prost(oneof = "PayloadRecord", tags = "3, 4, 5, 6, 7, 8, 9")]
-    what: Option<PayloadRecord>,
-}
-
-#[derive(Clone, PartialEq, prost::Oneof)]
-#[allow(clippy::large_enum_variant, reason = "there is one at a time, on its way to or from the disk")]
-enum PayloadRecord {
-    #[prost(message, tag = "3")]
-    State(JobRecord),
-    #[prost(message, tag = "4")]
-    Progress(Progress),
-    #[prost(message, tag = "5")]
-    Evaluated(Evaluation),
-    #[prost(message, tag = "6")]
-    Saved(Saved),
-    #[prost(string, tag = "7")]
-    Log(String),
-    #[prost(message, tag = "8")]
-    Rankings(Rankings),
-    #[prost(message, tag = "9")]
-    Started(Start),
+    /// Present where `run` is absent.
+    #[prost(message, optional, tag = "3")]
+    state: Option<JobRecord>,
+    #[prost(oneof = "RunEvent", tags = "4, 5, 6, 7, 8, 9")]
+    run: Option<RunEvent>,
 }
 
 impl From<&Job> for JobRecord {
@@ -284,7 +261,7 @@ impl JobRecord {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Shape, UntakenTensor};
+    use super::super::report::{Rankings, SavedCheckpoint, Start, TensorShape, UntakenTensor};
     use super::*;
 
     #[test]
@@ -297,8 +274,9 @@ mod tests {
             request_id: Some("r".into()),
         };
         let progress = Progress { step: 3, losses: [("total".into(), 0.1)].into(), ..Progress::default() };
-        let evaluation = Evaluation { protocol: "all".into(), map: 0.3, ..Evaluation::default() };
-        let shape = Shape { lengths: vec![2, 3] };
+        let evaluation =
+            Evaluation { protocol: "all".into(), mean_average_precision: 0.3, ..Evaluation::default() };
+        let shape = TensorShape { lengths: vec![2, 3] };
         let tensor = UntakenTensor { name: "fc.bias".into(), found: Some(shape), ..UntakenTensor::default() };
         let start = Start { tensors_taken: 7, untaken: vec![tensor], ..Start::default() };
         let full = Job {
@@ -330,18 +308,19 @@ mod tests {
                 flipped[place] ^= 1 << (place % 8);
                 assert!(job_from_bytes(&key, &flipped).is_err(), "byte {place}");
             }
-            for what in [
-                EventPayload::State(Box::new(job)),
-                EventPayload::Progress(progress.clone()),
-                EventPayload::Evaluated(evaluation.clone()),
-                EventPayload::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
-                EventPayload::CheckpointSaved(Saved { step: 2, best: true }),
-                EventPayload::Started(start.clone()),
-                EventPayload::Log("a line".into()),
-            ] {
-                let bytes = event_to_bytes(&key, 5, &(2, what.clone()), Time::from_nanos(8));
+            let reported = [
+                RunEvent::Progress(progress.clone()),
+                RunEvent::Evaluated(evaluation.clone()),
+                RunEvent::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
+                RunEvent::Saved(SavedCheckpoint { step: 2, best: true }),
+                RunEvent::Started(start.clone()),
+                RunEvent::Log("a line".into()),
+            ];
+            let reported = reported.into_iter().map(EventPayload::Run);
+            for payload in [EventPayload::State(Box::new(job))].into_iter().chain(reported) {
+                let bytes = event_to_bytes(&key, 5, &(2, payload.clone()), Time::from_nanos(8));
                 assert!(event_from_bytes(&key, 6, &bytes).is_err(), "it is another one's");
-                let event = JobEvent { number: 5, attempt: 2, occurred_at: Time::from_nanos(8), what };
+                let event = JobEvent { number: 5, attempt: 2, occurred_at: Time::from_nanos(8), payload };
                 assert_eq!(event_from_bytes(&key, 5, &bytes).expect("an event"), event);
             }
         }

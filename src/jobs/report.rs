@@ -1,14 +1,38 @@
-//! What a run reports on its way: where it starts, its progress, what it is worth, what it has saved.
+//! What a run reports: its start, progress, evaluations, rankings, checkpoints and log lines.
+//!
+//! These types are JSON between a training process and its server and protobuf in the job store, so field names belong
+//! to the one and tags to the other.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use crate::evaluate::Evaluation;
 use crate::train::StartingPoint;
 
 /// Tensors that an event lists; the log of the job has all of them.
 const UNTAKEN_MAX: usize = 64;
+
+/// One thing that a run reports. Tags are those of the stored event that it becomes.
+#[derive(Clone, PartialEq, prost::Oneof, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunEvent {
+    /// What the run starts from, before its first step; absent where it starts from scratch.
+    #[prost(message, tag = "9")]
+    Started(Start),
+    #[prost(message, tag = "4")]
+    Progress(Progress),
+    #[prost(message, tag = "5")]
+    Evaluated(Evaluation),
+    #[prost(message, tag = "8")]
+    Rankings(Rankings),
+    #[prost(message, tag = "6")]
+    Saved(SavedCheckpoint),
+    /// A line for people, which the log file of the job has as well.
+    #[prost(string, tag = "7")]
+    Log(String),
+}
 
 /// What a starting point gave the network.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
@@ -48,17 +72,17 @@ pub struct UntakenTensor {
     pub name: String,
     /// Nothing where it is no tensor that is read.
     #[prost(message, optional, tag = "2")]
-    pub found: Option<Shape>,
+    pub found: Option<TensorShape>,
     /// That of the network's tensor of this name.
     #[prost(message, optional, tag = "3")]
-    pub expected: Option<Shape>,
+    pub expected: Option<TensorShape>,
     #[prost(string, tag = "4")]
     pub reason: String,
 }
 
 /// Lengths of a tensor's axes; none of a single number.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
-pub struct Shape {
+pub struct TensorShape {
     #[prost(uint64, repeated, tag = "1")]
     pub lengths: Vec<u64>,
 }
@@ -67,8 +91,9 @@ impl Start {
     /// `path` is what the configuration says.
     pub fn new(path: &Path, start: &StartingPoint) -> Self {
         let StartingPoint { origin, fit } = start;
-        let shape =
-            |lengths: &Vec<usize>| Shape { lengths: lengths.iter().map(|length| *length as u64).collect() };
+        let shape = |lengths: &Vec<usize>| TensorShape {
+            lengths: lengths.iter().map(|length| *length as u64).collect(),
+        };
         let untaken = fit.untaken.iter().take(UNTAKEN_MAX).map(|tensor| UntakenTensor {
             name: tensor.shown_name(),
             found: tensor.found.as_ref().map(shape),
@@ -123,40 +148,20 @@ pub struct Progress {
     pub step_seconds: f64,
 }
 
-/// What the weights at the end of an epoch are worth in one protocol.
-#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
-pub struct Evaluation {
-    #[prost(string, tag = "1")]
-    pub protocol: String,
-    #[prost(uint32, tag = "2")]
-    pub epoch: u32,
-    #[prost(double, tag = "3")]
-    pub map: f64,
-    /// Share of counted queries with a hit among the first 1, 5 and 10.
-    #[prost(double, tag = "4")]
-    pub rank1: f64,
-    #[prost(double, tag = "5")]
-    pub rank5: f64,
-    #[prost(double, tag = "6")]
-    pub rank10: f64,
-    /// Queries with a match, which are those that count.
-    #[prost(uint32, tag = "7")]
-    pub valid_queries: u32,
-}
-
 /// Queries of the test set with what was found for each.
-#[derive(Clone, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct Rankings {
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
-    /// At most 2 MiB.
+    /// At most 2 MiB. Not part of the process's line, which is short: the server reads it from the job's folder.
+    #[serde(skip)]
     #[prost(bytes = "vec", tag = "2")]
     pub png: Vec<u8>,
 }
 
 /// A checkpoint from which the run can go on.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
-pub struct Saved {
+pub struct SavedCheckpoint {
     #[prost(uint64, tag = "1")]
     pub step: u64,
     /// Whether it is worth most of those that are kept.

@@ -9,6 +9,9 @@ use crate::arithmetic::Pace;
 use crate::gallery::Catalog;
 use crate::train::TrainConfig;
 
+/// A server's [`Settings::retry_pause`].
+pub const RETRY_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a server allows its jobs, and where they work.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -28,6 +31,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Attempts in a row without a further checkpoint.
     pub attempts_max: u32,
+    /// Between an attempt without a further checkpoint and the next; twice as long after each such in a row.
+    pub retry_pause: Duration,
     /// Folders under which data and starting points lie.
     pub data_roots: Vec<PathBuf>,
     /// Whose kept chips can be learned from.

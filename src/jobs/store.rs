@@ -396,8 +396,8 @@ impl RedoRecord {
     fn new(edit: &Edit, kind: RedoKind) -> Self {
         let (job, happened, now) = edit.clone().into_parts();
         let first = job.last_event + 1 - happened.len() as u64;
-        let event = |(number, what): (u64, &(u32, EventPayload))| {
-            (number, record::event_to_bytes(&job.key, number, what, now))
+        let event = |(number, payload): (u64, &(u32, EventPayload))| {
+            (number, record::event_to_bytes(&job.key, number, payload, now))
         };
         let events = (first..).zip(&happened).map(event).collect();
         Self { job: record::job_to_bytes(&job), events, kind, key: job.key }

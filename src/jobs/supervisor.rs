@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use super::attempt::due;
 use super::edit::Edit;
 use super::failure::Failure;
 use super::job::JobKey;
 use super::model_sink::ModelSink;
 use super::repository::JobRepository;
+use super::retries::Retries;
 use super::settings::Settings;
 use super::slot::Slot;
 use super::spawner::Spawner;
@@ -64,17 +66,19 @@ impl Supervisor {
             model_sink: Arc::clone(&model_sink),
         };
         let begin = Arc::new(Notify::new());
-        let floor = Floor {
+        let scheduler = Scheduler {
             begin: Arc::clone(&begin),
             begun: false,
             recovered,
             attempts_max,
+            retries: Retries::new(settings.retry_pause),
+            next_retry: None,
             free: (0..slots).rev().map(slot).collect(),
             repository: Arc::clone(&repository),
             running: HashMap::new(),
             attempts: JoinSet::new(),
         };
-        tokio::spawn(floor.run(commands));
+        tokio::spawn(scheduler.run(commands));
         Ok(Self { commands: sender, begin })
     }
 
@@ -151,14 +155,17 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     edit.change(Change::Retry)
 }
 
-/// Slots and what runs in them.
-struct Floor {
+/// Puts waiting jobs into free slots, and knows what runs in the others.
+struct Scheduler {
     begin: Arc<Notify>,
     /// Until then, no job is started.
     begun: bool,
     /// Likewise, until what ran when the server went away has been brought back.
     recovered: bool,
     attempts_max: u32,
+    retries: Retries,
+    /// The first end of a waiting job's pause.
+    next_retry: Option<Instant>,
     repository: Arc<JobRepository>,
     free: Vec<Slot>,
     /// With what stops them.
@@ -166,7 +173,7 @@ struct Floor {
     attempts: JoinSet<(Slot, JobKey)>,
 }
 
-impl Floor {
+impl Scheduler {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
         let mut ticks = tokio::time::interval(LOOK_PERIOD);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -178,9 +185,10 @@ impl Floor {
                     Some(Command::Drain(drained)) => break Some(drained),
                     None => break None,
                 },
-                Some(Ok((slot, key))) = self.attempts.join_next() => self.ended(slot, &key),
+                Some(Ok((slot, key))) = self.attempts.join_next() => self.ended(slot, key),
                 () = self.begin.notified(), if !self.begun => self.begun = true,
                 _ = ticks.tick(), if self.begun => {}
+                () = due(self.next_retry) => {}
             }
             if let Err(cause) = self.fill().await {
                 tracing::error!(%cause, "the job store cannot be read; no job is started");
@@ -194,8 +202,10 @@ impl Floor {
         }
     }
 
-    /// Puts waiting jobs into free slots, oldest first, and stops those whose cancellation was stored late.
+    /// Puts waiting jobs into free slots, oldest first but for those in a pause, and stops those whose cancellation was
+    /// stored late.
     async fn fill(&mut self) -> Result<(), UpdateError<Refused>> {
+        self.next_retry = None;
         if !self.begun {
             return Ok(());
         }
@@ -205,10 +215,17 @@ impl Floor {
         if !self.recovered {
             return Ok(());
         }
-        for job in self.repository.all().await? {
+        let jobs = self.repository.all().await?;
+        self.retries.keep_waiting(&jobs);
+        for job in jobs {
             match (&job.state, self.running.contains_key(&job.key)) {
                 (JobState::Cancelling, true) => self.stop(&job.key),
-                (JobState::Queued, false) => self.run_in_a_slot(job.key),
+                (JobState::Queued, false) => match self.retries.paused_until(&job) {
+                    Some(until) => {
+                        self.next_retry = Some(self.next_retry.map_or(until, |next| next.min(until)));
+                    }
+                    None => self.run_in_a_slot(job.key),
+                },
                 _ => {}
             }
         }
@@ -228,9 +245,10 @@ impl Floor {
         }
     }
 
-    fn ended(&mut self, slot: Slot, key: &JobKey) {
-        self.running.remove(key);
+    fn ended(&mut self, slot: Slot, key: JobKey) {
+        self.running.remove(&key);
         self.free.push(slot);
+        self.retries.attempt_ended(key);
     }
 }
 

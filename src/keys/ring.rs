@@ -64,9 +64,7 @@ impl Key {
     pub fn block(&self) -> String {
         let roles: Vec<_> = self.roles.iter().map(|role| format!("\"{}\"", role.name())).collect();
         let mut block = format!("[[key]]\nid = \"{}\"\ntenant = \"{}\"\n", self.id, self.tenant);
-        block += &format!("roles = [{}]\nsha256 = \"", roles.join(", "));
-        self.hash.iter().for_each(|byte| block += &format!("{byte:02x}"));
-        block += "\"\n";
+        block += &format!("roles = [{}]\nsha256 = \"{}\"\n", roles.join(", "), hex::encode(self.hash));
         if let Some(end) = self.not_after {
             block += &format!("not_after = {}\n", Timestamp::from(end));
         }
@@ -153,13 +151,8 @@ impl Block {
 }
 
 fn digest(text: &str) -> Option<Hash> {
-    if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
     let mut hash = [0; 32];
-    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-        *byte = u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok()?;
-    }
+    hex::decode_to_slice(text, &mut hash).ok()?;
     Some(hash)
 }
 

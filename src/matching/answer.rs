@@ -9,10 +9,12 @@ use super::fusion::{Fusion, SECOND_LOOK};
 use super::plan::{Plan, Ranking, Sharing};
 use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
-use super::session::{Asking, Contender, Ranked, Session, best_of_vessels};
+use super::session::{Contender, GatedQuery, Ranked, Session, best_of_vessels};
 use crate::cancellation::Cancellation;
 use crate::embedding::{Embedding, ModelDigest};
-use crate::gallery::{EntryId, Found, GalleryReader, Group, Hit, RowId, StoreError, VesselId, VesselNumber};
+use crate::gallery::{
+    EntryId, GalleryReader, Group, Hit, RowId, SearchResult, StoreError, VesselId, VesselNumber,
+};
 use crate::reason::Removal;
 
 /// The answer to one query.
@@ -80,19 +82,19 @@ pub fn match_queries(
     cancellation.check().map_err(StoreError::from)?;
     let selection = gallery.select(&plan.filter)?;
     let session = Session { gallery, plan, calibrator, selection, cancellation };
-    let (mut askings, mut failures) = (Vec::new(), Vec::new());
+    let (mut gated_queries, mut failures) = (Vec::new(), Vec::new());
     for query in &plan.queries {
         // Screening may look at every sighting.
         cancellation.check().map_err(StoreError::from)?;
         match resolve(gallery, query)? {
             Ok(resolved) => {
-                askings.push(session.screen(resolved));
+                gated_queries.push(session.screen(resolved));
                 failures.push(None);
             }
             Err(failure) => failures.push(Some(failure)),
         }
     }
-    let mut answers = answer(&session, &askings)?.into_iter();
+    let mut answers = answer(&session, &gated_queries)?.into_iter();
     let next = |failure: Option<QueryError>| match failure {
         Some(failure) => Err(failure),
         None => Ok(answers.next().expect("one answer for each query that is asked")),
@@ -100,53 +102,53 @@ pub fn match_queries(
     Ok(failures.into_iter().map(next).collect())
 }
 
-fn answer(session: &Session, askings: &[Asking]) -> Result<Vec<Matched>, StoreError> {
-    let mut rankings = rank(session, askings)?;
-    for (asking, ranked) in askings.iter().zip(&mut rankings) {
-        session.believe(asking, ranked);
+fn answer(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Matched>, StoreError> {
+    let mut rankings = rank(session, gated_queries)?;
+    for (gated, ranked) in gated_queries.iter().zip(&mut rankings) {
+        session.believe(gated, ranked);
     }
     if session.plan.sharing == Sharing::DistinctVessels {
-        share_out(session, askings, &mut rankings);
+        share_out(session, gated_queries, &mut rankings);
     }
-    let answers = askings.iter().zip(rankings);
-    Ok(answers.map(|(asking, ranked)| matched(session, asking, ranked)).collect())
+    let answers = gated_queries.iter().zip(rankings);
+    Ok(answers.map(|(gated, ranked)| matched(session, gated, ranked)).collect())
 }
 
-fn rank(session: &Session, askings: &[Asking]) -> Result<Vec<Ranked>, StoreError> {
+fn rank(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
     match session.plan.ranking {
-        Ranking::Cosine => rank_by_cosine(session, askings),
-        Ranking::Reranked { depth } => rank_reranked(session, askings, depth),
-        Ranking::Fused => askings.iter().map(|asking| rank_fused(session, asking)).collect(),
+        Ranking::Cosine => rank_by_cosine(session, gated_queries),
+        Ranking::Reranked { depth } => rank_reranked(session, gated_queries, depth),
+        Ranking::Fused => gated_queries.iter().map(|gated| rank_fused(session, gated)).collect(),
     }
 }
 
-fn rank_by_cosine(session: &Session, askings: &[Asking]) -> Result<Vec<Ranked>, StoreError> {
+fn rank_by_cosine(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
     let depth = session.depth();
-    let found = session.search(askings, depth, session.plan.group)?;
-    let ranked = |(asking, found): (&Asking, Found)| {
+    let found = session.search(gated_queries, depth, session.plan.group)?;
+    let ranked = |(gated, found): (&GatedQuery, SearchResult)| {
         let horizon = session.horizon(&found.hits, depth);
-        Ok(Ranked::new(session.weigh(asking, &found.hits)?, horizon, true))
+        Ok(Ranked::new(session.weigh(gated, &found.hits)?, horizon, true))
     };
-    askings.iter().zip(found).map(ranked).collect()
+    gated_queries.iter().zip(found).map(ranked).collect()
 }
 
-fn rank_fused(session: &Session, asking: &Asking) -> Result<Ranked, StoreError> {
-    match session.judge_of(asking) {
+fn rank_fused(session: &Session, gated: &GatedQuery) -> Result<Ranked, StoreError> {
+    match session.judge_of(gated) {
         Some((calibrator, modality)) => {
-            Fusion { session, asking, calibrator, modality, second_look: SECOND_LOOK }.rank()
+            Fusion { session, gated, calibrator, modality, second_look: SECOND_LOOK }.rank()
         }
         None => {
-            let mut by_cosine = rank_by_cosine(session, std::slice::from_ref(asking))?;
+            let mut by_cosine = rank_by_cosine(session, std::slice::from_ref(gated))?;
             Ok(by_cosine.pop().expect("one ranking for one query"))
         }
     }
 }
 
 /// Puts first the vessel that each query is assigned.
-fn share_out(session: &Session, askings: &[Asking], rankings: &mut [Ranked]) {
-    let likelihoods = |(asking, ranked): (&Asking, &Ranked)| {
-        let (calibrator, _) = session.judge_of(asking)?;
-        let prior = session.prior(calibrator, asking);
+fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ranked]) {
+    let likelihoods = |(gated, ranked): (&GatedQuery, &Ranked)| {
+        let (calibrator, _) = session.judge_of(gated)?;
+        let prior = session.prior(calibrator, gated);
         let candidates = best_of_vessels(&ranked.contenders).into_iter();
         Some(Choice {
             candidates: candidates.map(|(vessel, ratio)| (vessel, ratio + prior.log_vessel())).collect(),
@@ -161,7 +163,7 @@ fn share_out(session: &Session, askings: &[Asking], rankings: &mut [Ranked]) {
         }
         Choice { candidates: best.into_iter().collect(), alternative: Alternative::LastResort }
     };
-    let weighed: Option<Vec<_>> = askings.iter().zip(&*rankings).map(likelihoods).collect();
+    let weighed: Option<Vec<_>> = gated_queries.iter().zip(&*rankings).map(likelihoods).collect();
     let choices = weighed.unwrap_or_else(|| rankings.iter().map(cosines).collect());
     for (ranked, assigned) in rankings.iter_mut().zip(assign(&choices)) {
         match assigned {
@@ -176,29 +178,29 @@ fn share_out(session: &Session, askings: &[Asking], rankings: &mut [Ranked]) {
     }
 }
 
-fn matched(session: &Session, asking: &Asking, ranked: Ranked) -> Matched {
+fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
     let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
     contenders.truncate(session.plan.top_k);
-    doubts.extend(doubts_of(session, asking, &contenders));
+    doubts.extend(doubts_of(session, gated, &contenders));
     let takes_part = |own: RowId| session.gallery.is_selected(&session.selection, own);
-    let itself = usize::from(asking.resolved.asked.row.is_some_and(takes_part));
+    let itself = usize::from(gated.resolved.gate_query.row.is_some_and(takes_part));
     Matched {
         candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),
-        embedding: asking.resolved.seen.embedding().clone(),
+        embedding: gated.resolved.tracklet.embedding().clone(),
         unknown_probability,
         matched: (session.selection.len() - itself) as u64,
-        removed: asking.screening.counts.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        removed: gated.screening.counts.iter().map(|(reason, count)| (*reason, *count)).collect(),
         is_exact,
         doubts,
     }
 }
 
 /// What is not calibrated, where there is a calibrator.
-fn doubts_of(session: &Session, asking: &Asking, contenders: &[Contender]) -> Vec<Doubt> {
+fn doubts_of(session: &Session, gated: &GatedQuery, contenders: &[Contender]) -> Vec<Doubt> {
     if session.calibrator.is_none() {
         return vec![];
     }
-    let Some(query) = asking.resolved.seen.modality() else { return vec![Doubt::ModalityUnknown] };
+    let Some(query) = gated.resolved.tracklet.modality() else { return vec![Doubt::ModalityUnknown] };
     let unjudged = contenders.iter().filter(|contender| contender.evidence.appearance.is_none());
     let pairs: BTreeSet<ModalityPair> =
         unjudged.map(|contender| ModalityPair::of(query, contender.entry.modality)).collect();

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::calibration::Calibrator;
 use super::evidence::ModalityPair;
 use super::gate::Trace;
-use super::session::{Asking, Contender, Ranked, Session};
+use super::session::{Contender, GatedQuery, Ranked, Session};
 use crate::chip::Modality;
 use crate::gallery::{Group, Hit, IndexQuery, RowId, Selection, StoreError, VesselSet};
 
@@ -16,7 +16,7 @@ pub(super) const SECOND_LOOK: usize = 4096;
 #[derive(Clone, Copy)]
 pub(super) struct Fusion<'s> {
     pub session: &'s Session<'s>,
-    pub asking: &'s Asking,
+    pub gated: &'s GatedQuery,
     pub calibrator: &'s Calibrator,
     /// The query's.
     pub modality: Modality,
@@ -38,18 +38,18 @@ impl Fusion<'_> {
         let fields = session.modalities().map(|modality| Field::new(self, modality));
         let fields = fields.collect::<Result<Vec<Field>, StoreError>>()?;
         let hits: Vec<Hit> = fields.iter().flat_map(|field| &field.hits).copied().collect();
-        let contenders = best_first(session.weigh(self.asking, &hits)?, session.plan.group);
+        let contenders = best_first(session.weigh(self.gated, &hits)?, session.plan.group);
         let floor = floor(&contenders, session.goal());
 
         let looks = fields.iter().map(|field| field.look_again(floor));
-        let looks = looks.collect::<Result<Vec<Look>, StoreError>>()?;
+        let looks = looks.collect::<Result<Vec<SecondSearch>, StoreError>>()?;
         let known: HashSet<RowId> = hits.iter().map(|hit| hit.row).collect();
         let new = looks.iter().flat_map(|look| &look.hits).filter(|hit| !known.contains(&hit.row));
-        let new = session.weigh(self.asking, &new.copied().collect::<Vec<_>>())?;
+        let new = session.weigh(self.gated, &new.copied().collect::<Vec<_>>())?;
         let contenders = best_first([contenders, new].concat(), session.plan.group);
         let floor = self::floor(&contenders, session.goal());
         let horizon = fields.iter().filter_map(|field| Some((field.modality, field.horizon?))).collect();
-        let is_beaten = |look: &Look| look.reach == NOBODY || look.reach < floor;
+        let is_beaten = |look: &SecondSearch| look.reach == NOBODY || look.reach < floor;
         Ok(Ranked::new(contenders, horizon, looks.iter().all(is_beaten)))
     }
 }
@@ -85,7 +85,7 @@ struct Field<'s> {
 }
 
 /// What a second look found.
-struct Look {
+struct SecondSearch {
     hits: Vec<Hit>,
     /// The most evidence that anybody can have who was not seen.
     reach: f64,
@@ -98,24 +98,24 @@ impl<'s> Field<'s> {
         let selection = fusion.session.selection_of(modality)?;
         let mut field = Self { fusion, modality, selection, hits: vec![], horizon: None };
         let depth = fusion.session.depth();
-        field.hits = field.search(depth, &fusion.asking.screening.removed)?;
+        field.hits = field.search(depth, &fusion.gated.screening.removed)?;
         field.horizon = field.hits.last().filter(|_| field.hits.len() == depth).map(|last| last.cosine);
         Ok(field)
     }
 
     fn search(&self, k: usize, without_vessels: &VesselSet) -> Result<Vec<Hit>, StoreError> {
         let session = self.fusion.session;
-        let query = IndexQuery { without_vessels, ..self.fusion.asking.index_query(k) };
+        let query = IndexQuery { without_vessels, ..self.fusion.gated.index_query(k) };
         let found =
             session.gallery.search(&[query], &self.selection, session.plan.group, session.cancellation)?;
         Ok(found.into_iter().flat_map(|found| found.hits).collect())
     }
 
     /// Searches those beyond the horizon that could have as much evidence as `floor`.
-    fn look_again(&self, floor: f64) -> Result<Look, StoreError> {
-        let Some(horizon) = self.horizon else { return Ok(Look { hits: vec![], reach: NOBODY }) };
+    fn look_again(&self, floor: f64) -> Result<SecondSearch, StoreError> {
+        let Some(horizon) = self.horizon else { return Ok(SecondSearch { hits: vec![], reach: NOBODY }) };
         let missing = floor - self.reach(horizon);
-        let screening = &self.fusion.asking.screening;
+        let screening = &self.fusion.gated.screening;
         let mut without = screening.removed.clone();
         if self.fusion.session.plan.group == Group::Vessel {
             self.hits.iter().for_each(|hit| without.insert(hit.vessel));
@@ -131,12 +131,12 @@ impl<'s> Field<'s> {
             }
         }
         if most < missing {
-            return Ok(Look { hits: vec![], reach: most + self.reach(horizon) });
+            return Ok(SecondSearch { hits: vec![], reach: most + self.reach(horizon) });
         }
         let hits = self.search(self.fusion.second_look, &without)?;
         let beyond = hits.last().filter(|_| hits.len() == self.fusion.second_look);
         let reach = beyond.map_or(NOBODY, |last| most + self.reach(last.cosine));
-        Ok(Look { hits, reach })
+        Ok(SecondSearch { hits, reach })
     }
 
     /// The most that appearance and size say at a cosine.

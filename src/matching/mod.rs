@@ -31,5 +31,5 @@ pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, Resemblance, Siz
 pub use gate::{Gate, GateQuery, Leg, Trace, Verdict};
 pub use plan::{Plan, Ranking, Sharing};
 pub use posterior::{Posterior, Prior, Unjudged, posterior};
-pub use query::{Query, QueryError, Seen, Sight};
+pub use query::{Query, QueryError, QueryImage, Tracklet};
 pub use sphere::great_circle_m;

@@ -12,14 +12,14 @@ use crate::reason::Reason;
 /// One query of a match.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Query {
-    Seen(Box<Seen>),
+    Tracklet(Box<Tracklet>),
     /// An entry of the gallery, which then does not match itself.
     Enrolled(EntryId),
 }
 
 /// An image of a ship, and what is known beside it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sight {
+pub struct QueryImage {
     pub embedding: Embedding,
     /// `None`: unknown, as for a ready embedding that came without.
     pub modality: Option<Modality>,
@@ -30,7 +30,7 @@ pub struct Sight {
 
 /// A ship as one image or several show it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Seen {
+pub struct Tracklet {
     embedding: Embedding,
     modality: Option<Modality>,
     length_m: Option<f64>,
@@ -57,7 +57,7 @@ impl QueryError {
     }
 }
 
-impl Seen {
+impl Tracklet {
     /// A tracklet: the mean of its embeddings, the geometric means of known lengths and widths, and all its places and
     /// scenes. Its modality is known where all its images have one.
     ///
@@ -66,16 +66,16 @@ impl Seen {
     ///
     /// # Panics
     /// When embeddings differ in dimension.
-    pub fn tracklet(sights: Vec<Sight>) -> Result<Self, EmbeddingError> {
-        let embeddings: Vec<Embedding> = sights.iter().map(|sight| sight.embedding.clone()).collect();
-        let first = sights.first().and_then(|sight| sight.modality);
-        let is_one = sights.iter().all(|sight| sight.modality == first);
+    pub fn new(images: Vec<QueryImage>) -> Result<Self, EmbeddingError> {
+        let embeddings: Vec<Embedding> = images.iter().map(|image| image.embedding.clone()).collect();
+        let first = images.first().and_then(|image| image.modality);
+        let is_one = images.iter().all(|image| image.modality == first);
         Ok(Self {
             embedding: Embedding::mean(&embeddings)?,
             modality: first.filter(|_| is_one),
-            length_m: geometric_mean(sights.iter().filter_map(Sight::length_m)),
-            width_m: geometric_mean(sights.iter().filter_map(Sight::width_m)),
-            observations: sights.into_iter().map(|sight| sight.observation).collect(),
+            length_m: geometric_mean(images.iter().filter_map(QueryImage::length_m)),
+            width_m: geometric_mean(images.iter().filter_map(QueryImage::width_m)),
+            observations: images.into_iter().map(|image| image.observation).collect(),
         })
     }
 
@@ -105,7 +105,11 @@ impl Seen {
     }
 
     /// `scene_number` is that of a gallery.
-    fn asked(&self, scene_number: impl Fn(&str) -> Option<SceneNumber>, row: Option<RowId>) -> GateQuery {
+    fn gate_query(
+        &self,
+        scene_number: impl Fn(&str) -> Option<SceneNumber>,
+        row: Option<RowId>,
+    ) -> GateQuery {
         let observations = || self.observations.iter();
         let detection = |observation: &Observation| {
             Some((scene_number(&observation.scene_id)?, DetectionHash::of(&observation.detection_id)))
@@ -118,7 +122,7 @@ impl Seen {
     }
 }
 
-impl Sight {
+impl QueryImage {
     fn length_m(&self) -> Option<f64> {
         self.observation.length_m.or(self.extent_m.map(|[_, length]| length))
     }
@@ -136,8 +140,8 @@ fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// A query in the terms of one state of a gallery.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Resolved {
-    pub seen: Seen,
-    pub asked: GateQuery,
+    pub tracklet: Tracklet,
+    pub gate_query: GateQuery,
 }
 
 /// # Errors
@@ -146,19 +150,19 @@ pub(super) fn resolve(
     gallery: &dyn GalleryReader,
     query: &Query,
 ) -> Result<Result<Resolved, QueryError>, StoreError> {
-    let (seen, row) = match query {
-        Query::Seen(seen) => (Seen::clone(seen), None),
+    let (tracklet, row) = match query {
+        Query::Tracklet(tracklet) => (Tracklet::clone(tracklet), None),
         Query::Enrolled(id) => {
             let Some(row) = gallery.find(id)? else { return Ok(Err(QueryError::UnknownEntry(id.clone()))) };
-            (Seen::enrolled(gallery.entry(row)?, gallery.embedding(row)?), Some(row))
+            (Tracklet::enrolled(gallery.entry(row)?, gallery.embedding(row)?), Some(row))
         }
     };
-    let (expected, found) = (gallery.about().dimension, seen.embedding.dimension());
+    let (expected, found) = (gallery.about().dimension, tracklet.embedding.dimension());
     if expected != found {
         return Ok(Err(QueryError::Dimension { expected, found }));
     }
-    let asked = seen.asked(|scene| gallery.scene_number(scene), row);
-    Ok(Ok(Resolved { seen, asked }))
+    let gate_query = tracklet.gate_query(|scene| gallery.scene_number(scene), row);
+    Ok(Ok(Resolved { tracklet, gate_query }))
 }
 
 #[cfg(test)]
@@ -166,8 +170,8 @@ mod tests {
     use super::*;
     use crate::gallery::{Position, Time};
 
-    fn sight(feature: [f32; 2], modality: Option<Modality>, length_m: Option<f64>) -> Sight {
-        Sight {
+    fn image(feature: [f32; 2], modality: Option<Modality>, length_m: Option<f64>) -> QueryImage {
+        QueryImage {
             embedding: Embedding::from_feature(feature.to_vec()).expect("a direction"),
             modality,
             observation: Observation { length_m, ..Observation::default() },
@@ -178,27 +182,27 @@ mod tests {
     #[test]
     fn a_tracklet_is_the_middle_of_its_images() {
         let optical = Some(Modality::Optical);
-        let seen =
-            Seen::tracklet(vec![sight([1.0, 0.0], optical, Some(400.0)), sight([0.0, 1.0], optical, None)]);
-        let outline = seen.expect("a tracklet").outline().expect("a modality");
+        let tracklet =
+            Tracklet::new(vec![image([1.0, 0.0], optical, Some(400.0)), image([0.0, 1.0], optical, None)]);
+        let outline = tracklet.expect("a tracklet").outline().expect("a modality");
         assert!((outline.length_m.expect("known") - 200.0).abs() < 1e-9, "observed 400, and a chip of 100");
         assert!((outline.width_m.expect("known") - 20.0).abs() < 1e-9);
-        let mixed = vec![sight([1.0, 0.0], optical, None), sight([0.0, 1.0], Some(Modality::Sar), None)];
-        assert_eq!(Seen::tracklet(mixed).expect("a tracklet").modality(), None);
-        let opposed = vec![sight([1.0, 0.0], optical, None), sight([-1.0, 0.0], optical, None)];
-        assert_eq!(Seen::tracklet(opposed), Err(EmbeddingError::Cancelled));
-        assert_eq!(Seen::tracklet(vec![]), Err(EmbeddingError::Empty));
+        let mixed = vec![image([1.0, 0.0], optical, None), image([0.0, 1.0], Some(Modality::Sar), None)];
+        assert_eq!(Tracklet::new(mixed).expect("a tracklet").modality(), None);
+        let opposed = vec![image([1.0, 0.0], optical, None), image([-1.0, 0.0], optical, None)];
+        assert_eq!(Tracklet::new(opposed), Err(EmbeddingError::Cancelled));
+        assert_eq!(Tracklet::new(vec![]), Err(EmbeddingError::Empty));
     }
 
     #[test]
     fn only_images_with_time_and_place_are_somewhere() {
-        let mut sights = vec![sight([1.0, 0.0], None, None); 3];
+        let mut images = vec![image([1.0, 0.0], None, None); 3];
         let place = Position::new(1.0, 2.0, 3.0).expect("a place");
-        sights[0].observation.observed_at = Some(Time::from_nanos(1));
-        sights[1].observation.position = Some(place);
-        sights[2].observation.observed_at = Some(Time::from_nanos(3));
-        sights[2].observation.position = Some(place);
-        let asked = Seen::tracklet(sights).expect("a tracklet").asked(|_| None, None);
-        assert_eq!(asked.places, [(Time::from_nanos(3), place)]);
+        images[0].observation.observed_at = Some(Time::from_nanos(1));
+        images[1].observation.position = Some(place);
+        images[2].observation.observed_at = Some(Time::from_nanos(3));
+        images[2].observation.position = Some(place);
+        let gate_query = Tracklet::new(images).expect("a tracklet").gate_query(|_| None, None);
+        assert_eq!(gate_query.places, [(Time::from_nanos(3), place)]);
     }
 }

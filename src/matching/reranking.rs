@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::session::{Asking, Ranked, Session};
+use super::session::{GatedQuery, Ranked, Session};
 use crate::evaluate::{Distances, RerankSettings, rerank};
 use crate::gallery::{Group, Hit, RowId, StoreError};
 
@@ -13,18 +13,18 @@ use crate::gallery::{Group, Hit, RowId, StoreError};
 /// The gallery cannot be read.
 pub(super) fn rank_reranked(
     session: &Session,
-    askings: &[Asking],
+    gated_queries: &[GatedQuery],
     depth: usize,
 ) -> Result<Vec<Ranked>, StoreError> {
-    let entries = session.search(askings, depth, Group::Entry)?;
-    let beyond = session.search(askings, session.depth(), session.plan.group)?;
+    let entries = session.search(gated_queries, depth, Group::Entry)?;
+    let beyond = session.search(gated_queries, session.depth(), session.plan.group)?;
     let mut distances: HashMap<Vec<RowId>, Distances> = HashMap::new();
-    let mut ranked = Vec::with_capacity(askings.len());
+    let mut ranked = Vec::with_capacity(gated_queries.len());
     for (number, (entries, beyond)) in entries.into_iter().zip(beyond).enumerate() {
         let mut rows: Vec<RowId> = entries.hits.iter().map(|hit| hit.row).collect();
         rows.sort_unstable();
         if !rows.is_empty() && !distances.contains_key(&rows) {
-            distances.insert(rows.clone(), measure(session, askings, &rows)?);
+            distances.insert(rows.clone(), measure(session, gated_queries, &rows)?);
         }
         let near = distances.get(&rows).map(|distances| near(&rows, distances, number));
         let horizon = session.horizon(&beyond.hits, session.depth());
@@ -33,18 +33,18 @@ pub(super) fn rank_reranked(
         if session.calibrator.is_none() {
             hits.truncate(session.depth());
         }
-        ranked.push(Ranked::new(session.weigh(&askings[number], &hits)?, horizon, true));
+        ranked.push(Ranked::new(session.weigh(&gated_queries[number], &hits)?, horizon, true));
     }
     Ok(ranked)
 }
 
 /// Distances of every query from the entries in `rows`.
-fn measure(session: &Session, askings: &[Asking], rows: &[RowId]) -> Result<Distances, StoreError> {
+fn measure(session: &Session, gated_queries: &[GatedQuery], rows: &[RowId]) -> Result<Distances, StoreError> {
     let vectors = rows.iter().map(|row| session.gallery.embedding(*row));
     let vectors = vectors.collect::<Result<Vec<_>, StoreError>>()?;
     let gallery: Vec<&[f32]> = vectors.iter().map(|vector| vector.as_slice()).collect();
     let queries: Vec<&[f32]> =
-        askings.iter().map(|asking| asking.resolved.seen.embedding().as_slice()).collect();
+        gated_queries.iter().map(|gated| gated.resolved.tracklet.embedding().as_slice()).collect();
     session.cancellation.check()?;
     Ok(rerank(&queries, &gallery, &RerankSettings::default()))
 }

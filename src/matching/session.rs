@@ -13,7 +13,7 @@ use super::screening::{Scope, Screening, Taking, Traces};
 use crate::cancellation::Cancellation;
 use crate::chip::Modality;
 use crate::gallery::{
-    Entry, Filter, Found, GalleryReader, Group, Hit, IndexQuery, Selection, StoreError, VesselNumber,
+    Entry, Filter, GalleryReader, Group, Hit, IndexQuery, SearchResult, Selection, StoreError, VesselNumber,
     VesselSet,
 };
 
@@ -31,7 +31,7 @@ pub(super) struct Session<'s> {
 }
 
 /// A query after the gates.
-pub(super) struct Asking {
+pub(super) struct GatedQuery {
     pub resolved: Resolved,
     pub screening: Screening,
 }
@@ -93,18 +93,18 @@ impl<'s> Session<'s> {
         }
     }
 
-    pub fn screen(&self, resolved: Resolved) -> Asking {
+    pub fn screen(&self, resolved: Resolved) -> GatedQuery {
         let plan = self.plan;
         let weighs_ways =
             plan.ranking == Ranking::Fused && self.calibrator.is_some_and(Calibrator::weighs_kinematics);
-        let is_somewhere = !resolved.asked.places.is_empty();
+        let is_somewhere = !resolved.gate_query.places.is_empty();
         let scope = if is_somewhere && (plan.gate.max_speed_knots.is_some() || weighs_ways) {
             Scope::EveryVessel
         } else {
             Scope::Scenes
         };
-        let screening = Screening::new(self.taking(), &resolved.asked, plan.gate, scope, plan.group);
-        Asking { resolved, screening }
+        let screening = Screening::new(self.taking(), &resolved.gate_query, plan.gate, scope, plan.group);
+        GatedQuery { resolved, screening }
     }
 
     /// Modalities of entries that the filter admits.
@@ -126,8 +126,13 @@ impl<'s> Session<'s> {
     ///
     /// # Errors
     /// The gallery cannot be read.
-    pub fn search(&self, askings: &[Asking], k: usize, group: Group) -> Result<Vec<Found>, StoreError> {
-        let queries: Vec<IndexQuery> = askings.iter().map(|asking| asking.index_query(k)).collect();
+    pub fn search(
+        &self,
+        gated_queries: &[GatedQuery],
+        k: usize,
+        group: Group,
+    ) -> Result<Vec<SearchResult>, StoreError> {
+        let queries: Vec<IndexQuery> = gated_queries.iter().map(|gated| gated.index_query(k)).collect();
         self.gallery.search(&queries, &self.selection, group, self.cancellation)
     }
 
@@ -141,29 +146,29 @@ impl<'s> Session<'s> {
     ///
     /// # Errors
     /// The gallery cannot be read.
-    pub fn weigh(&self, asking: &Asking, hits: &[Hit]) -> Result<Vec<Contender>, StoreError> {
-        let traces = if self.needs_traces(asking) {
+    pub fn weigh(&self, gated: &GatedQuery, hits: &[Hit]) -> Result<Vec<Contender>, StoreError> {
+        let traces = if self.needs_traces(gated) {
             let vessels: VesselSet = hits.iter().map(|hit| hit.vessel).collect();
-            asking.screening.traces_of(self.taking(), &asking.resolved.asked, &vessels)
+            gated.screening.traces_of(self.taking(), &gated.resolved.gate_query, &vessels)
         } else {
             Traces::default()
         };
-        hits.iter().map(|hit| self.contender(asking, *hit, &traces)).collect()
+        hits.iter().map(|hit| self.contender(gated, *hit, &traces)).collect()
     }
 
     /// Whether anything is to be said of ways, or a search has not counted the entries of vessels as they are.
-    fn needs_traces(&self, asking: &Asking) -> bool {
+    fn needs_traces(&self, gated: &GatedQuery) -> bool {
         self.plan.ranking != Ranking::Cosine
             || self.plan.gate.max_speed_knots.is_some()
-            || !asking.resolved.asked.places.is_empty()
+            || !gated.resolved.gate_query.places.is_empty()
     }
 
-    fn contender(&self, asking: &Asking, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
+    fn contender(&self, gated: &GatedQuery, hit: Hit, traces: &Traces) -> Result<Contender, StoreError> {
         self.cancellation.check()?;
         let entry = self.gallery.entry(hit.row)?;
         let trace = traces.get(&hit.vessel);
         let leg = trace.and_then(Trace::leg);
-        let resemblance = asking.resolved.seen.outline().map(|query| {
+        let resemblance = gated.resolved.tracklet.outline().map(|query| {
             let outline =
                 Outline { modality: entry.modality, length_m: entry.length_m(), width_m: entry.width_m() };
             Resemblance {
@@ -182,31 +187,31 @@ impl<'s> Session<'s> {
     }
 
     /// The calibrator and the query's modality, where that is known and calibrated with one that takes part.
-    pub fn judge_of(&self, asking: &Asking) -> Option<(&'s Calibrator, Modality)> {
-        let (calibrator, query) = self.calibrator.zip(asking.resolved.seen.modality())?;
+    pub fn judge_of(&self, gated: &GatedQuery) -> Option<(&'s Calibrator, Modality)> {
+        let (calibrator, query) = self.calibrator.zip(gated.resolved.tracklet.modality())?;
         let is_calibrated = |modality: Modality| calibrator.pair(ModalityPair::of(query, modality)).is_some();
         self.modalities().any(is_calibrated).then_some((calibrator, query))
     }
 
     /// What is believed of a query before looking.
-    pub fn prior(&self, calibrator: &Calibrator, asking: &Asking) -> Prior {
+    pub fn prior(&self, calibrator: &Calibrator, gated: &GatedQuery) -> Prior {
         Prior {
             unknown: self.plan.prior_unknown.unwrap_or(calibrator.prior_unknown()),
-            vessels: asking.screening.vessels(self.taking(), &asking.resolved.asked),
+            vessels: gated.screening.vessels(self.taking(), &gated.resolved.gate_query),
         }
     }
 
     /// Gives every contender the probability of its vessel, which is judged by the contender of it with the most
     /// evidence. One whose pair of modalities was not calibrated takes part, as likely as before looking, and gets none.
-    pub fn believe(&self, asking: &Asking, ranked: &mut Ranked) {
-        let Some((calibrator, query)) = self.judge_of(asking) else { return };
-        let prior = self.prior(calibrator, asking);
+    pub fn believe(&self, gated: &GatedQuery, ranked: &mut Ranked) {
+        let Some((calibrator, query)) = self.judge_of(gated) else { return };
+        let prior = self.prior(calibrator, gated);
         let reach = |(modality, cosine): &(Modality, f32)| {
             calibrator.appearance(ModalityPair::of(query, *modality), *cosine)
         };
         let (vessels, ratios): (Vec<VesselNumber>, Vec<f64>) =
             best_of_vessels(&ranked.contenders).into_iter().unzip();
-        let looked_at = vessels.len() + asking.screening.removed.len();
+        let looked_at = vessels.len() + gated.screening.removed.len();
         let unjudged = Unjudged {
             vessels: if ranked.horizon.is_empty() { 0 } else { prior.vessels.saturating_sub(looked_at) },
             log_likelihood_ratio: ranked.horizon.iter().map(reach).fold(f64::NEG_INFINITY, f64::max),
@@ -221,12 +226,12 @@ impl<'s> Session<'s> {
     }
 }
 
-impl Asking {
+impl GatedQuery {
     pub fn index_query(&self, k: usize) -> IndexQuery<'_> {
         IndexQuery {
-            vector: self.resolved.seen.embedding().as_slice(),
+            vector: self.resolved.tracklet.embedding().as_slice(),
             k,
-            without_row: self.resolved.asked.row,
+            without_row: self.resolved.gate_query.row,
             without_vessels: &self.screening.removed,
         }
     }

@@ -1,5 +1,8 @@
 //! Matches on real galleries: rankings beside brute force, gates, probabilities, assignment, golden set e.
 
+mod fused;
+mod reranked;
+
 use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
@@ -58,8 +61,8 @@ fn in_scene(entry: Entry, scene: &str, detection: &str) -> Entry {
 /// A query that sees what an entry would.
 fn query(entry: Entry, embedding: Embedding) -> Query {
     let modality = Some(entry.modality);
-    let sight = Sight { embedding, modality, observation: entry.observation, extent_m: entry.extent_m };
-    Query::Seen(Box::new(Seen::tracklet(vec![sight]).expect("a tracklet")))
+    let image = QueryImage { embedding, modality, observation: entry.observation, extent_m: entry.extent_m };
+    Query::Tracklet(Box::new(Tracklet::new(vec![image]).expect("a tracklet")))
 }
 
 fn plan(queries: Vec<Query>) -> Plan {
@@ -131,6 +134,28 @@ fn harbour() -> (FolderGuard, Arc<dyn GalleryReader>) {
         (entry("d1", "", Optical), at_angle(-25.0)),
     ];
     fixture::gallery(DIMENSION, &entries)
+}
+
+/// Ships with looks, sizes and places, each seen by both sensors.
+fn fleet(ships: usize, random: &mut ChaCha8Rng) -> Vec<(Entry, Embedding)> {
+    let mut entries = Vec::new();
+    for ship in 0..ships {
+        let looks: Vec<f32> = (0..DIMENSION).map(|_| StandardNormal.sample(random)).collect();
+        let length: f64 = random.random_range(40.0..300.0);
+        for (seen, modality) in [Optical, Sar].into_iter().enumerate() {
+            let blur = |random: &mut ChaCha8Rng| -> f32 { StandardNormal.sample(random) };
+            let embedding = unit(looks.iter().map(|look| look + blur(random)));
+            let entry = entry(&format!("{ship}-{seen}"), &ship.to_string(), modality);
+            let entry = seen_at(entry, random.random_range(0..100), random.random_range(-30.0..30.0));
+            entries.push((sized(entry, length, length / 6.0), embedding));
+        }
+    }
+    entries
+}
+
+fn vessels(matched: &Matched) -> Vec<String> {
+    let vessel = |candidate: &Candidate| candidate.vessel.as_ref().map(ToString::to_string);
+    matched.candidates.iter().filter_map(vessel).collect()
 }
 
 #[test]
@@ -270,13 +295,13 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     assert_eq!(matched.doubts, [Doubt::PairUncalibrated(ModalityPair::SarSar)]);
     assert!(matched.unknown_probability.is_some());
 
-    let sight = Sight {
+    let image = QueryImage {
         embedding: at_angle(0.0),
         modality: None,
         observation: Observation::default(),
         extent_m: None,
     };
-    let vague = Query::Seen(Box::new(Seen::tracklet(vec![sight]).expect("a tracklet")));
+    let vague = Query::Tracklet(Box::new(Tracklet::new(vec![image]).expect("a tracklet")));
     let matched = run_one(&*snapshot, &Plan { queries: vec![vague], ..calibrated.clone() });
     assert_eq!((ids(&matched)[0], matched.unknown_probability), ("b1", None));
     assert_eq!(matched.doubts, [Doubt::ModalityUnknown]);
@@ -325,195 +350,6 @@ fn an_empty_gallery_has_an_answer() {
         assert!(matched.is_exact);
     }
     assert_eq!(run(&*snapshot, &plan(vec![])), []);
-}
-
-/// Ships with looks, sizes and places, each seen by both sensors.
-fn fleet(ships: usize, random: &mut ChaCha8Rng) -> Vec<(Entry, Embedding)> {
-    let mut entries = Vec::new();
-    for ship in 0..ships {
-        let looks: Vec<f32> = (0..DIMENSION).map(|_| StandardNormal.sample(random)).collect();
-        let length: f64 = random.random_range(40.0..300.0);
-        for (seen, modality) in [Optical, Sar].into_iter().enumerate() {
-            let blur = |random: &mut ChaCha8Rng| -> f32 { StandardNormal.sample(random) };
-            let embedding = unit(looks.iter().map(|look| look + blur(random)));
-            let entry = entry(&format!("{ship}-{seen}"), &ship.to_string(), modality);
-            let entry = seen_at(entry, random.random_range(0..100), random.random_range(-30.0..30.0));
-            entries.push((sized(entry, length, length / 6.0), embedding));
-        }
-    }
-    entries
-}
-
-/// A query that looks somewhat like a ship of the fleet, in optical: pairs of SAR are not calibrated.
-fn stranger(entries: &[(Entry, Embedding)], random: &mut ChaCha8Rng, north: f64) -> (Entry, Embedding) {
-    let (entry, embedding) = &entries[2 * random.random_range(0..entries.len() / 2)];
-    let blurred = embedding.as_slice().iter().map(|value| value + random.random_range(-0.4..0.4));
-    (seen_at(entry.clone(), 100, north), unit(blurred))
-}
-
-/// The ids of all vessels, by what their two entries and the nearer of their sightings say.
-fn by_evidence(entries: &[(Entry, Embedding)], asked: &(Entry, Embedding)) -> Vec<String> {
-    let calibrator = Calibrator::new(parts()).expect("a calibrator");
-    let outline = |entry: &Entry| Outline {
-        modality: entry.modality,
-        length_m: entry.length_m(),
-        width_m: entry.width_m(),
-    };
-    let sighting =
-        |entry: &Entry| entry.observation.observed_at.zip(entry.observation.position).expect("both");
-    let mut vessels: Vec<(f64, String)> = Vec::new();
-    for ship in entries.chunks(2) {
-        let legs = ship.iter().map(|(entry, _)| Leg::between(sighting(entry), sighting(&asked.0)));
-        let leg = legs.min_by(|a, b| {
-            a.seconds().total_cmp(&b.seconds()).then(a.distance_m().total_cmp(&b.distance_m()))
-        });
-        let total = |(entry, embedding): &(Entry, Embedding)| {
-            let resemblance = Resemblance {
-                pair: ModalityPair::of(asked.0.modality, entry.modality),
-                cosine: cosine(asked.1.as_slice(), embedding.as_slice()),
-                log_ratios: outline(&asked.0).log_ratios(&outline(entry)),
-            };
-            calibrator.evidence(Some(resemblance), leg.as_ref()).total()
-        };
-        let best = ship.iter().map(total).fold(f64::NEG_INFINITY, f64::max);
-        vessels.push((best, ship[0].0.vessel.as_ref().expect("a vessel").to_string()));
-    }
-    vessels.sort_by(|a, b| b.0.total_cmp(&a.0));
-    vessels.into_iter().map(|(_, vessel)| vessel).collect()
-}
-
-fn vessels(matched: &Matched) -> Vec<String> {
-    let vessel = |candidate: &Candidate| candidate.vessel.as_ref().map(ToString::to_string);
-    matched.candidates.iter().filter_map(vessel).collect()
-}
-
-#[test]
-fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
-    let random = &mut ChaCha8Rng::seed_from_u64(5);
-    let entries = fleet(700, random);
-    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
-    let mut far_down = 0;
-    for number in 0..12 {
-        let asked = stranger(&entries, random, if number % 2 == 0 { 0.0 } else { 80.0 });
-        let plan = calibrated(plan(vec![query(asked.0.clone(), asked.1.clone())]), Ranking::Fused);
-        let found = run_one(&*snapshot, &plan);
-        assert!(found.is_exact);
-        assert_eq!(vessels(&found), by_evidence(&entries, &asked)[..10]);
-
-        // Nothing lies beyond so deep a search.
-        let whole = Plan { top_k: entries.len(), ..plan };
-        let all = run_one(&*snapshot, &whole);
-        assert_eq!(vessels(&all), by_evidence(&entries, &asked));
-        let unknown = all.unknown_probability.expect("calibrated");
-        let sum = all.candidates.iter().flat_map(|candidate| candidate.probability).sum::<f64>();
-        assert!((sum + unknown - 1.0).abs() < 1e-9);
-        assert!(found.unknown_probability <= Some(unknown + 1e-9), "who was not seen may be it");
-
-        let single = Plan { group: Group::Entry, ..whole };
-        let best = run_one(&*snapshot, &Plan { top_k: 10, ..single.clone() });
-        assert!(best.is_exact);
-        assert_eq!(ids(&best), ids(&run_one(&*snapshot, &single))[..10]);
-
-        let by_cosine = run_one(&*snapshot, &Plan { ranking: Ranking::Cosine, ..single });
-        let first_look = &ids(&by_cosine)[..600];
-        far_down += ids(&found).iter().filter(|id| !first_look.contains(id)).count();
-    }
-    assert!(far_down > 0, "size and way have brought nobody forward");
-}
-
-#[test]
-fn a_fused_ranking_is_called_exact_only_where_it_is() {
-    let random = &mut ChaCha8Rng::seed_from_u64(7);
-    let entries = fleet(700, random);
-    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
-    let (mut exact, mut inexact) = (0, 0);
-    for second_look in [1, 10, 100, 1_000] {
-        for _ in 0..5 {
-            let asked = stranger(&entries, random, 0.0);
-            let query = query(asked.0.clone(), asked.1.clone());
-            let plan = calibrated(plan(vec![query.clone()]), Ranking::Fused);
-            let session = session::Session {
-                gallery: &*snapshot,
-                plan: &plan,
-                calibrator: plan.calibrator.as_deref(),
-                selection: snapshot.select(&plan.filter).expect("a selection"),
-                cancellation: &Cancellation::default(),
-            };
-            let resolved = query::resolve(&*snapshot, &query).expect("a gallery").expect("a query");
-            let (asking, calibrator) = (session.screen(resolved), session.calibrator.expect("there"));
-            let fusion = fusion::Fusion {
-                session: &session,
-                asking: &asking,
-                calibrator,
-                modality: Optical,
-                second_look,
-            };
-            let ranked = fusion.rank().expect("a ranking");
-            let best = ranked.contenders.iter().take(10).flat_map(|contender| &contender.entry.vessel);
-            let best: Vec<String> = best.map(ToString::to_string).collect();
-            if ranked.is_exact {
-                assert_eq!(best, by_evidence(&entries, &asked)[..10]);
-                exact += 1;
-            } else {
-                inexact += 1;
-            }
-        }
-    }
-    assert!(exact > 0 && inexact > 0, "{exact} {inexact}");
-}
-
-#[test]
-fn re_ranking_that_covers_the_gallery_is_the_recorded_one() {
-    let recorded = golden::tensors("eval_metrics");
-    let rows = |name: &str| -> Vec<Embedding> {
-        let tensor = &recorded[name];
-        tensor.values.chunks(tensor.shape[1]).map(|row| unit(row.iter().copied())).collect()
-    };
-    let (queries, gallery) = (rows("main.q_feat"), rows("main.g_feat"));
-    let entries: Vec<(Entry, Embedding)> = (0..gallery.len())
-        .map(|number| (entry(&number.to_string(), "", Optical), gallery[number].clone()))
-        .collect();
-    let (_folder, snapshot) = fixture::gallery(gallery[0].dimension(), &entries);
-    let asked = queries.iter().map(|embedding| query(entry("q", "", Optical), embedding.clone())).collect();
-    let plan = Plan { ranking: Ranking::Reranked { depth: 1_000 }, top_k: gallery.len(), ..plan(asked) };
-    for group in [Group::Vessel, Group::Entry] {
-        let answers = run(&*snapshot, &Plan { group, ..plan.clone() });
-        let expected = &recorded["main.rerank_k50_15_dist_f64"];
-        let mut ranks = vec![0.0; queries.len() * gallery.len()];
-        for (number, answer) in answers.iter().enumerate() {
-            let places: Vec<usize> = ids(answer).iter().map(|id| id.parse().expect("a number")).collect();
-            assert_eq!(places.len(), gallery.len());
-            let distances = &expected.values[number * gallery.len()..][..gallery.len()];
-            assert!(places.windows(2).all(|pair| distances[pair[0]] <= distances[pair[1]] + 1e-5));
-            for (rank, place) in places.iter().enumerate() {
-                ranks[number * gallery.len() + place] = rank as f32;
-            }
-        }
-        let identities = |who: &str| &recorded[&format!("main.{who}_pid")].values;
-        let scores = score(&Distances::new(gallery.len(), ranks), identities("q"), identities("g"));
-        let mean = f64::from(recorded["main.rerank_k50_15_mAP_f64"].values[0]);
-        assert!((scores.mean_average_precision - mean).abs() < 1e-6);
-    }
-}
-
-#[test]
-fn beyond_the_re_ranked_entries_the_cosine_goes_on() {
-    let random = &mut ChaCha8Rng::seed_from_u64(6);
-    let entries = fleet(100, random);
-    let (_folder, snapshot) = fixture::gallery(DIMENSION, &entries);
-    let asked = vec![query(entry("q", "", Optical), entries[8].1.clone())];
-    let by_cosine = Plan { top_k: 100, ..plan(asked) };
-    let reranked = Plan { ranking: Ranking::Reranked { depth: 40 }, ..by_cosine.clone() };
-    let (by_cosine, reranked) = (run_one(&*snapshot, &by_cosine), run_one(&*snapshot, &reranked));
-    let (before, after) = (vessels(&by_cosine), vessels(&reranked));
-    assert_ne!(before[..20], after[..20]);
-    assert_eq!(before[45..], after[45..]);
-    let sorted = |mut vessels: Vec<String>| {
-        vessels.sort();
-        vessels
-    };
-    assert_eq!(sorted(before), sorted(after));
-    assert!(reranked.candidates.iter().all(|candidate| candidate.entries == 2));
 }
 
 #[test]

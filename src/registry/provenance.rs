@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::durable::{seal_text, unseal_text};
 use crate::embedding::{DigestError, ModelDigest};
+use crate::evaluate::Evaluation;
 
 /// The file's name in a model's folder.
 pub const PROVENANCE: &str = "provenance.toml";
@@ -27,29 +28,10 @@ pub struct Provenance {
     pub configuration: Option<String>,
     /// Names the data that it was trained on.
     pub data_fingerprint: Option<String>,
+    /// How well it ranked a test set, after epochs of its training.
     pub evaluations: Vec<Evaluation>,
     /// Seconds since 1970, UTC.
     pub created_at: u64,
-}
-
-/// How well a model ranked a test set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Evaluation {
-    /// "all", "o2s", "s2o" or "o2o".
-    pub protocol: String,
-    /// The epoch of its training after which it was evaluated.
-    pub epoch: u32,
-    #[serde(rename = "mAP")]
-    pub mean_average_precision: f64,
-    /// Share of counted queries with a hit among the first 1, 5 and 10.
-    #[serde(rename = "R1")]
-    pub hit_within_1: f64,
-    #[serde(rename = "R5")]
-    pub hit_within_5: f64,
-    #[serde(rename = "R10")]
-    pub hit_within_10: f64,
-    pub queries_with_a_match: u32,
 }
 
 /// Why a text is no provenance.

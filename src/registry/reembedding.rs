@@ -48,14 +48,14 @@ pub struct ReEmbedder {
 }
 
 /// Where galleries go to, and what is known of those that do not get there.
-struct Course {
+struct ReembeddingTarget {
     active: ModelLease,
     /// Galleries that have not flipped yet are searched with these, so they stay for as long.
     former: Vec<ModelLease>,
     stalls: Stalls,
 }
 
-impl Course {
+impl ReembeddingTarget {
     fn to(active: ModelLease) -> Self {
         Self { active, former: vec![], stalls: Stalls::default() }
     }
@@ -94,30 +94,30 @@ impl ReEmbedder {
     /// Goes on where an earlier process was, then follows every change. Ends when there will be no more changes; may be
     /// dropped at any time, and goes on from there.
     pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Activation>) {
-        let mut course = self.resumed().await;
+        let mut target = self.resumed().await;
         loop {
             let change = tokio::select! {
                 change = changes.recv() => change,
-                () = self.follow(&mut course) => continue,
+                () = self.follow(&mut target) => continue,
             };
             let Some(Activation { active, former }) = change else { return };
-            course.turn_to(active, former);
+            target.turn_to(active, former);
         }
     }
 
     /// What was under way when an earlier process ended.
-    async fn resumed(&self) -> Course {
-        let mut course = Course::to(self.pipeline.active());
-        let models: BTreeSet<_> = self.needed(&course.active).map(|digest| *digest.as_bytes()).collect();
+    async fn resumed(&self) -> ReembeddingTarget {
+        let mut target = ReembeddingTarget::to(self.pipeline.active());
+        let models: BTreeSet<_> = self.needed(&target.active).map(|digest| *digest.as_bytes()).collect();
         for model in models.into_iter().map(ModelDigest::new) {
             match self.activator.lease(model).await {
-                Ok(lease) => course.former.push(lease),
+                Ok(lease) => target.former.push(lease),
                 Err(cause) => {
                     tracing::warn!(%model, %cause, "until they have followed, galleries of this model take no chips");
                 }
             }
         }
-        course
+        target
     }
 
     /// Models that galleries on their way to another one are searched with.
@@ -128,17 +128,17 @@ impl ReEmbedder {
     }
 
     /// Leads every gallery as far as it comes, now and whenever something changes.
-    async fn follow(&self, course: &mut Course) {
-        self.settle(course).await;
+    async fn follow(&self, target: &mut ReembeddingTarget) {
+        self.settle(target).await;
         tokio::time::sleep(LOOK_EVERY).await;
     }
 
     /// Leads every gallery as far as it comes, those that appear meanwhile included.
-    async fn settle(&self, course: &mut Course) {
-        let active = course.active.clone();
+    async fn settle(&self, target: &mut ReembeddingTarget) {
+        let active = target.active.clone();
         let (mut working, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
         loop {
-            for (place, gallery) in self.look(course) {
+            for (place, gallery) in self.look(target) {
                 if busy.insert(place.tenant.clone()) {
                     let active = &active;
                     working.push(async move {
@@ -154,7 +154,7 @@ impl ReEmbedder {
                     if let Err(Stall::Closing) = outcome {
                         return;
                     }
-                    course.stalls.tell(place, &gallery, active.digest, outcome);
+                    target.stalls.tell(place, &gallery, active.digest, outcome);
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
@@ -162,20 +162,20 @@ impl ReEmbedder {
     }
 
     /// The galleries that should be led on now. Gives back models that none needs any more.
-    fn look(&self, course: &mut Course) -> Vec<(Place, Gallery)> {
-        let needed: Vec<ModelDigest> = self.needed(&course.active).collect();
-        course.former.retain(|lease| needed.contains(&lease.digest));
+    fn look(&self, target: &mut ReembeddingTarget) -> Vec<(Place, Gallery)> {
+        let needed: Vec<ModelDigest> = self.needed(&target.active).collect();
+        target.former.retain(|lease| needed.contains(&lease.digest));
         let mut galleries = self.catalog.served();
         galleries.retain(|(_, gallery)| {
             let about = gallery.info().about;
-            about.shadow.is_some() || (about.keeps_chips && about.model != course.active.digest)
+            about.shadow.is_some() || (about.keeps_chips && about.model != target.active.digest)
         });
-        course.stalls.forget_others(&galleries);
-        galleries.retain(|(place, gallery)| course.stalls.may_go_on(place, gallery));
+        target.stalls.forget_others(&galleries);
+        galleries.retain(|(place, gallery)| target.stalls.may_go_on(place, gallery));
         let left = galleries.iter().map(|(_, gallery)| entries_left(&*gallery.snapshot())).sum();
         metrics::following(galleries.len());
         metrics::following_left(left);
-        metrics::stalled_galleries(course.stalls.len());
+        metrics::stalled_galleries(target.stalls.len());
         galleries
     }
 

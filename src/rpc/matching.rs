@@ -8,14 +8,14 @@ use futures_util::future::{join_all, try_join_all};
 
 use super::context::CallContext;
 use super::convert::{self, MatchCall, QueryCall, SubjectCall};
-use super::galleries::{GalleryAccess, Work, with_model};
+use super::galleries::{GalleryAccess, SearchSize, with_model};
 use super::problem::Problem;
 use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
 use crate::gallery::{GalleryReader, Observation, StoreError};
-use crate::matching::{Calibrator, Matched, Plan, Query, Seen, Sight, match_queries};
+use crate::matching::{Calibrator, Matched, Plan, Query, QueryImage, Tracklet, match_queries};
 use crate::metrics;
 use crate::reason::Reason;
 use crate::wire;
@@ -60,8 +60,8 @@ impl Matcher {
         let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
         let opening = gallery.opening();
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
-        let work = work(&call, &*snapshot);
-        let announced = self.access.admit(context, work)?;
+        let size = search_size(&call, &*snapshot);
+        let announced = self.access.admit(context, size)?;
         let model = snapshot.about().model;
         check_model(call.model, model)?;
         let calibrator = self.calibrators.get(&model).cloned();
@@ -80,7 +80,7 @@ impl Matcher {
         });
         // From here on it waits for its turn itself.
         drop(announced);
-        let search = |snapshot| self.search(snapshot, (model, work), Arc::clone(&plan), context);
+        let search = |snapshot| self.search(snapshot, (model, size), Arc::clone(&plan), context);
         let (matched, search) = gallery.read_first(opening, snapshot, search).await?;
         let mut timings = convert::embed_timings(asked.iter().flat_map(|asked| &asked.embedded));
         timings.search = convert::duration(search);
@@ -127,7 +127,7 @@ impl Matcher {
         model: &ModelLease,
         caller: &Caller,
         query: usize,
-    ) -> Result<(Seen, Vec<Embedded>), Problem> {
+    ) -> Result<(Tracklet, Vec<Embedded>), Problem> {
         let embedded = try_join_all(chips.iter().enumerate().map(async |(index, (chip, _))| {
             let embedded = self.pipeline.embed(model, caller, chip.clone()).await;
             embedded.map_err(|cause| {
@@ -135,21 +135,21 @@ impl Matcher {
             })
         }))
         .await?;
-        let sights = chips.iter().zip(&embedded).map(|((chip, observation), embedded)| Sight {
+        let images = chips.iter().zip(&embedded).map(|((chip, observation), embedded)| QueryImage {
             embedding: embedded.embedding.clone(),
             modality: Some(chip.view.modality),
             observation: observation.clone(),
             extent_m: Some(embedded.extent_m),
         });
-        let seen = seen(sights.collect(), &format!("queries[{query}].tracklet"))?;
-        Ok((seen, embedded))
+        let tracklet = tracklet(images.collect(), &format!("queries[{query}].tracklet"))?;
+        Ok((tracklet, embedded))
     }
 
     /// Ranks on a reader's thread, for as long as the caller waits.
     async fn search(
         &self,
         snapshot: Arc<dyn GalleryReader>,
-        (model, work): (ModelDigest, Work),
+        (model, size): (ModelDigest, SearchSize),
         plan: Arc<Plan>,
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
@@ -161,7 +161,7 @@ impl Matcher {
         let span =
             tracing::debug_span!("search", ranking = plan.ranking.name(), queries = plan.queries.len());
         self.access
-            .search(context, work, move |cancellation| {
+            .search(context, size, move |cancellation| {
                 let _span = span.enter();
                 let started = Instant::now();
                 metrics::search_waited(started - asked);
@@ -175,9 +175,9 @@ impl Matcher {
 }
 
 /// What a call searches, where no filter makes it less.
-fn work(call: &MatchCall, gallery: &dyn GalleryReader) -> Work {
+fn search_size(call: &MatchCall, gallery: &dyn GalleryReader) -> SearchSize {
     let codes = gallery.entries() * gallery.about().dimension * call.queries.len();
-    if call.filter.is_empty() { Work(codes as u64) } else { Work::default() }
+    if call.filter.is_empty() { SearchSize(codes as u64) } else { SearchSize::default() }
 }
 
 /// A query after its chips were embedded.
@@ -187,9 +187,9 @@ struct EmbeddedQuery {
 }
 
 impl EmbeddedQuery {
-    fn of_tracklet(outcome: Result<(Seen, Vec<Embedded>), Problem>) -> Self {
+    fn of_tracklet(outcome: Result<(Tracklet, Vec<Embedded>), Problem>) -> Self {
         match outcome {
-            Ok((seen, embedded)) => Self { query: Ok(Query::Seen(Box::new(seen))), embedded },
+            Ok((tracklet, embedded)) => Self { query: Ok(Query::Tracklet(Box::new(tracklet))), embedded },
             Err(problem) => Self { query: Err(problem), embedded: Vec::new() },
         }
     }
@@ -200,13 +200,13 @@ impl EmbeddedQuery {
             Err(problem) => Err(problem.clone()),
             Ok(SubjectCall::Enrolled(id)) => Ok(Query::Enrolled(id.clone())),
             Ok(SubjectCall::Ready { embedding, modality, observation }) => {
-                let sight = Sight {
+                let image = QueryImage {
                     embedding: embedding.clone(),
                     modality: *modality,
                     observation: observation.clone(),
                     extent_m: None,
                 };
-                seen(vec![sight], "embedding").map(|seen| Query::Seen(Box::new(seen)))
+                tracklet(vec![image], "embedding").map(|tracklet| Query::Tracklet(Box::new(tracklet)))
             }
             Ok(SubjectCall::Tracklet(_)) => Err(no_chips()),
         };
@@ -218,8 +218,8 @@ fn no_chips() -> Problem {
     Problem::invalid(Reason::NoChips, "tracklet.chips", "tracklet.chips is empty")
 }
 
-fn seen(sights: Vec<Sight>, field: &str) -> Result<Seen, Problem> {
-    Seen::tracklet(sights)
+fn tracklet(images: Vec<QueryImage>, field: &str) -> Result<Tracklet, Problem> {
+    Tracklet::new(images)
         .map_err(|cause| Problem::invalid(Reason::TrackletCancels, field, format!("{field}: {cause}")))
 }
 

@@ -1,7 +1,7 @@
 //! Lists in pages.
 
 use super::problem::Problem;
-use crate::page::Place;
+use crate::page::PageCursor;
 use crate::reason::Reason;
 
 /// Items of a page, unless the caller says otherwise.
@@ -12,7 +12,7 @@ const PAGE_MAX: u32 = 1000;
 ///
 /// # Errors
 /// No page ended with this token.
-pub fn after<P: Place>(token: &str) -> Result<Option<P>, Problem> {
+pub fn after<P: PageCursor>(token: &str) -> Result<Option<P>, Problem> {
     if token.is_empty() {
         return Ok(None);
     }
@@ -23,8 +23,8 @@ pub fn after<P: Place>(token: &str) -> Result<Option<P>, Problem> {
 }
 
 /// The token of the page behind the one that ends at `last`; empty where none follows.
-pub fn next_token<P: Place>(last: Option<&P>) -> String {
-    last.map(Place::token).unwrap_or_default()
+pub fn next_token<P: PageCursor>(last: Option<&P>) -> String {
+    last.map(PageCursor::token).unwrap_or_default()
 }
 
 /// # Errors

@@ -8,7 +8,7 @@ use tonic::Status;
 use super::context::CallContext;
 use super::problem::Problem;
 use super::{ResponseStream, convert, deadline};
-use crate::jobs::{EventPayload, Job, JobEvent, JobKey, Jobs, Start, WatchFrom};
+use crate::jobs::{EventPayload, Job, JobEvent, JobKey, Jobs, RunEvent, Start, WatchFrom};
 use crate::reason::Reason;
 use crate::wire;
 
@@ -74,9 +74,10 @@ pub async fn follow(
 /// The only events of a job that is not started; neither has a name or number yet.
 fn as_it_would_start(job: Job, start: Option<Start>) -> Vec<wire::TrainEvent> {
     let (key, attempt, occurred_at) = (job.key.clone(), job.attempt, job.created_at);
-    let happenings = [EventPayload::State(Box::new(job))].into_iter().chain(start.map(EventPayload::Started));
-    let events = happenings.map(|what| {
-        let mut event = convert::job_event(&key, JobEvent { number: 0, attempt, occurred_at, what });
+    let start = start.map(|start| EventPayload::Run(RunEvent::Started(start)));
+    let payloads = [EventPayload::State(Box::new(job))].into_iter().chain(start);
+    let events = payloads.map(|payload| {
+        let mut event = convert::job_event(&key, JobEvent { number: 0, attempt, occurred_at, payload });
         event.job_id.clear();
         if let Some(wire::train_event::Event::Job(job)) = &mut event.event {
             job.job_id.clear();

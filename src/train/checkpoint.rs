@@ -229,7 +229,7 @@ fn read_tensors(path: &Path, expected: Option<&str>) -> Result<NamedTensors, Che
 }
 
 fn digest(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex::encode(Sha256::digest(bytes))
 }
 
 fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {

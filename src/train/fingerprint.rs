@@ -1,6 +1,5 @@
 //! What a data set is, in one short text: the same files give the same one wherever they lie.
 
-use std::fmt::Write;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -36,11 +35,7 @@ pub fn fingerprint(data: &DataSet) -> io::Result<String> {
         hash.update(identity.to_le_bytes());
         hash.update(content);
     }
-    let mut text = String::from("sha256:");
-    for byte in hash.finalize() {
-        let _ = write!(text, "{byte:02x}");
-    }
-    Ok(text)
+    Ok(format!("sha256:{}", hex::encode(hash.finalize())))
 }
 
 fn name(file: &Path) -> PathBuf {
@@ -66,7 +61,7 @@ mod tests {
 
     use super::super::dataset::{HossPart, hoss};
     use super::super::shard::Shard;
-    use super::super::source::{IdentitySource, Reader};
+    use super::super::source::{IdentitySource, ImageReader};
     use super::*;
     use crate::chip::{ChipSize, Preprocessing};
 
@@ -75,7 +70,7 @@ mod tests {
     fn data(root: &Path) -> DataSet {
         let images = hoss(root, HossPart::Train).expect("a data set");
         let preprocessing = Preprocessing::reference(ChipSize { height: 16, width: 16 });
-        let reader = Reader::new(preprocessing, Default::default(), 0);
+        let reader = ImageReader::new(preprocessing, Default::default(), 0);
         DataSet::Identities(IdentitySource::new(images, 4, 2, Shard::default(), reader).expect("batches"))
     }
 

@@ -10,7 +10,7 @@ use super::loader::in_order;
 use super::random::{Purpose, stream};
 use super::ranked_lists::RankedLists;
 use super::schedule::{Rates, Schedule};
-use super::validation::{Validation, Worth};
+use super::validation::{Validation, ValidationScores};
 use crate::evaluate::Summary;
 
 /// How long and how often.
@@ -28,7 +28,7 @@ pub struct Plan {
 
 /// What happened in a run, in order.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum FitEvent {
     /// A checkpoint that is not what was once written: the run goes on from an earlier one, or starts anew.
     PassedOver(DamagedCheckpoint),
     /// The run starts, or goes on after these steps.
@@ -73,7 +73,7 @@ pub struct Means {
 
 /// What a run is made of but for the learner.
 #[derive(Clone, Copy, Debug)]
-pub struct Course<'a, S> {
+pub struct FitInputs<'a, S> {
     pub plan: &'a Plan,
     pub source: &'a S,
     pub validation: Option<&'a Validation>,
@@ -88,44 +88,44 @@ pub struct Course<'a, S> {
 /// # Errors
 /// See [`FitError`]; what the checkpoints hold is then still good.
 pub fn fit<S: Source>(
-    course: &Course<S>,
+    inputs: &FitInputs<S>,
     learner: &mut impl Learner,
-    report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
 ) -> Result<LearnerState, FitError> {
-    let Course { plan, validation, checkpoints, .. } = *course;
+    let FitInputs { plan, validation, checkpoints, .. } = *inputs;
     let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
     let Newest { found, damaged } = checkpoints.newest()?;
     let mut stopped = false;
     for checkpoint in damaged {
-        stopped |= report(Event::PassedOver(checkpoint)).is_break();
+        stopped |= report(FitEvent::PassedOver(checkpoint)).is_break();
     }
     if let Some((found, state)) = found {
         learner.restore(state)?;
         progress = found;
     }
-    let started = Event::Started { steps: progress.steps, epochs: plan.schedule.epochs };
+    let started = FitEvent::Started { steps: progress.steps, epochs: plan.schedule.epochs };
     stopped |= report(started).is_break();
     if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
-        let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
-        stopped |= report(Event::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
+        let ValidationScores { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
+        stopped |= report(FitEvent::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
     }
     let mut pace = Pace { started: Instant::now(), steps: 0 };
     while !stopped && progress.epoch <= plan.schedule.epochs {
-        stopped = run_epoch(course, learner, &mut progress, &mut pace, report)?.is_break();
+        stopped = run_epoch(inputs, learner, &mut progress, &mut pace, report)?.is_break();
         let ended = (progress.steps_of_epoch == 0).then_some(progress.epoch - 1);
         let mut metric = None;
         if let Some((epoch, validation)) = ended.zip(validation)
             && plan.is_due(epoch, plan.validation_epochs)
         {
-            let Worth { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
+            let ValidationScores { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
             metric = summaries.first().map(|summary| summary.mean_average_precision);
             let sample = sample.filter(|_| plan.is_shown(epoch));
             stopped |=
-                report(Event::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
+                report(FitEvent::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
         }
         if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
             save(checkpoints, progress, metric, &learner.state())?;
-            stopped |= report(Event::CheckpointSaved { progress }).is_break();
+            stopped |= report(FitEvent::CheckpointSaved { progress }).is_break();
         }
     }
     if progress.epoch <= plan.schedule.epochs { Err(FitError::Stopped) } else { Ok(learner.state()) }
@@ -177,13 +177,13 @@ impl Pace {
 
 /// The rest of an epoch; afterwards `progress` is at the start of the next one unless the run was stopped.
 fn run_epoch<S: Source>(
-    course: &Course<S>,
+    inputs: &FitInputs<S>,
     learner: &mut impl Learner,
     progress: &mut Progress,
     pace: &mut Pace,
-    report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
 ) -> Result<ControlFlow<()>, FitError> {
-    let Course { plan, source, .. } = *course;
+    let FitInputs { plan, source, .. } = *inputs;
     let epoch = progress.epoch;
     let items = source.epoch(plan.seed, epoch);
     if items.is_empty() {
@@ -198,7 +198,7 @@ fn run_epoch<S: Source>(
         plan.loaders,
         |item| source.batch(item, plan.seed, epoch),
         |batch| {
-            let (terms, images) = match take_step(course, learner, progress, rates, batch) {
+            let (terms, images) = match take_step(inputs, learner, progress, rates, batch) {
                 Ok(done) => done,
                 Err(cause) => return ControlFlow::Break(Err(cause)),
             };
@@ -211,7 +211,7 @@ fn run_epoch<S: Source>(
             taken += 1;
             pace.steps += 1;
             let steps_in_epoch = items.len() as u64;
-            let step = Event::Step {
+            let step = FitEvent::Step {
                 progress: *progress,
                 steps_in_epoch,
                 terms,
@@ -230,14 +230,14 @@ fn run_epoch<S: Source>(
             let count = f64::from(taken);
             let means =
                 (taken > 0).then(|| Means { loss: sum.total / count, accuracy: sum.accuracy / count });
-            Ok(report(Event::EpochDone { epoch, means }))
+            Ok(report(FitEvent::EpochDone { epoch, means }))
         }
     }
 }
 
 /// One step on a batch that could be read, and the images in it.
 fn take_step<S>(
-    course: &Course<S>,
+    inputs: &FitInputs<S>,
     learner: &mut impl Learner,
     progress: &Progress,
     rates: Rates,
@@ -245,13 +245,13 @@ fn take_step<S>(
 ) -> Result<(LossTerms, usize), FitError> {
     let batch = batch.map_err(FitError::Data)?;
     let Progress { epoch, steps_of_epoch, .. } = *progress;
-    let mut random = stream(course.plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
+    let mut random = stream(inputs.plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
     let terms = learner.step(&batch, rates, &mut random)?;
     if terms.total.is_finite() {
         Ok((terms, batch.len()))
     } else {
         let (step, what) = (steps_of_epoch + 1, format!("its loss is {}", terms.total));
-        Err(FitError::Diverged { epoch, step, what, checkpoint: course.checkpoints.newest_place()? })
+        Err(FitError::Diverged { epoch, step, what, checkpoint: inputs.checkpoints.newest_place()? })
     }
 }
 

@@ -72,7 +72,7 @@ impl Line {
     fn digest(&self, image: &[u8]) -> io::Result<String> {
         let line = serde_json::to_vec(&Self { sha256: None, ..self.clone() })?;
         let digest = Sha256::new().chain_update(line).chain_update(image).finalize();
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex::encode(digest))
     }
 
     /// # Errors

@@ -10,7 +10,7 @@ use super::gallery_dataset::{Census, Count, Division, GalleryDataset};
 use super::roots::DataRoots;
 use super::sampler::SamplerError;
 use super::shard::Shard;
-use super::source::{IdentitySource, PairSource, Reader};
+use super::source::{IdentitySource, ImageReader, PairSource};
 use super::validation::Validation;
 use crate::cancellation::Cancellation;
 use crate::chip::ChipSize;
@@ -147,12 +147,11 @@ fn open_data(
     }
     let root = reach.roots.admit(root);
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
-    let reader = Reader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
-    let opened = if GalleryDataset::are_in(root) {
-        open_kept(config, root, reach, reader)?
-    } else {
-        open_folder(config, root, reach, reader)?
-    };
+    let reader =
+        ImageReader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
+    let folder = DataFolder { config, root, reach, size: architecture.preprocessing().size, reader };
+    let opened =
+        if GalleryDataset::are_in(root) { folder.open_kept_chips()? } else { folder.open_data_set()? };
     let classes = match &opened.data {
         DataSet::Identities(source) => source.class_count(),
         DataSet::Pairs(_) => 0,
@@ -160,60 +159,76 @@ fn open_data(
     Ok((opened, classes))
 }
 
-fn open_folder(
-    config: &TrainConfig,
-    root: &Path,
-    reach: Reach<'_>,
-    reader: Reader,
-) -> Result<Opened, Violation> {
-    let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
-    match config.objective {
-        ObjectiveName::FineTune => {
-            let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
-            admit_images(&images, reach)?;
-            let validation = if evaluates { Some(test_set(root, size, reach)?) } else { None };
-            Ok(Opened { data: identities(config, images, reach.shard, reader)?, validation })
-        }
-        ObjectiveName::Contrastive => {
-            let pairs = pairs(root).map_err(no_data_set)?;
-            pairs
-                .iter()
-                .try_for_each(|Pair { optical, sar }| admit_images(&[optical.clone(), sar.clone()], reach))?;
-            let (pairs, held_out) = hold_out(pairs, config.validation.held_out);
-            if pairs.is_empty() {
-                return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
-            }
-            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            let source =
-                PairSource::new(pairs, config.batch.images / 2, reach.shard, reader).map_err(no_batch)?;
-            Ok(Opened { data: DataSet::Pairs(source), validation })
-        }
-    }
+/// A folder that is to be learned from.
+struct DataFolder<'a> {
+    config: &'a TrainConfig,
+    root: &'a Path,
+    reach: Reach<'a>,
+    /// Of the model's input.
+    size: ChipSize,
+    reader: ImageReader,
 }
 
-/// Chips of a gallery.
-fn open_kept(
-    config: &TrainConfig,
-    root: &Path,
-    reach: Reach<'_>,
-    reader: Reader,
-) -> Result<Opened, Violation> {
-    let (size, evaluates) = (config.model.architecture().preprocessing().size, config.validation.epochs > 0);
-    let kept = GalleryDataset::read(root).map_err(no_data_set)?;
-    admit_images(kept.images(), reach)?;
-    enough(config, &kept.census())?;
-    let Division { train, queries, gallery } = kept.divide(kept_held_out(config));
-    match config.objective {
-        ObjectiveName::FineTune => {
-            let validation = evaluates.then(|| Validation::new(queries, gallery, size));
-            Ok(Opened { data: identities(config, train, reach.shard, reader)?, validation })
+impl DataFolder<'_> {
+    /// A data set in one of the known layouts.
+    fn open_data_set(self) -> Result<Opened, Violation> {
+        let Self { config, root, reach, size, .. } = self;
+        match config.objective {
+            ObjectiveName::FineTune => {
+                let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
+                admit_images(&images, reach)?;
+                let validation = if self.evaluates() { Some(test_set(root, size, reach)?) } else { None };
+                Ok(Opened { data: self.identities(images)?, validation })
+            }
+            ObjectiveName::Contrastive => {
+                let pairs = pairs(root).map_err(no_data_set)?;
+                pairs.iter().try_for_each(|Pair { optical, sar }| {
+                    admit_images(&[optical.clone(), sar.clone()], reach)
+                })?;
+                let (pairs, held_out) = hold_out(pairs, config.validation.held_out);
+                if pairs.is_empty() {
+                    return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
+                }
+                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, size));
+                Ok(Opened { data: self.pairs(pairs)?, validation })
+            }
         }
-        ObjectiveName::Contrastive => {
-            let held_out = dataset::pairs([queries, gallery].concat());
-            let validation = evaluates.then(|| Validation::of_pairs(&held_out, size));
-            let pairs = PairSource::new(dataset::pairs(train), config.batch.images / 2, reach.shard, reader);
-            Ok(Opened { data: DataSet::Pairs(pairs.map_err(no_batch)?), validation })
+    }
+
+    /// Chips of a gallery.
+    fn open_kept_chips(self) -> Result<Opened, Violation> {
+        let Self { config, root, reach, size, .. } = self;
+        let kept = GalleryDataset::read(root).map_err(no_data_set)?;
+        admit_images(kept.images(), reach)?;
+        enough(config, &kept.census())?;
+        let Division { train, queries, gallery } = kept.divide(kept_held_out(config));
+        match config.objective {
+            ObjectiveName::FineTune => {
+                let validation = self.evaluates().then(|| Validation::new(queries, gallery, size));
+                Ok(Opened { data: self.identities(train)?, validation })
+            }
+            ObjectiveName::Contrastive => {
+                let held_out = dataset::pairs([queries, gallery].concat());
+                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, size));
+                Ok(Opened { data: self.pairs(dataset::pairs(train))?, validation })
+            }
         }
+    }
+
+    fn evaluates(&self) -> bool {
+        self.config.validation.epochs > 0
+    }
+
+    fn identities(self, images: Vec<Image>) -> Result<DataSet, Violation> {
+        let BatchShape { images: images_per_batch, images_per_identity } = self.config.batch;
+        let source =
+            IdentitySource::new(images, images_per_batch, images_per_identity, self.reach.shard, self.reader);
+        Ok(DataSet::Identities(source.map_err(no_batch)?))
+    }
+
+    fn pairs(self, pairs: Vec<Pair>) -> Result<DataSet, Violation> {
+        let source = PairSource::new(pairs, self.config.batch.images / 2, self.reach.shard, self.reader);
+        Ok(DataSet::Pairs(source.map_err(no_batch)?))
     }
 }
 
@@ -249,17 +264,6 @@ fn enough(config: &TrainConfig, census: &Census) -> Result<usize, Violation> {
             Err(Violation::new("objective", problem))
         }
     }
-}
-
-fn identities(
-    config: &TrainConfig,
-    images: Vec<Image>,
-    shard: Shard,
-    reader: Reader,
-) -> Result<DataSet, Violation> {
-    let BatchShape { images: images_per_batch, images_per_identity } = config.batch;
-    let source = IdentitySource::new(images, images_per_batch, images_per_identity, shard, reader);
-    Ok(DataSet::Identities(source.map_err(no_batch)?))
 }
 
 fn no_batch(cause: SamplerError) -> Violation {

@@ -143,7 +143,7 @@ impl fmt::Debug for GradientHook {
 
 /// A batch, or a part of one, on the device.
 #[derive(Debug)]
-struct Batch {
+struct TrainingBatch {
     /// [B, 3, height, width], normalised.
     pixels: Tensor,
     modalities: Vec<Modality>,
@@ -230,7 +230,7 @@ impl TorchLearner {
         terms
     }
 
-    fn loss(&self, batch: &Batch, uniform: &mut dyn FnMut(i64) -> Tensor) -> (Tensor, LossTerms) {
+    fn loss(&self, batch: &TrainingBatch, uniform: &mut dyn FnMut(i64) -> Tensor) -> (Tensor, LossTerms) {
         let kind = self.kind();
         let input = Input {
             pixels: &batch.pixels.to_kind(kind),
@@ -386,13 +386,13 @@ fn clip_grad_norm(gradients: &Tensors, norm_max: f64) {
     }
 }
 
-fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> Batch {
+fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> TrainingBatch {
     let size = batch.size;
     let index: Vec<i64> = rows.iter().map(|row| *row as i64).collect();
     let index = Tensor::from_slice(&index);
     let of_rows = |all: Tensor| all.index_select(0, &index).to_device(device);
     let shape = [batch.len() as i64, 3, size.height as i64, size.width as i64];
-    Batch {
+    TrainingBatch {
         pixels: of_rows(Tensor::from_slice(&batch.pixels).view(shape)),
         modalities: rows.iter().map(|row| batch.modalities[*row]).collect(),
         size_tokens: of_rows(Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3])),
@@ -407,7 +407,7 @@ impl FineTune {
         before: &Tensor,
         after: &Tensor,
         classifier: &Tensor,
-        batch: &Batch,
+        batch: &TrainingBatch,
     ) -> (Tensor, LossTerms) {
         let scores = self.head.logits(after, classifier, &batch.labels);
         let identity = losses::identity(&scores, &batch.labels, self.label_smoothing);

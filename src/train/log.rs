@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::fit::Event;
+use super::fit::FitEvent;
 
 /// The open log of one run.
 #[derive(Debug)]
@@ -30,10 +30,10 @@ impl EventLog {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn add(&mut self, event: &Event) -> io::Result<()> {
+    pub fn add(&mut self, event: &FitEvent) -> io::Result<()> {
         match event {
-            Event::Started { steps, .. } => self.forget_after(*steps),
-            Event::Step { progress, terms, rates, .. } => self.append(&json!({
+            FitEvent::Started { steps, .. } => self.forget_after(*steps),
+            FitEvent::Step { progress, terms, rates, .. } => self.append(&json!({
                 "event": "step",
                 "step": progress.steps,
                 "epoch": progress.epoch,
@@ -45,8 +45,8 @@ impl EventLog {
                 "accuracy": terms.accuracy,
                 "rate": rates.weights,
             })),
-            Event::PassedOver(_) | Event::EpochDone { .. } | Event::CheckpointSaved { .. } => Ok(()),
-            Event::Evaluated { epoch, steps, summaries, .. } => self.append(&json!({
+            FitEvent::PassedOver(_) | FitEvent::EpochDone { .. } | FitEvent::CheckpointSaved { .. } => Ok(()),
+            FitEvent::Evaluated { epoch, steps, summaries, .. } => self.append(&json!({
                 "event": "evaluated",
                 "step": steps,
                 "epoch": epoch,
@@ -81,8 +81,8 @@ mod tests {
     use crate::train::learn::LossTerms;
     use crate::train::schedule::Rates;
 
-    fn step(steps: u64) -> Event {
-        Event::Step {
+    fn step(steps: u64) -> FitEvent {
+        FitEvent::Step {
             progress: Progress { epoch: 1, steps_of_epoch: steps, steps },
             steps_in_epoch: 9,
             terms: LossTerms { total: 0.1 * steps as f64, ..LossTerms::default() },
@@ -96,10 +96,10 @@ mod tests {
     fn what_a_resumed_run_does_again_is_logged_once() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("events.jsonl");
-        let evaluated = Event::Evaluated { epoch: 0, steps: 0, summaries: vec![], sample: None };
+        let evaluated = FitEvent::Evaluated { epoch: 0, steps: 0, summaries: vec![], sample: None };
         let run = |started: u64, steps: std::ops::RangeInclusive<u64>| {
             let mut log = EventLog::open(&path).expect("writable");
-            log.add(&Event::Started { steps: started, epochs: 2 }).expect("writable");
+            log.add(&FitEvent::Started { steps: started, epochs: 2 }).expect("writable");
             if started == 0 {
                 log.add(&evaluated).expect("writable");
             }

@@ -40,7 +40,7 @@ pub use config::{
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use fingerprint::fingerprint;
-pub use fit::{Course, Event, Means, Plan, fit};
+pub use fit::{FitEvent, FitInputs, Means, Plan, fit};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
 pub use inputs::{DataSet, TrainingInputs};
@@ -53,8 +53,8 @@ pub use roots::{DataRoots, RootError};
 pub use sampler::{IdentitySampler, SamplerError, pair_batches};
 pub use schedule::{Rates, Schedule};
 pub use shard::{Shard, ShardError};
-pub use source::{IdentitySource, PairSource, Reader, read_chip};
-pub use validation::{Validation, Worth};
+pub use source::{IdentitySource, ImageReader, PairSource, read_chip};
+pub use validation::{Validation, ValidationScores};
 pub use yaml::AuthorsConfig;
 
 /// What a run starts from, which [`TrainingInputs`] have read.

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
-use super::fit::{Course, Event, Plan, fit};
+use super::fit::{FitEvent, FitInputs, Plan, fit};
 use super::fit_error::FitError;
 use super::inputs::{DataSet, TrainingInputs};
 use super::learner::{Teaching, TorchLearner};
@@ -60,15 +60,15 @@ impl Run {
     ///
     /// # Errors
     /// See [`RunError`]; what was learned until then is in the checkpoints.
-    pub fn train(self, watch: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
+    pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
         let state = match &data {
             DataSet::Identities(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
             }
             DataSet::Pairs(source) => {
-                fit(&Course { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
             }
         };
         let tensors = for_serving(&architecture, state?.weights)?;

@@ -19,7 +19,7 @@ const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 
 
 /// Reads training chips, and tolerates some that cannot be read.
 #[derive(Debug)]
-pub struct Reader {
+pub struct ImageReader {
     preprocessing: Preprocessing,
     augmentation: Augmentation,
     unreadable_max: usize,
@@ -32,7 +32,7 @@ pub struct IdentitySource {
     images: Vec<Image>,
     labels: Vec<i64>,
     sampler: IdentitySampler,
-    reader: Reader,
+    reader: ImageReader,
 }
 
 /// Optical images and their SAR partners for pretraining.
@@ -41,11 +41,11 @@ pub struct PairSource {
     pairs: Vec<Pair>,
     /// Of one rank.
     pairs_per_batch: usize,
-    reader: Reader,
+    reader: ImageReader,
     shard: Shard,
 }
 
-impl Reader {
+impl ImageReader {
     /// Chips as a model reads them, changed at random; `unreadable_max` files may fail.
     pub fn new(preprocessing: Preprocessing, augmentation: Augmentation, unreadable_max: usize) -> Self {
         Self { preprocessing, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
@@ -83,7 +83,7 @@ impl IdentitySource {
         images_per_batch: usize,
         images_per_identity: usize,
         shard: Shard,
-        reader: Reader,
+        reader: ImageReader,
     ) -> Result<Self, SamplerError> {
         let labels = classes(&images);
         let sampler = IdentitySampler::new(&labels, images_per_batch, images_per_identity, shard)?;
@@ -121,7 +121,7 @@ impl PairSource {
         pairs: Vec<Pair>,
         pairs_per_batch: usize,
         shard: Shard,
-        reader: Reader,
+        reader: ImageReader,
     ) -> Result<Self, SamplerError> {
         let pairs_per_batch = of_one_rank(pairs_per_batch, shard)?;
         Ok(Self { pairs, pairs_per_batch, reader, shard })
@@ -190,7 +190,7 @@ struct Draft {
 }
 
 impl Draft {
-    fn new(&Reader { preprocessing, augmentation, .. }: &Reader, seed: u64, epoch: u32) -> Self {
+    fn new(&ImageReader { preprocessing, augmentation, .. }: &ImageReader, seed: u64, epoch: u32) -> Self {
         let size = preprocessing.size;
         let samples =
             Samples { size, pixels: vec![], modalities: vec![], size_tokens: vec![], labels: vec![] };
@@ -271,9 +271,14 @@ mod tests {
         // In training the same, resized as training resizes, where no augmentation is wanted.
         let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
         let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
-        let source =
-            IdentitySource::new(images.to_vec(), 2, 2, Shard::default(), Reader::new(REFERENCE, none, 0))
-                .expect("batches");
+        let source = IdentitySource::new(
+            images.to_vec(),
+            2,
+            2,
+            Shard::default(),
+            ImageReader::new(REFERENCE, none, 0),
+        )
+        .expect("batches");
         let batch = source.batch(&vec![0, 1], 1, 1).expect("fixtures");
         let views = images.map(|image| {
             let name = image.path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -301,7 +306,7 @@ mod tests {
             4,
             2,
             Shard::default(),
-            Reader::new(REFERENCE, Augmentation::default(), 0),
+            ImageReader::new(REFERENCE, Augmentation::default(), 0),
         );
         let source = source.expect("batches");
         let items = source.epoch(5, 2);
@@ -328,7 +333,7 @@ mod tests {
             Pair { optical, sar },
             Pair { optical: Image::plain(twin.path.clone(), 2, Modality::Optical), sar: twin },
         ];
-        let reader = Reader::new(REFERENCE, Augmentation::default(), 0);
+        let reader = ImageReader::new(REFERENCE, Augmentation::default(), 0);
         let source = PairSource::new(pairs, 2, Shard::default(), reader).expect("batches");
         let batch = source.batch(&vec![0, 1], 3, 1).expect("fixtures");
         use Modality::{Optical, Sar};
@@ -347,7 +352,7 @@ mod tests {
             4,
             2,
             Shard::default(),
-            Reader::new(REFERENCE, Augmentation::default(), 0),
+            ImageReader::new(REFERENCE, Augmentation::default(), 0),
         )
         .expect("batches");
         let epoch = source.epoch(1, 1);
@@ -370,7 +375,7 @@ mod tests {
         let broken = |identity| Image::plain(golden::path("README.md"), identity, Modality::Sar);
         let images = vec![image("0001_a_33x97_RGB.tif", 1), broken(1), image("0002_b_40x120_RGB.tif", 2)];
         let source = |unreadable_max| {
-            let reader = Reader::new(REFERENCE, Augmentation::default(), unreadable_max);
+            let reader = ImageReader::new(REFERENCE, Augmentation::default(), unreadable_max);
             IdentitySource::new(images.clone(), 4, 2, Shard::default(), reader).expect("batches")
         };
         let batch = source(1).batch(&vec![1, 0, 2, 2], 1, 1).expect("replaced");
@@ -381,7 +386,7 @@ mod tests {
         let sar = image("0003_c_25x110_SAR.tif", 1);
         let pair = |optical| Pair { optical, sar: sar.clone() };
         let pairs = vec![pair(broken(1)), pair(image("0001_a_33x97_RGB.tif", 1))];
-        let reader = Reader::new(REFERENCE, Augmentation::default(), 1);
+        let reader = ImageReader::new(REFERENCE, Augmentation::default(), 1);
         let source = PairSource::new(pairs, 2, Shard::default(), reader).expect("batches");
         let batch = source.batch(&vec![0, 1], 1, 1);
         assert_eq!(batch.expect("replaced").len(), 4);

@@ -10,7 +10,7 @@ use super::ranked_lists::{Extent, RankedLists};
 use super::source::read_chip;
 use crate::chip::{Chip, ChipSize, Resampling};
 use crate::embedding::Embedding;
-use crate::evaluate::{Protocol, Seen, Summary, rank_by_distance};
+use crate::evaluate::{LabelledImage, Protocol, Summary, rank_by_distance};
 
 /// Images in one pass.
 const BATCH: usize = 16;
@@ -27,7 +27,7 @@ pub struct Validation {
 
 /// What a learner is worth.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Worth {
+pub struct ValidationScores {
     /// In every protocol in which somebody takes part, [`Protocol::All`] first.
     pub summaries: Vec<Summary>,
     /// Of [`Protocol::All`].
@@ -53,18 +53,18 @@ impl Validation {
     ///
     /// # Errors
     /// An image cannot be read, or the learner fails.
-    pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<Worth, FitError> {
+    pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<ValidationScores, FitError> {
         let queries = self.embed(&self.queries, learner, loaders)?;
         let gallery = self.embed(&self.gallery, learner, loaders)?;
-        let mut worth = Worth { summaries: Vec::new(), sample: None };
+        let mut found = ValidationScores { summaries: Vec::new(), sample: None };
         for protocol in Protocol::EVERY {
             let Some(ranked) = rank_by_distance(protocol, &queries, &gallery) else { continue };
-            worth.summaries.push(Summary::of(protocol, &ranked.scores));
+            found.summaries.push(Summary::of(protocol, &ranked.scores));
             if protocol == Protocol::All {
-                worth.sample = Some(RankedLists::of(&ranked, &self.queries, &self.gallery, SAMPLE));
+                found.sample = Some(RankedLists::of(&ranked, &self.queries, &self.gallery, SAMPLE));
             }
         }
-        Ok(worth)
+        Ok(found)
     }
 
     fn embed(
@@ -72,7 +72,7 @@ impl Validation {
         images: &[Image],
         learner: &mut impl Learner,
         loaders: usize,
-    ) -> Result<Vec<(Seen, Embedding)>, FitError> {
+    ) -> Result<Vec<(LabelledImage, Embedding)>, FitError> {
         let read = |image: &Image| read_chip(image, self.size, Resampling::Bilinear);
         let parts: Vec<&[Image]> = images.chunks(BATCH).collect();
         let mut embedded = Vec::with_capacity(images.len());
@@ -91,10 +91,10 @@ impl Validation {
                 ControlFlow::Continue(())
             },
         );
-        let seen = |image: &Image| Seen { identity: image.identity, modality: image.modality() };
+        let labelled = |image: &Image| LabelledImage { identity: image.identity, modality: image.modality() };
         match flow {
             ControlFlow::Break(cause) => Err(cause),
-            ControlFlow::Continue(()) => Ok(images.iter().map(seen).zip(embedded).collect()),
+            ControlFlow::Continue(()) => Ok(images.iter().map(labelled).zip(embedded).collect()),
         }
     }
 }

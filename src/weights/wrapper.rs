@@ -43,7 +43,7 @@ pub enum WeightsChoice {
 }
 
 /// The dictionary that holds a model's tensors.
-pub struct Place {
+pub struct WeightsDict {
     pub dict: ValueId,
     /// Keys that lead to it from the outermost dictionary.
     pub path: Vec<String>,
@@ -70,7 +70,7 @@ pub fn is_averaged(key: &str) -> bool {
 }
 
 /// The dictionary with the tensors of a model: `first` are keys that are tried before all others, at every depth.
-pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option<Place> {
+pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option<WeightsDict> {
     let root = pickle.root();
     let own: Vec<&str> = first.iter().chain(OWN).copied().collect();
     let mut search = Search { pickle, own: &own, seen: HashSet::new() };
@@ -94,7 +94,7 @@ pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option
             others.push((*key).to_owned());
         }
     }
-    Some(Place { dict, path, others, is_chosen })
+    Some(WeightsDict { dict, path, others, is_chosen })
 }
 
 /// Looks at every dictionary once, however they are entangled.
@@ -105,18 +105,18 @@ struct Search<'a> {
 }
 
 /// Keys from the innermost to the outermost, and the dictionary that they lead to.
-type Way = (Vec<String>, ValueId);
+type KeyPath = (Vec<String>, ValueId);
 
 impl Search<'_> {
     /// A dictionary with tensors, in `dict` or under keys of a model's own weights.
-    fn below(&mut self, dict: ValueId, depth: usize) -> Option<Way> {
+    fn below(&mut self, dict: ValueId, depth: usize) -> Option<KeyPath> {
         if depth == 0 || !self.seen.insert(dict) {
             return None;
         }
         self.under(dict, self.own, depth).or_else(|| self.holds_tensors(dict).then(|| (Vec::new(), dict)))
     }
 
-    fn under(&mut self, dict: ValueId, keys: &[&str], depth: usize) -> Option<Way> {
+    fn under(&mut self, dict: ValueId, keys: &[&str], depth: usize) -> Option<KeyPath> {
         let mut found = vec![None; keys.len()];
         for (key, value) in self.pickle.items(dict) {
             if let Value::Text(name) = self.pickle.value(*key)
@@ -133,7 +133,7 @@ impl Search<'_> {
     }
 
     /// Under a key as it is, or under keys with dots between them.
-    fn named(&mut self, name: &str) -> Option<Way> {
+    fn named(&mut self, name: &str) -> Option<KeyPath> {
         let root = self.pickle.root();
         if self.pickle.entry(root, name).is_some() {
             return self.under(root, &[name], DEPTH_MAX);

@@ -33,11 +33,11 @@ use crate::storage::on_a_small_disk;
 const STEPS: u64 = 20;
 
 /// A data folder, a model to serve, and synthetic ships to learn from.
-pub struct Place {
+pub struct TrainingFolder {
     folder: TempDir,
 }
 
-impl Place {
+impl TrainingFolder {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plan = SynthPlan { ships: 16, pairs: 1, views: 2, seed: 1 };
@@ -211,7 +211,7 @@ fn signal(process: i32, signal: i32) {
 
 #[tokio::test]
 async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;
     let config = place.config_from_a_vit(2);
     let request = TrainRequest { config_toml: config.clone(), ..TrainRequest::default() };
@@ -269,7 +269,7 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
 
 #[tokio::test]
 async fn a_job_that_is_killed_with_or_without_its_server_goes_on_as_if_nothing_had_happened() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;
     let mut undisturbed = Watcher::default();
     let job = start(&client, place.config(0)).await;
@@ -311,7 +311,7 @@ async fn a_job_that_is_killed_with_or_without_its_server_goes_on_as_if_nothing_h
 
 #[tokio::test]
 async fn a_job_that_is_cancelled_or_whose_server_goes_down_keeps_every_step() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;
     let job = start(&client, place.config(0)).await;
     let mut watcher = Watcher::default();
@@ -373,7 +373,7 @@ async fn failure(
 
 #[tokio::test]
 async fn a_job_that_fails_says_truly_why() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let memory = place.serve(&["training.memory_bytes_max=83886080"]).await;
     let (reason, message) = failure(memory, place.config(0), async |_, _| {}).await;
     assert_eq!(reason, "OUT_OF_MEMORY", "{message}");
@@ -404,7 +404,7 @@ async fn a_job_that_fails_says_truly_why() {
 
 #[tokio::test]
 async fn a_job_learns_from_the_kept_chips_of_a_gallery_and_is_evaluated_on_some_of_its_vessels() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;
     create(&client, GALLERY).await;
     let unnamed = |sighting: &EnrollRequest| EnrollRequest {
@@ -446,7 +446,7 @@ async fn a_job_learns_from_the_kept_chips_of_a_gallery_and_is_evaluated_on_some_
 
 #[tokio::test]
 async fn an_order_for_a_gallery_that_cannot_be_learned_from_is_refused_also_where_it_is_only_checked() {
-    let place = Place::new();
+    let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;
     create(&client, "empty").await;
     let name = "chipless".to_owned();

@@ -20,7 +20,7 @@ use tokio::runtime::Runtime;
 use tokio::signal;
 
 use super::embed::progress;
-use super::live::{INTERRUPTED, Screen, Seen, Until, Watched, watch};
+use super::live::{INTERRUPTED, Notice, Screen, Until, Watched, watch};
 use super::{Failure, prepare};
 use trial::Trial;
 
@@ -135,11 +135,11 @@ impl Demo {
             ..TrainRequest::default()
         };
         let (mut screen, mut history) = (Screen::new(), History::default());
-        let mut see = |seen: Seen| {
-            if let Seen::Event(event) = &seen {
+        let mut see = |notice: Notice| {
+            if let Notice::Event(event) = &notice {
                 history.add(event);
             }
-            screen.show(seen);
+            screen.show(notice);
         };
         let watched = watch(&mut client.train(request), Until::End, &mut see).await;
         screen.finish();

@@ -20,7 +20,7 @@ use shipreid::wire::{
 };
 
 use super::super::embed::progress;
-use super::super::eval::{TestSet, seen, sizes};
+use super::super::eval::{TestSet, labelled, sizes};
 use super::super::ranked::result_text;
 
 /// What is measured.
@@ -205,9 +205,10 @@ impl<'a> Asker<'a> {
 
     /// Ranks all that is searched for each query that asks; `None` where nobody takes part.
     async fn ask(&mut self, protocol: Protocol) -> anyhow::Result<Option<Ranked>> {
-        let asking: Vec<usize> =
-            (0..self.queries.len()).filter(|place| protocol.asks(seen(&self.set.queries[*place]))).collect();
-        let searched = self.set.gallery.iter().filter(|image| protocol.searches(seen(image))).count();
+        let asking: Vec<usize> = (0..self.queries.len())
+            .filter(|place| protocol.asks(labelled(&self.set.queries[*place])))
+            .collect();
+        let searched = self.set.gallery.iter().filter(|image| protocol.searches(labelled(image))).count();
         if asking.is_empty() || searched == 0 {
             return Ok(None);
         }

@@ -1,20 +1,27 @@
 //! Follows a training job over lost connections and servers that restart: each event once, in order.
 
-mod backoff;
 mod order;
 #[cfg(test)]
 mod tests;
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tonic::Streaming;
 
-pub use backoff::Backoff;
 use order::{Arrival, EventOrder};
 
 use super::state::is_ended;
 use super::{Client, ClientError};
 use crate::wire::{TrainEvent, TrainRequest, TrainingJob, WatchTrainingJobRequest};
+
+/// Up to half a second, then twice as long after each failure, up to 20 s. From a half to the whole of each is random: the
+/// watchers of a server that stopped do not all come back at once.
+const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(250))
+    .with_max_delay(Duration::from_secs(10))
+    .with_jitter()
+    .without_max_times();
 
 /// Where a watcher begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +40,9 @@ pub struct Follower {
     beginning: Beginning,
     order: EventOrder,
     stream: Stream,
-    backoff: Backoff,
+    backoff: ExponentialBuilder,
+    /// After the failures that follow.
+    waits: ExponentialBackoff,
 }
 
 /// What a follower has to tell.
@@ -81,7 +90,8 @@ impl Follower {
             beginning: Beginning::Oldest,
             order: EventOrder::from_any(),
             stream: Stream::Closed,
-            backoff: Backoff::default(),
+            backoff: BACKOFF,
+            waits: BACKOFF.build(),
         }
     }
 
@@ -96,14 +106,15 @@ impl Follower {
             beginning,
             order: EventOrder::from(first),
             stream: Stream::Closed,
-            backoff: Backoff::default(),
+            backoff: BACKOFF,
+            waits: BACKOFF.build(),
         }
     }
 
     /// Waits like this after failures.
     #[must_use]
-    pub fn with_backoff(self, backoff: Backoff) -> Self {
-        Self { backoff, ..self }
+    pub fn with_backoff(self, backoff: ExponentialBuilder) -> Self {
+        Self { backoff, waits: backoff.build(), ..self }
     }
 
     /// The job, once the server has named it.
@@ -161,7 +172,7 @@ impl Follower {
         if let Subject::Order(_) = self.subject {
             self.subject = Subject::Job(event.job_id.clone());
         }
-        self.backoff.reset();
+        self.waits = self.backoff.build();
         Followed::Event(Box::new(event))
     }
 
@@ -211,7 +222,7 @@ impl Follower {
     }
 
     fn wait(&mut self, cause: &ClientError) -> Followed {
-        let wait = self.backoff.failed().max(cause.retry_after().unwrap_or_default());
+        let wait = self.waits.next().unwrap_or_default().max(cause.retry_after().unwrap_or_default());
         self.stream = Stream::Waiting(wait);
         Followed::Lost { cause: cause.to_string(), wait }
     }

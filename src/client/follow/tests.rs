@@ -179,7 +179,7 @@ async fn client(address: SocketAddr) -> Client {
 }
 
 fn at_once(follower: Follower) -> Follower {
-    follower.with_backoff(Backoff::new(Duration::ZERO, Duration::ZERO))
+    follower.with_backoff(BACKOFF.with_min_delay(Duration::ZERO).with_max_delay(Duration::ZERO))
 }
 
 /// Everything that is told up to the job's end: numbers of events, losses, and the state at the end.
@@ -330,4 +330,15 @@ async fn a_watch_from_the_oldest_event_begins_with_the_oldest_that_is_left() {
     );
     let (_, told) = watched([gone()], Beginning::Event(2)).await;
     assert!(told.expect_err("refused").to_string().contains("EVENTS_DROPPED"));
+}
+
+#[test]
+fn waits_grow_to_their_bound_and_watchers_do_not_come_back_together() {
+    let first: Vec<_> = BACKOFF.build().take(7).collect();
+    for (wait, seconds) in first.iter().zip([0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 20.0]) {
+        let wait = wait.as_secs_f64();
+        assert!((seconds / 2.0..=seconds).contains(&wait), "{wait} of {seconds}");
+    }
+    let second: Vec<_> = BACKOFF.build().take(7).collect();
+    assert_ne!(first, second);
 }

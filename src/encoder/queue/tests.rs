@@ -221,7 +221,7 @@ async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
     let (mut bench, pipeline) = piped().await;
     let model = pipeline.active();
     for size in [1, 2].repeat(200) {
-        bench.queue.shared.record_time(digest(), size, Duration::from_secs(5 * size as u64));
+        bench.queue.state.record_time(digest(), size, Duration::from_secs(5 * size as u64));
     }
     let busy = bench.send();
     assert_eq!(bench.seen.recv().await, Some(1));

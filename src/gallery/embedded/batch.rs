@@ -28,7 +28,7 @@ pub struct Ground<'a> {
 }
 
 /// A transaction that operations are applied to, and the index as it will be.
-pub struct Batch<'t> {
+pub struct WriteBatch<'t> {
     ground: Ground<'t>,
     entries: Table<'t, u64, &'static [u8]>,
     ids: Table<'t, &'static str, u64>,
@@ -39,8 +39,8 @@ pub struct Batch<'t> {
     index: Index,
     state: StateRecord,
     changes: Changes,
-    /// Taken of the allowance so far. Given back unless the batch is committed.
-    taken: Taken,
+    /// QuotaUse of the allowance so far. Given back unless the batch is committed.
+    taken: QuotaUse,
 }
 
 /// What a batch did beside its transaction.
@@ -58,11 +58,11 @@ pub struct Finished {
     pub index: Index,
     pub state: StateRecord,
     pub changes: Changes,
-    pub taken: Taken,
+    pub taken: QuotaUse,
 }
 
 /// Bytes that come and go with a batch.
-pub struct Taken {
+pub struct QuotaUse {
     allowance: Arc<Allowance>,
     taken: u64,
     released: u64,
@@ -78,7 +78,7 @@ struct Stored {
     chip_checksum: Option<u32>,
 }
 
-impl<'t> Batch<'t> {
+impl<'t> WriteBatch<'t> {
     /// # Errors
     /// The tables cannot be opened.
     pub fn new(
@@ -98,7 +98,7 @@ impl<'t> Batch<'t> {
             index,
             state,
             changes: Changes::default(),
-            taken: Taken { allowance: ground.allowance.clone(), taken: 0, released: 0 },
+            taken: QuotaUse { allowance: ground.allowance.clone(), taken: 0, released: 0 },
             ground,
         })
     }
@@ -400,7 +400,7 @@ impl<'t> Batch<'t> {
     }
 }
 
-impl Taken {
+impl QuotaUse {
     /// The bytes stay as they are now.
     pub fn keep(mut self) {
         self.allowance.give_back(self.released);
@@ -422,7 +422,7 @@ impl Taken {
     }
 }
 
-impl Drop for Taken {
+impl Drop for QuotaUse {
     fn drop(&mut self) {
         self.allowance.give_back(self.taken);
     }

@@ -9,11 +9,11 @@ use std::time::Instant;
 use async_trait::async_trait;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use super::batch::Batch;
+use super::batch::WriteBatch;
 use super::quota;
 use super::recovery::{Received, Recovery, receive};
 use super::snapshot::Snapshot;
-use super::writer::{Job, Published, Writer};
+use super::writer::{GroupedOperation, Published, Writer};
 use crate::durable::caught;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
@@ -50,16 +50,16 @@ pub struct EmbeddedGallery {
 }
 
 struct Queued {
-    work: Work,
+    command: WriterCommand,
     /// In the queue.
     room: OwnedSemaphorePermit,
 }
 
-enum Work {
+enum WriterCommand {
     /// In a transaction that others share.
-    Together(Box<dyn Job>),
+    Grouped(Box<dyn GroupedOperation>),
     /// In a transaction of its own; it answers whoever asked.
-    Alone(Box<dyn FnOnce(&mut Writer) + Send>),
+    Exclusive(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
 impl EmbeddedGallery {
@@ -109,10 +109,10 @@ impl EmbeddedGallery {
     async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
-        operation: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
+        operation: impl FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
-        let (job, answered) = pending(operation);
-        self.send(bytes, Work::Together(job), answered).await
+        let (operation, answered) = pending(operation);
+        self.send(bytes, WriterCommand::Grouped(operation), answered).await
     }
 
     async fn alone<T: Send + 'static>(
@@ -120,19 +120,19 @@ impl EmbeddedGallery {
         operation: impl FnOnce(&mut Writer) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
-        let work = move |writer: &mut Writer| {
+        let command = move |writer: &mut Writer| {
             if !answer.is_closed() {
                 // Whoever left meanwhile does not wait for the answer.
                 let _ = answer.send(operation(writer));
             }
         };
-        self.send(0, Work::Alone(Box::new(work)), answered).await
+        self.send(0, WriterCommand::Exclusive(Box::new(command)), answered).await
     }
 
     async fn send<T>(
         &self,
         bytes: usize,
-        work: Work,
+        command: WriterCommand,
         answered: oneshot::Receiver<Result<T, StoreError>>,
     ) -> Result<T, StoreError> {
         let refused = || match self.published.failure() {
@@ -146,7 +146,7 @@ impl EmbeddedGallery {
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
         let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let queued = Queued { work, room };
+        let queued = Queued { command, room };
         queue.ok_or(StoreError::Closed)?.send(queued).await.map_err(|_| refused())?;
         answered.await.unwrap_or_else(|_| Err(refused()))
     }
@@ -237,10 +237,10 @@ impl fmt::Debug for EmbeddedGallery {
     }
 }
 
-/// An operation as a job, and where its answer comes.
+/// An operation as a part of a group, and where its answer comes.
 pub fn pending<T: Send + 'static>(
-    operation: impl FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send + 'static,
-) -> (Box<dyn Job>, oneshot::Receiver<Result<T, StoreError>>) {
+    operation: impl FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send + 'static,
+) -> (Box<dyn GroupedOperation>, oneshot::Receiver<Result<T, StoreError>>) {
     let (answer, answered) = oneshot::channel();
     (Box::new(Pending { operation: Some(operation), outcome: None, answer }), answered)
 }
@@ -251,8 +251,10 @@ struct Pending<T, F> {
     answer: oneshot::Sender<Result<T, StoreError>>,
 }
 
-impl<T: Send, F: FnOnce(&mut Batch<'_>) -> Result<T, StoreError> + Send> Job for Pending<T, F> {
-    fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError> {
+impl<T: Send, F: FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send> GroupedOperation
+    for Pending<T, F>
+{
+    fn apply(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError> {
         // Whoever has left before its turn is told nothing, so nothing is done.
         let Some(operation) = self.operation.take().filter(|_| !self.answer.is_closed()) else {
             return Ok(());
@@ -283,7 +285,7 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
             Some(queued) => Received::Item(queued),
             None => receive(&mut queue, writer.awaits_room().then(|| recovery.wait())),
         };
-        let Queued { work, room } = match received {
+        let Queued { command, room } = match received {
             Received::Item(queued) => queued,
             Received::End => break,
             Received::Nothing => {
@@ -292,28 +294,28 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                 continue;
             }
         };
-        match work {
-            Work::Alone(_) if deleted.load(Ordering::Relaxed) => {}
-            Work::Alone(work) => {
-                if let Err(cause) = caught(|| work(&mut writer)) {
+        match command {
+            WriterCommand::Exclusive(_) if deleted.load(Ordering::Relaxed) => {}
+            WriterCommand::Exclusive(operation) => {
+                if let Err(cause) = caught(|| operation(&mut writer)) {
                     writer.published().fail(&cause.to_string());
                 }
             }
-            Work::Together(job) => {
-                let (mut jobs, mut rooms) = (vec![job], vec![room]);
-                while jobs.len() < GROUP_MAX
+            WriterCommand::Grouped(operation) => {
+                let (mut operations, mut rooms) = (vec![operation], vec![room]);
+                while operations.len() < GROUP_MAX
                     && next.is_none()
                     && let Ok(queued) = queue.try_recv()
                 {
                     match queued {
-                        Queued { work: Work::Together(job), room } => {
-                            jobs.push(job);
+                        Queued { command: WriterCommand::Grouped(operation), room } => {
+                            operations.push(operation);
                             rooms.push(room);
                         }
-                        alone => next = Some(alone),
+                        exclusive => next = Some(exclusive),
                     }
                 }
-                commit(&mut writer, jobs, deleted);
+                commit(&mut writer, operations, deleted);
             }
         }
         writer.sweep();
@@ -321,15 +323,18 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
     if deleted.load(Ordering::Relaxed) { writer.abandon() } else { writer.close() }
 }
 
-fn commit(writer: &mut Writer, mut jobs: Vec<Box<dyn Job>>, deleted: &AtomicBool) {
+fn commit(writer: &mut Writer, mut operations: Vec<Box<dyn GroupedOperation>>, deleted: &AtomicBool) {
     let started = Instant::now();
-    let fate =
-        if deleted.load(Ordering::Relaxed) { Err(StoreError::Closed) } else { writer.commit(&mut jobs) };
+    let fate = if deleted.load(Ordering::Relaxed) {
+        Err(StoreError::Closed)
+    } else {
+        writer.commit(&mut operations)
+    };
     if fate.is_ok() {
-        metrics::committed(jobs.len(), started.elapsed());
+        metrics::committed(operations.len(), started.elapsed());
     }
-    for job in jobs {
-        job.acknowledge(fate.clone());
+    for operation in operations {
+        operation.acknowledge(fate.clone());
     }
 }
 

@@ -136,7 +136,7 @@ fn index_from_codes(
     about: &About,
     tables: &Tables,
 ) -> Result<Option<Index>, SchemaError> {
-    let mut reader = match sidecar::Reader::open(volume, header, about.dimension) {
+    let mut reader = match sidecar::SidecarReader::open(volume, header, about.dimension) {
         Ok(Some(reader)) => reader,
         Ok(None) => return Ok(None),
         Err(cause) => return Ok(passed_over(&cause)),

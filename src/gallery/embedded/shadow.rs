@@ -15,7 +15,7 @@ use crate::gallery::index::Index;
 use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
 
 /// What a transaction that changes the generations leads to.
-struct Turn {
+struct GenerationChange {
     about: About,
     /// Of the gallery before the transaction, unless its embeddings change.
     index: Index,
@@ -73,7 +73,8 @@ impl Writer {
             [self.about.dimension, about.dimension].map(|dimension| rows * sealed_vector_bytes(dimension));
         let bytes = before.state().bytes - old + new;
         let obsolete = Some(self.about.vectors());
-        self.commit_turn(Turn { about, index, bytes, obsolete }).map_err(|error| self.give_up(error))?;
+        self.commit_turn(GenerationChange { about, index, bytes, obsolete })
+            .map_err(|error| self.give_up(error))?;
         // The shadow did not count against the tenant's limit, nor may a flip fail for it.
         self.bounds.allowance.count(new);
         self.bounds.allowance.give_back(old);
@@ -84,11 +85,12 @@ impl Writer {
         self.check_writable()?;
         let before = self.published.snapshot();
         let (index, bytes) = (before.index().clone(), before.state().bytes);
-        self.commit_turn(Turn { about, index, bytes, obsolete }).map_err(|error| self.give_up(error))
+        self.commit_turn(GenerationChange { about, index, bytes, obsolete })
+            .map_err(|error| self.give_up(error))
     }
 
-    fn commit_turn(&mut self, turn: Turn) -> Result<(), StoreError> {
-        let Turn { about, index, bytes, obsolete } = turn;
+    fn commit_turn(&mut self, turn: GenerationChange) -> Result<(), StoreError> {
+        let GenerationChange { about, index, bytes, obsolete } = turn;
         let mut state = *self.published.snapshot().state();
         (state.commit, state.committed_at, state.bytes) = (state.commit + 1, now().nanos(), bytes);
         let transaction = self.gallery.begin_write()?;

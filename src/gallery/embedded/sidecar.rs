@@ -63,7 +63,7 @@ pub fn write(volume: &dyn Volume, header: &Header, index: &Index) -> io::Result<
 }
 
 /// Reads codes row by row. They count only once [`finish`](Self::finish) says so.
-pub struct Reader {
+pub struct SidecarReader {
     file: Summed<Box<dyn Read>>,
     dimension: usize,
 }
@@ -79,7 +79,7 @@ pub enum Unusable {
     Io(#[from] io::Error),
 }
 
-impl Reader {
+impl SidecarReader {
     /// The file, if there is one and its header is `header`.
     ///
     /// # Errors

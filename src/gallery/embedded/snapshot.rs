@@ -15,7 +15,9 @@ use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
 use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{Found, Group, Index, IndexQuery, RowId, SceneNumber, Selection, Sighting};
+use crate::gallery::index::{
+    Group, Index, IndexQuery, RowId, SceneNumber, SearchResult, Selection, Sighting,
+};
 use crate::gallery::store::{About, GalleryReader, StoreError};
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
@@ -217,7 +219,7 @@ impl GalleryReader for Snapshot {
         selection: &Selection,
         group: Group,
         cancellation: &Cancellation,
-    ) -> Result<Vec<Found>, StoreError> {
+    ) -> Result<Vec<SearchResult>, StoreError> {
         let go_on = || Ok(cancellation.check()?);
         self.index.search_while(queries, selection, group, go_on, |row, values| self.read_vector(row, values))
     }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use super::batch::{Batch, Finished, Ground};
+use super::batch::{Finished, Ground, WriteBatch};
 use super::open::{OpenError, Opened, open};
 use super::quota::{self, Allowance, Quotas};
 use super::schema::CHIP_ROWS;
@@ -23,10 +23,10 @@ const ROOM_BYTES: u64 = 1 << 20;
 const ROOM_DIVISOR: u64 = 64;
 
 /// Something to be done in a transaction that it may share with others.
-pub trait Job: Send {
+pub trait GroupedOperation: Send {
     /// # Errors
     /// The transaction failed, for all in it. A refusal is no error: it is told to whoever asked.
-    fn apply(&mut self, batch: &mut Batch<'_>) -> Result<(), StoreError>;
+    fn apply(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError>;
 
     /// Answers whoever asked, once the fate of the transaction is known.
     fn acknowledge(self: Box<Self>, fate: Result<(), StoreError>);
@@ -61,7 +61,7 @@ pub struct Writer {
     gone: Vec<RowId>,
     /// Rows whose chips are removed, but not yet their marks.
     swept: Vec<RowId>,
-    /// Taken of the allowance for files that are larger than what is stored explains.
+    /// QuotaUse of the allowance for files that are larger than what is stored explains.
     excess: u64,
 }
 
@@ -205,7 +205,7 @@ impl Writer {
     ///
     /// # Errors
     /// The gallery takes no writes; nothing of the group is published.
-    pub fn commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    pub fn commit(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
         self.check_writable()?;
         // Nothing of a group that panics is published, so its transaction may just as well be dropped.
         let committed = caught(|| self.try_commit(group));
@@ -230,14 +230,14 @@ impl Writer {
         StoreError::ReadOnly { reason }
     }
 
-    fn try_commit(&mut self, group: &mut [Box<dyn Job>]) -> Result<(), StoreError> {
+    fn try_commit(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
         let before = self.published.snapshot();
         let transaction = self.gallery.begin_write()?;
         let ground =
             Ground { about: &self.about, quotas: &self.bounds.quotas, allowance: &self.bounds.allowance };
-        let mut batch = Batch::new(&transaction, ground, before.index().clone(), *before.state())?;
-        for job in group {
-            job.apply(&mut batch)?;
+        let mut batch = WriteBatch::new(&transaction, ground, before.index().clone(), *before.state())?;
+        for operation in group {
+            operation.apply(&mut batch)?;
         }
         batch.clear_gone(&self.swept)?;
         let Some(finished) = batch.finish(&transaction, now().nanos())? else { return Ok(()) };

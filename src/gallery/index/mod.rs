@@ -23,12 +23,12 @@ mod vessels;
 pub use codes::{Code, CodeRef};
 pub use names::{DetectionHash, SceneNumber};
 pub use pace::search_pace;
-pub use search::{Found, Group, Hit, IndexQuery, cosine};
+pub use search::{Group, Hit, IndexQuery, SearchResult, cosine};
 pub use select::{Selection, Sighting};
 pub use vessels::{VesselNumber, VesselSet};
 
 use names::{LabelSet, Names, Renaming};
-use segment::{Known, Segment};
+use segment::{RowFacts, Segment};
 use vessels::Tally;
 
 /// Rows of a full segment. Whole words of a bit set; codes of 768 values take three huge pages.
@@ -188,7 +188,7 @@ impl Index {
                 vessel.into_iter().for_each(|vessel| tally.add(vessel));
                 let scene = known.scene.filter(|_| is_live).map(|scene| renaming.scene(scene));
                 let labels = if is_live { renaming.label_set(known.labels) } else { LabelSet::default() };
-                Known { vessel, scene, labels, ..known }
+                RowFacts { vessel, scene, labels, ..known }
             });
         }
         let new = renaming.finish();
@@ -210,10 +210,10 @@ impl Index {
         self.names.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn known(&self, entry: &Entry) -> Known {
+    fn known(&self, entry: &Entry) -> RowFacts {
         let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
         let observation = &entry.observation;
-        Known {
+        RowFacts {
             modality: entry.modality,
             observed_at: observation.observed_at,
             position: observation.position,
@@ -224,14 +224,14 @@ impl Index {
         }
     }
 
-    fn count(&mut self, known: Known) {
+    fn count(&mut self, known: RowFacts) {
         match known.vessel {
             Some(vessel) => self.tally.add(vessel),
             None => self.unnamed += 1,
         }
     }
 
-    fn uncount(&mut self, known: Known) {
+    fn uncount(&mut self, known: RowFacts) {
         match known.vessel {
             Some(vessel) => self.tally.take(vessel),
             None => self.unnamed -= 1,

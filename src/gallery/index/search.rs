@@ -34,7 +34,7 @@ pub struct IndexQuery<'a> {
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Found {
+pub struct SearchResult {
     /// Best first; of equals, the lower row first.
     pub hits: Vec<Hit>,
 }
@@ -77,7 +77,7 @@ impl Index {
         selection: &Selection,
         group: Group,
         vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
-    ) -> Result<Vec<Found>, E> {
+    ) -> Result<Vec<SearchResult>, E> {
         self.search_while(queries, selection, group, || Ok(()), vector)
     }
 
@@ -95,7 +95,7 @@ impl Index {
         group: Group,
         mut go_on: impl FnMut() -> Result<(), E>,
         mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
-    ) -> Result<Vec<Found>, E> {
+    ) -> Result<Vec<SearchResult>, E> {
         assert!(queries.iter().all(|query| query.vector.len() == self.dimension()), "one dimension");
         selection.check(self);
         let mut races: Vec<Race> = queries.iter().map(|query| Race::new(*query, group)).collect();
@@ -109,7 +109,7 @@ impl Index {
         if group == Group::Vessel {
             self.count_entries(queries, selection, &mut found);
         }
-        Ok(found.into_iter().map(|hits| Found { hits }).collect())
+        Ok(found.into_iter().map(|hits| SearchResult { hits }).collect())
     }
 
     /// Scores the selected rows, all queries in one pass over memory. On one thread: it nearly fills the way to memory,

@@ -17,7 +17,7 @@ pub(super) struct Segment {
 
 /// What an index knows of a row beside its code.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Known {
+pub(super) struct RowFacts {
     pub modality: Modality,
     pub observed_at: Option<Time>,
     pub position: Option<Position>,
@@ -64,17 +64,17 @@ impl Segment {
 
     /// # Panics
     /// When the code has another dimension.
-    pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: Known) {
+    pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: RowFacts) {
         Arc::make_mut(&mut self.codes).push(code);
         Arc::make_mut(&mut self.columns).push(row, known);
     }
 
-    pub fn update(&mut self, at: usize, known: Known) {
+    pub fn update(&mut self, at: usize, known: RowFacts) {
         Arc::make_mut(&mut self.columns).set(at, known);
     }
 
     /// Replaces what is known of every row; the codes stay.
-    pub fn map(&mut self, mut known: impl FnMut(Known) -> Known) {
+    pub fn map(&mut self, mut known: impl FnMut(RowFacts) -> RowFacts) {
         let old = &self.columns;
         let mut columns = Columns::default();
         (0..old.rows.len()).for_each(|at| columns.push(old.rows[at], known(old.known(at))));
@@ -90,7 +90,7 @@ impl Segment {
 }
 
 impl Columns {
-    fn push(&mut self, row: RowId, known: Known) {
+    fn push(&mut self, row: RowId, known: RowFacts) {
         self.rows.push(row);
         self.modalities.push(known.modality);
         self.times.push(known.observed_at);
@@ -101,7 +101,7 @@ impl Columns {
         self.labels.push(known.labels);
     }
 
-    fn set(&mut self, at: usize, known: Known) {
+    fn set(&mut self, at: usize, known: RowFacts) {
         self.modalities[at] = known.modality;
         self.times[at] = known.observed_at;
         self.positions[at] = known.position;
@@ -111,8 +111,8 @@ impl Columns {
         self.labels[at] = known.labels;
     }
 
-    pub fn known(&self, at: usize) -> Known {
-        Known {
+    pub fn known(&self, at: usize) -> RowFacts {
+        RowFacts {
             modality: self.modalities[at],
             observed_at: self.times[at],
             position: self.positions[at],

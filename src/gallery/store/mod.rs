@@ -21,7 +21,7 @@ pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, Shadow
 
 use super::entry::{ContentHash, Entry, EntryId, VesselId};
 use super::filter::Filter;
-use super::index::{Found, Group, IndexQuery, RowId, SceneNumber, Selection, Sighting};
+use super::index::{Group, IndexQuery, RowId, SceneNumber, SearchResult, Selection, Sighting};
 use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
@@ -197,7 +197,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         selection: &Selection,
         group: Group,
         cancellation: &Cancellation,
-    ) -> Result<Vec<Found>, StoreError>;
+    ) -> Result<Vec<SearchResult>, StoreError>;
 
     /// Whether this content is enrolled under this id, so that enrolling it again would change nothing.
     ///

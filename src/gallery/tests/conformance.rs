@@ -3,7 +3,8 @@
 use futures_util::future::join_all;
 use tokio::task::unconstrained;
 
-use super::model::{Answer, Model, Work};
+use super::generator::OperationGenerator;
+use super::model::{Answer, Model};
 use super::*;
 
 pub const OPERATIONS: usize = 10_000;
@@ -12,18 +13,18 @@ pub const OPERATIONS: usize = 10_000;
 pub struct Trial {
     pub gallery: Gallery,
     pub model: Model,
-    pub work: Work,
+    pub generator: OperationGenerator,
 }
 
 impl Trial {
     /// Of a gallery without entries.
     pub fn new(gallery: Gallery, seed: u64) -> Self {
-        Self { gallery, model: Model::default(), work: Work::new(seed) }
+        Self { gallery, model: Model::default(), generator: OperationGenerator::new(seed) }
     }
 
     /// Changes the gallery, and says how many operations that took.
     pub async fn change(&mut self) -> usize {
-        match self.work.0.random_range(0..10) {
+        match self.generator.0.random_range(0..10) {
             0 => self.turn().await,
             1 => self.fill().await,
             _ => self.operate().await,
@@ -41,7 +42,7 @@ impl Trial {
     /// Operations that are asked for together, in this order, so that they share commits.
     async fn operate(&mut self) -> usize {
         let operations: Vec<_> =
-            (0..self.work.0.random_range(1..30)).map(|_| self.work.operation()).collect();
+            (0..self.generator.0.random_range(1..30)).map(|_| self.generator.operation()).collect();
         let expected: Vec<Answer> = operations.iter().map(|operation| self.model.apply(operation)).collect();
         let asked = operations.into_iter().map(|operation| unconstrained(operation.ask(&*self.gallery)));
         assert_eq!(join_all(asked).await, expected);
@@ -49,7 +50,7 @@ impl Trial {
     }
 
     async fn turn(&mut self) -> usize {
-        let turn = self.work.turn(&self.model);
+        let turn = self.generator.turn(&self.model);
         let before = self.gallery.snapshot();
         let held = self.model.clone();
         assert_eq!(turn.ask(&*self.gallery).await, self.model.turn(&turn));
@@ -59,7 +60,7 @@ impl Trial {
     }
 
     async fn fill(&mut self) -> usize {
-        let fill = self.work.fill(&self.model);
+        let fill = self.generator.fill(&self.model);
         let expected = self.model.apply(&fill);
         assert_eq!(fill.ask(&*self.gallery).await, expected);
         1
@@ -67,8 +68,8 @@ impl Trial {
 
     fn search(&mut self) {
         let snapshot = self.gallery.snapshot();
-        let (filter, query) = (self.work.filter(), embedding(self.work.0.random_range(0..300)));
-        let k = self.work.0.random_range(1..20);
+        let (filter, query) = (self.generator.filter(), embedding(self.generator.0.random_range(0..300)));
+        let k = self.generator.0.random_range(1..20);
         let selection = snapshot.select(&filter).expect("readable");
         let admitted = self.model.admitted(&filter);
         assert_eq!(snapshot.rows(&selection, None, usize::MAX), admitted);
@@ -96,7 +97,7 @@ impl Trial {
 
     fn list(&mut self) {
         let snapshot = self.gallery.snapshot();
-        let (filter, size) = (self.work.filter(), self.work.0.random_range(1..40));
+        let (filter, size) = (self.generator.filter(), self.generator.0.random_range(1..40));
         let (mut after, mut listed) = (None, Vec::new());
         loop {
             let page = snapshot.list(&filter, after, size, &Cancellation::default()).expect("readable");
@@ -111,7 +112,7 @@ impl Trial {
     }
 
     fn look_up(&mut self) {
-        let ids = self.work.ids();
+        let ids = self.generator.ids();
         let snapshot = self.gallery.snapshot();
         let looked = snapshot.get(&ids, &Cancellation::default()).expect("readable");
         let (found, missing): (Vec<_>, Vec<_>) = ids.into_iter().partition(|id| self.model.row(id).is_some());

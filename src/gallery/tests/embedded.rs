@@ -68,7 +68,7 @@ async fn random_work_differs_nowhere_from_the_model() {
     let mut done = 0;
     let mut kinds: BTreeMap<u32, usize> = BTreeMap::new();
     while done < OPERATIONS {
-        let kind = bench.trial.work.0.random_range(0..40);
+        let kind = bench.trial.generator.0.random_range(0..40);
         match kind {
             0 => bench.reopen(),
             1 => bench.copy(),

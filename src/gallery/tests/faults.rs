@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use super::model::{Answer, Model, Operation, Work};
+use super::generator::OperationGenerator;
+use super::model::{Answer, Model, Operation};
 use super::*;
 use crate::durable::Volume;
 use crate::durable::faults::{Failure, FaultyDisk};
@@ -18,7 +19,7 @@ const CACHE_BYTES: usize = 1 << 20;
 /// A gallery on a disk that fails, and what is known of it.
 struct Trial {
     disk: FaultyDisk,
-    work: Work,
+    generator: OperationGenerator,
     /// What was acknowledged.
     model: Model,
     /// What is there if a group that was not acknowledged came through all the same.
@@ -39,7 +40,7 @@ impl Trial {
         builder.finish(0).expect("no failure is planned");
         Self {
             disk,
-            work: Work::new(seed),
+            generator: OperationGenerator::new(seed),
             model: Model::default(),
             perhaps: None,
             old_codes: None,
@@ -50,25 +51,25 @@ impl Trial {
 
     /// From opening the gallery to closing it in order, a dead process or a power failure.
     fn live(&mut self) {
-        if self.work.0.random_bool(0.7) {
-            let lasts = if self.work.0.random() { Failure::Lasting } else { Failure::Passing };
-            self.disk.fail_after(self.work.0.random_range(0..150), lasts);
+        if self.generator.0.random_bool(0.7) {
+            let lasts = if self.generator.0.random() { Failure::Lasting } else { Failure::Passing };
+            self.disk.fail_after(self.generator.0.random_range(0..150), lasts);
         }
         let Some(mut writer) = self.open() else { return self.die() };
-        for _ in 0..self.work.0.random_range(1..8) {
+        for _ in 0..self.generator.0.random_range(1..8) {
             self.commit(&mut writer);
-            if self.work.0.random_bool(0.5) {
+            if self.generator.0.random_bool(0.5) {
                 self.turn(&mut writer);
             }
-            if self.work.0.random_bool(0.8) {
+            if self.generator.0.random_bool(0.8) {
                 writer.sweep();
             }
-            if writer.awaits_room() && self.work.0.random_bool(0.5) {
+            if writer.awaits_room() && self.generator.0.random_bool(0.5) {
                 writer = self.make_room(writer);
             }
         }
         self.model.check_embedded(&writer.published().snapshot());
-        if self.work.0.random_bool(0.3) {
+        if self.generator.0.random_bool(0.3) {
             writer.close();
             self.disk.restart_process();
         } else {
@@ -104,7 +105,7 @@ impl Trial {
 
     /// The disk has room again, which the gallery finds by itself.
     fn make_room(&mut self, writer: Writer) -> Writer {
-        if self.work.0.random_bool(0.3) {
+        if self.generator.0.random_bool(0.3) {
             self.disk.fail_after(0, Failure::Lasting);
             let writer = writer.recover().expect("it does not try without room");
             assert!(writer.awaits_room());
@@ -126,9 +127,9 @@ impl Trial {
 
     fn commit(&mut self, writer: &mut Writer) {
         let mut operations: Vec<_> =
-            (0..self.work.0.random_range(1..6)).map(|_| self.work.operation()).collect();
-        if self.work.0.random_bool(0.6) {
-            operations.push(self.work.fill(&self.model));
+            (0..self.generator.0.random_range(1..6)).map(|_| self.generator.operation()).collect();
+        if self.generator.0.random_bool(0.6) {
+            operations.push(self.generator.fill(&self.model));
         }
         let mut after = self.model.clone();
         let expected: Vec<Answer> = operations.iter().map(|operation| after.apply(operation)).collect();
@@ -153,7 +154,7 @@ impl Trial {
 
     /// The gallery begins to follow another model, gives it up, or flips.
     fn turn(&mut self, writer: &mut Writer) {
-        let turn = self.work.turn(&self.model);
+        let turn = self.generator.turn(&self.model);
         let mut after = self.model.clone();
         let expected = after.turn(&turn);
         match turn.run(writer) {
@@ -171,12 +172,16 @@ impl Trial {
 
     fn die(&mut self) {
         self.disk.cut();
-        if self.work.0.random_bool(0.7) { self.disk.restart_machine() } else { self.disk.restart_process() }
+        if self.generator.0.random_bool(0.7) {
+            self.disk.restart_machine()
+        } else {
+            self.disk.restart_process()
+        }
     }
 
     /// Nothing depends on the codes, so anything may become of them.
     fn mangle_codes(&mut self) {
-        let random = &mut self.work.0;
+        let random = &mut self.generator.0;
         let Some(mut codes) = self.disk.bytes(CODES) else { return };
         let now = codes.clone();
         match random.random_range(0..6) {
@@ -216,7 +221,7 @@ fn what_is_acknowledged_survives_whatever_the_disk_does() {
     let (mut flips, mut recoveries) = (0, 0);
     for seed in 0..SEEDS {
         let mut trial = Trial::new(seed);
-        for _ in 0..trial.work.0.random_range(1..5) {
+        for _ in 0..trial.generator.0.random_range(1..5) {
             trial.live();
         }
         trial.open().expect("no failure is planned").close();

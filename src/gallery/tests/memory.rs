@@ -232,7 +232,7 @@ impl GalleryReader for State {
         selection: &Selection,
         group: Group,
         _cancellation: &Cancellation,
-    ) -> Result<Vec<Found>, StoreError> {
+    ) -> Result<Vec<SearchResult>, StoreError> {
         let vector = |row: RowId, values: &mut [f32]| {
             values.copy_from_slice(self.kept(row)?.embedding.as_slice());
             Ok(())

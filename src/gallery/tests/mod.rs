@@ -1,15 +1,16 @@
 //! The galleries as their callers use them.
 
 mod archive;
+mod catalog;
 mod conformance;
 mod embedded;
 mod faults;
+mod generator;
 mod memory;
 mod model;
 mod reopening;
 mod rot;
 mod shadow;
-mod catalog;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -6,10 +6,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::super::failure::Failure as Cause;
-use super::super::report::{Evaluation, Saved};
+use super::super::report::{RunEvent, SavedCheckpoint};
 use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
+use crate::evaluate::Evaluation;
 use crate::reason::FailureReason;
 
 const SEEDS: u64 = 400;
@@ -31,25 +32,25 @@ struct Trial {
 }
 
 #[derive(Clone, Debug)]
-enum Work {
+enum JobWrite {
     Log(usize),
     Change(Change),
     Evaluated(u32),
     Saved(u64),
 }
 
-impl Work {
+impl JobWrite {
     fn apply(&self, edit: &mut Edit) -> Result<(), Refused> {
         match self {
             Self::Log(lines) => (0..*lines).for_each(|line| edit.log(format!("line {line}"))),
             Self::Change(change) => edit.change(change.clone())?,
-            Self::Evaluated(epoch) => edit.evaluated(Evaluation {
+            Self::Evaluated(epoch) => edit.report(RunEvent::Evaluated(Evaluation {
                 protocol: "all".into(),
                 epoch: *epoch,
-                map: 0.5,
+                mean_average_precision: 0.5,
                 ..Evaluation::default()
-            }),
-            Self::Saved(step) => edit.saved(Saved { step: *step, best: false }),
+            })),
+            Self::Saved(step) => edit.report(RunEvent::Saved(SavedCheckpoint { step: *step, best: false })),
         }
         Ok(())
     }
@@ -206,15 +207,15 @@ impl Trial {
         self.model.values().nth(chosen).map(|(job, _)| job.key.clone())
     }
 
-    fn work(&mut self) -> Work {
+    fn work(&mut self) -> JobWrite {
         match self.random.random_range(0..10) {
-            0..4 => Work::Log(self.random.random_range(1..6)),
-            4 => Work::Evaluated(self.random.random_range(1..4)),
-            5 => Work::Saved(self.random.random_range(1..100)),
-            6 => Work::Change(Change::Start),
-            7 => Work::Change(Change::Cancel),
-            8 => Work::Change(Change::Resume),
-            _ => Work::Change(Change::Fail(Cause::new(FailureReason::Hung, "silent"))),
+            0..4 => JobWrite::Log(self.random.random_range(1..6)),
+            4 => JobWrite::Evaluated(self.random.random_range(1..4)),
+            5 => JobWrite::Saved(self.random.random_range(1..100)),
+            6 => JobWrite::Change(Change::Start),
+            7 => JobWrite::Change(Change::Cancel),
+            8 => JobWrite::Change(Change::Resume),
+            _ => JobWrite::Change(Change::Fail(Cause::new(FailureReason::Hung, "silent"))),
         }
     }
 }
@@ -222,11 +223,11 @@ impl Trial {
 fn record(model: &mut Model, edit: &Edit) {
     let (job, happened, occurred_at) = edit.clone().into_parts();
     let first = job.last_event + 1 - happened.len() as u64;
-    let events = (first..).zip(happened).map(|(number, (attempt, what))| JobEvent {
+    let events = (first..).zip(happened).map(|(number, (attempt, payload))| JobEvent {
         number,
         attempt,
         occurred_at,
-        what,
+        payload,
     });
     let (known, all) = model.entry(job.key.id).or_insert_with(|| (job.clone(), vec![]));
     *known = job;

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use super::super::failure::Failure;
-use super::super::report::{Evaluation, Progress, Rankings, Saved};
+use super::super::report::{Progress, Rankings, RunEvent, SavedCheckpoint};
 use super::super::state::{Change, JobState, Refused};
 use super::tables::REPLAY_BYTES;
 use super::*;
 use crate::durable::Folder;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};
+use crate::evaluate::Evaluation;
 use crate::gallery::GalleryName;
 use crate::reason::FailureReason;
 
@@ -210,7 +211,7 @@ fn large_events_are_replayed_few_at_a_time() {
     let job = add(&place.store, "a", order("x", None));
     let rankings = |epoch| Rankings { epoch, png: vec![0; REPLAY_BYTES / 2] };
     let edit = |edit: &mut Edit| -> Result<(), Refused> {
-        (0..3).for_each(|epoch| edit.ranked(rankings(epoch)));
+        (0..3).for_each(|epoch| edit.report(RunEvent::Rankings(rankings(epoch))));
         Ok(())
     };
     place.store.update(&job.key, NOW, edit).expect("writable");
@@ -234,15 +235,16 @@ pub(super) fn eventful(folder: &Path) -> (JobStore, [JobKey; 2]) {
         add(&store, "default", JobSpec { gallery, display_name: "second".into(), ..order("x", None) }).key;
     let losses = [("total".to_owned(), 0.1)].into();
     let progress = Progress { step: 3, steps_total: 9, losses, accuracy: Some(0.5), ..Progress::default() };
-    let evaluation = Evaluation { protocol: "all".into(), epoch: 1, map: 0.3, ..Evaluation::default() };
+    let (protocol, mean_average_precision) = ("all".into(), 0.3);
+    let evaluation = Evaluation { protocol, epoch: 1, mean_average_precision, ..Evaluation::default() };
     let model = crate::embedding::ModelDigest::new([1; 32]);
     let history = |edit: &mut Edit| {
         edit.change(Change::Start)?;
         edit.begin(0);
-        edit.progress(progress);
-        edit.evaluated(evaluation);
-        edit.ranked(Rankings { epoch: 1, png: vec![1, 2] });
-        edit.saved(Saved { step: 3, best: true });
+        edit.report(RunEvent::Progress(progress));
+        edit.report(RunEvent::Evaluated(evaluation));
+        edit.report(RunEvent::Rankings(Rankings { epoch: 1, png: vec![1, 2] }));
+        edit.report(RunEvent::Saved(SavedCheckpoint { step: 3, best: true }));
         edit.log("a line");
         edit.change(Change::Finish { model })
     };

@@ -13,7 +13,7 @@ async fn a_job_whose_canceller_has_left_is_stopped_all_the_same() {
     let jobs = Jobs::open(settings, bounds, Arc::new(())).await.expect("jobs");
     jobs.begin();
     let mut events = Box::pin(jobs.watch(key.clone(), WatchFrom::Oldest).await.expect("known"));
-    let mut next = async || events.next().await.expect("open").expect("an event").what;
+    let mut next = async || events.next().await.expect("open").expect("an event").payload;
     while !is_logged(&next().await) {}
     {
         let cancelling = std::pin::pin!(jobs.cancel(key.clone()));

@@ -82,7 +82,7 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
 }
 
 /// Jobs on a disk that can fail.
-fn desk_on_a_disk() -> (FaultyDisk, Arc<JobRepository>) {
+fn repository_on_a_disk() -> (FaultyDisk, Arc<JobRepository>) {
     let disk = FaultyDisk::new(1);
     JobStore::create(&disk).expect("writable");
     let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
@@ -95,35 +95,24 @@ async fn jobs_that_ran_come_back_when_a_disk_has_room_again() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = ModelDigest::new([1; 32]);
     let script = format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#);
-    std::fs::write(folder.path().join("script.sh"), script).expect("writable");
-    let (disk, repository) = desk_on_a_disk();
+    let (disk, repository) = repository_on_a_disk();
     let key = add(&repository).await.key;
     repository.update(&key, |edit| edit.change(Change::Start)).await.expect("legal");
     disk.fail_after(0, Fault::NoRoom);
-    let galleries = Arc::new(catalog(&folder));
-    let settings = settings(folder.path(), &galleries);
-    let supervisor =
-        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
-    supervisor.begin();
-    supervisor.look().await;
-    assert_eq!(repository.get(&key).await.expect("readable").expect("known").state, JobState::Running);
+    let stage = Stage::of(repository, Arc::new(()), folder, &script, |_| {}).await;
+    stage.supervisor.look().await;
+    let job = stage.repository.get(&key).await.expect("readable").expect("known");
+    assert_eq!(job.state, JobState::Running);
     disk.recover();
-    supervisor.look().await;
-    let stage = Stage { folder, repository, supervisor, galleries };
+    stage.supervisor.look().await;
     assert_eq!(stage.ended(&key).await.0.state, JobState::Finished { model });
 }
 
 #[tokio::test]
 async fn a_job_whose_cancellation_is_stored_late_is_stopped() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    std::fs::write(folder.path().join("script.sh"), STOPS).expect("writable");
-    let (disk, repository) = desk_on_a_disk();
-    let galleries = Arc::new(catalog(&folder));
-    let settings = settings(folder.path(), &galleries);
-    let supervisor =
-        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
-    supervisor.begin();
-    let stage = Stage { folder, repository, supervisor, galleries };
+    let (disk, repository) = repository_on_a_disk();
+    let stage = Stage::of(repository, Arc::new(()), folder, STOPS, |_| {}).await;
     let key = stage.order().await;
     stage.watch(&key, is_logged).await;
     disk.fail_after(0, Fault::Lasting);
@@ -144,18 +133,12 @@ async fn a_process_is_stopped_while_the_store_cannot_be_used() {
         echo more >&2
         sleep 100000 >/dev/null 2>&1 & wait
     "#;
-    std::fs::write(folder.path().join("script.sh"), script).expect("writable");
     for pipe in ["go", "told"] {
         let made = std::process::Command::new("mkfifo").arg(folder.path().join(pipe)).status();
         assert!(made.expect("mkfifo").success());
     }
-    let (disk, repository) = desk_on_a_disk();
-    let galleries = Arc::new(catalog(&folder));
-    let settings = settings(folder.path(), &galleries);
-    let supervisor =
-        Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
-    supervisor.begin();
-    let stage = Stage { folder, repository, supervisor, galleries };
+    let (disk, repository) = repository_on_a_disk();
+    let stage = Stage::of(repository, Arc::new(()), folder, script, |_| {}).await;
     let key = stage.order().await;
     stage.watch(&key, is_logged).await;
 

@@ -112,10 +112,10 @@ impl Life {
     }
 
     /// Makes model `seed` active, and says where galleries are to go.
-    async fn activate(&mut self, seed: usize) -> Course {
+    async fn activate(&mut self, seed: usize) -> ReembeddingTarget {
         self.reembedder.activator.activate(digest(seed)).await.expect("activated");
         let Activation { active, former } = self.changes.recv().await.expect("told");
-        Course { former: vec![former], ..Course::to(active) }
+        ReembeddingTarget { former: vec![former], ..ReembeddingTarget::to(active) }
     }
 
     async fn end(self) {
@@ -222,9 +222,9 @@ async fn galleries_follow_while_the_former_model_stays_for_their_searches() {
     let mut life = Life::begin(folder.path(), gate).await;
     let (first, second) = (life.gallery("first", 3, true).await, life.gallery("second", 2, true).await);
     let bare = life.gallery("bare", 2, false).await;
-    let mut course = life.activate(1).await;
+    let mut target = life.activate(1).await;
     let reembedder = life.reembedder.clone();
-    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
+    let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
     let _comes = arrival(comes).await;
     assert_eq!(first.info().following.expect("on its way").model, digest(1));
     // This one comes by the former model alone, as from a call that began before the activation.
@@ -256,9 +256,9 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
     });
     let mut life = Life::begin(folder.path(), gate).await;
     let gallery = life.gallery("g", count, true).await;
-    let mut course = life.activate(1).await;
+    let mut target = life.activate(1).await;
     let reembedder = life.reembedder.clone();
-    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
+    let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
     tokio::task::spawn_blocking(move || stuck.recv()).await.expect("no panic").expect("it comes");
     following.abort();
     assert!(following.await.expect_err("ended").is_cancelled());
@@ -274,13 +274,13 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
         }
     });
     let life = Life::begin(folder.path(), gate).await;
-    let mut course = life.reembedder.resumed().await;
+    let mut target = life.reembedder.resumed().await;
     assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok(), "searches need it");
-    life.reembedder.settle(&mut course).await;
+    life.reembedder.settle(&mut target).await;
     let (_, gallery) = life.reembedder.catalog.served().remove(0);
     check(&gallery, 1, count);
     assert_eq!(embedded.load(Ordering::Relaxed), 10);
-    drop(course);
+    drop(target);
     assert!(life.reembedder.resumed().await.former.is_empty(), "nobody needs it any more");
     life.end().await;
 }
@@ -292,8 +292,8 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     let gallery = life.gallery("g", 2, true).await;
     enrol(&gallery, 2, None).await;
     enrol(&gallery, 3, Some(SourceChip { image: b"no image".as_slice().into(), ..chip(3) })).await;
-    let mut course = life.activate(1).await;
-    life.reembedder.settle(&mut course).await;
+    let mut target = life.activate(1).await;
+    life.reembedder.settle(&mut target).await;
     let following = gallery.info().following.expect("on its way");
     assert_eq!(following.embedded, 2);
     let reason = following.stalled.expect("stalled");
@@ -329,8 +329,8 @@ async fn no_gallery_is_left_behind_by_a_model_that_is_not_kept() {
 
     let mut life = Life::begin(folder.path(), open_gate()).await;
     drop(life.reembedder.resumed().await);
-    let mut course = life.activate(2).await;
-    life.reembedder.settle(&mut course).await;
+    let mut target = life.activate(2).await;
+    life.reembedder.settle(&mut target).await;
     let (_, gallery) = life.reembedder.catalog.served().remove(0);
     check(&gallery, 2, 2);
     life.end().await;
@@ -343,13 +343,13 @@ async fn a_gallery_that_comes_later_follows_as_well() {
     let made = life.gallery("made", 2, true).await;
     let export: Vec<_> =
         Export::new(made.snapshot(), Chips::With).collect::<Result<_, _>>().expect("readable");
-    let mut course = life.activate(1).await;
-    life.reembedder.settle(&mut course).await;
+    let mut target = life.activate(1).await;
+    life.reembedder.settle(&mut target).await;
     let name = GalleryName::new("imported").expect("a name");
     let mut import = life.reembedder.catalog.import("other", &name).expect("free");
     export.iter().try_for_each(|piece| import.push(piece, &Cancellation::default())).expect("in order");
     let imported = import.finish(&Cancellation::default()).expect("whole");
-    life.reembedder.settle(&mut course).await;
+    life.reembedder.settle(&mut target).await;
     check(&imported, 1, 2);
     life.end().await;
 }
@@ -363,9 +363,9 @@ async fn a_tenant_that_does_not_get_on_holds_up_no_other() {
     let name = GalleryName::new("empty").expect("a name");
     let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips: true };
     let other = life.reembedder.catalog.create("z", &name, new).expect("made");
-    let mut course = life.activate(1).await;
+    let mut target = life.activate(1).await;
     let reembedder = life.reembedder.clone();
-    let following = tokio::spawn(async move { reembedder.settle(&mut course).await });
+    let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
     let _comes = arrival(comes).await;
     while other.info().about.model != digest(1) {
         tokio::task::yield_now().await;
@@ -382,16 +382,16 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
-    let mut course = life.activate(1).await;
+    let mut target = life.activate(1).await;
     life.reembedder.catalog.close();
-    life.reembedder.settle(&mut course).await;
+    life.reembedder.settle(&mut target).await;
     let following = gallery.info().following.expect("it should be on its way");
     assert_eq!((following.model, following.embedded), (digest(1), 0));
     assert_eq!(following.stalled.as_deref(), Some("the gallery is closed"));
-    assert_eq!(course.stalls.len(), 1);
+    assert_eq!(target.stalls.len(), 1);
     // Back to the model that it has, it need not go anywhere.
-    let former = course.active.clone();
-    course.turn_to(life.reembedder.activator.lease(digest(0)).await.expect("resident"), former);
+    let former = target.active.clone();
+    target.turn_to(life.reembedder.activator.lease(digest(0)).await.expect("resident"), former);
     assert_eq!(gallery.info().following, None);
     life.end().await;
 }
@@ -401,18 +401,18 @@ async fn a_server_that_stays_full_stalls_galleries_until_it_has_room() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let mut life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
-    let mut course = life.activate(1).await;
+    let mut target = life.activate(1).await;
     let pipeline = Arc::clone(&life.reembedder.pipeline);
     let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
-    let everything = pipeline.admit(&course.active, &caller, 99, 0).expect("it is empty");
+    let everything = pipeline.admit(&target.active, &caller, 99, 0).expect("it is empty");
     tokio::time::pause();
-    life.reembedder.settle(&mut course).await;
+    life.reembedder.settle(&mut target).await;
     let following = gallery.info().following.expect("on its way");
     assert_eq!(following.stalled.as_deref(), Some("the server had no room for its chips for 60 s"));
     drop(everything);
     tokio::time::advance(Duration::from_secs(10)).await;
     tokio::time::resume();
-    life.reembedder.settle(&mut course).await;
+    life.reembedder.settle(&mut target).await;
     check(&gallery, 1, 1);
     life.end().await;
 }

@@ -24,6 +24,7 @@ use super::context::CallContext;
 use super::problem::Problem;
 use crate::embedding::{Embedding, EmbeddingError, ModelDigest};
 use crate::encoder::{Caller, Priority};
+use crate::evaluate::Evaluation;
 use crate::gallery::{TextError, check_text};
 use crate::reason::Reason;
 use crate::wire;
@@ -60,6 +61,19 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
         };
         Problem::invalid(reason, format!("{field}.values"), cause.to_string())
     })
+}
+
+/// What a model is worth, of a job or of a stored model.
+fn evaluation(evaluation: Evaluation) -> wire::EvaluationResult {
+    wire::EvaluationResult {
+        protocol: evaluation.protocol,
+        epoch: evaluation.epoch,
+        map: evaluation.mean_average_precision,
+        rank1: evaluation.hit_within_1,
+        rank5: evaluation.hit_within_5,
+        rank10: evaluation.hit_within_10,
+        valid_queries: evaluation.queries_with_a_match,
+    }
 }
 
 /// A length of time on the wire; `None` beyond what it can say, which no stage takes.

@@ -8,7 +8,7 @@ use super::bounded_text;
 use crate::chip::ChipSize;
 use crate::encoder::ModelCard;
 use crate::reason::Reason;
-use crate::registry::{Condition, Evaluation, Facts, StoredModel};
+use crate::registry::{Condition, Facts, StoredModel};
 use crate::weights::family::{ArchitectureHints, FeaturePoint};
 use crate::weights::open::Hints;
 use crate::weights::wrapper::WeightsChoice;
@@ -94,22 +94,10 @@ fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
         origin: provenance.origin.clone(),
         parent_digest: provenance.parent.map(|parent| parent.to_string()).unwrap_or_default(),
         created_at: Some(Timestamp { seconds: provenance.created_at.cast_signed(), nanos: 0 }),
-        evaluations: provenance.evaluations.iter().map(evaluation).collect(),
+        evaluations: provenance.evaluations.iter().cloned().map(super::evaluation).collect(),
         data_fingerprint: provenance.data_fingerprint.clone().unwrap_or_default(),
         config_toml: provenance.configuration.clone().unwrap_or_default(),
         ..model
-    }
-}
-
-fn evaluation(evaluation: &Evaluation) -> wire::EvaluationResult {
-    wire::EvaluationResult {
-        protocol: evaluation.protocol.clone(),
-        epoch: evaluation.epoch,
-        map: evaluation.mean_average_precision,
-        rank1: evaluation.hit_within_1,
-        rank5: evaluation.hit_within_5,
-        rank10: evaluation.hit_within_10,
-        valid_queries: evaluation.queries_with_a_match,
     }
 }
 

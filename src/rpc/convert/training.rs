@@ -8,8 +8,8 @@ use super::sighting::timestamp;
 use super::{bounded_text, duration};
 use crate::gallery::GalleryName;
 use crate::jobs::{
-    Evaluation, EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing, Progress,
-    Rankings, Saved, Shape, Start, StateName, UntakenTensor,
+    EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing, Progress, Rankings,
+    RunEvent, SavedCheckpoint, Start, StateName, TensorShape, UntakenTensor,
 };
 use crate::reason::Reason;
 use crate::wire;
@@ -48,25 +48,31 @@ pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Probl
 
 /// An event as everybody sees it who watches its job.
 pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
-    let what = match event.what {
+    let payload = match event.payload {
         EventPayload::State(job) => Event::Job(self::job(*job)),
-        EventPayload::Progress(progress) => Event::Progress(self::progress(progress)),
-        EventPayload::Evaluated(evaluation) => Event::Evaluation(self::evaluation(evaluation)),
-        EventPayload::Rankings(Rankings { epoch, png }) => {
-            Event::Rankings(wire::SampleRankings { epoch, png: png.into() })
-        }
-        EventPayload::CheckpointSaved(Saved { step, best }) => {
-            Event::Checkpoint(wire::CheckpointSaved { step, best })
-        }
-        EventPayload::Started(start) => Event::StartingPoint(starting_point(start)),
-        EventPayload::Log(line) => Event::LogLine(line),
+        EventPayload::Run(event) => run_event(event),
     };
     wire::TrainEvent {
         job_id: key.id.to_string(),
         number: event.number,
         attempt: event.attempt,
         occurred_at: Some(timestamp(event.occurred_at)),
-        event: Some(what),
+        event: Some(payload),
+    }
+}
+
+fn run_event(event: RunEvent) -> Event {
+    match event {
+        RunEvent::Started(start) => Event::StartingPoint(starting_point(start)),
+        RunEvent::Progress(progress) => Event::Progress(self::progress(progress)),
+        RunEvent::Evaluated(evaluation) => Event::Evaluation(super::evaluation(evaluation)),
+        RunEvent::Rankings(Rankings { epoch, png }) => {
+            Event::Rankings(wire::SampleRankings { epoch, png: png.into() })
+        }
+        RunEvent::Saved(SavedCheckpoint { step, best }) => {
+            Event::Checkpoint(wire::CheckpointSaved { step, best })
+        }
+        RunEvent::Log(line) => Event::LogLine(line),
     }
 }
 
@@ -98,7 +104,7 @@ pub fn job(job: Job) -> wire::TrainingJob {
         ended_at: job.ended_at.map(timestamp),
         progress: job.progress.map(progress),
         model,
-        evaluations: job.evaluations.into_iter().map(evaluation).collect(),
+        evaluations: job.evaluations.into_iter().map(super::evaluation).collect(),
         last_event: job.last_event,
     }
 }
@@ -118,7 +124,7 @@ fn progress(progress: Progress) -> wire::TrainProgress {
 }
 
 fn starting_point(start: Start) -> wire::StartingPoint {
-    let shape = |Shape { lengths }| wire::TensorShape { lengths };
+    let shape = |TensorShape { lengths }| wire::TensorShape { lengths };
     let untaken = start.untaken.into_iter().map(|UntakenTensor { name, found, expected, reason }| {
         wire::UntakenTensor { name, found: found.map(shape), expected: expected.map(shape), reason }
     });
@@ -134,11 +140,6 @@ fn starting_point(start: Start) -> wire::StartingPoint {
         untaken_total: start.untaken_total,
         warning: start.warning,
     }
-}
-
-fn evaluation(evaluation: Evaluation) -> wire::EvaluationResult {
-    let Evaluation { protocol, epoch, map, rank1, rank5, rank10, valid_queries } = evaluation;
-    wire::EvaluationResult { protocol, epoch, map, rank1, rank5, rank10, valid_queries }
 }
 
 fn wire_state(name: StateName) -> wire::JobState {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::super::context::CallContext;
 use super::super::problem::Problem;
-use super::turns::{Announced, Turns, Work};
+use super::turns::{Announced, SearchSize, Turns};
 use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::encoder::Refusal;
 use crate::gallery::{Catalog, Gallery, GalleryName};
@@ -53,15 +53,15 @@ impl GalleryAccess {
     ///
     /// # Errors
     /// At once, when it would not: the queue is too long.
-    pub fn admit(&self, context: &CallContext, work: Work) -> Result<Announced, Problem> {
-        let announced = |()| self.turns.announce(&context.account, work);
-        self.in_time(context, work).map(announced)
+    pub fn admit(&self, context: &CallContext, size: SearchSize) -> Result<Announced, Problem> {
+        let announced = |()| self.turns.announce(&context.account, size);
+        self.in_time(context, size).map(announced)
     }
 
-    fn in_time(&self, context: &CallContext, work: Work) -> Result<(), Problem> {
+    fn in_time(&self, context: &CallContext, size: SearchSize) -> Result<(), Problem> {
         let Some(deadline) = context.deadline else { return Ok(()) };
         let left = deadline.saturating_duration_since(Instant::now());
-        let expected = self.turns.expected_wait(&context.account, work);
+        let expected = self.turns.expected_wait(&context.account, size);
         if expected <= left.div_f64(CAUTION) {
             return Ok(());
         }
@@ -81,7 +81,7 @@ impl GalleryAccess {
         context: &CallContext,
         work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        self.search(context, Work::default(), work).await
+        self.search(context, SearchSize::default(), work).await
     }
 
     /// [`Self::read`], for work whose size is known beforehand.
@@ -91,7 +91,7 @@ impl GalleryAccess {
     pub async fn search<T: Send + 'static>(
         &self,
         context: &CallContext,
-        size: Work,
+        size: SearchSize,
         work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
         let turn = self.turns.take(&context.account, size).await;
@@ -158,7 +158,7 @@ mod tests {
     use crate::cancellation::Stopped;
     use crate::rpc::context::Principal;
 
-    /// Work that goes on for as long as it may, and tells when it has begun and why it has ended.
+    /// SearchSize that goes on for as long as it may, and tells when it has begun and why it has ended.
     struct Endless {
         begun: tokio::sync::oneshot::Receiver<()>,
         ended: mpsc::Receiver<Stopped>,
@@ -228,7 +228,9 @@ mod tests {
             // Those that had not begun are not begun any more.
             assert!(matches!(search.ended.recv(), Ok(Stopped::Cancelled) | Err(mpsc::RecvError)));
         }
-        while access.turns.expected_wait(&context("heavy", None).account, Work::default()) > Duration::ZERO {
+        while access.turns.expected_wait(&context("heavy", None).account, SearchSize::default())
+            > Duration::ZERO
+        {
             tokio::task::yield_now().await;
         }
     }
@@ -272,11 +274,14 @@ mod tests {
         let going = tokio::spawn(going);
         search.begun.await.expect("the next one begins");
         let soon = Some(Instant::now() + Duration::from_millis(1));
-        let problem = access.admit(&context("busy", soon), Work::default()).expect_err("two are before it");
+        let problem =
+            access.admit(&context("busy", soon), SearchSize::default()).expect_err("two are before it");
         assert_eq!(problem.reason.name(), "QUEUE_TOO_LONG");
         assert!(problem.retry_after.is_some());
-        access.admit(&context("quiet", soon), Work::default()).expect("another's searches are not before it");
-        access.admit(&context("busy", None), Work::default()).expect("it has time");
+        access
+            .admit(&context("quiet", soon), SearchSize::default())
+            .expect("another's searches are not before it");
+        access.admit(&context("busy", None), SearchSize::default()).expect("it has time");
         going.abort();
         drop(waiting);
     }
@@ -285,7 +290,7 @@ mod tests {
     async fn of_a_first_burst_only_what_can_be_done_in_time_is_let_in() {
         let access = GalleryAccess::new(None, 1, 1e-6);
         let soon = Some(Instant::now() + Duration::from_secs(10));
-        let second = Work(1_000_000);
+        let second = SearchSize(1_000_000);
         let admitted: Vec<_> =
             (0..100).map_while(|_| access.admit(&context("t", soon), second).ok()).collect();
         assert_eq!(admitted.len(), 9, "eight seconds, and a quarter more to be sure");

@@ -40,7 +40,7 @@ pub struct Begun {
     entry_id: String,
     item: Result<EnrollItem, Problem>,
     _chip: Option<OwnedSemaphorePermit>,
-    _turn: Turn,
+    _turn: HeldId,
 }
 
 impl EnrollCall {
@@ -86,7 +86,7 @@ impl EnrollCall {
     }
 
     async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
-        let known = Known::of(&item);
+        let known = ItemFacts::of(&item);
         match item.source {
             EnrollSource::Ready { embedding, model, modality, chip: None } => {
                 let entry = known.entry(modality, None);
@@ -109,7 +109,7 @@ impl EnrollCall {
 
     async fn store_chip(
         &self,
-        known: &Known,
+        known: &ItemFacts,
         chip: &SourceChip,
     ) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
         let (enrolment, warnings) = self.enrolment(known, chip).await?;
@@ -126,7 +126,7 @@ impl EnrollCall {
     /// Embeds a chip by the gallery's model, and by the one that the gallery follows.
     async fn enrolment(
         &self,
-        known: &Known,
+        known: &ItemFacts,
         chip: &SourceChip,
     ) -> Result<(Enrolment, Vec<wire::Warning>), Problem> {
         let (snapshot, model) = with_model(&self.pipeline, &self.gallery);
@@ -188,7 +188,7 @@ fn has_chip(request: &wire::EnrollRequest) -> bool {
 }
 
 /// What an item says of its sighting, whatever its embedding comes from.
-struct Known {
+struct ItemFacts {
     id: EntryId,
     vessel: Option<VesselId>,
     labels: Labels,
@@ -197,7 +197,7 @@ struct Known {
     conflict: Conflict,
 }
 
-impl Known {
+impl ItemFacts {
     fn of(item: &EnrollItem) -> Self {
         Self {
             id: item.id.clone(),
@@ -273,17 +273,17 @@ struct Ids {
 
 /// An id that is taken until this is dropped.
 #[derive(Debug)]
-struct Turn {
+struct HeldId {
     ids: InFlight,
     id: String,
 }
 
 impl InFlight {
-    async fn turn(&self, id: &str) -> Turn {
+    async fn turn(&self, id: &str) -> HeldId {
         loop {
             let freed = self.0.freed.notified();
             if self.taken(|taken| taken.insert(id.to_owned())) {
-                return Turn { ids: self.clone(), id: id.to_owned() };
+                return HeldId { ids: self.clone(), id: id.to_owned() };
             }
             freed.await;
         }
@@ -294,7 +294,7 @@ impl InFlight {
     }
 }
 
-impl Drop for Turn {
+impl Drop for HeldId {
     fn drop(&mut self) {
         self.ids.taken(|taken| taken.remove(&self.id));
         self.ids.0.freed.notify_waiters();

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
 pub use enroll::with_model;
-pub use turns::Work;
+pub use turns::SearchSize;
 
 use super::ResponseStream;
 use super::context::CallContext;

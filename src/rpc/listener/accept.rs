@@ -4,15 +4,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::crowd::Crowd;
 use crate::metrics;
 use crate::rpc::sparing::Sparing;
 
-/// The first pause after an accept that failed, and the longest.
-const PAUSE: Duration = Duration::from_millis(10);
+/// The longest pause after an accept that failed.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
+const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(10))
+    .with_max_delay(PAUSE_MAX)
+    .without_max_times();
 /// Between two lines of the log about it.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
@@ -21,13 +25,14 @@ const LOG_EVERY: Duration = Duration::from_secs(10);
 pub struct Troubles {
     /// Its name as a label.
     port: &'static str,
-    in_a_row: u32,
+    /// After the failures that follow in a row.
+    pauses: ExponentialBackoff,
     log: Sparing,
 }
 
 impl Troubles {
     pub fn of(port: &'static str) -> Self {
-        Self { port, in_a_row: 0, log: Sparing::new(1, LOG_EVERY) }
+        Self { port, pauses: PAUSES.build(), log: Sparing::new(1, LOG_EVERY) }
     }
 
     /// The next connection, once the crowd has room for one.
@@ -44,7 +49,7 @@ impl Troubles {
         loop {
             match accept().await {
                 Ok(accepted) => {
-                    self.in_a_row = 0;
+                    self.pauses = PAUSES.build();
                     return accepted;
                 }
                 // The peer has left already: the next one may not have.
@@ -53,10 +58,8 @@ impl Troubles {
                 }
                 Err(cause) => {
                     self.tell(&cause);
-                    let pause = PAUSE.saturating_mul(1 << self.in_a_row.min(16)).min(PAUSE_MAX);
-                    self.in_a_row += 1;
                     metrics::accepting_paused(self.port);
-                    tokio::time::sleep(pause).await;
+                    tokio::time::sleep(self.pauses.next().unwrap_or(PAUSE_MAX)).await;
                 }
             }
         }

@@ -99,9 +99,9 @@ fn run(
 ) -> (Vec<u64>, Result<LearnerState, FitError>) {
     let checkpoints = &Checkpoints::open(folder, 2, false).expect("writable");
     let mut losses = Vec::new();
-    let course = Course { plan, source, validation: None, checkpoints };
-    let outcome = fit(&course, &mut Linear::default(), &mut |event| match event {
-        Event::Step { progress, terms, .. } => {
+    let inputs = FitInputs { plan, source, validation: None, checkpoints };
+    let outcome = fit(&inputs, &mut Linear::default(), &mut |event| match event {
+        FitEvent::Step { progress, terms, .. } => {
             losses.push(terms.total.to_bits());
             if stop(progress.steps) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
@@ -162,12 +162,12 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_taken() {
     // Of which only one is wanted.
     let checkpoints = &Checkpoints::open(folder.path(), 1, false).expect("writable");
     let (mut told, mut taken) = (Vec::new(), Vec::new());
-    let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
-    let outcome = fit(&course, &mut Linear::default(), &mut |event| {
+    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let outcome = fit(&inputs, &mut Linear::default(), &mut |event| {
         match event {
-            Event::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
-            Event::Started { steps, .. } => told.push(steps.to_string()),
-            Event::Step { terms, .. } => taken.push(terms.total.to_bits()),
+            FitEvent::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
+            FitEvent::Started { steps, .. } => told.push(steps.to_string()),
+            FitEvent::Step { terms, .. } => taken.push(terms.total.to_bits()),
             _ => {}
         }
         ControlFlow::Continue(())
@@ -184,10 +184,10 @@ fn an_epoch_that_an_earlier_process_has_gone_through_has_no_means() {
     let folder = folder();
     run(folder.path(), &plan(1), &NUMBERS, |steps| steps == 7).1.expect_err("stopped");
     let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
-    let course = Course { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
     let mut done = Vec::new();
-    let outcome = fit(&course, &mut Linear::default(), &mut |event| {
-        if let Event::EpochDone { epoch, means } = event {
+    let outcome = fit(&inputs, &mut Linear::default(), &mut |event| {
+        if let FitEvent::EpochDone { epoch, means } = event {
             done.push((epoch, means.map(|means| means.loss > 0.0)));
         }
         ControlFlow::Continue(())
@@ -247,15 +247,15 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
     let folder = folder();
     let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
     let plan = &Plan { validation_epochs: 3, ..plan(1) };
-    let course = Course { plan, source: &NUMBERS, validation: Some(&validation), checkpoints };
+    let inputs = FitInputs { plan, source: &NUMBERS, validation: Some(&validation), checkpoints };
     let (mut evaluated, mut left) = (Vec::new(), Vec::new());
-    fit(&course, &mut Linear::default(), &mut |event| {
+    fit(&inputs, &mut Linear::default(), &mut |event| {
         match event {
-            Event::Evaluated { epoch, summaries, sample, .. } => {
+            FitEvent::Evaluated { epoch, summaries, sample, .. } => {
                 assert!(sample.is_some(), "the first two and the last are shown");
                 evaluated.push((epoch, summaries));
             }
-            Event::Step { seconds_left, .. } => left.push(seconds_left),
+            FitEvent::Step { seconds_left, .. } => left.push(seconds_left),
             _ => {}
         }
         ControlFlow::Continue(())

@@ -17,7 +17,7 @@ use zip::result::ZipError;
 use super::pickle::{Pickle, PickleError, Value};
 use super::storage::{Storage, StoredTensor};
 use super::tensors::{NamedTensors, printable};
-use super::wrapper::{Place, WeightsChoice, locate};
+use super::wrapper::{WeightsChoice, WeightsDict, locate};
 
 /// A ViT-L with the state of its optimizer has 3.6 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
@@ -149,7 +149,7 @@ struct Wanted {
 impl Wanted {
     fn of(pickle: &Pickle, wish: &Wish) -> Result<Self, PthError> {
         let place = locate(pickle, wish.first, wish.choice);
-        let Place { dict, path, others, is_chosen } =
+        let WeightsDict { dict, path, others, is_chosen } =
             place.ok_or_else(|| PthError::NoTensors(outermost(pickle)))?;
         let mut found = StateDict { path, others, is_chosen, ..StateDict::default() };
         let mut tensors = BTreeMap::new();

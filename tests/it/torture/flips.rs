@@ -23,7 +23,7 @@ use super::{entries, jobs, models};
 use crate::galleries::{create, enroll};
 use crate::program::Server;
 use crate::server::{details, fixture};
-use crate::training::Place;
+use crate::training::TrainingFolder;
 
 const SPOILT: &str = "harbour";
 const SIBLING: &str = "offshore";
@@ -34,7 +34,7 @@ const NAMED: [&str; 3] = ["GALLERY_UNREADABLE", "GALLERY_READ_ONLY", "JOB_DAMAGE
 
 /// A data folder as a server left it, and what there was in it.
 struct Whole {
-    place: Place,
+    place: TrainingFolder,
     files: BTreeMap<PathBuf, Vec<u8>>,
     idle: PathBuf,
     /// The model of its galleries.
@@ -101,7 +101,7 @@ impl Area {
 
 impl Whole {
     async fn new() -> Self {
-        let place = Place::new();
+        let place = TrainingFolder::new();
         let idle = jobs::idle_program(place.folder());
         let exported = models::exported(&place.folder().join("micro"), place.folder());
         let mut whole =

@@ -9,12 +9,11 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use shipreid::client::Client;
 use shipreid::wire::CreateGalleryRequest;
-use tempfile::TempDir;
 use tonic::Status;
 
 use super::tally::{Tally, rounds};
-use super::{Caller, GALLERY, Journal, entries, galleries, jobs, models};
-use crate::program::{Server, imported};
+use super::{Caller, DataFolder, GALLERY, Journal, entries, galleries, jobs, models};
+use crate::program::Server;
 use crate::server::details;
 use crate::storage::on_a_small_disk;
 
@@ -50,28 +49,24 @@ fn reason(status: &Status) -> String {
 const WAITS: [&str; 2] = ["JOB_ACTIVE", "JOB_CANCELLING"];
 
 /// A server on a small disk, and what fills that disk up.
-struct Place {
-    folder: TempDir,
-    model: PathBuf,
-}
+struct SmallDisk(DataFolder);
 
-impl Place {
+impl SmallDisk {
     fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let model = imported(folder.path());
-        std::fs::create_dir(folder.path().join("disk")).unwrap();
-        Self { folder, model }
+        let data = DataFolder::new();
+        std::fs::create_dir(data.folder.path().join("disk")).unwrap();
+        Self(data)
     }
 
     fn serve(&self, settings: &[&str]) -> Server {
-        let disk = self.folder.path().join("disk");
+        let disk = self.0.folder.path().join("disk");
         let data = format!("store.data_dir={}", disk.display());
         let settings = [&[data.as_str()], settings].concat();
-        Server::start_as(on_a_small_disk(&disk, DISK), &self.model, &settings)
+        Server::start_as(on_a_small_disk(&disk, DISK), &self.0.model, &settings)
     }
 
     fn ballast(&self, server: &Server) -> PathBuf {
-        server.path(&self.folder.path().join("disk/ballast"))
+        server.path(&self.0.folder.path().join("disk/ballast"))
     }
 }
 
@@ -123,42 +118,42 @@ async fn torture<C: Caller>(what: &str, mut journal: Journal<C>, server: Server,
 
 #[tokio::test]
 async fn a_full_disk_costs_no_entry_that_was_acknowledged() {
-    let place = Place::new();
-    let server = place.serve(&[]);
+    let disk = SmallDisk::new();
+    let server = disk.serve(&[]);
     let client = Client::connect(&server.endpoint).await.unwrap();
     let create = CreateGalleryRequest { name: GALLERY.into(), ..CreateGalleryRequest::default() };
     client.galleries().create_gallery(create).await.unwrap();
     let journal = Journal::new("entries", entries::Sharer::new(0));
-    let ballast = place.ballast(&server);
+    let ballast = disk.ballast(&server);
     torture("entries", journal, server, &ballast).await;
 }
 
 #[tokio::test]
 async fn a_full_disk_costs_no_gallery_that_was_acknowledged() {
-    let place = Place::new();
-    let server = place.serve(&[]);
-    let ballast = place.ballast(&server);
+    let disk = SmallDisk::new();
+    let server = disk.serve(&[]);
+    let ballast = disk.ballast(&server);
     torture("galleries", Journal::new("gallery", galleries::Owner::new("north")), server, &ballast).await;
 }
 
 #[tokio::test]
 async fn a_full_disk_costs_no_model_that_was_acknowledged() {
-    let place = Place::new();
-    let files = models::exported(&place.model, place.folder.path());
-    let server = place.serve(&[]);
-    let ballast = place.ballast(&server);
+    let disk = SmallDisk::new();
+    let files = models::exported(&disk.0.model, disk.0.folder.path());
+    let server = disk.serve(&[]);
+    let ballast = disk.ballast(&server);
     torture("models", Journal::new("models", models::Owner::new(files)), server, &ballast).await;
 }
 
 #[tokio::test]
 async fn a_full_disk_costs_no_job_that_was_acknowledged() {
-    let ships = crate::training::Place::new();
-    let place = Place::new();
+    let ships = crate::training::TrainingFolder::new();
+    let disk = SmallDisk::new();
     // What room there is, is for those who call.
-    let program = format!("training.program={}", jobs::idle_program(place.folder.path()).display());
+    let program = format!("training.program={}", jobs::idle_program(disk.0.folder.path()).display());
     let roots = format!("training.data_roots={}", ships.folder().display());
-    let server = place.serve(&[&program, &roots, "training.heartbeat_seconds_max=86400"]);
-    let ballast = place.ballast(&server);
+    let server = disk.serve(&[&program, &roots, "training.heartbeat_seconds_max=86400"]);
+    let ballast = disk.ballast(&server);
     let journal = Journal::new("jobs", jobs::Owner::without_room(&ships.config(0)));
     torture("jobs", journal, server, &ballast).await;
 }

@@ -210,12 +210,12 @@ async fn check<C: Caller>(journals: &mut [Journal<C>], client: &Client, round: u
 }
 
 /// A model, and a data folder that outlives each server.
-struct Place {
+struct DataFolder {
     folder: TempDir,
     model: PathBuf,
 }
 
-impl Place {
+impl DataFolder {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = imported(folder.path());
@@ -232,7 +232,7 @@ impl Place {
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_entry_that_it_acknowledged() {
-    let place = Place::new();
+    let place = DataFolder::new();
     let (server, client) = place.serve().await;
     let request = CreateGalleryRequest { name: GALLERY.into(), ..CreateGalleryRequest::default() };
     client.galleries().create_gallery(request).await.unwrap();
@@ -244,14 +244,14 @@ async fn a_killed_server_has_kept_every_entry_that_it_acknowledged() {
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_gallery_as_it_acknowledged_it() {
-    let place = Place::new();
+    let place = DataFolder::new();
     let owners = ["north", "south"].map(|name| Journal::new(name, galleries::Owner::new(name)));
     torture("galleries", owners.into(), rounds(7), 1..80, async || place.serve().await).await;
 }
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_model_that_it_acknowledged() {
-    let place = Place::new();
+    let place = DataFolder::new();
     let owner = models::Owner::new(models::exported(&place.model, place.folder.path()));
     let owners = vec![Journal::new("models", owner)];
     torture("models", owners, rounds(7), 1..16, async || place.serve().await).await;
@@ -261,7 +261,7 @@ const JOB_SETTINGS: [&str; 2] = ["training.attempts_max=1000", "training.jobs_co
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_job_that_it_acknowledged() {
-    let place = crate::training::Place::new();
+    let place = crate::training::TrainingFolder::new();
     models::exported(&place.folder().join("micro"), place.folder());
     let program = jobs::stand_in(place.folder(), &place.folder().join(models::ELSEWHERE));
     let program = format!("training.program={}", program.display());
@@ -272,7 +272,7 @@ async fn a_killed_server_has_kept_every_job_that_it_acknowledged() {
 
 #[tokio::test]
 async fn a_killed_server_has_kept_every_job_whose_training_died_with_it() {
-    let place = crate::training::Place::new();
+    let place = crate::training::TrainingFolder::new();
     let serve = async || {
         jobs::check_logs(&place.data());
         place.serve(&JOB_SETTINGS).await

@@ -44,7 +44,7 @@ enum Cost {
 
 /// Codes that a search goes through; 0 where nobody knows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Work(pub u64);
+pub struct SearchSize(pub u64);
 
 impl<W> Ledger<W> {
     /// `pace` is how many seconds a code takes, until searches have told.
@@ -58,8 +58,8 @@ impl<W> Ledger<W> {
     }
 
     /// Counts a search that has been let in and will come to wait, until it is [withdrawn](Self::withdraw).
-    pub fn announce(&mut self, holder: &Holder, work: Work) {
-        let foreseen = self.foresee(work);
+    pub fn announce(&mut self, holder: &Holder, size: SearchSize) {
+        let foreseen = self.foresee(size);
         let account = self.account(holder);
         account.announced += 1;
         account.cost = account.cost.at_least(foreseen);
@@ -73,8 +73,8 @@ impl<W> Ledger<W> {
     }
 
     /// Waits behind the others of its account.
-    pub fn wait(&mut self, holder: &Holder, waiter: W, work: Work) -> u64 {
-        let (id, foreseen) = (self.number(), self.foresee(work));
+    pub fn wait(&mut self, holder: &Holder, waiter: W, size: SearchSize) -> u64 {
+        let (id, foreseen) = (self.number(), self.foresee(size));
         let account = self.account(holder);
         account.cost = account.cost.at_least(foreseen);
         account.waiting.push_back((id, waiter));
@@ -136,21 +136,21 @@ impl<W> Ledger<W> {
     }
 
     /// Gives a thread back after a search that took `took` in all.
-    pub fn end(&mut self, holder: &Holder, took: Duration, work: Work) {
+    pub fn end(&mut self, holder: &Holder, took: Duration, size: SearchSize) {
         self.pause(holder);
         if let Some(account) = self.accounts.get_mut(holder) {
             account.cost = account.cost.measured(took);
         }
-        if work.0 > 0 {
-            let newest = took.as_secs_f64() / work.0 as f64;
+        if size.0 > 0 {
+            let newest = took.as_secs_f64() / size.0 as f64;
             self.pace = newest * NEWEST_WEIGHT + self.pace * (1.0 - NEWEST_WEIGHT);
         }
         self.tidy();
     }
 
     /// How long a new search of an account would wait: for its own, and for as much of every other.
-    pub fn expected_wait(&self, holder: &Holder, work: Work) -> Duration {
-        let foreseen = self.foresee(work);
+    pub fn expected_wait(&self, holder: &Holder, size: SearchSize) -> Duration {
+        let foreseen = self.foresee(size);
         let ahead = |account: &Account<W>| {
             let searches = account.waiting.len() + account.running + account.announced;
             account.cost.one().saturating_mul(u32::try_from(searches).unwrap_or(u32::MAX))
@@ -188,8 +188,8 @@ impl<W> Ledger<W> {
         self.accounts.retain(|_, account| account.is_at_work() || account.used > floor);
     }
 
-    fn foresee(&self, work: Work) -> Duration {
-        Duration::try_from_secs_f64(self.pace * work.0 as f64).unwrap_or(Duration::MAX)
+    fn foresee(&self, size: SearchSize) -> Duration {
+        Duration::try_from_secs_f64(self.pace * size.0 as f64).unwrap_or(Duration::MAX)
     }
 
     fn number(&mut self) -> u64 {
@@ -242,7 +242,7 @@ mod tests {
         while let Some((holder, cost)) = ledger.begin() {
             ledger.charge(&holder, cost);
             served.push(holder.tenant.to_string());
-            ledger.end(&holder, cost, Work::default());
+            ledger.end(&holder, cost, SearchSize::default());
             if served.len() == searches {
                 break;
             }
@@ -254,10 +254,10 @@ mod tests {
     fn accounts_share_the_threads_by_time_and_not_by_number() {
         let mut ledger = Ledger::new(1, 0.0);
         for _ in 0..20 {
-            ledger.wait(&holder("heavy"), 10 * SECOND, Work::default());
+            ledger.wait(&holder("heavy"), 10 * SECOND, SearchSize::default());
         }
         for _ in 0..20 {
-            ledger.wait(&holder("light"), SECOND, Work::default());
+            ledger.wait(&holder("light"), SECOND, SearchSize::default());
         }
         let served = served(&mut ledger, 22);
         let heavy = served.iter().filter(|tenant| *tenant == "heavy").count();
@@ -268,11 +268,11 @@ mod tests {
     fn whoever_comes_new_waits_for_one_and_whoever_comes_back_has_saved_nothing() {
         let mut ledger = Ledger::new(1, 0.0);
         for _ in 0..20 {
-            ledger.wait(&holder("first"), SECOND, Work::default());
+            ledger.wait(&holder("first"), SECOND, SearchSize::default());
         }
         assert_eq!(served(&mut ledger, 10), ["first"; 10]);
         for _ in 0..20 {
-            ledger.wait(&holder("late"), SECOND, Work::default());
+            ledger.wait(&holder("late"), SECOND, SearchSize::default());
         }
         let served = served(&mut ledger, 10);
         assert_eq!(served[0], "late");
@@ -282,19 +282,19 @@ mod tests {
     #[test]
     fn a_search_is_due_to_pause_when_one_waits_that_has_used_less() {
         let mut ledger = Ledger::new(1, 0.0);
-        ledger.wait(&holder("heavy"), SECOND, Work::default());
-        ledger.wait(&holder("heavy"), SECOND, Work::default());
+        ledger.wait(&holder("heavy"), SECOND, SearchSize::default());
+        ledger.wait(&holder("heavy"), SECOND, SearchSize::default());
         let (heavy, _) = ledger.begin().expect("a thread");
         ledger.charge(&heavy, SECOND);
         assert!(!ledger.is_due(&heavy), "only its own kind waits");
-        ledger.wait(&holder("light"), SECOND, Work::default());
+        ledger.wait(&holder("light"), SECOND, SearchSize::default());
         assert!(ledger.is_due(&heavy));
         ledger.pause(&heavy);
         ledger.wait_first(&heavy, SECOND);
         let next: Vec<_> = std::iter::from_fn(|| {
             let (holder, cost) = ledger.begin()?;
             ledger.charge(&holder, 5 * cost);
-            ledger.end(&holder, cost, Work::default());
+            ledger.end(&holder, cost, SearchSize::default());
             Some(holder.tenant.to_string())
         })
         .collect();
@@ -306,45 +306,45 @@ mod tests {
         let mut ledger = Ledger::new(2, 0.0);
         let (heavy, light) = (holder("heavy"), holder("light"));
         for _ in 0..3 {
-            ledger.wait(&heavy, 10 * SECOND, Work::default());
+            ledger.wait(&heavy, 10 * SECOND, SearchSize::default());
         }
-        ledger.wait(&light, SECOND, Work::default());
+        ledger.wait(&light, SECOND, SearchSize::default());
         for _ in 0..2 {
             let (holder, cost) = ledger.begin().expect("a thread");
             ledger.charge(&holder, cost);
-            ledger.end(&holder, cost, Work::default());
+            ledger.end(&holder, cost, SearchSize::default());
         }
         // One of the heavy ones and the light one were served; two heavy ones wait.
-        assert_eq!(ledger.expected_wait(&heavy, Work::default()), 10 * SECOND);
+        assert_eq!(ledger.expected_wait(&heavy, SearchSize::default()), 10 * SECOND);
         assert_eq!(
-            ledger.expected_wait(&light, Work::default()),
+            ledger.expected_wait(&light, SearchSize::default()),
             SECOND / 2,
             "of the heavy ones no more than its own"
         );
-        assert_eq!(ledger.expected_wait(&holder("new"), Work::default()), Duration::ZERO);
+        assert_eq!(ledger.expected_wait(&holder("new"), SearchSize::default()), Duration::ZERO);
     }
 
     #[test]
     fn what_is_not_measured_yet_is_foreseen_by_its_codes_and_by_what_others_took() {
         let mut ledger = Ledger::new(1, 1e-3);
         let (first, second) = (holder("first"), holder("second"));
-        let work = Work(1000);
+        let size = SearchSize(1000);
         for _ in 0..3 {
             // A second each, by the pace that the ledger began with.
-            assert!(ledger.expected_wait(&first, work) <= 3 * SECOND);
-            ledger.announce(&first, work);
+            assert!(ledger.expected_wait(&first, size) <= 3 * SECOND);
+            ledger.announce(&first, size);
         }
-        assert_eq!(ledger.expected_wait(&first, work), 3 * SECOND, "none of them waits for a thread yet");
-        assert_eq!(ledger.expected_wait(&second, work), SECOND, "as much of another's as its own");
-        assert_eq!(ledger.expected_wait(&second, Work::default()), Duration::ZERO, "it may be short");
+        assert_eq!(ledger.expected_wait(&first, size), 3 * SECOND, "none of them waits for a thread yet");
+        assert_eq!(ledger.expected_wait(&second, size), SECOND, "as much of another's as its own");
+        assert_eq!(ledger.expected_wait(&second, SearchSize::default()), Duration::ZERO, "it may be short");
         ledger.withdraw(&first);
-        ledger.wait(&first, SECOND, Work::default());
-        assert_eq!(ledger.expected_wait(&first, work), 3 * SECOND);
+        ledger.wait(&first, SECOND, SearchSize::default());
+        assert_eq!(ledger.expected_wait(&first, size), 3 * SECOND);
         let (running, _) = ledger.begin().expect("a thread");
         ledger.charge(&running, 5 * SECOND);
-        ledger.end(&running, 5 * SECOND, work);
-        assert_eq!(ledger.expected_wait(&first, work), 10 * SECOND, "two are to come, of five seconds each");
-        let of_others = ledger.expected_wait(&second, work).as_secs_f64();
+        ledger.end(&running, 5 * SECOND, size);
+        assert_eq!(ledger.expected_wait(&first, size), 10 * SECOND, "two are to come, of five seconds each");
+        let of_others = ledger.expected_wait(&second, size).as_secs_f64();
         assert!((of_others - 2.2).abs() < 1e-6, "three tenths of the new pace: {of_others}");
         ledger.withdraw(&first);
         ledger.withdraw(&first);
@@ -356,7 +356,7 @@ mod tests {
         let mut ledger = Ledger::new(1, 0.0);
         for tenant in 0..100 {
             let holder = holder(&format!("t{tenant}"));
-            let id = ledger.wait(&holder, SECOND, Work::default());
+            let id = ledger.wait(&holder, SECOND, SearchSize::default());
             if tenant % 2 == 0 {
                 assert_eq!(ledger.leave(&holder, id), Some(SECOND));
                 assert_eq!(ledger.leave(&holder, id), None);

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::metrics;
 use crate::rpc::context::Holder;
 use ledger::Ledger;
-pub use ledger::Work;
+pub use ledger::SearchSize;
 
 /// How long a search goes on before it looks who else waits.
 const SLICE: Duration = Duration::from_millis(20);
@@ -29,7 +29,7 @@ pub struct Turn {
     /// What was accounted for of this search.
     took: Duration,
     /// What it is to go through.
-    work: Work,
+    size: SearchSize,
 }
 
 /// A search that has been let in, counted as one that waits until this is dropped.
@@ -53,31 +53,31 @@ impl Turns {
     }
 
     /// Counts a search from now on, since others may come before it has its chips embedded.
-    pub fn announce(&self, holder: &Holder, work: Work) -> Announced {
-        self.ledger().announce(holder, work);
+    pub fn announce(&self, holder: &Holder, size: SearchSize) -> Announced {
+        self.ledger().announce(holder, size);
         Announced { turns: self.clone(), holder: holder.clone() }
     }
 
     /// Waits for a thread, fairly. Whoever leaves the queue costs nobody anything.
-    pub async fn take(&self, holder: &Holder, work: Work) -> Turn {
+    pub async fn take(&self, holder: &Holder, size: SearchSize) -> Turn {
         loop {
             let (grant, granted) = oneshot::channel();
-            let id = self.ledger().wait(holder, grant, work);
+            let id = self.ledger().wait(holder, grant, size);
             let waiting = Waiting { turns: self, holder, id };
             self.hand_out();
             let turn = granted.await;
             drop(waiting);
             // A grant is never dropped but with its waiter.
             if let Ok(mut turn) = turn {
-                turn.work = work;
+                turn.size = size;
                 return turn;
             }
         }
     }
 
     /// How long a new search of an account would wait.
-    pub fn expected_wait(&self, holder: &Holder, work: Work) -> Duration {
-        self.ledger().expected_wait(holder, work)
+    pub fn expected_wait(&self, holder: &Holder, size: SearchSize) -> Duration {
+        self.ledger().expected_wait(holder, size)
     }
 
     /// Hands free threads to those who are next.
@@ -85,7 +85,7 @@ impl Turns {
         loop {
             let Some((holder, grant)) = self.ledger().begin() else { break };
             let (turns, since) = (self.clone(), Some(Instant::now()));
-            let turn = Turn { turns, holder, since, took: Duration::ZERO, work: Work::default() };
+            let turn = Turn { turns, holder, since, took: Duration::ZERO, size: SearchSize::default() };
             // Who has left in the meantime gives the thread back by dropping the turn.
             drop(grant.send(turn));
         }
@@ -144,7 +144,7 @@ impl Drop for Turn {
         {
             let mut ledger = self.turns.ledger();
             ledger.charge(&self.holder, used);
-            ledger.end(&self.holder, self.took + used, self.work);
+            ledger.end(&self.holder, self.took + used, self.size);
         }
         self.turns.hand_out();
     }

@@ -19,8 +19,8 @@ use crate::encoder::types::{
 };
 
 /// What callers and device threads share.
-pub struct Shared {
-    state: Mutex<State>,
+pub struct QueueState {
+    state: Mutex<LockedState>,
     wake: Condvar,
     settings: QueueSettings,
     next_id: AtomicU64,
@@ -28,7 +28,7 @@ pub struct Shared {
     observe: Observe,
 }
 
-struct State {
+struct LockedState {
     schedule: Schedule<Waiting>,
     times: HashMap<ModelDigest, BatchTime>,
     resident: HashSet<ModelDigest>,
@@ -70,7 +70,7 @@ pub enum WorkerTask {
     Stop,
 }
 
-impl State {
+impl LockedState {
     /// The command that a device thread carries out now, if it is a command's turn.
     fn next_command(&mut self, worker: usize) -> Option<WorkerCommand> {
         let Self { schedule, mailboxes, .. } = self;
@@ -83,11 +83,11 @@ impl State {
     }
 }
 
-impl Shared {
+impl QueueState {
     pub fn new(settings: QueueSettings, observe: Observe) -> Self {
         let workers = settings.workers.max(1);
         Self {
-            state: Mutex::new(State {
+            state: Mutex::new(LockedState {
                 schedule: Schedule::default(),
                 times: HashMap::new(),
                 resident: HashSet::new(),
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     /// Under the lock, so that health is what was true last.
-    fn tell_thread(&self, state: &State, worker: usize) {
+    fn tell_thread(&self, state: &LockedState, worker: usize) {
         self.tell(EncoderEvent::Thread { worker, is_failing: state.trials.is_failing(worker) });
         if state.trials.is_any_failing() {
             self.turn(Health::Serving, Health::Failing);
@@ -211,7 +211,7 @@ impl Shared {
         drop(state);
         drop(former);
         self.wake.notify_all();
-        Ok(CanaryTicket { shared: Arc::clone(self), worker })
+        Ok(CanaryTicket { queue: Arc::clone(self), worker })
     }
 
     pub fn take_canary(&self, worker: usize) -> Option<Canary> {
@@ -239,7 +239,7 @@ impl Shared {
         self.wake.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, LockedState> {
         // A panic cannot leave the state half changed: no code that may panic runs under the lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -271,7 +271,7 @@ impl Shared {
         self.tell_depth(&state);
         drop(state);
         self.wake.notify_one();
-        Ok(Ticket { id, shared: Arc::clone(self) })
+        Ok(Ticket { id, queue: Arc::clone(self) })
     }
 
     /// Gives a device thread a command; it is dropped where the threads end.
@@ -294,7 +294,7 @@ impl Shared {
             if let Some(command) = state.next_command(worker) {
                 return WorkerTask::Command(command);
             }
-            let State { schedule, times, .. } = &mut *state;
+            let LockedState { schedule, times, .. } = &mut *state;
             let taken = schedule.take_batch(Instant::now(), buckets, |model, size| {
                 times.get(&model).map_or(Duration::ZERO, |time| time.predict(size))
             });
@@ -353,7 +353,7 @@ impl Shared {
     }
 
     /// Under the lock, so that the depths arrive in the order in which they were true.
-    fn tell_depth(&self, state: &State) {
+    fn tell_depth(&self, state: &LockedState) {
         self.tell(EncoderEvent::Depth(state.schedule.len()));
     }
 
@@ -365,16 +365,16 @@ impl Shared {
 /// A caller's place in the queue, free again when the caller leaves.
 pub struct Ticket {
     id: u64,
-    shared: Arc<Shared>,
+    queue: Arc<QueueState>,
 }
 
 impl Ticket {
     pub fn give_up(&self, reason: &'static str) {
-        let mut state = self.shared.lock();
+        let mut state = self.queue.lock();
         if state.schedule.remove(self.id).is_some() {
-            self.shared.tell_depth(&state);
+            self.queue.tell_depth(&state);
             drop(state);
-            self.shared.tell(EncoderEvent::Dropped { reason });
+            self.queue.tell(EncoderEvent::Dropped { reason });
         }
     }
 }
@@ -388,14 +388,14 @@ impl Drop for Ticket {
 
 /// A canary's place, free again when nobody waits for it.
 pub struct CanaryTicket {
-    pub shared: Arc<Shared>,
+    pub queue: Arc<QueueState>,
     pub worker: usize,
 }
 
 impl Drop for CanaryTicket {
     fn drop(&mut self) {
         // One that is on a device is not in its place any more.
-        let canary = self.shared.take_canary(self.worker);
+        let canary = self.queue.take_canary(self.worker);
         drop(canary);
     }
 }

@@ -1,0 +1,90 @@
+//! When a job is tried again after an attempt that failed: at first soon, then ever later, so that a process that dies at
+//! once costs the server next to nothing.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
+
+use super::job::{Job, JobKey};
+use super::state::JobState;
+
+/// The longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// Waiting jobs whose last attempt failed in this process of the server.
+///
+/// A job stays [`JobState::Queued`] through its pause and takes no slot, so that cancelling it or shutting down ends the
+/// pause at once. Whoever resumes a job waits for none, nor does a job after a restart of the server.
+#[derive(Debug)]
+pub struct Retries {
+    pauses: ExponentialBuilder,
+    /// When the last attempt of each ended.
+    ended: HashMap<JobKey, Instant>,
+}
+
+impl Retries {
+    /// `pause_min`, at most [`PAUSE_MAX`], is the pause after the first attempt without a further checkpoint; it doubles
+    /// with each in a row.
+    pub fn new(pause_min: Duration) -> Self {
+        let pauses =
+            ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times();
+        Self { pauses, ended: HashMap::new() }
+    }
+
+    /// An attempt at this job has ended just now.
+    pub fn attempt_ended(&mut self, key: JobKey) {
+        self.ended.insert(key, Instant::now());
+    }
+
+    /// Forgets all but the jobs that wait.
+    pub fn keep_waiting(&mut self, jobs: &[Job]) {
+        self.ended.retain(|key, _| jobs.iter().any(|job| job.key == *key && job.state == JobState::Queued));
+    }
+
+    /// The end of a waiting job's pause, if it has not ended yet.
+    pub fn paused_until(&self, job: &Job) -> Option<Instant> {
+        let ended = self.ended.get(&job.key)?;
+        let pause = self.pauses.build().nth(job.fruitless.checked_sub(1)? as usize)?;
+        Some(*ended + pause).filter(|until| *until > Instant::now())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::job::{JobId, JobSpec};
+    use super::*;
+    use crate::gallery::Time;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn job(fruitless: u32) -> Job {
+        let key = JobKey { tenant: "default".into(), id: JobId::new(1) };
+        Job { fruitless, ..Job::new(key, JobSpec::default(), Time::from_nanos(0)) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pauses_double_to_their_bound_and_end() {
+        let mut retries = Retries::new(SECOND);
+        assert_eq!(retries.paused_until(&job(1)), None, "it was not tried yet");
+        retries.attempt_ended(job(0).key);
+        let now = Instant::now();
+        for (fruitless, seconds) in [(1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (1000, 60)] {
+            let until = retries.paused_until(&job(fruitless)).expect("a pause");
+            assert_eq!((until - now).as_secs(), seconds, "after {fruitless} attempts");
+        }
+        tokio::time::advance(SECOND).await;
+        assert_eq!(retries.paused_until(&job(1)), None);
+        assert!(retries.paused_until(&job(2)).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_resumes_a_job_waits_for_no_pause() {
+        let mut retries = Retries::new(SECOND);
+        retries.attempt_ended(job(0).key);
+        assert_eq!(retries.paused_until(&job(0)), None);
+        retries.keep_waiting(&[Job { state: JobState::Cancelled, ..job(1) }]);
+        assert_eq!(retries.paused_until(&job(1)), None);
+    }
+}

@@ -1,0 +1,88 @@
+//! What a model's folder says about it, without reading its numbers.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+use super::at;
+use super::provenance::{PROVENANCE, Provenance};
+use crate::embedding::ModelDigest;
+use crate::weights::family::Architecture;
+use crate::weights::native;
+
+/// A model on disk.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredModel {
+    pub digest: ModelDigest,
+    /// Bytes on disk.
+    pub bytes: u64,
+    pub condition: Condition,
+}
+
+/// Whether a model on disk can be used, as far as is known.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Condition {
+    Intact(Box<Facts>),
+    /// What was found wrong with it.
+    Damaged(String),
+}
+
+/// What a model's folder says about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Facts {
+    pub architecture: Architecture,
+    pub provenance: Provenance,
+}
+
+impl StoredModel {
+    /// Seconds since 1970; 0 where a damaged model does not say.
+    pub(super) fn created_at(&self) -> u64 {
+        match &self.condition {
+            Condition::Intact(facts) => facts.provenance.created_at,
+            Condition::Damaged(_) => 0,
+        }
+    }
+}
+
+/// Looks at a model without reading its numbers: what can be told at start, however many models there are.
+pub(super) fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
+    let place = folder.join(digest.to_string());
+    let condition = match facts(folder, &place, digest) {
+        Ok(facts) => Condition::Intact(Box::new(facts)),
+        Err(reason) => Condition::Damaged(relative(folder, reason)),
+    };
+    let length = |name| fs::metadata(place.join(name)).map_or(0, |file| file.len());
+    let bytes = [native::DESCRIPTION, PROVENANCE, native::TENSORS].into_iter().map(length).sum();
+    StoredModel { digest, bytes, condition }
+}
+
+fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, String> {
+    let description = native::read_description(place).map_err(|cause| cause.to_string())?;
+    if description.digest != digest.to_string() {
+        return Err(format!("its description is of model {}", description.digest));
+    }
+    let architecture = description.architecture;
+    architecture.validate().map_err(|cause| cause.to_string())?;
+    let tensors = place.join(native::TENSORS);
+    let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
+    if length < architecture.parameters() * size_of::<f32>() as u64 {
+        return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
+    }
+    let provenance = read_provenance(place).unwrap_or_else(|cause| {
+        let cause = relative(folder, cause);
+        tracing::error!(model = %digest, cause, "the history of a model is damaged; the model is not");
+        Provenance::lost(&cause)
+    });
+    Ok(Facts { architecture, provenance })
+}
+
+pub(super) fn read_provenance(place: &Path) -> Result<Provenance, String> {
+    let path = place.join(PROVENANCE);
+    let text = fs::read_to_string(&path).map_err(|cause| at(&path)(cause).to_string())?;
+    Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))
+}
+
+/// A reason that names files from the registry's folder on: where that lies is nobody else's business.
+pub(super) fn relative(folder: &Path, reason: impl fmt::Display) -> String {
+    reason.to_string().replace(&format!("{}/", folder.display()), "")
+}
