@@ -10,7 +10,7 @@ use crate::durable::{Folder, PartialFolder};
 use crate::gallery::archive::{ArchiveError, ArchiveReader, FoundRow, Head, Item, RowBounds};
 use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRow};
 use crate::gallery::embedded::quota::Allowance;
-use crate::gallery::embedded::writer::now;
+use crate::gallery::entry::Time;
 use crate::gallery::store::{Gallery, StoreError};
 
 /// Bytes that are taken apart together.
@@ -143,7 +143,7 @@ impl Import {
     }
 
     fn begin(&mut self, head: Head) -> Result<(), ImportError> {
-        let about = head.about(now()).map_err(|cause| self.reader.damaged(cause))?;
+        let about = head.about(Time::now()).map_err(|cause| self.reader.damaged(cause))?;
         let volume = Folder(self.partial.path().to_owned());
         let builder = GalleryBuilder::new(&volume, about, self.catalog.0.settings.cache_bytes);
         self.builder = Some((head, builder.map_err(CatalogError::from)?));

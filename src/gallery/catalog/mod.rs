@@ -20,8 +20,9 @@ use names::tenant_folder;
 
 use super::embedded::builder::{GalleryBuildError, GalleryBuilder};
 use super::embedded::quota::Allowance;
-use super::embedded::writer::{Bounds, Writer, now};
+use super::embedded::writer::{Bounds, Writer};
 use super::embedded::{EmbeddedGallery, OpenError, QueueSettings, Quotas};
+use super::entry::Time;
 use super::store::{About, Gallery, GalleryStore, StoreError};
 use crate::durable::{
     DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, is_full, remove_partial,
@@ -294,7 +295,7 @@ impl Catalog {
         let _changing = self.change();
         self.check_free(tenant, name)?;
         let partial = self.partial(tenant, name)?;
-        let about = About::new(new.model, new.dimension, new.keeps_chips, now());
+        let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
         let volume = Folder(partial.path().to_owned());
         GalleryBuilder::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
         self.publish(tenant, name, partial)

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Status};
@@ -216,7 +216,7 @@ impl Known {
             observation: self.observation.clone(),
             labels: self.labels.clone(),
             extent_m,
-            enrolled_at: now(),
+            enrolled_at: Time::now(),
             content: self.content,
         }
     }
@@ -298,11 +298,6 @@ impl Drop for Turn {
         self.ids.taken(|taken| taken.remove(&self.id));
         self.ids.0.freed.notify_waiters();
     }
-}
-
-fn now() -> Time {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::from_unix(since_1970.as_secs() as i64, since_1970.subsec_nanos()).unwrap_or(Time::from_nanos(0))
 }
 
 fn outcome_name(outcome: Enrolled) -> &'static str {
