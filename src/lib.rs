@@ -7,6 +7,8 @@
 pub mod processor;
 /// In which numbers networks compute, and what multiplies their matrices.
 pub mod arithmetic;
+/// How much of something may be held at once.
+pub mod budget;
 /// How long work is worth going on with.
 pub mod cancellation;
 /// A ship cut out of a satellite image, decoded and resized.

@@ -3,11 +3,11 @@
 
 mod activity;
 mod audit;
-mod budget;
 mod context;
 mod convert;
 mod deadline;
 mod drain;
+mod fair_budget;
 mod galleries;
 mod held;
 mod identity;

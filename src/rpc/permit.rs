@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use super::activity::Activity;
-use super::budget::{Bounds, Budget, Full, Scope, Share};
 use super::context::{Holder, Peer};
+use super::fair_budget::{Bounds, FairBudget, Full, Scope, Share};
 use super::held::until_answered;
 use super::method::{Kind, Method, Shape};
 use super::problem::Problem;
@@ -34,12 +34,12 @@ pub struct CallPermits(Arc<Places>);
 
 #[derive(Debug)]
 struct Places {
-    budget: Arc<Budget>,
+    budget: Arc<FairBudget>,
     /// A stream that has been idle for so long gives way.
     yield_after: Duration,
     next: AtomicU64,
     taken: Mutex<HashMap<u64, Taken>>,
-    looks: Arc<Budget>,
+    looks: Arc<FairBudget>,
 }
 
 #[derive(Debug)]
@@ -50,7 +50,8 @@ struct Taken {
     _share: Share,
 }
 
-/// One call's place, given back when dropped.
+/// One call's place, given back when dropped. Not the [`Share`] itself: while the call still runs, another may have the
+/// place.
 #[derive(Debug)]
 pub struct CallPermit {
     places: Arc<Places>,
@@ -65,11 +66,11 @@ impl CallPermits {
         let connection = usize::try_from(limits.streams_per_connection_max).unwrap_or(max);
         let bounds = Bounds { server: max, tenant, connection };
         Self(Arc::new(Places {
-            budget: Budget::new(bounds, metrics::calls_in_flight),
+            budget: FairBudget::new(bounds, metrics::calls_in_flight),
             yield_after: Duration::from_secs_f64(limits.stream_yield_seconds),
             next: AtomicU64::default(),
             taken: Mutex::default(),
-            looks: Budget::new(LOOKS, |_| {}),
+            looks: FairBudget::new(LOOKS, |_| {}),
         }))
     }
 

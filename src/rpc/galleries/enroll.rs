@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tonic::{Code, Status};
 
 use super::super::context::CallContext;
 use super::super::convert::{self, EnrollItem, EnrollSource};
 use super::super::problem::Problem;
 use super::access::GalleryAccess;
+use crate::budget::{Slot, Slots};
 use crate::chip::{Modality, SourceChip};
 use crate::encoder::{Embedded, Examined, ModelLease, Pipeline, Priority};
 use crate::gallery::{
@@ -30,7 +31,7 @@ pub struct EnrollCall {
     /// As the first item names it.
     pub name: Arc<str>,
     /// Chips that may be in flight.
-    pub chips: Arc<Semaphore>,
+    pub chips: Slots,
     pub in_flight: InFlight,
 }
 
@@ -38,7 +39,7 @@ pub struct EnrollCall {
 pub struct Begun {
     entry_id: String,
     item: Result<EnrollItem, Problem>,
-    _chip: Option<OwnedSemaphorePermit>,
+    _chip: Option<Slot>,
     _turn: Turn,
 }
 
@@ -48,8 +49,8 @@ impl EnrollCall {
     pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
         let request = request?;
         let entry_id = request.entry_id.clone();
-        // The semaphore is never closed.
-        let chip = if has_chip(&request) { self.chips.acquire_owned().await.ok() } else { None };
+        // The slots are never closed.
+        let chip = if has_chip(&request) { self.chips.take().await.ok() } else { None };
         let turn = self.in_flight.turn(&entry_id).await;
         let item = if request.gallery.is_empty() || *request.gallery == *self.name {
             EnrollItem::parse(request)
