@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::{decode_threads, search_threads};
+use super::threads::{decode_threads, search_threads};
 use crate::config::Config;
 use crate::encoder::{CanaryOutcome, EncoderEvent, Health, thread_name};
 use crate::metrics;
