@@ -7,10 +7,12 @@
 pub mod processor;
 /// In which numbers networks compute, and what multiplies their matrices.
 pub mod arithmetic;
-/// Stable names for errors and warnings, and what callers do about each.
-pub mod reason;
+/// How much of something may be held at once.
+pub mod budget;
 /// How long work is worth going on with.
 pub mod cancellation;
+/// Stable names for errors and warnings, and what callers do about each.
+pub mod reason;
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.

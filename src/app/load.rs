@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use anyhow::{anyhow, bail};
 
-use super::{KeptModels, LoadedModel, ServedModels, threads_per_worker, worker_count};
+use super::threads::{threads_per_worker, worker_count};
+use super::{KeptModels, LoadedModel, ServedModels};
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
 use crate::config::{self, Config, Linear};
 use crate::embedding::ModelDigest;

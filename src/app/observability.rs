@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use super::{decode_threads, search_threads};
+use super::threads::{decode_threads, search_threads};
 use crate::config::Config;
 use crate::encoder::{CanaryOutcome, EncoderEvent, Health, thread_name};
 use crate::metrics;
@@ -48,7 +48,8 @@ pub async fn upkeep(exporter: PrometheusHandle) {
     }
 }
 
-/// Keeps grpc.health.v1 equal to what the device threads say of themselves.
+/// Keeps grpc.health.v1 equal to what the device threads say of themselves, for the server (the empty name) and for each
+/// of its services.
 pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
     loop {
         let now = *health.borrow_and_update();
@@ -59,7 +60,7 @@ pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver
             }
         };
         publish_health(now);
-        for service in [""].into_iter().chain(rpc::SERVICES) {
+        for service in [""].into_iter().chain(rpc::services()) {
             reporter.set_service_status(service, status).await;
         }
         if health.changed().await.is_err() {

@@ -4,6 +4,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::Args;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shipreid::app::{self, Drained, Running};
@@ -40,7 +41,7 @@ impl Serve {
             return self.check();
         }
         // Before all else: whatever takes its time from here on can be interrupted.
-        let signals = Signals::install()?;
+        let signals = Signals::install().context("the signals that end a server cannot be caught")?;
         let config = self.config.load()?;
         signals.held_back(|| prepare(app::threads_per_worker(&config)))?;
         memory::share_arenas(app::cores());
@@ -98,19 +99,35 @@ fn kernels(config: &Config) -> anyhow::Result<String> {
 }
 
 async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<Ended, Failure> {
-    let metrics = metrics::install()?;
-    let running = tokio::select! {
-        biased;
-        started = start(config, metrics) => started.map_err(Failure::Unusable)?,
-        heard = signals.heard() => {
-            heard?;
-            tracing::info!("asked to end while it was starting");
-            return Ok(Ended::BeforeItServed);
-        }
-    };
+    let Some(running) = start(config, signals).await? else { return Ok(Ended::BeforeItServed) };
     println!("gRPC on {}", running.address);
     println!("metrics on http://{}/metrics", running.metrics_address);
     signals.heard().await?;
+    drain(running, config, traces).await
+}
+
+/// Starts the server, unless it is asked to end meanwhile.
+async fn start(config: &Config, signals: &Signals) -> Result<Option<Running>, Failure> {
+    let metrics = metrics::install()?;
+    tokio::select! {
+        biased;
+        started = load_and_start(config, metrics) => Ok(Some(started.map_err(Failure::Unusable)?)),
+        heard = signals.heard() => {
+            heard?;
+            tracing::info!("asked to end while it was starting");
+            Ok(None)
+        }
+    }
+}
+
+/// Reads the models where that may take its time, then starts the server.
+async fn load_and_start(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<Running> {
+    let settings = config.clone();
+    let models = tokio::task::spawn_blocking(move || app::open_models(&settings)).await??;
+    app::start(config, models, metrics).await
+}
+
+async fn drain(running: Running, config: &Config, traces: Traces) -> Result<Ended, Failure> {
     let bound = Duration::from_secs_f64(config.server.drain_notice_seconds + config.server.drain_seconds_max);
     let until = Instant::now() + bound;
     end_after(bound + MARGIN)?;
@@ -119,13 +136,6 @@ async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<End
     // It blocks.
     let _ = tokio::task::spawn_blocking(|| traces.flush()).await;
     Ok(Ended::Drained(drained, until))
-}
-
-/// Reads the models where that may take its time, then starts the server.
-async fn start(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<Running> {
-    let settings = config.clone();
-    let models = tokio::task::spawn_blocking(move || app::open_models(&settings)).await??;
-    app::start(config, models, metrics).await
 }
 
 /// Waits for the runtime's threads as long as there is time. One that hangs, as on a network disk that is gone, would

@@ -1,40 +1,32 @@
 //! Admission: how many chips and bytes may be in the server at once. It refuses, it never waits.
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::budget::{Budget, Permit};
 use crate::metrics;
 use crate::reason::Reason;
 
-/// A budget of chips and bytes, from admission to answer.
+/// Budgets of chips and of bytes, from admission to answer.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    held: Arc<Mutex<Held>>,
-    items_max: usize,
-    bytes_max: usize,
-}
-
-#[derive(Debug, Default)]
-struct Held {
-    items: usize,
-    bytes: usize,
+    items: Budget,
+    bytes: Budget,
 }
 
 /// Chips that are in the server; their room is free again when this is dropped.
 #[derive(Debug)]
 pub struct Admitted {
-    held: Arc<Mutex<Held>>,
-    items: usize,
-    bytes: usize,
+    _items: Permit,
+    _bytes: Permit,
 }
 
 /// Why chips are not let in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the server has no room for more chips, its limit is {limit}")]
-    Items { limit: usize },
+    Items { limit: u64 },
     #[error("the server has no room for more image bytes, its limit is {limit}")]
-    Bytes { limit: usize },
+    Bytes { limit: u64 },
     #[error("the queue would take {expected:.1?}, the call's deadline is in {left:.1?}")]
     Deadline { expected: Duration, left: Duration },
 }
@@ -52,7 +44,10 @@ impl Refusal {
 
 impl Admission {
     pub fn new(items_max: usize, bytes_max: usize) -> Self {
-        Self { held: Arc::default(), items_max, bytes_max }
+        Self {
+            items: Budget::with_gauge(items_max as u64, metrics::admitted),
+            bytes: Budget::with_gauge(bytes_max as u64, metrics::admitted_bytes),
+        }
     }
 
     /// Takes room for `items` chips of `bytes` bytes together, all or nothing.
@@ -60,26 +55,9 @@ impl Admission {
     /// # Errors
     /// At once, when either budget would be exceeded.
     pub fn try_admit(&self, items: usize, bytes: usize) -> Result<Admitted, Refusal> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.items.saturating_add(items) > self.items_max {
-            return Err(Refusal::Items { limit: self.items_max });
-        }
-        if held.bytes.saturating_add(bytes) > self.bytes_max {
-            return Err(Refusal::Bytes { limit: self.bytes_max });
-        }
-        held.items += items;
-        held.bytes += bytes;
-        metrics::admitted(held.items, held.bytes);
-        Ok(Admitted { held: Arc::clone(&self.held), items, bytes })
-    }
-}
-
-impl Drop for Admitted {
-    fn drop(&mut self) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        held.items -= self.items;
-        held.bytes -= self.bytes;
-        metrics::admitted(held.items, held.bytes);
+        let items = self.items.take(items as u64).map_err(|full| Refusal::Items { limit: full.limit })?;
+        let bytes = self.bytes.take(bytes as u64).map_err(|full| Refusal::Bytes { limit: full.limit })?;
+        Ok(Admitted { _items: items, _bytes: bytes })
     }
 }
 

@@ -1,16 +1,14 @@
 //! From encoded bytes to an embedding: the steps that Embed, Enroll and Match share.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::EncoderInput;
 use super::admission::{Admission, Admitted, Refusal};
 use super::residency::{ModelLease, Residency};
 use super::schedule::Priority;
 use super::types::{EncodeError, EncodeJob, Encoded};
+use crate::budget::Slots;
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::chip::{
     ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, SourceChip,
@@ -72,16 +70,11 @@ pub struct UnknownModel(pub ModelDigest);
 #[derive(Debug)]
 pub struct Pipeline {
     admission: Admission,
-    decoding: DecodeThreads,
+    /// A thread each.
+    decoding: Slots,
     limits: ImageLimits,
     residency: Residency,
     active: RwLock<ModelLease>,
-}
-
-#[derive(Debug)]
-struct DecodeThreads {
-    places: Arc<Semaphore>,
-    decoding: Arc<AtomicUsize>,
 }
 
 impl Pipeline {
@@ -94,10 +87,8 @@ impl Pipeline {
         residency: Residency,
         active: ModelLease,
     ) -> Self {
-        let active = RwLock::new(active);
-        let decoding =
-            DecodeThreads { places: Arc::new(Semaphore::new(decode_threads)), decoding: Arc::default() };
-        Self { admission, decoding, limits, residency, active }
+        let decoding = Slots::with_gauge(decode_threads, metrics::decoding);
+        Self { admission, decoding, limits, residency, active: RwLock::new(active) }
     }
 
     /// The model that a call runs on from now to its end: the named one if it is resident, or the active one.
@@ -251,10 +242,11 @@ impl Pipeline {
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
-        let turn = DecodeTurn::take(&self.decoding).await?;
+        let turn = self.decoding.take().await.map_err(|_| EncodeError::Closed)?;
         let limits = self.limits;
         let span = tracing::debug_span!("decode", bytes = chip.image.len());
         let decoding = spawn_cancellable(caller.deadline, move |_| {
+            // Held to the end of the work even when the caller has left.
             let _turn = turn;
             let _span = span.enter();
             let started = Instant::now();
@@ -264,28 +256,6 @@ impl Pipeline {
         let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)??;
         metrics::decoded(took);
         Ok((prepared?, took))
-    }
-}
-
-/// A decoding thread's time, held to the end of the work even when the caller has left.
-#[derive(Debug)]
-struct DecodeTurn {
-    decoding: Arc<AtomicUsize>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl DecodeTurn {
-    async fn take(threads: &DecodeThreads) -> Result<Self, EncodeError> {
-        let place = Arc::clone(&threads.places).acquire_owned().await.map_err(|_| EncodeError::Closed)?;
-        let decoding = Arc::clone(&threads.decoding);
-        metrics::decoding(decoding.fetch_add(1, Ordering::AcqRel) + 1);
-        Ok(Self { decoding, _place: place })
-    }
-}
-
-impl Drop for DecodeTurn {
-    fn drop(&mut self) {
-        metrics::decoding(self.decoding.fetch_sub(1, Ordering::AcqRel) - 1);
     }
 }
 

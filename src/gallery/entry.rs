@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::chip::Modality;
 
@@ -110,6 +111,12 @@ identifier! {
 pub struct Time(i64);
 
 impl Time {
+    /// What the wall clock says; 1970 where it says something earlier.
+    pub fn now() -> Self {
+        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(i64::try_from(since_1970.as_nanos()).unwrap_or(i64::MAX))
+    }
+
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }
@@ -351,5 +358,14 @@ mod tests {
             Time::from_nanos(i64::MIN).seconds_apart(Time::from_nanos(i64::MAX)),
             u64::MAX as f64 / 1e9
         );
+    }
+
+    #[test]
+    fn the_time_now_is_that_of_the_system() {
+        let seconds =
+            |at: SystemTime| at.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+        let before = seconds(SystemTime::now());
+        let (now, _) = Time::now().unix();
+        assert!((before..=seconds(SystemTime::now())).contains(&now.unsigned_abs()), "{now}");
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
@@ -58,7 +58,8 @@ impl JobRepository {
     }
 
     pub async fn add(self: &Arc<Self>, tenant: Arc<str>, order: JobSpec) -> Result<Added, AddError> {
-        let added = self.blocking(move |repository| repository.store.add(&tenant, order, now())).await?;
+        let added =
+            self.blocking(move |repository| repository.store.add(&tenant, order, Time::now())).await?;
         if let Added::New(job) = &added {
             self.publish(job);
         }
@@ -96,7 +97,7 @@ impl JobRepository {
         work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
     ) -> Result<Job, UpdateError<E>> {
         let place = key.clone();
-        let job = self.blocking(move |repository| repository.store.update(&place, now(), work)).await?;
+        let job = self.blocking(move |repository| repository.store.update(&place, Time::now(), work)).await?;
         self.publish(&job);
         Ok(job)
     }
@@ -240,11 +241,6 @@ fn count(states: &HashMap<JobKey, StateName>) {
     for name in StateName::EVERY {
         metrics::jobs(name.text(), states.values().filter(|state| **state == name).count());
     }
-}
-
-pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Time::from_nanos(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

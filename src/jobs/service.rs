@@ -17,7 +17,7 @@ use super::job::{Job, JobId, JobKey, JobSpec};
 use super::model_sink::ModelSink;
 use super::paths::ShownPaths;
 use super::report::Start;
-use super::repository::{JobRepository, now};
+use super::repository::JobRepository;
 use super::settings::Settings;
 use super::state::{Change, JobState, Refused};
 use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
@@ -25,6 +25,7 @@ use super::supervisor::Supervisor;
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
+use crate::gallery::Time;
 use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation};
 
 /// The jobs of every tenant.
@@ -107,7 +108,7 @@ impl Jobs {
     ) -> Result<(Job, Option<Start>), JobRejection> {
         let start = self.validate(&tenant, &order).await?;
         let key = JobKey { tenant, id: JobId::new(0) };
-        Ok((Job::new(key, order, now()), start))
+        Ok((Job::new(key, order, Time::now()), start))
     }
 
     /// Starts a job, or finds the one that the same request id has started with the same order.

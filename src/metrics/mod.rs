@@ -137,7 +137,7 @@ pub fn chip_warning(code: &'static str) {
     counter!(WARNINGS, "code" => code).increment(1);
 }
 
-pub fn decoding(chips: usize) {
+pub fn decoding(chips: u64) {
     gauge!(DECODING).set(chips as f64);
 }
 
@@ -149,8 +149,11 @@ pub fn queue_depth(chips: usize) {
     gauge!(QUEUE_DEPTH).set(chips as f64);
 }
 
-pub fn admitted(chips: usize, bytes: usize) {
+pub fn admitted(chips: u64) {
     gauge!(ADMITTED).set(chips as f64);
+}
+
+pub fn admitted_bytes(bytes: u64) {
     gauge!(ADMITTED_BYTES).set(bytes as f64);
 }
 

@@ -3,10 +3,10 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Receiving, RegistryError, at};
+use super::{RegistryError, at};
+use crate::budget::{Budget, Permit};
 
 /// The folder's name in the registry's folder.
 pub(super) const FOLDER: &str = "incoming";
@@ -18,21 +18,24 @@ const INCOMING_MAX: u64 = 4;
 pub struct Incoming {
     file: File,
     path: RemovedFile,
-    share: Share,
+    _place: Permit,
+    bytes: Permit,
     bytes_max: u64,
     stored: u64,
+}
+
+/// What is being received by all calls together.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    models: Budget,
+    /// Beside what is stored.
+    bytes: Budget,
+    bytes_max: u64,
 }
 
 /// A file that is removed with this.
 #[derive(Debug)]
 struct RemovedFile(PathBuf);
-
-/// What one call has of all that is received.
-#[derive(Debug)]
-struct Share {
-    of: Arc<Receiving>,
-    bytes: u64,
-}
 
 /// Removes what was being received when an earlier process ended.
 pub(super) fn clear(folder: &Path) -> Result<(), RegistryError> {
@@ -43,27 +46,45 @@ pub(super) fn clear(folder: &Path) -> Result<(), RegistryError> {
     fs::create_dir(&folder).map_err(at(&folder))
 }
 
-impl Incoming {
-    pub(super) fn begin(
-        folder: &Path,
-        of: &Arc<Receiving>,
-        bytes_max: u64,
-        stored: u64,
-    ) -> Result<Self, RegistryError> {
+impl Receiving {
+    /// `bytes_max` is for what is stored and received together.
+    pub fn new(bytes_max: u64) -> Self {
+        Self { models: Budget::new(INCOMING_MAX), bytes: Budget::new(bytes_max), bytes_max }
+    }
+
+    /// A file in `folder` for one more model, beside `stored` bytes of others.
+    ///
+    /// # Errors
+    /// Too many are being received already, or the file cannot be made.
+    pub fn begin(&self, folder: &Path, stored: u64) -> Result<Incoming, RegistryError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let share = Share::take(of)?;
+        let too_many = |_| RegistryError::TooManyIncoming { limit: INCOMING_MAX as usize };
+        let place = self.models.take(1).map_err(too_many)?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = folder.join(FOLDER).join(number.to_string());
         let file = File::create_new(&path).map_err(at(&path))?;
-        Ok(Self { file, path: RemovedFile(path), share, bytes_max, stored })
+        Ok(Incoming {
+            file,
+            path: RemovedFile(path),
+            _place: place,
+            bytes: self.bytes.permit(),
+            bytes_max: self.bytes_max,
+            stored,
+        })
     }
+}
 
+impl Incoming {
     /// Takes the next piece.
     ///
     /// # Errors
     /// All that is stored and received would exceed the limit, or the disk is full.
     pub fn write(&mut self, piece: &[u8]) -> Result<(), RegistryError> {
-        self.share.grow(piece.len() as u64, self.stored, self.bytes_max)?;
+        let (bytes, stored, limit) = (piece.len() as u64, self.stored, self.bytes_max);
+        self.bytes.grow_within(bytes, limit.saturating_sub(stored)).map_err(|full| {
+            let used = stored.saturating_add(full.held);
+            RegistryError::TooLarge { bytes, used, limit }
+        })?;
         self.file.write_all(piece).map_err(at(&self.path.0))
     }
 
@@ -76,33 +97,5 @@ impl Drop for RemovedFile {
     fn drop(&mut self) {
         // What cannot be removed now is removed at the next start.
         let _ = fs::remove_file(&self.0);
-    }
-}
-
-impl Share {
-    fn take(of: &Arc<Receiving>) -> Result<Self, RegistryError> {
-        let grow = |count: u64| (count < INCOMING_MAX).then_some(count + 1);
-        match of.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow) {
-            Ok(_) => Ok(Self { of: Arc::clone(of), bytes: 0 }),
-            Err(_) => Err(RegistryError::TooManyIncoming { limit: INCOMING_MAX as usize }),
-        }
-    }
-
-    fn grow(&mut self, bytes: u64, stored: u64, limit: u64) -> Result<(), RegistryError> {
-        let grow = |all: u64| all.checked_add(bytes).filter(|all| stored.saturating_add(*all) <= limit);
-        match self.of.bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, grow) {
-            Ok(_) => {
-                self.bytes += bytes;
-                Ok(())
-            }
-            Err(others) => Err(RegistryError::TooLarge { bytes, used: stored.saturating_add(others), limit }),
-        }
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.of.count.fetch_sub(1, Ordering::AcqRel);
-        self.of.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }

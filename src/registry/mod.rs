@@ -19,8 +19,7 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
@@ -30,6 +29,7 @@ pub use provenance::{PROVENANCE, Provenance, ProvenanceError};
 pub use reembedding::ReEmbedder;
 pub use stored::{Condition, Facts, StoredModel};
 
+use incoming::Receiving;
 use provenance::PROVENANCE_BYTES_MAX;
 use stored::{inspect, read_provenance, relative};
 
@@ -96,20 +96,13 @@ pub struct Registry {
     active_damage: Option<String>,
     /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
     writing: Mutex<()>,
-    incoming: Arc<Receiving>,
+    receiving: Receiving,
 }
 
 #[derive(Debug)]
 struct Catalog {
     models: BTreeMap<ModelDigest, StoredModel>,
     active: Option<ActiveModel>,
-}
-
-/// What is being received by all calls together.
-#[derive(Debug, Default)]
-struct Receiving {
-    count: AtomicU64,
-    bytes: AtomicU64,
 }
 
 /// The files of a model, ready to be sent.
@@ -151,7 +144,7 @@ impl Registry {
             catalog: Mutex::new(Catalog { models, active }),
             active_damage,
             writing: Mutex::default(),
-            incoming: Arc::default(),
+            receiving: Receiving::new(limits.bytes_max),
         };
         registry.tell(&registry.catalog());
         Ok(registry)
@@ -289,8 +282,7 @@ impl Registry {
     /// # Errors
     /// Too many are coming already, or the file cannot be made.
     pub fn receive(&self) -> Result<Incoming, RegistryError> {
-        let stored = self.stored_bytes();
-        Incoming::begin(&self.folder, &self.incoming, self.limits.bytes_max, stored)
+        self.receiving.begin(&self.folder, self.stored_bytes())
     }
 
     /// Adds what has been received: a packed model, whose provenance is kept, or a checkpoint. `name` says

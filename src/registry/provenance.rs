@@ -1,12 +1,11 @@
 //! Where a model came from and what it is worth: known beside the model, no part of its identity.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::{Deserialize, Serialize};
 
 use crate::durable::{seal_text, unseal_text};
 use crate::embedding::{DigestError, ModelDigest};
 use crate::evaluate::Evaluation;
+use crate::gallery::Time;
 
 /// The file's name in a model's folder.
 pub const PROVENANCE: &str = "provenance.toml";
@@ -67,7 +66,7 @@ struct Written {
 impl Provenance {
     /// A model that was made now, of which nothing else is known.
     pub fn now(origin: impl Into<String>) -> Self {
-        let created_at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let (created_at, _) = Time::now().unix();
         Self {
             origin: origin.into(),
             tenant: None,
@@ -75,7 +74,7 @@ impl Provenance {
             configuration: None,
             data_fingerprint: None,
             evaluations: Vec::new(),
-            created_at,
+            created_at: created_at.unsigned_abs(),
         }
     }
 

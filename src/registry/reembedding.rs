@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use stalls::Stalls;
 
 use super::{Activation, Activator};
+use crate::budget::Slots;
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Priority};
@@ -44,7 +45,7 @@ pub struct ReEmbedder {
     pipeline: Arc<Pipeline>,
     activator: Activator,
     /// For chips in the queue.
-    places: Arc<Semaphore>,
+    slots: Slots,
 }
 
 /// Where galleries go to, and what is known of those that do not get there.
@@ -86,9 +87,8 @@ enum Stall {
 
 impl ReEmbedder {
     pub fn new(catalog: Arc<Catalog>, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
-        let places = Arc::new(Semaphore::new(IN_FLIGHT));
         activator.holds(Arc::clone(&catalog));
-        Self { catalog, pipeline, activator, places }
+        Self { catalog, pipeline, activator, slots: Slots::new(IN_FLIGHT) }
     }
 
     /// Goes on where an earlier process was, then follows every change. Ends when there will be no more changes; may be
@@ -256,10 +256,10 @@ impl ReEmbedder {
         let caller = Caller { tenant: TENANT.into(), priority: Priority::Bulk, deadline: None };
         let (mut attempts, mut room_attempts) = (0, 0);
         loop {
-            // The semaphore is never closed. While a chip waits, others may have its place.
-            let place = self.places.acquire().await;
+            // The slots are never closed. While a chip waits, others may have its slot.
+            let slot = self.slots.take().await;
             let Ok(admitted) = self.pipeline.admit(model, &caller, 1, chip.image.len()) else {
-                drop(place);
+                drop(slot);
                 room_attempts += 1;
                 if room_attempts == ROOM_ATTEMPTS_MAX {
                     return Err(Stall::Crowded);
@@ -268,7 +268,7 @@ impl ReEmbedder {
                 continue;
             };
             let embedded = self.pipeline.embed(model, &caller, chip.clone()).await;
-            drop((admitted, place));
+            drop((admitted, slot));
             match embedded {
                 Ok(embedded) => return Ok(Some(embedded.embedding)),
                 Err(EmbedError::Encode(EncodeError::Closed | EncodeError::DeviceLost)) => {

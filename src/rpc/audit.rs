@@ -19,7 +19,7 @@ use tonic_types::StatusExt;
 
 use super::activity::Activity;
 use super::context::{Note, Peer};
-use super::identity::{Effect, Method};
+use super::method::{Effect, Method};
 
 /// Where records go beside the log.
 #[derive(Clone, Debug, Default)]

@@ -23,9 +23,9 @@ use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
 use super::activity::Activity;
-use super::budget::{Bounds, Budget, Full, Scope, Share};
 use super::context::Holder;
 use super::drain::{Drain, draining};
+use super::fair_budget::{Bounds, FairBudget, Full, Scope, Share};
 use super::permit::displaced;
 use super::problem::Problem;
 use crate::config::Limits;
@@ -41,7 +41,7 @@ const DRAIN_IDLE_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct BodyLimit {
     bounds: BodyBounds,
-    receiving: Arc<Budget>,
+    receiving: Arc<FairBudget>,
     drain: Drain,
 }
 
@@ -67,7 +67,7 @@ impl BodyLimit {
             arrival_max: Duration::from_secs_f64(limits.message_seconds_max),
             idle_max: Duration::from_secs_f64(limits.stream_idle_seconds_max),
         };
-        Self { bounds, receiving: Budget::new(receiving, metrics::receiving), drain }
+        Self { bounds, receiving: FairBudget::new(receiving, metrics::receiving), drain }
     }
 }
 

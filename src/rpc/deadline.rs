@@ -44,7 +44,7 @@ impl Deadlines {
 /// Attaches the [`CallContext`], and ends a call whose answer has not begun by its deadline. Dropping the
 /// handler takes its chips out of the queue.
 pub async fn enforce(State(deadlines): State<Deadlines>, mut request: Request, next: Next) -> Response {
-    let shape = request.extensions().get().map_or(Shape::Unary, |method: &Method| method.shape);
+    let Method { shape, .. } = Method::of(request.uri().path());
     let timeout = match timeout(request.headers()) {
         Ok(asked) => deadlines.apply(asked, shape),
         Err(problem) => return Status::from(problem).into_http(),

@@ -15,7 +15,7 @@ use http_body::Frame;
 use tokio::sync::watch;
 use tonic::Status;
 
-use super::method::is_health;
+use super::method::{Kind, Method};
 use super::problem::Problem;
 use crate::metrics;
 use crate::reason::Reason;
@@ -64,7 +64,7 @@ pub fn draining() -> Problem {
 
 /// Refuses new calls while the server shuts down, and ends those that only watch its health.
 pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> Response {
-    if is_health(request.uri().path()) {
+    if Method::of(request.uri().path()).kind == Kind::Health {
         let begun = drain.begun().boxed();
         return next.run(request).await.map(|inner| Body::new(WatchBody { inner, begun: Some(begun) }));
     }

@@ -1,23 +1,17 @@
-//! The methods that this server knows, so that strangers cannot invent label values.
+//! Every method of this server: how many messages it has, who may call it, whether it changes anything, and which
+//! permit a call takes. The only such table.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use prost::Message;
-use prost_types::FileDescriptorSet;
+use crate::keys::{Role, Roles};
 
 /// One method of the contract, of health or of reflection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
-    pub service: &'static str,
-    pub name: &'static str,
+    /// As it stands in a request: `/service/name`.
+    pub path: &'static str,
     pub shape: Shape,
-}
-
-/// Whether a path asks after the server's health: whoever does is let in whatever else is refused, so that a server
-/// that is full, closed to strangers or shutting down can be watched.
-pub fn is_health(path: &str) -> bool {
-    path.starts_with("/grpc.health.")
+    pub access: Access,
+    pub effect: Effect,
+    pub kind: Kind,
 }
 
 /// How many messages go either way, and for how long.
@@ -27,69 +21,205 @@ pub enum Shape {
     Unary,
     /// The same, but what is begun goes on to its end, which nobody can foresee.
     Lengthy,
+    /// Many messages in at least one direction.
     Streaming,
 }
 
-/// Loading a model, warming it and moving galleries takes what it takes, and does not stop when its caller gives up.
-const LENGTHY: [&str; 1] = ["/shipreid.v1.Models/ActivateModel"];
+/// Who may call a method once there are keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody, without a key.
+    Open,
+    /// Whoever has a key.
+    AnyKey,
+    /// Whoever has one of these roles, or is an admin.
+    OneOf(&'static [Role]),
+}
 
-/// What a call to no method of ours counts as.
-const UNKNOWN: Method = Method { service: "unknown", name: "unknown", shape: Shape::Unary };
+/// What a method does to what the server keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    Reads,
+    /// Every call is audited.
+    Changes,
+}
 
-/// Every method that is served, by its path.
-#[derive(Clone, Debug)]
-pub struct Methods(Arc<BTreeMap<String, Method>>);
+/// What a method is for, which decides the permit that a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The server's work: it takes a call permit.
+    Ordinary,
+    /// Looks at the server, also where it is full: it takes a permit of its own kind.
+    Look,
+    /// Asks after the server's health: whoever does is let in whatever else is refused, so that a server that is full,
+    /// closed to strangers or shutting down can be watched. One who goes on watching takes the permit of a look.
+    Health,
+}
 
-impl Methods {
-    /// The methods in encoded descriptor sets. Call it once: the names live as long as the process.
-    ///
-    /// # Panics
-    /// When a descriptor set, which is part of this program, does not decode.
-    pub fn of(descriptor_sets: &[&[u8]]) -> Self {
-        let mut methods = BTreeMap::new();
-        for encoded in descriptor_sets {
-            let set = FileDescriptorSet::decode(*encoded).expect("an own descriptor set decodes");
-            for file in &set.file {
-                for described in &file.service {
-                    let service: &str = format!("{}.{}", file.package(), described.name()).leak();
-                    for method in &described.method {
-                        let name: &str = method.name().to_owned().leak();
-                        let path = format!("/{service}/{name}");
-                        let shape = if method.client_streaming() || method.server_streaming() {
-                            Shape::Streaming
-                        } else if LENGTHY.contains(&path.as_str()) {
-                            Shape::Lengthy
-                        } else {
-                            Shape::Unary
-                        };
-                        methods.insert(path, Method { service, name, shape });
-                    }
-                }
-            }
+use Access::{AnyKey, OneOf, Open};
+use Effect::{Changes, Reads};
+use Shape::{Lengthy, Streaming, Unary};
+
+const EMBED: Access = OneOf(&[Role::Embed]);
+const MATCH: Access = OneOf(&[Role::Match]);
+/// Whoever searches a gallery or changes it sees what is in it.
+const SEE: Access = OneOf(&[Role::Match, Role::Enrol]);
+const ENROL: Access = OneOf(&[Role::Enrol]);
+const TRAIN: Access = OneOf(&[Role::Train]);
+const ADMIN: Access = OneOf(&[Role::Admin]);
+
+/// Sorted as the contract is.
+const METHODS: &[Method] = &[
+    method("/shipreid.v1.ShipReId/Embed", Unary, EMBED, Reads),
+    method("/shipreid.v1.ShipReId/EmbedStream", Streaming, EMBED, Reads),
+    method("/shipreid.v1.ShipReId/Match", Unary, MATCH, Reads),
+    method("/shipreid.v1.ShipReId/Train", Streaming, TRAIN, Changes),
+    method("/shipreid.v1.Galleries/CreateGallery", Unary, ENROL, Changes),
+    method("/shipreid.v1.Galleries/GetGallery", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/ListGalleries", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/DeleteGallery", Unary, ADMIN, Changes),
+    method("/shipreid.v1.Galleries/Enroll", Streaming, ENROL, Changes),
+    method("/shipreid.v1.Galleries/GetEntries", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/ListEntries", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/DeleteEntries", Unary, ENROL, Changes),
+    method("/shipreid.v1.Galleries/UpdateEntries", Unary, ENROL, Changes),
+    method("/shipreid.v1.Galleries/MergeVessels", Unary, ENROL, Changes),
+    method("/shipreid.v1.Galleries/ExportGallery", Streaming, ENROL, Reads),
+    method("/shipreid.v1.Galleries/ImportGallery", Streaming, ENROL, Changes),
+    method("/shipreid.v1.Models/ListModels", Unary, AnyKey, Reads),
+    method("/shipreid.v1.Models/GetModel", Unary, AnyKey, Reads),
+    method("/shipreid.v1.Models/ImportModel", Streaming, ADMIN, Changes),
+    // Models are the server's, not a tenant's: whoever takes one away takes what others may have trained.
+    method("/shipreid.v1.Models/ExportModel", Streaming, ADMIN, Reads),
+    // Loading a model, warming it and moving galleries takes what it takes, and does not stop when its caller gives up.
+    method("/shipreid.v1.Models/ActivateModel", Lengthy, ADMIN, Changes),
+    method("/shipreid.v1.Models/DeleteModel", Unary, ADMIN, Changes),
+    method("/shipreid.v1.TrainingJobs/GetTrainingJob", Unary, TRAIN, Reads),
+    method("/shipreid.v1.TrainingJobs/ListTrainingJobs", Unary, TRAIN, Reads),
+    method("/shipreid.v1.TrainingJobs/WatchTrainingJob", Streaming, TRAIN, Reads),
+    method("/shipreid.v1.TrainingJobs/CancelTrainingJob", Unary, TRAIN, Changes),
+    method("/shipreid.v1.TrainingJobs/ResumeTrainingJob", Unary, TRAIN, Changes),
+    method("/shipreid.v1.TrainingJobs/DeleteTrainingJob", Unary, TRAIN, Changes),
+    health("/grpc.health.v1.Health/Check", Unary),
+    health("/grpc.health.v1.Health/Watch", Streaming),
+    look("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
+    look("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
+];
+
+/// What a call to no method of ours counts as, so that strangers cannot invent label values. It is answered
+/// UNIMPLEMENTED, to callers with a key.
+const UNKNOWN: Method = method("/unknown/unknown", Unary, AnyKey, Reads);
+
+impl Method {
+    /// The method of a request's path, or the unknown one.
+    pub fn of(path: &str) -> Self {
+        METHODS.iter().find(|method| method.path == path).copied().unwrap_or(UNKNOWN)
+    }
+
+    pub fn service(self) -> &'static str {
+        self.names().0
+    }
+
+    pub fn name(self) -> &'static str {
+        self.names().1
+    }
+
+    fn names(self) -> (&'static str, &'static str) {
+        self.path[1..].split_once('/').expect("every path of the table is /service/name")
+    }
+}
+
+impl Access {
+    /// Whether a key with these roles is enough.
+    pub fn is_granted_to(self, roles: Roles) -> bool {
+        match self {
+            Self::Open | Self::AnyKey => true,
+            Self::OneOf(enough) => enough.iter().any(|role| roles.allow(*role)),
         }
-        Self(Arc::new(methods))
     }
+}
 
-    /// The method at a path, or `unknown`.
-    pub fn find(&self, path: &str) -> Method {
-        self.0.get(path).copied().unwrap_or(UNKNOWN)
-    }
+/// The services of the contract, each once.
+pub fn services() -> impl Iterator<Item = &'static str> {
+    let services = METHODS.chunk_by(|one, next| one.service() == next.service()).map(|methods| methods[0]);
+    services.filter(|method| method.kind == Kind::Ordinary).map(Method::service)
+}
+
+const fn method(path: &'static str, shape: Shape, access: Access, effect: Effect) -> Method {
+    Method { path, shape, access, effect, kind: Kind::Ordinary }
+}
+
+/// Orchestrators and load balancers have no keys.
+const fn health(path: &'static str, shape: Shape) -> Method {
+    Method { path, shape, access: Open, effect: Reads, kind: Kind::Health }
+}
+
+const fn look(path: &'static str) -> Method {
+    Method { path, shape: Streaming, access: AnyKey, effect: Reads, kind: Kind::Look }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use prost::Message;
+    use prost_types::FileDescriptorSet;
+
     use super::*;
 
-    #[test]
-    fn only_served_methods_become_labels() {
-        let methods = Methods::of(&[crate::wire::FILE_DESCRIPTOR_SET]);
-        let embed = methods.find("/shipreid.v1.ShipReId/Embed");
-        assert_eq!((embed.service, embed.name, embed.shape), ("shipreid.v1.ShipReId", "Embed", Shape::Unary));
-        assert_eq!(methods.find("/shipreid.v1.ShipReId/Train").shape, Shape::Streaming);
-        assert_eq!(methods.find("/shipreid.v1.Galleries/ImportGallery").shape, Shape::Streaming);
-        LENGTHY.iter().for_each(|path| assert_eq!(methods.find(path).shape, Shape::Lengthy, "{path}"));
-        for path in ["/shipreid.v1.ShipReId/Sink", "/x/y", "", "/", "//"] {
-            assert_eq!(methods.find(path), UNKNOWN, "{path}");
+    /// The paths of everything that is served, and whether there are streams.
+    fn served() -> BTreeMap<String, bool> {
+        let mut served = BTreeMap::new();
+        for encoded in [
+            crate::wire::FILE_DESCRIPTOR_SET,
+            tonic_health::pb::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+        ] {
+            for file in FileDescriptorSet::decode(encoded).expect("a descriptor set").file {
+                for service in &file.service {
+                    for method in &service.method {
+                        let path = format!("/{}.{}/{}", file.package(), service.name(), method.name());
+                        served.insert(path, method.client_streaming() || method.server_streaming());
+                    }
+                }
+            }
         }
+        served
+    }
+
+    #[test]
+    fn the_table_is_what_the_descriptors_say_each_method_once_and_with_its_streams() {
+        let listed: BTreeMap<String, bool> =
+            METHODS.iter().map(|method| (method.path.to_owned(), method.shape == Shape::Streaming)).collect();
+        assert_eq!(listed, served());
+        assert_eq!(listed.len(), METHODS.len());
+    }
+
+    #[test]
+    fn only_health_is_open() {
+        for method in METHODS.iter().chain([&UNKNOWN]) {
+            let is_health = method.service() == "grpc.health.v1.Health";
+            assert_eq!(method.access == Open, is_health, "{method:?}");
+            assert_eq!(method.kind == Kind::Health, is_health, "{method:?}");
+            let is_reflection = method.service().starts_with("grpc.reflection.");
+            assert_eq!(method.kind == Kind::Look, is_reflection, "{method:?}");
+        }
+    }
+
+    #[test]
+    fn only_methods_that_are_served_become_labels() {
+        let embed = Method::of("/shipreid.v1.ShipReId/Embed");
+        assert_eq!((embed.service(), embed.name()), ("shipreid.v1.ShipReId", "Embed"));
+        assert_eq!((UNKNOWN.service(), UNKNOWN.name()), ("unknown", "unknown"));
+        for path in ["/shipreid.v1.ShipReId/Sink", "/grpc.health.v1.Health/Sink", "/x/y", "", "/", "//"] {
+            assert_eq!(Method::of(path), UNKNOWN, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_services_are_those_of_the_contract() {
+        let expected = ["ShipReId", "Galleries", "Models", "TrainingJobs"];
+        assert!(services().eq(expected.map(|name| format!("shipreid.v1.{name}"))));
     }
 }

@@ -3,11 +3,11 @@
 
 mod activity;
 mod audit;
-mod budget;
 mod context;
 mod convert;
 mod deadline;
 mod drain;
+mod fair_budget;
 mod galleries;
 mod held;
 mod identity;
@@ -33,7 +33,7 @@ mod training_jobs;
 use std::pin::Pin;
 
 use axum::Router;
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use futures_util::Stream;
 use tonic::Status;
 use tonic::service::Routes;
@@ -44,6 +44,7 @@ pub use drain::Drain;
 pub use galleries::{GalleriesService, GalleryAccess};
 pub use identity::Identity;
 pub use matching::{Calibrators, Matcher};
+pub use method::services;
 pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
 pub use train::JobAccess;
@@ -55,21 +56,8 @@ use crate::wire::galleries_server::GalleriesServer;
 use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
 use crate::wire::training_jobs_server::TrainingJobsServer;
-use method::Methods;
-
-/// Names under which health is reported, beside the server's own (the empty name).
-pub const SERVICES: [&str; 4] =
-    ["shipreid.v1.ShipReId", "shipreid.v1.Galleries", "shipreid.v1.Models", "shipreid.v1.TrainingJobs"];
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-/// Every method that is served.
-const DESCRIPTORS: [&[u8]; 4] = [
-    FILE_DESCRIPTOR_SET,
-    tonic_health::pb::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-];
 
 /// What the server offers.
 pub struct Services {
@@ -110,7 +98,6 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
-    let methods = Methods::of(&DESCRIPTORS);
     let body_limit = body_limit::BodyLimit::new(limits, gate.drain.clone());
     let permits = permit::CallPermits::new(limits, gate.identity.tells_tenants_apart());
     let router = Routes::new(reflection().build_v1().expect(built))
@@ -128,6 +115,6 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .layer(from_fn_with_state(gate.identity, identity::establish))
         .layer(from_fn_with_state(gate.drain, drain::gate))
         .layer(from_fn_with_state(gate.audit, audit::record))
-        .layer(from_fn_with_state(methods, observe::record));
+        .layer(from_fn(observe::record));
     (router, reporter)
 }

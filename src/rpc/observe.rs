@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::middleware::Next;
 use axum::response::Response;
 use bytes::Bytes;
@@ -16,7 +16,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{Instrument, Span};
 
 use super::activity::Activity;
-use super::method::{Method, Methods};
+use super::method::Method;
 use super::problem::DOMAIN;
 use super::sparing::Sparing;
 use super::trace::{self, REQUEST_ID};
@@ -26,15 +26,13 @@ use crate::reason::{self, Reason};
 /// Whoever is refused may call again as often as he likes, and the log must not grow with it.
 static REFUSALS: Sparing = Sparing::new(20, Duration::from_secs(1));
 
-/// Counts, times, traces and logs a call, tells the layers below its [`Method`], and completes the details of errors that
-/// tonic itself gave.
-pub async fn record(State(methods): State<Methods>, mut request: Request, next: Next) -> Response {
-    let method = methods.find(request.uri().path());
-    metrics::call_started(method.service, method.name);
+/// Counts, times, traces and logs a call, and completes the details of errors that tonic itself gave.
+pub async fn record(mut request: Request, next: Next) -> Response {
+    let method = Method::of(request.uri().path());
+    metrics::call_started(method.service(), method.name());
     let request_id = trace::request_id(request.headers());
     let span = trace::call_span(method, &request_id, &request);
     let activity = Activity::new();
-    request.extensions_mut().insert(method);
     request.extensions_mut().insert(activity.clone());
     let mut call = CallRecord { method, span: span.clone(), started: Instant::now(), activity, ended: None };
     let mut response = next.run(request).instrument(span).await;
@@ -138,7 +136,7 @@ impl Drop for CallRecord {
             // The caller went away before the answer was complete.
             None => (Code::Cancelled, "the caller left".into()),
         };
-        let (service, method, seconds) = (self.method.service, self.method.name, took.as_secs_f64());
+        let (service, method, seconds) = (self.method.service(), self.method.name(), took.as_secs_f64());
         metrics::call_handled(service, method, code_name(code), took);
         trace::ended(&self.span, code);
         // The span names the request and the trace.

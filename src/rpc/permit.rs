@@ -13,19 +13,14 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::activity::Activity;
-use super::budget::{Bounds, Budget, Full, Scope, Share};
 use super::context::{Holder, Peer};
+use super::fair_budget::{Bounds, FairBudget, Full, Scope, Share};
 use super::held::until_answered;
-use super::method::is_health;
+use super::method::{Kind, Method, Shape};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
 use crate::reason::Reason;
-
-/// Answer even when the server is full, so that it can be looked at: they take places of their own, and health checks
-/// none.
-const REFLECTION: &str = "/grpc.reflection.";
-const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 /// Streams of reflection and watches of health at once, of which no peer needs more than a few: over one connection,
 /// from one address, and in all.
@@ -37,12 +32,12 @@ pub struct CallPermits(Arc<Places>);
 
 #[derive(Debug)]
 struct Places {
-    budget: Arc<Budget>,
+    budget: Arc<FairBudget>,
     /// A stream that has been idle for so long gives way.
     yield_after: Duration,
     next: AtomicU64,
     taken: Mutex<HashMap<u64, Taken>>,
-    looks: Arc<Budget>,
+    looks: Arc<FairBudget>,
 }
 
 #[derive(Debug)]
@@ -53,7 +48,8 @@ struct Taken {
     _share: Share,
 }
 
-/// One call's place, given back when dropped.
+/// One call's place, given back when dropped. Not the [`Share`] itself: while the call still runs, another may have the
+/// place.
 #[derive(Debug)]
 pub struct CallPermit {
     places: Arc<Places>,
@@ -68,11 +64,11 @@ impl CallPermits {
         let connection = usize::try_from(limits.streams_per_connection_max).unwrap_or(max);
         let bounds = Bounds { server: max, tenant, connection };
         Self(Arc::new(Places {
-            budget: Budget::new(bounds, metrics::calls_in_flight),
+            budget: FairBudget::new(bounds, metrics::calls_in_flight),
             yield_after: Duration::from_secs_f64(limits.stream_yield_seconds),
             next: AtomicU64::default(),
             taken: Mutex::default(),
-            looks: Budget::new(LOOKS, |_| {}),
+            looks: FairBudget::new(LOOKS, |_| {}),
         }))
     }
 
@@ -138,21 +134,28 @@ impl Drop for CallPermit {
     }
 }
 
-/// Lets a call in, or refuses it; a place is held until the last byte of the answer is gone.
+/// Lets a call in, or refuses it; a place is held until the last byte of the answer is gone. A server that is full can
+/// be looked at all the same.
 pub async fn take(State(permits): State<CallPermits>, request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    if path.starts_with(REFLECTION) || path == HEALTH_WATCH {
-        return match permits.look(request.extensions().get()) {
-            Ok(place) => until_answered(next.run(request).await, place),
-            Err(full) => {
-                metrics::refused("LOOKS");
-                Status::from(too_many_looks(full)).into_http()
-            }
-        };
+    let method = Method::of(request.uri().path());
+    match (method.kind, method.shape) {
+        (Kind::Ordinary, _) => call(&permits, request, next).await,
+        (Kind::Look, _) | (Kind::Health, Shape::Streaming) => look(&permits, request, next).await,
+        (Kind::Health, Shape::Unary | Shape::Lengthy) => next.run(request).await,
     }
-    if is_health(path) {
-        return next.run(request).await;
+}
+
+async fn look(permits: &CallPermits, request: Request, next: Next) -> Response {
+    match permits.look(request.extensions().get()) {
+        Ok(place) => until_answered(next.run(request).await, place),
+        Err(full) => {
+            metrics::refused("LOOKS");
+            Status::from(too_many_looks(full)).into_http()
+        }
     }
+}
+
+async fn call(permits: &CallPermits, request: Request, next: Next) -> Response {
     let extensions = request.extensions();
     let activity = extensions.get().cloned().unwrap_or_else(Activity::new);
     match permits.try_take(&Holder::behind(extensions), &activity) {

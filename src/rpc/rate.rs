@@ -11,7 +11,7 @@ use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use tonic::Status;
 
 use super::context::Principal;
-use super::method::is_health;
+use super::method::{Kind, Method};
 use super::problem::Problem;
 use crate::config::Limits;
 use crate::metrics;
@@ -55,7 +55,7 @@ impl RateLimit {
 /// Lets a call through, or refuses it.
 pub async fn limit(State(rate): State<RateLimit>, request: Request, next: Next) -> Response {
     // Orchestrators ask after the server's health in no tenant's name.
-    if is_health(request.uri().path()) {
+    if Method::of(request.uri().path()).kind == Kind::Health {
         return next.run(request).await;
     }
     let tenant = Principal::behind(request.extensions()).tenant;

@@ -35,7 +35,7 @@ fn is_sane(id: &str) -> bool {
 /// A span for a call, in which everything that is done for it happens. At the level of errors, so that every log line
 /// within it carries its ids.
 pub fn call_span(method: Method, request_id: &str, request: &Request) -> Span {
-    let Method { service, name, .. } = method;
+    let (service, name) = (method.service(), method.name());
     let span = tracing::error_span!(
         "call",
         otel.name = %format_args!("{service}/{name}"),

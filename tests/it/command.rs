@@ -146,6 +146,12 @@ fn what_cannot_be_served_is_one_line_and_exit_code_2() {
     let text = std::fs::read_to_string(&description).unwrap();
     std::fs::write(&description, text.replace("embed_dim = 16", "embed_dim = 32")).unwrap();
     serve(&model_path(&model), "misshapen base.blocks.0");
+    let data = folder.path().join("data");
+    std::fs::create_dir(&data).unwrap();
+    std::fs::write(data.join("models"), "no folder").unwrap();
+    let data = format!("store.data_dir={}", data.display());
+    let flags = ["--set", "model.preset=tiny", "--set", &data];
+    unusable(&[&["serve"], &PORTS[..], &flags].concat(), "data/models: File exists");
     let cuda = [
         "serve",
         "--set",

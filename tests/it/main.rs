@@ -35,6 +35,7 @@ mod rot;
 mod server;
 #[cfg(feature = "torch")]
 mod signals;
+mod starting;
 #[cfg(feature = "torch")]
 mod storage;
 mod telemetry;

@@ -36,7 +36,8 @@ pub fn projection() -> LoadedModel {
     model(Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>)))
 }
 
-fn model(factory: EncoderFactory) -> LoadedModel {
+/// What `factory` makes, in the projection's place.
+pub fn model(factory: EncoderFactory) -> LoadedModel {
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
     LoadedModel { card, factory, workers: 1, bytes: 1 }
@@ -54,10 +55,19 @@ pub async fn start_alone(settings: &[&str]) -> Running {
 }
 
 async fn serve(settings: &[&str], models: impl Into<ServedModels>) -> Running {
+    app::start(&config(settings), models, recorder()).await.unwrap()
+}
+
+/// What keeps a server from starting, in the words of the program.
+pub async fn refused(settings: &[&str], models: impl Into<ServedModels>) -> String {
+    let started = app::start(&config(settings), models, recorder()).await;
+    format!("{:#}", started.err().expect("it cannot start"))
+}
+
+fn config(settings: &[&str]) -> Config {
     let defaults = ["server.listen=127.0.0.1:0", "server.metrics_listen=127.0.0.1:0", "store.data_dir="];
     let flags = defaults.iter().chain(settings).map(|setting| (*setting).to_owned()).collect();
-    let config = Config::load(&Sources { flags, ..Sources::default() }).unwrap();
-    app::start(&config, models, recorder()).await.unwrap()
+    Config::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
 /// One recorder serves every server of the process.

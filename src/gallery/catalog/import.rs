@@ -1,16 +1,16 @@
 //! A gallery that is made from an export: whole, or not at all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::names::GalleryName;
 use super::{Catalog, CatalogError};
+use crate::budget::{Exceeded, Permit};
 use crate::cancellation::Cancellation;
 use crate::durable::{Folder, PartialFolder};
 use crate::gallery::archive::{ArchiveError, ArchiveReader, FoundRow, Head, Item, RowBounds};
 use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRow};
 use crate::gallery::embedded::quota::Allowance;
-use crate::gallery::embedded::writer::now;
+use crate::gallery::entry::Time;
 use crate::gallery::store::{Gallery, StoreError};
 use crate::reason::Reason;
 
@@ -41,25 +41,11 @@ struct Taken {
     bytes: u64,
 }
 
-/// Memory for records that have not come whole yet, over all imports.
-#[derive(Debug)]
-pub(super) struct ImportMemory {
-    limit: u64,
-    all: AtomicU64,
-}
-
-impl ImportMemory {
-    pub fn new(limit: u64) -> Self {
-        Self { limit, all: AtomicU64::new(0) }
-    }
-}
-
-/// What one import takes of the memory: of all of it, and of its tenant's half.
+/// What one import takes of the memory for records that have not come whole yet: of all of it, and of its tenant's half.
 #[derive(Debug)]
 struct Waiting {
-    memory: Arc<ImportMemory>,
-    tenant: Arc<AtomicU64>,
-    bytes: u64,
+    of_all: Permit,
+    of_tenant: Permit,
 }
 
 /// Why an export becomes no gallery.
@@ -89,9 +75,8 @@ impl Import {
     pub(super) fn new(catalog: Catalog, tenant: &str, name: GalleryName, partial: PartialFolder) -> Self {
         let taken = Taken { allowance: catalog.allowance(tenant), bytes: 0 };
         let waiting = Waiting {
-            memory: Arc::clone(&catalog.0.import_memory),
-            tenant: catalog.importing(tenant),
-            bytes: 0,
+            of_all: catalog.0.import_memory.permit(),
+            of_tenant: catalog.import_memory(tenant).permit(),
         };
         let reader = ArchiveReader::new(RowBounds::new(catalog.0.settings.image_bytes_max));
         let tenant = tenant.to_owned();
@@ -144,7 +129,7 @@ impl Import {
     }
 
     fn begin(&mut self, head: Head) -> Result<(), ImportError> {
-        let about = head.about(now()).map_err(|cause| self.reader.damaged(cause))?;
+        let about = head.about(Time::now()).map_err(|cause| self.reader.damaged(cause))?;
         let volume = Folder(self.partial.path().to_owned());
         let builder = GalleryBuilder::new(&volume, about, self.catalog.0.settings.cache_bytes);
         self.builder = Some((head, builder.map_err(CatalogError::from)?));
@@ -181,33 +166,15 @@ fn refused(error: GalleryBuildError, reader: &ArchiveReader) -> ImportError {
 impl Waiting {
     /// Takes or gives back until it has so many bytes.
     fn hold(&mut self, bytes: u64) -> Result<(), CatalogError> {
-        if bytes <= self.bytes {
-            let back = self.bytes - bytes;
-            self.memory.all.fetch_sub(back, Ordering::Relaxed);
-            self.tenant.fetch_sub(back, Ordering::Relaxed);
-        } else {
-            let (more, limit) = (bytes - self.bytes, self.memory.limit);
-            take(&self.tenant, more, limit / 2)?;
-            take(&self.memory.all, more, limit).inspect_err(|_| {
-                self.tenant.fetch_sub(more, Ordering::Relaxed);
-            })?;
-        }
-        self.bytes = bytes;
-        Ok(())
+        let full = |Exceeded { limit, .. }| CatalogError::ImportsFull { limit };
+        let before = self.of_tenant.amount();
+        self.of_tenant.resize(bytes).map_err(full)?;
+        self.of_all.resize(bytes).map_err(|exceeded| {
+            // Giving back never fails.
+            let _ = self.of_tenant.resize(before);
+            full(exceeded)
+        })
     }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.memory.all.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.tenant.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-fn take(held: &AtomicU64, bytes: u64, limit: u64) -> Result<(), CatalogError> {
-    let taken = |held: u64| held.checked_add(bytes).filter(|held| *held <= limit);
-    let update = held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
-    update.map(|_| ()).map_err(|_| CatalogError::ImportsFull { limit })
 }
 
 impl Taken {

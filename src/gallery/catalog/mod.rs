@@ -6,7 +6,6 @@ use std::fs;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 mod import;
@@ -15,14 +14,15 @@ mod names;
 pub use import::{Import, ImportError};
 pub use names::{GalleryName, NameError};
 
-use import::ImportMemory;
 use names::tenant_folder;
 
 use super::embedded::builder::{GalleryBuildError, GalleryBuilder};
 use super::embedded::quota::Allowance;
-use super::embedded::writer::{Bounds, Writer, now};
+use super::embedded::writer::{Bounds, Writer};
 use super::embedded::{EmbeddedGallery, OpenError, QueueSettings, Quotas};
+use super::entry::Time;
 use super::store::{About, Gallery, GalleryStore, StoreError};
+use crate::budget::Budget;
 use crate::durable::{
     DatabaseError, DirectoryLock, Folder, LockError, PartialFolder, discard_folder, is_full, remove_partial,
 };
@@ -52,7 +52,8 @@ pub struct Catalog(Arc<Inner>);
 struct Inner {
     root: PathBuf,
     settings: CatalogSettings,
-    import_memory: Arc<ImportMemory>,
+    /// Bytes of records, over all imports, that have not come whole yet.
+    import_memory: Budget,
     /// By folder.
     tenants: RwLock<BTreeMap<String, Tenant>>,
     /// Held by whoever makes or removes a gallery.
@@ -64,8 +65,8 @@ struct Inner {
 #[derive(Debug)]
 struct Tenant {
     allowance: Arc<Allowance>,
-    /// Bytes of its imports' records that have not come whole yet.
-    importing: Arc<AtomicU64>,
+    /// Its part of that, half of all.
+    import_memory: Budget,
     galleries: BTreeMap<GalleryName, Opened>,
 }
 
@@ -219,7 +220,7 @@ impl Catalog {
         Ok(Self(Arc::new(Inner {
             root: root.to_owned(),
             settings,
-            import_memory: Arc::new(ImportMemory::new(settings.import_bytes_max as u64)),
+            import_memory: Budget::new(settings.import_bytes_max as u64),
             tenants: RwLock::new(tenants),
             changing: Mutex::new(()),
             lock: Mutex::new(Some(lock)),
@@ -298,7 +299,7 @@ impl Catalog {
         let _changing = self.change();
         self.check_free(tenant, name)?;
         let partial = self.partial(tenant, name)?;
-        let about = About::new(new.model, new.dimension, new.keeps_chips, now());
+        let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
         let volume = Folder(partial.path().to_owned());
         GalleryBuilder::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
         self.publish(tenant, name, partial)
@@ -382,16 +383,15 @@ impl Catalog {
     }
 
     fn tenant<'t>(&self, tenants: &'t mut BTreeMap<String, Tenant>, tenant: &str) -> &'t mut Tenant {
-        let quotas = self.0.settings.quotas;
-        tenants.entry(tenant_folder(tenant)).or_insert_with(|| Tenant::new(quotas))
+        tenants.entry(tenant_folder(tenant)).or_insert_with(|| Tenant::new(&self.0.settings))
     }
 
     fn allowance(&self, tenant: &str) -> Arc<Allowance> {
         self.tenant(&mut self.tenants_mut(), tenant).allowance.clone()
     }
 
-    fn importing(&self, tenant: &str) -> Arc<AtomicU64> {
-        Arc::clone(&self.tenant(&mut self.tenants_mut(), tenant).importing)
+    fn import_memory(&self, tenant: &str) -> Budget {
+        self.tenant(&mut self.tenants_mut(), tenant).import_memory.clone()
     }
 
     fn change(&self) -> MutexGuard<'_, ()> {
@@ -408,14 +408,15 @@ impl Catalog {
 }
 
 impl Tenant {
-    fn new(quotas: Quotas) -> Self {
-        let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
-        Self { allowance, importing: Arc::default(), galleries: BTreeMap::new() }
+    fn new(settings: &CatalogSettings) -> Self {
+        let allowance = Arc::new(Allowance::new(settings.quotas.bytes_per_tenant));
+        let import_memory = Budget::new(settings.import_bytes_max as u64 / 2);
+        Self { allowance, import_memory, galleries: BTreeMap::new() }
     }
 
     fn open(path: &Path, settings: &CatalogSettings) -> io::Result<Self> {
         remove_partial(path)?;
-        let mut tenant = Self::new(settings.quotas);
+        let mut tenant = Self::new(settings);
         for (folder, path) in folders(path)? {
             let Ok(name) = GalleryName::new(&folder) else {
                 tracing::warn!(path = %path.display(), "a folder that is no gallery is passed over");

@@ -4,8 +4,8 @@ use redb::{Durability, TableDefinition};
 
 use super::record::{ChipRecord, EntryRecord, RowRecord, StateRecord, encode, seal};
 use super::schema::{CHIP_ROWS, CHIPS, ENTRIES, GALLERY, GONE, IDS, write_about, write_state};
-use super::writer::now;
 use crate::durable::{Database, DatabaseError, Volume};
+use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 use crate::gallery::store::About;
 
@@ -76,7 +76,7 @@ impl GalleryBuilder {
     /// # Errors
     /// An id is taken, or the files cannot be written.
     pub fn finish(mut self, next_row: u64) -> Result<(), GalleryBuildError> {
-        let state = StateRecord { commit: 1, committed_at: now().nanos(), next_row, bytes: self.bytes };
+        let state = StateRecord { commit: 1, committed_at: Time::now().nanos(), next_row, bytes: self.bytes };
         self.write(Durability::Immediate, |transaction| write_state(transaction, &state))?;
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
             database.close()?;

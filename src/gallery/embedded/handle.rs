@@ -7,13 +7,14 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use async_trait::async_trait;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::batch::WriteBatch;
 use super::quota;
 use super::recovery::{Received, Recovery, receive};
 use super::snapshot::Snapshot;
 use super::writer::{GroupedOperation, Published, Writer};
+use crate::budget::{Slot, Slots};
 use crate::durable::caught;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::VesselId;
@@ -41,7 +42,8 @@ pub struct EmbeddedGallery {
     published: Arc<Published>,
     /// Absent once the gallery is closed.
     queue: RwLock<Option<mpsc::Sender<Queued>>>,
-    room: Arc<Semaphore>,
+    /// Of bytes.
+    room: Slots,
     bytes_max: usize,
     deleted: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -52,7 +54,7 @@ pub struct EmbeddedGallery {
 struct Queued {
     command: WriterCommand,
     /// In the queue.
-    room: OwnedSemaphorePermit,
+    room: Slot,
 }
 
 enum WriterCommand {
@@ -76,7 +78,7 @@ impl EmbeddedGallery {
         Ok(Arc::new(Self {
             published,
             queue: RwLock::new(Some(sender)),
-            room: Arc::new(Semaphore::new(settings.bytes_max)),
+            room: Slots::new(settings.bytes_max),
             bytes_max: settings.bytes_max,
             deleted,
             thread: Mutex::new(Some(thread)),
@@ -144,7 +146,7 @@ impl EmbeddedGallery {
         }
         let weight = (bytes + OPERATION_BYTES).min(self.bytes_max);
         let weight = u32::try_from(weight).unwrap_or(u32::MAX);
-        let room = self.room.clone().acquire_many_owned(weight).await.map_err(|_| refused())?;
+        let room = self.room.take_many(weight).await.map_err(|_| refused())?;
         let queue = self.queue.read().unwrap_or_else(PoisonError::into_inner).clone();
         let queued = Queued { command, room };
         queue.ok_or(StoreError::Closed)?.send(queued).await.map_err(|_| refused())?;

@@ -28,7 +28,8 @@ pub(crate) fn excess(stored: u64, files: u64) -> u64 {
     files.saturating_sub(explained(stored))
 }
 
-/// The bytes of one tenant, shared by the writers of its galleries.
+/// The bytes of one tenant, shared by the writers of its galleries. No budget with permits: what is stored belongs to
+/// nobody who could give it back, and may be more than the limit, which may have been higher once.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     used: AtomicU64,
@@ -58,7 +59,7 @@ impl Allowance {
         if fits { Ok(()) } else { Err(StoreError::BytesFull { limit: self.limit }) }
     }
 
-    /// Counts what is stored already, even beyond the limit, which may have been higher once.
+    /// Counts what is stored already, even beyond the limit.
     pub fn count(&self, bytes: u64) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -240,7 +239,7 @@ impl Writer {
             operation.apply(&mut batch)?;
         }
         batch.clear_gone(&self.swept)?;
-        let Some(finished) = batch.finish(&transaction, now().nanos())? else { return Ok(()) };
+        let Some(finished) = batch.finish(&transaction, Time::now().nanos())? else { return Ok(()) };
         let Finished { index, state, changes, taken } = finished;
         // A chip without a row harms nobody; a row without its chip could never be re-embedded.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
@@ -355,9 +354,4 @@ impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Writer").field("published", &self.published).finish_non_exhaustive()
     }
-}
-
-pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::from_nanos(since.as_nanos().try_into().unwrap_or(i64::MAX))
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::super::evidence::{Evidence, Kinematics, ModalityPair, Resemblance, SizeModel};
 use super::super::gate::Leg;
 use crate::embedding::ModelDigest;
+use crate::message::one_line;
 
 /// Of the file.
 const FORMAT: u32 = 1;
@@ -78,11 +79,17 @@ pub struct SizeCalibration {
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CalibratorError {
     #[error("{0}")]
-    Toml(#[from] toml::de::Error),
+    Syntax(String),
     #[error("format is {0}, this release reads {FORMAT}")]
     Format(u32),
     #[error("{field}: {cause}")]
     Value { field: String, cause: String },
+}
+
+impl From<toml::de::Error> for CalibratorError {
+    fn from(cause: toml::de::Error) -> Self {
+        Self::Syntax(one_line(cause.to_string().trim()))
+    }
 }
 
 impl CalibratorError {

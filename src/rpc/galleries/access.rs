@@ -2,12 +2,12 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::turns::{Announced, SearchSize, Turns};
+use crate::budget::Slots;
 use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::encoder::Refusal;
 use crate::gallery::{Catalog, Gallery, GalleryName};
@@ -24,14 +24,14 @@ const CAUTION: f64 = 1.25;
 pub struct GalleryAccess {
     catalog: Option<Arc<Catalog>>,
     turns: Turns,
-    disk: Arc<Semaphore>,
+    disk: Slots,
 }
 
 impl GalleryAccess {
     /// Searches on at most `threads` threads at once; without a catalog, everything is refused.
     /// `pace` is how many seconds a search takes for a code, until searches have told.
     pub fn new(catalog: Option<Arc<Catalog>>, threads: usize, pace: f64) -> Self {
-        Self { catalog, turns: Turns::new(threads, pace), disk: Arc::new(Semaphore::new(DISK_PLACES)) }
+        Self { catalog, turns: Turns::new(threads, pace), disk: Slots::new(DISK_PLACES) }
     }
 
     /// # Errors
@@ -117,8 +117,8 @@ impl GalleryAccess {
         &self,
         work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
-        // The semaphore is never closed.
-        let place = Arc::clone(&self.disk).acquire_owned().await.ok();
+        // The slots are never closed.
+        let place = self.disk.take().await.ok();
         off_the_runtime(None, move |cancellation| {
             let _place = place;
             work(cancellation)

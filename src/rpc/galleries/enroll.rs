@@ -2,15 +2,16 @@
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tonic::Status;
 
 use super::super::context::CallContext;
 use super::super::convert::{self, EnrollItem, EnrollSource};
 use super::super::problem::Problem;
 use super::access::GalleryAccess;
+use crate::budget::{Slot, Slots};
 use crate::chip::{Modality, SourceChip};
 use crate::encoder::{Embedded, Examined, ModelLease, Pipeline, Priority};
 use crate::gallery::{
@@ -31,7 +32,7 @@ pub struct EnrollCall {
     /// As the first item names it.
     pub name: Arc<str>,
     /// Chips that may be in flight.
-    pub chips: Arc<Semaphore>,
+    pub chips: Slots,
     pub in_flight: InFlight,
 }
 
@@ -39,7 +40,7 @@ pub struct EnrollCall {
 pub struct Begun {
     entry_id: String,
     item: Result<EnrollItem, Problem>,
-    _chip: Option<OwnedSemaphorePermit>,
+    _chip: Option<Slot>,
     _turn: HeldId,
 }
 
@@ -49,8 +50,8 @@ impl EnrollCall {
     pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
         let request = request?;
         let entry_id = request.entry_id.clone();
-        // The semaphore is never closed.
-        let chip = if has_chip(&request) { self.chips.acquire_owned().await.ok() } else { None };
+        // The slots are never closed.
+        let chip = if has_chip(&request) { self.chips.take().await.ok() } else { None };
         let turn = self.in_flight.turn(&entry_id).await;
         let item = if request.gallery.is_empty() || *request.gallery == *self.name {
             EnrollItem::parse(request)
@@ -217,7 +218,7 @@ impl ItemFacts {
             observation: self.observation.clone(),
             labels: self.labels.clone(),
             extent_m,
-            enrolled_at: now(),
+            enrolled_at: Time::now(),
             content: self.content,
         }
     }
@@ -299,11 +300,6 @@ impl Drop for HeldId {
         self.ids.taken(|taken| taken.remove(&self.id));
         self.ids.0.freed.notify_waiters();
     }
-}
-
-fn now() -> Time {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::from_unix(since_1970.as_secs() as i64, since_1970.subsec_nanos()).unwrap_or(Time::from_nanos(0))
 }
 
 fn outcome_name(outcome: Enrolled) -> &'static str {

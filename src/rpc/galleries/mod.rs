@@ -8,7 +8,6 @@ mod turns;
 use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, stream};
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
@@ -22,6 +21,7 @@ use super::deadline;
 use super::drain::Drain;
 use super::page::{after, next_token, page_size};
 use super::problem::Problem;
+use crate::budget::Slots;
 use crate::cancellation::Cancellation;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
@@ -233,7 +233,7 @@ impl GalleriesService {
             access: self.access.clone(),
             pipeline: Arc::clone(&self.pipeline),
             context,
-            chips: Arc::new(Semaphore::new(self.chips_inflight_max)),
+            chips: Slots::new(self.chips_inflight_max),
             in_flight: InFlight::default(),
         };
         let begin = {

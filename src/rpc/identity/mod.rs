@@ -1,7 +1,6 @@
 //! Who calls: a key opens what its roles allow, in its tenant, for as long as it is there.
 
 mod ending;
-mod methods;
 mod rejections;
 
 use std::path::PathBuf;
@@ -15,16 +14,14 @@ use http::header::AUTHORIZATION;
 use tokio::sync::watch;
 use tonic::Status;
 
-pub use methods::{Effect, Method};
-
 use super::context::{Note, Peer, Principal};
+use super::method::{Access, Method};
 use super::problem::Problem;
 use super::reload::{FileError, Files};
 use crate::config::Auth;
 use crate::keys::{Key, KeyRing, Rejection};
 use crate::metrics;
 use crate::reason::Reason;
-use methods::Access;
 use rejections::Rejections;
 
 /// How callers are known.

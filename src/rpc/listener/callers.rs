@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::watch;
 use tokio_rustls::rustls::crypto::CryptoProvider;
@@ -14,6 +13,7 @@ use tokio_rustls::rustls::{Error, RootCertStore};
 use x509_parser::parse_x509_crl;
 
 use super::credentials::{Current, certificates, invalid};
+use crate::gallery::Time;
 use crate::metrics;
 use crate::rpc::reload::FileError;
 
@@ -49,8 +49,8 @@ fn lists((path, pem): Content<'_>) -> Result<Vec<CertificateRevocationListDer<'s
     let lists = lists.ok_or_else(|| invalid(path, "holds no revocation list as PEM"))?;
     if let Some(at) = next_update(&lists) {
         metrics::revocations_end(at);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        if u64::try_from(at).is_ok_and(|at| at < now) {
+        let (now, _) = Time::now().unix();
+        if at < now {
             tracing::warn!(file = %path.display(), "a revocation list is past its next update, and still in use");
         }
     }

@@ -1,7 +1,8 @@
 //! Who is let in where places are few: whoever has been idle longest gives way, of the address that has most of them.
 //!
 //! So an address can crowd out nobody but itself, and one that all share, as behind a proxy, crowds out the idle alone.
-//! Whoever gives way may take a moment for it, but only so many at a time: each still has a descriptor.
+//! Whoever gives way may take a moment for it, but only so many at a time: each still has a descriptor. So a place is no
+//! permit of a budget: it can be lost while it is held.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;

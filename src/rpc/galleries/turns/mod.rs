@@ -1,4 +1,5 @@
-//! Turns on the threads that search: shared by accounts, and given way between the steps of a search.
+//! Turns on the threads that search: shared by accounts, and given way between the steps of a search. Slots would serve
+//! callers in the order in which they come; here the account comes first that has used least.
 
 mod ledger;
 

@@ -1,4 +1,7 @@
-//! Budgets that callers share: nobody takes a whole one from the others.
+//! Budgets that callers share fairly: nobody takes a whole one from the others.
+//!
+//! A [`Budget`](crate::budget::Budget) knows amounts alone. Here a part has a holder, whose own limit depends on who else
+//! holds something, so both are decided under one lock.
 //!
 //! Beneath the bound of the server lie bounds for a tenant and for a connection, and whoever is not alone may hold no
 //! more than is still free: with n greedy holders each has one part in n + 1, and one part is left for whoever comes
@@ -35,7 +38,7 @@ pub struct Full {
 
 /// An amount of something of which the server has only so much.
 #[derive(Debug)]
-pub struct Budget {
+pub struct FairBudget {
     bounds: Bounds,
     held: Mutex<Held>,
     /// Told the whole amount whenever it changes.
@@ -53,12 +56,12 @@ struct Held {
 /// One holder's part of a budget, given back when dropped.
 #[derive(Debug)]
 pub struct Share {
-    budget: Arc<Budget>,
+    budget: Arc<FairBudget>,
     holder: Holder,
     amount: usize,
 }
 
-impl Budget {
+impl FairBudget {
     pub fn new(bounds: Bounds, tell: fn(usize)) -> Arc<Self> {
         Arc::new(Self { bounds, held: Mutex::default(), tell })
     }
@@ -234,7 +237,7 @@ mod tests {
 
     #[test]
     fn whoever_is_alone_meets_the_nearest_bound() {
-        let budget = Budget::new(BOUNDS, |_| {});
+        let budget = FairBudget::new(BOUNDS, |_| {});
         let mut over_one = budget.share(holder("a", 1));
         assert_eq!(greedy(&mut over_one), (60, Full { scope: Scope::Connection, limit: 60 }));
         drop(over_one);
@@ -247,7 +250,7 @@ mod tests {
 
     #[test]
     fn greedy_tenants_leave_room_for_the_next_one() {
-        let budget = Budget::new(BOUNDS, |_| {});
+        let budget = FairBudget::new(BOUNDS, |_| {});
         let mut shares = Vec::new();
         for tenant in 0..5 {
             let mut share = budget.share(holder(&format!("t{tenant}"), tenant));
@@ -260,7 +263,7 @@ mod tests {
     #[test]
     fn greedy_connections_of_one_tenant_leave_room_for_the_next_one() {
         let bounds = Bounds { server: 1 << 20, tenant: 1 << 19, connection: 1 << 18 };
-        let budget = Budget::new(bounds, |_| {});
+        let budget = FairBudget::new(bounds, |_| {});
         let mut shares: Vec<Share> = (0..16).map(|n| budget.share(holder("default", n))).collect();
         // All at once, a piece after another, as messages arrive.
         loop {
@@ -275,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_refusal_takes_nothing_and_a_huge_amount_does_not_overflow() {
-        let budget = Budget::new(BOUNDS, |_| {});
+        let budget = FairBudget::new(BOUNDS, |_| {});
         let mut share = budget.share(holder("a", 1));
         share.grow(10).expect("room");
         share.grow(usize::MAX).expect_err("too much");

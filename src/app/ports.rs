@@ -1,0 +1,40 @@
+//! Both ports, taken before anything is loaded, so that one that is in use costs no time.
+
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+
+use super::observability::upkeep;
+use crate::config::Config;
+use crate::rpc::listener::{Port, Security, status_port};
+use crate::rpc::status_page::{self, StatusPages};
+
+/// Ports that are taken, and not served yet.
+pub struct Ports {
+    pub grpc: Port,
+    pub status: TcpListener,
+}
+
+impl Ports {
+    /// # Errors
+    /// The gRPC port's certificates cannot be used, or an address cannot be listened on; either is named.
+    pub async fn open(config: &Config) -> anyhow::Result<Self> {
+        let security = Security::open(&config.tls).await?;
+        let listener = bind(config.server.listen).await?;
+        let status = bind(config.server.metrics_listen).await?;
+        let grpc = Port { listener, security, proxies: config.server.trusted_proxies.clone() };
+        Ok(Self { grpc, status })
+    }
+}
+
+/// Answers for the server's state from now on, for as long as the process lives: whoever looks after it shall also see
+/// how it ends.
+pub fn serve_status(port: TcpListener, pages: StatusPages, connections_max: usize) {
+    tokio::spawn(upkeep(pages.metrics.clone()));
+    tokio::spawn(status_port::serve(port, status_page::router(pages), connections_max));
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}

@@ -1,0 +1,122 @@
+//! The services, on the model and the stores, behind the layers of every call.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use tokio::task::JoinHandle;
+
+use super::observability::report_health;
+use super::serving_model::ServingModel;
+use super::shutdown::Shutdown;
+use super::stores::Stores;
+use super::threads::search_threads;
+use crate::config::{Config, Matching};
+use crate::gallery::search_pace;
+use crate::matching::Calibrator;
+use crate::rpc::listener::{self, Port};
+use crate::rpc::{
+    self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, Matcher,
+    ModelsService, Services, ShipReIdService, TrainingJobsService,
+};
+
+/// What the services are made of.
+pub struct Wired<'a> {
+    pub config: &'a Config,
+    pub model: &'a ServingModel,
+    pub stores: &'a Stores,
+    pub calibration: Calibration,
+    pub shutdown: &'a Shutdown,
+}
+
+/// The calibrators of the configuration.
+pub struct Calibration(Calibrators);
+
+/// The gRPC port, which answers.
+pub struct Serving(JoinHandle<()>);
+
+/// Reads the keys of callers and opens the audit log.
+///
+/// # Errors
+/// Either file cannot be used; it is named.
+pub async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
+    let identity = Identity::open(&config.auth).await?;
+    let path = config.telemetry.audit_file.clone();
+    let open = move || AuditLog::open(&path).with_context(|| format!("telemetry.audit_file {path}"));
+    let audit = tokio::task::spawn_blocking(open).await??;
+    Ok(Gate { identity, audit, drain })
+}
+
+/// Answers on the port from now on, until the server shuts down.
+pub fn serve(wired: Wired<'_>, gate: Gate, port: Port) -> Serving {
+    let Wired { config, model, shutdown, .. } = wired;
+    let (begun, calls_max, limits) = (shutdown.drain().begun(), shutdown.calls_max(), config.limits.clone());
+    let health = model.watch_health();
+    let (router, reporter) = rpc::router(services(wired), gate, &limits);
+    tokio::spawn(report_health(reporter, health));
+    Serving(tokio::spawn(async move { listener::serve(port, router, &limits, begun, calls_max).await }))
+}
+
+impl Serving {
+    /// Waits for the calls in flight, once the server shuts down.
+    pub async fn ended(self) {
+        if let Err(cause) = self.0.await {
+            tracing::error!(%cause, "the server task ended badly");
+        }
+    }
+}
+
+impl Calibration {
+    /// Reads the configured calibrator, or those of a folder.
+    ///
+    /// # Errors
+    /// A file cannot be read, is no calibrator, or is one for a model that has another; it is named.
+    pub async fn read(matching: &Matching) -> anyhow::Result<Self> {
+        let place = PathBuf::from(&matching.calibrators);
+        if place.as_os_str().is_empty() {
+            return Ok(Self(Calibrators::new()));
+        }
+        Ok(Self(tokio::task::spawn_blocking(move || read_calibrators(&place)).await??))
+    }
+}
+
+fn read_calibrators(place: &Path) -> anyhow::Result<Calibrators> {
+    let mut calibrators = Calibrators::new();
+    for file in calibrator_files(place).with_context(|| place.display().to_string())? {
+        let named = || file.display().to_string();
+        let text = fs::read_to_string(&file).with_context(named)?;
+        let calibrator = Calibrator::parse(&text).with_context(named)?;
+        let model = calibrator.model();
+        if calibrators.insert(model, Arc::new(calibrator)).is_some() {
+            bail!("{}: another calibrator holds for model {model} already", named());
+        }
+    }
+    Ok(calibrators)
+}
+
+fn calibrator_files(place: &Path) -> io::Result<Vec<PathBuf>> {
+    if !place.is_dir() {
+        return Ok(vec![place.to_owned()]);
+    }
+    let entries = fs::read_dir(place)?.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
+    let mut files: Vec<_> =
+        entries.into_iter().filter(|file| file.extension() == Some("toml".as_ref())).collect();
+    files.sort();
+    Ok(files)
+}
+
+fn services(wired: Wired<'_>) -> Services {
+    let Wired { config, model, stores, calibration: Calibration(calibrators), shutdown } = wired;
+    let Config { limits, matching, .. } = config;
+    let (pipeline, jobs, drain) = (model.pipeline(), stores.jobs(), shutdown.drain());
+    let access = GalleryAccess::new(stores.catalog(), search_threads(config), search_pace());
+    let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
+    Services {
+        ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),
+        galleries: GalleriesService::new(access, Arc::clone(&pipeline), limits, drain),
+        models: ModelsService::new(pipeline, model.activator()),
+        training_jobs: TrainingJobsService::new(jobs),
+    }
+}

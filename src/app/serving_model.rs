@@ -1,0 +1,127 @@
+//! The model on its device threads, the way of chips to it, and what follows when another one is activated.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::observability::observe;
+use super::threads::decode_threads;
+use super::{KeptModels, ServedModels};
+use crate::chip::ImageLimits;
+use crate::config::Config;
+use crate::encoder::{
+    Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
+    keep_canaries,
+};
+use crate::gallery::Catalog;
+use crate::registry::{Activator, ReEmbedder};
+
+/// A model that embeds, until it is stopped.
+pub struct ServingModel {
+    queue: EncodeQueue,
+    pipeline: Arc<Pipeline>,
+    /// Absent where the first model serves for life.
+    activator: Option<Activator>,
+    /// Looks whether an idle device still works.
+    canaries: Option<JoinHandle<()>>,
+    /// Leads galleries to the active model.
+    reembedding: Option<JoinHandle<()>>,
+}
+
+/// Starts the device threads. They have no model yet, and tell of their health already.
+pub fn device_threads(config: &Config, workers: usize) -> EncodeQueue {
+    let settings = QueueSettings { workers, batch_max: config.encoder.batch_max };
+    EncodeQueue::start(settings, Arc::new(observe))
+}
+
+impl ServingModel {
+    /// Warms the first model on the threads of `queue`; from then on galleries of `catalog` are led to whichever is active.
+    ///
+    /// # Errors
+    /// The model cannot run here, or takes more memory than models may.
+    pub async fn start(
+        config: &Config,
+        queue: EncodeQueue,
+        models: ServedModels,
+        catalog: Option<Arc<Catalog>>,
+    ) -> anyhow::Result<Self> {
+        let ServedModels { first, kept } = models;
+        let residency = Residency::new(queue.clone(), residency_settings(config));
+        let active = residency.admit(first).await?;
+        let pipeline = Arc::new(pipeline(config, residency, active));
+        let canaries = try_when_idle(config, &pipeline);
+        let (activator, reembedding) = match kept {
+            Some(kept) => follow_activations(kept, &pipeline, catalog),
+            None => (None, None),
+        };
+        Ok(Self { queue, pipeline, activator, canaries, reembedding })
+    }
+
+    pub fn pipeline(&self) -> Arc<Pipeline> {
+        Arc::clone(&self.pipeline)
+    }
+
+    pub fn activator(&self) -> Option<Activator> {
+        self.activator.clone()
+    }
+
+    pub fn health(&self) -> Health {
+        *self.watch_health().borrow()
+    }
+
+    pub fn watch_health(&self) -> watch::Receiver<Health> {
+        self.queue.health()
+    }
+
+    /// Says that the server is not ready, and embeds on.
+    pub fn announce_drain(&self) {
+        self.queue.announce_drain();
+    }
+
+    /// Gives up what is done in the background, then ends the device threads after what waits for them.
+    pub async fn stop(self) {
+        for background in [self.canaries, self.reembedding].into_iter().flatten() {
+            background.abort();
+            // What it was doing goes on at the next start.
+            let _ = background.await;
+        }
+        self.queue.close().await;
+    }
+}
+
+fn residency_settings(config: &Config) -> ResidencySettings {
+    ResidencySettings {
+        bytes_max: config.models.resident_bytes_max,
+        precision: config.encoder.precision.name(),
+        device: config.encoder.device.clone(),
+    }
+}
+
+fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {
+    let admission = Admission::new(config.encoder.queue_items_max, config.encoder.queue_bytes_max);
+    let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
+    Pipeline::new(admission, limits, decode_threads(config), residency, active)
+}
+
+/// Sees to canaries, where the configuration wants any.
+fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle<()>> {
+    let period = Duration::from_secs_f64(config.encoder.canary_seconds);
+    (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
+}
+
+/// What activates other models, and the task that leads galleries to them where there are any.
+fn follow_activations(
+    kept: KeptModels,
+    pipeline: &Arc<Pipeline>,
+    catalog: Option<Arc<Catalog>>,
+) -> (Option<Activator>, Option<JoinHandle<()>>) {
+    let KeptModels { registry, loader, preset } = kept;
+    let (activator, changes) = Activator::new(registry, Arc::clone(pipeline), loader, preset);
+    let reembedding = catalog.map(|catalog| {
+        let reembedder = ReEmbedder::new(catalog, Arc::clone(pipeline), activator.clone());
+        tokio::spawn(reembedder.run(changes))
+    });
+    (Some(activator), reembedding)
+}

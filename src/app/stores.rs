@@ -1,0 +1,93 @@
+//! What the server keeps on disk. Galleries and training jobs are opened here, the models were before, since
+//! one of them is served.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::training;
+use crate::config::Config;
+use crate::gallery::{Catalog, CatalogSettings, QueueSettings, Quotas};
+use crate::registry::Registry;
+use crate::rpc::JobAccess;
+
+/// Folder of the galleries within the data folder.
+const GALLERIES: &str = "galleries";
+/// What may wait for a gallery's writer.
+const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_max: 64 << 20 };
+
+/// The stores of a data folder, those that there are.
+pub struct Stores {
+    catalog: Option<Arc<Catalog>>,
+    registry: Option<Arc<Registry>>,
+    jobs: JobAccess,
+}
+
+impl Stores {
+    /// Opens the galleries and the jobs; no job is run yet.
+    ///
+    /// # Errors
+    /// A store cannot be used: the line names its path, or that it is the jobs'.
+    pub async fn open(config: &Config, registry: Option<Arc<Registry>>) -> anyhow::Result<Self> {
+        let catalog = open_catalog(config).await?;
+        let jobs = training::open_jobs(config, catalog.clone(), registry.clone()).await?;
+        Ok(Self { catalog, registry, jobs })
+    }
+
+    /// Absent without a data folder.
+    pub fn catalog(&self) -> Option<Arc<Catalog>> {
+        self.catalog.clone()
+    }
+
+    pub fn jobs(&self) -> JobAccess {
+        self.jobs.clone()
+    }
+
+    /// Runs the jobs that wait.
+    pub fn begin_jobs(&self) {
+        if let JobAccess::Open(jobs) = &self.jobs {
+            jobs.begin();
+        }
+    }
+
+    /// Stops the jobs that run, which go on at the next start, and waits for their processes.
+    pub async fn end_jobs(&self, within: Duration) {
+        let JobAccess::Open(jobs) = &self.jobs else { return };
+        if tokio::time::timeout(within, jobs.drain()).await.is_err() {
+            tracing::warn!("training jobs did not stop in time; they go on from their last checkpoints");
+        }
+    }
+
+    /// Finishes what waits to be written, and gives the folders back.
+    pub async fn close(self) {
+        if let Some(catalog) = self.catalog
+            && let Err(cause) = tokio::task::spawn_blocking(move || catalog.close()).await
+        {
+            tracing::error!(%cause, "the galleries ended badly");
+        }
+        if let Some(registry) = self.registry {
+            registry.close();
+        }
+    }
+}
+
+async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
+    let store = &config.store;
+    if store.data_dir.is_empty() {
+        return Ok(None);
+    }
+    let root = Path::new(&store.data_dir).join(GALLERIES);
+    let settings = CatalogSettings {
+        cache_bytes: store.cache_bytes,
+        queue: STORE_QUEUE,
+        quotas: Quotas {
+            galleries_per_tenant: store.galleries_max,
+            entries_per_gallery: store.entries_max,
+            bytes_per_tenant: store.bytes_max,
+        },
+        image_bytes_max: config.chips.bytes_max,
+        import_bytes_max: config.limits.receiving_bytes_max,
+    };
+    let opened = tokio::task::spawn_blocking(move || Catalog::open(&root, settings)).await?;
+    Ok(Some(Arc::new(opened?)))
+}
