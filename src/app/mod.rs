@@ -27,7 +27,10 @@ use crate::encoder::{
     Admission, EncodeQueue, Health, ModelLease, Pipeline, QueueSettings, Residency, ResidencySettings,
     keep_canaries,
 };
-use crate::gallery::{Catalog, CatalogSettings, QueueSettings as StoreQueue, Quotas, search_pace};
+use crate::gallery::{
+    Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, QueueSettings as StoreQueue, Quotas,
+    search_pace,
+};
 use crate::matching::Calibrator;
 use crate::registry::{Activator, ModelLoader, Preset, ReEmbedder, Registry};
 use crate::rpc::{
@@ -84,7 +87,7 @@ pub struct Running {
     shutdown: watch::Sender<bool>,
     serving: JoinHandle<()>,
     queue: EncodeQueue,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,
     /// Looks whether an idle device still works.
     canaries: Option<JoinHandle<()>>,
@@ -224,10 +227,8 @@ impl Running {
             let _ = background.await;
         }
         self.queue.close().await;
-        if let Some(catalog) = self.catalog
-            && let Err(cause) = tokio::task::spawn_blocking(move || catalog.close()).await
-        {
-            tracing::error!(%cause, "the galleries ended badly");
+        if let Some(catalog) = self.catalog {
+            catalog.close().await;
         }
         if let Some(registry) = self.registry {
             registry.close();
@@ -267,13 +268,13 @@ async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
 }
 
 /// Opens the galleries under the data folder, if there is one.
-async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
+async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     let store = &config.store;
     if store.data_dir.is_empty() {
         return Ok(None);
     }
     let root = Path::new(&store.data_dir).join(GALLERIES);
-    let settings = CatalogSettings {
+    let settings = EmbeddedSettings {
         cache_bytes: store.cache_bytes,
         queue: STORE_QUEUE,
         quotas: Quotas {
@@ -281,10 +282,12 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
             entries_per_gallery: store.entries_max,
             bytes_per_tenant: store.bytes_max,
         },
-        image_bytes_max: config.chips.bytes_max,
-        import_bytes_max: config.limits.receiving_bytes_max,
+        imports: ImportBounds {
+            image_bytes_max: config.chips.bytes_max,
+            bytes_max: config.limits.receiving_bytes_max,
+        },
     };
-    let opened = tokio::task::spawn_blocking(move || Catalog::open(&root, settings)).await?;
+    let opened = tokio::task::spawn_blocking(move || EmbeddedCatalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
 }
 
@@ -316,7 +319,7 @@ fn read_calibrators(matching: &Matching) -> anyhow::Result<Calibrators> {
 /// What services are made of.
 struct Wired {
     pipeline: Arc<Pipeline>,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
     calibrators: Calibrators,
     activator: Option<Activator>,
     jobs: JobAccess,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::SystemTime;
 
 use crate::chip::Modality;
 
@@ -110,6 +111,11 @@ identifier! {
 pub struct Time(i64);
 
 impl Time {
+    pub fn now() -> Self {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(since.as_nanos().try_into().unwrap_or(i64::MAX))
+    }
+
     pub const fn from_nanos(nanos: i64) -> Self {
         Self(nanos)
     }

@@ -26,7 +26,9 @@ use super::watch::{WatchError, WatchFrom, watch};
 use crate::arithmetic::Pace;
 use crate::durable::Folder;
 use crate::embedding::ModelDigest;
-use crate::gallery::{Catalog, CatalogSettings, GalleryName, NewGallery, QueueSettings, Quotas};
+use crate::gallery::{
+    Catalog, EmbeddedCatalog, EmbeddedSettings, GalleryName, ImportBounds, NewGallery, QueueSettings, Quotas,
+};
 use crate::processor::Processor;
 
 const ALIVE: &str = "echo '\"alive\"'";
@@ -38,7 +40,7 @@ const STOPS: &str = r#"
     wait
 "#;
 
-fn settings(folder: &Path, galleries: &Arc<Catalog>) -> Settings {
+fn settings(folder: &Path, galleries: &Arc<EmbeddedCatalog>) -> Settings {
     Settings {
         folder: folder.to_owned(),
         program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
@@ -51,7 +53,7 @@ fn settings(folder: &Path, galleries: &Arc<Catalog>) -> Settings {
         grace: Duration::from_secs(3600),
         attempts_max: 2,
         data_roots: vec![],
-        galleries: Arc::clone(galleries),
+        galleries: Arc::clone(galleries) as Catalog,
         pace: |_| None,
     }
 }
@@ -61,7 +63,7 @@ struct Stage {
     folder: tempfile::TempDir,
     repository: Arc<JobRepository>,
     supervisor: Supervisor,
-    galleries: Arc<Catalog>,
+    galleries: Arc<EmbeddedCatalog>,
 }
 
 impl Stage {
@@ -137,15 +139,14 @@ impl Stage {
     }
 }
 
-fn catalog(folder: &tempfile::TempDir) -> Catalog {
-    let settings = CatalogSettings {
+fn catalog(folder: &tempfile::TempDir) -> EmbeddedCatalog {
+    let settings = EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     };
-    Catalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
+    EmbeddedCatalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
 }
 
 fn repository(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<JobRepository> {

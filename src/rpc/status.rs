@@ -9,7 +9,7 @@ use super::problem::Problem;
 use crate::cancellation::Stopped;
 use crate::chip::{BoxError, PixelSizeError, PrepareError};
 use crate::encoder::{EmbedError, EncodeError, Refusal, ResidencyError, UnknownModel};
-use crate::gallery::{ArchiveError, CatalogError, ImportError, NumberError, OpenError, StoreError};
+use crate::gallery::{ArchiveError, CatalogError, ImportError, NumberError, StoreError, UnservedKind};
 use crate::jobs::{AddError, GalleryError, JobError, JobRejection, JobStoreError, Refused, WatchError};
 use crate::matching::{MatchError, QueryError};
 use crate::registry::{ActivationError, RegistryError};
@@ -89,15 +89,15 @@ impl From<CatalogError> for Problem {
                 .with_metadata("limit", limit)
                 .retry_after(RETRY_AFTER_DRAIN),
             CatalogError::Refused { cause, .. } => {
-                let code = match *cause {
-                    OpenError::Damaged { .. } => Code::DataLoss,
-                    OpenError::Newer { .. } | OpenError::Io { .. } => Code::FailedPrecondition,
+                let code = match cause.kind {
+                    UnservedKind::Damaged => Code::DataLoss,
+                    UnservedKind::Newer | UnservedKind::Unreadable => Code::FailedPrecondition,
                 };
                 Self::new(code, reason, message)
             }
             CatalogError::Store(cause) => cause.into(),
             CatalogError::DiskFull => Self::new(Code::ResourceExhausted, reason, message),
-            CatalogError::Io(_) => Self::new(Code::Internal, reason, message),
+            CatalogError::Io(_) | CatalogError::Failed => Self::new(Code::Internal, reason, message),
         }
     }
 }

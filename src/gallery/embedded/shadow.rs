@@ -5,13 +5,14 @@ use std::sync::Arc;
 use redb::TableDefinition;
 
 use super::open::index_from_vectors;
-use super::record::sealed_vector_bytes;
 use super::schema::{SchemaError, write_about, write_state};
 use super::snapshot::Snapshot;
-use super::writer::{Writer, now};
+use super::writer::Writer;
 use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
+use crate::gallery::entry::Time;
 use crate::gallery::index::Index;
+use crate::gallery::record::sealed_vector_bytes;
 use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
 
 /// What a transaction that changes the generations leads to.
@@ -90,7 +91,7 @@ impl Writer {
     fn commit_turn(&mut self, turn: Turn) -> Result<(), StoreError> {
         let Turn { about, index, bytes, obsolete } = turn;
         let mut state = *self.published.snapshot().state();
-        (state.commit, state.committed_at, state.bytes) = (state.commit + 1, now().nanos(), bytes);
+        (state.commit, state.committed_at, state.bytes) = (state.commit + 1, Time::now().nanos(), bytes);
         let transaction = self.gallery.begin_write()?;
         if let Some(name) = obsolete {
             let table: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);

@@ -3,17 +3,17 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
 
 use tokio::sync::watch;
 
 use super::batch::{Batch, Finished, Ground};
 use super::open::{OpenError, Opened, open};
-use super::quota::{self, Allowance, Quotas};
+use super::quota::{self, Allowance};
 use super::schema::CHIP_ROWS;
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Panicked, Volume, caught, guard};
+use crate::gallery::catalog::Quotas;
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, Files, GalleryReader, StoreError};
@@ -240,7 +240,7 @@ impl Writer {
             job.apply(&mut batch)?;
         }
         batch.clear_gone(&self.swept)?;
-        let Some(finished) = batch.finish(&transaction, now().nanos())? else { return Ok(()) };
+        let Some(finished) = batch.finish(&transaction, Time::now().nanos())? else { return Ok(()) };
         let Finished { index, state, changes, taken } = finished;
         // A chip without a row harms nobody; a row without its chip could never be re-embedded.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
@@ -355,9 +355,4 @@ impl fmt::Debug for Writer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Writer").field("published", &self.published).finish_non_exhaustive()
     }
-}
-
-pub fn now() -> Time {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Time::from_nanos(since.as_nanos().try_into().unwrap_or(i64::MAX))
 }
