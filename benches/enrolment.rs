@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use shipreid::chip::Modality;
 use shipreid::embedding::{Embedding, ModelDigest};
 use shipreid::gallery::{
-    Catalog, CatalogSettings, Conflict, ContentHash, Enrolment, Entry, EntryId, Gallery, GalleryName, Labels,
-    NewGallery, Observation, QueueSettings, Quotas, Time, VesselId,
+    Conflict, ContentHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, Entry, EntryId, Gallery,
+    GalleryName, ImportBounds, Labels, NewGallery, Observation, QueueSettings, Quotas, Time, VesselId,
 };
 use tokio::task::JoinSet;
 
@@ -187,8 +187,8 @@ async fn fill(gallery: &Gallery, entries: u64) -> Result<()> {
     Ok(())
 }
 
-fn open(root: &Path) -> Result<Catalog> {
-    let settings = CatalogSettings {
+fn open(root: &Path) -> Result<EmbeddedCatalog> {
+    let settings = EmbeddedSettings {
         cache_bytes: 64 << 20,
         queue: QueueSettings { operations_max: 4096, bytes_max: 64 << 20 },
         quotas: Quotas {
@@ -196,17 +196,16 @@ fn open(root: &Path) -> Result<Catalog> {
             entries_per_gallery: u64::MAX,
             bytes_per_tenant: u64::MAX,
         },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     };
-    Ok(Catalog::open(root, settings)?)
+    Ok(EmbeddedCatalog::open(root, settings)?)
 }
 
 fn name() -> Result<GalleryName> {
     Ok(GalleryName::new("bench")?)
 }
 
-fn create(catalog: &Catalog) -> Result<Gallery> {
+fn create(catalog: &EmbeddedCatalog) -> Result<Gallery> {
     let new = NewGallery { model: digest(), dimension: DIMENSION, keeps_chips: false };
     Ok(catalog.create(TENANT, &name()?, new)?)
 }

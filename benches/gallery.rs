@@ -18,8 +18,8 @@ use rand_distr::StandardNormal;
 use serde_json::{Map, Value, json};
 use shipreid::chip::Modality;
 use shipreid::gallery::{
-    Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, Labels, Observation, RowId,
-    Selection, Time, TimeRange, VesselId, VesselSet, cosine,
+    Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, IndexSelection, Labels, Observation,
+    RowId, Time, TimeRange, VesselId, VesselSet, cosine,
 };
 
 const DIMENSION: usize = 768;
@@ -158,7 +158,7 @@ impl Gallery {
         let before = resident_bytes();
         let mut index = Index::new(DIMENSION);
         for (row, (vector, vessel)) in vectors.chunks(DIMENSION).zip(&vessel_of).enumerate() {
-            index.push(RowId(row as u64), &Code::new(vector), &entry(row, *vessel, random));
+            index.push(RowId::from_u64(row as u64), &Code::new(vector), &entry(row, *vessel, random));
         }
         let bytes_per_entry = (resident_bytes() - before) as f64 / entries as f64;
         let memory = numbers(entries * DIMENSION / 8);
@@ -179,7 +179,7 @@ impl Gallery {
         [("unfiltered", Filter::default()), ("random 10 %", random), ("correlated 10 %", correlated)]
     }
 
-    fn select(&self, filter: &Filter) -> Selection {
+    fn select(&self, filter: &Filter) -> IndexSelection {
         self.index.select(filter, None)
     }
 
@@ -187,7 +187,7 @@ impl Gallery {
     fn search(
         &self,
         queries: &[Vec<f32>],
-        selection: &Selection,
+        selection: &IndexSelection,
         group: Group,
     ) -> (Vec<Vec<(RowId, f32)>>, usize) {
         let none = VesselSet::default();
@@ -204,7 +204,7 @@ impl Gallery {
     }
 
     fn vector(&self, row: RowId) -> &[f32] {
-        &self.vectors[row.0 as usize * DIMENSION..][..DIMENSION]
+        &self.vectors[row.to_u64() as usize * DIMENSION..][..DIMENSION]
     }
 
     /// The part of brute force's best entries that a search finds, under every filter.

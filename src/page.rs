@@ -29,11 +29,11 @@ impl PageCursor for GalleryName {
 
 impl PageCursor for RowId {
     fn token(&self) -> String {
-        format!("{:x}", self.0)
+        format!("{:x}", self.to_u64())
     }
 
     fn read(token: &str) -> Option<Self> {
-        u64::from_str_radix(token, 16).ok().map(Self)
+        u64::from_str_radix(token, 16).ok().map(Self::from_u64)
     }
 }
 
@@ -88,8 +88,8 @@ mod tests {
     fn a_token_leads_back_to_its_place() {
         let digest = ModelDigest::new([0xab; 32]);
         check(GalleryName::new("harbour").expect("a name"), "harbour");
-        check(RowId(0), "0");
-        check(RowId(u64::MAX), "ffffffffffffffff");
+        check(RowId::from_u64(0), "0");
+        check(RowId::from_u64(u64::MAX), "ffffffffffffffff");
         check("job-7".parse::<JobId>().expect("an id"), "job-7");
         for (created_at, text) in [(0, "0-"), (1_800_000_000, "1800000000-"), (-5, "-5-")] {
             check(ModelPlace { created_at, digest }, &format!("{text}{digest}"));

@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
         check::<ModelPlace>(token);
     }
     if let Some((number, rest)) = data.split_first_chunk::<8>() {
-        leads_back(RowId(u64::from_le_bytes(*number)));
+        leads_back(RowId::from_u64(u64::from_le_bytes(*number)));
         if let Some((digest, _)) = rest.split_first_chunk::<32>() {
             let (created_at, digest) = (i64::from_le_bytes(*number), ModelDigest::new(*digest));
             leads_back(ModelPlace { created_at, digest });

@@ -45,7 +45,7 @@ impl ServingModel {
         config: &Config,
         queue: EncodeQueue,
         models: ServedModels,
-        catalog: Option<Arc<Catalog>>,
+        catalog: Option<Catalog>,
     ) -> anyhow::Result<Self> {
         let ServedModels { first, kept } = models;
         let residency = Residency::new(queue.clone(), residency_settings(config));
@@ -115,7 +115,7 @@ fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle
 fn follow_activations(
     kept: KeptModels,
     pipeline: &Arc<Pipeline>,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
 ) -> (Option<Activator>, Option<JoinHandle<()>>) {
     let KeptModels { registry, loader, preset } = kept;
     let (activator, changes) = Activator::new(registry, Arc::clone(pipeline), loader, preset);

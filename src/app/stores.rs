@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::training;
 use crate::config::Config;
-use crate::gallery::{Catalog, CatalogSettings, QueueSettings, Quotas};
+use crate::gallery::{Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, QueueSettings, Quotas};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
 
@@ -18,7 +18,7 @@ const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_m
 
 /// The stores of a data folder, those that there are.
 pub struct Stores {
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,
     jobs: JobAccess,
 }
@@ -35,7 +35,7 @@ impl Stores {
     }
 
     /// Absent without a data folder.
-    pub fn catalog(&self) -> Option<Arc<Catalog>> {
+    pub fn catalog(&self) -> Option<Catalog> {
         self.catalog.clone()
     }
 
@@ -60,10 +60,8 @@ impl Stores {
 
     /// Finishes what waits to be written, and gives the folders back.
     pub async fn close(self) {
-        if let Some(catalog) = self.catalog
-            && let Err(cause) = tokio::task::spawn_blocking(move || catalog.close()).await
-        {
-            tracing::error!(%cause, "the galleries ended badly");
+        if let Some(catalog) = self.catalog {
+            catalog.close().await;
         }
         if let Some(registry) = self.registry {
             registry.close();
@@ -71,13 +69,13 @@ impl Stores {
     }
 }
 
-async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
+async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     let store = &config.store;
     if store.data_dir.is_empty() {
         return Ok(None);
     }
     let root = Path::new(&store.data_dir).join(GALLERIES);
-    let settings = CatalogSettings {
+    let settings = EmbeddedSettings {
         cache_bytes: store.cache_bytes,
         queue: STORE_QUEUE,
         quotas: Quotas {
@@ -85,9 +83,11 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Arc<Catalog>>> {
             entries_per_gallery: store.entries_max,
             bytes_per_tenant: store.bytes_max,
         },
-        image_bytes_max: config.chips.bytes_max,
-        import_bytes_max: config.limits.receiving_bytes_max,
+        imports: ImportBounds {
+            image_bytes_max: config.chips.bytes_max,
+            bytes_max: config.limits.receiving_bytes_max,
+        },
     };
-    let opened = tokio::task::spawn_blocking(move || Catalog::open(&root, settings)).await?;
+    let opened = tokio::task::spawn_blocking(move || EmbeddedCatalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
 }

@@ -30,7 +30,7 @@ const THIS_PROGRAM: &str = "/proc/self/exe";
 /// The job store or a data root cannot be used.
 pub async fn open_jobs(
     config: &Config,
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,
 ) -> anyhow::Result<JobAccess> {
     let Some(catalog) = catalog else { return Ok(JobAccess::NoDataDir) };
@@ -54,7 +54,7 @@ pub async fn open_jobs(
     }
 }
 
-fn settings(training: &Training, data_dir: &Path, galleries: Arc<Catalog>) -> Settings {
+fn settings(training: &Training, data_dir: &Path, galleries: Catalog) -> Settings {
     Settings {
         folder: data_dir.join(JOBS),
         program: match training.program.as_str() {

@@ -258,7 +258,7 @@ impl Embedded {
 fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
     let mut index = Index::new(gallery.first().map_or(0, |embedding| embedding.dimension()));
     for (row, embedding) in (0..).zip(gallery) {
-        index.push(RowId(row), &Code::new(embedding.as_slice()), &anonymous());
+        index.push(RowId::from_u64(row), &Code::new(embedding.as_slice()), &anonymous());
     }
     let without = VesselSet::default();
     let queries = queries.iter().map(|embedding| IndexQuery {
@@ -269,12 +269,12 @@ fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
     });
     let queries: Vec<_> = queries.collect();
     let everything = index.select(&Filter::default(), None);
-    let vector = |RowId(row), values: &mut [f32]| -> Result<(), Infallible> {
-        values.copy_from_slice(gallery[row as usize].as_slice());
+    let vector = |row: RowId, values: &mut [f32]| -> Result<(), Infallible> {
+        values.copy_from_slice(gallery[row.to_u64() as usize].as_slice());
         Ok(())
     };
     let Ok(found) = index.search(&queries, &everything, Group::Entry, vector);
-    found.into_iter().map(|found| found.hits.iter().map(|hit| hit.row.0 as usize).collect()).collect()
+    found.into_iter().map(|found| found.hits.iter().map(|hit| hit.row.to_u64() as usize).collect()).collect()
 }
 
 /// An entry of which nothing is known, since rankings ask for vectors alone.

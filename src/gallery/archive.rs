@@ -9,12 +9,12 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes, BytesMut};
 use prost::Message;
 
-use super::embedded::record::{ChipRecord, Damage, EntryRecord, read_embedding, vector_bytes};
+use super::catalog::DraftRow;
 use super::entry::{Entry, Time};
 use super::filter::Filter;
 use super::index::RowId;
-use super::index::Selection;
-use super::store::{About, GalleryReader, StoreError};
+use super::record::{ChipRecord, Damage, EntryRecord, read_embedding, vector_bytes};
+use super::store::{About, GalleryReader, Selection, StoreError};
 use crate::chip::SourceChip;
 use crate::durable::guard;
 use crate::embedding::ModelDigest;
@@ -275,17 +275,8 @@ impl RowBounds {
 #[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 pub(super) enum Item {
     Head(Head),
-    Row(FoundRow),
-}
-
-/// A row that a gallery could have written, above all rows before.
-#[derive(Debug)]
-pub(super) struct FoundRow {
-    pub row: RowId,
-    pub entry: EntryRecord,
-    /// Little-endian f32.
-    pub vector: Vec<u8>,
-    pub chip: Option<ChipRecord>,
+    /// One that a gallery could have written, above all rows before.
+    Row(DraftRow),
 }
 
 impl ArchiveReader {
@@ -391,9 +382,8 @@ impl ArchiveReader {
                 if !(row_min..next_row).contains(&row.row) {
                     return Err(self.damaged(format!("row {} is out of order", row.row)));
                 }
-                let (row, entry) = read(row, dimension).map_err(|cause| self.damaged(cause))?;
-                check(&entry, row.chip.as_ref(), keeps_chips, &self.bounds)
-                    .map_err(|cause| self.unacceptable(cause))?;
+                let row = read(row, dimension).map_err(|cause| self.damaged(cause))?;
+                check(&row, keeps_chips, &self.bounds).map_err(|cause| self.unacceptable(cause))?;
                 self.stage = Stage::Rows { dimension, keeps_chips, next_row, row_min: row.row.0 + 1 };
                 self.entries += 1;
                 Some(Item::Row(row))
@@ -453,29 +443,23 @@ pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Ins
     Ok(Inspected { model, dimension, keeps_chips, entries: reader.entries })
 }
 
-fn read(archived: ArchivedRow, dimension: usize) -> Result<(FoundRow, Entry), Damage> {
-    let ArchivedRow { row, entry: record, vector, chip } = archived;
-    let record = record.ok_or_else(|| Damage("a row has no entry".into()))?;
-    let entry = Entry::try_from(record.clone())?;
-    read_embedding(&vector, dimension)?;
-    chip.clone().map(SourceChip::try_from).transpose()?;
-    Ok((FoundRow { row: RowId(row), entry: record, vector, chip }, entry))
+fn read(archived: ArchivedRow, dimension: usize) -> Result<DraftRow, Damage> {
+    let ArchivedRow { row, entry, vector, chip } = archived;
+    let entry = Entry::try_from(entry.ok_or_else(|| Damage("a row has no entry".into()))?)?;
+    let embedding = read_embedding(&vector, dimension)?;
+    let chip = chip.map(SourceChip::try_from).transpose()?;
+    Ok(DraftRow { row: RowId(row), entry, embedding, chip })
 }
 
 /// Holds a row to what enrolling takes.
-fn check(
-    entry: &Entry,
-    chip: Option<&ChipRecord>,
-    keeps_chips: bool,
-    bounds: &RowBounds,
-) -> Result<(), Damage> {
-    let of_entry = |cause: String| Damage(format!("entry \"{}\": {cause}", entry.id));
-    entry.check().map_err(|cause| of_entry(cause.to_string()))?;
-    let Some(chip) = chip else { return Ok(()) };
+fn check(row: &DraftRow, keeps_chips: bool, bounds: &RowBounds) -> Result<(), Damage> {
+    let of_entry = |cause: String| Damage(format!("entry \"{}\": {cause}", row.entry.id));
+    row.entry.check().map_err(|cause| of_entry(cause.to_string()))?;
+    let Some(chip) = &row.chip else { return Ok(()) };
     if !keeps_chips {
         return Err(of_entry("it has a chip, and the gallery keeps none".into()));
     }
-    let (bytes, limit) = (chip.image_bytes(), bounds.image_bytes_max);
+    let (bytes, limit) = (chip.image.len(), bounds.image_bytes_max);
     if bytes > limit {
         return Err(of_entry(format!("the image of its chip has {bytes} bytes, the limit is {limit}")));
     }

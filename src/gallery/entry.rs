@@ -111,10 +111,9 @@ identifier! {
 pub struct Time(i64);
 
 impl Time {
-    /// What the wall clock says; 1970 where it says something earlier.
     pub fn now() -> Self {
-        let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self(i64::try_from(since_1970.as_nanos()).unwrap_or(i64::MAX))
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        Self(since.as_nanos().try_into().unwrap_or(i64::MAX))
     }
 
     pub const fn from_nanos(nanos: i64) -> Self {

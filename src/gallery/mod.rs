@@ -2,33 +2,34 @@
 //! exact.
 
 mod archive;
+mod catalog;
 mod content;
 mod embedded;
 mod entry;
 mod filter;
 mod index;
-mod catalog;
+mod record;
 mod store;
 #[cfg(test)]
 pub mod tests;
 
 pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
 pub use catalog::{
-    Catalog, CatalogError, CatalogOpenError, CatalogSettings, Census, GalleryName, Import, ImportError,
-    Listing, NameError, NewGallery, Place, Slot,
+    Catalog, CatalogError, CatalogStore, Census, DraftError, DraftRow, GalleryDraft, GalleryName, Import,
+    ImportBounds, ImportError, Listing, NameError, NewGallery, Place, Quotas, Slot, Unserved, UnservedKind,
 };
 pub use content::Content;
-pub use embedded::{OpenError, QueueSettings, Quotas};
+pub use embedded::{EmbeddedCatalog, EmbeddedOpenError, EmbeddedSettings, QueueSettings};
 pub use entry::{
     ContentHash, Entry, EntryId, Heading, LABELS_MAX, Labels, LabelsError, NumberError, Observation,
     ObservationError, Position, TEXT_BYTES_MAX, TextError, Time, VesselId, check_number, check_text,
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
-    Code, CodeRef, DetectionHash, Group, Hit, Index, IndexQuery, RowId, SceneNumber, SearchResult, Selection,
-    Sighting, VesselNumber, VesselSet, cosine, search_pace,
+    Code, CodeRef, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber,
+    SearchResult, Sighting, VesselNumber, VesselSet, cosine, search_pace,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
-    Looked, Opening, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
+    Looked, Opening, Page, Selection, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
 };

@@ -7,7 +7,6 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::Arc;
 
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use super::state::Refused;
 use crate::cancellation::Cancellation;
 use crate::durable::{PartialFolder, discard_folder, remove_partial};
 use crate::gallery::{
-    Catalog, CatalogError, Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, StoreError,
+    CatalogError, CatalogStore, Entry, Filter, Gallery, GalleryName, GalleryReader, RowId, StoreError,
 };
 use crate::reason::FailureReason;
 use crate::train::{Census, GalleryDatasetWriter};
@@ -96,8 +95,12 @@ impl CopyError {
 ///
 /// # Errors
 /// There is none, it cannot be used, or it keeps none.
-pub fn gallery(catalog: &Catalog, tenant: &str, name: &GalleryName) -> Result<Gallery, GalleryError> {
-    let gallery = catalog.get(tenant, name)?;
+pub async fn gallery(
+    catalog: &dyn CatalogStore,
+    tenant: &str,
+    name: &GalleryName,
+) -> Result<Gallery, GalleryError> {
+    let gallery = catalog.get(tenant, name).await?;
     if gallery.info().about.keeps_chips { Ok(gallery) } else { Err(GalleryError::NoChips(name.clone())) }
 }
 
@@ -124,10 +127,10 @@ pub fn census(snapshot: &dyn GalleryReader, cancellation: &Cancellation) -> Resu
 /// How the attempt ends where they cannot be copied, or it was stopped meanwhile.
 pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), AttemptOutcome> {
     let Some(name) = job.order.gallery.clone() else { return Ok(()) };
-    let (catalog, tenant) = (Arc::clone(&slot.settings.galleries), Arc::clone(&job.key.tenant));
+    let gallery = gallery(&*slot.settings.galleries, &job.key.tenant, &name).await;
     let folder = slot.settings.job_folder(job.key.id);
     let stopped = stop.clone();
-    let copying = spawn_blocking(move || copy(&catalog, &tenant, &name, &folder, &stopped));
+    let copying = spawn_blocking(move || copy(gallery, &folder, &stopped));
     match copying.await {
         // It came too late for the copy, which stays for the next attempt.
         Ok(Ok(_)) if stop.is_cancelled() => Err(AttemptOutcome::Stopped),
@@ -158,11 +161,10 @@ pub fn discard(folder: &Path) {
     }
 }
 
-/// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so: whole, or not at all.
+/// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so, whatever has become of
+/// the gallery since: whole, or not at all.
 fn copy(
-    catalog: &Catalog,
-    tenant: &str,
-    name: &GalleryName,
+    gallery: Result<Gallery, GalleryError>,
     folder: &Path,
     stop: &CancellationToken,
 ) -> Result<Option<Copied>, CopyError> {
@@ -170,7 +172,7 @@ fn copy(
     if place.exists() {
         return Ok(None);
     }
-    let gallery = gallery(catalog, tenant, name)?;
+    let gallery = gallery?;
     fs::create_dir_all(folder)?;
     // Of a server that was killed while it copied; no process has worked here yet.
     remove_partial(folder)?;
@@ -228,15 +230,15 @@ mod tests {
     use crate::chip::{Modality, SourceChip, View};
     use crate::embedding::{Embedding, ModelDigest};
     use crate::gallery::{
-        CatalogSettings, Conflict, ContentHash, Enrolment, EntryId, Labels, NewGallery, Observation,
-        QueueSettings, Quotas, Time, VesselId,
+        Conflict, ContentHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, EntryId, ImportBounds, Labels,
+        NewGallery, Observation, QueueSettings, Quotas, Time, VesselId,
     };
     use crate::train::GalleryDataset;
 
     const TENANT: &str = "default";
 
-    fn catalog(folder: &Path) -> Catalog {
-        let settings = CatalogSettings {
+    fn catalog(folder: &Path) -> EmbeddedCatalog {
+        let settings = EmbeddedSettings {
             cache_bytes: 1 << 20,
             queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
             quotas: Quotas {
@@ -244,17 +246,16 @@ mod tests {
                 entries_per_gallery: 10_000,
                 bytes_per_tenant: 1 << 30,
             },
-            image_bytes_max: 1 << 20,
-            import_bytes_max: 8 << 20,
+            imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
         };
-        Catalog::open(&folder.join("galleries"), settings).expect("a catalog")
+        EmbeddedCatalog::open(&folder.join("galleries"), settings).expect("a catalog")
     }
 
     fn name() -> GalleryName {
         GalleryName::new("harbour").expect("a name")
     }
 
-    fn made(catalog: &Catalog, keeps_chips: bool) -> Gallery {
+    fn made(catalog: &EmbeddedCatalog, keeps_chips: bool) -> Gallery {
         let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips };
         catalog.create(TENANT, &name(), new).expect("made")
     }
@@ -285,8 +286,9 @@ mod tests {
         SourceChip { image: Bytes::from(vec![number; 9]), view: View::plain(modality) }
     }
 
-    fn copy_in(catalog: &Catalog, folder: &Path) -> Result<Option<Copied>, CopyError> {
-        copy(catalog, TENANT, &name(), &folder.join("job-1"), &CancellationToken::new())
+    async fn copy_in(catalog: &EmbeddedCatalog, folder: &Path) -> Result<Option<Copied>, CopyError> {
+        let gallery = gallery(catalog, TENANT, &name()).await;
+        copy(gallery, &folder.join("job-1"), &CancellationToken::new())
     }
 
     fn files(folder: &Path) -> Vec<String> {
@@ -304,7 +306,7 @@ mod tests {
         enrol(&gallery, 3, Some("c"), None).await;
         enrol(&gallery, 4, Some("a"), Some(Modality::Sar)).await;
         enrol(&gallery, 5, Some("b"), Some(Modality::Sar)).await;
-        let copied = copy_in(&catalog, place.path()).expect("copied");
+        let copied = copy_in(&catalog, place.path()).await.expect("copied");
         assert_eq!(copied, Some(Copied { chips: 3, unnamed: 1, chipless: 1 }));
         let kept = GalleryDataset::read(&place.path().join("job-1").join(CHIPS)).expect("readable");
         let found: Vec<_> = kept
@@ -323,9 +325,9 @@ mod tests {
         let place = tempfile::tempdir().expect("a temporary folder");
         let catalog = catalog(place.path());
         enrol(&made(&catalog, true), 1, Some("a"), Some(Modality::Sar)).await;
-        assert!(copy_in(&catalog, place.path()).expect("copied").is_some());
+        assert!(copy_in(&catalog, place.path()).await.expect("copied").is_some());
         catalog.delete(TENANT, &name()).expect("deleted");
-        assert_eq!(copy_in(&catalog, place.path()).expect("there"), None);
+        assert_eq!(copy_in(&catalog, place.path()).await.expect("there"), None);
     }
 
     #[tokio::test]
@@ -336,25 +338,27 @@ mod tests {
         let job = place.path().join("job-1");
         let stop = CancellationToken::new();
         stop.cancel();
-        let stopped = copy(&catalog, TENANT, &name(), &job, &stop).expect_err("stopped");
+        let kept = gallery(&catalog, TENANT, &name()).await;
+        let stopped = copy(kept, &job, &stop).expect_err("stopped");
         assert_eq!(stopped.outcome(), AttemptOutcome::Stopped);
         assert!(files(&job).is_empty());
         // A server that is killed removes nothing.
         std::mem::forget(PartialFolder::new(&job.join(CHIPS)).expect("writable"));
-        assert!(copy_in(&catalog, place.path()).expect("copied").is_some());
+        assert!(copy_in(&catalog, place.path()).await.expect("copied").is_some());
         assert_eq!(files(&job), [CHIPS]);
     }
 
-    #[test]
-    fn a_gallery_that_cannot_be_learned_from_says_what_to_do() {
+    #[tokio::test]
+    async fn a_gallery_that_cannot_be_learned_from_says_what_to_do() {
         let place = tempfile::tempdir().expect("a temporary folder");
         let catalog = catalog(place.path());
-        let refusal = || gallery(&catalog, TENANT, &name()).expect_err("nothing to learn from").to_string();
-        assert_eq!(refusal(), "there is no gallery \"harbour\"");
+        let refusal =
+            async || gallery(&catalog, TENANT, &name()).await.expect_err("nothing to learn from").to_string();
+        assert_eq!(refusal().await, "there is no gallery \"harbour\"");
         made(&catalog, false);
-        assert!(refusal().ends_with("enrol the chips again in a gallery that is made to keep them"));
+        assert!(refusal().await.ends_with("enrol the chips again in a gallery that is made to keep them"));
         let AttemptOutcome::Failed(failure) =
-            copy_in(&catalog, place.path()).expect_err("no chips").outcome()
+            copy_in(&catalog, place.path()).await.expect_err("no chips").outcome()
         else {
             panic!("no failure")
         };

@@ -221,9 +221,11 @@ impl Jobs {
             TrainConfigError::Syntax(cause) => JobRejection::Syntax(cause),
             TrainConfigError::Invalid(violations) => JobRejection::Invalid(violations),
         })?;
-        let gallery =
-            order.gallery.as_ref().map(|name| chips::gallery(&self.settings.galleries, tenant, name));
-        let (gallery, roots) = (gallery.transpose()?, self.roots.clone());
+        let gallery = match &order.gallery {
+            Some(name) => Some(chips::gallery(&*self.settings.galleries, tenant, name).await?),
+            None => None,
+        };
+        let roots = self.roots.clone();
         let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
         let checked = spawn_cancellable(None, move |cancellation| {
             let start = match gallery {

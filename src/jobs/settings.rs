@@ -1,7 +1,6 @@
 //! How jobs are run.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::job::JobId;
@@ -36,7 +35,7 @@ pub struct Settings {
     /// Folders under which data and starting points lie.
     pub data_roots: Vec<PathBuf>,
     /// Whose kept chips can be learned from.
-    pub galleries: Arc<Catalog>,
+    pub galleries: Catalog,
     /// How the precision of a run does beside f32 on `device`, where there is anything to compare.
     pub pace: fn(&TrainConfig) -> Option<Pace>,
 }

@@ -29,7 +29,9 @@ use super::supervisor::Supervisor;
 use super::watch::{WatchFrom, watch};
 use crate::durable::Folder;
 use crate::embedding::ModelDigest;
-use crate::gallery::{Catalog, CatalogSettings, GalleryName, NewGallery, QueueSettings, Quotas};
+use crate::gallery::{
+    Catalog, EmbeddedCatalog, EmbeddedSettings, GalleryName, ImportBounds, NewGallery, QueueSettings, Quotas,
+};
 use crate::reason::FailureReason;
 
 const ALIVE: &str = "echo '\"alive\"'";
@@ -41,7 +43,7 @@ const STOPS: &str = r#"
     wait
 "#;
 
-fn settings(folder: &Path, galleries: &Arc<Catalog>) -> Settings {
+fn settings(folder: &Path, galleries: &Arc<EmbeddedCatalog>) -> Settings {
     Settings {
         folder: folder.to_owned(),
         program: PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stand_in.sh")),
@@ -55,7 +57,7 @@ fn settings(folder: &Path, galleries: &Arc<Catalog>) -> Settings {
         attempts_max: 2,
         retry_pause: Duration::ZERO,
         data_roots: vec![],
-        galleries: Arc::clone(galleries),
+        galleries: Arc::clone(galleries) as Catalog,
         pace: |_| None,
     }
 }
@@ -65,7 +67,7 @@ struct Stage {
     folder: tempfile::TempDir,
     repository: Arc<JobRepository>,
     supervisor: Supervisor,
-    galleries: Arc<Catalog>,
+    galleries: Arc<EmbeddedCatalog>,
 }
 
 impl Stage {
@@ -152,15 +154,14 @@ impl Stage {
     }
 }
 
-fn catalog(folder: &tempfile::TempDir) -> Catalog {
-    let settings = CatalogSettings {
+fn catalog(folder: &tempfile::TempDir) -> EmbeddedCatalog {
+    let settings = EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     };
-    Catalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
+    EmbeddedCatalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
 }
 
 fn repository(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<JobRepository> {

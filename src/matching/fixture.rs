@@ -8,8 +8,9 @@ use tempfile::TempDir;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Catalog, CatalogSettings, Conflict, ContentHash, DetectionHash, Enrolment, Entry, EntryId, GalleryName,
-    GalleryReader, Index, Labels, NewGallery, Observation, QueueSettings, Quotas, SceneNumber, Time,
+    Conflict, ContentHash, DetectionHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, Entry, EntryId,
+    GalleryName, GalleryReader, ImportBounds, Index, Labels, NewGallery, Observation, QueueSettings, Quotas,
+    SceneNumber, Time,
 };
 
 /// An optical sighting of which nothing else is known.
@@ -39,21 +40,20 @@ pub fn model() -> ModelDigest {
 
 /// Closes a gallery and removes it in the end.
 pub struct FolderGuard {
-    _catalog: Catalog,
+    _catalog: EmbeddedCatalog,
     _folder: TempDir,
 }
 
 /// What a gallery holds after these entries were enrolled, and what keeps it open.
 pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard, Arc<dyn GalleryReader>) {
     let folder = tempfile::tempdir().expect("a folder");
-    let settings = CatalogSettings {
+    let settings = EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1 << 16, bytes_max: 1 << 30 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1 << 20, bytes_per_tenant: 1 << 40 },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     };
-    let catalog = Catalog::open(folder.path(), settings).expect("a catalog");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("a catalog");
     let new = NewGallery { model: model(), dimension, keeps_chips: false };
     let name = GalleryName::new("ships").expect("a name");
     let gallery = catalog.create("default", &name, new).expect("a gallery");

@@ -206,7 +206,7 @@ mod tests {
             ..Observation::default()
         };
         let mut index = Index::new(1);
-        index.push(RowId(7), &Code::new(&[1.0]), &Entry { observation, ..fixture::entry("seen") });
+        index.push(RowId::from_u64(7), &Code::new(&[1.0]), &Entry { observation, ..fixture::entry("seen") });
         let sighting = index.sightings(&index.select(&Filter::default(), None)).next().expect("an entry");
         (index, sighting)
     }
@@ -303,7 +303,7 @@ mod tests {
             assert_eq!(judge(&query, &[sighting]), expected, "{asked:?} {seen:?}");
             let elsewhere = Sighting { scene: None, ..sighting };
             assert_eq!(judge(&query, &[elsewhere, sighting, elsewhere]), expected, "any sighting is enough");
-            let itself = GateQuery { row: Some(RowId(7)), ..query };
+            let itself = GateQuery { row: Some(RowId::from_u64(7)), ..query };
             assert_eq!(judge(&itself, &[sighting]), Verdict::Passed);
         }
     }
@@ -333,8 +333,8 @@ mod tests {
 
     #[test]
     fn the_query_itself_is_no_sighting() {
-        let query = GateQuery { row: Some(RowId(7)), ..asked(at(0), place(0.0, 0.0)) };
-        let other = Sighting { row: RowId(8), ..sighting(at(5), place(50.0, 0.0)) };
+        let query = GateQuery { row: Some(RowId::from_u64(7)), ..asked(at(0), place(0.0, 0.0)) };
+        let other = Sighting { row: RowId::from_u64(8), ..sighting(at(5), place(50.0, 0.0)) };
         let trace = trace(&query, &[sighting(at(0), place(0.0, 0.0)), other]);
         assert_eq!(trace.entries(), 1);
         assert_eq!(trace.leg().expect("a leg").seconds(), 5.0 * 3600.0);

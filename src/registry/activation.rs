@@ -31,7 +31,7 @@ pub struct Activator {
     changing: Arc<Mutex<()>>,
     changed: mpsc::UnboundedSender<Activation>,
     /// Whose galleries hold models, once somebody leads them.
-    catalog: Arc<OnceLock<Arc<Catalog>>>,
+    catalog: Arc<OnceLock<Catalog>>,
 }
 
 /// A change that has happened. Both models stay resident until it is dropped.
@@ -77,7 +77,7 @@ impl Activator {
     }
 
     /// From now on no model takes the place of one that galleries of `catalog` need.
-    pub(super) fn holds(&self, catalog: Arc<Catalog>) {
+    pub(super) fn holds(&self, catalog: Catalog) {
         // There is one catalog a server.
         let _ = self.catalog.set(catalog);
     }

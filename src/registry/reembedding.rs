@@ -41,7 +41,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Leads the galleries of a catalog from model to model, as models are activated.
 #[derive(Clone)]
 pub struct ReEmbedder {
-    catalog: Arc<Catalog>,
+    catalog: Catalog,
     pipeline: Arc<Pipeline>,
     activator: Activator,
     /// For chips in the queue.
@@ -86,7 +86,7 @@ enum Stall {
 }
 
 impl ReEmbedder {
-    pub fn new(catalog: Arc<Catalog>, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
+    pub fn new(catalog: Catalog, pipeline: Arc<Pipeline>, activator: Activator) -> Self {
         activator.holds(Arc::clone(&catalog));
         Self { catalog, pipeline, activator, slots: Slots::new(IN_FLIGHT) }
     }
@@ -280,7 +280,7 @@ impl ReEmbedder {
                     tokio::time::sleep(RETRY_AFTER).await;
                 }
                 Err(cause) => {
-                    tracing::warn!(row = row.0, %cause, "a kept chip gives no embedding");
+                    tracing::warn!(row = row.to_u64(), %cause, "a kept chip gives no embedding");
                     return Ok(None);
                 }
             }

@@ -57,7 +57,7 @@ impl Matcher {
     ) -> Result<wire::MatchResponse, Problem> {
         let started = Instant::now();
         let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
-        let gallery = self.access.gallery(&context.tenant, &call.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &call.gallery).await?;
         let opening = gallery.opening();
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
         let size = search_size(&call, &*snapshot);

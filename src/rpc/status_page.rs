@@ -1,7 +1,5 @@
 //! The second port, over HTTP: metrics for Prometheus, liveness and readiness for an orchestrator.
 
-use std::sync::Arc;
-
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -23,7 +21,7 @@ pub struct StatusPages {
     pub metrics: PrometheusHandle,
     pub health: watch::Receiver<Health>,
     /// Absent in a server that only embeds.
-    pub catalog: Option<Arc<Catalog>>,
+    pub catalog: Option<Catalog>,
 }
 
 /// `/metrics`, `/healthz` (restart me when this fails) and `/readyz` (send me calls while this succeeds).

@@ -1,52 +1,22 @@
-//! A gallery that is made from an export: whole, or not at all.
+//! Exports on their way into a store: whole galleries, or none.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::names::GalleryName;
-use super::{Catalog, CatalogError};
-use crate::budget::{Exceeded, Permit};
+use super::draft::{DraftError, GalleryDraft};
+use super::error::CatalogError;
+use crate::budget::{Budget, Exceeded, Permit};
 use crate::cancellation::Cancellation;
-use crate::durable::{Folder, PartialFolder};
-use crate::gallery::archive::{ArchiveError, ArchiveReader, FoundRow, Head, Item, RowBounds};
-use crate::gallery::embedded::builder::{GalleryBuildError, GalleryBuilder, NewRow};
-use crate::gallery::embedded::quota::Allowance;
+use crate::gallery::archive::{ArchiveError, ArchiveReader, Item, RowBounds};
 use crate::gallery::entry::Time;
-use crate::gallery::store::{Gallery, StoreError};
+use crate::gallery::index::RowId;
+use crate::gallery::store::Gallery;
 use crate::reason::Reason;
 
 /// Bytes that are taken apart together.
 const CHUNK_BYTES: usize = 256 << 10;
 /// What a record in an export may have beyond what is stored of it.
 const FRAMING_BYTES: usize = 64;
-
-/// Takes an export piece by piece. Dropped before it is finished, it leaves nothing behind.
-#[derive(Debug)]
-pub struct Import {
-    catalog: Catalog,
-    tenant: String,
-    name: GalleryName,
-    reader: ArchiveReader,
-    /// Once the export said what it is of.
-    builder: Option<(Head, GalleryBuilder)>,
-    entries: u64,
-    taken: Taken,
-    waiting: Waiting,
-    partial: PartialFolder,
-}
-
-/// Bytes of the tenant that are not yet those of a gallery.
-#[derive(Debug)]
-struct Taken {
-    allowance: Arc<Allowance>,
-    bytes: u64,
-}
-
-/// What one import takes of the memory for records that have not come whole yet: of all of it, and of its tenant's half.
-#[derive(Debug)]
-struct Waiting {
-    of_all: Permit,
-    of_tenant: Permit,
-}
 
 /// Why an export becomes no gallery.
 #[derive(Debug, thiserror::Error)]
@@ -71,26 +41,69 @@ impl ImportError {
     }
 }
 
-impl Import {
-    pub(super) fn new(catalog: Catalog, tenant: &str, name: GalleryName, partial: PartialFolder) -> Self {
-        let taken = Taken { allowance: catalog.allowance(tenant), bytes: 0 };
-        let waiting = Waiting {
-            of_all: catalog.0.import_memory.permit(),
-            of_tenant: catalog.import_memory(tenant).permit(),
-        };
-        let reader = ArchiveReader::new(RowBounds::new(catalog.0.settings.image_bytes_max));
-        let tenant = tenant.to_owned();
-        Self { catalog, tenant, name, reader, builder: None, entries: 0, taken, waiting, partial }
+/// What the imports of a catalog may have.
+#[derive(Clone, Copy, Debug)]
+pub struct ImportBounds {
+    /// Bytes of an image that a chip of an imported entry may have.
+    pub image_bytes_max: usize,
+    /// Memory for records that have not come whole yet; a tenant's imports may take half of it.
+    pub bytes_max: usize,
+}
+
+/// The imports of a catalog, which share memory for records that have not come whole yet. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub(in crate::gallery) struct Imports {
+    bounds: ImportBounds,
+    memory: Budget,
+    /// Each tenant's half of the memory, for tenants that have ever imported.
+    tenants: Arc<Mutex<HashMap<String, Budget>>>,
+}
+
+/// Takes an export piece by piece. Dropped before it is finished, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Import {
+    reader: ArchiveReader,
+    draft: Box<dyn GalleryDraft>,
+    /// Above all rows, once the export said what it is of.
+    next_row: Option<RowId>,
+    waiting: Waiting,
+}
+
+/// What one import takes of the memory: of all of it, and of its tenant's half.
+#[derive(Debug)]
+struct Waiting {
+    of_all: Permit,
+    of_tenant: Permit,
+}
+
+impl Imports {
+    pub fn new(bounds: ImportBounds) -> Self {
+        Self { bounds, memory: Budget::new(bounds.bytes_max as u64), tenants: Arc::default() }
     }
 
-    /// Takes the next bytes of the export. Waits for the disk.
+    /// An import that becomes the gallery of `draft`.
+    pub fn begin(&self, tenant: &str, draft: Box<dyn GalleryDraft>) -> Import {
+        let reader = ArchiveReader::new(RowBounds::new(self.bounds.image_bytes_max));
+        let waiting = Waiting { of_all: self.memory.permit(), of_tenant: self.memory_of(tenant).permit() };
+        Import { reader, draft, next_row: None, waiting }
+    }
+
+    fn memory_of(&self, tenant: &str) -> Budget {
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        let half = || Budget::new(self.bounds.bytes_max as u64 / 2);
+        tenants.entry(tenant.to_owned()).or_insert_with(half).clone()
+    }
+}
+
+impl Import {
+    /// Takes the next bytes of the export. Computes and waits, so it is not for an async task.
     ///
     /// # Errors
-    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, the disk fails, or the
-    /// import was cancelled.
+    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, the store cannot take
+    /// them, or the import was cancelled.
     pub fn push(&mut self, bytes: &[u8], cancellation: &Cancellation) -> Result<(), ImportError> {
         bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| {
-            check(cancellation)?;
+            cancellation.check().map_err(CatalogError::from)?;
             self.push_chunk(chunk)
         })
     }
@@ -100,71 +113,45 @@ impl Import {
         self.reader.push(bytes);
         while let Some(item) = self.reader.next()? {
             match item {
-                Item::Head(head) => self.begin(head)?,
-                Item::Row(row) => self.add(row)?,
+                Item::Head(head) => {
+                    let about = head.about(Time::now()).map_err(|cause| self.reader.damaged(cause))?;
+                    self.next_row = Some(RowId(head.next_row));
+                    self.draft.begin(about)?;
+                }
+                Item::Row(row) => self.draft.add(row).map_err(|error| refused(error, &self.reader))?,
             }
         }
         self.waiting.hold(self.reader.buffered() as u64)?;
         // A record that the tenant has no room for need not come to its end.
         let announced = self.reader.announced().saturating_sub(FRAMING_BYTES);
-        Ok(self.taken.check(announced as u64)?)
+        Ok(self.draft.check_room(announced as u64)?)
     }
 
-    /// Makes the gallery, which survives a power failure from then on. Waits for the disk.
+    /// Makes the gallery, which survives a power failure from then on. Waits, so it is not for an async task.
     ///
     /// # Errors
-    /// The export is not whole, the name was taken meanwhile, the disk fails, or it was cancelled before the
+    /// The export is not whole, the name was taken meanwhile, the store cannot take it, or it was cancelled before the
     /// gallery is there.
     pub fn finish(self, cancellation: &Cancellation) -> Result<Gallery, ImportError> {
-        let Self { catalog, tenant, name, reader, builder, taken, partial, .. } = self;
+        let Self { reader, draft, next_row, .. } = self;
         reader.finish()?;
-        let (head, builder) = builder.ok_or(ArchiveError::Truncated { entries: 0 })?;
-        builder.finish(head.next_row).map_err(|error| refused(error, &reader))?;
-        let _changing = catalog.change();
-        catalog.check_free(&tenant, &name)?;
-        check(cancellation)?;
-        // From here on it is the gallery that counts them.
-        drop(taken);
-        Ok(catalog.publish(&tenant, &name, partial)?)
-    }
-
-    fn begin(&mut self, head: Head) -> Result<(), ImportError> {
-        let about = head.about(Time::now()).map_err(|cause| self.reader.damaged(cause))?;
-        let volume = Folder(self.partial.path().to_owned());
-        let builder = GalleryBuilder::new(&volume, about, self.catalog.0.settings.cache_bytes);
-        self.builder = Some((head, builder.map_err(CatalogError::from)?));
-        Ok(())
-    }
-
-    fn add(&mut self, found: FoundRow) -> Result<(), ImportError> {
-        let limit = self.catalog.0.settings.quotas.entries_per_gallery;
-        if self.entries >= limit {
-            return Err(CatalogError::from(StoreError::EntriesFull { limit }).into());
-        }
-        let Some((_, builder)) = &mut self.builder else {
-            return Err(self.reader.damaged("an entry comes before everything else").into());
-        };
-        let new = NewRow::new(found.row, found.entry, found.vector, found.chip.as_ref());
-        self.taken.take(new.bytes())?;
-        builder.add(new).map_err(|error| refused(error, &self.reader))?;
-        self.entries += 1;
-        Ok(())
+        let next_row = next_row.ok_or(ArchiveError::Truncated { entries: 0 })?;
+        draft.finish(next_row, cancellation).map_err(|error| refused(error, &reader))
     }
 }
 
-fn check(cancellation: &Cancellation) -> Result<(), CatalogError> {
-    Ok(cancellation.check().map_err(StoreError::from)?)
-}
-
-fn refused(error: GalleryBuildError, reader: &ArchiveReader) -> ImportError {
+fn refused(error: DraftError, reader: &ArchiveReader) -> ImportError {
     match error {
-        GalleryBuildError::Twice(_) => reader.damaged(error).into(),
-        GalleryBuildError::Database(cause) => CatalogError::from(cause).into(),
+        DraftError::Twice(_) => reader.damaged(error).into(),
+        DraftError::Catalog(cause) => cause.into(),
     }
 }
 
 impl Waiting {
     /// Takes or gives back until it has so many bytes.
+    ///
+    /// # Errors
+    /// So much memory is not left.
     fn hold(&mut self, bytes: u64) -> Result<(), CatalogError> {
         let full = |Exceeded { limit, .. }| CatalogError::ImportsFull { limit };
         let before = self.of_tenant.amount();
@@ -174,23 +161,5 @@ impl Waiting {
             let _ = self.of_tenant.resize(before);
             full(exceeded)
         })
-    }
-}
-
-impl Taken {
-    fn check(&self, bytes: u64) -> Result<(), CatalogError> {
-        Ok(self.allowance.check(bytes)?)
-    }
-
-    fn take(&mut self, bytes: u64) -> Result<(), CatalogError> {
-        self.allowance.take(bytes)?;
-        self.bytes += bytes;
-        Ok(())
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        self.allowance.give_back(self.bytes);
     }
 }

@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
-use super::quota::{Allowance, Quotas};
-use super::record::{
-    ChipRecord, EntryRecord, RowRecord, StateRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
-};
+use super::quota::Allowance;
+use super::record::{RowRecord, StateRecord};
 use super::schema::{ENTRIES, GONE, IDS, write_state};
 use crate::durable::DatabaseError;
 use crate::embedding::{Embedding, ModelDigest};
+use crate::gallery::catalog::Quotas;
 use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
 use crate::gallery::index::{Code, Index, RowId};
+use crate::gallery::record::{
+    ChipRecord, EntryRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
+};
 use crate::gallery::store::{
     About, Conflict, Enrolled, Enrolment, Field, Selector, StoreError, Update, Updated,
 };

@@ -2,11 +2,13 @@
 
 use redb::{Durability, TableDefinition};
 
-use super::record::{ChipRecord, EntryRecord, RowRecord, StateRecord, encode, seal};
+use super::record::{RowRecord, StateRecord};
 use super::schema::{CHIP_ROWS, CHIPS, ENTRIES, GALLERY, GONE, IDS, write_about, write_state};
 use crate::durable::{Database, DatabaseError, Volume};
-use crate::gallery::entry::Time;
+use crate::gallery::catalog::DraftRow;
+use crate::gallery::entry::{EntryId, Time};
 use crate::gallery::index::RowId;
+use crate::gallery::record::{ChipRecord, EntryRecord, encode, seal, vector_bytes};
 use crate::gallery::store::About;
 
 /// Rows and bytes that are written together.
@@ -29,7 +31,7 @@ pub struct GalleryBuilder {
 #[derive(Debug)]
 pub struct NewRow {
     row: RowId,
-    id: String,
+    id: EntryId,
     record: Vec<u8>,
     vector: Vec<u8>,
     chip: Option<Vec<u8>>,
@@ -39,7 +41,7 @@ pub struct NewRow {
 #[derive(Debug, thiserror::Error)]
 pub enum GalleryBuildError {
     #[error("the entry \"{0}\" is there twice")]
-    Twice(String),
+    Twice(EntryId),
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -103,10 +105,11 @@ impl GalleryBuilder {
 }
 
 impl NewRow {
-    pub fn new(row: RowId, entry: EntryRecord, vector: Vec<u8>, chip: Option<&ChipRecord>) -> Self {
-        let (id, chip) = (entry.id().to_owned(), chip.map(encode));
-        let record = encode(&RowRecord::new(entry, chip.as_deref()));
-        Self { row, id, record, vector: seal(vector), chip }
+    pub fn new(draft: DraftRow) -> Self {
+        let DraftRow { row, entry, embedding, chip } = draft;
+        let chip = chip.as_ref().map(|chip| encode(&ChipRecord::from(chip)));
+        let record = encode(&RowRecord::new(EntryRecord::from(&entry), chip.as_deref()));
+        Self { row, id: entry.id, record, vector: seal(vector_bytes(embedding.as_slice())), chip }
     }
 
     /// Everything that is stored of it.

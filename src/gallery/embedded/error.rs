@@ -1,7 +1,7 @@
 //! What of redb and of damaged records a caller is told.
 
-use super::record::Damage;
 use crate::durable::DatabaseError;
+use crate::gallery::record::Damage;
 use crate::gallery::store::StoreError;
 
 impl From<DatabaseError> for StoreError {

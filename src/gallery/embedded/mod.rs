@@ -1,9 +1,10 @@
-//! The store of a single server: one gallery in files of its own. What is acknowledged is there after a power failure,
-//! and what is deleted is not.
+//! The store of a single server: each gallery in files of its own, all of them in one folder. What is acknowledged is
+//! there after a power failure, and what is deleted is not.
 
 pub(super) mod batch;
-mod error;
 pub(super) mod builder;
+mod catalog;
+mod error;
 pub(super) mod handle;
 mod open;
 pub(super) mod quota;
@@ -15,8 +16,7 @@ pub(super) mod sidecar;
 mod snapshot;
 pub(super) mod writer;
 
-pub use handle::{EmbeddedGallery, QueueSettings};
-pub use open::OpenError;
-pub use quota::Quotas;
+pub use catalog::{EmbeddedCatalog, EmbeddedOpenError, EmbeddedSettings};
+pub use handle::QueueSettings;
 #[cfg(test)]
 pub use snapshot::Snapshot;

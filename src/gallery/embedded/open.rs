@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::record::{Damage, RowRecord, StateRecord, decode, read_vector, unseal};
+use super::record::{RowRecord, StateRecord};
 use super::schema::{CHIP_ROWS, CHIPS, GALLERY, GONE, SCHEMA, SchemaError, read_about, read_state};
 use super::sidecar::{self, Header, Unusable};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Volume, guard};
 use crate::gallery::entry::Entry;
 use crate::gallery::index::{Code, Index, RowId};
+use crate::gallery::record::{Damage, decode, read_vector, unseal};
 use crate::gallery::store::About;
 
 /// Chips that a process that died may have written ahead of their rows.

@@ -1,16 +1,8 @@
 //! How much a tenant may store.
 
-use crate::gallery::store::StoreError;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bounds on what is stored.
-#[derive(Clone, Copy, Debug)]
-pub struct Quotas {
-    pub galleries_per_tenant: usize,
-    pub entries_per_gallery: u64,
-    /// Of entries, embeddings and chips, and of files that are much larger than these.
-    pub bytes_per_tenant: u64,
-}
+use crate::gallery::store::StoreError;
 
 /// What files may take of a gallery that is next to empty.
 const FILE_BYTES: u64 = 16 << 20;

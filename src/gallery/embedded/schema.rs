@@ -2,10 +2,11 @@
 
 use redb::{ReadTransaction, TableDefinition, TableHandle};
 
-use super::record::{AboutRecord, Damage, GenerationRecord, StateRecord, decode, encode};
+use super::record::{AboutRecord, GenerationRecord, StateRecord};
 use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::Time;
+use crate::gallery::record::{Damage, decode, encode};
 use crate::gallery::store::{About, Shadow};
 
 /// Everything but the chips.
@@ -27,7 +28,7 @@ pub const ENTRIES: Rows = TableDefinition::new("entries");
 pub const IDS: TableDefinition<&str, u64> = TableDefinition::new("ids");
 /// Rows that are gone, whose chips may still be there.
 pub const GONE: TableDefinition<u64, ()> = TableDefinition::new("gone");
-/// [`ChipRecord`](super::record::ChipRecord)s, in their own file.
+/// [`ChipRecord`](crate::gallery::record::ChipRecord)s, in their own file.
 pub const CHIP_ROWS: Rows = TableDefinition::new("chips");
 
 const ABOUT_KEY: &str = "gallery";

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use redb::TableDefinition;
 
 use super::open::index_from_vectors;
-use super::record::sealed_vector_bytes;
 use super::schema::{SchemaError, write_about, write_state};
 use super::snapshot::Snapshot;
 use super::writer::Writer;
@@ -13,6 +12,7 @@ use crate::durable::DatabaseError;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::Time;
 use crate::gallery::index::Index;
+use crate::gallery::record::sealed_vector_bytes;
 use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
 
 /// What a transaction that changes the generations leads to.

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableDefinition};
 
-use super::record::{
-    ChipRecord, Damage, RowRecord, StateRecord, decode, read_embedding, read_vector, unseal,
-};
+use super::record::{RowRecord, StateRecord};
 use super::schema::{CHIP_ROWS, ENTRIES, IDS};
 use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
@@ -15,10 +13,9 @@ use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
 use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{
-    Group, Index, IndexQuery, RowId, SceneNumber, SearchResult, Selection, Sighting,
-};
-use crate::gallery::store::{About, GalleryReader, StoreError};
+use crate::gallery::index::{Group, Index, IndexQuery, RowId, SceneNumber, SearchResult, Sighting};
+use crate::gallery::record::{ChipRecord, Damage, decode, read_embedding, read_vector, unseal};
+use crate::gallery::store::{About, GalleryReader, Selection, StoreError};
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
 
@@ -190,7 +187,7 @@ impl GalleryReader for Snapshot {
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
         if filter.entries.is_empty() {
-            return Ok(self.index.select(filter, None));
+            return Ok(Selection(self.index.select(filter, None)));
         }
         let mut listed = Vec::new();
         for id in &filter.entries {
@@ -198,19 +195,19 @@ impl GalleryReader for Snapshot {
         }
         listed.sort_unstable();
         listed.dedup();
-        Ok(self.index.select(filter, Some(&listed)))
+        Ok(Selection(self.index.select(filter, Some(&listed))))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
-        self.index.is_selected(selection, row)
+        self.index.is_selected(&selection.0, row)
     }
 
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId> {
-        self.index.rows_after(selection, after).take(size).collect()
+        self.index.rows_after(&selection.0, after).take(size).collect()
     }
 
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {
-        self.index.sightings(selection).for_each(see);
+        self.index.sightings(&selection.0).for_each(see);
     }
 
     fn search(
@@ -221,7 +218,8 @@ impl GalleryReader for Snapshot {
         cancellation: &Cancellation,
     ) -> Result<Vec<SearchResult>, StoreError> {
         let go_on = || Ok(cancellation.check()?);
-        self.index.search_while(queries, selection, group, go_on, |row, values| self.read_vector(row, values))
+        let vector = |row, values: &mut [f32]| self.read_vector(row, values);
+        self.index.search_while(queries, &selection.0, group, go_on, vector)
     }
 }
 

@@ -8,11 +8,12 @@ use tokio::sync::watch;
 
 use super::batch::{Finished, Ground, WriteBatch};
 use super::open::{OpenError, Opened, open};
-use super::quota::{self, Allowance, Quotas};
+use super::quota::{self, Allowance};
 use super::schema::CHIP_ROWS;
 use super::sidecar::{self, Header};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Panicked, Volume, caught, guard};
+use crate::gallery::catalog::Quotas;
 use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, Files, GalleryReader, StoreError};

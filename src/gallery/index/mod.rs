@@ -24,7 +24,7 @@ pub use codes::{Code, CodeRef};
 pub use names::{DetectionHash, SceneNumber};
 pub use pace::search_pace;
 pub use search::{Group, Hit, IndexQuery, SearchResult, cosine};
-pub use select::{Selection, Sighting};
+pub use select::{IndexSelection, Sighting};
 pub use vessels::{VesselNumber, VesselSet};
 
 use names::{LabelSet, Names, Renaming};
@@ -37,9 +37,20 @@ const ROWS: usize = 8192;
 /// before it comes to a merge again.
 const MERGED_MAX: usize = ROWS / 8 * 7;
 
-/// A row of the store; never used twice. Ascending in order of enrolment.
+/// A row of a gallery; never used twice. Ascending in order of enrolment. What its number is, only its store knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct RowId(pub u64);
+pub struct RowId(pub(in crate::gallery) u64);
+
+impl RowId {
+    /// The row whose [`to_u64`](Self::to_u64) this is, for whoever brings back what he was told, as a page token is.
+    pub const fn from_u64(number: u64) -> Self {
+        Self(number)
+    }
+
+    pub const fn to_u64(self) -> u64 {
+        self.0
+    }
+}
 
 /// One state of a gallery's entries.
 ///

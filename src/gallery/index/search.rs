@@ -8,7 +8,7 @@ use fixedbitset::Ones;
 use super::codes::{Codes, QueryCode};
 use super::floor::Floor;
 use super::kernel::{Factor, Rows};
-use super::select::Selection;
+use super::select::IndexSelection;
 use super::vessels::{VesselNumber, VesselSet};
 use super::{Index, ROWS, RowId};
 
@@ -74,7 +74,7 @@ impl Index {
     pub fn search<E>(
         &self,
         queries: &[IndexQuery<'_>],
-        selection: &Selection,
+        selection: &IndexSelection,
         group: Group,
         vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
     ) -> Result<Vec<SearchResult>, E> {
@@ -91,7 +91,7 @@ impl Index {
     pub fn search_while<E>(
         &self,
         queries: &[IndexQuery<'_>],
-        selection: &Selection,
+        selection: &IndexSelection,
         group: Group,
         mut go_on: impl FnMut() -> Result<(), E>,
         mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
@@ -116,7 +116,7 @@ impl Index {
     /// so a second one gains little and takes that from other requests.
     fn scan<E>(
         &self,
-        selection: &Selection,
+        selection: &IndexSelection,
         races: &mut [Race],
         go_on: &mut impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
@@ -186,7 +186,7 @@ impl Index {
     }
 
     /// Counts for every hit the entries of its vessel that took part.
-    fn count_entries(&self, queries: &[IndexQuery<'_>], selection: &Selection, found: &mut [Vec<Hit>]) {
+    fn count_entries(&self, queries: &[IndexQuery<'_>], selection: &IndexSelection, found: &mut [Vec<Hit>]) {
         let wanted: VesselSet = found.iter().flatten().map(|hit| hit.vessel).collect();
         let mut counts: HashMap<VesselNumber, u32> = HashMap::new();
         if selection.len() == self.len() {
@@ -272,7 +272,7 @@ struct Tiles<'a> {
 }
 
 impl<'a> Tiles<'a> {
-    fn new(index: &'a Index, selection: &'a Selection) -> Self {
+    fn new(index: &'a Index, selection: &'a IndexSelection) -> Self {
         Self { index, slots: selection.slots.ones().peekable() }
     }
 }

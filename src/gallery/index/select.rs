@@ -12,13 +12,13 @@ use crate::gallery::filter::Filter;
 
 /// Rows that take part, of the index that selected them.
 #[derive(Clone, Debug)]
-pub struct Selection {
+pub struct IndexSelection {
     /// By slot.
     pub(super) slots: FixedBitSet,
     len: usize,
 }
 
-impl Selection {
+impl IndexSelection {
     /// Rows that take part.
     pub fn len(&self) -> usize {
         self.len
@@ -55,7 +55,7 @@ impl Index {
     ///
     /// # Panics
     /// When `filter` names entries and `listed` is `None`.
-    pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>) -> Selection {
+    pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>) -> IndexSelection {
         assert!(listed.is_some() || filter.entries.is_empty(), "an index knows rows, not ids");
         let mut slots = match listed {
             None => self.live.clone(),
@@ -70,24 +70,24 @@ impl Index {
             wanted.keep(words, segment.columns());
         }
         let len = slots.count_ones(..);
-        Selection { slots, len }
+        IndexSelection { slots, len }
     }
 
     /// Whether a row is among the selected ones.
-    pub fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
+    pub fn is_selected(&self, selection: &IndexSelection, row: RowId) -> bool {
         selection.check(self);
         self.slot(row).is_some_and(|slot| selection.slots.contains(slot))
     }
 
     /// Selected rows, ascending.
-    pub fn rows<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = RowId> + 'a {
+    pub fn rows<'a>(&'a self, selection: &'a IndexSelection) -> impl Iterator<Item = RowId> + 'a {
         self.rows_after(selection, None)
     }
 
     /// Selected rows above `after`, ascending.
     pub fn rows_after<'a>(
         &'a self,
-        selection: &'a Selection,
+        selection: &'a IndexSelection,
         after: Option<RowId>,
     ) -> impl Iterator<Item = RowId> + 'a {
         selection.check(self);
@@ -104,7 +104,7 @@ impl Index {
     }
 
     /// Selected rows as the kinematic gate sees them, ascending.
-    pub fn sightings<'a>(&'a self, selection: &'a Selection) -> impl Iterator<Item = Sighting> + 'a {
+    pub fn sightings<'a>(&'a self, selection: &'a IndexSelection) -> impl Iterator<Item = Sighting> + 'a {
         self.selected(selection).map(|slot| {
             let (columns, at) = (self.segments[slot / ROWS].columns(), slot % ROWS);
             Sighting {
@@ -119,7 +119,7 @@ impl Index {
     }
 
     /// Slots of selected rows, ascending.
-    pub(super) fn selected<'a>(&self, selection: &'a Selection) -> impl Iterator<Item = usize> + 'a {
+    pub(super) fn selected<'a>(&self, selection: &'a IndexSelection) -> impl Iterator<Item = usize> + 'a {
         selection.check(self);
         selection.slots.ones()
     }

@@ -134,7 +134,7 @@ impl Pair {
     }
 
     /// What the index finds for queries of one group.
-    fn search(&self, asks: &[&Ask], selection: &Selection, vessels: &Vessels) -> Vec<Vec<Expected>> {
+    fn search(&self, asks: &[&Ask], selection: &IndexSelection, vessels: &Vessels) -> Vec<Vec<Expected>> {
         let Some(first) = asks.first() else { return vec![] };
         let numbers =
             |ask: &&Ask| ask.without.iter().filter_map(|vessel| vessels.get(vessel).copied()).collect();
@@ -163,7 +163,7 @@ impl Pair {
     }
 
     /// Sightings say what entries say; two of one vessel, scene or detection have one number.
-    fn check_sightings(&self, selection: &Selection) -> Vessels {
+    fn check_sightings(&self, selection: &IndexSelection) -> Vessels {
         let mut vessels = HashMap::new();
         let mut numbers = HashMap::new();
         for sighting in self.index.sightings(selection) {

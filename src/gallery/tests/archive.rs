@@ -2,20 +2,15 @@
 
 use super::*;
 
-fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
-    let pieces = Export::new(gallery.snapshot(), chips);
-    pieces.flat_map(|piece| piece.expect("readable")).collect()
-}
-
-fn import(catalog: &Catalog, bytes: &[u8]) -> Result<Gallery, ImportError> {
+fn import(catalog: &EmbeddedCatalog, bytes: &[u8]) -> Result<Gallery, ImportError> {
     let mut import = catalog.import("default", &name("copy"))?;
     bytes.chunks(100).try_for_each(|piece| import.push(piece, &Cancellation::default()))?;
     import.finish(&Cancellation::default())
 }
 
-async fn gallery_of(entries: u64) -> (tempfile::TempDir, Catalog, Gallery) {
+async fn gallery_of(entries: u64) -> (tempfile::TempDir, EmbeddedCatalog, Gallery) {
     let folder = folder();
-    let catalog = Catalog::open(folder.path(), settings()).expect("free");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
     let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     for seed in 0..entries {
         gallery.enrol(enrolment(&format!("entry {seed}"), seed)).await.expect("enrolled");
@@ -90,7 +85,7 @@ async fn what_enrolling_would_not_take_is_not_imported() {
         let chip = made.chip.map(|chip| SourceChip { image: vec![1; bytes].into(), ..chip });
         Enrolment { chip, ..made }
     };
-    let limit = settings().image_bytes_max;
+    let limit = settings().imports.image_bytes_max;
     for (odd, expected) in [
         (observed(Observation { length_m: Some(f64::NAN), ..plain.clone() }), "length_m is NaN"),
         (observed(Observation { width_m: Some(-3.0), ..plain.clone() }), "width_m is -3, it must be above 0"),
@@ -124,7 +119,7 @@ async fn what_enrolling_would_not_take_is_not_imported() {
 #[tokio::test]
 async fn records_on_their_way_are_held_to_memory_and_quota() {
     let (_folder, _catalog, gallery) = gallery_of(1).await;
-    let image = vec![1; settings().image_bytes_max].into();
+    let image = vec![1; settings().imports.image_bytes_max].into();
     let made = enrolment("large", 7);
     let chip = made.chip.map(|chip| SourceChip { image, ..chip });
     gallery.enrol(Enrolment { chip, ..made }).await.expect("enrolled");
@@ -132,8 +127,9 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let half = &whole[..whole.len() - (100 << 10)];
 
     let folder = folder();
-    let settings = CatalogSettings { import_bytes_max: 4608 << 10, ..settings() };
-    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let bounds = ImportBounds { bytes_max: 4608 << 10, ..settings().imports };
+    let settings = EmbeddedSettings { imports: bounds, ..settings() };
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
     let begin = |tenant: &str, number: usize| {
         let mut import = catalog.import(tenant, &name(&format!("copy{number}"))).expect("free");
         import.push(half, &Cancellation::default()).map(|()| import)
@@ -149,7 +145,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     let bytes_per_tenant = 100 << 10;
     let quotas = Quotas { bytes_per_tenant, ..settings.quotas };
     let small = super::folder();
-    let catalog = Catalog::open(small.path(), CatalogSettings { quotas, ..settings }).expect("free");
+    let catalog = EmbeddedCatalog::open(small.path(), EmbeddedSettings { quotas, ..settings }).expect("free");
     let mut import = catalog.import("default", &name("copy")).expect("free");
     let announced = whole.len() - (1 << 20);
     let refused =
@@ -215,7 +211,7 @@ async fn an_import_is_bound_by_the_quotas() {
         let mut settings = settings();
         settings.quotas =
             Quotas { galleries_per_tenant: 1, entries_per_gallery: entries, bytes_per_tenant: stored };
-        let catalog = Catalog::open(folder.path(), settings).expect("free");
+        let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
         match import(&catalog, &whole) {
             Ok(copy) => assert_eq!((copy.info().stored_bytes, expected), (bytes, "")),
             Err(error) => {

@@ -1,13 +1,14 @@
-//! Galleries by name: made, found, refused, deleted.
+//! The catalog of a data directory: what every catalog has to do, and what becomes of its files.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 use super::*;
 use crate::gallery::embedded::schema::{CHIPS, CODES, GALLERY};
 
-fn open(folder: &tempfile::TempDir) -> Catalog {
-    Catalog::open(folder.path(), settings()).expect("the directory is free")
+fn open(folder: &tempfile::TempDir) -> EmbeddedCatalog {
+    EmbeddedCatalog::open(folder.path(), settings()).expect("the directory is free")
 }
 
 fn path(folder: &tempfile::TempDir, gallery: &str, file: &str) -> PathBuf {
@@ -26,6 +27,18 @@ async fn two_galleries() -> tempfile::TempDir {
     }
     catalog.close();
     folder
+}
+
+#[tokio::test]
+async fn a_data_directory_does_what_every_catalog_has_to_do() {
+    let folders = Mutex::new(vec![]);
+    catalog_conformance::check(|quotas| {
+        let folder = folder();
+        let catalog = EmbeddedCatalog::open(folder.path(), EmbeddedSettings { quotas, ..settings() });
+        folders.lock().expect("one thread").push(folder);
+        Arc::new(catalog.expect("the directory is free"))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -58,48 +71,11 @@ async fn what_is_enrolled_is_there_after_the_next_opening() {
     catalog.close();
 }
 
-#[tokio::test]
-async fn galleries_of_tenants_are_apart() {
-    let folder = folder();
-    let catalog = open(&folder);
-    for tenant in ["a", "A", "../a"] {
-        catalog.create(tenant, &name("fleet"), new_gallery()).expect("made");
-    }
-    let exists = catalog.create("a", &name("fleet"), new_gallery()).expect_err("taken");
-    assert_eq!(exists.to_string(), "there is a gallery \"fleet\" already");
-    catalog.get("A", &name("fleet")).expect("there").enrol(enrolment("x", 1)).await.expect("enrolled");
-    catalog.delete("../a", &name("fleet")).expect("there");
-    let found = catalog.get("../a", &name("fleet")).expect_err("deleted");
-    assert_eq!(found.reason().name(), "GALLERY_NOT_FOUND");
-    let entries = |tenant| catalog.get(tenant, &name("fleet")).expect("there").info().entries;
-    assert_eq!((entries("a"), entries("A")), (0, 1));
-    assert!(catalog.get("b", &name("fleet")).is_err());
-    catalog.close();
-}
-
-#[test]
-fn galleries_are_listed_by_name_in_parts() {
-    let folder = folder();
-    let catalog = open(&folder);
-    for gallery in ["c", "a", "d", "b"] {
-        catalog.create("default", &name(gallery), new_gallery()).expect("made");
-    }
-    let list = |after: Option<&GalleryName>, size| {
-        let Listing { galleries, next } = catalog.list("default", after, size);
-        (galleries.into_iter().map(|(name, _)| name.to_string()).collect::<String>(), next)
-    };
-    assert_eq!(list(None, 3), ("abc".into(), Some(name("c"))));
-    assert_eq!(list(Some(&name("c")), 3), ("d".into(), None));
-    assert_eq!(list(None, 4), ("abcd".into(), None));
-    assert!(catalog.list("nobody", None, 4).galleries.is_empty());
-    catalog.close();
-}
-
 #[test]
 fn a_data_directory_has_one_catalog_at_a_time() {
     let folder = folder();
     let catalog = open(&folder);
-    let refused = Catalog::open(folder.path(), settings()).expect_err("in use").to_string();
+    let refused = EmbeddedCatalog::open(folder.path(), settings()).expect_err("in use").to_string();
     assert!(refused.contains("is in use by another process"), "{refused}");
     catalog.close();
     open(&folder).close();
@@ -186,8 +162,9 @@ async fn no_changed_byte_is_believed() {
 
 #[tokio::test]
 async fn a_newer_gallery_is_refused_by_its_version() {
-    use crate::gallery::embedded::record::{AboutRecord, encode};
+    use crate::gallery::embedded::record::AboutRecord;
     use crate::gallery::embedded::schema::ABOUT;
+    use crate::gallery::record::encode;
     let folder = two_galleries().await;
     let database = redb::Database::open(path(&folder, "harbour", GALLERY)).expect("whole");
     let transaction = database.begin_write().expect("writable");
@@ -225,7 +202,7 @@ async fn quotas_are_met_exactly_and_named() {
     let folder = folder();
     let mut settings = settings();
     settings.quotas = Quotas { galleries_per_tenant: 2, entries_per_gallery: 2, bytes_per_tenant: 2000 };
-    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
     let first = catalog.create("default", &name("a"), new_gallery()).expect("made");
     let second = catalog.create("default", &name("b"), new_gallery()).expect("made");
     let full = catalog.create("default", &name("c"), new_gallery()).expect_err("one too many");
@@ -255,7 +232,7 @@ async fn quotas_are_met_exactly_and_named() {
     drop((catalog, first, second));
 
     settings.quotas.bytes_per_tenant = 1000;
-    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
     let second = catalog.get("default", &name("b")).expect("a lowered limit refuses nothing that is there");
     assert_eq!(second.delete(Selector::Ids(vec![id("next")])).await, Ok(1));
     assert_eq!(second.enrol(enrolment("9", 9)).await, Err(StoreError::BytesFull { limit: 1000 }));
@@ -267,7 +244,7 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     let folder = folder();
     let mut settings = settings();
     settings.quotas.bytes_per_tenant = 4 << 20;
-    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
     let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
     let overwrite = |seed: u64| {
         let made = enrolment("a", seed);
@@ -290,7 +267,7 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     gallery.delete(Selector::Filter(Filter::default())).await.expect("deleted");
     catalog.close();
     drop((catalog, gallery));
-    let catalog = Catalog::open(folder.path(), settings).expect("free");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");
     let gallery = catalog.get("default", &name("a")).expect("there");
     assert_eq!(gallery.enrol(overwrite(0)).await, Ok(Enrolled::Created));
     catalog.close();

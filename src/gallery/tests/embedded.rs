@@ -9,7 +9,7 @@ const TENANT: &str = "a tenant / with a name";
 
 struct Bench {
     folder: tempfile::TempDir,
-    catalog: Catalog,
+    catalog: EmbeddedCatalog,
     /// Of the gallery; imports give it another.
     name: GalleryName,
     trial: Trial,
@@ -18,7 +18,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let folder = folder();
-        let catalog = Catalog::open(folder.path(), settings()).expect("free");
+        let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
         let name = name("first");
         let gallery = catalog.create(TENANT, &name, new_gallery()).expect("made");
         Self { folder, catalog, name, trial: Trial::new(gallery, 42) }
@@ -26,7 +26,7 @@ impl Bench {
 
     fn reopen(&mut self) {
         self.catalog.close();
-        self.catalog = Catalog::open(self.folder.path(), settings()).expect("free again");
+        self.catalog = EmbeddedCatalog::open(self.folder.path(), settings()).expect("free again");
         self.trial.gallery = self.catalog.get(TENANT, &self.name).expect("there");
     }
 
@@ -51,12 +51,7 @@ impl Bench {
     }
 }
 
-fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
-    let pieces = Export::new(gallery.snapshot(), chips);
-    pieces.flat_map(|piece| piece.expect("readable")).collect()
-}
-
-fn import(catalog: &Catalog, name: &GalleryName, exported: &[u8]) -> Gallery {
+fn import(catalog: &EmbeddedCatalog, name: &GalleryName, exported: &[u8]) -> Gallery {
     let mut import = catalog.import(TENANT, name).expect("the name is free");
     exported.chunks(777).for_each(|piece| import.push(piece, &Cancellation::default()).expect("an export"));
     import.finish(&Cancellation::default()).expect("whole")

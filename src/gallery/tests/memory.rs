@@ -8,13 +8,24 @@ use tokio::sync::watch;
 use super::conformance::{OPERATIONS, Trial};
 use super::model::{Answer, Model, Operation, Turn};
 use super::*;
+use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::store::Files;
 
 #[derive(Debug)]
-struct MemoryGallery {
+pub struct MemoryGallery {
+    about: About,
+    bounds: Bounds,
     state: RwLock<Arc<State>>,
-    /// Always open.
+    /// Open until it takes nothing any more.
     files: watch::Sender<Files>,
+}
+
+/// What a gallery may hold.
+#[derive(Debug)]
+pub struct Bounds {
+    pub entries_max: u64,
+    /// Of its tenant.
+    pub allowance: Arc<Allowance>,
 }
 
 #[derive(Debug)]
@@ -26,29 +37,60 @@ struct State {
 }
 
 impl MemoryGallery {
-    fn new() -> Self {
-        let state = RwLock::new(Arc::new(State::new(Model::default(), 0)));
-        Self { state, files: watch::Sender::new(Files::Open) }
+    /// Without entries.
+    pub fn new(about: About, bounds: Bounds) -> Self {
+        let model = Model { of: about.model, ..Model::default() };
+        Self::with(about, model, bounds).expect("it holds nothing")
+    }
+
+    /// # Errors
+    /// The tenant has no room for what `model` holds.
+    pub fn with(about: About, model: Model, bounds: Bounds) -> Result<Self, StoreError> {
+        let state = State::new(&about, model, 1);
+        bounds.allowance.take(state.stored_bytes())?;
+        let state = RwLock::new(Arc::new(state));
+        Ok(Self { about, bounds, state, files: watch::Sender::new(Files::Open) })
+    }
+
+    /// Takes nothing any more.
+    pub fn close(&self) {
+        self.files.send_replace(Files::Closed);
+    }
+
+    /// Closes it for good, which gives its tenant the room back.
+    pub fn remove(&self) {
+        self.close();
+        self.bounds.allowance.give_back(self.state().stored_bytes());
     }
 
     fn state(&self) -> Arc<State> {
         Arc::clone(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut Model) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Model) -> T) -> Result<T, StoreError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        if *self.files.borrow() == Files::Closed {
+            return Err(StoreError::Closed);
+        }
         let mut model = state.model.clone();
         let answer = change(&mut model);
-        *state = Arc::new(State::new(model, state.commit + 1));
-        answer
+        let changed = State::new(&self.about, model, state.commit + 1);
+        let (before, after) = (state.stored_bytes(), changed.stored_bytes());
+        if changed.entries() > state.entries() && changed.entries() as u64 > self.bounds.entries_max {
+            return Err(StoreError::EntriesFull { limit: self.bounds.entries_max });
+        }
+        self.bounds.allowance.take(after.saturating_sub(before))?;
+        self.bounds.allowance.give_back(before.saturating_sub(after));
+        *state = Arc::new(changed);
+        Ok(answer)
     }
 
-    fn apply(&self, operation: Operation) -> Answer {
-        self.change(|model| model.apply(&operation))
+    fn apply(&self, operation: &Operation) -> Result<Answer, StoreError> {
+        self.change(|model| model.apply(operation))
     }
 
-    fn count(&self, operation: Operation) -> Result<u64, StoreError> {
-        match self.apply(operation) {
+    fn count(&self, operation: &Operation) -> Result<u64, StoreError> {
+        match self.apply(operation)? {
             Answer::Count(count) => count,
             other => panic!("{other:?} is no count"),
         }
@@ -56,8 +98,8 @@ impl MemoryGallery {
 }
 
 impl State {
-    fn new(model: Model, commit: u64) -> Self {
-        let mut about = About::new(model.of, DIMENSION, true, Time::from_nanos(0));
+    fn new(made: &About, model: Model, commit: u64) -> Self {
+        let mut about = About { model: model.of, ..made.clone() };
         about.shadow = model.shadow.map(|model| Shadow { model, dimension: DIMENSION, generation: 2 });
         let mut index = Index::new(DIMENSION);
         for (row, kept) in &model.rows {
@@ -93,34 +135,35 @@ impl GalleryStore for MemoryGallery {
         }
     }
 
-    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
-        match self.apply(Operation::Enrol(Box::new(enrolment))) {
+    async fn enrol(&self, mut enrolment: Enrolment) -> Result<Enrolled, StoreError> {
+        enrolment.chip = enrolment.chip.filter(|_| self.about.keeps_chips);
+        match self.apply(&Operation::Enrol(Box::new(enrolment)))? {
             Answer::Enrolled(enrolled) => enrolled,
             other => panic!("{other:?} is no enrolment"),
         }
     }
 
     async fn delete(&self, selector: Selector) -> Result<u64, StoreError> {
-        self.count(Operation::Delete(selector))
+        self.count(&Operation::Delete(selector))
     }
 
     async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError> {
-        match self.apply(Operation::Update(updates, fields)) {
+        match self.apply(&Operation::Update(updates, fields))? {
             Answer::Updated(updated) => updated,
             other => panic!("{other:?} is no update"),
         }
     }
 
     async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError> {
-        self.count(Operation::Merge(vessels, into))
+        self.count(&Operation::Merge(vessels, into))
     }
 
     async fn begin_shadow(&self, model: ModelDigest, _dimension: usize) -> Result<(), StoreError> {
-        self.change(|known| known.turn(&Turn::Begin(model)))
+        self.change(|known| known.turn(&Turn::Begin(model)))?
     }
 
     async fn drop_shadow(&self) -> Result<(), StoreError> {
-        self.change(|known| known.turn(&Turn::Drop))
+        self.change(|known| known.turn(&Turn::Drop))?
     }
 
     async fn fill_shadow(
@@ -128,11 +171,11 @@ impl GalleryStore for MemoryGallery {
         model: ModelDigest,
         embeddings: Vec<(RowId, Embedding)>,
     ) -> Result<u64, StoreError> {
-        self.count(Operation::Fill(model, embeddings))
+        self.count(&Operation::Fill(model, embeddings))
     }
 
     async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError> {
-        self.change(|known| known.turn(&Turn::Flip(model)))?;
+        self.change(|known| known.turn(&Turn::Flip(model)))??;
         let state = self.state();
         let missing = state.entries() as u64 - state.shadow_rows();
         Ok(if state.about.shadow.is_none() { Flip::Done } else { Flip::Incomplete { missing } })
@@ -167,7 +210,8 @@ impl GalleryReader for State {
     }
 
     fn stored_bytes(&self) -> u64 {
-        (self.entries() * DIMENSION * 4) as u64
+        let chip = |kept: &super::model::Kept| kept.chip.as_ref().map_or(0, |chip| chip.image.len());
+        self.model.rows.values().map(|kept| (4 * DIMENSION + chip(kept)) as u64).sum()
     }
 
     fn next_row(&self) -> RowId {
@@ -211,19 +255,19 @@ impl GalleryReader for State {
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
         let listed = self.model.admitted(filter);
-        Ok(self.index.select(&Filter::default(), Some(&listed)))
+        Ok(Selection(self.index.select(&Filter::default(), Some(&listed))))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
-        self.index.is_selected(selection, row)
+        self.index.is_selected(&selection.0, row)
     }
 
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId> {
-        self.index.rows_after(selection, after).take(size).collect()
+        self.index.rows_after(&selection.0, after).take(size).collect()
     }
 
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {
-        self.index.sightings(selection).for_each(see);
+        self.index.sightings(&selection.0).for_each(see);
     }
 
     fn search(
@@ -237,13 +281,16 @@ impl GalleryReader for State {
             values.copy_from_slice(self.kept(row)?.embedding.as_slice());
             Ok(())
         };
-        self.index.search(queries, selection, group, vector)
+        self.index.search(queries, &selection.0, group, vector)
     }
 }
 
 #[tokio::test]
 async fn a_store_in_memory_does_what_every_store_has_to_do() {
-    let mut trial = Trial::new(Arc::new(MemoryGallery::new()), 7);
+    let about = About::new(model(), DIMENSION, true, Time::from_nanos(0));
+    let bounds = Bounds { entries_max: u64::MAX, allowance: Arc::new(Allowance::new(u64::MAX)) };
+    let gallery = MemoryGallery::new(about, bounds);
+    let mut trial = Trial::new(Arc::new(gallery), 7);
     let mut done = 0;
     while done < OPERATIONS {
         done += trial.change().await;

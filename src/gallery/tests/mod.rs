@@ -2,11 +2,13 @@
 
 mod archive;
 mod catalog;
+mod catalog_conformance;
 mod conformance;
 mod embedded;
 mod faults;
 mod generator;
 mod memory;
+mod memory_catalog;
 mod model;
 mod reopening;
 mod rot;
@@ -45,13 +47,12 @@ pub fn other_model() -> ModelDigest {
     ModelDigest::new([8; 32])
 }
 
-pub fn settings() -> CatalogSettings {
-    CatalogSettings {
+pub fn settings() -> EmbeddedSettings {
+    EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 10, entries_per_gallery: 1000, bytes_per_tenant: 1 << 30 },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     }
 }
 
@@ -78,6 +79,12 @@ pub fn chip(seed: u64) -> SourceChip {
     let asked = AskedPixelSize::new(Some(1.0), Some(1.0)).expect("a size");
     let view = View { pixel_size: PixelSizeRule::Asked(asked), ..View::plain(Modality::Sar) };
     SourceChip { image: Bytes::from(seed.to_le_bytes().repeat(20)), view }
+}
+
+/// All of a gallery as it is exported.
+pub fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
+    let pieces = Export::new(gallery.snapshot(), chips);
+    pieces.flat_map(|piece| piece.expect("readable")).collect()
 }
 
 /// An enrolment whose content is `seed`.

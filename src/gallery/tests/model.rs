@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::gallery::embedded::Snapshot;
 use crate::gallery::embedded::batch::WriteBatch;
-use crate::gallery::embedded::record::{read_embedding, unseal};
 use crate::gallery::embedded::writer::Writer;
+use crate::gallery::record::{read_embedding, unseal};
 
 /// What must be true of a gallery.
 #[derive(Clone, Debug, PartialEq)]

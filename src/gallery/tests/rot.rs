@@ -32,7 +32,7 @@ struct Galleries {
 impl Galleries {
     async fn new() -> Self {
         let folder = folder();
-        let catalog = Catalog::open(folder.path(), settings()).expect("free");
+        let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
         let spoilt = catalog.create(TENANT, &name(SPOILT), new_gallery()).expect("made");
         for seed in 0..ENTRIES {
             spoilt.enrol(enrolment(&long_id(seed), seed)).await.expect("enrolled");
@@ -56,8 +56,8 @@ impl Galleries {
         }
     }
 
-    fn open(&self) -> Catalog {
-        let catalog = Catalog::open(self.folder.path(), settings()).expect("free");
+    fn open(&self) -> EmbeddedCatalog {
+        let catalog = EmbeddedCatalog::open(self.folder.path(), settings()).expect("free");
         let sibling = catalog.get(TENANT, &name(SIBLING)).expect("siblings serve");
         assert_eq!(
             sibling.snapshot().get(&[id("sibling")], &Cancellation::default()).expect("readable").found.len(),

@@ -17,7 +17,7 @@ fn by_both(name: &str, seed: u64) -> Enrolment {
 #[tokio::test]
 async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
     let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
     for seed in 0..4 {
         gallery.enrol(enrolment(&format!("e{seed}"), seed)).await.expect("enrolled");
@@ -36,7 +36,7 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
 
     catalog.close();
     drop((catalog, gallery));
-    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
     let gallery = catalog.get("t", &name("g")).expect("there");
     assert_eq!(gallery.info().following, Some(following), "it goes on where it was");
     gallery.begin_shadow(other_model(), OTHER_DIMENSION).await.expect("goes on");
@@ -62,7 +62,7 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
 #[tokio::test]
 async fn a_gallery_follows_no_model_that_it_cannot_follow() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let catalog = Catalog::open(folder.path(), settings()).expect("opens");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
     let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
     let refused = |found| Err(StoreError::Model { expected: model(), found });
     assert_eq!(gallery.begin_shadow(model(), DIMENSION).await, refused(model()));

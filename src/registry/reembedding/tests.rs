@@ -15,8 +15,9 @@ use crate::encoder::{
     PixelProjection, QueueSettings, Residency, ResidencySettings,
 };
 use crate::gallery::{
-    CatalogSettings, Chips, Conflict, ContentHash, Enrolment, Entry, EntryId, Export, GalleryName, Labels,
-    NewGallery, Observation, QueueSettings as StoreQueue, Quotas, Selector, Time,
+    Chips, Conflict, ContentHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, Entry, EntryId, Export,
+    GalleryName, ImportBounds, Labels, NewGallery, Observation, QueueSettings as StoreQueue, Quotas,
+    Selector, Time,
 };
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::family::FeaturePoint;
@@ -87,7 +88,8 @@ impl Life {
         for seed in kept {
             registry.add(&model(seed), &Provenance::now("test")).expect("room");
         }
-        let catalog = Catalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
+        let catalog =
+            EmbeddedCatalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
         let settings = ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() };
         let residency = Residency::new(queue, settings);
@@ -106,7 +108,7 @@ impl Life {
     async fn gallery(&self, name: &str, count: u8, keeps_chips: bool) -> Gallery {
         let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips };
         let name = GalleryName::new(name).expect("a name");
-        let gallery = self.reembedder.catalog.create("t", &name, new).expect("made");
+        let gallery = self.reembedder.catalog.create("t", &name, new).await.expect("made");
         join_all((0..count).map(|number| enrol(&gallery, number, Some(chip(number))))).await;
         gallery
     }
@@ -119,18 +121,17 @@ impl Life {
     }
 
     async fn end(self) {
-        self.reembedder.catalog.close();
+        self.reembedder.catalog.close().await;
         self.reembedder.pipeline.residency().queue().close().await;
     }
 }
 
-fn catalog_settings() -> CatalogSettings {
-    CatalogSettings {
+fn catalog_settings() -> EmbeddedSettings {
+    EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: StoreQueue { operations_max: 64, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 9, entries_per_gallery: 999, bytes_per_tenant: 1 << 30 },
-        image_bytes_max: 1 << 20,
-        import_bytes_max: 8 << 20,
+        imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     }
 }
 
@@ -263,7 +264,7 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
     following.abort();
     assert!(following.await.expect_err("ended").is_cancelled());
     assert_eq!(gallery.info().following.expect("on its way").embedded, PIECE as u64);
-    life.reembedder.catalog.close();
+    life.reembedder.catalog.close().await;
     drop((life, gallery));
 
     let embedded = Arc::new(AtomicUsize::new(0));
@@ -324,7 +325,7 @@ async fn no_gallery_is_left_behind_by_a_model_that_is_not_kept() {
     let mut life = Life::with_models(folder.path(), open_gate(), [1, 2]).await;
     life.gallery("first", 2, true).await;
     life.activate(1).await;
-    life.reembedder.catalog.close();
+    life.reembedder.catalog.close().await;
     drop(life);
 
     let mut life = Life::begin(folder.path(), open_gate()).await;
@@ -346,7 +347,7 @@ async fn a_gallery_that_comes_later_follows_as_well() {
     let mut target = life.activate(1).await;
     life.reembedder.settle(&mut target).await;
     let name = GalleryName::new("imported").expect("a name");
-    let mut import = life.reembedder.catalog.import("other", &name).expect("free");
+    let mut import = life.reembedder.catalog.import("other", &name).await.expect("free");
     export.iter().try_for_each(|piece| import.push(piece, &Cancellation::default())).expect("in order");
     let imported = import.finish(&Cancellation::default()).expect("whole");
     life.reembedder.settle(&mut target).await;
@@ -362,7 +363,7 @@ async fn a_tenant_that_does_not_get_on_holds_up_no_other() {
     let stuck = life.gallery("stuck", 3, true).await;
     let name = GalleryName::new("empty").expect("a name");
     let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips: true };
-    let other = life.reembedder.catalog.create("z", &name, new).expect("made");
+    let other = life.reembedder.catalog.create("z", &name, new).await.expect("made");
     let mut target = life.activate(1).await;
     let reembedder = life.reembedder.clone();
     let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
@@ -383,7 +384,7 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
     let mut life = Life::begin(folder.path(), open_gate()).await;
     let gallery = life.gallery("g", 1, true).await;
     let mut target = life.activate(1).await;
-    life.reembedder.catalog.close();
+    life.reembedder.catalog.close().await;
     life.reembedder.settle(&mut target).await;
     let following = gallery.info().following.expect("it should be on its way");
     assert_eq!((following.model, following.embedded), (digest(1), 0));

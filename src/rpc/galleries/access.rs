@@ -22,7 +22,7 @@ const CAUTION: f64 = 1.25;
 /// Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub struct GalleryAccess {
-    catalog: Option<Arc<Catalog>>,
+    catalog: Option<Catalog>,
     turns: Turns,
     disk: Slots,
 }
@@ -30,13 +30,13 @@ pub struct GalleryAccess {
 impl GalleryAccess {
     /// Searches on at most `threads` threads at once; without a catalog, everything is refused.
     /// `pace` is how many seconds a search takes for a code, until searches have told.
-    pub fn new(catalog: Option<Arc<Catalog>>, threads: usize, pace: f64) -> Self {
+    pub fn new(catalog: Option<Catalog>, threads: usize, pace: f64) -> Self {
         Self { catalog, turns: Turns::new(threads, pace), disk: Slots::new(DISK_PLACES) }
     }
 
     /// # Errors
     /// The server has no data folder.
-    pub fn catalog(&self) -> Result<&Arc<Catalog>, Problem> {
+    pub fn catalog(&self) -> Result<&Catalog, Problem> {
         self.catalog.as_ref().ok_or_else(|| {
             let message = "this server keeps no galleries: store.data_dir is empty";
             Problem::new(Reason::NoDataDir, message)
@@ -45,8 +45,8 @@ impl GalleryAccess {
 
     /// # Errors
     /// There is no such gallery, or it is damaged.
-    pub fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
-        Ok(self.catalog()?.get(tenant, &gallery_name(name)?)?)
+    pub async fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
+        Ok(self.catalog()?.get(tenant, &gallery_name(name)?).await?)
     }
 
     /// Whether a search would begin before its deadline. Until it does it is counted, for as long as what is returned lives.

@@ -91,7 +91,7 @@ mod tests {
     use super::*;
     use crate::chip::SourceChip;
     use crate::gallery::tests::{enrolment, folder, name, new_gallery, settings};
-    use crate::gallery::{Catalog, Chips, Conflict, Enrolment};
+    use crate::gallery::{Chips, Conflict, EmbeddedCatalog, Enrolment};
 
     const IMAGE_BYTES: usize = 200 << 10;
 
@@ -103,9 +103,9 @@ mod tests {
     }
 
     /// A gallery of ten pieces.
-    async fn gallery() -> (tempfile::TempDir, Catalog, Gallery) {
+    async fn gallery() -> (tempfile::TempDir, EmbeddedCatalog, Gallery) {
         let folder = folder();
-        let catalog = Catalog::open(folder.path(), settings()).expect("free");
+        let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
         let gallery = catalog.create("default", &name("a"), new_gallery()).expect("made");
         for number in 0..20 {
             gallery.enrol(with_image(number, number)).await.expect("enrolled");

@@ -26,7 +26,7 @@ use crate::cancellation::Cancellation;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
 use crate::gallery::{
-    Entry, EntryId, Export, Filter, GalleryName, GalleryReader, Import, NewGallery, RowId, VesselId,
+    Entry, EntryId, Export, Filter, GalleryName, GalleryReader, NewGallery, RowId, VesselId,
 };
 use crate::reason::Reason;
 use crate::wire;
@@ -62,7 +62,7 @@ impl GalleriesService {
         request: wire::CreateGalleryRequest,
     ) -> Result<wire::Gallery, Problem> {
         context.concerns(&request.name);
-        let catalog = Arc::clone(self.access.catalog()?);
+        let catalog = self.access.catalog()?;
         let name = gallery_name(&request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
         let new = NewGallery {
@@ -70,22 +70,18 @@ impl GalleriesService {
             dimension: card.dimension,
             keeps_chips: request.keep_chips.unwrap_or(true),
         };
-        self.access
-            .run(move |_| {
-                let made = catalog.create(&context.tenant, &name, new)?;
-                Ok(convert::gallery(name.as_str(), made.info()))
-            })
-            .await
+        let made = catalog.create(&context.tenant, &name, new).await?;
+        Ok(convert::gallery(name.as_str(), made.info()))
     }
 
-    fn list(
+    async fn list(
         &self,
         context: &CallContext,
         request: &wire::ListGalleriesRequest,
     ) -> Result<wire::ListGalleriesResponse, Problem> {
         let after = after::<GalleryName>(&request.page_token)?;
         let size = page_size(request.page_size)?;
-        let listing = self.access.catalog()?.list(&context.tenant, after.as_ref(), size);
+        let listing = self.access.catalog()?.list(&context.tenant, after.as_ref(), size).await?;
         let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
             Ok(gallery) => convert::gallery(name.as_str(), gallery.info()),
             // It is there, which whoever wants to delete it must see.
@@ -106,7 +102,7 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::GetEntriesRequest,
     ) -> Result<wire::GetEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("entry_ids", request.entry_ids.len())?;
         let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
         let ids: Arc<[EntryId]> = ids.collect::<Result<_, _>>()?;
@@ -131,7 +127,7 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::ListEntriesRequest,
     ) -> Result<wire::ListEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         let filter = Arc::new(filter(request.filter)?);
         let after = after::<RowId>(&request.page_token)?;
         let size = page_size(request.page_size)?;
@@ -156,7 +152,7 @@ impl GalleriesService {
         request: wire::DeleteEntriesRequest,
     ) -> Result<u64, Problem> {
         context.concerns(&request.gallery);
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         let selector = convert::selector(request.selection)?;
         let deleted = gallery.delete(selector).await?;
         context.changed(deleted);
@@ -169,7 +165,7 @@ impl GalleriesService {
         request: wire::UpdateEntriesRequest,
     ) -> Result<wire::UpdateEntriesResponse, Problem> {
         context.concerns(&request.gallery);
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("updates", request.updates.len())?;
         let (updates, fields) = convert::updates(request)?;
         let updated = gallery.update(updates, fields).await?;
@@ -182,7 +178,7 @@ impl GalleriesService {
 
     async fn merge(&self, context: &CallContext, request: wire::MergeVesselsRequest) -> Result<u64, Problem> {
         context.concerns(&request.gallery);
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("vessel_ids", request.vessel_ids.len())?;
         let vessels = request.vessel_ids.iter().map(|id| named_vessel("vessel_ids", id));
         let vessels = vessels.collect::<Result<Vec<_>, _>>()?;
@@ -200,10 +196,8 @@ impl GalleriesService {
         let first = pieces.message().await?.unwrap_or_default();
         context.concerns(&first.name);
         let name = gallery_name(&first.name)?;
-        let catalog = Arc::clone(self.access.catalog()?);
-        let named = name.clone();
-        let mut import: Import =
-            self.access.run(move |_| Ok(catalog.import(&context.tenant, &named)?)).await?;
+        let catalog = self.access.catalog()?;
+        let mut import = catalog.import(&context.tenant, &name).await.map_err(Problem::from)?;
         let mut piece = Some(first);
         while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
             import = self
@@ -228,7 +222,7 @@ impl GalleriesService {
         let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
         context.concerns(&first.gallery);
         let call = EnrollCall {
-            gallery: self.access.gallery(&context.tenant, &first.gallery)?,
+            gallery: self.access.gallery(&context.tenant, &first.gallery).await?,
             name: first.gallery.as_str().into(),
             access: self.access.clone(),
             pipeline: Arc::clone(&self.pipeline),
@@ -313,7 +307,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::GetGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let name = request.into_inner().name;
-        let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name)?.info());
+        let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name).await?.info());
         Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
     }
 
@@ -321,7 +315,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         &self,
         request: Request<wire::ListGalleriesRequest>,
     ) -> Result<Response<wire::ListGalleriesResponse>, Status> {
-        Ok(Response::new(self.list(&CallContext::of(&request), request.get_ref())?))
+        Ok(Response::new(self.list(&CallContext::of(&request), request.get_ref()).await?))
     }
 
     async fn delete_gallery(
@@ -330,8 +324,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         context.concerns(&request.get_ref().name);
-        let (catalog, name) = (Arc::clone(self.access.catalog()?), gallery_name(&request.get_ref().name)?);
-        self.access.run(move |_| Ok(catalog.delete(&context.tenant, &name)?)).await?;
+        let (catalog, name) = (self.access.catalog()?, gallery_name(&request.get_ref().name)?);
+        catalog.delete(&context.tenant, &name).await.map_err(Problem::from)?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
 
@@ -395,7 +389,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<Self::ExportGalleryStream>, Status> {
         let context = CallContext::of(&request);
         let request = request.into_inner();
-        let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
+        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         let export = Export::new(gallery.snapshot(), convert::chips(request.with_chips));
         let pieces = export::pieces(gallery, export);
         Ok(Response::new(Box::pin(deadline::bounded(pieces, context.deadline))))

@@ -1,0 +1,79 @@
+//! Why a catalog does not do what it was asked for.
+
+use std::io;
+use std::sync::Arc;
+
+use super::name::GalleryName;
+use crate::cancellation::Stopped;
+use crate::gallery::store::StoreError;
+use crate::reason::Reason;
+
+/// Why there is no such gallery.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CatalogError {
+    #[error("there is no gallery \"{0}\"")]
+    NotFound(GalleryName),
+    #[error("there is a gallery \"{0}\" already")]
+    Exists(GalleryName),
+    #[error("the tenant has {limit} galleries, which is the limit")]
+    GalleriesFull { limit: usize },
+    #[error("imports are holding {limit} bytes of records that have not come whole, which is the limit")]
+    ImportsFull { limit: u64 },
+    #[error("gallery \"{name}\" is not served: {cause}; {}", cause.way_out)]
+    Refused { name: GalleryName, cause: Arc<Unserved> },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the disk of the galleries has no room left")]
+    DiskFull,
+    #[error("the data directory cannot be used: {0}")]
+    Io(Arc<io::Error>),
+    /// It panicked.
+    #[error("reading the gallery failed")]
+    Failed,
+}
+
+/// Why a gallery that is there is not served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct Unserved {
+    pub kind: UnservedKind,
+    pub cause: String,
+    /// What its owner can do.
+    pub way_out: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnservedKind {
+    /// A later version of the program wrote it.
+    Newer,
+    /// What is stored is not what was written.
+    Damaged,
+    /// What is stored cannot be reached.
+    Unreadable,
+}
+
+impl CatalogError {
+    /// Stable and fit for programs and labels.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::NotFound(_) => Reason::GalleryNotFound,
+            Self::Exists(_) => Reason::GalleryExists,
+            Self::GalleriesFull { .. } => Reason::GalleriesQuota,
+            Self::ImportsFull { .. } => Reason::ImportingTooMuch,
+            Self::Refused { cause, .. } => match cause.kind {
+                UnservedKind::Damaged => Reason::GalleryDamaged,
+                UnservedKind::Newer | UnservedKind::Unreadable => Reason::GalleryRefused,
+            },
+            Self::Store(cause) => cause.reason(),
+            Self::DiskFull => Reason::DiskFull,
+            Self::Io(_) => Reason::DataDirectoryUnusable,
+            Self::Failed => Reason::GalleryFailed,
+        }
+    }
+}
+
+impl From<Stopped> for CatalogError {
+    fn from(cause: Stopped) -> Self {
+        Self::Store(cause.into())
+    }
+}
