@@ -409,7 +409,7 @@ def last_line(text):
 
 def executable(path):
     if not os.access(path, os.X_OK) or path.is_dir():
-        raise Unusable(f"{path} is not there or cannot be run; `make gpu-check-build` makes it, on a machine with cargo")
+        raise Unusable(f"{path} is not there or cannot be run; `make gpu-check-build` makes it where there is cargo")
     return path.absolute()
 
 
