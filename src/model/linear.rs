@@ -217,6 +217,13 @@ mod tests {
     }
 
     #[test]
+    fn tf32_can_be_switched_off_without_a_gpu_and_more_than_once() {
+        for _ in 0..2 {
+            assert_eq!(disable_tf32(), Ok(()));
+        }
+    }
+
+    #[test]
     fn what_libtorch_refuses_is_an_error_of_one_line() {
         let cpu = (Kind::Float, tch::Device::Cpu);
         for kernel in Kernel::ALL {
