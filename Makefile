@@ -109,7 +109,7 @@ torture: setup ## Kills servers amid every call that changes something, fills di
 gpu-check-build: build ## Builds what gpu-check needs into target/gpu-check, to be carried to a machine with a GPU
 	@mkdir -p target/gpu-check
 	strip -o target/gpu-check/shipreid target/release/shipreid
-	strip -o target/gpu-check/tests "$$(cargo test --locked --lib --no-run --message-format=json | \
+	strip -o target/gpu-check/tests "$$(cargo test --release --locked --lib --no-run --message-format=json | \
 		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
 
 gpu-check: ## Checks results, batching, training and memory on DEVICE within eight minutes, without network and cargo (docs/gpu.md)
