@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -15,6 +15,8 @@ FUZZ_CARGO = RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ)
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 5
 TORTURE_ROUNDS ?= 1000
+# Where `make gpu-check` runs; cpu tries the check itself.
+DEVICE ?= cuda:0
 # Absolute: tests run in folders of their own.
 TORTURE_TABLE ?= $(CURDIR)/target/torture.md
 
@@ -52,7 +54,7 @@ fuzz: $(CARGO_FUZZ) ## Fuzzes every reader of foreign bytes for FUZZ_SECONDS eac
 	$(FUZZ_CARGO) build --target-dir $(FUZZ_BUILD)
 	python3 scripts/fuzz.py --build $(FUZZ_BUILD) --seconds $(FUZZ_SECONDS) --jobs $(FUZZ_JOBS) $(TARGETS)
 
-fuzz-long: $(CARGO_FUZZ) ## The long campaign, 10^6 or 10^7 executions of each target; goes on where it was ended
+fuzz-long: $(CARGO_FUZZ) ## The long campaign, 10^6 or 10^7 executions of each target; resumes where it stopped
 	$(FUZZ_CARGO) build --sanitizer none --no-trace-compares --target-dir $(FUZZ_BUILD)-fast
 	nice -n 10 python3 scripts/fuzz.py --build $(FUZZ_BUILD)-fast --campaign --jobs $(FUZZ_JOBS) $(TARGETS)
 
@@ -104,10 +106,19 @@ torture: setup ## Kills servers amid every call that changes something, fills di
 	@echo "|---|---|---|---|---|"
 	@sort $(TORTURE_TABLE)
 
+gpu-check-build: build ## Builds what gpu-check needs into target/gpu-check, to be carried to a machine with a GPU
+	@mkdir -p target/gpu-check
+	strip -o target/gpu-check/shipreid target/release/shipreid
+	strip -o target/gpu-check/tests "$$(cargo test --release --locked --lib --no-run --message-format=json | \
+		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')"
+
+gpu-check: ## Checks results, batching, training and memory on DEVICE within eight minutes, without network and cargo (docs/gpu.md)
+	python3 scripts/gpu_check.py --device $(DEVICE)
+
 bench-learn: build ## Trains on synthetic ships and real tiles, and prints what was learned
 	python3 benches/learning.py $(if $(wildcard $(TILES)),--pairs $(TILES))
 
-dashboard: ## Writes Grafana's dashboard anew
+dashboard: ## Rewrites Grafana's dashboard
 	python3 deploy/grafana/dashboard.py
 
 clean: ## Removes what was built

@@ -2,7 +2,7 @@
 """Runs the fuzz targets of fuzz/, several at once, and prints a table of what came of it (see docs/fuzzing.md).
 
     fuzz.py --seconds 60               each target for a minute
-    fuzz.py --campaign                 as many executions of each as its row below says; goes on where it was ended
+    fuzz.py --campaign                 as many executions of each as its row below says; resumes where it stopped
     fuzz.py --seconds 60 yaml toml     these targets only
 """
 

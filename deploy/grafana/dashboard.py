@@ -111,12 +111,12 @@ def overview():
     ready = steps(("bad", None), ("good", 1))
     failed = steps(("good", None), ("doubtful", 0.005), ("bad", 0.05))
     return [
-        panel("Ready servers", "Servers that take calls (/readyz).", [(f"sum(shipreid_ready{{{OF}}})", "ready")],
+        panel("Ready servers", "Servers that accept calls (/readyz).", [(f"sum(shipreid_ready{{{OF}}})", "ready")],
               kind="stat", thresholds=ready),
-        panel("Alerts", "Alerts that fire now; docs/operations.md says what to do about each.",
+        panel("Alerts", "Firing alerts; docs/operations.md says what to do about each.",
               [('count(ALERTS{alertname=~"Shipreid.+", alertstate="firing"}) or vector(0)', "firing")],
               kind="stat", thresholds=NONE_IS_GOOD),
-        panel("Chips", "Chips embedded or refused for their own sake, a second.",
+        panel("Chips", "Chips embedded or rejected as invalid, per second.",
               [(f"sum({rate('shipreid_chips_total')})", "chips")], "cps", "stat", decimals=1),
         panel("Failed calls", "Calls that ended with Internal, Unknown, DataLoss or Unavailable, of all calls.",
               [(f"(sum({rate('grpc_server_handled_total', f'{WORK}, {FAULT}')}) or vector(0)) "
@@ -145,12 +145,12 @@ def traffic():
         panel("Chips", "Chips answered, by modality and outcome.",
               [(f"sum by (modality, outcome) ({rate('shipreid_chips_total')})", "{{modality}} {{outcome}}")], "cps",
               stacked=True),
-        panel("Warnings", "Doubts about embedded chips: their callers should look at how they cut them.",
+        panel("Warnings", "Warnings about embedded chips: their callers should check how they crop them.",
               [(f"sum by (code) ({rate('shipreid_chip_warnings_total')})", "{{code}}")], "cps"),
         panel("Calls in flight and connections", "Calls that hold a permit, and open gRPC connections.",
               [(f"sum by (instance) (shipreid_calls_in_flight{{{OF}}})", "calls {{instance}}"),
                (f"sum by (instance) (shipreid_connections{{{OF}}})", "connections {{instance}}")]),
-        panel("Health and reflection", "Calls that are no work: probes, tools.",
+        panel("Health and reflection", "Calls of probes and tools.",
               [('sum by (grpc_service) ('
                 + rate("grpc_server_started_total", f'{OF}, grpc_service!~"shipreid[.].+"') + ")",
                 "{{grpc_service}}")], "reqps"),
@@ -211,19 +211,19 @@ def batching():
               [(mean("shipreid_batch_size_chips"), "mean {{instance}}"),
                (quantile(0.95, "shipreid_batch_size_chips", "instance"), "p95 {{instance}}"),
                (f'shipreid_limit{{{OF}, limit="batch_chips"}}', "limit {{instance}}")]),
-        panel("Queue", "Chips that wait for the device, and chips in the server from admission to answer.",
+        panel("Queue", "Chips that wait for the device, and chips in the server from admission to response.",
               [(f"shipreid_queue_depth_chips{{{OF}}}", "waiting {{instance}}"),
                (f"shipreid_admitted_chips{{{OF}}}", "admitted {{instance}}")]),
         panel("Forward passes", "Forward passes a second.",
               [(rate("shipreid_forward_duration_seconds_count"), "{{instance}}")], "ops"),
-        panel("Device time of one chip", "Forward time over chips: what batching saves shows here.",
+        panel("Device time of one chip", "Forward time over chips; batching lowers it.",
               [(f"sum by (instance) ({rate('shipreid_forward_duration_seconds_sum')}) "
                 f"/ (sum by (instance) ({rate('shipreid_batch_size_chips_sum')}) > 0)", "{{instance}}")], "s"),
-        panel("Dropped and late", "Dropped: left the queue without costing the device. Late: the device worked for "
-              "nobody, which should stay at nothing.",
+        panel("Dropped and late", "Dropped: left the queue without taking device time. Late: embedded after the "
+              "deadline, which should stay at zero.",
               [(f"sum by (reason) ({rate('shipreid_dropped_chips_total')})", "dropped {{reason}}"),
                (f"sum({rate('shipreid_late_chips_total')}) or vector(0)", "late")], "cps"),
-        panel("Latest pass past a deadline", "The furthest since each server's start.",
+        panel("Latest pass past a deadline", "The longest since each server's start.",
               [(f"shipreid_late_seconds_max{{{OF}}}", "{{instance}}")], "s"),
     ]
 
@@ -232,7 +232,7 @@ def galleries():
     return [
         panel("Searches", "Match calls searched, by ranking.",
               [(f"sum by (ranking) ({rate('shipreid_search_duration_seconds_count')})", "{{ranking}}"),
-               (f"sum by (reason) ({rate('shipreid_searches_stopped_total')})", "given up, {{reason}}")], "ops"),
+               (f"sum by (reason) ({rate('shipreid_searches_stopped_total')})", "aborted, {{reason}}")], "ops"),
         panel("Search time", "Filtering, searching and ranking the queries of one Match call; and its wait for a thread.",
               [(quantile(0.5, "shipreid_search_duration_seconds", "ranking"), "p50 {{ranking}}"),
                (quantile(0.99, "shipreid_search_duration_seconds", "ranking"), "p99 {{ranking}}"),
@@ -250,7 +250,7 @@ def galleries():
               [(f"shipreid_gallery_entries{{{OF}}}", "{{instance}}")]),
         panel("Bytes", "Entries, embeddings and kept chips of all galleries; the files are larger.",
               [(f"shipreid_gallery_bytes{{{OF}}}", "{{instance}}")], "bytes"),
-        panel("Galleries", "By state. Read-only: the disk failed. Refused: cannot be opened. Stalled: cannot follow the "
+        panel("Galleries", "By state. Read-only: the disk failed. Refused: cannot be opened. Stalled: cannot move to the "
               "active model.",
               [(f"sum by (state) (shipreid_galleries{{{OF}}})", "{{state}}"),
                (f"sum(shipreid_stalled_galleries{{{OF}}})", "stalled")]),
@@ -269,7 +269,7 @@ def training():
         panel("Step time", "One training step, by slot.",
               [(quantile(0.5, "shipreid_job_step_duration_seconds", "slot"), "p50 slot {{slot}}"),
                (quantile(0.95, "shipreid_job_step_duration_seconds", "slot"), "p95 slot {{slot}}")], "s"),
-        panel("Images", "Images per second that jobs learn from.",
+        panel("Images", "Images per second that jobs train on.",
               [(f"shipreid_job_images_per_second{{{OF}}}", "slot {{slot}}")], "cps"),
         panel("Loss", "Of each job's last step. `shipreid jobs report` draws whole curves.",
               [(f"shipreid_job_loss{{{OF}}}", "slot {{slot}}")]),
@@ -294,12 +294,12 @@ def errors():
               [(f"sum by (grpc_code) ({rate('grpc_server_handled_total', f'{WORK}, {FAULT}')}) "
                 f"/ ignoring (grpc_code) group_left sum({rate('grpc_server_handled_total', WORK)})", "{{grpc_code}}")],
               "percentunit", thresholds=steps(("good", None), ("doubtful", 0.005), ("bad", 0.05))),
-        panel("Refusals", "Refused at once, by reason. QUEUE_TOO_LONG: the queue would have kept it past its deadline.",
+        panel("Refusals", "Refused at once, by reason. QUEUE_TOO_LONG: it would have waited past its deadline.",
               [(f"sum by (reason) ({rate('shipreid_refused_total')})", "{{reason}}")], "reqps", stacked=True),
         panel("Device", "Forward passes that ran out of memory or panicked, since each server's start.",
               [(f"sum(shipreid_out_of_memory_total{{{OF}}}) or vector(0)", "out of memory"),
                (f"sum(shipreid_encoder_panics_total{{{OF}}}) or vector(0)", "panics")]),
-        panel("Canaries", "Chips of the server's own that go through each device thread while nothing else does.",
+        panel("Canaries", "The server's own chips that go through each idle device thread.",
               [(f"sum by (outcome, thread) ({rate('shipreid_canaries_total')})", "{{thread}} {{outcome}}")], "cps"),
         panel("Last good pass", "Age of the last forward pass that succeeded, a caller's or a canary's.",
               [(f"time() - shipreid_last_forward_timestamp_seconds{{{OF}}}", "{{instance}}")], "s"),

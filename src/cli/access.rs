@@ -7,7 +7,7 @@ use shipreid::client::{Access, ApiKey, Client, ClientError};
 
 use super::ENDPOINT;
 
-/// Holds the key where no file does.
+/// Holds the key if no file is given.
 const KEY_VARIABLE: &str = "SHIPREID_API_KEY";
 
 /// The server that a command talks to.
@@ -20,19 +20,19 @@ pub struct ServerFlag {
     access: AccessFlags,
 }
 
-/// How a server is reached. The key itself is no argument, since every user of a machine sees those.
+/// How to connect to a server. The key itself is not an argument, since every user of the machine can see those.
 #[derive(Args)]
 pub struct AccessFlags {
-    /// Authorities, as PEM, of which one vouches for an https:// server; the system's without it.
+    /// Certificate authorities (PEM) for https:// servers; default: the system's.
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Our own certificate, as PEM, for a server that asks for one.
+    /// Client certificate (PEM), for a server that requires one.
     #[arg(long, value_name = "FILE", requires = "client_key")]
     client_cert: Option<PathBuf>,
-    /// The key of our own certificate, as PEM.
+    /// Key of the client certificate (PEM).
     #[arg(long, value_name = "FILE", requires = "client_cert")]
     client_key: Option<PathBuf>,
-    /// File that holds our API key; without it, the environment variable SHIPREID_API_KEY does.
+    /// File with the API key; default: the environment variable SHIPREID_API_KEY.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
 }

@@ -28,7 +28,7 @@ pub struct Bare {
     /// Seconds to measure.
     #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
     duration: f64,
-    /// Chips in one forward pass; encoder.batch_max without it.
+    /// Chips in one forward pass; default: encoder.batch_max.
     #[arg(long)]
     batch: Option<usize>,
 }

@@ -17,9 +17,9 @@ use shipreid::matching::{
 use super::eval::{Embedded, TestSet};
 use super::{ConfigFlags, Failure, prepare};
 
-/// Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
-/// the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
-/// has not seen.
+/// Each pair of images of the test set shows the same vessel or two different ones. For each pair of modalities, a
+/// logistic regression maps the similarity and the sizes of the two ships to a log-likelihood ratio. It is evaluated on
+/// held-out ships.
 ///
 /// Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml
 #[derive(Args)]
@@ -28,22 +28,22 @@ pub struct Calibrate {
     /// The folder that holds query and bounding_box_test: ships that the model was not trained on.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// The calibrator, for matching.calibrators.
+    /// File to write, for matching.calibrators.
     #[arg(long, value_name = "FILE.toml")]
     out: PathBuf,
-    /// Draws how often pairs are one vessel, against how often they are said to be.
+    /// Writes a reliability diagram: observed against predicted frequency of same-vessel pairs.
     #[arg(long, value_name = "FILE.png")]
     picture: Option<PathBuf>,
-    /// Name of the calibrator in answers; the file's without it.
+    /// Name of the calibrator in responses; default: the file's.
     #[arg(long)]
     id: Option<String>,
-    /// Share of the ships that it is measured on.
+    /// Share of the ships held out for evaluation.
     #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
     held_out: f64,
-    /// Probability, before looking, that a ship is not in the gallery.
+    /// Prior probability that a ship is not in the gallery.
     #[arg(long, default_value_t = 0.2, value_name = "PROBABILITY")]
     prior_unknown: f64,
-    /// Of the choice of ships to measure on.
+    /// Seed of the choice of held-out ships.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     #[command(flatten)]

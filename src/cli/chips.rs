@@ -13,13 +13,13 @@ use shipreid::wire;
 /// Image files and what is known about them.
 #[derive(Args)]
 pub struct ChipFlags {
-    /// Images (PNG, JPEG, TIFF); a folder stands for the images in it.
+    /// Images (PNG, JPEG, TIFF), or folders of images.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Modality of all files; without it, HOSS names tell (..._RGB.tif, ..._SAR.tif).
+    /// Modality of all files; default: by HOSS names (..._RGB.tif, ..._SAR.tif).
     #[arg(long, value_parser = modality, value_name = "optical|sar")]
     modality: Option<Modality>,
-    /// Metres a pixel; without it, what a georeferenced TIFF says of itself, else 0.75 for optical and 1 for SAR images.
+    /// Metres per pixel; default: that of a georeferenced TIFF, else 0.75 for optical and 1 for SAR images.
     #[arg(long, value_name = "METRES")]
     pixel_size: Option<f64>,
 }

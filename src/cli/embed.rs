@@ -40,10 +40,10 @@ pub struct Embed {
     /// Seconds that one call may take.
     #[arg(long, default_value_t = 120.0, value_name = "SECONDS")]
     timeout: f64,
-    /// Prints one JSON object a line.
+    /// Prints one JSON object per line.
     #[arg(long, conflicts_with = "npy")]
     json: bool,
-    /// Writes a float32 array [files, dimension] for numpy; nothing if a chip fails.
+    /// Writes a float32 array [files, dimension] for numpy, unless a chip fails.
     #[arg(long, value_name = "FILE")]
     npy: Option<PathBuf>,
 }

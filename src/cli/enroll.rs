@@ -30,8 +30,8 @@ const ATTEMPTS_MAX: u32 = 7;
 const READ_AHEAD: usize = 16;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 
-/// Files are entries by their names, so a command that was interrupted can be given again: what is there already is
-/// neither embedded nor stored again.
+/// The entry's id is the file's name, so an interrupted command can be repeated: existing entries are neither embedded
+/// nor stored again.
 #[derive(Args)]
 pub struct Enroll {
     gallery: String,
@@ -40,12 +40,12 @@ pub struct Enroll {
     /// Vessel that all files show.
     #[arg(long, value_name = "ID", conflicts_with = "vessel_of_name")]
     vessel: Option<String>,
-    /// HOSS names tell the vessel: 0003_s05c2_SAR.tif shows 0003. -1 is an unknown one.
+    /// Takes the vessel from HOSS names: 0003_s05c2_SAR.tif shows 0003; -1 is an unknown one.
     #[arg(long)]
     vessel_of_name: bool,
     #[command(flatten)]
     labels: LabelFlags,
-    /// JSON lines with what is known of single files: file, entry_id, vessel_id, labels, scene_id, detection_id,
+    /// JSON lines with metadata of single files: file, entry_id, vessel_id, labels, scene_id, detection_id,
     /// sensor, observed_at, latitude, longitude, position_sigma_m, heading_deg, length_m, width_m, ...
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,

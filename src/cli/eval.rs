@@ -47,23 +47,23 @@ pub struct Eval {
     /// The folder that holds query and bounding_box_test.
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// One of all, o2s, s2o, o2o; every one without it.
+    /// One of all, o2s, s2o, o2o; default: every one.
     #[arg(long)]
     protocol: Option<Protocol>,
     /// Re-ranks with k-reciprocal encoding (k1 50, k2 15, lambda 0.3).
     #[arg(long)]
     rerank: bool,
-    /// A running server in the place of a model in this process.
+    /// Evaluates a running server instead of a model in this process.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
-    /// Ranks by the size of the chips alone: what a model has to beat.
+    /// Ranks by the size of the chips alone, a baseline for models.
     #[arg(long, conflicts_with_all = ["config", "settings", "endpoint", "rerank"])]
     by_size: bool,
     #[command(flatten)]
     config: ConfigFlags,
-    /// Draws ranked lists: a query a row, framed in white, then the ten best, right ones in green, wrong ones in red.
+    /// Draws ranked lists: one query per row, framed in white, then the ten best, correct in green, wrong in red.
     #[arg(long, value_name = "FILE.png", conflicts_with = "by_size")]
     sheet: Option<PathBuf>,
     /// Prints one JSON object.

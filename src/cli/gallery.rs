@@ -19,14 +19,14 @@ use super::{ServerFlag, output};
 
 #[derive(Subcommand)]
 pub enum Gallery {
-    /// Makes an empty gallery for the active model.
+    /// Creates an empty gallery for the active model.
     Create {
         /// 1 to 64 of a-z, 0-9, "-" and "_", starting with a letter.
         name: String,
         /// Digest of its model; default: the active model.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
         model: String,
-        /// Keeps embeddings alone: the gallery can never follow another model.
+        /// Stores embeddings only: the gallery can never be re-embedded by another model.
         #[arg(long)]
         without_chips: bool,
         #[command(flatten)]
@@ -41,7 +41,7 @@ pub enum Gallery {
     /// Deletes a gallery, or some of its entries. Final.
     Delete {
         name: String,
-        /// These entries, and not the gallery.
+        /// Deletes these entries instead of the gallery.
         #[arg(long = "entry", value_name = "ID")]
         entries: Vec<String>,
         #[command(flatten)]
@@ -52,11 +52,11 @@ pub enum Gallery {
     /// Example: shipreid gallery enroll harbour HOSS/bounding_box_test --vessel-of-name
     #[command(verbatim_doc_comment)]
     Enroll(Enroll),
-    /// Writes a consistent copy of a gallery into a file, while it serves.
+    /// Writes a consistent copy of a gallery to a file, while it is served.
     Export {
         name: String,
         file: PathBuf,
-        /// Embeddings alone.
+        /// Embeddings only, without chips.
         #[arg(long)]
         without_chips: bool,
         #[command(flatten)]
@@ -69,14 +69,14 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Changes what is known about entries, as when an AIS identity arrives days later.
+    /// Updates the metadata of entries, for example when an AIS identity arrives days later.
     ///
-    /// Labels that are given take the place of all that an entry had.
+    /// Given labels replace all labels of an entry.
     Update {
         name: String,
         #[arg(required = true, value_name = "ENTRY")]
         entries: Vec<String>,
-        /// Vessel that they show; the empty text makes it unknown.
+        /// Vessel that they show; an empty string makes it unknown.
         #[arg(long, value_name = "ID")]
         vessel: Option<String>,
         #[command(flatten)]

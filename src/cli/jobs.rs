@@ -23,11 +23,11 @@ pub enum Jobs {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Watches a job until it ends: exit code 0 when it made its model, 1 when it failed, 3 when it was cancelled.
-    /// Ctrl-C leaves it running.
+    /// Watches a job until it ends: exit code 0 when it has produced its model, 1 when it failed, 3 when it was
+    /// cancelled. Ctrl-C leaves it running.
     Watch {
         job: String,
-        /// Begins with this event; with the oldest without it.
+        /// The first event to show; default: the oldest.
         #[arg(long, value_name = "N")]
         from: Option<u64>,
         #[command(flatten)]
@@ -35,14 +35,14 @@ pub enum Jobs {
     },
     /// Asks a job to save a checkpoint and stop.
     Cancel(Named),
-    /// Lets a job go on from its last checkpoint.
+    /// Resumes a job from its last checkpoint.
     Resume(Named),
     /// Deletes a job that has ended, with its checkpoints. Final.
     Delete(Named),
-    /// Prints what a job has logged.
+    /// Prints a job's log.
     Logs {
         job: String,
-        /// Goes on printing until the job ends.
+        /// Keeps printing until the job ends.
         #[arg(long)]
         follow: bool,
         #[command(flatten)]
@@ -51,7 +51,7 @@ pub enum Jobs {
     /// Writes one page about a job: curves, evaluations, sample rankings, configuration, log.
     Report {
         job: String,
-        /// The page; JOB.html without it.
+        /// File to write; default: JOB.html.
         #[arg(long, value_name = "FILE.html")]
         out: Option<PathBuf>,
         #[command(flatten)]

@@ -12,7 +12,8 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[derive(Subcommand)]
 pub enum Key {
-    /// Makes a key: what the server gets goes to the standard output, the key itself, this once, to the standard error.
+    /// Creates a key: the block for the server's file goes to standard output, the secret, shown only once, to
+    /// standard error.
     New(New),
 }
 
@@ -25,13 +26,13 @@ pub struct New {
     /// What the key may do: embed, match, enrol, train or admin. May be repeated.
     #[arg(long = "role", required = true, value_name = "ROLE", value_parser = role)]
     roles: Vec<Role>,
-    /// Whose galleries and jobs it opens.
+    /// Tenant whose galleries and jobs it may access.
     #[arg(long, default_value = "default", value_name = "NAME")]
     tenant: String,
-    /// Its name in the audit log; a random one without it.
+    /// Its id in the audit log; default: random.
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
-    /// Days after which it is worth nothing; it lasts until it is removed without them.
+    /// Days until it expires; default: never.
     #[arg(long, value_name = "DAYS")]
     days: Option<u16>,
 }

@@ -35,7 +35,7 @@ pub enum Notice<'a> {
 pub enum Watched {
     /// The job has ended.
     Ended(Box<TrainingJob>),
-    /// The last event that was asked for is told.
+    /// The last requested event was reported.
     Read,
     /// Ctrl-C.
     Left,
@@ -244,12 +244,12 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
         JobState::Failed => {
             eprintln!("{id} failed: {} ({})", job.failure_message, job.failure_reason);
             eprintln!("  what it said:                        shipreid jobs logs {id}{here}");
-            eprintln!("  to go on from its last checkpoint:   shipreid jobs resume {id}{here}");
+            eprintln!("  to resume from its last checkpoint:  shipreid jobs resume {id}{here}");
             Err(Failure::Told(FAILED))
         }
         JobState::Cancelled => {
             eprintln!("{id} was cancelled");
-            eprintln!("  to go on from its last checkpoint:   shipreid jobs resume {id}{here}");
+            eprintln!("  to resume from its last checkpoint:  shipreid jobs resume {id}{here}");
             Err(Failure::Told(CANCELLED))
         }
         _ => {
@@ -261,12 +261,12 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
     }
 }
 
-/// The job goes on without its watcher.
+/// The job keeps running without its watcher.
 pub fn tell_way_back(follower: &Follower, endpoint: &str) {
     let here = at(endpoint);
     match follower.job_id() {
         Some(id) => {
-            println!("{id} goes on without you");
+            println!("{id} keeps running");
             println!(
                 "  to come back:                        shipreid jobs watch {id} --from {}{here}",
                 follower.next_event()

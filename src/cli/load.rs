@@ -25,13 +25,13 @@ pub struct LoadFlags {
     chips: ChipFlags,
     #[command(flatten)]
     server: ServerFlag,
-    /// Its metrics port, which tells the server's CPU time and memory.
+    /// Its metrics port, for the server's CPU time and memory.
     #[arg(long, default_value = "127.0.0.1:9090", value_name = "HOST:PORT")]
     metrics: String,
     /// Seconds to measure.
     #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
     duration: f64,
-    /// Seconds of load before that.
+    /// Seconds of warm-up before that.
     #[arg(long, default_value_t = 3.0, value_name = "SECONDS")]
     warm_up: f64,
     /// Chips in one call.
@@ -41,7 +41,7 @@ pub struct LoadFlags {
     #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
     timeout: f64,
     /// Connections to spread the calls over. Each carries limits.streams_per_connection_max calls at once; further ones
-    /// wait on this side.
+    /// wait in this client.
     #[arg(long, default_value_t = 2)]
     connections: usize,
     /// Prints the figures as JSON.
@@ -62,14 +62,14 @@ pub struct Closed {
 
 /// Example: shipreid bench open ../shared/data/hoss165 --rate 30 --timeout 2
 ///
-/// Latencies count from the time at which a call was due, so that a slow server cannot hide its delay by
-/// keeping the load away (coordinated omission).
+/// Latencies are measured from the time at which a call was due, so that a slow server cannot hide its delay by
+/// holding back the load (coordinated omission).
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Open {
     #[command(flatten)]
     load: LoadFlags,
-    /// Calls a second, on average.
+    /// Calls per second, on average.
     #[arg(long)]
     rate: f64,
     /// Seed of the random times.

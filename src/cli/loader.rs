@@ -20,10 +20,10 @@ use super::bare::process_cpu;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Loader {
-    /// Names data set, batch and augmentation.
+    /// Training configuration with data set, batch and augmentation.
     #[arg(value_name = "FILE")]
     config: PathBuf,
-    /// One key of it, as section.key=value. May be repeated.
+    /// Overrides one key of it, as section.key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Seconds to measure.

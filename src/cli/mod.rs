@@ -63,15 +63,15 @@ enum Command {
     /// Creates, fills, changes, copies and deletes galleries of a running server.
     #[command(subcommand)]
     Gallery(gallery::Gallery),
-    /// Asks a running server which ships of a gallery image files show.
+    /// Ranks the ships of a gallery by their similarity to image files, on a running server.
     Match(ranked::Match),
     /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
-    /// Makes keys of callers.
+    /// Creates API keys.
     #[command(subcommand)]
     Key(key::Key),
-    /// Measures a running server, the bare model without one, or training.
+    /// Benchmarks a running server, the model without a server, or training.
     #[command(subcommand)]
     Bench(Bench),
     /// Trains a model on this machine, or on a running server.
@@ -79,9 +79,9 @@ enum Command {
     /// Lists, watches, stops, resumes and describes training jobs of a running server.
     #[command(subcommand)]
     Jobs(jobs::Jobs),
-    /// Says how well a model ranks a HOSS test set.
+    /// Evaluates how well a model ranks a HOSS test set.
     Eval(eval::Eval),
-    /// Learns what similarities mean from a HOSS test set, so that answers carry probabilities.
+    /// Fits a calibrator on a HOSS test set, so that responses carry probabilities.
     Calibrate(calibrate::Calibrate),
     /// Draws data sets of synthetic ships.
     Synth(synth::Synth),
@@ -91,13 +91,13 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// As many calls in flight as asked for; the next starts when one ends.
+    /// Keeps a fixed number of calls in flight; the next starts when one ends.
     Closed(load::Closed),
-    /// Calls at random times (Poisson) whether or not earlier ones have ended, as real callers come.
+    /// Calls at random times (Poisson), whether or not earlier ones have ended, as real callers do.
     Open(load::Open),
     /// Decodes and embeds in a loop in this process: what the service is measured against.
     Bare(bare::Bare),
-    /// Makes training batches from files and learns nothing from them.
+    /// Loads training batches from files without training on them.
     Loader(loader::Loader),
     /// Takes training steps on demand.
     Step(step::Step),
@@ -106,10 +106,10 @@ enum Bench {
 /// Where a server's configuration comes from.
 #[derive(Args, Clone)]
 pub struct ConfigFlags {
-    /// TOML file; the defaults without it.
+    /// TOML file; default: built-in defaults.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// One key, as section.key=value; wins over file and environment. May be repeated.
+    /// One key, as section.key=value; overrides file and environment. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
 }

@@ -22,14 +22,14 @@ use super::{Failure, ServerFlag, block_on};
 
 #[derive(Subcommand)]
 pub enum Model {
-    /// Makes a model of ours out of a checkpoint of TransOSS, in a folder here, or brings one to a server.
+    /// Imports a checkpoint of TransOSS as a model, into a local folder or to a server.
     ///
     /// Examples:
     ///   shipreid model import transoss.pth models/transoss
     ///   shipreid model import transoss.pth --endpoint http://127.0.0.1:50051
     #[command(verbatim_doc_comment)]
     Import(Import),
-    /// Says what a checkpoint or a model folder holds.
+    /// Describes a checkpoint or a model folder.
     Inspect {
         /// A .pth, a .safetensors or a model folder.
         path: PathBuf,
@@ -41,14 +41,14 @@ pub enum Model {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Writes a model of a server into a file: a zip of its folder.
+    /// Writes a model of a server to a file, a zip of its folder.
     Export {
         digest: String,
         file: PathBuf,
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Makes a model of a server the one that serves, without a restart or a failed call.
+    /// Activates a model of a server, without a restart or a failed call.
     Activate {
         digest: String,
         #[command(flatten)]
@@ -65,12 +65,12 @@ pub enum Model {
 #[derive(Args)]
 #[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
 pub struct Import {
-    /// A .pth as PyTorch writes it, of which nothing is executed, or a .safetensors; for a server also a model folder or
-    /// an exported model.
+    /// A .pth of PyTorch (nothing in it is executed) or a .safetensors; for a server also a model folder or an exported
+    /// model.
     checkpoint: PathBuf,
-    /// The folder to make here.
+    /// The folder to create.
     folder: Option<PathBuf>,
-    /// The server that gets the model instead.
+    /// The server to import to instead.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     #[command(flatten)]
@@ -79,25 +79,25 @@ pub struct Import {
     hints: HintFlags,
 }
 
-/// What a checkpoint does not say itself.
+/// What a checkpoint does not store.
 #[derive(Args)]
 pub struct HintFlags {
     /// Which feature becomes the embedding.
     #[arg(long, default_value = "before-neck", value_parser = feature_point, value_name = "before-neck|after-neck")]
     feature: FeaturePoint,
-    /// Attention heads; embedding width / 64 without it.
+    /// Attention heads; default: embedding width / 64.
     #[arg(long)]
     heads: Option<usize>,
-    /// Pixels of a chip, as HEIGHTxWIDTH; 256x128 without it.
+    /// Pixels of a chip, as HEIGHTxWIDTH; default: 256x128.
     #[arg(long, value_parser = chip_size, value_name = "HxW")]
     image: Option<ChipSize>,
     /// Distance between patches.
     #[arg(long)]
     stride: Option<usize>,
-    /// Factor of the modality embedding; 3 without it.
+    /// Factor of the modality embedding; default: 3.
     #[arg(long)]
     mie_coefficient: Option<f32>,
-    /// Which of several weights in the file: "ema" for averaged ones, or their key; the model's own without it.
+    /// Which of several weights in the file: "ema" for averaged ones, or their key; default: the model's own.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ema|KEY")]
     weights: String,
 }

@@ -32,21 +32,21 @@ pub struct Match {
     /// Candidates for each query.
     #[arg(long, default_value_t = 10)]
     k: u32,
-    /// All files show one ship: one query.
+    /// All files show the same ship and form one query.
     #[arg(long)]
     tracklet: bool,
-    /// Ranks single entries in place of vessels.
+    /// Ranks entries instead of vessels.
     #[arg(long)]
     by_entry: bool,
     #[arg(long, default_value = "cosine")]
     ranking: RankingFlag,
-    /// Vessels that would have had to sail faster are removed; needs times and positions, see --manifest.
+    /// Removes vessels that would have had to sail faster; needs times and positions, see --manifest.
     #[arg(long, value_name = "KNOTS")]
     max_speed: Option<f64>,
-    /// Re-ranks this many entries by their common neighbours.
+    /// Number of entries to re-rank by their common neighbours.
     #[arg(long, value_name = "ENTRIES")]
     rerank_depth: Option<u32>,
-    /// Probability, before looking, that a ship is not in the gallery.
+    /// Prior probability that a ship is not in the gallery.
     #[arg(long, value_name = "PROBABILITY")]
     prior_unknown: Option<f64>,
     /// Assigns the queries to distinct vessels.
@@ -55,10 +55,10 @@ pub struct Match {
     /// Candidates of this modality only.
     #[arg(long, value_name = "optical|sar")]
     among: Option<AmongFlag>,
-    /// What is known of the files, as for gallery enroll.
+    /// Metadata of the files, as for gallery enroll.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
-    /// Prints one JSON object a query.
+    /// Prints one JSON object per query.
     #[arg(long)]
     json: bool,
     #[command(flatten)]

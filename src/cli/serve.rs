@@ -30,7 +30,7 @@ const MARGIN: Duration = Duration::from_secs(1);
 pub struct Serve {
     #[command(flatten)]
     config: ConfigFlags,
-    /// Says whether the configuration is valid and what computes the model here, and starts nothing.
+    /// Checks the configuration, shows which kernels would run the model here, and starts nothing.
     #[arg(long)]
     check_config: bool,
 }

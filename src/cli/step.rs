@@ -21,16 +21,16 @@ use super::{Failure, prepare};
 /// Identities of the made-up data set; HOSS has about as many.
 const CLASSES: usize = 360;
 
-/// Takes a step for each line on standard input and answers with its seconds, on seeded weights and noise.
+/// Takes one step per line of standard input, with seeded weights and noise as input, and prints its duration.
 ///
 /// Example: yes | head -5 | shipreid bench step configs/train/hoss_transoss.toml --set batch.images=8
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Step {
-    /// Names the network, the batch, the optimizer and the loss; its data and starting point are not read.
+    /// Training configuration with network, batch, optimizer and loss; its data and starting point are not read.
     #[arg(value_name = "FILE")]
     config: PathBuf,
-    /// One key of it, as section.key=value. May be repeated.
+    /// Overrides one key of it, as section.key=value. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// "cpu" or "cuda:N".

@@ -15,10 +15,10 @@ use super::embed::progress;
 #[derive(Args)]
 #[command(verbatim_doc_comment)]
 pub struct Synth {
-    /// Ships of the HOSS layout: half of them to train on, the other half to test with.
+    /// Ships of the HOSS layout: half for training, half for testing.
     #[arg(long, value_name = "N")]
     ids: u64,
-    /// Ships of the pair layout; twice as many as --ids without it.
+    /// Ships of the pair layout; default: twice --ids.
     #[arg(long, value_name = "N")]
     pairs: Option<u64>,
     /// Optical views of each ship in the HOSS layout, and as many SAR views.
@@ -26,7 +26,7 @@ pub struct Synth {
     views: u64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written.
+    /// Folder to write synthetic_hoss, synthetic_pairs and synthetic_ships.png to.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
 }

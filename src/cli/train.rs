@@ -38,8 +38,8 @@ const EVENTS: &str = "events.jsonl";
 ///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
 ///   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name "HOSS, authors' settings"
 ///
-/// An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
-/// leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.
+/// An interrupted run resumes from its newest checkpoint when the same command is run again. On a server, Ctrl-C
+/// leaves the job running; the exit code is 0 when it has produced its model, 1 when it failed, 3 when it was cancelled.
 #[derive(Args)]
 #[command(verbatim_doc_comment, group(ArgGroup::new("wordy").args(["from_yaml", "endpoint"]).multiple(true)))]
 pub struct Train {
@@ -49,10 +49,10 @@ pub struct Train {
     /// What to train, as the authors' YAML.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
     from_yaml: Option<PathBuf>,
-    /// One key of the TOML, as section.key=value; wins over the file. May be repeated.
+    /// One key of the TOML, as section.key=value; overrides the file. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
+    /// Folder for checkpoints, events, the trained model and its report; default: the YAML's OUTPUT_DIR.
     #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.
@@ -61,12 +61,12 @@ pub struct Train {
     /// "cpu" or "cuda:N".
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// The folder of a job: how a server starts its training processes.
+    /// Folder of a job; servers start their training processes with it.
     #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
     job: Option<PathBuf>,
     #[command(flatten)]
     remote: RemoteFlags,
-    /// With --endpoint: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
+    /// With --endpoint: what to train, as TOML. With --from-yaml: keys and values that override those of the YAML.
     #[arg(value_name = "FILE | KEY VALUE", requires = "wordy")]
     words: Vec<String>,
 }
@@ -165,7 +165,7 @@ impl Train {
             return Err(anyhow!(cause).context("the events of the run cannot be written"));
         }
         trained.map_err(|cause| match cause {
-            RunError::Fit(FitError::Stopped) => anyhow!("stopped; give the same command again to go on"),
+            RunError::Fit(FitError::Stopped) => anyhow!("stopped; run the same command again to resume"),
             other => other.into(),
         })
     }

@@ -11,24 +11,24 @@ use super::live::{lines_of_start, refused, tell_way_back, watch_to_the_end};
 /// What concerns a server alone.
 #[derive(Args)]
 pub struct RemoteFlags {
-    /// Trains on this server, whose folders the configuration names, and not on this machine.
+    /// Trains on this server instead of this machine; the configuration refers to the server's folders.
     #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device"])]
     endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
-    /// What people call the job.
+    /// Display name of the job.
     #[arg(long, value_name = "TEXT", requires = "endpoint")]
     name: Option<String>,
-    /// The same id with the same configuration attaches to the job that it started.
+    /// Idempotency key: the same id with the same configuration attaches to the existing job.
     #[arg(long, value_name = "ID", requires = "endpoint")]
     request_id: Option<String>,
-    /// Learns from the kept chips of this gallery, vessels being the identities.
+    /// Trains on the kept chips of this gallery, with vessels as identities.
     #[arg(long, value_name = "NAME", requires = "endpoint")]
     gallery: Option<String>,
-    /// Says everything that is wrong with the configuration and its data, and starts nothing.
+    /// Reports everything that is wrong with the configuration and its data, and starts nothing.
     #[arg(long, requires = "endpoint", conflicts_with = "detach")]
     validate_only: bool,
-    /// Starts the job and leaves.
+    /// Starts the job without watching it.
     #[arg(long, requires = "endpoint")]
     detach: bool,
 }

@@ -141,30 +141,30 @@ pub const TABLE: &[Group] = &[
                 "connections",
                 &[(
                     "reason",
-                    "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (another connection has its place), `DISTRUSTED` (its certificate was revoked), `SHUTDOWN`",
+                    "`NO_CALL`, `IDLE`, `AGE`, `DISPLACED` (closed for another connection), `DISTRUSTED` (its certificate was revoked), `SHUTDOWN`",
                 )],
-                "gRPC connections that the server ended in order.",
+                "gRPC connections that the server closed gracefully.",
             ),
             metric(
                 ACCEPT_PAUSES,
                 Kind::Counter,
                 "pauses",
                 &[("port", "`grpc`, `status`")],
-                "Pauses in accepting connections, since the system gave none: it is out of descriptors or memory.",
+                "Pauses in accepting connections because the system is out of descriptors or memory.",
             ),
             metric(
                 RELOADS,
                 Kind::Counter,
                 "reloads",
                 &[("subject", "`certificates`, `keys`"), ("outcome", "`ok`, `failed`")],
-                "Changed files that were read again. Where that failed, the old ones stay in use.",
+                "Changed files that were reloaded. If that failed, the old ones stay in use.",
             ),
             metric(
                 CERTIFICATE_END,
                 Kind::Gauge,
                 "Unix time in seconds",
                 &[],
-                "When the certificate of the gRPC port, or one that vouches for it, ends.",
+                "When the certificate of the gRPC port, or one in its chain, expires.",
             ),
             metric(
                 REVOCATIONS_END,
@@ -188,11 +188,11 @@ pub const TABLE: &[Group] = &[
                     "reason",
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
                      `QUEUE_TOO_LONG`, `SEARCHES_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, `KEYS_REJECTED`, \
-                     `ROLE_MISSING`, `HANDSHAKES` (the oldest gave way), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
-                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place), `LOOKS` (reflection \
+                     `ROLE_MISSING`, `HANDSHAKES` (the oldest was aborted), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
+                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (closed for another call), `LOOKS` (reflection \
                      and health streams)",
                 )],
-                "What was refused or ended by a bound: calls, connections, or the chips of a call.",
+                "Calls, connections, or chips of a call that were refused or ended by a limit.",
             ),
             metric(
                 LIMIT,
@@ -204,14 +204,14 @@ pub const TABLE: &[Group] = &[
                      `device_threads`, `batch_chips`, `search_threads`, `jobs_running`, `models_stored`, \
                      `models_stored_bytes`",
                 )],
-                "What the configuration allows. Saturation is what is used, divided by it.",
+                "The configured limit. Saturation is usage divided by it.",
             ),
             metric(
                 LOG_LINES_LOST,
                 Kind::Counter,
                 "lines",
                 &[],
-                "Lines of the log that were lost, since nobody has read standard error for too long.",
+                "Log lines that were dropped because standard error was not read for too long.",
             ),
         ],
     },
@@ -230,11 +230,11 @@ pub const TABLE: &[Group] = &[
                 Kind::Counter,
                 "warnings",
                 &[("code", "the code of the warning")],
-                "Doubts about embedded chips.",
+                "Warnings about embedded chips.",
             ),
             metric(DECODING, Kind::Gauge, "chips", &[], "Chips that are being decoded and resized."),
             metric(DECODE, STAGE_SECONDS, "seconds", &[], "Decoding and resizing one chip."),
-            metric(ADMITTED, Kind::Gauge, "chips", &[], "Chips in the server, from admission to answer."),
+            metric(ADMITTED, Kind::Gauge, "chips", &[], "Chips in the server, from admission to response."),
             metric(ADMITTED_BYTES, Kind::Gauge, "bytes", &[], "Bytes of the chips in the server."),
             metric(QUEUE_DEPTH, Kind::Gauge, "chips", &[], "Chips that wait for a device."),
             metric(QUEUE_WAIT, STAGE_SECONDS, "seconds", &[], "One chip's wait between queue and device."),
@@ -245,7 +245,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Counter,
                 "chips",
                 &[("reason", "`DEADLINE`, `CANCELLED`")],
-                "Chips that left the queue without costing the device.",
+                "Chips that left the queue without taking device time.",
             ),
             metric(LATE, Kind::Counter, "chips", &[], "Chips whose forward pass ended after their deadline."),
             metric(
@@ -253,7 +253,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "seconds",
                 &[],
-                "The furthest that a forward pass has ended past a deadline.",
+                "The longest time by which a forward pass ended past a deadline.",
             ),
             metric(
                 OUT_OF_MEMORY,
@@ -282,7 +282,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Counter,
                 "searches",
                 &[("reason", "`DEADLINE`, `CANCELLED`")],
-                "Searches that were given up half way, since nobody waited for them any more.",
+                "Searches that were aborted because their caller no longer waited.",
             ),
             metric(
                 ENROLLED,
@@ -342,14 +342,14 @@ pub const TABLE: &[Group] = &[
                 Kind::Counter,
                 "canaries",
                 &[THREAD, ("outcome", "`ok`, `failed`, `late`")],
-                "Chips of the server's own that went through a device thread while nothing else did.",
+                "The server's own chips that went through an idle device thread.",
             ),
             metric(
                 DEVICE_THREAD_FAILING,
                 Kind::Gauge,
                 "0 or 1",
                 &[THREAD],
-                "1 for a device thread whose last canary did not come through.",
+                "1 for a device thread whose last canary did not succeed.",
             ),
             metric(
                 LAST_FORWARD,
@@ -363,7 +363,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "1",
                 &[("version", "the program's version")],
-                "1 for the program that runs.",
+                "1 for the running version.",
             ),
         ],
     },
@@ -375,7 +375,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "1",
                 &[("digest", "the model's digest"), PRECISION, ("device", "`cpu`, `cuda:0`, ...")],
-                "1 for each resident model; the series ends when it leaves.",
+                "1 for each resident model; the series ends when it is unloaded.",
             ),
             metric(
                 LINEAR,
@@ -390,14 +390,14 @@ pub const TABLE: &[Group] = &[
                     ),
                     BATCH_SIZE,
                 ],
-                "1 for the kernel that computes the linear layers of such a batch of the model loaded last, on the CPU.",
+                "1 for the kernel that computes the linear layers at that batch size on the CPU, for the model loaded last.",
             ),
             metric(
                 LINEAR_TIME,
                 Kind::Gauge,
                 "seconds",
                 &[KERNEL, PRECISION, BATCH_SIZE],
-                "What the linear layers of one MLP took for such a batch when kernels were chosen: CPU time of one thread.",
+                "CPU time of one thread for the linear layers of one MLP at that batch size, measured when kernels were chosen.",
             ),
             metric(
                 ACTIVATIONS,
@@ -406,7 +406,7 @@ pub const TABLE: &[Group] = &[
                 &[("outcome", "`ok`, or the reason of the error")],
                 "Activations of a model.",
             ),
-            metric(ACTIVATION, Kind::Gauge, "seconds", &[], "What the last one took that succeeded."),
+            metric(ACTIVATION, Kind::Gauge, "seconds", &[], "Duration of the last successful one."),
             metric(
                 FOLLOWING,
                 Kind::Gauge,
@@ -426,7 +426,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "galleries",
                 &[],
-                "Galleries that should follow the active model but cannot.",
+                "Galleries that should be re-embedded by the active model but cannot.",
             ),
             metric(REEMBEDDED, Kind::Counter, "entries", &[], "Entries that were re-embedded."),
             metric(MODELS_STORED, Kind::Gauge, "models", &[], "Models on disk."),
@@ -452,7 +452,7 @@ pub const TABLE: &[Group] = &[
                 Kind::Gauge,
                 "images per second",
                 &[SLOT],
-                "Images that a job learns from; 0 without a job.",
+                "Images that a job trains on; 0 without a job.",
             ),
             metric(JOB_LOSS, Kind::Gauge, "1", &[SLOT], "Loss of a job's last step; NaN without a job."),
             metric(

@@ -201,10 +201,10 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
+    use super::super::test_device::{self, bound, device};
     use super::*;
     use crate::arithmetic::{Kernel, Timing};
     use crate::embedding::ModelDigest;
-    use crate::processor::Processor;
     use crate::weights::family::{Family, Preset};
     use crate::weights::seed::seeded;
 
@@ -215,7 +215,7 @@ mod tests {
     fn encoder(precision: Precision, kernels: &Choice) -> Box<dyn Encoder> {
         let architecture = tiny();
         let settings = TorchSettings {
-            device: Device::open("cpu").expect("there is a processor"),
+            device: device(),
             precision,
             kernels: kernels.clone(),
             threads: 1,
@@ -249,7 +249,7 @@ mod tests {
 
     /// Each kernel that runs here, and all of them by turns, as where a small batch is fastest on another.
     fn every_choice(precision: Precision) -> Vec<Choice> {
-        let kernels: Vec<Kernel> = Kernel::candidates(precision, Processor::here()).collect();
+        let kernels = test_device::kernels(precision);
         let turn = |(number, kernel): (usize, &Kernel)| Timing {
             kernel: *kernel,
             chips: [1, 32][number],
@@ -277,7 +277,7 @@ mod tests {
                 let alone = embed(encoder.as_mut(), vec![chip]).remove(0);
                 for other in [&alone, &backwards[number], &by_modality.expect("as many as chips")] {
                     let difference = largest_difference(&together[number], other);
-                    assert!(difference <= 2e-5, "{kernels} {number}: {difference}");
+                    assert!(f64::from(difference) <= bound(2e-5), "{kernels} {number}: {difference}");
                 }
             }
             assert!(largest_difference(&together[1], &together[2]) > 1e-3, "chips differ");
@@ -306,7 +306,7 @@ mod tests {
         for (number, expected) in expected.iter().enumerate() {
             for found in [&mixed[number], &alone[number]] {
                 let difference = largest_difference(expected, found);
-                assert!(difference <= 2e-5, "{number}: {difference}");
+                assert!(f64::from(difference) <= bound(2e-5), "{number}: {difference}");
             }
         }
     }

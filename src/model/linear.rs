@@ -111,6 +111,7 @@ pub fn first_line(text: &str) -> String {
 
 unsafe extern "C" {
     fn shipreid_free(message: *mut c_char);
+    fn shipreid_disable_tf32() -> *mut c_char;
     fn shipreid_onednn_pack(
         weight: *const torch_sys::C_tensor,
         rows: i64,
@@ -156,11 +157,26 @@ fn onednn_linear(
     take(message, output)
 }
 
+/// From here on, GPUs compute f32 convolutions and matrix products in f32, not in TF32, whose mantissa has 10 bits.
+///
+/// # Errors
+/// What libtorch says.
+pub fn disable_tf32() -> Result<(), KernelError> {
+    // SAFETY: the shim sets two flags of the process, and returns null or a message that is ours.
+    outcome(unsafe { shipreid_disable_tf32() })
+}
+
 /// The tensor that the shim made.
 fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
+    outcome(message)?;
+    // SAFETY: without a message the shim has written a tensor that nobody else owns.
+    Ok(unsafe { Tensor::from_ptr(tensor) })
+}
+
+/// What a function of the shim returned: null, or a message.
+fn outcome(message: *mut c_char) -> Result<(), KernelError> {
     if message.is_null() {
-        // SAFETY: without a message the shim has written a tensor that nobody else owns.
-        return Ok(unsafe { Tensor::from_ptr(tensor) });
+        return Ok(());
     }
     // SAFETY: a message is a C string of the shim, freed once.
     let text = unsafe {
@@ -197,6 +213,13 @@ mod tests {
                 assert!(difference < 2e-5, "{batch} {activation:?}: {difference}");
             }
             assert!(both.equal(if batch == 1 { &expected } else { &onednn }), "{batch}: the plan's kernel");
+        }
+    }
+
+    #[test]
+    fn tf32_can_be_switched_off_without_a_gpu_and_more_than_once() {
+        for _ in 0..2 {
+            assert_eq!(disable_tf32(), Ok(()));
         }
     }
 

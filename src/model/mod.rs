@@ -8,6 +8,8 @@ mod network;
 mod runtime;
 mod tensors;
 #[cfg(test)]
+pub mod test_device;
+#[cfg(test)]
 mod toy;
 mod transoss;
 

@@ -5,6 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::sync::OnceLock;
 
+use super::linear::disable_tf32;
 use crate::processor::{Level, Processor};
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
@@ -32,7 +33,7 @@ impl Device {
         self.0
     }
 
-    /// The device of this name, `cpu` or `cuda:N`.
+    /// The device of this name, `cpu` or `cuda:N`. On a GPU, f32 means f32: TF32 is switched off for the process.
     ///
     /// # Errors
     /// Another name, no CUDA libraries beside libtorch, or fewer GPUs than the number says.
@@ -44,6 +45,7 @@ impl Device {
         let number = number.ok_or_else(|| DeviceError::Unknown(name.to_owned()))?;
         let unavailable = |reason: String| DeviceError::Unavailable { device: name.to_owned(), reason };
         load_cuda().map_err(unavailable)?;
+        disable_tf32().map_err(|cause| unavailable(cause.to_string()))?;
         let count = tch::Cuda::device_count();
         if i64::try_from(number).is_ok_and(|number| number < count) {
             Ok(Self(tch::Device::Cuda(number)))

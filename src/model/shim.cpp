@@ -1,4 +1,5 @@
-// What libtorch can do on the CPU and tch does not expose: oneDNN's linear layers, which lie below autograd.
+// What libtorch can do and tch does not expose: on the CPU oneDNN's linear layers, which lie below autograd; on CUDA
+// convolutions in f32 proper.
 // A function returns null, or a message to be freed with shipreid_free.
 
 #include <cstdlib>
@@ -6,6 +7,7 @@
 #include <optional>
 
 #include <ATen/ATen.h>
+#include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
 namespace {
@@ -22,6 +24,10 @@ char *guarded(Work &&work) {
     }
 }
 
+struct Quiet : c10::WarningHandler {
+    void process(const c10::Warning &) override {}
+};
+
 using Reorder = at::Tensor(const at::Tensor &, std::optional<c10::SymInt>);
 using Linear = at::Tensor(const at::Tensor &, const at::Tensor &, const std::optional<at::Tensor> &, std::string_view,
                           c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
@@ -36,6 +42,17 @@ c10::TypedOperatorHandle<Signature> find(const char *name) {
 extern "C" {
 
 void shipreid_free(char *message) { free(message); }
+
+// cuDNN's convolutions round f32 to TF32 unless they are told not to; cuBLAS does not by default.
+char *shipreid_disable_tf32() {
+    return guarded([] {
+        // libtorch warns that these setters are old. The newer ones leave what older code reads as it was.
+        Quiet handler;
+        c10::WarningUtils::WarningHandlerGuard quiet(&handler);
+        at::globalContext().setAllowTF32CuDNN(false);
+        at::globalContext().setAllowTF32CuBLAS(false);
+    });
+}
 
 // weight [outputs, inputs] -> the same numbers in the order that oneDNN likes best for `rows` rows of input.
 char *shipreid_onednn_pack(const at::Tensor *weight, int64_t rows, at::Tensor **packed) {

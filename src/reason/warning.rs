@@ -34,43 +34,43 @@ named! {
         "Warnings about chips":
             PixelSizeFromFile "PIXEL_SIZE_FROM_FILE"
                 ("Nothing, if they are right; else send `pixel_size_x_m` and `pixel_size_y_m`.")
-                "The call left a pixel size open, and the file's georeferencing gave it. The sentence names the values that were used.";
+                "The call gave no pixel size, so the file's georeferencing was used. The sentence has the values.";
             PixelSizeContradicts "PIXEL_SIZE_CONTRADICTS"
-                ("Find out which one is right. Steps of Web Mercator or degrees are no metres on the ground.")
+                ("Find out which one is right. Steps of Web Mercator or degrees are not metres on the ground.")
                 "A pixel size of the call, which was used, differs by more than 20 % from the file's own.";
             PixelSizeUnusable "PIXEL_SIZE_UNUSABLE"
-                ("Send the pixel size, or name a coordinate system that is known (`gdalwarp -t_srs`, `gdal_edit.py -a_srs`).")
-                "The file is georeferenced, but gives no metres on the ground, for the reason in the sentence. The default was used.";
+                ("Send the pixel size, or use a supported coordinate system (`gdalwarp -t_srs`, `gdal_edit.py -a_srs`).")
+                "The file is georeferenced, but gives no size in metres on the ground; the sentence has the reason. The default was used.";
             NotUpright "NOT_UPRIGHT"
                 ("Turn the ship upright, bow up or down, or send an `oriented_box`.")
                 "The chip is less than twice as high as wide.";
             UnusualSize "UNUSUAL_SIZE"
-                ("Check the pixel size; cut the ship out tightly.")
+                ("Check the pixel size; crop the chip tightly.")
                 "In metres, the chip is far from the ships of the training data.";
             BoxLeavesImage "BOX_LEAVES_IMAGE"
                 ("Send a larger patch.")
                 "A part of the `oriented_box` lies outside the image and is black.";
             NegativePixels "NEGATIVE_PIXELS"
                 ("Send amplitudes.")
-                "SAR pixels are negative and were taken as 0, as in decibels.";
+                "SAR pixels are negative, as in decibels, and were set to 0.";
             NonFinitePixels "NON_FINITE_PIXELS"
-                ("Set them to 0, or name the value for missing data.")
-                "SAR pixels are infinite or no numbers and were taken as 0.";
+                ("Set them to 0, or set the nodata value.")
+                "SAR pixels are infinite or NaN and were set to 0.";
             AllZero "ALL_ZERO"
                 ("Send another chip.")
                 "Every pixel is 0.";
             Clipped "CLIPPED"
                 ("`gdal_translate -ot Byte -scale IN OUT`, with the same range for all chips of a sensor.")
-                "An optical picture lost its bright parts: samples of more than 8 bits are clipped at 255, not scaled, as the model was trained.";
+                "An optical image lost its bright parts: samples of more than 8 bits are clipped at 255, not scaled, as the model was trained.";
             FewLevels "FEW_LEVELS"
                 ("Optical: as for `CLIPPED`. SAR: set dead, hot and missing pixels to 0.")
-                "Nearly all pixels share a few of 256 levels: an optical picture is nearly black (of 16 bits in colour, only the upper 8 are used), or one bright SAR pixel decided the stretch.";
+                "Nearly all pixels share a few of 256 levels: an optical image is nearly black (of 16 bits in colour, only the upper 8 are used), or one bright SAR pixel decided the stretch.";
             Nodata "NODATA"
-                ("Name the value in the file (`gdal_translate -a_nodata VALUE IN OUT`) or set it to 0.")
+                ("Set the nodata value in the file (`gdal_translate -a_nodata VALUE IN OUT`), or those pixels to 0.")
                 "A tenth of the pixels or more hold no data, or a corner of a SAR chip lies at the highest value, as where a value stands for missing data.";
             ComplexMagnitude "COMPLEX_MAGNITUDE"
                 ("Nothing, or send amplitudes.")
-                "The samples are complex; their magnitudes were taken.";
+                "The samples are complex; their magnitudes were used.";
             LooksLikeSar "LOOKS_LIKE_SAR"
                 ("Check `modality`.")
                 "Sent as optical, but all three channels are equal and speckled.";

@@ -32,14 +32,19 @@ pub struct FullSizeInput {
     pub size_token: [f32; 3],
 }
 
+/// The checkout: the one of which the tests were built, unless they were carried to another machine.
+fn checkout() -> PathBuf {
+    std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// Path of a recorded file.
 pub fn path(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+    checkout().join("tests/golden").join(name)
 }
 
 /// Path of a checkpoint as another program saves one.
 pub fn checkpoint_case(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/cases/checkpoints").join(name)
+    checkout().join("tests/cases/checkpoints").join(name)
 }
 
 /// The bytes of a recorded file.

@@ -17,6 +17,8 @@ mod embed;
 mod foreign;
 mod galleries;
 mod georeferenced;
+#[cfg(feature = "torch")]
+mod gpu_check;
 mod hostile;
 mod identity;
 mod layers;

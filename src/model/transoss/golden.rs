@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path};
 use crate::arithmetic::{Kernel, Precision};
 use crate::chip::{ChipSize, Modality};
-use crate::model::{self, Device, Features, on_host, upload};
-use crate::processor::Processor;
+use crate::model::test_device::{self, check_difference, check_direction, device};
+use crate::model::{self, Features, on_host, upload};
 use crate::weights::family::ArchitectureHints;
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::golden::{self, Inputs, MICRO};
@@ -24,7 +24,7 @@ struct Rows {
 
 fn rows(index: &[usize]) -> Rows {
     let Inputs { pixels, modalities, size_tokens } = golden::inputs(index);
-    Rows { pixels: on_host(&pixels), modalities, size_tokens: on_host(&size_tokens) }
+    Rows { pixels: on_device(&pixels), modalities, size_tokens: on_device(&size_tokens) }
 }
 
 /// The rows of `inputs` that make up a batch of set a.
@@ -32,8 +32,12 @@ fn batch(recorded: &NamedTensors, name: &str) -> Vec<usize> {
     recorded[&format!("batch.{name}.index")].values.iter().map(|row| *row as usize).collect()
 }
 
-fn all_on_cpu(tensors: &NamedTensors) -> Tensors {
-    upload(tensors, Device(tch::Device::Cpu), Kind::Float)
+fn on_device(tensor: &HostTensor) -> Tensor {
+    on_host(tensor).to_device(device().tch())
+}
+
+fn all_on_device(tensors: &NamedTensors) -> Tensors {
+    upload(tensors, device(), Kind::Float)
 }
 
 impl Rows {
@@ -42,11 +46,11 @@ impl Rows {
     }
 }
 
+/// `atol` is the bound on the CPU.
 fn close(what: &str, found: &Tensor, expected: &HostTensor, atol: f64) {
-    let expected = on_host(expected);
+    let expected = on_device(expected);
     assert_eq!(found.size(), expected.size(), "{what}");
-    let difference = (found - expected).abs().max().double_value(&[]);
-    assert!(difference <= atol, "{what}: {difference} > {atol}");
+    check_difference(what, (found - expected).abs().max().double_value(&[]), atol);
 }
 
 fn unit(feature: &Tensor) -> Tensor {
@@ -74,14 +78,14 @@ fn variants() -> Vec<(&'static str, TransOssArchitecture, NamedTensors)> {
 }
 
 fn network(architecture: &TransOssArchitecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
-    TransOss::new(architecture, &all_on_cpu(tensors), &Choice::only(kernel, 8))
+    TransOss::new(architecture, &all_on_device(tensors), &Choice::only(kernel, 8))
 }
 
 #[test]
 fn every_variant_and_batch_gives_the_recorded_features() {
     let recorded = golden::tensors("model_forward");
     for (variant, architecture, tensors) in variants() {
-        for kernel in Kernel::ALL {
+        for kernel in test_device::kernels(Precision::F32) {
             let network = network(&architecture, &tensors, kernel);
             for name in ["mixed", "opt", "sar"] {
                 let found = network.forward(&rows(&batch(&recorded, name)).input(), Mode::Evaluate);
@@ -142,7 +146,7 @@ fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
     for path in recordings.iter().chain(&cases) {
         let hints = Hints { architecture, ..Hints::default() };
         let model = OpenModel::open(path, &hints).expect("recorded");
-        let tensors = all_on_cpu(&model.tensors);
+        let tensors = all_on_device(&model.tensors);
         let network = model::network(&model.architecture, &tensors, &Choice::only(Kernel::Aten, 8));
         let found = network.forward(&rows(&all).input(), Mode::Evaluate);
         check_features(&path.display().to_string(), &found, &recorded, "", 2e-5);
@@ -156,16 +160,17 @@ fn the_full_size_model_gives_the_recorded_features() {
     let pixels: Vec<f32> = inputs.iter().flat_map(|input| input.pixels.clone()).collect();
     let sizes: Vec<f32> = inputs.iter().flat_map(|input| input.size_token).collect();
     let rows = Rows {
-        pixels: Tensor::from_slice(&pixels).view([4, 3, 256, 128]),
+        pixels: Tensor::from_slice(&pixels).view([4, 3, 256, 128]).to_device(device().tch()),
         modalities: inputs.iter().map(|input| input.modality).collect(),
-        size_tokens: Tensor::from_slice(&sizes).view([4, 3]),
+        size_tokens: Tensor::from_slice(&sizes).view([4, 3]).to_device(device().tch()),
     };
     let tensors = golden::full_size_golden();
-    for kernel in Kernel::ALL {
+    for kernel in test_device::kernels(Precision::F32) {
         let _no_grad = tch::no_grad_guard();
         let network = network(&golden::full_size_architecture(), &tensors, kernel);
         let mut x = network.embedding.forward(&rows.input());
-        let edges = x.narrow(0, 0, 2).index_select(1, &Tensor::from_slice(&[0_i64, 1, 128, 129]));
+        let places = Tensor::from_slice(&[0_i64, 1, 128, 129]).to_device(device().tch());
+        let edges = x.narrow(0, 0, 2).index_select(1, &places);
         close("embed", &edges, &recorded["embed_tokens_0_1_128_129"], 1e-5);
         let mut classes = Vec::new();
         for block in &network.blocks {
@@ -178,8 +183,9 @@ fn the_full_size_model_gives_the_recorded_features() {
         close("after", &found.after_neck, &recorded["feat_after"], 1e-4);
         close("unit", &unit(&found.before_neck), &recorded["feat_before_l2"], 5e-6);
 
-        // ATen's bf16 takes minutes here where the processor has nothing for it; the tiny model below tries it.
-        if kernel == Kernel::OneDnn && kernel.check(Precision::Bf16, Processor::here()).is_ok() {
+        // ATen's bf16 takes minutes on a CPU that has nothing for it; the tiny model below tries it.
+        let is_fast = kernel == Kernel::OneDnn || !device().is_cpu();
+        if is_fast && test_device::kernels(Precision::Bf16).contains(&kernel) {
             let architecture = golden::full_size_architecture();
             let bf16 = before_neck_in_bf16(&architecture, &tensors, kernel, &rows);
             point_alike("full size", &bf16, &found.before_neck);
@@ -188,12 +194,12 @@ fn the_full_size_model_gives_the_recorded_features() {
 }
 
 #[test]
-fn every_kernel_of_this_processor_points_in_bf16_where_f32_does() {
+fn every_kernel_points_in_bf16_where_f32_does() {
     let recorded = golden::tensors("model_forward");
     let rows = rows(&batch(&recorded, "mixed"));
     for (variant, architecture, tensors) in variants() {
         let exact = network(&architecture, &tensors, Kernel::Aten).forward(&rows.input(), Mode::Evaluate);
-        for kernel in Kernel::candidates(Precision::Bf16, Processor::here()) {
+        for kernel in test_device::kernels(Precision::Bf16) {
             let bf16 = before_neck_in_bf16(&architecture, &tensors, kernel, &rows);
             point_alike(&format!("{variant} {kernel:?}"), &bf16, &exact.before_neck);
         }
@@ -207,7 +213,8 @@ fn before_neck_in_bf16(
     kernel: Kernel,
     rows: &Rows,
 ) -> Tensor {
-    let halved = all_on_cpu(tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
+    let halved =
+        all_on_device(tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
     let network = TransOss::new(architecture, &halved, &Choice::only(kernel, 8));
     let (pixels, sizes) = (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
     let input = Input { pixels: &pixels, modalities: &rows.modalities, size_tokens: &sizes };
@@ -215,32 +222,30 @@ fn before_neck_in_bf16(
 }
 
 fn point_alike(what: &str, found: &Tensor, expected: &Tensor) {
-    let cosines = (unit(found) * unit(expected)).sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
-    let lowest = cosines.min().double_value(&[]);
-    assert!(lowest >= 0.999, "{what}: cosine {lowest}");
+    check_direction(what, &unit(found), &unit(expected));
 }
 
 #[test]
 fn training_moves_the_neck_and_drops_branches() {
-    let tensors = all_on_cpu(&golden::tensors("micro_weights"));
+    let tensors = all_on_device(&golden::tensors("micro_weights"));
     let network = TransOss::new(&MICRO, &tensors, &Choice::only(Kernel::Aten, 12));
     let rows = rows(&(0..12).collect::<Vec<_>>());
     let before = tensors["bottleneck.running_mean"].copy();
     let mut asked = 0;
     let mut uniform = |count: i64| {
         asked += 1;
-        Tensor::zeros([count], (Kind::Float, tch::Device::Cpu))
+        Tensor::zeros([count], (Kind::Float, device().tch()))
     };
     let dropped = network.forward(&rows.input(), Mode::Train { drop_path: 0.5, uniform: &mut uniform });
     assert_eq!(asked, 2, "two branches of the last block, none of the first, whose rate is zero");
     let mean = dropped.before_neck.mean_dim([0i64].as_slice(), false, Kind::Float);
     let moved = &before * 0.9 + mean * 0.1;
-    assert!((&moved - &tensors["bottleneck.running_mean"]).abs().max().double_value(&[]) < 1e-5);
+    let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+    check_difference("the mean of the neck", difference(&moved, &tensors["bottleneck.running_mean"]), 1e-5);
     let kept =
         network.forward(&rows.input(), Mode::Train { drop_path: 0.0, uniform: &mut |_| unreachable!() });
     let evaluated = network.forward(&rows.input(), Mode::Evaluate);
-    let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
-    assert!(difference(&kept.before_neck, &evaluated.before_neck) < 2e-5);
+    check_difference("without dropping", difference(&kept.before_neck, &evaluated.before_neck), 2e-5);
     assert!(difference(&dropped.before_neck, &evaluated.before_neck) > 0.01);
     assert_eq!(tensors["bottleneck.num_batches_tracked"].double_value(&[]), 9.0);
 }
@@ -249,7 +254,7 @@ fn training_moves_the_neck_and_drops_branches() {
 fn a_branch_is_dropped_as_recorded() {
     let recorded = golden::tensors("drop_path");
     for (rate, expected) in [(0.1, "y_p01"), (0.4, "y_p04")] {
-        let found = drop_path(&on_host(&recorded["x"]), rate, &on_host(&recorded["uniform"]));
+        let found = drop_path(&on_device(&recorded["x"]), rate, &on_device(&recorded["uniform"]));
         close(expected, &found, &recorded[expected], 1e-6);
     }
 }

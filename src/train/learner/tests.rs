@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::model::test_device::{bound, check_difference, device};
 use crate::train::random::{Purpose, stream};
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::family::{Family, Preset};
@@ -40,8 +41,7 @@ fn learner(architecture: &TransOssArchitecture, weights: &str, objective: Object
     let mut tensors = golden::tensors(weights);
     let expected = architecture.expected_tensors();
     tensors.retain(|name, _| expected.contains_key(name));
-    let cpu = Device::open("cpu").expect("there is a processor");
-    TorchLearner::new(&architecture, &tensors, cpu, teaching(objective))
+    TorchLearner::new(&architecture, &tensors, device(), teaching(objective))
 }
 
 fn step(learner: &mut TorchLearner, batch: &Samples) -> LossTerms {
@@ -52,9 +52,11 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |most, value| most.max(value.abs()))
 }
 
-/// Compares with a tensor, or with the digest of a large one: sum, sum of |x|, L2 norm, 16 elements.
+/// Compares with a tensor, or with the digest of a large one: sum, sum of |x|, L2 norm, 16 elements. `atol` makes the
+/// bound on the CPU of the largest number.
 fn check(what: &str, found: &Tensor, recorded: &NamedTensors, name: &str, atol: impl Fn(f64) -> f64) {
-    let flat = Vec::<f32>::try_from(found.detach().contiguous().view([-1])).expect("f32 values");
+    let flat = found.detach().to_device(tch::Device::Cpu).contiguous().view([-1]);
+    let flat = Vec::<f32>::try_from(flat).expect("f32 values");
     let found: Vec<f64> = flat.iter().map(|value| f64::from(*value)).collect();
     let values =
         |tensor: &HostTensor| -> Vec<f64> { tensor.values.iter().map(|value| f64::from(*value)).collect() };
@@ -62,19 +64,18 @@ fn check(what: &str, found: &Tensor, recorded: &NamedTensors, name: &str, atol: 
         let expected = values(expected);
         assert_eq!(found.len(), expected.len(), "{what} {name}");
         let off = largest(found.iter().zip(&expected).map(|(found, expected)| found - expected));
-        let allowed = atol(largest(expected.iter().copied()));
-        assert!(off <= allowed, "{what} {name}: {off} > {allowed}");
+        check_difference(&format!("{what} {name}"), off, atol(largest(expected.iter().copied())));
         return;
     }
     let digest = values(&recorded[&format!("digest.{name}")]);
     let absolute: f64 = found.iter().map(|value| value.abs()).sum();
     let norm = found.iter().map(|value| value * value).sum::<f64>().sqrt();
-    assert!((found.iter().sum::<f64>() - digest[0]).abs() <= 1e-4 * digest[1], "{what} {name}");
-    assert!((absolute / digest[1] - 1.0).abs() <= 1e-4 && (norm / digest[2] - 1.0).abs() <= 1e-4);
-    let allowed = 1e-4 * largest(found.iter().copied());
-    for (place, expected) in digest[3..].iter().enumerate() {
-        assert!((found[place * found.len() / 16] - expected).abs() <= allowed, "{what} {name}");
-    }
+    let relative = bound(1e-4);
+    assert!((found.iter().sum::<f64>() - digest[0]).abs() <= relative * digest[1], "{what} {name}");
+    assert!((absolute / digest[1] - 1.0).abs() <= relative && (norm / digest[2] - 1.0).abs() <= relative);
+    let expected = digest[3..].iter().enumerate();
+    let off = largest(expected.map(|(place, expected)| found[place * found.len() / 16] - expected));
+    check_difference(&format!("{what} {name}"), off, 1e-4 * largest(found.iter().copied()));
 }
 
 fn is_recorded(recorded: &NamedTensors, name: &str) -> bool {
@@ -95,7 +96,7 @@ fn three_fine_tuning_steps_are_the_recorded_ones() {
             let terms = step(&mut learner, &batch);
             let expected = f64::from(recorded[&format!("step{number}.loss_total")].values[0]);
             let allowed = if number == 1 { 1e-5 } else { 1e-4 };
-            assert!((terms.total - expected).abs() <= allowed, "{set} {number}: {} {expected}", terms.total);
+            check_difference(&format!("{set} {number}.loss"), (terms.total - expected).abs(), allowed);
             if number == 1 {
                 let expected = f64::from(recorded["acc"].values[0]);
                 assert!((terms.accuracy - expected).abs() < 1e-6);
@@ -149,7 +150,7 @@ fn two_pretraining_steps_are_the_recorded_ones() {
         let second = step(&mut learner, &batch);
         for (terms, name, allowed) in [(first, "step1.loss", 1e-5), (second, "step2.loss", 1e-4)] {
             let expected = f64::from(recorded[name].values[0]);
-            assert!((terms.total - expected).abs() <= allowed, "{set} {name}: {}", terms.total);
+            check_difference(&format!("{set} {name}"), (terms.total - expected).abs(), allowed);
         }
     }
 }
@@ -362,11 +363,10 @@ fn bf16_learns_like_f32_and_keeps_every_small_step() {
 #[test]
 fn a_network_of_another_family_learns() {
     let architecture = Family::Toy.preset(Preset::Tiny).with_classes(2);
-    let cpu = Device::open("cpu").expect("there is a processor");
     let tensors = seeded(&architecture, 1);
     let mut teaching = teaching(fine_tuning());
     teaching.precision = Precision::Bf16;
-    let mut learner = TorchLearner::new(&architecture, &tensors, cpu, teaching);
+    let mut learner = TorchLearner::new(&architecture, &tensors, device(), teaching);
     let size = architecture.preprocessing().size;
     let values = 3 * size.height * size.width;
     let batch = Samples {

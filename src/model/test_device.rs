@@ -1,0 +1,70 @@
+//! Where tests run networks: the CPU, or the device that [`VARIABLE`] names, as `make gpu-check` does.
+
+use tch::Tensor;
+
+use super::runtime::Device;
+use crate::arithmetic::{Kernel, Precision};
+use crate::processor::Processor;
+
+pub const VARIABLE: &str = "SHIPREID_TEST_DEVICE";
+
+/// How much farther than the CPU's f32 a GPU's may be from what was recorded on a CPU.
+///
+/// Both round every product and sum to 24 bits, but a GPU adds thousands of terms up in another order, by threads, and
+/// has `exp` and `erf` of its own, which differ in the last bits. TF32 would differ by 2^-11 of every factor: some
+/// hundred times the CPU's bounds.
+const GPU_FACTOR: f64 = 4.0;
+
+/// The device.
+///
+/// # Panics
+/// It is not there.
+pub fn device() -> Device {
+    let name = std::env::var(VARIABLE).unwrap_or_else(|_| "cpu".to_owned());
+    Device::open(&name).unwrap_or_else(|cause| panic!("{VARIABLE}: {cause}"))
+}
+
+/// What computes linear layers there.
+pub fn kernels(precision: Precision) -> Vec<Kernel> {
+    match device().is_cpu() {
+        true => Kernel::candidates(precision, Processor::here()).collect(),
+        false => vec![Kernel::Aten],
+    }
+}
+
+/// The bound there of a difference that may be `on_cpu` on the CPU.
+pub fn bound(on_cpu: f64) -> f64 {
+    if device().is_cpu() { on_cpu } else { GPU_FACTOR * on_cpu }
+}
+
+/// Holds a difference to its bound there, and prints both for `scripts/gpu_check.py`.
+///
+/// # Panics
+/// It is larger than that.
+pub fn check_difference(what: &str, found: f64, on_cpu: f64) {
+    let bound = bound(on_cpu);
+    println!("difference {found:e} of {bound:e} in {what}");
+    assert!(found <= bound, "{what}: {found} > {bound}");
+}
+
+/// Holds the cosine of features that should point alike to 0.999, which bf16 reaches in every kernel, and prints it.
+///
+/// # Panics
+/// A pair of rows of `found` and `expected`, [B, D] of unit length, points apart.
+pub fn check_direction(what: &str, found: &Tensor, expected: &Tensor) {
+    let cosines = (found * expected).sum_dim_intlist([1i64].as_slice(), false, tch::Kind::Float);
+    let lowest = cosines.min().double_value(&[]);
+    println!("difference {:e} of {:e} in {what}", 1.0 - lowest, 1e-3);
+    assert!(lowest >= 0.999, "{what}: cosine {lowest}");
+}
+
+#[test]
+fn a_difference_beyond_its_bound_fails() {
+    check_difference("at the bound", bound(1e-5), 1e-5);
+    let beyond = std::panic::catch_unwind(|| check_difference("beyond", 1.01 * bound(1e-5), 1e-5));
+    assert!(beyond.is_err());
+    let unit = |values: &[f32]| Tensor::from_slice(values).view([1, 2]);
+    check_direction("alike", &unit(&[1.0, 0.0]), &unit(&[1.0, 0.0]));
+    let apart = std::panic::catch_unwind(|| check_direction("apart", &unit(&[1.0, 0.0]), &unit(&[0.8, 0.6])));
+    assert!(apart.is_err());
+}
