@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use libfuzzer_sys::{Corpus, fuzz_target};
-use shipreid::manifest::{FileNames, ManifestEntry, Manifest, ManifestError};
+use shipreid::manifest::{FileNames, Manifest, ManifestEntry, ManifestError};
 use shipreid_fuzz::{Bound, watched};
 
 const BOUND: Bound = Bound { bytes: 16 << 10, per_input_byte: 256 };

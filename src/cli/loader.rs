@@ -33,9 +33,9 @@ pub struct Loader {
 
 impl Loader {
     pub(super) fn run(self) -> Result<(), Failure> {
-        let (config, materials) = self.prepare().map_err(Failure::Unusable)?;
+        let (config, inputs) = self.prepare().map_err(Failure::Unusable)?;
         let duration = Duration::try_from_secs_f64(self.duration)?;
-        let measured = match &materials.data {
+        let measured = match &inputs.data {
             DataSet::Identities(source) => measure(&config, source, duration)?,
             DataSet::Pairs(source) => measure(&config, source, duration)?,
         };
@@ -47,9 +47,9 @@ impl Loader {
         let name = || self.config.display().to_string();
         let text = fs::read_to_string(&self.config).with_context(name)?;
         let config = TrainConfig::read(&text, &self.settings).with_context(name)?;
-        let materials = TrainingInputs::gather(&config, &DataRoots::Anywhere, Shard::default());
-        let materials = materials.map_err(TrainConfigError::Invalid).with_context(name)?;
-        Ok((config, materials))
+        let inputs = TrainingInputs::gather(&config, &DataRoots::Anywhere, Shard::default());
+        let inputs = inputs.map_err(TrainConfigError::Invalid).with_context(name)?;
+        Ok((config, inputs))
     }
 }
 
