@@ -15,7 +15,7 @@ use shipreid::matching::{
 };
 
 use super::eval::{Embedded, TestSet};
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
 /// Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
 /// the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
@@ -76,13 +76,12 @@ impl Calibrate {
             reliability_diagram(&pairs).save(picture)?;
         }
         if self.json {
-            println!(
-                "{}",
-                json!({ "id": calibrator.id(), "model": calibrator.model().to_string(), "pairs": pairs })
+            output::say(
+                json!({ "id": calibrator.id(), "model": calibrator.model().to_string(), "pairs": pairs }),
             );
         } else {
-            println!("{}", table(&pairs));
-            println!("calibrator {} in {}", calibrator.id(), self.out.display());
+            output::say(table(&pairs));
+            output::say(format_args!("calibrator {} in {}", calibrator.id(), self.out.display()));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `shipreid embed`: files in, embeddings out, as a table, JSON lines or a numpy array.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -69,8 +69,8 @@ impl Embed {
         let failed = results.iter().filter(|result| embedding(result).is_none()).count();
         match &self.npy {
             Some(path) if failed == 0 => write_npy(path, &results)?,
-            _ if self.json => print_json(&chips, &results)?,
-            _ => output::say(table(&chips, &results))?,
+            _ if self.json => print_json(&chips, &results),
+            _ => output::say(table(&chips, &results)),
         }
         if failed > 0 {
             bail!("{failed} of {} chips have no embedding", chips.len());
@@ -121,8 +121,7 @@ fn table(files: &[ChipFile], results: &[EmbedResult]) -> Table {
     table
 }
 
-fn print_json(files: &[ChipFile], results: &[EmbedResult]) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print_json(files: &[ChipFile], results: &[EmbedResult]) {
     for (file, result) in files.iter().zip(results) {
         let mut line = json!({
             "file": file.path,
@@ -136,9 +135,8 @@ fn print_json(files: &[ChipFile], results: &[EmbedResult]) -> anyhow::Result<()>
             }
             None => line["error"] = json!({ "reason": "", "message": "the server gave no result" }),
         }
-        writeln!(out, "{line}")?;
+        output::say(line);
     }
-    Ok(())
 }
 
 fn write_npy(path: &Path, results: &[EmbedResult]) -> anyhow::Result<()> {
@@ -149,6 +147,10 @@ fn write_npy(path: &Path, results: &[EmbedResult]) -> anyhow::Result<()> {
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
     writer.extend(rows.concat())?;
     writer.finish()?;
-    eprintln!("wrote {} embeddings of {dimension} values to {}", rows.len(), path.display());
+    output::remark(format_args!(
+        "wrote {} embeddings of {dimension} values to {}",
+        rows.len(),
+        path.display()
+    ));
     Ok(())
 }

@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 
 use super::access::AccessFlags;
 use super::embed::progress;
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
@@ -92,16 +92,16 @@ impl Eval {
             let ranked =
                 embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
             set.picture(&ranked)?.save(path)?;
-            eprintln!("ranked lists of protocol {protocol} in {}", path.display());
+            output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
         }
         Ok(())
     }
 
     fn print(&self, report: &Value) -> Result<(), Failure> {
         if self.json {
-            println!("{report}");
+            output::say(report);
         } else {
-            println!("{}", table(report));
+            output::say(table(report));
         }
         Ok(())
     }

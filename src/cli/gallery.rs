@@ -93,7 +93,7 @@ impl Gallery {
                 let request = CreateGalleryRequest { name, model, keep_chips: Some(!without_chips) };
                 let answer = server.connect().await?.galleries().create_gallery(request).await;
                 let made = answer.map_err(ClientError::from)?.into_inner().gallery;
-                println!("{}", galleries(made.into_iter()));
+                output::say(galleries(made.into_iter()));
                 Ok(())
             }
             Self::List { name: None, server } => list(&server).await,
@@ -103,12 +103,12 @@ impl Gallery {
             Self::Export { name, file, without_chips, server } => {
                 let request = ExportGalleryRequest { gallery: name, with_chips: !without_chips };
                 let bytes = server.connect().await?.export_gallery(request, &file).await?;
-                println!("{bytes} bytes in {}", file.display());
+                output::say(format_args!("{bytes} bytes in {}", file.display()));
                 Ok(())
             }
             Self::Import { name, file, server } => {
                 let made = server.connect().await?.import_gallery(name, &file).await?;
-                println!("{}", galleries(std::iter::once(made)));
+                output::say(galleries(std::iter::once(made)));
                 Ok(())
             }
             Self::Update { name, entries, vessel, labels, server } => {
@@ -129,7 +129,8 @@ async fn list(server: &ServerFlag) -> anyhow::Result<()> {
         }
         request = ListGalleriesRequest { page_token: page.next_page_token, ..Default::default() };
     }
-    Ok(output::say(galleries(found.into_iter()))?)
+    output::say(galleries(found.into_iter()));
+    Ok(())
 }
 
 async fn list_entries(server: &ServerFlag, gallery: String) -> anyhow::Result<()> {
@@ -145,7 +146,8 @@ async fn list_entries(server: &ServerFlag, gallery: String) -> anyhow::Result<()
         }
         request.page_token = page.next_page_token;
     }
-    Ok(output::say(entries(&rows))?)
+    output::say(entries(&rows));
+    Ok(())
 }
 
 async fn delete(server: &ServerFlag, name: String, entries: Vec<String>) -> anyhow::Result<()> {
@@ -155,13 +157,13 @@ async fn delete(server: &ServerFlag, name: String, entries: Vec<String>) -> anyh
             .delete_gallery(DeleteGalleryRequest { name: name.clone() })
             .await
             .map_err(ClientError::from)?;
-        println!("{name} is deleted");
+        output::say(format_args!("{name} is deleted"));
         return Ok(());
     }
     let selection = delete_entries_request::Selection::Ids(EntryIds { entry_ids: entries });
     let request = DeleteEntriesRequest { gallery: name, selection: Some(selection) };
     let answer = client.delete_entries(request).await.map_err(ClientError::from)?.into_inner();
-    println!("{} entries deleted", answer.deleted);
+    output::say(format_args!("{} entries deleted", answer.deleted));
     Ok(())
 }
 
@@ -192,7 +194,7 @@ async fn update(
     };
     let mut client = server.connect().await?.galleries();
     let answer = client.update_entries(request).await.map_err(ClientError::from)?.into_inner();
-    println!("{} entries updated", answer.updated);
+    output::say(format_args!("{} entries updated", answer.updated));
     if !answer.missing_entry_ids.is_empty() {
         bail!("not there: {}", answer.missing_entry_ids.join(", "));
     }

@@ -11,7 +11,7 @@ use shipreid::wire::train_event::Event;
 use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 
 use super::live::{Seen, Until, Watched, watch, watch_to_the_end};
-use super::{Failure, ServerFlag};
+use super::{Failure, ServerFlag, output};
 
 #[derive(Subcommand)]
 pub enum Jobs {
@@ -72,7 +72,7 @@ impl Jobs {
         match self {
             Self::List { states, server } => {
                 let jobs = server.connect().await?.list_training_jobs(&states).await?;
-                println!("{}", table(&jobs));
+                output::say(table(&jobs));
             }
             Self::Watch { job, from, server } => {
                 let beginning = from.map_or(Beginning::Oldest, Beginning::Event);
@@ -87,7 +87,7 @@ impl Jobs {
             }
             Self::Delete(Named { job, server }) => {
                 server.connect().await?.delete_training(&job).await?;
-                println!("{job} is deleted");
+                output::say(format_args!("{job} is deleted"));
             }
             Self::Logs { job, follow, server } => logs(&server.connect().await?, &job, follow).await?,
             Self::Report { job, out, server } => report(&server.connect().await?, &job, out).await?,
@@ -102,14 +102,14 @@ fn state(text: &str) -> Result<JobState, String> {
 }
 
 fn tell(job: &TrainingJob) {
-    println!("{} is {}", job.job_id, state_name(job.state()));
+    output::say(format_args!("{} is {}", job.job_id, state_name(job.state())));
 }
 
 async fn logs(client: &Client, job: &str, follow: bool) -> anyhow::Result<()> {
     let until = if follow { Until::End } else { Until::Event(client.training_job(job).await?.last_event) };
     read(&mut client.watch_training(job, Beginning::Oldest), until, &mut |event| {
         if let Some(Event::LogLine(line)) = &event.event {
-            println!("{line}");
+            output::say(line);
         }
     })
     .await?;
@@ -124,7 +124,7 @@ async fn report(client: &Client, job: &str, out: Option<PathBuf>) -> anyhow::Res
     let out = out.unwrap_or_else(|| PathBuf::from(format!("{job}.html")));
     let page = page(&ended.unwrap_or(known), &history);
     std::fs::write(&out, page).with_context(|| out.display().to_string())?;
-    println!("{}", out.display());
+    output::say(out.display());
     Ok(())
 }
 
@@ -137,9 +137,12 @@ async fn read(
     let mut see = |seen: Seen| match seen {
         Seen::Event(event) => take(event),
         Seen::Lost { cause, wait } => {
-            eprintln!("lost: {cause}; trying again in {:.1} s, until it is back", wait.as_secs_f64());
+            output::remark(format_args!(
+                "lost: {cause}; trying again in {:.1} s, until it is back",
+                wait.as_secs_f64()
+            ));
         }
-        Seen::Back => eprintln!("connected again"),
+        Seen::Back => output::remark("connected again"),
     };
     match watch(follower, until, &mut see).await? {
         Watched::Ended(job) => Ok(Some(*job)),

@@ -42,7 +42,7 @@ impl Key {
         let not_after = new.days.map(|days| SystemTime::now() + DAY * u32::from(days));
         let key = NewKey { id: new.id, tenant: new.tenant, roles: new.roles, not_after };
         let made = key.make().map_err(|problem| anyhow!(problem))?;
-        output::say(made.block)?;
+        output::say(made.block);
         output::remark(made.token);
         Ok(())
     }

@@ -43,7 +43,10 @@ use access::ServerFlag;
 /// Where a server listens unless it is told otherwise.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
 
-/// Exit code of a configuration or model that cannot be used.
+/// Exit code of a command that did not do what it was asked for.
+const FAILED: u8 = 1;
+
+/// Exit code of a configuration or model that cannot be used, and of a command that was refused before it began.
 const UNUSABLE: u8 = 2;
 
 /// Ship re-identification in optical and SAR satellite images.
@@ -147,7 +150,11 @@ fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
 
 /// Runs the command of this process.
 pub fn run() -> ExitCode {
-    let done = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return explain(&told),
+    };
+    let done = match arguments.command {
         Command::Serve(serve) => serve.run(),
         Command::Embed(embed) => block_on(embed.run()),
         Command::Gallery(gallery) => block_on(gallery.run()),
@@ -171,15 +178,23 @@ pub fn run() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Unusable(cause)) => {
-            eprintln!("shipreid: {cause:#}");
+            output::remark(format_args!("shipreid: {cause:#}"));
             ExitCode::from(UNUSABLE)
         }
-        Err(Failure::Failed(cause)) if output::reader_left(&cause) => ExitCode::SUCCESS,
         Err(Failure::Failed(cause)) => {
-            eprintln!("shipreid: {cause:#}");
-            ExitCode::FAILURE
+            output::remark(format_args!("shipreid: {cause:#}"));
+            ExitCode::from(FAILED)
         }
         Err(Failure::Told(code)) => ExitCode::from(code),
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn explain(told: &clap::Error) -> ExitCode {
+    match told.print() {
+        Err(cause) if !told.use_stderr() => output::end(&cause),
+        // Nobody reads what is wrong; the exit code says that something is.
+        _ => ExitCode::from(if told.use_stderr() { UNUSABLE } else { 0 }),
     }
 }
 

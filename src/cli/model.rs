@@ -18,7 +18,7 @@ use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::access::AccessFlags;
-use super::{Failure, ServerFlag, block_on};
+use super::{Failure, ServerFlag, block_on, output};
 
 #[derive(Subcommand)]
 pub enum Model {
@@ -133,7 +133,7 @@ impl Import {
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
         model.save(folder, &name.to_string_lossy())?;
         describe(&model, &origin);
-        println!("written to  {}", folder.display());
+        output::say(format_args!("written to  {}", folder.display()));
         Ok(())
     }
 
@@ -154,7 +154,7 @@ impl Import {
         let progress = move |bytes| sent.set_position(bytes);
         let model = client.import_model(&file, self.hints.to_wire(), progress).await;
         bar.finish_and_clear();
-        println!("{}", table(&[model?]));
+        output::say(table(&[model?]));
         Ok(())
     }
 }
@@ -167,7 +167,7 @@ fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
 }
 
 async fn list(server: ServerFlag) -> anyhow::Result<()> {
-    println!("{}", table(&server.connect().await?.list_models().await?));
+    output::say(table(&server.connect().await?.list_models().await?));
     Ok(())
 }
 
@@ -178,21 +178,21 @@ async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Re
     let bar = bytes_bar(model.unwrap_or_default().stored_bytes);
     let written = client.export_model(digest, &file, |bytes| bar.set_position(bytes)).await;
     bar.finish_and_clear();
-    println!("{} bytes in {}", written?, file.display());
+    output::say(format_args!("{} bytes in {}", written?, file.display()));
     Ok(())
 }
 
 async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
     let mut models = server.connect().await?.models();
     let answer = models.activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
-    println!("{}", table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
+    output::say(table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
     Ok(())
 }
 
 async fn delete(server: ServerFlag, digest: String) -> anyhow::Result<()> {
     let mut models = server.connect().await?.models();
     models.delete_model(DeleteModelRequest { digest: digest.clone() }).await.map_err(ClientError::from)?;
-    println!("model {digest} is deleted");
+    output::say(format_args!("model {digest} is deleted"));
     Ok(())
 }
 
@@ -266,16 +266,16 @@ fn describe(model: &OpenModel, origin: &Origin) {
         FeaturePoint::BeforeNeck => "before the neck",
         FeaturePoint::AfterNeck => "after the neck",
     };
-    println!("digest      {}", model.digest);
+    output::say(format_args!("digest      {}", model.digest));
     for (title, value) in architecture.description() {
-        println!("{title:<11} {value}");
+        output::say(format_args!("{title:<11} {value}"));
     }
-    println!("feature     {feature}");
-    println!("classes     {}", architecture.classes());
+    output::say(format_args!("feature     {feature}"));
+    output::say(format_args!("classes     {}", architecture.classes()));
     if !origin.is_plain() {
-        println!("weights     {origin}");
+        output::say(format_args!("weights     {origin}"));
     }
-    println!("tensors     {} with {parameters} numbers", model.tensors.len());
+    output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
 }
 
 fn chip_size(text: &str) -> Result<ChipSize, String> {

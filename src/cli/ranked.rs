@@ -89,9 +89,9 @@ impl Match {
             failed += response.results.iter().filter(|result| result.error.is_some()).count();
             for result in &response.results {
                 if self.json {
-                    output::say(result_json(result, &response))?;
+                    output::say(result_json(result, &response));
                 } else {
-                    output::say(format_args!("{}\n", result_text(result, &response)))?;
+                    output::say(format_args!("{}\n", result_text(result, &response)));
                 }
             }
         }

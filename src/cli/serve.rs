@@ -16,7 +16,7 @@ use shipreid::{memory, metrics, telemetry};
 use tokio::runtime::Runtime;
 
 use super::signals::Signals;
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
 /// What the end may take beyond its bound, so that whoever is late is told so first.
 const MARGIN: Duration = Duration::from_secs(1);
@@ -62,7 +62,7 @@ impl Serve {
         let config = self.config.load()?;
         prepare(app::threads_per_worker(&config))?;
         let report = kernels(&config).map_err(Failure::Unusable)?;
-        println!("the configuration is valid\n{report}");
+        output::say(format_args!("the configuration is valid\n{report}"));
         Ok(())
     }
 }
@@ -108,8 +108,8 @@ async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<End
             return Ok(Ended::BeforeItServed);
         }
     };
-    println!("gRPC on {}", running.address);
-    println!("metrics on http://{}/metrics", running.metrics_address);
+    output::say_to_whoever_reads(format_args!("gRPC on {}", running.address));
+    output::say_to_whoever_reads(format_args!("metrics on http://{}/metrics", running.metrics_address));
     signals.heard().await?;
     let bound = Duration::from_secs_f64(config.server.drain_notice_seconds + config.server.drain_seconds_max);
     let until = Instant::now() + bound;

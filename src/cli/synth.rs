@@ -6,8 +6,8 @@ use anyhow::bail;
 use clap::Args;
 use shipreid::synth::{self, SynthPlan};
 
-use super::Failure;
 use super::embed::progress;
+use super::{Failure, output};
 
 /// Examples:
 ///   shipreid synth --ids 200 --out target/synthetic
@@ -45,12 +45,12 @@ impl Synth {
         let bar = progress((plan.ships + plan.pairs) as usize);
         synth::write(&plan, &self.out, &mut || bar.inc(1))?;
         bar.finish_and_clear();
-        println!(
+        output::say(format_args!(
             "{} synthetic ships and {} synthetic pairs in {}",
             plan.ships,
             plan.pairs,
             self.out.display()
-        );
+        ));
         Ok(())
     }
 }

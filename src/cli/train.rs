@@ -24,7 +24,7 @@ use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, prepare, train_job};
+use super::{Failure, output, prepare, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -94,7 +94,7 @@ impl Train {
             fs::remove_dir_all(&place)?;
         }
         model.save(&place, &asked.source.to_string_lossy())?;
-        println!("model {} in {}", model.digest, place.display());
+        output::say(format_args!("model {} in {}", model.digest, place.display()));
         evaluate(&asked, &server, model)
     }
 
@@ -128,7 +128,7 @@ impl Train {
         let AuthorsConfig { config, out, ignored } =
             AuthorsConfig::read(&text, &self.words).with_context(name)?;
         for key in ignored {
-            println!("ignored: {key}");
+            output::say(format_args!("ignored: {key}"));
         }
         Ok((config, out))
     }
@@ -145,7 +145,7 @@ impl Train {
             inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        inputs.start_report(config).for_each(|line| println!("{line}"));
+        inputs.start_report(config).for_each(output::say);
         Ok(Run::new(config, inputs, device, checkpoints, app::cores()))
     }
 
@@ -189,12 +189,12 @@ fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(),
         return Ok(());
     }
     let Ok(set) = TestSet::read(&config.data.root) else {
-        println!("no test set in {}", config.data.root.display());
+        output::say(format_args!("no test set in {}", config.data.root.display()));
         return Ok(());
     };
     let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
     fs::write(out.join(REPORT), format!("{report:#}\n"))?;
-    println!("{}", table(&report));
+    output::say(table(&report));
     Ok(())
 }
 

@@ -4,9 +4,9 @@ use clap::Args;
 use shipreid::client::Followed;
 use shipreid::wire::TrainRequest;
 
-use super::Failure;
 use super::access::AccessFlags;
 use super::live::{lines_of_start, refused, tell_way_back, watch_to_the_end};
+use super::{Failure, output};
 
 /// What concerns a server alone.
 #[derive(Args)]
@@ -54,14 +54,14 @@ impl RemoteFlags {
         };
         if self.validate_only {
             let (_, start) = client.validate_training(request).await.map_err(refused)?;
-            println!("the configuration starts a run");
-            start.iter().flat_map(lines_of_start).for_each(|line| println!("{line}"));
+            output::say("the configuration starts a run");
+            start.iter().flat_map(lines_of_start).for_each(output::say);
             return Ok(());
         }
         let mut follower = client.train(request);
         if self.detach {
             while let Followed::Lost { cause, wait } = follower.next().await.map_err(refused)? {
-                eprintln!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+                output::remark(format_args!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
             }
             tell_way_back(&follower, &endpoint);
             return Ok(());

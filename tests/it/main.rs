@@ -25,6 +25,8 @@ mod matching;
 mod memory;
 mod metrics;
 mod models;
+#[cfg(feature = "torch")]
+mod pipes;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]
 mod processors;
 #[cfg(feature = "torch")]
