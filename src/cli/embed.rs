@@ -15,7 +15,7 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
 
 use super::chips::{ChipFile, ChipFlags};
-use super::{ServerFlag, output};
+use super::{ServerFlag, digest, output};
 
 /// Values of an embedding that a table shows.
 const SHOWN: usize = 4;
@@ -31,7 +31,7 @@ pub struct Embed {
     chips: ChipFlags,
     #[command(flatten)]
     server: ServerFlag,
-    /// Digest of the model; default: the active model.
+    /// Digest of the model, or its first 8 digits and more; default: the active model.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
     model: String,
     /// Chips in one call.
@@ -54,12 +54,13 @@ impl Embed {
         let timeout =
             Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
         let client = self.server.connect().await?;
+        let model = digest::resolve(&client, &self.model).await?;
         let progress = progress(chips.len());
         let mut results = Vec::new();
         for batch in chips.chunks(usize::from(self.batch)) {
             let request = EmbedRequest {
                 chips: batch.iter().map(|file| file.chip.clone()).collect(),
-                model: self.model.clone(),
+                model: model.clone(),
                 priority: Priority::Bulk.into(),
             };
             results.extend(client.embed(request, Some(timeout)).await?.results);

@@ -26,7 +26,7 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
 
-use super::access::AccessFlags;
+use super::access::{AccessFlags, endpoint_of_environment};
 use super::embed::progress;
 use super::{ConfigFlags, Failure, output, prepare};
 
@@ -53,7 +53,8 @@ pub struct Eval {
     /// Re-ranks with k-reciprocal encoding (k1 50, k2 15, lambda 0.3).
     #[arg(long)]
     rerank: bool,
-    /// A running server in the place of a model in this process.
+    /// A running server in the place of a model in this process; without it and without --config and --set, the one that
+    /// SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
     #[command(flatten)]
@@ -78,9 +79,9 @@ impl Eval {
         if self.by_size {
             return self.print(&set.report_by_size(&protocols)?);
         }
-        let embedded = match &self.endpoint {
+        let embedded = match self.endpoint() {
             Some(endpoint) => Runtime::new()?
-                .block_on(async { set.embed_remotely(&self.access.connect(endpoint).await?).await })?,
+                .block_on(async { set.embed_remotely(&self.access.connect(&endpoint).await?).await })?,
             None => {
                 let config = self.config.clone().load()?;
                 prepare(app::threads_per_worker(&config))?;
@@ -95,6 +96,12 @@ impl Eval {
             output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
         }
         Ok(())
+    }
+
+    /// The server that is measured; none where it is a model in this process.
+    fn endpoint(&self) -> Option<String> {
+        let of_environment = || if self.config.is_given() { None } else { endpoint_of_environment() };
+        self.endpoint.clone().or_else(of_environment)
     }
 
     fn print(&self, report: &Value) -> Result<(), Failure> {

@@ -10,6 +10,7 @@ use shipreid::job_page::{History, page};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 
+use super::json::JsonFlag;
 use super::live::{Seen, Until, Watched, watch, watch_to_the_end};
 use super::{Failure, ServerFlag, output};
 
@@ -20,6 +21,16 @@ pub enum Jobs {
         /// In this state only: queued, running, cancelling, cancelled, failed, finished or interrupted. May be repeated.
         #[arg(long = "state", value_name = "STATE", value_parser = state)]
         states: Vec<JobState>,
+        #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Tells of one job: as JSON also of its configuration and every evaluation.
+    Show {
+        job: String,
+        #[command(flatten)]
+        json: JsonFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -70,14 +81,16 @@ pub struct Named {
 impl Jobs {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self {
-            Self::List { states, server } => {
-                let jobs = server.connect().await?.list_training_jobs(&states).await?;
-                output::say(table(&jobs));
+            Self::List { states, json, server } => {
+                json.print(&server.connect().await?.list_training_jobs(&states).await?, table);
+            }
+            Self::Show { job, json, server } => {
+                json.print(&[server.connect().await?.training_job(&job).await?], table);
             }
             Self::Watch { job, from, server } => {
                 let beginning = from.map_or(Beginning::Oldest, Beginning::Event);
                 let follower = server.connect().await?.watch_training(&job, beginning);
-                return watch_to_the_end(follower, &server.endpoint).await;
+                return watch_to_the_end(follower, &server.endpoint()).await;
             }
             Self::Cancel(Named { job, server }) => {
                 tell(&server.connect().await?.cancel_training(&job).await?);

@@ -5,11 +5,15 @@ mod bare;
 mod calibrate;
 mod chips;
 mod demo;
+mod digest;
 mod embed;
 mod enroll;
 mod eval;
+mod filter;
 mod gallery;
+mod gallery_list;
 mod jobs;
+mod json;
 mod key;
 mod known;
 mod labels;
@@ -33,6 +37,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
+use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
 use shipreid::model::prepare_process;
 use shipreid::processor;
@@ -118,6 +123,10 @@ pub struct ConfigFlags {
 }
 
 impl ConfigFlags {
+    fn is_given(&self) -> bool {
+        self.config.is_some() || !self.settings.is_empty()
+    }
+
     fn load(self) -> Result<Config, Failure> {
         let environment = std::env::vars().collect();
         let sources = Sources { file: self.config, environment, flags: self.settings };
@@ -137,8 +146,28 @@ enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(cause: E) -> Self {
-        Self::Failed(cause.into())
+        let cause = cause.into();
+        if is_refusal(&cause) { Self::Unusable(cause) } else { Self::Failed(cause) }
     }
+}
+
+/// A command that is refused before it has done anything: what was given, and the way out, in a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+/// Whether a command has done nothing since what it was given cannot be right, on any server.
+fn is_refusal(cause: &anyhow::Error) -> bool {
+    let of_client = cause.downcast_ref::<ClientError>().is_some_and(|cause| match cause {
+        ClientError::Endpoint { .. } | ClientError::NotEncrypted { .. } | ClientError::KeyMalformed => true,
+        ClientError::Unencrypted { .. }
+        | ClientError::Unreachable { .. }
+        | ClientError::Refused(_)
+        | ClientError::File { .. }
+        | ClientError::EventsLost { .. }
+        | ClientError::StreamEnded => false,
+    });
+    of_client || cause.is::<Refusal>()
 }
 
 /// What every command does first that runs a model or a search in this process.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,8 +18,9 @@ use shipreid::weights::packed::{self, Part};
 use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
-use super::access::AccessFlags;
-use super::{Failure, ServerFlag, block_on, output};
+use super::access::{AccessFlags, endpoint_of_environment};
+use super::json::JsonFlag;
+use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
 #[derive(Subcommand)]
 pub enum Model {
@@ -39,10 +41,24 @@ pub enum Model {
     /// Lists the models of a server.
     List {
         #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Tells of one model of a server: as JSON also of its evaluations and, if it is yours, how it was trained.
+    Show {
+        /// Its digest, or the first 8 digits and more; the active model without it.
+        #[arg(default_value = "", hide_default_value = true)]
+        digest: String,
+        #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
         server: ServerFlag,
     },
     /// Writes a model of a server into a file: a zip of its folder.
     Export {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         file: PathBuf,
         #[command(flatten)]
@@ -50,12 +66,16 @@ pub enum Model {
     },
     /// Makes a model of a server the one that serves, without a restart or a failed call.
     Activate {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
         server: ServerFlag,
     },
     /// Deletes a model of a server. Final.
     Delete {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
         server: ServerFlag,
@@ -63,14 +83,14 @@ pub enum Model {
 }
 
 #[derive(Args)]
-#[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
+#[group(id = "destination", multiple = false, args = ["folder", "endpoint"])]
 pub struct Import {
     /// A .pth as PyTorch writes it, of which nothing is executed, or a .safetensors; for a server also a model folder or
     /// an exported model.
     checkpoint: PathBuf,
     /// The folder to make here.
     folder: Option<PathBuf>,
-    /// The server that gets the model instead.
+    /// The server that gets the model instead; without it and without a folder, the one that SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     #[command(flatten)]
@@ -111,7 +131,8 @@ impl Model {
                 describe(&model, &origin);
                 Ok(())
             }
-            Self::List { server } => block_on(list(server)),
+            Self::List { json, server } => block_on(list(server, json)),
+            Self::Show { digest, json, server } => block_on(show(server, digest, json)),
             Self::Export { digest, file, server } => block_on(export(server, digest, file)),
             Self::Activate { digest, server } => block_on(activate(server, digest)),
             Self::Delete { digest, server } => block_on(delete(server, digest)),
@@ -121,11 +142,14 @@ impl Model {
 
 impl Import {
     fn run(self) -> Result<(), Failure> {
-        match (&self.folder, &self.endpoint) {
-            (Some(folder), _) => self.write_to(folder),
-            (None, Some(endpoint)) => block_on(self.send_to(endpoint)),
-            (None, None) => Err(anyhow::anyhow!("name a folder, or a server with --endpoint").into()),
+        if let Some(folder) = &self.folder {
+            return self.write_to(folder);
         }
+        let named = self.endpoint.clone().or_else(endpoint_of_environment);
+        let endpoint = named.ok_or_else(|| {
+            Refusal("name a folder to make, or a server by --endpoint or SHIPREID_ENDPOINT".to_owned())
+        })?;
+        block_on(self.send_to(&endpoint))
     }
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
@@ -166,13 +190,22 @@ fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 
-async fn list(server: ServerFlag) -> anyhow::Result<()> {
-    output::say(table(&server.connect().await?.list_models().await?));
+async fn list(server: ServerFlag, json: JsonFlag) -> anyhow::Result<()> {
+    json.print(&server.connect().await?.list_models().await?, table);
+    Ok(())
+}
+
+async fn show(server: ServerFlag, digest: String, json: JsonFlag) -> anyhow::Result<()> {
+    let client = server.connect().await?;
+    let request = GetModelRequest { digest: digest::resolve(&client, &digest).await? };
+    let answer = client.models().get_model(request).await.map_err(ClientError::from)?;
+    json.print(answer.into_inner().model.as_slice(), table);
     Ok(())
 }
 
 async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Result<()> {
     let client = server.connect().await?;
+    let digest = digest::resolve(&client, &digest).await?;
     let request = GetModelRequest { digest: digest.clone() };
     let model = client.models().get_model(request).await.map_err(ClientError::from)?.into_inner().model;
     let bar = bytes_bar(model.unwrap_or_default().stored_bytes);
@@ -183,15 +216,19 @@ async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Re
 }
 
 async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
-    let mut models = server.connect().await?.models();
-    let answer = models.activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
+    let client = server.connect().await?;
+    let digest = digest::resolve(&client, &digest).await?;
+    let answer =
+        client.models().activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
     output::say(table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
     Ok(())
 }
 
 async fn delete(server: ServerFlag, digest: String) -> anyhow::Result<()> {
-    let mut models = server.connect().await?.models();
-    models.delete_model(DeleteModelRequest { digest: digest.clone() }).await.map_err(ClientError::from)?;
+    let client = server.connect().await?;
+    let digest = digest::resolve(&client, &digest).await?;
+    let request = DeleteModelRequest { digest: digest.clone() };
+    client.models().delete_model(request).await.map_err(ClientError::from)?;
     output::say(format_args!("model {digest} is deleted"));
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
-use clap::{ArgGroup, Args};
+use clap::Args;
 use shipreid::app;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
@@ -20,11 +20,12 @@ use shipreid::train::{
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
 
+use super::access::endpoint_of_environment;
 use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, output, prepare, train_job};
+use super::{Failure, Refusal, output, prepare, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -41,10 +42,10 @@ const EVENTS: &str = "events.jsonl";
 /// An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
 /// leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.
 #[derive(Args)]
-#[command(verbatim_doc_comment, group(ArgGroup::new("wordy").args(["from_yaml", "endpoint"]).multiple(true)))]
+#[command(verbatim_doc_comment)]
 pub struct Train {
     /// What to train, as TOML.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "words")]
     local: Option<PathBuf>,
     /// What to train, as the authors' YAML.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
@@ -53,7 +54,7 @@ pub struct Train {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
-    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
+    #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.
     #[arg(long = "data-root", value_name = "FOLDER")]
@@ -66,8 +67,8 @@ pub struct Train {
     job: Option<PathBuf>,
     #[command(flatten)]
     remote: RemoteFlags,
-    /// With --endpoint: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
-    #[arg(value_name = "FILE | KEY VALUE", requires = "wordy")]
+    /// On a server: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
+    #[arg(value_name = "FILE | KEY VALUE")]
     words: Vec<String>,
 }
 
@@ -76,9 +77,9 @@ impl Train {
         if let Some(folder) = &self.job {
             return train_job::run(folder);
         }
-        if self.remote.is_given() {
+        if let Some(endpoint) = self.endpoint()? {
             let config = self.remote_config().map_err(Failure::Unusable)?;
-            return Runtime::new()?.block_on(self.remote.run(config));
+            return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
@@ -98,6 +99,29 @@ impl Train {
         evaluate(&asked, &server, model)
     }
 
+    /// The server that trains; none where this machine does. The environment is asked where nothing else says which.
+    fn endpoint(&self) -> Result<Option<String>, Refusal> {
+        let is_local = self.local.is_some() || self.from_yaml.is_some();
+        let named = self.remote.endpoint();
+        if let (true, None, Some(flag)) = (is_local, &named, self.remote.only_on_a_server()) {
+            return Err(Refusal(format!("{flag} is for training on a server: name it by --endpoint")));
+        }
+        if is_local || named.is_some() {
+            return Ok(named);
+        }
+        let for_this_machine = [("--out", self.out.is_some()), ("--data-root", !self.data_roots.is_empty())];
+        if let Some((flag, _)) = for_this_machine.iter().find(|(_, given)| *given) {
+            return Err(Refusal(format!("{flag} is for training on this machine: write --local FILE")));
+        }
+        endpoint_of_environment().map(Some).ok_or_else(|| {
+            Refusal(
+                "name what to train: --local FILE --out FOLDER trains on this machine, FILE on the server that \
+                 --endpoint or SHIPREID_ENDPOINT names"
+                    .to_owned(),
+            )
+        })
+    }
+
     /// What a server is asked to train: the file as it is, with its comments, unless something changes it.
     fn remote_config(&self) -> anyhow::Result<String> {
         let source = match (&self.from_yaml, self.words.as_slice()) {
@@ -114,7 +138,11 @@ impl Train {
     fn asked(&self) -> anyhow::Result<RunRequest> {
         let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
         let (config, out) = self.read_config(source)?;
-        let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
+        let out = self
+            .out
+            .clone()
+            .or(out)
+            .context("no folder to write to: give --out FOLDER, or OUTPUT_DIR in the YAML")?;
         Ok(RunRequest { source: source.clone(), config, out })
     }
 
