@@ -1,9 +1,7 @@
 //! `shipreid calibrate`: what a similarity means, learned from ships whose identity is known.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde_json::json;
@@ -14,6 +12,7 @@ use shipreid::matching::{
     Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
 };
 
+use super::destination::ForceFlag;
 use super::eval::{Embedded, TestSet};
 use super::{ConfigFlags, Failure, output, prepare};
 
@@ -34,6 +33,8 @@ pub struct Calibrate {
     /// Draws how often pairs are one vessel, against how often they are said to be.
     #[arg(long, value_name = "FILE.png")]
     picture: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
     /// Name of the calibrator in answers; the file's without it.
     #[arg(long)]
     id: Option<String>,
@@ -55,6 +56,7 @@ pub struct Calibrate {
 
 impl Calibrate {
     pub(super) fn run(self) -> Result<(), Failure> {
+        [&self.out].into_iter().chain(&self.picture).try_for_each(|file| self.force.check(file))?;
         let set = TestSet::read(&self.data)?;
         let config = self.config.clone().load()?;
         prepare(app::threads_per_worker(&config))?;
@@ -71,9 +73,9 @@ impl Calibrate {
             seed: self.seed,
         };
         let Calibration { calibrator, pairs } = calibrate(&images, &settings)?;
-        fs::write(&self.out, calibrator.to_toml()).with_context(|| self.out.display().to_string())?;
+        self.force.write_bytes(&self.out, calibrator.to_toml())?;
         if let Some(picture) = &self.picture {
-            reliability_diagram(&pairs).save(picture)?;
+            self.force.write_picture(picture, &reliability_diagram(&pairs))?;
         }
         if self.json {
             output::say(

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,6 +15,7 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
 
 use super::chips::{ChipFile, ChipFlags};
+use super::destination::ForceFlag;
 use super::{ServerFlag, digest, output};
 
 /// Values of an embedding that a table shows.
@@ -46,10 +47,13 @@ pub struct Embed {
     /// Writes a float32 array [files, dimension] for numpy; nothing if a chip fails.
     #[arg(long, value_name = "FILE")]
     npy: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
 }
 
 impl Embed {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        self.npy.iter().try_for_each(|file| self.force.check(file))?;
         let chips = self.chips.read()?;
         let timeout =
             Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
@@ -69,7 +73,10 @@ impl Embed {
         progress.finish_and_clear();
         let failed = results.iter().filter(|result| embedding(result).is_none()).count();
         match &self.npy {
-            Some(path) if failed == 0 => write_npy(path, &results)?,
+            Some(path) if failed == 0 => {
+                self.force.write(path, |file| write_npy(file, &results))?;
+                output::remark(format_args!("wrote {} embeddings to {}", results.len(), path.display()));
+            }
             _ if self.json => print_json(&chips, &results),
             _ => output::say(table(&chips, &results)),
         }
@@ -140,18 +147,11 @@ fn print_json(files: &[ChipFile], results: &[EmbedResult]) {
     }
 }
 
-fn write_npy(path: &Path, results: &[EmbedResult]) -> anyhow::Result<()> {
+fn write_npy(file: &mut BufWriter<File>, results: &[EmbedResult]) -> anyhow::Result<()> {
     let rows: Vec<&[f32]> = results.iter().filter_map(embedding).collect();
     let dimension = rows.first().map_or(0, |row| row.len());
-    let file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
     let shape = [rows.len() as u64, dimension as u64];
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
     writer.extend(rows.concat())?;
-    writer.finish()?;
-    output::remark(format_args!(
-        "wrote {} embeddings of {dimension} values to {}",
-        rows.len(),
-        path.display()
-    ));
-    Ok(())
+    Ok(writer.finish()?)
 }

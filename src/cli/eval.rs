@@ -27,6 +27,7 @@ use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
 
 use super::access::{AccessFlags, endpoint_of_environment};
+use super::destination::ForceFlag;
 use super::embed::progress;
 use super::{ConfigFlags, Failure, output, prepare};
 
@@ -67,6 +68,8 @@ pub struct Eval {
     /// Draws ranked lists: a query a row, framed in white, then the ten best, right ones in green, wrong ones in red.
     #[arg(long, value_name = "FILE.png", conflicts_with = "by_size")]
     sheet: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -75,6 +78,7 @@ pub struct Eval {
 impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
+        self.sheet.iter().try_for_each(|sheet| self.force.check(sheet))?;
         let set = TestSet::read(&self.data)?;
         if self.by_size {
             return self.print(&set.report_by_size(&protocols)?);
@@ -92,7 +96,7 @@ impl Eval {
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
             let ranked =
                 embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
-            set.picture(&ranked)?.save(path)?;
+            self.force.write_picture(path, &set.picture(&ranked)?)?;
             output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
         }
         Ok(())

@@ -11,6 +11,8 @@ use shipreid::wire::{
     ExportGalleryRequest, MergeVesselsRequest, UpdateEntriesRequest, delete_entries_request,
 };
 
+use super::confirm::ConfirmFlag;
+use super::destination::ForceFlag;
 use super::enroll::Enroll;
 use super::gallery_list::{List, ListEntries, Show, galleries};
 use super::labels::LabelFlags;
@@ -44,6 +46,8 @@ pub enum Gallery {
         #[arg(long = "entry", value_name = "ID")]
         entries: Vec<String>,
         #[command(flatten)]
+        confirm: ConfirmFlag,
+        #[command(flatten)]
         server: ServerFlag,
     },
     /// Enrols image files.
@@ -58,6 +62,8 @@ pub enum Gallery {
         /// Embeddings alone.
         #[arg(long)]
         without_chips: bool,
+        #[command(flatten)]
+        force: ForceFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -115,9 +121,13 @@ impl Gallery {
             Self::List(list) => list.run().await,
             Self::Show(show) => show.run().await,
             Self::ListEntries(list) => list.run().await,
-            Self::Delete { name, entries, server } => delete(&server, name, entries).await,
+            Self::Delete { name, entries, confirm, server } => {
+                confirm.confirm(&deletion(&name, &entries))?;
+                delete(&server, name, entries).await
+            }
             Self::Enroll(enroll) => enroll.run().await,
-            Self::Export { name, file, without_chips, server } => {
+            Self::Export { name, file, without_chips, force, server } => {
+                force.check(&file)?;
                 let request = ExportGalleryRequest { gallery: name, with_chips: !without_chips };
                 let bytes = server.connect().await?.export_gallery(request, &file).await?;
                 output::say(format_args!("{bytes} bytes in {}", file.display()));
@@ -133,6 +143,15 @@ impl Gallery {
             }
             Self::Merge { name, vessels, into, server } => merge(&server, name, vessels, into).await,
         }
+    }
+}
+
+/// What a command is about to do.
+fn deletion(name: &str, entries: &[String]) -> String {
+    match entries {
+        [] => format!("delete gallery {name} with all its entries"),
+        [entry] => format!("delete entry {entry} of gallery {name}"),
+        several => format!("delete {} entries of gallery {name}", several.len()),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use shipreid::client::{Beginning, Client, Follower, state_name};
@@ -10,6 +10,8 @@ use shipreid::job_page::{History, page};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 
+use super::confirm::ConfirmFlag;
+use super::destination::ForceFlag;
 use super::json::JsonFlag;
 use super::live::{Seen, Until, Watched, watch, watch_to_the_end};
 use super::{Failure, ServerFlag, output};
@@ -49,7 +51,13 @@ pub enum Jobs {
     /// Lets a job go on from its last checkpoint.
     Resume(Named),
     /// Deletes a job that has ended, with its checkpoints. Final.
-    Delete(Named),
+    Delete {
+        job: String,
+        #[command(flatten)]
+        confirm: ConfirmFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
     /// Prints what a job has logged.
     Logs {
         job: String,
@@ -65,6 +73,8 @@ pub enum Jobs {
         /// The page; JOB.html without it.
         #[arg(long, value_name = "FILE.html")]
         out: Option<PathBuf>,
+        #[command(flatten)]
+        force: ForceFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -98,12 +108,19 @@ impl Jobs {
             Self::Resume(Named { job, server }) => {
                 tell(&server.connect().await?.resume_training(&job).await?);
             }
-            Self::Delete(Named { job, server }) => {
+            Self::Delete { job, confirm, server } => {
+                confirm.confirm(&format!("delete {job} with its checkpoints"))?;
                 server.connect().await?.delete_training(&job).await?;
                 output::say(format_args!("{job} is deleted"));
             }
             Self::Logs { job, follow, server } => logs(&server.connect().await?, &job, follow).await?,
-            Self::Report { job, out, server } => report(&server.connect().await?, &job, out).await?,
+            Self::Report { job, out, force, server } => {
+                let out = out.unwrap_or_else(|| PathBuf::from(format!("{job}.html")));
+                force.check(&out)?;
+                let page = report(&server.connect().await?, &job).await?;
+                force.write_bytes(&out, page)?;
+                output::say(out.display());
+            }
         }
         Ok(())
     }
@@ -129,16 +146,12 @@ async fn logs(client: &Client, job: &str, follow: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn report(client: &Client, job: &str, out: Option<PathBuf>) -> anyhow::Result<()> {
+async fn report(client: &Client, job: &str) -> anyhow::Result<String> {
     let known = client.training_job(job).await?;
     let mut history = History::default();
     let mut follower = client.watch_training(job, Beginning::Oldest);
     let ended = read(&mut follower, Until::Event(known.last_event), &mut |event| history.add(event)).await?;
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("{job}.html")));
-    let page = page(&ended.unwrap_or(known), &history);
-    std::fs::write(&out, page).with_context(|| out.display().to_string())?;
-    output::say(out.display());
-    Ok(())
+    Ok(page(&ended.unwrap_or(known), &history))
 }
 
 /// Reads events without a live bar; the job, if it has ended.

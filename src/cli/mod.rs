@@ -4,7 +4,9 @@ mod access;
 mod bare;
 mod calibrate;
 mod chips;
+mod confirm;
 mod demo;
+mod destination;
 mod digest;
 mod embed;
 mod enroll;
@@ -20,6 +22,7 @@ mod labels;
 mod live;
 mod load;
 mod loader;
+mod manual;
 mod model;
 mod output;
 mod ranked;
@@ -36,7 +39,7 @@ mod training_bar;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
 use shipreid::model::prepare_process;
@@ -44,6 +47,9 @@ use shipreid::processor;
 use tokio::runtime::Runtime;
 
 use access::ServerFlag;
+
+/// What people type.
+const NAME: &str = "shipreid";
 
 /// Where a server listens unless it is told otherwise.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
@@ -95,6 +101,10 @@ enum Command {
     Synth(synth::Synth),
     /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
+    /// Prints the script by which a shell completes commands.
+    Completions(manual::Completions),
+    /// Writes a manual page for every command.
+    Man(manual::Man),
 }
 
 #[derive(Subcommand)]
@@ -177,6 +187,11 @@ fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Every command with its flags.
+fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the command of this process.
 pub fn run() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -203,6 +218,11 @@ pub fn run() -> ExitCode {
         Command::Calibrate(calibrate) => calibrate.run(),
         Command::Synth(synth) => synth.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Completions(completions) => {
+            completions.run();
+            Ok(())
+        }
+        Command::Man(man) => man.run().map_err(Failure::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

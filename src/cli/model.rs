@@ -19,6 +19,8 @@ use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::access::{AccessFlags, endpoint_of_environment};
+use super::confirm::ConfirmFlag;
+use super::destination::{ForceFlag, check_unused};
 use super::json::JsonFlag;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
@@ -62,6 +64,8 @@ pub enum Model {
         digest: String,
         file: PathBuf,
         #[command(flatten)]
+        force: ForceFlag,
+        #[command(flatten)]
         server: ServerFlag,
     },
     /// Makes a model of a server the one that serves, without a restart or a failed call.
@@ -78,6 +82,8 @@ pub enum Model {
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
+        confirm: ConfirmFlag,
+        #[command(flatten)]
         server: ServerFlag,
     },
 }
@@ -90,6 +96,8 @@ pub struct Import {
     checkpoint: PathBuf,
     /// The folder to make here.
     folder: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
     /// The server that gets the model instead; without it and without a folder, the one that SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -133,9 +141,12 @@ impl Model {
             }
             Self::List { json, server } => block_on(list(server, json)),
             Self::Show { digest, json, server } => block_on(show(server, digest, json)),
-            Self::Export { digest, file, server } => block_on(export(server, digest, file)),
+            Self::Export { digest, file, force, server } => {
+                force.check(&file)?;
+                block_on(export(server, digest, file))
+            }
             Self::Activate { digest, server } => block_on(activate(server, digest)),
-            Self::Delete { digest, server } => block_on(delete(server, digest)),
+            Self::Delete { digest, confirm, server } => block_on(delete(server, digest, confirm)),
         }
     }
 }
@@ -153,12 +164,27 @@ impl Import {
     }
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
+        let replaces = self.replaces(folder)?;
         let (model, origin) = open(&self.checkpoint, &self.hints)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
+        if replaces {
+            fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
         model.save(folder, &name.to_string_lossy())?;
         describe(&model, &origin);
         output::say(format_args!("written to  {}", folder.display()));
         Ok(())
+    }
+
+    /// Whether the folder's model makes room for another.
+    fn replaces(&self, folder: &Path) -> Result<bool, Refusal> {
+        let Err(used) = check_unused(folder) else { return Ok(false) };
+        match (folder.join(native::DESCRIPTION).is_file(), self.force.is_given()) {
+            (true, true) => Ok(true),
+            (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
+            // Whatever it is, it is more than a model.
+            (false, _) => Err(used),
+        }
     }
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
@@ -224,9 +250,12 @@ async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn delete(server: ServerFlag, digest: String) -> anyhow::Result<()> {
+async fn delete(server: ServerFlag, digest: String, confirm: ConfirmFlag) -> anyhow::Result<()> {
+    confirm.needs_terminal(&format!("delete model {digest}"))?;
     let client = server.connect().await?;
+    // Who agrees sees the whole digest.
     let digest = digest::resolve(&client, &digest).await?;
+    confirm.confirm(&format!("delete model {digest}"))?;
     let request = DeleteModelRequest { digest: digest.clone() };
     client.models().delete_model(request).await.map_err(ClientError::from)?;
     output::say(format_args!("model {digest} is deleted"));

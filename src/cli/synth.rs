@@ -6,6 +6,7 @@ use anyhow::bail;
 use clap::Args;
 use shipreid::synth::{self, SynthPlan};
 
+use super::destination::check_unused;
 use super::embed::progress;
 use super::{Failure, output};
 
@@ -26,7 +27,7 @@ pub struct Synth {
     views: u64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written.
+    /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written: a new or an empty folder.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
 }
@@ -42,6 +43,7 @@ impl Synth {
         if let Err(cause) = check(&plan) {
             return Err(Failure::Unusable(cause));
         }
+        check_unused(&self.out)?;
         let bar = progress((plan.ships + plan.pairs) as usize);
         synth::write(&plan, &self.out, &mut || bar.inc(1))?;
         bar.finish_and_clear();

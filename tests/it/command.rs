@@ -92,7 +92,7 @@ fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
     let listed = output(&[&["model", "list"], &at[..]].concat());
     let active = listed.lines().find(|line| line.contains("active")).expect("one is");
     assert_eq!(digest_in(active), digest, "an activation wins over the configuration");
-    let refused = run(&[&["model", "delete", &digest], &at[..]].concat());
+    let refused = run(&[&["model", "delete", &digest, "--yes"], &at[..]].concat());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("MODEL_ACTIVE"));
     server.terminate();
 
@@ -239,9 +239,22 @@ fn every_command_explains_itself() {
         &["model", "import"],
         &["model", "inspect"],
         &["model", "list"],
+        &["model", "show"],
         &["model", "export"],
         &["model", "activate"],
         &["model", "delete"],
+        &["gallery", "list"],
+        &["gallery", "show"],
+        &["gallery", "list-entries"],
+        &["gallery", "merge"],
+        &["gallery", "delete"],
+        &["match"],
+        &["jobs", "list"],
+        &["jobs", "show"],
+        &["jobs", "delete"],
+        &["synth"],
+        &["completions"],
+        &["man"],
         &["key", "new"],
         &["bench", "closed"],
         &["bench", "open"],

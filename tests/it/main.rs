@@ -46,3 +46,5 @@ mod tools;
 mod torture;
 #[cfg(feature = "torch")]
 mod training;
+#[cfg(feature = "torch")]
+mod typed;

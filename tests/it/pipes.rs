@@ -40,9 +40,13 @@ fn lists_of_a_server_and_embeddings_end_quietly_as_well() {
     let server = Server::start(&imported(folder.path()), &[&data]);
     let at = ["--endpoint", &server.endpoint];
     let chip = format!("{GOLDEN}/images/0003_c_25x110_SAR.tif");
-    for command in
-        [&["model", "list"][..], &["gallery", "list"], &["jobs", "list"], &["embed", &chip], &["embed", &chip, "--json"]]
-    {
+    for command in [
+        &["model", "list"][..],
+        &["gallery", "list"],
+        &["jobs", "list"],
+        &["embed", &chip],
+        &["embed", &chip, "--json"],
+    ] {
         ends_quietly(&[command, &at].concat());
     }
     server.terminate();
