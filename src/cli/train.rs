@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use shipreid::app;
+use shipreid::cancellation::Cancellation;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
     AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, ObjectiveName, Run,
-    RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, pace_on_cpu,
+    RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, Violation, pace_on_cpu, start_report,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -36,6 +37,7 @@ const EVENTS: &str = "events.jsonl";
 /// Examples:
 ///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
 ///   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
+///   shipreid train --local configs/train/demo.toml --validate-only
 ///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
 ///   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name "HOSS, authors' settings"
 ///
@@ -80,6 +82,9 @@ impl Train {
         if let Some(endpoint) = self.endpoint()? {
             let config = self.remote_config().map_err(Failure::Unusable)?;
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
+        }
+        if self.remote.validates_only() {
+            return self.validate().map_err(Failure::Unusable);
         }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
@@ -135,8 +140,38 @@ impl Train {
         Ok(toml::to_string(&self.read_config(&source)?.0)?)
     }
 
+    /// Says whether the configuration would start a run here, and from what.
+    fn validate(&self) -> anyhow::Result<()> {
+        let source = self.source()?;
+        let (config, _) = self.read_config(source)?;
+        let checked = TrainingInputs::check(&config, &self.data_roots()?, &Cancellation::default());
+        let start = self.with_pace(&config, &Device::open(&self.device)?, checked);
+        let start = start.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+        output::say("the configuration starts a run");
+        start_report(&config, start.as_ref()).for_each(output::say);
+        Ok(())
+    }
+
+    /// What was checked, and whether the device is fast enough for it.
+    fn with_pace<T>(
+        &self,
+        config: &TrainConfig,
+        device: &Device,
+        checked: Result<T, Vec<Violation>>,
+    ) -> Result<T, Vec<Violation>> {
+        let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
+        match (checked, pace.and_then(|pace| config.too_slow(&pace))) {
+            (Ok(checked), None) => Ok(checked),
+            (checked, too_slow) => Err(checked.err().into_iter().flatten().chain(too_slow).collect()),
+        }
+    }
+
+    fn source(&self) -> anyhow::Result<&PathBuf> {
+        self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")
+    }
+
     fn asked(&self) -> anyhow::Result<RunRequest> {
-        let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
+        let source = self.source()?;
         let (config, out) = self.read_config(source)?;
         let out = self
             .out
@@ -163,12 +198,8 @@ impl Train {
 
     fn prepare(&self, RunRequest { source, config, out }: &RunRequest) -> anyhow::Result<Run> {
         let device = Device::open(&self.device)?;
-        let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
-        let too_slow = pace.and_then(|pace| config.too_slow(&pace));
-        let inputs = match (TrainingInputs::gather(config, &self.data_roots()?, Shard::default()), too_slow) {
-            (Ok(inputs), None) => Ok(inputs),
-            (gathered, too_slow) => Err(gathered.err().into_iter().flatten().chain(too_slow).collect()),
-        };
+        let gathered = TrainingInputs::gather(config, &self.data_roots()?, Shard::default());
+        let inputs = self.with_pace(config, &device, gathered);
         let inputs =
             inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;

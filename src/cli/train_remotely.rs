@@ -26,7 +26,8 @@ pub struct RemoteFlags {
     /// Learns from the kept chips of this gallery, vessels being the identities.
     #[arg(long, value_name = "NAME")]
     gallery: Option<String>,
-    /// Says everything that is wrong with the configuration and its data, and starts nothing.
+    /// Says everything that is wrong with the configuration and its data, here or on the server, and what a run would
+    /// start from; starts nothing.
     #[arg(long, conflicts_with = "detach")]
     validate_only: bool,
     /// Starts the job and leaves.
@@ -40,13 +41,17 @@ impl RemoteFlags {
         self.endpoint.clone()
     }
 
+    /// Whether nothing is to be started, here or there.
+    pub fn validates_only(&self) -> bool {
+        self.validate_only
+    }
+
     /// A flag that says nothing to a run on this machine.
     pub fn only_on_a_server(&self) -> Option<&'static str> {
         let flags = [
             ("--name", self.name.is_some()),
             ("--request-id", self.request_id.is_some()),
             ("--gallery", self.gallery.is_some()),
-            ("--validate-only", self.validate_only),
             ("--detach", self.detach),
         ];
         flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)

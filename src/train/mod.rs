@@ -43,7 +43,7 @@ pub use fingerprint::fingerprint;
 pub use fit::{Course, Event, Means, Plan, fit};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
-pub use inputs::{DataSet, TrainingInputs};
+pub use inputs::{DataSet, TrainingInputs, start_report};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;

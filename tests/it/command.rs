@@ -416,6 +416,34 @@ fn a_run_that_cannot_start_says_everything_at_once() {
 }
 
 #[test]
+fn a_run_is_checked_without_a_server_and_without_starting_it() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let _unstarted = training(root.path(), "out");
+    let file = root.path().join("train.toml");
+    let check = |settings: &[String]| {
+        let mut command = shipreid();
+        command.args(["train", "--validate-only", "--local"]).arg(&file);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (code, said) = check(&[]);
+    assert_eq!((code, &*said), (Some(0), "the configuration starts a run\n"));
+    assert!(!root.path().join("out").exists());
+    let (code, said) = check(&["batch.images=9".into(), "data.root=/nowhere".into()]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("batch.images must be a multiple") && said.contains("No such file"), "{said}");
+    let short = ["--set", "schedule.epochs=1"];
+    assert!(training(root.path(), "out").args(short).output().unwrap().status.success());
+    let made = format!("start.path={}", root.path().join("out/model").display());
+    let (code, said) = check(&["start.from=model".into(), made]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("tensors taken") && said.contains("kept as they were: "), "{said}");
+}
+
+#[test]
 fn a_folder_of_another_network_is_not_gone_on_with() {
     let root = tempfile::tempdir().unwrap();
     drawn_training_set(root.path());
