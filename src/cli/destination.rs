@@ -42,6 +42,20 @@ impl ForceFlag {
         }
     }
 
+    /// The same for a file that is written beside its place and then takes it, which no device or pipe can be.
+    ///
+    /// # Errors
+    /// As those of `check`, or something other than a file is there.
+    pub fn check_file(&self, path: &Path) -> Result<(), Refusal> {
+        self.check(path)?;
+        match fs::metadata(path) {
+            Ok(found) if !found.is_file() => {
+                Err(Refusal(format!("{} is a device or a pipe: name a file", path.display())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lets `fill` write to `path`, which changes once it has everything.
     ///
     /// # Errors
@@ -155,6 +169,8 @@ mod tests {
     fn a_device_is_written_to_and_stays_one() {
         KEEP.write_bytes(Path::new("/dev/null"), "nothing").expect("a device");
         assert!(!fs::metadata("/dev/null").expect("it stays").is_file());
+        let refused = REPLACE.check_file(Path::new("/dev/null")).expect_err("no file").to_string();
+        assert!(refused.contains("/dev/null is a device"), "{refused}");
     }
 
     #[test]

@@ -127,7 +127,7 @@ impl Gallery {
             }
             Self::Enroll(enroll) => enroll.run().await,
             Self::Export { name, file, without_chips, force, server } => {
-                force.check(&file)?;
+                force.check_file(&file)?;
                 let request = ExportGalleryRequest { gallery: name, with_chips: !without_chips };
                 let bytes = server.connect().await?.export_gallery(request, &file).await?;
                 output::say(format_args!("{bytes} bytes in {}", file.display()));

@@ -142,7 +142,7 @@ impl Model {
             Self::List { json, server } => block_on(list(server, json)),
             Self::Show { digest, json, server } => block_on(show(server, digest, json)),
             Self::Export { digest, file, force, server } => {
-                force.check(&file)?;
+                force.check_file(&file)?;
                 block_on(export(server, digest, file))
             }
             Self::Activate { digest, server } => block_on(activate(server, digest)),

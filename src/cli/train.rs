@@ -15,8 +15,8 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, Event, EventLog, FitError, ObjectiveName, Run,
-    RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, Violation, pace_on_cpu, start_report,
+    AuthorsConfig, Checkpoints, DataRoots, Event, EventLog, FitError, ObjectiveName, Run, RunError, Shard,
+    TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation, pace_on_cpu, start_report,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -83,17 +83,18 @@ impl Train {
             let config = self.remote_config().map_err(Failure::Unusable)?;
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
+        prepare(app::cores())?;
         if self.remote.validates_only() {
             return self.validate().map_err(Failure::Unusable);
         }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
-        prepare(app::cores())?;
         telemetry::install(&server.telemetry)?;
         let asked = self.asked().map_err(Failure::Unusable)?;
         let run = self.prepare(&asked).map_err(Failure::Unusable)?;
-        let model = self.train(&asked, run)?;
+        let Trained { model, delivered } = self.train(&asked, run)?;
+        output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
             // Of an earlier run in this folder; the checkpoints could give it again.
@@ -202,13 +203,13 @@ impl Train {
         let inputs = self.with_pace(config, &device, gathered);
         let inputs =
             inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
-        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+        let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
         inputs.start_report(config).for_each(output::say);
         Ok(Run::new(config, inputs, device, checkpoints, app::cores()))
     }
 
-    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<OpenModel> {
+    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<Trained> {
         let events = asked.out.join(EVENTS);
         let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
         let mut terminal = Terminal::new(interrupted()?);

@@ -8,7 +8,7 @@ use super::child::ChildMessage;
 use super::rankings;
 use super::report::{Evaluation, Progress, Saved, Start};
 use crate::evaluate::Summary;
-use crate::train::{Checkpoints, Event, LossTerms, ObjectiveName, RankedLists};
+use crate::train::{Checkpoints, Delivered, Event, LossTerms, ObjectiveName, RankedLists};
 
 /// Turns the events of a run into what is said of them.
 #[derive(Debug)]
@@ -84,6 +84,16 @@ impl EventMapper {
         }
     }
 
+    /// Says whose weights the model has, and what they are worth where that is not what was said last.
+    pub fn deliver(&mut self, delivered: &Delivered) -> Vec<ChildMessage> {
+        let mut messages = vec![ChildMessage::Log { line: delivered.to_string() }];
+        if let Delivered::Best { epoch, summaries, .. } = delivered {
+            self.evaluations = summaries.iter().filter_map(|summary| evaluation(*epoch, summary)).collect();
+            messages.extend(self.evaluations.iter().cloned().map(ChildMessage::Evaluated));
+        }
+        messages
+    }
+
     /// A run goes on without a picture.
     fn show(&self, epoch: u32, sample: &RankedLists) -> Option<ChildMessage> {
         match rankings::leave(&self.folder, sample) {
@@ -95,7 +105,7 @@ impl EventMapper {
         }
     }
 
-    /// What the weights were worth when they were last evaluated.
+    /// What the weights were worth when they were last evaluated, or those that the model has.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }
@@ -176,6 +186,14 @@ mod tests {
         let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
         let said = event_mapper.tell(Event::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
         assert_eq!(said, [ChildMessage::Evaluated(event_mapper.evaluations()[0].clone())]);
+
+        let summaries = vec![summary("all", 2, 0.75)];
+        let delivered = Delivered::Best { epoch: 1, steps: 4, summaries };
+        let said = event_mapper.deliver(&delivered);
+        let worth = ChildMessage::Evaluated(event_mapper.evaluations()[0].clone());
+        assert_eq!(said, [ChildMessage::Log { line: delivered.to_string() }, worth]);
+        let [told] = event_mapper.evaluations() else { panic!("one protocol") };
+        assert_eq!((told.epoch, told.map), (1, 0.75), "the model's own, and not those of the last epoch");
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
             let progress = Place { epoch: 3, steps_of_epoch: 0, steps };
