@@ -17,9 +17,9 @@ use shipreid::encoder::{Batch, Encoder};
 use super::chips::{ChipFile, ChipFlags};
 use super::{ConfigFlags, Failure, output, prepare};
 
-/// Example: shipreid bench bare ../shared/data/hoss165 --set model.preset=vit_base
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench bare ../shared/data/hoss165 --set model.preset=vit_base")]
 pub struct Bare {
     #[command(flatten)]
     chips: ChipFlags,

@@ -16,13 +16,13 @@ use super::destination::ForceFlag;
 use super::eval::{Embedded, TestSet};
 use super::{ConfigFlags, Failure, output, prepare};
 
-/// Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
-/// the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
-/// has not seen.
-///
-/// Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
+the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
+has not seen.
+
+Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml")]
 pub struct Calibrate {
     /// The folder that holds query and bounding_box_test: ships that the model was not trained on.
     #[arg(long, value_name = "FOLDER")]

@@ -21,12 +21,12 @@ use super::{ServerFlag, digest, output};
 /// Values of an embedding that a table shows.
 const SHOWN: usize = 4;
 
-/// Examples:
-///   shipreid embed 0003_RGB.tif 0003_SAR.tif
-///   shipreid embed --modality sar --pixel-size 1.25 chip.png --json
-///   shipreid embed chips/ --npy embeddings.npy
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid embed 0003_RGB.tif 0003_SAR.tif
+  shipreid embed --modality sar --pixel-size 1.25 chip.png --json
+  shipreid embed chips/ --npy embeddings.npy")]
 pub struct Embed {
     #[command(flatten)]
     chips: ChipFlags,

@@ -38,12 +38,12 @@ const SHEET: Extent = Extent { queries: 20, ranks: 10 };
 /// What a chip is resized to where only its extent is read.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
-/// Examples:
-///   shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
-///   shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
-///   shipreid eval --data HOSS --by-size
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
+  shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
+  shipreid eval --data HOSS --by-size")]
 pub struct Eval {
     /// The folder that holds query and bounding_box_test.
     #[arg(long, value_name = "FOLDER")]

@@ -29,11 +29,11 @@ pub struct Show {
     server: ServerFlag,
 }
 
-/// Examples:
-///   shipreid gallery list-entries harbour --vessel 0003
-///   shipreid gallery list-entries harbour --among sar --from 2026-03-01T00:00:00Z --area 51.5,3.0,52.5,4.5 --json
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid gallery list-entries harbour --vessel 0003
+  shipreid gallery list-entries harbour --among sar --from 2026-03-01T00:00:00Z --area 51.5,3.0,52.5,4.5 --json")]
 pub struct ListEntries {
     gallery: String,
     #[command(flatten)]

@@ -16,11 +16,11 @@ pub enum Key {
     New(New),
 }
 
-/// Examples:
-///   shipreid key new --tenant harbour --role embed --role match >> keys.toml
-///   shipreid key new --id ops-2026 --role admin --days 90 >> keys.toml 2> ops.key
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid key new --tenant harbour --role embed --role match >> keys.toml
+  shipreid key new --id ops-2026 --role admin --days 90 >> keys.toml 2> ops.key")]
 pub struct New {
     /// What the key may do: embed, match, enrol, train or admin. May be repeated.
     #[arg(long = "role", required = true, value_name = "ROLE", value_parser = role)]

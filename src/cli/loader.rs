@@ -16,9 +16,9 @@ use shipreid::train::{
 use super::bare::process_cpu;
 use super::{Failure, output};
 
-/// Example: shipreid bench loader configs/train/demo.toml --set data.root=data/synthetic/synthetic_hoss
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench loader configs/train/demo.toml --set data.root=data/synthetic/synthetic_hoss")]
 pub struct Loader {
     /// Names data set, batch and augmentation.
     #[arg(value_name = "FILE")]

@@ -10,19 +10,19 @@ use clap_complete::Shell;
 use super::destination::ForceFlag;
 use super::{NAME, command, output};
 
-/// Examples:
-///   shipreid completions bash > ~/.local/share/bash-completion/completions/shipreid
-///   shipreid completions zsh > ~/.zfunc/_shipreid
-///   shipreid completions fish > ~/.config/fish/completions/shipreid.fish
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid completions bash > ~/.local/share/bash-completion/completions/shipreid
+  shipreid completions zsh > ~/.zfunc/_shipreid
+  shipreid completions fish > ~/.config/fish/completions/shipreid.fish")]
 pub struct Completions {
     shell: Shell,
 }
 
-/// Example: shipreid man ~/.local/share/man/man1
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid man ~/.local/share/man/man1")]
 pub struct Man {
     /// Where the pages are written: shipreid.1, shipreid-serve.1 and so on; it is made where it does not exist.
     folder: PathBuf,

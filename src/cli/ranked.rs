@@ -20,12 +20,12 @@ use super::{ServerFlag, output};
 /// Queries in one call.
 const BATCH: usize = 16;
 
-/// Examples:
-///   shipreid match 0003_s01c1_SAR.tif --gallery harbour
-///   shipreid match 0003_s01c1_SAR.tif --gallery harbour --among optical --from 2026-03-01T00:00:00Z --label port=west
-///   shipreid match pass/*.tif --gallery harbour --tracklet --manifest pass.jsonl --max-speed 40
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid match 0003_s01c1_SAR.tif --gallery harbour
+  shipreid match 0003_s01c1_SAR.tif --gallery harbour --among optical --from 2026-03-01T00:00:00Z --label port=west
+  shipreid match pass/*.tif --gallery harbour --tracklet --manifest pass.jsonl --max-speed 40")]
 pub struct Match {
     #[command(flatten)]
     chips: ChipFlags,

@@ -21,11 +21,11 @@ use super::{ConfigFlags, Failure, output, prepare};
 /// What the end may take beyond its bound, so that whoever is late is told so first.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Examples:
-///   shipreid serve --set model.preset=small
-///   shipreid serve --config configs/server.toml --set model.path=model.pth --set encoder.precision=bf16
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid serve --set model.preset=small
+  shipreid serve --config configs/server.toml --set model.path=model.pth --set encoder.precision=bf16")]
 pub struct Serve {
     #[command(flatten)]
     config: ConfigFlags,

@@ -21,11 +21,11 @@ use super::{Failure, output, prepare};
 /// Identities of the made-up data set; HOSS has about as many.
 const CLASSES: usize = 360;
 
-/// Takes a step for each line on standard input and answers with its seconds, on seeded weights and noise.
-///
-/// Example: yes | head -5 | shipreid bench step configs/train/hoss_transoss.toml --set batch.images=8
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Takes a step for each line on standard input and answers with its seconds, on seeded weights and noise.
+
+Example: yes | head -5 | shipreid bench step configs/train/hoss_transoss.toml --set batch.images=8")]
 pub struct Step {
     /// Names the network, the batch, the optimizer and the loss; its data and starting point are not read.
     #[arg(value_name = "FILE")]

@@ -10,11 +10,11 @@ use super::destination::check_unused;
 use super::embed::progress;
 use super::{Failure, output};
 
-/// Examples:
-///   shipreid synth --ids 200 --out target/synthetic
-///   shipreid eval --data target/synthetic/synthetic_hoss --by-size
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid synth --ids 200 --out target/synthetic
+  shipreid eval --data target/synthetic/synthetic_hoss --by-size")]
 pub struct Synth {
     /// Ships of the HOSS layout: half of them to train on, the other half to test with.
     #[arg(long, value_name = "N")]

@@ -34,17 +34,17 @@ const REPORT: &str = "report.json";
 /// A JSON object for each step and evaluation.
 const EVENTS: &str = "events.jsonl";
 
-/// Examples:
-///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
-///   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
-///   shipreid train --local configs/train/demo.toml --validate-only
-///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
-///   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name "HOSS, authors' settings"
-///
-/// An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
-/// leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
+  shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
+  shipreid train --local configs/train/demo.toml --validate-only
+  shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
+  shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name \"HOSS, authors' settings\"
+
+An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
+leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.")]
 pub struct Train {
     /// What to train, as TOML.
     #[arg(long, value_name = "FILE", conflicts_with = "words")]

@@ -272,6 +272,36 @@ fn every_command_explains_itself() {
     }
 }
 
+#[test]
+fn commands_that_take_much_show_how_they_are_typed() {
+    for command in [
+        &["serve"][..],
+        &["embed"],
+        &["match"],
+        &["train"],
+        &["eval"],
+        &["calibrate"],
+        &["synth"],
+        &["completions"],
+        &["man"],
+        &["key", "new"],
+        &["model", "import"],
+        &["gallery", "enroll"],
+        &["gallery", "list-entries"],
+        &["gallery", "merge"],
+        &["bench", "closed"],
+        &["bench", "open"],
+        &["bench", "bare"],
+        &["bench", "loader"],
+    ] {
+        let help = run(&[command, &["--help"]].concat()).stdout;
+        let typed = format!("shipreid {} ", command.join(" "));
+        let help = String::from_utf8_lossy(&help).into_owned();
+        let (_, examples) = help.split_once("Example").unwrap_or_else(|| panic!("{command:?}: {help}"));
+        assert!(examples.contains(&typed), "{command:?}: {help}");
+    }
+}
+
 /// A HOSS folder of four ships, each with four of the recorded images.
 pub fn drawn_training_set(root: &Path) {
     let images =
