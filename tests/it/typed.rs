@@ -220,6 +220,28 @@ fn nothing_is_deleted_unasked_and_no_file_is_replaced() {
 }
 
 #[test]
+fn a_file_that_is_there_is_refused_before_the_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("kept.png");
+    std::fs::write(&file, "ours").unwrap();
+    let kept = file.to_str().unwrap();
+    for command in [
+        &["eval", "--data", "/nowhere", "--sheet", kept][..],
+        &["calibrate", "--data", "/nowhere", "--out", kept],
+        &["calibrate", "--data", "/nowhere", "--out", "/nowhere/new.toml", "--picture", kept],
+        &["jobs", "report", "job-1", "--out", kept],
+        &["model", "export", "00000000", kept],
+        &["gallery", "export", "harbour", kept],
+    ] {
+        let refused = refusal(&run(command));
+        assert!(refused.contains(&format!("{kept} is there already")), "{command:?}: {refused}");
+    }
+    let device = run(&["gallery", "export", "harbour", "/dev/null", "--force"]);
+    assert!(refusal(&device).contains("/dev/null is a device or a pipe"));
+    assert_eq!(std::fs::read_to_string(file).unwrap(), "ours");
+}
+
+#[test]
 fn folders_that_hold_something_are_not_written_to() {
     let folder = tempfile::tempdir().unwrap();
     let model = imported(folder.path());
