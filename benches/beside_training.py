@@ -89,7 +89,7 @@ def start_job(server, job):
 
 def stop_job(server, job_id):
     endpoint = f"--endpoint=http://{server.address}"
-    for command in (["cancel"], ["watch"], ["delete"]):
+    for command in (["cancel"], ["watch"], ["delete", "--yes"]):
         subprocess.run([BINARY, "jobs", *command, job_id, endpoint], capture_output=True, check=False)
 
 

@@ -1,6 +1,7 @@
 //! Logs on standard error, as text for people or JSON for machines, and spans to an OpenTelemetry collector.
 
 use std::backtrace::Backtrace;
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::OnceLock;
@@ -91,7 +92,9 @@ pub fn install_to<W>(telemetry: &Telemetry, writer: W) -> anyhow::Result<Traces>
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
-    let logs = fmt::layer().with_writer(writer).with_ansi(io::stderr().is_terminal());
+    let logs = fmt::layer()
+        .with_writer(writer)
+        .with_ansi(wants_colours(io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()));
     let logs = match telemetry.log_format {
         LogFormat::Text => logs.boxed(),
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
@@ -123,6 +126,11 @@ impl Traces {
             tracing::warn!(%cause, "the last spans did not reach the collector");
         }
     }
+}
+
+/// Whether the log is coloured: on a terminal, unless its user wants none (https://no-color.org).
+fn wants_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
+    is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 fn provider(telemetry: &Telemetry) -> anyhow::Result<Option<SdkTracerProvider>> {
@@ -209,6 +217,15 @@ mod tests {
         assert!((LINES_MAX - 2..=LINES_MAX).contains(&lost), "{lost}");
         drop(read);
         drop(lines);
+    }
+
+    #[test]
+    fn a_log_is_coloured_on_a_terminal_whose_user_has_nothing_against_it() {
+        for (is_terminal, no_color, expected) in
+            [(true, None, true), (true, Some(""), true), (true, Some("1"), false), (false, None, false)]
+        {
+            assert_eq!(wants_colours(is_terminal, no_color.map(OsStr::new)), expected, "{no_color:?}");
+        }
     }
 
     fn link(flags: TraceFlags) -> Link {

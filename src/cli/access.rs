@@ -9,13 +9,16 @@ use super::ENDPOINT;
 
 /// Holds the key if no file is given.
 const KEY_VARIABLE: &str = "SHIPREID_API_KEY";
+/// Names the server where no flag does.
+const ENDPOINT_VARIABLE: &str = "SHIPREID_ENDPOINT";
 
 /// The server that a command talks to.
 #[derive(Args)]
 pub struct ServerFlag {
-    /// The server.
-    #[arg(long, default_value = ENDPOINT, value_name = "URL")]
-    pub endpoint: String,
+    /// The server, as host:port, http://host:port or https://host:port; without it, the environment variable
+    /// SHIPREID_ENDPOINT names it, else it is http://127.0.0.1:50051.
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
 }
@@ -39,8 +42,20 @@ pub struct AccessFlags {
 
 impl ServerFlag {
     pub async fn connect(&self) -> Result<Client, ClientError> {
-        self.access.connect(&self.endpoint).await
+        self.access.connect(&self.endpoint()).await
     }
+
+    /// Where the server is.
+    pub fn endpoint(&self) -> String {
+        let named = self.endpoint.clone().or_else(endpoint_of_environment);
+        named.unwrap_or_else(|| ENDPOINT.to_owned())
+    }
+}
+
+/// The server that SHIPREID_ENDPOINT names. Commands that work on this machine or on a server ask it only where nothing
+/// that they are given says which.
+pub fn endpoint_of_environment() -> Option<String> {
+    std::env::var(ENDPOINT_VARIABLE).ok().filter(|endpoint| !endpoint.is_empty())
 }
 
 impl AccessFlags {

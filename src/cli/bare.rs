@@ -15,11 +15,11 @@ use shipreid::chip::{self, ImageLimits, View};
 use shipreid::encoder::{Batch, Encoder};
 
 use super::chips::{ChipFile, ChipFlags};
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
-/// Example: shipreid bench bare ../shared/data/hoss165 --set model.preset=vit_base
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench bare ../shared/data/hoss165 --set model.preset=vit_base")]
 pub struct Bare {
     #[command(flatten)]
     chips: ChipFlags,
@@ -42,7 +42,7 @@ impl Bare {
         let batch = self.batch.unwrap_or(config.encoder.batch_max).max(1);
         let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
         let measured = measure(&loaded, &files, batch, limits, Duration::try_from_secs_f64(self.duration)?)?;
-        println!("{measured}");
+        output::say(measured);
         Ok(())
     }
 }

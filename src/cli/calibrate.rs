@@ -1,9 +1,7 @@
 //! `shipreid calibrate`: what a similarity means, learned from ships whose identity is known.
 
-use std::fs;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde_json::json;
@@ -14,16 +12,17 @@ use shipreid::matching::{
     Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
 };
 
+use super::destination::ForceFlag;
 use super::eval::{Embedded, TestSet};
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
-/// Each pair of images of the test set shows the same vessel or two different ones. For each pair of modalities, a
-/// logistic regression maps the similarity and the sizes of the two ships to a log-likelihood ratio. It is evaluated on
-/// held-out ships.
-///
-/// Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Every pair of images of the test set is one vessel or two. A logistic regression turns the similarity of a pair, and
+the sizes of the two ships, into a log-likelihood ratio, for each pair of modalities. It is measured on ships that it
+has not seen.
+
+Example: shipreid calibrate --data HOSS --set model.path=models/transoss --out calibrators/transoss.toml")]
 pub struct Calibrate {
     /// The folder that holds query and bounding_box_test: ships that the model was not trained on.
     #[arg(long, value_name = "FOLDER")]
@@ -34,7 +33,9 @@ pub struct Calibrate {
     /// Writes a reliability diagram: observed against predicted frequency of same-vessel pairs.
     #[arg(long, value_name = "FILE.png")]
     picture: Option<PathBuf>,
-    /// Name of the calibrator in responses; default: the file's.
+    #[command(flatten)]
+    force: ForceFlag,
+    /// Name of the calibrator in answers; the file's without it.
     #[arg(long)]
     id: Option<String>,
     /// Share of the ships held out for evaluation.
@@ -55,6 +56,7 @@ pub struct Calibrate {
 
 impl Calibrate {
     pub(super) fn run(self) -> Result<(), Failure> {
+        [&self.out].into_iter().chain(&self.picture).try_for_each(|file| self.force.check(file))?;
         let set = TestSet::read(&self.data)?;
         let config = self.config.clone().load()?;
         prepare(app::threads_per_worker(&config))?;
@@ -71,18 +73,17 @@ impl Calibrate {
             seed: self.seed,
         };
         let Calibration { calibrator, pairs } = calibrate(&images, &settings)?;
-        fs::write(&self.out, calibrator.to_toml()).with_context(|| self.out.display().to_string())?;
+        self.force.write_bytes(&self.out, calibrator.to_toml())?;
         if let Some(picture) = &self.picture {
-            reliability_diagram(&pairs).save(picture)?;
+            self.force.write_picture(picture, &reliability_diagram(&pairs))?;
         }
         if self.json {
-            println!(
-                "{}",
-                json!({ "id": calibrator.id(), "model": calibrator.model().to_string(), "pairs": pairs })
+            output::say(
+                json!({ "id": calibrator.id(), "model": calibrator.model().to_string(), "pairs": pairs }),
             );
         } else {
-            println!("{}", table(&pairs));
-            println!("calibrator {} in {}", calibrator.id(), self.out.display());
+            output::say(table(&pairs));
+            output::say(format_args!("calibrator {} in {}", calibrator.id(), self.out.display()));
         }
         Ok(())
     }

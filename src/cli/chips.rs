@@ -19,9 +19,17 @@ pub struct ChipFlags {
     /// Modality of all files; default: by HOSS names (..._RGB.tif, ..._SAR.tif).
     #[arg(long, value_parser = modality, value_name = "optical|sar")]
     modality: Option<Modality>,
-    /// Metres per pixel; default: that of a georeferenced TIFF, else 0.75 for optical and 1 for SAR images.
-    #[arg(long, value_name = "METRES")]
-    pixel_size: Option<f64>,
+    /// Metres a pixel, or along x (columns) and y (rows) where they differ: 1.25 or 1.702,1.124. Without it, what a
+    /// georeferenced TIFF says of itself, else 0.75 for optical and 1 for SAR images.
+    #[arg(long, value_name = "X[,Y]", value_parser = pixel_size)]
+    pixel_size: Option<PixelSizeFlag>,
+}
+
+/// The metres that a pixel covers on the ground.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct PixelSizeFlag {
+    x_m: f64,
+    y_m: f64,
 }
 
 /// An image file, and its path from the folder that was given, which names it wherever that folder lies.
@@ -81,8 +89,8 @@ impl ChipFlags {
             format!("the name of {} tells no modality: add --modality optical or sar", path.display())
         })?;
         let mut chip = client::chip(Bytes::from(image), modality);
-        chip.pixel_size_x_m = self.pixel_size;
-        chip.pixel_size_y_m = self.pixel_size;
+        chip.pixel_size_x_m = self.pixel_size.map(|size| size.x_m);
+        chip.pixel_size_y_m = self.pixel_size.map(|size| size.y_m);
         Ok(ChipFile { name, path, modality, chip })
     }
 }
@@ -108,8 +116,43 @@ fn is_image(path: &Path) -> bool {
     extension.is_some_and(|extension| EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str()))
 }
 
+fn pixel_size(text: &str) -> Result<PixelSizeFlag, String> {
+    let metres = |text: &str| {
+        let number = text.trim().parse().ok().filter(|metres: &f64| metres.is_finite() && *metres > 0.0);
+        number.ok_or_else(|| {
+            "write metres a pixel above 0, as 1.25, or along x and y, as 1.702,1.124".to_owned()
+        })
+    };
+    let (x, y) = text.split_once(',').unwrap_or((text, text));
+    Ok(PixelSizeFlag { x_m: metres(x)?, y_m: metres(y)? })
+}
+
 fn modality(text: &str) -> Result<Modality, String> {
     let known = [Modality::Optical, Modality::Sar];
     let named = known.into_iter().find(|modality| modality.name() == text);
     named.ok_or_else(|| "write optical or sar".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pixel_has_one_size_or_two() {
+        for (text, expected) in [
+            ("1.25", Some([1.25, 1.25])),
+            ("1.702,1.124", Some([1.702, 1.124])),
+            ("1.702, 1.124", Some([1.702, 1.124])),
+            ("", None),
+            ("0", None),
+            ("-1", None),
+            ("1,", None),
+            ("1,2,3", None),
+            ("1,nan", None),
+            ("inf", None),
+        ] {
+            let found = pixel_size(text).ok().map(|size| [size.x_m, size.y_m]);
+            assert_eq!(found, expected, "{text}");
+        }
+    }
 }

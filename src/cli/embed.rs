@@ -1,8 +1,8 @@
 //! `shipreid embed`: files in, embeddings out, as a table, JSON lines or a numpy array.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::BufWriter;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,23 +15,24 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
 
 use super::chips::{ChipFile, ChipFlags};
-use super::{ServerFlag, output};
+use super::destination::ForceFlag;
+use super::{ServerFlag, digest, output};
 
 /// Values of an embedding that a table shows.
 const SHOWN: usize = 4;
 
-/// Examples:
-///   shipreid embed 0003_RGB.tif 0003_SAR.tif
-///   shipreid embed --modality sar --pixel-size 1.25 chip.png --json
-///   shipreid embed chips/ --npy embeddings.npy
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid embed 0003_RGB.tif 0003_SAR.tif
+  shipreid embed --modality sar --pixel-size 1.25 chip.png --json
+  shipreid embed chips/ --npy embeddings.npy")]
 pub struct Embed {
     #[command(flatten)]
     chips: ChipFlags,
     #[command(flatten)]
     server: ServerFlag,
-    /// Digest of the model; default: the active model.
+    /// Digest of the model, or its first 8 digits and more; default: the active model.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
     model: String,
     /// Chips in one call.
@@ -46,20 +47,24 @@ pub struct Embed {
     /// Writes a float32 array [files, dimension] for numpy, unless a chip fails.
     #[arg(long, value_name = "FILE")]
     npy: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
 }
 
 impl Embed {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        self.npy.iter().try_for_each(|file| self.force.check(file))?;
         let chips = self.chips.read()?;
         let timeout =
             Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
         let client = self.server.connect().await?;
+        let model = digest::resolve(&client, &self.model).await?;
         let progress = progress(chips.len());
         let mut results = Vec::new();
         for batch in chips.chunks(usize::from(self.batch)) {
             let request = EmbedRequest {
                 chips: batch.iter().map(|file| file.chip.clone()).collect(),
-                model: self.model.clone(),
+                model: model.clone(),
                 priority: Priority::Bulk.into(),
             };
             results.extend(client.embed(request, Some(timeout)).await?.results);
@@ -68,9 +73,12 @@ impl Embed {
         progress.finish_and_clear();
         let failed = results.iter().filter(|result| embedding(result).is_none()).count();
         match &self.npy {
-            Some(path) if failed == 0 => write_npy(path, &results)?,
-            _ if self.json => print_json(&chips, &results)?,
-            _ => output::say(table(&chips, &results))?,
+            Some(path) if failed == 0 => {
+                self.force.write(path, |file| write_npy(file, &results))?;
+                output::remark(format_args!("wrote {} embeddings to {}", results.len(), path.display()));
+            }
+            _ if self.json => print_json(&chips, &results),
+            _ => output::say(table(&chips, &results)),
         }
         if failed > 0 {
             bail!("{failed} of {} chips have no embedding", chips.len());
@@ -121,8 +129,7 @@ fn table(files: &[ChipFile], results: &[EmbedResult]) -> Table {
     table
 }
 
-fn print_json(files: &[ChipFile], results: &[EmbedResult]) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
+fn print_json(files: &[ChipFile], results: &[EmbedResult]) {
     for (file, result) in files.iter().zip(results) {
         let mut line = json!({
             "file": file.path,
@@ -136,19 +143,15 @@ fn print_json(files: &[ChipFile], results: &[EmbedResult]) -> anyhow::Result<()>
             }
             None => line["error"] = json!({ "reason": "", "message": "the server gave no result" }),
         }
-        writeln!(out, "{line}")?;
+        output::say(line);
     }
-    Ok(())
 }
 
-fn write_npy(path: &Path, results: &[EmbedResult]) -> anyhow::Result<()> {
+fn write_npy(file: &mut BufWriter<File>, results: &[EmbedResult]) -> anyhow::Result<()> {
     let rows: Vec<&[f32]> = results.iter().filter_map(embedding).collect();
     let dimension = rows.first().map_or(0, |row| row.len());
-    let file = BufWriter::new(File::create(path).with_context(|| path.display().to_string())?);
     let shape = [rows.len() as u64, dimension as u64];
     let mut writer = npyz::WriteOptions::new().default_dtype().shape(&shape).writer(file).begin_nd()?;
     writer.extend(rows.concat())?;
-    writer.finish()?;
-    eprintln!("wrote {} embeddings of {dimension} values to {}", rows.len(), path.display());
-    Ok(())
+    Ok(writer.finish()?)
 }

@@ -229,10 +229,10 @@ impl Tally {
 
     fn print(&self, gallery: &str) {
         self.warned.iter().chain(&self.failed).for_each(output::remark);
-        println!(
+        output::say(format_args!(
             "{gallery}: {} entries created, {} replaced, {} there already",
             self.created, self.replaced, self.unchanged
-        );
+        ));
     }
 }
 

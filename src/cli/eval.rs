@@ -26,9 +26,10 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
 
-use super::access::AccessFlags;
+use super::access::{AccessFlags, endpoint_of_environment};
+use super::destination::ForceFlag;
 use super::embed::progress;
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
@@ -37,12 +38,12 @@ const SHEET: Extent = Extent { queries: 20, ranks: 10 };
 /// What a chip is resized to where only its extent is read.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
-/// Examples:
-///   shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
-///   shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
-///   shipreid eval --data HOSS --by-size
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
+  shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
+  shipreid eval --data HOSS --by-size")]
 pub struct Eval {
     /// The folder that holds query and bounding_box_test.
     #[arg(long, value_name = "FOLDER")]
@@ -53,7 +54,8 @@ pub struct Eval {
     /// Re-ranks with k-reciprocal encoding (k1 50, k2 15, lambda 0.3).
     #[arg(long)]
     rerank: bool,
-    /// Evaluates a running server instead of a model in this process.
+    /// A running server in the place of a model in this process; without it and without --config and --set, the one that
+    /// SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
     #[command(flatten)]
@@ -66,6 +68,8 @@ pub struct Eval {
     /// Draws ranked lists: one query per row, framed in white, then the ten best, correct in green, wrong in red.
     #[arg(long, value_name = "FILE.png", conflicts_with = "by_size")]
     sheet: Option<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
@@ -74,13 +78,14 @@ pub struct Eval {
 impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
+        self.sheet.iter().try_for_each(|sheet| self.force.check(sheet))?;
         let set = TestSet::read(&self.data)?;
         if self.by_size {
             return self.print(&set.report_by_size(&protocols)?);
         }
-        let embedded = match &self.endpoint {
+        let embedded = match self.endpoint() {
             Some(endpoint) => Runtime::new()?
-                .block_on(async { set.embed_remotely(&self.access.connect(endpoint).await?).await })?,
+                .block_on(async { set.embed_remotely(&self.access.connect(&endpoint).await?).await })?,
             None => {
                 let config = self.config.clone().load()?;
                 prepare(app::threads_per_worker(&config))?;
@@ -91,17 +96,23 @@ impl Eval {
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
             let ranked =
                 embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
-            set.picture(&ranked)?.save(path)?;
-            eprintln!("ranked lists of protocol {protocol} in {}", path.display());
+            self.force.write_picture(path, &set.picture(&ranked)?)?;
+            output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
         }
         Ok(())
     }
 
+    /// The server that is measured; none where it is a model in this process.
+    fn endpoint(&self) -> Option<String> {
+        let of_environment = || if self.config.is_given() { None } else { endpoint_of_environment() };
+        self.endpoint.clone().or_else(of_environment)
+    }
+
     fn print(&self, report: &Value) -> Result<(), Failure> {
         if self.json {
-            println!("{report}");
+            output::say(report);
         } else {
-            println!("{}", table(report));
+            output::say(table(report));
         }
         Ok(())
     }

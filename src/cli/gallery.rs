@@ -5,17 +5,18 @@ use std::path::PathBuf;
 
 use anyhow::bail;
 use clap::Subcommand;
-use comfy_table::{Table, presets};
 use shipreid::client::ClientError;
 use shipreid::wire::{
-    CreateGalleryRequest, DeleteEntriesRequest, DeleteGalleryRequest, Entry, EntryIds, EntryUpdate,
-    ExportGalleryRequest, Gallery as Description, GetGalleryRequest, ListEntriesRequest,
-    ListGalleriesRequest, UpdateEntriesRequest, delete_entries_request,
+    CreateGalleryRequest, DeleteEntriesRequest, DeleteGalleryRequest, EntryIds, EntryUpdate,
+    ExportGalleryRequest, MergeVesselsRequest, UpdateEntriesRequest, delete_entries_request,
 };
 
+use super::confirm::ConfirmFlag;
+use super::destination::ForceFlag;
 use super::enroll::Enroll;
+use super::gallery_list::{List, ListEntries, Show, galleries};
 use super::labels::LabelFlags;
-use super::{ServerFlag, output};
+use super::{Refusal, ServerFlag, digest, output};
 
 #[derive(Subcommand)]
 pub enum Gallery {
@@ -23,7 +24,7 @@ pub enum Gallery {
     Create {
         /// 1 to 64 of a-z, 0-9, "-" and "_", starting with a letter.
         name: String,
-        /// Digest of its model; default: the active model.
+        /// Digest of its model, or its first 8 digits and more; default: the active model.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
         model: String,
         /// Stores embeddings only: the gallery can never be re-embedded by another model.
@@ -32,18 +33,20 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Lists the galleries, or the entries of one.
-    List {
-        name: Option<String>,
-        #[command(flatten)]
-        server: ServerFlag,
-    },
+    /// Lists the galleries.
+    List(List),
+    /// Tells of one gallery.
+    Show(Show),
+    /// Lists the entries of a gallery, all of them or some.
+    ListEntries(ListEntries),
     /// Deletes a gallery, or some of its entries. Final.
     Delete {
         name: String,
         /// Deletes these entries instead of the gallery.
         #[arg(long = "entry", value_name = "ID")]
         entries: Vec<String>,
+        #[command(flatten)]
+        confirm: ConfirmFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -59,6 +62,8 @@ pub enum Gallery {
         /// Embeddings only, without chips.
         #[arg(long)]
         without_chips: bool,
+        #[command(flatten)]
+        force: ForceFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -84,68 +89,70 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
+    /// Says that vessels are one: their entries move to it.
+    ///
+    /// Example: shipreid gallery merge harbour 0003 0017 --into 0003
+    #[command(verbatim_doc_comment)]
+    Merge {
+        name: String,
+        /// The vessels; the one that they are may be among them.
+        #[arg(required = true, value_name = "VESSEL")]
+        vessels: Vec<String>,
+        /// The vessel that they all are.
+        #[arg(long, value_name = "VESSEL")]
+        into: String,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
 }
 
 impl Gallery {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Create { name, model, without_chips, server } => {
+                let client = server.connect().await?;
+                let model = digest::resolve(&client, &model).await?;
                 let request = CreateGalleryRequest { name, model, keep_chips: Some(!without_chips) };
-                let answer = server.connect().await?.galleries().create_gallery(request).await;
+                let answer = client.galleries().create_gallery(request).await;
                 let made = answer.map_err(ClientError::from)?.into_inner().gallery;
-                println!("{}", galleries(made.into_iter()));
+                output::say(galleries(made.as_slice()));
                 Ok(())
             }
-            Self::List { name: None, server } => list(&server).await,
-            Self::List { name: Some(name), server } => list_entries(&server, name).await,
-            Self::Delete { name, entries, server } => delete(&server, name, entries).await,
+            Self::List(list) => list.run().await,
+            Self::Show(show) => show.run().await,
+            Self::ListEntries(list) => list.run().await,
+            Self::Delete { name, entries, confirm, server } => {
+                confirm.confirm(&deletion(&name, &entries))?;
+                delete(&server, name, entries).await
+            }
             Self::Enroll(enroll) => enroll.run().await,
-            Self::Export { name, file, without_chips, server } => {
+            Self::Export { name, file, without_chips, force, server } => {
+                force.check_file(&file)?;
                 let request = ExportGalleryRequest { gallery: name, with_chips: !without_chips };
                 let bytes = server.connect().await?.export_gallery(request, &file).await?;
-                println!("{bytes} bytes in {}", file.display());
+                output::say(format_args!("{bytes} bytes in {}", file.display()));
                 Ok(())
             }
             Self::Import { name, file, server } => {
                 let made = server.connect().await?.import_gallery(name, &file).await?;
-                println!("{}", galleries(std::iter::once(made)));
+                output::say(galleries(&[made]));
                 Ok(())
             }
             Self::Update { name, entries, vessel, labels, server } => {
                 update(&server, name, entries, vessel, labels.parse()?).await
             }
+            Self::Merge { name, vessels, into, server } => merge(&server, name, vessels, into).await,
         }
     }
 }
 
-async fn list(server: &ServerFlag) -> anyhow::Result<()> {
-    let mut client = server.connect().await?.galleries();
-    let (mut found, mut request) = (Vec::new(), ListGalleriesRequest::default());
-    loop {
-        let page = client.list_galleries(request).await.map_err(ClientError::from)?.into_inner();
-        found.extend(page.galleries);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request = ListGalleriesRequest { page_token: page.next_page_token, ..Default::default() };
+/// What a command is about to do.
+fn deletion(name: &str, entries: &[String]) -> String {
+    match entries {
+        [] => format!("delete gallery {name} with all its entries"),
+        [entry] => format!("delete entry {entry} of gallery {name}"),
+        several => format!("delete {} entries of gallery {name}", several.len()),
     }
-    Ok(output::say(galleries(found.into_iter()))?)
-}
-
-async fn list_entries(server: &ServerFlag, gallery: String) -> anyhow::Result<()> {
-    let mut client = server.connect().await?.galleries();
-    client.get_gallery(GetGalleryRequest { name: gallery.clone() }).await.map_err(ClientError::from)?;
-    let mut request = ListEntriesRequest { gallery, page_size: 1000, ..Default::default() };
-    let mut rows = Vec::new();
-    loop {
-        let page = client.list_entries(request.clone()).await.map_err(ClientError::from)?.into_inner();
-        rows.extend(page.entries);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        request.page_token = page.next_page_token;
-    }
-    Ok(output::say(entries(&rows))?)
 }
 
 async fn delete(server: &ServerFlag, name: String, entries: Vec<String>) -> anyhow::Result<()> {
@@ -155,13 +162,13 @@ async fn delete(server: &ServerFlag, name: String, entries: Vec<String>) -> anyh
             .delete_gallery(DeleteGalleryRequest { name: name.clone() })
             .await
             .map_err(ClientError::from)?;
-        println!("{name} is deleted");
+        output::say(format_args!("{name} is deleted"));
         return Ok(());
     }
     let selection = delete_entries_request::Selection::Ids(EntryIds { entry_ids: entries });
     let request = DeleteEntriesRequest { gallery: name, selection: Some(selection) };
     let answer = client.delete_entries(request).await.map_err(ClientError::from)?.into_inner();
-    println!("{} entries deleted", answer.deleted);
+    output::say(format_args!("{} entries deleted", answer.deleted));
     Ok(())
 }
 
@@ -176,7 +183,7 @@ async fn update(
     paths.extend(vessel.is_some().then(|| "vessel_id".to_owned()));
     paths.extend((!labels.is_empty()).then(|| "labels".to_owned()));
     if paths.is_empty() {
-        bail!("nothing to change: give --vessel or --label");
+        bail!(Refusal("nothing to change: give --vessel or --label".to_owned()));
     }
     let vessel_id = vessel.unwrap_or_default();
     let update = |entry_id| EntryUpdate {
@@ -192,91 +199,26 @@ async fn update(
     };
     let mut client = server.connect().await?.galleries();
     let answer = client.update_entries(request).await.map_err(ClientError::from)?.into_inner();
-    println!("{} entries updated", answer.updated);
+    output::say(format_args!("{} entries updated", answer.updated));
     if !answer.missing_entry_ids.is_empty() {
         bail!("not there: {}", answer.missing_entry_ids.join(", "));
     }
     Ok(())
 }
 
-fn galleries(galleries: impl Iterator<Item = Description>) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["gallery", "entries", "vessels", "MiB", "chips", "model", "remarks"]);
-    for gallery in galleries {
-        let remarks = remarks(&gallery);
-        table.add_row([
-            gallery.name,
-            gallery.entries.to_string(),
-            gallery.vessels.to_string(),
-            format!("{:.1}", gallery.stored_bytes as f64 / f64::from(1 << 20)),
-            if gallery.keeps_chips { "kept" } else { "none" }.to_owned(),
-            gallery.model.chars().take(12).collect(),
-            remarks,
-        ]);
+async fn merge(
+    server: &ServerFlag,
+    gallery: String,
+    vessels: Vec<String>,
+    into: String,
+) -> anyhow::Result<()> {
+    let vessel_ids: Vec<String> = vessels.into_iter().filter(|vessel| *vessel != into).collect();
+    if vessel_ids.is_empty() {
+        bail!(Refusal(format!("{into} is the only vessel: name another one that it is")));
     }
-    table
-}
-
-/// What keeps a gallery from being written to, and how far it is on its way to another model.
-fn remarks(gallery: &Description) -> String {
-    let following = gallery.following.as_ref().map(|following| {
-        let model: String = following.model.chars().take(12).collect();
-        let done = format!("{} of {} entries", following.embedded_entries, gallery.entries);
-        match following.stalled_reason.as_str() {
-            "" => format!("follows model {model}: {done}"),
-            reason => format!("does not get to model {model} ({done}): {reason}"),
-        }
-    });
-    let read_only = Some(gallery.read_only_reason.clone()).filter(|reason| !reason.is_empty());
-    read_only.into_iter().chain(following).collect::<Vec<_>>().join("; ")
-}
-
-fn entries(entries: &[Entry]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    table.set_header(["entry", "vessel", "modality", "observed at", "position", "labels"]);
-    for entry in entries {
-        let observation = entry.observation.clone().unwrap_or_default();
-        let position = observation.latitude.zip(observation.longitude);
-        let mut labels: Vec<_> = entry.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        labels.sort();
-        table.add_row([
-            entry.entry_id.clone(),
-            entry.vessel_id.clone(),
-            entry.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase(),
-            observation.observed_at.map_or_else(String::new, |time| time.to_string()),
-            position
-                .map_or_else(String::new, |(latitude, longitude)| format!("{latitude:.4}, {longitude:.4}")),
-            labels.join(" "),
-        ]);
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use shipreid::wire::Following;
-
-    use super::*;
-
-    #[test]
-    fn remarks_say_what_holds_a_gallery_up() {
-        assert_eq!(remarks(&Description::default()), "");
-        let following = Following { model: "4f2c".repeat(16), embedded_entries: 2, ..Following::default() };
-        let on_its_way =
-            Description { entries: 3, following: Some(following.clone()), ..Description::default() };
-        assert_eq!(remarks(&on_its_way), "follows model 4f2c4f2c4f2c: 2 of 3 entries");
-        let stalled = Following { stalled_reason: "1 entries have no chip".into(), ..following };
-        let held_up = Description {
-            read_only_reason: "writing gallery.redb: no storage space".into(),
-            following: Some(stalled),
-            ..on_its_way
-        };
-        assert_eq!(
-            remarks(&held_up),
-            "writing gallery.redb: no storage space; does not get to model 4f2c4f2c4f2c (2 of 3 entries): 1 entries have \
-             no chip"
-        );
-    }
+    let request = MergeVesselsRequest { gallery, vessel_ids, into: into.clone() };
+    let mut client = server.connect().await?.galleries();
+    let answer = client.merge_vessels(request).await.map_err(ClientError::from)?.into_inner();
+    output::say(format_args!("{} entries moved to {into}", answer.moved_entries));
+    Ok(())
 }

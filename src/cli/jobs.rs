@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use shipreid::client::{Beginning, Client, Follower, state_name};
@@ -10,8 +10,11 @@ use shipreid::job_page::{History, page};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 
+use super::confirm::ConfirmFlag;
+use super::destination::ForceFlag;
+use super::json::JsonFlag;
 use super::live::{Notice, Until, Watched, watch, watch_to_the_end};
-use super::{Failure, ServerFlag};
+use super::{Failure, ServerFlag, output};
 
 #[derive(Subcommand)]
 pub enum Jobs {
@@ -20,6 +23,16 @@ pub enum Jobs {
         /// In this state only: queued, running, cancelling, cancelled, failed, finished or interrupted. May be repeated.
         #[arg(long = "state", value_name = "STATE", value_parser = state)]
         states: Vec<JobState>,
+        #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Tells of one job: as JSON also of its configuration and every evaluation.
+    Show {
+        job: String,
+        #[command(flatten)]
+        json: JsonFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -38,8 +51,14 @@ pub enum Jobs {
     /// Resumes a job from its last checkpoint.
     Resume(Named),
     /// Deletes a job that has ended, with its checkpoints. Final.
-    Delete(Named),
-    /// Prints a job's log.
+    Delete {
+        job: String,
+        #[command(flatten)]
+        confirm: ConfirmFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Prints what a job has logged.
     Logs {
         job: String,
         /// Keeps printing until the job ends.
@@ -54,6 +73,8 @@ pub enum Jobs {
         /// File to write; default: JOB.html.
         #[arg(long, value_name = "FILE.html")]
         out: Option<PathBuf>,
+        #[command(flatten)]
+        force: ForceFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
@@ -70,14 +91,16 @@ pub struct Named {
 impl Jobs {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self {
-            Self::List { states, server } => {
-                let jobs = server.connect().await?.list_training_jobs(&states).await?;
-                println!("{}", table(&jobs));
+            Self::List { states, json, server } => {
+                json.print(&server.connect().await?.list_training_jobs(&states).await?, table);
+            }
+            Self::Show { job, json, server } => {
+                json.print(&[server.connect().await?.training_job(&job).await?], table);
             }
             Self::Watch { job, from, server } => {
                 let beginning = from.map_or(Beginning::Oldest, Beginning::Event);
                 let follower = server.connect().await?.watch_training(&job, beginning);
-                return watch_to_the_end(follower, &server.endpoint).await;
+                return watch_to_the_end(follower, &server.endpoint()).await;
             }
             Self::Cancel(Named { job, server }) => {
                 tell(&server.connect().await?.cancel_training(&job).await?);
@@ -85,12 +108,19 @@ impl Jobs {
             Self::Resume(Named { job, server }) => {
                 tell(&server.connect().await?.resume_training(&job).await?);
             }
-            Self::Delete(Named { job, server }) => {
+            Self::Delete { job, confirm, server } => {
+                confirm.confirm(&format!("delete {job} with its checkpoints"))?;
                 server.connect().await?.delete_training(&job).await?;
-                println!("{job} is deleted");
+                output::say(format_args!("{job} is deleted"));
             }
             Self::Logs { job, follow, server } => logs(&server.connect().await?, &job, follow).await?,
-            Self::Report { job, out, server } => report(&server.connect().await?, &job, out).await?,
+            Self::Report { job, out, force, server } => {
+                let out = out.unwrap_or_else(|| PathBuf::from(format!("{job}.html")));
+                force.check(&out)?;
+                let page = report(&server.connect().await?, &job).await?;
+                force.write_bytes(&out, page)?;
+                output::say(out.display());
+            }
         }
         Ok(())
     }
@@ -102,30 +132,26 @@ fn state(text: &str) -> Result<JobState, String> {
 }
 
 fn tell(job: &TrainingJob) {
-    println!("{} is {}", job.job_id, state_name(job.state()));
+    output::say(format_args!("{} is {}", job.job_id, state_name(job.state())));
 }
 
 async fn logs(client: &Client, job: &str, follow: bool) -> anyhow::Result<()> {
     let until = if follow { Until::End } else { Until::Event(client.training_job(job).await?.last_event) };
     read(&mut client.watch_training(job, Beginning::Oldest), until, &mut |event| {
         if let Some(Event::LogLine(line)) = &event.event {
-            println!("{line}");
+            output::say(line);
         }
     })
     .await?;
     Ok(())
 }
 
-async fn report(client: &Client, job: &str, out: Option<PathBuf>) -> anyhow::Result<()> {
+async fn report(client: &Client, job: &str) -> anyhow::Result<String> {
     let known = client.training_job(job).await?;
     let mut history = History::default();
     let mut follower = client.watch_training(job, Beginning::Oldest);
     let ended = read(&mut follower, Until::Event(known.last_event), &mut |event| history.add(event)).await?;
-    let out = out.unwrap_or_else(|| PathBuf::from(format!("{job}.html")));
-    let page = page(&ended.unwrap_or(known), &history);
-    std::fs::write(&out, page).with_context(|| out.display().to_string())?;
-    println!("{}", out.display());
-    Ok(())
+    Ok(page(&ended.unwrap_or(known), &history))
 }
 
 /// Reads events without a live bar; the job, if it has ended.
@@ -134,12 +160,15 @@ async fn read(
     until: Until,
     take: &mut dyn FnMut(&TrainEvent),
 ) -> anyhow::Result<Option<TrainingJob>> {
-    let mut see = |notice: Notice| match notice {
+    let mut see = |seen: Notice| match seen {
         Notice::Event(event) => take(event),
         Notice::Lost { cause, wait } => {
-            eprintln!("lost: {cause}; trying again in {:.1} s, until it is back", wait.as_secs_f64());
+            output::remark(format_args!(
+                "lost: {cause}; trying again in {:.1} s, until it is back",
+                wait.as_secs_f64()
+            ));
         }
-        Notice::Back => eprintln!("connected again"),
+        Notice::Back => output::remark("connected again"),
     };
     match watch(follower, until, &mut see).await? {
         Watched::Ended(job) => Ok(Some(*job)),

@@ -17,11 +17,11 @@ pub enum Key {
     New(New),
 }
 
-/// Examples:
-///   shipreid key new --tenant harbour --role embed --role match >> keys.toml
-///   shipreid key new --id ops-2026 --role admin --days 90 >> keys.toml 2> ops.key
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid key new --tenant harbour --role embed --role match >> keys.toml
+  shipreid key new --id ops-2026 --role admin --days 90 >> keys.toml 2> ops.key")]
 pub struct New {
     /// What the key may do: embed, match, enrol, train or admin. May be repeated.
     #[arg(long = "role", required = true, value_name = "ROLE", value_parser = role)]
@@ -43,7 +43,7 @@ impl Key {
         let not_after = new.days.map(|days| SystemTime::now() + DAY * u32::from(days));
         let key = NewKey { id: new.id, tenant: new.tenant, roles: new.roles, not_after };
         let made = key.make().map_err(|problem| anyhow!(problem))?;
-        output::say(made.block)?;
+        output::say(made.block);
         output::remark(made.token);
         Ok(())
     }

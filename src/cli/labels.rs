@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use anyhow::Context;
 use clap::Args;
+
+use super::Refusal;
 
 /// Labels of entries.
 #[derive(Args)]
@@ -15,13 +16,27 @@ pub struct LabelFlags {
 
 impl LabelFlags {
     /// # Errors
-    /// A flag without "=".
-    pub fn parse(&self) -> anyhow::Result<HashMap<String, String>> {
-        let label = |flag: &String| {
-            let (name, value) =
-                flag.split_once('=').with_context(|| format!("--label {flag}: write NAME=VALUE"))?;
-            Ok((name.to_owned(), value.to_owned()))
-        };
-        self.labels.iter().map(label).collect()
+    /// A flag without "=", or one name in two of them.
+    pub fn parse(&self) -> Result<HashMap<String, String>, Refusal> {
+        parse(&self.labels)
     }
+}
+
+/// The labels that `flags` give as `NAME=VALUE`.
+///
+/// # Errors
+/// A flag without "=", or one name in two of them.
+pub fn parse(flags: &[String]) -> Result<HashMap<String, String>, Refusal> {
+    let mut labels = HashMap::new();
+    for flag in flags {
+        let Some((name, value)) = flag.split_once('=') else {
+            return Err(Refusal(format!("--label {flag}: write NAME=VALUE")));
+        };
+        if labels.insert(name.to_owned(), value.to_owned()).is_some() {
+            return Err(Refusal(format!(
+                "the label {name} is given twice: one value is all that an entry has"
+            )));
+        }
+    }
+    Ok(labels)
 }

@@ -9,11 +9,9 @@ use shipreid::wire::{
 };
 use tokio::signal;
 
-use super::Failure;
 use super::training_bar::{Step, TrainingBar};
+use super::{FAILED, Failure, output};
 
-/// Exit code after a job that failed.
-const FAILED: u8 = 1;
 /// Exit code after a job that was cancelled.
 const CANCELLED: u8 = 3;
 /// Exit code after Ctrl-C, as shells have it.
@@ -242,20 +240,31 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
     let (id, here) = (&job.job_id, at(endpoint));
     match job.state() {
         JobState::Failed => {
-            eprintln!("{id} failed: {} ({})", job.failure_message, job.failure_reason);
-            eprintln!("  what it said:                        shipreid jobs logs {id}{here}");
-            eprintln!("  to resume from its last checkpoint:  shipreid jobs resume {id}{here}");
+            output::remark(format_args!("{id} failed: {} ({})", job.failure_message, job.failure_reason));
+            output::remark(format_args!(
+                "  what it said:                        shipreid jobs logs {id}{here}"
+            ));
+            output::remark(format_args!(
+                "  to resume from its last checkpoint:  shipreid jobs resume {id}{here}"
+            ));
             Err(Failure::Told(FAILED))
         }
         JobState::Cancelled => {
-            eprintln!("{id} was cancelled");
-            eprintln!("  to resume from its last checkpoint:  shipreid jobs resume {id}{here}");
+            output::remark(format_args!("{id} was cancelled"));
+            output::remark(format_args!(
+                "  to resume from its last checkpoint:  shipreid jobs resume {id}{here}"
+            ));
             Err(Failure::Told(CANCELLED))
         }
         _ => {
-            println!("{id} made the model {}", job.model);
-            println!("  to let it answer:                    shipreid model activate {}{here}", job.model);
-            println!("  for a page about the run:            shipreid jobs report {id}{here}");
+            output::say(format_args!("{id} made the model {}", job.model));
+            output::say(format_args!(
+                "  to let it answer:                    shipreid model activate {}{here}",
+                job.model
+            ));
+            output::say(format_args!(
+                "  for a page about the run:            shipreid jobs report {id}{here}"
+            ));
             Ok(())
         }
     }
@@ -266,16 +275,18 @@ pub fn tell_way_back(follower: &Follower, endpoint: &str) {
     let here = at(endpoint);
     match follower.job_id() {
         Some(id) => {
-            println!("{id} keeps running");
-            println!(
+            output::say(format_args!("{id} keeps running"));
+            output::say(format_args!(
                 "  to come back:                        shipreid jobs watch {id} --from {}{here}",
                 follower.next_event()
-            );
-            println!("  to stop it:                          shipreid jobs cancel {id}{here}");
+            ));
+            output::say(format_args!(
+                "  to stop it:                          shipreid jobs cancel {id}{here}"
+            ));
         }
         None => {
-            println!("the server had not answered yet");
-            println!("  whether it has the job:              shipreid jobs list{here}");
+            output::say("the server had not answered yet");
+            output::say(format_args!("  whether it has the job:              shipreid jobs list{here}"));
         }
     }
 }
@@ -288,7 +299,7 @@ pub fn refused(cause: ClientError) -> Failure {
     }
     for violation in &violations {
         let field = violation.field.strip_prefix("config_toml.").unwrap_or(&violation.field);
-        eprintln!("{field}: {}", violation.description);
+        output::remark(format_args!("{field}: {}", violation.description));
     }
     Failure::Unusable(anyhow::anyhow!("job rejected: {} invalid", count(violations.len())))
 }

@@ -49,9 +49,9 @@ pub struct LoadFlags {
     json: bool,
 }
 
-/// Example: shipreid bench closed ../shared/data/hoss165 --concurrency 16
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench closed ../shared/data/hoss165 --concurrency 16")]
 pub struct Closed {
     #[command(flatten)]
     load: LoadFlags,
@@ -60,12 +60,12 @@ pub struct Closed {
     concurrency: usize,
 }
 
-/// Example: shipreid bench open ../shared/data/hoss165 --rate 30 --timeout 2
-///
-/// Latencies are measured from the time at which a call was due, so that a slow server cannot hide its delay by
-/// holding back the load (coordinated omission).
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench open ../shared/data/hoss165 --rate 30 --timeout 2
+
+Latencies count from the time at which a call was due, so that a slow server cannot hide its delay by
+keeping the load away (coordinated omission).")]
 pub struct Open {
     #[command(flatten)]
     load: LoadFlags,

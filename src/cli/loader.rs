@@ -13,12 +13,12 @@ use shipreid::train::{
     DataRoots, DataSet, Shard, Source, TrainConfig, TrainConfigError, TrainingInputs, in_order,
 };
 
-use super::Failure;
 use super::bare::process_cpu;
+use super::{Failure, output};
 
-/// Example: shipreid bench loader configs/train/demo.toml --set data.root=data/synthetic/synthetic_hoss
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Example: shipreid bench loader configs/train/demo.toml --set data.root=data/synthetic/synthetic_hoss")]
 pub struct Loader {
     /// Training configuration with data set, batch and augmentation.
     #[arg(value_name = "FILE")]
@@ -39,7 +39,7 @@ impl Loader {
             DataSet::Identities(source) => measure(&config, source, duration)?,
             DataSet::Pairs(source) => measure(&config, source, duration)?,
         };
-        println!("{measured}");
+        output::say(measured);
         Ok(())
     }
 

@@ -4,18 +4,25 @@ mod access;
 mod bare;
 mod calibrate;
 mod chips;
+mod confirm;
 mod demo;
+mod destination;
+mod digest;
 mod embed;
 mod enroll;
 mod eval;
+mod filter;
 mod gallery;
+mod gallery_list;
 mod jobs;
+mod json;
 mod key;
 mod known;
 mod labels;
 mod live;
 mod load;
 mod loader;
+mod manual;
 mod model;
 mod output;
 mod ranked;
@@ -32,7 +39,8 @@ mod training_bar;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
 use shipreid::model::prepare_process;
 use shipreid::processor;
@@ -40,10 +48,16 @@ use tokio::runtime::Runtime;
 
 use access::ServerFlag;
 
+/// What people type.
+const NAME: &str = "shipreid";
+
 /// Where a server listens unless it is told otherwise.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
 
-/// Exit code of a configuration or model that cannot be used.
+/// Exit code of a command that did not do what it was asked for.
+const FAILED: u8 = 1;
+
+/// Exit code of a configuration or model that cannot be used, and of a command that was refused before it began.
 const UNUSABLE: u8 = 2;
 
 /// Ship re-identification in optical and SAR satellite images.
@@ -87,6 +101,10 @@ enum Command {
     Synth(synth::Synth),
     /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
+    /// Prints the script by which a shell completes commands.
+    Completions(manual::Completions),
+    /// Writes a manual page for every command.
+    Man(manual::Man),
 }
 
 #[derive(Subcommand)]
@@ -115,6 +133,10 @@ pub struct ConfigFlags {
 }
 
 impl ConfigFlags {
+    fn is_given(&self) -> bool {
+        self.config.is_some() || !self.settings.is_empty()
+    }
+
     fn load(self) -> Result<Config, Failure> {
         let environment = std::env::vars().collect();
         let sources = Sources { file: self.config, environment, flags: self.settings };
@@ -134,8 +156,28 @@ enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(cause: E) -> Self {
-        Self::Failed(cause.into())
+        let cause = cause.into();
+        if is_refusal(&cause) { Self::Unusable(cause) } else { Self::Failed(cause) }
     }
+}
+
+/// A command that is refused before it has done anything: what was given, and the way out, in a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refusal(String);
+
+/// Whether a command has done nothing since what it was given cannot be right, on any server.
+fn is_refusal(cause: &anyhow::Error) -> bool {
+    let of_client = cause.downcast_ref::<ClientError>().is_some_and(|cause| match cause {
+        ClientError::Endpoint { .. } | ClientError::NotEncrypted { .. } | ClientError::KeyMalformed => true,
+        ClientError::Unencrypted { .. }
+        | ClientError::Unreachable { .. }
+        | ClientError::Refused(_)
+        | ClientError::File { .. }
+        | ClientError::EventsLost { .. }
+        | ClientError::StreamEnded => false,
+    });
+    of_client || cause.is::<Refusal>()
 }
 
 /// What every command does first that runs a model or a search in this process.
@@ -145,9 +187,18 @@ fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Every command with its flags.
+fn command() -> clap::Command {
+    Arguments::command()
+}
+
 /// Runs the command of this process.
 pub fn run() -> ExitCode {
-    let done = match Arguments::parse().command {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(told) => return explain(&told),
+    };
+    let done = match arguments.command {
         Command::Serve(serve) => serve.run(),
         Command::Embed(embed) => block_on(embed.run()),
         Command::Gallery(gallery) => block_on(gallery.run()),
@@ -167,19 +218,32 @@ pub fn run() -> ExitCode {
         Command::Calibrate(calibrate) => calibrate.run(),
         Command::Synth(synth) => synth.run(),
         Command::Demo(demo) => demo.run(),
+        Command::Completions(completions) => {
+            completions.run();
+            Ok(())
+        }
+        Command::Man(man) => man.run().map_err(Failure::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failure::Unusable(cause)) => {
-            eprintln!("shipreid: {cause:#}");
+            output::remark(format_args!("shipreid: {cause:#}"));
             ExitCode::from(UNUSABLE)
         }
-        Err(Failure::Failed(cause)) if output::reader_left(&cause) => ExitCode::SUCCESS,
         Err(Failure::Failed(cause)) => {
-            eprintln!("shipreid: {cause:#}");
-            ExitCode::FAILURE
+            output::remark(format_args!("shipreid: {cause:#}"));
+            ExitCode::from(FAILED)
         }
         Err(Failure::Told(code)) => ExitCode::from(code),
+    }
+}
+
+/// Prints help, the version, or what is wrong with the arguments.
+fn explain(told: &clap::Error) -> ExitCode {
+    match told.print() {
+        Err(cause) if !told.use_stderr() => output::end(&cause),
+        // Nobody reads what is wrong; the exit code says that something is.
+        _ => ExitCode::from(if told.use_stderr() { UNUSABLE } else { 0 }),
     }
 }
 

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -17,8 +18,11 @@ use shipreid::weights::packed::{self, Part};
 use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
-use super::access::AccessFlags;
-use super::{Failure, ServerFlag, block_on};
+use super::access::{AccessFlags, endpoint_of_environment};
+use super::confirm::ConfirmFlag;
+use super::destination::{ForceFlag, check_unused};
+use super::json::JsonFlag;
+use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
 #[derive(Subcommand)]
 pub enum Model {
@@ -39,38 +43,62 @@ pub enum Model {
     /// Lists the models of a server.
     List {
         #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
+        server: ServerFlag,
+    },
+    /// Tells of one model of a server: as JSON also of its evaluations and, if it is yours, how it was trained.
+    Show {
+        /// Its digest, or the first 8 digits and more; the active model without it.
+        #[arg(default_value = "", hide_default_value = true)]
+        digest: String,
+        #[command(flatten)]
+        json: JsonFlag,
+        #[command(flatten)]
         server: ServerFlag,
     },
     /// Writes a model of a server to a file, a zip of its folder.
     Export {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         file: PathBuf,
+        #[command(flatten)]
+        force: ForceFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
     /// Activates a model of a server, without a restart or a failed call.
     Activate {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
         server: ServerFlag,
     },
     /// Deletes a model of a server. Final.
     Delete {
+        /// Its digest, or the first 8 digits and more.
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
+        #[command(flatten)]
+        confirm: ConfirmFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
 }
 
 #[derive(Args)]
-#[group(id = "destination", required = true, multiple = false, args = ["folder", "endpoint"])]
+#[group(id = "destination", multiple = false, args = ["folder", "endpoint"])]
 pub struct Import {
     /// A .pth of PyTorch (nothing in it is executed) or a .safetensors; for a server also a model folder or an exported
     /// model.
     checkpoint: PathBuf,
     /// The folder to create.
     folder: Option<PathBuf>,
-    /// The server to import to instead.
+    #[command(flatten)]
+    force: ForceFlag,
+    /// The server that gets the model instead; without it and without a folder, the one that SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     #[command(flatten)]
@@ -111,30 +139,52 @@ impl Model {
                 describe(&model, &origin);
                 Ok(())
             }
-            Self::List { server } => block_on(list(server)),
-            Self::Export { digest, file, server } => block_on(export(server, digest, file)),
+            Self::List { json, server } => block_on(list(server, json)),
+            Self::Show { digest, json, server } => block_on(show(server, digest, json)),
+            Self::Export { digest, file, force, server } => {
+                force.check_file(&file)?;
+                block_on(export(server, digest, file))
+            }
             Self::Activate { digest, server } => block_on(activate(server, digest)),
-            Self::Delete { digest, server } => block_on(delete(server, digest)),
+            Self::Delete { digest, confirm, server } => block_on(delete(server, digest, confirm)),
         }
     }
 }
 
 impl Import {
     fn run(self) -> Result<(), Failure> {
-        match (&self.folder, &self.endpoint) {
-            (Some(folder), _) => self.write_to(folder),
-            (None, Some(endpoint)) => block_on(self.send_to(endpoint)),
-            (None, None) => Err(anyhow::anyhow!("name a folder, or a server with --endpoint").into()),
+        if let Some(folder) = &self.folder {
+            return self.write_to(folder);
         }
+        let named = self.endpoint.clone().or_else(endpoint_of_environment);
+        let endpoint = named.ok_or_else(|| {
+            Refusal("name a folder to make, or a server by --endpoint or SHIPREID_ENDPOINT".to_owned())
+        })?;
+        block_on(self.send_to(&endpoint))
     }
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
+        let replaces = self.replaces(folder)?;
         let (model, origin) = open(&self.checkpoint, &self.hints)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
+        if replaces {
+            fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
         model.save(folder, &name.to_string_lossy())?;
         describe(&model, &origin);
-        println!("written to  {}", folder.display());
+        output::say(format_args!("written to  {}", folder.display()));
         Ok(())
+    }
+
+    /// Whether the folder's model makes room for another.
+    fn replaces(&self, folder: &Path) -> Result<bool, Refusal> {
+        let Err(used) = check_unused(folder) else { return Ok(false) };
+        match (folder.join(native::DESCRIPTION).is_file(), self.force.is_given()) {
+            (true, true) => Ok(true),
+            (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
+            // Whatever it is, it is more than a model.
+            (false, _) => Err(used),
+        }
     }
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
@@ -154,7 +204,7 @@ impl Import {
         let progress = move |bytes| sent.set_position(bytes);
         let model = client.import_model(&file, self.hints.to_wire(), progress).await;
         bar.finish_and_clear();
-        println!("{}", table(&[model?]));
+        output::say(table(&[model?]));
         Ok(())
     }
 }
@@ -166,33 +216,49 @@ fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 
-async fn list(server: ServerFlag) -> anyhow::Result<()> {
-    println!("{}", table(&server.connect().await?.list_models().await?));
+async fn list(server: ServerFlag, json: JsonFlag) -> anyhow::Result<()> {
+    json.print(&server.connect().await?.list_models().await?, table);
+    Ok(())
+}
+
+async fn show(server: ServerFlag, digest: String, json: JsonFlag) -> anyhow::Result<()> {
+    let client = server.connect().await?;
+    let request = GetModelRequest { digest: digest::resolve(&client, &digest).await? };
+    let answer = client.models().get_model(request).await.map_err(ClientError::from)?;
+    json.print(answer.into_inner().model.as_slice(), table);
     Ok(())
 }
 
 async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Result<()> {
     let client = server.connect().await?;
+    let digest = digest::resolve(&client, &digest).await?;
     let request = GetModelRequest { digest: digest.clone() };
     let model = client.models().get_model(request).await.map_err(ClientError::from)?.into_inner().model;
     let bar = bytes_bar(model.unwrap_or_default().stored_bytes);
     let written = client.export_model(digest, &file, |bytes| bar.set_position(bytes)).await;
     bar.finish_and_clear();
-    println!("{} bytes in {}", written?, file.display());
+    output::say(format_args!("{} bytes in {}", written?, file.display()));
     Ok(())
 }
 
 async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
-    let mut models = server.connect().await?.models();
-    let answer = models.activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
-    println!("{}", table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
+    let client = server.connect().await?;
+    let digest = digest::resolve(&client, &digest).await?;
+    let answer =
+        client.models().activate_model(ActivateModelRequest { digest }).await.map_err(ClientError::from)?;
+    output::say(table(&answer.into_inner().model.into_iter().collect::<Vec<_>>()));
     Ok(())
 }
 
-async fn delete(server: ServerFlag, digest: String) -> anyhow::Result<()> {
-    let mut models = server.connect().await?.models();
-    models.delete_model(DeleteModelRequest { digest: digest.clone() }).await.map_err(ClientError::from)?;
-    println!("model {digest} is deleted");
+async fn delete(server: ServerFlag, digest: String, confirm: ConfirmFlag) -> anyhow::Result<()> {
+    confirm.needs_terminal(&format!("delete model {digest}"))?;
+    let client = server.connect().await?;
+    // Who agrees sees the whole digest.
+    let digest = digest::resolve(&client, &digest).await?;
+    confirm.confirm(&format!("delete model {digest}"))?;
+    let request = DeleteModelRequest { digest: digest.clone() };
+    client.models().delete_model(request).await.map_err(ClientError::from)?;
+    output::say(format_args!("model {digest} is deleted"));
     Ok(())
 }
 
@@ -266,16 +332,16 @@ fn describe(model: &OpenModel, origin: &Origin) {
         FeaturePoint::BeforeNeck => "before the neck",
         FeaturePoint::AfterNeck => "after the neck",
     };
-    println!("digest      {}", model.digest);
+    output::say(format_args!("digest      {}", model.digest));
     for (title, value) in architecture.description() {
-        println!("{title:<11} {value}");
+        output::say(format_args!("{title:<11} {value}"));
     }
-    println!("feature     {feature}");
-    println!("classes     {}", architecture.classes());
+    output::say(format_args!("feature     {feature}"));
+    output::say(format_args!("classes     {}", architecture.classes()));
     if !origin.is_plain() {
-        println!("weights     {origin}");
+        output::say(format_args!("weights     {origin}"));
     }
-    println!("tensors     {} with {parameters} numbers", model.tensors.len());
+    output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
 }
 
 fn chip_size(text: &str) -> Result<ChipSize, String> {

@@ -8,22 +8,24 @@ use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
-    Candidate, Chip, EntryFilter, GroupBy, MatchQuery, MatchRequest, MatchResponse, MatchResult, Modality,
-    Ranking, Tracklet,
+    Candidate, Chip, EntryFilter, GroupBy, MatchQuery, MatchRequest, MatchResponse, MatchResult, Ranking,
+    Tracklet,
 };
 
 use super::chips::ChipFlags;
+use super::filter::FilterFlags;
 use super::known::known_of;
 use super::{ServerFlag, output};
 
 /// Queries in one call.
 const BATCH: usize = 16;
 
-/// Examples:
-///   shipreid match 0003_s01c1_SAR.tif --gallery harbour
-///   shipreid match pass/*.tif --gallery harbour --tracklet --manifest pass.jsonl --max-speed 40
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid match 0003_s01c1_SAR.tif --gallery harbour
+  shipreid match 0003_s01c1_SAR.tif --gallery harbour --among optical --from 2026-03-01T00:00:00Z --label port=west
+  shipreid match pass/*.tif --gallery harbour --tracklet --manifest pass.jsonl --max-speed 40")]
 pub struct Match {
     #[command(flatten)]
     chips: ChipFlags,
@@ -52,10 +54,7 @@ pub struct Match {
     /// Assigns the queries to distinct vessels.
     #[arg(long)]
     distinct: bool,
-    /// Candidates of this modality only.
-    #[arg(long, value_name = "optical|sar")]
-    among: Option<AmongFlag>,
-    /// Metadata of the files, as for gallery enroll.
+    /// What is known of the files, as for gallery enroll.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// Prints one JSON object per query.
@@ -63,6 +62,8 @@ pub struct Match {
     json: bool,
     #[command(flatten)]
     server: ServerFlag,
+    #[command(flatten)]
+    filter: FilterFlags,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -71,27 +72,22 @@ enum RankingFlag {
     Fused,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum AmongFlag {
-    Optical,
-    Sar,
-}
-
 impl Match {
     pub(super) async fn run(self) -> anyhow::Result<()> {
+        let filter = self.filter.filter()?;
         let queries = self.queries()?;
         let client = self.server.connect().await?;
         // A joint assignment needs all queries in one call.
         let batch = if self.distinct { queries.len() } else { BATCH };
         let mut failed = 0;
         for queries in queries.chunks(batch) {
-            let response = client.match_ships(self.request(queries)).await?;
+            let response = client.match_ships(self.request(queries, filter.clone())).await?;
             failed += response.results.iter().filter(|result| result.error.is_some()).count();
             for result in &response.results {
                 if self.json {
-                    output::say(result_json(result, &response))?;
+                    output::say(result_json(result, &response));
                 } else {
-                    output::say(format_args!("{}\n", result_text(result, &response)))?;
+                    output::say(format_args!("{}\n", result_text(result, &response)));
                 }
             }
         }
@@ -122,13 +118,7 @@ impl Match {
         Ok(queries)
     }
 
-    fn request(&self, queries: &[MatchQuery]) -> MatchRequest {
-        let among = self.among.map(|modality| match modality {
-            AmongFlag::Optical => Modality::Optical,
-            AmongFlag::Sar => Modality::Sar,
-        });
-        let filter =
-            among.map(|modality| EntryFilter { modalities: vec![modality.into()], ..EntryFilter::default() });
+    fn request(&self, queries: &[MatchQuery], filter: Option<EntryFilter>) -> MatchRequest {
         MatchRequest {
             gallery: self.gallery.clone(),
             queries: queries.to_vec(),

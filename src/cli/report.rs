@@ -11,6 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
+use super::output;
+
 /// How often the server's memory is read.
 const SAMPLE: Duration = Duration::from_millis(250);
 /// Latencies up to an hour, in microseconds to three digits.
@@ -74,9 +76,9 @@ impl Report {
     /// On standard output, as JSON or as a table.
     pub fn print(&self, as_json: bool) {
         if as_json {
-            println!("{}", self.json());
+            output::say(self.json());
         } else {
-            println!("{}", self.table());
+            output::say(self.table());
         }
     }
 

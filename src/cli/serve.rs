@@ -17,16 +17,16 @@ use shipreid::{memory, metrics, telemetry};
 use tokio::runtime::Runtime;
 
 use super::signals::Signals;
-use super::{ConfigFlags, Failure, prepare};
+use super::{ConfigFlags, Failure, output, prepare};
 
 /// What the end may take beyond its bound, so that whoever is late is told so first.
 const MARGIN: Duration = Duration::from_secs(1);
 
-/// Examples:
-///   shipreid serve --set model.preset=small
-///   shipreid serve --config configs/server.toml --set model.path=model.pth --set encoder.precision=bf16
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid serve --set model.preset=small
+  shipreid serve --config configs/server.toml --set model.path=model.pth --set encoder.precision=bf16")]
 pub struct Serve {
     #[command(flatten)]
     config: ConfigFlags,
@@ -63,7 +63,7 @@ impl Serve {
         let config = self.config.load()?;
         prepare(app::threads_per_worker(&config))?;
         let report = kernels(&config).map_err(Failure::Unusable)?;
-        println!("the configuration is valid\n{report}");
+        output::say(format_args!("the configuration is valid\n{report}"));
         Ok(())
     }
 }
@@ -100,8 +100,8 @@ fn kernels(config: &Config) -> anyhow::Result<String> {
 
 async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<Ended, Failure> {
     let Some(running) = start(config, signals).await? else { return Ok(Ended::BeforeItServed) };
-    println!("gRPC on {}", running.address);
-    println!("metrics on http://{}/metrics", running.metrics_address);
+    output::say_if_read(format_args!("gRPC on {}", running.address));
+    output::say_if_read(format_args!("metrics on http://{}/metrics", running.metrics_address));
     signals.heard().await?;
     drain(running, config, traces).await
 }

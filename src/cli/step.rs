@@ -1,7 +1,7 @@
 //! `shipreid bench step`: training steps on demand, to be timed beside those of another program.
 
 use std::fs;
-use std::io::{self, BufRead as _, Write as _};
+use std::io::{self, BufRead as _};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -16,16 +16,16 @@ use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, Tr
 use shipreid::weights::seed::seeded;
 
 use super::bare::process_cpu;
-use super::{Failure, prepare};
+use super::{Failure, output, prepare};
 
 /// Identities of the made-up data set; HOSS has about as many.
 const CLASSES: usize = 360;
 
-/// Takes one step per line of standard input, with seeded weights and noise as input, and prints its duration.
-///
-/// Example: yes | head -5 | shipreid bench step configs/train/hoss_transoss.toml --set batch.images=8
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Takes a step for each line on standard input and answers with its seconds, on seeded weights and noise.
+
+Example: yes | head -5 | shipreid bench step configs/train/hoss_transoss.toml --set batch.images=8")]
 pub struct Step {
     /// Training configuration with network, batch, optimizer and loss; its data and starting point are not read.
     #[arg(value_name = "FILE")]
@@ -50,14 +50,13 @@ impl Step {
         };
         // The first step also makes the optimizer's state.
         step(0)?;
-        println!("ready");
+        output::say("ready");
         for (number, line) in (1..).zip(io::stdin().lock().lines()) {
             line?;
             let (started, cpu) = (Instant::now(), process_cpu());
             let terms = step(number)?;
             let (seconds, cpu) = (started.elapsed().as_secs_f64(), (process_cpu() - cpu).as_secs_f64());
-            println!("{}", json!({ "seconds": seconds, "cpu_seconds": cpu, "loss": terms.total }));
-            io::stdout().flush()?;
+            output::say(json!({ "seconds": seconds, "cpu_seconds": cpu, "loss": terms.total }));
         }
         Ok(())
     }

@@ -6,14 +6,15 @@ use anyhow::bail;
 use clap::Args;
 use shipreid::synth::{self, SynthPlan};
 
-use super::Failure;
+use super::destination::check_unused;
 use super::embed::progress;
+use super::{Failure, output};
 
-/// Examples:
-///   shipreid synth --ids 200 --out target/synthetic
-///   shipreid eval --data target/synthetic/synthetic_hoss --by-size
 #[derive(Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Examples:
+  shipreid synth --ids 200 --out target/synthetic
+  shipreid eval --data target/synthetic/synthetic_hoss --by-size")]
 pub struct Synth {
     /// Ships of the HOSS layout: half for training, half for testing.
     #[arg(long, value_name = "N")]
@@ -26,7 +27,7 @@ pub struct Synth {
     views: u64,
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Folder to write synthetic_hoss, synthetic_pairs and synthetic_ships.png to.
+    /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written: a new or an empty folder.
     #[arg(long, value_name = "FOLDER")]
     out: PathBuf,
 }
@@ -42,15 +43,16 @@ impl Synth {
         if let Err(cause) = check(&plan) {
             return Err(Failure::Unusable(cause));
         }
+        check_unused(&self.out)?;
         let bar = progress((plan.ships + plan.pairs) as usize);
         synth::write(&plan, &self.out, &mut || bar.inc(1))?;
         bar.finish_and_clear();
-        println!(
+        output::say(format_args!(
             "{} synthetic ships and {} synthetic pairs in {}",
             plan.ships,
             plan.pairs,
             self.out.display()
-        );
+        ));
         Ok(())
     }
 }

@@ -7,24 +7,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, anyhow, bail};
-use clap::{ArgGroup, Args};
+use clap::Args;
 use shipreid::app;
+use shipreid::cancellation::Cancellation;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, CheckpointChoice, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName,
-    Run, RunError, Shard, TrainConfig, TrainConfigError, TrainingInputs, pace_on_cpu,
+    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName, Run, RunError, Shard,
+    TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation, pace_on_cpu, start_report,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
 
+use super::access::endpoint_of_environment;
 use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, prepare, train_job};
+use super::{Failure, Refusal, output, prepare, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -32,19 +34,20 @@ const REPORT: &str = "report.json";
 /// A JSON object for each step and evaluation.
 const EVENTS: &str = "events.jsonl";
 
-/// Examples:
-///   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
-///   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
-///   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
-///   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name "HOSS, authors' settings"
-///
-/// An interrupted run resumes from its newest checkpoint when the same command is run again. On a server, Ctrl-C
-/// leaves the job running; the exit code is 0 when it has produced its model, 1 when it failed, 3 when it was cancelled.
 #[derive(Args)]
-#[command(verbatim_doc_comment, group(ArgGroup::new("wordy").args(["from_yaml", "endpoint"]).multiple(true)))]
+#[command(after_help = "\
+Examples:
+  shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
+  shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
+  shipreid train --local configs/train/demo.toml --validate-only
+  shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
+  shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name \"HOSS, authors' settings\"
+
+An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
+leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.")]
 pub struct Train {
     /// What to train, as TOML.
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
+    #[arg(long, value_name = "FILE", conflicts_with = "words")]
     local: Option<PathBuf>,
     /// What to train, as the authors' YAML.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["local", "settings"])]
@@ -52,8 +55,8 @@ pub struct Train {
     /// One key of the TOML, as section.key=value; overrides the file. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Folder for checkpoints, events, the trained model and its report; default: the YAML's OUTPUT_DIR.
-    #[arg(long, value_name = "FOLDER", required_unless_present_any = ["from_yaml", "job", "endpoint"])]
+    /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
+    #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.
     #[arg(long = "data-root", value_name = "FOLDER")]
@@ -66,8 +69,8 @@ pub struct Train {
     job: Option<PathBuf>,
     #[command(flatten)]
     remote: RemoteFlags,
-    /// With --endpoint: what to train, as TOML. With --from-yaml: keys and values that override those of the YAML.
-    #[arg(value_name = "FILE | KEY VALUE", requires = "wordy")]
+    /// On a server: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
+    #[arg(value_name = "FILE | KEY VALUE")]
     words: Vec<String>,
 }
 
@@ -76,26 +79,53 @@ impl Train {
         if let Some(folder) = &self.job {
             return train_job::run(folder);
         }
-        if self.remote.is_given() {
+        if let Some(endpoint) = self.endpoint()? {
             let config = self.remote_config().map_err(Failure::Unusable)?;
-            return Runtime::new()?.block_on(self.remote.run(config));
+            return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
+        }
+        prepare(app::cores())?;
+        if self.remote.validates_only() {
+            return self.validate().map_err(Failure::Unusable);
         }
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
-        prepare(app::cores())?;
         telemetry::install(&server.telemetry)?;
         let asked = self.asked().map_err(Failure::Unusable)?;
         let run = self.prepare(&asked).map_err(Failure::Unusable)?;
-        let model = self.train(&asked, run)?;
+        let Trained { model, delivered } = self.train(&asked, run)?;
+        output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
             // Of an earlier run in this folder; the checkpoints could give it again.
             fs::remove_dir_all(&place)?;
         }
         model.save(&place, &asked.source.to_string_lossy())?;
-        println!("model {} in {}", model.digest, place.display());
+        output::say(format_args!("model {} in {}", model.digest, place.display()));
         evaluate(&asked, &server, model)
+    }
+
+    /// The server that trains; none where this machine does. The environment is asked where nothing else says which.
+    fn endpoint(&self) -> Result<Option<String>, Refusal> {
+        let is_local = self.local.is_some() || self.from_yaml.is_some();
+        let named = self.remote.endpoint();
+        if let (true, None, Some(flag)) = (is_local, &named, self.remote.only_on_a_server()) {
+            return Err(Refusal(format!("{flag} is for training on a server: name it by --endpoint")));
+        }
+        if is_local || named.is_some() {
+            return Ok(named);
+        }
+        let for_this_machine = [("--out", self.out.is_some()), ("--data-root", !self.data_roots.is_empty())];
+        if let Some((flag, _)) = for_this_machine.iter().find(|(_, given)| *given) {
+            return Err(Refusal(format!("{flag} is for training on this machine: write --local FILE")));
+        }
+        endpoint_of_environment().map(Some).ok_or_else(|| {
+            Refusal(
+                "name what to train: --local FILE --out FOLDER trains on this machine, FILE on the server that \
+                 --endpoint or SHIPREID_ENDPOINT names"
+                    .to_owned(),
+            )
+        })
     }
 
     /// What a server is asked to train: the file as it is, with its comments, unless something changes it.
@@ -111,10 +141,44 @@ impl Train {
         Ok(toml::to_string(&self.read_config(&source)?.0)?)
     }
 
+    /// Says whether the configuration would start a run here, and from what.
+    fn validate(&self) -> anyhow::Result<()> {
+        let source = self.source()?;
+        let (config, _) = self.read_config(source)?;
+        let checked = TrainingInputs::check(&config, &self.data_roots()?, &Cancellation::default());
+        let start = self.with_pace(&config, &Device::open(&self.device)?, checked);
+        let start = start.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
+        output::say("the configuration starts a run");
+        start_report(&config, start.as_ref()).for_each(output::say);
+        Ok(())
+    }
+
+    /// What was checked, and whether the device is fast enough for it.
+    fn with_pace<T>(
+        &self,
+        config: &TrainConfig,
+        device: &Device,
+        checked: Result<T, Vec<Violation>>,
+    ) -> Result<T, Vec<Violation>> {
+        let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
+        match (checked, pace.and_then(|pace| config.too_slow(&pace))) {
+            (Ok(checked), None) => Ok(checked),
+            (checked, too_slow) => Err(checked.err().into_iter().flatten().chain(too_slow).collect()),
+        }
+    }
+
+    fn source(&self) -> anyhow::Result<&PathBuf> {
+        self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")
+    }
+
     fn asked(&self) -> anyhow::Result<RunRequest> {
-        let source = self.local.as_ref().or(self.from_yaml.as_ref()).context("no configuration")?;
+        let source = self.source()?;
         let (config, out) = self.read_config(source)?;
-        let out = self.out.clone().or(out).context("no folder to write to: give --out, or OUTPUT_DIR")?;
+        let out = self
+            .out
+            .clone()
+            .or(out)
+            .context("no folder to write to: give --out FOLDER, or OUTPUT_DIR in the YAML")?;
         Ok(RunRequest { source: source.clone(), config, out })
     }
 
@@ -128,28 +192,24 @@ impl Train {
         let AuthorsConfig { config, out, ignored } =
             AuthorsConfig::read(&text, &self.words).with_context(name)?;
         for key in ignored {
-            println!("ignored: {key}");
+            output::say(format_args!("ignored: {key}"));
         }
         Ok((config, out))
     }
 
     fn prepare(&self, RunRequest { source, config, out }: &RunRequest) -> anyhow::Result<Run> {
         let device = Device::open(&self.device)?;
-        let pace = if device.is_cpu() { pace_on_cpu(config) } else { None };
-        let too_slow = pace.and_then(|pace| config.too_slow(&pace));
-        let inputs = match (TrainingInputs::gather(config, &self.data_roots()?, Shard::default()), too_slow) {
-            (Ok(inputs), None) => Ok(inputs),
-            (gathered, too_slow) => Err(gathered.err().into_iter().flatten().chain(too_slow).collect()),
-        };
+        let gathered = TrainingInputs::gather(config, &self.data_roots()?, Shard::default());
+        let inputs = self.with_pace(config, &device, gathered);
         let inputs =
             inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
-        let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+        let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        inputs.start_report(config).for_each(|line| println!("{line}"));
+        inputs.start_report(config).for_each(output::say);
         Ok(Run::new(config, inputs, device, checkpoints, app::cores()))
     }
 
-    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<OpenModel> {
+    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<Trained> {
         let events = asked.out.join(EVENTS);
         let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
         let mut terminal = Terminal::new(interrupted()?);
@@ -189,12 +249,12 @@ fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(),
         return Ok(());
     }
     let Ok(set) = TestSet::read(&config.data.root) else {
-        println!("no test set in {}", config.data.root.display());
+        output::say(format_args!("no test set in {}", config.data.root.display()));
         return Ok(());
     };
     let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
     fs::write(out.join(REPORT), format!("{report:#}\n"))?;
-    println!("{}", table(&report));
+    output::say(table(&report));
     Ok(())
 }
 

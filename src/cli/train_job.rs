@@ -20,8 +20,8 @@ use shipreid::reason::FailureReason;
 use shipreid::registry::{PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
-    CheckpointChoice, CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError,
-    ObjectiveName, Run, RunError, Shard, StartKind, TrainConfig, TrainConfigError, TrainingInputs, Violation,
+    CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError, ObjectiveName, Run,
+    RunError, Shard, StartKind, TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation,
     fingerprint, hoss,
 };
 use shipreid::weights::native::{self, NativeError};
@@ -71,7 +71,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         .map_err(|found| Ended::Failed(unfit(found)))?;
     let device =
         Device::open(&instructions.device).map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
-    let CheckpointChoice { keep, keep_best, .. } = config.checkpoint;
+    let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
     let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
         .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
     let fingerprint = fingerprint(&inputs.data).map_err(|cause| failed(FailureReason::DataMissing, cause))?;
@@ -79,7 +79,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     inputs.start_report(&config).for_each(|line| println!("{line}"));
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
-    let model = run.train(&mut |event| {
+    let trained = run.train(&mut |event| {
         // A checkpoint may follow: what is before it must not be lost with the server.
         let must_be_stored = matches!(event, FitEvent::EpochDone { .. } | FitEvent::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
@@ -89,7 +89,8 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let model = model.map_err(ended)?;
+    let Trained { model, delivered } = trained.map_err(ended)?;
+    event_mapper.deliver(&delivered).iter().for_each(|message| channel.say(message));
     let provenance = Provenance {
         tenant: Some(instructions.tenant),
         parent: parent(&config),

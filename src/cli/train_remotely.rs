@@ -4,47 +4,65 @@ use clap::Args;
 use shipreid::client::Followed;
 use shipreid::wire::TrainRequest;
 
-use super::Failure;
 use super::access::AccessFlags;
 use super::live::{lines_of_start, refused, tell_way_back, watch_to_the_end};
+use super::{Failure, output};
 
 /// What concerns a server alone.
 #[derive(Args)]
 pub struct RemoteFlags {
-    /// Trains on this server instead of this machine; the configuration refers to the server's folders.
+    /// Trains on this server, whose folders the configuration names, and not on this machine. Without it and without
+    /// --local and --from-yaml, on the one that SHIPREID_ENDPOINT names.
     #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device"])]
     endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
-    /// Display name of the job.
-    #[arg(long, value_name = "TEXT", requires = "endpoint")]
+    /// What people call the job.
+    #[arg(long, value_name = "TEXT")]
     name: Option<String>,
-    /// Idempotency key: the same id with the same configuration attaches to the existing job.
-    #[arg(long, value_name = "ID", requires = "endpoint")]
+    /// The same id with the same configuration attaches to the job that it started.
+    #[arg(long, value_name = "ID")]
     request_id: Option<String>,
-    /// Trains on the kept chips of this gallery, with vessels as identities.
-    #[arg(long, value_name = "NAME", requires = "endpoint")]
+    /// Learns from the kept chips of this gallery, vessels being the identities.
+    #[arg(long, value_name = "NAME")]
     gallery: Option<String>,
-    /// Reports everything that is wrong with the configuration and its data, and starts nothing.
-    #[arg(long, requires = "endpoint", conflicts_with = "detach")]
+    /// Says everything that is wrong with the configuration and its data, here or on the server, and what a run would
+    /// start from; starts nothing.
+    #[arg(long, conflicts_with = "detach")]
     validate_only: bool,
-    /// Starts the job without watching it.
-    #[arg(long, requires = "endpoint")]
+    /// Starts the job and leaves.
+    #[arg(long)]
     detach: bool,
 }
 
 impl RemoteFlags {
-    pub fn is_given(&self) -> bool {
-        self.endpoint.is_some()
+    /// The server that is named.
+    pub fn endpoint(&self) -> Option<String> {
+        self.endpoint.clone()
     }
 
-    /// Orders what `config_toml` says.
+    /// Whether nothing is to be started, here or there.
+    pub fn validates_only(&self) -> bool {
+        self.validate_only
+    }
+
+    /// A flag that says nothing to a run on this machine.
+    pub fn only_on_a_server(&self) -> Option<&'static str> {
+        let flags = [
+            ("--name", self.name.is_some()),
+            ("--request-id", self.request_id.is_some()),
+            ("--gallery", self.gallery.is_some()),
+            ("--detach", self.detach),
+        ];
+        flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
+    }
+
+    /// Orders what `config_toml` says from the server at `endpoint`.
     ///
     /// # Errors
     /// What the server refuses, and how the job ended.
-    pub async fn run(self, config_toml: String) -> Result<(), Failure> {
-        let endpoint = self.endpoint.unwrap_or_default();
-        let client = self.access.connect(&endpoint).await?;
+    pub async fn run(self, endpoint: &str, config_toml: String) -> Result<(), Failure> {
+        let client = self.access.connect(endpoint).await?;
         let request = TrainRequest {
             config_toml,
             request_id: self.request_id.unwrap_or_default(),
@@ -54,18 +72,18 @@ impl RemoteFlags {
         };
         if self.validate_only {
             let (_, start) = client.validate_training(request).await.map_err(refused)?;
-            println!("the configuration starts a run");
-            start.iter().flat_map(lines_of_start).for_each(|line| println!("{line}"));
+            output::say("the configuration starts a run");
+            start.iter().flat_map(lines_of_start).for_each(output::say);
             return Ok(());
         }
         let mut follower = client.train(request);
         if self.detach {
             while let Followed::Lost { cause, wait } = follower.next().await.map_err(refused)? {
-                eprintln!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64());
+                output::remark(format_args!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
             }
-            tell_way_back(&follower, &endpoint);
+            tell_way_back(&follower, endpoint);
             return Ok(());
         }
-        watch_to_the_end(follower, &endpoint).await
+        watch_to_the_end(follower, endpoint).await
     }
 }

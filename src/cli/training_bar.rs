@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
+use super::output;
+
 /// Nothing where standard error is no terminal; the lines stay.
 pub struct TrainingBar(ProgressBar);
 
@@ -51,7 +53,7 @@ impl TrainingBar {
 
     /// Stands above the bar.
     pub fn line(&self, text: &str) {
-        self.0.suspend(|| println!("{text}"));
+        self.0.suspend(|| output::say(text));
     }
 
     /// Takes the bar away; the lines stay.

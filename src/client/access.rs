@@ -72,7 +72,7 @@ impl Access {
         if !is_encrypted(&endpoint) {
             return match (&self.authorities, &self.identity) {
                 (None, None) => Ok(endpoint),
-                _ => Err(ClientError::Endpoint { endpoint: endpoint.uri().to_string() }),
+                _ => Err(ClientError::NotEncrypted { endpoint: endpoint.uri().to_string() }),
             };
         }
         let mut tls = match &self.authorities {

@@ -15,9 +15,13 @@ pub(super) const OLDEST_EVENT: &str = "oldest_event";
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "{endpoint} is not an endpoint: write http://host:port, or https://host:port where TLS is asked for"
+        "{endpoint:?} is no endpoint: write host:port or http://host:port, or https://host:port where the server has TLS"
     )]
     Endpoint { endpoint: String },
+    #[error(
+        "{endpoint} is not encrypted, though authorities or a certificate are given: write https://host:port"
+    )]
+    NotEncrypted { endpoint: String },
     #[error("the API key holds characters that no key has")]
     KeyMalformed,
     #[error("an API key is sent to {endpoint} over https:// only: everybody on the way could read it")]
@@ -75,6 +79,7 @@ impl ClientError {
             },
             Self::Unreachable { .. } | Self::StreamEnded => true,
             Self::Endpoint { .. }
+            | Self::NotEncrypted { .. }
             | Self::KeyMalformed
             | Self::Unencrypted { .. }
             | Self::File { .. }

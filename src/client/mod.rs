@@ -1,6 +1,7 @@
 //! The gRPC client that the command line and the tests share.
 
 mod access;
+mod endpoint;
 mod error;
 mod follow;
 mod gallery;
@@ -16,7 +17,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::Code;
 use tonic::service::interceptor::InterceptedService;
-use tonic::transport::Endpoint;
 
 pub use access::{Access, ApiKey, Transport};
 pub use error::{ClientError, Violation};
@@ -55,7 +55,7 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `http://host:port` as nobody in particular.
+    /// Connects to `host:port`, in plain text, as nobody in particular.
     ///
     /// # Errors
     /// A malformed endpoint, or no server there.
@@ -63,14 +63,15 @@ impl Client {
         Self::connect_as(endpoint, &Access::default()).await
     }
 
-    /// Connects to `http://host:port` or `https://host:port`, with what the server asks for.
+    /// Connects to `host:port`, `http://host:port` or `https://host:port`, with what the server asks for. Without a
+    /// scheme it is encrypted where `access` says by whom the server is known, or the client.
     ///
     /// # Errors
     /// A malformed endpoint, a file that cannot be read, a key that would travel unencrypted, or no server there that
     /// one of the authorities vouches for.
     pub async fn connect_as(endpoint: &str, access: &Access) -> Result<Self, ClientError> {
-        let target = Endpoint::from_shared(endpoint.to_owned())
-            .map_err(|_| ClientError::Endpoint { endpoint: endpoint.into() })?;
+        let target = endpoint::parse(endpoint, access)?;
+        let tried = target.uri().to_string().trim_end_matches('/').to_owned();
         let credentials = access.credentials(&target)?;
         let channel = access
             .secured(target)?
@@ -81,10 +82,7 @@ impl Client {
             .initial_connection_window_size(WINDOW_BYTES)
             .connect()
             .await
-            .map_err(|cause| ClientError::Unreachable {
-                endpoint: endpoint.into(),
-                cause: root_cause(&cause),
-            })?;
+            .map_err(|cause| ClientError::Unreachable { endpoint: tried, cause: root_cause(&cause) })?;
         Ok(Self::over(InterceptedService::new(channel, credentials)))
     }
 

@@ -8,7 +8,7 @@ use super::child::ChildMessage;
 use super::rankings;
 use super::report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start};
 use crate::evaluate::Evaluation;
-use crate::train::{Checkpoints, FitEvent, LossTerms, ObjectiveName, RankedLists};
+use crate::train::{Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists};
 
 /// Turns the events of a run into what is said of them.
 #[derive(Debug)]
@@ -85,6 +85,17 @@ impl EventMapper {
         }
     }
 
+    /// Says whose weights the model has, and how they score where that is not what was last reported.
+    pub fn deliver(&mut self, delivered: &Delivered) -> Vec<ChildMessage> {
+        let mut events = vec![RunEvent::Log(delivered.to_string())];
+        if let Delivered::Best { epoch, summaries, .. } = delivered {
+            self.evaluations =
+                summaries.iter().filter_map(|summary| Evaluation::after_epoch(*epoch, summary)).collect();
+            events.extend(self.evaluations.iter().cloned().map(RunEvent::Evaluated));
+        }
+        events.into_iter().map(ChildMessage::from).collect()
+    }
+
     /// Leaves the picture in the job's folder; a run goes on without one.
     fn rankings(&self, epoch: u32, sample: &RankedLists) -> Option<RunEvent> {
         match rankings::leave(&self.folder, sample) {
@@ -96,7 +107,7 @@ impl EventMapper {
         }
     }
 
-    /// What the weights were worth when they were last evaluated.
+    /// How the weights scored when they were last evaluated, or those that the model has.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }
@@ -165,6 +176,17 @@ mod tests {
         let summaries = vec![summary("all", 2, 0.5), summary("o2s", 0, f64::NAN)];
         let said = event_mapper.tell(FitEvent::Evaluated { epoch: 2, steps: 8, summaries, sample: None });
         assert_eq!(said, [RunEvent::Evaluated(event_mapper.evaluations()[0].clone()).into()]);
+
+        let delivered = Delivered::Best { epoch: 1, steps: 4, summaries: vec![summary("all", 2, 0.75)] };
+        let said = event_mapper.deliver(&delivered);
+        let scores = RunEvent::Evaluated(event_mapper.evaluations()[0].clone());
+        assert_eq!(said, [RunEvent::Log(delivered.to_string()).into(), scores.into()]);
+        let [own] = event_mapper.evaluations() else { panic!("one protocol") };
+        assert_eq!(
+            (own.epoch, own.mean_average_precision),
+            (1, 0.75),
+            "the model's own, not the last epoch's"
+        );
 
         for (steps, metric, best) in [(8, 0.5, true), (12, 0.3, false), (16, 0.6, true)] {
             let progress = RunProgress { epoch: 3, steps_of_epoch: 0, steps };

@@ -177,6 +177,23 @@ impl Checkpoints {
         Ok(self.all()?.into_iter().rev().find(|folder| read(folder).is_ok()))
     }
 
+    /// The best checkpoint by validation, where the best one stays, is not the last, and is as it was written.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn better_than_last(&self) -> Result<Option<(Progress, LearnerState)>, CheckpointError> {
+        let all = self.all()?;
+        let metric = |folder: &PathBuf| read_progress(folder).ok().and_then(|written| written.metric);
+        let (Some(best), Some(last)) = (best(&all).filter(|_| self.keep_best), all.last()) else {
+            return Ok(None);
+        };
+        // Of equals, the last one has learned from more.
+        if metric(last) >= metric(best) {
+            return Ok(None);
+        }
+        Ok(read(best).inspect_err(|cause| tracing::warn!(%cause, "the best checkpoint is damaged")).ok())
+    }
+
     /// Whether the checkpoint after these steps has the highest metric of those that are kept.
     pub fn is_best(&self, steps: u64) -> bool {
         let best = self.all().ok().and_then(|all| best(&all).cloned());

@@ -211,9 +211,10 @@ pub struct CheckpointChoice {
     pub epochs: u32,
     /// How many stay. The newest two always do, since the newest may turn out to be damaged.
     pub keep: usize,
-    /// Whether the best one by validation stays as well.
-    #[serde(default)]
-    pub keep_best: bool,
+    /// Whether the best one by validation stays as well, and becomes the model. Absent: where every checkpoint is
+    /// evaluated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep_best: Option<bool>,
 }
 
 impl Default for Loss {

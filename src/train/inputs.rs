@@ -46,9 +46,7 @@ pub enum DataSet {
 impl TrainingInputs {
     /// What the run starts from, in lines for people; none where that is from scratch.
     pub fn start_report(&self, config: &TrainConfig) -> impl Iterator<Item = String> {
-        let lines = self.start.iter().flat_map(StartingPoint::report);
-        let path = config.start.path.display().to_string();
-        lines.map(move |line| format!("starting point {path}: {line}"))
+        start_report(config, self.start.as_ref())
     }
 
     /// Reads what `config` names, where `roots` allows it, for the training process that `shard` says.
@@ -94,6 +92,13 @@ impl TrainingInputs {
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, (), start)| start)
     }
+}
+
+/// What a run starts from, in lines of bounded length: tensors that are taken, that are not, and that stay as they are.
+pub fn start_report(config: &TrainConfig, start: Option<&StartingPoint>) -> impl Iterator<Item = String> {
+    let lines = start.map(StartingPoint::report).unwrap_or_default();
+    let path = config.start.path.display().to_string();
+    lines.into_iter().map(move |line| format!("starting point {path}: {line}"))
 }
 
 /// Where is read, for how long, and for whom.

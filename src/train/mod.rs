@@ -4,6 +4,7 @@ mod augment;
 mod checkpoint;
 mod config;
 mod dataset;
+mod delivered;
 mod fingerprint;
 mod fit;
 mod fit_error;
@@ -39,11 +40,12 @@ pub use config::{
     TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
+pub use delivered::Delivered;
 pub use fingerprint::fingerprint;
 pub use fit::{FitEvent, FitInputs, Means, Plan, fit};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
-pub use inputs::{DataSet, TrainingInputs};
+pub use inputs::{DataSet, TrainingInputs, start_report};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;
@@ -69,4 +71,4 @@ pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]
 pub use optimizer::{Optimizer, OptimizerSettings};
 #[cfg(feature = "torch")]
-pub use run::{Run, RunError};
+pub use run::{Run, RunError, Trained};

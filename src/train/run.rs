@@ -4,9 +4,11 @@ use std::ops::ControlFlow;
 
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
+use super::delivered::Delivered;
 use super::fit::{FitEvent, FitInputs, Plan, fit};
 use super::fit_error::FitError;
 use super::inputs::{DataSet, TrainingInputs};
+use super::learn::{Learner, LearnerState};
 use super::learner::{Teaching, TorchLearner};
 use super::validation::Validation;
 use crate::model::Device;
@@ -23,6 +25,12 @@ pub struct Run {
     validation: Option<Validation>,
     learner: TorchLearner,
     checkpoints: Checkpoints,
+}
+
+/// What a run has made.
+pub struct Trained {
+    pub model: OpenModel,
+    pub delivered: Delivered,
 }
 
 /// Why a run made no model.
@@ -56,11 +64,11 @@ impl Run {
         Self { architecture, plan, data, validation, learner, checkpoints }
     }
 
-    /// Trains to the end, or until `watch` breaks.
+    /// Trains to the end, or until `watch` breaks. Where the checkpoints keep the best one, the model has its weights.
     ///
     /// # Errors
     /// See [`RunError`]; what was learned until then is in the checkpoints.
-    pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<OpenModel, RunError> {
+    pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<Trained, RunError> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
         let state = match &data {
@@ -71,7 +79,27 @@ impl Run {
                 fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
             }
         };
-        let tensors = for_serving(&architecture, state?.weights)?;
-        Ok(OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors))
+        let (state, delivered) = deliver(plan, validation, checkpoints, &mut learner, state?)?;
+        let tensors = for_serving(&architecture, state.weights)?;
+        Ok(Trained { model: OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors), delivered })
     }
+}
+
+/// The state that becomes the model. An earlier process may have evaluated it, so that it is done again.
+fn deliver(
+    plan: &Plan,
+    validation: Option<&Validation>,
+    checkpoints: &Checkpoints,
+    learner: &mut impl Learner,
+    last: LearnerState,
+) -> Result<(LearnerState, Delivered), FitError> {
+    let better = if validation.is_some() { checkpoints.better_than_last()? } else { None };
+    let (Some((progress, best)), Some(validation)) = (better, validation) else {
+        return Ok((last, Delivered::Last { epoch: plan.schedule.epochs }));
+    };
+    learner.restore(best.clone())?;
+    let summaries = validation.evaluate(learner, plan.loaders)?.summaries;
+    // It is at the start of the next one.
+    let epoch = progress.epoch.saturating_sub(1);
+    Ok((best, Delivered::Best { epoch, steps: progress.steps, summaries }))
 }

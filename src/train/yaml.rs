@@ -141,7 +141,8 @@ impl YamlReader {
             checkpoint: CheckpointChoice {
                 epochs: self.count("SOLVER.CHECKPOINT_PERIOD", 10) as u32,
                 keep: 2,
-                keep_best: false,
+                // The authors take the last weights.
+                keep_best: Some(false),
             },
         }
     }

@@ -92,7 +92,7 @@ fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
     let listed = output(&[&["model", "list"], &at[..]].concat());
     let active = listed.lines().find(|line| line.contains("active")).expect("one is");
     assert_eq!(digest_in(active), digest, "an activation wins over the configuration");
-    let refused = run(&[&["model", "delete", &digest], &at[..]].concat());
+    let refused = run(&[&["model", "delete", &digest, "--yes"], &at[..]].concat());
     assert!(String::from_utf8_lossy(&refused.stderr).contains("MODEL_ACTIVE"));
     server.terminate();
 
@@ -245,9 +245,22 @@ fn every_command_explains_itself() {
         &["model", "import"],
         &["model", "inspect"],
         &["model", "list"],
+        &["model", "show"],
         &["model", "export"],
         &["model", "activate"],
         &["model", "delete"],
+        &["gallery", "list"],
+        &["gallery", "show"],
+        &["gallery", "list-entries"],
+        &["gallery", "merge"],
+        &["gallery", "delete"],
+        &["match"],
+        &["jobs", "list"],
+        &["jobs", "show"],
+        &["jobs", "delete"],
+        &["synth"],
+        &["completions"],
+        &["man"],
         &["key", "new"],
         &["bench", "closed"],
         &["bench", "open"],
@@ -262,6 +275,36 @@ fn every_command_explains_itself() {
         let output = run(&[command, &["--help"]].concat());
         assert!(output.status.success(), "{command:?}");
         assert!(String::from_utf8_lossy(&output.stdout).contains("Usage: shipreid"), "{command:?}");
+    }
+}
+
+#[test]
+fn commands_that_take_much_show_how_they_are_typed() {
+    for command in [
+        &["serve"][..],
+        &["embed"],
+        &["match"],
+        &["train"],
+        &["eval"],
+        &["calibrate"],
+        &["synth"],
+        &["completions"],
+        &["man"],
+        &["key", "new"],
+        &["model", "import"],
+        &["gallery", "enroll"],
+        &["gallery", "list-entries"],
+        &["gallery", "merge"],
+        &["bench", "closed"],
+        &["bench", "open"],
+        &["bench", "bare"],
+        &["bench", "loader"],
+    ] {
+        let help = run(&[command, &["--help"]].concat()).stdout;
+        let typed = format!("shipreid {} ", command.join(" "));
+        let help = String::from_utf8_lossy(&help).into_owned();
+        let (_, examples) = help.split_once("Example").unwrap_or_else(|| panic!("{command:?}: {help}"));
+        assert!(examples.contains(&typed), "{command:?}: {help}");
     }
 }
 
@@ -406,6 +449,34 @@ fn a_run_that_cannot_start_says_everything_at_once() {
     std::fs::create_dir(&other).unwrap();
     let error = starts(text.clone(), run.arg("--data-root").arg(other));
     assert!(error.contains("data.root") && error.contains("is outside the allowed folders"), "{error}");
+}
+
+#[test]
+fn a_run_is_checked_without_a_server_and_without_starting_it() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let _unstarted = training(root.path(), "out");
+    let file = root.path().join("train.toml");
+    let check = |settings: &[String]| {
+        let mut command = shipreid();
+        command.args(["train", "--validate-only", "--local"]).arg(&file);
+        command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        let output = command.output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (code, said) = check(&[]);
+    assert_eq!((code, &*said), (Some(0), "the configuration starts a run\n"));
+    assert!(!root.path().join("out").exists());
+    let (code, said) = check(&["batch.images=9".into(), "data.root=/nowhere".into()]);
+    assert_eq!(code, Some(2));
+    assert!(said.contains("batch.images must be a multiple") && said.contains("No such file"), "{said}");
+    let short = ["--set", "schedule.epochs=1"];
+    assert!(training(root.path(), "out").args(short).output().unwrap().status.success());
+    let made = format!("start.path={}", root.path().join("out/model").display());
+    let (code, said) = check(&["start.from=model".into(), made]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("tensors taken") && said.contains("kept as they were: "), "{said}");
 }
 
 #[test]

@@ -27,6 +27,8 @@ mod matching;
 mod memory;
 mod metrics;
 mod models;
+#[cfg(feature = "torch")]
+mod pipes;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]
 mod processors;
 #[cfg(feature = "torch")]
@@ -47,3 +49,5 @@ mod tools;
 mod torture;
 #[cfg(feature = "torch")]
 mod training;
+#[cfg(feature = "torch")]
+mod typed;

@@ -268,6 +268,46 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
 }
 
 #[tokio::test]
+async fn a_job_delivers_the_best_of_its_checkpoints_and_says_which() {
+    let place = TrainingFolder::new();
+    let (server, client) = place.serve(&[]).await;
+    let mut watcher = Watcher::default();
+    let job = start(&client, place.config(1)).await;
+    watcher.watch(&client, &job, |_| false).await;
+    let said = |event: &TrainEvent| match &event.event {
+        Some(Event::LogLine(line)) if line.starts_with("delivers ") => Some(line.clone()),
+        _ => None,
+    };
+    let at = watcher.events.iter().position(|event| said(event).is_some()).expect("it says which");
+    let measured: Vec<(u32, f64)> = watcher.events[..at]
+        .iter()
+        .filter_map(|event| match &event.event {
+            Some(Event::Evaluation(found)) if found.protocol == "all" && found.epoch > 0 => {
+                Some((found.epoch, found.map))
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(measured.len(), 5, "{measured:?}");
+    let (last, map_of_last) = measured[4];
+    let best = measured.iter().rev().max_by(|a, b| a.1.total_cmp(&b.1)).unwrap().0;
+    let map_of_best = measured.iter().map(|(_, map)| *map).fold(0.0, f64::max);
+    let (epoch, begins) = if map_of_last >= map_of_best {
+        (last, "delivers the last weights, those after epoch 5".to_owned())
+    } else {
+        (best, format!("delivers the checkpoint after epoch {best} (step {}), the best", 4 * best))
+    };
+    let line = said(&watcher.events[at]).unwrap();
+    assert!(line.starts_with(&begins), "{line}: {measured:?}");
+    let job = watcher.last_job();
+    assert!(job.evaluations.iter().all(|found| found.epoch == epoch), "{:?}", job.evaluations);
+    let get = GetModelRequest { digest: job.model.clone() };
+    let model = client.models().get_model(get).await.unwrap().into_inner().model.unwrap();
+    assert_eq!(model.evaluations, job.evaluations);
+    server.terminate();
+}
+
+#[tokio::test]
 async fn a_job_that_is_killed_with_or_without_its_server_goes_on_as_if_nothing_had_happened() {
     let place = TrainingFolder::new();
     let (server, client) = place.serve(&[]).await;

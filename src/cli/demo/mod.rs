@@ -21,7 +21,7 @@ use tokio::signal;
 
 use super::embed::progress;
 use super::live::{INTERRUPTED, Notice, Screen, Until, Watched, watch};
-use super::{Failure, prepare};
+use super::{Failure, output, prepare};
 use trial::Trial;
 
 /// What is trained, but for the folder of the data.
@@ -77,7 +77,10 @@ impl Demo {
         self.draw(training)?;
         clock.heading("A server with a tiny untrained TransOSS");
         let running = app::start(config, app::open_models(config)?, metrics::install()?).await?;
-        println!("gRPC on {}, metrics on http://{}/metrics", running.address, running.metrics_address);
+        output::say(format_args!(
+            "gRPC on {}, metrics on http://{}/metrics",
+            running.address, running.metrics_address
+        ));
         let client = Client::connect(&format!("http://{}", running.address)).await?;
         let mut trials = self.trials(&training.data.root)?;
 
@@ -99,7 +102,10 @@ impl Demo {
         clock.heading("How well ships are found that the model has never seen");
         self.tell(&trials)?;
         stop(running).await;
-        println!("\nThe server has stopped, {:.0} s after the start.", clock.0.elapsed().as_secs_f64());
+        output::say(format_args!(
+            "\nThe server has stopped, {:.0} s after the start.",
+            clock.0.elapsed().as_secs_f64()
+        ));
         Ok(())
     }
 
@@ -111,11 +117,11 @@ impl Demo {
         bar.finish_and_clear();
         let picture = self.out.join(SHIPS_PICTURE);
         fs::copy(data.join(SHIPS_PICTURE), &picture).with_context(|| picture.display().to_string())?;
-        println!(
+        output::say(format_args!(
             "{} to train on, the others to test with; some of them in {}",
             self.ships / 2,
             picture.display()
-        );
+        ));
         Ok(())
     }
 
@@ -146,7 +152,7 @@ impl Demo {
         let Watched::Ended(job) = watched? else { bail!("the training was left alone") };
         let report = self.out.join(REPORT);
         fs::write(&report, page(&job, &history)).with_context(|| report.display().to_string())?;
-        println!("curves, evaluations and configuration in {}", report.display());
+        output::say(format_args!("curves, evaluations and configuration in {}", report.display()));
         if job.state() != JobState::Finished {
             bail!("the training did not finish: {} ({})", job.failure_message, job.failure_reason);
         }
@@ -155,17 +161,19 @@ impl Demo {
 
     /// Tables and pictures of every trial.
     fn tell(&self, trials: &[Trial]) -> anyhow::Result<()> {
-        println!("all: everything asks everything; o2s: optical asks SAR; s2o: SAR asks optical; in percent");
+        output::say(
+            "all: everything asks everything; o2s: optical asks SAR; s2o: SAR asks optical; in percent",
+        );
         for (trial, file) in trials.iter().zip(["ranked.png", "ranked_real.png"]) {
-            println!("\n{}\n{}", trial.title(), trial.table());
+            output::say(format_args!("\n{}\n{}", trial.title(), trial.table()));
             let path = self.out.join(file);
             trial.sheet()?.save(&path)?;
-            println!("queries and what was found for them, best first: {}", path.display());
+            output::say(format_args!("queries and what was found for them, best first: {}", path.display()));
         }
         if trials.len() > 1 {
-            println!(
+            output::say(format_args!(
                 "\nThe model was trained on synthetic ships alone: the real ones show how little of that carries over."
-            );
+            ));
         }
         Ok(())
     }
@@ -192,7 +200,10 @@ async fn activate(client: &Client, model: &str) -> anyhow::Result<()> {
     let request = ActivateModelRequest { digest: model.to_owned() };
     client.models().activate_model(request).await.map_err(ClientError::from)?;
     let took = started.elapsed().as_secs_f64();
-    println!("model {} answers after {took:.1} s, without a restart", &model[..12.min(model.len())]);
+    output::say(format_args!(
+        "model {} answers after {took:.1} s, without a restart",
+        &model[..12.min(model.len())]
+    ));
     Ok(())
 }
 
@@ -206,6 +217,6 @@ struct Clock(Instant);
 
 impl Clock {
     fn heading(&self, text: &str) {
-        println!("\n[{:>3.0} s] {text}", self.0.elapsed().as_secs_f64());
+        output::say(format_args!("\n[{:>3.0} s] {text}", self.0.elapsed().as_secs_f64()));
     }
 }

@@ -21,6 +21,7 @@ use shipreid::wire::{
 
 use super::super::embed::progress;
 use super::super::eval::{TestSet, labelled, sizes};
+use super::super::output;
 use super::super::ranked::result_text;
 
 /// What is measured.
@@ -65,10 +66,10 @@ impl Trial {
         let started = Instant::now();
         let enrolled = enrol(client, &gallery, &self.set.gallery).await?;
         let took = started.elapsed().as_secs_f64();
-        println!(
+        output::say(format_args!(
             "{}: {enrolled} chips enrolled in {took:.1} s, each on disk before it was acknowledged",
             self.name
-        );
+        ));
         let started = Instant::now();
         let mut asker = Asker::new(client, &gallery, &self.set)?;
         let mut ranked = HashMap::new();
@@ -78,12 +79,12 @@ impl Trial {
             }
         }
         let took = started.elapsed().as_secs_f64();
-        println!(
+        output::say(format_args!(
             "{}: {} queries matched in {took:.1} s, {} protocols",
             self.name,
             self.set.queries.len(),
             ranked.len()
-        );
+        ));
         self.add(by, |protocol| ranked.get(protocol.name()).map(|ranked| ranked.scores.clone()));
         self.ranked = ranked.remove(Protocol::All.name());
         Ok(())
@@ -110,7 +111,10 @@ impl Trial {
             ..MatchRequest::default()
         };
         let answer = client.match_ships(request).await?;
-        answer.results.iter().for_each(|result| println!("\n{}", result_text(result, &answer)));
+        answer
+            .results
+            .iter()
+            .for_each(|result| output::say(format_args!("\n{}", result_text(result, &answer))));
         Ok(())
     }
 

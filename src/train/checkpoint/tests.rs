@@ -30,6 +30,41 @@ fn the_newest_and_the_best_stay() {
 }
 
 #[test]
+fn the_best_is_delivered_where_it_stays_and_is_better_than_the_last() {
+    let better = |metrics: &[Option<f64>], keep_best: bool| {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let checkpoints = Checkpoints::open(folder.path(), 2, keep_best).expect("writable");
+        for (steps, metric) in (1..).zip(metrics) {
+            checkpoints.save(at(steps), *metric, &state(steps as f32)).expect("writable");
+        }
+        checkpoints.better_than_last().expect("readable").map(|(progress, found)| {
+            assert_eq!(found, state(progress.steps as f32));
+            progress.steps
+        })
+    };
+    for (metrics, keep_best, expected) in [
+        (&[Some(0.2), Some(0.7), Some(0.3), Some(0.4), Some(0.1)][..], true, Some(2)),
+        (&[Some(0.2), Some(0.7), Some(0.3)], false, None),
+        (&[Some(0.2), Some(0.3)], true, None),
+        (&[Some(0.3), Some(0.3)], true, None),
+        (&[None, None], true, None),
+        (&[], true, None),
+    ] {
+        assert_eq!(better(metrics, keep_best), expected, "{metrics:?}");
+    }
+}
+
+#[test]
+fn a_best_checkpoint_that_is_damaged_is_not_delivered() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let checkpoints = Checkpoints::open(folder.path(), 2, true).expect("writable");
+    let best = checkpoints.save(at(1), Some(0.9), &state(1.0)).expect("writable");
+    checkpoints.save(at(2), Some(0.1), &state(2.0)).expect("writable");
+    std::fs::write(best.join(WEIGHTS), "no tensors").expect("writable");
+    assert!(checkpoints.better_than_last().expect("readable").is_none());
+}
+
+#[test]
 fn whichever_byte_of_a_checkpoint_is_flipped_no_other_numbers_are_taken() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let checkpoints = Checkpoints::open(folder.path(), 1, false).expect("writable");

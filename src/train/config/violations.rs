@@ -146,6 +146,17 @@ impl TrainConfig {
         require((0.0..=5.0).contains(&loss.logit_scale), "loss.logit_scale", "must be 0 to 5");
     }
 
+    /// Whether the best checkpoint stays, and becomes the model.
+    pub fn keeps_best(&self) -> bool {
+        self.checkpoint.keep_best.unwrap_or_else(|| self.evaluates_checkpoints())
+    }
+
+    /// Whether there is an evaluation with every checkpoint.
+    fn evaluates_checkpoints(&self) -> bool {
+        let (evaluation, checkpoint) = (self.validation.epochs, self.checkpoint.epochs);
+        evaluation > 0 && checkpoint.is_multiple_of(evaluation)
+    }
+
     fn require_validation(&self, require: &mut impl FnMut(bool, &str, &str)) {
         let ValidationChoice { epochs, held_out } = self.validation;
         let CheckpointChoice { epochs: period, keep, keep_best } = self.checkpoint;
@@ -163,7 +174,7 @@ impl TrainConfig {
         require(period >= 1, "checkpoint.epochs", "must be at least 1");
         require((1..=1000).contains(&keep), "checkpoint.keep", "must be 1 to 1000");
         require(
-            !keep_best || (epochs > 0 && period.is_multiple_of(epochs)),
+            keep_best != Some(true) || self.evaluates_checkpoints(),
             "checkpoint.keep_best",
             "needs checkpoint.epochs to be a multiple of validation.epochs",
         );

@@ -57,7 +57,7 @@ fn the_authors_files_are_the_shipped_configurations() {
     let mut expected = shipped("hoss_transoss.toml");
     expected.data.root = "data/HOSS".into();
     expected.start.path = "weights/pretrained.pth".into();
-    expected.checkpoint.keep_best = false;
+    expected.checkpoint.keep_best = Some(false);
     assert_eq!(config, expected);
     assert_eq!(out, Some(PathBuf::from("./logs/hoss")));
     let names: Vec<&str> = ignored.iter().filter_map(|line| line.split(' ').next()).collect();
@@ -89,6 +89,7 @@ fn the_authors_files_are_the_shipped_configurations() {
     let mut expected = shipped("pretrain_transoss.toml");
     // Read by no pretraining.
     expected.batch.images_per_identity = 4;
+    expected.checkpoint.keep_best = Some(false);
     assert_eq!(pairs.expect("supported").config, expected);
 }
 

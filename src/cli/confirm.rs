@@ -1,0 +1,75 @@
+//! Asking before something is done that cannot be undone.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+
+use clap::Args;
+
+use super::Refusal;
+
+/// Whether somebody has to be asked.
+#[derive(Args)]
+pub struct ConfirmFlag {
+    /// Does it without asking; needed where there is no terminal to ask on.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+impl ConfirmFlag {
+    /// Says before anything else whether there is somebody to ask.
+    ///
+    /// # Errors
+    /// There is no terminal to ask on.
+    pub fn needs_terminal(&self, deed: &str) -> Result<(), Refusal> {
+        if self.yes || (io::stdin().is_terminal() && io::stderr().is_terminal()) {
+            return Ok(());
+        }
+        Err(Refusal(format!(
+            "{deed}: this cannot be undone, and there is no terminal to ask on; --yes does it without asking"
+        )))
+    }
+
+    /// Asks for a word on `deed`, as "delete gallery harbour", unless it was given already.
+    ///
+    /// # Errors
+    /// There is no terminal to ask on, or the answer is not yes.
+    pub fn confirm(&self, deed: &str) -> Result<(), Refusal> {
+        if self.yes {
+            return Ok(());
+        }
+        self.needs_terminal(deed)?;
+        let agreed = ask(deed, &mut io::stdin().lock(), &mut io::stderr().lock()).unwrap_or(false);
+        if agreed { Ok(()) } else { Err(Refusal(format!("{deed}: not done"))) }
+    }
+}
+
+/// Whether the line that answers begins with "y"; nothing at all is a no.
+fn ask(deed: &str, answers: &mut impl BufRead, out: &mut impl Write) -> io::Result<bool> {
+    write!(out, "{deed}? This cannot be undone. [y/N] ")?;
+    out.flush()?;
+    let mut answer = String::new();
+    answers.read_line(&mut answer)?;
+    Ok(["y", "yes"].contains(&answer.trim().to_ascii_lowercase().as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_yes_is_a_yes() {
+        for (answer, agreed) in [
+            ("y\n", true),
+            ("Yes\n", true),
+            ("yes", true),
+            ("n\n", false),
+            ("\n", false),
+            ("", false),
+            ("yeti\n", false),
+        ] {
+            let mut asked = Vec::new();
+            let found = ask("delete gallery harbour", &mut answer.as_bytes(), &mut asked).expect("memory");
+            assert_eq!(found, agreed, "{answer:?}");
+            assert_eq!(asked, b"delete gallery harbour? This cannot be undone. [y/N] ");
+        }
+    }
+}

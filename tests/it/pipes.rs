@@ -1,0 +1,61 @@
+//! Commands whose output nobody reads to its end, as behind `head -1`: they end as SIGPIPE ends other programs.
+
+use std::io::pipe;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use crate::program::{GOLDEN, Server, imported, shipreid};
+
+/// Runs a command whose reader has left before it prints its first line.
+fn ends_quietly(arguments: &[&str]) {
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let child = shipreid().args(arguments).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error, "", "{arguments:?}");
+    assert_eq!(output.status.signal(), Some(libc::SIGPIPE), "{arguments:?}: {}", output.status);
+}
+
+#[test]
+fn a_command_whose_reader_has_left_ends_as_by_sigpipe_without_a_word() {
+    let folder = tempfile::tempdir().unwrap();
+    let (drawn, checkpoint) = (folder.path().join("drawn"), format!("{GOLDEN}/ckpt_wrapped.pth"));
+    for arguments in [
+        &["--help"][..],
+        &["--version"],
+        &["gallery", "--help"],
+        &["model", "inspect", &checkpoint, "--heads", "2", "--image", "64x32"],
+        &["serve", "--check-config"],
+        &["synth", "--ids", "2", "--pairs", "0", "--out", drawn.to_str().unwrap()],
+    ] {
+        ends_quietly(arguments);
+    }
+}
+
+#[test]
+fn lists_of_a_server_and_embeddings_end_quietly_as_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = format!("store.data_dir={}", folder.path().join("data").display());
+    let server = Server::start(&imported(folder.path()), &[&data]);
+    let at = ["--endpoint", &server.endpoint];
+    let chip = format!("{GOLDEN}/images/0003_c_25x110_SAR.tif");
+    for command in [
+        &["model", "list"][..],
+        &["gallery", "list"],
+        &["jobs", "list"],
+        &["embed", &chip],
+        &["embed", &chip, "--json"],
+    ] {
+        ends_quietly(&[command, &at].concat());
+    }
+    server.terminate();
+}
+
+#[test]
+fn wrong_arguments_are_exit_code_2_also_where_nobody_reads_why() {
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let status = shipreid().arg("embark").stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(2));
+}
