@@ -246,13 +246,13 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
 
     let (server, client) = start(&[&data_in(&folder)]).await;
     let fiji = Area { south: -20.0, west: 175.0, north: -10.0, east: -175.0 };
-    let from = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    let at_second = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
     for (filter, expected) in [
         (EntryFilter::default(), "abcd"),
         (EntryFilter { area: Some(fiji), ..EntryFilter::default() }, "ab"),
         (
             EntryFilter {
-                time_range: Some(TimeRange { from: from(200), to: from(300) }),
+                time_range: Some(TimeRange { start: at_second(200), end: at_second(300) }),
                 ..EntryFilter::default()
             },
             "b",

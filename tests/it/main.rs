@@ -6,6 +6,7 @@ mod certificates;
 #[cfg(feature = "torch")]
 mod command;
 mod connections;
+mod contract;
 mod dashboards;
 #[cfg(feature = "torch")]
 mod deployment;

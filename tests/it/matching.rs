@@ -213,8 +213,10 @@ async fn a_request_at_fault_is_refused_by_field_and_a_query_at_fault_fails_alone
     create(&client, GALLERY).await;
     enroll(&client, vec![ready("a", "a", vector(0, 0.0), Observation::default())]).await;
     let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-    let inverted =
-        EntryFilter { time_range: Some(TimeRange { from: time(2), to: time(1) }), ..EntryFilter::default() };
+    let inverted = EntryFilter {
+        time_range: Some(TimeRange { start: time(2), end: time(1) }),
+        ..EntryFilter::default()
+    };
     for (request, reason) in [
         (MatchRequest { top_k: Some(0), ..good() }, "TOP_K_INVALID"),
         (MatchRequest { top_k: Some(51), ..good() }, "TOP_K_INVALID"),

@@ -152,7 +152,7 @@ def finds(caller, optical):
         (messages.EntryFilter(vessel_ids=["anna"]), "ad"),
         (messages.EntryFilter(entry_ids=["b", "d", "x"]), "bd"),
         (messages.EntryFilter(area=messages.Area(south=54.05, west=170, north=55, east=20)), "b"),
-        (messages.EntryFilter(time_range={"from": seen(hour=1).observed_at, "to": seen(hour=2).observed_at}), "b"),
+        (messages.EntryFilter(time_range=messages.TimeRange(start=seen(hour=1).observed_at, end=seen(hour=2).observed_at)), "b"),
         (messages.EntryFilter(modalities=[OPTICAL], vessel_ids=["berta"]), ""),
     ]:
         result = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, filter=filter)
@@ -285,7 +285,7 @@ def refuses_bad_queries(caller, gallery, optical):
     whole(Code.INVALID_ARGUMENT, "TOP_K_INVALID", "4000000000", top_k=4_000_000_000)
     other = "0" * 64
     whole(Code.FAILED_PRECONDITION, "MODEL_MISMATCH", gallery.model, other, model=other)
-    inverted = {"from": seen(hour=2).observed_at, "to": seen(hour=1).observed_at}
+    inverted = messages.TimeRange(start=seen(hour=2).observed_at, end=seen(hour=1).observed_at)
     whole(Code.INVALID_ARGUMENT, "TIME_RANGE_INVERTED", "ends before it begins", filter={"time_range": inverted})
     outside = messages.Area(south=0, west=0, north=91, east=1)
     whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "91", filter={"area": outside})

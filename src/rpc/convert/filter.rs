@@ -45,11 +45,11 @@ pub fn filter(filter: wire::EntryFilter) -> Result<Filter, Problem> {
 }
 
 fn time_range(range: wire::TimeRange) -> Result<TimeRange, Problem> {
-    let end = |field, timestamp: Option<prost_types::Timestamp>| {
+    let instant = |field, timestamp: Option<prost_types::Timestamp>| {
         timestamp.as_ref().map(|timestamp| time(field, timestamp)).transpose()
     };
-    let (from, to) = (end("time_range.from", range.from)?, end("time_range.to", range.to)?);
-    TimeRange::new(from, to)
+    let (start, end) = (instant("time_range.start", range.start)?, instant("time_range.end", range.end)?);
+    TimeRange::new(start, end)
         .map_err(|cause| Problem::invalid(Reason::TimeRangeInverted, "time_range", cause.to_string()))
 }
 
