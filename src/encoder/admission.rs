@@ -37,6 +37,9 @@ pub enum Refusal {
     Bytes { limit: usize },
     #[error("the queue would take {expected:.1?}, the call's deadline is in {left:.1?}")]
     Deadline { expected: Duration, left: Duration },
+    /// However short the queue is, so that coming back is of no use.
+    #[error("an idle device would take {expected:.1?}, the call's deadline is in {left:.1?}")]
+    TooShort { expected: Duration, left: Duration },
 }
 
 impl Refusal {
@@ -46,6 +49,7 @@ impl Refusal {
             Self::Items { .. } => Reason::QueueFull,
             Self::Bytes { .. } => Reason::QueueBytesFull,
             Self::Deadline { .. } => Reason::QueueTooLong,
+            Self::TooShort { .. } => Reason::DeadlineExceeded,
         }
     }
 }

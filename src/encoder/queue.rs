@@ -182,6 +182,11 @@ impl EncodeQueue {
         self.shared.expected_time(model, tenant, priority, chips)
     }
 
+    /// How long they would take if nobody waited.
+    pub fn least_time(&self, model: ModelDigest, chips: usize) -> Duration {
+        self.shared.least_time(model, chips)
+    }
+
     /// Device threads.
     pub fn workers(&self) -> usize {
         self.shared.settings().workers

@@ -8,7 +8,7 @@ use toml::{Table, Value};
 
 use super::schedule::Schedule;
 use crate::arithmetic::{PRECISION_SPEED_MIN, Pace, Precision};
-use crate::message::one_line;
+use crate::message::{bounded, excerpt, one_line};
 use crate::weights::family::{Architecture, Family, LOGIT_SCALE, Options, Preset};
 
 /// Everything about a run but where it writes.
@@ -260,10 +260,13 @@ pub struct Violation {
     pub problem: String,
 }
 
+/// Bytes of what is said of one value, which may repeat it.
+const PROBLEM_MAX: usize = 1024;
+
 impl Violation {
     /// What stands in for a line break of the configuration is a space.
     pub fn new(field: &str, problem: impl Into<String>) -> Self {
-        Self { field: one_line(field), problem: one_line(&problem.into()) }
+        Self { field: excerpt(field), problem: one_line(&bounded(&problem.into(), PROBLEM_MAX)) }
     }
 }
 
@@ -497,8 +500,9 @@ fn take_new_names(table: &mut Table) {
 
 /// Puts `section.key=value` into a table.
 fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
-    let (key, text) =
-        setting.split_once('=').ok_or_else(|| format!("{setting} has no value: write section.key=value"))?;
+    let (key, text) = setting
+        .split_once('=')
+        .ok_or_else(|| format!("{} has no value: write section.key=value", excerpt(setting)))?;
     let parsed: Result<Table, _> = toml::from_str(&format!("value = {text}"));
     let value = parsed.ok().and_then(|mut parsed| parsed.remove("value"));
     let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
@@ -506,8 +510,9 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
         None => table.insert(key.to_owned(), value),
         Some((section, key)) => {
             let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-            let section =
-                section.as_table_mut().ok_or_else(|| format!("{setting}: {key} is in no section"))?;
+            let section = section
+                .as_table_mut()
+                .ok_or_else(|| format!("{}: {} is in no section", excerpt(setting), excerpt(key)))?;
             section.insert(key.to_owned(), value)
         }
     };

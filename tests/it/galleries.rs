@@ -313,9 +313,13 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     };
     let answer = client.galleries().update_entries(request.clone()).await.unwrap().into_inner();
     assert_eq!((answer.updated, answer.missing_entry_ids), (2, vec!["x".to_owned()]));
-    let wrong = UpdateEntriesRequest { update_mask: mask(&["observation.colour"]), ..request };
+    let wrong = UpdateEntriesRequest { update_mask: mask(&["observation.colour"]), ..request.clone() };
     let wrong = refusal(client.galleries().update_entries(wrong).await);
     assert_eq!(wrong, (Code::InvalidArgument, "UPDATE_MASK_UNKNOWN".into()));
+    let long = UpdateEntriesRequest { update_mask: mask(&[&"colour".repeat(100_000)]), ..request };
+    let long = client.galleries().update_entries(long).await.unwrap_err();
+    assert_eq!(details(&long).0, "UPDATE_MASK_UNKNOWN", "its end is not lost with the trailers");
+    assert!(long.message().ends_with("…, which cannot be updated"), "{}", long.message());
 
     let merge =
         MergeVesselsRequest { gallery: GALLERY.into(), vessel_ids: vec!["v1".into()], into: "v2".into() };

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use super::super::problem::Problem;
 use super::sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
-use super::{embedding, filter, model_digest, source_chip};
+use super::{each, embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
     Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
 };
+use crate::message::excerpt;
 use crate::reason::Reason;
 use crate::wire;
 use crate::wire::delete_entries_request::Selection;
@@ -119,10 +120,7 @@ fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
 pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
     match selection {
         None => Err(Problem::invalid(Reason::NoSelection, "ids", "neither ids nor filter is set")),
-        Some(Selection::Ids(ids)) => {
-            let ids = ids.entry_ids.iter().map(|id| entry_id("ids.entry_ids", id));
-            Ok(Selector::Ids(ids.collect::<Result<_, _>>()?))
-        }
+        Some(Selection::Ids(ids)) => Ok(Selector::Ids(each("ids.entry_ids", &ids.entry_ids, entry_id)?)),
         Some(Selection::Filter(wanted)) => {
             let wanted = filter(wanted).map_err(|problem| problem.within("filter"))?;
             if wanted.is_empty() {
@@ -175,7 +173,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
             "observation.length_m" => Field::Length,
             "observation.width_m" => Field::Width,
             other => {
-                let message = format!("update_mask names {other}, which cannot be updated");
+                let message = format!("update_mask names {}, which cannot be updated", excerpt(other));
                 return Err(Problem::invalid(Reason::UpdateMaskUnknown, "update_mask", message));
             }
         })

@@ -33,6 +33,15 @@ pub fn caller(context: &CallContext, priority: Priority) -> Caller {
     Caller { tenant: context.tenant.clone(), priority, deadline: context.deadline }
 }
 
+/// Reads every value of a repeated field; one at fault is named by its place, as in `vessel_ids[3]`.
+pub fn each<T>(
+    field: &str,
+    texts: &[String],
+    read: impl Fn(&str, &str) -> Result<T, Problem>,
+) -> Result<Vec<T>, Problem> {
+    texts.iter().enumerate().map(|(at, text)| read(&format!("{field}[{at}]"), text)).collect()
+}
+
 /// Refuses a text that is too long or has control characters.
 pub fn bounded_text(field: &str, text: &str) -> Result<(), Problem> {
     check_text(text).map_err(|cause| text_problem(field, cause))

@@ -63,7 +63,7 @@ impl GalleriesService {
     ) -> Result<wire::Gallery, Problem> {
         context.concerns(&request.name);
         let catalog = Arc::clone(self.access.catalog()?);
-        let name = gallery_name(&request.name)?;
+        let name = gallery_name("name", &request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
         let new = NewGallery {
             model: card.digest,
@@ -108,8 +108,7 @@ impl GalleriesService {
     ) -> Result<wire::GetEntriesResponse, Problem> {
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("entry_ids", request.entry_ids.len())?;
-        let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
-        let ids: Arc<[EntryId]> = ids.collect::<Result<_, _>>()?;
+        let ids: Arc<[EntryId]> = convert::each("entry_ids", &request.entry_ids, convert::entry_id)?.into();
         let embeddings = Embeddings::of(request.with_embeddings);
         gallery
             .read(|snapshot| {
@@ -184,8 +183,7 @@ impl GalleriesService {
         context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery)?;
         bounded_count("vessel_ids", request.vessel_ids.len())?;
-        let vessels = request.vessel_ids.iter().map(|id| named_vessel("vessel_ids", id));
-        let vessels = vessels.collect::<Result<Vec<_>, _>>()?;
+        let vessels = convert::each("vessel_ids", &request.vessel_ids, named_vessel)?;
         let moved = gallery.merge(vessels, named_vessel("into", &request.into)?).await?;
         context.changed(moved);
         Ok(moved)
@@ -199,7 +197,7 @@ impl GalleriesService {
     ) -> Result<wire::Gallery, Status> {
         let first = pieces.message().await?.unwrap_or_default();
         context.concerns(&first.name);
-        let name = gallery_name(&first.name)?;
+        let name = gallery_name("name", &first.name)?;
         let catalog = Arc::clone(self.access.catalog()?);
         let named = name.clone();
         let mut import: Import =
@@ -313,7 +311,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::GetGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let name = request.into_inner().name;
-        let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name)?.info());
+        let found = self.access.catalog()?.get(&context.tenant, &gallery_name("name", &name)?);
+        let gallery = convert::gallery(&name, found.map_err(Problem::from)?.info());
         Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
     }
 
@@ -330,7 +329,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         context.concerns(&request.get_ref().name);
-        let (catalog, name) = (Arc::clone(self.access.catalog()?), gallery_name(&request.get_ref().name)?);
+        let (catalog, name) =
+            (Arc::clone(self.access.catalog()?), gallery_name("name", &request.get_ref().name)?);
         self.access.run(move |_| Ok(catalog.delete(&context.tenant, &name)?)).await?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
