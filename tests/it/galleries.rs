@@ -410,7 +410,9 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     let folder = TempDir::new().unwrap();
     let (server, client) = start(&[&data_in(&folder), "store.entries_max=1"]).await;
     let missing = ready("a", "", vector(0, 0.0), Observation::default());
-    let missing = refusal(client.galleries().enroll(tokio_stream::iter([missing])).await);
+    let mut answers = client.enroll(tokio_stream::iter([missing])).await.unwrap();
+    let missing = refusal(answers.next().await.expect("an answer"));
+    assert!(answers.next().await.is_none());
     assert_eq!(missing, (Code::NotFound, "GALLERY_NOT_FOUND".into()));
 
     create(&client, GALLERY).await;

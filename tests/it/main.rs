@@ -21,6 +21,7 @@ mod georeferenced;
 mod hostile;
 mod identity;
 mod layers;
+mod listing;
 mod matching;
 #[cfg(all(feature = "torch", target_env = "gnu"))]
 mod memory;

@@ -50,6 +50,13 @@ def main(address, images):
     assert sorted(streamed) == ["a", "b"]
     assert max(abs(a - b) for a, b in zip(streamed["a"], first)) <= 2e-5
 
+    # What is wrong with one item ends no stream.
+    items = [messages.EmbedStreamRequest(chip_id="c", chip=optical, model="0" * 64),
+             messages.EmbedStreamRequest(chip_id="d", chip=sar)]
+    answers = list(service.EmbedStream(iter(items), timeout=60))
+    assert [answer.result.error.reason for answer in answers] == ["MODEL_NOT_FOUND", ""], answers
+    assert answers[1].result.HasField("embedding"), answers
+
     broken = chips.Chip(image=b"no image", modality=chips.MODALITY_SAR)
     answer = service.Embed(messages.EmbedRequest(chips=[optical, broken]), timeout=60)
     assert answer.results[0].HasField("embedding")
@@ -70,6 +77,9 @@ def main(address, images):
     for name in ("", "shipreid.v1.ShipReId"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60).status
         assert status == health_pb2.HealthCheckResponse.SERVING, (name, status)
+    watched = health.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=60)
+    assert next(watched).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watched.cancel()
     assert "shipreid.v1.ShipReId" in ProtoReflectionDescriptorDatabase(channel).get_services()
     print("ok")
 

@@ -12,7 +12,7 @@ mod training;
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
-pub use embed::{EmbedCall, embed_response, embed_timings};
+pub use embed::{EmbedCall, EmbedItem, embed_response, embed_stream_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
 pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};

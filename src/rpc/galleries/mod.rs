@@ -7,7 +7,8 @@ mod turns;
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use prost::Message;
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -20,7 +21,7 @@ use super::context::CallContext;
 use super::convert;
 use super::deadline;
 use super::drain::Drain;
-use super::page::{after, next_token, page_size};
+use super::page::{PageRoom, after, next_token, page_size};
 use super::problem::Problem;
 use crate::cancellation::Cancellation;
 use crate::config::Limits;
@@ -140,9 +141,10 @@ impl GalleriesService {
                 let filter = Arc::clone(&filter);
                 self.access.read(context, move |cancellation| {
                     let page = snapshot.list(&filter, after, size, cancellation)?;
+                    let (entries, end) = fitting(&*snapshot, page.entries, embeddings, cancellation)?;
                     Ok(wire::ListEntriesResponse {
-                        next_page_token: next_token(page.next.as_ref()),
-                        entries: entries_to_wire(&*snapshot, page.entries, embeddings, cancellation)?,
+                        next_page_token: next_token(end.or(page.next).as_ref()),
+                        entries,
                     })
                 })
             })
@@ -217,13 +219,24 @@ impl GalleriesService {
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
-    async fn enroll_all(
-        &self,
+    /// Answers begin before the first item is there, so that whoever waits for headers before he sends gets them.
+    fn enroll_all(
+        self,
         context: CallContext,
-        mut items: Streaming<wire::EnrollRequest>,
-    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        items: Streaming<wire::EnrollRequest>,
+    ) -> ResponseStream<wire::EnrollResponse> {
         let deadline = context.deadline;
-        let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
+        let answers = stream::once(self.answers(context, items)).try_flatten();
+        Box::pin(deadline::bounded(answers, deadline))
+    }
+
+    async fn answers(
+        self,
+        context: CallContext,
+        items: Streaming<wire::EnrollRequest>,
+    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        let mut items = Box::pin(self.drain.cut(items));
+        let Some(first) = items.next().await.transpose()? else { return Ok(Box::pin(stream::empty())) };
         context.concerns(&first.gallery);
         let call = EnrollCall {
             gallery: self.access.gallery(&context.tenant, &first.gallery)?,
@@ -239,11 +252,11 @@ impl GalleriesService {
             move |item| call.clone().begin(item)
         };
         let answers = stream::once(async { Ok(first) })
-            .chain(self.drain.cut(items))
+            .chain(items)
             .then(begin)
             .map(move |begun| call.clone().finish(begun).boxed())
             .buffered(self.items_inflight_max);
-        Ok(Box::pin(deadline::bounded(answers, deadline)))
+        Ok(Box::pin(answers))
     }
 }
 
@@ -266,15 +279,41 @@ fn entries_to_wire(
     embeddings: Embeddings,
     cancellation: &Cancellation,
 ) -> Result<Vec<wire::Entry>, Problem> {
-    let entry = |(row, entry)| {
-        cancellation.check()?;
-        let embedding = match embeddings {
-            Embeddings::With => Some(snapshot.embedding(row)?),
-            Embeddings::Without => None,
-        };
-        Ok(convert::entry(entry, embedding))
-    };
+    let entry = |entry| entry_to_wire(snapshot, entry, embeddings, cancellation);
     entries.into_iter().map(entry).collect()
+}
+
+/// The first of `entries` that fit an answer, and the row of the last one where not all do.
+fn fitting(
+    snapshot: &dyn GalleryReader,
+    entries: Vec<(RowId, Entry)>,
+    embeddings: Embeddings,
+    cancellation: &Cancellation,
+) -> Result<(Vec<wire::Entry>, Option<RowId>), Problem> {
+    let (mut room, mut last, mut fitting) = (PageRoom::default(), None, Vec::new());
+    for (row, entry) in entries {
+        let entry = entry_to_wire(snapshot, (row, entry), embeddings, cancellation)?;
+        if !room.takes(entry.encoded_len()) {
+            return Ok((fitting, last));
+        }
+        fitting.push(entry);
+        last = Some(row);
+    }
+    Ok((fitting, None))
+}
+
+fn entry_to_wire(
+    snapshot: &dyn GalleryReader,
+    (row, entry): (RowId, Entry),
+    embeddings: Embeddings,
+    cancellation: &Cancellation,
+) -> Result<wire::Entry, Problem> {
+    cancellation.check()?;
+    let embedding = match embeddings {
+        Embeddings::With => Some(snapshot.embedding(row)?),
+        Embeddings::Without => None,
+    };
+    Ok(convert::entry(entry, embedding))
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
@@ -342,7 +381,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<Streaming<wire::EnrollRequest>>,
     ) -> Result<Response<Self::EnrollStream>, Status> {
         let context = CallContext::of(&request);
-        Ok(Response::new(self.enroll_all(context, request.into_inner()).await?))
+        Ok(Response::new(self.clone().enroll_all(context, request.into_inner())))
     }
 
     async fn get_entries(
