@@ -263,6 +263,18 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
             "c",
         ),
         (EntryFilter { entry_ids: vec!["d".into(), "x".into()], ..EntryFilter::default() }, "d"),
+        (EntryFilter { time_range: Some(TimeRange::default()), ..EntryFilter::default() }, "abcd"),
+        (EntryFilter { without_vessel: true, ..EntryFilter::default() }, "d"),
+        (EntryFilter { exclude_vessel_ids: vec!["v1".into()], ..EntryFilter::default() }, "cd"),
+        (EntryFilter { exclude_entry_ids: vec!["a".into(), "x".into()], ..EntryFilter::default() }, "bcd"),
+        (
+            EntryFilter {
+                exclude_labels: HashMap::from([("flag".into(), "PA".into())]),
+                vessel_ids: vec!["v1".into(), "v2".into()],
+                ..EntryFilter::default()
+            },
+            "ab",
+        ),
         (
             EntryFilter {
                 modalities: vec![shipreid::wire::Modality::Optical.into()],
@@ -347,6 +359,15 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     let everything = delete(Selection::Filter(EntryFilter::default()));
     let refused = refusal(client.galleries().delete_entries(everything).await);
     assert_eq!(refused, (Code::InvalidArgument, "FILTER_EMPTY".into()));
+    for filter in [
+        EntryFilter { time_range: Some(TimeRange::default()), ..EntryFilter::default() },
+        EntryFilter { area: Some(Area::default()), ..EntryFilter::default() },
+        EntryFilter { exclude_vessel_ids: vec!["v1".into()], ..EntryFilter::default() },
+    ] {
+        let delete = delete(Selection::Filter(filter));
+        let refused = refusal(client.galleries().delete_entries(delete).await);
+        assert_eq!(refused, (Code::InvalidArgument, "FILTER_EMPTY".into()));
+    }
     assert_eq!(ids(&client, EntryFilter::default()).await, ["c"]);
 
     let request = DeleteGalleryRequest { name: GALLERY.into() };

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use prost::Message;
 use shipreid::wire::{
-    EnrollOutcome, EnrollRequest, GetGalleryRequest, ListEntriesRequest, MergeVesselsRequest, Observation,
+    EnrollOutcome, EnrollRequest, EntryFilter, GetGalleryRequest, ListEntriesRequest, MergeVesselsRequest,
+    Observation,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -54,6 +55,12 @@ async fn the_field_of_a_gallery_is_the_one_that_names_it() {
     };
     let unnamed = client.galleries().merge_vessels(merge).await.unwrap_err();
     assert_eq!(fields(&unnamed), ("TEXT_EMPTY".to_owned(), vec!["vessel_ids[1]".to_owned()]));
+    let filter = EntryFilter { vessel_ids: vec![String::new()], ..EntryFilter::default() };
+    let list =
+        ListEntriesRequest { gallery: GALLERY.into(), filter: Some(filter), ..ListEntriesRequest::default() };
+    let unnamed = client.galleries().list_entries(list).await.unwrap_err();
+    assert_eq!(fields(&unnamed), ("TEXT_EMPTY".to_owned(), vec!["filter.vessel_ids[0]".to_owned()]));
+    assert!(unnamed.message().contains("without_vessel"), "{}", unnamed.message());
     server.stop().await;
 }
 

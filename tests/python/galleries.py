@@ -154,6 +154,10 @@ def finds(caller, optical):
         (messages.EntryFilter(area=messages.Area(south=54.05, west=170, north=55, east=20)), "b"),
         (messages.EntryFilter(time_range=messages.TimeRange(start=seen(hour=1).observed_at, end=seen(hour=2).observed_at)), "b"),
         (messages.EntryFilter(modalities=[OPTICAL], vessel_ids=["berta"]), ""),
+        (messages.EntryFilter(exclude_vessel_ids=["anna"]), "bc"),
+        (messages.EntryFilter(exclude_labels={"port": "Kiel"}), "bcd"),
+        (messages.EntryFilter(modalities=[SAR], exclude_entry_ids=["b"]), "c"),
+        (messages.EntryFilter(without_vessel=True), "c"),
     ]:
         result = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, filter=filter)
         assert "".join(sorted(candidate.entry_id for candidate in result.candidates)) == expected, (filter, result)
@@ -287,6 +291,8 @@ def refuses_bad_queries(caller, gallery, optical):
     whole(Code.FAILED_PRECONDITION, "MODEL_MISMATCH", gallery.model, other, model=other)
     inverted = messages.TimeRange(start=seen(hour=2).observed_at, end=seen(hour=1).observed_at)
     whole(Code.INVALID_ARGUMENT, "TIME_RANGE_INVERTED", "ends before it begins", filter={"time_range": inverted})
+    contradictory = messages.EntryFilter(vessel_ids=["anna"], exclude_vessel_ids=["anna"])
+    whole(Code.INVALID_ARGUMENT, "FILTER_CONTRADICTS", "anna", filter=contradictory)
     outside = messages.Area(south=0, west=0, north=91, east=1)
     whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "91", filter={"area": outside})
     whole(Code.INVALID_ARGUMENT, "NO_QUERIES", "queries", queries=[])

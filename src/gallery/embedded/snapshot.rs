@@ -187,16 +187,18 @@ impl GalleryReader for Snapshot {
     }
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
-        if filter.entries.is_empty() {
-            return Ok(self.index.select(filter, None));
-        }
-        let mut listed = Vec::new();
-        for id in &filter.entries {
-            listed.extend(self.find(id)?);
-        }
-        listed.sort_unstable();
-        listed.dedup();
-        Ok(self.index.select(filter, Some(&listed)))
+        let rows_of = |ids: &[EntryId]| -> Result<Vec<RowId>, StoreError> {
+            let mut rows = Vec::new();
+            for id in ids {
+                rows.extend(self.find(id)?);
+            }
+            rows.sort_unstable();
+            rows.dedup();
+            Ok(rows)
+        };
+        let listed = if filter.entries.is_empty() { None } else { Some(rows_of(&filter.entries)?) };
+        let excluded = rows_of(&filter.excluded_entries)?;
+        Ok(self.index.select(filter, listed.as_deref(), &excluded))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {

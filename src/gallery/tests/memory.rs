@@ -211,7 +211,7 @@ impl GalleryReader for State {
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
         let listed = self.model.admitted(filter);
-        Ok(self.index.select(&Filter::default(), Some(&listed)))
+        Ok(self.index.select(&Filter::default(), Some(&listed), &[]))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {

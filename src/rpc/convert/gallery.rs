@@ -123,11 +123,15 @@ pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
         Some(Selection::Ids(ids)) => Ok(Selector::Ids(each("ids.entry_ids", &ids.entry_ids, entry_id)?)),
         Some(Selection::Filter(wanted)) => {
             let wanted = filter(wanted).map_err(|problem| problem.within("filter"))?;
-            if wanted.is_empty() {
-                let message = "filter is empty: it would delete every entry; delete the gallery instead";
+            if wanted.only_excludes() {
+                let message = if wanted.is_empty() {
+                    "filter is empty: it would delete every entry; delete the gallery instead"
+                } else {
+                    "filter only excludes: it would delete every other entry; say which ones to delete"
+                };
                 return Err(Problem::invalid(Reason::FilterEmpty, "filter", message));
             }
-            Ok(Selector::Filter(wanted))
+            Ok(Selector::Filter(Box::new(wanted)))
         }
     }
 }
