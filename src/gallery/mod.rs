@@ -26,9 +26,9 @@ pub use entry::{
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
     Code, CodeRef, DetectionHash, Found, Group, Hit, Index, IndexQuery, RowId, SceneNumber, Selection,
-    Sighting, VesselNumber, VesselSet, cosine, search_pace,
+    Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
-    Looked, Opening, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
+    Looked, Opening, Page, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated, VesselPage,
 };

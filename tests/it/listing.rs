@@ -4,14 +4,14 @@ use std::collections::HashMap;
 
 use prost::Message;
 use shipreid::wire::{
-    EnrollOutcome, EnrollRequest, EntryFilter, GetGalleryRequest, ListEntriesRequest, MergeVesselsRequest,
-    Observation,
+    EnrollOutcome, EnrollRequest, EntryFilter, GetGalleryRequest, ListEntriesRequest, ListVesselsRequest,
+    MergeVesselsRequest, Observation, TimeRange, Vessel,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
-use tonic::Status;
+use tonic::{Code, Status};
 
-use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
+use crate::galleries::{GALLERY, create, data_in, enroll, optical, ready, refusal, vector, with_chip};
 use crate::server::{details, start};
 
 #[tokio::test]
@@ -91,5 +91,66 @@ async fn a_page_stays_below_what_clients_take_and_the_list_goes_on() {
     }
     let expected: Vec<String> = (0..250).map(|number| number.to_string()).collect();
     assert_eq!((found, pages), (expected, 2));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn vessels_are_listed_with_what_their_entries_say() {
+    let folder = TempDir::new().unwrap();
+    let (server, client) = start(&[&data_in(&folder)]).await;
+    create(&client, GALLERY).await;
+    let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    let at = |seconds| Observation { observed_at: time(seconds), ..Observation::default() };
+    let mut optical = with_chip("d", optical());
+    optical.vessel_id = "berta".into();
+    enroll(
+        &client,
+        vec![
+            ready("a", "berta", vector(0, 0.0), at(200)),
+            ready("b", "berta", vector(1, 0.0), at(100)),
+            ready("c", "anna", vector(2, 0.0), Observation::default()),
+            optical,
+            ready("e", "", vector(3, 0.0), at(50)),
+        ],
+    )
+    .await;
+    let request =
+        ListVesselsRequest { gallery: GALLERY.into(), page_size: 1, ..ListVesselsRequest::default() };
+    let list = async |request: &ListVesselsRequest| {
+        client.galleries().list_vessels(request.clone()).await.map(tonic::Response::into_inner)
+    };
+    let first = list(&request).await.unwrap();
+    let (sar, both) = (vec![2], vec![1, 2]);
+    let anna = Vessel { vessel_id: "anna".into(), entries: 1, modalities: sar.clone(), ..Vessel::default() };
+    assert_eq!(first.vessels, [anna]);
+    let second = ListVesselsRequest { page_token: first.next_page_token.clone(), ..request.clone() };
+    let second = list(&second).await.unwrap();
+    let berta = Vessel {
+        vessel_id: "berta".into(),
+        entries: 3,
+        first_observed_at: time(100),
+        last_observed_at: time(200),
+        modalities: both,
+    };
+    assert_eq!((second.vessels, second.next_page_token.as_str()), (vec![berta.clone()], ""));
+    let range = Some(TimeRange { start: time(150), end: None });
+    let filter = Some(EntryFilter { time_range: range, ..EntryFilter::default() });
+    let late = list(&ListVesselsRequest { filter, ..request.clone() }).await.unwrap();
+    let expected = Vessel { entries: 1, first_observed_at: time(200), modalities: sar, ..berta };
+    assert_eq!((late.vessels, late.next_page_token.as_str()), (vec![expected], ""));
+
+    let entries =
+        ListEntriesRequest { gallery: GALLERY.into(), page_size: 1, ..ListEntriesRequest::default() };
+    let of_entries =
+        client.galleries().list_entries(entries.clone()).await.unwrap().into_inner().next_page_token;
+    let refused = refusal(list(&ListVesselsRequest { page_token: of_entries, ..request.clone() }).await);
+    assert_eq!(refused, (Code::InvalidArgument, "PAGE_TOKEN_INVALID".into()));
+    let entries = ListEntriesRequest { page_token: first.next_page_token, ..entries };
+    let refused = refusal(client.galleries().list_entries(entries).await);
+    assert_eq!(refused, (Code::InvalidArgument, "PAGE_TOKEN_INVALID".into()));
+    let refused = refusal(list(&ListVesselsRequest { page_size: 1001, ..request.clone() }).await);
+    assert_eq!(refused, (Code::InvalidArgument, "PAGE_SIZE_INVALID".into()));
+    let refused = refusal(list(&ListVesselsRequest { gallery: "nowhere".into(), ..request }).await);
+    assert_eq!(refused, (Code::NotFound, "GALLERY_NOT_FOUND".into()));
     server.stop().await;
 }

@@ -207,6 +207,15 @@ def corrects_and_merges(caller, optical):
     assert (entry.vessel_id, dict(entry.labels), entry.modality) == ("clara", {}, SAR), entry
     assert entry.observation.observed_at == seen(hour=2).observed_at, "what the mask does not name stays"
 
+    listing = gallery_messages.ListVesselsRequest(gallery=GALLERY, page_size=2)
+    page = caller.galleries.ListVessels(listing, timeout=TIMEOUT)
+    assert [(vessel.vessel_id, vessel.entries) for vessel in page.vessels] == [("anna", 2), ("berta", 1)], page
+    assert page.vessels[1].first_observed_at == seen(hour=1).observed_at == page.vessels[1].last_observed_at, page
+    assert list(page.vessels[1].modalities) == [SAR], page
+    listing.page_token = page.next_page_token
+    page = caller.galleries.ListVessels(listing, timeout=TIMEOUT)
+    assert ([vessel.vessel_id for vessel in page.vessels], page.next_page_token) == (["clara"], ""), page
+
     merge = gallery_messages.MergeVesselsRequest(gallery=GALLERY, vessel_ids=["berta", "clara"], into="anna")
     assert caller.galleries.MergeVessels(merge, timeout=TIMEOUT).moved_entries == 2
     candidate, = caller.match(tracklet(optical)).candidates

@@ -13,9 +13,11 @@ use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
-use crate::gallery::entry::{Entry, EntryId};
+use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{Found, Group, Index, IndexQuery, RowId, SceneNumber, Selection, Sighting};
+use crate::gallery::index::{
+    Found, Group, Index, IndexQuery, RowId, SceneNumber, Selection, Sighting, VesselSummary,
+};
 use crate::gallery::store::{About, GalleryReader, StoreError};
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
@@ -207,6 +209,15 @@ impl GalleryReader for Snapshot {
 
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId> {
         self.index.rows_after(selection, after).take(size).collect()
+    }
+
+    fn vessel_summaries(
+        &self,
+        selection: &Selection,
+        after: Option<&VesselId>,
+        size: usize,
+    ) -> Vec<VesselSummary> {
+        self.index.vessel_summaries(selection, after, size)
     }
 
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {

@@ -222,6 +222,17 @@ impl GalleryReader for State {
         self.index.rows_after(selection, after).take(size).collect()
     }
 
+    fn vessel_summaries(
+        &self,
+        selection: &Selection,
+        after: Option<&VesselId>,
+        size: usize,
+    ) -> Vec<VesselSummary> {
+        let summaries = self.model.vessel_summaries(|row| self.index.is_selected(selection, row));
+        let beyond = |summary: &VesselSummary| after.is_none_or(|after| summary.id > *after);
+        summaries.into_iter().filter(beyond).take(size).collect()
+    }
+
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {
         self.index.sightings(selection).for_each(see);
     }

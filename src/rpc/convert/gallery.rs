@@ -8,7 +8,8 @@ use super::{each, embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
+    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update,
+    VesselId, VesselSummary,
 };
 use crate::message::excerpt;
 use crate::reason::Reason;
@@ -214,6 +215,17 @@ pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
         enrolled_at: Some(timestamp(entry.enrolled_at)),
         embedding: embedding.map(|embedding| wire::Embedding { values: embedding.into_vec() }),
         observation: Some(observation_to_wire(entry.observation)),
+    }
+}
+
+pub fn vessel(vessel: VesselSummary) -> wire::Vessel {
+    let modalities = vessel.modalities.into_iter().map(|modality| modality_to_wire(modality).into());
+    wire::Vessel {
+        vessel_id: vessel.id.to_string(),
+        entries: vessel.entries,
+        first_observed_at: vessel.first_observed.map(timestamp),
+        last_observed_at: vessel.last_observed.map(timestamp),
+        modalities: modalities.collect(),
     }
 }
 

@@ -4,6 +4,7 @@ mod access;
 mod enroll;
 mod export;
 mod turns;
+mod vessels;
 
 use std::sync::Arc;
 
@@ -398,6 +399,14 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.page(&context, request.into_inner()).await?))
+    }
+
+    async fn list_vessels(
+        &self,
+        request: Request<wire::ListVesselsRequest>,
+    ) -> Result<Response<wire::ListVesselsResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.vessels(&context, request.into_inner()).await?))
     }
 
     async fn delete_entries(

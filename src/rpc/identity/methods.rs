@@ -54,6 +54,7 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.Galleries/Enroll", ENROL, Changes),
     method("/shipreid.v1.Galleries/GetEntries", LOOK, Reads),
     method("/shipreid.v1.Galleries/ListEntries", LOOK, Reads),
+    method("/shipreid.v1.Galleries/ListVessels", LOOK, Reads),
     method("/shipreid.v1.Galleries/DeleteEntries", ENROL, Changes),
     method("/shipreid.v1.Galleries/UpdateEntries", ENROL, Changes),
     method("/shipreid.v1.Galleries/MergeVessels", ENROL, Changes),
