@@ -144,7 +144,7 @@ impl Match {
             rerank_depth: self.rerank_depth,
             prior_unknown: self.prior_unknown,
             distinct_vessels: self.distinct,
-            model: String::new(),
+            ..MatchRequest::default()
         }
     }
 }

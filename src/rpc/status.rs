@@ -73,7 +73,9 @@ impl From<CatalogError> for Problem {
 impl From<MatchError> for Problem {
     fn from(cause: MatchError) -> Self {
         match cause {
-            MatchError::Uncalibrated { .. } => Self::new(Reason::Uncalibrated, cause.to_string()),
+            MatchError::Uncalibrated { model, .. } => {
+                Self::new(Reason::Uncalibrated, cause.to_string()).with_metadata("gallery_model", model)
+            }
             MatchError::Store(cause) => cause.into(),
         }
     }

@@ -138,6 +138,12 @@ def finds(caller, optical):
     assert len(result.candidates) == 3, "a row for each vessel, one of them unknown"
     assert sorted((c.similarity for c in result.candidates), reverse=True) == [c.similarity for c in result.candidates]
 
+    told = caller.match(tracklet(optical), with_details=True, min_similarity=0.99)
+    candidate, = told.candidates
+    assert (candidate.modality, candidate.observation.scene_id) == (OPTICAL, "s0"), candidate
+    assert dict(candidate.labels) == {"port": "Kiel"}, candidate
+    assert [(removed.reason, removed.count) for removed in told.removed] == [("MIN_SIMILARITY", 2)], told
+
     by_entry = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, top_k=3)
     assert [candidate.entries for candidate in by_entry.candidates] == [1, 1, 1]
     # The query's embedding comes back, so that asking or enrolling it again costs no forward pass.
@@ -306,6 +312,8 @@ def refuses_bad_queries(caller, gallery, optical):
     whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "91", filter={"area": outside})
     whole(Code.INVALID_ARGUMENT, "NO_QUERIES", "queries", queries=[])
     whole(Code.FAILED_PRECONDITION, "UNCALIBRATED", "calibrat", ranking=messages.RANKING_FUSED)
+    whole(Code.FAILED_PRECONDITION, "UNCALIBRATED", "min_probability", min_probability=0.5)
+    whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "min_similarity", min_similarity=math.nan)
 
     def alone(query, code, reason, field, *says):
         failed(caller.failed_query(query), code, reason, field, *says)

@@ -1,9 +1,10 @@
 //! Galleries, their entries, and changes to them.
 
-use std::collections::HashMap;
-
 use super::super::problem::Problem;
-use super::sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
+use super::sighting::{
+    entry_id, labels, labels_to_wire, modality_to_wire, observation, observation_to_wire, timestamp,
+    vessel_id,
+};
 use super::{each, embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
@@ -206,12 +207,11 @@ pub fn gallery(name: &str, info: Info) -> wire::Gallery {
 }
 
 pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
-    let labels = entry.labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     wire::Entry {
         entry_id: entry.id.to_string(),
         vessel_id: entry.vessel.as_ref().map(ToString::to_string).unwrap_or_default(),
         modality: modality_to_wire(entry.modality).into(),
-        labels: labels.collect::<HashMap<_, _>>(),
+        labels: labels_to_wire(&entry.labels),
         enrolled_at: Some(timestamp(entry.enrolled_at)),
         embedding: embedding.map(|embedding| wire::Embedding { values: embedding.into_vec() }),
         observation: Some(observation_to_wire(entry.observation)),
@@ -232,11 +232,4 @@ pub fn vessel(vessel: VesselSummary) -> wire::Vessel {
 /// What a copy holds beside embeddings.
 pub fn chips(with_chips: bool) -> Chips {
     if with_chips { Chips::With } else { Chips::Without }
-}
-
-fn modality_to_wire(modality: Modality) -> wire::Modality {
-    match modality {
-        Modality::Optical => wire::Modality::Optical,
-        Modality::Sar => wire::Modality::Sar,
-    }
 }

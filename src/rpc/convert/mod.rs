@@ -15,7 +15,7 @@ pub use chip::{modality, source_chip, warnings};
 pub use embed::{EmbedCall, EmbedItem, embed_response, embed_stream_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates, vessel};
-pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
+pub use matching::{Details, MatchCall, QueryCall, SubjectCall, match_result};
 pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, vessel_id};
 pub use training::{job, job_event, job_id, listing, order};
