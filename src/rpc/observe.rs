@@ -19,7 +19,7 @@ use super::activity::Activity;
 use super::method::{Method, Methods};
 use super::problem::DOMAIN;
 use super::sparing::Sparing;
-use super::trace::{self, REQUEST_ID};
+use super::trace::{self, BUILD, REQUEST_ID};
 use crate::metrics;
 use crate::reason::{self, Reason};
 
@@ -45,6 +45,7 @@ pub async fn record(State(methods): State<Methods>, mut request: Request, next: 
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    response.headers_mut().insert(BUILD, HeaderValue::from_static(env!("SHIPREID_BUILD")));
     response.map(|inner| Body::new(RecordedBody { inner, call }))
 }
 

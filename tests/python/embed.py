@@ -37,7 +37,9 @@ def main(address, images):
     optical = chips.Chip(image=(images / "0001_a_33x97_RGB.tif").read_bytes(), modality=chips.MODALITY_OPTICAL)
     sar = chips.Chip(image=(images / "0003_c_25x110_SAR.tif").read_bytes(), modality=chips.MODALITY_SAR)
 
-    answer = service.Embed(messages.EmbedRequest(chips=[optical, sar]), timeout=60)
+    answer, call = service.Embed.with_call(messages.EmbedRequest(chips=[optical, sar]), timeout=60)
+    headers = dict(call.initial_metadata())
+    assert headers["x-request-id"] and headers["x-shipreid-build"], headers
     first, second = (result.embedding.values for result in answer.results)
     assert math.isclose(sum(value * value for value in first), 1.0, abs_tol=1e-5)
     assert list(first) != list(second)
