@@ -1,5 +1,6 @@
 # docker build -t shipreid .                           CPU
 # docker build -t shipreid --build-arg VARIANT=cuda .  NVIDIA GPUs; run with --gpus all
+# --build-arg COMMIT=$(git rev-parse --short=12 HEAD)  makes answers say which commit they come from
 ARG VARIANT=cpu
 
 FROM rust:1.95-bookworm AS build
@@ -12,6 +13,8 @@ COPY scripts scripts
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 scripts/libtorch.py --link libtorch $([ "$VARIANT" = cuda ] && echo --cuda) \
     && mkdir -p /tree && cp -a "$(readlink libtorch)/.." /tree/shipreid
 COPY . .
+ARG COMMIT=
+ENV SHIPREID_COMMIT=$COMMIT
 RUN cargo build --release --locked
 
 FROM debian:bookworm-slim

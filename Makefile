@@ -7,6 +7,8 @@ TILES ?= ../shared/data/optisar_pair
 DENY := target/tools/bin/cargo-deny
 DENY_VERSION := 0.20.2
 CARGO_FUZZ_VERSION := 0.13.2
+# What the built server says of itself beside its version; empty outside a checkout.
+COMMIT = $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 # Where the fuzz targets and cargo-fuzz are built.
 FUZZ_BUILD ?= target/fuzz
 CARGO_FUZZ = $(FUZZ_BUILD)/tools/bin/cargo-fuzz
@@ -27,7 +29,7 @@ setup: ## Fetches libtorch into the user's cache, once, and links it here
 	@python3 scripts/libtorch.py --link libtorch
 
 build: setup ## Builds the release binary
-	cargo build --release --locked
+	SHIPREID_COMMIT=$(COMMIT) cargo build --release --locked
 
 demo: build ## Draws ships, trains through a server, activates, enrols, matches: the whole mission in minutes
 	target/release/shipreid demo $(if $(wildcard $(CHIPS)),--chips $(CHIPS))

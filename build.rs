@@ -7,9 +7,21 @@ use std::path::{Path, PathBuf};
 use protox::prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
+    name_build()?;
     compile_protos()?;
     #[cfg(feature = "torch")]
     torch::compile_shim_and_link()?;
+    Ok(())
+}
+
+/// The version, and the commit where whoever builds knows it: `0.1.0+1e24c7f0a1b2`. It is answered in a header.
+fn name_build() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-env-changed=SHIPREID_COMMIT");
+    let version = std::env::var("CARGO_PKG_VERSION")?;
+    let commit = std::env::var("SHIPREID_COMMIT").unwrap_or_default();
+    let is_hash = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let build = if is_hash { format!("{version}+{commit}") } else { version };
+    println!("cargo:rustc-env=SHIPREID_BUILD={build}");
     Ok(())
 }
 

@@ -180,7 +180,7 @@ impl Gallery {
     }
 
     fn select(&self, filter: &Filter) -> IndexSelection {
-        self.index.select(filter, None)
+        self.index.select(filter, None, &[])
     }
 
     /// The rows and cosines of the best, and how many vectors were fetched.

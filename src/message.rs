@@ -1,8 +1,32 @@
 //! What messages say of text that others have written.
 
+use std::borrow::Cow;
+
 /// `text` in one line, without anything that could act on a terminal.
 pub(crate) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
+}
+
+/// Characters of somebody else's text that a message repeats.
+const EXCERPT_MAX: usize = 120;
+
+const ELLIPSIS: &str = "…";
+
+/// The beginning of `text` in one line, and an ellipsis for what is left out: how a message repeats what a caller wrote.
+pub(crate) fn excerpt(text: &str) -> String {
+    match text.char_indices().nth(EXCERPT_MAX) {
+        None => one_line(text),
+        Some((end, _)) => format!("{}{ELLIPSIS}", one_line(&text[..end])),
+    }
+}
+
+/// `message` of at most `bytes_max` bytes, an ellipsis for what is left out included.
+pub(crate) fn bounded(message: &str, bytes_max: usize) -> Cow<'_, str> {
+    if message.len() <= bytes_max {
+        return Cow::Borrowed(message);
+    }
+    let end = message.floor_char_boundary(bytes_max.saturating_sub(ELLIPSIS.len()));
+    Cow::Owned(format!("{}{ELLIPSIS}", &message[..end]))
 }
 
 /// The one of `known` that is most like `name`.
@@ -23,6 +47,17 @@ mod tests {
             assert_eq!(nearest(name, ["batch_size", "steps", "seed"]), Some(expected), "{name}");
         }
         assert_eq!(nearest("steps", [] as [&str; 0]), None);
+    }
+
+    #[test]
+    fn a_long_text_is_repeated_by_its_beginning() {
+        assert_eq!(excerpt("short\ntext"), "short text");
+        let whole = "é".repeat(EXCERPT_MAX);
+        assert_eq!(excerpt(&whole), whole);
+        assert_eq!(excerpt(&"é".repeat(1 << 20)), format!("{whole}…"));
+        assert_eq!(bounded("1234", 4), "1234");
+        assert_eq!(bounded("12345678", 7), "1234…");
+        assert_eq!(bounded("éééé", 7), "éé…", "no character is cut");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Tokens that lead from one page of a list to the next.
 
 use crate::embedding::ModelDigest;
-use crate::gallery::{GalleryName, RowId};
+use crate::gallery::{GalleryName, RowId, VesselId};
 use crate::jobs::JobId;
 
 /// Where a page ends: the last item's place in its list, as a text that the next call brings back.
@@ -34,6 +34,19 @@ impl PageCursor for RowId {
 
     fn read(token: &str) -> Option<Self> {
         u64::from_str_radix(token, 16).ok().map(Self::from_u64)
+    }
+}
+
+/// What tells the cursor of a vessel, whose id may be any text, from cursors of other lists.
+const VESSEL: &str = "vessel:";
+
+impl PageCursor for VesselId {
+    fn token(&self) -> String {
+        format!("{VESSEL}{self}")
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        Self::new(token.strip_prefix(VESSEL)?).ok()
     }
 }
 
@@ -90,10 +103,23 @@ mod tests {
         check(GalleryName::new("harbour").expect("a name"), "harbour");
         check(RowId::from_u64(0), "0");
         check(RowId::from_u64(u64::MAX), "ffffffffffffffff");
+        check(VesselId::new("job-7").expect("an id"), "vessel:job-7");
         check("job-7".parse::<JobId>().expect("an id"), "job-7");
         for (created_at, text) in [(0, "0-"), (1_800_000_000, "1800000000-"), (-5, "-5-")] {
             check(ModelPlace { created_at, digest }, &format!("{text}{digest}"));
         }
+    }
+
+    #[test]
+    fn a_token_of_another_list_is_none() {
+        let digest = ModelDigest::new([0xab; 32]);
+        let others = ["harbour", "ff", "job-7", &format!("5-{digest}")];
+        check_refused::<VesselId>(&others);
+        let vessel = [&*VesselId::new("5").expect("an id").token()];
+        check_refused::<GalleryName>(&vessel);
+        check_refused::<RowId>(&vessel);
+        check_refused::<JobId>(&vessel);
+        check_refused::<ModelPlace>(&vessel);
     }
 
     #[test]

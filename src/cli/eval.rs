@@ -279,7 +279,7 @@ fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
         without_vessels: &without,
     });
     let queries: Vec<_> = queries.collect();
-    let everything = index.select(&Filter::default(), None);
+    let everything = index.select(&Filter::default(), None, &[]);
     let vector = |row: RowId, values: &mut [f32]| -> Result<(), Infallible> {
         values.copy_from_slice(gallery[row.to_u64() as usize].as_slice());
         Ok(())

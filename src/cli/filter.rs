@@ -35,6 +35,18 @@ pub struct FilterFlags {
     /// Entries within this box, in degrees; one whose west is above its east crosses the antimeridian.
     #[arg(long, value_name = "SOUTH,WEST,NORTH,EAST", value_parser = area, allow_hyphen_values = true)]
     area: Option<Area>,
+    /// No entries of this vessel. May be repeated.
+    #[arg(long = "not-vessel", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    excluded_vessels: Vec<String>,
+    /// Not this entry. May be repeated.
+    #[arg(long = "not-entry", value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
+    excluded_entries: Vec<String>,
+    /// No entries with this label. May be repeated: with none of them.
+    #[arg(long = "not-label", value_name = "NAME=VALUE")]
+    excluded_labels: Vec<String>,
+    /// Entries that have no vessel yet only.
+    #[arg(long, conflicts_with = "vessels")]
+    without_vessel: bool,
 }
 
 impl FilterFlags {
@@ -51,11 +63,15 @@ impl FilterFlags {
         let is_bounded = self.from.is_some() || self.to.is_some();
         let filter = EntryFilter {
             modalities: self.modalities.iter().map(|modality| i32::from(*modality)).collect(),
-            time_range: is_bounded.then_some(TimeRange { from: self.from, to: self.to }),
+            time_range: is_bounded.then_some(TimeRange { start: self.from, end: self.to }),
             area: self.area,
             vessel_ids: self.vessels.clone(),
             labels: labels::parse(&self.labels)?,
             entry_ids: self.entries.clone(),
+            exclude_vessel_ids: self.excluded_vessels.clone(),
+            exclude_labels: labels::parse(&self.excluded_labels)?,
+            exclude_entry_ids: self.excluded_entries.clone(),
+            without_vessel: self.without_vessel,
         };
         Ok(Some(filter).filter(|filter| *filter != EntryFilter::default()))
     }
@@ -131,18 +147,27 @@ mod tests {
             "2026-03-02T00:00:00+01:00",
             "--area",
             "-10.5,170,5,-170",
+            "--not-vessel=0004",
+            "--not-label=fleet=tugs",
+            "--not-entry=b.tif",
         ]);
         let expected = EntryFilter {
             modalities: vec![Modality::Sar.into(), Modality::Optical.into()],
             time_range: Some(TimeRange {
-                from: Some(Timestamp { seconds: 1_772_323_200, nanos: 0 }),
-                to: Some(Timestamp { seconds: 1_772_406_000, nanos: 0 }),
+                start: Some(Timestamp { seconds: 1_772_323_200, nanos: 0 }),
+                end: Some(Timestamp { seconds: 1_772_406_000, nanos: 0 }),
             }),
             area: Some(Area { south: -10.5, west: 170.0, north: 5.0, east: -170.0 }),
             vessel_ids: vec!["0003".into()],
             labels: HashMap::from([("port".into(), "a=b".into())]),
             entry_ids: vec!["a.tif".into()],
+            exclude_vessel_ids: vec!["0004".into()],
+            exclude_labels: HashMap::from([("fleet".into(), "tugs".into())]),
+            exclude_entry_ids: vec!["b.tif".into()],
+            without_vessel: false,
         };
+        let unnamed = EntryFilter { without_vessel: true, ..EntryFilter::default() };
+        assert_eq!(filter(&["--without-vessel"]), Ok(Some(unnamed)));
         assert_eq!(found, Ok(Some(expected)));
         assert_eq!(filter(&[]), Ok(None));
     }
@@ -162,6 +187,8 @@ mod tests {
             (&["--area", "-91,2,1,4"], "south is -91"),
             (&["--area", "1,2,3,181"], "east is 181"),
             (&["--area", "1,NaN,3,4"], "west is NaN"),
+            (&["--not-label", "port"], "port"),
+            (&["--without-vessel", "--vessel", "0003"], "--vessel"),
         ] {
             let refused = filter(arguments).expect_err("refused");
             assert!(refused.contains(says), "{arguments:?}: {refused}");

@@ -45,6 +45,12 @@ pub struct Match {
     /// Removes vessels that would have had to sail faster; needs times and positions, see --manifest.
     #[arg(long, value_name = "KNOTS")]
     max_speed: Option<f64>,
+    /// Leaves out candidates below this cosine, -1 to 1.
+    #[arg(long, value_name = "COSINE", allow_hyphen_values = true)]
+    min_similarity: Option<f64>,
+    /// Leaves out candidates below this probability, 0 to 1; needs a calibrator on the server.
+    #[arg(long, value_name = "PROBABILITY")]
+    min_probability: Option<f64>,
     /// Number of entries to re-rank by their common neighbours.
     #[arg(long, value_name = "ENTRIES")]
     rerank_depth: Option<u32>,
@@ -134,7 +140,9 @@ impl Match {
             rerank_depth: self.rerank_depth,
             prior_unknown: self.prior_unknown,
             distinct_vessels: self.distinct,
-            model: String::new(),
+            min_similarity: self.min_similarity,
+            min_probability: self.min_probability,
+            ..MatchRequest::default()
         }
     }
 }

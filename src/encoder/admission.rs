@@ -29,6 +29,9 @@ pub enum Refusal {
     Bytes { limit: u64 },
     #[error("the queue would take {expected:.1?}, the call's deadline is in {left:.1?}")]
     Deadline { expected: Duration, left: Duration },
+    /// However short the queue is, so that coming back is of no use.
+    #[error("an idle device would take {expected:.1?}, the call's deadline is in {left:.1?}")]
+    TooShort { expected: Duration, left: Duration },
 }
 
 impl Refusal {
@@ -38,6 +41,7 @@ impl Refusal {
             Self::Items { .. } => Reason::QueueFull,
             Self::Bytes { .. } => Reason::QueueBytesFull,
             Self::Deadline { .. } => Reason::QueueTooLong,
+            Self::TooShort { .. } => Reason::DeadlineExceeded,
         }
     }
 }

@@ -142,9 +142,14 @@ impl Pipeline {
     fn in_time(&self, model: &ModelLease, caller: &Caller, chips: usize) -> Result<(), Refusal> {
         let Some(deadline) = caller.deadline else { return Ok(()) };
         let left = deadline.saturating_duration_since(tokio::time::Instant::now());
-        let expected =
-            self.residency.queue().expected_time(model.digest, &caller.tenant, caller.priority, chips);
-        if expected.mul_f64(CAUTION) > left { Err(Refusal::Deadline { expected, left }) } else { Ok(()) }
+        let queue = self.residency.queue();
+        let is_late = |expected: Duration| expected.mul_f64(CAUTION) > left;
+        let alone = queue.least_time(model.digest, chips);
+        if is_late(alone) {
+            return Err(Refusal::TooShort { expected: alone, left });
+        }
+        let expected = queue.expected_time(model.digest, &caller.tenant, caller.priority, chips);
+        if is_late(expected) { Err(Refusal::Deadline { expected, left }) } else { Ok(()) }
     }
 
     /// Decodes, resizes, waits for the device, embeds. Dropping the future takes the chip out of the queue.
@@ -281,7 +286,8 @@ impl EmbedError {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Batch, Encoder as _, LoadedModel, ModelCard, PixelProjection, QueueSettings, ResidencySettings,
+        Batch, Encoder, ForwardError, LoadedModel, ModelCard, PixelProjection, QueueSettings,
+        ResidencySettings,
     };
     use super::*;
     use crate::chip::Modality;
@@ -292,14 +298,45 @@ mod tests {
     const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
 
     async fn pipeline() -> Pipeline {
+        pipeline_on(|| Box::new(PixelProjection::new(8, 1))).await
+    }
+
+    async fn pipeline_on(encoder: impl Fn() -> Box<dyn Encoder> + Send + Sync + 'static) -> Pipeline {
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 4 }, Arc::new(|_| {}));
         let settings = ResidencySettings { bytes_max: 1000, precision: "f32", device: "cpu".into() };
         let residency = Residency::new(queue, settings);
         let card = ModelCard { digest: DIGEST, dimension: 8, chip_size: SIZE };
-        let factory = Arc::new(|_| Ok(Box::new(PixelProjection::new(8, 1)) as Box<_>));
+        let factory = Arc::new(move |_| Ok(encoder()));
         let model = LoadedModel { card, factory, workers: 1, bytes: 100 };
         let active = residency.admit(model).await.expect("room");
         Pipeline::new(Admission::new(64, 1 << 30), LIMITS, 1, residency, active)
+    }
+
+    /// Takes a while for every batch.
+    struct Slow;
+
+    impl Encoder for Slow {
+        fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_millis(20) {
+                std::thread::yield_now();
+            }
+            PixelProjection::new(8, 1).forward(batch)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_too_short_for_an_idle_device_is_told_from_a_long_queue() {
+        let pipeline = pipeline_on(|| Box::new(Slow)).await;
+        let model = pipeline.active();
+        let mut caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
+        pipeline.embed_prepared(&model, &caller, pixels(SIZE, 0.01)).await.expect("an embedding");
+        caller.deadline = Some(tokio::time::Instant::now() + Duration::from_millis(10));
+        let refused = pipeline.admit(&model, &caller, 1, 1).expect_err("too late");
+        assert!(matches!(refused, Refusal::TooShort { .. }), "{refused:?}");
+        caller.deadline = Some(tokio::time::Instant::now() + Duration::from_secs(3600));
+        pipeline.admit(&model, &caller, 1, 1).expect("time enough");
+        pipeline.residency().queue().close().await;
     }
 
     fn pixels(size: ChipSize, value: f32) -> PreparedPixels {

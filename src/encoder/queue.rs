@@ -181,6 +181,11 @@ impl EncodeQueue {
         self.state.expected_time(model, tenant, priority, chips)
     }
 
+    /// How long they would take if nobody waited.
+    pub fn least_time(&self, model: ModelDigest, chips: usize) -> Duration {
+        self.state.least_time(model, chips)
+    }
+
     /// Device threads.
     pub fn workers(&self) -> usize {
         self.state.settings().workers

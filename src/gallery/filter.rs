@@ -15,6 +15,13 @@ pub struct Filter {
     /// Every label must be there with this value.
     pub labels: Vec<(String, String)>,
     pub entries: Vec<EntryId>,
+    /// Entries of these take no part.
+    pub excluded_vessels: Vec<VesselId>,
+    /// An entry with any of these labels takes no part.
+    pub excluded_labels: Vec<(String, String)>,
+    pub excluded_entries: Vec<EntryId>,
+    /// Only entries take part whose vessel is not known.
+    pub is_unnamed: bool,
 }
 
 /// From included, to excluded; an end that is `None` is open.
@@ -87,16 +94,32 @@ impl Filter {
         *self == Self::default()
     }
 
+    /// Whether it names nothing that takes part, but at most what does not.
+    pub fn only_excludes(&self) -> bool {
+        let exclusions = Self {
+            excluded_vessels: self.excluded_vessels.clone(),
+            excluded_labels: self.excluded_labels.clone(),
+            excluded_entries: self.excluded_entries.clone(),
+            ..Self::default()
+        };
+        *self == exclusions
+    }
+
     /// Whether `entry` takes part.
     pub fn admits(&self, entry: &Entry) -> bool {
         fn among<T>(wanted: &[T], holds: impl Fn(&T) -> bool) -> bool {
             wanted.is_empty() || wanted.iter().any(holds)
         }
         let observation = &entry.observation;
+        let has = |(name, value): &(String, String)| entry.labels.get(name) == Some(value);
         among(&self.modalities, |modality| *modality == entry.modality)
             && among(&self.vessels, |vessel| entry.vessel.as_ref() == Some(vessel))
             && among(&self.entries, |id| *id == entry.id)
-            && self.labels.iter().all(|(name, value)| entry.labels.get(name) == Some(value))
+            && self.labels.iter().all(has)
+            && !self.excluded_vessels.iter().any(|vessel| entry.vessel.as_ref() == Some(vessel))
+            && !self.excluded_entries.contains(&entry.id)
+            && !self.excluded_labels.iter().any(has)
+            && (!self.is_unnamed || entry.vessel.is_none())
             && self
                 .time_range
                 .is_none_or(|range| observation.observed_at.is_some_and(|time| range.contains(time)))

@@ -27,9 +27,10 @@ pub use entry::{
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
     Code, CodeRef, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber,
-    SearchResult, Sighting, VesselNumber, VesselSet, cosine, search_pace,
+    SearchResult, Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
     Looked, Opening, Page, Selection, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
+    VesselPage,
 };

@@ -11,16 +11,18 @@ use super::query::{QueryError, resolve};
 use super::reranking::rank_reranked;
 use super::session::{Contender, GatedQuery, Ranked, Session, best_of_vessels};
 use crate::cancellation::Cancellation;
+use crate::chip::Modality;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    EntryId, GalleryReader, Group, Hit, RowId, SearchResult, StoreError, VesselId, VesselNumber,
+    EntryId, GalleryReader, Group, Hit, Labels, Observation, RowId, SearchResult, StoreError, VesselId,
+    VesselNumber,
 };
 use crate::reason::Removal;
 
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matched {
-    /// Best first, at most as many as were asked for.
+    /// Best first: of as many as were asked for, those that reach the least.
     pub candidates: Vec<Candidate>,
     /// The query's own.
     pub embedding: Embedding,
@@ -28,7 +30,8 @@ pub struct Matched {
     pub unknown_probability: Option<f64>,
     /// Entries that the filter admits; the query itself is none.
     pub matched: u64,
-    /// Candidates that a gate removed: vessels in a ranking of vessels, entries in one of entries.
+    /// Candidates that a gate removed, vessels in a ranking of vessels, entries in one of entries; and of the best that
+    /// were asked for, those that do not reach the least.
     pub removed: Vec<(Removal, u64)>,
     /// Whether the ranking is that of brute force.
     pub is_exact: bool,
@@ -52,13 +55,17 @@ pub struct Candidate {
     pub entries: u32,
     /// A gate could not judge it, since a time or position is missing.
     pub is_unchecked: bool,
+    /// The entry's, as what follows.
+    pub modality: Modality,
+    pub observation: Observation,
+    pub labels: Labels,
 }
 
 /// Why a match has no answer at all.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum MatchError {
-    #[error("a fused ranking needs a calibrator for model {model}, and there is none")]
-    Uncalibrated { model: ModelDigest },
+    #[error("{what} needs a calibrator for model {model}, and there is none")]
+    Uncalibrated { what: &'static str, model: ModelDigest },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -68,7 +75,7 @@ pub enum MatchError {
 /// Reads the disk and computes, so it is not for an async task.
 ///
 /// # Errors
-/// The gallery cannot be read, a fused ranking has no calibrator, or it was cancelled.
+/// The gallery cannot be read, a fused ranking or a least probability has no calibrator, or it was cancelled.
 pub fn match_queries(
     gallery: &dyn GalleryReader,
     plan: &Plan,
@@ -76,8 +83,12 @@ pub fn match_queries(
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
     let model = gallery.about().model;
     let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
-    if plan.ranking == Ranking::Fused && calibrator.is_none() {
-        return Err(MatchError::Uncalibrated { model });
+    let needs = [
+        ("a fused ranking", plan.ranking == Ranking::Fused),
+        ("min_probability", plan.least.probability.is_some()),
+    ];
+    if let Some((what, _)) = needs.into_iter().find(|(_, is_asked)| *is_asked && calibrator.is_none()) {
+        return Err(MatchError::Uncalibrated { what, model });
     }
     cancellation.check().map_err(StoreError::from)?;
     let selection = gallery.select(&plan.filter)?;
@@ -144,12 +155,13 @@ fn rank_fused(session: &Session, gated: &GatedQuery) -> Result<Ranked, StoreErro
     }
 }
 
-/// Puts first the vessel that each query is assigned.
+/// Puts first the vessel that each query is assigned, of those that reach the least.
 fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ranked]) {
+    let reaches = |contender: &&Contender| session.missed(contender).is_none();
     let likelihoods = |(gated, ranked): (&GatedQuery, &Ranked)| {
         let (calibrator, _) = session.judge_of(gated)?;
         let prior = session.prior(calibrator, gated);
-        let candidates = best_of_vessels(&ranked.contenders).into_iter();
+        let candidates = best_of_vessels(ranked.contenders.iter().filter(reaches)).into_iter();
         Some(Choice {
             candidates: candidates.map(|(vessel, ratio)| (vessel, ratio + prior.log_vessel())).collect(),
             alternative: Alternative::Weight(prior.log_unknown()),
@@ -157,7 +169,9 @@ fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ra
     };
     let cosines = |ranked: &Ranked| {
         let mut best: BTreeMap<VesselNumber, f64> = BTreeMap::new();
-        for Hit { vessel, cosine, .. } in ranked.contenders.iter().map(|contender| contender.hit) {
+        for Hit { vessel, cosine, .. } in
+            ranked.contenders.iter().filter(reaches).map(|contender| contender.hit)
+        {
             let most = best.entry(vessel).or_insert(f64::NEG_INFINITY);
             *most = most.max(f64::from(cosine));
         }
@@ -169,7 +183,8 @@ fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ra
         match assigned {
             None => ranked.doubts.push(Doubt::Unassigned),
             Some(vessel) => {
-                let is_assigned = |contender: &Contender| contender.hit.vessel == vessel;
+                let is_assigned =
+                    |contender: &Contender| contender.hit.vessel == vessel && reaches(&contender);
                 let place = ranked.contenders.iter().position(is_assigned);
                 let place = place.expect("a vessel is assigned from the contenders");
                 ranked.contenders[..=place].rotate_right(1);
@@ -182,6 +197,14 @@ fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
     let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
     contenders.truncate(session.plan.top_k);
     doubts.extend(doubts_of(session, gated, &contenders));
+    let mut removed = gated.screening.counts.clone();
+    contenders.retain(|contender| match session.missed(contender) {
+        None => true,
+        Some(missed) => {
+            *removed.entry(missed).or_default() += 1;
+            false
+        }
+    });
     let takes_part = |own: RowId| session.gallery.is_selected(&session.selection, own);
     let itself = usize::from(gated.resolved.gate_query.row.is_some_and(takes_part));
     Matched {
@@ -189,7 +212,7 @@ fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
         embedding: gated.resolved.tracklet.embedding().clone(),
         unknown_probability,
         matched: (session.selection.len() - itself) as u64,
-        removed: gated.screening.counts.iter().map(|(reason, count)| (*reason, *count)).collect(),
+        removed: removed.into_iter().collect(),
         is_exact,
         doubts,
     }
@@ -220,5 +243,8 @@ fn candidate(session: &Session, contender: Contender) -> Candidate {
         is_unchecked: contender.is_unchecked,
         entry: contender.entry.id,
         vessel: contender.entry.vessel,
+        modality: contender.entry.modality,
+        observation: contender.entry.observation,
+        labels: contender.entry.labels,
     }
 }

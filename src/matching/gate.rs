@@ -207,7 +207,8 @@ mod tests {
         };
         let mut index = Index::new(1);
         index.push(RowId::from_u64(7), &Code::new(&[1.0]), &Entry { observation, ..fixture::entry("seen") });
-        let sighting = index.sightings(&index.select(&Filter::default(), None)).next().expect("an entry");
+        let sighting =
+            index.sightings(&index.select(&Filter::default(), None, &[])).next().expect("an entry");
         (index, sighting)
     }
 

@@ -29,7 +29,7 @@ pub use calibration::{
 pub use doubt::Doubt;
 pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, Resemblance, SizeModel, Spread};
 pub use gate::{Gate, GateQuery, Leg, Trace, Verdict};
-pub use plan::{Plan, Ranking, Sharing};
+pub use plan::{Least, Plan, Ranking, Sharing};
 pub use posterior::{Posterior, Prior, Unjudged, posterior};
 pub use query::{Query, QueryError, QueryImage, Tracklet};
 pub use sphere::great_circle_m;

@@ -6,6 +6,7 @@ use super::calibration::Calibrator;
 use super::gate::Gate;
 use super::query::Query;
 use crate::gallery::{Filter, Group};
+use crate::reason::Removal;
 
 /// One match: queries against the entries of a gallery that a filter admits.
 #[derive(Clone, Debug)]
@@ -22,6 +23,28 @@ pub struct Plan {
     pub calibrator: Option<Arc<Calibrator>>,
     /// Above 0 and below 1; `None`: the calibrator's.
     pub prior_unknown: Option<f64>,
+    pub least: Least,
+}
+
+/// What a candidate must reach to be answered, and to be assigned to a query. The ranking and all probabilities are what
+/// they are without.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Least {
+    /// From -1 to 1.
+    pub similarity: Option<f64>,
+    /// From 0 to 1. Needs a calibrator; a candidate without probability does not reach it.
+    pub probability: Option<f64>,
+}
+
+impl Least {
+    /// What a candidate does not reach, if anything.
+    pub fn missed(&self, similarity: f32, probability: Option<f64>) -> Option<Removal> {
+        if self.similarity.is_some_and(|least| f64::from(similarity) < least) {
+            return Some(Removal::MinSimilarity);
+        }
+        let least = self.probability?;
+        probability.is_none_or(|probability| probability < least).then_some(Removal::MinProbability)
+    }
 }
 
 /// What candidates are ranked by.

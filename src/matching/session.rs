@@ -16,6 +16,7 @@ use crate::gallery::{
     Entry, Filter, GalleryReader, Group, Hit, IndexQuery, SearchResult, Selection, StoreError, VesselNumber,
     VesselSet,
 };
+use crate::reason::Removal;
 
 /// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
 /// for the last of these; and for assignment, so that entries of one vessel do not crowd out all others.
@@ -193,6 +194,11 @@ impl<'s> Session<'s> {
         self.modalities().any(is_calibrated).then_some((calibrator, query))
     }
 
+    /// What a contender does not reach of what a candidate must.
+    pub fn missed(&self, contender: &Contender) -> Option<Removal> {
+        self.plan.least.missed(contender.hit.cosine, contender.probability)
+    }
+
     /// What is believed of a query before looking.
     pub fn prior(&self, calibrator: &Calibrator, gated: &GatedQuery) -> Prior {
         Prior {
@@ -238,7 +244,9 @@ impl GatedQuery {
 }
 
 /// The most evidence for each vessel.
-pub(super) fn best_of_vessels(contenders: &[Contender]) -> BTreeMap<VesselNumber, f64> {
+pub(super) fn best_of_vessels<'c>(
+    contenders: impl IntoIterator<Item = &'c Contender>,
+) -> BTreeMap<VesselNumber, f64> {
     let mut best: BTreeMap<VesselNumber, f64> = BTreeMap::new();
     for contender in contenders {
         let most = best.entry(contender.hit.vessel).or_insert(f64::NEG_INFINITY);

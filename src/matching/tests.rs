@@ -1,6 +1,7 @@
 //! Matches on real galleries: rankings beside brute force, gates, probabilities, assignment, golden set e.
 
 mod fused;
+mod least;
 mod reranked;
 
 use std::sync::Arc;
@@ -76,6 +77,7 @@ fn plan(queries: Vec<Query>) -> Plan {
         sharing: Sharing::Independent,
         calibrator: None,
         prior_unknown: None,
+        least: Least::default(),
     }
 }
 
@@ -310,7 +312,7 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
     let foreign = Some(Arc::new(Calibrator::new(foreign).expect("a calibrator")));
     for calibrator in [None, foreign] {
         let fused = Plan { calibrator: calibrator.clone(), ..calibrated.clone() };
-        let expected = MatchError::Uncalibrated { model: fixture::model() };
+        let expected = MatchError::Uncalibrated { what: "a fused ranking", model: fixture::model() };
         assert_eq!(match_queries(&*snapshot, &fused, &Cancellation::default()), Err(expected));
         let by_cosine = run_one(&*snapshot, &Plan { calibrator, ..plan.clone() });
         assert_eq!((by_cosine.unknown_probability, by_cosine.doubts), (None, vec![]));

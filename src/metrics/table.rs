@@ -187,9 +187,9 @@ pub const TABLE: &[Group] = &[
                 &[(
                     "reason",
                     "`CALLS`, `CONNECTIONS`, `MESSAGE_SIZE`, `RECEIVING_BYTES`, `QUEUE_FULL`, `QUEUE_BYTES_FULL`, \
-                     `QUEUE_TOO_LONG`, `SEARCHES_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, `KEYS_REJECTED`, \
-                     `ROLE_MISSING`, `HANDSHAKES` (the oldest was aborted), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
-                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (closed for another call), `LOOKS` (reflection \
+                     `QUEUE_TOO_LONG`, `DEADLINE_EXCEEDED` (too soon for an idle device), `SEARCHES_TOO_LONG`, `DRAINING`, `RATE`, `KEY_MISSING`, `KEY_INVALID`, `KEY_EXPIRED`, `KEYS_REJECTED`, \
+                     `ROLE_MISSING`, `HANDSHAKES` (the oldest gave way), `HANDSHAKE_FAILED`, `HANDSHAKE_TIME`, \
+                     `MESSAGE_TOO_SLOW`, `STREAM_IDLE`, `STREAM_DISPLACED` (another call has its place), `LOOKS` (reflection \
                      and health streams)",
                 )],
                 "Calls, connections, or chips of a call that were refused or ended by a limit.",

@@ -141,10 +141,12 @@ named! {
                 "Only rankings by cosine can be re-ranked.";
             FilterTooLong "FILTER_TOO_LONG" (InvalidArgument, Correct)
                 "A filter lists more values than its limit.";
+            FilterContradicts "FILTER_CONTRADICTS" (InvalidArgument, Correct)
+                "A filter wants and excludes the same.";
             FilterEmpty "FILTER_EMPTY" (InvalidArgument, Correct)
-                "A filter that selects what to change must restrict something.";
+                "A filter that selects what to delete must name something, and not only what to leave out.";
             Uncalibrated "UNCALIBRATED" (FailedPrecondition, Resolve)
-                "FUSED needs a calibrator for the gallery's model (`matching.calibrators`).";
+                "FUSED and `min_probability` need a calibrator for the gallery's model (`matching.calibrators`).";
             ModelMismatch "MODEL_MISMATCH" (FailedPrecondition, Resolve)
                 "The embedding is of another model than the gallery.";
             DimensionMismatch "DIMENSION_MISMATCH" (FailedPrecondition, Resolve)

@@ -101,5 +101,11 @@ named! {
             SameScene "SAME_SCENE"
                 ("Nothing: one scene shows a ship once. Check `scene_id` and `detection_id` where it is wrong.")
                 "The vessel was detected elsewhere in the query's scene.";
+            MinSimilarity "MIN_SIMILARITY"
+                ("Send a lower `min_similarity`, or none.")
+                "The candidate was among the best `top_k`, and its similarity below `min_similarity`.";
+            MinProbability "MIN_PROBABILITY"
+                ("Send a lower `min_probability`, or none. Without a probability, the pair of modalities is not calibrated.")
+                "The candidate was among the best `top_k`, and its probability below `min_probability`, or not known.";
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::{join_all, try_join_all};
 
 use super::context::CallContext;
-use super::convert::{self, MatchCall, QueryCall, SubjectCall};
+use super::convert::{self, Details, MatchCall, QueryCall, SubjectCall};
 use super::galleries::{GalleryAccess, SearchSize, with_model};
 use super::problem::Problem;
 use crate::chip::SourceChip;
@@ -77,6 +77,7 @@ impl Matcher {
             sharing: call.sharing,
             calibrator: calibrator.clone(),
             prior_unknown: call.prior_unknown,
+            least: call.least,
         });
         // From here on it waits for its turn itself.
         drop(announced);
@@ -87,7 +88,7 @@ impl Matcher {
         timings.total = convert::duration(started.elapsed());
         let ids = call.queries.into_iter().map(|query| query.id);
         Ok(wire::MatchResponse {
-            results: results(ids, asked, matched),
+            results: results(ids, asked, matched, call.details),
             model: model.to_string(),
             calibrator: calibrator.map(|calibrator| calibrator.id().to_owned()).unwrap_or_default(),
             timings: Some(timings),
@@ -250,6 +251,7 @@ fn results(
     ids: impl Iterator<Item = String>,
     asked: Vec<Answerable>,
     matched: Vec<Result<Matched, Problem>>,
+    details: Details,
 ) -> Vec<wire::MatchResult> {
     let mut matched = matched.into_iter();
     let result = |(id, asked): (String, Answerable)| {
@@ -258,7 +260,7 @@ fn results(
             Some(problem) => Err(problem),
             None => matched.next().expect("one answer for each query that was asked"),
         };
-        convert::match_result(id, outcome, warnings)
+        convert::match_result(id, outcome, warnings, details)
     };
     ids.zip(asked).map(result).collect()
 }

@@ -81,6 +81,7 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.Galleries/Enroll", Streaming, ENROL, Changes),
     method("/shipreid.v1.Galleries/GetEntries", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/ListEntries", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/ListVessels", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/DeleteEntries", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/UpdateEntries", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/MergeVessels", Unary, ENROL, Changes),

@@ -9,6 +9,7 @@ mod deadline;
 mod drain;
 mod fair_budget;
 mod galleries;
+mod health;
 mod held;
 mod identity;
 mod body_limit;
@@ -77,7 +78,7 @@ pub struct Gate {
 /// Every service behind its layers. A call meets them in this order: observed, audited, turned away where the server
 /// shuts down, identified, counted for its tenant, permitted, given its deadline, weighed as it is received, handled.
 pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (reporter, health) = health::service();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
     let reflection = || {
         tonic_reflection::server::Builder::configure()

@@ -19,7 +19,7 @@ use super::activity::Activity;
 use super::method::Method;
 use super::problem::DOMAIN;
 use super::sparing::Sparing;
-use super::trace::{self, REQUEST_ID};
+use super::trace::{self, BUILD, REQUEST_ID};
 use crate::metrics;
 use crate::reason::{self, Reason};
 
@@ -43,6 +43,7 @@ pub async fn record(mut request: Request, next: Next) -> Response {
     if let Ok(id) = HeaderValue::from_str(&request_id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    response.headers_mut().insert(BUILD, HeaderValue::from_static(env!("SHIPREID_BUILD")));
     response.map(|inner| Body::new(RecordedBody { inner, call }))
 }
 
@@ -98,7 +99,9 @@ fn completed(headers: &HeaderMap) -> Option<Status> {
         code => (code, reason::Code::of(code as i32).name()),
     };
     let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-    Some(Status::with_error_details(code, status.message(), details))
+    // It may say more than the error, for example which encodings the server takes.
+    let metadata = status.metadata().clone();
+    Some(Status::with_error_details_and_metadata(code, status.message(), details, metadata))
 }
 
 /// The trailers of an answer, their error completed.
@@ -200,6 +203,10 @@ mod tests {
             assert_eq!((status.code(), info.reason.as_str()), (code, reason));
             assert_eq!(status.message(), told_by_tonic.message());
         }
+        let mut encoded = headers(&Status::unimplemented("Content is compressed with `br`"));
+        encoded.insert("grpc-accept-encoding", HeaderValue::from_static("identity,gzip"));
+        assert_eq!(told(encoded).expect("trailers")["grpc-accept-encoding"], "identity,gzip");
+
         let details = ErrorDetails::with_error_info("FORWARD_FAILED", DOMAIN, []);
         let ours = headers(&Status::with_error_details(Code::Internal, "the forward pass failed", details));
         assert_eq!(told(ours.clone()).expect("trailers"), ours);

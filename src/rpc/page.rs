@@ -8,6 +8,32 @@ use crate::reason::Reason;
 const PAGE_DEFAULT: u32 = 100;
 const PAGE_MAX: u32 = 1000;
 
+/// Bytes of a page's items: with what stands around them, an answer stays below the 4 MiB that clients take by default.
+const PAGE_BYTES_MAX: usize = 3 << 20;
+
+/// What is left of a page for items; the first one always fits.
+#[derive(Debug)]
+pub struct PageRoom {
+    left: usize,
+    is_empty: bool,
+}
+
+impl Default for PageRoom {
+    fn default() -> Self {
+        Self { left: PAGE_BYTES_MAX, is_empty: true }
+    }
+}
+
+impl PageRoom {
+    /// Takes room for an item; `false` where there is none, and the page ends before it.
+    pub fn takes(&mut self, bytes: usize) -> bool {
+        let left = self.left.checked_sub(bytes);
+        let fits = left.is_some() || self.is_empty;
+        (self.left, self.is_empty) = (left.unwrap_or(0), false);
+        fits
+    }
+}
+
 /// The place after which a page begins; `None` for the first page.
 ///
 /// # Errors
@@ -38,5 +64,19 @@ pub fn page_size(asked: u32) -> Result<usize, Problem> {
             Err(Problem::invalid(Reason::PageSizeInvalid, "page_size", message)
                 .with_metadata("limit", PAGE_MAX))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_ends_before_it_is_too_large_and_has_an_item() {
+        let mut room = PageRoom::default();
+        let taken = (0..1000).take_while(|_| room.takes(10 << 10)).count();
+        assert_eq!(taken, PAGE_BYTES_MAX / (10 << 10));
+        let mut room = PageRoom::default();
+        assert!(room.takes(PAGE_BYTES_MAX + 1) && !room.takes(1));
     }
 }

@@ -6,11 +6,20 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
+use crate::message::{bounded, excerpt};
 use crate::reason::{Reason, Retry};
 use crate::wire;
 
 /// The domain of every `ErrorInfo` of this service.
 pub const DOMAIN: &str = "shipreid";
+
+/// Bytes of a text in an answer. It stands there up to three times, twice in base64, and some clients refuse trailers
+/// beyond 8 KiB.
+const MESSAGE_MAX: usize = 2048;
+/// Bytes of what is said of one field.
+const VIOLATION_MAX: usize = 512;
+/// Bytes of what is said of all further fields together.
+const VIOLATIONS_MAX: usize = 1024;
 
 /// One error, before it is known whether a whole call or one item of a batch fails with it.
 #[derive(Clone, Debug, PartialEq)]
@@ -86,15 +95,19 @@ impl From<Problem> for Status {
             problem.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         let mut details = ErrorDetails::with_error_info(problem.reason.name(), DOMAIN, metadata);
         if let Some(field) = problem.field.filter(|_| code == Code::InvalidArgument) {
-            details.add_bad_request_violation(field, problem.message.clone());
+            details.add_bad_request_violation(excerpt(&field), bounded(&problem.message, VIOLATION_MAX));
         }
+        let mut room = VIOLATIONS_MAX;
         for (field, violation) in problem.violations {
+            let (field, violation) = (excerpt(&field), bounded(&violation, VIOLATION_MAX));
+            let Some(left) = room.checked_sub(field.len() + violation.len()) else { break };
+            room = left;
             details.add_bad_request_violation(field, violation);
         }
         if let Some(delay) = problem.retry_after {
             details.set_retry_info(Some(delay));
         }
-        Status::with_error_details(code, problem.message, details)
+        Status::with_error_details(code, bounded(&problem.message, MESSAGE_MAX), details)
     }
 }
 
@@ -103,8 +116,33 @@ impl From<Problem> for wire::ItemError {
         Self {
             code: problem.reason.code() as i32,
             reason: problem.reason.name().into(),
-            message: problem.message,
+            message: bounded(&problem.message, MESSAGE_MAX).into_owned(),
             field: problem.field.unwrap_or_default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+
+    #[test]
+    fn an_error_fits_the_trailers_that_clients_take_whatever_it_repeats() {
+        let long = "x".repeat(1 << 20);
+        let problem = Problem::invalid(Reason::UpdateMaskUnknown, long.clone(), long.clone());
+        let problem = (0..1000).fold(problem, |problem, number| {
+            problem.with_violation(format!("config_toml.key{number}"), "is no number".repeat(20))
+        });
+        let item = wire::ItemError::from(problem.clone());
+        assert!(item.message.len() <= MESSAGE_MAX, "{}", item.message.len());
+        let status = Status::from(problem);
+        let faults = status.get_details_bad_request().expect("the fields").field_violations;
+        assert!(faults.len() > 2 && faults[1].field == "config_toml.key0", "{faults:?}");
+        let mut trailers = HeaderMap::new();
+        status.add_header(&mut trailers).expect("trailers");
+        let bytes: usize = trailers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
+        assert!(bytes < 8 << 10, "{bytes}");
     }
 }

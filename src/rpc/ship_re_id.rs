@@ -8,14 +8,15 @@ use futures_util::future::join_all;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
-use super::convert::{self, EmbedCall};
+use super::convert::{self, EmbedCall, EmbedItem};
 use super::drain::Drain;
 use super::matching::Matcher;
 use super::problem::Problem;
 use super::train::{self, JobAccess};
 use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
-use crate::encoder::Pipeline;
+use crate::embedding::ModelDigest;
+use crate::encoder::{Embedded, Pipeline};
 use crate::wire;
 
 /// Embeds chips through the pipeline that every service shares.
@@ -67,21 +68,30 @@ impl ShipReIdService {
         Ok(convert::embed_response(outcomes, &model, started.elapsed()))
     }
 
-    async fn embed_one(
+    /// Answers one chip of a stream; a chip at fault, or one that there is no room for, fails alone.
+    async fn embed_item(
         self,
-        request: Result<wire::EmbedStreamRequest, Status>,
+        item: Result<wire::EmbedStreamRequest, Status>,
         context: CallContext,
     ) -> Result<wire::EmbedStreamResponse, Status> {
-        let wire::EmbedStreamRequest { chip_id, chip, model, priority } = request?;
-        convert::bounded_text("chip_id", &chip_id)?;
-        let request = wire::EmbedRequest { chips: chip.into_iter().collect(), model, priority };
-        let mut response = self.embed_chips(request, &context).await?;
-        Ok(wire::EmbedStreamResponse {
-            chip_id,
-            result: response.results.pop(),
-            model: response.model,
-            timings: response.timings,
-        })
+        let (item, started) = (item?, Instant::now());
+        let chip_id = item.chip_id.clone();
+        let outcome = self.embed_one(item, &context).await;
+        Ok(convert::embed_stream_response(chip_id, outcome, started.elapsed()))
+    }
+
+    async fn embed_one(
+        &self,
+        item: wire::EmbedStreamRequest,
+        context: &CallContext,
+    ) -> Result<(Embedded, ModelDigest), Problem> {
+        let EmbedItem { chip, model, priority } = EmbedItem::parse(item)?;
+        let model = self.pipeline.resolve(model)?;
+        let caller = convert::caller(context, priority);
+        let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
+        let embedded = self.pipeline.embed(&model, &caller, chip).await;
+        let embedded = embedded.map_err(|cause| Problem::from(cause).within("chip"))?;
+        Ok((embedded, model.digest))
     }
 }
 
@@ -108,7 +118,7 @@ impl wire::ship_re_id_server::ShipReId for ShipReIdService {
         let answers = self
             .drain
             .cut(request.into_inner())
-            .map(move |item| service.clone().embed_one(item, context.clone()))
+            .map(move |item| service.clone().embed_item(item, context.clone()))
             .buffered(self.inflight_max);
         Ok(Response::new(Box::pin(deadline::bounded(answers, deadline))))
     }

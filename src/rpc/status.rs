@@ -73,7 +73,9 @@ impl From<CatalogError> for Problem {
 impl From<MatchError> for Problem {
     fn from(cause: MatchError) -> Self {
         match cause {
-            MatchError::Uncalibrated { .. } => Self::new(Reason::Uncalibrated, cause.to_string()),
+            MatchError::Uncalibrated { model, .. } => {
+                Self::new(Reason::Uncalibrated, cause.to_string()).with_metadata("gallery_model", model)
+            }
             MatchError::Store(cause) => cause.into(),
         }
     }
@@ -192,6 +194,7 @@ impl From<Refusal> for Problem {
         match cause {
             Refusal::Items { limit } | Refusal::Bytes { limit } => problem.with_metadata("limit", limit),
             Refusal::Deadline { expected, .. } => problem.retry_after(expected),
+            Refusal::TooShort { .. } => problem,
         }
     }
 }
@@ -300,6 +303,14 @@ mod tests {
         assert_eq!(problem.reason, Reason::QueueTooLong);
         assert_eq!(problem.retry_after, Some(expected));
         assert_eq!(problem.message, "the queue would take 3.0s, the call's deadline is in 2.0s");
+    }
+
+    #[test]
+    fn a_deadline_that_no_queue_could_meet_is_no_reason_to_come_back() {
+        let (expected, left) = (Duration::from_secs(3), Duration::from_secs(2));
+        let problem = Problem::from(Refusal::TooShort { expected, left });
+        assert_eq!((problem.reason, problem.retry_after), (Reason::DeadlineExceeded, None));
+        assert_eq!(problem.message, "an idle device would take 3.0s, the call's deadline is in 2.0s");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use super::method::Method;
 /// Carries what a caller calls its request; answered in the metadata.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// Carries which build of this program answers.
+pub const BUILD: &str = "x-shipreid-build";
+
 /// Characters of a request id that is taken from a caller.
 const REQUEST_ID_MAX: usize = 128;
 

@@ -12,7 +12,7 @@ use super::config::{
     Violation,
 };
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
-use crate::message::nearest;
+use crate::message::{excerpt, nearest};
 use crate::weights::family::{Family, Preset};
 
 /// A run as the authors would start it.
@@ -89,7 +89,7 @@ impl YamlReader {
             let given = self
                 .values
                 .extract_if(.., |name, _| name == key || (key.ends_with('.') && name.starts_with(key)));
-            ignored.extend(given.map(|(name, _)| format!("{name} ({reason})")));
+            ignored.extend(given.map(|(name, _)| format!("{} ({reason})", excerpt(&name))));
         }
         ignored
     }
@@ -335,7 +335,7 @@ impl YamlReader {
     }
 
     fn refuse(&mut self, key: &str, found: &str, supported: &str) {
-        self.violations.push(Violation::new(key, format!("is {found}; supported: {supported}")));
+        self.violations.push(Violation::new(key, format!("is {}; supported: {supported}", excerpt(found))));
     }
 
     fn refuse_unknown(&mut self) {

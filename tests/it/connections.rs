@@ -260,7 +260,7 @@ async fn a_connection_outlasts_streams_that_are_refused_before_they_have_ended()
     let server = start_alone(&[&data_in(&folder)]).await;
     let (sender, _connection) = connect(server.address).await;
     // Refused for its first message, which names no gallery, and before anything of it is read.
-    for (method, status) in [("Enroll", "3"), ("Unknown", "12")] {
+    for (method, status) in [("ImportGallery", "3"), ("Unknown", "12")] {
         for _ in 0..TIMES {
             let calls = (0..AT_ONCE).map(|_| {
                 let mut sender = sender.clone();

@@ -3,7 +3,7 @@
 use shipreid::chip::Modality;
 use shipreid::client::chip;
 use shipreid::wire::embed_result::Outcome;
-use shipreid::wire::{EmbedRequest, EmbedResult, EmbedStreamRequest};
+use shipreid::wire::{EmbedRequest, EmbedResult, EmbedStreamRequest, EmbedStreamResponse};
 use tokio_stream::StreamExt;
 
 use crate::server::{DIMENSION, digest, fixture, start};
@@ -80,6 +80,50 @@ async fn a_stream_answers_in_order_and_carries_its_ids() {
         embedding(answer.result.as_ref().unwrap());
     }
     assert!(answers.next().await.is_none());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_chip_of_a_stream_fails_alone_whatever_the_reason() {
+    // Room for one small chip and its pixels, not for one of 100,000 bytes.
+    let (server, client) = start(&["encoder.queue_bytes_max=60000", "chips.bytes_max=60000"]).await;
+    let good = EmbedStreamRequest {
+        chip: Some(chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical)),
+        ..EmbedStreamRequest::default()
+    };
+    let bad = |image: &'static [u8]| Some(chip(image.to_vec(), Modality::Optical));
+    let items = [
+        good.clone(),
+        EmbedStreamRequest { model: "ab".repeat(32), ..good.clone() },
+        EmbedStreamRequest { model: "latest".into(), ..good.clone() },
+        EmbedStreamRequest { priority: 9, ..good.clone() },
+        EmbedStreamRequest { chip_id: "x".repeat(257), ..good.clone() },
+        EmbedStreamRequest { chip: None, ..good.clone() },
+        EmbedStreamRequest { chip: bad(b"no image"), ..good.clone() },
+        EmbedStreamRequest { chip: bad(&[0; 100_000]), ..good.clone() },
+        good,
+    ];
+    let answers = client.ship_re_id().embed_stream(tokio_stream::iter(items)).await.unwrap().into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let outcome =
+        |answer: &EmbedStreamResponse| match answer.result.as_ref().unwrap().outcome.clone().unwrap() {
+            Outcome::Embedding(_) => (String::new(), String::new()),
+            Outcome::Error(error) => (error.reason, error.field),
+        };
+    let outcomes: Vec<_> = answers.iter().map(outcome).collect();
+    let expected = [
+        ("", ""),
+        ("MODEL_NOT_FOUND", "model"),
+        ("MODEL_MALFORMED", "model"),
+        ("PRIORITY_UNKNOWN", "priority"),
+        ("TEXT_TOO_LONG", "chip_id"),
+        ("NO_CHIPS", "chip"),
+        ("IMAGE_FORMAT_UNKNOWN", "chip.image"),
+        ("QUEUE_BYTES_FULL", ""),
+        ("", ""),
+    ];
+    assert_eq!(outcomes, expected.map(|(reason, field)| (reason.to_owned(), field.to_owned())));
+    assert_eq!((answers[0].model.as_str(), answers[1].model.as_str()), (&*digest().to_string(), ""));
     server.stop().await;
 }
 

@@ -246,13 +246,13 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
 
     let (server, client) = start(&[&data_in(&folder)]).await;
     let fiji = Area { south: -20.0, west: 175.0, north: -10.0, east: -175.0 };
-    let from = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+    let at_second = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
     for (filter, expected) in [
         (EntryFilter::default(), "abcd"),
         (EntryFilter { area: Some(fiji), ..EntryFilter::default() }, "ab"),
         (
             EntryFilter {
-                time_range: Some(TimeRange { from: from(200), to: from(300) }),
+                time_range: Some(TimeRange { start: at_second(200), end: at_second(300) }),
                 ..EntryFilter::default()
             },
             "b",
@@ -263,6 +263,18 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
             "c",
         ),
         (EntryFilter { entry_ids: vec!["d".into(), "x".into()], ..EntryFilter::default() }, "d"),
+        (EntryFilter { time_range: Some(TimeRange::default()), ..EntryFilter::default() }, "abcd"),
+        (EntryFilter { without_vessel: true, ..EntryFilter::default() }, "d"),
+        (EntryFilter { exclude_vessel_ids: vec!["v1".into()], ..EntryFilter::default() }, "cd"),
+        (EntryFilter { exclude_entry_ids: vec!["a".into(), "x".into()], ..EntryFilter::default() }, "bcd"),
+        (
+            EntryFilter {
+                exclude_labels: HashMap::from([("flag".into(), "PA".into())]),
+                vessel_ids: vec!["v1".into(), "v2".into()],
+                ..EntryFilter::default()
+            },
+            "ab",
+        ),
         (
             EntryFilter {
                 modalities: vec![shipreid::wire::Modality::Optical.into()],
@@ -313,9 +325,13 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     };
     let answer = client.galleries().update_entries(request.clone()).await.unwrap().into_inner();
     assert_eq!((answer.updated, answer.missing_entry_ids), (2, vec!["x".to_owned()]));
-    let wrong = UpdateEntriesRequest { update_mask: mask(&["observation.colour"]), ..request };
+    let wrong = UpdateEntriesRequest { update_mask: mask(&["observation.colour"]), ..request.clone() };
     let wrong = refusal(client.galleries().update_entries(wrong).await);
     assert_eq!(wrong, (Code::InvalidArgument, "UPDATE_MASK_UNKNOWN".into()));
+    let long = UpdateEntriesRequest { update_mask: mask(&[&"colour".repeat(100_000)]), ..request };
+    let long = client.galleries().update_entries(long).await.unwrap_err();
+    assert_eq!(details(&long).0, "UPDATE_MASK_UNKNOWN", "its end is not lost with the trailers");
+    assert!(long.message().ends_with("…, which cannot be updated"), "{}", long.message());
 
     let merge =
         MergeVesselsRequest { gallery: GALLERY.into(), vessel_ids: vec!["v1".into()], into: "v2".into() };
@@ -343,6 +359,15 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     let everything = delete(Selection::Filter(EntryFilter::default()));
     let refused = refusal(client.galleries().delete_entries(everything).await);
     assert_eq!(refused, (Code::InvalidArgument, "FILTER_EMPTY".into()));
+    for filter in [
+        EntryFilter { time_range: Some(TimeRange::default()), ..EntryFilter::default() },
+        EntryFilter { area: Some(Area::default()), ..EntryFilter::default() },
+        EntryFilter { exclude_vessel_ids: vec!["v1".into()], ..EntryFilter::default() },
+    ] {
+        let delete = delete(Selection::Filter(filter));
+        let refused = refusal(client.galleries().delete_entries(delete).await);
+        assert_eq!(refused, (Code::InvalidArgument, "FILTER_EMPTY".into()));
+    }
     assert_eq!(ids(&client, EntryFilter::default()).await, ["c"]);
 
     let request = DeleteGalleryRequest { name: GALLERY.into() };
@@ -406,7 +431,9 @@ async fn an_item_at_fault_fails_alone_and_says_why() {
     let folder = TempDir::new().unwrap();
     let (server, client) = start(&[&data_in(&folder), "store.entries_max=1"]).await;
     let missing = ready("a", "", vector(0, 0.0), Observation::default());
-    let missing = refusal(client.galleries().enroll(tokio_stream::iter([missing])).await);
+    let mut answers = client.enroll(tokio_stream::iter([missing])).await.unwrap();
+    let missing = refusal(answers.next().await.expect("an answer"));
+    assert!(answers.next().await.is_none());
     assert_eq!(missing, (Code::NotFound, "GALLERY_NOT_FOUND".into()));
 
     create(&client, GALLERY).await;

@@ -6,6 +6,7 @@ mod certificates;
 #[cfg(feature = "torch")]
 mod command;
 mod connections;
+mod contract;
 mod dashboards;
 #[cfg(feature = "torch")]
 mod deployment;
@@ -22,6 +23,7 @@ mod gpu_check;
 mod hostile;
 mod identity;
 mod layers;
+mod listing;
 mod matching;
 #[cfg(all(feature = "torch", target_env = "gnu"))]
 mod memory;

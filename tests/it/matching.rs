@@ -181,6 +181,30 @@ async fn a_vessel_that_cannot_have_sailed_there_is_removed_and_counted() {
 }
 
 #[tokio::test]
+async fn candidates_say_more_where_asked_and_those_below_a_minimum_are_left_out() {
+    let folder = TempDir::new().unwrap();
+    let (server, client) = start(&[&data_in(&folder)]).await;
+    create(&client, GALLERY).await;
+    let observation =
+        Observation { sensor: "s".into(), latitude: Some(1.0), longitude: Some(2.0), ..Default::default() };
+    let mut near = ready("a", "a", vector(0, 0.1), observation);
+    near.labels = [("port".to_owned(), "Kiel".to_owned())].into();
+    enroll(&client, vec![near, ready("b", "b", vector(1, 0.0), Observation::default())]).await;
+    let bare = request(vec![plain(vector(0, 0.0))]);
+    let result = &matched(&client, bare.clone()).await[0];
+    assert!(result.candidates.iter().all(|found| found.observation.is_none() && found.labels.is_empty()));
+    let asked = MatchRequest { with_details: true, min_similarity: Some(0.5), ..bare };
+    let result = &matched(&client, asked).await[0];
+    let [found] = &result.candidates[..] else { panic!("one candidate, not {:?}", result.candidates) };
+    assert_eq!((found.entry_id.as_str(), found.modality()), ("a", shipreid::wire::Modality::Sar));
+    assert_eq!(found.observation.as_ref().unwrap().sensor, "s");
+    assert_eq!(found.labels["port"], "Kiel");
+    let removed: Vec<_> = result.removed.iter().map(|gone| (gone.reason.as_str(), gone.count)).collect();
+    assert_eq!((removed, result.matched, result.exact), (vec![("MIN_SIMILARITY", 1)], 2, true));
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn queries_can_be_shared_out_among_distinct_vessels() {
     let folder = TempDir::new().unwrap();
     let (server, client) = start(&[&data_in(&folder)]).await;
@@ -213,8 +237,10 @@ async fn a_request_at_fault_is_refused_by_field_and_a_query_at_fault_fails_alone
     create(&client, GALLERY).await;
     enroll(&client, vec![ready("a", "a", vector(0, 0.0), Observation::default())]).await;
     let time = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
-    let inverted =
-        EntryFilter { time_range: Some(TimeRange { from: time(2), to: time(1) }), ..EntryFilter::default() };
+    let inverted = EntryFilter {
+        time_range: Some(TimeRange { start: time(2), end: time(1) }),
+        ..EntryFilter::default()
+    };
     for (request, reason) in [
         (MatchRequest { top_k: Some(0), ..good() }, "TOP_K_INVALID"),
         (MatchRequest { top_k: Some(51), ..good() }, "TOP_K_INVALID"),
@@ -223,6 +249,10 @@ async fn a_request_at_fault_is_refused_by_field_and_a_query_at_fault_fails_alone
         (MatchRequest { filter: Some(inverted), ..good() }, "TIME_RANGE_INVERTED"),
         (MatchRequest { max_speed_knots: Some(-1.0), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
         (MatchRequest { prior_unknown: Some(1.0), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
+        (MatchRequest { min_similarity: Some(1.01), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
+        (MatchRequest { min_similarity: Some(f64::NAN), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
+        (MatchRequest { min_probability: Some(-0.1), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
+        (MatchRequest { min_probability: Some(f64::NAN), ..good() }, "NUMBER_OUT_OF_BOUNDS"),
         (MatchRequest { rerank_depth: Some(1001), ..good() }, "RERANK_DEPTH_INVALID"),
         (MatchRequest { group_by: 9, ..good() }, "GROUP_BY_UNKNOWN"),
         (MatchRequest { ranking: 9, ..good() }, "RANKING_UNKNOWN"),
@@ -231,6 +261,8 @@ async fn a_request_at_fault_is_refused_by_field_and_a_query_at_fault_fails_alone
     }
     let fused = MatchRequest { ranking: Ranking::Fused.into(), ..good() };
     assert_eq!(refused(&client, fused).await, (Code::FailedPrecondition, "UNCALIBRATED".into()));
+    let probable = MatchRequest { min_probability: Some(0.5), ..good() };
+    assert_eq!(refused(&client, probable).await, (Code::FailedPrecondition, "UNCALIBRATED".into()));
     let other = MatchRequest { model: "ab".repeat(32), ..good() };
     let status = status(&client, other).await;
     assert_eq!(details(&status).0, "MODEL_MISMATCH");

@@ -37,7 +37,9 @@ def main(address, images):
     optical = chips.Chip(image=(images / "0001_a_33x97_RGB.tif").read_bytes(), modality=chips.MODALITY_OPTICAL)
     sar = chips.Chip(image=(images / "0003_c_25x110_SAR.tif").read_bytes(), modality=chips.MODALITY_SAR)
 
-    answer = service.Embed(messages.EmbedRequest(chips=[optical, sar]), timeout=60)
+    answer, call = service.Embed.with_call(messages.EmbedRequest(chips=[optical, sar]), timeout=60)
+    headers = dict(call.initial_metadata())
+    assert headers["x-request-id"] and headers["x-shipreid-build"], headers
     first, second = (result.embedding.values for result in answer.results)
     assert math.isclose(sum(value * value for value in first), 1.0, abs_tol=1e-5)
     assert list(first) != list(second)
@@ -49,6 +51,13 @@ def main(address, images):
     streamed = {message.chip_id: message.result.embedding.values for message in stream}
     assert sorted(streamed) == ["a", "b"]
     assert max(abs(a - b) for a, b in zip(streamed["a"], first)) <= 2e-5
+
+    # What is wrong with one item ends no stream.
+    items = [messages.EmbedStreamRequest(chip_id="c", chip=optical, model="0" * 64),
+             messages.EmbedStreamRequest(chip_id="d", chip=sar)]
+    answers = list(service.EmbedStream(iter(items), timeout=60))
+    assert [answer.result.error.reason for answer in answers] == ["MODEL_NOT_FOUND", ""], answers
+    assert answers[1].result.HasField("embedding"), answers
 
     broken = chips.Chip(image=b"no image", modality=chips.MODALITY_SAR)
     answer = service.Embed(messages.EmbedRequest(chips=[optical, broken]), timeout=60)
@@ -70,6 +79,9 @@ def main(address, images):
     for name in ("", "shipreid.v1.ShipReId"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60).status
         assert status == health_pb2.HealthCheckResponse.SERVING, (name, status)
+    watched = health.Watch(health_pb2.HealthCheckRequest(service="nobody"), timeout=60)
+    assert next(watched).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    watched.cancel()
     assert "shipreid.v1.ShipReId" in ProtoReflectionDescriptorDatabase(channel).get_services()
     print("ok")
 

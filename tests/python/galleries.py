@@ -138,6 +138,12 @@ def finds(caller, optical):
     assert len(result.candidates) == 3, "a row for each vessel, one of them unknown"
     assert sorted((c.similarity for c in result.candidates), reverse=True) == [c.similarity for c in result.candidates]
 
+    told = caller.match(tracklet(optical), with_details=True, min_similarity=0.99)
+    candidate, = told.candidates
+    assert (candidate.modality, candidate.observation.scene_id) == (OPTICAL, "s0"), candidate
+    assert dict(candidate.labels) == {"port": "Kiel"}, candidate
+    assert [(removed.reason, removed.count) for removed in told.removed] == [("MIN_SIMILARITY", 2)], told
+
     by_entry = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, top_k=3)
     assert [candidate.entries for candidate in by_entry.candidates] == [1, 1, 1]
     # The query's embedding comes back, so that asking or enrolling it again costs no forward pass.
@@ -152,8 +158,12 @@ def finds(caller, optical):
         (messages.EntryFilter(vessel_ids=["anna"]), "ad"),
         (messages.EntryFilter(entry_ids=["b", "d", "x"]), "bd"),
         (messages.EntryFilter(area=messages.Area(south=54.05, west=170, north=55, east=20)), "b"),
-        (messages.EntryFilter(time_range={"from": seen(hour=1).observed_at, "to": seen(hour=2).observed_at}), "b"),
+        (messages.EntryFilter(time_range=messages.TimeRange(start=seen(hour=1).observed_at, end=seen(hour=2).observed_at)), "b"),
         (messages.EntryFilter(modalities=[OPTICAL], vessel_ids=["berta"]), ""),
+        (messages.EntryFilter(exclude_vessel_ids=["anna"]), "bc"),
+        (messages.EntryFilter(exclude_labels={"port": "Kiel"}), "bcd"),
+        (messages.EntryFilter(modalities=[SAR], exclude_entry_ids=["b"]), "c"),
+        (messages.EntryFilter(without_vessel=True), "c"),
     ]:
         result = caller.match(tracklet(optical), group_by=messages.GROUP_BY_ENTRY, filter=filter)
         assert "".join(sorted(candidate.entry_id for candidate in result.candidates)) == expected, (filter, result)
@@ -202,6 +212,15 @@ def corrects_and_merges(caller, optical):
     entry, = caller.entries("c").entries
     assert (entry.vessel_id, dict(entry.labels), entry.modality) == ("clara", {}, SAR), entry
     assert entry.observation.observed_at == seen(hour=2).observed_at, "what the mask does not name stays"
+
+    listing = gallery_messages.ListVesselsRequest(gallery=GALLERY, page_size=2)
+    page = caller.galleries.ListVessels(listing, timeout=TIMEOUT)
+    assert [(vessel.vessel_id, vessel.entries) for vessel in page.vessels] == [("anna", 2), ("berta", 1)], page
+    assert page.vessels[1].first_observed_at == seen(hour=1).observed_at == page.vessels[1].last_observed_at, page
+    assert list(page.vessels[1].modalities) == [SAR], page
+    listing.page_token = page.next_page_token
+    page = caller.galleries.ListVessels(listing, timeout=TIMEOUT)
+    assert ([vessel.vessel_id for vessel in page.vessels], page.next_page_token) == (["clara"], ""), page
 
     merge = gallery_messages.MergeVesselsRequest(gallery=GALLERY, vessel_ids=["berta", "clara"], into="anna")
     assert caller.galleries.MergeVessels(merge, timeout=TIMEOUT).moved_entries == 2
@@ -285,12 +304,16 @@ def refuses_bad_queries(caller, gallery, optical):
     whole(Code.INVALID_ARGUMENT, "TOP_K_INVALID", "4000000000", top_k=4_000_000_000)
     other = "0" * 64
     whole(Code.FAILED_PRECONDITION, "MODEL_MISMATCH", gallery.model, other, model=other)
-    inverted = {"from": seen(hour=2).observed_at, "to": seen(hour=1).observed_at}
+    inverted = messages.TimeRange(start=seen(hour=2).observed_at, end=seen(hour=1).observed_at)
     whole(Code.INVALID_ARGUMENT, "TIME_RANGE_INVERTED", "ends before it begins", filter={"time_range": inverted})
+    contradictory = messages.EntryFilter(vessel_ids=["anna"], exclude_vessel_ids=["anna"])
+    whole(Code.INVALID_ARGUMENT, "FILTER_CONTRADICTS", "anna", filter=contradictory)
     outside = messages.Area(south=0, west=0, north=91, east=1)
     whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "91", filter={"area": outside})
     whole(Code.INVALID_ARGUMENT, "NO_QUERIES", "queries", queries=[])
     whole(Code.FAILED_PRECONDITION, "UNCALIBRATED", "calibrat", ranking=messages.RANKING_FUSED)
+    whole(Code.FAILED_PRECONDITION, "UNCALIBRATED", "min_probability", min_probability=0.5)
+    whole(Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "min_similarity", min_similarity=math.nan)
 
     def alone(query, code, reason, field, *says):
         failed(caller.failed_query(query), code, reason, field, *says)

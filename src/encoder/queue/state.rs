@@ -144,6 +144,12 @@ impl QueueState {
         time.predict_behind(ahead, chips, batch_max, workers)
     }
 
+    pub fn least_time(&self, model: ModelDigest, chips: usize) -> Duration {
+        let QueueSettings { workers, batch_max } = self.settings;
+        let time = self.lock().times.get(&model).copied().unwrap_or_default();
+        time.predict_behind(0, chips, batch_max, workers)
+    }
+
     pub fn health(&self) -> watch::Receiver<Health> {
         self.health.subscribe()
     }

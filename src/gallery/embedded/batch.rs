@@ -286,7 +286,8 @@ impl<'t> WriteBatch<'t> {
     /// The rows that `filter` admits, ascending.
     fn select(&self, filter: &Filter) -> Result<Vec<RowId>, StoreError> {
         let listed = if filter.entries.is_empty() { None } else { Some(self.rows_of(&filter.entries)?) };
-        let selection = self.index.select(filter, listed.as_deref());
+        let excluded = self.rows_of(&filter.excluded_entries)?;
+        let selection = self.index.select(filter, listed.as_deref(), &excluded);
         Ok(self.index.rows(&selection).collect())
     }
 

@@ -11,9 +11,11 @@ use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::durable::{DatabaseError, guard};
 use crate::embedding::Embedding;
-use crate::gallery::entry::{Entry, EntryId};
+use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{Group, Index, IndexQuery, RowId, SceneNumber, SearchResult, Sighting};
+use crate::gallery::index::{
+    Group, Index, IndexQuery, RowId, SceneNumber, SearchResult, Sighting, VesselSummary,
+};
 use crate::gallery::record::{ChipRecord, Damage, decode, read_embedding, read_vector, unseal};
 use crate::gallery::store::{About, GalleryReader, Selection, StoreError};
 
@@ -186,16 +188,18 @@ impl GalleryReader for Snapshot {
     }
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
-        if filter.entries.is_empty() {
-            return Ok(Selection(self.index.select(filter, None)));
-        }
-        let mut listed = Vec::new();
-        for id in &filter.entries {
-            listed.extend(self.find(id)?);
-        }
-        listed.sort_unstable();
-        listed.dedup();
-        Ok(Selection(self.index.select(filter, Some(&listed))))
+        let rows_of = |ids: &[EntryId]| -> Result<Vec<RowId>, StoreError> {
+            let mut rows = Vec::new();
+            for id in ids {
+                rows.extend(self.find(id)?);
+            }
+            rows.sort_unstable();
+            rows.dedup();
+            Ok(rows)
+        };
+        let listed = if filter.entries.is_empty() { None } else { Some(rows_of(&filter.entries)?) };
+        let excluded = rows_of(&filter.excluded_entries)?;
+        Ok(Selection(self.index.select(filter, listed.as_deref(), &excluded)))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
@@ -204,6 +208,15 @@ impl GalleryReader for Snapshot {
 
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId> {
         self.index.rows_after(&selection.0, after).take(size).collect()
+    }
+
+    fn vessel_summaries(
+        &self,
+        selection: &Selection,
+        after: Option<&VesselId>,
+        size: usize,
+    ) -> Vec<VesselSummary> {
+        self.index.vessel_summaries(&selection.0, after, size)
     }
 
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {

@@ -16,6 +16,7 @@ mod pace;
 mod search;
 mod segment;
 mod select;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod vessels;
@@ -25,6 +26,7 @@ pub use names::{DetectionHash, SceneNumber};
 pub use pace::search_pace;
 pub use search::{Group, Hit, IndexQuery, SearchResult, cosine};
 pub use select::{IndexSelection, Sighting};
+pub use summary::VesselSummary;
 pub use vessels::{VesselNumber, VesselSet};
 
 use names::{LabelSet, Names, Renaming};

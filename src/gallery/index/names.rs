@@ -107,6 +107,11 @@ impl Names {
         self.vessels.0.get(id.as_str()).copied().map(NamedVessel)
     }
 
+    /// All ids, in no order; some may be of no use any more.
+    pub fn vessels(&self) -> impl Iterator<Item = (&str, NamedVessel)> {
+        self.vessels.0.iter().map(|(name, number)| (&**name, NamedVessel(*number)))
+    }
+
     /// `None` for the empty text, which is an unknown scene.
     pub fn scene(&mut self, scene_id: &str) -> Option<SceneNumber> {
         (!scene_id.is_empty()).then(|| {

@@ -21,7 +21,7 @@ pub fn search_pace() -> f64 {
     }
     let (query, without_vessels) = (direction(ROWS), VesselSet::default());
     let query = IndexQuery { vector: &query, k: 1, without_row: None, without_vessels: &without_vessels };
-    let everything = index.select(&Filter::default(), None);
+    let everything = index.select(&Filter::default(), None, &[]);
     let once = || {
         let begun = Instant::now();
         let read = |row: RowId, vector: &mut [f32]| {

@@ -7,7 +7,7 @@ use super::names::{DetectionHash, SceneNumber};
 use super::segment::{Columns, Segment};
 use super::vessels::VesselNumber;
 use super::{Index, ROWS, RowId};
-use crate::gallery::entry::{Position, Time};
+use crate::gallery::entry::{Position, Time, VesselId};
 use crate::gallery::filter::Filter;
 
 /// Rows that take part, of the index that selected them.
@@ -50,12 +50,12 @@ pub struct Sighting {
 const WORD: usize = usize::BITS as usize;
 
 impl Index {
-    /// The rows that `filter` admits. `listed` are the rows of `filter.entries`, whose ids an index does not know; rows
-    /// that are not there are passed over.
+    /// The rows that `filter` admits. `listed` are the rows of `filter.entries` and `excluded` those of
+    /// `filter.excluded_entries`, whose ids an index does not know; rows that are not there are passed over.
     ///
     /// # Panics
     /// When `filter` names entries and `listed` is `None`.
-    pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>) -> IndexSelection {
+    pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>, excluded: &[RowId]) -> IndexSelection {
         assert!(listed.is_some() || filter.entries.is_empty(), "an index knows rows, not ids");
         let mut slots = match listed {
             None => self.live.clone(),
@@ -69,6 +69,7 @@ impl Index {
         for (words, segment) in slots.as_mut_slice().chunks_mut(ROWS / WORD).zip(&self.segments) {
             wanted.keep(words, segment.columns());
         }
+        excluded.iter().filter_map(|row| self.slot(*row)).for_each(|slot| slots.remove(slot));
         let len = slots.count_ones(..);
         IndexSelection { slots, len }
     }
@@ -130,17 +131,29 @@ struct Wanted<'f> {
     filter: &'f Filter,
     vessels: Option<FixedBitSet>,
     label_sets: Option<FixedBitSet>,
+    excluded_vessels: Option<FixedBitSet>,
+    excluded_label_sets: Option<FixedBitSet>,
 }
 
 impl<'f> Wanted<'f> {
     fn new(filter: &'f Filter, names: &Names) -> Self {
-        let numbers = || filter.vessels.iter().filter_map(|id| names.known_vessel(id));
-        let vessels = || numbers().map(|vessel| vessel.number() as usize).collect();
+        let numbers = |ids: &[VesselId]| -> FixedBitSet {
+            let known = ids.iter().filter_map(|id| names.known_vessel(id));
+            known.map(|vessel| vessel.number() as usize).collect()
+        };
         let label_sets = || names.label_sets_with(&filter.labels);
+        let with_any = || {
+            let mut any = FixedBitSet::new();
+            filter.excluded_labels.chunks(1).for_each(|label| any.union_with(&names.label_sets_with(label)));
+            any
+        };
         Self {
             filter,
-            vessels: (!filter.vessels.is_empty()).then(vessels),
+            vessels: (!filter.vessels.is_empty()).then(|| numbers(&filter.vessels)),
             label_sets: (!filter.labels.is_empty()).then(label_sets),
+            excluded_vessels: (!filter.excluded_vessels.is_empty())
+                .then(|| numbers(&filter.excluded_vessels)),
+            excluded_label_sets: (!filter.excluded_labels.is_empty()).then(with_any),
         }
     }
 
@@ -157,6 +170,17 @@ impl<'f> Wanted<'f> {
             keep(words, &columns.vessels, |vessel| {
                 vessel.is_some_and(|vessel| vessels.contains(vessel.number() as usize))
             });
+        }
+        if filter.is_unnamed {
+            keep(words, &columns.vessels, Option::is_none);
+        }
+        if let Some(excluded) = &self.excluded_vessels {
+            keep(words, &columns.vessels, |vessel| {
+                vessel.is_none_or(|vessel| !excluded.contains(vessel.number() as usize))
+            });
+        }
+        if let Some(excluded) = &self.excluded_label_sets {
+            keep(words, &columns.labels, |set| !excluded.contains(set.number()));
         }
         if let Some(sets) = &self.label_sets {
             keep(words, &columns.labels, |set| sets.contains(set.number()));

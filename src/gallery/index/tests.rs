@@ -115,11 +115,12 @@ impl Pair {
         assert_eq!((self.index.len(), self.index.vessels()), (model.len(), self.model.vessels().len()));
         let admitted: Vec<RowId> =
             model.iter().filter(|(_, (entry, _))| filter.admits(entry)).map(|(row, _)| *row).collect();
-        let listed = |ids: &[EntryId]| -> Vec<RowId> {
+        let of = |ids: &[EntryId]| -> Vec<RowId> {
             model.iter().filter(|(_, (entry, _))| ids.contains(&entry.id)).map(|(row, _)| *row).collect()
         };
-        let listed = (!filter.entries.is_empty()).then(|| listed(&filter.entries));
-        let selection = self.index.select(filter, listed.as_deref());
+        let listed = (!filter.entries.is_empty()).then(|| of(&filter.entries));
+        let excluded = of(&filter.excluded_entries);
+        let selection = self.index.select(filter, listed.as_deref(), &excluded);
         assert_eq!(self.index.rows(&selection).collect::<Vec<_>>(), admitted, "{filter:?}");
         assert_eq!(selection.len(), admitted.len());
         let vessels = self.check_sightings(&selection);
@@ -256,6 +257,19 @@ fn random_filter(pair: &Pair, random: &mut ChaCha8Rng) -> Filter {
     if wants(random) && !entries.is_empty() {
         filter.entries = (0..50).map(|_| some(&entries, random).id.clone()).collect();
     }
+    if wants(random) {
+        let ids = ["0", "1", "20", "nobody"].map(|id| VesselId::new(id).expect("a name"));
+        filter.excluded_vessels = ids[..random.random_range(1..4)].to_vec();
+    }
+    if wants(random) {
+        let labels = [("port", "a"), ("kind", "b"), ("port", "nowhere")];
+        let pairs = (0..random.random_range(1..3)).map(|_| some(&labels, random));
+        filter.excluded_labels = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    }
+    if wants(random) && !entries.is_empty() {
+        filter.excluded_entries = (0..50).map(|_| some(&entries, random).id.clone()).collect();
+    }
+    filter.is_unnamed = random.random_bool(0.1);
     filter
 }
 
@@ -427,7 +441,7 @@ fn few_vectors_are_fetched() {
     let (none, query) = (VesselSet::default(), random_unit(random, dimension));
     let query = IndexQuery { vector: &query, k: 10, without_row: None, without_vessels: &none };
     let mut fetched = 0;
-    let selection = index.select(&Filter::default(), None);
+    let selection = index.select(&Filter::default(), None, &[]);
     let Ok(found) = index.search(&[query], &selection, Group::Entry, |row, values| {
         fetched += 1;
         values.copy_from_slice(&vectors[&row]);
@@ -458,7 +472,7 @@ fn what_the_store_says_goes_wrong_ends_the_search() {
     index.push(RowId(1), &Code::new(&random_unit(random, 8)), &random_entry(random));
     let (vector, none) = (random_unit(random, 8), VesselSet::default());
     let query = IndexQuery { vector: &vector, k: 1, without_row: None, without_vessels: &none };
-    let selection = index.select(&Filter::default(), None);
+    let selection = index.select(&Filter::default(), None, &[]);
     assert_eq!(index.search(&[query], &selection, Group::Entry, |_, _| Err("gone")), Err("gone"));
 }
 
@@ -471,7 +485,7 @@ fn a_search_that_may_not_go_on_stops_between_its_rows() {
     }
     let (vector, none) = (random_unit(random, 8), VesselSet::default());
     let query = IndexQuery { vector: &vector, k: 1, without_row: None, without_vessels: &none };
-    let selection = index.select(&Filter::default(), None);
+    let selection = index.select(&Filter::default(), None, &[]);
     let mut asked = 0;
     let go_on = || {
         asked += 1;

@@ -20,7 +20,7 @@ pub use about::{About, Shadow};
 pub use error::StoreError;
 pub use opening::{Files, Opening};
 pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, ShadowEmbedding, Update, Updated};
-pub use reader::{GalleryReader, Looked, Page, Selection};
+pub use reader::{GalleryReader, Looked, Page, Selection, VesselPage};
 
 use super::entry::VesselId;
 use super::index::RowId;

@@ -48,7 +48,7 @@ pub enum Enrolled {
 pub enum Selector {
     /// Those of them that exist.
     Ids(Vec<EntryId>),
-    Filter(Filter),
+    Filter(Box<Filter>),
 }
 
 /// What is now known of an entry.

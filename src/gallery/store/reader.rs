@@ -7,9 +7,11 @@ use super::error::StoreError;
 use crate::cancellation::Cancellation;
 use crate::chip::SourceChip;
 use crate::embedding::Embedding;
-use crate::gallery::entry::{ContentHash, Entry, EntryId};
+use crate::gallery::entry::{ContentHash, Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{Group, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult, Sighting};
+use crate::gallery::index::{
+    Group, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult, Sighting, VesselSummary,
+};
 
 /// One committed state of a gallery. It stays as it is while the gallery goes on; whoever holds one for long may hold
 /// the space of what is deleted since.
@@ -84,6 +86,18 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     /// When another state made the selection, as far as that shows.
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId>;
 
+    /// The first `size` vessels above `after`, by id, that selected entries show. Entries without vessel id count for
+    /// none.
+    ///
+    /// # Panics
+    /// When another state made the selection, as far as that shows.
+    fn vessel_summaries(
+        &self,
+        selection: &Selection,
+        after: Option<&VesselId>,
+        size: usize,
+    ) -> Vec<VesselSummary>;
+
     /// Shows the selected rows as the kinematic gate sees them, ascending.
     ///
     /// # Panics
@@ -152,6 +166,26 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         });
         Ok(Page { entries: entries.collect::<Result<_, StoreError>>()?, next })
     }
+
+    /// The first `size` vessels above `after`, by id, of which `filter` admits an entry.
+    ///
+    /// # Errors
+    /// The gallery cannot be read, or it was cancelled.
+    fn list_vessels(
+        &self,
+        filter: &Filter,
+        after: Option<&VesselId>,
+        size: usize,
+        cancellation: &Cancellation,
+    ) -> Result<VesselPage, StoreError> {
+        let selection = self.select(filter)?;
+        cancellation.check()?;
+        let mut vessels = self.vessel_summaries(&selection, after, size.saturating_add(1));
+        let goes_on = vessels.len() > size;
+        vessels.truncate(size);
+        let next = vessels.last().map(|vessel| vessel.id.clone()).filter(|_| goes_on);
+        Ok(VesselPage { vessels, next })
+    }
 }
 
 /// Entries that were asked for by id.
@@ -169,6 +203,15 @@ pub struct Page {
     pub entries: Vec<(RowId, Entry)>,
     /// Where the next page begins, unless this is the last one.
     pub next: Option<RowId>,
+}
+
+/// A part of a listing of vessels.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VesselPage {
+    /// By id.
+    pub vessels: Vec<VesselSummary>,
+    /// Where the next page begins, unless this is the last one.
+    pub next: Option<VesselId>,
 }
 
 /// Rows that take part, of the reader that selected them.

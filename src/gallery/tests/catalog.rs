@@ -226,7 +226,7 @@ async fn quotas_are_met_exactly_and_named() {
     assert_eq!(refused, StoreError::BytesFull { limit: 2000 });
     large.chip.as_mut().expect("a chip").image = image(100 + room);
     assert_eq!(second.enrol(large).await, Ok(Enrolled::Created));
-    assert_eq!(first.delete(Selector::Filter(Filter::default())).await, Ok(2));
+    assert_eq!(first.delete(Selector::Filter(Box::default())).await, Ok(2));
     assert_eq!(second.enrol(enrolment("next", 8)).await, Ok(Enrolled::Created));
     catalog.close();
     drop((catalog, first, second));
@@ -264,7 +264,7 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     assert!(reader.stored_bytes() < 2 << 20 && gallery.file_bytes() < 100 << 20);
     // To delete is always possible, and gives the tenant its room back.
     drop(reader);
-    gallery.delete(Selector::Filter(Filter::default())).await.expect("deleted");
+    gallery.delete(Selector::Filter(Box::default())).await.expect("deleted");
     catalog.close();
     drop((catalog, gallery));
     let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("free");

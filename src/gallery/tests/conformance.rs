@@ -108,7 +108,20 @@ impl Trial {
                 break;
             }
         }
-        assert_eq!(listed, self.model.admitted(&filter));
+        let admitted = self.model.admitted(&filter);
+        assert_eq!(listed, admitted);
+        let (mut after, mut vessels) = (None, Vec::new());
+        loop {
+            let page = snapshot.list_vessels(&filter, after.as_ref(), size.min(3), &Cancellation::default());
+            let page = page.expect("readable");
+            assert!(page.vessels.len() == size.min(3) || page.next.is_none());
+            vessels.extend(page.vessels);
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(vessels, self.model.vessel_summaries(|row| admitted.contains(&row)));
     }
 
     fn look_up(&mut self) {

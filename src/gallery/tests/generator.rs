@@ -17,7 +17,7 @@ impl OperationGenerator {
             12..15 => Operation::Delete(Selector::Ids(self.ids())),
             15 => {
                 let filter = self.filter();
-                Operation::Delete(Selector::Filter(filter))
+                Operation::Delete(Selector::Filter(Box::new(filter)))
             }
             16..19 => {
                 let ids = self.ids();
@@ -57,7 +57,7 @@ impl OperationGenerator {
 
     pub fn filter(&mut self) -> Filter {
         let mut filter = Filter::default();
-        match self.0.random_range(0..7) {
+        match self.0.random_range(0..12) {
             0 => filter.modalities = vec![self.modality()],
             1 => {
                 let from = self.time();
@@ -72,6 +72,14 @@ impl OperationGenerator {
             3 => filter.vessels = vec![self.vessel(), self.vessel()],
             4 => filter.labels = vec![("fleet".into(), self.0.random_range(0..3).to_string())],
             5 => filter.entries = self.ids(),
+            6 => filter.excluded_vessels = vec![self.vessel(), self.vessel()],
+            7 => filter.excluded_labels = (0..2).map(|fleet| ("fleet".into(), fleet.to_string())).collect(),
+            8 => filter.excluded_entries = self.ids(),
+            9 => filter.is_unnamed = true,
+            10 => {
+                filter.excluded_vessels = vec![self.vessel()];
+                filter.labels = vec![("fleet".into(), self.0.random_range(0..3).to_string())];
+            }
             _ => filter.modalities = vec![Modality::Optical, Modality::Sar],
         }
         filter

@@ -255,7 +255,7 @@ impl GalleryReader for State {
 
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError> {
         let listed = self.model.admitted(filter);
-        Ok(Selection(self.index.select(&Filter::default(), Some(&listed))))
+        Ok(Selection(self.index.select(&Filter::default(), Some(&listed), &[])))
     }
 
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool {
@@ -264,6 +264,17 @@ impl GalleryReader for State {
 
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId> {
         self.index.rows_after(&selection.0, after).take(size).collect()
+    }
+
+    fn vessel_summaries(
+        &self,
+        selection: &Selection,
+        after: Option<&VesselId>,
+        size: usize,
+    ) -> Vec<VesselSummary> {
+        let summaries = self.model.vessel_summaries(|row| self.index.is_selected(&selection.0, row));
+        let beyond = |summary: &VesselSummary| after.is_none_or(|after| summary.id > *after);
+        summaries.into_iter().filter(beyond).take(size).collect()
     }
 
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting)) {

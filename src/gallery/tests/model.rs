@@ -257,6 +257,30 @@ impl Model {
         named.len() + vessels().filter(|vessel| vessel.is_none()).count()
     }
 
+    /// By id, of the rows that are wanted.
+    pub fn vessel_summaries(&self, is_wanted: impl Fn(RowId) -> bool) -> Vec<VesselSummary> {
+        let mut entries: BTreeMap<VesselId, Vec<&Entry>> = BTreeMap::new();
+        for (_, kept) in self.rows.iter().filter(|(row, _)| is_wanted(**row)) {
+            let vessel = kept.entry.vessel.clone();
+            vessel.into_iter().for_each(|vessel| entries.entry(vessel).or_default().push(&kept.entry));
+        }
+        let summary = |(id, entries): (VesselId, Vec<&Entry>)| {
+            let mut times: Vec<Time> =
+                entries.iter().filter_map(|entry| entry.observation.observed_at).collect();
+            times.sort();
+            let both = [Modality::Optical, Modality::Sar];
+            let is_seen = |modality: &Modality| entries.iter().any(|entry| entry.modality == *modality);
+            VesselSummary {
+                id,
+                entries: entries.len() as u64,
+                first_observed: times.first().copied(),
+                last_observed: times.last().copied(),
+                modalities: both.into_iter().filter(is_seen).collect(),
+            }
+        };
+        entries.into_iter().map(summary).collect()
+    }
+
     /// What `snapshot` has, from its tables.
     pub fn of(snapshot: &Snapshot) -> Self {
         let everything =

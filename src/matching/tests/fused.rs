@@ -3,7 +3,11 @@
 use super::*;
 
 /// A query that looks somewhat like a ship of the fleet, in optical: pairs of SAR are not calibrated.
-fn stranger(entries: &[(Entry, Embedding)], random: &mut ChaCha8Rng, north: f64) -> (Entry, Embedding) {
+pub(super) fn stranger(
+    entries: &[(Entry, Embedding)],
+    random: &mut ChaCha8Rng,
+    north: f64,
+) -> (Entry, Embedding) {
     let (entry, embedding) = &entries[2 * random.random_range(0..entries.len() / 2)];
     let blurred = embedding.as_slice().iter().map(|value| value + random.random_range(-0.4..0.4));
     (seen_at(entry.clone(), 100, north), unit(blurred))

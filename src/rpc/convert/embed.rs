@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::problem::Problem;
-use super::{duration, model_digest, priority, source_chip, warnings};
+use super::{bounded_text, duration, model_digest, priority, source_chip, warnings};
 use crate::chip::SourceChip;
 use crate::embedding::ModelDigest;
 use crate::encoder::{Embedded, ModelCard, Priority};
@@ -43,6 +43,38 @@ impl EmbedCall {
     pub fn image_bytes(&self) -> usize {
         self.chips.iter().flatten().map(|chip| chip.image.len()).sum()
     }
+}
+
+/// One chip of a stream, every field of which has been read.
+pub struct EmbedItem {
+    pub chip: SourceChip,
+    pub model: Option<ModelDigest>,
+    pub priority: Priority,
+}
+
+impl EmbedItem {
+    /// # Errors
+    /// What is wrong with it, by field.
+    pub fn parse(item: wire::EmbedStreamRequest) -> Result<Self, Problem> {
+        bounded_text("chip_id", &item.chip_id)?;
+        let model = model_digest(&item.model)?;
+        let priority = priority(item.priority)?;
+        let chip = item.chip.ok_or_else(|| Problem::invalid(Reason::NoChips, "chip", "chip is not set"))?;
+        Ok(Self { chip: source_chip(chip).map_err(|problem| problem.within("chip"))?, model, priority })
+    }
+}
+
+/// The answer to one chip of a stream, by the model that embedded it.
+pub fn embed_stream_response(
+    chip_id: String,
+    outcome: Result<(Embedded, ModelDigest), Problem>,
+    total: Duration,
+) -> wire::EmbedStreamResponse {
+    let mut timings = embed_timings(outcome.iter().map(|(embedded, _)| embedded));
+    timings.total = duration(total);
+    let model = outcome.as_ref().map_or_else(|_| String::new(), |(_, model)| model.to_string());
+    let result = embed_result(outcome.map(|(embedded, _)| embedded));
+    wire::EmbedStreamResponse { chip_id, result: Some(result), model, timings: Some(timings) }
 }
 
 /// One result a chip, in order.

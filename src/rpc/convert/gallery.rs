@@ -1,15 +1,18 @@
 //! Galleries, their entries, and changes to them.
 
-use std::collections::HashMap;
-
 use super::super::problem::Problem;
-use super::sighting::{entry_id, labels, observation, observation_to_wire, timestamp, vessel_id};
-use super::{embedding, filter, model_digest, source_chip};
+use super::sighting::{
+    entry_id, labels, labels_to_wire, modality_to_wire, observation, observation_to_wire, timestamp,
+    vessel_id,
+};
+use super::{each, embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update, VesselId,
+    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update,
+    VesselId, VesselSummary,
 };
+use crate::message::excerpt;
 use crate::reason::Reason;
 use crate::wire;
 use crate::wire::delete_entries_request::Selection;
@@ -119,17 +122,18 @@ fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
 pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
     match selection {
         None => Err(Problem::invalid(Reason::NoSelection, "ids", "neither ids nor filter is set")),
-        Some(Selection::Ids(ids)) => {
-            let ids = ids.entry_ids.iter().map(|id| entry_id("ids.entry_ids", id));
-            Ok(Selector::Ids(ids.collect::<Result<_, _>>()?))
-        }
+        Some(Selection::Ids(ids)) => Ok(Selector::Ids(each("ids.entry_ids", &ids.entry_ids, entry_id)?)),
         Some(Selection::Filter(wanted)) => {
             let wanted = filter(wanted).map_err(|problem| problem.within("filter"))?;
-            if wanted.is_empty() {
-                let message = "filter is empty: it would delete every entry; delete the gallery instead";
+            if wanted.only_excludes() {
+                let message = if wanted.is_empty() {
+                    "filter is empty: it would delete every entry; delete the gallery instead"
+                } else {
+                    "filter only excludes: it would delete every other entry; say which ones to delete"
+                };
                 return Err(Problem::invalid(Reason::FilterEmpty, "filter", message));
             }
-            Ok(Selector::Filter(wanted))
+            Ok(Selector::Filter(Box::new(wanted)))
         }
     }
 }
@@ -175,7 +179,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
             "observation.length_m" => Field::Length,
             "observation.width_m" => Field::Width,
             other => {
-                let message = format!("update_mask names {other}, which cannot be updated");
+                let message = format!("update_mask names {}, which cannot be updated", excerpt(other));
                 return Err(Problem::invalid(Reason::UpdateMaskUnknown, "update_mask", message));
             }
         })
@@ -203,26 +207,29 @@ pub fn gallery(name: &str, info: Info) -> wire::Gallery {
 }
 
 pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
-    let labels = entry.labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     wire::Entry {
         entry_id: entry.id.to_string(),
         vessel_id: entry.vessel.as_ref().map(ToString::to_string).unwrap_or_default(),
         modality: modality_to_wire(entry.modality).into(),
-        labels: labels.collect::<HashMap<_, _>>(),
+        labels: labels_to_wire(&entry.labels),
         enrolled_at: Some(timestamp(entry.enrolled_at)),
         embedding: embedding.map(|embedding| wire::Embedding { values: embedding.into_vec() }),
         observation: Some(observation_to_wire(entry.observation)),
     }
 }
 
+pub fn vessel(vessel: VesselSummary) -> wire::Vessel {
+    let modalities = vessel.modalities.into_iter().map(|modality| modality_to_wire(modality).into());
+    wire::Vessel {
+        vessel_id: vessel.id.to_string(),
+        entries: vessel.entries,
+        first_observed_at: vessel.first_observed.map(timestamp),
+        last_observed_at: vessel.last_observed.map(timestamp),
+        modalities: modalities.collect(),
+    }
+}
+
 /// What a copy holds beside embeddings.
 pub fn chips(with_chips: bool) -> Chips {
     if with_chips { Chips::With } else { Chips::Without }
-}
-
-fn modality_to_wire(modality: Modality) -> wire::Modality {
-    match modality {
-        Modality::Optical => wire::Modality::Optical,
-        Modality::Sar => wire::Modality::Sar,
-    }
 }

@@ -1,13 +1,13 @@
 //! Match: its request and its answer.
 
 use super::super::problem::Problem;
-use super::sighting::observation;
+use super::sighting::{labels_to_wire, modality_to_wire, observation, observation_to_wire};
 use super::{bounded_text, embedding, entry_id, filter, modality, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::config::Matching;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{EntryId, Filter, Group, Observation, check_number};
-use crate::matching::{Candidate, Gate, Matched, Ranking, Sharing};
+use crate::matching::{Candidate, Gate, Least, Matched, Ranking, Sharing};
 use crate::reason::Reason;
 use crate::wire;
 use crate::wire::match_query::Subject;
@@ -27,6 +27,16 @@ pub struct MatchCall {
     pub ranking: Ranking,
     pub sharing: Sharing,
     pub prior_unknown: Option<f64>,
+    pub least: Least,
+    pub details: Details,
+}
+
+/// What a candidate says of its entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Details {
+    /// Modality, observation and labels.
+    With,
+    Without,
 }
 
 /// A query, before its chips are embedded.
@@ -64,6 +74,7 @@ impl MatchCall {
         if let Some(prior) = request.prior_unknown {
             check_number("prior_unknown", prior, "above 0 and below 1", |prior| prior > 0.0 && prior < 1.0)?;
         }
+        let least = least(&request)?;
         let wanted =
             filter(request.filter.unwrap_or_default()).map_err(|problem| problem.within("filter"))?;
         let queries = request.queries.into_iter().enumerate().map(|(index, query)| {
@@ -81,6 +92,8 @@ impl MatchCall {
             ranking: ranking(request.ranking, request.rerank_depth)?,
             sharing: if request.distinct_vessels { Sharing::DistinctVessels } else { Sharing::Independent },
             prior_unknown: request.prior_unknown,
+            least,
+            details: if request.with_details { Details::With } else { Details::Without },
             gallery: request.gallery,
         })
     }
@@ -94,6 +107,16 @@ impl MatchCall {
         let images = tracklets.flatten().map(|(chip, _)| chip.image.len());
         images.fold((0, 0), |(count, bytes), image| (count + 1, bytes + image))
     }
+}
+
+fn least(request: &wire::MatchRequest) -> Result<Least, Problem> {
+    if let Some(similarity) = request.min_similarity {
+        check_number("min_similarity", similarity, "-1 to 1", |least| least.abs() <= 1.0)?;
+    }
+    if let Some(probability) = request.min_probability {
+        check_number("min_probability", probability, "0 to 1", |least| (0.0..=1.0).contains(&least))?;
+    }
+    Ok(Least { similarity: request.min_similarity, probability: request.min_probability })
 }
 
 fn check_counts(request: &wire::MatchRequest, limits: &Matching, chips_max: usize) -> Result<(), Problem> {
@@ -192,6 +215,7 @@ pub fn match_result(
     query_id: String,
     matched: Result<Matched, Problem>,
     mut warnings: Vec<wire::Warning>,
+    details: Details,
 ) -> wire::MatchResult {
     let matched = match matched {
         Ok(matched) => matched,
@@ -212,7 +236,7 @@ pub fn match_result(
     wire::MatchResult {
         query_id,
         error: None,
-        candidates: matched.candidates.into_iter().map(candidate).collect(),
+        candidates: matched.candidates.into_iter().map(|found| candidate(found, details)).collect(),
         embedding: Some(wire::Embedding { values: matched.embedding.into_vec() }),
         unknown_probability: matched.unknown_probability,
         matched: matched.matched,
@@ -224,12 +248,12 @@ pub fn match_result(
     }
 }
 
-fn candidate(candidate: Candidate) -> wire::Candidate {
+fn candidate(candidate: Candidate, details: Details) -> wire::Candidate {
     let evidence = candidate
         .evidence
         .terms()
         .map(|(term, log_likelihood_ratio)| wire::Evidence { term: term.into(), log_likelihood_ratio });
-    wire::Candidate {
+    let bare = wire::Candidate {
         evidence: evidence.collect(),
         entry_id: candidate.entry.to_string(),
         vessel_id: candidate.vessel.map(|vessel| vessel.to_string()).unwrap_or_default(),
@@ -238,5 +262,15 @@ fn candidate(candidate: Candidate) -> wire::Candidate {
         implied_speed_knots: candidate.implied_speed_knots,
         entries: candidate.entries,
         gate_unchecked: candidate.is_unchecked,
+        ..wire::Candidate::default()
+    };
+    match details {
+        Details::Without => bare,
+        Details::With => wire::Candidate {
+            modality: modality_to_wire(candidate.modality).into(),
+            observation: Some(observation_to_wire(candidate.observation)),
+            labels: labels_to_wire(&candidate.labels),
+            ..bare
+        },
     }
 }

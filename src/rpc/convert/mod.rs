@@ -12,10 +12,10 @@ mod training;
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
-pub use embed::{EmbedCall, embed_response, embed_timings};
+pub use embed::{EmbedCall, EmbedItem, embed_response, embed_stream_response, embed_timings};
 pub use filter::filter;
-pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates};
-pub use matching::{MatchCall, QueryCall, SubjectCall, match_result};
+pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates, vessel};
+pub use matching::{Details, MatchCall, QueryCall, SubjectCall, match_result};
 pub use model::{hints, resident_model, stored_model};
 pub use sighting::{entry_id, vessel_id};
 pub use training::{job, job_event, job_id, listing, order};
@@ -32,6 +32,15 @@ use crate::wire;
 /// Who calls, in the terms of the queue.
 pub fn caller(context: &CallContext, priority: Priority) -> Caller {
     Caller { tenant: context.tenant.clone(), priority, deadline: context.deadline }
+}
+
+/// Reads every value of a repeated field; one at fault is named by its place, as in `vessel_ids[3]`.
+pub fn each<T>(
+    field: &str,
+    texts: &[String],
+    read: impl Fn(&str, &str) -> Result<T, Problem>,
+) -> Result<Vec<T>, Problem> {
+    texts.iter().enumerate().map(|(at, text)| read(&format!("{field}[{at}]"), text)).collect()
 }
 
 /// Refuses a text that is too long or has control characters.

@@ -6,6 +6,7 @@ use prost_types::Timestamp;
 
 use super::super::problem::Problem;
 use super::text_problem;
+use crate::chip::Modality;
 use crate::gallery::{EntryId, Heading, Labels, Observation, ObservationError, Position, Time, VesselId};
 use crate::reason::Reason;
 use crate::wire;
@@ -61,6 +62,17 @@ pub fn observation_to_wire(observation: Observation) -> wire::Observation {
         heading_ambiguous: heading.is_some_and(|heading| heading.is_ambiguous()),
         length_m: observation.length_m,
         width_m: observation.width_m,
+    }
+}
+
+pub fn labels_to_wire(labels: &Labels) -> HashMap<String, String> {
+    labels.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+pub fn modality_to_wire(modality: Modality) -> wire::Modality {
+    match modality {
+        Modality::Optical => wire::Modality::Optical,
+        Modality::Sar => wire::Modality::Sar,
     }
 }
 

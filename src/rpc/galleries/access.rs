@@ -44,9 +44,9 @@ impl GalleryAccess {
     }
 
     /// # Errors
-    /// There is no such gallery, or it is damaged.
+    /// There is no such gallery, or it is damaged. The request names it in `gallery`.
     pub async fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
-        Ok(self.catalog()?.get(tenant, &gallery_name(name)?).await?)
+        Ok(self.catalog()?.get(tenant, &gallery_name("gallery", name)?).await?)
     }
 
     /// Whether a search would begin before its deadline. Until it does it is counted, for as long as what is returned lives.
@@ -141,11 +141,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The name of a gallery in the field of a request.
+///
 /// # Errors
 /// No gallery can have the name.
-pub fn gallery_name(name: &str) -> Result<GalleryName, Problem> {
+pub fn gallery_name(field: &str, name: &str) -> Result<GalleryName, Problem> {
     GalleryName::new(name).map_err(|cause| {
-        Problem::invalid(Reason::GalleryNameInvalid, "name", format!("the gallery name {cause}"))
+        Problem::invalid(Reason::GalleryNameInvalid, field, format!("the gallery name {cause}"))
     })
 }
 

@@ -4,10 +4,12 @@ mod access;
 mod enroll;
 mod export;
 mod turns;
+mod vessels;
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
@@ -19,7 +21,7 @@ use super::context::CallContext;
 use super::convert;
 use super::deadline;
 use super::drain::Drain;
-use super::page::{after, next_token, page_size};
+use super::page::{PageRoom, after, next_token, page_size};
 use super::problem::Problem;
 use crate::budget::Slots;
 use crate::cancellation::Cancellation;
@@ -63,7 +65,7 @@ impl GalleriesService {
     ) -> Result<wire::Gallery, Problem> {
         context.concerns(&request.name);
         let catalog = self.access.catalog()?;
-        let name = gallery_name(&request.name)?;
+        let name = gallery_name("name", &request.name)?;
         let card = self.pipeline.resolve(convert::model_digest(&request.model)?)?;
         let new = NewGallery {
             model: card.digest,
@@ -104,8 +106,7 @@ impl GalleriesService {
     ) -> Result<wire::GetEntriesResponse, Problem> {
         let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("entry_ids", request.entry_ids.len())?;
-        let ids = request.entry_ids.iter().map(|id| convert::entry_id("entry_ids", id));
-        let ids: Arc<[EntryId]> = ids.collect::<Result<_, _>>()?;
+        let ids: Arc<[EntryId]> = convert::each("entry_ids", &request.entry_ids, convert::entry_id)?.into();
         let embeddings = Embeddings::of(request.with_embeddings);
         gallery
             .read(|snapshot| {
@@ -137,9 +138,10 @@ impl GalleriesService {
                 let filter = Arc::clone(&filter);
                 self.access.read(context, move |cancellation| {
                     let page = snapshot.list(&filter, after, size, cancellation)?;
+                    let (entries, end) = fitting(&*snapshot, page.entries, embeddings, cancellation)?;
                     Ok(wire::ListEntriesResponse {
-                        next_page_token: next_token(page.next.as_ref()),
-                        entries: entries_to_wire(&*snapshot, page.entries, embeddings, cancellation)?,
+                        next_page_token: next_token(end.or(page.next).as_ref()),
+                        entries,
                     })
                 })
             })
@@ -180,8 +182,7 @@ impl GalleriesService {
         context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("vessel_ids", request.vessel_ids.len())?;
-        let vessels = request.vessel_ids.iter().map(|id| named_vessel("vessel_ids", id));
-        let vessels = vessels.collect::<Result<Vec<_>, _>>()?;
+        let vessels = convert::each("vessel_ids", &request.vessel_ids, named_vessel)?;
         let moved = gallery.merge(vessels, named_vessel("into", &request.into)?).await?;
         context.changed(moved);
         Ok(moved)
@@ -195,7 +196,7 @@ impl GalleriesService {
     ) -> Result<wire::Gallery, Status> {
         let first = pieces.message().await?.unwrap_or_default();
         context.concerns(&first.name);
-        let name = gallery_name(&first.name)?;
+        let name = gallery_name("name", &first.name)?;
         let catalog = self.access.catalog()?;
         let mut import = catalog.import(&context.tenant, &name).await.map_err(Problem::from)?;
         let mut piece = Some(first);
@@ -213,13 +214,24 @@ impl GalleriesService {
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
-    async fn enroll_all(
-        &self,
+    /// Answers begin before the first item is there, so that whoever waits for headers before he sends gets them.
+    fn enroll_all(
+        self,
         context: CallContext,
-        mut items: Streaming<wire::EnrollRequest>,
-    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        items: Streaming<wire::EnrollRequest>,
+    ) -> ResponseStream<wire::EnrollResponse> {
         let deadline = context.deadline;
-        let Some(first) = items.message().await? else { return Ok(Box::pin(stream::empty())) };
+        let answers = stream::once(self.answers(context, items)).try_flatten();
+        Box::pin(deadline::bounded(answers, deadline))
+    }
+
+    async fn answers(
+        self,
+        context: CallContext,
+        items: Streaming<wire::EnrollRequest>,
+    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        let mut items = Box::pin(self.drain.cut(items));
+        let Some(first) = items.next().await.transpose()? else { return Ok(Box::pin(stream::empty())) };
         context.concerns(&first.gallery);
         let call = EnrollCall {
             gallery: self.access.gallery(&context.tenant, &first.gallery).await?,
@@ -235,11 +247,11 @@ impl GalleriesService {
             move |item| call.clone().begin(item)
         };
         let answers = stream::once(async { Ok(first) })
-            .chain(self.drain.cut(items))
+            .chain(items)
             .then(begin)
             .map(move |begun| call.clone().finish(begun).boxed())
             .buffered(self.items_inflight_max);
-        Ok(Box::pin(deadline::bounded(answers, deadline)))
+        Ok(Box::pin(answers))
     }
 }
 
@@ -262,15 +274,41 @@ fn entries_to_wire(
     embeddings: Embeddings,
     cancellation: &Cancellation,
 ) -> Result<Vec<wire::Entry>, Problem> {
-    let entry = |(row, entry)| {
-        cancellation.check()?;
-        let embedding = match embeddings {
-            Embeddings::With => Some(snapshot.embedding(row)?),
-            Embeddings::Without => None,
-        };
-        Ok(convert::entry(entry, embedding))
-    };
+    let entry = |entry| entry_to_wire(snapshot, entry, embeddings, cancellation);
     entries.into_iter().map(entry).collect()
+}
+
+/// The first of `entries` that fit an answer, and the row of the last one where not all do.
+fn fitting(
+    snapshot: &dyn GalleryReader,
+    entries: Vec<(RowId, Entry)>,
+    embeddings: Embeddings,
+    cancellation: &Cancellation,
+) -> Result<(Vec<wire::Entry>, Option<RowId>), Problem> {
+    let (mut room, mut last, mut fitting) = (PageRoom::default(), None, Vec::new());
+    for (row, entry) in entries {
+        let entry = entry_to_wire(snapshot, (row, entry), embeddings, cancellation)?;
+        if !room.takes(entry.encoded_len()) {
+            return Ok((fitting, last));
+        }
+        fitting.push(entry);
+        last = Some(row);
+    }
+    Ok((fitting, None))
+}
+
+fn entry_to_wire(
+    snapshot: &dyn GalleryReader,
+    (row, entry): (RowId, Entry),
+    embeddings: Embeddings,
+    cancellation: &Cancellation,
+) -> Result<wire::Entry, Problem> {
+    cancellation.check()?;
+    let embedding = match embeddings {
+        Embeddings::With => Some(snapshot.embedding(row)?),
+        Embeddings::Without => None,
+    };
+    Ok(convert::entry(entry, embedding))
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
@@ -307,7 +345,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::GetGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         let name = request.into_inner().name;
-        let gallery = convert::gallery(&name, self.access.gallery(&context.tenant, &name).await?.info());
+        let found = self.access.catalog()?.get(&context.tenant, &gallery_name("name", &name)?).await;
+        let gallery = convert::gallery(&name, found.map_err(Problem::from)?.info());
         Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
     }
 
@@ -324,8 +363,8 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::DeleteGalleryResponse>, Status> {
         let context = CallContext::of(&request);
         context.concerns(&request.get_ref().name);
-        let (catalog, name) = (self.access.catalog()?, gallery_name(&request.get_ref().name)?);
-        catalog.delete(&context.tenant, &name).await.map_err(Problem::from)?;
+        let name = gallery_name("name", &request.get_ref().name)?;
+        self.access.catalog()?.delete(&context.tenant, &name).await.map_err(Problem::from)?;
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
 
@@ -336,7 +375,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<Streaming<wire::EnrollRequest>>,
     ) -> Result<Response<Self::EnrollStream>, Status> {
         let context = CallContext::of(&request);
-        Ok(Response::new(self.enroll_all(context, request.into_inner()).await?))
+        Ok(Response::new(self.clone().enroll_all(context, request.into_inner())))
     }
 
     async fn get_entries(
@@ -353,6 +392,14 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.page(&context, request.into_inner()).await?))
+    }
+
+    async fn list_vessels(
+        &self,
+        request: Request<wire::ListVesselsRequest>,
+    ) -> Result<Response<wire::ListVesselsResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.vessels(&context, request.into_inner()).await?))
     }
 
     async fn delete_entries(

@@ -4,7 +4,7 @@ use toml::{Table, Value};
 
 use super::TrainConfig;
 use super::violations::Violation;
-use crate::message::one_line;
+use crate::message::{excerpt, one_line};
 
 /// Keys that had another name until the release before: section, old name, new name. The old one goes with the next.
 const RENAMED: [(&str, &str, &str); 2] =
@@ -75,8 +75,9 @@ fn take_new_names(table: &mut Table) {
 
 /// Puts `section.key=value` into a table.
 fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
-    let (key, text) =
-        setting.split_once('=').ok_or_else(|| format!("{setting} has no value: write section.key=value"))?;
+    let (key, text) = setting
+        .split_once('=')
+        .ok_or_else(|| format!("{} has no value: write section.key=value", excerpt(setting)))?;
     let parsed: Result<Table, _> = toml::from_str(&format!("value = {text}"));
     let value = parsed.ok().and_then(|mut parsed| parsed.remove("value"));
     let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
@@ -84,8 +85,9 @@ fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
         None => table.insert(key.to_owned(), value),
         Some((section, key)) => {
             let section = table.entry(section).or_insert_with(|| Value::Table(Table::new()));
-            let section =
-                section.as_table_mut().ok_or_else(|| format!("{setting}: {key} is in no section"))?;
+            let section = section
+                .as_table_mut()
+                .ok_or_else(|| format!("{}: {} is in no section", excerpt(setting), excerpt(key)))?;
             section.insert(key.to_owned(), value)
         }
     };

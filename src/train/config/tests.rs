@@ -150,3 +150,12 @@ fn a_model_family_is_refused_by_name_and_the_default_one_is_left_out() {
     let refused = read("sdf_net").expect_err("unknown").to_string();
     assert!(refused.contains("there is no model family sdf_net; this program knows transoss"), "{refused}");
 }
+
+#[test]
+fn what_is_wrong_is_said_in_few_words_however_long_the_configuration_is() {
+    let long = "x".repeat(60_000);
+    let violation = Violation::new(&long, format!("is {long}"));
+    assert!(violation.to_string().len() < 1200, "{}", violation.to_string().len());
+    let unset = TrainConfig::read("", &[long]).expect_err("no key").to_string();
+    assert!(unset.ends_with("… has no value: write section.key=value"), "{unset}");
+}

@@ -7,7 +7,7 @@ use super::{
     StartKind, TrainConfig, ValidationChoice,
 };
 use crate::arithmetic::Pace;
-use crate::message::one_line;
+use crate::message::{bounded, excerpt, one_line};
 
 /// What is wrong with one field, as a sentence that begins with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,10 +16,13 @@ pub struct Violation {
     pub problem: String,
 }
 
+/// Bytes of what is said of one value, which may repeat it.
+const PROBLEM_MAX: usize = 1024;
+
 impl Violation {
     /// What stands in for a line break of the configuration is a space.
     pub fn new(field: &str, problem: impl Into<String>) -> Self {
-        Self { field: one_line(field), problem: one_line(&problem.into()) }
+        Self { field: excerpt(field), problem: one_line(&bounded(&problem.into(), PROBLEM_MAX)) }
     }
 }
 

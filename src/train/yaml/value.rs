@@ -5,6 +5,8 @@ use std::fmt;
 
 use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 
+use crate::message::excerpt;
+
 /// Sections within sections; the authors have three.
 const DEPTH_MAX: usize = 16;
 
@@ -52,15 +54,16 @@ pub fn settings(text: &str) -> Result<BTreeMap<String, Value>, String> {
 fn collect(node: &Yaml, place: &mut Vec<String>, values: &mut BTreeMap<String, Value>) -> Result<(), String> {
     let Yaml::Mapping(entries) = node else {
         let key = place.join(".");
-        let value = value(node, DEPTH_MAX).ok_or_else(|| format!("{key} is no value"))?;
+        let value = value(node, DEPTH_MAX).ok_or_else(|| format!("{} is no value", excerpt(&key)))?;
         values.insert(key, value);
         return Ok(());
     };
     if place.len() > DEPTH_MAX {
-        return Err(format!("{} is nested too deeply", place.join(".")));
+        return Err(format!("{} is nested too deeply", excerpt(&place.join("."))));
     }
     for (name, node) in entries {
-        let name = name.as_str().ok_or_else(|| format!("a key of {} is no text", place.join(".")))?;
+        let name =
+            name.as_str().ok_or_else(|| format!("a key of {} is no text", excerpt(&place.join("."))))?;
         place.push(name.to_owned());
         collect(node, place, values)?;
         place.pop();
