@@ -17,6 +17,7 @@ mod drain;
 mod embed;
 mod foreign;
 mod galleries;
+mod gallery_files;
 mod georeferenced;
 #[cfg(feature = "torch")]
 mod gpu_check;
@@ -38,6 +39,8 @@ mod program;
 mod refusals;
 #[cfg(feature = "torch")]
 mod rot;
+#[cfg(feature = "torch")]
+mod runs;
 mod server;
 #[cfg(feature = "torch")]
 mod signals;
@@ -51,5 +54,7 @@ mod tools;
 mod torture;
 #[cfg(feature = "torch")]
 mod training;
+#[cfg(feature = "torch")]
+mod training_on_galleries;
 #[cfg(feature = "torch")]
 mod typed;

@@ -5,8 +5,8 @@ use std::process::Output;
 use shipreid::arithmetic::{Kernel, Precision};
 use shipreid::processor::{LIMIT, Level, Processor};
 
-use crate::command::{drawn_training_set, training};
 use crate::program::{PORTS, Server, imported, shipreid};
+use crate::runs::{drawn_training_set, training};
 use crate::server::page;
 
 const CHECK: [&str; 4] = ["serve", "--check-config", "--set", "model.preset=tiny"];
