@@ -42,7 +42,10 @@ fn a_checkpoint_is_imported_served_and_called() {
     let array = folder.path().join("embeddings.npy");
     assert!(embed(&["--npy", array.to_str().unwrap()]).status.success());
     let bytes = std::fs::read(array).unwrap();
-    assert!(bytes.starts_with(b"\x93NUMPY") && bytes.ends_with(&last_value(&lines[1]).to_le_bytes()));
+    assert!(bytes.starts_with(b"\x93NUMPY"));
+    // The two calls may have been batched differently, which moves the last bits of an embedding.
+    let last = f32::from_le_bytes(*bytes.last_chunk().unwrap());
+    assert!((last - last_value(&lines[1])).abs() < 2e-5, "{last}");
 
     let table = String::from_utf8(embed(&[]).stdout).unwrap();
     assert!(table.contains("0003_c_25x110_SAR.tif"), "{table}");
