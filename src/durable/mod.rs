@@ -1,4 +1,4 @@
-//! Storage that survives a power failure whole.
+//! Storage that survives a power failure intact.
 
 mod database;
 #[cfg(test)]

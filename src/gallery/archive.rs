@@ -147,7 +147,7 @@ pub struct Export {
 #[derive(Debug)]
 enum At {
     Head,
-    /// The exported rows lie below this one.
+    /// The rows still to be exported lie above this one.
     Rows(Selection, Option<RowId>),
     End,
 }

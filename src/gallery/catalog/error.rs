@@ -8,7 +8,7 @@ use crate::cancellation::Stopped;
 use crate::gallery::store::StoreError;
 use crate::reason::Reason;
 
-/// Why a gallery name is invalid or unknown.
+/// Why an operation on a catalog failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("there is no gallery \"{0}\"")]

@@ -79,7 +79,7 @@ impl RowRecord {
         Self { entry: Some(entry), chip_bytes, chip_checksum: sealed.and_then(seal_of) }
     }
 
-    /// Whether a stored chip belongs to the row; true where the row records no checksum.
+    /// Whether a stored chip belongs to the row, judging by its size and, where the row records one, its checksum.
     pub fn has_chip(&self, sealed: &[u8]) -> bool {
         let is_sealed_so = self.chip_checksum.is_none_or(|checksum| seal_of(sealed) == Some(checksum));
         self.chip_bytes == sealed.len() as u64 && is_sealed_so

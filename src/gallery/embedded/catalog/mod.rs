@@ -371,7 +371,7 @@ fn open_gallery(path: &Path, settings: &EmbeddedSettings, allowance: &Arc<Allowa
     })
 }
 
-/// The folders in `path` that are not hidden, keyed by name.
+/// The folders in `path` that are not hidden, sorted by name.
 fn folders(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut folders = Vec::new();
     for entry in fs::read_dir(path)? {
