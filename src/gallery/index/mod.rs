@@ -74,9 +74,9 @@ pub struct Index {
     names_kept: usize,
 }
 
-/// Bytes of names added since before unused names are searched for, in addition to twice the bytes in use.
+/// Bytes that the names may exceed twice their size after the last removal by, before unused ones are removed again.
 const NAMES_IDLE: usize = 1 << 20;
-/// Further bytes for each row, since the search costs time for each row.
+/// Further bytes for each row, since the removal takes time for each row.
 const NAMES_IDLE_PER_ROW: usize = 16;
 
 impl Index {
