@@ -19,7 +19,7 @@ const FORMAT: u32 = 1;
 pub struct Provenance {
     /// A file's name, or the job that trained it.
     pub origin: String,
-    /// The tenant of the job that trained it. `None`: it was not trained here, or by an earlier release.
+    /// The tenant of the job that trained it. `None`: it was not trained here, or an earlier release trained it.
     pub tenant: Option<String>,
     /// The model that its training started from.
     pub parent: Option<ModelDigest>,
@@ -78,7 +78,7 @@ impl Provenance {
         }
     }
 
-    /// Replaces one that cannot be read.
+    /// A substitute for one that cannot be read.
     pub fn lost(cause: &str) -> Self {
         Self { created_at: 0, ..Self::now(format!("unknown ({cause})")) }
     }

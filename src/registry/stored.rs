@@ -1,4 +1,4 @@
-//! What a model's folder tells about it without reading its parameters.
+//! What a model's folder states about it, without reading its parameters.
 
 use std::fmt;
 use std::fs;

@@ -28,7 +28,7 @@ fn provenance(seed: u64) -> Provenance {
     }
 }
 
-/// Records model `seed` as active, after that of seed 9.
+/// The record of an activation of model `seed` after that of seed 9.
 fn active(seed: u64) -> ActiveModel {
     ActiveModel { digest: model(seed).digest, former: model(9).digest }
 }

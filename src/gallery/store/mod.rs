@@ -36,7 +36,7 @@ pub trait GalleryStore: fmt::Debug + Send + Sync {
     /// The committed state.
     fn snapshot(&self) -> Arc<dyn GalleryReader>;
 
-    /// Covers snapshots that are taken after this call.
+    /// The period to which snapshots taken after this call belong.
     fn opening(&self) -> Opening;
 
     fn info(&self) -> Info;

@@ -49,7 +49,7 @@ impl Galleries {
         self.folder.path().join("t-default").join(SPOILT).join(file)
     }
 
-    /// Restores the files, except for one of them.
+    /// Restores all files but `spoilt`, which gets `bytes`.
     fn spoil(&self, spoilt: &str, bytes: &[u8]) {
         for (file, whole) in &self.files {
             fs::write(self.path(file), if *file == spoilt { bytes } else { whole }).expect("writable");

@@ -269,7 +269,7 @@ fn fit_size_model(pair: ModalityPair, compared: &[Compared]) -> Result<SizeModel
     let mean = |n: usize| same.iter().map(|ratios| ratios[n]).sum::<f64>() / same.len() as f64;
     let bias = match pair {
         ModalityPair::OpticalSar => [mean(0), mean(1)],
-        // Either image may come first, so each ratio is counted with both signs.
+        // Either image may come first, so the mean is 0 by symmetry.
         ModalityPair::OpticalOptical | ModalityPair::SarSar => [0.0, 0.0],
     };
     let (same, other) = (spread(&same, bias), spread(&other, bias));

@@ -113,7 +113,7 @@ impl Life {
         gallery
     }
 
-    /// Activates model `seed` and passes the change on.
+    /// Activates model `seed` and returns the target of re-embedding.
     async fn activate(&mut self, seed: usize) -> ReembeddingTarget {
         self.reembedder.activator.activate(digest(seed)).await.expect("activated");
         let Activation { active, former } = self.changes.recv().await.expect("told");
