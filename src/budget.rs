@@ -1,13 +1,13 @@
-//! Amounts of which a server has only so much. Whoever holds a part of one gives it back by dropping its guard.
+//! Limits on amounts that a server has only so much of. Dropping a guard gives back what it holds.
 //!
-//! A [`Budget`] refuses at once what exceeds it; for [`Slots`] one waits, in the order in which others came. Both tell a
-//! gauge how much is held. Who may have how much of what others want as well is the matter of those who know the callers.
+//! A [`Budget`] refuses at once what would exceed it; for [`Slots`] callers wait, in order of arrival. Both report the
+//! amount held to a gauge. Fair sharing between callers is up to the code that knows the callers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// An amount of which only so much may be held at once. Clones are of one budget.
+/// An amount of which only so much may be held at once. Clones share one budget.
 #[derive(Clone, Debug)]
 pub struct Budget(Arc<Amount>);
 
@@ -15,7 +15,7 @@ pub struct Budget(Arc<Amount>);
 struct Amount {
     limit: u64,
     held: Mutex<u64>,
-    /// Told the whole amount whenever it changes, one change after another.
+    /// Receives the total amount held after every change, one change at a time.
     gauge: fn(u64),
 }
 
@@ -27,23 +27,23 @@ pub struct Permit {
     amount: u64,
 }
 
-/// A budget has no room for more.
+/// The budget has no room for more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{held} of {limit} are held")]
 pub struct Exceeded {
     pub limit: u64,
-    /// By everybody.
+    /// Held by all permits together.
     pub held: u64,
 }
 
-/// A number of slots for which callers wait. Clones are of one number.
+/// A number of slots for which callers wait. Clones share the slots.
 #[derive(Clone, Debug)]
 pub struct Slots {
     free: Arc<Semaphore>,
     taken: Budget,
 }
 
-/// One slot, or several, given back when dropped.
+/// One slot or several, given back when dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Slot {
@@ -51,7 +51,7 @@ pub struct Slot {
     _permit: OwnedSemaphorePermit,
 }
 
-/// There are no slots any more.
+/// The slots are closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the slots are closed")]
 pub struct Closed;
@@ -65,7 +65,7 @@ impl Budget {
         Self(Arc::new(Amount { limit, held: Mutex::default(), gauge }))
     }
 
-    /// A part that holds nothing yet.
+    /// A permit that holds nothing yet.
     pub fn permit(&self) -> Permit {
         Permit { budget: self.clone(), amount: 0 }
     }
@@ -73,14 +73,14 @@ impl Budget {
     /// Takes `amount`, all or nothing.
     ///
     /// # Errors
-    /// At once, when the limit would be exceeded.
+    /// The limit would be exceeded. This never waits.
     pub fn take(&self, amount: u64) -> Result<Permit, Exceeded> {
         let mut permit = self.permit();
         permit.grow(amount)?;
         Ok(permit)
     }
 
-    /// Changes what is held to what `change` makes of it, if anything.
+    /// Changes the held amount to what `change` returns; `None` means that the limit would be exceeded.
     fn change(&self, change: impl FnOnce(u64) -> Option<u64>) -> Result<(), Exceeded> {
         let mut held = self.0.held.lock().unwrap_or_else(PoisonError::into_inner);
         *held = change(*held).ok_or(Exceeded { limit: self.0.limit, held: *held })?;
@@ -93,15 +93,15 @@ impl Permit {
     /// Takes `more` of the budget, all or nothing.
     ///
     /// # Errors
-    /// At once, when the limit would be exceeded.
+    /// The limit would be exceeded. This never waits.
     pub fn grow(&mut self, more: u64) -> Result<(), Exceeded> {
         self.grow_within(more, self.budget.0.limit)
     }
 
-    /// [`Self::grow`], where something beside the budget leaves no more of it than `limit`.
+    /// [`Self::grow`] with an additional `limit` for what something outside the budget leaves of it.
     ///
     /// # Errors
-    /// At once, when either limit would be exceeded.
+    /// Either limit would be exceeded. This never waits.
     pub fn grow_within(&mut self, more: u64, limit: u64) -> Result<(), Exceeded> {
         let limit = limit.min(self.budget.0.limit);
         self.budget.change(|held| held.checked_add(more).filter(|held| *held <= limit))?;
@@ -109,10 +109,10 @@ impl Permit {
         Ok(())
     }
 
-    /// Takes more or gives back, until `amount` is held. Giving back never fails.
+    /// Takes more or gives back until `amount` is held. Giving back never fails.
     ///
     /// # Errors
-    /// At once, when the limit would be exceeded; what was held still is.
+    /// The limit would be exceeded; the held amount is then unchanged. This never waits.
     pub fn resize(&mut self, amount: u64) -> Result<(), Exceeded> {
         match amount.checked_sub(self.amount) {
             Some(more) => self.grow(more),
@@ -124,7 +124,7 @@ impl Permit {
         }
     }
 
-    /// What is held by this permit.
+    /// The amount held by this permit.
     pub fn amount(&self) -> u64 {
         self.amount
     }
@@ -132,7 +132,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        // Nothing in `resize` to less than what is held can fail.
+        // Resizing to less than what is held cannot fail.
         let _ = self.resize(0);
     }
 }
@@ -146,7 +146,7 @@ impl Slots {
         Self { free: Arc::new(Semaphore::new(count)), taken: Budget::with_gauge(u64::MAX, gauge) }
     }
 
-    /// Waits for a slot. Whoever drops the future has left the queue.
+    /// Waits for a slot. Dropping the future leaves the queue.
     ///
     /// # Errors
     /// The slots are closed.
@@ -154,7 +154,7 @@ impl Slots {
         self.take_many(1).await
     }
 
-    /// Waits for `count` slots together, which must not be more than there are.
+    /// Waits for `count` slots together, which must not exceed the number of slots.
     ///
     /// # Errors
     /// The slots are closed.
@@ -164,7 +164,7 @@ impl Slots {
         Ok(Slot { _taken: taken, _permit: permit })
     }
 
-    /// Sends away whoever waits, and whoever comes.
+    /// Refuses all waiting and all later callers.
     pub fn close(&self) {
         self.free.close();
     }

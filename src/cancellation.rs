@@ -1,4 +1,4 @@
-//! When work is not worth going on with: past its deadline, or since its caller has left.
+//! Cancellation of work whose deadline has passed or whose caller has left.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,17 +9,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::reason::Reason;
 
-/// Asked between the steps of long work, which stops once it is cancelled.
+/// Checked between the steps of long work, which stops once it is cancelled.
 #[derive(Clone, Default)]
 pub struct Cancellation {
     deadline: Option<Instant>,
     /// Cancelled when the caller leaves.
     token: CancellationToken,
-    /// Lets others go first, where there are any.
+    /// Yields to other work, where there is any.
     give_way: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
-/// Why work is not gone on with.
+/// Why work is stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Stopped {
     #[error("the deadline has passed")]
@@ -35,14 +35,14 @@ impl Cancellation {
         (Self { deadline, token: token.clone(), give_way: None }, token.drop_guard())
     }
 
-    /// The same, but `give_way` is called between the steps, and may let others go first.
+    /// The same, but `give_way` is called between the steps and may yield to other work.
     #[must_use]
     pub fn giving_way(self, give_way: impl Fn() + Send + Sync + 'static) -> Self {
         Self { give_way: Some(Arc::new(give_way)), ..self }
     }
 
     /// # Errors
-    /// It is cancelled.
+    /// The work is cancelled.
     pub fn check(&self) -> Result<(), Stopped> {
         self.over()?;
         match &self.give_way {
@@ -55,7 +55,7 @@ impl Cancellation {
     }
 
     fn over(&self) -> Result<(), Stopped> {
-        // Who leaves at the deadline has left for its sake.
+        // A caller that leaves at the deadline counts as past its deadline.
         if self.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Stopped::Deadline);
         }
@@ -63,11 +63,11 @@ impl Cancellation {
     }
 }
 
-/// Runs `work` on a thread that may block, with the cancellation to look at between its steps. It is over when the future is
-/// dropped: what has not begun by then is not begun.
+/// Runs `work` on a thread that may block, with a cancellation to check between its steps. Dropping the future cancels
+/// the work; work that has not started by then never starts.
 ///
 /// # Errors
-/// The work panicked; within, its own.
+/// The work panicked. The inner result carries the work's own errors.
 pub async fn spawn_cancellable<T, E>(
     deadline: Option<Instant>,
     work: impl FnOnce(&Cancellation) -> Result<T, E> + Send + 'static,
@@ -91,7 +91,7 @@ impl fmt::Debug for Cancellation {
 }
 
 impl Stopped {
-    /// As a label of metrics.
+    /// The label in metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Deadline => "DEADLINE",

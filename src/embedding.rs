@@ -1,20 +1,20 @@
-//! What a model says about a chip: a vector of unit length, and the digest that names the model.
+//! A model's output for a chip: a vector of unit length, and the digest that names the model.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// How far the length of a stored unit vector may be from 1: what f32 rounds away, of up to 4,096 values.
+/// How far the length of a stored unit vector may be from 1: the f32 rounding error of up to 4,096 values.
 const UNIT_TOLERANCE: f64 = 1e-4;
-/// Shortest length that [`Embedding::from_feature`] still divides by, as in the reference.
+/// Shortest length by which [`Embedding::from_feature`] still divides, as in the reference.
 const NORM_MIN: f32 = 1e-12;
-/// A mean of unit vectors that is shorter than this points where rounding sends it.
+/// A mean of unit vectors shorter than this has a direction set by rounding errors.
 const MEAN_NORM_MIN: f64 = 1e-3;
 
 /// A feature of unit length, so that the cosine of two embeddings is their dot product.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding(Box<[f32]>);
 
-/// Why a vector is no embedding.
+/// Why a vector is not an embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EmbeddingError {
     #[error("the vector is empty")]
@@ -33,7 +33,7 @@ impl Embedding {
     /// Divides `feature` (any length above zero) by its L2 norm.
     ///
     /// # Errors
-    /// An empty, zero or non-finite feature has no direction.
+    /// The feature is empty, zero or not finite, so it has no direction.
     pub fn from_feature(mut feature: Vec<f32>) -> Result<Self, EmbeddingError> {
         if feature.is_empty() {
             return Err(EmbeddingError::Empty);
@@ -49,13 +49,13 @@ impl Embedding {
         Ok(Self(feature.into_boxed_slice()))
     }
 
-    /// The embedding of a tracklet: the mean of its members' embeddings, brought to unit length.
+    /// The embedding of a tracklet: the mean of its members' embeddings, normalised to unit length.
     ///
     /// # Errors
-    /// No members, or members that cancel each other out.
+    /// There are no members, or they cancel each other out.
     ///
     /// # Panics
-    /// When the members differ in dimension: those of one model do not.
+    /// The members differ in dimension, which those of one model never do.
     pub fn mean(members: &[Self]) -> Result<Self, EmbeddingError> {
         if let [only] = members {
             return Ok(only.clone());
@@ -73,7 +73,7 @@ impl Embedding {
         Self::from_feature(sum.into_iter().map(|value| (value / norm) as f32).collect())
     }
 
-    /// A vector that was an embedding before, bit for bit as it was.
+    /// Restores a former embedding bit for bit.
     ///
     /// # Errors
     /// The vector is empty, or its length is not 1.
@@ -82,7 +82,7 @@ impl Embedding {
             return Err(EmbeddingError::Empty);
         }
         let length = values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt();
-        // A length that is no number is not near 1 either.
+        // The comparison also rejects a NaN length.
         if (length - 1.0).abs() <= UNIT_TOLERANCE {
             Ok(Self(values.into_boxed_slice()))
         } else {
@@ -100,12 +100,12 @@ impl Embedding {
         &self.0
     }
 
-    /// Cosine similarity in [-1, 1]; both embeddings come from one model.
+    /// Cosine similarity in [-1, 1]; both embeddings must come from one model.
     pub fn cosine(&self, other: &Self) -> f32 {
         self.0.iter().zip(&other.0).map(|(a, b)| a * b).sum()
     }
 
-    /// The values, given away.
+    /// Returns the values by move.
     pub fn into_vec(self) -> Vec<f32> {
         self.0.into_vec()
     }
@@ -117,7 +117,7 @@ impl AsRef<[f32]> for Embedding {
     }
 }
 
-/// SHA-256 that names a model by what it computes: weights, architecture, feature point and preprocessing.
+/// SHA-256 that identifies a model by what it computes: weights, architecture, feature point and preprocessing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ModelDigest([u8; 32]);
 

@@ -4,16 +4,16 @@ use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, RowId, VesselId};
 use crate::jobs::JobId;
 
-/// Where a page ends: the last item's place in its list, as a text that the next call brings back.
+/// Where a page ends: the position of its last item in the list, as a text that the next call sends back.
 pub trait PageCursor: Sized {
     fn token(&self) -> String;
 
-    /// The place whose token this is. Other spellings of it, with a sign or zeros in front, are no tokens.
+    /// The position that this token stands for. Other spellings, with a sign or leading zeros, are not tokens.
     fn of_token(token: &str) -> Option<Self> {
         Self::read(token).filter(|place| place.token() == token)
     }
 
-    /// Reads a token at least as it was written.
+    /// Parses a token that is exactly as it was written.
     fn read(token: &str) -> Option<Self>;
 }
 
@@ -37,7 +37,7 @@ impl PageCursor for RowId {
     }
 }
 
-/// What tells the cursor of a vessel, whose id may be any text, from cursors of other lists.
+/// Distinguishes cursors of vessels, whose ids may be any text, from cursors of other lists.
 const VESSEL: &str = "vessel:";
 
 impl PageCursor for VesselId {
@@ -60,7 +60,7 @@ impl PageCursor for JobId {
     }
 }
 
-/// A model's place among all, the oldest first: stays the same whatever is added and deleted.
+/// A model's position among all, oldest first: unaffected by additions and deletions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelPlace {
     /// Seconds since 1970.

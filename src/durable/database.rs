@@ -1,4 +1,5 @@
-//! A redb database that stays readable when it can no longer be written, and whose damage is an error, not a panic.
+//! A redb database that stays readable when it can no longer be written, and that reports damage as an error instead of
+//! a panic.
 
 use std::cell::Cell;
 use std::fmt;
@@ -17,7 +18,7 @@ use super::volume::Volume;
 
 /// One database file, open for writing.
 pub struct Database {
-    /// Until it is closed or dropped.
+    /// `None` once it is closed or dropped.
     database: Option<redb::Database>,
     health: Health,
 }
@@ -25,12 +26,12 @@ pub struct Database {
 /// Why a database cannot be opened, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// The file is not what was once written to it.
+    /// The file no longer holds what was written to it.
     #[error("{0}")]
     Damaged(String),
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// What could not be written. Nothing is written any more; what was committed before stays readable.
+    /// A write failed. Nothing is written from then on; what was committed before stays readable.
     #[error("{0}")]
     Sealed(WriteFailure),
     #[error("the database is closed")]
@@ -38,18 +39,18 @@ pub enum DatabaseError {
 }
 
 impl Database {
-    /// A new and empty database.
+    /// Creates a new, empty database.
     ///
     /// # Errors
-    /// There is one already, or it cannot be written.
+    /// It already exists or cannot be written.
     pub fn create(volume: &dyn Volume, name: &str, cache_bytes: usize) -> Result<Self, DatabaseError> {
         Ok(start(volume.create(name)?, name, Builder::new().set_cache_size(cache_bytes))?)
     }
 
-    /// A database that exists. It is repaired if it was not closed.
+    /// Opens an existing database and repairs it if it was not closed.
     ///
     /// # Errors
-    /// There is none, it cannot be read, or it is damaged.
+    /// It does not exist, cannot be read, or is damaged.
     pub fn open(volume: &dyn Volume, name: &str, cache_bytes: usize) -> Result<Self, DatabaseError> {
         let mut builder = Builder::new();
         builder.set_cache_size(cache_bytes);
@@ -59,7 +60,7 @@ impl Database {
             started => return Ok(started?),
         }
         tracing::info!(name, "a database was not closed and is repaired");
-        // A sync may have failed before, after which memory shows what the disk does not have.
+        // An earlier sync may have failed, after which the page cache can show data that is not on the disk.
         volume.forget(name)?;
         Ok(start(volume.open(name)?, name, builder.set_repair_callback(|_| {}))?)
     }
@@ -71,16 +72,17 @@ impl Database {
         Ok(self.database.as_ref().ok_or(DatabaseError::Closed)?.begin_write()?)
     }
 
-    /// Once this returns without an error, the transaction survives a power failure.
+    /// Commits. Once this returns without an error, the transaction survives a power failure.
     ///
     /// # Errors
-    /// It could not be written. Whether it is there after the next opening is open; the file is sealed until then.
+    /// The transaction could not be written. It may or may not be there after the next opening; the file is sealed
+    /// until then.
     pub fn commit(&self, transaction: WriteTransaction) -> Result<(), DatabaseError> {
         transaction.commit()?;
         self.check()
     }
 
-    /// What is committed now, for as long as the transaction lives.
+    /// The state that is committed now, for as long as the transaction lives.
     ///
     /// # Errors
     /// The file cannot be read.
@@ -88,10 +90,10 @@ impl Database {
         Ok(self.database.as_ref().ok_or(DatabaseError::Closed)?.begin_read()?)
     }
 
-    /// Closes the file, so that the next opening need not repair it. Whoever still reads is refused.
+    /// Closes the file so that the next opening need not repair it. Open readers get errors from then on.
     ///
     /// # Errors
-    /// It is sealed or cannot be written. Nothing that was committed is lost.
+    /// The file is sealed or cannot be written. Nothing that was committed is lost.
     pub fn close(mut self) -> Result<(), DatabaseError> {
         if let Some(database) = self.database.take() {
             guard(|| database.close().map_err(|error| DatabaseError::from(redb::Error::from(error))))?;
@@ -108,7 +110,7 @@ impl Database {
     }
 }
 
-/// redb writes as it closes, and panics where pages that it writes by contradict each other.
+/// redb writes while closing, and panics where the pages it needs contradict each other.
 impl Drop for Database {
     fn drop(&mut self) {
         let database = self.database.take();
@@ -162,32 +164,32 @@ fn start(backend: Box<dyn StorageBackend>, name: &str, builder: &Builder) -> Res
     })
 }
 
-/// Reads from a database, with damage as an error: redb promises no more than a panic where a file was changed behind
-/// its back. Such a panic is told as that error, not as a panic.
+/// Reads from a database and reports damage as an error. redb may panic where a file was changed from outside; such a
+/// panic becomes that error.
 ///
 /// # Errors
-/// What `read` gives, and damage where it panics.
+/// The errors of `read`, and damage where it panics.
 pub fn guard<T, E: From<DatabaseError>>(read: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
     caught(read).unwrap_or_else(|_| Err(DatabaseError::Damaged(CONTRADICTION.into()).into()))
 }
 
-/// Where a panic came from that was caught.
+/// Where a caught panic came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Panicked {
-    /// From a library beneath: redb, where a file was changed behind its back. The log is silent about it.
+    /// A library below, such as redb where a file was changed from outside. It is not logged.
     #[error("{CONTRADICTION}")]
     Beneath,
-    /// From this program, which is a fault of it and in its log.
+    /// This program. It is a bug, and it is logged.
     #[error("its writer panicked")]
     Here,
 }
 
 const CONTRADICTION: &str = "its pages contradict each other";
 
-/// Does something to a database that may be damaged in a way that makes redb panic.
+/// Runs an operation on a database whose damage may make redb panic.
 ///
 /// # Errors
-/// It has panicked; what it was changing is in no order.
+/// The operation panicked; what it was changing is in an undefined state.
 pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     hush_panics();
     let before = GUARDED.replace(true);
@@ -196,10 +198,10 @@ pub fn caught<T>(work: impl FnOnce() -> T) -> Result<T, Panicked> {
     done.map_err(|_| if HERE.get() { Panicked::Here } else { Panicked::Beneath })
 }
 
-/// Lets panics beneath that [`caught`] answers for pass without a word, from the first call on.
+/// Silences panics of libraries that [`caught`] handles, from the first call on.
 fn hush_panics() {
     static ONCE: Once = Once::new();
-    // Of a thread that panics the hook cannot be changed.
+    // The hook cannot be changed from a thread that is panicking.
     if thread::panicking() {
         return;
     }
@@ -217,20 +219,20 @@ fn hush_panics() {
     });
 }
 
-/// Where this program's source lies, as panics name it; that of libraries lies elsewhere.
+/// Where this program's source lies, as in the locations of panics; the source of libraries lies elsewhere.
 fn source() -> &'static str {
     file!().trim_end_matches("durable/database.rs")
 }
 
 thread_local! {
-    /// Whether a panic of this thread is an answer that somebody expects.
+    /// Whether [`caught`] handles a panic of this thread.
     static GUARDED: Cell<bool> = const { Cell::new(false) };
     /// Whether the last panic of this thread came from this program.
     static HERE: Cell<bool> = const { Cell::new(true) };
 }
 
 impl DatabaseError {
-    /// Whether it is for want of room, which may come back.
+    /// Whether the cause is a lack of room, which may pass.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Io(cause) => is_full(cause),
@@ -244,7 +246,7 @@ impl From<redb::Error> for DatabaseError {
     fn from(error: redb::Error) -> Self {
         match error {
             redb::Error::Io(cause) => match cause.kind() {
-                // The file ends too early, or is no database at all.
+                // The file ends too early or is not a database.
                 io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData => Self::Damaged(cause.to_string()),
                 _ => Self::Io(cause),
             },

@@ -1,4 +1,4 @@
-//! A disk in memory that loses, tears and refuses what is written to it, by a seed.
+//! An in-memory disk that loses, tears and refuses writes, driven by a seed.
 
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read, Write};
@@ -10,7 +10,7 @@ use redb::StorageBackend;
 
 use super::volume::Volume;
 
-/// Files as a process sees them, and what of it a power failure leaves. Clones are the same disk.
+/// Files as a process sees them, and what a power failure leaves of them. Clones are the same disk.
 #[derive(Clone, Debug)]
 pub struct FaultyDisk(Arc<Mutex<State>>);
 
@@ -19,7 +19,7 @@ pub struct FaultyDisk(Arc<Mutex<State>>);
 pub enum Failure {
     /// One operation fails, later ones do not.
     Passing,
-    /// So does every later one.
+    /// All later operations fail as well.
     Lasting,
     /// The same, except that what was written can still be synced.
     NoRoom,
@@ -29,7 +29,7 @@ pub enum Failure {
 struct State {
     random: ChaCha8Rng,
     files: BTreeMap<String, FaultyFile>,
-    /// Operations until one fails.
+    /// Operations until the first failure.
     planned: Option<(usize, Failure)>,
     /// Operations that have failed as planned.
     refused: usize,
@@ -39,17 +39,17 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Power {
     On,
-    /// Every write fails, as in a process that is dead: nothing of it reaches the file.
+    /// Every write fails, as for a dead process: none of it reaches the file.
     Off,
 }
 
 #[derive(Debug, Default)]
 struct FaultyFile {
-    /// What is read.
+    /// What readers see.
     cache: Vec<u8>,
-    /// What is there for certain.
+    /// What is durable.
     disk: Vec<u8>,
-    /// What is not yet, but will be with the next sync.
+    /// Not durable yet; the next sync makes it so.
     pending: Vec<Change>,
 }
 
@@ -71,7 +71,7 @@ impl FaultyDisk {
         })))
     }
 
-    /// Lets the operation after the next `operations` fail; writes, resizings and syncs count.
+    /// Makes the operation after the next `operations` fail. Writes, resizes and syncs count.
     pub fn fail_after(&self, operations: usize, failure: Failure) {
         self.state().planned = Some((operations, failure));
     }
@@ -81,17 +81,17 @@ impl FaultyDisk {
         self.state().refused
     }
 
-    /// Nothing fails any more.
+    /// Stops all failures.
     pub fn recover(&self) {
         self.state().planned = None;
     }
 
-    /// From now on the process is dead: whatever it still tries has no effect.
+    /// From now on the process is dead: further operations have no effect.
     pub fn cut(&self) {
         self.state().power = Power::Off;
     }
 
-    /// The machine starts again after a power failure: of what was not synced, any part may be there.
+    /// The machine restarts after a power failure: any part of what was not synced may survive.
     pub fn restart_machine(&self) {
         let state = &mut *self.state();
         let keep = [0.0, 0.5, 1.0, state.random.random_range(0.0..1.0)][state.random.random_range(0..4)];
@@ -102,18 +102,18 @@ impl FaultyDisk {
         (state.power, state.planned) = (Power::On, None);
     }
 
-    /// The process starts again; the system still knows what the dead one wrote.
+    /// The process restarts; the system still has what the dead process wrote.
     pub fn restart_process(&self) {
         let state = &mut *self.state();
         (state.power, state.planned) = (Power::On, None);
     }
 
-    /// What a reader of the file sees.
+    /// The file as a reader sees it.
     pub fn bytes(&self, name: &str) -> Option<Vec<u8>> {
         self.state().files.get(name).map(|file| file.cache.clone())
     }
 
-    /// Puts `bytes` there, durably.
+    /// Stores `bytes` durably.
     pub fn set_bytes(&self, name: &str, bytes: Vec<u8>) {
         let file = FaultyFile { cache: bytes.clone(), disk: bytes, pending: vec![] };
         self.state().files.insert(name.to_owned(), file);
@@ -128,12 +128,11 @@ impl FaultyDisk {
     }
 }
 
-/// Also of the tests that torture a whole server.
+/// Also used by the tests that torture a whole server.
 #[path = "../../tests/it/torture/tally.rs"]
 pub mod tally;
 
-/// Puts another byte in the place of one of a file that says something, as most of an almost empty database does not, and
-/// says which.
+/// Changes one byte that carries meaning, which most bytes of an almost empty database do not, and returns which.
 pub fn flip(path: &std::path::Path, random: &mut ChaCha8Rng) -> String {
     let mut bytes = std::fs::read(path).expect("readable");
     let places: Vec<usize> = (0..bytes.len()).filter(|place| bytes[*place] != 0).collect();
@@ -145,7 +144,7 @@ pub fn flip(path: &std::path::Path, random: &mut ChaCha8Rng) -> String {
 }
 
 impl State {
-    /// Whether the next operation works.
+    /// Whether the next operation succeeds.
     fn attempt(&mut self) -> io::Result<()> {
         if self.power == Power::Off {
             return Err(io::Error::other("the process is dead"));
@@ -178,7 +177,8 @@ impl FaultyFile {
         self.pending.push(change);
     }
 
-    /// Brings each pending change to the disk, or a part of it, or not, with this chance to keep it. The rest is lost.
+    /// Brings each pending change to the disk wholly with probability `keep`, else partly or not at all. The rest is
+    /// lost.
     fn settle(&mut self, random: &mut ChaCha8Rng, keep: f64) {
         for change in std::mem::take(&mut self.pending) {
             if random.random_bool(keep) {
@@ -294,7 +294,8 @@ impl StorageBackend for Backend {
             return attempt;
         }
         let (file, random) = state.file(&self.name)?;
-        // After a sync that failed, the system takes for clean what it could not write: the next one will not try again.
+        // After a failed sync, the system regards pages as clean that it could not write; the next sync does not retry
+        // them.
         file.settle(random, if attempt.is_ok() { 1.0 } else { 0.5 });
         attempt
     }

@@ -1,21 +1,21 @@
-//! Folders that are whole or absent, also after a power failure.
+//! Folders that are whole or absent, even after a power failure.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes `files` into a new folder: beside its place first, then synced, then renamed.
+/// Writes `files` into a new folder: first next to its final path, then synced, then renamed.
 ///
 /// # Errors
-/// The folder exists, or something cannot be written; then nothing stays behind.
+/// The folder exists, or something cannot be written. Nothing is left behind then.
 pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     let partial = PartialFolder::new(folder)?;
     files.iter().try_for_each(|(name, bytes)| write_file(&partial.path().join(name), bytes))?;
     partial.publish()
 }
 
-/// A folder that is not yet in its place. Dropped before it is published, it leaves nothing behind.
+/// A folder that is not yet at its final path. Dropped before it is published, it leaves nothing behind.
 #[derive(Debug)]
 pub struct PartialFolder {
     partial: PathBuf,
@@ -24,10 +24,10 @@ pub struct PartialFolder {
 }
 
 impl PartialFolder {
-    /// An empty folder beside `folder`. Whoever fills it syncs his files.
+    /// Creates an empty folder next to `folder`. The caller syncs the files that it writes there.
     ///
     /// # Errors
-    /// It cannot be made.
+    /// The folder cannot be created.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let partial = beside(folder, "new");
         fs::create_dir(&partial)?;
@@ -38,10 +38,10 @@ impl PartialFolder {
         &self.partial
     }
 
-    /// Puts the folder in its place.
+    /// Moves the folder to its final path.
     ///
     /// # Errors
-    /// Its place is taken by a folder with something in it, or it cannot be renamed or synced.
+    /// A non-empty folder is at that path, or the folder cannot be renamed or synced.
     pub fn publish(mut self) -> io::Result<()> {
         sync_folder(&self.partial)?;
         fs::rename(&self.partial, &self.folder)?;
@@ -53,16 +53,16 @@ impl PartialFolder {
 impl Drop for PartialFolder {
     fn drop(&mut self) {
         if !self.published {
-            // What is left of a failed attempt is of no use; that it cannot be removed changes nothing.
+            // The rest of a failed attempt is useless; failing to remove it changes nothing.
             let _ = fs::remove_dir_all(&self.partial);
         }
     }
 }
 
-/// Removes a folder with everything in it; once this returns, it is gone also after a power failure.
+/// Removes a folder with everything in it. Once this returns, it stays gone even after a power failure.
 ///
 /// # Errors
-/// It cannot be taken from its place. What cannot be removed after that is left to [`remove_partial`].
+/// The folder cannot be moved away. What cannot be removed after that is left to [`remove_partial`].
 pub fn discard_folder(folder: &Path) -> io::Result<()> {
     let partial = beside(folder, "gone");
     fs::rename(folder, &partial)?;
@@ -73,10 +73,10 @@ pub fn discard_folder(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Removes what writers and removers that were killed have left in `parent`.
+/// Removes what killed writers and removers have left in `parent`.
 ///
 /// # Errors
-/// The folder cannot be read or something in it not removed.
+/// The folder cannot be read, or something in it cannot be removed.
 pub fn remove_partial(parent: &Path) -> io::Result<()> {
     for entry in fs::read_dir(parent)? {
         let path: PathBuf = entry?.path();
@@ -89,7 +89,7 @@ pub fn remove_partial(parent: &Path) -> io::Result<()> {
 
 const PARTIAL: &str = ".partial-";
 
-/// A path beside `folder` that nothing else has; [`remove_partial`] knows it.
+/// A unique path next to `folder` that [`remove_partial`] recognises.
 fn beside(folder: &Path, purpose: &str) -> PathBuf {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -103,7 +103,7 @@ fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Makes names in `folder` durable.
+/// Makes the names in `folder` durable.
 pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }

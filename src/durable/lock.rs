@@ -1,4 +1,4 @@
-//! One process a data directory.
+//! Restricts a data directory to one process.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 const LOCK: &str = "lock";
 
-/// Held for as long as this process uses a directory; the kernel releases it with the process, however that ends.
+/// Held while this process uses a directory; the kernel releases it when the process ends, however that happens.
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
@@ -22,10 +22,10 @@ pub enum LockError {
 }
 
 impl DirectoryLock {
-    /// Takes the lock of `directory`, which exists.
+    /// Locks `directory`, which must exist.
     ///
     /// # Errors
-    /// Another process, or another part of this one, has it; or its file cannot be used.
+    /// Another process, or another part of this one, holds the lock, or the lock file cannot be used.
     pub fn acquire(directory: &Path) -> Result<Self, LockError> {
         let path = directory.join(LOCK);
         let failed = |cause| LockError::Io { path: path.clone(), cause };
@@ -36,7 +36,7 @@ impl DirectoryLock {
             Ok(()) => {}
             Err(TryLockError::Error(cause)) => return Err(failed(cause)),
             Err(TryLockError::WouldBlock) => {
-                // Who holds it is for people; that it is held does not depend on it.
+                // The holder's id is for people to read; the lock does not depend on it.
                 let mut holder = String::new();
                 let _ = file.read_to_string(&mut holder);
                 return Err(LockError::Held { path: directory.to_owned(), holder: holder.trim().to_owned() });

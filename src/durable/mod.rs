@@ -1,4 +1,4 @@
-//! What is on disk and must still be there, whole, after a power failure.
+//! Storage that survives a power failure intact.
 
 mod database;
 #[cfg(test)]

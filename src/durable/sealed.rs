@@ -1,25 +1,25 @@
-//! Small files of text that say whether they are still what was written: their last line is a comment with a checksum.
+//! Small text files that detect changes: their last line is a comment with a checksum.
 
-/// Before the checksum. A comment to TOML, so that programs that know no seals read the file as they always did.
+/// Precedes the checksum. It is a comment to TOML, so that programs that know no seals still read the file.
 const MARK: &str = "# crc32 ";
 
-/// What was read is not what was once written.
+/// The file no longer holds what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("its checksum is another one")]
 pub struct BrokenSeal;
 
-/// `text`, which is TOML, with its checksum behind it.
+/// `text`, which is TOML, followed by its checksum.
 pub fn seal_text(text: &str) -> String {
-    // The empty line keeps what is before from becoming one with the comment, whatever one byte becomes.
+    // The empty line keeps the text before it from merging with the comment, whichever single byte changes.
     let sealed = format!("{text}\n");
     let checksum = crc32fast::hash(sealed.as_bytes());
     format!("{sealed}{MARK}{checksum:08x}\n")
 }
 
-/// The text that was [sealed](seal_text), or one of an earlier release, which is not.
+/// The [sealed](seal_text) text, or an unsealed one from an earlier release.
 ///
 /// # Errors
-/// It was changed since.
+/// The text was changed since.
 pub fn unseal_text(text: &str) -> Result<&str, BrokenSeal> {
     let line = text.strip_suffix('\n').unwrap_or(text);
     let start = line.rfind('\n').map_or(0, |end| end + 1);

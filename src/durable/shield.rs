@@ -1,8 +1,8 @@
-//! A storage backend that stops writing at the first failure and goes on in memory.
+//! A storage backend that stops writing at the first failure and continues in memory.
 //!
-//! redb answers nothing any more once its backend has failed, not even reads of what it committed long before. So it
-//! does not hear of a failed write: this backend seals the file there and then, keeps what is written later in memory,
-//! and whoever commits asks [`Health`] before he believes that anything is durable.
+//! Once its backend has failed, redb answers nothing any more, not even reads of earlier commits. This backend
+//! therefore hides failed writes from it: it seals the file at once and keeps later writes in memory. Code that commits
+//! must ask [`Health`] before it relies on durability.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +14,7 @@ use redb::{BackendError, StorageBackend};
 
 const BLOCK: usize = 4096;
 
-/// Whether everything that was written is where it should be.
+/// Whether everything that was written has reached the file.
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<State>);
 
@@ -29,7 +29,7 @@ struct State {
 #[error("{reason}")]
 pub struct WriteFailure {
     pub reason: String,
-    /// Whether it is for want of room, which may come back.
+    /// Whether the cause is a lack of room, which may pass.
     pub is_full: bool,
 }
 
@@ -39,7 +39,7 @@ impl Health {
         self.0.failure.get()
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes.load(Ordering::Relaxed)
     }
@@ -54,12 +54,12 @@ impl Health {
     }
 }
 
-/// Whether an operation failed for want of room: on the disk, or of what its owner may take of it.
+/// Whether an operation failed for lack of room, either on the disk or within its owner's allowance.
 pub fn is_full(cause: &io::Error) -> bool {
     matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// A file that is sealed when writing to it fails.
+/// A file that is sealed when a write to it fails.
 #[derive(Debug)]
 pub(super) struct Shield {
     inner: Box<dyn StorageBackend>,
@@ -72,19 +72,19 @@ pub(super) struct Shield {
 #[derive(Debug)]
 struct Overlay {
     len: u64,
-    /// The file counts up to here; it may be longer.
+    /// The valid length of the file; the file itself may be longer.
     valid: u64,
     blocks: BTreeMap<u64, Box<[u8; BLOCK]>>,
 }
 
 impl Shield {
     pub fn new(inner: Box<dyn StorageBackend>, name: &str, health: Health) -> Self {
-        // A file whose length cannot be told is refused when it is read.
+        // A file whose length is unknown is refused when it is read.
         health.set_bytes(inner.len().unwrap_or(0));
         Self { inner, name: name.to_owned(), health, sealed: RwLock::new(None) }
     }
 
-    /// Writes through `attempt`, or into memory where that fails or the file is sealed already.
+    /// Writes through `attempt`, or into memory where that fails or the file is already sealed.
     fn write_or_seal(
         &self,
         doing: &str,
@@ -231,7 +231,7 @@ impl Overlay {
         Ok(())
     }
 
-    /// What the file has at `offset`, and zeros behind what counts of it.
+    /// The content of the file at `offset`, with zeros after its valid length.
     fn read_file(&self, inner: &dyn StorageBackend, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let there = self.valid.saturating_sub(offset).min(out.len() as u64) as usize;
         let (in_file, behind) = out.split_at_mut(there);
@@ -245,7 +245,7 @@ impl Overlay {
     }
 }
 
-/// The blocks that a range touches: number, where in the block it begins, and which part of the range lies there.
+/// The blocks that a range touches: the number, the start within the block, and the part of the range that lies in it.
 fn pieces(offset: u64, bytes: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {

@@ -12,41 +12,41 @@ use super::folder::sync_folder;
 
 /// Named files in one place.
 pub trait Volume: fmt::Debug + Send + Sync {
-    /// An empty file for a new database.
+    /// Creates an empty file for a new database.
     ///
     /// # Errors
-    /// It exists already or cannot be made.
+    /// The file already exists or cannot be created.
     fn create(&self, name: &str) -> io::Result<Box<dyn StorageBackend>>;
 
-    /// The file of a database that exists.
+    /// Opens the file of an existing database.
     ///
     /// # Errors
-    /// It is absent or cannot be read and written.
+    /// The file does not exist, or cannot be read and written.
     fn open(&self, name: &str) -> io::Result<Box<dyn StorageBackend>>;
 
-    /// Makes the next reader see what the disk has, not what the system remembers: after a sync that failed, memory
-    /// may show pages as clean that never reached the disk.
+    /// Makes the next reader see what is on the disk instead of the page cache: after a failed sync, the cache may show
+    /// pages as clean that never reached the disk.
     ///
     /// # Errors
     /// The file cannot be opened or synced.
     fn forget(&self, name: &str) -> io::Result<()>;
 
-    /// Looks whether there is room for so many bytes more.
+    /// Checks that there is room for `bytes` more.
     ///
     /// # Errors
-    /// There is not, or nothing can be written.
+    /// There is not enough room, or nothing can be written.
     fn reserve(&self, bytes: u64) -> io::Result<()>;
 
-    /// The bytes of a file, `None` where there is none.
+    /// The content of a file, `None` if it does not exist.
     ///
     /// # Errors
     /// It cannot be opened.
     fn read(&self, name: &str) -> io::Result<Option<Box<dyn Read>>>;
 
-    /// Puts a file in the place of what has its name, if anything: whole or not at all.
+    /// Replaces the file of this name, if there is one, as a whole.
     ///
     /// # Errors
-    /// What `content` says, or the file cannot be written; then the old one stays.
+    /// The errors of `content`, or the file cannot be written; the old one then stays.
     fn replace(
         &self,
         name: &str,
@@ -79,7 +79,7 @@ impl Volume for Folder {
         let path = self.0.join("room.new");
         let file = File::create(&path)?;
         let reserved = match fallocate(&file, FallocateFlags::empty(), 0, bytes.max(1)) {
-            // Then the next write will tell.
+            // The next write will then report it.
             Err(rustix::io::Errno::OPNOTSUPP) => Ok(()),
             reserved => reserved.map_err(io::Error::from),
         };
@@ -118,7 +118,7 @@ fn backend(file: File) -> io::Result<Box<dyn StorageBackend>> {
 #[cfg(target_os = "linux")]
 fn drop_cached_pages(file: &File) -> io::Result<()> {
     use std::os::fd::AsRawFd;
-    // SAFETY: the descriptor is open for as long as `file` lives; the call reads no memory of ours.
+    // SAFETY: the descriptor is open for as long as `file` lives; the call does not access our memory.
     match unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
         0 => Ok(()),
         code => Err(io::Error::from_raw_os_error(code)),

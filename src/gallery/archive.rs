@@ -1,7 +1,7 @@
-//! An exported gallery: a stream of bytes that says what it is, and at its end whether it is whole.
+//! An exported gallery: a byte stream that describes its content and ends with what verifies that it is complete.
 //!
-//! After the magic and the version come frames: a length (u32, little-endian) and a message. The first frame says what
-//! the gallery is made for, the last one how many entries and which checksum came before it.
+//! A magic and a version come first, then frames: a length (u32, little-endian) and a message. The first frame
+//! describes the gallery; the last holds the number of entries and the checksum of everything before it.
 
 use std::mem;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::embedding::ModelDigest;
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
 /// Changes when an older program could misread an export.
 const VERSION: u32 = 1;
-/// Bounds what a damaged length can make a reader wait for, where nothing else does.
+/// Limits how much a damaged length can make a reader buffer, where no other limit applies.
 const FRAME_BYTES_MAX: usize = 256 << 20;
-/// What a record has beside an image: the largest embedding, and labels and texts at their longest.
+/// The largest record without its image: the largest embedding, and labels and texts at their longest.
 const BESIDE_IMAGE_BYTES_MAX: usize = 4 * DIMENSION_MAX as usize + (64 << 10);
-/// A piece of an export has at least as many bytes, the last one aside.
+/// An export's pieces have at least as many bytes, except the last one.
 const PIECE_BYTES: usize = 256 << 10;
-/// Rows that are asked for at once.
+/// Rows read at once.
 const ROWS: usize = 256;
 const DIMENSION_MAX: u32 = 1 << 16;
 /// Leaves a gallery more rows than it will ever write.
@@ -41,7 +41,7 @@ pub enum Chips {
     With,
 }
 
-/// A stream that is no export of a gallery, or not all of one.
+/// A stream that is not an export of a gallery, or only a part of one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveError {
     #[error("this is no exported gallery")]
@@ -52,12 +52,12 @@ pub enum ArchiveError {
     Truncated { entries: u64 },
     #[error("the export is damaged after {entries} entries: {cause}")]
     Damaged { entries: u64, cause: String },
-    /// It is as it was written, but of something that no gallery here takes.
+    /// It is undamaged, but its content is not accepted here.
     #[error("the export cannot be taken after {entries} entries: {cause}")]
     Unacceptable { entries: u64, cause: String },
 }
 
-/// What the exported gallery is made for.
+/// What describes the exported gallery.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Head {
     #[prost(bytes = "vec", tag = "1")]
@@ -77,7 +77,7 @@ struct ArchivedRow {
     row: u64,
     #[prost(message, optional, tag = "2")]
     entry: Option<EntryRecord>,
-    /// Little-endian f32.
+    /// f32, little-endian.
     #[prost(bytes = "vec", tag = "3")]
     vector: Vec<u8>,
     #[prost(message, optional, tag = "4")]
@@ -134,7 +134,7 @@ impl Head {
     }
 }
 
-/// A consistent copy of a gallery, piece by piece, while the gallery goes on. Reads the disk.
+/// A consistent copy of a gallery, piece by piece, while the gallery stays in use. Reads the disk.
 #[derive(Debug)]
 pub struct Export {
     gallery: Arc<dyn GalleryReader>,
@@ -147,7 +147,7 @@ pub struct Export {
 #[derive(Debug)]
 enum At {
     Head,
-    /// Above this row of all that there are.
+    /// The rows still to be exported lie above this one.
     Rows(Selection, Option<RowId>),
     End,
 }
@@ -180,7 +180,7 @@ impl Export {
         Ok(piece.into())
     }
 
-    /// Adds rows until the piece is large enough, and says where to go on, unless there are no more.
+    /// Adds rows until the piece is large enough. Returns where to continue, or `None` when there are no more rows.
     fn put_rows(
         &mut self,
         piece: &mut Vec<u8>,
@@ -235,7 +235,7 @@ fn put(piece: &mut Vec<u8>, content: Content) {
     frame.encode(piece).expect("a vector has room");
 }
 
-/// Takes an export apart, whatever pieces it comes in.
+/// Parses an export that arrives in pieces of any size.
 #[derive(Debug)]
 pub(super) struct ArchiveReader {
     buffer: BytesMut,
@@ -253,7 +253,7 @@ enum Stage {
     Done,
 }
 
-/// What a row may have at most.
+/// Upper bounds for a row.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowBounds {
     /// Bytes of a chip's image.
@@ -263,7 +263,7 @@ pub(super) struct RowBounds {
 }
 
 impl RowBounds {
-    /// Bounds for rows whose images have at most so many bytes.
+    /// Bounds for rows whose images have at most `image_bytes_max` bytes.
     pub fn new(image_bytes_max: usize) -> Self {
         let record_bytes_max = image_bytes_max.saturating_add(BESIDE_IMAGE_BYTES_MAX).min(FRAME_BYTES_MAX);
         Self { image_bytes_max, record_bytes_max }
@@ -275,7 +275,7 @@ impl RowBounds {
 #[allow(clippy::large_enum_variant, reason = "there is one at a time, and most are rows")]
 pub(super) enum Item {
     Head(Head),
-    /// One that a gallery could have written, above all rows before.
+    /// A row that a gallery could have written, above all rows before.
     Row(DraftRow),
 }
 
@@ -285,12 +285,12 @@ impl ArchiveReader {
         Self { buffer, checksum, stage: Stage::Magic, entries: 0, bounds }
     }
 
-    /// Bytes of a record that has not come whole yet.
+    /// Bytes received of an incomplete record.
     pub fn buffered(&self) -> usize {
         self.buffer.len()
     }
 
-    /// Bytes that the record will have that is on its way, once it has said so; 0 before.
+    /// Full size in bytes of the record that is being received, 0 while it is not known.
     pub fn announced(&self) -> usize {
         match (&self.stage, self.buffer.get(..4)) {
             (Stage::Head | Stage::Rows { .. }, Some(mut length)) => length.get_u32_le() as usize,
@@ -302,10 +302,10 @@ impl ArchiveReader {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// The next item, `None` until more bytes come.
+    /// The next item, `None` until more bytes arrive.
     ///
     /// # Errors
-    /// The bytes are no export, or damaged.
+    /// The bytes are not an export, or are damaged.
     pub fn next(&mut self) -> Result<Option<Item>, ArchiveError> {
         loop {
             match self.stage {
@@ -328,7 +328,7 @@ impl ArchiveReader {
     }
 
     /// # Errors
-    /// The export did not come to its end.
+    /// The export is incomplete.
     pub fn finish(&self) -> Result<(), ArchiveError> {
         match self.stage {
             Stage::Done => Ok(()),
@@ -404,7 +404,7 @@ impl ArchiveReader {
         Ok(item)
     }
 
-    /// The export is damaged where the reader is.
+    /// The error for damage at the reader's position.
     pub fn damaged(&self, cause: impl ToString) -> ArchiveError {
         ArchiveError::Damaged { entries: self.entries, cause: cause.to_string() }
     }
@@ -423,10 +423,10 @@ pub struct Inspected {
     pub entries: u64,
 }
 
-/// Reads an export to its end without making a gallery of it.
+/// Reads an export to its end without creating a gallery.
 ///
 /// # Errors
-/// The bytes are no export, damaged or not all of one.
+/// The bytes are not an export, are damaged, or are incomplete.
 pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Inspected, ArchiveError> {
     let mut reader = ArchiveReader::new(RowBounds::new(FRAME_BYTES_MAX));
     let mut found = None;
@@ -451,7 +451,7 @@ fn read(archived: ArchivedRow, dimension: usize) -> Result<DraftRow, Damage> {
     Ok(DraftRow { row: RowId(row), entry, embedding, chip })
 }
 
-/// Holds a row to what enrolling takes.
+/// Checks a row against the rules of enrolment.
 fn check(row: &DraftRow, keeps_chips: bool, bounds: &RowBounds) -> Result<(), Damage> {
     let of_entry = |cause: String| Damage(format!("entry \"{}\": {cause}", row.entry.id));
     row.entry.check().map_err(|cause| of_entry(cause.to_string()))?;

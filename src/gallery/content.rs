@@ -1,4 +1,4 @@
-//! What was enrolled, as one number: the same enrolment again has the same hash, in every release.
+//! A hash of what was enrolled: the same enrolment has the same hash in every release.
 
 use sha2::{Digest, Sha256};
 
@@ -6,7 +6,7 @@ use super::entry::{ContentHash, Labels, Observation, VesselId};
 use crate::chip::{Modality, PixelSize, SourceChip, may_say_its_size};
 use crate::embedding::Embedding;
 
-/// What an enrolment says of a sighting beside its id.
+/// What an enrolment states about a sighting in addition to its id.
 #[derive(Clone, Copy, Debug)]
 pub struct Content<'a> {
     pub vessel: Option<&'a VesselId>,
@@ -15,7 +15,7 @@ pub struct Content<'a> {
 }
 
 impl Content<'_> {
-    /// Of an enrolment with a chip.
+    /// The hash of an enrolment with a chip.
     pub fn with_chip(&self, chip: &SourceChip) -> ContentHash {
         let mut hash = self.hash("chip", chip.view.modality);
         let default = PixelSize::default_for(chip.view.modality);
@@ -28,7 +28,7 @@ impl Content<'_> {
         });
         hash.numbers(cut.into_iter().flatten());
         hash.bytes(&chip.image);
-        // To ask for the default is not the same as to ask for nothing, where the file says something else.
+        // Asking for the default differs from asking for nothing where the file may state another size.
         let asked_for_default = asked.into_iter().zip(default).map(|(asked, default)| asked == Some(default));
         if asked_for_default.clone().any(|asked| asked) && may_say_its_size(&chip.image) {
             hash.numbers(asked_for_default.map(|asked| f64::from(u8::from(asked))));
@@ -36,7 +36,7 @@ impl Content<'_> {
         hash.finish()
     }
 
-    /// Of an enrolment with a ready embedding, and with the chip that it was made from, if that is there.
+    /// The hash of an enrolment with a ready embedding, and with the chip that it was made from, if there is one.
     pub fn with_embedding(
         &self,
         modality: Modality,
@@ -78,7 +78,7 @@ impl Content<'_> {
     }
 }
 
-/// Fields one after the other, each behind its length, so that none runs into the next.
+/// Hashes fields in sequence, each prefixed with its length, so that no two sequences collide.
 struct Fields(Sha256);
 
 impl Fields {
@@ -129,7 +129,7 @@ mod tests {
             hex::encode(&hash.as_bytes()[..8])
         };
         let (bare, scaled) = (tiff(258), tiff(33550));
-        // As it was when a chip without a pixel size had the default one.
+        // As it was when a chip without a pixel size used the default.
         assert_eq!(hash(&bare, None, None), "418c5449393683c0");
         assert_eq!(hash(&scaled, None, None), "cbf9558bc6bbe937");
         assert_eq!(hash(&bare, Some(1.0), None), hash(&bare, None, None));
@@ -169,7 +169,7 @@ mod tests {
         }
         let again = content(None, &none, &plain).with_embedding(Modality::Sar, &embedding, None);
         assert_eq!(again, hashes[0]);
-        // Stored galleries hold these hashes: another value here makes every repeated enrolment a conflict.
+        // Stored galleries contain these hashes: changing a value makes every repeated enrolment a conflict.
         assert_eq!(hex::encode(&again.as_bytes()[..8]), "8ceb1a9cb0f9c7e5");
     }
 }

@@ -1,4 +1,4 @@
-//! What a gallery knows of one sighting: identity, observation, labels. Valid from birth.
+//! What a gallery knows of one sighting: identity, observation, labels. The types hold only valid values.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,16 +6,16 @@ use std::time::SystemTime;
 
 use crate::chip::Modality;
 
-/// Bytes of an identifier or text that callers choose.
+/// Longest identifier or text that callers choose, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
-/// Labels of one entry.
+/// Most labels of one entry.
 pub const LABELS_MAX: usize = 32;
 
-/// One sighting of one ship, beside its embedding.
+/// One sighting of one ship, without its embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
     pub id: EntryId,
-    /// The vessel that it shows; without one, a vessel of its own.
+    /// The vessel that it shows; an entry without one counts as a vessel of its own.
     pub vessel: Option<VesselId>,
     pub modality: Modality,
     pub observation: Observation,
@@ -23,25 +23,25 @@ pub struct Entry {
     /// Width and length of the chip in metres; `None` for a ready embedding.
     pub extent_m: Option<[f64; 2]>,
     pub enrolled_at: Time,
-    /// What was enrolled, so that the same again is told from something else. Updates leave it as it is.
+    /// Hash of what was enrolled, which distinguishes a repeated enrolment from another one. Updates do not change it.
     pub content: ContentHash,
 }
 
 impl Entry {
-    /// Length in metres: as observed, else the chip's.
+    /// Length in metres: the observed one, else the chip's.
     pub fn length_m(&self) -> Option<f64> {
         self.observation.length_m.or(self.extent_m.map(|[_, length]| length))
     }
 
-    /// Beam in metres: as observed, else the chip's.
+    /// Beam in metres: the observed one, else the chip's.
     pub fn width_m(&self) -> Option<f64> {
         self.observation.width_m.or(self.extent_m.map(|[width, _]| width))
     }
 
-    /// The bounds that the types of its parts do not hold by themselves.
+    /// Checks the bounds that the types of its parts do not enforce.
     ///
     /// # Errors
-    /// What is wrong with the observation, or a chip's extent that is not above 0.
+    /// The observation is invalid, or the chip's extent is not above 0.
     pub fn check(&self) -> Result<(), ObservationError> {
         self.observation.check()?;
         let [width_m, length_m] = self.extent_m.map_or([None; 2], |extent_m| extent_m.map(Some));
@@ -50,7 +50,7 @@ impl Entry {
     }
 }
 
-/// A text that names something. Its length is bounded, and it has no control characters.
+/// A text that names something, of limited length and without control characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TextError {
     #[error("is empty")]
@@ -140,7 +140,7 @@ impl Time {
     }
 }
 
-/// A place on the sphere.
+/// A position on the sphere.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Position {
     latitude_deg: f64,
@@ -148,7 +148,7 @@ pub struct Position {
     sigma_m: f64,
 }
 
-/// A number that an observation cannot have.
+/// A number that is invalid in an observation.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[error("{field} is {value}, it must be {bounds}")]
 pub struct NumberError {
@@ -182,7 +182,7 @@ impl Position {
     }
 }
 
-/// Where the bow points.
+/// The direction of the bow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heading {
     deg: f64,
@@ -190,7 +190,7 @@ pub struct Heading {
 }
 
 impl Heading {
-    /// Degrees clockwise from north; `ambiguous` where bow and stern could not be told apart.
+    /// Degrees clockwise from north; `ambiguous` where bow and stern could not be distinguished.
     ///
     /// # Errors
     /// An angle outside 0 to below 360.
@@ -208,7 +208,7 @@ impl Heading {
     }
 }
 
-/// One detection, as far as a tracking backend knows it. An empty text is an unknown one.
+/// One detection, as far as a tracking backend knows it. An empty text means unknown.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Observation {
     pub detection_id: String,
@@ -223,7 +223,7 @@ pub struct Observation {
     pub width_m: Option<f64>,
 }
 
-/// Something that no observation has.
+/// An invalid observation.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum ObservationError {
     #[error("{field} {cause}")]
@@ -233,7 +233,7 @@ pub enum ObservationError {
 }
 
 impl Observation {
-    /// The bounds that the types of its parts do not hold by themselves: those of texts and sizes.
+    /// Checks the bounds that the types of its parts do not enforce: those of texts and sizes.
     ///
     /// # Errors
     /// A text over the limit or with control characters, or a size that is not finite and above 0.
@@ -267,7 +267,7 @@ pub fn check_number(
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels(BTreeMap<String, String>);
 
-/// Labels that no entry can have.
+/// Invalid labels.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LabelsError {
     #[error("has {count} labels, the limit is {LABELS_MAX}")]

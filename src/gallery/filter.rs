@@ -3,28 +3,28 @@
 use super::entry::{Entry, EntryId, NumberError, Position, Time, VesselId, check_number};
 use crate::chip::Modality;
 
-/// Conditions joined by "and", the values of one condition by "or"; an empty condition holds for every entry.
+/// Conditions joined by "and", the values of one condition by "or"; an empty condition admits every entry.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Filter {
     pub modalities: Vec<Modality>,
-    /// An entry without a time never lies in a range.
+    /// An entry without a time is in no range.
     pub time_range: Option<TimeRange>,
-    /// An entry without a position never lies in an area.
+    /// An entry without a position is in no area.
     pub area: Option<Area>,
     pub vessels: Vec<VesselId>,
-    /// Every label must be there with this value.
+    /// The entry must have every label with this value.
     pub labels: Vec<(String, String)>,
     pub entries: Vec<EntryId>,
-    /// Entries of these take no part.
+    /// Entries of these vessels are excluded.
     pub excluded_vessels: Vec<VesselId>,
-    /// An entry with any of these labels takes no part.
+    /// Entries with any of these labels are excluded.
     pub excluded_labels: Vec<(String, String)>,
     pub excluded_entries: Vec<EntryId>,
-    /// Only entries take part whose vessel is not known.
+    /// Only entries without vessel id take part.
     pub is_unnamed: bool,
 }
 
-/// From included, to excluded; an end that is `None` is open.
+/// `from` is included, `to` excluded; `None` leaves that end open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeRange {
     from: Option<Time>,
@@ -38,7 +38,7 @@ pub struct TimeRangeError;
 
 impl TimeRange {
     /// # Errors
-    /// An end before the beginning. A range from a time to itself is empty, not wrong.
+    /// The end is before the beginning. A range from a time to itself is valid and empty.
     pub fn new(from: Option<Time>, to: Option<Time>) -> Result<Self, TimeRangeError> {
         match (from, to) {
             (Some(from), Some(to)) if to < from => Err(TimeRangeError),
@@ -51,7 +51,7 @@ impl TimeRange {
     }
 }
 
-/// A box in degrees, its edges included. When west is greater than east, it crosses the antimeridian.
+/// A box in degrees, including its edges. When west is greater than east, it crosses the antimeridian.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Area {
     south: f64,
@@ -62,7 +62,7 @@ pub struct Area {
 
 impl Area {
     /// # Errors
-    /// Degrees that no place has, or a north below the south.
+    /// A latitude or longitude is out of range, or north is below south.
     pub fn new(south: f64, west: f64, north: f64, east: f64) -> Result<Self, NumberError> {
         check_number("area.south", south, "-90 to 90", |value| value.abs() <= 90.0)?;
         check_number("area.north", north, "area.south to 90", |value| value <= 90.0 && value >= south)?;
@@ -76,7 +76,7 @@ impl Area {
         if !(self.south..=self.north).contains(&latitude) {
             return false;
         }
-        // -180 and 180 are one meridian, so a place there is asked about under both names.
+        // -180 and 180 are the same meridian, so a point on it is checked with both values.
         let named = |longitude: f64| {
             if self.west <= self.east {
                 (self.west..=self.east).contains(&longitude)
@@ -94,7 +94,7 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Whether it names nothing that takes part, but at most what does not.
+    /// Whether it only excludes entries.
     pub fn only_excludes(&self) -> bool {
         let exclusions = Self {
             excluded_vessels: self.excluded_vessels.clone(),

@@ -1,5 +1,4 @@
-//! Enrolled ships: what is known of them, a store that loses none, and a search in memory that proves its ranking
-//! exact.
+//! Enrolled ships: what is known of them, a durable store, and an in-memory search whose ranking is provably exact.
 
 mod archive;
 mod catalog;

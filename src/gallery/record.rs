@@ -1,5 +1,5 @@
-//! Entries, embeddings and chips as they are written, in stores and exports: messages that can gain fields, in stores
-//! with a checksum behind each.
+//! The stored form of entries, embeddings and chips, in stores and exports: extensible messages, followed by a checksum
+//! each in stores.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ use super::entry::{ContentHash, Entry, EntryId, Heading, Labels, Observation, Po
 use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSize, PixelSizeRule, SourceChip, View};
 use crate::embedding::Embedding;
 
-/// What is stored is not what was once written.
+/// The stored data differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Damage(pub String);
 
-/// `bytes` with their checksum behind them.
+/// `bytes` followed by their checksum.
 pub fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
     let checksum = crc32fast::hash(&bytes);
     bytes.extend(checksum.to_le_bytes());
@@ -24,7 +24,7 @@ pub fn seal(mut bytes: Vec<u8>) -> Vec<u8> {
 /// The bytes that were [sealed](seal).
 ///
 /// # Errors
-/// The checksum is another one.
+/// The checksum does not match.
 pub fn unseal(sealed: &[u8]) -> Result<&[u8], Damage> {
     let (bytes, checksum) = sealed.split_last_chunk::<4>().ok_or_else(|| Damage("is empty".into()))?;
     if crc32fast::hash(bytes) == u32::from_le_bytes(*checksum) {
@@ -34,7 +34,7 @@ pub fn unseal(sealed: &[u8]) -> Result<&[u8], Damage> {
     }
 }
 
-/// The checksum behind what was [sealed](seal).
+/// The checksum at the end of what was [sealed](seal).
 pub fn seal_of(sealed: &[u8]) -> Option<u32> {
     sealed.last_chunk().map(|checksum| u32::from_le_bytes(*checksum))
 }
@@ -57,7 +57,7 @@ pub fn vector_bytes(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
-/// Bytes of a sealed vector with `dimension` values.
+/// Number of bytes of a sealed vector with `dimension` values.
 pub fn sealed_vector_bytes(dimension: usize) -> u64 {
     4 * dimension as u64 + 4
 }
@@ -65,7 +65,7 @@ pub fn sealed_vector_bytes(dimension: usize) -> u64 {
 /// Reads [`vector_bytes`] into `values`.
 ///
 /// # Errors
-/// There are more or fewer of them.
+/// The number of values differs.
 pub fn read_vector(bytes: &[u8], values: &mut [f32]) -> Result<(), Damage> {
     let (chunks, rest) = bytes.as_chunks::<4>();
     if chunks.len() != values.len() || !rest.is_empty() {
@@ -78,7 +78,7 @@ pub fn read_vector(bytes: &[u8], values: &mut [f32]) -> Result<(), Damage> {
 }
 
 /// # Errors
-/// The bytes are no unit vector with `dimension` values.
+/// The bytes are not a unit vector with `dimension` values.
 pub fn read_embedding(bytes: &[u8], dimension: usize) -> Result<Embedding, Damage> {
     let mut values = vec![0.0; dimension];
     read_vector(bytes, &mut values)?;
@@ -151,14 +151,14 @@ pub struct ChipRecord {
     image: bytes::Bytes,
     #[prost(uint32, tag = "2")]
     modality: u32,
-    /// What was asked for, or the default of the modality, which programs take that do not know the last fields.
+    /// What was asked for, or else the default of the modality, which programs use that do not know the last fields.
     #[prost(double, tag = "3")]
     pixel_size_x_m: f64,
     #[prost(double, tag = "4")]
     pixel_size_y_m: f64,
     #[prost(message, optional, tag = "5")]
     oriented_box: Option<OrientedBoxRecord>,
-    /// Nothing was asked for, so that the file's own size comes first.
+    /// Nothing was asked for, so the file's own size takes precedence.
     #[prost(bool, tag = "6")]
     pixel_size_x_open: bool,
     #[prost(bool, tag = "7")]

@@ -1,4 +1,4 @@
-//! A match from its plan to its answer.
+//! Computes the answer to a match from its plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,40 +22,40 @@ use crate::reason::Removal;
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matched {
-    /// Best first: of as many as were asked for, those that reach the least.
+    /// Best first: those of the best `top_k` that reach the minimum.
     pub candidates: Vec<Candidate>,
-    /// The query's own.
+    /// The embedding of the query.
     pub embedding: Embedding,
-    /// That the ship is none of the vessels that the filter admits; `None`: uncalibrated.
+    /// Probability that the ship is none of the vessels that the filter admits; `None`: uncalibrated.
     pub unknown_probability: Option<f64>,
-    /// Entries that the filter admits; the query itself is none.
+    /// Number of entries that the filter admits, without the query itself.
     pub matched: u64,
-    /// Candidates that a gate removed, vessels in a ranking of vessels, entries in one of entries; and of the best that
-    /// were asked for, those that do not reach the least.
+    /// Number of candidates that a gate removed, vessels in a ranking of vessels and entries in one of entries; and
+    /// those of the best `top_k` that do not reach the minimum.
     pub removed: Vec<(Removal, u64)>,
-    /// Whether the ranking is that of brute force.
+    /// Whether the ranking is the same as by brute force.
     pub is_exact: bool,
     pub doubts: Vec<Doubt>,
 }
 
-/// A place in a ranking.
+/// One rank of a ranking.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Candidate {
-    /// The entry, or the one that the vessel stands with.
+    /// The entry, or the one that represents the vessel.
     pub entry: EntryId,
     pub vessel: Option<VesselId>,
     /// Cosine.
     pub similarity: f32,
-    /// That it shows the query's ship; `None`: uncalibrated.
+    /// Probability that it shows the query's ship; `None`: uncalibrated.
     pub probability: Option<f64>,
     pub evidence: Evidence,
-    /// Between query and the vessel's sighting nearest in time.
+    /// Between the query and the vessel's sighting nearest in time.
     pub implied_speed_knots: Option<f64>,
-    /// The vessel's that the filter admits; 1 in a ranking of entries.
+    /// Number of the vessel's entries that the filter admits; 1 in a ranking of entries.
     pub entries: u32,
-    /// A gate could not judge it, since a time or position is missing.
+    /// A gate could not judge it, because a time or position is missing.
     pub is_unchecked: bool,
-    /// The entry's, as what follows.
+    /// Of the entry, as are the following fields.
     pub modality: Modality,
     pub observation: Observation,
     pub labels: Labels,
@@ -70,12 +70,13 @@ pub enum MatchError {
     Store(#[from] StoreError),
 }
 
-/// Ranks the candidates of every query. What is wrong with one query fails it alone.
+/// Ranks the candidates of every query. An invalid query fails alone.
 ///
-/// Reads the disk and computes, so it is not for an async task.
+/// Reads the disk and computes, so it must not run on an async task.
 ///
 /// # Errors
-/// The gallery cannot be read, a fused ranking or a least probability has no calibrator, or it was cancelled.
+/// The gallery cannot be read, there is no calibrator for a fused ranking or a minimum probability, or it was
+/// cancelled.
 pub fn match_queries(
     gallery: &dyn GalleryReader,
     plan: &Plan,
@@ -155,7 +156,7 @@ fn rank_fused(session: &Session, gated: &GatedQuery) -> Result<Ranked, StoreErro
     }
 }
 
-/// Puts first the vessel that each query is assigned, of those that reach the least.
+/// Moves the vessel assigned to each query to the front, among those that reach the minimum.
 fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ranked]) {
     let reaches = |contender: &&Contender| session.missed(contender).is_none();
     let likelihoods = |(gated, ranked): (&GatedQuery, &Ranked)| {
@@ -218,7 +219,7 @@ fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
     }
 }
 
-/// What is not calibrated, where there is a calibrator.
+/// Reports what is not calibrated, if there is a calibrator.
 fn doubts_of(session: &Session, gated: &GatedQuery, contenders: &[Contender]) -> Vec<Doubt> {
     if session.calibrator.is_none() {
         return vec![];

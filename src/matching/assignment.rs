@@ -1,4 +1,4 @@
-//! Several queries shared out among distinct vessels, so that the whole is as likely as can be.
+//! Assigns distinct vessels to several queries, so that the joint likelihood is the largest.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,34 +6,35 @@ use std::hash::Hash;
 use pathfinding::kuhn_munkres::kuhn_munkres;
 use pathfinding::matrix::Matrix;
 
-/// Weights are compared in steps of this many parts of one.
+/// Weights are compared in fixed point with this many steps per unit.
 const STEPS: f64 = 1e9;
-/// Beyond any sum of weights that counts.
+/// Above any sum of weights that matters.
 const WEIGHT_MAX: f64 = 1e9;
-/// The weight of staying without a vessel where any vessel is better.
+/// The weight of leaving a query without a vessel where any vessel is better.
 const LAST_RESORT: i128 = -(1 << 80);
-/// The weight of what cannot be.
+/// The weight of an impossible assignment.
 const FORBIDDEN: i128 = -(1 << 110);
 
-/// What a query is worth without a vessel.
+/// The value of leaving a query without a vessel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Alternative {
-    /// In the terms of the candidates' weights: the ship may be unknown.
+    /// On the scale of the candidates' weights: the ship may be unknown.
     Weight(f64),
-    /// Only where the vessels do not suffice.
+    /// Only if there are not enough vessels.
     LastResort,
 }
 
-/// A query's candidates, each vessel once with what it is worth, and the alternative to all of them.
+/// A query's candidates, each vessel once with its weight, and the alternative to all of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice<V> {
     pub candidates: Vec<(V, f64)>,
     pub alternative: Alternative,
 }
 
-/// The vessel of each query, or none, such that no vessel is given twice and the sum of weights is the largest.
+/// The vessel of each query, or none, such that no vessel is assigned twice and the sum of weights is the largest.
 ///
-/// As many candidates as there are queries suffice for each: who got another one could have one of these instead.
+/// For each query it suffices to consider as many candidates as there are queries: at least one of them is left
+/// whatever the others get.
 pub fn assign<V: Copy + Eq + Hash>(choices: &[Choice<V>]) -> Vec<Option<V>> {
     let Some(matrix) = weights(choices) else { return vec![] };
     let (_, columns) = kuhn_munkres(&matrix.weights);
@@ -41,7 +42,7 @@ pub fn assign<V: Copy + Eq + Hash>(choices: &[Choice<V>]) -> Vec<Option<V>> {
 }
 
 struct Weights<V> {
-    /// A column for each vessel, then one for each query that only this one may take.
+    /// One column for each vessel, then one for each query that stands for no vessel.
     weights: Matrix<i128>,
     vessels: Vec<V>,
 }
@@ -89,7 +90,7 @@ mod tests {
 
     use super::*;
 
-    /// The best sum over all ways to share out: how many stay without where that is the last resort, and weights.
+    /// The best sum over all assignments: how many queries stay without a vessel as a last resort, and the weights.
     fn brute_force(choices: &[Choice<u8>], taken: &mut Vec<u8>) -> (i64, f64) {
         let Some((first, rest)) = choices.split_first() else { return (0, 0.0) };
         let (without, weight) = brute_force(rest, taken);

@@ -1,4 +1,4 @@
-//! What the answer to a query leaves open.
+//! Limits of an answer to a query.
 
 use super::evidence::ModalityPair;
 use crate::reason::Warning;

@@ -1,21 +1,22 @@
-//! What speaks for and against a candidate beside its appearance: its size, and the way it would have had to go.
+//! Evidence for and against a candidate other than its appearance: its size, and the movement that it implies.
 //!
-//! Every piece of evidence is a natural logarithm: how much likelier "the same vessel" makes what was seen than
-//! "another vessel" does. Pieces add up.
+//! Every piece of evidence is a natural logarithm of a likelihood ratio: how much more likely the observation is for
+//! the same vessel than for another one. Pieces add up.
 
 use serde::{Deserialize, Serialize};
 
 use super::gate::{KNOT_M_S, Leg};
 use crate::chip::Modality;
 
-/// Share of sizes and places that are plain wrong. It bounds from below what one wrong number can do: ln 0.01 = -4.6.
+/// Share of sizes and positions that are plain wrong. It bounds how much one wrong number can count against a
+/// candidate: ln 0.01 = -4.6.
 const WRONG: f64 = 0.01;
 /// Standard deviation of a position that claims to be exact, and of a moored ship's.
 const POSITION_FLOOR_M: f64 = 100.0;
 /// ln(sqrt(2 pi)).
 const LN_ROOT_TAU: f64 = 0.918_938_533_204_672_8;
 
-/// Which sensors two images come from, in either order.
+/// The sensors of two images, in either order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ModalityPair {
@@ -45,7 +46,7 @@ impl ModalityPair {
     }
 }
 
-/// A ship's length and width as one image tells them, as far as it does.
+/// A ship's length and width in one image, as far as known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outline {
     pub modality: Modality,
@@ -55,7 +56,7 @@ pub struct Outline {
 }
 
 impl Outline {
-    /// ln of the ratio of lengths and of widths where both sides know them; SAR over optical where the sensors differ.
+    /// ln of the ratio of lengths and of widths that both sides know; SAR over optical if the sensors differ.
     pub fn log_ratios(&self, other: &Self) -> [Option<f64>; 2] {
         let ratio = |a: Option<f64>, b: Option<f64>| match (a?.ln() - b?.ln(), self.modality, other.modality)
         {
@@ -66,7 +67,7 @@ impl Outline {
     }
 }
 
-/// How far log ratios of lengths and of widths, in this order, lie from what the sensors differ by.
+/// How far log ratios of lengths and of widths, in this order, lie from the mean difference of the sensors.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spread {
@@ -77,7 +78,7 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// ln of the normal density, of both ratios or of the one that is known.
+    /// ln of the normal density of both ratios, or of the one that is known.
     fn log_density(&self, ratios: [Option<f64>; 2]) -> Option<f64> {
         let [length, width] = [0, 1].map(|n| ratios[n].map(|ratio| ratio / self.deviation[n]));
         let [log_length, log_width] = self.deviation.map(|deviation| deviation.ln() + LN_ROOT_TAU);
@@ -114,16 +115,16 @@ impl Spread {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SizeModel {
-    /// Mean log ratios: what the sensors differ by, SAR over optical.
+    /// Mean log ratios: the difference of the sensors, SAR over optical.
     pub bias: [f64; 2],
     pub same: Spread,
     pub other: Spread,
 }
 
 impl SizeModel {
-    /// What 165 real chips show. Two images of one ship differ as in `evaluate`; those of two ships by a factor of
-    /// e^0.5, in length and width together. No ship is there twice in SAR: that pair's deviations follow from the
-    /// other two, as those of independent errors.
+    /// Measured on 165 real chips. Two images of one ship differ as in `evaluate`; those of two ships by a factor of
+    /// e^0.5, in length and width together. No ship appears twice in SAR: the deviations of that pair follow from the
+    /// other two, assuming independent errors.
     pub const fn measured(pair: ModalityPair) -> Self {
         let (bias, deviation, correlation) = match pair {
             ModalityPair::OpticalOptical => ([0.0, 0.0], [0.052, 0.100], 0.2),
@@ -137,13 +138,13 @@ impl SizeModel {
         }
     }
 
-    /// The evidence of length and width, or of the one that is known; `None` where neither is.
+    /// The evidence of length and width, or of the one that is known; `None` if neither is.
     pub fn log_likelihood_ratio(&self, log_ratios: [Option<f64>; 2]) -> Option<f64> {
         let off = [0, 1].map(|n| log_ratios[n].map(|ratio| ratio - self.bias[n]));
         Some(with_errors(self.same.log_density(off)? - self.other.log_density(off)?))
     }
 
-    /// The most that sizes can speak for a candidate: where they agree.
+    /// The largest evidence of sizes for a candidate, which they reach where they agree.
     pub fn log_likelihood_ratio_max(&self) -> f64 {
         let [length, width] = self.bias.map(Some);
         [[length, width], [length, None], [None, width]]
@@ -153,8 +154,8 @@ impl SizeModel {
     }
 
     /// # Errors
-    /// Numbers that are none of a distribution, or one ship's sizes that do not agree better than two ships' in every
-    /// direction: then a size that is far off could speak for a candidate.
+    /// The numbers do not describe a distribution, or one ship's sizes do not agree better than two ships' in every
+    /// direction: a size that is far off could then count in favour of a candidate.
     pub fn check(&self) -> Result<(), &'static str> {
         self.same.check().and(self.other.check())?;
         if !self.bias.iter().all(|bias| bias.is_finite()) {
@@ -170,13 +171,13 @@ impl SizeModel {
     }
 }
 
-/// Ships move at random from where they were seen; other ships are spread around the place of the query.
+/// Ships move at random from where they were seen; other ships are spread around the position of the query.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kinematics {
-    /// Standard deviation, north and east, of the way made good in an hour, in nautical miles.
+    /// Standard deviation, north and east, of the distance made good in an hour, in nautical miles.
     pub speed_knots: f64,
-    /// Standard deviation, north and east, of where other ships are.
+    /// Standard deviation, north and east, of the positions of other ships.
     pub spread_km: f64,
 }
 
@@ -189,8 +190,8 @@ impl Default for Kinematics {
 }
 
 impl Kinematics {
-    /// The evidence of the way between two sightings: strong for a ship that is where it was an hour ago, nothing once
-    /// it could be anywhere.
+    /// The evidence of the movement between two sightings: strong for a ship that is where it was an hour ago, and zero
+    /// once it could be anywhere.
     ///
     /// The density of the distance is that of a plane, which overstates distances of a quarter of the globe and more;
     /// there the evidence is at its floor either way.
@@ -203,7 +204,7 @@ impl Kinematics {
     }
 
     /// # Errors
-    /// A number that is not above 0.
+    /// A number is not above 0.
     pub fn check(&self) -> Result<(), &'static str> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
         if positive(self.speed_knots) && positive(self.spread_km) {
@@ -214,35 +215,35 @@ impl Kinematics {
     }
 }
 
-/// What a log-likelihood ratio is worth when a share of what was measured is wrong and says nothing.
+/// The value of a log-likelihood ratio if a share of the measurements is wrong and carries no information.
 fn with_errors(log_ratio: f64) -> f64 {
-    // ln((1 - w) e^x + w), in which neither exponential overflows.
+    // ln((1 - w) e^x + w), arranged so that neither exponential overflows.
     let (right, wrong) = (log_ratio + (1.0 - WRONG).ln(), WRONG.ln());
     right.max(wrong) + (-(right - wrong).abs()).exp().ln_1p()
 }
 
-/// What two images have in common.
+/// How two images resemble each other.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Resemblance {
     pub pair: ModalityPair,
     pub cosine: f32,
-    /// As [`Outline::log_ratios`] gives them.
+    /// As computed by [`Outline::log_ratios`].
     pub log_ratios: [Option<f64>; 2],
 }
 
-/// What speaks for or against one candidate; `None` where nothing is known.
+/// The evidence for or against one candidate; `None` where nothing is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Evidence {
     /// Only with a calibrator.
     pub appearance: Option<f64>,
-    /// With a calibrator: what size adds to appearance, which knows something of it.
+    /// With a calibrator: what size adds to appearance, which already reflects some of it.
     pub size: Option<f64>,
     pub kinematics: Option<f64>,
 }
 
 impl Evidence {
-    /// What can be said without a calibrator: nothing of appearance, and of the rest what was measured on real chips or
-    /// is assumed. No resemblance: the query's modality is not known.
+    /// The evidence without a calibrator: none of appearance; the rest by measurements on real chips or assumptions.
+    /// `resemblance` is `None` if the query's modality is unknown.
     pub fn uncalibrated(resemblance: Option<Resemblance>, leg: Option<&Leg>) -> Self {
         let size = |seen: Resemblance| SizeModel::measured(seen.pair).log_likelihood_ratio(seen.log_ratios);
         Self {
@@ -258,7 +259,7 @@ impl Evidence {
         terms.into_iter().filter_map(|(name, value)| Some((name, value?)))
     }
 
-    /// The log-likelihood ratio of everything that is known; 0 where nothing is.
+    /// The log-likelihood ratio of all known evidence; 0 if there is none.
     pub fn total(&self) -> f64 {
         self.terms().map(|(_, value)| value).sum()
     }

@@ -13,7 +13,7 @@ use crate::gallery::{
     SceneNumber, Time,
 };
 
-/// An optical sighting of which nothing else is known.
+/// An optical sighting with nothing else known.
 pub fn entry(id: &str) -> Entry {
     Entry {
         id: EntryId::new(id).expect("an id"),
@@ -27,7 +27,7 @@ pub fn entry(id: &str) -> Entry {
     }
 }
 
-/// Detections, by scene id and detection id, in the terms of an index.
+/// Detections, by scene id and detection id, as numbers of an index.
 pub fn detections(index: &Index, of: &[(&str, &str)]) -> Vec<(SceneNumber, Option<DetectionHash>)> {
     let detection = |(scene, id): &(&str, &str)| Some((index.scene_number(scene)?, DetectionHash::of(id)));
     of.iter().filter_map(detection).collect()
@@ -38,13 +38,13 @@ pub fn model() -> ModelDigest {
     ModelDigest::new([3; 32])
 }
 
-/// Closes a gallery and removes it in the end.
+/// Closes a gallery and finally removes it.
 pub struct FolderGuard {
     _catalog: EmbeddedCatalog,
     _folder: TempDir,
 }
 
-/// What a gallery holds after these entries were enrolled, and what keeps it open.
+/// The content of a gallery after these entries were enrolled, and the guard that keeps it open.
 pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard, Arc<dyn GalleryReader>) {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = EmbeddedSettings {

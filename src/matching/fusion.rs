@@ -1,4 +1,4 @@
-//! Ranking by posterior probability: by what appearance, size and way together say for a vessel.
+//! Ranking by posterior probability: by the evidence of appearance, size and movement together.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::session::{Contender, GatedQuery, Ranked, Session};
 use crate::chip::Modality;
 use crate::gallery::{Group, Hit, IndexQuery, RowId, Selection, StoreError, VesselSet};
 
-/// What a second look is worth: some ten milliseconds.
+/// Limits the second search to some ten milliseconds.
 pub(super) const SECOND_LOOK: usize = 4096;
 
 /// A query whose candidates are to be ranked by evidence.
@@ -18,18 +18,18 @@ pub(super) struct Fusion<'s> {
     pub session: &'s Session<'s>,
     pub gated: &'s GatedQuery,
     pub calibrator: &'s Calibrator,
-    /// The query's.
+    /// Modality of the query.
     pub modality: Modality,
-    /// Hits in one modality that get a second look.
+    /// Number of hits in one modality that the second search returns.
     pub second_look: usize,
 }
 
 impl Fusion<'_> {
-    /// Ranks by evidence. A vessel stands with its most similar entry of each modality, for a cosine says another thing
-    /// in each.
+    /// Ranks by evidence. A vessel is represented by its most similar entry of each modality, because cosines of
+    /// different modalities are not comparable.
     ///
-    /// The best by cosine are looked at first. Whoever lies beyond them and yet could be among the best, by size and
-    /// way, gets a second look; the ranking is exact unless more could than that look reaches.
+    /// First come the best by cosine. A second search adds those beyond them that could still be among the best by size
+    /// and movement. The ranking is exact unless there are more of these than the second search returns.
     ///
     /// # Errors
     /// The gallery cannot be read.
@@ -54,7 +54,8 @@ impl Fusion<'_> {
     }
 }
 
-/// The most evidence first; of equals, the higher cosine, then the lower row. Where vessels are ranked, each once.
+/// The most evidence first; of equals, the higher cosine, then the lower row. In a ranking of vessels, each vessel
+/// once.
 fn best_first(mut contenders: Vec<Contender>, group: Group) -> Vec<Contender> {
     contenders.sort_by(|a, b| {
         let evidence = b.evidence.total().total_cmp(&a.evidence.total());
@@ -67,7 +68,7 @@ fn best_first(mut contenders: Vec<Contender>, group: Group) -> Vec<Contender> {
     contenders
 }
 
-/// The evidence of the last of the best `goal`, which a newcomer must reach; anything does where there are fewer.
+/// The evidence at rank `goal`, which a new candidate must reach; negative infinity if there are fewer.
 fn floor(contenders: &[Contender], goal: usize) -> f64 {
     let last = goal.checked_sub(1).and_then(|last| contenders.get(last));
     last.map_or(f64::NEG_INFINITY, |last| last.evidence.total())
@@ -80,14 +81,14 @@ struct Field<'s> {
     selection: Selection,
     /// The best by cosine.
     hits: Vec<Hit>,
-    /// The highest cosine beyond them; `None`: there is nobody.
+    /// Upper bound of the cosines beyond them; `None`: there are no more.
     horizon: Option<f32>,
 }
 
-/// What a second look found.
+/// The result of a second search.
 struct SecondSearch {
     hits: Vec<Hit>,
-    /// The most evidence that anybody can have who was not seen.
+    /// Upper bound of the evidence of all vessels not seen.
     reach: f64,
 }
 
@@ -111,7 +112,7 @@ impl<'s> Field<'s> {
         Ok(found.into_iter().flat_map(|found| found.hits).collect())
     }
 
-    /// Searches those beyond the horizon that could have as much evidence as `floor`.
+    /// Searches candidates beyond the horizon whose evidence could reach `floor`.
     fn look_again(&self, floor: f64) -> Result<SecondSearch, StoreError> {
         let Some(horizon) = self.horizon else { return Ok(SecondSearch { hits: vec![], reach: NOBODY }) };
         let missing = floor - self.reach(horizon);
@@ -120,7 +121,7 @@ impl<'s> Field<'s> {
         if self.fusion.session.plan.group == Group::Vessel {
             self.hits.iter().for_each(|hit| without.insert(hit.vessel));
         }
-        // The most that the way of anybody who is left says; without evidence of ways all are alike.
+        // The largest movement evidence of the remaining vessels; without such evidence all are equal.
         let mut most = if screening.every_trace().is_none() { 0.0 } else { NOBODY };
         for (vessel, trace) in screening.every_trace().into_iter().flatten() {
             let way = self.way(trace);
@@ -139,13 +140,13 @@ impl<'s> Field<'s> {
         Ok(SecondSearch { hits, reach })
     }
 
-    /// The most that appearance and size say at a cosine.
+    /// The largest evidence of appearance and size at a cosine.
     fn reach(&self, cosine: f32) -> f64 {
         let pair = ModalityPair::of(self.fusion.modality, self.modality);
         self.fusion.calibrator.resemblance_max(pair, cosine)
     }
 
-    /// What the way of a vessel says; 0 where it is not known.
+    /// The movement evidence of a vessel; 0 if it is unknown.
     fn way(&self, trace: &Trace) -> f64 {
         trace.leg().and_then(|leg| self.fusion.calibrator.kinematics(&leg)).unwrap_or(0.0)
     }

@@ -1,4 +1,5 @@
-//! Which vessels a query cannot show: one that was elsewhere, or one that the same scene shows a second time.
+//! Excludes vessels that a query cannot show: those that were elsewhere, and those that the same scene shows as another
+//! detection.
 
 use super::sphere::great_circle_m;
 use crate::gallery::{DetectionHash, Position, RowId, SceneNumber, Sighting, Time};
@@ -6,27 +7,27 @@ use crate::reason::Removal;
 
 /// Metres a second of one knot.
 pub const KNOT_M_S: f64 = 1852.0 / 3600.0;
-/// Standard deviations by which two positions may be off before they count as apart.
+/// Standard deviations by which two positions may differ before they count as apart.
 const SIGMAS: f64 = 3.0;
-/// What rounding makes of the distance from a place to itself under another name, as at a pole.
+/// Rounding error of the distance between two notations of the same place, as at a pole.
 const ROUNDING_M: f64 = 1e-6;
-/// Nothing is further away.
+/// No distance on the globe is larger.
 const SIGMA_MAX_M: f64 = 2e7;
 
-/// What the gates know of a query; of every image of it, where it is a tracklet.
+/// What the gates know of a query; of a tracklet, of all its images.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GateQuery {
     /// Of the images that have both.
     pub places: Vec<(Time, Position)>,
     /// Of the images whose scene the gallery knows.
     pub detections: Vec<(SceneNumber, Option<DetectionHash>)>,
-    /// The query itself, where it is enrolled: it is no sighting to compare with.
+    /// The query itself if it is enrolled, which is not compared with itself.
     pub row: Option<RowId>,
 }
 
 impl GateQuery {
-    /// Whether a sighting shares a scene with the query, as another detection. Detections are the same only where both
-    /// are known to be.
+    /// Whether a sighting is another detection in a scene of the query. Detections are the same only if both are known
+    /// and equal.
     pub fn is_beside(&self, sighting: &Sighting) -> bool {
         let Some(scene) = sighting.scene else { return false };
         let mut in_scene = self.detections.iter().filter(|(own, _)| *own == scene).peekable();
@@ -35,7 +36,7 @@ impl GateQuery {
     }
 }
 
-/// The way from one sighting to another: great circle, time, and how sure both places are.
+/// The movement between two sightings: great circle, time, and the uncertainty of both positions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Leg {
     seconds: f64,
@@ -66,8 +67,8 @@ impl Leg {
         self.sigma_m
     }
 
-    /// Distance over time. Of two sightings at the same time it is 0 where the uncertainty of their positions explains
-    /// the distance, and there is none where it does not.
+    /// Distance over time. For two sightings at the same time it is 0 if the uncertainty of their positions explains
+    /// the distance, else `None`.
     pub fn implied_speed_knots(&self) -> Option<f64> {
         if self.seconds > 0.0 {
             Some(self.distance_m / self.seconds / KNOT_M_S)
@@ -76,27 +77,27 @@ impl Leg {
         }
     }
 
-    /// Whether even positions at the edge of their uncertainty are too far apart for this speed.
+    /// Whether the positions are too far apart for this speed, even at the edge of their uncertainty.
     pub fn needs_more_than(&self, speed_knots: f64) -> bool {
         self.distance_m > speed_knots * KNOT_M_S * self.seconds + self.explained_m()
     }
 
-    /// What the uncertainty of both positions explains.
+    /// The distance that the uncertainty of both positions explains.
     fn explained_m(&self) -> f64 {
         SIGMAS * self.sigma_m + ROUNDING_M
     }
 }
 
-/// What the sightings of one vessel say about one query, gathered one by one and in any order.
+/// What the sightings of one vessel imply for one query, accumulated in any order.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Trace {
-    /// Sightings so far.
+    /// Number of sightings so far.
     entries: u32,
     is_beside: bool,
     nearest: Option<Nearest>,
 }
 
-/// The pair of images of query and vessel that are nearest in time, of those with time and place.
+/// The pair of images of query and vessel nearest in time, among those with time and position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Nearest {
     nanos: u64,
@@ -105,7 +106,7 @@ struct Nearest {
 }
 
 impl Trace {
-    /// Adds a sighting of the vessel; the query itself is none.
+    /// Adds a sighting of the vessel; the query itself is skipped.
     pub fn add(&mut self, asked: &GateQuery, sighting: &Sighting) {
         if asked.row == Some(sighting.row) {
             return;
@@ -126,9 +127,9 @@ impl Trace {
         self.entries
     }
 
-    /// From the vessel's sighting nearest in time to the query; `None` where a time or place is missing on either side.
+    /// From the vessel's sighting nearest in time to the query; `None` if a time or position is missing on either side.
     ///
-    /// Of sightings equally near in time, the one nearest in place counts: a vessel stays while it is in doubt.
+    /// Of sightings equally near in time, the one nearest in space counts: in doubt, a vessel is kept.
     pub fn leg(&self) -> Option<Leg> {
         self.nearest.map(|nearest| Leg::between(nearest.seen, nearest.asked))
     }
@@ -141,16 +142,16 @@ impl Nearest {
     }
 }
 
-/// What a gate says of a vessel.
+/// The verdict of the gates on a vessel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Verdict {
     Passed,
-    /// A time or place is missing, so that the speed could not be judged.
+    /// A time or position is missing, so the speed could not be judged.
     Unchecked,
     Removed(Removal),
 }
 
-/// The gates of a request. That of one scene is always on.
+/// The gates of a request. The gate of the same scene is always active.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Gate {
     /// `None`: any speed.
@@ -240,7 +241,7 @@ mod tests {
             (place(89.5, 10.0), place(89.5, -170.0), 2, 31.0, Verdict::Passed),
             (place(89.5, 10.0), place(89.5, -170.0), 2, 30.0, removed),
             (place(90.0, 10.0), place(90.0, -170.0), 1, 0.0, Verdict::Passed),
-            // At the same time, only the uncertainty of the places counts: 3 * hypot(300, 400) = 1,500 m.
+            // At the same time, only the uncertainty of the positions counts: 3 * hypot(300, 400) = 1,500 m.
             (unsure(0.0, 0.0, 300.0), unsure(0.0134, 0.0, 400.0), 0, 1e6, Verdict::Passed),
             (unsure(0.0, 0.0, 300.0), unsure(0.0136, 0.0, 400.0), 0, 1e6, removed),
             (place(0.0, 180.0), place(0.0, -180.0), 0, 0.0, Verdict::Passed),
@@ -278,7 +279,7 @@ mod tests {
         assert_eq!(judge(&[sighting(at(0), far), sighting(at(11), here)]), Verdict::Passed);
         assert_eq!(judge(&[sighting(at(8), far), sighting(at(12), here)]), Verdict::Passed);
         assert_eq!(judge(&[sighting(at(8), here), sighting(at(12), far)]), Verdict::Passed);
-        // A sighting of unknown place is no nearest one.
+        // A sighting without a position is never the nearest.
         assert_eq!(judge(&[sighting(at(10), None), sighting(at(9), far)]), removed);
     }
 

@@ -1,4 +1,5 @@
-//! Which known ship a sighting shows: gates, evidence, rankings and probabilities over a gallery's search.
+//! Identifies the known ship that a sighting shows: gates, evidence, rankings and probabilities on top of a gallery's
+//! search.
 
 mod answer;
 mod assignment;

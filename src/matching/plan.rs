@@ -1,4 +1,4 @@
-//! What a match is asked to do.
+//! The parameters of a match.
 
 use std::sync::Arc;
 
@@ -19,25 +19,25 @@ pub struct Plan {
     pub gate: Gate,
     pub ranking: Ranking,
     pub sharing: Sharing,
-    /// Of another model than the gallery's it is as good as none.
+    /// Ignored if it is of another model than the gallery's.
     pub calibrator: Option<Arc<Calibrator>>,
     /// Above 0 and below 1; `None`: the calibrator's.
     pub prior_unknown: Option<f64>,
     pub least: Least,
 }
 
-/// What a candidate must reach to be answered, and to be assigned to a query. The ranking and all probabilities are what
-/// they are without.
+/// The minimum that a candidate must reach to be returned, and to be assigned to a query. It does not affect the
+/// ranking or the probabilities.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Least {
     /// From -1 to 1.
     pub similarity: Option<f64>,
-    /// From 0 to 1. Needs a calibrator; a candidate without probability does not reach it.
+    /// From 0 to 1. Needs a calibrator; a candidate without a probability does not reach it.
     pub probability: Option<f64>,
 }
 
 impl Least {
-    /// What a candidate does not reach, if anything.
+    /// Which minimum a candidate does not reach, if any.
     pub fn missed(&self, similarity: f32, probability: Option<f64>) -> Option<Removal> {
         if self.similarity.is_some_and(|least| f64::from(similarity) < least) {
             return Some(Removal::MinSimilarity);
@@ -47,24 +47,24 @@ impl Least {
     }
 }
 
-/// What candidates are ranked by.
+/// The criterion that candidates are ranked by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ranking {
     /// Cosine similarity.
     Cosine,
-    /// k-reciprocal re-ranking of the best `depth` entries; what lies beyond follows by cosine.
+    /// k-reciprocal re-ranking of the best `depth` entries, followed by the others by cosine.
     ///
-    /// As in the reference program, the queries of one match are among each other's neighbours: a query has another
-    /// ranking in other company.
+    /// As in the reference program, the queries of one match are among each other's neighbours, so the ranking of a
+    /// query depends on the other queries.
     Reranked { depth: usize },
     /// Posterior probability from appearance, size and kinematics.
     ///
-    /// A query whose modality is not known is ranked by cosine.
+    /// A query of unknown modality is ranked by cosine.
     Fused,
 }
 
 impl Ranking {
-    /// Stable and fit for labels.
+    /// Stable and suitable for labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cosine => "cosine",
@@ -78,7 +78,7 @@ impl Ranking {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sharing {
     Independent,
-    /// Queries are assigned to distinct vessels jointly, by log-likelihood ratio with the chance of "none of them", or
-    /// by cosine where one query is not calibrated. The assigned vessel comes first.
+    /// Queries are assigned to distinct vessels jointly, by log-likelihood ratio including the chance of "none of
+    /// them", or by cosine if one of the queries is not calibrated. The assigned vessel comes first.
     DistinctVessels,
 }

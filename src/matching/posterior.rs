@@ -1,11 +1,11 @@
-//! How probable each candidate is, and that the ship is none of the gallery's.
+//! The posterior probability of each candidate, and that the ship is not in the gallery.
 
-/// What is believed before looking.
+/// The prior.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prior {
-    /// That the ship is none of the vessels that take part; above 0, below 1.
+    /// Prior probability that the ship is none of the vessels that take part; above 0, below 1.
     pub unknown: f64,
-    /// Those vessels, all equally probable, the ones that a gate removed included.
+    /// Number of those vessels, all equally probable, including those that a gate removed.
     pub vessels: usize,
 }
 
@@ -20,14 +20,14 @@ impl Prior {
     }
 }
 
-/// Vessels that nobody looked at closely, each counted as if it were this likely.
+/// Vessels that were not evaluated, each counted with this likelihood ratio.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Unjudged {
     pub vessels: usize,
     pub log_likelihood_ratio: f64,
 }
 
-/// What is believed after looking. With the unjudged vessels it sums to 1.
+/// The posterior. Together with the unjudged vessels it sums to 1.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Posterior {
     /// In the order of the candidates.
@@ -37,9 +37,9 @@ pub struct Posterior {
 
 /// Bayes' rule over "the ship is candidate c", for vessels that differ, and "it is none of them".
 ///
-/// With N vessels, p the prior of "none" and L the natural-log likelihood ratios, the probability of c is
-/// e^L(c) (1 - p) / N over p + (1 - p) / N * (sum of e^L over all vessels); that of "none" is p over the same. A vessel
-/// that a gate removed has no likelihood.
+/// With N vessels, p the prior of "none" and L the natural-log likelihood ratios, the probability of c is e^L(c) (1 -
+/// p) / N over p + (1 - p) / N * (sum of e^L over all vessels); that of "none" is p over the same. A vessel that a gate
+/// removed has likelihood 0.
 pub fn posterior(log_likelihood_ratios: &[f64], unjudged: Unjudged, prior: Prior) -> Posterior {
     let rest = unjudged.log_likelihood_ratio + (unjudged.vessels as f64).ln() + prior.log_vessel();
     let weights = log_likelihood_ratios.iter().map(|ratio| ratio + prior.log_vessel());
@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn known_odds_come_out() {
-        // Before looking: one half for "none", one eighth for each of four vessels, of which a gate removed one.
+        // Prior: one half for "none", one eighth for each of four vessels, of which a gate removed one.
         let prior = Prior { unknown: 0.5, vessels: 4 };
         let found = posterior(&[8.0_f64.ln(), 0.0, 0.5_f64.ln()], ALL_JUDGED, prior);
         let sum = 0.5 + 1.0 + 0.125 + 0.0625;

@@ -1,4 +1,4 @@
-//! Who is asked for: one image, a tracklet of several, or an enrolled entry.
+//! Queries: one image, a tracklet of several, or an enrolled entry.
 
 use super::evidence::Outline;
 use super::gate::GateQuery;
@@ -13,22 +13,22 @@ use crate::reason::Reason;
 #[derive(Clone, Debug, PartialEq)]
 pub enum Query {
     Tracklet(Box<Tracklet>),
-    /// An entry of the gallery, which then does not match itself.
+    /// An entry of the gallery, which is then excluded from its own matches.
     Enrolled(EntryId),
 }
 
-/// An image of a ship, and what is known beside it.
+/// An image of a ship, and what else is known of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct QueryImage {
     pub embedding: Embedding,
-    /// `None`: unknown, as for a ready embedding that came without.
+    /// `None`: unknown, as for an embedding that was passed in without it.
     pub modality: Option<Modality>,
     pub observation: Observation,
-    /// Width and length of the chip in metres, where there was one.
+    /// Width and length of the chip in metres, if there was one.
     pub extent_m: Option<[f64; 2]>,
 }
 
-/// A ship as one image or several show it.
+/// A ship shown by one image or several.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tracklet {
     embedding: Embedding,
@@ -48,7 +48,7 @@ pub enum QueryError {
 }
 
 impl QueryError {
-    /// Stable and fit for programs.
+    /// Stable and suitable for programs.
     pub fn reason(&self) -> Reason {
         match self {
             Self::UnknownEntry(_) => Reason::EntryNotFound,
@@ -58,14 +58,14 @@ impl QueryError {
 }
 
 impl Tracklet {
-    /// A tracklet: the mean of its embeddings, the geometric means of known lengths and widths, and all its places and
-    /// scenes. Its modality is known where all its images have one.
+    /// Builds a tracklet: the mean of its embeddings, the geometric means of known lengths and widths, and all its
+    /// positions and scenes. Its modality is known if all its images have the same one.
     ///
     /// # Errors
-    /// No images, or embeddings that cancel each other out.
+    /// There are no images, or their embeddings cancel each other out.
     ///
     /// # Panics
-    /// When embeddings differ in dimension.
+    /// The embeddings differ in dimension.
     pub fn new(images: Vec<QueryImage>) -> Result<Self, EmbeddingError> {
         let embeddings: Vec<Embedding> = images.iter().map(|image| image.embedding.clone()).collect();
         let first = images.first().and_then(|image| image.modality);
@@ -87,7 +87,7 @@ impl Tracklet {
         self.modality
     }
 
-    /// `None` where the modality is not known.
+    /// `None` if the modality is unknown.
     pub(super) fn outline(&self) -> Option<Outline> {
         let (length_m, width_m) = (self.length_m, self.width_m);
         self.modality.map(|modality| Outline { modality, length_m, width_m })
@@ -137,7 +137,7 @@ fn geometric_mean(values: impl Iterator<Item = f64>) -> Option<f64> {
     (count > 0).then(|| (sum / f64::from(count)).exp())
 }
 
-/// A query in the terms of one state of a gallery.
+/// A query resolved against one state of a gallery.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Resolved {
     pub tracklet: Tracklet,
@@ -145,7 +145,7 @@ pub(super) struct Resolved {
 }
 
 /// # Errors
-/// The gallery cannot be read. What is wrong with the query itself comes inside.
+/// The gallery cannot be read. Errors of the query itself are in the inner result.
 pub(super) fn resolve(
     gallery: &dyn GalleryReader,
     query: &Query,

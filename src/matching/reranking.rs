@@ -6,8 +6,7 @@ use super::session::{GatedQuery, Ranked, Session};
 use crate::evaluate::{Distances, RerankSettings, rerank};
 use crate::gallery::{Group, Hit, RowId, StoreError};
 
-/// Re-ranks the best `depth` entries of each query; what lies beyond follows by cosine. A vessel stands where its first
-/// entry does.
+/// Re-ranks the best `depth` entries of each query; the others follow by cosine. A vessel is ranked by its first entry.
 ///
 /// # Errors
 /// The gallery cannot be read.
@@ -49,13 +48,13 @@ fn measure(session: &Session, gated_queries: &[GatedQuery], rows: &[RowId]) -> R
     Ok(rerank(&queries, &gallery, &RerankSettings::default()))
 }
 
-/// How far each row is from one query.
+/// Distance of each row from one query.
 fn near(rows: &[RowId], distances: &Distances, query: usize) -> HashMap<RowId, f32> {
     let distances = distances.rows().nth(query).into_iter().flatten();
     rows.iter().copied().zip(distances.copied()).collect()
 }
 
-/// The nearest first; of equals, as they were.
+/// The nearest first; equals keep their order.
 fn reordered(mut hits: Vec<Hit>, near: &HashMap<RowId, f32>) -> Vec<Hit> {
     hits.sort_by(|a, b| near[&a.row].total_cmp(&near[&b.row]));
     hits

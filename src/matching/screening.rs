@@ -1,4 +1,4 @@
-//! The gates over all selected sightings: which vessels are out, and what is known of the way of those that stay.
+//! Applies the gates to all selected sightings: which vessels are removed, and how the others may have moved.
 
 use std::collections::BTreeMap;
 
@@ -12,28 +12,28 @@ use crate::reason::Removal;
 #[derive(Clone, Copy)]
 pub(super) struct Taking<'g> {
     pub gallery: &'g dyn GalleryReader,
-    /// Of this state of the gallery.
+    /// Made of this state of the gallery.
     pub selection: &'g Selection,
 }
 
-/// What the sightings of each vessel say.
+/// What is known from the sightings of each vessel.
 pub(super) type Traces = FxHashMap<VesselNumber, Trace>;
 
-/// What the gates leave of a query's vessels.
+/// The result of the gates for one query.
 #[derive(Debug, Default)]
 pub(super) struct Screening {
     pub removed: VesselSet,
     /// How many candidates each gate removed: vessels in a ranking of vessels, entries in one of entries.
     pub counts: BTreeMap<Removal, u64>,
-    /// Of every vessel that takes part, where that was asked for.
+    /// Of every vessel that takes part, if that was requested.
     traces: Option<Traces>,
 }
 
-/// Whose way is looked at.
+/// The vessels whose movement is evaluated.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Scope {
     EveryVessel,
-    /// Only that of vessels that share a scene with the query.
+    /// Only vessels that share a scene with the query.
     Scenes,
 }
 
@@ -42,7 +42,7 @@ impl<'g> Taking<'g> {
         self.gallery.for_each_sighting(self.selection, &mut see);
     }
 
-    /// Of the vessels that are wanted.
+    /// Traces of the vessels for which `wanted` holds.
     fn traces(self, asked: &GateQuery, wanted: impl Fn(VesselNumber) -> bool) -> Traces {
         let mut traces: Traces = Traces::default();
         self.for_each_sighting(|sighting| {
@@ -55,7 +55,7 @@ impl<'g> Taking<'g> {
 }
 
 impl Screening {
-    /// Judges the vessels; a speed only with the scope of every vessel.
+    /// Judges the vessels; speeds only with [`Scope::EveryVessel`].
     pub fn new(taking: Taking, asked: &GateQuery, gate: Gate, scope: Scope, group: Group) -> Self {
         let mut screening = Self::default();
         let traces = match scope {
@@ -84,7 +84,7 @@ impl Screening {
         screening
     }
 
-    /// What the sightings of these vessels say.
+    /// Traces of these vessels.
     pub fn traces_of(&self, taking: Taking, asked: &GateQuery, vessels: &VesselSet) -> Traces {
         match &self.traces {
             None => taking.traces(asked, |vessel| vessels.contains(vessel)),
@@ -95,12 +95,12 @@ impl Screening {
         }
     }
 
-    /// What the sightings of every vessel that takes part say; `None` where that was not asked for.
+    /// Traces of every vessel that takes part; `None` if they were not requested.
     pub fn every_trace(&self) -> Option<&Traces> {
         self.traces.as_ref()
     }
 
-    /// How many vessels take part, the removed ones included.
+    /// How many vessels take part, including the removed ones.
     pub fn vessels(&self, taking: Taking, asked: &GateQuery) -> usize {
         if let Some(traces) = &self.traces {
             return traces.values().filter(|trace| trace.entries() > 0).count();

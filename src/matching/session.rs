@@ -1,4 +1,4 @@
-//! One match under way: what its queries share, and how a hit becomes a candidate.
+//! A match in progress: what its queries share, and how a hit becomes a candidate.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -18,8 +18,8 @@ use crate::gallery::{
 };
 use crate::reason::Removal;
 
-/// Candidates that are looked at for probabilities, which count those beyond as if appearance spoke for each as it does
-/// for the last of these; and for assignment, so that entries of one vessel do not crowd out all others.
+/// Candidates that are evaluated for probabilities and assignment. Probabilities count the vessels beyond with the
+/// appearance of the last of these; assignment needs them so that entries of one vessel do not crowd out all others.
 const WEIGHED: usize = 256;
 
 pub(super) struct Session<'s> {
@@ -37,18 +37,18 @@ pub(super) struct GatedQuery {
     pub screening: Screening,
 }
 
-/// A hit, and what speaks for and against it.
+/// A hit with the evidence for and against it.
 #[derive(Clone, Debug)]
 pub(super) struct Contender {
     pub hit: Hit,
     pub entry: Entry,
     pub evidence: Evidence,
     pub leg: Option<Leg>,
-    /// The gate's, which has removed nobody here.
+    /// The gate's verdict; removed vessels are not among the contenders.
     pub is_unchecked: bool,
-    /// The vessel's that take part.
+    /// Number of the vessel's entries that take part.
     pub entries: u32,
-    /// That it shows the query's ship; `None`: uncalibrated.
+    /// Probability that it shows the query's ship; `None`: uncalibrated.
     pub probability: Option<f64>,
 }
 
@@ -56,12 +56,12 @@ pub(super) struct Contender {
 #[derive(Clone, Debug)]
 pub(super) struct Ranked {
     pub contenders: Vec<Contender>,
-    /// By modality, the cosine that entries of vessels not among the contenders reach at most; none where all vessels
-    /// are.
+    /// For each modality, the highest cosine that entries of vessels outside the contenders can have; empty if all
+    /// vessels are among them.
     pub horizon: Vec<(Modality, f32)>,
-    /// Whether brute force would rank them as they are.
+    /// Whether brute force gives the same ranking.
     pub is_exact: bool,
-    /// That the ship is none of the gallery's; `None`: uncalibrated.
+    /// Probability that the ship is not in the gallery; `None`: uncalibrated.
     pub unknown_probability: Option<f64>,
     pub doubts: Vec<Doubt>,
 }
@@ -77,8 +77,8 @@ impl<'s> Session<'s> {
         Taking { gallery: self.gallery, selection: &self.selection }
     }
 
-    /// Candidates that must be the best there are: those that are answered, and one for each query that may take one
-    /// away.
+    /// Number of candidates that must be exactly the best: those that are returned, and one for each query that may
+    /// take one away.
     pub fn goal(&self) -> usize {
         match self.plan.sharing {
             Sharing::Independent => self.plan.top_k,
@@ -86,7 +86,7 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Candidates to look at, so that assignment and probabilities have enough.
+    /// Number of candidates to evaluate, enough for assignment and probabilities.
     pub fn depth(&self) -> usize {
         match self.plan.sharing {
             Sharing::Independent if self.calibrator.is_none() => self.goal(),
@@ -137,13 +137,13 @@ impl<'s> Session<'s> {
         self.gallery.search(&queries, &self.selection, group, self.cancellation)
     }
 
-    /// What is known of cosines beyond `hits`, of which at most `k` were asked for.
+    /// Bounds on the cosines beyond `hits`, of which at most `k` were requested.
     pub fn horizon(&self, hits: &[Hit], k: usize) -> Vec<(Modality, f32)> {
         let last = hits.last().filter(|_| hits.len() == k);
         last.map_or(vec![], |last| self.modalities().map(|modality| (modality, last.cosine)).collect())
     }
 
-    /// Reads and weighs hits.
+    /// Reads hits and computes their evidence.
     ///
     /// # Errors
     /// The gallery cannot be read.
@@ -157,7 +157,7 @@ impl<'s> Session<'s> {
         hits.iter().map(|hit| self.contender(gated, *hit, &traces)).collect()
     }
 
-    /// Whether anything is to be said of ways, or a search has not counted the entries of vessels as they are.
+    /// Whether movement must be reported, or the search did not count the entries of vessels.
     fn needs_traces(&self, gated: &GatedQuery) -> bool {
         self.plan.ranking != Ranking::Cosine
             || self.plan.gate.max_speed_knots.is_some()
@@ -187,19 +187,19 @@ impl<'s> Session<'s> {
         Ok(Contender { hit, entry, evidence, leg, is_unchecked, entries, probability: None })
     }
 
-    /// The calibrator and the query's modality, where that is known and calibrated with one that takes part.
+    /// The calibrator and the query's modality, if that is known and calibrated with a modality that takes part.
     pub fn judge_of(&self, gated: &GatedQuery) -> Option<(&'s Calibrator, Modality)> {
         let (calibrator, query) = self.calibrator.zip(gated.resolved.tracklet.modality())?;
         let is_calibrated = |modality: Modality| calibrator.pair(ModalityPair::of(query, modality)).is_some();
         self.modalities().any(is_calibrated).then_some((calibrator, query))
     }
 
-    /// What a contender does not reach of what a candidate must.
+    /// Which minimum a contender does not reach, if any.
     pub fn missed(&self, contender: &Contender) -> Option<Removal> {
         self.plan.least.missed(contender.hit.cosine, contender.probability)
     }
 
-    /// What is believed of a query before looking.
+    /// The prior of a query.
     pub fn prior(&self, calibrator: &Calibrator, gated: &GatedQuery) -> Prior {
         Prior {
             unknown: self.plan.prior_unknown.unwrap_or(calibrator.prior_unknown()),
@@ -207,8 +207,9 @@ impl<'s> Session<'s> {
         }
     }
 
-    /// Gives every contender the probability of its vessel, which is judged by the contender of it with the most
-    /// evidence. One whose pair of modalities was not calibrated takes part, as likely as before looking, and gets none.
+    /// Gives every contender the probability of its vessel, which is judged by the vessel's contender with the most
+    /// evidence. A contender whose pair of modalities was not calibrated takes part with its prior likelihood, and gets
+    /// no probability.
     pub fn believe(&self, gated: &GatedQuery, ranked: &mut Ranked) {
         let Some((calibrator, query)) = self.judge_of(gated) else { return };
         let prior = self.prior(calibrator, gated);
@@ -243,7 +244,7 @@ impl GatedQuery {
     }
 }
 
-/// The most evidence for each vessel.
+/// The largest evidence for each vessel.
 pub(super) fn best_of_vessels<'c>(
     contenders: impl IntoIterator<Item = &'c Contender>,
 ) -> BTreeMap<VesselNumber, f64> {

@@ -2,12 +2,12 @@
 
 use crate::gallery::Position;
 
-/// Mean radius. The earth's flattening puts a distance wrong by half a percent at most.
+/// Mean radius. The earth's flattening makes distances wrong by half a percent at most.
 const EARTH_RADIUS_M: f64 = 6_371_008.8;
 
-/// Metres between two places along the great circle.
+/// Metres between two positions along the great circle.
 ///
-/// The angle comes from the cross and the dot product of the directions, which is exact to rounding for places that
+/// The angle comes from the cross and the dot product of the directions, which is exact to rounding for positions that
 /// are close, far and opposite alike, at the poles and across the antimeridian.
 pub fn great_circle_m(a: &Position, b: &Position) -> f64 {
     let (a, b) = (direction(a), direction(b));

@@ -1,4 +1,4 @@
-//! Matches on real galleries: rankings beside brute force, gates, probabilities, assignment, golden set e.
+//! Matches on real galleries: rankings compared with brute force, gates, probabilities, assignment, golden set e.
 
 mod fused;
 mod least;
@@ -59,7 +59,7 @@ fn in_scene(entry: Entry, scene: &str, detection: &str) -> Entry {
     Entry { observation, ..entry }
 }
 
-/// A query that sees what an entry would.
+/// A query that looks like an entry.
 fn query(entry: Entry, embedding: Embedding) -> Query {
     let modality = Some(entry.modality);
     let image = QueryImage { embedding, modality, observation: entry.observation, extent_m: entry.extent_m };
@@ -138,7 +138,7 @@ fn harbour() -> (FolderGuard, Arc<dyn GalleryReader>) {
     fixture::gallery(DIMENSION, &entries)
 }
 
-/// Ships with looks, sizes and places, each seen by both sensors.
+/// Ships with looks, sizes and positions, each seen by both sensors.
 fn fleet(ships: usize, random: &mut ChaCha8Rng) -> Vec<(Entry, Embedding)> {
     let mut entries = Vec::new();
     for ship in 0..ships {
@@ -257,7 +257,7 @@ fn a_fused_ranking_weighs_size_and_way() {
     let sum = probabilities.iter().sum::<f64>() + fused.unknown_probability.expect("calibrated");
     assert!((sum - 1.0).abs() < 1e-9);
 
-    // The same looks and the same size: the one that was near an hour ago is the likelier.
+    // With the same look and size, the one that was near an hour ago is more likely.
     let twins = [
         (seen_at(entry("far", "far", Optical), 0, 9.0), at_angle(10.0)),
         (seen_at(entry("near", "near", Optical), 0, 0.1), at_angle(15.0)),

@@ -1,4 +1,4 @@
-//! Which model serves, and how that changes while it serves: load, warm, remember, swap.
+//! Changes the active model while the server runs: load, warm up, record, swap.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, OnceLock};
@@ -15,13 +15,13 @@ use crate::metrics;
 use crate::reason::Reason;
 use crate::weights::open::OpenModel;
 
-/// Galleries that an error names.
+/// Galleries that an error lists.
 const LISTED_MAX: usize = 10;
 
-/// Makes a model ready for the device threads: for libtorch in the program, for something simpler in tests.
+/// Prepares a model for the device threads: with libtorch in the program, with something simpler in tests.
 pub type ModelLoader = Arc<dyn Fn(OpenModel) -> Result<LoadedModel, LoadError> + Send + Sync>;
 
-/// Changes the active model of a pipeline to one of a registry, one change at a time.
+/// Makes models of a registry the active model of a pipeline, one change at a time.
 #[derive(Clone)]
 pub struct Activator {
     registry: Arc<Registry>,
@@ -30,18 +30,18 @@ pub struct Activator {
     preset: Option<Arc<Preset>>,
     changing: Arc<Mutex<()>>,
     changed: mpsc::UnboundedSender<Activation>,
-    /// Whose galleries hold models, once somebody leads them.
+    /// Its galleries may need models. Empty until re-embedding starts.
     catalog: Arc<OnceLock<Catalog>>,
 }
 
-/// A change that has happened. Both models stay resident until it is dropped.
+/// A completed change. Both models stay resident until it is dropped.
 #[derive(Debug)]
 pub struct Activation {
     pub active: ModelLease,
     pub former: ModelLease,
 }
 
-/// Why a model does not become the active one; the one that was active serves on.
+/// Why a model does not become active; the active one keeps serving.
 #[derive(Debug, thiserror::Error)]
 pub enum ActivationError {
     #[error("another model is being activated")]
@@ -76,9 +76,9 @@ impl Activator {
         (Self { registry, pipeline, loader, preset, changing, changed, catalog }, changes)
     }
 
-    /// From now on no model takes the place of one that galleries of `catalog` need.
+    /// From now on no model replaces one that galleries of `catalog` need.
     pub(super) fn holds(&self, catalog: Catalog) {
-        // There is one catalog a server.
+        // A server has one catalog.
         let _ = self.catalog.set(catalog);
     }
 
@@ -86,12 +86,12 @@ impl Activator {
         &self.registry
     }
 
-    /// Makes `model` the active one: reads, verifies and warms it beside the one that serves, remembers it, swaps.
+    /// Makes `model` active: reads, verifies and warms it up next to the one that serves, records it, and swaps them.
     ///
-    /// Dropping the future does not stop it: it goes on to its end.
+    /// Dropping the future does not stop the activation.
     ///
     /// # Errors
-    /// At once where another change is on its way; else what keeps the model from serving.
+    /// Another change is in progress, which is reported at once; or the model cannot serve.
     pub async fn activate(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
         let turn = Arc::clone(&self.changing).try_lock_owned().map_err(|_| ActivationError::Busy)?;
         let activator = self.clone();
@@ -102,7 +102,7 @@ impl Activator {
             tell(model, &outcome, started.elapsed());
             outcome
         });
-        // It is cut short only with the whole server.
+        // Only shutting down the server interrupts it.
         changing.await.unwrap_or(Err(ActivationError::Panicked))
     }
 
@@ -120,28 +120,28 @@ impl Activator {
         let next = self.lease(model).await?;
         self.remember(ActiveModel { digest: model, former: active.digest }).await?;
         let former = self.pipeline.activate(next.clone());
-        // Without a receiver nobody follows, and the former model leaves with its last call.
+        // Without a receiver nothing re-embeds galleries, and the former model is dropped after its last call.
         let _ = self.changed.send(Activation { active: next.clone(), former });
         Ok(next)
     }
 
-    /// A model may serve without having been activated, because the configuration says so. Whoever activates it wants to
-    /// find it again whatever the configuration says later.
+    /// A model may serve without an activation because it is configured. Activating it records it, so that it also
+    /// serves after the configuration changes.
     async fn remember_served(&self, model: ModelDigest) -> Result<(), ActivationError> {
         let remembered = self.registry.active();
         if remembered.is_some_and(|remembered| remembered.digest == model) {
             return Ok(());
         }
         if remembered.is_none() && self.registry.get(model).is_err() {
-            // A preset is not kept: the next start makes it anew.
+            // A preset is not stored: the next start makes it again.
             return Ok(());
         }
         let former = remembered.map_or(model, |remembered| remembered.digest);
         self.remember(ActiveModel { digest: model, former }).await
     }
 
-    /// Whether `model` may take a place beside the active one: not one that galleries need, since they would be searched
-    /// no more.
+    /// Checks that `model` may become resident next to the active one. It must not replace a model that galleries need,
+    /// since they could no longer be searched.
     fn check_place(&self, model: ModelDigest, active: ModelDigest) -> Result<(), ActivationError> {
         let resident = self.pipeline.residency().leases();
         let Some(catalog) = self.catalog.get().filter(|_| resident.len() >= RESIDENT_MAX) else {
@@ -160,10 +160,10 @@ impl Activator {
         }
     }
 
-    /// A lease of a model beside the active one, put on the devices if need be.
+    /// A lease of a model next to the active one, loaded onto the devices if needed.
     ///
     /// # Errors
-    /// What keeps the model from running.
+    /// The model cannot run.
     pub async fn lease(&self, model: ModelDigest) -> Result<ModelLease, ActivationError> {
         match self.pipeline.residency().lease(model) {
             Some(lease) => Ok(lease),
@@ -204,7 +204,7 @@ impl Activator {
 }
 
 impl ActivationError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Busy => Reason::ActivationInProgress,
@@ -217,7 +217,7 @@ impl ActivationError {
     }
 }
 
-/// Whoever asked may have left.
+/// Logs the outcome, since the caller may have left.
 fn tell(model: ModelDigest, outcome: &Result<ModelLease, ActivationError>, took: Duration) {
     match outcome {
         Ok(_) => tracing::info!(%model, ?took, "a model is active"),
@@ -226,7 +226,7 @@ fn tell(model: ModelDigest, outcome: &Result<ModelLease, ActivationError>, took:
     metrics::activation(outcome.as_ref().map_or_else(|cause| cause.reason().name(), |_| "ok"), took);
 }
 
-/// The first of them by name.
+/// Lists the first galleries by name.
 fn list(galleries: &[Place]) -> String {
     let mut listed: Vec<String> = galleries.iter().take(LISTED_MAX).map(ToString::to_string).collect();
     if let Some(more) = galleries.len().checked_sub(LISTED_MAX).filter(|more| *more > 0) {

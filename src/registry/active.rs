@@ -1,4 +1,4 @@
-//! Which model serves: one small file, replaced as a whole, and a copy of it.
+//! The record of the active model: one small file, replaced as a whole, and a copy of it.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -12,11 +12,11 @@ use crate::embedding::{DigestError, ModelDigest};
 /// The file's name in the registry's folder.
 const ACTIVE: &str = "active.toml";
 const COPY: &str = "active.copy.toml";
-/// What could not be read, when another model has been activated since.
+/// The unreadable record, once another model has been activated.
 const DAMAGED: &str = "active.damaged.toml";
 const FORMAT: u32 = 1;
 
-/// What is remembered of an activation.
+/// The record of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ActiveModel {
     pub digest: ModelDigest,
@@ -24,7 +24,7 @@ pub struct ActiveModel {
     pub former: ModelDigest,
 }
 
-/// `active.toml`.
+/// The content of `active.toml`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -33,10 +33,10 @@ struct Written {
     former: String,
 }
 
-/// `None` where no model was ever activated. A file that is damaged is repaired from its copy.
+/// `None` if no model was ever activated. A damaged file is repaired from its copy.
 ///
 /// # Errors
-/// Why neither can be read.
+/// The reason why neither file can be read.
 pub fn read(folder: &Path) -> Result<Option<ActiveModel>, String> {
     match (read_file(folder, ACTIVE), read_file(folder, COPY)) {
         (Ok(Some(active)), Ok(Some(copy))) if active == copy => Ok(Some(active)),
@@ -51,12 +51,12 @@ pub fn read(folder: &Path) -> Result<Option<ActiveModel>, String> {
             Ok(Some(copy))
         }
         (Err(cause), _) => Err(format!("{ACTIVE}: {cause}")),
-        // Whoever has removed the file wants to serve what the configuration says.
+        // Removing the file makes the configured model serve again.
         (Ok(None), _) => Ok(None),
     }
 }
 
-/// Whole or not at all, and durable once it returns.
+/// Replaces the record as a whole; durable once it returns.
 pub fn write(folder: &Path, active: ActiveModel) -> Result<(), RegistryError> {
     if read_file(folder, ACTIVE).is_err() {
         keep_damaged(folder);
@@ -82,7 +82,7 @@ fn replace(folder: &Path, name: &str, active: ActiveModel) -> io::Result<()> {
     Folder(folder.to_owned()).replace(name, &mut |file| file.write_all(text.as_bytes()))
 }
 
-/// What is known from the other file; a disk that refuses it now takes it at the next start.
+/// Writes what is known from the other file; if the disk refuses, the next start tries again.
 fn rewrite(folder: &Path, name: &str, active: ActiveModel) {
     if let Err(cause) = replace(folder, name, active) {
         tracing::warn!(%cause, name, "the record of the active model has no second copy for now");

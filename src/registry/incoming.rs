@@ -1,4 +1,4 @@
-//! A model that is being received: a file of its own that is gone when it is not wanted any more.
+//! A model that is being received, in a temporary file of its own.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +13,7 @@ pub(super) const FOLDER: &str = "incoming";
 /// Models that may be received at once.
 const INCOMING_MAX: u64 = 4;
 
-/// A file that grows, within what the registry's limit leaves.
+/// A growing file, limited by what the registry's limit leaves.
 #[derive(Debug)]
 pub struct Incoming {
     file: File,
@@ -24,16 +24,16 @@ pub struct Incoming {
     stored: u64,
 }
 
-/// What is being received by all calls together.
+/// The total of what all calls are receiving.
 #[derive(Debug)]
 pub(super) struct Receiving {
     models: Budget,
-    /// Beside what is stored.
+    /// In addition to what is stored.
     bytes: Budget,
     bytes_max: u64,
 }
 
-/// A file that is removed with this.
+/// A file that is removed when this is dropped.
 #[derive(Debug)]
 struct RemovedFile(PathBuf);
 
@@ -47,15 +47,15 @@ pub(super) fn clear(folder: &Path) -> Result<(), RegistryError> {
 }
 
 impl Receiving {
-    /// `bytes_max` is for what is stored and received together.
+    /// `bytes_max` applies to stored and received models together.
     pub fn new(bytes_max: u64) -> Self {
         Self { models: Budget::new(INCOMING_MAX), bytes: Budget::new(bytes_max), bytes_max }
     }
 
-    /// A file in `folder` for one more model, beside `stored` bytes of others.
+    /// Creates a file in `folder` for one more model, next to `stored` bytes of others.
     ///
     /// # Errors
-    /// Too many are being received already, or the file cannot be made.
+    /// Too many are being received already, or the file cannot be created.
     pub fn begin(&self, folder: &Path, stored: u64) -> Result<Incoming, RegistryError> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let too_many = |_| RegistryError::TooManyIncoming { limit: INCOMING_MAX as usize };
@@ -75,7 +75,7 @@ impl Receiving {
 }
 
 impl Incoming {
-    /// Takes the next piece.
+    /// Appends the next piece.
     ///
     /// # Errors
     /// All that is stored and received would exceed the limit, or the disk is full.

@@ -1,8 +1,8 @@
-//! The models of a server on disk, and which of them serves.
+//! The models of a server on disk, and the record of which one serves.
 //!
-//! A folder holds `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
-//! `incoming/` for what is being received. Blocking, without tensors of libtorch; [`Activator`] joins it to the models
-//! in memory, and [`ReEmbedder`] leads galleries from one active model to the next.
+//! The folder contains `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
+//! `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; [`Activator`]
+//! connects it to the models in memory, and [`ReEmbedder`] moves galleries from one active model to the next.
 
 mod activation;
 mod active;
@@ -42,11 +42,11 @@ use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
 use crate::weights::packed::{self, Part};
 
-/// What the registry may hold.
+/// Limits of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegistryLimits {
     pub count_max: usize,
-    /// Bytes on disk of all models together. What is being received has to fit in as well.
+    /// Bytes on disk of all models together, including those that are being received.
     pub bytes_max: u64,
 }
 
@@ -54,11 +54,11 @@ pub struct RegistryLimits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Added {
     New,
-    /// It was there already, and stays with the provenance that it had.
+    /// It already existed, and keeps its provenance.
     Known,
 }
 
-/// Why the registry does not do what it was asked for.
+/// Why a registry operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     #[error("there is no model {0}")]
@@ -75,7 +75,7 @@ pub enum RegistryError {
     TooManyIncoming { limit: usize },
     #[error("{0}")]
     NoModel(String),
-    /// Nobody waits any more for what was being added.
+    /// The caller no longer waits for what was being added.
     #[error(transparent)]
     Stopped(#[from] Stopped),
     #[error(transparent)]
@@ -88,13 +88,13 @@ pub enum RegistryError {
 #[derive(Debug)]
 pub struct Registry {
     folder: PathBuf,
-    /// Absent once the registry is closed.
+    /// `None` once the registry is closed.
     lock: Mutex<Option<DirectoryLock>>,
     limits: RegistryLimits,
     catalog: Mutex<Catalog>,
-    /// Why it is not known which model was activated last, where that is so at the start.
+    /// Why the record of the active model could not be read at the start, if so.
     active_damage: Option<String>,
-    /// Held by whoever changes what is on disk, for as long as that takes; reading does not wait for it.
+    /// Held while the content of the disk is changed; readers do not wait for it.
     writing: Mutex<()>,
     receiving: Receiving,
 }
@@ -112,8 +112,9 @@ pub struct Export {
 }
 
 impl Registry {
-    /// Opens the registry in `folder`, which is made if need be, and removes what killed writers have left. A model that
-    /// is damaged is kept, and refused by name when it is asked for. So is a record of the active model: none is active then.
+    /// Opens the registry in `folder`, creating it if needed, and removes what killed writers have left. A damaged
+    /// model is kept, and refused when it is asked for. A damaged record of the active model is kept as well: no model
+    /// is active then.
     ///
     /// # Errors
     /// The folder cannot be used, or another process uses it.
@@ -150,8 +151,8 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Adds a model, whole or not at all, also after a power failure. One that is there already is left as it is, unless
-    /// it is damaged.
+    /// Adds a model as a whole or not at all, even after a power failure. An existing one is left as it is, unless it
+    /// is damaged.
     ///
     /// # Errors
     /// A limit would be exceeded, or it cannot be written.
@@ -160,10 +161,10 @@ impl Registry {
         self.add_alone(model, provenance)
     }
 
-    /// Adds the model in a folder as whoever trained it has left it: in the native format, with its provenance.
+    /// Adds the model in a folder as training has left it: in the native format, with its provenance.
     ///
     /// # Errors
-    /// There is no such model in the folder, a limit would be exceeded, or it cannot be written.
+    /// The folder does not contain the model, a limit would be exceeded, or it cannot be written.
     pub fn adopt(&self, folder: &Path) -> Result<(ModelDigest, Added), RegistryError> {
         let _writing = self.writing();
         let no_model = |cause: &dyn fmt::Display| RegistryError::NoModel(relative(folder, cause));
@@ -172,7 +173,7 @@ impl Registry {
         Ok((model.digest, self.add_alone(&model, &provenance)?))
     }
 
-    /// Every model, oldest first.
+    /// All models, oldest first.
     pub fn list(&self) -> Vec<StoredModel> {
         let mut models: Vec<StoredModel> = self.catalog().models.values().cloned().collect();
         models.sort_by_key(|model| (model.created_at(), model.digest));
@@ -180,15 +181,15 @@ impl Registry {
     }
 
     /// # Errors
-    /// There is no such model.
+    /// The model does not exist.
     pub fn get(&self, digest: ModelDigest) -> Result<StoredModel, RegistryError> {
         self.catalog().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
     }
 
-    /// Reads a model and verifies every number of it.
+    /// Reads a model and verifies all of its parameters.
     ///
     /// # Errors
-    /// There is none, or it is damaged, which is remembered.
+    /// The model does not exist, or it is damaged, which is recorded.
     pub fn load(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
         self.get(digest)?;
         let mut stored = inspect(&self.folder, digest);
@@ -204,7 +205,7 @@ impl Registry {
             tracing::error!(model = %digest, reason, "a model on disk is damaged");
             stored.condition = Condition::Damaged(reason.clone());
         }
-        // It may have been deleted while it was read.
+        // It may have been deleted while it was being read.
         self.change(|catalog| {
             if let Some(known) = catalog.models.get_mut(&digest) {
                 *known = stored;
@@ -213,10 +214,10 @@ impl Registry {
         opened.map_err(|reason| RegistryError::Damaged { digest, reason })
     }
 
-    /// Removes a model for good.
+    /// Removes a model permanently.
     ///
     /// # Errors
-    /// There is none, it is the active one, or it cannot be removed.
+    /// The model does not exist, is active, or cannot be removed.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.get(digest)?;
@@ -229,27 +230,27 @@ impl Registry {
         Ok(())
     }
 
-    /// The model that serves from the next start on, and the one before it. `None` where none was ever activated.
+    /// The model that serves from the next start on, and the one before it. `None` if no model was ever activated.
     pub fn active(&self) -> Option<ActiveModel> {
         self.catalog().active
     }
 
-    /// Why it was not known at the start which model was activated last. The record is kept.
+    /// Why the record of the active model could not be read at the start. The damaged record is kept.
     pub fn active_damage(&self) -> Option<&str> {
         self.active_damage.as_deref()
     }
 
-    /// Remembers, durably, which model serves.
+    /// Durably records which model serves.
     ///
     /// # Errors
-    /// There is no such model, it is damaged, or the record cannot be written; the old one then stays.
+    /// The model does not exist, it is damaged, or the record cannot be written; the old one then stays.
     pub fn set_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.intact(active.digest)?;
         self.write_active(active)
     }
 
-    /// The same for a model that is none of the registry's.
+    /// The same for a model that is not in the registry.
     pub(super) fn set_active_preset(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.write_active(active)
@@ -261,10 +262,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Opens a model's files for sending. It may be deleted while they are sent. Whoever receives them verifies them.
+    /// Opens a model's files for sending. It may be deleted while they are being sent. The recipient verifies them.
     ///
     /// # Errors
-    /// There is none, it is damaged, or its files cannot be opened.
+    /// The model does not exist, it is damaged, or its files cannot be opened.
     pub fn export(&self, digest: ModelDigest) -> Result<Export, RegistryError> {
         self.intact(digest)?;
         let part = |name| {
@@ -272,24 +273,23 @@ impl Registry {
             Ok(Part { name, file: File::open(&path).map_err(at(&path))? })
         };
         let mut names = vec![native::DESCRIPTION, PROVENANCE, native::TENSORS];
-        // A model is one without its history as well.
+        // A model is complete without its history.
         names.retain(|name| *name != PROVENANCE || self.place(digest).join(name).exists());
         Ok(Export { parts: names.into_iter().map(part).collect::<Result<_, RegistryError>>()? })
     }
 
-    /// A place for a model that comes in pieces.
+    /// Creates a file for a model that arrives in pieces.
     ///
     /// # Errors
-    /// Too many are coming already, or the file cannot be made.
+    /// Too many are being received already, or the file cannot be created.
     pub fn receive(&self) -> Result<Incoming, RegistryError> {
         self.receiving.begin(&self.folder, self.stored_bytes())
     }
 
-    /// Adds what has been received: a packed model, whose provenance is kept, or a checkpoint. `name` says
-    /// where it came from.
+    /// Adds a received model: a packed model, whose provenance is kept, or a checkpoint. `name` describes its origin.
     ///
     /// # Errors
-    /// It is no model that can be served, a limit would be exceeded, it cannot be written, or it was cancelled.
+    /// It is not a model that can be served, a limit would be exceeded, it cannot be written, or it was cancelled.
     pub fn import(
         &self,
         received: Incoming,
@@ -297,10 +297,10 @@ impl Registry {
         hints: &Hints,
         cancellation: &Cancellation,
     ) -> Result<(StoredModel, Added), RegistryError> {
-        // One at a time, so that no more than one is in memory.
+        // One at a time, so that only one is in memory.
         let _writing = self.writing();
         cancellation.check()?;
-        // Where it lies meanwhile means nothing to whoever sent it.
+        // The path of the temporary file means nothing to the sender.
         let here = received.path().display().to_string();
         let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
         let (model, origin) = OpenModel::open_with_origin(received.path(), hints).map_err(no_model)?;
@@ -313,12 +313,12 @@ impl Registry {
         Ok((self.get(model.digest)?, added))
     }
 
-    /// Gives the folder back to other processes; nothing is to be done with it any more.
+    /// Releases the folder for other processes; the registry must not be used afterwards.
     pub fn close(&self) {
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
-    /// [`Self::add`] for whoever is the only one that writes.
+    /// [`Self::add`] for callers that hold the `writing` lock.
     fn add_alone(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
         let digest = model.digest;
         let place = self.place(digest);
@@ -395,7 +395,7 @@ impl Registry {
 }
 
 impl RegistryError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::NotFound(_) => Reason::ModelNotFound,
@@ -411,29 +411,29 @@ impl RegistryError {
         }
     }
 
-    /// Whether it is for want of room on the disk.
+    /// Whether the cause is a full disk.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Io { cause, .. } if is_full(cause))
     }
 }
 
 impl Export {
-    /// Writes the model as one file, in the form that [`Registry::import`] and [`OpenModel::open`] take.
+    /// Writes the model as one file, in the form that [`Registry::import`] and [`OpenModel::open`] accept.
     ///
     /// # Errors
-    /// A file cannot be read, or `out` not be written.
+    /// A file cannot be read, or `out` cannot be written.
     pub fn write_to(self, out: impl Write) -> io::Result<()> {
         packed::pack(self.parts, out)
     }
 }
 
-/// What a packed model says of its history.
+/// The provenance in a packed model.
 fn packed_provenance(path: &Path) -> Option<Provenance> {
     let bytes = packed::read_part(path, PROVENANCE, PROVENANCE_BYTES_MAX).ok()?;
     Provenance::from_toml(str::from_utf8(&bytes).ok()?).ok()
 }
 
-/// Names the path at which something failed.
+/// Adds the path at which something failed.
 fn at(path: &Path) -> impl Fn(io::Error) -> RegistryError {
     move |cause| RegistryError::Io { path: path.to_owned(), cause }
 }

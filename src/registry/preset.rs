@@ -1,4 +1,4 @@
-//! A model that the configuration alone keeps: it is made anew whenever it is asked for.
+//! A model that exists only in the configuration and is made again whenever it is needed.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,10 @@ use crate::embedding::ModelDigest;
 use crate::encoder::LoadError;
 use crate::weights::open::OpenModel;
 
-/// A model that is none of a registry's, and how it is made.
+/// A model that is not in a registry, and how it is made.
 pub struct Preset {
     make: Box<dyn Fn() -> Result<OpenModel, LoadError> + Send + Sync>,
-    /// Once it was made.
+    /// Known once it was made.
     digest: Mutex<Option<ModelDigest>>,
 }
 
@@ -19,7 +19,7 @@ impl Preset {
         Self { make: Box::new(make), digest: Mutex::default() }
     }
 
-    /// Whether it has this digest. Takes as long as to load a model if it was never made.
+    /// Whether it has this digest. If it was never made, this takes as long as loading a model.
     pub fn is(&self, digest: ModelDigest) -> bool {
         match self.digest() {
             Some(known) => known == digest,
@@ -31,7 +31,7 @@ impl Preset {
         *self.digest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The model, if it is `wanted`. Takes as long as to load one.
+    /// The model, if it has the digest `wanted`. Takes as long as loading a model.
     pub fn make(&self, wanted: ModelDigest) -> Option<OpenModel> {
         if self.digest().is_some_and(|digest| digest != wanted) {
             return None;

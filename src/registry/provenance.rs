@@ -1,4 +1,4 @@
-//! Where a model came from and what it is worth: known beside the model, no part of its identity.
+//! Where a model came from and how good it is: stored with the model, but not part of its identity.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::gallery::Time;
 
 /// The file's name in a model's folder.
 pub const PROVENANCE: &str = "provenance.toml";
-/// Bytes of a provenance; a training's configuration is the largest part of it.
+/// Limit in bytes; a training's configuration is the largest part of a provenance.
 pub const PROVENANCE_BYTES_MAX: u64 = 1 << 20;
 /// Changes when an older program could misread a provenance.
 const FORMAT: u32 = 1;
@@ -19,7 +19,7 @@ const FORMAT: u32 = 1;
 pub struct Provenance {
     /// A file's name, or the job that trained it.
     pub origin: String,
-    /// Whose job trained it. Absent: it was not trained here, or by an earlier release.
+    /// The tenant of the job that trained it. `None`: it was not trained here, or an earlier release trained it.
     pub tenant: Option<String>,
     /// The model that its training started from.
     pub parent: Option<ModelDigest>,
@@ -27,13 +27,13 @@ pub struct Provenance {
     pub configuration: Option<String>,
     /// Names the data that it was trained on.
     pub data_fingerprint: Option<String>,
-    /// How well it ranked a test set, after epochs of its training.
+    /// How well it ranked a test set after epochs of its training.
     pub evaluations: Vec<Evaluation>,
     /// Seconds since 1970, UTC.
     pub created_at: u64,
 }
 
-/// Why a text is no provenance.
+/// Why a text is not a provenance.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProvenanceError {
     #[error("it is no provenance: {0}")]
@@ -44,7 +44,7 @@ pub enum ProvenanceError {
     Parent(#[from] DigestError),
 }
 
-/// `provenance.toml`.
+/// The content of `provenance.toml`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -64,7 +64,7 @@ struct Written {
 }
 
 impl Provenance {
-    /// A model that was made now, of which nothing else is known.
+    /// Of a model made now about which nothing else is known.
     pub fn now(origin: impl Into<String>) -> Self {
         let (created_at, _) = Time::now().unix();
         Self {
@@ -78,7 +78,7 @@ impl Provenance {
         }
     }
 
-    /// In the place of one that cannot be read.
+    /// A substitute for one that cannot be read.
     pub fn lost(cause: &str) -> Self {
         Self { created_at: 0, ..Self::now(format!("unknown ({cause})")) }
     }
@@ -102,7 +102,7 @@ impl Provenance {
     }
 
     /// # Errors
-    /// The text is none, or one of another format.
+    /// The text is not a provenance, or has another format.
     pub fn from_toml(text: &str) -> Result<Self, ProvenanceError> {
         #[derive(Deserialize)]
         struct Format {

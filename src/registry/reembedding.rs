@@ -1,7 +1,8 @@
-//! Galleries are re-embedded by the active model: their kept chips are embedded re-embedded in the background, then each flips at once.
+//! Re-embeds galleries with the active model: their kept chips are embedded in the background, then each gallery flips
+//! at once.
 //!
-//! Every tenant's galleries are led by themselves, so that none waits for another's; what does not get on says why, and
-//! is tried again ever later.
+//! The galleries of different tenants are re-embedded independently, so that none waits for another tenant's. A gallery
+//! that is stuck reports why, and is retried at growing intervals.
 
 mod stalls;
 
@@ -23,7 +24,7 @@ use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Prio
 use crate::gallery::{Catalog, Flip, Gallery, GalleryReader, Place, RowId, StoreError};
 use crate::metrics;
 
-/// Whose chips these are to the queue, which serves its tenants evenly.
+/// The tenant of these chips in the queue, which serves its tenants evenly.
 const TENANT: &str = "re-embedding";
 /// Entries that are stored together.
 const PIECE: usize = 64;
@@ -31,27 +32,27 @@ const PIECE: usize = 64;
 const IN_FLIGHT: usize = 16;
 /// Forward passes that may fail for one chip.
 const ATTEMPTS_MAX: u32 = 3;
-/// How often a chip asks for room in a full server.
+/// How often a chip asks a full server for room.
 const ROOM_ATTEMPTS_MAX: u32 = 60;
-/// How long a chip waits for room in a full server, and for a device that failed.
+/// How long a chip waits when the server is full or a device failed.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// How often it is looked for galleries that came, or that stalled and may go on.
+/// How often to check for new galleries, and for stalled ones that may continue.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Leads the galleries of a catalog from model to model, as models are activated.
+/// Moves the galleries of a catalog from model to model, as models are activated.
 #[derive(Clone)]
 pub struct ReEmbedder {
     catalog: Catalog,
     pipeline: Arc<Pipeline>,
     activator: Activator,
-    /// For chips in the queue.
+    /// Limits the chips in the queue.
     slots: Slots,
 }
 
-/// Where galleries go to, and what is known of those that do not get there.
+/// The model that galleries move to, and those that are stuck.
 struct ReembeddingTarget {
     active: ModelLease,
-    /// Galleries that have not flipped yet are searched with these, so they stay for as long.
+    /// Galleries that have not flipped yet are searched with these, so they stay resident until then.
     former: Vec<ModelLease>,
     stalls: Stalls,
 }
@@ -61,7 +62,7 @@ impl ReembeddingTarget {
         Self { active, former: vec![], stalls: Stalls::default() }
     }
 
-    /// Everything goes to another model, also what did not get to the former one.
+    /// Retargets all galleries, including those that did not reach the former target.
     fn turn_to(&mut self, active: ModelLease, former: ModelLease) {
         self.active = active;
         self.former.push(former);
@@ -69,7 +70,7 @@ impl ReembeddingTarget {
     }
 }
 
-/// Why a gallery does not follow.
+/// Why a gallery is stuck.
 #[derive(Debug, thiserror::Error)]
 enum Stall {
     #[error("{0} entries have no chip that can be embedded: delete them, or enrol them again with chips")]
@@ -80,7 +81,7 @@ enum Stall {
     Crowded,
     #[error("reading its chips panicked")]
     Panicked,
-    /// Whatever this is, it is not the gallery's fault.
+    /// Not caused by the gallery.
     #[error("the device is lost, or the server is shutting down")]
     Closing,
 }
@@ -91,8 +92,8 @@ impl ReEmbedder {
         Self { catalog, pipeline, activator, slots: Slots::new(IN_FLIGHT) }
     }
 
-    /// Goes on where an earlier process was, then follows every change. Ends when there will be no more changes; may be
-    /// dropped at any time, and goes on from there.
+    /// Resumes where an earlier process stopped, then handles every change. Ends when the sender of changes is dropped.
+    /// It may be dropped at any time, and resumes from there.
     pub async fn run(self, mut changes: mpsc::UnboundedReceiver<Activation>) {
         let mut target = self.resumed().await;
         loop {
@@ -105,7 +106,7 @@ impl ReEmbedder {
         }
     }
 
-    /// What was under way when an earlier process ended.
+    /// What was in progress when an earlier process ended.
     async fn resumed(&self) -> ReembeddingTarget {
         let mut target = ReembeddingTarget::to(self.pipeline.active());
         let models: BTreeSet<_> = self.needed(&target.active).map(|digest| *digest.as_bytes()).collect();
@@ -120,20 +121,20 @@ impl ReEmbedder {
         target
     }
 
-    /// Models that galleries on their way to another one are searched with.
+    /// Models of galleries that are moving to another one, which searches still need.
     fn needed(&self, active: &ModelLease) -> impl Iterator<Item = ModelDigest> {
         let active = active.digest;
         let galleries = self.catalog.served().into_iter().map(|(_, gallery)| gallery.info().about);
         galleries.filter(move |about| about.keeps_chips && about.model != active).map(|about| about.model)
     }
 
-    /// Leads every gallery as far as it comes, now and whenever something changes.
+    /// Moves every gallery as far as possible, then waits until the next check.
     async fn follow(&self, target: &mut ReembeddingTarget) {
         self.settle(target).await;
         tokio::time::sleep(LOOK_EVERY).await;
     }
 
-    /// Leads every gallery as far as it comes, those that appear meanwhile included.
+    /// Moves every gallery as far as possible, including those that appear meanwhile.
     async fn settle(&self, target: &mut ReembeddingTarget) {
         let active = target.active.clone();
         let (mut working, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
@@ -161,7 +162,7 @@ impl ReEmbedder {
         }
     }
 
-    /// The galleries that should be led on now. Gives back models that none needs any more.
+    /// The galleries to re-embed now. Releases models that no gallery needs any more.
     fn look(&self, target: &mut ReembeddingTarget) -> Vec<(Place, Gallery)> {
         let needed: Vec<ModelDigest> = self.needed(&target.active).collect();
         target.former.retain(|lease| needed.contains(&lease.digest));
@@ -182,7 +183,7 @@ impl ReEmbedder {
     /// Re-embeds a gallery until it is of the active model.
     async fn lead(&self, gallery: &Gallery, model: &ModelLease) -> Result<(), Stall> {
         if gallery.info().about.model == model.digest {
-            // It was on its way to a model that is not active any more.
+            // It was moving to a model that is no longer active.
             return Ok(gallery.drop_shadow().await?);
         }
         gallery.begin_shadow(model.digest, model.dimension).await?;
@@ -194,7 +195,7 @@ impl ReEmbedder {
             }
             match gallery.flip(model.digest).await {
                 Ok(Flip::Done) => return Ok(()),
-                // Entries have come meanwhile.
+                // Entries were added meanwhile.
                 Ok(Flip::Incomplete { .. }) => {}
                 Err(StoreError::Unreadable(cause)) if !is_second => {
                     tracing::warn!(cause, "what was re-embedded cannot be read and is re-embedded again");
@@ -207,7 +208,7 @@ impl ReEmbedder {
         }
     }
 
-    /// Walks once through the entries that the shadow lacks, and says how many of them cannot be embedded.
+    /// Passes once over the entries that the shadow lacks, and returns how many of them cannot be embedded.
     async fn fill(&self, gallery: &Gallery, model: &ModelLease) -> Result<u64, Stall> {
         let (mut stuck, mut after) = (0, None);
         loop {
@@ -231,7 +232,7 @@ impl ReEmbedder {
         }
     }
 
-    /// `None` where the chip is missing or gives no embedding.
+    /// `None` if the chip is missing or cannot be embedded.
     async fn embed_row(
         &self,
         model: &ModelLease,
@@ -246,7 +247,7 @@ impl ReEmbedder {
         }
     }
 
-    /// `None` where the chip gives no embedding.
+    /// `None` if the chip cannot be embedded.
     async fn embed(
         &self,
         model: &ModelLease,
@@ -256,7 +257,7 @@ impl ReEmbedder {
         let caller = Caller { tenant: TENANT.into(), priority: Priority::Bulk, deadline: None };
         let (mut attempts, mut room_attempts) = (0, 0);
         loop {
-            // The slots are never closed. While a chip waits, others may have its slot.
+            // The slots are never closed. While a chip waits, others may use its slot.
             let slot = self.slots.take().await;
             let Ok(admitted) = self.pipeline.admit(model, &caller, 1, chip.image.len()) else {
                 drop(slot);

@@ -1,4 +1,4 @@
-//! What a model's folder says about it, without reading its numbers.
+//! What a model's folder states about it, without reading its parameters.
 
 use std::fmt;
 use std::fs;
@@ -23,11 +23,11 @@ pub struct StoredModel {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Condition {
     Intact(Box<Facts>),
-    /// What was found wrong with it.
+    /// The reason.
     Damaged(String),
 }
 
-/// What a model's folder says about it.
+/// What a model's folder states about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     pub architecture: Architecture,
@@ -35,7 +35,7 @@ pub struct Facts {
 }
 
 impl StoredModel {
-    /// Seconds since 1970; 0 where a damaged model does not say.
+    /// Seconds since 1970; 0 for a damaged model.
     pub(super) fn created_at(&self) -> u64 {
         match &self.condition {
             Condition::Intact(facts) => facts.provenance.created_at,
@@ -44,7 +44,7 @@ impl StoredModel {
     }
 }
 
-/// Looks at a model without reading its numbers: what can be told at start, however many models there are.
+/// Inspects a model without reading its parameters, which keeps the start fast with any number of models.
 pub(super) fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
     let place = folder.join(digest.to_string());
     let condition = match facts(folder, &place, digest) {
@@ -82,7 +82,7 @@ pub(super) fn read_provenance(place: &Path) -> Result<Provenance, String> {
     Provenance::from_toml(&text).map_err(|cause| format!("{}: {cause}", path.display()))
 }
 
-/// A reason that names files from the registry's folder on: where that lies is nobody else's business.
+/// Makes paths in a reason relative to the registry's folder, whose location is not disclosed.
 pub(super) fn relative(folder: &Path, reason: impl fmt::Display) -> String {
     reason.to_string().replace(&format!("{}/", folder.display()), "")
 }

@@ -1,4 +1,4 @@
-//! What the registry keeps, and what becomes of it when a writer is killed or a file changed.
+//! What the registry stores, and what happens when a writer is killed or a file is changed.
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +18,7 @@ fn model(seed: u64) -> OpenModel {
     OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
 }
 
-/// A history that `seed` orders in time.
+/// A provenance that `seed` orders in time.
 fn provenance(seed: u64) -> Provenance {
     Provenance {
         parent: Some(model(0).digest),
@@ -28,7 +28,7 @@ fn provenance(seed: u64) -> Provenance {
     }
 }
 
-/// An activation of the model of seed `seed` after that of seed 9.
+/// The record of an activation of model `seed` after that of seed 9.
 fn active(seed: u64) -> ActiveModel {
     ActiveModel { digest: model(seed).digest, former: model(9).digest }
 }
@@ -155,7 +155,7 @@ fn a_model_that_nobody_waits_for_any_more_is_not_added() {
     here.add(&model(1), &provenance(1)).expect("room");
     let bytes = packed(&here, model(1).digest);
     let (cancellation, guard) = Cancellation::at(None);
-    // While another one is being added, which keeps all others waiting.
+    // While another model is being added, which keeps all others waiting.
     let writing = there.writing();
     std::thread::scope(|scope| {
         let importing =
@@ -192,7 +192,7 @@ fn the_active_model_is_not_deleted_and_a_deleted_one_is_gone() {
     let registry = filled(folder.path(), &[1, 2]);
     registry.set_active(active(1)).expect("there");
     assert!(matches!(registry.delete(model(1).digest), Err(RegistryError::Active(_))));
-    // What is being sent is sent to its end.
+    // Sending continues to the end.
     let export = registry.export(model(2).digest).expect("there");
     registry.delete(model(2).digest).expect("not active");
     export.write_to(io::sink()).expect("sent");
@@ -219,7 +219,7 @@ fn limits_are_met_before_anything_is_written() {
         Err(RegistryError::TooLarge { used, limit, .. }) => assert_eq!((used, limit), (2 * one, bytes_max)),
         other => panic!("{other:?}"),
     }
-    // What is received by several calls counts together, until it is given up.
+    // What several calls receive counts together, until it is dropped.
     let piece = vec![0; (one / 3) as usize];
     let (mut first, mut second) =
         (registry.receive().expect("a place"), registry.receive().expect("a place"));
@@ -278,7 +278,7 @@ fn what_killed_writers_left_is_gone_after_a_restart() {
     let before = names(folder.path());
     std::mem::forget(received(&registry, b"half of a mod"));
     drop(registry);
-    // As an addition, a deletion and a change of the active model leave them when they are cut short.
+    // As left by an interrupted addition, deletion or change of the active model.
     let digest = model(2).digest.to_string();
     for partial in [format!(".partial-{digest}-new-1-0"), format!(".partial-{digest}-gone-1-1")] {
         fs::create_dir(folder.path().join(&partial)).expect("writable");
@@ -299,7 +299,7 @@ fn a_record_of_the_active_model_is_repaired_from_its_copy_or_kept_and_missed() {
         filled(folder.path(), &[1, 2]).set_active(active(1)).expect("there");
         let path = folder.path().join("active.toml");
         fs::write(&path, text).expect("writable");
-        // The second time, it is whole again.
+        // The second time, it is intact again.
         for _ in 0..2 {
             let registry = opened(folder.path());
             assert_eq!((registry.active(), registry.active_damage()), (Some(active(1)), None));

@@ -1,4 +1,4 @@
-//! Galleries that are made of rows that another gallery had.
+//! Galleries built from another gallery's rows.
 
 use std::fmt;
 
@@ -10,37 +10,38 @@ use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, Gallery};
 
-/// A gallery that is being made row by row, and that nobody sees before it is whole. Dropped before it is finished, it
+/// A gallery that is being built row by row and is invisible until it is complete. Dropped before it is finished, it
 /// leaves nothing behind.
 ///
-/// What its methods do is to compute as much as to wait, so none is for an async task. A store over a network waits on
-/// the thread that it is called on.
+/// Its methods compute and block, so they must not run on an async task. A store over a network blocks the calling
+/// thread.
 pub trait GalleryDraft: fmt::Debug + Send {
-    /// Says what the gallery is made for; once, before all rows.
+    /// Sets what the gallery is made for. Call it once, before adding rows.
     ///
     /// # Errors
-    /// The store cannot take it.
+    /// The store does not accept it.
     fn begin(&mut self, about: About) -> Result<(), CatalogError>;
 
-    /// Whether the tenant has room for this many bytes more.
+    /// Checks that the tenant has room for `bytes` more.
     ///
     /// # Errors
-    /// He has not.
+    /// There is not enough room.
     fn check_room(&self, bytes: u64) -> Result<(), CatalogError>;
 
     /// Adds a row above all rows before.
     ///
     /// # Errors
-    /// Its id was there before, which may show later; a quota is reached, or the store cannot take it.
+    /// Its id is already taken, which may be reported later; a quota is reached, or the store does not accept the row.
     ///
     /// # Panics
     /// When the gallery was not begun.
     fn add(&mut self, row: DraftRow) -> Result<(), DraftError>;
 
-    /// Makes the gallery, which survives a power failure from then on. `next_row` is above all rows.
+    /// Creates the gallery; it survives a power failure once this returns. `next_row` is above all rows.
     ///
     /// # Errors
-    /// The name was taken meanwhile, the store cannot take it, or it was cancelled before the gallery is there.
+    /// The name was taken meanwhile, the store does not accept the gallery, or the call was cancelled before the
+    /// gallery existed.
     ///
     /// # Panics
     /// When the gallery was not begun.
@@ -56,7 +57,7 @@ pub struct DraftRow {
     pub chip: Option<SourceChip>,
 }
 
-/// Why a draft becomes no gallery.
+/// Why a draft does not become a gallery.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum DraftError {
     #[error("the entry \"{0}\" is there twice")]

@@ -1,4 +1,4 @@
-//! Why a catalog does not do what it was asked for.
+//! Errors of catalogs.
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use crate::cancellation::Stopped;
 use crate::gallery::store::StoreError;
 use crate::reason::Reason;
 
-/// Why there is no such gallery.
+/// Why an operation on a catalog failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CatalogError {
     #[error("there is no gallery \"{0}\"")]
@@ -32,13 +32,13 @@ pub enum CatalogError {
     Failed,
 }
 
-/// Why a gallery that is there is not served.
+/// Why an existing gallery is not served.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{cause}")]
 pub struct Unserved {
     pub kind: UnservedKind,
     pub cause: String,
-    /// What its owner can do.
+    /// What its owner can do about it.
     pub way_out: &'static str,
 }
 
@@ -46,14 +46,14 @@ pub struct Unserved {
 pub enum UnservedKind {
     /// A later version of the program wrote it.
     Newer,
-    /// What is stored is not what was written.
+    /// The stored data differs from what was written.
     Damaged,
-    /// What is stored cannot be reached.
+    /// The stored data cannot be reached.
     Unreadable,
 }
 
 impl CatalogError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::NotFound(_) => Reason::GalleryNotFound,

@@ -1,4 +1,4 @@
-//! Exports on their way into a store: whole galleries, or none.
+//! Imports of exports into a store: whole galleries or none.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +13,12 @@ use crate::gallery::index::RowId;
 use crate::gallery::store::Gallery;
 use crate::reason::Reason;
 
-/// Bytes that are taken apart together.
+/// Bytes parsed at once.
 const CHUNK_BYTES: usize = 256 << 10;
-/// What a record in an export may have beyond what is stored of it.
+/// How much a record in an export may exceed what is stored of it.
 const FRAMING_BYTES: usize = 64;
 
-/// Why an export becomes no gallery.
+/// Why an export does not become a gallery.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     #[error(transparent)]
@@ -28,7 +28,7 @@ pub enum ImportError {
 }
 
 impl ImportError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Archive(ArchiveError::Foreign) => Reason::ExportForeign,
@@ -41,16 +41,16 @@ impl ImportError {
     }
 }
 
-/// What the imports of a catalog may have.
+/// Limits on the imports of a catalog.
 #[derive(Clone, Copy, Debug)]
 pub struct ImportBounds {
-    /// Bytes of an image that a chip of an imported entry may have.
+    /// Bytes of the image of an imported entry's chip.
     pub image_bytes_max: usize,
-    /// Memory for records that have not come whole yet; a tenant's imports may take half of it.
+    /// Memory for incomplete records; the imports of one tenant may use half of it.
     pub bytes_max: usize,
 }
 
-/// The imports of a catalog, which share memory for records that have not come whole yet. Cloning it is cheap.
+/// The imports of a catalog, which share memory for incomplete records. Cloning it is cheap.
 #[derive(Clone, Debug)]
 pub(in crate::gallery) struct Imports {
     bounds: ImportBounds,
@@ -59,17 +59,17 @@ pub(in crate::gallery) struct Imports {
     tenants: Arc<Mutex<HashMap<String, Budget>>>,
 }
 
-/// Takes an export piece by piece. Dropped before it is finished, it leaves nothing behind.
+/// Reads an export piece by piece. Dropped before it is finished, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Import {
     reader: ArchiveReader,
     draft: Box<dyn GalleryDraft>,
-    /// Above all rows, once the export said what it is of.
+    /// Above all rows; known once the export's head was read.
     next_row: Option<RowId>,
     waiting: Waiting,
 }
 
-/// What one import takes of the memory: of all of it, and of its tenant's half.
+/// The memory that one import uses, counted for all imports and for its tenant's.
 #[derive(Debug)]
 struct Waiting {
     of_all: Permit,
@@ -96,11 +96,11 @@ impl Imports {
 }
 
 impl Import {
-    /// Takes the next bytes of the export. Computes and waits, so it is not for an async task.
+    /// Reads the next bytes of the export. Computes and blocks, so it must not run on an async task.
     ///
     /// # Errors
-    /// They are no export or damaged, exceed what the tenant may store or the memory for imports, the store cannot take
-    /// them, or the import was cancelled.
+    /// The bytes are not an export or are damaged, exceed what the tenant may store or the memory for imports, the
+    /// store does not accept them, or the import was cancelled.
     pub fn push(&mut self, bytes: &[u8], cancellation: &Cancellation) -> Result<(), ImportError> {
         bytes.chunks(CHUNK_BYTES).try_for_each(|chunk| {
             cancellation.check().map_err(CatalogError::from)?;
@@ -122,16 +122,16 @@ impl Import {
             }
         }
         self.waiting.hold(self.reader.buffered() as u64)?;
-        // A record that the tenant has no room for need not come to its end.
+        // Refuses a record that exceeds the tenant's room before all of it has arrived.
         let announced = self.reader.announced().saturating_sub(FRAMING_BYTES);
         Ok(self.draft.check_room(announced as u64)?)
     }
 
-    /// Makes the gallery, which survives a power failure from then on. Waits, so it is not for an async task.
+    /// Creates the gallery; it survives a power failure once this returns. Blocks, so it must not run on an async task.
     ///
     /// # Errors
-    /// The export is not whole, the name was taken meanwhile, the store cannot take it, or it was cancelled before the
-    /// gallery is there.
+    /// The export is incomplete, the name was taken meanwhile, the store does not accept the gallery, or the call was
+    /// cancelled before the gallery existed.
     pub fn finish(self, cancellation: &Cancellation) -> Result<Gallery, ImportError> {
         let Self { reader, draft, next_row, .. } = self;
         reader.finish()?;
@@ -148,10 +148,10 @@ fn refused(error: DraftError, reader: &ArchiveReader) -> ImportError {
 }
 
 impl Waiting {
-    /// Takes or gives back until it has so many bytes.
+    /// Takes memory or gives it back until it holds `bytes`.
     ///
     /// # Errors
-    /// So much memory is not left.
+    /// There is not enough memory left.
     fn hold(&mut self, bytes: u64) -> Result<(), CatalogError> {
         let full = |Exceeded { limit, .. }| CatalogError::ImportsFull { limit };
         let before = self.of_tenant.amount();

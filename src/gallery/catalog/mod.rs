@@ -1,7 +1,7 @@
-//! The seam between whoever asks for galleries by name and whatever keeps them all: a [`CatalogStore`].
+//! The interface between callers that ask for galleries by name and the stores that keep them: [`CatalogStore`].
 //!
-//! `gallery::tests::catalog_conformance` is what every catalog has to do; that of [`embedded`](super::embedded) has a
-//! data directory to itself.
+//! `gallery::tests::catalog_conformance` defines what every catalog must do. The catalog of
+//! [`embedded`](super::embedded) owns a data directory.
 
 mod draft;
 mod error;
@@ -22,17 +22,17 @@ pub use name::{GalleryName, NameError};
 use super::store::{Gallery, Info};
 use crate::embedding::ModelDigest;
 
-/// The galleries of a server, by whichever store.
+/// The galleries of a server, in any store.
 pub type Catalog = Arc<dyn CatalogStore>;
 
 /// Galleries by tenant and name.
 ///
-/// What may wait for a disk or a network is async, and the store sees to the threads that it takes: its callers cannot
-/// know which it is. What tells only of galleries that this server has open is answered at once.
+/// Methods that may wait for a disk or a network are async. The store provides the threads for such work, since callers
+/// do not know which store it is. Methods on galleries that this server has open return at once.
 #[async_trait]
 pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// # Errors
-    /// There is no such gallery, or it is refused.
+    /// The gallery does not exist, or is not served.
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError>;
 
     /// The first `size` galleries with names above `after`.
@@ -46,10 +46,10 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
         size: usize,
     ) -> Result<Listing, CatalogError>;
 
-    /// Makes a gallery without entries.
+    /// Creates a gallery without entries.
     ///
     /// # Errors
-    /// The name is taken, the tenant has enough galleries, or the store cannot take it.
+    /// The name is taken, the tenant has reached its number of galleries, or the store does not accept it.
     async fn create(
         &self,
         tenant: &str,
@@ -57,30 +57,31 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
         new: NewGallery,
     ) -> Result<Gallery, CatalogError>;
 
-    /// Deletes a gallery with everything in it, also one that is refused. Final once this returns.
+    /// Deletes a gallery with everything in it, even one that is not served. Final once this returns.
     ///
     /// # Errors
-    /// There is no such gallery, or the store cannot remove it.
+    /// The gallery does not exist, or the store cannot remove it.
     async fn delete(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError>;
 
-    /// Begins a new gallery from an [`Export`](crate::gallery::Export).
+    /// Starts a new gallery from an [`Export`](crate::gallery::Export).
     ///
     /// # Errors
-    /// The name is taken, the tenant has enough galleries, or the store cannot take it.
+    /// The name is taken, the tenant has reached its number of galleries, or the store does not accept it.
     async fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError>;
 
-    /// Every gallery that this server has open, of every tenant.
+    /// All galleries of all tenants that this server has open.
     fn served(&self) -> Vec<(Place, Gallery)>;
 
-    /// The same in numbers, those included that cannot be opened.
+    /// Counts of all galleries, including those that cannot be opened.
     fn census(&self) -> Census;
 
-    /// Finishes what was begun and closes every gallery; then nothing is taken any more.
+    /// Finishes pending work and closes every gallery; later calls are refused.
     async fn close(&self);
 }
 
 impl dyn CatalogStore {
-    /// Galleries whose chips are kept and whose embeddings are of `model`: they need it until they have followed another.
+    /// Galleries that keep their chips and whose embeddings are of `model`: they need it until they have moved to
+    /// another.
     pub fn need(&self, model: ModelDigest) -> Vec<Place> {
         let mut galleries = self.served();
         galleries.retain(|(_, gallery)| {
@@ -91,7 +92,7 @@ impl dyn CatalogStore {
     }
 }
 
-/// Where a gallery is: its tenant, as its store names him, and its name.
+/// The location of a gallery: its tenant, as the store names it, and its name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Place {
     pub tenant: Arc<str>,
@@ -112,25 +113,25 @@ pub type Slot = Result<Gallery, Arc<Unserved>>;
 pub struct NewGallery {
     pub model: ModelDigest,
     pub dimension: usize,
-    /// Whether source chips are kept, so that the gallery can follow a new model.
+    /// Whether source chips are kept, so that the gallery can move to a new model.
     pub keeps_chips: bool,
 }
 
-/// Bounds on what is stored.
+/// Limits on what is stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Quotas {
     pub galleries_per_tenant: usize,
     pub entries_per_gallery: u64,
-    /// Of entries, embeddings and chips, and of files that are much larger than these.
+    /// Counts entries, embeddings and chips, and the excess of files that are much larger than these.
     pub bytes_per_tenant: u64,
 }
 
-/// A part of the list of galleries.
+/// A page of the list of galleries.
 #[derive(Clone, Debug)]
 pub struct Listing {
-    /// By name.
+    /// Sorted by name.
     pub galleries: Vec<(GalleryName, Slot)>,
-    /// Where the next part begins, unless this is the last one.
+    /// Where the next page begins, `None` on the last one.
     pub next: Option<GalleryName>,
 }
 
@@ -143,12 +144,12 @@ pub struct Census {
     /// They cannot be opened.
     pub refused: usize,
     pub entries: u64,
-    /// Of entries, embeddings and kept chips.
+    /// Counts entries, embeddings and kept chips.
     pub bytes: u64,
 }
 
 impl Census {
-    /// Counts a gallery that is served.
+    /// Adds a gallery that is served.
     pub(in crate::gallery) fn count(&mut self, info: &Info) {
         *if info.read_only.is_some() { &mut self.read_only } else { &mut self.writable } += 1;
         self.entries += info.entries;

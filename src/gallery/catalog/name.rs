@@ -8,7 +8,7 @@ pub struct GalleryName(Box<str>);
 
 const NAME_BYTES_MAX: usize = 64;
 
-/// A text that names no gallery.
+/// The text is not a valid gallery name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("must be 1 to {NAME_BYTES_MAX} of a-z, 0-9, \"-\" and \"_\", starting with a letter")]
 pub struct NameError;

@@ -21,7 +21,7 @@ use crate::gallery::store::{
     About, Conflict, Enrolled, Enrolment, Field, Selector, StoreError, Update, Updated,
 };
 
-/// What a batch is made against.
+/// The settings that a batch is applied under.
 #[derive(Clone, Copy)]
 pub struct Ground<'a> {
     pub about: &'a About,
@@ -29,33 +29,33 @@ pub struct Ground<'a> {
     pub allowance: &'a Arc<Allowance>,
 }
 
-/// A transaction that operations are applied to, and the index as it will be.
+/// A transaction that operations are applied to, and the index that results.
 pub struct WriteBatch<'t> {
     ground: Ground<'t>,
     entries: Table<'t, u64, &'static [u8]>,
     ids: Table<'t, &'static str, u64>,
     vectors: Table<'t, u64, &'static [u8]>,
-    /// Of the gallery's shadow, if it has one.
+    /// The vectors of the gallery's shadow, if it has one.
     shadow: Option<Table<'t, u64, &'static [u8]>>,
     gone: Table<'t, u64, ()>,
     index: Index,
     state: StateRecord,
     changes: Changes,
-    /// QuotaUse of the allowance so far. Given back unless the batch is committed.
+    /// Allowance used so far; given back unless the batch is committed.
     taken: QuotaUse,
 }
 
-/// What a batch did beside its transaction.
+/// What a batch changed besides its transaction.
 #[derive(Debug, Default)]
 pub struct Changes {
-    /// Chips to be kept, sealed.
+    /// Sealed chips to keep.
     pub chips: BTreeMap<RowId, Vec<u8>>,
-    /// Rows that are gone and had chips.
+    /// Deleted rows that had chips.
     pub gone: Vec<RowId>,
     any: bool,
 }
 
-/// Where a batch ended.
+/// The result of a batch.
 pub struct Finished {
     pub index: Index,
     pub state: StateRecord,
@@ -63,14 +63,14 @@ pub struct Finished {
     pub taken: QuotaUse,
 }
 
-/// Bytes that come and go with a batch.
+/// Bytes that a batch takes and releases.
 pub struct QuotaUse {
     allowance: Arc<Allowance>,
     taken: u64,
     released: u64,
 }
 
-/// A row as it is now.
+/// A row as it is stored now.
 struct Stored {
     row: RowId,
     entry: Entry,
@@ -140,7 +140,7 @@ impl<'t> WriteBatch<'t> {
         Ok(if previous.is_some() { Enrolled::Replaced } else { Enrolled::Created })
     }
 
-    /// How many entries there were to delete.
+    /// Returns how many entries there were to delete.
     ///
     /// # Errors
     /// The transaction failed.
@@ -182,10 +182,10 @@ impl<'t> WriteBatch<'t> {
         Ok(answer)
     }
 
-    /// How many entries moved.
+    /// Returns how many entries moved.
     ///
     /// # Errors
-    /// The merger is refused, or the transaction failed.
+    /// The merge is refused, or the transaction failed.
     pub fn merge(&mut self, vessels: &[VesselId], into: &VesselId) -> Result<u64, StoreError> {
         let from: Vec<VesselId> = vessels.iter().filter(|vessel| *vessel != into).cloned().collect();
         if from.is_empty() {
@@ -202,8 +202,8 @@ impl<'t> WriteBatch<'t> {
         Ok(moved)
     }
 
-    /// Adds embeddings by `model` to the shadow, and says how many: what was deleted or replaced since it was read, and
-    /// what the shadow has already, is passed over.
+    /// Adds embeddings by `model` to the shadow and returns how many were new. Rows that were deleted or replaced since
+    /// they were read, and rows that the shadow already has, are skipped.
     ///
     /// # Errors
     /// The shadow is of another model or dimension, or the transaction failed.
@@ -232,7 +232,7 @@ impl<'t> WriteBatch<'t> {
         Ok(added)
     }
 
-    /// Forgets that chips of these rows may still be there.
+    /// Clears the marks of rows whose chips may still be stored.
     ///
     /// # Errors
     /// The transaction failed.
@@ -243,7 +243,7 @@ impl<'t> WriteBatch<'t> {
         Ok(())
     }
 
-    /// Writes the state that the transaction leads to; `None` when nothing changed.
+    /// Writes the state after the batch; `None` when nothing changed.
     ///
     /// # Errors
     /// The transaction failed.
@@ -263,7 +263,7 @@ impl<'t> WriteBatch<'t> {
         Ok(Some(Finished { index, state, changes, taken }))
     }
 
-    /// The embedding that counts. A gallery whose shadow came to count since it was made takes the shadow's.
+    /// The active embedding. If the shadow became active after the enrolment was prepared, it is the shadow's.
     fn embedding<'e>(&self, enrolment: &'e Enrolment) -> Result<&'e Embedding, StoreError> {
         let about = self.ground.about;
         let embedding = match &enrolment.shadow {
@@ -291,7 +291,7 @@ impl<'t> WriteBatch<'t> {
         Ok(self.index.rows(&selection).collect())
     }
 
-    /// The rows of those that exist, each once.
+    /// The rows of those ids that exist, without duplicates.
     fn rows_of(&self, ids: &[EntryId]) -> Result<Vec<RowId>, StoreError> {
         let mut rows = Vec::new();
         for id in ids {
@@ -320,12 +320,12 @@ impl<'t> WriteBatch<'t> {
         Ok(Stored { row, entry: record.into_entry()?, bytes, chip_bytes, chip_checksum })
     }
 
-    /// Everything that is stored of a row.
+    /// All bytes that are stored for a row.
     fn bytes(&self, stored: &Stored) -> u64 {
         stored.bytes + stored.chip_bytes + sealed_vector_bytes(self.ground.about.dimension)
     }
 
-    /// Accounts for `before` bytes becoming `after`.
+    /// Accounts for a change from `before` bytes to `after`.
     fn account(&mut self, before: u64, after: u64) -> Result<(), StoreError> {
         self.taken.change(before, after)?;
         self.state.bytes = self.state.bytes - before + after;
@@ -346,7 +346,7 @@ impl<'t> WriteBatch<'t> {
         Ok(())
     }
 
-    /// Whether the embedding is new in the shadow; one by another model, or of another dimension, is passed over.
+    /// Returns whether the embedding is new in the shadow; one of another model or dimension is skipped.
     fn insert_shadow(
         &mut self,
         row: RowId,
@@ -364,7 +364,7 @@ impl<'t> WriteBatch<'t> {
         Ok(true)
     }
 
-    /// Removes a row; its id is the caller's.
+    /// Removes a row; the caller removes its id.
     fn take_out(&mut self, stored: &Stored) -> Result<(), DatabaseError> {
         self.changes.any = true;
         self.entries.remove(stored.row.0)?;
@@ -404,7 +404,7 @@ impl<'t> WriteBatch<'t> {
 }
 
 impl QuotaUse {
-    /// The bytes stay as they are now.
+    /// Keeps the accounted bytes permanently.
     pub fn keep(mut self) {
         self.allowance.give_back(self.released);
         (self.taken, self.released) = (0, 0);
@@ -415,7 +415,8 @@ impl QuotaUse {
             self.allowance.take(after - before)?;
             self.taken += after - before;
         } else {
-            // Whoever is over the limit may delete. What is replaced takes no less of the files than what is added.
+            // A tenant over the limit may delete but not replace, since a replacement needs as much room in the files
+            // as an addition.
             if after > 0 {
                 self.allowance.check(0)?;
             }

@@ -1,4 +1,4 @@
-//! The files of a new gallery, with or without entries to begin with.
+//! Creates the files of a new gallery, with or without initial entries.
 
 use redb::{Durability, TableDefinition};
 
@@ -15,19 +15,19 @@ use crate::gallery::store::About;
 const ROWS_MAX: usize = 4096;
 const BYTES_MAX: u64 = 16 << 20;
 
-/// A gallery that is being made, and that nobody sees before it is whole.
+/// A gallery that is being built and is invisible until it is complete.
 #[derive(Debug)]
 pub struct GalleryBuilder {
     about: About,
     gallery: Database,
     chips: Option<Database>,
     rows: Vec<NewRow>,
-    /// Of `rows`.
+    /// The bytes in `rows`.
     pending_bytes: u64,
     bytes: u64,
 }
 
-/// A row to begin with, as it is written.
+/// An initial row, as it is written.
 #[derive(Debug)]
 pub struct NewRow {
     row: RowId,
@@ -112,7 +112,7 @@ impl NewRow {
         Self { row, id: entry.id, record, vector: seal(vector_bytes(embedding.as_slice())), chip }
     }
 
-    /// Everything that is stored of it.
+    /// All bytes that are stored for it.
     pub fn bytes(&self) -> u64 {
         (self.record.len() + self.vector.len() + self.chip.as_ref().map_or(0, Vec::len)) as u64
     }

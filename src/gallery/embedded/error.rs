@@ -1,4 +1,4 @@
-//! What of redb and of damaged records a caller is told.
+//! How callers are told about errors of redb and damaged records.
 
 use crate::durable::DatabaseError;
 use crate::gallery::record::Damage;

@@ -1,4 +1,4 @@
-//! The handle of a gallery that callers share: async towards them, a queue towards its writer.
+//! The shared handle of a gallery: async for callers, with a queue to the writer.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,10 +27,10 @@ use crate::metrics;
 
 /// Operations in one commit.
 const GROUP_MAX: usize = 1024;
-/// What an operation weighs beside what it carries.
+/// Queue bytes charged for an operation in addition to its payload.
 const OPERATION_BYTES: usize = 1 << 10;
 
-/// Bounds on what waits for the writer.
+/// Limits on what waits for the writer.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueSettings {
     pub operations_max: usize,
@@ -40,32 +40,32 @@ pub struct QueueSettings {
 /// One open gallery.
 pub struct EmbeddedGallery {
     published: Arc<Published>,
-    /// Absent once the gallery is closed.
+    /// `None` once the gallery is closed.
     queue: RwLock<Option<mpsc::Sender<Queued>>>,
-    /// Of bytes.
+    /// One slot for each byte.
     room: Slots,
     bytes_max: usize,
     deleted: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    /// The model that it does not get to, and why.
+    /// The model that it cannot move to, and why.
     stalled: Mutex<Option<(ModelDigest, String)>>,
 }
 
 struct Queued {
     command: WriterCommand,
-    /// In the queue.
+    /// Its share of the queue.
     room: Slot,
 }
 
 enum WriterCommand {
     /// In a transaction that others share.
     Grouped(Box<dyn GroupedOperation>),
-    /// In a transaction of its own; it answers whoever asked.
+    /// Runs in a transaction of its own and answers its caller itself.
     Exclusive(Box<dyn FnOnce(&mut Writer) + Send>),
 }
 
 impl EmbeddedGallery {
-    /// Gives `writer` a thread of its own.
+    /// Runs `writer` on its own thread.
     pub(crate) fn start(writer: Writer, settings: QueueSettings) -> std::io::Result<Arc<Self>> {
         let published = writer.published().clone();
         let (sender, receiver) = mpsc::channel(settings.operations_max);
@@ -86,12 +86,12 @@ impl EmbeddedGallery {
         }))
     }
 
-    /// What is committed now, with its files.
+    /// The committed state, with its files.
     pub(in crate::gallery) fn published(&self) -> Arc<Snapshot> {
         self.published.snapshot()
     }
 
-    /// Finishes what waits, closes the files and waits for that: not for async tasks.
+    /// Finishes pending operations, closes the files and waits for that: not for async tasks.
     pub(crate) fn close(&self) {
         let sender = self.queue.write().unwrap_or_else(PoisonError::into_inner).take();
         drop(sender);
@@ -102,7 +102,7 @@ impl EmbeddedGallery {
         }
     }
 
-    /// Closes a gallery that is being deleted: what waits is refused.
+    /// Closes a gallery that is being deleted: pending operations are refused.
     pub(crate) fn abandon(&self) {
         self.deleted.store(true, Ordering::Relaxed);
         self.close();
@@ -124,7 +124,7 @@ impl EmbeddedGallery {
         let (answer, answered) = oneshot::channel();
         let command = move |writer: &mut Writer| {
             if !answer.is_closed() {
-                // Whoever left meanwhile does not wait for the answer.
+                // A caller that has left does not wait for the answer.
                 let _ = answer.send(operation(writer));
             }
         };
@@ -239,7 +239,7 @@ impl fmt::Debug for EmbeddedGallery {
     }
 }
 
-/// An operation as a part of a group, and where its answer comes.
+/// An operation as part of a group, and where its answer is sent.
 pub fn pending<T: Send + 'static>(
     operation: impl FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send + 'static,
 ) -> (Box<dyn GroupedOperation>, oneshot::Receiver<Result<T, StoreError>>) {
@@ -257,7 +257,7 @@ impl<T: Send, F: FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send> Gr
     for Pending<T, F>
 {
     fn apply(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError> {
-        // Whoever has left before its turn is told nothing, so nothing is done.
+        // If the caller left before its turn, the operation is skipped.
         let Some(operation) = self.operation.take().filter(|_| !self.answer.is_closed()) else {
             return Ok(());
         };
@@ -271,10 +271,10 @@ impl<T: Send, F: FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send> Gr
     }
 
     fn acknowledge(self: Box<Self>, fate: Result<(), StoreError>) {
-        // A refusal may rest on what others of the group did, so it does not outlive a group that failed.
+        // A refusal may depend on other operations of the group, so it does not outlive a failed group.
         let Self { outcome, answer, .. } = *self;
         let outcome = fate.and_then(|()| outcome.unwrap_or(Err(StoreError::Closed)));
-        // Whoever left does not wait for the answer.
+        // A caller that has left does not wait for the answer.
         let _ = answer.send(outcome);
     }
 }

@@ -1,5 +1,5 @@
-//! The store of a single server: each gallery in files of its own, all of them in one folder. What is acknowledged is
-//! there after a power failure, and what is deleted is not.
+//! The store of a single server: each gallery has its own files, all in one folder. Acknowledged writes and deletions
+//! survive a power failure.
 
 pub(super) mod batch;
 pub(super) mod builder;

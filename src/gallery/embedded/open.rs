@@ -1,4 +1,4 @@
-//! Opening the files of a gallery: what the last process left unfinished is finished, and the index is made.
+//! Opens the files of a gallery: finishes what the last process left unfinished, and builds the index.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -16,7 +16,7 @@ use crate::gallery::index::{Code, Index, RowId};
 use crate::gallery::record::{Damage, decode, read_vector, unseal};
 use crate::gallery::store::About;
 
-/// Chips that a process that died may have written ahead of their rows.
+/// Chips that a killed process may have written ahead of their rows.
 const UNBORN_MAX: u64 = 1 << 20;
 
 /// Why a gallery cannot be opened.
@@ -35,7 +35,7 @@ pub struct Opened {
     pub gallery: Database,
     pub chips: Option<Database>,
     pub snapshot: Snapshot,
-    /// Rows that are marked as gone although no chip of them is left.
+    /// Rows that are still marked as deleted although their chips are removed.
     pub swept: Vec<RowId>,
 }
 
@@ -59,15 +59,15 @@ pub fn open(volume: &dyn Volume, cache_bytes: usize) -> Result<Opened, OpenError
     Ok(Opened { gallery, chips, snapshot: snapshot.map_err(in_gallery)?, swept })
 }
 
-/// What a gallery's file holds, once its tables are known to agree.
+/// The content of a gallery's file, once its tables are known to agree.
 struct Content {
     state: StateRecord,
     index: Index,
-    /// Rows whose chips may still be there.
+    /// Deleted rows whose chips may still be stored.
     gone: Vec<RowId>,
 }
 
-/// Removes chips of rows that are gone, or that never came to be. Returns the marks that are of no more use.
+/// Removes the chips of rows that were deleted or never committed. Returns the marks that are no longer needed.
 fn drop_stray_chips(chips: &Database, content: &Content) -> Result<Vec<RowId>, SchemaError> {
     let (next_row, gone) = (content.state.next_row, content.gone.clone());
     let rows = chips.begin_read()?.open_table(CHIP_ROWS).map_err(DatabaseError::from)?;
@@ -82,7 +82,7 @@ fn drop_stray_chips(chips: &Database, content: &Content) -> Result<Vec<RowId>, S
     }
     match remove_chips(chips, &gone, next_row..beyond) {
         Ok(()) => Ok(gone),
-        // A disk without room still serves what it has.
+        // A full disk does not stop the gallery from being served.
         Err(DatabaseError::Sealed(_)) => Ok(vec![]),
         Err(other) => Err(other.into()),
     }
@@ -130,7 +130,7 @@ fn read_content(
     Ok(Content { state, index, gone })
 }
 
-/// `None` where the file of codes is of no use.
+/// `None` where the file of codes cannot be used.
 fn index_from_codes(
     volume: &dyn Volume,
     header: &Header,
@@ -161,7 +161,7 @@ fn passed_over(cause: &Unusable) -> Option<Index> {
     None
 }
 
-/// The index as the vectors alone give it.
+/// Builds the index from the vectors alone.
 pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
     let mut build = Build::new(about.dimension);
     let mut values = vec![0.0; about.dimension];
@@ -179,8 +179,8 @@ pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index
     build.finish(tables)
 }
 
-/// All entries by ascending row, each of which a look for its row finds as well: the way there is by keys of inner pages,
-/// which the way along the leaves does not see.
+/// All entries by ascending row. Each row is also looked up, since lookups go by the keys of inner pages, which a scan
+/// of the leaves does not check.
 fn entries(
     tables: &Tables,
 ) -> Result<impl Iterator<Item = Result<(RowId, Entry), SchemaError>>, SchemaError> {
@@ -196,13 +196,13 @@ fn entries(
     }))
 }
 
-/// An index that is being made, and which ids its entries have.
+/// An index that is being built, and a checksum of its entries' ids.
 struct Build {
     index: Index,
     ids: Ids,
 }
 
-/// A checksum of ids with their rows, in any order.
+/// An order-independent checksum of ids with their rows.
 #[derive(Default, PartialEq)]
 struct Ids {
     count: u64,
@@ -219,8 +219,8 @@ impl Build {
         self.ids.add(entry.id.as_str(), row.0);
     }
 
-    /// The index, if the table of ids leads to its entries, both along its leaves and by each id; that table has no
-    /// checksums of its own.
+    /// The index, if the table of ids agrees with its entries, both in a scan and in a lookup of each id; that table
+    /// has no checksums of its own.
     fn finish(mut self, tables: &Tables) -> Result<Index, SchemaError> {
         self.index.settle_names();
         let mut ids = Ids::default();

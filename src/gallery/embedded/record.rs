@@ -1,4 +1,4 @@
-//! What the files of a gallery hold beside its embeddings and chips.
+//! Records in the files of a gallery other than its embeddings and chips.
 
 use prost::Message;
 
@@ -6,7 +6,7 @@ use crate::embedding::ModelDigest;
 use crate::gallery::entry::Entry;
 use crate::gallery::record::{Damage, EntryRecord, seal_of};
 
-/// What is said once of a gallery. A program that knows no newer schema still reads its number.
+/// What does not change with every commit. A program that does not know a newer schema can still read its number.
 #[derive(Clone, PartialEq, Message)]
 pub struct AboutRecord {
     #[prost(uint32, tag = "1")]
@@ -15,10 +15,10 @@ pub struct AboutRecord {
     pub created_at: i64,
     #[prost(bool, tag = "3")]
     pub keeps_chips: bool,
-    /// The embeddings that count.
+    /// The active embeddings.
     #[prost(message, optional, tag = "4")]
     pub generation: Option<GenerationRecord>,
-    /// Those that will count once they are complete.
+    /// Embeddings that become active once they are complete.
     #[prost(message, optional, tag = "5")]
     pub shadow: Option<GenerationRecord>,
 }
@@ -26,7 +26,7 @@ pub struct AboutRecord {
 /// Embeddings of one model.
 #[derive(Clone, PartialEq, Message)]
 pub struct GenerationRecord {
-    /// Of their table.
+    /// The number of their table.
     #[prost(uint64, tag = "1")]
     pub number: u64,
     #[prost(bytes = "vec", tag = "2")]
@@ -40,18 +40,18 @@ pub struct GenerationRecord {
 pub struct StateRecord {
     #[prost(uint64, tag = "1")]
     pub commit: u64,
-    /// Tells commits of one number apart, where a restored file went another way.
+    /// Distinguishes commits of the same number after a file was restored from a copy.
     #[prost(sfixed64, tag = "2")]
     pub committed_at: i64,
     /// No row from here on was ever used.
     #[prost(uint64, tag = "3")]
     pub next_row: u64,
-    /// Of entries, embeddings and chips, sealed.
+    /// Counts entries, embeddings and chips as they are sealed.
     #[prost(uint64, tag = "4")]
     pub bytes: u64,
 }
 
-/// An entry as its gallery keeps it.
+/// An entry as its gallery stores it.
 #[derive(Clone, PartialEq, Message)]
 pub struct RowRecord {
     #[prost(message, optional, tag = "1")]
@@ -59,7 +59,8 @@ pub struct RowRecord {
     /// Bytes of its kept chip; 0 without one.
     #[prost(uint64, tag = "2")]
     pub chip_bytes: u64,
-    /// Of its kept chip, which a changed key would take for another row's. Earlier programs left it out.
+    /// Checksum of its kept chip, which detects a changed key that leads to another row's chip. Earlier programs did
+    /// not write it.
     #[prost(fixed32, optional, tag = "3")]
     pub chip_checksum: Option<u32>,
 }
@@ -78,14 +79,14 @@ impl RowRecord {
         Self { entry: Some(entry), chip_bytes, chip_checksum: sealed.and_then(seal_of) }
     }
 
-    /// Whether a stored chip is the row's, as far as the row knows it.
+    /// Whether a stored chip belongs to the row, judging by its size and, where the row records one, its checksum.
     pub fn has_chip(&self, sealed: &[u8]) -> bool {
         let is_sealed_so = self.chip_checksum.is_none_or(|checksum| seal_of(sealed) == Some(checksum));
         self.chip_bytes == sealed.len() as u64 && is_sealed_so
     }
 
     /// # Errors
-    /// It holds no valid entry.
+    /// It does not hold a valid entry.
     pub fn into_entry(self) -> Result<Entry, Damage> {
         self.entry.ok_or_else(|| Damage("has no entry".into()))?.try_into()
     }

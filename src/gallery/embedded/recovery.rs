@@ -1,4 +1,4 @@
-//! A gallery that a full disk made read-only looks for room, and takes writes again once there is some.
+//! Lets a gallery that a full disk made read-only check for room, and accept writes again once there is some.
 
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
@@ -11,23 +11,23 @@ use super::writer::Writer;
 
 const WAIT_MIN: Duration = Duration::from_secs(1);
 const WAIT_MAX: Duration = Duration::from_secs(60);
-/// A gallery that took writes for as long waits as shortly as at first.
+/// After accepting writes for this long, the wait starts again at its minimum.
 const SETTLED: Duration = Duration::from_secs(300);
 
-/// When a writer looks for room again: ever later, while it finds none or not enough.
+/// When a writer checks for room again: at growing intervals, while there is none or not enough.
 #[derive(Debug)]
 pub struct Recovery {
     wait: Duration,
     last: Option<Instant>,
 }
 
-/// What came of a queue.
+/// The outcome of receiving from a queue.
 #[derive(Debug)]
 pub enum Received<T> {
     Item(T),
-    /// In time.
+    /// Nothing arrived in time.
     Nothing,
-    /// Nothing will come any more.
+    /// The queue is closed.
     End,
 }
 
@@ -46,7 +46,7 @@ impl Recovery {
         self.wait
     }
 
-    /// Lets the writer look for room; `None` where the queue ended before its files could be opened again.
+    /// Makes the writer check for room; `None` where the queue was closed before its files could be opened again.
     pub fn attempt<T>(&mut self, writer: Writer, queue: &mut mpsc::Receiver<T>) -> Option<Writer> {
         self.later();
         let mut recovered = writer.recover();
@@ -55,7 +55,8 @@ impl Recovery {
                 Ok(writer) => return Some(writer),
                 Err(shut) => match receive(queue, Some(self.wait)) {
                     Received::End => return None,
-                    // The answer's sender is dropped with it, which says that the gallery takes no writes.
+                    // Dropping the item drops the sender of its answer, which reports that the gallery does not accept
+                    // writes.
                     Received::Item(_) => recovered = Err(shut),
                     Received::Nothing => {
                         self.later();
@@ -72,7 +73,7 @@ impl Recovery {
     }
 }
 
-/// The next of a queue, on a thread that may block; with `wait`, for no longer.
+/// Receives the next item of a queue, on a thread that may block; `wait` limits the time.
 pub fn receive<T>(queue: &mut mpsc::Receiver<T>, wait: Option<Duration>) -> Received<T> {
     let Some(wait) = wait else { return queue.blocking_recv().map_or(Received::End, Received::Item) };
     let until = Instant::now() + wait;

@@ -13,7 +13,7 @@ use crate::gallery::store::{About, Shadow};
 pub const GALLERY: &str = "gallery.redb";
 /// The source chips, in a gallery that keeps them.
 pub const CHIPS: &str = "chips.redb";
-/// The codes of all vectors, so that opening need not compute them. Nothing depends on it.
+/// The codes of all vectors, which saves computing them on opening. Nothing depends on it.
 pub const CODES: &str = "codes.i8";
 
 /// Changes when an older program could misread a gallery.
@@ -26,7 +26,7 @@ pub const ABOUT: TableDefinition<&str, &[u8]> = TableDefinition::new("about");
 pub const ENTRIES: Rows = TableDefinition::new("entries");
 /// Rows by entry id.
 pub const IDS: TableDefinition<&str, u64> = TableDefinition::new("ids");
-/// Rows that are gone, whose chips may still be there.
+/// Deleted rows whose chips may still be stored.
 pub const GONE: TableDefinition<u64, ()> = TableDefinition::new("gone");
 /// [`ChipRecord`](crate::gallery::record::ChipRecord)s, in their own file.
 pub const CHIP_ROWS: Rows = TableDefinition::new("chips");
@@ -35,7 +35,7 @@ const ABOUT_KEY: &str = "gallery";
 const STATE_KEY: &str = "state";
 
 impl About {
-    /// Name of the table of its vectors, by row.
+    /// Name of the table of its vectors, keyed by row.
     pub(super) fn vectors(&self) -> String {
         vectors(self.generation)
     }
@@ -51,7 +51,7 @@ impl About {
         Self { shadow: None, ..self.clone() }
     }
 
-    /// The gallery as it is once its shadow counts.
+    /// The gallery after its shadow became active.
     pub(super) fn flipped(&self, shadow: Shadow) -> Self {
         let Shadow { model, dimension, generation } = shadow;
         Self { model, dimension, generation, shadow: None, ..self.clone() }
@@ -64,7 +64,7 @@ impl Shadow {
         Ok(Self { model: record.model()?, dimension, generation })
     }
 
-    /// Name of the table of its vectors, by row.
+    /// Name of the table of its vectors, keyed by row.
     pub(super) fn vectors(&self) -> String {
         vectors(self.generation)
     }
@@ -90,7 +90,7 @@ pub enum SchemaError {
 }
 
 /// # Errors
-/// The transaction is of no gallery, or of one of a newer schema.
+/// The transaction is not of a gallery, or is of one with a newer schema.
 pub fn read_about(transaction: &ReadTransaction) -> Result<About, SchemaError> {
     let foreign = || Damage("is no gallery".into());
     let tables = transaction.list_tables().map_err(DatabaseError::from)?;

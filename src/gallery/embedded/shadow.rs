@@ -1,4 +1,5 @@
-//! The way of a gallery to another model: its chips are re-embedded beside what counts, until one transaction flips.
+//! How a gallery moves to another model: its chips are re-embedded into a shadow, which one transaction then makes
+//! active.
 
 use std::sync::Arc;
 
@@ -15,21 +16,21 @@ use crate::gallery::index::Index;
 use crate::gallery::record::sealed_vector_bytes;
 use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
 
-/// What a transaction that changes the generations leads to.
+/// The state after a transaction that changes the generations.
 struct GenerationChange {
     about: About,
-    /// Of the gallery before the transaction, unless its embeddings change.
+    /// The index before the transaction, unless its embeddings change.
     index: Index,
     bytes: u64,
-    /// The table of vectors that are of no more use.
+    /// The table of vectors that are no longer needed.
     obsolete: Option<String>,
 }
 
 impl Writer {
-    /// Begins a shadow of `model`. One of the same model goes on, one of another is given up.
+    /// Begins a shadow of `model`. An existing shadow of the same model is continued, one of another is dropped.
     ///
     /// # Errors
-    /// The gallery is of that model already, keeps no chips, or takes no writes.
+    /// The gallery is already of that model, keeps no chips, or does not accept writes.
     pub fn begin_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
         if self.about.model == model || !self.about.keeps_chips {
             return Err(StoreError::Model { expected: self.about.model, found: model });
@@ -42,10 +43,10 @@ impl Writer {
         self.turn(about, former.map(|shadow| shadow.vectors()))
     }
 
-    /// Gives up the shadow, if there is one.
+    /// Drops the shadow, if there is one.
     ///
     /// # Errors
-    /// The gallery takes no writes.
+    /// The gallery does not accept writes.
     pub fn drop_shadow(&mut self) -> Result<(), StoreError> {
         match self.about.shadow {
             None => Ok(()),
@@ -53,11 +54,11 @@ impl Writer {
         }
     }
 
-    /// Makes the shadow of `model` count, if it is complete: in one transaction, before and after which every snapshot
-    /// is of one model. Reads all its vectors, while writes wait.
+    /// Makes the shadow of `model` active if it is complete, in one transaction, so that every snapshot is of one
+    /// model. Reads all its vectors while writes wait.
     ///
     /// # Errors
-    /// There is no such shadow, it cannot be read, or the gallery takes no writes.
+    /// There is no such shadow, it cannot be read, or the gallery does not accept writes.
     pub fn flip(&mut self, model: ModelDigest) -> Result<Flip, StoreError> {
         let no_shadow = StoreError::Model { expected: self.about.model, found: model };
         let shadow = self.about.shadow.filter(|shadow| shadow.model == model).ok_or(no_shadow)?;
@@ -76,7 +77,7 @@ impl Writer {
         let obsolete = Some(self.about.vectors());
         self.commit_turn(GenerationChange { about, index, bytes, obsolete })
             .map_err(|error| self.give_up(error))?;
-        // The shadow did not count against the tenant's limit, nor may a flip fail for it.
+        // The shadow did not count against the tenant's limit, and a flip must not fail because of it.
         self.bounds.allowance.count(new);
         self.bounds.allowance.give_back(old);
         Ok(Flip::Done)

@@ -1,5 +1,5 @@
-//! The codes of all vectors in one file, so that opening a gallery need not compute them. Nothing depends on it: a file
-//! that does not belong to the very commit, or that is not as it was written, is as good as none.
+//! The codes of all vectors in one file, which saves computing them on opening. Nothing depends on it: a file that is
+//! damaged or belongs to another commit is ignored.
 
 use std::io::{self, Read, Write};
 
@@ -13,7 +13,7 @@ const MAGIC: &[u8; 8] = b"SHIPCODE";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 64;
 
-/// What a file of codes belongs to, as its header.
+/// Identifies what a file of codes belongs to; written as its header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header([u8; HEADER_BYTES]);
 
@@ -40,7 +40,7 @@ impl Header {
     }
 }
 
-/// Writes the codes of `index`, whole or not at all.
+/// Writes the codes of `index` as a whole or not at all.
 ///
 /// # Errors
 /// The file cannot be written.
@@ -62,13 +62,13 @@ pub fn write(volume: &dyn Volume, header: &Header, index: &Index) -> io::Result<
     })
 }
 
-/// Reads codes row by row. They count only once [`finish`](Self::finish) says so.
+/// Reads codes row by row. They are valid only once [`finish`](Self::finish) succeeds.
 pub struct SidecarReader {
     file: Summed<Box<dyn Read>>,
     dimension: usize,
 }
 
-/// Why a file is passed over.
+/// Why a file is ignored.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
     #[error("it is of another commit or gallery")]
@@ -80,10 +80,10 @@ pub enum Unusable {
 }
 
 impl SidecarReader {
-    /// The file, if there is one and its header is `header`.
+    /// Opens the file, if there is one and its header is `header`.
     ///
     /// # Errors
-    /// There is one that cannot be used.
+    /// The file cannot be used.
     pub fn open(volume: &dyn Volume, header: &Header, dimension: usize) -> Result<Option<Self>, Unusable> {
         let Some(file) = volume.read(CODES)? else { return Ok(None) };
         let mut file = Summed::new(file);
@@ -98,7 +98,7 @@ impl SidecarReader {
     /// The code of `row`, which must be the next in the file.
     ///
     /// # Errors
-    /// It is not.
+    /// The next code is not that of `row`.
     pub fn next(&mut self, row: RowId) -> Result<Code, Unusable> {
         let mut head = [0; 16];
         self.file.read_exact(&mut head)?;
@@ -115,7 +115,7 @@ impl SidecarReader {
     }
 
     /// # Errors
-    /// The file goes on, or it has another checksum.
+    /// There is more data, or the checksum differs.
     pub fn finish(self) -> Result<(), Unusable> {
         let expected = self.file.sum.clone().finalize();
         let mut rest = Vec::new();
@@ -124,7 +124,7 @@ impl SidecarReader {
     }
 }
 
-/// A stream whose checksum is kept.
+/// A stream with a running checksum.
 struct Summed<S> {
     inner: S,
     sum: crc32fast::Hasher,

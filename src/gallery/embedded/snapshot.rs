@@ -21,7 +21,7 @@ use crate::gallery::store::{About, GalleryReader, Selection, StoreError};
 
 pub(super) type RowTable = ReadOnlyTable<u64, &'static [u8]>;
 
-/// What was committed at one time.
+/// The state of one commit.
 pub struct Snapshot {
     about: Arc<About>,
     state: StateRecord,
@@ -89,7 +89,7 @@ impl Snapshot {
     fn read_vector(&self, row: RowId, values: &mut [f32]) -> Result<(), StoreError> {
         let vector = |sealed: &[u8]| read_vector(unseal(sealed)?, values);
         read(&self.tables.vectors, row, vector)?.ok_or_else(|| missing(row))?;
-        // A changed key leads to the vector of another row.
+        // A changed key may lead to the vector of another row.
         if self.index.is_of(row, values) { Ok(()) } else { Err(misplaced("embedding", row)) }
     }
 
@@ -246,7 +246,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// What `parse` makes of a row of a table, `None` where there is no such row.
+/// Applies `parse` to a row of a table, `None` where there is no such row.
 fn read<T>(
     table: &RowTable,
     row: RowId,

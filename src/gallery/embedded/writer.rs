@@ -1,4 +1,4 @@
-//! The only writer of a gallery: commits operations in groups, publishes what was committed, then acknowledges it.
+//! The only writer of a gallery: commits operations in groups, publishes the result, then acknowledges them.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,31 +18,31 @@ use crate::gallery::entry::Time;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, Files, GalleryReader, StoreError};
 
-/// Room that must be there before a gallery takes writes again, beside a part of what its files take.
+/// Free room that a gallery needs before it accepts writes again, in addition to a share of its file size.
 const ROOM_BYTES: u64 = 1 << 20;
 const ROOM_DIVISOR: u64 = 64;
 
-/// Something to be done in a transaction that it may share with others.
+/// An operation that may share its transaction with others.
 pub trait GroupedOperation: Send {
     /// # Errors
-    /// The transaction failed, for all in it. A refusal is no error: it is told to whoever asked.
+    /// The transaction failed, for all operations in it. A refusal is not an error here: it is reported to the caller.
     fn apply(&mut self, batch: &mut WriteBatch<'_>) -> Result<(), StoreError>;
 
-    /// Answers whoever asked, once the fate of the transaction is known.
+    /// Answers the caller, once the outcome of the transaction is known.
     fn acknowledge(self: Box<Self>, fate: Result<(), StoreError>);
 }
 
-/// What a gallery's readers see.
+/// What readers of the gallery see.
 #[derive(Debug)]
 pub struct Published {
     snapshot: RwLock<Arc<Snapshot>>,
     failure: RwLock<Option<String>>,
-    /// Of the files.
+    /// Size of the files.
     file_bytes: AtomicU64,
     files: watch::Sender<Files>,
 }
 
-/// What a writer is bound by.
+/// Limits of a writer.
 #[derive(Clone, Debug)]
 pub struct Bounds {
     pub cache_bytes: usize,
@@ -59,13 +59,13 @@ pub struct Writer {
     pub(super) published: Arc<Published>,
     /// Rows whose chips are still to be removed.
     gone: Vec<RowId>,
-    /// Rows whose chips are removed, but not yet their marks.
+    /// Rows whose chips are removed, but whose marks are not.
     swept: Vec<RowId>,
-    /// QuotaUse of the allowance for files that are larger than what is stored explains.
+    /// Allowance used for files that are larger than their content explains.
     excess: u64,
 }
 
-/// A gallery whose files are closed, and are to be opened again.
+/// A gallery whose files are closed and will be opened again.
 #[derive(Debug)]
 pub struct Shut {
     volume: Arc<dyn Volume>,
@@ -84,7 +84,7 @@ impl Published {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the gallery takes no writes any more.
+    /// Why the gallery does not accept writes.
     pub fn failure(&self) -> Option<String> {
         self.failure.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -94,7 +94,7 @@ impl Published {
         self.file_bytes.load(Ordering::Relaxed)
     }
 
-    /// Refuses writes from now on. The first reason stays.
+    /// Refuses writes from now on. The first reason is kept.
     pub fn fail(&self, reason: &str) {
         let mut failure = self.failure.write().unwrap_or_else(PoisonError::into_inner);
         if failure.is_none() {
@@ -107,7 +107,7 @@ impl Published {
         *self.failure.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    /// Follows whether snapshots can be read.
+    /// Watches whether snapshots can be read.
     pub fn files(&self) -> watch::Receiver<Files> {
         self.files.subscribe()
     }
@@ -122,7 +122,7 @@ impl Published {
 }
 
 impl Writer {
-    /// Opens the gallery in `volume`. What it holds is counted against the allowance.
+    /// Opens the gallery in `volume` and counts its content against the allowance.
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -133,7 +133,7 @@ impl Writer {
         Ok(Self::start(Shut { volume, bounds, published }, databases))
     }
 
-    /// With what is published already.
+    /// Opens it with the existing `published`.
     fn start(shut: Shut, databases: Databases) -> Self {
         let Shut { volume, bounds, published } = shut;
         let Databases { gallery, chips, swept } = databases;
@@ -153,24 +153,24 @@ impl Writer {
         std::iter::once(&self.gallery).chain(&self.chips)
     }
 
-    /// Counts what the files have come to take against the allowance.
+    /// Counts the growth of the files against the allowance.
     pub(super) fn weigh(&mut self) {
         let files = self.databases().map(|database| database.health().bytes()).sum();
         self.published.file_bytes.store(files, Ordering::Relaxed);
         let excess = quota::excess(self.published.snapshot().stored_bytes(), files);
-        // What is there is there: the limit is for what comes.
+        // Existing data is always counted; the limit applies to additions.
         self.bounds.allowance.count(excess);
         self.bounds.allowance.give_back(std::mem::replace(&mut self.excess, excess));
     }
 
-    /// Whether it takes no writes for want of room alone.
+    /// Whether a lack of room is the only reason for refusing writes.
     pub fn awaits_room(&self) -> bool {
         let mut failures = self.databases().filter_map(|database| database.health().failure()).peekable();
         failures.peek().is_some() && failures.all(|failure| failure.is_full)
     }
 
-    /// Opens the files again if there is room. What was not acknowledged may then be there or not. Readers of earlier
-    /// snapshots are refused from then on, and take a new one once the files are open.
+    /// Opens the files again if there is room. Writes that were not acknowledged may or may not be there then. Readers
+    /// of earlier snapshots get errors from then on, and take a new snapshot once the files are open.
     ///
     /// # Errors
     /// The files could not be opened again, and are closed.
@@ -200,14 +200,14 @@ impl Writer {
         &self.published
     }
 
-    /// Does all of `group` in one transaction. When this returns without an error, what was done is durable and
+    /// Applies all of `group` in one transaction. When this returns without an error, the changes are durable and
     /// published.
     ///
     /// # Errors
-    /// The gallery takes no writes; nothing of the group is published.
+    /// The gallery does not accept writes; nothing of the group is published.
     pub fn commit(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
         self.check_writable()?;
-        // Nothing of a group that panics is published, so its transaction may just as well be dropped.
+        // Nothing of a group that panics is published, so dropping its transaction is safe.
         let committed = caught(|| self.try_commit(group));
         let panicked = |cause: Panicked| Err(StoreError::ReadOnly { reason: cause.to_string() });
         committed.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
@@ -220,7 +220,7 @@ impl Writer {
         }
     }
 
-    /// Takes no writes any more: what did not come through may be half there.
+    /// Stops accepting writes: a failed commit may be partly on disk.
     pub(super) fn give_up(&self, error: StoreError) -> StoreError {
         let reason = match error {
             StoreError::ReadOnly { reason } => reason,
@@ -242,7 +242,7 @@ impl Writer {
         batch.clear_gone(&self.swept)?;
         let Some(finished) = batch.finish(&transaction, Time::now().nanos())? else { return Ok(()) };
         let Finished { index, state, changes, taken } = finished;
-        // A chip without a row harms nobody; a row without its chip could never be re-embedded.
+        // A chip without a row is harmless; a row without its chip could never be re-embedded.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
         self.gallery.commit(transaction)?;
         let tables = self.tables(&self.about)?;
@@ -268,13 +268,13 @@ impl Writer {
         chips.commit(transaction)
     }
 
-    /// What is committed now, with the generations that `about` names.
+    /// The committed state, with the generations that `about` names.
     pub(super) fn tables(&self, about: &About) -> Result<Tables, DatabaseError> {
         let chips = self.chips.as_ref().map(Database::begin_read).transpose()?;
         Tables::open(&self.gallery.begin_read()?, chips.as_ref(), about)
     }
 
-    /// Removes the chips of rows that are gone. Their absence was acknowledged already, and no reader sees them.
+    /// Removes the chips of deleted rows. The deletion was already acknowledged, and no reader sees them.
     pub fn sweep(&mut self) {
         let Some(chips) = self.chips.as_ref().filter(|_| !self.gone.is_empty()) else { return };
         let removed = guard(|| {
@@ -292,7 +292,7 @@ impl Writer {
         }
     }
 
-    /// Closes the files in a way that the next opening is quick. Readers of snapshots are refused from now on.
+    /// Closes the files so that the next opening is quick. Readers of snapshots get errors from now on.
     pub fn close(self) {
         let snapshot = self.published.snapshot();
         let header = Header::new(&self.about, snapshot.state(), snapshot.index().len() as u64);
@@ -303,7 +303,7 @@ impl Writer {
         self.abandon();
     }
 
-    /// Closes the files of a gallery that nobody will open again.
+    /// Closes the files of a gallery that will not be opened again.
     pub fn abandon(self) {
         self.published.are(Files::Closed);
         self.close_files();
@@ -319,7 +319,7 @@ impl Writer {
     }
 }
 
-/// The files of a writer, opened.
+/// The opened files of a writer.
 struct Databases {
     gallery: Database,
     chips: Option<Database>,

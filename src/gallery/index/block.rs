@@ -1,4 +1,4 @@
-//! Memory of codes: aligned, in huge pages, and shared by clones while it grows.
+//! Memory for codes: aligned, in huge pages, and shared by clones while it grows.
 
 use std::alloc::{self, Layout};
 use std::fmt;
@@ -9,29 +9,29 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Rows are padded to a multiple of this many codes.
 pub(super) const BLOCK: usize = 64;
-/// Of x86-64. Codes that span many small pages are read at half the speed of memory.
+/// On x86-64. Codes spread over many small pages are read at half the speed.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// Codes that are loaded at once; a cache line.
+/// Codes that are loaded at once: one cache line.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
 pub(super) struct Block([i8; BLOCK]);
 
 impl Block {
-    /// At most a block's codes, and zeros after them.
+    /// At most a block's worth of codes, padded with zeros.
     pub fn padded(codes: &[i8]) -> Self {
         let mut block = [0; BLOCK];
         block[..codes.len()].copy_from_slice(codes);
         Self(block)
     }
 
-    /// Asks memory for the block. Into the second cache, which takes more requests at a time than the first.
+    /// Prefetches the block into the second-level cache, which accepts more requests at a time than the first.
     #[inline(always)]
     pub fn prefetch(&self) {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: every x86-64 processor has the instruction, and it has no effect but on caches.
+            // SAFETY: every x86-64 processor has the instruction, and it affects nothing but caches.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(self.0.as_ptr()) };
         }
     }
@@ -44,17 +44,17 @@ impl Block {
         &mut self.0
     }
 
-    /// The codes of blocks that lie in a row.
+    /// The codes of consecutive blocks.
     pub fn flat(blocks: &[Self]) -> &[i8] {
-        // SAFETY: a block is 64 codes and nothing else, so blocks in a row are codes in a row.
+        // SAFETY: a block is 64 codes and nothing else, so consecutive blocks are consecutive codes.
         unsafe { slice::from_raw_parts(blocks.as_ptr().cast(), blocks.len() * BLOCK) }
     }
 }
 
-/// Blocks that are written once, at the end, and never change.
+/// Append-only blocks that never change once written.
 ///
-/// Clones share memory. The one that has all blocks that were written appends in place, which the others do not see;
-/// another one copies first.
+/// Clones share memory. The clone that has all written blocks appends in place, which the others do not see; any other
+/// clone copies first.
 #[derive(Clone)]
 pub(super) struct Blocks {
     memory: Arc<Memory>,
@@ -68,11 +68,11 @@ impl Blocks {
     }
 
     pub fn as_slice(&self) -> &[Block] {
-        // SAFETY: the first `len` blocks were written before this clone had that length, and nobody writes them again.
+        // SAFETY: the first `len` blocks were written before this clone had that length, and are never written again.
         unsafe { slice::from_raw_parts(self.memory.start.as_ptr(), self.len) }
     }
 
-    /// Adds blocks at the end; `room_max` is how many there will be at most.
+    /// Appends blocks; `room_max` is the largest number of blocks that there will ever be.
     pub fn extend(&mut self, blocks: &[Block], room_max: usize) {
         let len = self.len + blocks.len();
         if !self.memory.write(self.len, blocks) {
@@ -91,15 +91,15 @@ impl fmt::Debug for Blocks {
     }
 }
 
-/// Room for blocks.
+/// Memory for blocks.
 struct Memory {
     start: NonNull<Block>,
     room: usize,
-    /// Blocks that somebody wrote or is writing.
+    /// Blocks that were written or are being written.
     taken: AtomicUsize,
 }
 
-// SAFETY: a block is written by the one thread that took its place, before any other thread learns of a length that
+// SAFETY: a block is written by the one thread that reserved it, before any other thread learns of a length that
 // includes it; after that it is only read.
 unsafe impl Send for Memory {}
 // SAFETY: as above.
@@ -117,7 +117,7 @@ impl Memory {
         let Some(start) = NonNull::new(start.cast::<Block>()) else { alloc::handle_alloc_error(layout) };
         #[cfg(target_os = "linux")]
         if layout.align() == HUGE_PAGE {
-            // SAFETY: the range is the allocation that was just made. Where the kernel refuses, pages stay small.
+            // SAFETY: the range is the allocation that was just made. If the kernel refuses, pages stay small.
             unsafe { libc::madvise(start.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
         }
         Self { start, room, taken }
@@ -129,15 +129,16 @@ impl Memory {
         layout.align_to(align).expect("a power of two")
     }
 
-    /// Writes blocks at `at`; `false` where there is no room, or other blocks were written after `at`.
+    /// Writes blocks at `at`; `false` if there is no room, or if other blocks were written after `at`.
     fn write(&self, at: usize, blocks: &[Block]) -> bool {
         let end = at + blocks.len();
-        // Only one thread can take a place. What orders its writing before others' reading is how they learn the length.
+        // Only one thread can reserve a range. Reads are ordered after the write by the way readers learn of the new
+        // length.
         let taken = || self.taken.compare_exchange(at, end, Ordering::Relaxed, Ordering::Relaxed);
         if end > self.room || taken().is_err() {
             return false;
         }
-        // SAFETY: the place is within the allocation, and was just taken by this thread alone.
+        // SAFETY: the range is within the allocation, and was just reserved by this thread alone.
         unsafe { self.start.add(at).copy_from_nonoverlapping(NonNull::from(blocks).cast(), blocks.len()) };
         true
     }

@@ -1,20 +1,20 @@
-//! int8 codes of unit vectors, and how far a product of codes can be from the product of the vectors.
+//! int8 codes of unit vectors, and bounds on the error of a product of codes.
 
 use super::ROWS;
 use super::block::{BLOCK, Block, Blocks};
 use super::kernel::{Factor, Rows};
 
-/// Codes are symmetric, so that a vector and its opposite have opposite codes.
+/// Codes are symmetric, so that opposite vectors have opposite codes.
 const CODE_MAX: f32 = 127.0;
 /// Covers the rounding of lengths and of scores to f32, for up to 4,096 values.
 const ROUNDING: f32 = 4e-6;
 
-/// Between the residuals of one vector, whatever computed them.
+/// Allowed difference between two computations of a vector's residual.
 const RESIDUAL_ROUNDING: f32 = 1e-5;
 
-/// One vector as `scale * codes`, and the length of the residual that this leaves out.
+/// A vector as `scale * codes`, and the length of the residual.
 ///
-/// The scale is the one that leaves out least, so the residual is orthogonal to the codes.
+/// The scale minimises the residual, which is therefore orthogonal to the codes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Code {
     codes: Vec<i8>,
@@ -22,17 +22,17 @@ pub struct Code {
     residual: f32,
 }
 
-/// A [`Code`] that an index keeps.
+/// A [`Code`] stored in an index.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CodeRef<'a> {
-    /// One a value.
+    /// One for each value.
     pub codes: &'a [i8],
     pub scale: f32,
     pub residual: f32,
 }
 
 impl Code {
-    /// The code of a vector; its values are finite.
+    /// The code of a vector with finite values.
     pub fn new(vector: &[f32]) -> Self {
         let largest = vector.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
         // A step that underflows would divide by zero; such a vector is all residual.
@@ -47,7 +47,7 @@ impl Code {
         Self { codes, scale, residual }
     }
 
-    /// A code that was taken apart, as from a [`CodeRef`].
+    /// Builds a code from its parts, as found in a [`CodeRef`].
     pub fn from_parts(codes: Vec<i8>, scale: f32, residual: f32) -> Self {
         Self { codes, scale, residual }
     }
@@ -57,31 +57,31 @@ impl Code {
     }
 }
 
-/// The length of what a code leaves out of a vector.
+/// The length of the residual of a vector.
 fn residual(vector: &[f32], codes: &[i8], scale: f32) -> f32 {
     let left = |(value, code): (&f32, &i8)| (f64::from(*value) - f64::from(scale) * f64::from(*code)).powi(2);
     vector.iter().zip(codes).map(left).sum::<f64>().sqrt() as f32
 }
 
 impl CodeRef<'_> {
-    /// Whether it can be the code of this vector; of another direction it is not.
+    /// Whether it can be the code of this vector, which rules out vectors of another direction.
     pub fn is_of(&self, vector: &[f32]) -> bool {
         let found = residual(vector, self.codes, self.scale);
         vector.len() == self.codes.len() && (found - self.residual).abs() <= RESIDUAL_ROUNDING
     }
 }
 
-/// The codes of a segment's rows, row after row in one piece of memory.
+/// The codes of a segment's rows, contiguous in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Codes {
     dimension: usize,
     blocks: Blocks,
     measures: Vec<Measure>,
-    /// Of the rows' codes.
+    /// Sums of the rows' codes.
     sums: Vec<i32>,
 }
 
-/// What a score needs of a row beside the product.
+/// What a score needs of a row in addition to the product.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Measure {
     pub scale: f32,
@@ -89,15 +89,15 @@ pub(super) struct Measure {
 }
 
 impl Codes {
-    /// No rows yet, of vectors with `dimension` values.
+    /// No rows, for vectors with `dimension` values.
     pub fn new(dimension: usize) -> Self {
         Self { dimension, blocks: Blocks::new(), measures: vec![], sums: vec![] }
     }
 
-    /// Adds a code as the last row.
+    /// Appends a code as a row.
     ///
     /// # Panics
-    /// When it has another dimension.
+    /// The code has another dimension.
     pub fn push(&mut self, code: CodeRef<'_>) {
         assert_eq!(code.codes.len(), self.dimension, "rows have one dimension");
         let blocks: Vec<Block> = code.codes.chunks(BLOCK).map(Block::padded).collect();
@@ -125,7 +125,7 @@ impl Codes {
     }
 }
 
-/// A unit query in two planes of codes: the second holds what the first leaves out.
+/// A unit query in two planes of codes: the second encodes the residual of the first.
 pub(super) struct QueryCode {
     coarse: Plane,
     fine: Plane,
@@ -137,7 +137,7 @@ struct Plane {
     residual: f32,
 }
 
-/// Where the cosine of two vectors lies, as far as their codes tell.
+/// Bounds on the cosine of two vectors, computed from their codes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Bounds {
     pub lower: f32,
@@ -160,23 +160,23 @@ impl QueryCode {
         &self.fine.factor
     }
 
-    /// The most that the cosine can be, from the product of the coarse plane with the row.
+    /// Upper bound of the cosine, from the product of the coarse plane with the row.
     ///
-    /// With q = q' + r and x = x' + s (codes and residuals): q x = q' x' + q' s + r x, and of the last two terms
-    /// neither is longer than the product of its factors' lengths, of which q' and x have at most 1.
+    /// With q = q' + r and x = x' + s (codes and residuals): q x = q' x' + q' s + r x. Each of the last two terms is at
+    /// most the product of its factors' lengths, and q' and x have a length of at most 1.
     pub fn upper(&self, product: i32, row: Measure) -> f32 {
         product as f32 * self.coarse.scale * row.scale + row.residual + self.coarse.residual + ROUNDING
     }
 
     /// Bounds from the products of both planes with the row.
     ///
-    /// Here r is next to nothing. And s is orthogonal to x', so only the part of q' beside x' meets s: the closer the
-    /// vectors, the narrower the bounds.
+    /// Here r is almost zero, and s is orthogonal to x', so only the component of q' orthogonal to x' contributes to q'
+    /// s: the closer the vectors, the narrower the bounds.
     pub fn bounds(&self, products: [i32; 2], row: Measure) -> Bounds {
         let [coarse, fine] = products.map(|product| product as f32);
         let score = (coarse * self.coarse.scale + fine * self.fine.scale) * row.scale;
         let length = 1.0 - row.residual * row.residual;
-        // No unit vector has a longer residual; where a code claims one, nothing is known of the part beside it.
+        // No unit vector has a longer residual; where a code claims one, nothing is known of the orthogonal component.
         let along = if length > 0.5 { score * score / length } else { 0.0 };
         let beside = (1.0 - along + ROUNDING).clamp(0.0, 1.0).sqrt() + self.fine.residual;
         let error = beside * row.residual + self.fine.residual + ROUNDING;
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
     use crate::embedding::Embedding;
 
-    /// Bounds of the coarse plane and of both for two vectors, and their cosine; `None` where one has no direction.
+    /// The bounds of the coarse plane and of both for two vectors, and their cosine; `None` where one has no direction.
     fn look(query: Vec<f32>, row: Vec<f32>) -> Option<(f32, Bounds, f64)> {
         let query = Embedding::from_feature(query).ok()?;
         let row = Embedding::from_feature(row).ok()?;

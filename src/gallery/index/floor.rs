@@ -1,9 +1,9 @@
-//! The score that a newcomer must reach to be among the best k, where each key counts once.
+//! The score that a new candidate must reach to be among the best k, where each key counts once.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashMap};
 
-/// The best `k` keys by the highest score that was offered for each.
+/// The best `k` keys, each by its highest offered score.
 #[derive(Debug)]
 pub(super) struct Floor {
     k: usize,
@@ -14,17 +14,17 @@ pub(super) struct Floor {
 
 impl Floor {
     pub fn new(k: usize) -> Self {
-        // Where nobody is wanted, no score is enough.
+        // With k = 0 no score suffices.
         let level = if k == 0 { f32::INFINITY } else { f32::NEG_INFINITY };
         Self { k, level, best: BTreeSet::new(), scores: HashMap::new() }
     }
 
-    /// The k-th best score; with fewer keys, below every score.
+    /// The k-th best score; with fewer keys, a value below every score.
     pub fn level(&self) -> f32 {
         self.level
     }
 
-    /// The best score of a key that is among the best.
+    /// The best score of a key, if it is among the best.
     pub fn score(&self, key: u32) -> Option<f32> {
         self.scores.get(&key).map(|score| score.0)
     }

@@ -1,4 +1,4 @@
-//! Products of int8 rows, with what the processor has for them.
+//! Dot products of int8 rows, with the processor's best instructions.
 
 use super::block::{BLOCK, Block};
 #[cfg(target_arch = "x86_64")]
@@ -15,12 +15,12 @@ enum Kernel {
 }
 
 impl Kernel {
-    /// The fastest that the processor may run.
+    /// The fastest kernel that the processor supports.
     fn detect() -> Self {
         Self::every()[0]
     }
 
-    /// All that the processor may run, the fastest first.
+    /// All kernels that the processor supports, fastest first.
     #[cfg(target_arch = "x86_64")]
     fn every() -> Vec<Self> {
         let kinds =
@@ -35,12 +35,12 @@ impl Kernel {
     }
 }
 
-/// The codes that many rows are multiplied with.
+/// The codes that many rows are multiplied by.
 #[derive(Debug)]
 pub(super) struct Factor {
-    /// One that the processor has.
+    /// Supported by the processor.
     kernel: Kernel,
-    /// As the kernel wants them.
+    /// In the form that the kernel needs.
     blocks: Vec<Block>,
 }
 
@@ -53,21 +53,21 @@ impl Factor {
         let mut blocks: Vec<Block> = codes.chunks(BLOCK).map(Block::padded).collect();
         #[cfg(target_arch = "x86_64")]
         if kernel == Kernel::Vnni {
-            // The instruction multiplies unsigned by signed bytes, so these are shifted up by 128.
+            // The instruction multiplies unsigned by signed bytes, so the factor is shifted up by 128.
             blocks.iter_mut().flat_map(Block::codes_mut).for_each(|code| *code ^= i8::MIN);
         }
         Self { kernel, blocks }
     }
 
-    /// The sums of `factor[i] * row[i]` for all rows, into `products`; meanwhile memory is asked for the rows `ahead`.
+    /// Writes the sums of `factor[i] * row[i]` for all rows into `products`, and prefetches the rows `ahead`.
     ///
     /// # Panics
-    /// When there are not as many products as rows.
+    /// The numbers of products and rows differ.
     pub fn products(&self, rows: Rows<'_>, ahead: Rows<'_>, products: &mut [i32]) {
         assert_eq!(rows.at.len(), products.len(), "one product a row");
         match self.kernel {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: the processor has the instructions, or this would be another kernel.
+            // SAFETY: this kernel is only chosen where the processor has the instructions.
             Kernel::Vnni => unsafe { x86::vnni(&self.blocks, rows, ahead, products) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
@@ -77,19 +77,19 @@ impl Factor {
     }
 }
 
-/// Some rows of a segment's codes.
+/// Selected rows of a segment's codes.
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
-    /// All rows, one after another.
+    /// All rows, contiguous.
     pub blocks: &'a [Block],
-    /// Of each row's codes, which one kind of product needs.
+    /// Sums of each row's codes, which one kernel needs.
     pub sums: &'a [i32],
-    /// Those that are meant.
+    /// The selected rows.
     pub at: &'a [u16],
 }
 
-// Without being told to, the compiler inlines little into functions that use more instructions than the rest; a call a
-// row halves the speed. For the same reason these functions take rows, not iterators.
+// Without the attributes the compiler inlines little into functions with other target features, and a call per row
+// halves the speed. For the same reason these functions take rows, not iterators.
 impl<'a> Rows<'a> {
     pub const NONE: Self = Self { blocks: &[], sums: &[], at: &[] };
 
@@ -99,7 +99,7 @@ impl<'a> Rows<'a> {
         &self.blocks[usize::from(at) * stride..][..stride]
     }
 
-    /// Asks memory for one row: all at once would keep those waiting that are due.
+    /// Prefetches one row: prefetching all at once would delay the rows that are needed next.
     #[inline(always)]
     fn prefetch(self, number: usize, stride: usize) {
         if let Some(at) = self.at.get(number) {
@@ -124,10 +124,10 @@ mod x86 {
     use super::super::block::Block;
     use super::Rows;
 
-    /// `factor` is shifted up by 128, so 128 times the row's sum is taken off again.
+    /// `factor` is shifted up by 128, so 128 times the row's sum is subtracted.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     pub fn vnni(factor: &[Block], rows: Rows<'_>, ahead: Rows<'_>, products: &mut [i32]) {
-        // The lengths of the models that we know.
+        // The lengths of known models.
         match factor.len() {
             3 => vnni_of::<3>(factor, rows, ahead, products),
             12 => vnni_of::<12>(factor, rows, ahead, products),
@@ -135,14 +135,14 @@ mod x86 {
         }
     }
 
-    /// With a factor of known length, which stays in registers: half of all loads are spared.
+    /// With a factor of known length, which stays in registers: this halves the number of loads.
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn vnni_of<const BLOCKS: usize>(factor: &[Block], rows: Rows<'_>, ahead: Rows<'_>, products: &mut [i32]) {
         let factor: [__m512i; BLOCKS] = std::array::from_fn(|block| load_512(&factor[block]));
         for (number, (at, product)) in rows.at.iter().zip(products).enumerate() {
             ahead.prefetch(number, BLOCKS);
             let row = rows.row(*at, BLOCKS);
-            // Two sums, so that one does not wait for the other.
+            // Two independent sums, so that one does not wait for the other.
             let mut sums = [_mm512_setzero_si512(); 2];
             for (block, (factor, row)) in factor.iter().zip(row).enumerate() {
                 sums[block % 2] = _mm512_dpbusd_epi32(sums[block % 2], *factor, load_512(row));
@@ -166,7 +166,7 @@ mod x86 {
 
     #[target_feature(enable = "avx512f")]
     fn load_512(block: &Block) -> __m512i {
-        // SAFETY: a block has 64 bytes, at a multiple of 64.
+        // SAFETY: a block has 64 bytes and is aligned to 64.
         unsafe { _mm512_load_si512(block.as_ptr().cast()) }
     }
 
@@ -178,7 +178,7 @@ mod x86 {
             let row = Block::flat(rows.row(*at, factor.len()));
             let mut sum = _mm256_setzero_si256();
             for (factor, row) in Block::flat(factor).chunks_exact(16).zip(row.chunks_exact(16)) {
-                // SAFETY: a chunk has the 16 bytes that are loaded, at any alignment.
+                // SAFETY: a chunk has the 16 bytes that are loaded; the load needs no alignment.
                 let (factor, row) = unsafe {
                     (_mm_loadu_si128(factor.as_ptr().cast()), _mm_loadu_si128(row.as_ptr().cast()))
                 };

@@ -1,4 +1,4 @@
-//! All entries of a gallery in memory, as far as a search needs them: codes of the vectors, and columns to filter by.
+//! All entries of a gallery in memory, as needed for search: codes of the vectors, and columns for filters.
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -33,18 +33,19 @@ use names::{LabelSet, Names, Renaming};
 use segment::{RowFacts, Segment};
 use vessels::Tally;
 
-/// Rows of a full segment. Whole words of a bit set; codes of 768 values take three huge pages.
+/// Rows of a full segment: a multiple of the words of a bit set; codes of 768 values fill three huge pages.
 const ROWS: usize = 8192;
-/// Two neighbouring segments whose live rows are no more are merged. Less than a full one, so that rows must be added
-/// before it comes to a merge again.
+/// Two neighbouring segments with at most this many live rows together are merged. It is less than a full segment, so
+/// that rows must be added before the next merge.
 const MERGED_MAX: usize = ROWS / 8 * 7;
 
-/// A row of a gallery; never used twice. Ascending in order of enrolment. What its number is, only its store knows.
+/// A row of a gallery, never reused. Rows ascend in order of enrolment; their numbers have no other meaning outside the
+/// store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RowId(pub(in crate::gallery) u64);
 
 impl RowId {
-    /// The row whose [`to_u64`](Self::to_u64) this is, for whoever brings back what he was told, as a page token is.
+    /// The inverse of [`to_u64`](Self::to_u64), for numbers that callers send back, such as page tokens.
     pub const fn from_u64(number: u64) -> Self {
         Self(number)
     }
@@ -56,11 +57,11 @@ impl RowId {
 
 /// One state of a gallery's entries.
 ///
-/// A clone shares everything until it changes: the writer clones, changes and publishes, readers keep what they have.
+/// Clones share everything until they change: the writer clones, changes and publishes; readers keep their state.
 #[derive(Clone)]
 pub struct Index {
     dimension: usize,
-    /// In order of their rows. Row `at` of segment `n` has the slot `n * ROWS + at`.
+    /// Ordered by row. Row `at` of segment `n` has the slot `n * ROWS + at`.
     segments: Vec<Segment>,
     /// Slots of rows that were not removed.
     live: FixedBitSet,
@@ -69,17 +70,17 @@ pub struct Index {
     /// Live entries without vessel id.
     unnamed: usize,
     names: Arc<RwLock<Names>>,
-    /// Bytes of the names when those that nobody used were last let go.
+    /// Bytes of the names after the last removal of unused ones.
     names_kept: usize,
 }
 
-/// Bytes of names that may be of no more use before it is looked which they are, beside as many as are of use.
+/// Bytes that the names may exceed twice their size after the last removal by, before unused ones are removed again.
 const NAMES_IDLE: usize = 1 << 20;
-/// Bytes for each row in addition: to look costs as much for each.
+/// Further bytes for each row, since the removal takes time for each row.
 const NAMES_IDLE_PER_ROW: usize = 16;
 
 impl Index {
-    /// No entries yet, of vectors with `dimension` values.
+    /// No entries, for vectors with `dimension` values.
     pub fn new(dimension: usize) -> Self {
         Self {
             dimension,
@@ -93,12 +94,12 @@ impl Index {
         }
     }
 
-    /// Values of a vector.
+    /// Number of values of a vector.
     pub fn dimension(&self) -> usize {
         self.dimension
     }
 
-    /// Entries.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -107,7 +108,7 @@ impl Index {
         self.len == 0
     }
 
-    /// Vessels that entries show; an entry without vessel id is one of its own.
+    /// Number of vessels that entries show; an entry without vessel id is a vessel of its own.
     pub fn vessels(&self) -> usize {
         self.tally.shown() + self.unnamed
     }
@@ -115,7 +116,7 @@ impl Index {
     /// Adds an entry.
     ///
     /// # Panics
-    /// When `row` is not above all rows before, or `code` has another dimension.
+    /// `row` is not above all rows before, or `code` has another dimension.
     pub fn push(&mut self, row: RowId, code: &Code, entry: &Entry) {
         let last = self.segments.last().and_then(|segment| segment.columns().rows.last());
         assert!(last.is_none_or(|last| *last < row), "rows ascend");
@@ -132,7 +133,7 @@ impl Index {
         self.count(known);
     }
 
-    /// Takes an entry out; `false` where it is not there.
+    /// Removes an entry; `false` if it does not exist.
     pub fn remove(&mut self, row: RowId) -> bool {
         let Some(slot) = self.slot(row) else { return false };
         let known = self.segments[slot / ROWS].columns().known(slot % ROWS);
@@ -143,17 +144,17 @@ impl Index {
         true
     }
 
-    /// Whether the row is there.
+    /// Whether the row exists.
     pub fn contains(&self, row: RowId) -> bool {
         self.slot(row).is_some()
     }
 
-    /// Whether a vector can be that of a row, by its code; `false` where the row is not there.
+    /// Whether a vector can be that of a row, judging by its code; `false` if the row does not exist.
     pub fn is_of(&self, row: RowId, vector: &[f32]) -> bool {
         self.slot(row).is_some_and(|slot| self.segments[slot / ROWS].codes().code(slot % ROWS).is_of(vector))
     }
 
-    /// Replaces what is known of an entry; its vector stays. `false` where it is not there.
+    /// Replaces what is known of an entry but not its vector; `false` if it does not exist.
     pub fn update(&mut self, row: RowId, entry: &Entry) -> bool {
         let Some(slot) = self.slot(row) else { return false };
         let (before, after) = (self.segments[slot / ROWS].columns().known(slot % ROWS), self.known(entry));
@@ -163,7 +164,7 @@ impl Index {
         true
     }
 
-    /// The number of a scene; `None` where no entry ever was of it.
+    /// The number of a scene; `None` if it never had an entry.
     pub fn scene_number(&self, scene_id: &str) -> Option<SceneNumber> {
         self.names().known_scene(scene_id)
     }
@@ -176,7 +177,7 @@ impl Index {
         })
     }
 
-    /// Lets go of names that no entry has any more, where there may be many. Earlier states keep theirs.
+    /// Removes unused names once there may be many. Earlier states keep theirs.
     pub fn tidy_names(&mut self) {
         let rows = self.segments.iter().map(Segment::len).sum::<usize>();
         if self.names_bytes() <= 2 * self.names_kept + NAMES_IDLE + NAMES_IDLE_PER_ROW * rows {
@@ -196,7 +197,7 @@ impl Index {
             segment.map(|known| {
                 let is_live = live.contains(slot);
                 slot += 1;
-                // Nobody asks for a row that was removed.
+                // The columns of removed rows are never read.
                 let vessel = known.vessel.filter(|_| is_live).map(|vessel| renaming.vessel(vessel));
                 vessel.into_iter().for_each(|vessel| tally.add(vessel));
                 let scene = known.scene.filter(|_| is_live).map(|scene| renaming.scene(scene));
@@ -209,12 +210,12 @@ impl Index {
         self.names = Arc::new(RwLock::new(new));
     }
 
-    /// Takes every name for one of use.
+    /// Regards all current names as used.
     pub fn settle_names(&mut self) {
         self.names_kept = self.names_bytes();
     }
 
-    /// Estimate of the memory that names take.
+    /// Estimated memory of the names.
     pub fn names_bytes(&self) -> usize {
         self.names().bytes()
     }
@@ -251,7 +252,7 @@ impl Index {
         }
     }
 
-    /// Where a row is that was not removed.
+    /// The slot of a row that was not removed.
     fn slot(&self, row: RowId) -> Option<usize> {
         let starts_by = |segment: &Segment| segment.columns().rows.first().is_some_and(|first| *first <= row);
         let number = self.segments.partition_point(starts_by).checked_sub(1)?;
@@ -260,7 +261,7 @@ impl Index {
         self.live.contains(slot).then_some(slot)
     }
 
-    /// Merges a segment that lost a row with a neighbour, where the live rows of both leave room.
+    /// Merges a segment that lost a row with a neighbour, if the live rows of both fit.
     fn tidy(&mut self, number: usize) {
         let live = |number: usize| self.live.count_ones(number * ROWS..(number + 1) * ROWS);
         let merges =
@@ -270,7 +271,7 @@ impl Index {
         }
     }
 
-    /// Makes one segment of the live rows of `first` and the one after it.
+    /// Replaces `first` and the segment after it with one segment of their live rows.
     fn merge(&mut self, first: usize) {
         let mut merged = Segment::new(self.dimension);
         for number in [first, first + 1] {

@@ -1,4 +1,4 @@
-//! Numbers for the names in an index, so that its columns are small and compare fast.
+//! Numbers for the names in an index, which keep its columns small and comparisons fast.
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64};
@@ -11,12 +11,12 @@ use super::super::entry::{Labels, VesselId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SceneNumber(NonZeroU32);
 
-/// A detection within its scene, told from others by its hash.
+/// A hash that distinguishes a detection from the others of its scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DetectionHash(NonZeroU64);
 
 impl DetectionHash {
-    /// `None` for the empty text, which is an unknown detection.
+    /// `None` for the empty text, which means an unknown detection.
     pub fn of(detection_id: &str) -> Option<Self> {
         use std::hash::{DefaultHasher, Hash, Hasher};
         if detection_id.is_empty() {
@@ -33,7 +33,7 @@ impl DetectionHash {
 pub(super) struct NamedVessel(NonZeroU32);
 
 impl NamedVessel {
-    /// From 1.
+    /// Counts from 1.
     pub fn number(self) -> u32 {
         self.0.get()
     }
@@ -49,29 +49,29 @@ impl LabelSet {
     }
 }
 
-/// What has a number. Only ever added to, so that all clones of an index share it.
+/// The numbered names. Names are only added, so that all clones of an index can share them.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     vessels: Numbers,
     scenes: Numbers,
-    /// By name, then value.
+    /// Keyed by name, then value.
     labels: HashMap<Box<str>, HashMap<Box<str>, usize>>,
-    /// By the numbers of their labels, in the order of the labels' names.
+    /// Keyed by the numbers of their labels, in the order of the labels' names.
     label_sets: HashMap<Box<[usize]>, LabelSet>,
-    /// For every label the sets that have it.
+    /// For each label, the sets that contain it.
     sets_with: Vec<Vec<LabelSet>>,
-    /// Estimate of the memory that all of it takes.
+    /// Estimated memory of everything.
     bytes: usize,
 }
 
-/// What a name takes beside its text.
+/// Memory of a name in addition to its text.
 const NAME_BYTES: usize = 64;
 
 #[derive(Debug, Default)]
 struct Numbers(HashMap<Box<str>, NonZeroU32>);
 
 impl Numbers {
-    /// The name's number, and the bytes that it takes if it is new.
+    /// The name's number, and the bytes that it adds if it is new.
     fn number(&mut self, name: &str) -> (NonZeroU32, usize) {
         if let Some(number) = self.0.get(name) {
             return (*number, 0);
@@ -82,7 +82,7 @@ impl Numbers {
         (number, NAME_BYTES + name.len())
     }
 
-    /// Names by their numbers, less 1.
+    /// Names indexed by number - 1.
     fn by_number(&self) -> Vec<&str> {
         let mut names = vec![""; self.0.len()];
         self.0.iter().for_each(|(name, number)| names[number.get() as usize - 1] = name);
@@ -91,7 +91,7 @@ impl Numbers {
 }
 
 impl Names {
-    /// Estimate of the memory that they take.
+    /// Estimated memory of the names.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -102,17 +102,17 @@ impl Names {
         NamedVessel(number)
     }
 
-    /// `None` where no entry ever had it.
+    /// `None` if no entry ever had it.
     pub fn known_vessel(&self, id: &VesselId) -> Option<NamedVessel> {
         self.vessels.0.get(id.as_str()).copied().map(NamedVessel)
     }
 
-    /// All ids, in no order; some may be of no use any more.
+    /// All ids, in no order; some may be unused.
     pub fn vessels(&self) -> impl Iterator<Item = (&str, NamedVessel)> {
         self.vessels.0.iter().map(|(name, number)| (&**name, NamedVessel(*number)))
     }
 
-    /// `None` for the empty text, which is an unknown scene.
+    /// `None` for the empty text, which means an unknown scene.
     pub fn scene(&mut self, scene_id: &str) -> Option<SceneNumber> {
         (!scene_id.is_empty()).then(|| {
             let (number, bytes) = self.scenes.number(scene_id);
@@ -121,7 +121,7 @@ impl Names {
         })
     }
 
-    /// `None` where no entry ever had it.
+    /// `None` if no entry ever had it.
     pub fn known_scene(&self, scene_id: &str) -> Option<SceneNumber> {
         self.scenes.0.get(scene_id).copied().map(SceneNumber)
     }
@@ -130,7 +130,7 @@ impl Names {
         self.set_of(labels.iter())
     }
 
-    /// The set of labels, which come in the order of their names.
+    /// The set of labels, which must come in the order of their names.
     fn set_of<'l>(&mut self, labels: impl Iterator<Item = (&'l str, &'l str)>) -> LabelSet {
         let numbers: Box<[usize]> = labels.map(|(name, value)| self.label(name, value)).collect();
         if let Some(set) = self.label_sets.get(&numbers) {
@@ -143,7 +143,7 @@ impl Names {
 
     fn insert_set(&mut self, numbers: Box<[usize]>, set: LabelSet) {
         numbers.iter().for_each(|label| self.sets_with[*label].push(set));
-        // Each number stands in the set, and the set with each label.
+        // Both tables hold the new set: each number in the key, and the set under each label.
         self.bytes += NAME_BYTES + numbers.len() * (size_of::<usize>() + size_of::<LabelSet>());
         self.label_sets.insert(numbers, set);
     }
@@ -174,12 +174,12 @@ impl Names {
     }
 }
 
-/// Names that are still in use, under new numbers: how those that nobody uses any more are let go.
+/// Copies the names that are still in use under new numbers, which drops the unused ones.
 #[derive(Debug)]
 pub(super) struct Renaming<'n> {
     vessels: Renumbering<'n>,
     scenes: Renumbering<'n>,
-    /// The labels of each set, by the set's number.
+    /// The labels of each set, indexed by the set's number.
     sets: Vec<Vec<(&'n str, &'n str)>>,
     new_sets: Vec<Option<LabelSet>>,
     new: Names,

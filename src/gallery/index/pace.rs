@@ -1,4 +1,4 @@
-//! How fast this machine searches, before anybody has.
+//! Measures how fast this machine searches, before the first real search.
 
 use std::time::Instant;
 
@@ -7,13 +7,13 @@ use crate::chip::Modality;
 use crate::gallery::entry::{ContentHash, Entry, EntryId, Labels, Observation, Time};
 use crate::gallery::filter::Filter;
 
-/// Of what is searched: more than the nearest caches hold.
+/// Rows to search: more than the fastest caches hold.
 const ROWS: u64 = 2048;
 const DIMENSION: usize = 256;
-/// The fastest of so many counts: others may have had the processor.
+/// The fastest of this many runs counts, since other work may have used the processor.
 const TRIES: usize = 3;
 
-/// Seconds that a search takes for a code of a row, by a few that are timed.
+/// Seconds that a search takes for each code of a row, measured on a small index.
 pub fn search_pace() -> f64 {
     let (mut index, entry) = (Index::new(DIMENSION), entry());
     for row in 0..ROWS {
@@ -35,7 +35,7 @@ pub fn search_pace() -> f64 {
     fastest / (ROWS as f64 * DIMENSION as f64)
 }
 
-/// A unit vector like no other's.
+/// A distinct unit vector for each row.
 fn direction(row: u64) -> Vec<f32> {
     let angle = |axis: usize| ((row + 1) * (axis as u64 + 7) % 1009) as f32 - 504.0;
     let values: Vec<f32> = (0..DIMENSION).map(angle).collect();

@@ -1,4 +1,4 @@
-//! The exact best of the selected rows: a scan of the codes leaves few, whose vectors decide.
+//! The exact best of the selected rows: a scan of the codes leaves a few candidates, whose vectors decide.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
@@ -12,10 +12,10 @@ use super::select::IndexSelection;
 use super::vessels::{VesselNumber, VesselSet};
 use super::{Index, ROWS, RowId};
 
-/// What a place in the ranking is given to.
+/// What is ranked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Group {
-    /// To a vessel, for its best entry. An entry without vessel id is a vessel of its own.
+    /// Vessels, each by its best entry. An entry without vessel id is a vessel of its own.
     Vessel,
     Entry,
 }
@@ -25,9 +25,9 @@ pub enum Group {
 pub struct IndexQuery<'a> {
     /// Of unit length.
     pub vector: &'a [f32],
-    /// Hits wanted.
+    /// Number of hits wanted.
     pub k: usize,
-    /// An entry that does not take part, such as the query itself.
+    /// An entry to leave out, such as the query itself.
     pub without_row: Option<RowId>,
     pub without_vessels: &'a VesselSet,
 }
@@ -35,42 +35,42 @@ pub struct IndexQuery<'a> {
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SearchResult {
-    /// Best first; of equals, the lower row first.
+    /// Best first; on equal cosines, the lower row first.
     pub hits: Vec<Hit>,
 }
 
-/// A place in a ranking.
+/// One rank of a ranking.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Hit {
-    /// By vessel, the vessel's entry with the highest cosine, of equals the lowest row.
+    /// In a ranking of vessels, the vessel's entry with the highest cosine, and of equals the lowest row.
     pub row: RowId,
     pub vessel: VesselNumber,
-    /// Of the entry and the query, as [`cosine`] computes it.
+    /// Cosine of the entry and the query, as computed by [`cosine`].
     pub cosine: f32,
     /// Entries of the vessel that took part; 1 in a ranking of entries.
     pub entries: u32,
 }
 
-/// Rows that are scored by one query after another while their codes are in the nearest cache.
+/// Rows that all queries score in turn while their codes are in the fastest cache.
 const TILE: usize = 24;
-/// Rows between the one that is scored and the one that memory is asked for.
+/// Distance in rows between scoring and prefetching.
 const AHEAD: usize = 4;
-/// Tiles that one query is scored on between two questions whether to go on.
+/// Tiles scored for one query between two checks of whether to continue.
 const TILES_UNASKED: usize = 256;
-/// Candidates that are kept before those are dropped that can no longer be among the best.
+/// Number of candidates at which those that can no longer be among the best are dropped.
 const CANDIDATES_MIN: usize = 4096;
 
 impl Index {
-    /// The best of the selected entries for every query: what brute force over their vectors gives, whatever the codes
-    /// say. `k` hits where as many vessels or entries take part, else all of them.
+    /// The best of the selected entries for every query: the same result as brute force over the vectors, regardless of
+    /// the codes. Returns `k` hits, or all if fewer vessels or entries take part.
     ///
-    /// `vector` writes the unit vector that a row's code was made of.
+    /// `vector` writes the unit vector that a row's code was computed from.
     ///
     /// # Errors
-    /// The first that `vector` gives.
+    /// The first error of `vector`.
     ///
     /// # Panics
-    /// When a query has another dimension, or another state of the index made the selection.
+    /// A query has another dimension, or the selection is of another state of the index.
     pub fn search<E>(
         &self,
         queries: &[IndexQuery<'_>],
@@ -81,13 +81,13 @@ impl Index {
         self.search_while(queries, selection, group, || Ok(()), vector)
     }
 
-    /// The same, for as long as `go_on` allows: it is asked often enough to stop within a millisecond.
+    /// The same, for as long as `go_on` succeeds: it is called often enough to stop within a millisecond.
     ///
     /// # Errors
-    /// The first that `go_on` or `vector` gives.
+    /// The first error of `go_on` or `vector`.
     ///
     /// # Panics
-    /// As [`search`](Self::search).
+    /// Those of [`search`](Self::search).
     pub fn search_while<E>(
         &self,
         queries: &[IndexQuery<'_>],
@@ -112,15 +112,15 @@ impl Index {
         Ok(found.into_iter().map(|hits| SearchResult { hits }).collect())
     }
 
-    /// Scores the selected rows, all queries in one pass over memory. On one thread: it nearly fills the way to memory,
-    /// so a second one gains little and takes that from other requests.
+    /// Scores the selected rows, all queries in one pass over memory. Runs on one thread, which almost saturates the
+    /// memory bandwidth: a second one would gain little and slow down other requests.
     fn scan<E>(
         &self,
         selection: &IndexSelection,
         races: &mut [Race],
         go_on: &mut impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
-        // The more queries a tile is scored by, the fewer tiles are a millisecond.
+        // The more queries score a tile, the fewer tiles fit in a millisecond.
         let leg = (TILES_UNASKED / races.len().max(1)).max(1);
         let mut tiles = Tiles::new(self, selection);
         let mut next = tiles.next();
@@ -135,7 +135,7 @@ impl Index {
             let products = &mut products[..tile.at().len()];
             for (number, race) in races.iter_mut().enumerate() {
                 if number == 0 {
-                    // The first query has the codes fetched, for all.
+                    // The first query prefetches the codes for all.
                     tile.products(race.code.coarse(), next.as_ref(), products);
                 } else {
                     race.code.coarse().products(tile.codes.rows(tile.at()), Rows::NONE, products);
@@ -146,7 +146,7 @@ impl Index {
         Ok(())
     }
 
-    /// Fetches the vectors of candidates, by what they could reach at most, until no other can be among the best.
+    /// Reads the vectors of candidates in descending order of their upper bounds, until no other can be among the best.
     fn decide<E>(
         &self,
         race: Race,
@@ -185,12 +185,12 @@ impl Index {
         VesselNumber::of(self.segments[slot / ROWS].columns().vessels[slot % ROWS], slot)
     }
 
-    /// Counts for every hit the entries of its vessel that took part.
+    /// Counts the entries that took part of each hit's vessel.
     fn count_entries(&self, queries: &[IndexQuery<'_>], selection: &IndexSelection, found: &mut [Vec<Hit>]) {
         let wanted: VesselSet = found.iter().flatten().map(|hit| hit.vessel).collect();
         let mut counts: HashMap<VesselNumber, u32> = HashMap::new();
         if selection.len() == self.len() {
-            // Without a filter the count is that of the whole index.
+            // Without a filter this is the count of the whole index.
             let whole =
                 |hit: &Hit| (hit.vessel, hit.vessel.named().map_or(1, |number| self.tally.count(number)));
             counts.extend(found.iter().flatten().map(whole));
@@ -213,7 +213,7 @@ impl Index {
 
 /// The cosine of two unit vectors, summed in f64.
 pub fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    /// Sums that do not wait for each other.
+    /// Independent sums, which do not wait for each other.
     const LANES: usize = 8;
     let mut sums = [0.0_f64; LANES];
     let (a, b) = (a.chunks(LANES), b.chunks(LANES));
@@ -230,7 +230,7 @@ fn better(a: Hit, b: Hit) -> Hit {
 }
 
 impl Group {
-    /// What counts once.
+    /// The key under which a row counts once.
     fn key(self, vessel: VesselNumber, slot: usize) -> u32 {
         match self {
             Self::Vessel => vessel.raw(),
@@ -253,7 +253,7 @@ impl Tile<'_> {
         &self.at[..self.len]
     }
 
-    /// The products with all rows, while memory is asked for those that follow, here and in the next tile.
+    /// The products with all rows, while the rows that follow here and in the next tile are prefetched.
     fn products(&self, factor: &Factor, next: Option<&Self>, products: &mut [i32]) {
         let first = next.map(|tile| tile.codes.rows(&tile.at()[..tile.len.min(AHEAD)]));
         let following = self.at().chunks(AHEAD).skip(1).map(|at| self.codes.rows(at));
@@ -294,12 +294,12 @@ impl<'a> Iterator for Tiles<'a> {
     }
 }
 
-/// One query on its way through the rows.
+/// The state of one query during the scan.
 struct Race<'q> {
     query: IndexQuery<'q>,
     group: Group,
     code: QueryCode,
-    /// Of lower bounds: what stays below for certain is out.
+    /// Of lower bounds: candidates whose upper bound is below it are out.
     floor: Floor,
     found: Vec<Candidate>,
     prune_at: usize,
@@ -309,7 +309,7 @@ struct Race<'q> {
 struct Candidate {
     slot: usize,
     vessel: VesselNumber,
-    /// The most that its cosine can be.
+    /// Upper bound of its cosine.
     upper: f32,
 }
 
@@ -335,7 +335,7 @@ impl<'q> Race<'q> {
         }
     }
 
-    /// Makes a row a candidate, if a closer look at it does not rule that out.
+    /// Makes a row a candidate, unless its finer bounds rule it out.
     #[cold]
     fn consider(&mut self, index: &Index, slot: usize, coarse: i32) {
         let (codes, at, mut fine) = (index.segments[slot / ROWS].codes(), slot % ROWS, [0]);
@@ -356,7 +356,7 @@ impl<'q> Race<'q> {
         }
     }
 
-    /// Drops those that can neither be among the best nor be the best entry of their vessel.
+    /// Drops candidates that can neither be among the best nor be the best entry of their vessel.
     fn prune(&mut self) {
         let (floor, group) = (&self.floor, self.group);
         let reach = |candidate: &Candidate| {
@@ -366,7 +366,7 @@ impl<'q> Race<'q> {
         self.found.retain(reach);
     }
 
-    /// The candidates that are left, by the most that they could reach.
+    /// The remaining candidates, in descending order of their upper bounds.
     fn ranked(mut self) -> Vec<Candidate> {
         self.prune();
         self.found.sort_unstable_by(|a, b| b.upper.total_cmp(&a.upper).then(a.slot.cmp(&b.slot)));

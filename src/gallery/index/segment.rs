@@ -1,4 +1,4 @@
-//! A piece of an index: the codes of up to 8,192 rows, and the columns that filters read.
+//! A part of an index: the codes of up to 8,192 rows, and the columns that filters read.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use super::{ROWS, RowId};
 use crate::chip::Modality;
 use crate::gallery::entry::{Position, Time};
 
-/// Codes and columns change separately: an update of what is known of a row copies no codes.
+/// Codes and columns change separately: updating the facts of a row copies no codes.
 #[derive(Clone, Debug)]
 pub(super) struct Segment {
     codes: Arc<Codes>,
     columns: Arc<Columns>,
 }
 
-/// What an index knows of a row beside its code.
+/// What an index knows of a row in addition to its code.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowFacts {
     pub modality: Modality,
@@ -27,7 +27,7 @@ pub(super) struct RowFacts {
     pub labels: LabelSet,
 }
 
-/// Every column has one value a row.
+/// Every column has one value for each row.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Columns {
     /// Ascending.
@@ -63,7 +63,7 @@ impl Segment {
     }
 
     /// # Panics
-    /// When the code has another dimension.
+    /// The code has another dimension.
     pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: RowFacts) {
         Arc::make_mut(&mut self.codes).push(code);
         Arc::make_mut(&mut self.columns).push(row, known);
@@ -73,7 +73,7 @@ impl Segment {
         Arc::make_mut(&mut self.columns).set(at, known);
     }
 
-    /// Replaces what is known of every row; the codes stay.
+    /// Replaces the facts of every row; the codes stay.
     pub fn map(&mut self, mut known: impl FnMut(RowFacts) -> RowFacts) {
         let old = &self.columns;
         let mut columns = Columns::default();
@@ -81,7 +81,7 @@ impl Segment {
         self.columns = Arc::new(columns);
     }
 
-    /// Adds the rows `kept` of another segment.
+    /// Appends the rows `kept` of another segment.
     pub fn append(&mut self, other: &Self, kept: impl Iterator<Item = usize>) {
         for at in kept {
             self.push(other.columns.rows[at], other.codes.code(at), other.columns.known(at));

@@ -1,4 +1,4 @@
-//! Filters on columns: which rows take part.
+//! Filters on columns, which select the rows that take part.
 
 use fixedbitset::FixedBitSet;
 
@@ -10,16 +10,16 @@ use super::{Index, ROWS, RowId};
 use crate::gallery::entry::{Position, Time, VesselId};
 use crate::gallery::filter::Filter;
 
-/// Rows that take part, of the index that selected them.
+/// The rows that take part. Valid only for the index that selected them.
 #[derive(Clone, Debug)]
 pub struct IndexSelection {
-    /// By slot.
+    /// Indexed by slot.
     pub(super) slots: FixedBitSet,
     len: usize,
 }
 
 impl IndexSelection {
-    /// Rows that take part.
+    /// Number of rows that take part.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -29,13 +29,13 @@ impl IndexSelection {
     }
 
     /// # Panics
-    /// When another state of the index made the selection, as far as that shows.
+    /// Another state of the index made the selection, where that can be detected.
     pub(super) fn check(&self, index: &Index) {
         assert_eq!(self.slots.len(), index.live.len(), "a selection belongs to the index that made it");
     }
 }
 
-/// What the kinematic gate asks of a row.
+/// What the kinematic gate needs to know of a row.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sighting {
     pub row: RowId,
@@ -46,15 +46,15 @@ pub struct Sighting {
     pub detection: Option<DetectionHash>,
 }
 
-/// A word of a set of slots.
+/// Bits in a word of a set of slots.
 const WORD: usize = usize::BITS as usize;
 
 impl Index {
     /// The rows that `filter` admits. `listed` are the rows of `filter.entries` and `excluded` those of
-    /// `filter.excluded_entries`, whose ids an index does not know; rows that are not there are passed over.
+    /// `filter.excluded_entries`, since an index does not know ids; rows that do not exist are skipped.
     ///
     /// # Panics
-    /// When `filter` names entries and `listed` is `None`.
+    /// `filter` names entries and `listed` is `None`.
     pub fn select(&self, filter: &Filter, listed: Option<&[RowId]>, excluded: &[RowId]) -> IndexSelection {
         assert!(listed.is_some() || filter.entries.is_empty(), "an index knows rows, not ids");
         let mut slots = match listed {
@@ -74,7 +74,7 @@ impl Index {
         IndexSelection { slots, len }
     }
 
-    /// Whether a row is among the selected ones.
+    /// Whether a row is selected.
     pub fn is_selected(&self, selection: &IndexSelection, row: RowId) -> bool {
         selection.check(self);
         self.slot(row).is_some_and(|slot| selection.slots.contains(slot))
@@ -92,7 +92,7 @@ impl Index {
         after: Option<RowId>,
     ) -> impl Iterator<Item = RowId> + 'a {
         selection.check(self);
-        // Whole segments are passed over without a look at their rows.
+        // Skips whole segments without looking at their rows.
         let is_before = |segment: &Segment| segment.columns().rows.last() <= after.as_ref();
         let first = after.map_or(0, |_| self.segments.partition_point(is_before)) * ROWS;
         let words = selection.slots.as_slice()[first / WORD..].iter().enumerate();
@@ -104,7 +104,7 @@ impl Index {
         slots.map(row).skip_while(move |row| after.is_some_and(|after| *row <= after))
     }
 
-    /// Selected rows as the kinematic gate sees them, ascending.
+    /// Selected rows with what the kinematic gate needs, ascending.
     pub fn sightings<'a>(&'a self, selection: &'a IndexSelection) -> impl Iterator<Item = Sighting> + 'a {
         self.selected(selection).map(|slot| {
             let (columns, at) = (self.segments[slot / ROWS].columns(), slot % ROWS);
@@ -126,7 +126,7 @@ impl Index {
     }
 }
 
-/// A filter in the numbers of an index; `None` is no condition.
+/// A filter in the numbers of an index; `None` means no condition.
 struct Wanted<'f> {
     filter: &'f Filter,
     vessels: Option<FixedBitSet>,
@@ -157,7 +157,7 @@ impl<'f> Wanted<'f> {
         }
     }
 
-    /// Clears the bits of a segment's rows that are not wanted.
+    /// Clears the bits of a segment's rows that the filter does not admit.
     fn keep(&self, words: &mut [usize], columns: &Columns) {
         let filter = self.filter;
         if !filter.modalities.is_empty() {
@@ -191,11 +191,11 @@ impl<'f> Wanted<'f> {
     }
 }
 
-/// Clears the bits of the rows whose value does not hold.
+/// Clears the bits of the rows for which the condition does not hold.
 fn keep<T>(words: &mut [usize], column: &[T], holds: impl Fn(&T) -> bool) {
     for (word, values) in words.iter_mut().zip(column.chunks(WORD)) {
         if *word != 0 {
-            // Without a branch on the value, which nobody could predict.
+            // Without a branch on the value, which would be unpredictable.
             let bit = |(at, value)| usize::from(holds(value)) << at;
             *word &= values.iter().enumerate().map(bit).fold(0, |bits, bit| bits | bit);
         }

@@ -1,4 +1,4 @@
-//! What an index knows of the vessels that its entries show.
+//! Summaries of the vessels that an index's entries show.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -7,19 +7,19 @@ use super::{Index, ROWS};
 use crate::chip::Modality;
 use crate::gallery::entry::{Time, VesselId};
 
-/// A vessel with an id, by some of its entries.
+/// A vessel with an id, summarised over the selected entries.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VesselSummary {
     pub id: VesselId,
     pub entries: u64,
-    /// Of the entries that have a time, the earliest.
+    /// The earliest of the entries that have a time.
     pub first_observed: Option<Time>,
     pub last_observed: Option<Time>,
-    /// Each once, optical first.
+    /// Without duplicates, optical first.
     pub modalities: Vec<Modality>,
 }
 
-/// What the entries of a vessel say that were looked at.
+/// A summary of the entries seen so far of a vessel.
 #[derive(Clone, Copy, Debug, Default)]
 struct Tallied {
     entries: u64,
@@ -56,8 +56,8 @@ impl Tallied {
 }
 
 impl Index {
-    /// The first `size` vessels above `after`, by id, that selected entries show. Entries without vessel id count for
-    /// none.
+    /// The first `size` vessels above `after`, by id, that selected entries show. Entries without vessel id are
+    /// skipped.
     pub fn vessel_summaries(
         &self,
         selection: &IndexSelection,

@@ -1,4 +1,4 @@
-//! An index beside a list of everything that it should know.
+//! An index compared with a list of everything that it should contain.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ const DIMENSION: usize = 96;
 #[derive(Clone, Default)]
 struct Model(BTreeMap<RowId, (Entry, Vec<f32>)>);
 
-/// An index, the model of it, and the row that comes next.
+/// An index, its model, and the next row.
 #[derive(Clone)]
 struct Pair {
     index: Index,
@@ -26,11 +26,11 @@ struct Pair {
     next: u64,
 }
 
-/// A hit in terms that do not depend on the index: row, vessel id or the row itself, cosine, entries.
+/// A hit in terms that do not depend on the index: row, vessel id or else the row itself, cosine, entries.
 type Expected = (RowId, Result<VesselId, RowId>, f32, u32);
 
 impl Model {
-    /// Every entry that takes part, scored; grouped, the vessels' best.
+    /// Scores every entry that takes part; in a ranking of vessels, keeps the best of each.
     fn brute_force(&self, ask: &Ask, filter: &Filter) -> Vec<Expected> {
         let mut hits: Vec<Expected> = Vec::new();
         let mut places: HashMap<Result<VesselId, RowId>, usize> = HashMap::new();
@@ -109,7 +109,7 @@ impl Pair {
         }
     }
 
-    /// Every answer of the index is the model's.
+    /// Checks every answer of the index against the model.
     fn check(&self, asks: &[Ask], filter: &Filter) {
         let model = &self.model.0;
         assert_eq!((self.index.len(), self.index.vessels()), (model.len(), self.model.vessels().len()));
@@ -134,7 +134,7 @@ impl Pair {
         }
     }
 
-    /// What the index finds for queries of one group.
+    /// The result of a search for several queries at once.
     fn search(&self, asks: &[&Ask], selection: &IndexSelection, vessels: &Vessels) -> Vec<Vec<Expected>> {
         let Some(first) = asks.first() else { return vec![] };
         let numbers =
@@ -163,7 +163,7 @@ impl Pair {
         found.iter().map(|found| found.hits.iter().map(expected).collect()).collect()
     }
 
-    /// Sightings say what entries say; two of one vessel, scene or detection have one number.
+    /// Checks that sightings agree with entries, and that vessels, scenes and detections have one number each.
     fn check_sightings(&self, selection: &IndexSelection) -> Vessels {
         let mut vessels = HashMap::new();
         let mut numbers = HashMap::new();
@@ -194,7 +194,7 @@ fn near(base: &[f32], spread: f32, random: &mut ChaCha8Rng) -> Vec<f32> {
     unit(base.iter().map(|value| value + random.random_range(-1.0..=1.0) * spread))
 }
 
-/// One of few values, so that filters and groups meet many entries.
+/// An entry from few values, so that filters and groups match many entries.
 fn some<T: Clone>(of: &[T], random: &mut ChaCha8Rng) -> T {
     of[random.random_range(0..of.len())].clone()
 }
@@ -300,7 +300,7 @@ fn a_search_is_brute_force_whatever_was_enrolled_and_changed_before() {
         let mut earlier = Vec::new();
         for step in 0..4000 {
             let rows = pair.next;
-            // At first the index grows, then it shrinks.
+            // The index grows first, then shrinks.
             let removes = if step < 2500 { 0.15 } else { 0.8 };
             if random.random_bool(removes) {
                 pair.remove(RowId(random.random_range(0..=rows)));

@@ -10,13 +10,13 @@ use super::names::NamedVessel;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VesselNumber(u32);
 
-/// Marks the vessels that are one entry without vessel id each; the rest is the entry's slot.
+/// Marks vessels that are a single entry without vessel id; the other bits are the entry's slot.
 const OWN: u32 = 1 << 31;
 
 impl VesselNumber {
     /// The vessel of the entry in `slot`.
     pub(super) fn of(named: Option<NamedVessel>, slot: usize) -> Self {
-        // An index of two thousand million rows would take terabytes.
+        // Does not overflow: an index of two thousand million rows would take terabytes.
         Self(named.map_or(slot as u32 | OWN, NamedVessel::number))
     }
 
@@ -30,7 +30,7 @@ impl VesselNumber {
     }
 }
 
-/// Some vessels of one index.
+/// A set of vessels of one index.
 #[derive(Clone, Debug, Default)]
 pub struct VesselSet {
     named: FixedBitSet,
@@ -51,7 +51,7 @@ impl VesselSet {
         }
     }
 
-    /// Vessels in the set.
+    /// Number of vessels in the set.
     pub fn len(&self) -> usize {
         self.named.count_ones(..) + self.own.count_ones(..)
     }
@@ -100,7 +100,7 @@ impl Tally {
         self.shown += usize::from(*count == 1);
     }
 
-    /// Takes off one entry that was added.
+    /// Removes one entry that was added.
     pub fn take(&mut self, vessel: NamedVessel) {
         let number = vessel.number() as usize;
         let count = &mut Arc::make_mut(&mut self.counts[number / SHARED])[number % SHARED];

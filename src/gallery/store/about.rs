@@ -10,16 +10,16 @@ pub struct About {
     pub model: ModelDigest,
     /// Values of an embedding.
     pub dimension: usize,
-    /// Whether source chips are kept, so that the gallery can follow a new model.
+    /// Whether source chips are kept, so that the gallery can move to a new model.
     pub keeps_chips: bool,
     pub created_at: Time,
-    /// Of the embeddings that count.
+    /// Number of the active embeddings.
     pub(in crate::gallery) generation: u64,
-    /// The embeddings that are being made of its chips by another model, if any are.
+    /// The embeddings that another model is computing of its chips, if any.
     pub shadow: Option<Shadow>,
 }
 
-/// Embeddings of a gallery that count once there is one for every entry.
+/// Embeddings of a gallery that become active once there is one for every entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shadow {
     pub model: ModelDigest,
@@ -29,7 +29,7 @@ pub struct Shadow {
 }
 
 impl About {
-    /// A gallery whose embeddings are its first.
+    /// A gallery with its first embeddings.
     pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
         Self { model, dimension, keeps_chips, created_at, generation: 1, shadow: None }
     }

@@ -1,11 +1,11 @@
-//! Why a store does not do what it was asked for.
+//! Errors of stores.
 
 use crate::cancellation::Stopped;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
 use crate::reason::Reason;
 
-/// An operation that did not happen. What it does not name is as it was.
+/// An operation that was not carried out. Unless the error says otherwise, nothing has changed.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum StoreError {
     #[error("entry \"{0}\" exists with other content")]
@@ -18,23 +18,23 @@ pub enum StoreError {
     EntriesFull { limit: u64 },
     #[error("the galleries of the tenant would exceed {limit} bytes, which is the limit")]
     BytesFull { limit: u64 },
-    /// Writes are refused until there is room again where a full disk is the reason, else until the gallery is opened
-    /// again; reads go on.
+    /// Writes are refused until there is room again if the cause is a full disk, else until the gallery is opened
+    /// again. Reads continue.
     #[error("the gallery takes no writes: {reason}")]
     ReadOnly { reason: String },
     /// It is shutting down or was deleted.
     #[error("the gallery is closed")]
     Closed,
-    /// What was asked for cannot be read.
+    /// The requested data cannot be read.
     #[error("the gallery cannot be read: {0}")]
     Unreadable(String),
-    /// Nobody waits any more for what was being read.
+    /// The caller no longer waits for the result.
     #[error(transparent)]
     Stopped(#[from] Stopped),
 }
 
 impl StoreError {
-    /// Whether only the operation is at fault, so that those beside it go on.
+    /// Whether only this operation is at fault, so that others in its group continue.
     pub(in crate::gallery) fn is_refusal(&self) -> bool {
         match self {
             Self::AlreadyExists(_)
@@ -46,7 +46,7 @@ impl StoreError {
         }
     }
 
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::AlreadyExists(_) => Reason::EntryExists,

@@ -1,9 +1,9 @@
-//! The seam between whoever uses a gallery and whatever keeps it: a [`GalleryStore`] takes what changes, and gives out
-//! one committed state after the other, each a [`GalleryReader`]. The seam of all galleries is the
+//! The interface between users of a gallery and its storage: a [`GalleryStore`] accepts changes and publishes one
+//! committed state after the other, each a [`GalleryReader`]. The interface for all galleries is the
 //! [`catalog`](super::catalog).
 //!
-//! `gallery::tests::conformance` is what every store has to do; [`embedded`](super::embedded) keeps a gallery in files
-//! of its own.
+//! `gallery::tests::conformance` defines what every store must do; [`embedded`](super::embedded) keeps a gallery in
+//! files of its own.
 
 mod about;
 mod error;
@@ -26,82 +26,82 @@ use super::entry::VesselId;
 use super::index::RowId;
 use crate::embedding::{Embedding, ModelDigest};
 
-/// One gallery that is served, by whichever store.
+/// One gallery that is served, in any store.
 pub type Gallery = Arc<dyn GalleryStore>;
 
-/// Takes what changes a gallery. What it acknowledges is in every later [`snapshot`](Self::snapshot) and survives a
+/// Accepts changes to a gallery. What it acknowledges is in every later [`snapshot`](Self::snapshot) and survives a
 /// power failure; what is deleted never comes back.
 #[async_trait]
 pub trait GalleryStore: fmt::Debug + Send + Sync {
-    /// What is committed now.
+    /// The committed state.
     fn snapshot(&self) -> Arc<dyn GalleryReader>;
 
-    /// The time of which snapshots are that are taken after this.
+    /// The period to which snapshots taken after this call belong.
     fn opening(&self) -> Opening;
 
     fn info(&self) -> Info;
 
-    /// Keeps a sighting.
+    /// Stores a sighting.
     ///
     /// # Errors
-    /// It was refused, or the gallery takes no writes.
+    /// It was refused, or the gallery does not accept writes.
     async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError>;
 
-    /// Deletes entries with their embeddings and chips, and says how many there were. Final once this returns.
+    /// Deletes entries with their embeddings and chips, and returns how many there were. Final once this returns.
     ///
     /// # Errors
-    /// The gallery takes no writes.
+    /// The gallery does not accept writes.
     async fn delete(&self, selector: Selector) -> Result<u64, StoreError>;
 
-    /// Writes `fields` of what is known of entries, all of them or none. Embeddings, chips and content stay.
+    /// Updates `fields` of entries, all of them or none. Embeddings, chips and content stay.
     ///
     /// # Errors
-    /// It was refused, or the gallery takes no writes.
+    /// It was refused, or the gallery does not accept writes.
     async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError>;
 
-    /// Gives the entries of `vessels` to one vessel, and says how many moved.
+    /// Moves the entries of `vessels` to one vessel, and returns how many moved.
     ///
     /// # Errors
-    /// It was refused, or the gallery takes no writes.
+    /// It was refused, or the gallery does not accept writes.
     async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError>;
 
-    /// Begins to follow another model: from now on its embeddings are taken beside those that count. What is there of
-    /// that model already goes on; a shadow of yet another model is given up.
+    /// Begins to move to another model: from now on the store accepts its embeddings in a shadow. An existing shadow of
+    /// that model is continued; one of another model is dropped.
     ///
     /// # Errors
-    /// The gallery is of that model, keeps no chips, or takes no writes.
+    /// The gallery is of that model already, keeps no chips, or does not accept writes.
     async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError>;
 
-    /// Follows no model any more.
+    /// Drops the shadow.
     ///
     /// # Errors
-    /// The gallery takes no writes.
+    /// The gallery does not accept writes.
     async fn drop_shadow(&self) -> Result<(), StoreError>;
 
-    /// Adds embeddings to the shadow of `model`, durably, and says how many were of use.
+    /// Adds embeddings to the shadow of `model`, durably, and returns how many were new.
     ///
     /// # Errors
-    /// There is no such shadow, or the gallery takes no writes.
+    /// There is no such shadow, or the gallery does not accept writes.
     async fn fill_shadow(
         &self,
         model: ModelDigest,
         embeddings: Vec<(RowId, Embedding)>,
     ) -> Result<u64, StoreError>;
 
-    /// Makes the shadow of `model` count, if it has an embedding for every entry.
+    /// Makes the shadow of `model` active if it has an embedding for every entry.
     ///
     /// # Errors
-    /// There is no such shadow, or the gallery takes no writes.
+    /// There is no such shadow, or the gallery does not accept writes.
     async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError>;
 
-    /// Says why the gallery does not get to a model, or that it does.
+    /// Records why the gallery cannot move to a model; `None` clears that.
     fn stall(&self, reason: Option<(ModelDigest, String)>);
 
     /// Bytes that its files take.
     fn file_bytes(&self) -> u64;
 
-    /// Whether its files have grown since they took `before` bytes, and beyond what is stored in them: then readers of
-    /// old snapshots hold too much of what was deleted or replaced.
+    /// Whether its files have outgrown what is stored in them, and have grown since they took `before` bytes: readers
+    /// of old snapshots then hold too much deleted or replaced data.
     fn is_held_up(&self, before: u64) -> bool;
 }
 
@@ -111,19 +111,19 @@ pub struct Info {
     pub about: About,
     pub entries: u64,
     pub vessels: u64,
-    /// Bytes of entries, embeddings and kept chips. What they take on a disk is more.
+    /// Bytes of entries, embeddings and kept chips. They take more on a disk.
     pub stored_bytes: u64,
     /// Why it refuses writes, if it does.
     pub read_only: Option<String>,
     pub following: Option<Following>,
 }
 
-/// How far a gallery is on its way to another model.
+/// How far a gallery has moved to another model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Following {
     pub model: ModelDigest,
-    /// Entries that have an embedding by it.
+    /// Number of entries that have an embedding by it.
     pub embedded: u64,
-    /// Why it does not go on, if it does not.
+    /// Why it is stuck, if it is.
     pub stalled: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Reads go on while a store opens its files anew, as it does once there is room again on a disk that was full.
+//! Lets reads continue while a store reopens its files, as it does once a full disk has room again.
 
 use std::sync::Arc;
 
@@ -10,12 +10,12 @@ use super::{GalleryReader, GalleryStore};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Files {
     Open,
-    /// They are closed for a moment; snapshots are to be taken anew.
+    /// The files are closed for a moment; readers must take a new snapshot.
     Reopening,
     Closed,
 }
 
-/// A time during which the files of a gallery stay open.
+/// A period during which the files of a gallery stay open.
 #[derive(Debug)]
 pub struct Opening {
     files: watch::Receiver<Files>,
@@ -23,7 +23,7 @@ pub struct Opening {
 }
 
 impl dyn GalleryStore {
-    /// Reads what is committed now, and does so again where the files were opened anew meanwhile.
+    /// Reads the committed state, and repeats that if the files were reopened meanwhile.
     ///
     /// # Errors
     /// Those of `read`.
@@ -35,7 +35,7 @@ impl dyn GalleryStore {
         self.read_first(opening, self.snapshot(), read).await
     }
 
-    /// [`Self::read`], at first of a snapshot that was taken after `opening`.
+    /// [`Self::read`] that starts with a snapshot taken after `opening`.
     ///
     /// # Errors
     /// Those of `read`.
@@ -52,7 +52,7 @@ impl dyn GalleryStore {
     }
 }
 
-/// Reads what is committed at `first`, and what is committed `now` where the files were opened anew meanwhile.
+/// Reads the state `first`, and the state `now` if the files were reopened meanwhile.
 pub(in crate::gallery) async fn read_settled<T, E, R>(
     first: (Opening, Arc<dyn GalleryReader>),
     now: impl Fn() -> (Opening, Arc<dyn GalleryReader>),
@@ -77,7 +77,7 @@ impl Opening {
         Self { files, first }
     }
 
-    /// Whether the files are open anew; while they are about to be, it waits for that.
+    /// Whether the files were reopened; waits while they are being reopened.
     async fn is_over(&mut self) -> bool {
         if self.first != Files::Reopening && !self.files.has_changed().unwrap_or(false) {
             return false;

@@ -1,20 +1,20 @@
-//! What callers ask of a store, and what they are answered.
+//! Operations of a store and their results.
 
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::entry::{Entry, EntryId, Labels, Observation, VesselId};
 use crate::gallery::filter::Filter;
 
-/// A sighting to keep.
+/// A sighting to store.
 #[derive(Clone, Debug)]
 pub struct Enrolment {
     pub entry: Entry,
     pub embedding: Embedding,
-    /// Made the embedding.
+    /// The model that made the embedding.
     pub model: ModelDigest,
-    /// The embedding by the model of the gallery's shadow, from whoever knows it.
+    /// The embedding by the model of the gallery's shadow, if the caller has it.
     pub shadow: Option<ShadowEmbedding>,
-    /// Kept in galleries that keep chips.
+    /// Stored only in galleries that keep chips.
     pub chip: Option<SourceChip>,
     pub conflict: Conflict,
 }
@@ -26,7 +26,7 @@ pub struct ShadowEmbedding {
     pub model: ModelDigest,
 }
 
-/// What happens when another content has the id already.
+/// What happens when the id already exists with other content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conflict {
     Refuse,
@@ -34,24 +34,24 @@ pub enum Conflict {
     Overwrite,
 }
 
-/// What became of an enrolment.
+/// The result of an enrolment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Enrolled {
     Created,
     Replaced,
-    /// The same content was there already; what is known of it is left as it is.
+    /// The same content already exists; what is known of it is left unchanged.
     Unchanged,
 }
 
-/// Which entries are deleted.
+/// Selects the entries to delete.
 #[derive(Clone, Debug)]
 pub enum Selector {
-    /// Those of them that exist.
+    /// Ids that do not exist are skipped.
     Ids(Vec<EntryId>),
     Filter(Box<Filter>),
 }
 
-/// What is now known of an entry.
+/// The new facts of an entry.
 #[derive(Clone, Debug)]
 pub struct Update {
     pub id: EntryId,
@@ -60,7 +60,7 @@ pub struct Update {
     pub observation: Observation,
 }
 
-/// A part of an [`Update`] that is written; the others are left as they are.
+/// A part of an [`Update`] that is written; the others are left unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
     Vessel,
@@ -77,15 +77,15 @@ pub enum Field {
     Width,
 }
 
-/// What became of updates.
+/// The result of updates.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Updated {
-    /// Entries that now are as asked for.
+    /// Entries that now have the requested values.
     pub updated: u64,
     pub missing: Vec<EntryId>,
 }
 
-/// What became of a shadow that was to count.
+/// The result of making a shadow active.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flip {
     Done,

@@ -1,4 +1,4 @@
-//! One committed state of a gallery, to be read.
+//! Reading one committed state of a gallery.
 
 use std::fmt;
 
@@ -13,31 +13,31 @@ use crate::gallery::index::{
     Group, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult, Sighting, VesselSummary,
 };
 
-/// One committed state of a gallery. It stays as it is while the gallery goes on; whoever holds one for long may hold
-/// the space of what is deleted since.
+/// One committed state of a gallery, unaffected by later writes. Holding one for long can keep the space of deleted
+/// data in use.
 ///
-/// Every method that returns an error may wait for a disk, so none is for an async task.
+/// Every method that returns an error may block on a disk, so none must run on an async task.
 pub trait GalleryReader: fmt::Debug + Send + Sync {
     fn about(&self) -> &About;
 
-    /// Commits up to here.
+    /// Number of commits up to this state.
     fn commit(&self) -> u64;
 
     fn entries(&self) -> usize;
 
-    /// Vessels that entries show; an entry without vessel id is one of its own.
+    /// Number of vessels that entries show; an entry without vessel id is a vessel of its own.
     fn vessels(&self) -> usize;
 
-    /// Bytes of entries, embeddings and kept chips. What they take on a disk is more.
+    /// Bytes of entries, embeddings and kept chips. They take more on a disk.
     fn stored_bytes(&self) -> u64;
 
-    /// Above the rows of all entries that ever were.
+    /// Above the rows of all entries that ever existed.
     fn next_row(&self) -> RowId;
 
-    /// Embeddings in the shadow.
+    /// Number of embeddings in the shadow.
     fn shadow_rows(&self) -> u64;
 
-    /// The first `size` rows above `after` that have no embedding in the shadow yet; none without a shadow.
+    /// The first `size` rows above `after` that have no embedding in the shadow yet; empty without a shadow.
     ///
     /// # Errors
     /// The gallery cannot be read.
@@ -48,26 +48,26 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     fn find(&self, id: &EntryId) -> Result<Option<RowId>, StoreError>;
 
     /// # Errors
-    /// There is no such row, or it cannot be read.
+    /// The row does not exist, or it cannot be read.
     fn entry(&self, row: RowId) -> Result<Entry, StoreError>;
 
     /// # Errors
-    /// There is no such row, or it cannot be read.
+    /// The row does not exist, or it cannot be read.
     fn embedding(&self, row: RowId) -> Result<Embedding, StoreError>;
 
-    /// The source chip of a row, where one was enrolled and is kept.
+    /// The source chip of a row, if one was enrolled and is kept.
     ///
     /// # Errors
-    /// There is no such row, or its chip should be there and cannot be read.
+    /// The row does not exist, or its chip should exist and cannot be read.
     fn chip(&self, row: RowId) -> Result<Option<SourceChip>, StoreError>;
 
     /// Whether the source chip of a row is kept, without reading it.
     ///
     /// # Errors
-    /// There is no such row, or it cannot be read.
+    /// The row does not exist, or it cannot be read.
     fn keeps_chip(&self, row: RowId) -> Result<bool, StoreError>;
 
-    /// The number of a scene; `None` where no entry is of it.
+    /// The number of a scene; `None` if no entry is of it.
     fn scene_number(&self, scene_id: &str) -> Option<SceneNumber>;
 
     /// The rows that `filter` admits.
@@ -77,20 +77,20 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     fn select(&self, filter: &Filter) -> Result<Selection, StoreError>;
 
     /// # Panics
-    /// When another state made the selection, as far as that shows.
+    /// Another state made the selection, where that can be detected.
     fn is_selected(&self, selection: &Selection, row: RowId) -> bool;
 
     /// The first `size` selected rows above `after`.
     ///
     /// # Panics
-    /// When another state made the selection, as far as that shows.
+    /// Another state made the selection, where that can be detected.
     fn rows(&self, selection: &Selection, after: Option<RowId>, size: usize) -> Vec<RowId>;
 
-    /// The first `size` vessels above `after`, by id, that selected entries show. Entries without vessel id count for
-    /// none.
+    /// The first `size` vessels above `after`, by id, that selected entries show. Entries without vessel id are
+    /// skipped.
     ///
     /// # Panics
-    /// When another state made the selection, as far as that shows.
+    /// Another state made the selection, where that can be detected.
     fn vessel_summaries(
         &self,
         selection: &Selection,
@@ -98,19 +98,19 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         size: usize,
     ) -> Vec<VesselSummary>;
 
-    /// Shows the selected rows as the kinematic gate sees them, ascending.
+    /// Passes on the selected rows with what the kinematic gate needs, ascending.
     ///
     /// # Panics
-    /// When another state made the selection, as far as that shows.
+    /// Another state made the selection, where that can be detected.
     fn for_each_sighting(&self, selection: &Selection, see: &mut dyn FnMut(Sighting));
 
-    /// The best of a selection for every query: what brute force over their vectors gives.
+    /// The best of a selection for every query, with the same result as brute force over the vectors.
     ///
     /// # Errors
     /// The gallery cannot be read, or it was cancelled.
     ///
     /// # Panics
-    /// When a query has another dimension, or another state made the selection.
+    /// A query has another dimension, or another state made the selection.
     fn search(
         &self,
         queries: &[IndexQuery<'_>],
@@ -144,7 +144,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
 
     /// The first `size` entries that `filter` admits in rows above `after`.
     ///
-    /// What is enrolled while somebody pages through comes last; nothing that stays is passed over or comes twice.
+    /// Entries enrolled during paging come last; entries that remain are neither skipped nor repeated.
     ///
     /// # Errors
     /// The gallery cannot be read, or it was cancelled.
@@ -167,7 +167,7 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
         Ok(Page { entries: entries.collect::<Result<_, StoreError>>()?, next })
     }
 
-    /// The first `size` vessels above `after`, by id, of which `filter` admits an entry.
+    /// The first `size` vessels above `after`, by id, with an entry that `filter` admits.
     ///
     /// # Errors
     /// The gallery cannot be read, or it was cancelled.
@@ -188,38 +188,38 @@ pub trait GalleryReader: fmt::Debug + Send + Sync {
     }
 }
 
-/// Entries that were asked for by id.
+/// Entries that were requested by id.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Looked {
-    /// In the order asked for.
+    /// In the requested order.
     pub found: Vec<(RowId, Entry)>,
     pub missing: Vec<EntryId>,
 }
 
-/// A part of a listing.
+/// A page of a listing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Page {
     /// By ascending row.
     pub entries: Vec<(RowId, Entry)>,
-    /// Where the next page begins, unless this is the last one.
+    /// Where the next page begins, `None` on the last one.
     pub next: Option<RowId>,
 }
 
-/// A part of a listing of vessels.
+/// A page of a listing of vessels.
 #[derive(Clone, Debug, PartialEq)]
 pub struct VesselPage {
     /// By id.
     pub vessels: Vec<VesselSummary>,
-    /// Where the next page begins, unless this is the last one.
+    /// Where the next page begins, `None` on the last one.
     pub next: Option<VesselId>,
 }
 
-/// Rows that take part, of the reader that selected them.
+/// The rows that take part. Valid only for the reader that selected them.
 #[derive(Clone, Debug)]
 pub struct Selection(pub(in crate::gallery) IndexSelection);
 
 impl Selection {
-    /// Rows that take part.
+    /// Number of rows that take part.
     pub fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,4 +1,4 @@
-//! Exports: consistent while the gallery goes on, and refused when they are not what they were.
+//! Exports: consistent while the gallery stays in use, and refused when they were changed.
 
 use super::*;
 
@@ -108,7 +108,7 @@ async fn what_enrolling_would_not_take_is_not_imported() {
     let mut bytes = export(&gallery, Chips::With);
     import(&catalog, &bytes).expect("within every bound");
     catalog.delete("default", &name("copy")).expect("there");
-    // The head says that no chips are kept.
+    // Makes the head say that no chips are kept.
     let keeps = bytes.windows(3).position(|part| part == [0x18, 1, 0x20]).expect("it says that they are");
     bytes[keeps + 1] = 0;
     let refused = import(&catalog, &bytes).expect_err("a chip in a gallery without").to_string();
@@ -153,7 +153,7 @@ async fn records_on_their_way_are_held_to_memory_and_quota() {
     assert_eq!(refused.reason().name(), "BYTES_QUOTA");
 }
 
-/// Makes the head say that the next row is the highest number there is; a gallery of it could take no entry.
+/// Makes the head say that the next row is the highest number there is; a gallery from it could not accept an entry.
 fn with_the_last_row(bytes: &mut Vec<u8>) {
     let (frame, head) = (20, 25);
     let end = frame + 4 + usize::from(bytes[frame]);

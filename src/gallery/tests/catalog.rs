@@ -1,4 +1,4 @@
-//! The catalog of a data directory: what every catalog has to do, and what becomes of its files.
+//! The catalog of a data directory: what every catalog must do, and what happens to its files.
 
 use std::fs;
 use std::path::PathBuf;
@@ -81,7 +81,7 @@ fn a_data_directory_has_one_catalog_at_a_time() {
     open(&folder).close();
 }
 
-/// One gallery is spoilt in a file, which makes it refused by name; nothing else suffers.
+/// A gallery with a damaged file is refused when it is asked for; nothing else is affected.
 async fn check_refused(file: &str, spoil: impl Fn(&mut Vec<u8>), expected: &str) {
     let folder = two_galleries().await;
     let spoilt = path(&folder, "harbour", file);
@@ -262,7 +262,7 @@ async fn files_that_grow_far_beyond_what_is_stored_count() {
     }
     assert_eq!(refused, Some(StoreError::BytesFull { limit: 4 << 20 }));
     assert!(reader.stored_bytes() < 2 << 20 && gallery.file_bytes() < 100 << 20);
-    // To delete is always possible, and gives the tenant its room back.
+    // Deleting is always possible, and frees the tenant's room.
     drop(reader);
     gallery.delete(Selector::Filter(Box::default())).await.expect("deleted");
     catalog.close();

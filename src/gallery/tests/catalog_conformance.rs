@@ -1,11 +1,11 @@
-//! What every catalog has to do.
+//! What every catalog must do.
 
 use super::*;
 
 const TENANT: &str = "a tenant / with a name";
 const AMPLE: Quotas = Quotas { galleries_per_tenant: 9, entries_per_gallery: 999, bytes_per_tenant: 1 << 30 };
 
-/// Checks the catalogs that `open` gives, which are empty.
+/// Checks the catalogs that `open` returns, which must be empty.
 pub async fn check(open: impl Fn(Quotas) -> Catalog) {
     galleries_come_and_go(open(AMPLE)).await;
     tenants_are_apart(open(AMPLE)).await;

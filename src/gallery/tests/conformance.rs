@@ -1,4 +1,4 @@
-//! What every store has to do: everything that can be done to a gallery, at random, beside the model.
+//! What every store must do: all operations on a gallery, in random order, compared with the model.
 
 use futures_util::future::join_all;
 use tokio::task::unconstrained;
@@ -9,7 +9,7 @@ use super::*;
 
 pub const OPERATIONS: usize = 10_000;
 
-/// A gallery under test, and what must be true of it.
+/// A gallery under test, and the model of its expected state.
 pub struct Trial {
     pub gallery: Gallery,
     pub model: Model,
@@ -17,12 +17,12 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Of a gallery without entries.
+    /// Starts with a gallery without entries.
     pub fn new(gallery: Gallery, seed: u64) -> Self {
         Self { gallery, model: Model::default(), generator: OperationGenerator::new(seed) }
     }
 
-    /// Changes the gallery, and says how many operations that took.
+    /// Changes the gallery and returns how many operations that took.
     pub async fn change(&mut self) -> usize {
         match self.generator.0.random_range(0..10) {
             0 => self.turn().await,
@@ -31,7 +31,7 @@ impl Trial {
         }
     }
 
-    /// Whether readers are told what the model knows.
+    /// Checks that readers see what the model contains.
     pub fn check(&mut self) {
         self.model.check(&*self.gallery.snapshot());
         self.search();
@@ -39,7 +39,7 @@ impl Trial {
         self.look_up();
     }
 
-    /// Operations that are asked for together, in this order, so that they share commits.
+    /// Operations requested together, in this order, so that they share commits.
     async fn operate(&mut self) -> usize {
         let operations: Vec<_> =
             (0..self.generator.0.random_range(1..30)).map(|_| self.generator.operation()).collect();
@@ -54,7 +54,7 @@ impl Trial {
         let before = self.gallery.snapshot();
         let held = self.model.clone();
         assert_eq!(turn.ask(&*self.gallery).await, self.model.turn(&turn));
-        // Whoever holds a state sees nothing of it.
+        // Readers of an earlier state are unaffected.
         held.check(&*before);
         1
     }

@@ -1,4 +1,4 @@
-//! The embedded store does what every store has to do, over restarts and copies, and its files say the same.
+//! The embedded store does what every store must do, across restarts and copies, and its files agree.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ const TENANT: &str = "a tenant / with a name";
 struct Bench {
     folder: tempfile::TempDir,
     catalog: EmbeddedCatalog,
-    /// Of the gallery; imports give it another.
+    /// Name of the gallery; imports give it another.
     name: GalleryName,
     trial: Trial,
 }
@@ -30,7 +30,7 @@ impl Bench {
         self.trial.gallery = self.catalog.get(TENANT, &self.name).expect("there");
     }
 
-    /// Goes on with a copy. A shadow is not exported.
+    /// Continues with a copy. A shadow is not exported.
     fn copy(&mut self) {
         let exported = export(&self.trial.gallery, Chips::With);
         let copy = if self.name.as_str() == "first" { name("second") } else { name("first") };

@@ -1,4 +1,5 @@
-//! Power failures, dead processes and disks that refuse: nothing acknowledged is lost, nothing deleted comes back.
+//! Power failures, killed processes and disks that refuse writes: nothing acknowledged is lost, nothing deleted comes
+//! back.
 
 use std::sync::Arc;
 
@@ -16,19 +17,19 @@ use crate::gallery::embedded::writer::{Bounds, Writer};
 const SEEDS: u64 = 1000;
 const CACHE_BYTES: usize = 1 << 20;
 
-/// A gallery on a disk that fails, and what is known of it.
+/// A gallery on a failing disk, and its expected state.
 struct Trial {
     disk: FaultyDisk,
     generator: OperationGenerator,
-    /// What was acknowledged.
+    /// The acknowledged state.
     model: Model,
-    /// What is there if a group that was not acknowledged came through all the same.
+    /// The state if a group that was not acknowledged was committed all the same.
     perhaps: Option<Model>,
     /// A file of codes from earlier in its life.
     old_codes: Option<Vec<u8>>,
-    /// How often the gallery came to be of another model.
+    /// How often the gallery moved to another model.
     flips: usize,
-    /// How often it took writes again.
+    /// How often it accepted writes again.
     recoveries: usize,
 }
 
@@ -49,7 +50,7 @@ impl Trial {
         }
     }
 
-    /// From opening the gallery to closing it in order, a dead process or a power failure.
+    /// From opening the gallery to an orderly close, a killed process or a power failure.
     fn live(&mut self) {
         if self.generator.0.random_bool(0.7) {
             let lasts = if self.generator.0.random() { Failure::Lasting } else { Failure::Passing };
@@ -80,20 +81,20 @@ impl Trial {
         self.mangle_codes();
     }
 
-    /// `None` where the disk already refused; what can be opened is as acknowledged.
+    /// `None` if the disk already refuses; a gallery that can be opened has its acknowledged state.
     fn open(&mut self) -> Option<Writer> {
         let bounds = Bounds {
             cache_bytes: CACHE_BYTES,
             quotas: settings().quotas,
             allowance: Arc::new(Allowance::new(u64::MAX)),
         };
-        // A failing sync may refuse the opening, which changes nothing.
+        // A failing sync may make opening fail, which changes nothing.
         let writer = Writer::open(Arc::new(self.disk.clone()), bounds).ok()?;
         self.learn(&writer);
         Some(writer)
     }
 
-    /// Of what was not acknowledged, all or nothing is there after an opening.
+    /// After an opening, an unacknowledged group is there as a whole or not at all.
     fn learn(&mut self, writer: &Writer) {
         let snapshot = writer.published().snapshot();
         let found = Model::of(&snapshot);
@@ -103,7 +104,7 @@ impl Trial {
         self.model.check_embedded(&snapshot);
     }
 
-    /// The disk has room again, which the gallery finds by itself.
+    /// The disk has room again, which the gallery detects automatically.
     fn make_room(&mut self, writer: Writer) -> Writer {
         if self.generator.0.random_bool(0.3) {
             self.disk.fail_after(0, Failure::Lasting);
@@ -152,7 +153,7 @@ impl Trial {
         self.model.check_embedded(&writer.published().snapshot());
     }
 
-    /// The gallery begins to follow another model, gives it up, or flips.
+    /// The gallery begins to move to another model, drops the shadow, or flips.
     fn turn(&mut self, writer: &mut Writer) {
         let turn = self.generator.turn(&self.model);
         let mut after = self.model.clone();
@@ -179,7 +180,7 @@ impl Trial {
         }
     }
 
-    /// Nothing depends on the codes, so anything may become of them.
+    /// Nothing depends on the codes, so their file may be changed in any way.
     fn mangle_codes(&mut self) {
         let random = &mut self.generator.0;
         let Some(mut codes) = self.disk.bytes(CODES) else { return };
@@ -203,7 +204,7 @@ impl Trial {
         self.disk.set_bytes(CODES, codes);
     }
 
-    /// Chips of rows that are gone, or never came to be, are not kept.
+    /// Chips of rows that were deleted or never committed are not kept.
     fn check_chips(&self) {
         use redb::{ReadableDatabase, ReadableTable};
         let file = self.disk.open(CHIPS).expect("there");
@@ -232,7 +233,7 @@ fn what_is_acknowledged_survives_whatever_the_disk_does() {
     assert!(flips > 100 && recoveries > 100, "{flips} {recoveries}");
 }
 
-/// redb wants a backend of a type that it knows the size of.
+/// redb requires a backend of a sized type.
 #[derive(Debug)]
 struct Wrapped(Box<dyn redb::StorageBackend>);
 

@@ -3,7 +3,7 @@
 use super::model::{Model, Operation, Turn};
 use super::*;
 
-/// Random work on few ids and vessels, so that it meets itself.
+/// Random operations on few ids and vessels, so that they affect each other.
 pub struct OperationGenerator(pub ChaCha8Rng);
 
 impl OperationGenerator {
@@ -41,7 +41,7 @@ impl OperationGenerator {
         }
     }
 
-    /// Embeddings by the model of the shadow, if there is one, of most rows or of all; a few rows are not there.
+    /// Embeddings by the shadow's model, if there is one, of most or all rows, and of a few rows that do not exist.
     pub fn fill(&mut self, known: &Model) -> Operation {
         let model = known.shadow.filter(|_| self.0.random_bool(0.9)).unwrap_or_else(|| self.model());
         let some = self.0.random_bool(0.3);
@@ -50,7 +50,7 @@ impl OperationGenerator {
         Operation::Fill(model, rows.into_iter().map(|row| (row, embedding(1000 + row.0))).collect())
     }
 
-    /// The gallery's first model, or the one that it may follow.
+    /// The gallery's first model, or the one that it may move to.
     fn model(&mut self) -> ModelDigest {
         if self.0.random() { model() } else { other_model() }
     }

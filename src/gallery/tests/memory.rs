@@ -1,4 +1,4 @@
-//! A store that keeps nothing beyond its process: the model behind the seam, with an index for its searches.
+//! An in-memory store: the model behind the store's interface, with an index for its searches.
 
 use std::sync::{PoisonError, RwLock};
 
@@ -16,15 +16,15 @@ pub struct MemoryGallery {
     about: About,
     bounds: Bounds,
     state: RwLock<Arc<State>>,
-    /// Open until it takes nothing any more.
+    /// `None` once it is closed.
     files: watch::Sender<Files>,
 }
 
-/// What a gallery may hold.
+/// Limits of a gallery.
 #[derive(Debug)]
 pub struct Bounds {
     pub entries_max: u64,
-    /// Of its tenant.
+    /// Shared by the galleries of its tenant.
     pub allowance: Arc<Allowance>,
 }
 
@@ -37,14 +37,14 @@ struct State {
 }
 
 impl MemoryGallery {
-    /// Without entries.
+    /// A gallery without entries.
     pub fn new(about: About, bounds: Bounds) -> Self {
         let model = Model { of: about.model, ..Model::default() };
         Self::with(about, model, bounds).expect("it holds nothing")
     }
 
     /// # Errors
-    /// The tenant has no room for what `model` holds.
+    /// The tenant has no room for the content of `model`.
     pub fn with(about: About, model: Model, bounds: Bounds) -> Result<Self, StoreError> {
         let state = State::new(&about, model, 1);
         bounds.allowance.take(state.stored_bytes())?;
@@ -52,12 +52,12 @@ impl MemoryGallery {
         Ok(Self { about, bounds, state, files: watch::Sender::new(Files::Open) })
     }
 
-    /// Takes nothing any more.
+    /// Refuses everything from now on.
     pub fn close(&self) {
         self.files.send_replace(Files::Closed);
     }
 
-    /// Closes it for good, which gives its tenant the room back.
+    /// Closes it permanently and frees its tenant's room.
     pub fn remove(&self) {
         self.close();
         self.bounds.allowance.give_back(self.state().stored_bytes());

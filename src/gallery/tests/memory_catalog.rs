@@ -1,4 +1,4 @@
-//! A catalog that keeps nothing beyond its process.
+//! An in-memory catalog.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -54,7 +54,7 @@ impl MemoryCatalog {
         self.0.shelves.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The tenant, if one more gallery may take `name`.
+    /// The tenant, if it may add a gallery called `name`.
     fn free<'s>(
         &self,
         shelves: &'s mut Shelves,

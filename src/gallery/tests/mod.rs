@@ -1,4 +1,4 @@
-//! The galleries as their callers use them.
+//! Galleries as their callers use them.
 
 mod archive;
 mod catalog;
@@ -29,12 +29,12 @@ use crate::embedding::{Embedding, ModelDigest};
 
 pub const DIMENSION: usize = 24;
 
-/// In memory where that can be had, since the tests ask for thousands of syncs.
+/// In memory where possible, since the tests request thousands of syncs.
 pub fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a temporary folder")
 }
 
-/// What a release has written.
+/// A file that a release has written.
 pub fn released(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
@@ -75,19 +75,19 @@ pub fn embedding(seed: u64) -> Embedding {
 }
 
 pub fn chip(seed: u64) -> SourceChip {
-    // As a store knows it that was written before a pixel size could be left open.
+    // As in stores that were written before a pixel size could be left out.
     let asked = AskedPixelSize::new(Some(1.0), Some(1.0)).expect("a size");
     let view = View { pixel_size: PixelSizeRule::Asked(asked), ..View::plain(Modality::Sar) };
     SourceChip { image: Bytes::from(seed.to_le_bytes().repeat(20)), view }
 }
 
-/// All of a gallery as it is exported.
+/// A whole gallery as an export.
 pub fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
     let pieces = Export::new(gallery.snapshot(), chips);
     pieces.flat_map(|piece| piece.expect("readable")).collect()
 }
 
-/// An enrolment whose content is `seed`.
+/// An enrolment whose content is derived from `seed`.
 pub fn enrolment(name: &str, seed: u64) -> Enrolment {
     let mut content = [0; 32];
     content[..8].copy_from_slice(&seed.to_le_bytes());

@@ -1,4 +1,4 @@
-//! A gallery as one would write it who need not be fast nor survive anything, and random work for it and for stores.
+//! A simple model of a gallery, neither fast nor durable, and operations for both it and stores.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,14 +8,14 @@ use crate::gallery::embedded::batch::WriteBatch;
 use crate::gallery::embedded::writer::Writer;
 use crate::gallery::record::{read_embedding, unseal};
 
-/// What must be true of a gallery.
+/// The expected state of a gallery.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     pub rows: BTreeMap<RowId, Kept>,
     pub next_row: u64,
-    /// Made the embeddings that count.
+    /// The model of the active embeddings.
     pub of: ModelDigest,
-    /// Makes those of the shadow.
+    /// The model of the shadow's embeddings.
     pub shadow: Option<ModelDigest>,
 }
 
@@ -33,7 +33,7 @@ pub struct Kept {
     pub chip: Option<SourceChip>,
 }
 
-/// Something that changes a gallery.
+/// An operation that changes a gallery.
 #[derive(Clone, Debug)]
 pub enum Operation {
     Enrol(Box<Enrolment>),
@@ -51,7 +51,7 @@ pub enum Turn {
     Flip(ModelDigest),
 }
 
-/// What it is answered.
+/// The result of an operation.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer {
     Enrolled(Result<Enrolled, StoreError>),
@@ -178,7 +178,7 @@ impl Model {
         Ok(())
     }
 
-    /// The same as it is exported.
+    /// The model of the gallery after an export and import.
     pub fn without_shadow(&self) -> Self {
         let mut bare = self.clone();
         bare.set_shadow(None);
@@ -257,7 +257,7 @@ impl Model {
         named.len() + vessels().filter(|vessel| vessel.is_none()).count()
     }
 
-    /// By id, of the rows that are wanted.
+    /// The selected rows, by id.
     pub fn vessel_summaries(&self, is_wanted: impl Fn(RowId) -> bool) -> Vec<VesselSummary> {
         let mut entries: BTreeMap<VesselId, Vec<&Entry>> = BTreeMap::new();
         for (_, kept) in self.rows.iter().filter(|(row, _)| is_wanted(**row)) {
@@ -281,7 +281,7 @@ impl Model {
         entries.into_iter().map(summary).collect()
     }
 
-    /// What `snapshot` has, from its tables.
+    /// The model of what the tables of `snapshot` contain.
     pub fn of(snapshot: &Snapshot) -> Self {
         let everything =
             snapshot.list(&Filter::default(), None, usize::MAX, &Cancellation::default()).expect("readable");
@@ -299,7 +299,7 @@ impl Model {
         }
     }
 
-    /// Whether everything that a state of a gallery says follows from this model.
+    /// Checks that everything a state of a gallery reports follows from this model.
     pub fn check(&self, gallery: &dyn GalleryReader) {
         let everything =
             gallery.list(&Filter::default(), None, usize::MAX, &Cancellation::default()).expect("readable");
@@ -321,7 +321,7 @@ impl Model {
         assert_eq!(gallery.shadow_rows(), shadowed as u64);
     }
 
-    /// The same of an embedded gallery, in memory and on disk.
+    /// Checks the same of an embedded gallery, in memory and on disk.
     pub fn check_embedded(&self, snapshot: &Snapshot) {
         self.check(snapshot);
         assert_eq!(Self::of(snapshot), *self);
@@ -340,7 +340,7 @@ impl Model {
         best
     }
 
-    /// The best row of each vessel, and how many rows of it `filter` admits.
+    /// The best row of each vessel, and how many of its rows `filter` admits.
     pub fn best_vessels(&self, filter: &Filter, query: &[f32]) -> Vec<((RowId, f32), u32)> {
         let mut best: Vec<((RowId, f32), u32)> = Vec::new();
         let vessel = |row: RowId| self.rows[&row].entry.vessel.as_ref();
@@ -355,7 +355,7 @@ impl Model {
     }
 }
 
-/// What is kept of a row, its embedding in the shadow aside.
+/// What is stored of a row, without its embedding in the shadow.
 fn read(gallery: &dyn GalleryReader, row: RowId, entry: Entry) -> Kept {
     let embedding = gallery.embedding(row).expect("readable");
     let chip = gallery.chip(row).expect("readable");

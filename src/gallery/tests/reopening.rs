@@ -1,4 +1,4 @@
-//! Whoever reads while a gallery is opened anew sees nothing of it.
+//! Readers are unaffected when a gallery is reopened.
 
 use std::future::ready;
 
@@ -19,7 +19,7 @@ fn enrol(writer: &mut Writer, id: &str, seed: u64) -> Result<(), StoreError> {
     writer.commit(&mut [job])
 }
 
-/// Reads as long as it takes; what is of `before` is closed.
+/// Reads until it succeeds; snapshots equal to `before` are closed.
 async fn read(published: &Published, before: &Arc<Snapshot>) -> Result<u64, StoreError> {
     let before: Arc<dyn GalleryReader> = Arc::clone(before) as _;
     let now =

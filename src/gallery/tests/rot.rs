@@ -1,4 +1,4 @@
-//! Bytes that change on the disk: a gallery is refused by name, repaired or unaffected; none is silently wrong.
+//! Bytes that change on the disk: a gallery is refused, repaired or unaffected, but never silently wrong.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,10 +13,10 @@ use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
 const TENANT: &str = "default";
 const SPOILT: &str = "harbour";
 const SIBLING: &str = "offshore";
-/// Enough, with their long ids, for inner pages in every table.
+/// Enough entries, with long ids, for inner pages in every table.
 const ENTRIES: u64 = 300;
 const PAGE: usize = 4096;
-/// What redb writes first in an inner page.
+/// The first byte of redb's inner pages.
 const BRANCH: u8 = 2;
 
 fn long_id(seed: u64) -> String {
@@ -49,7 +49,7 @@ impl Galleries {
         self.folder.path().join("t-default").join(SPOILT).join(file)
     }
 
-    /// Puts the files back as they were, but for one of them.
+    /// Restores all files but `spoilt`, which gets `bytes`.
     fn spoil(&self, spoilt: &str, bytes: &[u8]) {
         for (file, whole) in &self.files {
             fs::write(self.path(file), if *file == spoilt { bytes } else { whole }).expect("writable");
@@ -66,7 +66,7 @@ impl Galleries {
         catalog
     }
 
-    /// What became of it, once everything was read, written to and opened again.
+    /// The outcome after everything was read, written to and opened again.
     async fn outcome(&self) -> Outcome {
         let catalog = self.open();
         let outcome = match catalog.get(TENANT, &name(SPOILT)) {
@@ -81,7 +81,7 @@ impl Galleries {
         if outcome != Outcome::Whole {
             return outcome;
         }
-        // What was written to it must not have made it worse.
+        // Writing must not have made it worse.
         let catalog = self.open();
         let outcome = match catalog.get(TENANT, &name(SPOILT)) {
             Ok(gallery) => use_it(&gallery).await,
@@ -92,14 +92,14 @@ impl Galleries {
     }
 }
 
-/// What became of a gallery with a changed byte.
+/// The effect of a changed byte on a gallery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
-    /// It is not opened, and says why.
+    /// It is not opened, and the error states why.
     Refused,
-    /// What was asked for is named as unreadable, or writes are refused with the reason.
+    /// Errors name the unreadable data, or writes are refused with the reason.
     Named,
-    /// Every answer is as it was.
+    /// Every answer is correct.
     Whole,
 }
 
@@ -113,7 +113,7 @@ impl Outcome {
     }
 }
 
-/// Asks for all there is and writes to it. Panics at an answer that is wrong.
+/// Reads everything and writes to it. Panics on a wrong answer.
 async fn use_it(gallery: &Gallery) -> Outcome {
     let mut outcome = read_all(&gallery.snapshot());
     for seed in [0, ENTRIES / 2, ENTRIES - 1] {
@@ -149,7 +149,7 @@ fn read_all(snapshot: &Arc<dyn GalleryReader>) -> Outcome {
     outcome
 }
 
-/// Whether an answer is right or an error that names what is wrong. Panics at a wrong one.
+/// Whether an answer is correct or an error that names the damage. Panics on a wrong one.
 fn told<T: fmt::Debug>(answer: Result<T, StoreError>, is_right: impl Fn(&T) -> bool) -> Outcome {
     match answer {
         Ok(answer) => {
@@ -174,7 +174,7 @@ async fn a_changed_byte_is_named_or_changes_nothing() {
             0 => random.random_range(0..bytes.len().min(320)),
             1..5 => random.random_range(0..bytes.len()),
             _ => loop {
-                // Most bytes that are zero belong to nothing.
+                // Most zero bytes are unused.
                 let at = random.random_range(0..bytes.len());
                 if bytes[at] != 0 {
                     break at;
@@ -190,7 +190,7 @@ async fn a_changed_byte_is_named_or_changes_nothing() {
     tallies.values().for_each(Tally::tell);
 }
 
-/// Of the header, which says which of two commits counts, one bit of every third byte and all of the byte with the flags.
+/// In the header, which selects one of two commits, changes one bit of every third byte and all bits of the flags.
 #[tokio::test]
 async fn a_changed_header_shows_no_earlier_state() {
     const FLAGS: usize = 9;
@@ -214,7 +214,8 @@ async fn a_changed_key_of_an_inner_page_is_refused() {
     let mut refused = 0;
     for (number, page) in inner {
         let keys = usize::from(u16::from_le_bytes([page[2], page[3]]));
-        // Of each child there are checksum and number first, then come the ends of keys unless all are as long, then keys.
+        // The checksum and number of each child come first, then the ends of the keys unless all have the same length,
+        // then the keys.
         let ends = 8 + 24 * (keys + 1);
         for at in [ends, ends + 4 * keys, ends + 4 * keys + 1, ends + 4 * keys + 2] {
             for bit in [1, 2] {
@@ -228,7 +229,7 @@ async fn a_changed_key_of_an_inner_page_is_refused() {
     assert!(refused > 0);
 }
 
-/// Changes a table behind the gallery's back.
+/// Changes a table without the gallery noticing.
 fn change<K: redb::Key + 'static, V: redb::Value + 'static>(
     path: &Path,
     table: TableDefinition<K, V>,

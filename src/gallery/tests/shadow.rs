@@ -1,4 +1,4 @@
-//! A gallery that follows another model while it is used.
+//! A gallery that moves to another model while it is in use.
 
 use super::*;
 
@@ -52,7 +52,8 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     let row = before.find(&id("e2")).expect("readable").expect("there");
     assert_eq!(before.embedding(row), Ok(embedding(2)), "who searches goes on with what there was");
     assert_eq!(gallery.snapshot().embedding(row), Ok(other(2)));
-    // What was embedded by both models fits before and after; what was embedded by the former alone does not.
+    // Enrolments with embeddings of both models are accepted before and after; those with the former model alone are
+    // not.
     gallery.enrol(by_both("e5", 5)).await.expect("enrolled");
     let late = gallery.enrol(enrolment("e6", 6)).await;
     assert_eq!(late, Err(StoreError::Model { expected: other_model(), found: model() }));

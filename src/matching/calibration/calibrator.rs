@@ -1,4 +1,5 @@
-//! A calibrator: what a cosine, sizes and a way say about two images showing one ship. Valid from birth; a TOML file.
+//! A calibrator: how to weigh a cosine, sizes and the movement between two sightings as evidence of one ship. Always
+//! valid; stored as a TOML file.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +10,9 @@ use super::super::gate::Leg;
 use crate::embedding::ModelDigest;
 use crate::message::one_line;
 
-/// Of the file.
+/// Version of the file.
 const FORMAT: u32 = 1;
-/// What a file opens with.
+/// The beginning of a file.
 const PREAMBLE: &str = "\
 # Turns what two images of ships have in common into natural-log likelihood ratios of \"same vessel\" to \"another\":
 #   appearance alone:      offset + cosine * COSINE
@@ -20,7 +21,7 @@ const PREAMBLE: &str = "\
 
 ";
 
-/// Bound to the model whose cosines it was fitted on.
+/// Tied to the model whose cosines it was fitted on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibrator {
     id: String,
@@ -31,7 +32,7 @@ pub struct Calibrator {
     pairs: BTreeMap<ModalityPair, PairCalibration>,
 }
 
-/// A calibrator before it is checked; the layout of the file.
+/// An unchecked calibrator; the layout of the file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -48,7 +49,7 @@ struct File {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PairCalibration {
-    /// Pairs of images that it was fitted on, of one vessel and of two.
+    /// Number of pairs of images that it was fitted on, of one vessel and of two.
     pub same_pairs: u64,
     pub other_pairs: u64,
     pub appearance: Appearance,
@@ -64,7 +65,7 @@ pub struct Appearance {
     pub cosine: f64,
 }
 
-/// offset + cosine * COSINE + evidence * (what `model` says of the sizes), for appearance and sizes together.
+/// offset + cosine * COSINE + evidence * (what `model` yields for the sizes), for appearance and sizes together.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SizeCalibration {
@@ -75,7 +76,7 @@ pub struct SizeCalibration {
     pub model: SizeModel,
 }
 
-/// Why a file is no calibrator.
+/// Why a file is not a calibrator.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum CalibratorError {
     #[error("{0}")]
@@ -98,15 +99,15 @@ impl CalibratorError {
     }
 }
 
-/// What a calibrator is made of.
+/// The parts of a calibrator.
 #[derive(Clone, Debug, PartialEq)]
 pub struct CalibratorParts {
     /// At most 256 bytes, not empty.
     pub id: String,
     pub model: ModelDigest,
-    /// Probability, before looking, that a ship is not in the gallery; above 0, below 1.
+    /// Prior probability that a ship is not in the gallery; above 0, below 1.
     pub prior_unknown: f64,
-    /// For people.
+    /// Free text for people.
     pub fitted_on: String,
     pub kinematics: Option<Kinematics>,
     pub pairs: BTreeMap<ModalityPair, PairCalibration>,
@@ -114,7 +115,7 @@ pub struct CalibratorParts {
 
 impl Calibrator {
     /// # Errors
-    /// A value that is out of bounds, or no pair of modalities.
+    /// A value is out of bounds, or there is no pair of modalities.
     pub fn new(parts: CalibratorParts) -> Result<Self, CalibratorError> {
         let CalibratorParts { id, model, prior_unknown, fitted_on, kinematics, pairs } = parts;
         crate::gallery::check_text(&id).map_err(|cause| CalibratorError::value("id", cause))?;
@@ -134,10 +135,10 @@ impl Calibrator {
         Ok(Self { id, model, prior_unknown, fitted_on, kinematics, pairs })
     }
 
-    /// Reads what [`Self::to_toml`] writes.
+    /// Parses the output of [`Self::to_toml`].
     ///
     /// # Errors
-    /// Text that is no TOML, a key that is missing or unknown (with its line), or a value out of bounds.
+    /// The text is not TOML, a key is missing or unknown (with its line), or a value is out of bounds.
     pub fn parse(text: &str) -> Result<Self, CalibratorError> {
         /// The one field that every format has.
         #[derive(Deserialize)]
@@ -160,7 +161,7 @@ impl Calibrator {
         })
     }
 
-    /// The file.
+    /// The content of the file.
     pub fn to_toml(&self) -> String {
         let file = File {
             format: FORMAT,
@@ -178,7 +179,7 @@ impl Calibrator {
         &self.id
     }
 
-    /// The model that it holds for.
+    /// The model that it applies to.
     pub fn model(&self) -> ModelDigest {
         self.model
     }
@@ -191,10 +192,10 @@ impl Calibrator {
         self.pairs.get(&pair)
     }
 
-    /// What speaks for a candidate. No resemblance: the query's modality is not known.
+    /// The evidence for a candidate. `resemblance` is `None` if the query's modality is unknown.
     ///
-    /// A pair of modalities that was not calibrated leaves appearance unjudged; its sizes are judged by what was
-    /// measured on real chips.
+    /// If the pair of modalities was not calibrated, appearance is not judged; the sizes are judged by measurements on
+    /// real chips.
     pub fn evidence(&self, resemblance: Option<Resemblance>, leg: Option<&Leg>) -> Evidence {
         let kinematics = leg.and_then(|leg| self.kinematics(leg));
         let Some(seen) = resemblance else { return Evidence { kinematics, ..Evidence::default() } };
@@ -210,22 +211,22 @@ impl Calibrator {
         }
     }
 
-    /// What the way between two sightings says; `None` where the calibrator leaves that out.
+    /// Evidence of the movement between two sightings; `None` if the calibrator leaves that out.
     pub fn kinematics(&self, leg: &Leg) -> Option<f64> {
         self.kinematics.map(|kinematics| kinematics.log_likelihood_ratio(leg))
     }
 
-    /// Whether the way between two sightings is evidence.
+    /// Whether movement counts as evidence.
     pub fn weighs_kinematics(&self) -> bool {
         self.kinematics.is_some()
     }
 
-    /// What appearance says of a candidate with this cosine; 0 where the pair was not calibrated.
+    /// Evidence of appearance for a candidate with this cosine; 0 if the pair was not calibrated.
     pub fn appearance(&self, pair: ModalityPair, cosine: f32) -> f64 {
         self.pair(pair).map_or(0.0, |calibration| calibration.appearance.log_likelihood_ratio(cosine))
     }
 
-    /// The most that appearance and sizes together can say for a candidate whose cosine is at most `cosine`.
+    /// The largest evidence of appearance and sizes together for a candidate whose cosine is at most `cosine`.
     pub fn resemblance_max(&self, pair: ModalityPair, cosine: f32) -> f64 {
         match self.pair(pair) {
             Some(calibration) => calibration.log_likelihood_ratio_max(cosine),
@@ -265,7 +266,7 @@ impl Appearance {
 }
 
 impl SizeCalibration {
-    /// Of appearance and sizes together; `None` where no size is known on both sides.
+    /// Of appearance and sizes together; `None` if no size is known on both sides.
     pub fn log_likelihood_ratio(&self, cosine: f32, log_ratios: [Option<f64>; 2]) -> Option<f64> {
         Some(self.given(cosine) + self.evidence * self.model.log_likelihood_ratio(log_ratios)?)
     }
@@ -276,7 +277,7 @@ impl SizeCalibration {
 }
 
 /// # Errors
-/// A prior that is not above 0 and below 1.
+/// The prior is not above 0 and below 1.
 pub fn check_prior_unknown(prior: f64) -> Result<(), &'static str> {
     if prior > 0.0 && prior < 1.0 { Ok(()) } else { Err("must be above 0 and below 1") }
 }

@@ -1,6 +1,6 @@
-//! Reliability diagrams: observed shares over predicted probabilities, one panel for each pair of modalities.
+//! Reliability diagrams: observed shares against predicted probabilities, one panel for each pair of modalities.
 //!
-//! Both axes are even in log-odds: of all pairs so few are of one vessel that evenly spaced probabilities would put every
+//! Both axes are linear in log-odds: pairs of one vessel are so rare that evenly spaced probabilities would put every
 //! point into one corner.
 
 use std::ops::Range;
@@ -10,22 +10,22 @@ use image::{Rgb, RgbImage};
 use super::fit::PairReport;
 use super::reliability::{Bin, Reliability};
 
-/// Pixels of a panel, and of the square in it that holds the points.
+/// Sizes in pixels of a panel, and of the square in it that contains the points.
 const PANEL: (i32, i32) = (380, 430);
 const PLOT: i32 = 280;
-/// Where the square's lower left corner lies in its panel.
+/// The square's lower left corner in its panel.
 const ORIGIN: (i32, i32) = (70, 372);
-/// Radius of a point in pixels: of one pair, and more for every factor of ten.
+/// Radius of a point in pixels: for one pair, and the increase for every factor of ten.
 const RADIUS: f64 = 3.0;
 const RADIUS_A_DECADE: f64 = 1.8;
-/// Decades of odds from the middle of an axis to its ends; what lies beyond is drawn at the end.
+/// Decades of odds from the middle of an axis to its ends; points beyond are drawn at the end.
 const DECADES: f64 = 5.0;
-/// Probabilities at decades of odds, nearly.
+/// Probabilities close to decades of odds.
 const LABELS: [(f64, &str); 5] =
     [(-4.0, "0.0001"), (-2.0, "0.01"), (0.0, "0.5"), (2.0, "0.99"), (4.0, "0.9999")];
-/// Pixels between a label and its axis, so that points on the axis leave it readable.
+/// Pixels between a label and its axis, so that points on the axis do not cover it.
 const LABEL_GAP: i32 = 14;
-/// Pixels of a glyph's pixel.
+/// Pixels per pixel of a glyph.
 const SCALE: i32 = 2;
 
 const PAPER: Rgb<u8> = Rgb([24, 24, 24]);
@@ -34,8 +34,8 @@ const INK: Rgb<u8> = Rgb([220, 220, 220]);
 const APPEARANCE: Rgb<u8> = Rgb([240, 160, 60]);
 const WITH_SIZE: Rgb<u8> = Rgb([80, 170, 250]);
 
-/// Points on the diagonal are probabilities that came true; a point is the larger the more pairs it stands for, and a
-/// point above the diagonal was more often one vessel than predicted.
+/// Points on the diagonal are probabilities that came true. A larger point stands for more pairs; a point above the
+/// diagonal was more often one vessel than predicted.
 pub fn reliability_diagram(pairs: &[PairReport]) -> RgbImage {
     let measured: Vec<_> =
         pairs.iter().filter_map(|pair| Some((pair.pair, pair.held_out.as_ref()?))).collect();
@@ -58,7 +58,7 @@ pub fn reliability_diagram(pairs: &[PairReport]) -> RgbImage {
 struct Series<'r> {
     name: &'static str,
     colour: Rgb<u8>,
-    /// Share of a point's radius that shows what is below.
+    /// Share of a point's radius that is transparent.
     hole: f64,
     of: &'r Reliability,
 }
@@ -101,13 +101,13 @@ impl Panel {
         picture.text((self.left + ORIGIN.0, 28 + 14 * line), &text, series.colour);
     }
 
-    /// Where a predicted and an observed share lie.
+    /// The position of a predicted and an observed share.
     fn at(&self, predicted: f64, observed: f64) -> (i32, i32) {
         let decades = |share: f64| (share / (1.0 - share)).log10().clamp(-DECADES, DECADES);
         self.place(decades(predicted), decades(observed))
     }
 
-    /// Where decades of predicted and of observed odds lie.
+    /// The position of decades of predicted and observed odds.
     fn place(&self, predicted: f64, observed: f64) -> (i32, i32) {
         let pixels = |decades: f64| ((decades + DECADES) / (2.0 * DECADES) * f64::from(PLOT)).round() as i32;
         (self.left + ORIGIN.0 + pixels(predicted), ORIGIN.1 - pixels(observed))
@@ -121,7 +121,7 @@ impl Picture {
         Self(RgbImage::from_pixel(width.unsigned_abs(), height.unsigned_abs(), PAPER))
     }
 
-    /// Mixes a share of `colour` into a pixel; outside the picture nothing happens.
+    /// Blends a share of `colour` into a pixel; positions outside the picture are ignored.
     fn mix(&mut self, (x, y): (i32, i32), colour: Rgb<u8>, share: f64) {
         let (Ok(x), Ok(y)) = (u32::try_from(x), u32::try_from(y)) else { return };
         if let Some(pixel) = self.0.get_pixel_mut_checked(x, y) {
@@ -139,7 +139,7 @@ impl Picture {
         }
     }
 
-    /// Between two radii; an inner one below 0 leaves no hole.
+    /// Draws a ring between two radii; an inner radius below 0 leaves no hole.
     fn ring(&mut self, centre: (i32, i32), radii: Range<f64>, colour: Rgb<u8>) {
         let reach = radii.end.ceil() as i32 + 1;
         for dy in -reach..=reach {
@@ -152,7 +152,7 @@ impl Picture {
         }
     }
 
-    /// Capitals, digits and a few signs; others are left blank.
+    /// Capitals, digits and a few signs; other characters are blank.
     fn text(&mut self, (left, top): (i32, i32), text: &str, colour: Rgb<u8>) {
         for (place, character) in (0..).zip(text.chars()) {
             for pixel in 0..15 {
@@ -165,7 +165,7 @@ impl Picture {
     }
 }
 
-/// Pixels of a text in a row.
+/// Pixels of a line of text.
 fn width(text: &str) -> i32 {
     (text.len() as i32 * 4 - 1) * SCALE
 }
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(beside(0.0, 0.0, 0), APPEARANCE);
         assert_eq!(beside(0.75, 0.75, 0), INK, "the diagonal");
         assert_eq!(beside(0.95, 0.05, 0), PAPER);
-        // A thousand pairs reach further than one.
+        // A thousand pairs make a larger point than one.
         assert_eq!(beside(0.5, 0.25, 7), APPEARANCE);
         assert_ne!(beside(0.0, 0.0, 7), APPEARANCE);
     }

@@ -1,4 +1,4 @@
-//! Fitting a calibrator on pairs of images of known ships, and measuring it on ships that it has not seen.
+//! Fits a calibrator on pairs of images of known ships, and measures it on ships held out from the fit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,39 +15,39 @@ use super::logistic;
 use super::reliability::{Reliability, reliability};
 use crate::embedding::{Embedding, ModelDigest};
 
-/// Pairs of one vessel that a fit needs.
+/// Minimum number of pairs of one vessel for a fit.
 const SAME_PAIRS_MIN: usize = 20;
-/// Pairs of two vessels that are looked at; of more, a random part.
+/// Maximum number of pairs of two vessels; of more, a random subset is used.
 const OTHER_PAIRS_MAX: f64 = 2e6;
-/// Sizes that agree better than a thousandth agree by accident.
+/// Sizes that agree to better than a thousandth do so by accident.
 const DEVIATION_MIN: f64 = 1e-3;
 
 /// An image of a known ship.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Labelled {
-    /// `None`: a ship of its own, as distractors are.
+    /// `None`: a ship of its own, such as a distractor.
     pub identity: Option<i64>,
     pub embedding: Embedding,
     pub outline: Outline,
 }
 
-/// How to fit, and what the calibrator is to say of itself.
+/// How to fit, and what the calibrator states about itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FitSettings {
     pub id: String,
-    /// That made the embeddings.
+    /// The model that made the embeddings.
     pub model: ModelDigest,
     pub fitted_on: String,
     pub prior_unknown: f64,
-    /// Not fitted: `None` leaves the way between two sightings out of the evidence.
+    /// Not fitted. `None` leaves movement out of the evidence.
     pub kinematics: Option<Kinematics>,
-    /// Share of the identities that the fit does not see, above 0 and below 1.
+    /// Share of the identities that are held out, above 0 and below 1.
     pub held_out: f64,
-    /// Of the choice of those identities.
+    /// Seed for the choice of those identities.
     pub seed: u64,
 }
 
-/// A calibrator and what it is worth.
+/// A calibrator and its quality.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Calibration {
     pub calibrator: Calibrator,
@@ -55,26 +55,26 @@ pub struct Calibration {
     pub pairs: Vec<PairReport>,
 }
 
-/// What became of one pair of modalities.
+/// The result for one pair of modalities.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PairReport {
     pub pair: &'static str,
-    /// Pairs of images in the fit, of one vessel and of two.
+    /// Number of pairs of images in the fit, of one vessel and of two.
     pub same_pairs: usize,
     pub other_pairs: usize,
-    /// Why there is no calibration; the calibrator then leaves the appearance of such pairs unjudged.
+    /// Why there is no calibration; the calibrator then does not judge the appearance of such pairs.
     pub skipped: Option<Skipped>,
-    /// Why sizes take no part.
+    /// Why sizes are not used.
     pub size_skipped: Option<Skipped>,
-    /// `None` where the ships held out make no pairs of either kind.
+    /// `None` if the ships held out lack pairs of one kind.
     pub held_out: Option<HeldOut>,
 }
 
-/// On ships that the fit has not seen.
+/// Measured on ships held out from the fit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct HeldOut {
     pub appearance: Reliability,
-    /// With sizes; `None` where they take no part.
+    /// With sizes; `None` if they are not used.
     pub with_size: Option<Reliability>,
 }
 
@@ -113,10 +113,10 @@ fn list(pairs: &[PairReport]) -> String {
 
 /// Fits on all pairs of images of most ships, and measures on all pairs of the rest.
 ///
-/// Takes time of the square of the images.
+/// Takes time quadratic in the number of images.
 ///
 /// # Errors
-/// A share held out that is none, a setting that no calibrator has, or too few pairs of every kind.
+/// The share held out is invalid, a setting is invalid for a calibrator, or there are too few pairs of every kind.
 pub fn calibrate(images: &[Labelled], settings: &FitSettings) -> Result<Calibration, CalibrateError> {
     if !(settings.held_out > 0.0 && settings.held_out < 1.0) {
         return Err(CalibrateError::HeldOut(settings.held_out));
@@ -144,9 +144,9 @@ pub fn calibrate(images: &[Labelled], settings: &FitSettings) -> Result<Calibrat
     Ok(Calibration { calibrator, pairs: reports })
 }
 
-/// Images of the ships to fit on, and of those held out. Pairs across the two are in neither.
+/// Images of the ships to fit on, and of those held out. Pairs across the two are in neither set.
 fn split<'i>(images: &'i [Labelled], settings: &FitSettings) -> (Vec<&'i Labelled>, Vec<&'i Labelled>) {
-    // A ship of its own stands for itself by its place among the images.
+    // A ship of its own is identified by its index among the images.
     let ship = |(place, image): (usize, &Labelled)| image.identity.map_or((1, place as i64), |id| (0, id));
     let ships: BTreeSet<(u8, i64)> = images.iter().enumerate().map(ship).collect();
     let mut ships: Vec<(u8, i64)> = ships.into_iter().collect();
@@ -159,7 +159,7 @@ fn split<'i>(images: &'i [Labelled], settings: &FitSettings) -> (Vec<&'i Labelle
     (images(seen), images(unseen))
 }
 
-/// What two images have in common.
+/// The features of a pair of images.
 #[derive(Clone, Copy)]
 struct Compared {
     cosine: f32,
@@ -172,14 +172,14 @@ impl Compared {
         ([1.0, f64::from(self.cosine)], self.same)
     }
 
-    /// `None` where no size is known on both sides.
+    /// `None` if no size is known on both sides.
     fn with_size(&self, model: &SizeModel) -> Option<logistic::Example<3>> {
         let sizes = model.log_likelihood_ratio(self.log_ratios)?;
         Some(([1.0, f64::from(self.cosine), sizes], self.same))
     }
 }
 
-/// All pairs of images from `pair` of modalities, but only so many of two vessels.
+/// All pairs of images from `pair` of modalities, with a limited number of pairs of two vessels.
 fn compare(images: &[&Labelled], pair: ModalityPair, random: &mut ChaCha8Rng) -> Vec<Compared> {
     let pairs = || {
         let later = |(place, a)| images[place + 1..].iter().map(move |b| (a, b));
@@ -230,7 +230,7 @@ fn count(values: impl Iterator<Item = bool>) -> (usize, usize) {
     values.fold((0, 0), |(yes, no), value| if value { (yes + 1, no) } else { (yes, no + 1) })
 }
 
-/// The weights of a fit, unless there is too little to fit on.
+/// The weights of a fit, unless there are too few pairs.
 fn fit_enough<const N: usize>(examples: &[logistic::Example<N>]) -> Result<[f64; N], Skipped> {
     let (same, other) = count(examples.iter().map(|(_, same)| *same));
     let enough = same.min(other) >= SAME_PAIRS_MIN;
@@ -254,7 +254,7 @@ fn fit_size(pair: ModalityPair, compared: &[Compared]) -> Result<SizeCalibration
     }
 }
 
-/// Moments of the log ratios where length and width are known.
+/// Moments of the log ratios of pairs with known length and width.
 fn fit_size_model(pair: ModalityPair, compared: &[Compared]) -> Result<SizeModel, Skipped> {
     let ratios = |wanted: bool| -> Vec<[f64; 2]> {
         let of_kind = compared.iter().filter(|compared| compared.same == wanted);
@@ -269,7 +269,7 @@ fn fit_size_model(pair: ModalityPair, compared: &[Compared]) -> Result<SizeModel
     let mean = |n: usize| same.iter().map(|ratios| ratios[n]).sum::<f64>() / same.len() as f64;
     let bias = match pair {
         ModalityPair::OpticalSar => [mean(0), mean(1)],
-        // Either image may come first, so what one adds the other takes away.
+        // Either image may come first, so the mean is 0 by symmetry.
         ModalityPair::OpticalOptical | ModalityPair::SarSar => [0.0, 0.0],
     };
     let (same, other) = (spread(&same, bias), spread(&other, bias));
@@ -285,14 +285,14 @@ fn spread(ratios: &[[f64; 2]], bias: [f64; 2]) -> Spread {
     };
     let deviation = [0, 1].map(|n| moment(n, n).sqrt().max(DEVIATION_MIN));
     let correlation = moment(0, 1) / (deviation[0] * deviation[1]);
-    // Sizes that depend on one another wholly have no density.
+    // Fully correlated sizes have no density.
     Spread { deviation, correlation: correlation.clamp(-0.99, 0.99) }
 }
 
-/// `other` with as much correlation as leaves its ellipse around that of `same`.
+/// `other` with its correlation limited so that its ellipse contains that of `same`.
 ///
-/// Ships of one shape differ in the ratio of length and width as images of one ship do, and chance may turn the
-/// inequality around; it must not make a wrong shape speak for a candidate.
+/// Ships of one shape differ in the ratio of length and width as images of one ship do, and chance may reverse the
+/// inequality; a wrong shape must not count in favour of a candidate.
 fn wider(other: Spread, same: &Spread) -> Spread {
     let room: f64 = [0, 1].map(|n| other.deviation[n].powi(2) - same.deviation[n].powi(2)).iter().product();
     let product = |spread: &Spread| spread.deviation[0] * spread.deviation[1];

@@ -1,7 +1,7 @@
-//! Logistic regression by Newton's method, and the log-likelihood ratio that it amounts to.
+//! Logistic regression by Newton's method, and the log-likelihood ratio derived from it.
 
-/// Penalty on the square of a standardised slope: finite slopes where the classes can be separated, and hardly a
-/// difference where they cannot.
+/// Penalty on the square of a standardised slope. It keeps slopes finite where the classes can be separated, and has
+/// almost no effect where they cannot.
 const RIDGE: f64 = 0.01;
 const STEPS_MAX: usize = 100;
 /// Newton's decrement at which the fit is done.
@@ -10,12 +10,13 @@ const DECREMENT_MIN: f64 = 1e-12;
 /// Features of a pair of images, of which the first is 1, and whether they show the same vessel.
 pub type Example<const N: usize> = ([f64; N], bool);
 
-/// Weights with which the features sum up to the natural logarithm of p(features | same) / p(features | other).
+/// Weights for which the weighted sum of the features is the natural logarithm of p(features | same) / p(features |
+/// other).
 ///
-/// A logistic regression gives the odds among its examples; they are divided by the odds before looking, so that the
-/// share of pairs of one vessel among the examples cancels out.
+/// A logistic regression yields the odds among its examples. They are divided by the prior odds, so that the share of
+/// pairs of one vessel among the examples cancels out.
 ///
-/// `None` where one of the classes has no examples.
+/// Returns `None` if one of the classes has no examples.
 pub fn fit<const N: usize>(examples: &[Example<N>]) -> Option<[f64; N]> {
     let same = examples.iter().filter(|(_, same)| *same).count() as f64;
     let other = examples.len() as f64 - same;
@@ -55,7 +56,7 @@ impl<const N: usize> Standard<N> {
             let values = || examples.iter().map(|(features, _)| features[n]);
             mean[n] = values().sum::<f64>() / count;
             let variance = values().map(|value| (value - mean[n]).powi(2)).sum::<f64>() / count;
-            // A feature that never changes gets no weight, whatever it is divided by.
+            // A constant feature gets no weight, whatever it is divided by.
             deviation[n] = if variance > 0.0 { variance.sqrt() } else { 1.0 };
         }
         Self { mean, deviation }
@@ -65,7 +66,7 @@ impl<const N: usize> Standard<N> {
         std::array::from_fn(|n| (features[n] - self.mean[n]) / self.deviation[n])
     }
 
-    /// Weights for the features as they were.
+    /// Weights for the features on their original scale.
     fn undo(&self, weights: &[f64; N]) -> [f64; N] {
         let mut undone: [f64; N] = std::array::from_fn(|n| weights[n] / self.deviation[n]);
         undone[0] -= (1..N).map(|n| undone[n] * self.mean[n]).sum::<f64>();
@@ -94,13 +95,13 @@ fn derivatives<const N: usize>(examples: &[Example<N>], weights: &[f64; N]) -> (
     (gradient, hessian)
 }
 
-/// Goes along `step`, half as far until the loss falls.
+/// Moves along `step`, halving it until the loss falls.
 fn descend<const N: usize>(examples: &[Example<N>], weights: &[f64; N], step: &[f64; N]) -> [f64; N] {
     let start = loss(examples, weights);
     let mut share = 1.0;
     loop {
         let next: [f64; N] = std::array::from_fn(|n| weights[n] - share * step[n]);
-        // Near the minimum the loss is flat to rounding, and any small step will do.
+        // Near the minimum the loss is flat up to rounding, so any small step is accepted.
         if loss(examples, &next) <= start || share < 1e-6 {
             return next;
         }
@@ -126,10 +127,10 @@ fn dot<const N: usize>(a: &[f64; N], b: &[f64; N]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Solves a positive definite system by elimination, which needs no pivoting there.
+/// Solves a positive definite system by elimination, which needs no pivoting.
 fn solve<const N: usize>(mut matrix: [[f64; N]; N], mut right: [f64; N]) -> [f64; N] {
     for pivot in 0..N {
-        // The intercept has no penalty, and no curvature where every example is certain.
+        // The intercept has no penalty, and no curvature if every example is certain.
         let above = matrix[pivot];
         let divisor = above[pivot].max(f64::MIN_POSITIVE);
         for row in pivot + 1..N {
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn the_generating_weights_come_back_whatever_the_share_of_each_class() {
-        // (0.7 - 0.4) / 0.1^2 = 30 and (1 - 0) / 2^2 = 0.25; the ratio is even half way between the means.
+        // (0.7 - 0.4) / 0.1^2 = 30 and (1 - 0) / 2^2 = 0.25; the ratio is 0 half way between the means.
         let expected = [-30.0 * 0.55 - 0.25 * 0.5, 30.0, 0.25];
         for (same, other) in [(40_000, 40_000), (4_000, 80_000), (80_000, 4_000)] {
             let found = fit(&examples(same, other, 1)).expect("two classes");
@@ -185,7 +186,7 @@ mod tests {
         let standardised: Vec<_> =
             examples.iter().map(|(features, same)| (scale.apply(features), *same)).collect();
         let fitted = fit(&examples).expect("two classes");
-        // Back to weights on standardised features and on odds.
+        // Back to weights on standardised features and to odds.
         let mut weights: [f64; 3] = std::array::from_fn(|n| fitted[n] * scale.deviation[n]);
         weights[0] =
             fitted[0] + (300.0_f64 / 2_000.0).ln() + (1..3).map(|n| fitted[n] * scale.mean[n]).sum::<f64>();

@@ -1,5 +1,5 @@
 //! From a cosine to a probability: log-likelihood ratios by logistic regression, fitted on pairs of known ships and
-//! bound to the model that made their embeddings.
+//! tied to the model that made their embeddings.
 
 mod calibrator;
 mod diagram;

@@ -1,4 +1,4 @@
-//! Whether probabilities come true: log-loss, and predicted against observed shares.
+//! Measures whether probabilities come true: log-loss, and predicted against observed shares.
 
 use std::collections::BTreeMap;
 use std::f64::consts::LN_10;
@@ -7,38 +7,39 @@ use serde::Serialize;
 
 use super::logistic::softplus;
 
-/// Bins for a factor of ten in odds: pairs of one vessel are so rare that bins of equal probability would hold nearly all
-/// pairs in the first.
+/// Bins for each factor of ten in odds: pairs of one vessel are so rare that with bins of equal probability nearly all
+/// pairs would be in the first.
 const BINS_A_DECADE: f64 = 2.0;
-/// Probabilities beyond these odds, in decades, are of one bin at either end.
+/// Probabilities beyond these odds, in decades, share one bin at either end.
 const DECADES: f64 = 6.0;
 
-/// How well log-likelihood ratios tell pairs of one vessel from pairs of two, at the share of the former among them.
+/// How well log-likelihood ratios separate pairs of one vessel from pairs of two, at the share of the former among
+/// them.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Reliability {
     pub same_pairs: u64,
     pub other_pairs: u64,
-    /// Mean of -ln of the probability of what was true; less is better.
+    /// Mean of -ln of the probability of the true outcome; less is better.
     pub log_loss: f64,
-    /// That of saying nothing but the share of pairs of one vessel.
+    /// The log-loss of always predicting the share of pairs of one vessel.
     pub log_loss_of_prior: f64,
-    /// Those with pairs in them, by probability; of equal width in log-odds.
+    /// Non-empty bins, ordered by probability; of equal width in log-odds.
     pub bins: Vec<Bin>,
 }
 
-/// Pairs of about the same probability.
+/// Pairs of similar probability.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bin {
-    /// Mean probability of being one vessel.
+    /// Mean predicted probability of being one vessel.
     pub predicted: f64,
-    /// Share that is one vessel.
+    /// Observed share of one vessel.
     pub observed: f64,
     pub pairs: u64,
 }
 
-/// Judges (log-likelihood ratio, is one vessel); `None` without pairs of either kind.
+/// Evaluates (log-likelihood ratio, is one vessel); `None` if pairs of one kind are missing.
 ///
-/// The prior is the share of pairs of one vessel, so that ratios that are right give probabilities that come true.
+/// The prior is the share of pairs of one vessel, so that correct ratios give probabilities that come true.
 pub fn reliability(judged: &[(f64, bool)]) -> Option<Reliability> {
     let same = judged.iter().filter(|(_, same)| *same).count() as f64;
     let other = judged.len() as f64 - same;
@@ -59,7 +60,7 @@ pub fn reliability(judged: &[(f64, bool)]) -> Option<Reliability> {
     })
 }
 
-/// Of (log-odds, is one vessel).
+/// From (log-odds, is one vessel).
 fn bins(judged: impl Iterator<Item = (f64, bool)>) -> Vec<Bin> {
     let mut sums: BTreeMap<i32, (f64, u64, u64)> = BTreeMap::new();
     for (odds, same) in judged {

@@ -1,4 +1,4 @@
-//! Fused rankings against all evidence, weighed one by one.
+//! Compares fused rankings with all evidence, computed one by one.
 
 use super::*;
 
@@ -13,7 +13,7 @@ pub(super) fn stranger(
     (seen_at(entry.clone(), 100, north), unit(blurred))
 }
 
-/// The ids of all vessels, by what their two entries and the nearer of their sightings say.
+/// The ids of all vessels, ranked by the evidence of their two entries and the nearer of their sightings.
 fn by_evidence(entries: &[(Entry, Embedding)], asked: &(Entry, Embedding)) -> Vec<String> {
     let calibrator = Calibrator::new(parts()).expect("a calibrator");
     let outline = |entry: &Entry| Outline {
@@ -57,7 +57,7 @@ fn a_fused_ranking_is_that_of_all_evidence_also_of_who_is_far_down_by_cosine() {
         assert!(found.is_exact);
         assert_eq!(vessels(&found), by_evidence(&entries, &asked)[..10]);
 
-        // Nothing lies beyond so deep a search.
+        // So deep a search leaves nothing beyond it.
         let whole = Plan { top_k: entries.len(), ..plan };
         let all = run_one(&*snapshot, &whole);
         assert_eq!(vessels(&all), by_evidence(&entries, &asked));

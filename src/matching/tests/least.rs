@@ -57,7 +57,7 @@ fn the_least_is_told_by_its_reason_and_needs_what_it_measures() {
     assert_eq!(matched.doubts, [Doubt::PairUncalibrated(ModalityPair::SarSar)], "why some have none");
 }
 
-/// The best sum of cosines over all ways to give each query a vessel of its own, as few as can be going without.
+/// The best sum of cosines over all assignments of distinct vessels, with as few queries without a vessel as possible.
 fn share_by_brute_force(worth: &[Vec<(String, f64)>], taken: &mut Vec<String>) -> (i64, f64) {
     let Some((first, rest)) = worth.split_first() else { return (0, 0.0) };
     let (served, sum) = share_by_brute_force(rest, taken);

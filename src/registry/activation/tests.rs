@@ -1,4 +1,4 @@
-//! Activations that succeed, fail, meet and are abandoned.
+//! Activations that succeed, fail, overlap and are abandoned.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use crate::weights::{golden, native, seed::seeded};
 
 const BYTES: u64 = 100;
 
-/// A registry of two models beside the one that serves, and everything that activates them.
+/// A registry with two models in addition to the one that serves, and what is needed to activate them.
 struct Bench {
     activator: Activator,
     changes: mpsc::UnboundedReceiver<Activation>,
@@ -65,7 +65,7 @@ fn projections() -> ModelLoader {
     Arc::new(|model| Ok(loaded(&model)))
 }
 
-/// A loader that tells when it has begun and waits to be let go.
+/// A loader that signals when it has begun and waits to be released.
 fn gated() -> (ModelLoader, sync::Receiver<()>, sync::Sender<()>) {
     let (begun, begins) = sync::channel();
     let (go, gate) = sync::channel();
@@ -128,7 +128,7 @@ async fn a_model_that_serves_by_configuration_is_remembered_once_it_is_activated
 async fn a_preset_that_served_can_be_activated_again() {
     let mut bench = bench(projections()).await;
     bench.activator.activate(digest(1)).await.expect("activated");
-    // It is still resident, so that it need not be made to serve.
+    // It is still resident, so it need not be able to serve again.
     bench.activator.activate(digest(0)).await.expect("activated again");
     for _ in 0..2 {
         drop(bench.changes.recv().await.expect("told"));

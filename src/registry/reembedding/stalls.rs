@@ -1,4 +1,4 @@
-//! Galleries that do not get on: why, and when each is tried again.
+//! Galleries that are stuck: why, and when each is retried.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use super::Stall;
 use crate::embedding::ModelDigest;
 use crate::gallery::{Gallery, Place};
 
-/// Until a gallery that stalled for the first time is tried again; twice as long each further time.
+/// Wait before the first retry of a stalled gallery; it doubles each time.
 const WAIT_MIN: Duration = Duration::from_secs(2);
 const WAIT_MAX: Duration = Duration::from_secs(600);
-/// The longest wait of a gallery that was written to since: what held it up may be gone.
+/// The longest wait for a gallery that was written to since, as that may have removed the cause.
 const WAIT_CHANGED: Duration = Duration::from_secs(10);
 
-/// By the place of the gallery.
+/// Keyed by the place of the gallery.
 #[derive(Debug, Default)]
 pub(super) struct Stalls(BTreeMap<Place, Stalled>);
 
 #[derive(Debug)]
 struct Stalled {
     gallery: Gallery,
-    /// Of the gallery when it stalled.
+    /// Commit of the gallery when it stalled.
     commit: u64,
     at: Instant,
     wait: Duration,
@@ -33,7 +33,7 @@ impl Stalls {
         self.0.len()
     }
 
-    /// Says in the log and on the gallery what came of leading it.
+    /// Records the outcome for a gallery in the log and on the gallery.
     pub fn tell(&mut self, place: Place, gallery: &Gallery, to: ModelDigest, outcome: Result<(), Stall>) {
         let Err(stall) = outcome else {
             tracing::info!(%place, model = %to, "a gallery follows the active model");
@@ -51,7 +51,7 @@ impl Stalls {
         self.0.insert(place, Stalled { gallery: gallery.clone(), commit, at, wait });
     }
 
-    /// Whether a gallery is not known to be stalled, or should be tried again.
+    /// Whether a gallery is not stalled, or is due for a retry.
     pub fn may_go_on(&self, place: &Place, gallery: &Gallery) -> bool {
         self.0.get(place).is_none_or(|stalled| {
             let changed = gallery.snapshot().commit() != stalled.commit;
@@ -60,7 +60,7 @@ impl Stalls {
         })
     }
 
-    /// Keeps those among `galleries`. The others need not go anywhere any more.
+    /// Keeps only those among `galleries`; the others have nothing left to do.
     pub fn forget_others(&mut self, galleries: &[(Place, Gallery)]) {
         self.0.retain(|place, stalled| {
             let stays = galleries.iter().any(|(of, _)| of == place);

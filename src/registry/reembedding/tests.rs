@@ -1,4 +1,4 @@
-//! Galleries on their way from one model to another.
+//! Galleries that move from one model to another.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -70,7 +70,7 @@ fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
     LoadedModel { card, factory, workers: 1, bytes: 1 }
 }
 
-/// One life of a server that embeds one chip at a time.
+/// One run of a server that embeds one chip at a time.
 struct Life {
     reembedder: ReEmbedder,
     changes: mpsc::UnboundedReceiver<Activation>,
@@ -81,7 +81,7 @@ impl Life {
         Self::with_models(folder, gate, [0, 1, 2]).await
     }
 
-    /// With a registry to which these models are added.
+    /// With a registry that contains these models.
     async fn with_models<const N: usize>(folder: &Path, gate: Gate, kept: [usize; N]) -> Self {
         let registry_limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
         let registry = Registry::open(&folder.join("models"), registry_limits).expect("a registry");
@@ -113,7 +113,7 @@ impl Life {
         gallery
     }
 
-    /// Makes model `seed` active, and says where galleries are to go.
+    /// Activates model `seed` and returns the target of re-embedding.
     async fn activate(&mut self, seed: usize) -> ReembeddingTarget {
         self.reembedder.activator.activate(digest(seed)).await.expect("activated");
         let Activation { active, former } = self.changes.recv().await.expect("told");
@@ -139,13 +139,13 @@ fn open_gate() -> Gate {
     Arc::new(|_| {})
 }
 
-/// A gate that tells when a chip is before it, and lets it through when told to; `None` leaves it open.
+/// A gate that signals when a chip arrives, and passes it when told to; `None` leaves it open.
 fn closed_gate() -> (Gate, sync::Receiver<()>, sync::Sender<()>) {
     let (came, comes) = sync::channel();
     let (go, goes) = sync::channel();
     let goes = Mutex::new(goes);
     let gate: Gate = Arc::new(move |_| {
-        // Once the test is over, nobody listens.
+        // At the end of the test the receiver is gone.
         let _ = came.send(());
         let _ = goes.lock().expect("no panic").recv();
     });
@@ -160,7 +160,7 @@ async fn arrival(comes: sync::Receiver<()>) -> sync::Receiver<()> {
     waiting.await.expect("no panic")
 }
 
-/// A chip of its own shade.
+/// A chip with a shade of its own.
 fn chip(number: u8) -> SourceChip {
     let mut image = image::RgbImage::new(6, 20);
     image.pixels_mut().enumerate().for_each(|(at, pixel)| *pixel = image::Rgb([number, at as u8, 7]));
@@ -170,7 +170,7 @@ fn chip(number: u8) -> SourceChip {
     SourceChip { image: bytes.into_inner().into(), view }
 }
 
-/// What model `seed` makes of a chip.
+/// The embedding of a chip by model `seed`.
 fn embedding(seed: usize, chip: &SourceChip) -> Embedding {
     let size = golden::MICRO.image;
     let chips = vec![prepare(&chip.image, &chip.view, size, &LIMITS).expect("decodable").chip.into()];
@@ -205,7 +205,7 @@ async fn enrol(gallery: &Gallery, number: u8, kept: Option<SourceChip>) {
     gallery.enrol(enrolment).await.expect("enrolled");
 }
 
-/// Whether the gallery is of model `seed`, with its embedding of every chip.
+/// Checks that the gallery is of model `seed`, with its embedding of every chip.
 fn check(gallery: &Gallery, seed: usize, count: u8) {
     let snapshot = gallery.snapshot();
     assert_eq!((snapshot.about().model, snapshot.about().shadow), (digest(seed), None));
@@ -228,7 +228,7 @@ async fn galleries_follow_while_the_former_model_stays_for_their_searches() {
     let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
     let _comes = arrival(comes).await;
     assert_eq!(first.info().following.expect("on its way").model, digest(1));
-    // This one comes by the former model alone, as from a call that began before the activation.
+    // This one has the former model's embedding only, as from a call that began before the activation.
     enrol(&first, 3, Some(chip(3))).await;
     assert!(life.reembedder.pipeline.resolve(Some(digest(0))).is_ok());
     drop(go);
@@ -248,7 +248,7 @@ async fn what_was_embedded_before_a_restart_is_not_embedded_again() {
     let gate: Gate = Arc::new({
         let passed = Arc::clone(&passed);
         move |chips| {
-            // The second piece never comes through.
+            // The second piece never completes.
             if passed.fetch_add(chips, Ordering::Relaxed) == PIECE {
                 told.send(()).expect("the test listens");
                 std::thread::park();
@@ -308,7 +308,7 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
     let (_changes, changes) = mpsc::unbounded_channel();
     tokio::time::pause();
     let running = tokio::spawn(reembedder.run(changes));
-    // Nobody activates anything and nothing is started again.
+    // Nothing is activated and nothing is restarted.
     gallery.delete(Selector::Ids(vec![id(2), id(3)])).await.expect("deleted");
     while gallery.info().about.model != digest(1) {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -321,7 +321,7 @@ async fn a_gallery_with_entries_that_cannot_be_embedded_says_so_and_follows_with
 #[tokio::test]
 async fn no_gallery_is_left_behind_by_a_model_that_is_not_kept() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // Model 0 is none of the registry's, as a preset.
+    // Model 0 is a preset, not in the registry.
     let mut life = Life::with_models(folder.path(), open_gate(), [1, 2]).await;
     life.gallery("first", 2, true).await;
     life.activate(1).await;
@@ -390,7 +390,7 @@ async fn a_gallery_that_cannot_even_begin_says_so() {
     assert_eq!((following.model, following.embedded), (digest(1), 0));
     assert_eq!(following.stalled.as_deref(), Some("the gallery is closed"));
     assert_eq!(target.stalls.len(), 1);
-    // Back to the model that it has, it need not go anywhere.
+    // Back at the model that it has, it has nothing left to do.
     let former = target.active.clone();
     target.turn_to(life.reembedder.activator.lease(digest(0)).await.expect("resident"), former);
     assert_eq!(gallery.info().following, None);

@@ -1,4 +1,4 @@
-//! A gallery that is made in a folder which nobody sees, and put in its place as a whole.
+//! A gallery that is built in a hidden folder and then moved to its final path as a whole.
 
 use std::sync::Arc;
 
@@ -16,14 +16,14 @@ pub struct EmbeddedDraft {
     catalog: EmbeddedCatalog,
     tenant: String,
     name: GalleryName,
-    /// Once it is known what the gallery is made for.
+    /// `None` until it is known what the gallery is made for.
     builder: Option<GalleryBuilder>,
     entries: u64,
     taken: Taken,
     partial: PartialFolder,
 }
 
-/// Bytes of the tenant that are not yet those of a gallery.
+/// Bytes of the tenant that do not belong to a gallery yet.
 #[derive(Debug)]
 struct Taken {
     allowance: Arc<Allowance>,
@@ -67,7 +67,7 @@ impl GalleryDraft for EmbeddedDraft {
         let _changing = catalog.change().map_err(CatalogError::from)?;
         catalog.check_free(&tenant, &name)?;
         cancellation.check().map_err(CatalogError::from)?;
-        // From here on it is the gallery that counts them.
+        // From here on the gallery counts them.
         drop(taken);
         Ok(catalog.publish(&tenant, &name, partial)?)
     }

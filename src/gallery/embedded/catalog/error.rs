@@ -1,4 +1,4 @@
-//! What of files that fail a caller is told.
+//! How callers are told about errors of files.
 
 use std::io;
 use std::path::PathBuf;

@@ -34,21 +34,21 @@ use crate::gallery::catalog::{
 use crate::gallery::entry::Time;
 use crate::gallery::store::{About, Gallery, GalleryStore, StoreError};
 
-/// How galleries are run.
+/// Settings of all galleries.
 #[derive(Clone, Copy, Debug)]
 pub struct EmbeddedSettings {
-    /// Memory that a database file may take for its pages; a gallery with chips has two.
+    /// Cache size of one database file in bytes; a gallery with chips has two files.
     pub cache_bytes: usize,
     pub queue: QueueSettings,
     pub quotas: Quotas,
     pub imports: ImportBounds,
 }
 
-/// The galleries of one data directory, which nobody else may use meanwhile. Cloning it is cheap.
+/// The galleries of one data directory, which nothing else may use meanwhile. Cloning it is cheap.
 ///
-/// What [`CatalogStore`] asks for off the runtime's threads is there under the same names for whoever has a thread of his
-/// own: [`create`](Self::create), [`delete`](Self::delete), [`import`](Self::import) and [`close`](Self::close) wait for
-/// the disk.
+/// The inherent methods [`create`](Self::create), [`delete`](Self::delete), [`import`](Self::import) and
+/// [`close`](Self::close) block on the disk, for callers with a thread of their own; those of [`CatalogStore`] do the
+/// same work off the runtime's threads.
 #[derive(Clone, Debug)]
 pub struct EmbeddedCatalog(Arc<Inner>);
 
@@ -57,11 +57,11 @@ struct Inner {
     root: PathBuf,
     settings: EmbeddedSettings,
     imports: Imports,
-    /// By folder.
+    /// Keyed by folder.
     tenants: RwLock<BTreeMap<String, Tenant>>,
-    /// Held by whoever makes or removes a gallery; absent once the catalog is closed.
+    /// Held while a gallery is created or removed; `None` once the catalog is closed.
     changing: Mutex<Option<DirectoryLock>>,
-    /// One place for calls that make or remove a gallery, so that those that wait for their turn take no threads.
+    /// One permit for async calls that create or remove a gallery, so that waiting calls block no threads.
     turn: Arc<Semaphore>,
 }
 
@@ -71,15 +71,15 @@ struct Tenant {
     galleries: BTreeMap<GalleryName, Opened>,
 }
 
-/// A [`Slot`] with what only its catalog may do to the gallery.
+/// A [`Slot`] with the operations that only its catalog may do.
 type Opened = Result<Arc<EmbeddedGallery>, Arc<Unserved>>;
 
 impl EmbeddedCatalog {
-    /// Takes the data directory `root`, made if need be, and opens its galleries. What was half made or half deleted is
-    /// removed. A gallery that cannot be opened is refused by name later; the others serve.
+    /// Opens the data directory `root`, creating it if needed, and its galleries. Partly created and partly deleted
+    /// galleries are removed. A gallery that cannot be opened is refused when it is asked for; the others are served.
     ///
     /// # Errors
-    /// Another process has the directory, or it cannot be used.
+    /// Another process uses the directory, or it cannot be used.
     pub fn open(root: &Path, settings: EmbeddedSettings) -> Result<Self, EmbeddedOpenError> {
         let failed = |cause| EmbeddedOpenError::Io { path: root.to_owned(), cause };
         fs::create_dir_all(root).map_err(failed)?;
@@ -99,7 +99,7 @@ impl EmbeddedCatalog {
     }
 
     /// # Errors
-    /// There is no such gallery, or it is refused.
+    /// The gallery does not exist, or is not served.
     pub fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
         let tenants = self.tenants();
         let opened = tenants.get(&tenant_folder(tenant)).and_then(|tenant| tenant.galleries.get(name));
@@ -135,7 +135,7 @@ impl EmbeddedCatalog {
     }
 
     /// # Errors
-    /// The name is taken, the tenant has enough galleries, or the disk fails.
+    /// The name is taken, the tenant has reached its number of galleries, or the disk fails.
     pub fn create(&self, tenant: &str, name: &GalleryName, new: NewGallery) -> Result<Gallery, CatalogError> {
         let _changing = self.change()?;
         self.check_free(tenant, name)?;
@@ -146,10 +146,10 @@ impl EmbeddedCatalog {
         self.publish(tenant, name, partial)
     }
 
-    /// Deletes a gallery with everything in it, also one that is refused. Final once this returns.
+    /// Deletes a gallery with everything in it, even one that is not served. Final once this returns.
     ///
     /// # Errors
-    /// There is no such gallery, or the disk fails.
+    /// The gallery does not exist, or the disk fails.
     pub fn delete(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
         let _changing = self.change()?;
         let folder = tenant_folder(tenant);
@@ -168,10 +168,10 @@ impl EmbeddedCatalog {
         })
     }
 
-    /// Begins a new gallery from an [`Export`](crate::gallery::Export).
+    /// Starts a new gallery from an [`Export`](crate::gallery::Export).
     ///
     /// # Errors
-    /// The name is taken, the tenant has enough galleries, or the disk fails.
+    /// The name is taken, the tenant has reached its number of galleries, or the disk fails.
     pub fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError> {
         let _changing = self.change()?;
         self.check_free(tenant, name)?;
@@ -180,14 +180,14 @@ impl EmbeddedCatalog {
         Ok(self.0.imports.begin(tenant, Box::new(draft)))
     }
 
-    /// Finishes what waits for the disk, closes every gallery and gives the directory back.
+    /// Finishes pending writes, closes every gallery and releases the directory.
     pub fn close(&self) {
         let mut lock = self.lock();
         self.opened().iter().for_each(|(_, gallery)| gallery.close());
         drop(lock.take());
     }
 
-    /// Does what makes or removes a gallery on a thread that may block.
+    /// Runs work that creates or removes a gallery on a thread that may block.
     async fn run<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Self) -> Result<T, CatalogError> + Send + 'static,
@@ -205,7 +205,7 @@ impl EmbeddedCatalog {
         })
     }
 
-    /// Puts a new gallery in its place and opens it.
+    /// Moves a new gallery to its final path and opens it.
     fn publish(
         &self,
         tenant: &str,
@@ -219,7 +219,7 @@ impl EmbeddedCatalog {
         slot(&opened).map_err(|cause| CatalogError::Refused { name: name.clone(), cause })
     }
 
-    /// A folder for a gallery that is being made.
+    /// A folder for a gallery that is being built.
     fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, CatalogError> {
         let folder = self.0.root.join(tenant_folder(tenant));
         if !folder.exists() {
@@ -251,7 +251,7 @@ impl EmbeddedCatalog {
         self.tenant(&mut self.tenants_mut(), tenant).allowance.clone()
     }
 
-    /// The turn of whoever makes or removes a gallery.
+    /// Waits for the right to create or remove a gallery.
     ///
     /// # Errors
     /// The catalog is closed.
@@ -273,8 +273,8 @@ impl EmbeddedCatalog {
     }
 }
 
-/// What waits for the disk goes on to its end once it has begun, whoever waits for it; what has not begun when its caller
-/// leaves is not begun.
+/// Disk work that has started runs to its end even if its caller leaves; work that has not started by then never
+/// starts.
 #[async_trait]
 impl CatalogStore for EmbeddedCatalog {
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
@@ -371,7 +371,7 @@ fn open_gallery(path: &Path, settings: &EmbeddedSettings, allowance: &Arc<Allowa
     })
 }
 
-/// The folders in `path` that are not hidden, by name.
+/// The folders in `path` that are not hidden, sorted by name.
 fn folders(path: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let mut folders = Vec::new();
     for entry in fs::read_dir(path)? {

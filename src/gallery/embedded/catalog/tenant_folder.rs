@@ -4,11 +4,11 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-/// Longest folder name of a tenant; file systems take 255 bytes.
+/// Longest folder name of a tenant; file systems allow 255 bytes.
 const FOLDER_BYTES_MAX: usize = 200;
 
-/// The folder of a tenant, whatever its name has in it; different tenants have different folders, also where a file
-/// system takes capitals for small letters.
+/// The folder of a tenant, for any name. Different tenants have different folders, even on case-insensitive file
+/// systems.
 pub fn tenant_folder(tenant: &str) -> String {
     let mut folder = String::from("t-");
     for byte in tenant.bytes() {
@@ -26,7 +26,7 @@ pub fn tenant_folder(tenant: &str) -> String {
     folder
 }
 
-/// Marks each byte, so that it is not read as a letter.
+/// Marks each escaped byte, so that it is not read as a letter.
 fn hexadecimal(folder: &mut String, bytes: &[u8]) {
     for byte in bytes {
         write!(folder, "_{byte:02x}").expect("a string has room");

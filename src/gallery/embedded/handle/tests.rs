@@ -1,4 +1,4 @@
-//! What callers of a gallery meet while its writer is slow, gone or out of room.
+//! What callers of a gallery see while its writer is slow, dead or out of room.
 
 use std::sync::mpsc as blocking;
 
@@ -66,7 +66,7 @@ async fn a_full_queue_lets_callers_wait_and_a_closed_one_answers_at_once() {
     let (go, wait) = blocking::channel::<()>();
     let mut slow = Box::pin(gallery.run(0, move |_| Ok(wait.recv().is_ok())));
     assert!(slow.as_mut().now_or_never().is_none());
-    // The writer may have taken the slow one already, so one more may find a place.
+    // The writer may already have taken the slow operation, which makes room for one more.
     let mut others: Vec<_> =
         (0..8).map(|seed| Box::pin(gallery.enrol(enrolment(&seed.to_string(), seed)))).collect();
     assert!(others.iter_mut().all(|other| other.as_mut().now_or_never().is_none()));
@@ -110,7 +110,7 @@ async fn what_waits_is_bounded_in_bytes() {
     assert!(gallery.room.take().now_or_never().is_none(), "there is no room");
     go.send(()).expect("it waits");
     assert_eq!((slow.await, other.await), (Ok(true), Ok(Enrolled::Created)));
-    // What is larger than all room takes all of it.
+    // An operation larger than the whole queue takes all of its room.
     assert_eq!(gallery.run(1 << 30, |_| Ok(())).await, Ok(()));
     gallery.close();
 }
