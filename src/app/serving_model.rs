@@ -112,7 +112,7 @@ fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle
     (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
 }
 
-/// The activator of other models, and the task that moves galleries to the active one, if there are galleries.
+/// The activator of other models and the task that moves galleries to the active one, where they exist.
 fn follow_activations(
     kept: KeptModels,
     pipeline: &Arc<Pipeline>,

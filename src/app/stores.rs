@@ -16,7 +16,7 @@ const GALLERIES: &str = "galleries";
 /// Limits on operations that wait for a gallery's writer.
 const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_max: 64 << 20 };
 
-/// The stores of a data folder, as far as they exist.
+/// The stores of a data folder that exist.
 pub struct Stores {
     catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,

@@ -153,7 +153,7 @@ impl Train {
         Ok(())
     }
 
-    /// The checked configuration, and whether the device is fast enough for it.
+    /// Adds a violation if the device is too slow for the configuration.
     fn with_pace<T>(
         &self,
         config: &TrainConfig,

@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str, access: &Access) -> Result<Endpoint, ClientError
     let endpoint = Endpoint::from_shared(url).map_err(|_| malformed())?;
     let uri = endpoint.uri();
     let has_scheme = text.contains("://");
-    // A missing port is that of the scheme; without a scheme it was forgotten.
+    // With a scheme, the port has a default; without one, it is required.
     let is_complete = uri.host().is_some_and(|host| !host.is_empty()) && (has_scheme || uri.port().is_some());
     if is_complete && ["", "/"].contains(&uri.path()) { Ok(endpoint) } else { Err(malformed()) }
 }

@@ -263,7 +263,7 @@ impl ModelSlot {
     }
 
     /// Matches the slots that the loading of `model` must wait for: those that are about to be free, and its own if the
-    /// model is already being loaded or unloaded.
+    /// model is already being loaded.
     fn is_moving(model: ModelDigest) -> impl Fn(&Self) -> bool {
         move |slot| match &slot.state {
             SlotState::Arriving => slot.digest == model,

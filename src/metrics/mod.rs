@@ -279,7 +279,7 @@ pub fn models_stored(models: usize, bytes: u64) {
 
 pub fn activation(outcome: &'static str, took: Duration) {
     counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
-    // The duration of a failure tells nothing about the model that serves.
+    // The duration of a failure says nothing about the model that serves.
     if outcome == "ok" {
         gauge!(ACTIVATION).set(took);
     }

@@ -99,8 +99,8 @@ impl CallPermits {
 }
 
 impl Places {
-    /// Takes the slot of the stream that has been idle longest, and for long enough, among those that `scope` bounds.
-    /// It is taken from the connection that has the most.
+    /// Takes a slot among those that `scope` bounds and whose streams have been idle for long enough: from the
+    /// connection with the most of them, that of the stream that has been idle longest.
     fn take_idlest(&self, scope: Scope, holder: &Holder) -> Option<Taken> {
         let mut taken = self.lock();
         let now = Instant::now();

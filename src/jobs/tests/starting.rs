@@ -20,7 +20,7 @@ async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
         let supervisor =
             Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
         supervisor.look().await;
-        // Whatever the look has started would be stopped by this, and would report it.
+        // Anything that the look has started would be stopped by this, and would report it.
         supervisor.drain().await;
         let job = repository.get(&key).await.expect("readable").expect("known");
         assert_eq!((job.state, job.attempt, job.fruitless), (JobState::Queued, 2, 1));

@@ -95,7 +95,7 @@ impl EnrollCall {
                 let enrolment = Enrolment { entry, embedding, model, shadow, chip: None, conflict };
                 Ok((self.gallery.enrol(enrolment).await?, Vec::new()))
             }
-            // An item with a chip has a cost.
+            // Items with a chip are expensive.
             _ if self.is_enrolled(&known.id, known.content).await? => Ok((Enrolled::Unchanged, Vec::new())),
             EnrollSource::Ready { embedding, model, modality, chip: Some(chip) } => {
                 let Examined { extent_m, warnings } = self.examine(&chip).await?;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 /// Rejections allowed at once, after a pause.
 const BURST: f64 = 100.0;
-/// Connections remembered before those are dropped that have not tried a key for long.
+/// Beyond this many remembered connections, those that have not tried a key for long are forgotten.
 const REMEMBERED: usize = 1024;
 
 /// A bucket of rejections for each connection.

@@ -1,5 +1,5 @@
-//! The second port: HTTP/1 with one request per connection, HTTP/2 for balancers that use it towards servers, and few
-//! connections at a time.
+//! The second port: HTTP/1 with one request per connection, HTTP/2 for load balancers that use it with their servers,
+//! and few connections at a time.
 
 use std::time::Duration;
 

@@ -210,7 +210,7 @@ impl Cost {
         one
     }
 
-    /// A measured cost has precedence over a foreseen one.
+    /// Raises a foreseen cost to at least `foreseen`; a measured cost has precedence.
     fn at_least(self, foreseen: Duration) -> Self {
         match self {
             Self::Foreseen(before) => Self::Foreseen(before.max(foreseen)),
