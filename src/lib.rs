@@ -1,27 +1,27 @@
 //! Ship re-identification: TransOSS embeddings of optical and SAR chips behind a batching queue.
 //!
-//! Modules in reading order, following the way of a chip. Fuzzing is of the pure ones: it leaves out what speaks gRPC
-//! and whatever stands on it, which takes longest to build.
+//! Modules in reading order, following the path of a chip. Fuzzing covers the pure modules: it leaves out those that
+//! use gRPC or depend on them, which take longest to build.
 
-/// Instruction sets, and how many of them may be used.
+/// Instruction sets, and which of them may be used.
 pub mod processor;
-/// In which numbers networks compute, and what multiplies their matrices.
+/// The number formats that networks compute in, and the kernels for matrix products.
 pub mod arithmetic;
 /// How much of something may be held at once.
 pub mod budget;
-/// How long work is worth going on with.
+/// Cancellation of work that is no longer needed.
 pub mod cancellation;
-/// Stable names for errors and warnings, and what callers do about each.
+/// Stable names for errors and warnings, and what callers should do about each.
 pub mod reason;
 /// A ship cut out of a satellite image, decoded and resized.
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
-/// What the allocator keeps.
+/// Memory that the allocator keeps.
 pub mod memory;
 /// Files, folders and databases that survive a power failure.
 pub mod durable;
-/// Enrolled ships: what is kept of them and how they are searched.
+/// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
@@ -35,7 +35,7 @@ pub mod evaluate;
 pub mod matching;
 /// Synthetic ships as two sensors see them.
 pub mod synth;
-/// Pictures of pictures.
+/// Contact sheets of images.
 pub mod sheet;
 /// TransOSS on libtorch.
 #[cfg(feature = "torch")]
@@ -48,9 +48,9 @@ pub mod jobs;
 pub mod wire;
 /// Keys of callers.
 pub mod keys;
-/// What messages say of text that others have written.
+/// How messages quote text from others.
 mod message;
-/// What is known of image files beside their pixels.
+/// What is known about image files in addition to their pixels.
 pub mod manifest;
 /// Where a page of a list ends.
 pub mod page;

@@ -23,26 +23,26 @@ use tracing_subscriber::{EnvFilter, Layer, fmt, registry};
 
 use crate::config::{LogFormat, Telemetry};
 
-/// Chips of one batch whose calls its span links to.
+/// Maximum number of calls that a batch's span links to.
 const LINKS_MAX: u32 = 1024;
-/// What the last spans may take on their way to the collector.
+/// Time limit for sending the last spans to the collector.
 const FLUSH_MAX: Duration = Duration::from_secs(2);
 
-/// Lines that wait for whoever reads the log. One more is lost.
+/// Lines that wait to be written. Further ones are lost.
 const LINES_MAX: usize = 16_384;
 
-/// How many lines of the log were lost.
+/// The number of lost log lines.
 static LOST: OnceLock<ErrorCounter> = OnceLock::new();
 
-/// Spans on their way to a collector, if there is one, and lines on their way to the log.
+/// Spans that are being sent to a collector, if there is one, and lines that are being written to the log.
 #[derive(Debug)]
 pub struct Traces {
     provider: Option<SdkTracerProvider>,
-    /// Dropped, the last lines are written, within a second.
+    /// When dropped, the last lines are written, within a second.
     _lines: Option<WorkerGuard>,
 }
 
-/// Starts logging and tracing for the whole process; within a runtime, which carries the spans away.
+/// Starts logging and tracing for the whole process; call it within a runtime, which sends the spans.
 ///
 /// # Errors
 /// The filter does not parse, the collector's address cannot be used, or a subscriber is installed already.
@@ -50,7 +50,7 @@ pub fn install(telemetry: &Telemetry) -> anyhow::Result<Traces> {
     install_to(telemetry, io::stderr)
 }
 
-/// The same for a server: whoever does not read its log costs it lines, and neither calls nor signals wait for him.
+/// Like [`install`], for a server: if its log is not read, lines are lost, and neither calls nor signals wait.
 ///
 /// # Errors
 /// As [`install`].
@@ -64,12 +64,12 @@ pub fn install_lossy(telemetry: &Telemetry) -> anyhow::Result<Traces> {
     Ok(Traces { _lines: Some(lines), ..traces })
 }
 
-/// Lines of the log that were lost, since nobody has read it for too long.
+/// Log lines that were lost, since the log was not read for too long.
 pub fn lost_lines() -> u64 {
     LOST.get().map_or(0, |lost| lost.dropped_lines() as u64)
 }
 
-/// A writer that never waits for the one behind it.
+/// A writer that never blocks on the underlying one.
 fn lossy(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
     NonBlockingBuilder::default()
         .lossy(true)
@@ -78,13 +78,13 @@ fn lossy(writer: impl Write + Send + 'static) -> (NonBlocking, WorkerGuard) {
         .finish(writer)
 }
 
-/// The standard hook would wait for standard error.
+/// The standard hook would block on standard error.
 fn tell_panic(panic: &PanicHookInfo<'_>) {
     let backtrace = Backtrace::capture();
     tracing::error!(%backtrace, "{panic}");
 }
 
-/// The same with logs to `writer`.
+/// Like [`install`], with logs to `writer`.
 ///
 /// # Errors
 /// As [`install`].
@@ -102,7 +102,7 @@ where
     let logs = logs.with_filter(EnvFilter::try_new(&telemetry.log_filter)?);
     let provider = provider(telemetry)?;
     let traces = provider.as_ref().map(|provider| {
-        // Spans of ours: what libraries do is seen by their time within them.
+        // Only our own spans: the work of libraries shows as time within them.
         let ours = filter_fn(|metadata| metadata.is_span() && metadata.target().starts_with("shipreid"));
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("shipreid"))
@@ -118,7 +118,7 @@ where
 }
 
 impl Traces {
-    /// Sends the last spans, and waits a moment for it: not for async tasks.
+    /// Sends the last spans, and waits briefly for that, but not for async tasks.
     pub fn flush(self) {
         if let Some(provider) = self.provider
             && let Err(cause) = provider.shutdown_with_timeout(FLUSH_MAX)
@@ -128,7 +128,7 @@ impl Traces {
     }
 }
 
-/// Whether the log is coloured: on a terminal, unless its user wants none (https://no-color.org).
+/// Whether the log is coloured: on a terminal, unless disabled by the user (https://no-color.org).
 fn wants_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }
@@ -157,8 +157,8 @@ fn provider(telemetry: &Telemetry) -> anyhow::Result<Option<SdkTracerProvider>> 
     Ok(Some(provider))
 }
 
-/// Decides as for any other span, but a span with links and without a parent is traced if one that it links to is: a
-/// batch belongs to all its calls.
+/// Decides as for any other span, but traces a span with links and without a parent if a linked span is traced: a batch
+/// belongs to all its calls.
 #[derive(Clone, Debug)]
 struct Linked(Sampler);
 
@@ -191,7 +191,7 @@ mod tests {
 
     use super::*;
 
-    /// A log that nobody reads until the test has ended.
+    /// A log that is not read until the test has ended.
     struct Unread(std::sync::mpsc::Receiver<()>);
 
     impl Write for Unread {

@@ -1,30 +1,30 @@
-//! Files and connections that the process may have open: some are kept for what it stores.
+//! Limits on the files and connections that the process may have open: some are reserved for its stores.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 use crate::rpc::listener::{self, status_port};
 
-/// Of all descriptors, one part in so many is for galleries, models and jobs, never for connections.
+/// One part in this many of all descriptors is reserved for galleries, models and jobs, never for connections.
 const STORES_PART: u64 = 4;
-/// Of those for connections, one part in so many is for the status pages.
+/// One part in this many of those for connections is for the status pages.
 const STATUS_PART: usize = 8;
 
-/// A configuration that the limit on descriptors allows.
+/// A configuration that fits the limit on descriptors.
 pub struct Fitted {
     pub config: Config,
-    /// Connections of the port with the status pages.
+    /// Maximum connections of the status port.
     pub status_connections: usize,
 }
 
-/// Connections that each port may have.
+/// Maximum connections of each port.
 #[derive(Debug, PartialEq)]
 struct Ports {
     grpc: usize,
     status: usize,
 }
 
-/// The configuration with as many connections as the limit on descriptors allows, which is raised as far as it can be.
+/// The configuration with as many connections as the limit on descriptors allows, which is raised as far as possible.
 pub fn fitted(config: &Config) -> Fitted {
     let wanted = config.limits.connections_max;
     let limit = raised(descriptors_for(wanted));
@@ -41,14 +41,14 @@ pub fn fitted(config: &Config) -> Fitted {
     Fitted { config, status_connections: status }
 }
 
-/// Descriptors that so many connections ask for.
+/// Descriptors needed for this many connections.
 fn descriptors_for(connections: usize) -> u64 {
     let status = listener::descriptors_for(status_port::CONNECTIONS_MAX);
     let ports = listener::descriptors_for(connections).saturating_add(status) as u64;
     ports.saturating_mul(STORES_PART).div_ceil(STORES_PART - 1)
 }
 
-/// Connections that so many descriptors allow, at most those wanted; `None` is no limit.
+/// Connections that this many descriptors allow, at most those wanted; `None` means no limit.
 fn ports(descriptors: Option<u64>, wanted: usize) -> Ports {
     let Some(descriptors) = descriptors else {
         return Ports { grpc: wanted, status: status_port::CONNECTIONS_MAX };
@@ -59,7 +59,7 @@ fn ports(descriptors: Option<u64>, wanted: usize) -> Ports {
     Ports { grpc: wanted.min(allowed.max(1)), status }
 }
 
-/// The process's limit, raised to `wanted` where the system lets it be.
+/// The process's limit, raised to `wanted` if the system permits.
 fn raised(wanted: u64) -> Option<u64> {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let current = current?;

@@ -1,4 +1,4 @@
-//! From the configuration's `[model]` and `[encoder]` to encoders that can be put on the device threads.
+//! Turns the configuration's `[model]` and `[encoder]` into encoders that can be put on the device threads.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -26,10 +26,10 @@ use crate::weights::wrapper::WeightsChoice;
 const MODELS: &str = "models";
 
 /// Opens the models under the data folder and chooses the one that serves first: the one that was activated last, or
-/// the configured one where none ever was. A configured model that is not a preset is kept with the others.
+/// the configured one if none ever was. A configured model that is not a preset is stored with the others.
 ///
 /// # Errors
-/// The models cannot be opened, the chosen one cannot be read or verified, or its device is not there.
+/// The models cannot be opened, the chosen one cannot be read or verified, or its device is not available.
 pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     if config.store.data_dir.is_empty() {
         return Ok(load_model(config)?.into());
@@ -55,21 +55,21 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     Ok(ServedModels { first, kept: Some(kept) })
 }
 
-/// The configured preset, which is none of the registry's: it can be made anew at any time.
+/// The configured preset, which is not in the registry: it can be rebuilt at any time.
 fn preset(config: &Config) -> Option<Preset> {
     let made = config.clone();
     let make = move || open_model(&made).map_err(|cause| LoadError(format!("{cause:#}")));
     (config.model.path.is_empty() && config.model.preset != config::Preset::None).then(|| Preset::new(make))
 }
 
-/// A model that the registry keeps, or the preset made anew.
+/// A model that the registry stores, or the rebuilt preset.
 fn model_of(config: &Config, registry: &Registry, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
     let preset = preset(config).filter(|_| registry.get(digest).is_err());
     preset.and_then(|preset| preset.make(digest)).map_or_else(|| registry.load(digest), Ok)
 }
 
-/// The model that was activated last. Where it is damaged, galleries and everything else that can be served without it
-/// are: the one before it takes its place, or the configured one.
+/// The model that was activated last. If it is damaged, the model before it or the configured one is used instead, so
+/// that galleries and everything else that does not need it can be served.
 fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) -> anyhow::Result<OpenModel> {
     let ActiveModel { digest, former } = active;
     let cause = match model_of(config, registry, digest) {
@@ -116,7 +116,7 @@ fn log_choice(config: &Config, registry: &Registry, model: ModelDigest) {
 /// Reads the configured model and puts it on its device.
 ///
 /// # Errors
-/// No model is configured, it cannot be read or does not fit together, or its device is not there.
+/// No model is configured, it cannot be read or is inconsistent, or its device is not available.
 pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
     let model = open_model(config)?;
     put_on_device(config, model)
@@ -125,12 +125,12 @@ pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
 /// Puts a model on the configured device.
 ///
 /// # Errors
-/// The device is not there, or cannot run what `[encoder]` asks for.
+/// The device is not available, or cannot run what `[encoder]` asks for.
 pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
     Kernels::default().put_on_device(config, model)
 }
 
-/// Kernels by the shape of what they compute, each chosen once: later models of a shape come while a server works.
+/// Kernels by the shape of their layers, each chosen once: later models of a shape are loaded while the server runs.
 #[derive(Default)]
 struct Kernels(Mutex<HashMap<LayerShape, Chosen>>);
 
@@ -160,7 +160,7 @@ impl Kernels {
         let (make, told) = (weights.factory(), Once::new());
         let factory: EncoderFactory = Arc::new(move |worker| {
             let encoder = make(worker)?;
-            // Only now is it certain that the model is put to work.
+            // Only now is it certain that the model will be used.
             told.call_once(|| chosen.iter().for_each(|chosen| tell(precision, chosen)));
             Ok(encoder)
         });
@@ -186,10 +186,10 @@ fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
     Ok(Choice::only(Kernel::Aten, config.encoder.batch_max))
 }
 
-/// Chooses what computes the linear layers of a network on the CPU, as `[encoder]` asks.
+/// Chooses the kernel for the linear layers of a network on the CPU, as `[encoder]` asks.
 ///
 /// # Errors
-/// Nothing can, or only so slowly that it cannot have been meant.
+/// No kernel is usable, or only one so slow that it cannot have been intended.
 pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
     let wanted = Wanted {
         precision: config.encoder.precision,
@@ -214,8 +214,8 @@ pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::R
     })
 }
 
-/// The network of the configured model as far as it can be told without reading its weights: the authors' where it
-/// cannot.
+/// The network of the configured model, as far as it can be determined without reading its weights; otherwise the
+/// authors' network.
 pub fn likely_architecture(config: &Config) -> Architecture {
     let preset = |preset| Family::default().preset(preset);
     match config.model.preset {
@@ -229,7 +229,7 @@ pub fn likely_architecture(config: &Config) -> Architecture {
     }
 }
 
-/// Says in log and metrics what computes linear layers, and why.
+/// Reports in log and metrics which kernel computes linear layers, and why.
 fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
     let (processor, level) = (Processor::here(), Processor::here().level());
     let sets = processor.sets().collect::<Vec<_>>().join(" ");
@@ -255,7 +255,7 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
     }
 }
 
-/// The weights, and a copy for each worker where oneDNN reorders them for itself.
+/// The weights, plus a copy for each worker if oneDNN reorders them.
 fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -> u64 {
     let reorders = settings.kernels.largest(Kernel::OneDnn).is_some();
     let copies = if reorders { 1 + workers } else { 1 };

@@ -1,5 +1,5 @@
-//! The composition root. A server starts in phases, a file each: `ports`, `stores`, `serving_model`, `services`; the jobs
-//! begin last. `shutdown` ends them.
+//! The composition root. A server starts in phases, one file each: `ports`, `stores`, `serving_model`, `services`; the
+//! jobs start last. `shutdown` ends them.
 
 mod descriptors;
 #[cfg(feature = "torch")]
@@ -37,10 +37,10 @@ pub use load::{choose_kernels, likely_architecture, load_model, open_models, put
 pub use shutdown::Drained;
 pub use threads::{cores, threads_per_worker, worker_count};
 
-/// The model that a server starts with, and where it finds others.
+/// The model that a server starts with, and the source of others.
 pub struct ServedModels {
     pub first: LoadedModel,
-    /// Absent: the first one serves for life.
+    /// Absent if the first model serves for the server's lifetime.
     pub kept: Option<KeptModels>,
 }
 
@@ -48,7 +48,7 @@ pub struct ServedModels {
 pub struct KeptModels {
     pub registry: Arc<Registry>,
     pub loader: ModelLoader,
-    /// Kept by the configuration alone, if by anything.
+    /// A preset that only the configuration defines, if any.
     pub preset: Option<Preset>,
 }
 
@@ -58,11 +58,11 @@ impl From<LoadedModel> for ServedModels {
     }
 }
 
-/// A server that answers, and the means to end it.
+/// A running server, and the means to stop it.
 pub struct Running {
-    /// Where gRPC answers, with the port that was free if the configuration said 0.
+    /// The gRPC address, with the port that was chosen if the configuration said 0.
     pub address: SocketAddr,
-    /// Where `/metrics`, `/healthz` and `/readyz` answer.
+    /// The address of `/metrics`, `/healthz` and `/readyz`.
     pub metrics_address: SocketAddr,
     shutdown: Shutdown,
     stores: Stores,
@@ -70,12 +70,11 @@ pub struct Running {
     serving: Serving,
 }
 
-/// Takes both ports, opens the stores, warms the model, then answers gRPC; the status pages answer before the model is
-/// warm.
+/// Binds both ports, opens the stores, warms the model, then serves gRPC; the status pages are served before the model
+/// is warm.
 ///
 /// # Errors
-/// One line that names what a phase has failed on: a file of keys or certificates, a port, a store, a calibrator, or the
-/// model.
+/// One line that names what failed: a file of keys or certificates, a port, a store, a calibrator, or the model.
 pub async fn start(
     config: &Config,
     models: impl Into<ServedModels>,
@@ -99,7 +98,7 @@ pub async fn start(
 
     let wired = Wired { config, model: &model, stores: &stores, calibration, shutdown: &shutdown };
     let serving = services::serve(wired, gate, grpc);
-    // Last, since nothing after it can fail or be interrupted: a start that comes to nothing costs no job an attempt.
+    // Last, since nothing after it can fail or be interrupted: a failed start uses up no attempt of a job.
     stores.begin_jobs();
     tracing::info!(%address, %metrics_address, "serving");
     Ok(Running { address, metrics_address, shutdown, stores, model, serving })
@@ -112,7 +111,7 @@ impl ServedModels {
 }
 
 impl Running {
-    /// The state of the device threads, as health and readiness report it.
+    /// The state of the device threads, as reported by health and readiness.
     pub fn health(&self) -> Health {
         self.model.health()
     }

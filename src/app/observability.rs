@@ -1,4 +1,4 @@
-//! What a server tells of itself: metrics, health, and what its device threads do.
+//! What a server reports about itself: metrics, health, and the activity of its device threads.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::metrics;
 use crate::rpc;
 use crate::telemetry;
 
-/// How often the exporter tidies its histograms; without it they grow for ever.
+/// How often the exporter compacts its histograms; without it they grow without bound.
 const UPKEEP: Duration = Duration::from_secs(5);
 
-/// Shows the bounds of what other metrics show the use of, and the device threads.
+/// Publishes the limits of the resources that other metrics measure, and the device threads.
 pub fn publish_limits(config: &Config, workers: usize) {
     for (limit, most) in [
         ("calls", config.limits.calls_max),
@@ -38,7 +38,7 @@ pub fn publish_limits(config: &Config, workers: usize) {
     metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
 }
 
-/// Tidies the exporter, and looks after the log, for ever.
+/// Compacts the exporter and checks the log, forever.
 pub async fn upkeep(exporter: PrometheusHandle) {
     let mut ticks = tokio::time::interval(UPKEEP);
     loop {
@@ -48,8 +48,8 @@ pub async fn upkeep(exporter: PrometheusHandle) {
     }
 }
 
-/// Keeps grpc.health.v1 equal to what the device threads say of themselves, for the server (the empty name) and for each
-/// of its services.
+/// Keeps grpc.health.v1 in step with the health of the device threads, for the server (the empty name) and for each of
+/// its services.
 pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver<Health>) {
     loop {
         let now = *health.borrow_and_update();
@@ -76,7 +76,7 @@ fn publish_health(now: Health) {
     }
 }
 
-/// What the device threads tell becomes metrics and logs here, so that they need to know neither.
+/// Turns events of the device threads into metrics and logs, so that the threads depend on neither.
 pub fn observe(event: EncoderEvent) {
     match event {
         EncoderEvent::BatchDone { size, forward, waits, late } => {

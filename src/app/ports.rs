@@ -1,4 +1,4 @@
-//! Both ports, taken before anything is loaded, so that one that is in use costs no time.
+//! Both ports, bound before anything is loaded, so that a port in use is reported immediately.
 
 use std::net::SocketAddr;
 
@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::rpc::listener::{Port, Security, status_port};
 use crate::rpc::status_page::{self, StatusPages};
 
-/// Ports that are taken, and not served yet.
+/// Ports that are bound but not served yet.
 pub struct Ports {
     pub grpc: Port,
     pub status: TcpListener,
@@ -18,7 +18,7 @@ pub struct Ports {
 
 impl Ports {
     /// # Errors
-    /// The gRPC port's certificates cannot be used, or an address cannot be listened on; either is named.
+    /// The gRPC port's certificates cannot be used, or an address cannot be bound; the error names it.
     pub async fn open(config: &Config) -> anyhow::Result<Self> {
         let security = Security::open(&config.tls).await?;
         let listener = bind(config.server.listen).await?;
@@ -28,8 +28,8 @@ impl Ports {
     }
 }
 
-/// Answers for the server's state from now on, for as long as the process lives: whoever looks after it shall also see
-/// how it ends.
+/// Serves the status pages from now on, for as long as the process lives, so that monitoring can observe the shutdown
+/// as well.
 pub fn serve_status(port: TcpListener, pages: StatusPages, connections_max: usize) {
     tokio::spawn(upkeep(pages.metrics.clone()));
     tokio::spawn(status_port::serve(port, status_page::router(pages), connections_max));

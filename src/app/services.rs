@@ -1,4 +1,4 @@
-//! The services, on the model and the stores, behind the layers of every call.
+//! The services, on top of the model and the stores, behind the layers of every call.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ use crate::rpc::{
     ModelsService, Services, ShipReIdService, TrainingJobsService,
 };
 
-/// What the services are made of.
+/// The components that the services are made of.
 pub struct Wired<'a> {
     pub config: &'a Config,
     pub model: &'a ServingModel,
@@ -34,13 +34,13 @@ pub struct Wired<'a> {
 /// The calibrators of the configuration.
 pub struct Calibration(Calibrators);
 
-/// The gRPC port, which answers.
+/// The gRPC port while it is served.
 pub struct Serving(JoinHandle<()>);
 
 /// Reads the keys of callers and opens the audit log.
 ///
 /// # Errors
-/// Either file cannot be used; it is named.
+/// Either file cannot be used; the error names it.
 pub async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
     let identity = Identity::open(&config.auth).await?;
     let path = config.telemetry.audit_file.clone();
@@ -49,7 +49,7 @@ pub async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
     Ok(Gate { identity, audit, drain })
 }
 
-/// Answers on the port from now on, until the server shuts down.
+/// Serves the port from now on, until the server shuts down.
 pub fn serve(wired: Wired<'_>, gate: Gate, port: Port) -> Serving {
     let Wired { config, model, shutdown, .. } = wired;
     let (begun, calls_max, limits) = (shutdown.drain().begun(), shutdown.calls_max(), config.limits.clone());
@@ -72,7 +72,7 @@ impl Calibration {
     /// Reads the configured calibrator, or those of a folder.
     ///
     /// # Errors
-    /// A file cannot be read, is no calibrator, or is one for a model that has another; it is named.
+    /// A file cannot be read, is not a calibrator, or is a second one for the same model; the error names it.
     pub async fn read(matching: &Matching) -> anyhow::Result<Self> {
         let place = PathBuf::from(&matching.calibrators);
         if place.as_os_str().is_empty() {

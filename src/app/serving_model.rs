@@ -1,4 +1,4 @@
-//! The model on its device threads, the way of chips to it, and what follows when another one is activated.
+//! The model on its device threads, the pipeline to it, and the consequences of activating another one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,29 +18,30 @@ use crate::encoder::{
 use crate::gallery::Catalog;
 use crate::registry::{Activator, ReEmbedder};
 
-/// A model that embeds, until it is stopped.
+/// A model that embeds until it is stopped.
 pub struct ServingModel {
     queue: EncodeQueue,
     pipeline: Arc<Pipeline>,
-    /// Absent where the first model serves for life.
+    /// Absent if the first model serves for the server's lifetime.
     activator: Option<Activator>,
-    /// Looks whether an idle device still works.
+    /// Checks whether an idle device still works.
     canaries: Option<JoinHandle<()>>,
-    /// Leads galleries to the active model.
+    /// Moves galleries to the active model.
     reembedding: Option<JoinHandle<()>>,
 }
 
-/// Starts the device threads. They have no model yet, and tell of their health already.
+/// Starts the device threads. They have no model yet, but already report their health.
 pub fn device_threads(config: &Config, workers: usize) -> EncodeQueue {
     let settings = QueueSettings { workers, batch_max: config.encoder.batch_max };
     EncodeQueue::start(settings, Arc::new(observe))
 }
 
 impl ServingModel {
-    /// Warms the first model on the threads of `queue`; from then on galleries of `catalog` are led to whichever is active.
+    /// Warms the first model on the threads of `queue`; from then on galleries of `catalog` are moved to the active
+    /// model.
     ///
     /// # Errors
-    /// The model cannot run here, or takes more memory than models may.
+    /// The model cannot run here, or needs more memory than is allowed for models.
     pub async fn start(
         config: &Config,
         queue: EncodeQueue,
@@ -75,16 +76,16 @@ impl ServingModel {
         self.queue.health()
     }
 
-    /// Says that the server is not ready, and embeds on.
+    /// Reports that the server is not ready, and continues to embed.
     pub fn announce_drain(&self) {
         self.queue.announce_drain();
     }
 
-    /// Gives up what is done in the background, then ends the device threads after what waits for them.
+    /// Stops background work, then ends the device threads after the chips that wait for them.
     pub async fn stop(self) {
         for background in [self.canaries, self.reembedding].into_iter().flatten() {
             background.abort();
-            // What it was doing goes on at the next start.
+            // Its work resumes at the next start.
             let _ = background.await;
         }
         self.queue.close().await;
@@ -105,13 +106,13 @@ fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeli
     Pipeline::new(admission, limits, decode_threads(config), residency, active)
 }
 
-/// Sees to canaries, where the configuration wants any.
+/// Starts canaries, if the configuration asks for them.
 fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle<()>> {
     let period = Duration::from_secs_f64(config.encoder.canary_seconds);
     (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
 }
 
-/// What activates other models, and the task that leads galleries to them where there are any.
+/// The activator of other models and the task that moves galleries to the active one, where they exist.
 fn follow_activations(
     kept: KeptModels,
     pipeline: &Arc<Pipeline>,

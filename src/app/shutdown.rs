@@ -1,4 +1,4 @@
-//! The end of a server: what it tells, the order in which its parts stop, and how long they may take.
+//! Shutting down a server: what it announces, the order in which its parts stop, and their time limits.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::Running;
 use crate::config;
 use crate::rpc::Drain;
 
-/// What calls in flight and training jobs may take of the time to shut down; the rest is for stores.
+/// The share of the time to shut down for calls in flight and training jobs; the rest is for stores.
 const CALLS_SHARE: f64 = 0.8;
 
-/// Whether the server shuts down, and within which bounds.
+/// The shutdown signal and its time limits.
 pub struct Shutdown {
     begun: watch::Sender<bool>,
-    /// From not ready to refusing calls, so that load balancers look away in time.
+    /// From not ready to refusing calls, so that load balancers stop sending calls in time.
     notice: Duration,
     /// From refusing calls to the end.
     bound: Duration,
@@ -24,7 +24,7 @@ pub struct Shutdown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     InOrder,
-    /// Something did not end in time; it may still run.
+    /// Something did not end in time; it may still be running.
     CutShort,
 }
 
@@ -37,19 +37,19 @@ impl Shutdown {
         }
     }
 
-    /// What tells the layers and services that it has begun.
+    /// The signal for layers and services that shutdown has begun.
     pub fn drain(&self) -> Drain {
         Drain::new(self.begun.subscribe())
     }
 
-    /// Of the bound, what calls in flight and training jobs get.
+    /// The part of the bound for calls in flight and training jobs.
     pub fn calls_max(&self) -> Duration {
         self.bound.mul_f64(CALLS_SHARE)
     }
 }
 
 impl Running {
-    /// Says that the server is not ready, serves on for as long as load balancers need to look away, then
+    /// Reports that the server is not ready, continues to serve until load balancers have had time to react, then
     /// [stops](Self::stop).
     pub async fn drain(self) -> Drained {
         self.model.announce_drain();
@@ -58,7 +58,7 @@ impl Running {
     }
 
     /// Refuses new calls, lets those in flight and training jobs finish, stops the device threads, closes the stores:
-    /// within the configured time, whatever hangs.
+    /// within the configured time, even if something hangs.
     pub async fn stop(self) -> Drained {
         self.model.announce_drain();
         self.shutdown.begun.send_replace(true);
@@ -73,7 +73,7 @@ impl Running {
     }
 
     async fn end_in_order(self) {
-        // Those who watch a job see how it ends here; only then they are sent away.
+        // Watchers of a job see how it ends here, and are only disconnected afterwards.
         self.stores.end_jobs(self.shutdown.calls_max()).await;
         self.serving.ended().await;
         self.model.stop().await;

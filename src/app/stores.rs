@@ -1,5 +1,5 @@
-//! What the server keeps on disk. Galleries and training jobs are opened here, the models were before, since
-//! one of them is served.
+//! The server's data on disk. Galleries and training jobs are opened here; the models were opened before, since one of
+//! them is served.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use crate::rpc::JobAccess;
 
 /// Folder of the galleries within the data folder.
 const GALLERIES: &str = "galleries";
-/// What may wait for a gallery's writer.
+/// Limits on operations that wait for a gallery's writer.
 const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_max: 64 << 20 };
 
-/// The stores of a data folder, those that there are.
+/// The stores of a data folder that exist.
 pub struct Stores {
     catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,
@@ -27,7 +27,7 @@ impl Stores {
     /// Opens the galleries and the jobs; no job is run yet.
     ///
     /// # Errors
-    /// A store cannot be used: the line names its path, or that it is the jobs'.
+    /// A store cannot be used: the error names its path, or that it is the job store.
     pub async fn open(config: &Config, registry: Option<Arc<Registry>>) -> anyhow::Result<Self> {
         let catalog = open_catalog(config).await?;
         let jobs = training::open_jobs(config, catalog.clone(), registry.clone()).await?;
@@ -43,14 +43,14 @@ impl Stores {
         self.jobs.clone()
     }
 
-    /// Runs the jobs that wait.
+    /// Starts running the waiting jobs.
     pub fn begin_jobs(&self) {
         if let JobAccess::Open(jobs) = &self.jobs {
             jobs.begin();
         }
     }
 
-    /// Stops the jobs that run, which go on at the next start, and waits for their processes.
+    /// Stops the running jobs, which resume at the next start, and waits for their processes.
     pub async fn end_jobs(&self, within: Duration) {
         let JobAccess::Open(jobs) = &self.jobs else { return };
         if tokio::time::timeout(within, jobs.drain()).await.is_err() {
@@ -58,7 +58,7 @@ impl Stores {
         }
     }
 
-    /// Finishes what waits to be written, and gives the folders back.
+    /// Finishes pending writes, and releases the folders.
     pub async fn close(self) {
         if let Some(catalog) = self.catalog {
             catalog.close().await;

@@ -1,4 +1,4 @@
-//! How many threads each kind of work gets where the configuration leaves it to us.
+//! The number of threads for each kind of work, where the configuration does not set it.
 
 use std::num::NonZeroUsize;
 use std::thread;

@@ -1,4 +1,4 @@
-//! From the configuration's `[training]` to jobs that go on.
+//! Turns the configuration's `[training]` into running jobs.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,11 +20,11 @@ use crate::train::pace_on_cpu;
 
 /// Folder of the jobs within the data folder.
 const JOBS: &str = "jobs";
-/// This program, also after another one has taken its place on disk.
+/// This program, even after another one has replaced it on disk.
 const THIS_PROGRAM: &str = "/proc/self/exe";
 
-/// Opens the jobs under the data folder, beside the galleries; without a data folder there are neither. Their models go
-/// into the registry where there is one. A damaged store is kept, and everything else is served without it.
+/// Opens the jobs under the data folder, next to the galleries; without a data folder there are neither. Their models
+/// go into the registry if there is one. A damaged store is kept as it is, and everything else is served without it.
 ///
 /// # Errors
 /// The job store or a data root cannot be used.
@@ -34,7 +34,7 @@ pub async fn open_jobs(
     registry: Option<Arc<Registry>>,
 ) -> anyhow::Result<JobAccess> {
     let Some(catalog) = catalog else { return Ok(JobAccess::NoDataDir) };
-    // A training process has the same working directory, but its instructions shall not depend on that.
+    // A training process has the same working directory, but its instructions must not depend on that.
     let data_dir = std::path::absolute(&config.store.data_dir)?;
     let Training { jobs_max, events_retained_max, .. } = config.training;
     let bounds = Bounds { jobs_max, events_retained_max };

@@ -1,4 +1,4 @@
-//! The server that a command talks to, how it is reached and who asks.
+//! The server that a command connects to, and the credentials it uses.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use super::ENDPOINT;
 
 /// Holds the key if no file is given.
 const KEY_VARIABLE: &str = "SHIPREID_API_KEY";
-/// Names the server where no flag does.
+/// Names the server if no flag does.
 const ENDPOINT_VARIABLE: &str = "SHIPREID_ENDPOINT";
 
 /// The server that a command talks to.
@@ -45,15 +45,15 @@ impl ServerFlag {
         self.access.connect(&self.endpoint()).await
     }
 
-    /// Where the server is.
+    /// The address of the server.
     pub fn endpoint(&self) -> String {
         let named = self.endpoint.clone().or_else(endpoint_of_environment);
         named.unwrap_or_else(|| ENDPOINT.to_owned())
     }
 }
 
-/// The server that SHIPREID_ENDPOINT names. Commands that work on this machine or on a server ask it only where nothing
-/// that they are given says which.
+/// The server that SHIPREID_ENDPOINT names. Commands that work either locally or on a server use it only if their
+/// arguments do not decide between the two.
 pub fn endpoint_of_environment() -> Option<String> {
     std::env::var(ENDPOINT_VARIABLE).ok().filter(|endpoint| !endpoint.is_empty())
 }

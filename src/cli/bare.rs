@@ -1,4 +1,4 @@
-//! `shipreid bench bare`: decode and forward in a loop, with nothing around them.
+//! `shipreid bench bare`: decode and forward in a loop, without the rest of the service.
 
 use std::iter::Cycle;
 use std::slice;
@@ -97,7 +97,7 @@ fn measure(
     })
 }
 
-/// One loop's encoder and its place in the files.
+/// One loop's encoder and its position in the files.
 struct EncodeLoop<'a> {
     encoder: Box<dyn Encoder>,
     model: &'a LoadedModel,
@@ -121,7 +121,7 @@ impl<'a> EncodeLoop<'a> {
         Ok(encode_loop)
     }
 
-    /// Decodes and embeds one batch; says how many images that were.
+    /// Decodes and embeds one batch; returns the number of images.
     fn once(&mut self) -> anyhow::Result<usize> {
         let (card, limits) = (&self.model.card, self.limits);
         let chips = self.files.by_ref().take(self.batch).map(|file| {

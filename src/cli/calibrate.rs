@@ -1,4 +1,4 @@
-//! `shipreid calibrate`: what a similarity means, learned from ships whose identity is known.
+//! `shipreid calibrate`: maps similarities to probabilities, learned from ships whose identity is known.
 
 use std::path::PathBuf;
 
@@ -89,7 +89,7 @@ impl Calibrate {
     }
 }
 
-/// All images of the set; distractors are ships of their own.
+/// All images of the set; each distractor counts as a ship of its own.
 fn labelled(set: &TestSet, embedded: &Embedded) -> anyhow::Result<Vec<Labelled>> {
     let labelled =
         |((image, embedding), [width_m, length_m]): (&(LabelledImage, Embedding), [f64; 2])| Labelled {

@@ -1,4 +1,4 @@
-//! Chips that a command is given: files, folders, modality and pixel size.
+//! Chips as arguments of a command: files, folders, modality and pixel size.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -32,14 +32,14 @@ struct PixelSizeFlag {
     y_m: f64,
 }
 
-/// An image file, and its path from the folder that was given, which names it wherever that folder lies.
+/// An image file, and its path relative to the given folder, which identifies it wherever that folder is.
 #[derive(Clone)]
 pub struct FoundFile {
     pub name: String,
     pub path: PathBuf,
 }
 
-/// A file that was read.
+/// A file with its content.
 pub struct ChipFile {
     pub name: String,
     pub path: PathBuf,
@@ -53,7 +53,7 @@ impl ChipFlags {
     /// Every chip, sorted within a folder.
     ///
     /// # Errors
-    /// A file that cannot be read, or whose modality nothing tells.
+    /// A file cannot be read, or its modality is unknown.
     pub fn read(&self) -> anyhow::Result<Vec<ChipFile>> {
         self.found()?.into_iter().map(|found| self.read_one(found)).collect()
     }
@@ -61,7 +61,7 @@ impl ChipFlags {
     /// The files, sorted within a folder, before any is read.
     ///
     /// # Errors
-    /// A folder that cannot be read, or no image at all.
+    /// A folder cannot be read, or there is no image at all.
     pub fn found(&self) -> anyhow::Result<Vec<FoundFile>> {
         let mut found = Vec::new();
         for path in &self.files {
@@ -82,7 +82,7 @@ impl ChipFlags {
     }
 
     /// # Errors
-    /// A file that cannot be read, or whose modality nothing tells.
+    /// The file cannot be read, or its modality is unknown.
     pub fn read_one(&self, FoundFile { name, path }: FoundFile) -> anyhow::Result<ChipFile> {
         let image = fs::read(&path).with_context(|| path.display().to_string())?;
         let modality = self.modality.or_else(|| client::modality_of_name(&path)).with_context(|| {
@@ -95,7 +95,7 @@ impl ChipFlags {
     }
 }
 
-/// The images in a folder and the folders in it.
+/// The images in a folder and its subfolders.
 pub fn images_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut entries = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;

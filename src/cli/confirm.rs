@@ -1,4 +1,4 @@
-//! Asking before something is done that cannot be undone.
+//! Asks for confirmation before something irreversible.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -15,7 +15,7 @@ pub struct ConfirmFlag {
 }
 
 impl ConfirmFlag {
-    /// Says before anything else whether there is somebody to ask.
+    /// Checks, before any work, whether there is a terminal to ask on.
     ///
     /// # Errors
     /// There is no terminal to ask on.
@@ -28,7 +28,7 @@ impl ConfirmFlag {
         )))
     }
 
-    /// Asks for a word on `deed`, as "delete gallery harbour", unless it was given already.
+    /// Asks for confirmation of `deed`, as "delete gallery harbour", unless it was given already.
     ///
     /// # Errors
     /// There is no terminal to ask on, or the answer is not yes.
@@ -42,7 +42,7 @@ impl ConfirmFlag {
     }
 }
 
-/// Whether the line that answers begins with "y"; nothing at all is a no.
+/// Whether the answer begins with "y"; an empty answer is a no.
 fn ask(deed: &str, answers: &mut impl BufRead, out: &mut impl Write) -> io::Result<bool> {
     write!(out, "{deed}? This cannot be undone. [y/N] ")?;
     out.flush()?;

@@ -1,4 +1,4 @@
-//! Files that a command writes where its user says so. What is there already is kept, unless --force is given.
+//! Files that a command writes to paths given by the user. An existing file is kept, unless --force is given.
 
 use std::fs::{self, File, Permissions};
 use std::io::{BufWriter, Cursor, ErrorKind, Write};
@@ -12,7 +12,7 @@ use tempfile::Builder;
 
 use super::Refusal;
 
-/// What a new file may be, before the umask of the process.
+/// The mode of a new file, before the umask of the process is applied.
 const NEW_FILE: u32 = 0o666;
 
 /// Whether a file may be replaced.
@@ -28,10 +28,10 @@ impl ForceFlag {
         self.force
     }
 
-    /// Says before the work whether its outcome may be written to `path`.
+    /// Checks, before the work, whether its result may be written to `path`.
     ///
     /// # Errors
-    /// A folder is there, or a file that may not be replaced.
+    /// The path is a folder, or a file that may not be replaced.
     pub fn check(&self, path: &Path) -> Result<(), Refusal> {
         match fs::metadata(path) {
             Ok(found) if found.is_dir() => {
@@ -42,10 +42,11 @@ impl ForceFlag {
         }
     }
 
-    /// The same for a file that is written beside its place and then takes it, which no device or pipe can be.
+    /// Like `check`, for a file that is written next to its path and then renamed, which is not possible for devices
+    /// and pipes.
     ///
     /// # Errors
-    /// As those of `check`, or something other than a file is there.
+    /// Those of `check`, or the path is something other than a file.
     pub fn check_file(&self, path: &Path) -> Result<(), Refusal> {
         self.check(path)?;
         match fs::metadata(path) {
@@ -56,10 +57,10 @@ impl ForceFlag {
         }
     }
 
-    /// Lets `fill` write to `path`, which changes once it has everything.
+    /// Lets `fill` write to `path`, which changes only once everything is written.
     ///
     /// # Errors
-    /// It may not be replaced or cannot be written.
+    /// The file may not be replaced or cannot be written.
     pub fn write(
         &self,
         path: &Path,
@@ -67,10 +68,10 @@ impl ForceFlag {
     ) -> anyhow::Result<()> {
         self.check(path)?;
         let named = || path.display().to_string();
-        // What a link leads to is replaced, and not the link.
+        // The target of a link is replaced, not the link.
         let place = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         if fs::metadata(&place).is_ok_and(|found| !found.is_file()) {
-            // A device or a pipe, which no file takes the place of.
+            // A device or a pipe, which cannot be replaced by a file.
             let mut out = BufWriter::new(File::options().write(true).open(&place).with_context(named)?);
             fill(&mut out)?;
             return out.flush().with_context(named);
@@ -94,15 +95,15 @@ impl ForceFlag {
     /// Writes a text or other bytes.
     ///
     /// # Errors
-    /// It may not be replaced or cannot be written.
+    /// The file may not be replaced or cannot be written.
     pub fn write_bytes(&self, path: &Path, bytes: impl AsRef<[u8]>) -> anyhow::Result<()> {
         self.write(path, |out| Ok(out.write_all(bytes.as_ref())?))
     }
 
-    /// Writes a picture in the format that the name of the file says.
+    /// Writes a picture in the format given by the file's extension.
     ///
     /// # Errors
-    /// It may not be replaced or cannot be written, or its name says no format.
+    /// The file may not be replaced or cannot be written, or its extension is not a known format.
     pub fn write_picture(&self, path: &Path, picture: &RgbImage) -> anyhow::Result<()> {
         let format = ImageFormat::from_path(path).with_context(|| path.display().to_string())?;
         let mut bytes = Cursor::new(Vec::new());
@@ -111,10 +112,10 @@ impl ForceFlag {
     }
 }
 
-/// A folder that a command fills.
+/// Checks a folder that a command fills.
 ///
 /// # Errors
-/// There is something in it.
+/// The folder is not empty.
 pub fn check_unused(folder: &Path) -> Result<(), Refusal> {
     let used = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if used || folder.is_file() {

@@ -1,4 +1,4 @@
-//! Models named by their digests, or by how those begin.
+//! Models named by their digests or by prefixes of these.
 
 use anyhow::bail;
 use shipreid::client::Client;
@@ -8,16 +8,17 @@ use super::Refusal;
 
 /// Hexadecimal digits of a digest.
 const DIGITS: usize = 64;
-/// Fewer digits than these could soon stand for another model.
+/// A shorter prefix could soon match another model.
 const DIGITS_MIN: usize = 8;
-/// Models that a refusal names.
+/// Maximum number of models that a refusal lists.
 const NAMED_MAX: usize = 5;
 
-/// The whole digest of the one model of the server that begins with `given`. A whole one is sent as it is, and an empty
-/// one, which stands for the active model.
+/// The full digest of the one model of the server that begins with `given`. A full digest is sent as it is, and so is
+/// an empty one, which stands for the active model.
 ///
 /// # Errors
-/// A text that begins no digest, no such model or more than one, with those that there are; or what the server refuses.
+/// The text is not the prefix of a digest, or matches no model or several (the error lists candidates); or the server
+/// refuses.
 pub async fn resolve(client: &Client, given: &str) -> anyhow::Result<String> {
     let digits = given.to_ascii_lowercase();
     if digits.is_empty() || (digits.len() == DIGITS && is_hexadecimal(&digits)) {

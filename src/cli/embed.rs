@@ -87,7 +87,7 @@ impl Embed {
     }
 }
 
-/// A bar on a terminal, nothing elsewhere or for what is done at once.
+/// A progress bar on a terminal; hidden elsewhere or for work that finishes immediately.
 pub(super) fn progress(chips: usize) -> ProgressBar {
     if chips < 2 {
         return ProgressBar::hidden();
@@ -104,7 +104,7 @@ fn embedding(result: &EmbedResult) -> Option<&[f32]> {
     }
 }
 
-/// What went wrong with a chip, or what is doubtful about it.
+/// The error of a chip, or its warnings.
 fn remarks(result: &EmbedResult) -> Vec<String> {
     let warnings = result.warnings.iter().map(|warning| format!("{}: {}", warning.code, warning.message));
     let error = match &result.outcome {

@@ -1,4 +1,4 @@
-//! `shipreid gallery enroll`: files into a gallery, again and again if need be, without harm.
+//! `shipreid gallery enroll`: enrols files into a gallery; safe to repeat.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -22,11 +22,11 @@ use super::known::known_of;
 use super::labels::LabelFlags;
 use super::{ServerFlag, output};
 
-/// Refusals of a busy server, which a second attempt may not meet.
+/// Refusals of a busy server that a retry may avoid.
 const RETRYABLE: [i32; 2] = [client::RESOURCE_EXHAUSTED, client::UNAVAILABLE];
-/// Attempts at what a busy server refuses, each after twice the time.
+/// Attempts at items that a busy server refuses, each after twice the delay.
 const ATTEMPTS_MAX: u32 = 7;
-/// Files in memory before the server asks for them.
+/// Files read into memory ahead of the server.
 const READ_AHEAD: usize = 16;
 const FIRST_DELAY: Duration = Duration::from_millis(250);
 
@@ -56,7 +56,7 @@ pub struct Enroll {
     server: ServerFlag,
 }
 
-/// What became of the files.
+/// Counts of the outcomes.
 #[derive(Default)]
 struct Tally {
     created: usize,
@@ -64,7 +64,7 @@ struct Tally {
     unchanged: usize,
     /// File and reason.
     failed: Vec<String>,
-    /// Of the failed, those that are entries with other content.
+    /// Of the failed ones, those that exist with other content.
     differing: usize,
     warned: Vec<String>,
 }
@@ -136,7 +136,7 @@ impl Upload {
         files.into_iter().zip(known).map(item).collect()
     }
 
-    /// One stream with `items`; returns those that a busy server refused. Files are read when their turn comes.
+    /// Sends `items` in one stream; returns those that a busy server refused. Files are read only when they are next.
     async fn send(
         self: &Arc<Self>,
         client: &Client,
@@ -165,14 +165,14 @@ impl Upload {
         Ok(refused)
     }
 
-    /// Sends a request for each file that can be read; returns what is wrong with the others.
+    /// Sends a request for each readable file; returns the errors of the others.
     async fn read(&self, items: Vec<Item>, requests: mpsc::Sender<EnrollRequest>) -> Vec<String> {
         let mut failed = Vec::new();
         for item in items {
             match self.request(&item) {
                 Ok(request) => {
                     if requests.send(request).await.is_err() {
-                        // The call has ended; its error is told by the answers.
+                        // The call has ended; the answers report its error.
                         break;
                     }
                 }
@@ -201,7 +201,7 @@ impl Upload {
     }
 }
 
-/// The identity in a HOSS name; none for distractors, which are many ships.
+/// The identity in a HOSS name; none for distractors, which are different ships.
 fn vessel_of_name(path: &Path) -> Option<String> {
     let (identity, _) = path.file_stem()?.to_str()?.split_once('_')?;
     (!identity.starts_with('-')).then(|| identity.to_owned())

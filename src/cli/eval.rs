@@ -1,4 +1,4 @@
-//! `shipreid eval`: how well a model ranks a HOSS test set.
+//! `shipreid eval`: measures how well a model ranks a HOSS test set.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -33,9 +33,9 @@ use super::{ConfigFlags, Failure, output, prepare};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
-/// Of a contact sheet.
+/// The size of a contact sheet.
 const SHEET: Extent = Extent { queries: 20, ranks: 10 };
-/// What a chip is resized to where only its extent is read.
+/// The size that a chip is resized to if only its extent is needed.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
 #[derive(Args)]
@@ -102,7 +102,7 @@ impl Eval {
         Ok(())
     }
 
-    /// The server that is measured; none where it is a model in this process.
+    /// The server to measure; `None` for a model in this process.
     fn endpoint(&self) -> Option<String> {
         let of_environment = || if self.config.is_given() { None } else { endpoint_of_environment() };
         self.endpoint.clone().or_else(of_environment)
@@ -124,7 +124,7 @@ pub struct TestSet {
     pub gallery: Vec<Image>,
 }
 
-/// A test set as a model sees it.
+/// A test set with its embeddings.
 pub struct Embedded {
     model: String,
     queries: Vec<(LabelledImage, Embedding)>,
@@ -136,7 +136,7 @@ impl TestSet {
         Ok(Self { queries: hoss(root, HossPart::Query)?, gallery: hoss(root, HossPart::Gallery)? })
     }
 
-    /// Through a model in this process, with the encoder that a server runs.
+    /// Embeds with a model in this process, with the encoder that a server runs.
     pub fn embed_locally(&self, model: &LoadedModel) -> anyhow::Result<Embedded> {
         let mut encoder = (model.factory)(0).map_err(|cause| anyhow!(cause))?;
         let bar = progress(self.queries.len() + self.gallery.len());
@@ -170,7 +170,7 @@ impl TestSet {
         Ok(Embedded { model, queries, gallery })
     }
 
-    /// Some queries, each with its best.
+    /// Some queries, each with its best matches.
     pub fn picture(&self, ranked: &Ranked) -> anyhow::Result<RgbImage> {
         let lists = RankedLists::of(ranked, &self.queries, &self.gallery, SHEET);
         lists.picture().map_err(|cause| anyhow!(cause))
@@ -197,7 +197,7 @@ pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(LabelledImage, [f64; 2])>>
     images.iter().map(size).collect()
 }
 
-/// The mAP and CMC of each protocol in which somebody takes part.
+/// The mAP and CMC of each protocol that has queries.
 fn rows(protocols: &[Protocol], scores: impl Fn(Protocol) -> Option<Scores>) -> Value {
     let row = |protocol: &Protocol| Some(json!(Summary::of(*protocol, &scores(*protocol)?)));
     protocols.iter().filter_map(row).collect()
@@ -218,7 +218,8 @@ async fn embed_images(
         let chip = |image: &Image| {
             let bytes = std::fs::read(&image.path).with_context(|| image.path.display().to_string())?;
             let mut chip = client::chip(bytes, image.modality());
-            // Said, so that the server does not take the file's own: a data set is read by the reference's rule.
+            // Sent explicitly, so that the server does not use the file's own: a data set is read by the reference's
+            // rule.
             [chip.pixel_size_x_m, chip.pixel_size_y_m] = image.view.pixel_size.axes();
             anyhow::Ok(chip)
         };
@@ -243,7 +244,7 @@ async fn embed_images(
 }
 
 impl Embedded {
-    /// mAP and CMC for each protocol in which somebody takes part.
+    /// mAP and CMC of each protocol that has queries.
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
         let rows = rows(protocols, |protocol| self.ranked(protocol, reranked).map(|ranked| ranked.scores));
         json!({ "model": self.model, "reranked": reranked, "protocols": rows })
@@ -288,7 +289,7 @@ fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
     found.into_iter().map(|found| found.hits.iter().map(|hit| hit.row.to_u64() as usize).collect()).collect()
 }
 
-/// An entry of which nothing is known, since rankings ask for vectors alone.
+/// An entry without metadata, since rankings only need vectors.
 fn anonymous() -> Entry {
     Entry {
         id: EntryId::new("image").expect("a constant"),

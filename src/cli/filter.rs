@@ -1,4 +1,4 @@
-//! Flags that say which entries of a gallery take part, as `EntryFilter` of the contract does.
+//! Flags that select the entries of a gallery, like `EntryFilter` of the contract.
 
 use std::num::ParseFloatError;
 
@@ -50,10 +50,10 @@ pub struct FilterFlags {
 }
 
 impl FilterFlags {
-    /// `None` where every entry takes part.
+    /// `None` if every entry is selected.
     ///
     /// # Errors
-    /// A malformed label, or a span of time that ends before it begins.
+    /// A label is malformed, or a time range ends before it begins.
     pub fn filter(&self) -> anyhow::Result<Option<EntryFilter>> {
         if let (Some(from), Some(to)) = (self.from, self.to)
             && (from.seconds, from.nanos) >= (to.seconds, to.nanos)
@@ -98,7 +98,7 @@ fn area(text: &str) -> Result<Area, String> {
     for (name, value, bound) in
         [("south", south, 90.0), ("north", north, 90.0), ("west", west, 180.0), ("east", east, 180.0)]
     {
-        // Neither is a NaN within the bounds.
+        // This also rejects NaN.
         if !(-bound..=bound).contains(&value) {
             return Err(format!("{name} is {value}: write -{bound} to {bound}"));
         }
@@ -123,7 +123,7 @@ mod tests {
         filter: FilterFlags,
     }
 
-    /// The filter, or why there is none.
+    /// The filter, or why it is invalid.
     fn filter(arguments: &[&str]) -> Result<Option<EntryFilter>, String> {
         let arguments = Arguments::try_parse_from([&["program"], arguments].concat());
         arguments.map_err(|cause| cause.to_string())?.filter.filter().map_err(|cause| cause.to_string())

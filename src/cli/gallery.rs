@@ -146,7 +146,7 @@ impl Gallery {
     }
 }
 
-/// What a command is about to do.
+/// Describes what a command is about to delete.
 fn deletion(name: &str, entries: &[String]) -> String {
     match entries {
         [] => format!("delete gallery {name} with all its entries"),

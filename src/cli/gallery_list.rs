@@ -1,4 +1,4 @@
-//! What is in the galleries of a server, as tables and as JSON.
+//! The content of a server's galleries, as tables and as JSON.
 
 use clap::Args;
 use comfy_table::{Table, presets};
@@ -74,7 +74,7 @@ impl ListEntries {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         let filter = self.filter.filter()?;
         let client = self.server.connect().await?;
-        // A gallery without entries and none at all give the same empty list.
+        // A gallery without entries and one that does not exist give the same empty list.
         get(&client, &self.gallery).await?;
         let mut request =
             ListEntriesRequest { gallery: self.gallery, filter, page_size: PAGE, ..Default::default() };
@@ -83,7 +83,7 @@ impl ListEntries {
             let page = client.galleries().list_entries(request.clone()).await.map_err(ClientError::from)?;
             let page = page.into_inner();
             if self.json.is_given() {
-                // A gallery may have more entries than memory has room for.
+                // A gallery may have more entries than fit into memory.
                 page.entries.iter().for_each(|entry| output::say(json(entry)));
             } else {
                 rows.extend(page.entries);
@@ -125,7 +125,7 @@ pub fn galleries(galleries: &[Gallery]) -> Table {
     table
 }
 
-/// What keeps a gallery from being written to, and how far it is on its way to another model.
+/// What prevents writes to a gallery, and the progress of its move to another model.
 fn remarks(gallery: &Gallery) -> String {
     let following = gallery.following.as_ref().map(|following| {
         let model: String = following.model.chars().take(12).collect();

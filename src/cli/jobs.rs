@@ -154,7 +154,7 @@ async fn report(client: &Client, job: &str) -> anyhow::Result<String> {
     Ok(page(&ended.unwrap_or(known), &history))
 }
 
-/// Reads events without a live bar; the job, if it has ended.
+/// Reads events without a live bar; returns the job if it has ended.
 async fn read(
     follower: &mut Follower,
     until: Until,
@@ -196,7 +196,7 @@ fn table(jobs: &[TrainingJob]) -> Table {
             job.job_id.clone(),
             job.display_name.clone(),
             match job.state() {
-                // Its name is all that can be told of it.
+                // Only its name is known.
                 JobState::Unspecified => "damaged".to_owned(),
                 state => state_name(state),
             },

@@ -1,8 +1,8 @@
-//! What a server keeps, as JSON: a message of the contract in the mapping that protobuf lays down for its messages.
+//! Data of a server as JSON: messages of the contract in protobuf's JSON mapping.
 //!
-//! Names of fields are those of the proto files, as in every other tool that prints the contract's terms. Numbers of 64
-//! bits are numbers and defaults are written, so that a script compares and finds them without knowing the contract;
-//! every protobuf parser reads the text back. A message is a line: one of many needs no more room than one alone.
+//! Field names are those of the proto files, as in other tools that print the contract's terms. Numbers of 64 bits are
+//! written as numbers and defaults are included, so that scripts can use them without knowing the contract; every
+//! protobuf parser can read the text. Each message is one line, so that many need no more memory than one.
 
 use std::sync::LazyLock;
 
@@ -38,9 +38,9 @@ impl JsonFlag {
     }
 }
 
-/// A message that is printed by itself.
+/// A message that is printed as one object.
 pub trait Printed: Message {
-    /// In its package.
+    /// Its name within its package.
     const NAME: &str;
 }
 
@@ -72,7 +72,7 @@ static CONTRACT: LazyLock<DescriptorPool> =
 /// The JSON object of a message.
 ///
 /// # Panics
-/// Never: the contract has a message of this name, whose bytes are `message`'s own.
+/// Never: the contract has a message of this name, whose encoding is that of `message`.
 pub fn json<M: Printed>(message: &M) -> Value {
     let name = format!("{PACKAGE}.{}", M::NAME);
     let described = CONTRACT.get_message_by_name(&name).expect("a message of the contract");

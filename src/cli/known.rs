@@ -1,4 +1,4 @@
-//! What a manifest tells of the files of a command.
+//! Metadata of a command's files from a manifest.
 
 use std::fs;
 use std::path::Path;
@@ -8,10 +8,10 @@ use shipreid::manifest::{FileNames, Manifest, ManifestEntry};
 
 use super::chips::FoundFile;
 
-/// What the manifest at `path` tells of each of `files`; nothing without one.
+/// The manifest entry of each of `files`; empty entries without a manifest.
 ///
 /// # Errors
-/// It cannot be read, or a line of it stands for no file.
+/// The manifest cannot be read, or one of its lines matches no file.
 pub fn known_of(path: Option<&Path>, files: &[FoundFile]) -> anyhow::Result<Vec<ManifestEntry>> {
     let Some(path) = path else { return Ok(vec![ManifestEntry::default(); files.len()]) };
     let place = || path.display().to_string();

@@ -16,7 +16,7 @@ pub struct LabelFlags {
 
 impl LabelFlags {
     /// # Errors
-    /// A flag without "=", or one name in two of them.
+    /// A flag lacks "=", or two flags have the same name.
     pub fn parse(&self) -> Result<HashMap<String, String>, Refusal> {
         parse(&self.labels)
     }
@@ -25,7 +25,7 @@ impl LabelFlags {
 /// The labels that `flags` give as `NAME=VALUE`.
 ///
 /// # Errors
-/// A flag without "=", or one name in two of them.
+/// A flag lacks "=", or two flags have the same name.
 pub fn parse(flags: &[String]) -> Result<HashMap<String, String>, Refusal> {
     let mut labels = HashMap::new();
     for flag in flags {

@@ -1,4 +1,4 @@
-//! A training job as it is watched from a terminal: live, through lost connections, until it ends or the watcher leaves.
+//! Watching a training job from a terminal: live, across lost connections, until it ends or the user leaves.
 
 use std::time::Duration;
 
@@ -14,18 +14,18 @@ use super::{FAILED, Failure, output};
 
 /// Exit code after a job that was cancelled.
 const CANCELLED: u8 = 3;
-/// Exit code after Ctrl-C, as shells have it.
+/// Exit code after Ctrl-C, as in shells.
 pub const INTERRUPTED: u8 = 130;
 
-/// What a watcher is told.
+/// A notification for the watcher.
 pub enum Notice<'a> {
     Event(&'a TrainEvent),
-    /// The connection is lost; it is tried again after a while.
+    /// The connection is lost; it is retried after a delay.
     Lost {
         cause: &'a str,
         wait: Duration,
     },
-    /// The connection is there again.
+    /// The connection is restored.
     Back,
 }
 
@@ -39,17 +39,17 @@ pub enum Watched {
     Left,
 }
 
-/// How far a watcher goes.
+/// When a watch ends.
 #[derive(Clone, Copy)]
 pub enum Until {
     End,
     Event(u64),
 }
 
-/// Tells `see` what happens in a job.
+/// Calls `see` for every event of a job.
 ///
 /// # Errors
-/// What the server refuses for good.
+/// The server refuses permanently.
 pub async fn watch(
     follower: &mut Follower,
     until: Until,
@@ -64,7 +64,7 @@ pub async fn watch(
         }
         let followed = tokio::select! {
             followed = follower.next() => followed?,
-            // Without a handler for it, Ctrl-C ends the process by itself.
+            // Without a handler for it, Ctrl-C ends the process.
             Ok(()) = signal::ctrl_c() => return Ok(Watched::Left),
         };
         match followed {
@@ -85,7 +85,7 @@ pub async fn watch(
     }
 }
 
-/// What a job starts from, for people.
+/// The starting point of a job, for people.
 pub fn lines_of_start(start: &StartingPoint) -> Vec<String> {
     let StartingPoint { path, tensors_taken, tensors_kept, blocks_taken, blocks_total, .. } = start;
     let mut lines = vec![format!(
@@ -114,14 +114,14 @@ pub fn lines_of_start(start: &StartingPoint) -> Vec<String> {
     lines
 }
 
-/// The live bar of a job, a line an epoch and an evaluation.
+/// The live bar of a job, with one line per epoch and per evaluation.
 pub struct Screen {
     bar: TrainingBar,
     epoch: Epoch,
     state: Option<(JobState, u32)>,
 }
 
-/// What was seen of an epoch.
+/// The steps of an epoch seen so far.
 #[derive(Default)]
 struct Epoch {
     number: u32,
@@ -198,7 +198,7 @@ impl Screen {
         });
     }
 
-    /// The means of what was seen of the epoch, in a line.
+    /// Prints the means of the epoch in one line.
     fn close_epoch(&mut self) {
         let Epoch { number, steps, losses, accuracies } = std::mem::take(&mut self.epoch);
         if steps > 0 {
@@ -218,10 +218,10 @@ impl Epoch {
     }
 }
 
-/// Watches a job to its end with a live bar; the exit code tells how it ended.
+/// Watches a job to its end with a live bar; the exit code reports how it ended.
 ///
 /// # Errors
-/// What the server refuses, a job that failed or was cancelled, or a watcher who has left.
+/// The server refuses, the job failed or was cancelled, or the user has left.
 pub async fn watch_to_the_end(mut follower: Follower, endpoint: &str) -> Result<(), Failure> {
     let mut screen = Screen::new();
     let watched = watch(&mut follower, Until::End, &mut |notice| screen.show(notice)).await;
@@ -235,7 +235,7 @@ pub async fn watch_to_the_end(mut follower: Follower, endpoint: &str) -> Result<
     }
 }
 
-/// Says how a job ended and what can be done next.
+/// Prints how a job ended and what can be done next.
 fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
     let (id, here) = (&job.job_id, at(endpoint));
     match job.state() {
@@ -270,7 +270,7 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
     }
 }
 
-/// The job keeps running without its watcher.
+/// Prints how to watch the job again, which keeps running.
 pub fn tell_way_back(follower: &Follower, endpoint: &str) {
     let here = at(endpoint);
     match follower.job_id() {
@@ -291,7 +291,7 @@ pub fn tell_way_back(follower: &Follower, endpoint: &str) {
     }
 }
 
-/// A refused configuration with everything that is wrong with it, a line each.
+/// A refused configuration with everything that is wrong with it, one line each.
 pub fn refused(cause: ClientError) -> Failure {
     let violations = cause.violations();
     if violations.is_empty() {
@@ -308,7 +308,7 @@ fn count(fields: usize) -> String {
     if fields == 1 { "one field is".into() } else { format!("{fields} fields are") }
 }
 
-/// The flag that the same server needs again.
+/// The flag that selects the same server again.
 fn at(endpoint: &str) -> String {
     if endpoint == super::ENDPOINT { String::new() } else { format!(" --endpoint {endpoint}") }
 }

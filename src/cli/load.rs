@@ -111,7 +111,7 @@ impl Open {
             sleep_until(due).await;
             let (source, run) = (Arc::clone(&source), Arc::clone(&run));
             calls.spawn(async move { run.record(source.call(due).await) });
-            // Times between the calls of a Poisson process are exponential.
+            // Intervals between the calls of a Poisson process are exponentially distributed.
             let unit: f64 = random.random();
             due += Duration::from_secs_f64(-(1.0 - unit).ln() / self.rate);
             while calls.try_join_next().is_some() {}
@@ -122,7 +122,7 @@ impl Open {
     }
 }
 
-/// Where calls come from: chips in turn, connections in turn.
+/// The source of calls: chips in turn, connections in turn.
 struct Source {
     clients: Vec<Client>,
     chips: Vec<Chip>,
@@ -161,7 +161,7 @@ impl Source {
     }
 }
 
-/// Chips embedded and the time that the model took, or why there are none.
+/// The embedded chips and the model's time, or the error.
 fn outcome(answer: Result<EmbedResponse, ClientError>) -> Result<(usize, Duration), String> {
     match answer {
         Ok(answer) => {
@@ -178,7 +178,7 @@ fn outcome(answer: Result<EmbedResponse, ClientError>) -> Result<(usize, Duratio
     }
 }
 
-/// The measured part of a run and what was seen in it.
+/// The measured part of a run and its observations.
 struct Run {
     begin: Instant,
     end: Instant,

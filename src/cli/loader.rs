@@ -1,4 +1,4 @@
-//! `shipreid bench loader`: how fast training batches come from files when nothing is learned from them.
+//! `shipreid bench loader`: how fast training batches are loaded from files, without training.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -53,7 +53,7 @@ impl Loader {
     }
 }
 
-/// Epoch after epoch until the time is over.
+/// Loads epoch after epoch until the time is over.
 fn measure<S: Source>(config: &TrainConfig, source: &S, duration: Duration) -> anyhow::Result<Value> {
     let threads = if config.data.loader_threads == 0 { app::cores() } else { config.data.loader_threads };
     let (started, cpu) = (Instant::now(), process_cpu());

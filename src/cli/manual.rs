@@ -1,4 +1,4 @@
-//! What shells and `man` know of the commands.
+//! Shell completions and manual pages of the commands.
 
 use std::fs;
 use std::path::PathBuf;
@@ -45,7 +45,7 @@ impl Man {
         let pages = fs::read_dir(drawn_up.path())?.map(|page| Ok(page?.path()));
         let pages = pages.collect::<std::io::Result<Vec<_>>>()?;
         let place = |page: &PathBuf| self.folder.join(page.file_name().unwrap_or_default());
-        // All or none: half of them would tell of two releases.
+        // All or none: otherwise the pages could be of two releases.
         pages.iter().try_for_each(|page| self.force.check(&place(page)))?;
         fs::create_dir_all(&self.folder).with_context(|| self.folder.display().to_string())?;
         for page in &pages {

@@ -1,4 +1,4 @@
-//! The command line; one file a subcommand.
+//! The command line; one file per subcommand.
 
 mod access;
 mod bare;
@@ -48,16 +48,16 @@ use tokio::runtime::Runtime;
 
 use access::ServerFlag;
 
-/// What people type.
+/// The name of the executable.
 const NAME: &str = "shipreid";
 
-/// Where a server listens unless it is told otherwise.
+/// The default address of a server.
 const ENDPOINT: &str = "http://127.0.0.1:50051";
 
-/// Exit code of a command that did not do what it was asked for.
+/// Exit code of a command that failed.
 const FAILED: u8 = 1;
 
-/// Exit code of a configuration or model that cannot be used, and of a command that was refused before it began.
+/// Exit code for an unusable configuration or model, and for a command that was refused before it began.
 const UNUSABLE: u8 = 2;
 
 /// Ship re-identification in optical and SAR satellite images.
@@ -144,13 +144,13 @@ impl ConfigFlags {
     }
 }
 
-/// Why a command did not do what it was asked for.
+/// Why a command failed.
 enum Failure {
     /// Configuration or model: nothing was started.
     Unusable(anyhow::Error),
     /// Everything else.
     Failed(anyhow::Error),
-    /// It was told already; this is the exit code.
+    /// The error was printed already; this is the exit code.
     Told(u8),
 }
 
@@ -161,12 +161,12 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
     }
 }
 
-/// A command that is refused before it has done anything: what was given, and the way out, in a line.
+/// A command was refused before it did anything: one line that names the argument and a remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refusal(String);
 
-/// Whether a command has done nothing since what it was given cannot be right, on any server.
+/// Whether a command did nothing because its arguments cannot be valid on any server.
 fn is_refusal(cause: &anyhow::Error) -> bool {
     let of_client = cause.downcast_ref::<ClientError>().is_some_and(|cause| match cause {
         ClientError::Endpoint { .. } | ClientError::NotEncrypted { .. } | ClientError::KeyMalformed => true,
@@ -180,7 +180,7 @@ fn is_refusal(cause: &anyhow::Error) -> bool {
     of_client || cause.is::<Refusal>()
 }
 
-/// What every command does first that runs a model or a search in this process.
+/// Preparation for every command that runs a model or a search in this process.
 fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
     processor::check().map_err(|cause| Failure::Unusable(cause.into()))?;
     prepare_process(threads_per_worker);
@@ -242,7 +242,7 @@ pub fn run() -> ExitCode {
 fn explain(told: &clap::Error) -> ExitCode {
     match told.print() {
         Err(cause) if !told.use_stderr() => output::end(&cause),
-        // Nobody reads what is wrong; the exit code says that something is.
+        // The message cannot be printed; the exit code still reports the error.
         _ => ExitCode::from(if told.use_stderr() { UNUSABLE } else { 0 }),
     }
 }

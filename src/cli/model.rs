@@ -1,4 +1,5 @@
-//! `shipreid model`: checkpoints into models of ours, what is in either, and the models of a running server.
+//! `shipreid model`: converts checkpoints into native models, inspects both, and manages the models of a running
+//! server.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -176,13 +177,13 @@ impl Import {
         Ok(())
     }
 
-    /// Whether the folder's model makes room for another.
+    /// Whether the model in the folder is to be replaced.
     fn replaces(&self, folder: &Path) -> Result<bool, Refusal> {
         let Err(used) = check_unused(folder) else { return Ok(false) };
         match (folder.join(native::DESCRIPTION).is_file(), self.force.is_given()) {
             (true, true) => Ok(true),
             (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
-            // Whatever it is, it is more than a model.
+            // The folder contains more than a model.
             (false, _) => Err(used),
         }
     }
@@ -253,7 +254,7 @@ async fn activate(server: ServerFlag, digest: String) -> anyhow::Result<()> {
 async fn delete(server: ServerFlag, digest: String, confirm: ConfirmFlag) -> anyhow::Result<()> {
     confirm.needs_terminal(&format!("delete model {digest}"))?;
     let client = server.connect().await?;
-    // Who agrees sees the whole digest.
+    // The confirmation shows the full digest.
     let digest = digest::resolve(&client, &digest).await?;
     confirm.confirm(&format!("delete model {digest}"))?;
     let request = DeleteModelRequest { digest: digest.clone() };
@@ -262,7 +263,7 @@ async fn delete(server: ServerFlag, digest: String, confirm: ConfirmFlag) -> any
     Ok(())
 }
 
-/// A bar on a terminal, nothing elsewhere.
+/// A progress bar on a terminal, hidden elsewhere.
 fn bytes_bar(length: u64) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left")
         .expect("a constant template");

@@ -1,4 +1,4 @@
-//! `shipreid match`: which ships of a gallery image files show.
+//! `shipreid match`: finds the ships of a gallery that image files show.
 
 use std::path::PathBuf;
 

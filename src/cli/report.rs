@@ -1,4 +1,4 @@
-//! What a load did to a server, in figures.
+//! Measurements of a server under load.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,15 +18,15 @@ const SAMPLE: Duration = Duration::from_millis(250);
 /// Latencies up to an hour, in microseconds to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
 
-/// One call as its caller saw it.
+/// One call as measured by its caller.
 pub struct Call {
     pub due: Instant,
     pub ended: Instant,
-    /// Chips and their time in the model, or a code.
+    /// Chips and their time in the model, or an error code.
     pub outcome: Result<(usize, Duration), String>,
 }
 
-/// Figures of the calls that ended while it was measured.
+/// Measurements of the calls that ended during the measured time.
 pub struct Report {
     seconds: f64,
     images: usize,
@@ -73,7 +73,7 @@ impl Report {
         report
     }
 
-    /// On standard output, as JSON or as a table.
+    /// Prints to standard output, as JSON or as a table.
     pub fn print(&self, as_json: bool) {
         if as_json {
             output::say(self.json());
@@ -150,7 +150,7 @@ fn words(histogram: &Histogram<u64>) -> String {
     format!("{} ms", each.join(", "))
 }
 
-/// What the server's own metrics say of a measured time; nothing where they cannot be read.
+/// The server's own metrics over the measured time; empty if they cannot be read.
 #[derive(Default)]
 pub struct ServerWatch {
     cpu_seconds: Option<f64>,

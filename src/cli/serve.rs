@@ -1,4 +1,4 @@
-//! `shipreid serve`: until a signal ends it.
+//! `shipreid serve`: serves until a signal ends it.
 
 use std::io;
 use std::thread;
@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use super::signals::Signals;
 use super::{ConfigFlags, Failure, output, prepare};
 
-/// What the end may take beyond its bound, so that whoever is late is told so first.
+/// Extra time for shutdown beyond its bound, so that an overrun is reported first.
 const MARGIN: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
@@ -40,7 +40,7 @@ impl Serve {
         if self.check_config {
             return self.check();
         }
-        // Before all else: whatever takes its time from here on can be interrupted.
+        // Before all else: everything slow from here on can be interrupted.
         let signals = Signals::install().context("the signals that end a server cannot be caught")?;
         let config = self.config.load()?;
         signals.held_back(|| prepare(app::threads_per_worker(&config)))?;
@@ -51,10 +51,10 @@ impl Serve {
             telemetry::install_lossy(&config.telemetry)?
         };
         match runtime.block_on(serve(&config, traces, &signals))? {
-            // What was being loaded has changed nothing; a thread that still reads is not waited for.
+            // Loading has changed nothing so far; a thread that still reads is not waited for.
             Ended::BeforeItServed => exit_at_once(0),
             Ended::Drained(Drained::InOrder, until) => end(runtime, until),
-            // What did not end in time would also keep this process.
+            // What did not end in time would also block this process.
             Ended::Drained(Drained::CutShort, _) => exit_at_once(0),
         }
     }
@@ -68,15 +68,15 @@ impl Serve {
     }
 }
 
-/// How a server came to its end.
+/// How a server ended.
 enum Ended {
-    /// It was asked to end while it started.
+    /// It was asked to end during startup.
     BeforeItServed,
-    /// The process shall be gone by this time.
+    /// The process must have exited by this time.
     Drained(Drained, Instant),
 }
 
-/// The processor, what computes linear layers on it, and by which timings that was chosen.
+/// The processor, the kernel for linear layers, and the timings that decided the choice.
 fn kernels(config: &Config) -> anyhow::Result<String> {
     let processor = Processor::here();
     let mut lines = vec![
@@ -106,7 +106,7 @@ async fn serve(config: &Config, traces: Traces, signals: &Signals) -> Result<End
     drain(running, config, traces).await
 }
 
-/// Starts the server, unless it is asked to end meanwhile.
+/// Starts the server, unless it is asked to end in the meantime.
 async fn start(config: &Config, signals: &Signals) -> Result<Option<Running>, Failure> {
     let metrics = metrics::install()?;
     tokio::select! {
@@ -120,7 +120,7 @@ async fn start(config: &Config, signals: &Signals) -> Result<Option<Running>, Fa
     }
 }
 
-/// Reads the models where that may take its time, then starts the server.
+/// Reads the models on a blocking thread, then starts the server.
 async fn load_and_start(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<Running> {
     let settings = config.clone();
     let models = tokio::task::spawn_blocking(move || app::open_models(&settings)).await??;
@@ -133,13 +133,13 @@ async fn drain(running: Running, config: &Config, traces: Traces) -> Result<Ende
     end_after(bound + MARGIN)?;
     tracing::info!("draining; a second signal ends the process at once");
     let drained = running.drain().await;
-    // It blocks.
+    // Flushing blocks.
     let _ = tokio::task::spawn_blocking(|| traces.flush()).await;
     Ok(Ended::Drained(drained, until))
 }
 
-/// Waits for the runtime's threads as long as there is time. One that hangs, as on a network disk that is gone, would
-/// keep the process for ever.
+/// Waits for the runtime's threads while there is time. A thread that hangs, as on an unreachable network disk, would
+/// otherwise keep the process alive forever.
 fn end(runtime: Runtime, until: Instant) -> Result<(), Failure> {
     let left = until.saturating_duration_since(Instant::now());
     let began = Instant::now();
@@ -151,7 +151,7 @@ fn end(runtime: Runtime, until: Instant) -> Result<(), Failure> {
     exit_at_once(0)
 }
 
-/// Ends the process after this time, whatever hangs: it needs neither the runtime nor anybody who reads the log.
+/// Ends the process after this time, even if something hangs: it needs neither the runtime nor a reader of the log.
 fn end_after(bound: Duration) -> io::Result<()> {
     let ending = move || {
         thread::sleep(bound);
@@ -160,8 +160,8 @@ fn end_after(bound: Duration) -> io::Result<()> {
     thread::Builder::new().name("drain bound".into()).spawn(ending).map(drop)
 }
 
-/// Ends the process without waiting for a thread: neither for one that hangs, nor for what libraries would tidy up
-/// beneath those that still run.
+/// Ends the process without waiting for threads, and without exit handlers of libraries, which could interfere with
+/// threads that still run.
 fn exit_at_once(code: libc::c_int) -> ! {
     // SAFETY: it does not return, and nothing is left to be done in this process.
     unsafe { libc::_exit(code) }

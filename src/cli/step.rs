@@ -1,4 +1,4 @@
-//! `shipreid bench step`: training steps on demand, to be timed beside those of another program.
+//! `shipreid bench step`: training steps on demand, for timing next to those of another program.
 
 use std::fs;
 use std::io::{self, BufRead as _};
@@ -18,7 +18,7 @@ use shipreid::weights::seed::seeded;
 use super::bare::process_cpu;
 use super::{Failure, output, prepare};
 
-/// Identities of the made-up data set; HOSS has about as many.
+/// Identities of the synthetic data set; HOSS has about as many.
 const CLASSES: usize = 360;
 
 #[derive(Args)]
@@ -48,7 +48,7 @@ impl Step {
             let mut random = stream(config.seed, 1, number, Purpose::StochasticDepth);
             learner.step(&batch, rates, &mut random)
         };
-        // The first step also makes the optimizer's state.
+        // The first step also creates the optimizer's state.
         step(0)?;
         output::say("ready");
         for (number, line) in (1..).zip(io::stdin().lock().lines()) {
@@ -76,7 +76,7 @@ impl Step {
     }
 }
 
-/// A batch of the shape of a real one: the first half optical, K images of each identity.
+/// A batch with the shape of a real one: the first half optical, K images of each identity.
 fn noise(config: &TrainConfig, size: ChipSize) -> Samples {
     let random = &mut stream(config.seed, 1, 0, Purpose::Augmentation);
     let images = config.batch.images;

@@ -31,7 +31,7 @@ use super::{Failure, Refusal, output, prepare, train_job};
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
 const REPORT: &str = "report.json";
-/// A JSON object for each step and evaluation.
+/// Contains a JSON object for each step and evaluation.
 const EVENTS: &str = "events.jsonl";
 
 #[derive(Args)]
@@ -97,7 +97,7 @@ impl Train {
         output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
-            // Of an earlier run in this folder; the checkpoints could give it again.
+            // Left by an earlier run in this folder; the checkpoints could produce it again.
             fs::remove_dir_all(&place)?;
         }
         model.save(&place, &asked.source.to_string_lossy())?;
@@ -105,7 +105,7 @@ impl Train {
         evaluate(&asked, &server, model)
     }
 
-    /// The server that trains; none where this machine does. The environment is asked where nothing else says which.
+    /// The server that trains; `None` if this machine does. The environment is only used if nothing else decides.
     fn endpoint(&self) -> Result<Option<String>, Refusal> {
         let is_local = self.local.is_some() || self.from_yaml.is_some();
         let named = self.remote.endpoint();
@@ -128,7 +128,7 @@ impl Train {
         })
     }
 
-    /// What a server is asked to train: the file as it is, with its comments, unless something changes it.
+    /// The configuration for a server: the file as it is, with its comments, unless flags change it.
     fn remote_config(&self) -> anyhow::Result<String> {
         let source = match (&self.from_yaml, self.words.as_slice()) {
             (Some(file), _) => file.clone(),
@@ -141,7 +141,7 @@ impl Train {
         Ok(toml::to_string(&self.read_config(&source)?.0)?)
     }
 
-    /// Says whether the configuration would start a run here, and from what.
+    /// Reports whether the configuration would start a run here, and its starting point.
     fn validate(&self) -> anyhow::Result<()> {
         let source = self.source()?;
         let (config, _) = self.read_config(source)?;
@@ -153,7 +153,7 @@ impl Train {
         Ok(())
     }
 
-    /// What was checked, and whether the device is fast enough for it.
+    /// Adds a violation if the device is too slow for the configuration.
     fn with_pace<T>(
         &self,
         config: &TrainConfig,
@@ -182,7 +182,7 @@ impl Train {
         Ok(RunRequest { source: source.clone(), config, out })
     }
 
-    /// A file with the flags that change it, and where it says that the run writes to.
+    /// A file with the flags applied, and the output folder that it names.
     fn read_config(&self, source: &Path) -> anyhow::Result<(TrainConfig, Option<PathBuf>)> {
         let name = || source.display().to_string();
         let text = fs::read_to_string(source).with_context(name)?;
@@ -235,14 +235,14 @@ impl Train {
     }
 }
 
-/// What to train and where to leave it.
+/// What to train and where to write it.
 struct RunRequest {
     source: PathBuf,
     config: TrainConfig,
     out: PathBuf,
 }
 
-/// Where the data set has a test set, what the model is worth on it.
+/// Evaluates the model, if the data set has a test set.
 fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(), Failure> {
     let RunRequest { config, out, .. } = asked;
     if config.objective == ObjectiveName::Contrastive {

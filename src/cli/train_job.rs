@@ -1,4 +1,4 @@
-//! `shipreid train --job`: a server's training process. It knows its folder and nothing else of the server.
+//! `shipreid train --job`: a server's training process. It knows its folder and nothing else about the server.
 
 use std::any::Any;
 use std::fs;
@@ -30,7 +30,7 @@ use shipreid::weights::open::OpenModel;
 use super::Failure;
 use super::signals::interrupted;
 
-/// Trains in a job's folder, and says on standard output what happens, how it ends included.
+/// Trains in a job's folder, and reports on standard output what happens, including how it ends.
 pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     die_with_parent()?;
     let channel = ChildChannel::start()?;
@@ -51,7 +51,7 @@ enum Ended {
     Failed(JobFailure),
 }
 
-/// The digest of the model that is in the folder afterwards.
+/// Trains; returns the digest of the model in the folder.
 fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let unusable = |cause: io::Error| failed(io_reason(&cause, FailureReason::ConfigInvalid), cause);
     let instructions = Instructions::read(folder).map_err(unusable)?;
@@ -80,7 +80,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
     let trained = run.train(&mut |event| {
-        // A checkpoint may follow: what is before it must not be lost with the server.
+        // A checkpoint may follow: events before it must not be lost with the server.
         let must_be_stored = matches!(event, FitEvent::EpochDone { .. } | FitEvent::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
         event_mapper.tell(event).iter().for_each(|message| channel.say(message));
@@ -103,8 +103,8 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     Ok(model.digest.to_string())
 }
 
-/// The configuration as this process can follow it: no more threads than it may have, the chips in its folder if they
-/// are what it learns from, and otherwise an evaluation of what it makes wherever the data set has a test set.
+/// The configuration adapted to this process: no more threads than allowed, the chips in its folder if they are the
+/// training data, and otherwise an evaluation of the result if the data set has a test set.
 fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig, DataRoots), Ended> {
     let config = TrainConfig::parse(&instructions.config_toml);
     let mut config = config.map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
@@ -113,7 +113,7 @@ fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig
         config.data.root = folder.join(CHIPS);
         allowed.push(folder.join(CHIPS));
         if config.validation.epochs == 0 {
-            // Vessels are held out for it alone: whoever did not ask for it learns from all.
+            // Vessels are held out only for evaluation: without it, all are used for training.
             tracing::info!("no evaluation on the way or at the end: validation.epochs is 0");
         }
     }
@@ -129,7 +129,7 @@ fn configured(folder: &Path, instructions: &Instructions) -> Result<(TrainConfig
     Ok((config, roots))
 }
 
-/// The model that the run started from, where it was one of ours.
+/// The model that the run started from, if it was a native one.
 fn parent(config: &TrainConfig) -> Option<ModelDigest> {
     match config.start.from {
         StartKind::Model => native::read_description(&config.start.path).ok()?.digest.parse().ok(),
@@ -137,12 +137,12 @@ fn parent(config: &TrainConfig) -> Option<ModelDigest> {
     }
 }
 
-/// Puts the model and its history into the job's folder.
+/// Writes the model and its history to the job's folder.
 fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<(), NativeError> {
     let place = folder.join(MODEL);
     let failed = |cause| NativeError::Io { path: place.clone(), cause };
     if place.exists() {
-        // Of an attempt that ended before it could say so.
+        // Left by an attempt that ended before it could report that.
         fs::remove_dir_all(&place).map_err(failed)?;
     }
     model.save(&place, &provenance.origin)?;
@@ -161,7 +161,8 @@ fn failed(reason: FailureReason, cause: impl std::fmt::Display) -> Ended {
     Ended::Failed(JobFailure::new(reason, cause.to_string()))
 }
 
-/// What was valid when it was submitted and is no longer: the data are gone, or something else has changed.
+/// The configuration was valid when it was submitted and no longer is: the data are gone, or something else has
+/// changed.
 fn unfit(violations: Vec<Violation>) -> JobFailure {
     let gone = |violation: &Violation| ["data.root", "start.path"].contains(&violation.field.as_str());
     let reason =

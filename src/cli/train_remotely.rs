@@ -36,17 +36,17 @@ pub struct RemoteFlags {
 }
 
 impl RemoteFlags {
-    /// The server that is named.
+    /// The server that the flag names.
     pub fn endpoint(&self) -> Option<String> {
         self.endpoint.clone()
     }
 
-    /// Whether nothing is to be started, here or there.
+    /// Whether nothing is to be started, here or on a server.
     pub fn validates_only(&self) -> bool {
         self.validate_only
     }
 
-    /// A flag that says nothing to a run on this machine.
+    /// A flag without meaning for a run on this machine.
     pub fn only_on_a_server(&self) -> Option<&'static str> {
         let flags = [
             ("--name", self.name.is_some()),
@@ -57,10 +57,10 @@ impl RemoteFlags {
         flags.into_iter().find(|(_, given)| *given).map(|(flag, _)| flag)
     }
 
-    /// Orders what `config_toml` says from the server at `endpoint`.
+    /// Orders a job with `config_toml` from the server at `endpoint`.
     ///
     /// # Errors
-    /// What the server refuses, and how the job ended.
+    /// The server refuses, or the job did not finish.
     pub async fn run(self, endpoint: &str, config_toml: String) -> Result<(), Failure> {
         let client = self.access.connect(endpoint).await?;
         let request = TrainRequest {

@@ -1,4 +1,4 @@
-//! One live bar for a training run, here or elsewhere, and lines above it.
+//! One live bar for a training run, local or remote, and lines above it.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::output;
 
-/// Nothing where standard error is no terminal; the lines stay.
+/// Hidden if standard error is not a terminal; lines are printed anyway.
 pub struct TrainingBar(ProgressBar);
 
-/// A step as a bar shows it.
+/// A step as displayed by the bar.
 pub struct Step {
     pub epoch: u32,
-    /// Steps taken, and all of them.
+    /// Steps taken, and all steps.
     pub position: u64,
     pub length: u64,
     pub loss: f64,
@@ -51,12 +51,12 @@ impl TrainingBar {
         self.line(&format!("epoch {epoch}: {protocol} mAP / R1 / R5 / R10 {percent} %"));
     }
 
-    /// Stands above the bar.
+    /// Prints a line above the bar.
     pub fn line(&self, text: &str) {
         self.0.suspend(|| output::say(text));
     }
 
-    /// Takes the bar away; the lines stay.
+    /// Removes the bar; the lines stay.
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! How a server is reached, and who asks.
+//! How a client reaches a server and identifies itself.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,42 +11,42 @@ use tonic::{Request, Status};
 
 use super::ClientError;
 
-/// What every call of a client goes through.
+/// The transport that every call of a client passes through.
 pub type Transport = InterceptedService<Channel, Credentials>;
 
-/// What a client needs beside an endpoint where a server asks for it.
+/// What a client needs in addition to an endpoint, if the server requires it.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
-    /// Authorities, as PEM, of which one vouches for the server; the system's without it.
+    /// PEM authorities, one of which must have signed the server's certificate; the system's if absent.
     pub authorities: Option<PathBuf>,
     /// The client's own certificate and its key, as PEM.
     pub identity: Option<(PathBuf, PathBuf)>,
     pub key: Option<ApiKey>,
 }
 
-/// The secret by which a server knows its caller. It is never shown.
+/// The secret that identifies a caller to a server. It is never displayed.
 #[derive(Clone)]
 pub struct ApiKey(MetadataValue<Ascii>);
 
-/// Puts the key, if there is one, on every call.
+/// Adds the key, if there is one, to every call.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials(Option<ApiKey>);
 
 impl ApiKey {
-    /// A key as `shipreid key new` prints it; white space around it does not matter.
+    /// A key as `shipreid key new` prints it; surrounding white space is ignored.
     ///
     /// # Errors
-    /// Characters that no key has.
+    /// The text contains characters that no key has.
     pub fn new(token: &str) -> Result<Self, ClientError> {
         let mut value: MetadataValue<Ascii> =
             format!("Bearer {}", token.trim()).parse().map_err(|_| ClientError::KeyMalformed)?;
-        // Whoever prints headers prints "Sensitive" in its place.
+        // Printed headers show "Sensitive" in its place.
         value.set_sensitive(true);
         Ok(Self(value))
     }
 
     /// # Errors
-    /// A file that cannot be read, or that holds no key.
+    /// The file cannot be read, or does not contain a key.
     pub fn read(path: &Path) -> Result<Self, ClientError> {
         Self::new(&String::from_utf8_lossy(&contents(path)?))
     }
@@ -59,7 +59,7 @@ impl fmt::Debug for ApiKey {
 }
 
 impl Access {
-    /// What goes onto every call to `endpoint`. A key is not sent where everybody on the way could read it.
+    /// The credentials for every call to `endpoint`. A key is not sent over an unencrypted network.
     pub(super) fn credentials(&self, endpoint: &Endpoint) -> Result<Credentials, ClientError> {
         if self.key.is_some() && !is_encrypted(endpoint) && !is_here(endpoint) {
             return Err(ClientError::Unencrypted { endpoint: endpoint.uri().to_string() });
@@ -67,7 +67,7 @@ impl Access {
         Ok(Credentials(self.key.clone()))
     }
 
-    /// The endpoint with its encryption, if its scheme says so.
+    /// The endpoint with encryption, if its scheme asks for it.
     pub(super) fn secured(&self, endpoint: Endpoint) -> Result<Endpoint, ClientError> {
         if !is_encrypted(&endpoint) {
             return match (&self.authorities, &self.identity) {

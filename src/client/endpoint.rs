@@ -1,14 +1,14 @@
-//! Where a server is, as people write it.
+//! The address of a server, as people write it.
 
 use tonic::transport::Endpoint;
 
 use super::{Access, ClientError};
 
-/// The endpoint of `host:port`, `http://host:port` or `https://host:port`. Without a scheme it is plain, and encrypted
-/// where `access` names who vouches for the server or a certificate of the client.
+/// The endpoint of `host:port`, `http://host:port` or `https://host:port`. Without a scheme it is plain, or encrypted
+/// if `access` names authorities for the server or a certificate of the client.
 ///
 /// # Errors
-/// Anything else.
+/// The text has another form.
 pub(super) fn parse(text: &str, access: &Access) -> Result<Endpoint, ClientError> {
     let malformed = || ClientError::Endpoint { endpoint: text.to_owned() };
     let encrypted = access.authorities.is_some() || access.identity.is_some();
@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str, access: &Access) -> Result<Endpoint, ClientError
     let endpoint = Endpoint::from_shared(url).map_err(|_| malformed())?;
     let uri = endpoint.uri();
     let has_scheme = text.contains("://");
-    // A port that nobody has written is that of the scheme, and without a scheme a forgotten one.
+    // With a scheme, the port has a default; without one, it is required.
     let is_complete = uri.host().is_some_and(|host| !host.is_empty()) && (has_scheme || uri.port().is_some());
     if is_complete && ["", "/"].contains(&uri.path()) { Ok(endpoint) } else { Err(malformed()) }
 }

@@ -1,4 +1,4 @@
-//! Why a call gave no answer, and whether it is worth another.
+//! Why a call failed, and whether it is worth retrying.
 
 use std::error::Error;
 use std::io;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use tonic::Code;
 use tonic_types::{FieldViolation, StatusExt};
 
-/// What the server calls the oldest event that it has, where it refuses an older one.
+/// The key under which the server names its oldest event when it refuses an older one.
 pub(super) const OLDEST_EVENT: &str = "oldest_event";
 
-/// Why a call gave no answer, in words for a terminal.
+/// Why a call failed, in words for a terminal.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
@@ -47,7 +47,7 @@ pub struct Violation {
 
 impl From<tonic::Status> for ClientError {
     fn from(status: tonic::Status) -> Self {
-        // tonic's channel watches the deadline as well, and calls it CANCELLED when it is first to see it pass.
+        // tonic's channel watches the deadline as well, and reports CANCELLED when it notices first that it has passed.
         let mut causes =
             std::iter::successors(status.source(), |cause: &&(dyn Error + 'static)| (*cause).source());
         let expired = causes.any(|cause| cause.is::<tonic::TimeoutExpired>());
@@ -58,7 +58,7 @@ impl From<tonic::Status> for ClientError {
 }
 
 impl ClientError {
-    /// Every field at fault, where the server names them.
+    /// Every invalid field, if the server names them.
     pub fn violations(&self) -> Vec<Violation> {
         let Self::Refused(status) = self else { return Vec::new() };
         let named = status.get_details_bad_request().map(|details| details.field_violations);
@@ -67,11 +67,11 @@ impl ClientError {
         named.unwrap_or_default().into_iter().map(violation).collect()
     }
 
-    /// Whether the same call may go well later: the server is busy or gone, not unwilling.
+    /// Whether the same call may succeed later: the server is busy or gone, but did not reject the call itself.
     pub fn is_passing(&self) -> bool {
         match self {
-            // This server gives its reasons, and a time where trying again can help. Without a reason it is what a
-            // broken connection makes of a call.
+            // This server gives its reasons, and a delay where a retry can help. Without a reason, the error comes from
+            // a broken connection.
             Self::Refused(status) => match (status.code(), status.get_details_error_info()) {
                 (Code::Unavailable, _) => true,
                 (_, Some(_)) => self.retry_after().is_some(),
@@ -87,13 +87,13 @@ impl ClientError {
         }
     }
 
-    /// How long the server wants to be left alone.
+    /// How long to wait before a retry, according to the server.
     pub fn retry_after(&self) -> Option<Duration> {
         let Self::Refused(status) = self else { return None };
         status.get_details_retry_info().and_then(|info| info.retry_delay)
     }
 
-    /// The oldest event that a job still has, where an older one was asked for.
+    /// The oldest event that a job still has, if an older one was requested.
     pub(super) fn oldest_event(&self) -> Option<u64> {
         let Self::Refused(status) = self else { return None };
         let info = status.get_details_error_info().filter(|_| status.code() == Code::OutOfRange)?;
@@ -105,7 +105,7 @@ fn describe(status: &tonic::Status) -> String {
     let reason = status.get_details_error_info().map(|info| info.reason);
     match reason {
         Some(reason) => format!("{} ({:?}, {reason})", status.message(), status.code()),
-        // What a port with TLS makes of a connection without.
+        // The effect of a connection without TLS to a port with TLS.
         None if status.message().contains("h2 protocol error") => {
             "the server broke off: where it has TLS, write https:// for http://".to_owned()
         }

@@ -10,15 +10,15 @@ use crate::wire;
 use crate::wire::galleries_client::GalleriesClient;
 
 impl Client {
-    /// The generated client of the service `Galleries`, for what is not wrapped here.
+    /// The generated client of the service `Galleries`, for methods that are not wrapped here.
     pub fn galleries(&self) -> GalleriesClient<Transport> {
         self.galleries.clone()
     }
 
-    /// Enrols as `requests` come; the answers follow in their order.
+    /// Enrols each request as it arrives; the responses follow in the same order.
     ///
     /// # Errors
-    /// When the call as a whole is refused; an item that fails alone is in its answer.
+    /// The call as a whole is refused; the error of an item that fails alone is in its response.
     pub async fn enroll(
         &self,
         requests: impl Stream<Item = wire::EnrollRequest> + Send + 'static,
@@ -27,15 +27,15 @@ impl Client {
     }
 
     /// # Errors
-    /// What the server refuses.
+    /// The server refuses.
     pub async fn match_ships(&self, request: wire::MatchRequest) -> Result<wire::MatchResponse, ClientError> {
         Ok(self.ship_re_id().r#match(request).await?.into_inner())
     }
 
-    /// Writes a copy of a gallery to `file`, which appears when it is complete; says how many bytes it has.
+    /// Writes a copy of a gallery to `file`, which appears when it is complete; returns its size in bytes.
     ///
     /// # Errors
-    /// What the server refuses, or a file that cannot be written.
+    /// The server refuses, or the file cannot be written.
     pub async fn export_gallery(
         &self,
         request: wire::ExportGalleryRequest,
@@ -45,10 +45,10 @@ impl Client {
         transfer::receive(pieces.map(|piece| Ok(piece?.data)), file, |_| {}).await
     }
 
-    /// Makes a gallery of a copy.
+    /// Creates a gallery from a copy.
     ///
     /// # Errors
-    /// What the server refuses, or a file that cannot be read.
+    /// The server refuses, or the file cannot be read.
     pub async fn import_gallery(&self, name: String, file: &Path) -> Result<wire::Gallery, ClientError> {
         let answer = transfer::send(
             file,

@@ -30,19 +30,20 @@ use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 use crate::wire::training_jobs_client::TrainingJobsClient;
 
-/// Code of an item whose id is taken by other content.
+/// Code of an item whose id is already used for other content.
 pub const ALREADY_EXISTS: i32 = Code::AlreadyExists as i32;
-/// Codes of items that a busy server refused and that are worth sending again.
+/// Code of items that a busy server refused and that are worth sending again.
 pub const RESOURCE_EXHAUSTED: i32 = Code::ResourceExhausted as i32;
 pub const UNAVAILABLE: i32 = Code::Unavailable as i32;
 
-/// Answers may carry many embeddings.
+/// Responses may contain many embeddings.
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
-/// The 64 KiB of the standard slow images down.
+/// The default of 64 KiB slows images down.
 const WINDOW_BYTES: u32 = 8 << 20;
-/// How long a connection may take to come up.
+/// Time limit for establishing a connection.
 const CONNECT_SECONDS: u64 = 10;
-/// A call that waits hears within so many seconds that its server is gone without a word, as a machine without power.
+/// A waiting call notices within this many seconds that its server is gone without closing the connection, as after a
+/// power failure.
 const KEEPALIVE_SECONDS: u64 = 30;
 
 /// A connection to a server.
@@ -55,20 +56,20 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to `host:port`, in plain text, as nobody in particular.
+    /// Connects to `host:port`, in plain text, without credentials.
     ///
     /// # Errors
-    /// A malformed endpoint, or no server there.
+    /// The endpoint is malformed, or no server answers.
     pub async fn connect(endpoint: &str) -> Result<Self, ClientError> {
         Self::connect_as(endpoint, &Access::default()).await
     }
 
-    /// Connects to `host:port`, `http://host:port` or `https://host:port`, with what the server asks for. Without a
-    /// scheme it is encrypted where `access` says by whom the server is known, or the client.
+    /// Connects to `host:port`, `http://host:port` or `https://host:port`, with the given credentials. Without a scheme
+    /// the connection is encrypted if `access` names authorities for the server or a certificate of the client.
     ///
     /// # Errors
-    /// A malformed endpoint, a file that cannot be read, a key that would travel unencrypted, or no server there that
-    /// one of the authorities vouches for.
+    /// The endpoint is malformed, a file cannot be read, a key would be sent unencrypted, or no server answers whose
+    /// certificate is signed by one of the authorities.
     pub async fn connect_as(endpoint: &str, access: &Access) -> Result<Self, ClientError> {
         let target = endpoint::parse(endpoint, access)?;
         let tried = target.uri().to_string().trim_end_matches('/').to_owned();
@@ -100,10 +101,10 @@ impl Client {
         Self { ship_re_id, galleries, models, training_jobs }
     }
 
-    /// Embeds a batch; with a `timeout`, the server gets it as the call's deadline.
+    /// Embeds a batch; a `timeout` is sent to the server as the call's deadline.
     ///
     /// # Errors
-    /// When the call as a whole is refused; a chip that fails alone is in the answer.
+    /// The call as a whole is refused; the error of a chip that fails alone is in the response.
     pub async fn embed(
         &self,
         request: wire::EmbedRequest,
@@ -116,13 +117,13 @@ impl Client {
         Ok(self.ship_re_id.clone().embed(request).await?.into_inner())
     }
 
-    /// The generated client, for what this one does not wrap.
+    /// The generated client, for methods that are not wrapped here.
     pub fn ship_re_id(&self) -> ShipReIdClient<Transport> {
         self.ship_re_id.clone()
     }
 }
 
-/// A chip whose pixel size is the file's own, or the default.
+/// A chip whose pixel size is taken from the file or the default.
 pub fn chip(image: impl Into<Bytes>, modality: Modality) -> wire::Chip {
     let modality = match modality {
         Modality::Optical => wire::Modality::Optical,
@@ -131,8 +132,8 @@ pub fn chip(image: impl Into<Bytes>, modality: Modality) -> wire::Chip {
     wire::Chip { image: image.into(), modality: modality.into(), ..wire::Chip::default() }
 }
 
-/// The modality that HOSS file names tell (`..._RGB.tif`, `..._SAR.png`). Only clients guess; the server
-/// never sees a name.
+/// The modality according to a HOSS file name (`..._RGB.tif`, `..._SAR.png`). Only clients guess; the server never sees
+/// a name.
 pub fn modality_of_name(path: &Path) -> Option<Modality> {
     let stem = path.file_stem()?.to_str()?.to_ascii_uppercase();
     match stem.rsplit('_').next()? {

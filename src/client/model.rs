@@ -10,15 +10,15 @@ use crate::wire;
 use crate::wire::models_client::ModelsClient;
 
 impl Client {
-    /// The generated client of the service `Models`, for what is not wrapped here.
+    /// The generated client of the service `Models`, for methods that are not wrapped here.
     pub fn models(&self) -> ModelsClient<Transport> {
         self.models.clone()
     }
 
-    /// Sends a packed model or a checkpoint of PyTorch; `hints` say what a checkpoint leaves open.
+    /// Sends a packed model or a PyTorch checkpoint; `hints` state what a checkpoint does not contain.
     ///
     /// # Errors
-    /// What the server refuses, or a file that cannot be read.
+    /// The server refuses, or the file cannot be read.
     pub async fn import_model(
         &self,
         file: &Path,
@@ -34,10 +34,10 @@ impl Client {
         Ok(answer.await?.into_inner().model.unwrap_or_default())
     }
 
-    /// Writes a model to `file` as a zip of its folder, which appears when it is complete; says how many bytes it has.
+    /// Writes a model to `file` as a zip of its folder, which appears when it is complete; returns its size in bytes.
     ///
     /// # Errors
-    /// What the server refuses, or a file that cannot be written.
+    /// The server refuses, or the file cannot be written.
     pub async fn export_model(
         &self,
         digest: String,
@@ -51,7 +51,7 @@ impl Client {
     /// Every model that the server has, oldest first.
     ///
     /// # Errors
-    /// What the server refuses.
+    /// The server refuses.
     pub async fn list_models(&self) -> Result<Vec<wire::Model>, ClientError> {
         let mut models = Vec::new();
         let mut request = wire::ListModelsRequest::default();

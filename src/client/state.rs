@@ -7,7 +7,7 @@ pub fn state_name(state: JobState) -> String {
     state.as_str_name().trim_start_matches("JOB_STATE_").to_lowercase()
 }
 
-/// Whether nothing happens to a job in this state unless somebody resumes it.
+/// Whether a job in this state stays in it unless it is resumed.
 pub fn is_ended(state: JobState) -> bool {
     match state {
         JobState::Cancelled | JobState::Failed | JobState::Finished => true,

@@ -15,12 +15,12 @@ use crate::wire::{
 const PAGE: u32 = 1000;
 
 impl Client {
-    /// The generated client of the service `TrainingJobs`, for what is not wrapped here.
+    /// The generated client of the service `TrainingJobs`, for methods that are not wrapped here.
     pub fn training_jobs(&self) -> TrainingJobsClient<Transport> {
         self.training_jobs.clone()
     }
 
-    /// Submits a job and follows it. Without a request id it gets a random one, since a request whose answer was lost
+    /// Submits a job and follows it. Without a request id it gets a random one, since a request whose response was lost
     /// is sent again.
     pub fn train(&self, mut request: TrainRequest) -> Follower {
         request.validate_only = false;
@@ -30,10 +30,10 @@ impl Client {
         Follower::ordering(self.clone(), request)
     }
 
-    /// The job as it would be started, and what it would start from; starts nothing.
+    /// The job as it would be started, and its starting point; starts nothing.
     ///
     /// # Errors
-    /// What is wrong with configuration and data; [`ClientError::violations`] has all of it.
+    /// The configuration or the data are invalid; [`ClientError::violations`] lists everything.
     pub async fn validate_training(
         &self,
         mut request: TrainRequest,
@@ -55,17 +55,17 @@ impl Client {
     }
 
     /// # Errors
-    /// What the server refuses, an unknown job for one.
+    /// The server refuses, for example an unknown job.
     pub async fn training_job(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
         let request = GetTrainingJobRequest { job_id: job_id.to_owned() };
         Ok(self.training_jobs().get_training_job(request).await?.into_inner().job.unwrap_or_default())
     }
 
-    /// The jobs in one of `states`, newest first; without a state, all of them. Damaged ones come behind those of their
-    /// page, with nothing but their names.
+    /// The jobs in one of `states`, newest first; without a state, all of them. Damaged ones follow those of their
+    /// page, with only their names.
     ///
     /// # Errors
-    /// What the server refuses.
+    /// The server refuses.
     pub async fn list_training_jobs(&self, states: &[JobState]) -> Result<Vec<TrainingJob>, ClientError> {
         let states = states.iter().map(|state| i32::from(*state)).collect();
         let mut request = ListTrainingJobsRequest { states, page_size: PAGE, ..Default::default() };
@@ -85,23 +85,23 @@ impl Client {
     /// Asks a job to stop.
     ///
     /// # Errors
-    /// What the server refuses, a job that has finished for one.
+    /// The server refuses, for example if the job has finished.
     pub async fn cancel_training(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
         let request = CancelTrainingJobRequest { job_id: job_id.to_owned() };
         Ok(self.training_jobs().cancel_training_job(request).await?.into_inner().job.unwrap_or_default())
     }
 
-    /// Lets a job go on from its last checkpoint.
+    /// Resumes a job from its last checkpoint.
     ///
     /// # Errors
-    /// What the server refuses, a job that runs for one.
+    /// The server refuses, for example if the job is running.
     pub async fn resume_training(&self, job_id: &str) -> Result<TrainingJob, ClientError> {
         let request = ResumeTrainingJobRequest { job_id: job_id.to_owned() };
         Ok(self.training_jobs().resume_training_job(request).await?.into_inner().job.unwrap_or_default())
     }
 
     /// # Errors
-    /// What the server refuses, a job that runs for one.
+    /// The server refuses, for example if the job is running.
     pub async fn delete_training(&self, job_id: &str) -> Result<(), ClientError> {
         let request = DeleteTrainingJobRequest { job_id: job_id.to_owned() };
         self.training_jobs().delete_training_job(request).await?;

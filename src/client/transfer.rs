@@ -17,10 +17,10 @@ const PIECE_BYTES: usize = 1 << 20;
 /// Pieces that are read ahead of the network.
 const PIECES_AHEAD: usize = 2;
 
-/// Writes the pieces to `file`, which appears when it is complete; says how many bytes it has.
+/// Writes the pieces to `file`, which appears when it is complete; returns its size in bytes.
 ///
 /// # Errors
-/// What the server refuses, or a file that cannot be written.
+/// The server refuses, or the file cannot be written.
 pub async fn receive(
     mut pieces: impl Stream<Item = Result<Bytes, Status>> + Unpin,
     file: &Path,
@@ -43,7 +43,7 @@ pub async fn receive(
 /// Sends `file` in pieces through `call`.
 ///
 /// # Errors
-/// What the server refuses, or a file that cannot be read.
+/// The server refuses, or the file cannot be read.
 pub async fn send<T>(
     file: &Path,
     progress: impl Fn(u64) + Send + 'static,
@@ -57,7 +57,7 @@ pub async fn send<T>(
         loop {
             let mut piece = Vec::with_capacity(PIECE_BYTES);
             let read = Read::by_ref(&mut content).take(PIECE_BYTES as u64).read_to_end(&mut piece)?;
-            // A server that has refused the file reads no further.
+            // A server that has refused the file stops reading.
             if sender.blocking_send(piece.into()).is_err() || read < PIECE_BYTES {
                 return Ok(());
             }

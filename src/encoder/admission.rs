@@ -1,4 +1,4 @@
-//! Admission: how many chips and bytes may be in the server at once. It refuses, it never waits.
+//! Admission: limits how many chips and bytes may be in the server at once. It refuses and never waits.
 
 use std::time::Duration;
 
@@ -6,21 +6,21 @@ use crate::budget::{Budget, Permit};
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Budgets of chips and of bytes, from admission to answer.
+/// Budgets of chips and of bytes, from admission to response.
 #[derive(Clone, Debug)]
 pub struct Admission {
     items: Budget,
     bytes: Budget,
 }
 
-/// Chips that are in the server; their room is free again when this is dropped.
+/// Chips that are in the server; their room is released when this is dropped.
 #[derive(Debug)]
 pub struct Admitted {
     _items: Permit,
     _bytes: Permit,
 }
 
-/// Why chips are not let in.
+/// Why chips are not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error("the server has no room for more chips, its limit is {limit}")]
@@ -29,13 +29,13 @@ pub enum Refusal {
     Bytes { limit: u64 },
     #[error("the queue would take {expected:.1?}, the call's deadline is in {left:.1?}")]
     Deadline { expected: Duration, left: Duration },
-    /// However short the queue is, so that coming back is of no use.
+    /// However short the queue is, so that a retry is of no use.
     #[error("an idle device would take {expected:.1?}, the call's deadline is in {left:.1?}")]
     TooShort { expected: Duration, left: Duration },
 }
 
 impl Refusal {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(self) -> Reason {
         match self {
             Self::Items { .. } => Reason::QueueFull,
@@ -57,7 +57,7 @@ impl Admission {
     /// Takes room for `items` chips of `bytes` bytes together, all or nothing.
     ///
     /// # Errors
-    /// At once, when either budget would be exceeded.
+    /// Fails immediately when either budget would be exceeded.
     pub fn try_admit(&self, items: usize, bytes: usize) -> Result<Admitted, Refusal> {
         let items = self.items.take(items as u64).map_err(|full| Refusal::Items { limit: full.limit })?;
         let bytes = self.bytes.take(bytes as u64).map_err(|full| Refusal::Bytes { limit: full.limit })?;

@@ -1,5 +1,5 @@
-//! Chips of the server's own go through every device thread and every model on it that nothing else goes through, so that
-//! health is what the devices do and not what they did once.
+//! The server sends chips of its own through every device thread and every model that has no other work, so that health
+//! reflects the current state of the devices.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 
 /// Sends a canary through each resident model on each device thread whenever none of its forward passes there has
-/// succeeded for `period`, which is also what one may take, until the queue is closed.
+/// succeeded for `period`, until the queue is closed. A canary may take as long as `period`.
 pub async fn keep_canaries(pipeline: Arc<Pipeline>, period: Duration) {
     let residency = pipeline.residency();
     join_all((0..residency.queue().workers()).map(|worker| keep_trying(residency, worker, period))).await;
@@ -28,7 +28,7 @@ async fn keep_trying(residency: &Residency, worker: usize, period: Duration) {
     let mut passes = queue.passes(worker);
     let mut idle = Idle::default();
     loop {
-        // Canaries hold no lease: a model leaves when its callers have.
+        // Canaries hold no lease: a model is unloaded when its callers are done.
         idle.look(&residency.leases(), &passes.borrow_and_update(), Instant::now());
         let longest = idle.longest();
         let due = longest.map_or_else(Instant::now, |longest| longest.since) + period;
@@ -43,7 +43,7 @@ async fn keep_trying(residency: &Residency, worker: usize, period: Duration) {
             Ok(Err(CanaryError::Failed)) => CanaryOutcome::Failed,
             Ok(Err(CanaryError::UnknownModel)) => continue,
             Ok(Err(CanaryError::Closed)) => return,
-            // It never had its turn beside what else the thread had to do.
+            // It never had its turn, since the thread had other work.
             Err(_) if passes.has_changed().unwrap_or(false) => continue,
             Err(_) => CanaryOutcome::Late,
         };
@@ -52,11 +52,11 @@ async fn keep_trying(residency: &Residency, worker: usize, period: Duration) {
     }
 }
 
-/// Since when the models of a device thread have been idle.
+/// Since when the models of each device thread have been idle.
 #[derive(Debug, Default)]
 struct Idle(HashMap<ModelDigest, (u64, Stretch)>);
 
-/// A time without a forward pass.
+/// A period without a forward pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Stretch {
     model: ModelDigest,
@@ -65,7 +65,7 @@ struct Stretch {
 }
 
 impl Idle {
-    /// Notes which models there are, and which of them had a forward pass since the last look.
+    /// Records which models are resident, and which of them had a forward pass since the last look.
     fn look(&mut self, resident: &[ModelLease], passes: &Passes, now: Instant) {
         self.0.retain(|model, _| resident.iter().any(|lease| lease.digest == *model));
         for lease in resident {

@@ -1,4 +1,4 @@
-//! What device threads are told about models, and when each of them does it.
+//! Commands to device threads about models, and when each thread carries them out.
 
 use std::collections::VecDeque;
 
@@ -9,14 +9,14 @@ use super::types::{EncoderFactory, LoadError};
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 
-/// One thing to do for a model on one device thread. Dropped, it tells whoever waits for it.
+/// One thing to do for a model on one device thread. Dropping it notifies the waiting task.
 pub enum WorkerCommand {
     Load(Load),
     Warm(Warm),
     Unload(Unload),
 }
 
-/// Make a model's encoder.
+/// Create a model's encoder.
 pub struct Load {
     pub model: ModelDigest,
     pub chip_size: ChipSize,
@@ -39,8 +39,8 @@ pub struct Unload {
     pub done: oneshot::Sender<()>,
 }
 
-/// The commands of one device thread. While chips wait, commands and batches take turns, so that a model that is loaded
-/// delays chips no more than other chips do.
+/// The commands of one device thread. While chips wait, commands and batches alternate, so that loading a model delays
+/// chips no more than other chips do.
 #[derive(Default)]
 pub struct Mailbox {
     commands: VecDeque<WorkerCommand>,
@@ -55,7 +55,7 @@ enum Turn {
 }
 
 impl Warm {
-    /// The first of these sizes comes first.
+    /// Starts with the first of these sizes.
     pub fn all(load: Load, buckets: &Buckets) -> Self {
         let Load { model, chip_size, done, factory: _ } = load;
         Self { model, chip_size, sizes: buckets.sizes().iter().copied().collect(), done }
@@ -63,7 +63,7 @@ impl Warm {
 }
 
 impl Mailbox {
-    /// What has begun goes on before anything else begins.
+    /// A command that has begun is completed before another begins.
     pub fn push(&mut self, command: WorkerCommand) {
         match command {
             WorkerCommand::Warm(_) => self.commands.push_front(command),
@@ -71,7 +71,8 @@ impl Mailbox {
         }
     }
 
-    /// Takes the next command, unless it is a batch's turn and `chips` wait, or the command is to wait for a model's chips.
+    /// Takes the next command, unless it is a batch's turn and `chips` wait, or the command has to wait for a model's
+    /// chips.
     pub fn next_command(
         &mut self,
         chips: usize,
@@ -90,12 +91,12 @@ impl Mailbox {
         Some(command)
     }
 
-    /// After a batch it is a command's turn.
+    /// Notes that a batch was taken, so that it is a command's turn.
     pub fn batch_taken(&mut self) {
         self.turn = Turn::Command;
     }
 
-    /// Takes every command out.
+    /// Removes all commands.
     pub fn clear(&mut self) -> VecDeque<WorkerCommand> {
         std::mem::take(&mut self.commands)
     }

@@ -1,4 +1,4 @@
-//! The way of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
+//! The path of a chip to its embedding: admission, queue, batch, device thread. No tensors here.
 
 mod admission;
 mod canary;
@@ -29,7 +29,7 @@ pub use types::{
 use crate::chip::{Chip, ChipSize, Modality, PreparedPixels};
 use crate::embedding::{Embedding, ModelDigest};
 
-/// Chips that go through one model in one pass.
+/// Chips that pass through one model in one pass.
 #[derive(Debug)]
 pub struct Batch {
     pub model: ModelDigest,
@@ -39,9 +39,9 @@ pub struct Batch {
 /// What an encoder reads.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EncoderInput {
-    /// The encoder normalises it as its model does.
+    /// The encoder normalises it as its model requires.
     Chip(Chip),
-    /// Read as they are.
+    /// Used as they are.
     Prepared(PreparedPixels),
 }
 
@@ -87,16 +87,16 @@ impl EncoderInput {
     }
 }
 
-/// Turns chips into embeddings on one device. Lives and dies on the thread that made it.
+/// Turns chips into embeddings on one device. Created, used and dropped on one thread.
 pub trait Encoder {
-    /// One embedding a chip, in the batch's order.
+    /// One embedding per chip, in the batch's order.
     ///
     /// # Errors
-    /// What became of the device; the batch's chips share it.
+    /// A failure of the device; all chips of the batch share it.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError>;
 }
 
-/// Why a forward pass gave no embeddings.
+/// Why a forward pass produced no embeddings.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
     #[error("the device has not enough memory for the batch")]

@@ -17,10 +17,10 @@ use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
 use crate::reason::Reason;
 
-/// The expected time is a mean: with this much room, chips that are let in are rarely late.
+/// The expected time is a mean: with this margin, admitted chips are rarely late.
 const CAUTION: f64 = 1.25;
 
-/// Who asks, and until when an answer is worth anything.
+/// The caller, and the deadline after which an answer is useless.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub tenant: Arc<str>,
@@ -28,7 +28,7 @@ pub struct Caller {
     pub deadline: Option<tokio::time::Instant>,
 }
 
-/// A chip's embedding, the doubts about it, and what it cost.
+/// A chip's embedding, the warnings about it, and its cost.
 #[derive(Clone, Debug)]
 pub struct Embedded {
     pub embedding: Embedding,
@@ -40,7 +40,7 @@ pub struct Embedded {
     pub forward: Duration,
 }
 
-/// What is known of a chip that was not embedded.
+/// Facts about a chip that was not embedded.
 #[derive(Clone, Debug)]
 pub struct Examined {
     /// Width and height in metres.
@@ -78,7 +78,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Serves the models of `residency`, `active` where a call names none, and decodes on at most `decode_threads`
+    /// Serves the models of `residency`, `active` if a call names none, and decodes on at most `decode_threads`
     /// threads.
     pub fn new(
         admission: Admission,
@@ -91,7 +91,7 @@ impl Pipeline {
         Self { admission, decoding, limits, residency, active: RwLock::new(active) }
     }
 
-    /// The model that a call runs on from now to its end: the named one if it is resident, or the active one.
+    /// The model that a call runs on from start to end: the named one if it is resident, or the active one.
     ///
     /// # Errors
     /// The named model is not resident.
@@ -102,13 +102,13 @@ impl Pipeline {
         }
     }
 
-    /// The model that calls run on which name none.
+    /// The model for calls that name none.
     pub fn active(&self) -> ModelLease {
         self.active.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Makes `model` the active one. Calls that began keep the model that they began with; the former one leaves the
-    /// devices after them, and after the lease that is given back.
+    /// Makes `model` the active one. Calls in progress keep the model that they began with; the former one is unloaded
+    /// after them, and after the returned lease.
     pub fn activate(&self, model: ModelLease) -> ModelLease {
         let mut active = self.active.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *active, model)
@@ -118,10 +118,10 @@ impl Pipeline {
         &self.residency
     }
 
-    /// Room for the chips of one call, until the returned value is dropped, or a refusal at once: when a budget is
-    /// spent, or when the queue is too long for the call's deadline.
+    /// Takes room for the chips of one call, until the returned value is dropped. Refuses immediately when a budget is
+    /// exhausted, or when the queue is too long for the call's deadline.
     ///
-    /// A chip weighs its encoded bytes and the pixels that it becomes.
+    /// The weight of a chip is its encoded bytes plus the pixels that it becomes.
     pub fn admit(
         &self,
         model: &ModelLease,
@@ -152,10 +152,10 @@ impl Pipeline {
         if is_late(expected) { Err(Refusal::Deadline { expected, left }) } else { Ok(()) }
     }
 
-    /// Decodes, resizes, waits for the device, embeds. Dropping the future takes the chip out of the queue.
+    /// Decodes, resizes, waits for the device, embeds. Dropping the future removes the chip from the queue.
     ///
     /// # Errors
-    /// Whatever is wrong with this chip or its batch; other chips are not touched.
+    /// This chip or its batch failed; other chips are not affected.
     pub async fn embed(
         &self,
         model: &ModelLease,
@@ -169,10 +169,10 @@ impl Pipeline {
         embedded
     }
 
-    /// Decodes a chip as it would be embedded by `model`, and leaves it at that.
+    /// Decodes a chip as `model` would embed it, without embedding it.
     ///
     /// # Errors
-    /// Whatever is wrong with the chip.
+    /// The chip is invalid.
     pub async fn examine(
         &self,
         model: &ModelLease,
@@ -203,11 +203,11 @@ impl Pipeline {
         })
     }
 
-    /// Embeds what the caller has prepared: waits for the device, and nothing before. Dropping the future takes the chip
-    /// out of the queue.
+    /// Embeds pixels that the caller has prepared: only waits for the device. Dropping the future removes the chip from
+    /// the queue.
     ///
     /// # Errors
-    /// The pixels are not those that the model reads, or whatever is wrong with their batch.
+    /// The pixels do not fit the model, or their batch failed.
     pub async fn embed_prepared(
         &self,
         model: &ModelLease,
@@ -251,7 +251,7 @@ impl Pipeline {
         let limits = self.limits;
         let span = tracing::debug_span!("decode", bytes = chip.image.len());
         let decoding = spawn_cancellable(caller.deadline, move |_| {
-            // Held to the end of the work even when the caller has left.
+            // Held until the work ends, even if the caller has left.
             let _turn = turn;
             let _span = span.enter();
             let started = Instant::now();
@@ -264,7 +264,7 @@ impl Pipeline {
     }
 }
 
-/// Who has left reads no answer.
+/// A caller that has left reads no answer.
 impl From<Stopped> for EmbedError {
     fn from(_: Stopped) -> Self {
         EncodeError::DeadlineExceeded.into()
@@ -272,7 +272,7 @@ impl From<Stopped> for EmbedError {
 }
 
 impl EmbedError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Prepare(cause) => cause.reason(),
@@ -312,7 +312,7 @@ mod tests {
         Pipeline::new(Admission::new(64, 1 << 30), LIMITS, 1, residency, active)
     }
 
-    /// Takes a while for every batch.
+    /// Takes a fixed time for every batch.
     struct Slow;
 
     impl Encoder for Slow {

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-/// Weight that a batch loses with each newer one; about the last twenty decide.
+/// The factor by which a batch's weight decays with each newer one; about the last twenty decide.
 const FORGETTING: f64 = 0.95;
 
-/// Least squares over an exponentially fading past.
+/// Least squares over an exponentially fading history.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchTime {
     weight: f64,
@@ -16,7 +16,7 @@ pub struct BatchTime {
 }
 
 impl BatchTime {
-    /// Learns from a batch of `size` chips.
+    /// Records a batch of `size` chips.
     pub fn record(&mut self, size: usize, took: Duration) {
         let (n, t) = (size as f64, took.as_secs_f64());
         for (sum, term) in [
@@ -38,7 +38,7 @@ impl BatchTime {
         let spread = self.weight * self.nn - self.n * self.n;
         let slope = (self.weight * self.nt - self.n * self.t) / spread;
         let base = (self.t - slope * self.n) / self.weight;
-        // Batches of one size, or noise, leave the line undetermined: then time is taken as proportional.
+        // Batches of one size, or noise, leave the line undetermined: then time is assumed to be proportional.
         let seconds = if spread > 1e-9 * self.weight * self.nn && slope >= 0.0 && base >= 0.0 {
             slope * size as f64 + base
         } else {
@@ -47,8 +47,8 @@ impl BatchTime {
         Duration::from_secs_f64(seconds)
     }
 
-    /// Expected time until `chips` are done that come behind `ahead` waiting ones, in full batches of `batch_max` on
-    /// `workers` devices. Where somebody waits, the devices are busy with a batch already.
+    /// Expected time until `chips` queued behind `ahead` waiting ones are done, in full batches of `batch_max` on
+    /// `workers` devices. If any chips wait, the devices are already busy with a batch.
     pub fn predict_behind(&self, ahead: usize, chips: usize, batch_max: usize, workers: usize) -> Duration {
         let full = self.predict(batch_max);
         let busy = if ahead > 0 { full } else { Duration::ZERO };

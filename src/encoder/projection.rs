@@ -1,4 +1,4 @@
-//! An encoder without a model: a seeded random projection of the pixels. It tests what surrounds the model.
+//! An encoder without a model: a seeded random projection of the pixels. Used to test the code around the model.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

@@ -1,7 +1,7 @@
-//! The queue between callers, who are async, and device threads, which are not.
+//! The queue between async callers and blocking device threads.
 //!
-//! The async side owns deadlines: it answers its caller in time and takes the chip out. A device thread only
-//! judges, when it binds a batch, whether a chip could still be done in time.
+//! The async side handles deadlines: it answers its caller in time and removes the chip. A device thread only decides,
+//! when it binds a batch, whether a chip can still be done in time.
 
 mod state;
 mod trial;
@@ -57,13 +57,13 @@ impl EncodeQueue {
         Self { state, threads }
     }
 
-    /// Makes `model` on every device thread and warms every batch size; afterwards chips may name it. To be awaited to
-    /// its end.
+    /// Creates `model` on every device thread and warms every batch size; afterwards chips may name it. The future must
+    /// be awaited to its end.
     ///
-    /// While other models serve, one thread after the other makes it, between its batches.
+    /// While other models serve, the threads create it one after the other, between their batches.
     ///
     /// # Errors
-    /// When one thread cannot make or run it; then no thread has it.
+    /// One thread cannot create or run it; then it is on no thread.
     pub async fn load(
         &self,
         model: ModelDigest,
@@ -86,7 +86,7 @@ impl EncodeQueue {
     ) -> Result<(), LoadError> {
         let workers = self.state.settings().workers;
         let at_once = if self.state.has_models() { 1 } else { workers };
-        // The last thread gets the factory itself, so that what it holds dies there and not here.
+        // The last thread gets the factory itself, so that its data is dropped there and not here.
         let mut factories = iter::repeat_n(factory, workers).enumerate();
         for _ in (0..workers).step_by(at_once) {
             let answers: Vec<_> = factories
@@ -105,8 +105,8 @@ impl EncodeQueue {
         Ok(())
     }
 
-    /// Refuses new chips of `model` from now on, lets those that wait be embedded, then drops it on every device
-    /// thread. Nothing happens where it is not loaded.
+    /// Refuses new chips of `model` from now on, lets the waiting ones be embedded, then drops it on every device
+    /// thread. Does nothing if it is not loaded.
     pub async fn unload(&self, model: ModelDigest) {
         self.state.dismiss(model);
         let answers = (0..self.state.settings().workers).map(|worker| {
@@ -114,15 +114,15 @@ impl EncodeQueue {
             self.state.command(worker, WorkerCommand::Unload(Unload { model, done }));
             answer
         });
-        // A thread that has ended and gives no answer took its models with it.
+        // A thread that has ended without answering has dropped its models.
         join_all(answers.collect::<Vec<_>>()).await;
         self.state.forget_times(model);
     }
 
-    /// Waits for the chip's turn and its forward pass. Dropping the future frees its place at once.
+    /// Waits for the chip's turn and its forward pass. Dropping the future frees its slot immediately.
     ///
     /// # Errors
-    /// What became of this chip's batch, or [`EncodeError::DeadlineExceeded`] at the deadline.
+    /// The failure of this chip's batch, or [`EncodeError::DeadlineExceeded`] at the deadline.
     pub async fn encode(&self, job: EncodeJob) -> Result<Encoded, EncodeError> {
         let deadline = job.deadline;
         // It ends when a device thread takes the chip, or the caller leaves.
@@ -142,11 +142,11 @@ impl EncodeQueue {
         outcome.unwrap_or(Err(EncodeError::Closed))
     }
 
-    /// Sends a chip of our own through a device thread, once it has nothing else to do. It has one at a time: the next takes
-    /// its place, and dropping the future takes it back.
+    /// Sends a canary through a device thread, once it has nothing else to do. Each thread has one at a time: the next
+    /// one replaces it, and dropping the future withdraws it.
     ///
     /// # Errors
-    /// What became of it.
+    /// Why it failed.
     pub async fn send_canary(
         &self,
         worker: usize,
@@ -160,17 +160,17 @@ impl EncodeQueue {
         outcome.unwrap_or(Err(CanaryError::Closed))
     }
 
-    /// Changes with everything that a device thread gets done.
+    /// Changes with everything that a device thread completes.
     pub fn passes(&self, worker: usize) -> watch::Receiver<Passes> {
         self.state.passes(worker)
     }
 
-    /// Makes health what a canary says.
+    /// Updates health with the outcome of a canary.
     pub fn judge(&self, worker: usize, model: ModelDigest, outcome: CanaryOutcome) {
         self.state.judge(worker, model, outcome);
     }
 
-    /// How long chips that come now would take to be done, by the batches that ran lately.
+    /// How long chips that arrive now would take to be done, judged by recent batches.
     pub fn expected_time(
         &self,
         model: ModelDigest,
@@ -181,7 +181,7 @@ impl EncodeQueue {
         self.state.expected_time(model, tenant, priority, chips)
     }
 
-    /// How long they would take if nobody waited.
+    /// How long they would take if the queue were empty.
     pub fn least_time(&self, model: ModelDigest, chips: usize) -> Duration {
         self.state.least_time(model, chips)
     }
@@ -196,17 +196,17 @@ impl EncodeQueue {
         self.state.depth()
     }
 
-    /// Follows the state of the device threads.
+    /// Subscribes to the state of the device threads.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.state.health()
     }
 
-    /// Tells everybody who follows the health that the server shuts down; chips are still embedded.
+    /// Reports in the health that the server shuts down; chips are still embedded.
     pub fn announce_drain(&self) {
         self.state.announce_drain();
     }
 
-    /// Refuses new chips, embeds those that wait, ends the device threads.
+    /// Refuses new chips, embeds the waiting ones, ends the device threads.
     pub async fn close(&self) {
         self.announce_drain();
         self.state.close();
@@ -220,7 +220,7 @@ impl EncodeQueue {
     }
 }
 
-/// What a device thread is called, in the log and by the system.
+/// The name of a device thread, in the log and in the system.
 pub fn thread_name(worker: usize) -> String {
     format!("device-{worker}")
 }

@@ -1,4 +1,5 @@
-//! Which models are on the device threads: at most two, within a bound on memory, each for as long as it is needed.
+//! Decides which models are on the device threads: at most two, within a bound on memory, each for as long as it is
+//! needed.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -16,50 +17,50 @@ use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Models on the device threads: the active one, and one that comes or goes.
+/// Models on the device threads: the active one, and one that is being loaded or unloaded.
 pub const RESIDENT_MAX: usize = 2;
 
-/// How long a model that arrives waits for a slot: calls in flight give theirs back soon, galleries that are being
-/// re-embedded do not.
+/// How long a new model waits for a slot: calls in flight release theirs soon, galleries that are being re-embedded do
+/// not.
 const SLOT_WAIT: Duration = Duration::from_secs(10);
 
-/// What callers need to know of a model.
+/// What callers need to know about a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelCard {
     pub digest: ModelDigest,
     /// Values in an embedding.
     pub dimension: usize,
-    /// Rows and columns that it reads.
+    /// Rows and columns of its input.
     pub chip_size: ChipSize,
 }
 
 /// A model that is ready to be put on the device threads.
 pub struct LoadedModel {
     pub card: ModelCard,
-    /// Makes the model's encoder on each device thread.
+    /// Creates the model's encoder on each device thread.
     pub factory: EncoderFactory,
-    /// Device threads that it is meant for.
+    /// The number of device threads that it is intended for.
     pub workers: usize,
-    /// Estimate of the memory that it takes on all of them together.
+    /// Estimated memory on all of them together.
     pub bytes: u64,
 }
 
-/// How models run, and how much of them there may be.
+/// How models run, and their total size limit.
 #[derive(Clone, Debug)]
 pub struct ResidencySettings {
-    /// Bytes of all resident models, by their estimates.
+    /// Bytes of all resident models, as estimated.
     pub bytes_max: u64,
-    /// What numbers models are run in, for people.
+    /// The number format that models are run in, for people.
     pub precision: &'static str,
-    /// Where they run, likewise.
+    /// The device they run on, likewise.
     pub device: String,
 }
 
-/// The models on the device threads of one queue. A model leaves them when its last lease ends.
+/// The models on the device threads of one queue. A model is unloaded when its last lease ends.
 #[derive(Clone, Debug)]
 pub struct Residency(Arc<ResidencyState>);
 
-/// A model that stays resident for as long as this lives; whoever names it in the queue holds one.
+/// Keeps a model resident for as long as this lives; a caller that names the model in the queue holds one.
 #[derive(Clone, Debug)]
 pub struct ModelLease(Arc<Resident>);
 
@@ -75,7 +76,7 @@ pub enum ResidencyError {
 }
 
 impl ResidencyError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Full { .. } => Reason::TooManyResidentModels,
@@ -92,7 +93,7 @@ struct ResidencyState {
     slots: watch::Sender<Vec<ModelSlot>>,
 }
 
-/// Memory that a model takes, or is about to take.
+/// Memory that a model uses, or is about to use.
 #[derive(Clone, Debug)]
 struct ModelSlot {
     digest: ModelDigest,
@@ -103,14 +104,14 @@ struct ModelSlot {
 #[derive(Clone, Debug)]
 enum SlotState {
     Arriving,
-    /// Without a lease it is leaving.
+    /// Without a lease it is being unloaded.
     Leased(Weak<Resident>),
 }
 
 #[derive(Debug)]
 struct Resident {
     card: ModelCard,
-    /// Dropped with the last lease, which tells the departure that waits at the other end.
+    /// Dropped with the last lease, which notifies the task that unloads the model.
     _last_lease: oneshot::Sender<Infallible>,
 }
 
@@ -127,30 +128,30 @@ impl Residency {
         Self(Arc::new(ResidencyState { queue, settings, slots: watch::Sender::default() }))
     }
 
-    /// Puts a model on the device threads and warms it, as soon as one of the two that may be there has left. One that is
+    /// Puts a model on the device threads and warms it, as soon as one of the two slots is free. A model that is
     /// resident already is not loaded again.
     ///
-    /// Dropping the future does not stop it: a model that nobody has asked for in the end leaves at once.
+    /// Dropping the future does not stop it: a model that is no longer wanted is unloaded immediately.
     ///
     /// # Errors
-    /// two models are resident and stay, the memory does not suffice, or the model does not run.
+    /// Two models are resident and stay, the memory does not suffice, or the model does not run.
     pub async fn admit(&self, model: LoadedModel) -> Result<ModelLease, ResidencyError> {
         let residency = self.clone();
         let admitted = tokio::spawn(async move { residency.0.admit(model).await });
         admitted.await.unwrap_or_else(|cause| Err(LoadError(cause.to_string()).into()))
     }
 
-    /// A lease of a model that is resident; `None` for any other.
+    /// A lease of a resident model; `None` for any other.
     pub fn lease(&self, model: ModelDigest) -> Option<ModelLease> {
         self.0.slots.borrow().iter().find(|slot| slot.digest == model).and_then(ModelSlot::lease)
     }
 
-    /// A lease of every model that is resident.
+    /// A lease of every resident model.
     pub fn leases(&self) -> Vec<ModelLease> {
         self.0.slots.borrow().iter().filter_map(ModelSlot::lease).collect()
     }
 
-    /// Returns once no device thread has `model` any more.
+    /// Returns once `model` is on no device thread.
     pub async fn gone(&self, model: ModelDigest) {
         let mut slots = self.0.slots.subscribe();
         // The sender lives as long as `self`.
@@ -179,7 +180,7 @@ impl ResidencyState {
         Ok(self.settle(card))
     }
 
-    /// Takes a slot for a model that arrives, or a lease of one that is there.
+    /// Takes a slot for a new model, or a lease of a resident one.
     async fn slot_or_lease(
         &self,
         digest: ModelDigest,
@@ -231,7 +232,7 @@ impl ResidencyState {
         Ok(None)
     }
 
-    /// Makes a loaded model one that can be leased, and sees to its departure.
+    /// Turns a loaded model into one that can be leased, and unloads it after its last lease.
     fn settle(self: Arc<Self>, card: ModelCard) -> ModelLease {
         let digest = card.digest;
         let (last_lease, departure) = oneshot::channel();
@@ -261,8 +262,8 @@ impl ModelSlot {
         }
     }
 
-    /// Tells the slots that whoever brings `model` must wait for: those that are about to be free, and its own if the
-    /// model is on its way already.
+    /// Matches the slots that the loading of `model` must wait for: those that are about to be free, and its own if the
+    /// model is already being loaded.
     fn is_moving(model: ModelDigest) -> impl Fn(&Self) -> bool {
         move |slot| match &slot.state {
             SlotState::Arriving => slot.digest == model,

@@ -1,4 +1,4 @@
-//! Which chips run next: a pure function of who waits, until when, and what time it is.
+//! Decides which chips run next: a pure function of the waiting chips, their deadlines and the time.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -6,18 +6,18 @@ use std::time::{Duration, Instant};
 
 use crate::embedding::ModelDigest;
 
-/// The classes of waiting; a higher one is always served first.
+/// Priority classes; a higher one is always served first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Priority {
-    /// Somebody waits for the answer.
+    /// A user waits for the answer.
     Interactive,
-    /// Back-filling an archive.
+    /// Backfilling an archive.
     Bulk,
 }
 
 const CLASSES: usize = 2;
 
-/// One chip that waits; `payload` is what the queue needs to run and answer it.
+/// One waiting chip; `payload` is what the queue needs to run and answer it.
 #[derive(Debug)]
 pub struct Entry<T> {
     pub id: u64,
@@ -42,12 +42,12 @@ impl Buckets {
         Self(sizes)
     }
 
-    /// The largest batch that `waiting` chips fill; 0 when nobody waits. No batch is ever padded.
+    /// The largest batch that `waiting` chips fill; 0 if none wait. Batches are never padded.
     pub fn filled_by(&self, waiting: usize) -> usize {
         self.0.iter().rev().copied().find(|size| *size <= waiting).unwrap_or(0)
     }
 
-    /// Gives up sizes above half of the largest, after the device ran out of memory.
+    /// Drops sizes above half of the largest, after the device ran out of memory.
     pub fn halve(&mut self) {
         let half = (self.largest() / 2).max(1);
         self.0.retain(|size| *size <= half);
@@ -74,8 +74,8 @@ pub struct NextBatch<T> {
     pub expired: Vec<Entry<T>>,
 }
 
-/// Everybody who waits, by class, model and tenant. Within a class, models take turns batch by batch, and
-/// a model's tenants chip by chip: deficit round-robin with equal costs.
+/// All waiting chips, by class, model and tenant. Within a class, models take turns batch by batch, and a model's
+/// tenants chip by chip: deficit round-robin with equal costs.
 #[derive(Debug)]
 pub struct Schedule<T> {
     classes: [VecDeque<ModelQueue<T>>; CLASSES],
@@ -85,7 +85,7 @@ pub struct Schedule<T> {
 #[derive(Debug)]
 struct ModelQueue<T> {
     model: ModelDigest,
-    /// No tenant is without entries.
+    /// Tenants without entries are not listed.
     tenants: VecDeque<TenantQueue<T>>,
 }
 
@@ -102,13 +102,13 @@ impl<T> Default for Schedule<T> {
 }
 
 impl<T> Schedule<T> {
-    /// Chips that wait.
+    /// Number of waiting chips.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Chips that would be served before a new one of this tenant: all of higher classes, and of each tenant of
-    /// the same class as many as this tenant has waiting, and one more.
+    /// Number of chips that would be served before a new one of this tenant. It is the sum of all chips of higher
+    /// classes and, for each tenant of the same class, at most as many as this tenant has waiting, plus one.
     pub fn ahead_of(&self, tenant: &str, priority: Priority) -> usize {
         let class = priority as usize;
         let lengths = |class: usize| {
@@ -123,7 +123,7 @@ impl<T> Schedule<T> {
         higher + own + others.map(|(_, waiting)| waiting.min(own + 1)).sum::<usize>()
     }
 
-    /// Puts a chip behind those of its tenant.
+    /// Inserts a chip behind those of its tenant.
     pub fn insert(&mut self, entry: Entry<T>) {
         let class = &mut self.classes[entry.priority as usize];
         let queue = match class.iter().position(|queue| queue.model == entry.model) {
@@ -143,21 +143,20 @@ impl<T> Schedule<T> {
         self.len += 1;
     }
 
-    /// Takes a chip out whose caller left. `None` when it is not waiting any more.
+    /// Removes a chip whose caller has left. `None` if it is no longer waiting.
     pub fn remove(&mut self, id: u64) -> Option<Entry<T>> {
         self.extract(|entry| entry.id == id).pop()
     }
 
-    /// Takes everybody out.
+    /// Removes all chips.
     pub fn drain(&mut self) -> Vec<Entry<T>> {
         self.extract(|_| true)
     }
 
     /// Decides what a free device runs now.
     ///
-    /// The model whose turn it is in the highest class gets the batch; chips of lower classes fill it up.
-    /// Chips of that model that cannot be done by their deadline, since even this batch ends after it, are
-    /// taken out first.
+    /// The model whose turn it is in the highest class gets the batch; chips of lower classes fill it up. Chips of that
+    /// model that would miss their deadline even in this batch are removed first.
     pub fn take_batch(
         &mut self,
         now: Instant,
@@ -184,13 +183,13 @@ impl<T> Schedule<T> {
         self.classes.iter().find_map(|class| class.front().map(|queue| queue.model))
     }
 
-    /// Chips of `model` that wait, in every class.
+    /// Waiting chips of `model`, in every class.
     pub fn waiting(&self, model: ModelDigest) -> usize {
         let queues = self.classes.iter().flatten().filter(|queue| queue.model == model);
         queues.flat_map(|queue| &queue.tenants).map(|tenant| tenant.entries.len()).sum()
     }
 
-    /// Takes `size` chips of `model`, which has as many, tenant by tenant in turn.
+    /// Takes `size` chips of `model`, which must have that many, from its tenants in turn.
     fn take(&mut self, model: ModelDigest, size: usize) -> Vec<Entry<T>> {
         let mut batch = Vec::with_capacity(size);
         for class in &mut self.classes {
@@ -209,7 +208,7 @@ impl<T> Schedule<T> {
                 }
             }
             if !queue.tenants.is_empty() {
-                // The model had its turn.
+                // The model has had its turn.
                 class.push_back(queue);
             }
         }
@@ -382,7 +381,7 @@ mod tests {
     }
 
     proptest! {
-        /// Nothing is lost or doubled, models never mix, and a tenant's chips of one class keep their order.
+        /// Nothing is lost or duplicated, models never mix, and a tenant's chips of one class keep their order.
         #[test]
         fn every_chip_leaves_once_and_in_its_tenants_order(steps in prop::collection::vec(step(), 0..200)) {
             let mut schedule = Schedule::default();

@@ -1,4 +1,4 @@
-//! What callers, device threads and observers say to each other.
+//! Messages between callers, device threads and observers.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::{Encoder, EncoderInput};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::reason::Reason;
 
-/// How the device threads are laid out.
+/// The layout of the device threads.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueSettings {
     /// Device threads, at least 1.
@@ -25,7 +25,7 @@ pub enum Health {
     Serving,
     /// Canaries fail, or hang, on a device thread; the next forward pass there, by the same model, ends this.
     Failing,
-    /// Shutting down: what is there is finished.
+    /// Shutting down: waiting chips are still embedded.
     Draining,
     /// A device thread lost its device; only a restart helps.
     DeviceLost,
@@ -35,7 +35,7 @@ impl Health {
     pub const ALL: [Self; 5] =
         [Self::Warming, Self::Serving, Self::Failing, Self::Draining, Self::DeviceLost];
 
-    /// Stable and fit for labels.
+    /// Stable and suitable for labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Warming => "warming",
@@ -47,7 +47,7 @@ impl Health {
     }
 }
 
-/// What happened on the device threads, for whoever counts and logs.
+/// Events of the device threads, for metrics and logs.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EncoderEvent {
     BatchDone {
@@ -57,20 +57,20 @@ pub enum EncoderEvent {
         /// How far chips ended past their deadlines, for those that did.
         late: Vec<Duration>,
     },
-    /// What became of a chip of the server's own.
+    /// The outcome of a canary.
     Canary {
         worker: usize,
         model: ModelDigest,
         outcome: CanaryOutcome,
     },
-    /// Whether the canaries of a device thread come through has changed.
+    /// The canaries of a device thread have begun or ceased to fail.
     Thread {
         worker: usize,
         is_failing: bool,
     },
-    /// Chips that wait now.
+    /// Number of chips waiting now.
     Depth(usize),
-    /// A chip left the queue without costing the device.
+    /// A chip left the queue without using the device.
     Dropped {
         reason: &'static str,
     },
@@ -93,7 +93,7 @@ pub enum EncoderEvent {
 /// Called on device threads and in callers' tasks, also under the queue's lock: must be quick and must not call back.
 pub type Observe = Arc<dyn Fn(EncoderEvent) + Send + Sync>;
 
-/// One chip and how it wants to be served.
+/// One chip and how it is to be served.
 #[derive(Debug)]
 pub struct EncodeJob {
     pub model: ModelDigest,
@@ -103,7 +103,7 @@ pub struct EncodeJob {
     pub chip: EncoderInput,
 }
 
-/// An embedding and what it took.
+/// An embedding and its cost.
 #[derive(Clone, Debug)]
 pub struct Encoded {
     pub embedding: Embedding,
@@ -115,7 +115,7 @@ pub struct Encoded {
     pub batch_size: usize,
 }
 
-/// Why a chip has no embedding. What the device said stays in the log.
+/// Why a chip has no embedding. The device's own message stays in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     #[error("the deadline has passed")]
@@ -133,7 +133,7 @@ pub enum EncodeError {
 }
 
 impl EncodeError {
-    /// Stable and fit for programs and labels.
+    /// Stable and suitable for programs and labels.
     pub fn reason(self) -> Reason {
         match self {
             Self::DeadlineExceeded => Reason::DeadlineExceeded,
@@ -146,7 +146,7 @@ impl EncodeError {
     }
 }
 
-/// Why a chip of the server's own has not come through.
+/// Why a canary failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CanaryError {
     #[error("the forward pass failed")]
@@ -162,18 +162,18 @@ pub enum CanaryError {
 #[error("{0}")]
 pub struct LoadError(pub String);
 
-/// What became of a canary.
+/// The outcome of a canary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CanaryOutcome {
     Passed,
     /// The forward pass failed.
     Failed,
-    /// It did not come through in its time.
+    /// It did not succeed in time.
     Late,
 }
 
 impl CanaryOutcome {
-    /// Stable and fit for labels.
+    /// Stable and suitable for labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Passed => "ok",
@@ -183,5 +183,5 @@ impl CanaryOutcome {
     }
 }
 
-/// Makes a model's encoder on the device thread of the given number.
+/// Creates a model's encoder on the device thread of the given number.
 pub type EncoderFactory = Arc<dyn Fn(usize) -> Result<Box<dyn Encoder>, String> + Send + Sync>;

@@ -1,4 +1,4 @@
-//! A device thread: makes its encoders, warms them, and runs batches until the queue is closed.
+//! A device thread: creates its encoders, warms them, and runs batches until the queue is closed.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,10 +16,10 @@ use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::memory;
 
-/// Added to the thread's niceness: RPC threads, which only shovel, get the processor first.
+/// Added to the thread's niceness: RPC threads, which only move data, get the processor first.
 const NICENESS: libc::c_int = 5;
 
-/// The life of a device thread.
+/// The main loop of a device thread.
 pub(super) fn run(index: usize, queue: &QueueState, mut buckets: Buckets) {
     lower_priority();
     let thread = Thread { index, queue };
@@ -27,7 +27,7 @@ pub(super) fn run(index: usize, queue: &QueueState, mut buckets: Buckets) {
     loop {
         match queue.next_work(index, &buckets) {
             WorkerTask::Stop => return,
-            // Below, nobody listens when the server gave up starting.
+            // Below, the receiver is gone if the server gave up starting.
             WorkerTask::Command(WorkerCommand::Load(load)) => match make(index, &load.factory) {
                 Ok(encoder) => {
                     encoders.insert(load.model, encoder);
@@ -70,7 +70,7 @@ fn make(index: usize, factory: &EncoderFactory) -> Result<Box<dyn Encoder>, Load
         .and_then(|made| made.map_err(LoadError))
 }
 
-/// Runs one batch size, and leaves the next one for later: chips may wait.
+/// Runs one batch size, and defers the next one: chips may wait.
 fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
     let (model, Some(size)) = (warm.model, warm.sizes.pop_front()) else { return };
     let chips = (0..size).map(|number| warm_up_chip(warm.chip_size, number)).collect();
@@ -91,11 +91,11 @@ fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
     }
 }
 
-/// Runs a chip of our own; only whether it comes through is told.
+/// Runs a canary; only whether it succeeds is reported.
 fn run_canary(canary: Canary, encoders: &mut Encoders, thread: Thread<'_>) {
     let Canary { model, chip_size, reply } = canary;
     let Some(encoder) = encoders.get_mut(&model) else {
-        // Whoever waited may have given it up, here and below.
+        // The waiting task may be gone, here and below.
         let _ = reply.send(Err(CanaryError::UnknownModel));
         return;
     };
@@ -110,7 +110,7 @@ fn run_canary(canary: Canary, encoders: &mut Encoders, thread: Thread<'_>) {
     let _ = reply.send(outcome);
 }
 
-/// Both modalities alternate, so that a batch warms either branch.
+/// Modalities alternate, so that a batch warms both branches.
 fn warm_up_chip(size: ChipSize, number: usize) -> EncoderInput {
     let modality = if number.is_multiple_of(2) { Modality::Optical } else { Modality::Sar };
     let pixels = (0..size.height * size.width * 3).map(|byte| (byte * 31 + number) as u8).collect();
@@ -126,7 +126,7 @@ fn batch_span(entries: &[Entry<Waiting>]) -> Span {
     span
 }
 
-/// Runs a batch and answers its callers; one that does not fit into memory is tried once more in halves.
+/// Runs a batch and answers its callers; one that does not fit into memory is retried once in halves.
 fn run_batch(
     encoder: &mut dyn Encoder,
     model: ModelDigest,
@@ -194,7 +194,7 @@ fn forward(encoder: &mut dyn Encoder, batch: &Batch) -> Result<Vec<Embedding>, F
     }
 }
 
-/// Why a batch gave nothing; a panic is one more reason than an encoder can name itself.
+/// Why a batch failed; a panic is a reason that an encoder cannot report itself.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("the device has not enough memory for a batch")]
@@ -217,7 +217,7 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
             let late = late.collect();
             queue.tell(EncoderEvent::BatchDone { size, forward, waits, late });
             for (Caller { reply, queued, .. }, embedding) in callers.into_iter().zip(embeddings) {
-                // A caller that left wants no answer, here and below.
+                // A caller that has left needs no answer, here and below.
                 let _ = reply.send(Ok(Encoded { embedding, queued, forward, batch_size: size }));
             }
             return;
@@ -229,7 +229,7 @@ fn answer(callers: Vec<Caller>, outcome: Result<(Vec<Embedding>, Duration), Fail
     }
 }
 
-/// Tells why a batch gave nothing; what its callers get is returned.
+/// Reports why a batch failed, and returns the error for its callers.
 fn tell_failure(failure: Failure, size: usize, queue: &QueueState) -> EncodeError {
     match failure {
         Failure::OutOfMemory => {

@@ -1,12 +1,12 @@
-//! Curves as SVG whose colours come from the page around it.
+//! Curves as SVG; the colours come from the surrounding page.
 
 use maud::{Markup, html};
 
-/// Room around the plot for what is written there: left, right, top, bottom.
+/// Margins around the plot for labels: left, right, top, bottom.
 const MARGINS: [f64; 4] = [48.0, 12.0, 8.0, 34.0];
-/// Parts into which an axis is cut, about.
+/// Approximate number of intervals on an axis.
 const TICKS: f64 = 5.0;
-/// Kinds of lines that the style sheet tells apart.
+/// Kinds of lines that the style sheet distinguishes.
 const COLOURS: usize = 6;
 
 /// Curves in one frame.
@@ -17,7 +17,7 @@ pub struct Chart<'a> {
     pub x_label: &'a str,
     pub unit: Unit,
     pub curves: Vec<Curve>,
-    /// Where something began, and what.
+    /// Positions where something began, each with its label.
     pub marks: Vec<(f64, String)>,
 }
 
@@ -28,7 +28,7 @@ pub struct Curve {
     pub dots: Dots,
 }
 
-/// What the values are, which says how they are written.
+/// The kind of value, which determines how it is formatted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
     Number,
@@ -38,7 +38,7 @@ pub enum Unit {
     Scientific,
 }
 
-/// Whether each point is shown, or the line alone.
+/// Whether each point is drawn, or only the line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dots {
     Shown,
@@ -55,7 +55,7 @@ impl Unit {
         }
     }
 
-    /// A value of an axis, in as many digits as neighbours at this distance need.
+    /// A value on an axis, with as many digits as are needed at this tick distance.
     fn tick(self, value: f64, step: f64) -> String {
         let digits = |step: f64| (-step.log10() - 1e-9).ceil().max(0.0) as usize;
         match self {
@@ -68,13 +68,13 @@ impl Unit {
 }
 
 impl Chart<'_> {
-    /// A figure with a legend that tells the last value of each curve.
+    /// A figure with a legend that shows the last value of each curve.
     pub fn render(&self) -> Markup {
         let points = || self.curves.iter().flat_map(|curve| &curve.points);
         let Some(x) = Axis::over(points().map(|point| point.0)) else {
             return html! { figure { figcaption { (self.title) } p.nothing { "Nothing yet." } } };
         };
-        // A value that has no reason to be negative is seen from zero up.
+        // An axis whose values are never negative starts at zero.
         let y = Axis::over(points().map(|point| point.1).chain([0.0])).unwrap_or(x);
         let frame = Frame { x, y: y.rounded(), width: self.width, height: self.height };
         html! {
@@ -118,12 +118,12 @@ impl Axis {
             Some(ends.map_or((value, value), |(low, high)| (low.min(value), high.max(value))))
         });
         let (low, high) = ends?;
-        // A single value still needs a range to stand in.
+        // A single value still needs a range around it.
         let high = if high > low { high } else { low + low.abs().max(1.0) };
         Some(Self { low, high })
     }
 
-    /// Both ends moved outwards to a tick.
+    /// Both ends moved outwards to the next tick.
     fn rounded(self) -> Self {
         let step = self.step();
         Self { low: (self.low / step).floor() * step, high: (self.high / step).ceil() * step }
@@ -144,7 +144,7 @@ impl Axis {
         (first..=last).map(move |number| number as f64 * step)
     }
 
-    /// 0 at the low end, 1 at the high one.
+    /// 0 at the low end, 1 at the high end.
     fn share(self, value: f64) -> f64 {
         (value - self.low) / (self.high - self.low)
     }
@@ -171,7 +171,7 @@ impl Frame {
     fn grid(&self, chart: &Chart) -> Markup {
         let [left, right, _, bottom] = MARGINS;
         let (end, floor) = (self.width - right, self.height - bottom);
-        // Steps and epochs are whole.
+        // Steps and epochs are integers.
         let whole = self.x.ticks().filter(|tick| (tick - tick.round()).abs() < 1e-6);
         html! {
             @for tick in self.y.ticks() {

@@ -1,4 +1,4 @@
-//! What a job's events say together, in bounded memory however long the job is.
+//! A summary of a job's events, in bounded memory however long the job is.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -9,11 +9,11 @@ use crate::client::is_ended;
 use crate::wire::train_event::Event;
 use crate::wire::{EvaluationResult, JobState, SampleRankings, TrainEvent, TrainProgress, TrainingJob};
 
-/// Points of a curve; from then on, neighbours become their mean.
+/// Maximum points of a curve; beyond that, neighbours are merged into their mean.
 const POINTS_MAX: usize = 400;
-/// Lines that stay of the log.
+/// Log lines that are kept.
 const LOG_LINES: usize = 60;
-/// Of protocols.
+/// The usual order of protocols.
 const USUAL_ORDER: [&str; 4] = ["all", "o2s", "s2o", "o2o"];
 
 /// A job's past, event by event.
@@ -23,7 +23,7 @@ pub struct History {
     pub(super) steps: Steps,
     /// By epoch and protocol.
     pub(super) evaluations: BTreeMap<(u32, String), EvaluationResult>,
-    /// Of the last epoch that has them.
+    /// Of the last epoch that has any.
     pub(super) rankings: Option<Rankings>,
     pub(super) log: VecDeque<String>,
     pub(super) first_event: u64,
@@ -31,11 +31,11 @@ pub struct History {
     pub(super) last_at: Option<Timestamp>,
 }
 
-/// What is known of one attempt.
+/// The known facts about one attempt.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Attempt {
     pub began_at: Option<Timestamp>,
-    /// The first and the last step that were heard of.
+    /// The first and the last step that were reported.
     pub steps: Option<(u64, u64)>,
     /// How and when it ended.
     pub ended: Option<Ending>,
@@ -54,10 +54,11 @@ pub(super) struct Rankings {
     pub png: Bytes,
 }
 
-/// Curves over steps. A step that two attempts took counts as their mean, which is each of them where runs repeat.
+/// Curves over steps. A step that two attempts took counts as their mean, which equals each of them where runs are
+/// reproducible.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Steps {
-    /// Steps that share a point.
+    /// The number of steps that share a point.
     width: u64,
     points: BTreeMap<u64, BTreeMap<String, Mean>>,
 }
@@ -69,7 +70,7 @@ struct Mean {
 }
 
 impl History {
-    /// Takes the next event.
+    /// Adds the next event.
     pub fn add(&mut self, event: &TrainEvent) {
         if self.first_event == 0 {
             self.first_event = event.number;
@@ -101,7 +102,7 @@ impl History {
         }
     }
 
-    /// Protocols that were evaluated, in their usual order; others behind.
+    /// Protocols that were evaluated, in their usual order, followed by any others.
     pub(super) fn protocols(&self) -> Vec<&str> {
         let mut found: Vec<&str> = self.evaluations.keys().map(|(_, protocol)| protocol.as_str()).collect();
         let place = |protocol: &str| USUAL_ORDER.iter().position(|usual| *usual == protocol);
@@ -128,7 +129,7 @@ impl Attempt {
     }
 }
 
-/// Names of the curves that are no losses.
+/// Names of the curves that are not losses.
 pub(super) const RATE: &str = "\u{0}rate";
 pub(super) const ACCURACY: &str = "\u{0}accuracy";
 
@@ -138,7 +139,7 @@ impl Steps {
         let others = [(RATE, Some(progress.learning_rate)), (ACCURACY, progress.accuracy)];
         let others = others.into_iter().filter_map(|(name, value)| Some((name, value?)));
         let point = self.points.entry(progress.step / self.width).or_default();
-        // A loss that is no number has no place in a picture; the failure is told in words.
+        // A loss that is not finite cannot be drawn; the failure is described in the text.
         for (name, value) in losses.chain(others).filter(|(_, value)| value.is_finite()) {
             point.entry(name.to_owned()).or_default().add(Mean { sum: value, count: 1 });
         }
@@ -157,7 +158,7 @@ impl Steps {
         }
     }
 
-    /// Steps that a point is the mean of.
+    /// The number of steps that a point averages.
     pub fn width(&self) -> u64 {
         self.width
     }
@@ -173,7 +174,7 @@ impl Steps {
 
     /// Step and value, in order.
     pub fn curve(&self, name: &str) -> Vec<(f64, f64)> {
-        // A point stands at the middle of the steps that it is made of.
+        // A point is placed at the middle of the steps that it averages.
         let middle = |place: u64| (place * self.width) as f64 + (self.width - 1) as f64 / 2.0;
         let point = |(place, point): (&u64, &BTreeMap<String, Mean>)| {
             let Mean { sum, count } = point.get(name)?;

@@ -1,4 +1,4 @@
-//! A training job as one page of HTML that needs nothing but itself.
+//! A training job as one self-contained HTML page.
 
 mod chart;
 mod history;

@@ -1,4 +1,4 @@
-//! The page itself: what became of the job, its curves, its evaluations, what it was told and what it said.
+//! The page itself: the job's outcome, its curves, its evaluations, its configuration and its log.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::client::state_name;
 use crate::wire::{EvaluationResult, JobState, TrainingJob};
 
 const STYLE: &str = include_str!("page.css");
-/// Nothing is fetched and nothing runs, whatever a name or a log line holds.
+/// Nothing is fetched and no script runs, whatever a name or a log line contains.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// The page of `job`, whose events are in `history`. Every text that a server or its user wrote is escaped.
+/// The page of `job`, whose events are in `history`. Every text from a server or its user is escaped.
 pub fn page(job: &TrainingJob, history: &History) -> String {
     let body = html! {
         (head(job))
@@ -70,7 +70,7 @@ fn head(job: &TrainingJob) -> Markup {
     }
 }
 
-/// Which colour a state has.
+/// The colour of a state.
 fn mood(state: JobState) -> &'static str {
     match state {
         JobState::Finished => "good",
@@ -80,7 +80,7 @@ fn mood(state: JobState) -> &'static str {
     }
 }
 
-/// What came of it, and what to do next.
+/// The outcome, and what to do next.
 fn outcome(job: &TrainingJob) -> Markup {
     let (words, then, command) = match job.state() {
         JobState::Finished => ("It made the model", "To let it answer", "model activate"),
@@ -162,7 +162,7 @@ fn charts(history: &History) -> Markup {
     }
 }
 
-/// One value of the evaluations over epochs, a curve a protocol.
+/// One value of the evaluations over epochs, one curve per protocol.
 fn evaluation_chart(title: &str, history: &History, value: fn(&EvaluationResult) -> f64) -> Markup {
     let curve = |protocol: &str| {
         let of_protocol = history.evaluations.values().filter(|result| result.protocol == protocol);

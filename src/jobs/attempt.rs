@@ -1,4 +1,4 @@
-//! One attempt at a job: its process from the start to the end, however it ends.
+//! One attempt at a job: its process from start to end, however it ends.
 
 use std::future;
 use std::io;
@@ -33,15 +33,15 @@ use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::reason::FailureReason;
 
-/// Lines that wait to be stored; a process that says more waits itself.
+/// Lines that wait to be stored; a process that writes more has to wait.
 const LINES_MAX: usize = 256;
 /// How long a pipe may stay open after its process has ended.
 const PIPE_MAX: Duration = Duration::from_secs(5);
-/// Times in which a process says that it is alive before it counts as hung.
+/// Heartbeat periods without a sign of life after which a process counts as hung.
 const BEATS: f64 = 4.0;
 
 impl Slot {
-    /// Starts a waiting job, sees its process to its end, and stores what comes next.
+    /// Starts a waiting job, supervises its process to the end, and stores the outcome.
     pub async fn attempt(self, key: JobKey, stop: CancellationToken) {
         let Some(job) = self.repository.update_surely(&key, |edit| edit.change(Change::Start)).await else {
             // It was cancelled or deleted while it waited.
@@ -69,7 +69,7 @@ impl Slot {
         metrics::job_slot_free(self.number);
         if let Some(job) = after {
             if matches!(job.state, JobState::Finished { .. }) {
-                // Not before its end is on disk: an attempt that has to be made again learns from the same chips.
+                // Only once its end is on disk: an attempt that has to be repeated learns from the same chips.
                 let folder = self.settings.job_folder(key.id);
                 let _ = spawn_blocking(move || chips::discard(&folder)).await;
             }
@@ -77,7 +77,7 @@ impl Slot {
         }
     }
 
-    /// Fetches what the process learns from, and starts it.
+    /// Fetches the process's training data, and starts it.
     async fn begin(&self, job: &Job, stop: &CancellationToken) -> Result<Process, AttemptOutcome> {
         chips::fetch(self, job, stop).await?;
         self.start(job).await.map_err(AttemptOutcome::Failed)
@@ -147,10 +147,10 @@ impl Slot {
     fn command(&self, folder: PathBuf) -> Command {
         let mut command = Command::new(&self.settings.program);
         command.args(["train", "--job"]).arg(folder);
-        // A signal for the server's terminal is none for its jobs: the server stops them itself.
+        // Signals from the server's terminal must not reach its jobs: the server stops them itself.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // libgomp reads these before anything of ours runs; spinning threads would take what serving needs.
+        // libgomp reads these before any of our code runs; spinning threads would take CPU time that serving needs.
         command.env("OMP_WAIT_POLICY", "PASSIVE").env("OMP_NUM_THREADS", self.settings.threads.to_string());
         command
     }
@@ -174,7 +174,7 @@ async fn forward(
     }
 }
 
-/// A process under way.
+/// A running process.
 struct Process {
     key: JobKey,
     child: Child,
@@ -184,33 +184,33 @@ struct Process {
     paths: ShownPaths,
     kills: MemoryKills,
     slot: Slot,
-    /// How it said that it ends.
+    /// The end that the process reported.
     words: Option<ExitReport>,
     /// Of its log.
     last_line: Option<String>,
 }
 
-/// What a process said, on its way into the store.
+/// Output of a process that is being stored.
 struct Storing {
-    /// Whether there is still a job for it.
+    /// Whether the job still exists.
     done: Pin<Box<dyn Future<Output = bool> + Send>>,
-    /// The process waits for it, with this number.
+    /// The number of the sync that the process waits for.
     sync: Option<u64>,
 }
 
-/// When something is done to a process that is not as it should be.
+/// Deadlines after which action is taken on a misbehaving process.
 struct Clock {
     /// It has been silent for too long.
     silent_at: Instant,
     /// It was asked to stop, and has not.
     kill_at: Option<Instant>,
-    /// It has ended, and its pipes have not.
+    /// It has ended, but its pipes are still open.
     deaf_at: Option<Instant>,
 }
 
 impl Process {
-    /// Until the process and what it said have come to their end. A store that cannot be used meanwhile is waited for
-    /// beside everything else.
+    /// Runs until the process has ended and all its output is stored. While the store cannot be used, everything else
+    /// continues.
     async fn supervise(mut self, stop: CancellationToken) -> AttemptOutcome {
         let Settings { silence_max, grace, .. } = *self.slot.settings;
         let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
@@ -252,7 +252,7 @@ impl Process {
                     clock.kill_at = Some(Instant::now() + grace);
                 }
                 () = due(clock.deaf_at) => {
-                    // What it said before is still taken.
+                    // What it wrote before is still received.
                     self.heard.close();
                     clock.deaf_at = None;
                 }
@@ -263,7 +263,7 @@ impl Process {
         }
     }
 
-    /// Takes in what the process said, and says how that is stored, if anything of it is.
+    /// Processes output of the process, and returns the future that stores it, if there is anything to store.
     fn hear(&mut self, lines: Vec<Line>) -> Option<Storing> {
         let mut sync = None;
         let mut begun = None;
@@ -277,7 +277,7 @@ impl Process {
                     Ok(ChildMessage::Sync { number }) => sync = Some(number),
                     Ok(ChildMessage::Exit(report)) => self.words = Some(report),
                     Ok(ChildMessage::Run(event)) => events.push(event),
-                    // Not of our protocol, but perhaps of use to whoever reads the log.
+                    // Not part of our protocol, but perhaps useful to a reader of the log.
                     Err(_) => events.push(RunEvent::Log(line)),
                 },
             }
@@ -300,16 +300,16 @@ impl Process {
         Some(Storing { done: Box::pin(done), sync })
     }
 
-    /// Tells the process that what it said is stored, where it waits for that.
+    /// Notifies the process that its output is stored, if it waits for that.
     async fn answer(&mut self, has_job: bool, sync: Option<u64>) {
         if !has_job {
-            // Nobody has a job for it any more.
+            // The job no longer exists.
             self.signal(Signal::KILL);
         }
         if let (Some(number), Some(stdin)) = (sync, &mut self.stdin)
             && stdin.write_all(format!("{number}\n").as_bytes()).await.is_err()
         {
-            // It has ended, which is noticed in its turn.
+            // It has ended, which is noticed elsewhere.
             self.stdin = None;
         }
     }
@@ -319,7 +319,7 @@ impl Process {
         let slot = self.slot.number;
         for event in events {
             match event {
-                // Rust closes a panic with how to see more of it.
+                // Rust ends a panic message with a hint on how to see more of it.
                 RunEvent::Log(line) if line.is_empty() || line.starts_with("note: ") => {}
                 RunEvent::Log(line) => self.last_line = Some(line.clone()),
                 RunEvent::Progress(progress) => {
@@ -342,7 +342,7 @@ impl Process {
         Death { words: self.words, last_line: self.last_line, exit, asked, silent, memory_kill }
     }
 
-    /// A process that has ended takes no signal, and its number nobody else has before it was waited for.
+    /// A process that has ended receives no signal, and its number is not reused before it was waited for.
     fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(Err(cause)) = pid.map(|pid| kill_process(pid, signal)) {
@@ -351,7 +351,7 @@ impl Process {
     }
 }
 
-/// Waits until then; for ever where there is nothing to wait for.
+/// Waits until the given time; indefinitely if there is none.
 pub async fn due(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
@@ -359,7 +359,7 @@ pub async fn due(at: Option<Instant>) {
     }
 }
 
-/// Whether there is still a job for what was stored; never where nothing is being stored.
+/// Whether the job still exists after storing; never resolves if nothing is being stored.
 async fn stored(storing: &mut Option<Storing>) -> bool {
     match storing {
         Some(storing) => storing.done.as_mut().await,
@@ -367,7 +367,7 @@ async fn stored(storing: &mut Option<Storing>) -> bool {
     }
 }
 
-/// The same with the pictures of rankings that the process has left in its folder; a job goes on without them.
+/// The events together with the ranking images that the process left in its folder; a job continues without them.
 async fn with_pictures(slot: &Slot, key: &JobKey, events: Vec<RunEvent>) -> Vec<RunEvent> {
     let mut all = Vec::with_capacity(events.len());
     for event in events {
@@ -385,7 +385,7 @@ async fn with_pictures(slot: &Slot, key: &JobKey, events: Vec<RunEvent>) -> Vec<
     all
 }
 
-/// `begun`: the steps after which the run begins, if that was among what was said.
+/// `begun`: the steps after which the run begins, if the process has reported that.
 fn store(begun: Option<u64>, events: &[RunEvent], edit: &mut Edit, log: &Mutex<Log>) -> Result<(), Refused> {
     if !matches!(edit.job().state, JobState::Running | JobState::Cancelling) {
         return Err(Refused::Active);

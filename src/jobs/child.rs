@@ -1,8 +1,8 @@
-//! What a training process is told and what it says: a file of instructions, then a line of JSON for everything that
-//! happens on its standard output, and on its standard input how much of that is stored.
+//! The protocol with a training process: a file of instructions, then a line of JSON on its standard output for each
+//! event. Its standard input receives how much of that is stored.
 //!
-//! A process saves no checkpoint before everything up to it is stored, so that whoever goes on from the checkpoint
-//! leaves nothing out.
+//! A process saves no checkpoint before everything up to it is stored, so that a run resumed from the checkpoint has no
+//! gaps.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
@@ -22,41 +22,41 @@ pub const CHECKPOINTS: &str = "checkpoints";
 pub const MODEL: &str = "model";
 pub const CHIPS: &str = "chips";
 
-/// `job.toml`: everything that a training process needs to know beside the data.
+/// `job.toml`: everything that a training process needs to know in addition to the data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Instructions {
     /// Of the job and the attempt, for people.
     pub name: String,
-    /// Whose job it is.
+    /// The tenant that owns the job.
     pub tenant: String,
     /// "cpu" or "cuda:N".
     pub device: String,
     /// Threads that compute, and at most as many that read images; at least 1.
     pub threads: usize,
-    /// Added to the priority that the server runs at.
+    /// Added to the priority of the server.
     pub nice: i32,
-    /// 0: as much as there is.
+    /// 0: no limit.
     pub memory_bytes_max: u64,
-    /// How often the process says that it is alive.
+    /// How often the process sends a heartbeat.
     pub heartbeat_seconds: f64,
     /// How long it waits for an earlier process to leave the folder.
     pub lock_seconds_max: f64,
-    /// Folders under which data and starting point lie.
+    /// Folders that contain data and starting points.
     pub data_roots: Vec<PathBuf>,
     /// Whether the data are the chips in the job's folder.
     pub from_chips: bool,
-    /// The configuration as it was submitted.
+    /// The configuration as submitted.
     pub config_toml: String,
 }
 
-/// One line of a training process: what its run reports, and what concerns the process alone.
+/// One line from a training process: a report of its run, or a message about the process itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ChildMessage {
-    /// The run begins, or goes on after the steps of a checkpoint.
+    /// The run begins, or resumes after the steps of a checkpoint.
     Begun { steps: u64 },
-    /// Nothing has happened, but the process is at work.
+    /// Nothing has happened, but the process is working.
     Alive,
     /// The process waits until everything before this is stored and it reads this number.
     Sync { number: u64 },
@@ -66,15 +66,15 @@ pub enum ChildMessage {
     Run(RunEvent),
 }
 
-/// How a process says that it ends.
+/// How a process reports its end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExitReport {
-    /// The model of this digest is in the job's folder.
+    /// The model with this digest is in the job's folder.
     Finished {
         model: String,
     },
-    /// It was asked to stop, and a checkpoint is where it stands.
+    /// It was asked to stop, and has saved a checkpoint of its progress.
     Stopped,
     Failed(Failure),
 }
@@ -88,14 +88,14 @@ impl Instructions {
     }
 
     /// # Errors
-    /// The file cannot be read, or is of another release.
+    /// The file cannot be read, or belongs to another release.
     pub fn read(folder: &Path) -> io::Result<Self> {
         let text = fs::read_to_string(folder.join(INSTRUCTIONS))?;
         toml::from_str(&text).map_err(|cause| io::Error::other(cause.message().to_owned()))
     }
 }
 
-/// The process's side of the conversation. It ends with the process as soon as nobody listens.
+/// The process's side of the protocol. The process ends as soon as the other side is closed.
 #[derive(Clone, Debug)]
 pub struct ChildChannel(Arc<ChannelState>);
 
@@ -114,11 +114,11 @@ struct Output {
 }
 
 impl ChildChannel {
-    /// Speaks through the standard output, which from now on belongs to the conversation alone: what others write there
-    /// goes to standard error. Ends the process when its standard input does.
+    /// Uses the standard output, which from now on carries only the protocol: what other code writes there goes to
+    /// standard error. Ends the process when its standard input closes.
     ///
     /// # Errors
-    /// The standard output cannot be moved.
+    /// The standard output cannot be redirected.
     pub fn start() -> io::Result<Self> {
         let file = File::from(rustix::io::dup(rustix::stdio::stdout())?);
         rustix::stdio::dup2_stdout(rustix::stdio::stderr())?;
@@ -137,7 +137,7 @@ impl ChildChannel {
         write(&mut lock(&self.0.out).file, message);
     }
 
-    /// Waits until everything that was said is stored.
+    /// Waits until all output is stored.
     pub fn sync(&self) {
         let number = {
             let mut out = lock(&self.0.out);
@@ -171,8 +171,8 @@ fn write(file: &mut File, message: &ChildMessage) {
     }
 }
 
-/// Ends this process at once: its parent is gone, and what it goes on from later is on disk already. Nothing that
-/// libraries do at an exit can keep it.
+/// Ends this process immediately: its parent is gone, and the state it resumes from later is already on disk. Exit
+/// handlers of libraries cannot delay it.
 fn vanish() {
     let _ = kill_process(getpid(), Signal::KILL);
 }

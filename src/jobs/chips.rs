@@ -1,6 +1,6 @@
-//! What a job learns from when it learns from a gallery: its kept chips, copied into the job's folder, once.
+//! Training data from a gallery: its kept chips, copied into the job's folder once.
 //!
-//! A job goes on with the same chips after an interruption, whatever happens to the gallery meanwhile.
+//! After an interruption a job continues with the same chips, whatever happens to the gallery in the meantime.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -29,7 +29,7 @@ use crate::train::{Census, GalleryDatasetWriter};
 /// Entries that are read at once.
 const PAGE: usize = 1000;
 
-/// Why a gallery is nothing to learn from.
+/// Why a gallery cannot be used for training.
 #[derive(Debug, thiserror::Error)]
 pub enum GalleryError {
     #[error(transparent)]
@@ -46,7 +46,7 @@ impl From<StoreError> for GalleryError {
     }
 }
 
-/// Why there are no chips in a job's folder.
+/// Why the chips could not be copied into a job's folder.
 #[derive(Debug, thiserror::Error)]
 enum CopyError {
     #[error(transparent)]
@@ -59,13 +59,13 @@ enum CopyError {
     Stopped,
 }
 
-/// What was copied, and what was not.
+/// Counts of what was copied and what was left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Copied {
     chips: usize,
-    /// Entries of which nobody knows the vessel.
+    /// Entries whose vessel is unknown.
     unnamed: usize,
-    /// Entries of ready embeddings.
+    /// Entries with only an embedding.
     chipless: usize,
 }
 
@@ -94,7 +94,7 @@ impl CopyError {
 /// The gallery of this name, if it keeps chips.
 ///
 /// # Errors
-/// There is none, it cannot be used, or it keeps none.
+/// It does not exist, cannot be used, or keeps no chips.
 pub async fn gallery(
     catalog: &dyn CatalogStore,
     tenant: &str,
@@ -107,7 +107,7 @@ pub async fn gallery(
 /// The chips of every known vessel, counted without reading any. Blocking.
 ///
 /// # Errors
-/// The gallery cannot be read, or it was cancelled.
+/// The gallery cannot be read, or the work was cancelled.
 pub fn census(snapshot: &dyn GalleryReader, cancellation: &Cancellation) -> Result<Census, StoreError> {
     let mut census = Census::default();
     for_each(snapshot, cancellation, |row, entry| {
@@ -121,10 +121,10 @@ pub fn census(snapshot: &dyn GalleryReader, cancellation: &Cancellation) -> Resu
     Ok(census)
 }
 
-/// Sees to it that the chips are in the folder of a job that learns from a gallery.
+/// Ensures that the chips are in the folder of a job that learns from a gallery.
 ///
 /// # Errors
-/// How the attempt ends where they cannot be copied, or it was stopped meanwhile.
+/// The outcome of the attempt if they cannot be copied, or if it was stopped in the meantime.
 pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), AttemptOutcome> {
     let Some(name) = job.order.gallery.clone() else { return Ok(()) };
     let gallery = gallery(&*slot.settings.galleries, &job.key.tenant, &name).await;
@@ -132,7 +132,7 @@ pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(
     let stopped = stop.clone();
     let copying = spawn_blocking(move || copy(gallery, &folder, &stopped));
     match copying.await {
-        // It came too late for the copy, which stays for the next attempt.
+        // The stop came too late for the copy, which remains for the next attempt.
         Ok(Ok(_)) if stop.is_cancelled() => Err(AttemptOutcome::Stopped),
         Ok(Ok(None)) => Ok(()),
         Ok(Ok(Some(copied))) => {
@@ -151,7 +151,7 @@ pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(
     }
 }
 
-/// Removes the chips of a job that has learned from them. Blocking.
+/// Removes the chips of a job that no longer needs them. Blocking.
 pub fn discard(folder: &Path) {
     let place = folder.join(CHIPS);
     if place.exists()
@@ -161,8 +161,8 @@ pub fn discard(folder: &Path) {
     }
 }
 
-/// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so, whatever has become of
-/// the gallery since: whole, or not at all.
+/// Copies the chips of every known vessel as they are now, unless an earlier attempt has done so, whatever has happened
+/// to the gallery since. Either all are copied or none.
 fn copy(
     gallery: Result<Gallery, GalleryError>,
     folder: &Path,
@@ -174,17 +174,17 @@ fn copy(
     }
     let gallery = gallery?;
     fs::create_dir_all(folder)?;
-    // Of a server that was killed while it copied; no process has worked here yet.
+    // Left by a server that was killed while it copied; no process has worked here yet.
     remove_partial(folder)?;
     let partial = PartialFolder::new(&place)?;
     let copied = write(&*gallery.snapshot(), partial.path(), stop)?;
-    // Thousands of small files, one after the other, would take minutes to sync.
+    // Syncing thousands of small files one by one would take minutes.
     rustix::fs::syncfs(File::open(partial.path())?).map_err(io::Error::from)?;
     partial.publish()?;
     Ok(Some(copied))
 }
 
-/// One chip after the other, so that none but one is in memory.
+/// Writes chips one at a time, so that at most one is in memory.
 fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -> Result<Copied, CopyError> {
     let mut writer = GalleryDatasetWriter::new(place)?;
     let mut copied = Copied::default();
@@ -205,7 +205,7 @@ fn write(snapshot: &dyn GalleryReader, place: &Path, stop: &CancellationToken) -
     Ok(copied)
 }
 
-/// Every entry, by ascending row.
+/// Visits every entry, by ascending row.
 fn for_each<E: From<StoreError>>(
     snapshot: &dyn GalleryReader,
     cancellation: &Cancellation,

@@ -1,4 +1,4 @@
-//! What a training process may take from the server beside it.
+//! Limits on what a training process may take from the server it runs next to.
 
 use std::fs;
 use std::io;
@@ -16,29 +16,30 @@ use super::failure::{Failure, io_reason};
 use crate::durable::{DirectoryLock, LockError};
 use crate::reason::FailureReason;
 
-/// Before the server's -1000 to 0; the kernel looks for somebody to kill here first.
+/// Above the server's -1000 to 0, so that the kernel picks the training process first when memory runs out.
 const OOM_SCORE_ADJ: &str = "800";
-/// Between two looks at a folder that is in use.
+/// The pause between two checks of a folder that is in use.
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-/// A process that computes for less than this share of the time is not at work.
+/// A process that computes for less than this share of the time counts as stalled.
 const AT_WORK: f64 = 0.002;
 
-/// Makes the kernel end this process with its parent.
+/// Makes the kernel end this process when its parent ends.
 ///
 /// # Errors
-/// The kernel does not.
+/// The kernel refuses.
 pub fn die_with_parent() -> io::Result<()> {
     Ok(set_parent_process_death_signal(Some(Signal::KILL))?)
 }
 
-/// Lowers what this process gets: priority, memory, mercy. Threads that are started later get no more.
+/// Lowers this process's priority, memory limit and protection from the OOM killer. Threads that are started later
+/// inherit the limits.
 ///
 /// # Errors
 /// A limit cannot be set.
 pub fn confine(instructions: &Instructions) -> io::Result<()> {
     nice(instructions.nice)?;
     if instructions.memory_bytes_max > 0 {
-        // Of what is written to, not of what is mapped: CUDA maps far more than it uses.
+        // Limits written memory, not mapped memory: CUDA maps far more than it uses.
         let limit = Rlimit { current: Some(instructions.memory_bytes_max), ..getrlimit(Resource::Data) };
         setrlimit(Resource::Data, limit)?;
     }
@@ -49,10 +50,10 @@ pub fn confine(instructions: &Instructions) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the job's folder, once an earlier process has left it.
+/// Locks the job's folder, once an earlier process has left it.
 ///
 /// # Errors
-/// It has not in time, or the folder cannot be used.
+/// The earlier process does not leave in time, or the folder cannot be used.
 pub fn take_folder(folder: &Path, wait_max: Duration) -> Result<DirectoryLock, Failure> {
     let until = Instant::now() + wait_max;
     loop {
@@ -72,7 +73,7 @@ fn untaken(cause: &LockError) -> Failure {
     Failure::new(reason, cause.to_string())
 }
 
-/// Says every so often that this process is at work, for as long as it is: one that waits for ever does not compute.
+/// Sends heartbeats for as long as this process is working: a process that waits forever does not compute.
 ///
 /// # Errors
 /// The thread cannot be started.

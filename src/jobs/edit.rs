@@ -1,4 +1,4 @@
-//! A change to a job: what it becomes, and the events that say so.
+//! A change to a job: its new state, and the events that record it.
 
 use super::event::EventPayload;
 use super::job::Job;
@@ -7,7 +7,7 @@ use super::state::{Change, JobState, Refused};
 use crate::evaluate::Evaluation;
 use crate::gallery::Time;
 
-/// A job and what happens in it together: stored in one transaction, or not at all.
+/// A job together with its new events: stored in one transaction, or not at all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Edit {
     job: Job,
@@ -31,10 +31,10 @@ impl Edit {
         &self.job
     }
 
-    /// Makes a change of state; one that changes nothing is no event.
+    /// Changes the state; a change without effect is not an event.
     ///
     /// # Errors
-    /// The state cannot make it; nothing has changed.
+    /// The state does not allow the change; nothing has changed.
     pub fn change(&mut self, change: Change) -> Result<(), Refused> {
         let asked = change == Change::Resume;
         let starts = change == Change::Start;
@@ -47,7 +47,7 @@ impl Edit {
             job.attempt += 1;
         }
         if asked {
-            // Whoever resumes it has seen to what was wrong.
+            // Resuming a job implies that the cause of failure was fixed.
             job.fruitless = 0;
         }
         if starts && job.started_at.is_none() {
@@ -59,12 +59,12 @@ impl Edit {
         Ok(())
     }
 
-    /// The attempt begins after these steps, which a checkpoint holds.
+    /// The attempt begins after these steps, which a checkpoint contains.
     pub fn begin(&mut self, steps: u64) {
         self.gain(steps);
     }
 
-    /// Takes in what the run reports.
+    /// Adds a report of the run.
     pub fn report(&mut self, event: RunEvent) {
         match &event {
             RunEvent::Progress(progress) => self.job.progress = Some(progress.clone()),
@@ -85,7 +85,7 @@ impl Edit {
         self.report(RunEvent::Log(line.into()));
     }
 
-    /// An attempt has ended before its time; the number of those in a row that gained nothing.
+    /// Counts an attempt that ended early; returns the number of consecutive attempts without progress.
     pub fn count_attempt(&mut self) -> u32 {
         self.job.fruitless += 1;
         self.job.fruitless
@@ -95,12 +95,12 @@ impl Edit {
         self.job
     }
 
-    /// The job, and what happened in which attempt, in order.
+    /// The job, and its events with their attempts, in order.
     pub fn into_parts(self) -> (Job, Vec<(u32, EventPayload)>, Time) {
         (self.job, self.happened, self.now)
     }
 
-    /// A checkpoint further than any before is what an attempt is for.
+    /// An attempt counts as progress if it saves a checkpoint further than any before.
     fn gain(&mut self, steps: u64) {
         if steps > self.job.saved_steps {
             self.job.saved_steps = steps;
@@ -108,7 +108,7 @@ impl Edit {
         }
     }
 
-    /// The job in an event of its state counts that event.
+    /// The job recorded in a state event counts that event.
     fn push_state(&mut self) {
         self.job.last_event += 1;
         let job = Box::new(self.job.clone());
@@ -168,7 +168,7 @@ mod tests {
         edit.begin(10);
         edit.report(saved_at(10));
         assert_eq!(edit.count_attempt(), 2);
-        // The server did not hear of a checkpoint before it stopped, but the next attempt begins with it.
+        // The server was not notified of a checkpoint before it stopped, but the next attempt begins with it.
         edit.begin(20);
         assert_eq!(edit.count_attempt(), 1);
         edit.change(Change::Fail(Failure::new(FailureReason::Hung, "silent"))).expect("legal");

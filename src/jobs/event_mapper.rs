@@ -1,4 +1,4 @@
-//! What happens in a run, as a training process tells it.
+//! The events of a run, as a training process reports them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,23 +10,23 @@ use super::report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start};
 use crate::evaluate::Evaluation;
 use crate::train::{Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists};
 
-/// Turns the events of a run into what is said of them.
+/// Turns the events of a run into the messages that report them.
 #[derive(Debug)]
 pub struct EventMapper {
     objective: ObjectiveName,
     checkpoints: Checkpoints,
-    /// Of the job.
+    /// The job's folder.
     folder: PathBuf,
-    /// What the run starts from, until it has been told.
+    /// The starting point of the run, until it has been reported.
     start: Option<Start>,
     epochs: u32,
     last_step: Instant,
-    /// Of the last epoch that was evaluated.
+    /// The evaluations of the last evaluated epoch.
     evaluations: Vec<Evaluation>,
 }
 
 impl EventMapper {
-    /// `start` is what the run starts from, where that is not from scratch.
+    /// `start` is the starting point of the run; `None` for a run from scratch.
     pub fn new(
         objective: ObjectiveName,
         checkpoints: Checkpoints,
@@ -43,7 +43,7 @@ impl EventMapper {
             FitEvent::Started { steps, epochs } => {
                 self.epochs = epochs;
                 let begun = ChildMessage::Begun { steps };
-                // A run that goes on from a checkpoint has nothing of it any more.
+                // A run that resumes from a checkpoint no longer contains anything of the starting point.
                 let start = self.start.take().filter(|_| steps == 0);
                 [begun].into_iter().chain(start.map(|start| RunEvent::Started(start).into())).collect()
             }
@@ -54,7 +54,7 @@ impl EventMapper {
                 let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
                 let progress = Progress {
                     step: progress.steps,
-                    // Epochs differ by a few steps, so that what was taken is counted and what is left is estimated.
+                    // Epochs differ by a few steps, so that past steps are counted and remaining ones are estimated.
                     steps_total: progress.steps + left,
                     epoch: progress.epoch,
                     epochs_total: self.epochs,
@@ -85,7 +85,7 @@ impl EventMapper {
         }
     }
 
-    /// Says whose weights the model has, and how they score where that is not what was last reported.
+    /// Reports whose weights the model has, and their scores if those differ from what was last reported.
     pub fn deliver(&mut self, delivered: &Delivered) -> Vec<ChildMessage> {
         let mut events = vec![RunEvent::Log(delivered.to_string())];
         if let Delivered::Best { epoch, summaries, .. } = delivered {
@@ -96,7 +96,7 @@ impl EventMapper {
         events.into_iter().map(ChildMessage::from).collect()
     }
 
-    /// Leaves the picture in the job's folder; a run goes on without one.
+    /// Leaves the image in the job's folder; a run continues without one.
     fn rankings(&self, epoch: u32, sample: &RankedLists) -> Option<RunEvent> {
         match rankings::leave(&self.folder, sample) {
             Ok(()) => Some(RunEvent::Rankings(Rankings { epoch, png: Vec::new() })),
@@ -107,7 +107,7 @@ impl EventMapper {
         }
     }
 
-    /// How the weights scored when they were last evaluated, or those that the model has.
+    /// The scores of the weights when they were last evaluated, or those of the model's weights.
     pub fn evaluations(&self) -> &[Evaluation] {
         &self.evaluations
     }

@@ -1,4 +1,4 @@
-//! Why a job cannot go on: a stable reason, a text for people, and whether trying again can help.
+//! Why a job failed: a stable reason, a text for people, and whether a retry can help.
 
 use std::fmt;
 use std::io;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::durable::is_full;
 use crate::reason::FailureReason;
 
-/// Why an attempt, and with it perhaps its job, came to nothing.
+/// Why an attempt, and perhaps its job, failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub reason: FailureReason,
@@ -28,7 +28,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// The reason of a failed read or write: a full disk, or else `otherwise`.
+/// The reason for a failed read or write: a full disk, or else `otherwise`.
 pub fn io_reason(cause: &io::Error, otherwise: FailureReason) -> FailureReason {
     if is_full(cause) { FailureReason::DiskFull } else { otherwise }
 }

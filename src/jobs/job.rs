@@ -1,4 +1,4 @@
-//! A training job: who submitted what, and how far it is.
+//! A training job: its owner, its specification, and its progress.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,11 +9,11 @@ use super::state::JobState;
 use crate::evaluate::Evaluation;
 use crate::gallery::{GalleryName, Time};
 
-/// Names a job; later jobs have higher numbers, which are never used again.
+/// Identifies a job; later jobs have higher numbers, which are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobId(u64);
 
-/// The text is no `job-NUMBER`.
+/// The text is not of the form `job-NUMBER`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a job id is \"job-\" and a number")]
 pub struct JobIdError;
@@ -39,12 +39,12 @@ impl FromStr for JobId {
 
     fn from_str(text: &str) -> Result<Self, JobIdError> {
         let id = text.strip_prefix("job-").and_then(|number| number.parse().ok()).map(Self);
-        // One job has one name: no sign, no zeros in front.
+        // Every job has exactly one name: no sign, no leading zeros.
         id.filter(|id| id.to_string() == text).ok_or(JobIdError)
     }
 }
 
-/// A job of a tenant; everything that is stored lies under it.
+/// A job of a tenant; the key of everything that is stored for it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobKey {
     pub tenant: Arc<str>,
@@ -56,10 +56,10 @@ pub struct JobKey {
 pub struct JobSpec {
     /// The whole configuration, valid when it was submitted.
     pub config_toml: String,
-    /// The gallery whose chips are learned from, in the place of a folder.
+    /// The gallery whose chips are the training data, in place of a folder.
     pub gallery: Option<GalleryName>,
     pub display_name: String,
-    /// What makes the request idempotent.
+    /// Makes the request idempotent.
     pub request_id: Option<String>,
 }
 
@@ -70,9 +70,9 @@ pub struct Job {
     pub state: JobState,
     /// Counts from 1.
     pub attempt: u32,
-    /// Attempts in a row that ended before they had a checkpoint further than the ones before.
+    /// Consecutive attempts that ended without a checkpoint further than the ones before.
     pub fruitless: u32,
-    /// Steps in the furthest checkpoint that was heard of.
+    /// Steps in the furthest checkpoint that was reported.
     pub saved_steps: u64,
     pub created_at: Time,
     /// Of the first attempt.

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncBufRead, AsyncBufReadExt};
 
-/// Of one line; the rest of a longer one is dropped.
+/// Maximum bytes of one line; the rest of a longer one is dropped.
 pub const LINE_BYTES_MAX: usize = 16 << 10;
-/// Of one log file; the one before stays beside it.
+/// Maximum bytes of one log file; the previous one is kept next to it.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 const LOG: &str = "log.txt";
 const LOG_BEFORE: &str = "log.1.txt";
@@ -25,7 +25,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
         Self { reader, line: Vec::new() }
     }
 
-    /// The next line without its end, `None` after the last. A pipe that breaks ends there.
+    /// The next line without its end, `None` after the last. A broken pipe counts as the end.
     pub async fn next(&mut self) -> Option<String> {
         loop {
             let bytes = self.reader.fill_buf().await.unwrap_or_default();
@@ -51,7 +51,7 @@ impl<R: AsyncBufRead + Unpin> Lines<R> {
     }
 }
 
-/// What a job's processes have written to standard error: the newest of it, in the job's folder.
+/// What a job's processes have written to standard error: the most recent part of it, in the job's folder.
 #[derive(Debug)]
 pub struct Log {
     folder: PathBuf,
@@ -60,7 +60,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// Goes on where an earlier attempt ended.
+    /// Continues where an earlier attempt ended.
     ///
     /// # Errors
     /// The file cannot be opened.

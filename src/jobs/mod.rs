@@ -1,4 +1,4 @@
-//! Training jobs: durable, supervised in a process of their own each, watched by whoever wants to.
+//! Training jobs: durable, each supervised in its own process, and watchable by callers.
 
 mod attempt;
 mod child;

@@ -1,4 +1,4 @@
-//! Who takes a model over from the job that has made it.
+//! The interface that takes over a model from the job that made it.
 
 use std::fmt::Debug;
 use std::path::Path;
@@ -8,11 +8,11 @@ use crate::embedding::ModelDigest;
 
 /// Where finished models go.
 pub trait ModelSink: Debug + Send + Sync {
-    /// Takes over the model in `folder`, before its job counts as finished. Blocking. It may come again, after a server
-    /// stopped between this and the end of the job.
+    /// Takes over the model in `folder`, before its job counts as finished. Blocking. It may be called again with the
+    /// same model, if a server stopped between this call and the end of the job.
     ///
     /// # Errors
-    /// The job fails with it; resumed, it makes the same model from its last checkpoint.
+    /// The job fails with it; when resumed, it makes the same model from its last checkpoint.
     fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), Failure>;
 }
 

@@ -1,4 +1,4 @@
-//! Why a training process ended: from its last words, its exit, and what was done to it.
+//! Why a training process ended: from its last message, its exit, and what was done to it.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -20,24 +20,24 @@ pub enum AttemptOutcome {
     Finished {
         model: ModelDigest,
     },
-    /// As it was asked to.
+    /// As requested.
     Stopped,
     Failed(Failure),
 }
 
-/// What is known of a process that is gone.
+/// What is known about a process that has ended.
 #[derive(Clone, Debug)]
 pub struct Death {
-    /// The last thing it said of its end.
+    /// The last report of its end.
     pub words: Option<ExitReport>,
-    /// The last line of its log that says something.
+    /// The last meaningful line of its log.
     pub last_line: Option<String>,
     pub exit: ExitStatus,
-    /// It was asked to stop, or killed since it did not.
+    /// It was asked to stop, or killed because it did not.
     pub asked: bool,
-    /// It was killed for having been silent for so long.
+    /// It was killed after this long a silence.
     pub silent: Option<Duration>,
-    /// Meanwhile the kernel has killed a process for its memory.
+    /// The kernel has killed a process for its memory in the meantime.
     pub memory_kill: bool,
 }
 
@@ -62,7 +62,7 @@ impl Death {
         }
     }
 
-    /// The failure of a process that did not say why it ended.
+    /// The failure of a process that did not report why it ended.
     fn unsaid(&self, stopped: bool) -> Failure {
         let line = self.last_line.as_deref().unwrap_or("");
         match (self.exit.signal(), self.exit.code()) {
@@ -87,8 +87,8 @@ impl Death {
     }
 }
 
-/// Whether a process that ended with these words had not enough memory, as Rust, C++, libtorch and libgomp say it. A
-/// thread that cannot be started has no room for its stack.
+/// Whether the last output of a process shows that it ran out of memory, in the wording of Rust, C++, libtorch and
+/// libgomp. A thread that cannot be started lacks room for its stack.
 pub fn tells_of_memory(words: &str) -> bool {
     let known = [
         "memory allocation of ",
@@ -101,7 +101,7 @@ pub fn tells_of_memory(words: &str) -> bool {
     known.iter().any(|text| words.contains(text))
 }
 
-/// Brings a job from the end of an attempt to what comes next: its end, or another attempt.
+/// Moves a job from the end of an attempt to its next state: its end, or another attempt.
 ///
 /// # Errors
 /// The job is in a state in which it has no process.
@@ -124,10 +124,10 @@ pub fn settle(edit: &mut Edit, outcome: AttemptOutcome, attempts_max: u32) -> Re
     edit.change(Change::Fail(Failure::new(failure.reason, gave_up)))
 }
 
-/// The processes that the kernel has killed for their memory, as far as can be told.
+/// The processes that the kernel has killed for their memory, where that can be detected.
 #[derive(Debug)]
 pub struct MemoryKills {
-    /// Of this control group where there is one, else of the whole machine.
+    /// Of this control group if there is one, else of the whole machine.
     file: Option<String>,
     seen: u64,
 }

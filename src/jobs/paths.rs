@@ -1,23 +1,23 @@
-//! Paths as whoever submitted a job sees them: from the folder on under which they lie. Where that is on the server is
-//! nobody else's business.
+//! Paths as shown to the owner of a job: relative to the folder that contains them. The location of that folder on the
+//! server is not disclosed.
 
 use std::path::{Path, PathBuf};
 
 use super::settings::Settings;
 
-/// Folders of the server, of which nothing is told but what lies in them.
+/// Folders of the server, of which only the content is disclosed.
 #[derive(Clone, Debug, Default)]
 pub struct ShownPaths(Vec<String>);
 
 impl ShownPaths {
-    /// For what is said of a job in `folder`.
+    /// For texts about a job in `folder`.
     pub fn of_job(settings: &Settings, folder: &Path) -> Self {
         let data_dir = settings.folder.parent().unwrap_or(&settings.folder).to_owned();
         let places = [folder.to_owned(), settings.folder.clone(), data_dir];
         Self::under(settings.data_roots.iter().cloned().chain(places))
     }
 
-    /// These folders as they are named, and as they are without links.
+    /// These folders as they are named, and with links resolved.
     pub fn under(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         let named = folders.into_iter().flat_map(|folder| {
             let found = folder.canonicalize().ok();
@@ -26,13 +26,13 @@ impl ShownPaths {
         let texts = named.flatten().map(|folder| folder.display().to_string());
         let mut texts: Vec<String> = texts.map(|text| text.trim_end_matches('/').to_owned()).collect();
         texts.retain(|text| text.starts_with('/'));
-        // The innermost folder that a path lies in counts.
+        // The innermost folder that contains a path counts.
         texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
         texts.dedup();
         Self(texts)
     }
 
-    /// The text with every path in a folder beginning there; the folder itself is ".".
+    /// The text with every path in a folder made relative to it; the folder itself is ".".
     pub fn relative(&self, text: &str) -> String {
         self.0.iter().fold(text.to_owned(), |text, folder| without(&text, folder))
     }
@@ -48,7 +48,7 @@ fn without(text: &str, folder: &str) -> String {
         shown.push_str(before);
         rest = match (begins, after.strip_prefix('/')) {
             (true, Some(inside)) if inside.starts_with(of_a_name) => inside,
-            // With or without a slash behind it, or a full stop of the sentence.
+            // Followed by a slash or not, or by the full stop of the sentence.
             (true, inside) if inside.is_some() || !after.trim_start_matches('.').starts_with(of_a_name) => {
                 shown.push('.');
                 inside.unwrap_or(after)

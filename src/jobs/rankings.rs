@@ -1,4 +1,4 @@
-//! Sample rankings on their way from a training process to its server: one file in the job's folder, since lines are
+//! Transfers sample rankings from a training process to its server in one file in the job's folder, since lines are
 //! short. The process waits until it is stored before it makes the next.
 
 use std::fs::{self, File};
@@ -11,10 +11,10 @@ use super::report::Rankings;
 use crate::train::RankedLists;
 
 const FILE: &str = "rankings.png";
-/// As the contract says.
+/// As specified by the contract.
 const PNG_BYTES_MAX: u64 = 2 << 20;
 
-/// Draws them into a job's folder.
+/// Draws them and writes the image to a job's folder.
 ///
 /// # Errors
 /// An image can no longer be read, or the file cannot be written.
@@ -25,10 +25,10 @@ pub fn leave(folder: &Path, lists: &RankedLists) -> io::Result<()> {
     fs::write(folder.join(FILE), png.into_inner())
 }
 
-/// Takes them out of a job's folder.
+/// Reads them from a job's folder.
 ///
 /// # Errors
-/// The file cannot be read, or is larger than one may be.
+/// The file cannot be read, or exceeds the size limit.
 pub fn fetch(folder: &Path, epoch: u32) -> io::Result<Rankings> {
     let mut png = Vec::new();
     File::open(folder.join(FILE))?.take(PNG_BYTES_MAX + 1).read_to_end(&mut png)?;

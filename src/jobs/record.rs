@@ -1,6 +1,6 @@
-//! Jobs and events as they are stored: a message, and behind it a checksum over it and over the key that it lies under,
-//! so that neither another message nor one of another place is taken for it. Fields are only ever added; their numbers
-//! are never used again.
+//! Jobs and events as they are stored: a message followed by a checksum over it and over its key, so that a different
+//! message or one stored under another key is not mistaken for it. Fields are only ever added; their numbers are never
+//! reused.
 
 use prost::Message;
 
@@ -14,7 +14,7 @@ use crate::evaluate::Evaluation;
 use crate::gallery::{GalleryName, Time};
 use crate::reason::FailureReason;
 
-/// What was stored is not what this program stores.
+/// The stored bytes are not in this program's format.
 #[derive(Debug, thiserror::Error)]
 pub enum RecordError {
     #[error(transparent)]
@@ -25,7 +25,7 @@ pub enum RecordError {
     Checksum,
 }
 
-/// What a checksum covers beside the message. No two keys give the same bytes.
+/// What a checksum covers in addition to the message. No two keys give the same bytes.
 fn address(kind: u8, tenant: &str, numbers: &[u64]) -> Vec<u8> {
     let numbers = numbers.iter().flat_map(|number| number.to_le_bytes());
     [kind].into_iter().chain(numbers).chain(tenant.bytes()).collect()
@@ -62,7 +62,7 @@ pub fn job_to_bytes(job: &Job) -> Vec<u8> {
 }
 
 /// # Errors
-/// The bytes are no job, or not what was stored under this key.
+/// The bytes are not a job, or not what was stored under this key.
 pub fn job_from_bytes(key: &JobKey, bytes: &[u8]) -> Result<Job, RecordError> {
     JobRecord::decode(unseal(&address_of_job(key), bytes)?)?.into_job(key)
 }
@@ -82,7 +82,7 @@ pub fn event_to_bytes(
 }
 
 /// # Errors
-/// The bytes are no event, or not what was stored under this key and number.
+/// The bytes are not an event, or not what was stored under this key and number.
 pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEvent, RecordError> {
     let message = unseal(&address_of_event(key, number), bytes)?;
     let EventRecord { attempt, occurred_at, state, run } = EventRecord::decode(message)?;
@@ -94,7 +94,7 @@ pub fn event_from_bytes(key: &JobKey, number: u64, bytes: &[u8]) -> Result<JobEv
     Ok(JobEvent { number, attempt, occurred_at: Time::from_nanos(occurred_at), payload })
 }
 
-/// A job of schema version 1, which has no checksum, with one; `None` where it is damaged already.
+/// A job of schema version 1, which has no checksum, with one added; `None` if it is already damaged.
 pub fn sealed_job(key: &JobKey, bytes: &[u8]) -> Option<Vec<u8>> {
     JobRecord::decode(bytes).ok()?.into_job(key).ok()?;
     Some(seal(&address_of_job(key), bytes.to_vec()))
@@ -107,7 +107,7 @@ pub fn sealed_event(key: &JobKey, number: u64, bytes: &[u8]) -> Option<Vec<u8>> 
     Some(seal(&address_of_event(key, number), bytes.to_vec()))
 }
 
-/// What says that a job was deleted.
+/// The record of a deleted job.
 pub fn deletion_to_bytes(id: JobId) -> [u8; 4] {
     checksum(&address(b'd', "", &[id.number()]), &[])
 }

@@ -1,7 +1,7 @@
 //! What a run reports: its start, progress, evaluations, rankings, checkpoints and log lines.
 //!
-//! These types are JSON between a training process and its server and protobuf in the job store, so field names belong
-//! to the one and tags to the other.
+//! These types are JSON between a training process and its server and protobuf in the job store, so field names are
+//! part of the former and tags of the latter.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 use crate::evaluate::Evaluation;
 use crate::train::StartingPoint;
 
-/// Tensors that an event lists; the log of the job has all of them.
+/// Maximum number of tensors that an event lists; the log of the job has all of them.
 const UNTAKEN_MAX: usize = 64;
 
-/// One thing that a run reports. Tags are those of the stored event that it becomes.
+/// One report of a run. Tags are those of the stored event that it becomes.
 #[derive(Clone, PartialEq, prost::Oneof, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RunEvent {
-    /// What the run starts from, before its first step; absent where it starts from scratch.
+    /// The starting point of the run, before its first step; absent if it starts from scratch.
     #[prost(message, tag = "9")]
     Started(Start),
     #[prost(message, tag = "4")]
@@ -29,21 +29,21 @@ pub enum RunEvent {
     Rankings(Rankings),
     #[prost(message, tag = "6")]
     Saved(SavedCheckpoint),
-    /// A line for people, which the log file of the job has as well.
+    /// A line for people, which is also written to the job's log file.
     #[prost(string, tag = "7")]
     Log(String),
 }
 
-/// What a starting point gave the network.
+/// What the network took from a starting point.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct Start {
     /// As the configuration names it.
     #[prost(string, tag = "1")]
     pub path: String,
-    /// Keys in the file that led to the weights.
+    /// Keys in the file that lead to the weights.
     #[prost(string, tag = "2")]
     pub weights: String,
-    /// What stood before every name there.
+    /// The prefix of every name there.
     #[prost(string, tag = "3")]
     pub prefix: String,
     #[prost(uint32, tag = "4")]
@@ -65,22 +65,22 @@ pub struct Start {
     pub warning: String,
 }
 
-/// A tensor of a starting point that the network does not take.
+/// A tensor of a starting point that the network did not take.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct UntakenTensor {
     #[prost(string, tag = "1")]
     pub name: String,
-    /// Nothing where it is no tensor that is read.
+    /// Absent if it is not a tensor that can be read.
     #[prost(message, optional, tag = "2")]
     pub found: Option<TensorShape>,
-    /// That of the network's tensor of this name.
+    /// The shape of the network's tensor of this name.
     #[prost(message, optional, tag = "3")]
     pub expected: Option<TensorShape>,
     #[prost(string, tag = "4")]
     pub reason: String,
 }
 
-/// Lengths of a tensor's axes; none of a single number.
+/// Lengths of a tensor's axes; empty for a scalar.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct TensorShape {
     #[prost(uint64, repeated, tag = "1")]
@@ -88,7 +88,7 @@ pub struct TensorShape {
 }
 
 impl Start {
-    /// `path` is what the configuration says.
+    /// `path` is the path in the configuration.
     pub fn new(path: &Path, start: &StartingPoint) -> Self {
         let StartingPoint { origin, fit } = start;
         let shape = |lengths: &Vec<usize>| TensorShape {
@@ -119,7 +119,7 @@ fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// A step that was taken, and how far that is.
+/// A completed step, and the progress of the run.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 pub struct Progress {
     #[prost(uint64, tag = "1")]
@@ -130,7 +130,7 @@ pub struct Progress {
     pub epoch: u32,
     #[prost(uint32, tag = "4")]
     pub epochs_total: u32,
-    /// By name; "total" is always there.
+    /// By name; "total" is always present.
     #[prost(btree_map = "string, double", tag = "5")]
     pub losses: BTreeMap<String, f64>,
     /// Share of the batch that the classifier gets right.
@@ -148,7 +148,7 @@ pub struct Progress {
     pub step_seconds: f64,
 }
 
-/// Queries of the test set with what was found for each.
+/// Queries of the test set with the results found for each.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct Rankings {
     #[prost(uint32, tag = "1")]
@@ -159,12 +159,12 @@ pub struct Rankings {
     pub png: Vec<u8>,
 }
 
-/// A checkpoint from which the run can go on.
+/// A checkpoint from which the run can resume.
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct SavedCheckpoint {
     #[prost(uint64, tag = "1")]
     pub step: u64,
-    /// Whether it is worth most of those that are kept.
+    /// Whether it is the best of those that are kept.
     #[prost(bool, tag = "2")]
     pub best: bool,
 }

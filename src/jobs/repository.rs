@@ -1,4 +1,4 @@
-//! The store as everybody around it uses it: off the runtime's threads, telling watchers and metrics what changes.
+//! Asynchronous access to the store: runs off the runtime's threads, and notifies watchers and metrics of changes.
 
 use std::collections::{HashMap, HashSet};
 use std::panic::resume_unwind;
@@ -18,18 +18,18 @@ use crate::metrics;
 /// Between two attempts to use a store that has failed.
 const HEAL_PAUSE: Duration = Duration::from_secs(1);
 
-/// In the place of the name of a state that is not known.
+/// Used in place of the name of an unknown state.
 const DAMAGED: &str = "damaged";
 
-/// The store, and who waits for its events.
+/// The store and its watchers.
 #[derive(Debug)]
 pub struct JobRepository {
     store: JobStore,
-    /// The last event of every job that is watched.
+    /// The last event of every watched job.
     heads: Mutex<HashMap<JobKey, watch::Sender<u64>>>,
-    /// Of every job that can be read.
+    /// The state of every readable job.
     states: Mutex<HashMap<JobKey, StateName>>,
-    /// Jobs that cannot.
+    /// Jobs that are not readable.
     damaged: Mutex<HashSet<JobKey>>,
     /// Whether the server shuts down.
     closing: watch::Sender<bool>,
@@ -102,8 +102,8 @@ impl JobRepository {
         Ok(job)
     }
 
-    /// Changes a job however long the store cannot be used. `None` where the job is gone or damaged, which no waiting
-    /// mends, or `work` finds that it cannot be.
+    /// Changes a job, waiting for as long as the store cannot be used. `None` if the job is gone or damaged, which
+    /// waiting cannot repair, or if `work` refuses.
     pub async fn update_surely<E: Send + 'static>(
         self: &Arc<Self>,
         key: &JobKey,
@@ -132,7 +132,7 @@ impl JobRepository {
         }
     }
 
-    /// The job as it is when what was pending has come to pass.
+    /// The job after pending changes have been applied.
     async fn healed(self: &Arc<Self>, key: &JobKey) -> Option<Job> {
         loop {
             if self.blocking(|repository| repository.store.heal()).await.is_ok()
@@ -152,7 +152,7 @@ impl JobRepository {
     ) -> Result<(), UpdateError<E>> {
         let place = key.clone();
         self.blocking(move |repository| repository.store.delete(&place, check)).await?;
-        // Whoever watches it is woken, and finds that it is gone.
+        // Its watchers are woken and find that it is gone.
         lock(&self.heads).remove(key);
         let mut states = lock(&self.states);
         states.remove(key);
@@ -163,24 +163,24 @@ impl JobRepository {
         Ok(())
     }
 
-    /// Nothing is left of a deleted job in its folder.
+    /// Notes that nothing is left of a deleted job in its folder.
     pub async fn forget(self: &Arc<Self>, id: JobId) -> Result<(), StoreError> {
         self.blocking(move |repository| repository.store.forget(id)).await
     }
 
-    /// Hears when there is something new; subscribe first, then read.
+    /// Notifies of new events; subscribe first, then read.
     pub fn subscribe(self: &Arc<Self>, key: &JobKey) -> Subscription {
         let head = lock(&self.heads).entry(key.clone()).or_insert_with(|| watch::Sender::new(0)).subscribe();
         Subscription { repository: Arc::clone(self), key: key.clone(), head }
     }
 
-    /// Jobs that somebody watches.
+    /// Number of jobs that are being watched.
     #[cfg(test)]
     pub fn watched(&self) -> usize {
         lock(&self.heads).len()
     }
 
-    /// Becomes true when nothing more will happen, since the server shuts down.
+    /// Becomes true when no more events follow, since the server shuts down.
     pub fn closing(&self) -> watch::Receiver<bool> {
         self.closing.subscribe()
     }
@@ -189,7 +189,7 @@ impl JobRepository {
         self.closing.send_replace(true);
     }
 
-    /// Tells watchers, and counts the job's state.
+    /// Notifies watchers, and counts the job's state.
     fn publish(&self, job: &Job) {
         self.tell(job);
         let mut states = lock(&self.states);
@@ -205,7 +205,7 @@ impl JobRepository {
         }
     }
 
-    /// Runs what may wait for the disk on a thread that may wait.
+    /// Runs work that may block on the disk on a blocking thread.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> T + Send + 'static,
@@ -220,7 +220,7 @@ impl JobRepository {
     }
 }
 
-/// Somebody who watches a job, which may not be there. The last one takes the job off the list.
+/// A watcher of a job, which may not exist. The last one removes the job from the list.
 #[derive(Debug)]
 pub struct Subscription {
     repository: Arc<JobRepository>,

@@ -1,5 +1,5 @@
-//! When a job is tried again after an attempt that failed: at first soon, then ever later, so that a process that dies at
-//! once costs the server next to nothing.
+//! When a job is retried after a failed attempt: soon at first, then with growing pauses, so that a process that fails
+//! immediately costs the server very little.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,8 +15,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Waiting jobs whose last attempt failed in this process of the server.
 ///
-/// A job stays [`JobState::Queued`] through its pause and takes no slot, so that cancelling it or shutting down ends the
-/// pause at once. Whoever resumes a job waits for none, nor does a job after a restart of the server.
+/// A job stays [`JobState::Queued`] through its pause and uses no slot, so that cancelling it or shutting down ends the
+/// pause immediately. A resumed job has no pause, nor does a job after a restart of the server.
 #[derive(Debug)]
 pub struct Retries {
     pauses: ExponentialBuilder,
@@ -25,25 +25,25 @@ pub struct Retries {
 }
 
 impl Retries {
-    /// `pause_min`, at most [`PAUSE_MAX`], is the pause after the first attempt without a further checkpoint; it doubles
-    /// with each in a row.
+    /// `pause_min`, at most [`PAUSE_MAX`], is the pause after the first attempt without a further checkpoint; it
+    /// doubles with each consecutive one.
     pub fn new(pause_min: Duration) -> Self {
         let pauses =
             ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times();
         Self { pauses, ended: HashMap::new() }
     }
 
-    /// An attempt at this job has ended just now.
+    /// Notes that an attempt at this job has just ended.
     pub fn attempt_ended(&mut self, key: JobKey) {
         self.ended.insert(key, Instant::now());
     }
 
-    /// Forgets all but the jobs that wait.
+    /// Forgets all but the waiting jobs.
     pub fn keep_waiting(&mut self, jobs: &[Job]) {
         self.ended.retain(|key, _| jobs.iter().any(|job| job.key == *key && job.state == JobState::Queued));
     }
 
-    /// The end of a waiting job's pause, if it has not ended yet.
+    /// The end of a waiting job's pause, if it has not passed yet.
     pub fn paused_until(&self, job: &Job) -> Option<Instant> {
         let ended = self.ended.get(&job.key)?;
         let pause = self.pauses.build().nth(job.fruitless.checked_sub(1)? as usize)?;

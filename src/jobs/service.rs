@@ -41,10 +41,10 @@ pub struct Jobs {
 /// Why a job was rejected.
 #[derive(Debug, thiserror::Error)]
 pub enum JobRejection {
-    /// What is no TOML, or a key that is none.
+    /// Invalid TOML or an unknown key.
     #[error("the configuration cannot be read: {0}")]
     Syntax(String),
-    /// Every value that starts no run.
+    /// Every invalid value.
     #[error("the configuration starts no run: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<Violation>),
     #[error(transparent)]
@@ -57,7 +57,7 @@ pub enum JobRejection {
     Add(#[from] AddError),
 }
 
-/// Why nothing happened to a job.
+/// Why an operation on a job was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum JobError {
     #[error("there is no such job")]
@@ -71,8 +71,8 @@ pub enum JobError {
 }
 
 impl Jobs {
-    /// Opens the jobs in `settings.folder`, which is made where it is missing. `model_sink` takes their models. Those that ran
-    /// or wait are run once the server [begins](Self::begin).
+    /// Opens the jobs in `settings.folder`, which is created if missing. `model_sink` receives their models. Jobs that
+    /// were running or waiting are run once the server [begins](Self::begin).
     ///
     /// # Errors
     /// The store or a data root cannot be used.
@@ -91,16 +91,16 @@ impl Jobs {
         Ok(Self { repository, supervisor, settings, roots, draining: AtomicBool::new(false) })
     }
 
-    /// Runs the jobs that wait, from now on: as soon as everything else that could fail at a start has not.
+    /// Runs waiting jobs from now on; called once everything else that can fail at startup has succeeded.
     pub fn begin(&self) {
         self.supervisor.begin();
     }
 
-    /// Checks an order, and what it wants to learn from, without starting anything: the job as it would be, and what it
-    /// would start from.
+    /// Checks an order and its training data without starting anything; returns the job as it would be, and its
+    /// starting point.
     ///
     /// # Errors
-    /// Everything that keeps it from being started.
+    /// Everything that prevents it from being started.
     pub async fn check(
         &self,
         tenant: Arc<str>,
@@ -114,7 +114,7 @@ impl Jobs {
     /// Starts a job, or finds the one that the same request id has started with the same order.
     ///
     /// # Errors
-    /// See [`JobRejection`]; then there is no job.
+    /// See [`JobRejection`]; then no job was created.
     pub async fn order(&self, tenant: Arc<str>, order: JobSpec) -> Result<Job, JobRejection> {
         if self.draining.load(Ordering::Acquire) {
             return Err(JobRejection::Draining);
@@ -128,7 +128,7 @@ impl Jobs {
     }
 
     /// # Errors
-    /// There is no such job, or the store cannot be used.
+    /// The job does not exist, or the store cannot be used.
     pub async fn get(&self, key: &JobKey) -> Result<Job, JobError> {
         self.repository.get(key).await?.ok_or(JobError::Unknown)
     }
@@ -144,7 +144,7 @@ impl Jobs {
     /// The events of a job from a number on, until it has ended.
     ///
     /// # Errors
-    /// There is no such job or no such event.
+    /// The job or the event does not exist.
     pub async fn watch(
         &self,
         key: JobKey,
@@ -153,10 +153,10 @@ impl Jobs {
         watch(Arc::clone(&self.repository), key, from).await
     }
 
-    /// Asks a job to stop with a checkpoint; it is killed when it does not in time.
+    /// Asks a job to stop with a checkpoint; it is killed if it does not stop in time.
     ///
     /// # Errors
-    /// It has finished or failed. A job that was cancelled is cancelled.
+    /// It has finished or failed. A job that is already cancelled stays cancelled.
     pub async fn cancel(&self, key: JobKey) -> Result<Job, JobError> {
         let (repository, supervisor) = (Arc::clone(&self.repository), self.supervisor.clone());
         to_its_end(async move {
@@ -167,7 +167,7 @@ impl Jobs {
         .await
     }
 
-    /// Lets a job that was cancelled, has failed or was interrupted go on from its last checkpoint.
+    /// Resumes a job that was cancelled, has failed or was interrupted from its last checkpoint.
     ///
     /// # Errors
     /// It waits, runs or has finished.
@@ -195,7 +195,7 @@ impl Jobs {
                 Ok(Err(cause)) => {
                     tracing::warn!(%cause, job = %key.id, "the folder of a deleted job stays until the next start");
                 }
-                // The runtime is being shut down, and the next start sees to it.
+                // The runtime is being shut down, and the next start completes it.
                 Err(_) => {}
             }
             Ok::<_, JobError>(())
@@ -203,19 +203,19 @@ impl Jobs {
         .await
     }
 
-    /// The folder of a job, in which a finished one has left its model.
+    /// The folder of a job, which contains the model of a finished one.
     pub fn folder(&self, id: JobId) -> PathBuf {
         self.settings.job_folder(id)
     }
 
-    /// Stops every job with a checkpoint, to be gone on with at the next start, then ends every watch.
+    /// Stops every job with a checkpoint, to be resumed at the next start, then ends every watch.
     pub async fn drain(&self) {
         self.draining.store(true, Ordering::Release);
         self.supervisor.drain().await;
         self.repository.close();
     }
 
-    /// Values, data set and starting point, of which it says what it gives.
+    /// Validates values, data set and starting point, and returns a description of the latter.
     async fn validate(&self, tenant: &str, order: &JobSpec) -> Result<Option<Start>, JobRejection> {
         let config = TrainConfig::read(&order.config_toml, &[]).map_err(|cause| match cause {
             TrainConfigError::Syntax(cause) => JobRejection::Syntax(cause),
@@ -252,7 +252,7 @@ impl Jobs {
     }
 }
 
-/// Does several steps of which none may be left out, also where whoever asked has left after the first.
+/// Runs several steps to completion, even if the caller leaves after the first.
 async fn to_its_end<T: Send + 'static>(steps: impl Future<Output = T> + Send + 'static) -> T {
     match tokio::spawn(steps).await {
         Ok(done) => done,
@@ -262,8 +262,8 @@ async fn to_its_end<T: Send + 'static>(steps: impl Future<Output = T> + Send + '
     }
 }
 
-/// The store in a folder, beside the folders of its jobs. Those of deleted jobs are removed, and no other: a folder of
-/// which the store knows nothing may be all that is left of a job.
+/// Opens the store in a folder that also contains the folders of its jobs. Those of deleted jobs are removed, and no
+/// others: a folder unknown to the store may be all that is left of a job.
 fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepository> {
     if !folder.join(FILE).exists() {
         if has_jobs(folder)? {
@@ -290,7 +290,7 @@ fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepositor
     }
     let All { jobs, damaged } = store.all()?;
     for job in jobs.iter().filter(|job| matches!(job.state, JobState::Finished { .. })) {
-        // Of a server that stopped between the end of the job and this.
+        // Left by a server that stopped between the end of the job and this step.
         chips::discard(&folder.join(job.key.id.to_string()));
     }
     let known: HashSet<JobId> =
@@ -305,7 +305,7 @@ fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepositor
     Ok(JobRepository::new(store)?)
 }
 
-/// Whether there are folders of jobs, of which nothing is known without a store.
+/// Whether there are folders of jobs, which cannot be identified without a store.
 fn has_jobs(folder: &Path) -> io::Result<bool> {
     let entries = match fs::read_dir(folder) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),

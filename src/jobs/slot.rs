@@ -1,4 +1,4 @@
-//! A place among the jobs that run at the same time.
+//! A slot for one of the jobs that run at the same time.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use super::repository::JobRepository;
 use super::settings::Settings;
 use super::spawner::Spawner;
 
-/// A place among the jobs that run at the same time, and what is known there.
+/// A slot for one of the jobs that run at the same time, with the state it needs.
 #[derive(Clone, Debug)]
 pub struct Slot {
     pub number: usize,

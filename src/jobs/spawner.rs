@@ -1,7 +1,7 @@
 //! Starts processes from a thread that lives as long as the jobs do.
 //!
-//! A training process asks the kernel to end it with its parent, and the kernel takes the thread that started it for
-//! the parent. Threads of the runtime come and go.
+//! A training process asks the kernel to end it with its parent, and the kernel regards the thread that started it as
+//! the parent. Threads of the runtime do not live long enough.
 
 use std::io;
 use std::sync::mpsc;
@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 pub struct Spawner(mpsc::Sender<(Command, oneshot::Sender<io::Result<Child>>)>);
 
 impl Spawner {
-    /// The thread ends with the last clone of what is returned, and what it started ends with it.
+    /// The thread ends with the last clone of the returned value, and the processes it started end with it.
     ///
     /// # Errors
     /// It cannot be started.
@@ -25,7 +25,7 @@ impl Spawner {
         thread::Builder::new().name("jobs".into()).spawn(move || {
             let _inside = runtime.enter();
             for (mut command, answer) in commands {
-                // Whoever asked may be gone; then the child is killed as it is dropped.
+                // The caller may be gone; then the child is killed as it is dropped.
                 let _ = answer.send(command.spawn());
             }
         })?;

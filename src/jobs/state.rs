@@ -3,12 +3,12 @@
 use super::failure::Failure;
 use crate::embedding::ModelDigest;
 
-/// Where a job stands.
+/// The state of a job.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum JobState {
-    /// Waits for a place among the jobs that train.
+    /// Waits for a slot.
     Queued,
-    /// Its process is under way.
+    /// Its process is running.
     Running,
     /// Its process was asked to stop.
     Cancelling,
@@ -17,30 +17,30 @@ pub enum JobState {
     Finished {
         model: ModelDigest,
     },
-    /// The server went away while it ran; the next start of the server resumes it.
+    /// The server stopped while it ran; the next start of the server resumes it.
     Interrupted,
 }
 
-/// What can happen to a job.
+/// The possible changes of a job's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// Its process is started.
     Start,
-    /// Somebody asks for its end.
+    /// A caller asks to stop it.
     Cancel,
-    /// Somebody asks it to go on.
+    /// A caller asks to resume it.
     Resume,
-    /// The server starts it anew by itself.
+    /// The server restarts it automatically.
     Retry,
-    /// Its process is gone without having finished, as it was asked to.
+    /// Its process has stopped without finishing, as requested.
     Stop,
-    /// It cannot go on.
+    /// It has failed.
     Fail(Failure),
     /// It has made its model.
     Finish { model: ModelDigest },
 }
 
-/// A change that a job in this state cannot make.
+/// A change that the job's state does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("the job has finished")]
@@ -58,11 +58,11 @@ pub enum Refused {
 impl JobState {
     /// The state after a change.
     ///
-    /// Whoever cancels a job twice gets what he wants; a process that finishes while it is being cancelled has
-    /// finished; what it dies of then is no failure.
+    /// Cancelling a job twice succeeds. A process that finishes while it is being cancelled has finished; if it fails
+    /// then, that does not count as a failure.
     ///
     /// # Errors
-    /// The change is none that this state can make.
+    /// The state does not allow the change.
     pub fn after(&self, change: Change) -> Result<Self, Refused> {
         use Change::{Cancel, Fail, Finish, Resume, Retry, Start, Stop};
         Ok(match (self, change) {
@@ -79,7 +79,7 @@ impl JobState {
         })
     }
 
-    /// Whether nothing happens to it any more unless somebody resumes it.
+    /// Whether it stays as it is unless it is resumed.
     pub fn is_ended(&self) -> bool {
         match self {
             Self::Cancelled | Self::Failed(_) | Self::Finished { .. } => true,
@@ -87,7 +87,7 @@ impl JobState {
         }
     }
 
-    /// As in metrics and page filters.
+    /// As used in metrics and page filters.
     pub fn name(&self) -> StateName {
         match self {
             Self::Queued => StateName::Queued,
@@ -100,7 +100,7 @@ impl JobState {
         }
     }
 
-    /// What this state says to a change that it cannot make.
+    /// The error for a change that this state does not allow.
     pub fn refusal(&self) -> Refused {
         match self {
             Self::Queued | Self::Running | Self::Interrupted => Refused::Active,
@@ -112,7 +112,7 @@ impl JobState {
     }
 }
 
-/// A state without what it carries.
+/// A state without its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum StateName {
     Queued,

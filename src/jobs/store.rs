@@ -1,8 +1,8 @@
 //! Jobs and their events on disk. What a reader sees survives a power failure.
 //!
-//! One database for all tenants. When it cannot be written, it is opened anew at the next use; what was being written
-//! then is brought to its end first, so that it is there once, whether or not the disk already had it. While its disk is
-//! full, it is read all the same.
+//! One database for all tenants. When it cannot be written, it is reopened at the next use. The interrupted write is
+//! completed first, so that it is applied exactly once, whether or not it had reached the disk. While its disk is full,
+//! it can still be read.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::gallery::Time;
 pub use error::{AddError, StoreError, UpdateError};
 pub use tables::FILE;
 
-/// Changes when an older program could misread the file. Since 2, records have checksums.
+/// Incremented when an older program could misread the file. Since 2, records have checksums.
 const SCHEMA: u64 = 2;
 
 mod error;
@@ -34,7 +34,7 @@ pub struct Bounds {
     pub events_retained_max: u64,
 }
 
-/// Room that must be there for a new job, and before what is pending is written after a disk was full.
+/// Free space required for a new job, and before pending changes are written after the disk was full.
 const ROOM_BYTES: u64 = 1 << 20;
 
 /// Jobs, events and request ids.
@@ -45,15 +45,15 @@ pub struct JobStore {
 }
 
 struct State {
-    /// No new job gets a number below this one.
+    /// New jobs get numbers from this one on.
     next_id_min: u64,
-    /// `None` after a failure, until it can be opened again.
+    /// `None` after a failure, until it can be reopened.
     database: Option<Database>,
-    /// What may or may not have been written when the database failed.
+    /// A write that may or may not have reached the disk when the database failed.
     pending: Option<RedoRecord>,
 }
 
-/// One transaction, which says how things are and not how they change: doing it twice is doing it once.
+/// One transaction, recorded as resulting values and not as changes, so that it is idempotent.
 struct RedoRecord {
     key: JobKey,
     job: Vec<u8>,
@@ -77,13 +77,13 @@ pub enum Added {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
     pub jobs: Vec<Job>,
-    /// Jobs of this page's numbers whose records cannot be read, whatever state they were in.
+    /// Jobs in this page's range whose records cannot be read, whatever their state was.
     pub damaged: Vec<JobId>,
-    /// There are more, older than the last of these.
+    /// Whether there are more, older than the last of these.
     pub more: bool,
 }
 
-/// Every job there is.
+/// Every job in the store.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct All {
     /// Oldest first.
@@ -92,17 +92,17 @@ pub struct All {
     pub damaged: Vec<(JobKey, String)>,
 }
 
-/// Which jobs are listed.
+/// Which jobs to list.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
-    /// None: every state.
+    /// Empty: every state.
     pub states: Vec<StateName>,
     /// Only jobs older than this one.
     pub before: Option<JobId>,
     pub limit: usize,
 }
 
-/// Events from a number on, as far as there are any.
+/// The available events from a number on.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Replay {
     Events {
@@ -117,16 +117,16 @@ pub enum Replay {
 }
 
 impl JobStore {
-    /// Makes an empty store in a volume.
+    /// Creates an empty store in a volume.
     ///
     /// # Errors
-    /// There is one, or it cannot be written.
+    /// It exists already, or cannot be written.
     pub fn create(volume: &dyn Volume) -> Result<(), StoreError> {
         Ok(opening::create(volume)?)
     }
 
-    /// Opens the store in a volume. One of an earlier release gets its checksums; what can be told from the jobs is put
-    /// right.
+    /// Opens the store in a volume. A store of an earlier release gets checksums; indexes that can be derived from the
+    /// jobs are repaired.
     ///
     /// # Errors
     /// It cannot be read as a whole, or is of a later release.
@@ -137,7 +137,7 @@ impl JobStore {
         Ok(Self { volume, bounds, state: Mutex::new(state) })
     }
 
-    /// Stores a new job that waits, unless its request id is known.
+    /// Stores a new waiting job, unless its request id is known.
     ///
     /// # Errors
     /// See [`AddError`].
@@ -156,7 +156,7 @@ impl JobStore {
             if tables::count_jobs(database, tenant)? >= max {
                 return Err(AddError::Full { max });
             }
-            // A job takes more room than its record does: rather none than one that fails at once.
+            // A job needs more space than its record: it is better to refuse it than to let it fail immediately.
             self.volume.reserve(ROOM_BYTES).map_err(DatabaseError::from)?;
             let id = JobId::new(tables::next_id(database)?.max(least));
             let request_id = order.request_id.clone();
@@ -167,16 +167,16 @@ impl JobStore {
         })
     }
 
-    /// Keeps the number of a job from being used again, of which there may be nothing here any more.
+    /// Prevents the number of a job from being reused, even if the store no longer contains it.
     pub fn reserve(&self, id: JobId) {
         let mut state = self.lock();
         state.next_id_min = state.next_id_min.max(id.number().saturating_add(1));
     }
 
-    /// Changes a job, and stores what happens in it, as one.
+    /// Changes a job and stores its events in one transaction.
     ///
     /// # Errors
-    /// There is no such job, or what `work` says; then nothing has changed. See [`StoreError`] for the rest.
+    /// The job does not exist, or `work` fails; then nothing has changed. See [`StoreError`] for the rest.
     pub fn update<E>(
         &self,
         key: &JobKey,
@@ -194,7 +194,7 @@ impl JobStore {
         })
     }
 
-    /// Opens the store again if it has failed, and brings what was being written to its end.
+    /// Reopens the store if it has failed, and completes pending writes.
     ///
     /// # Errors
     /// It still cannot be used.
@@ -224,8 +224,7 @@ impl JobStore {
         self.guarded(|state| tables::all(self.readable(state)?))
     }
 
-    /// At most `limit` events, fewer where they are large, the first of which has the number `from`; `None` where
-    /// there is no such job.
+    /// At most `limit` events, fewer if they are large, starting with number `from`; `None` if the job does not exist.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -237,12 +236,11 @@ impl JobStore {
         })
     }
 
-    /// Removes a job with its events and its request id, if `check` finds nothing against it. One that is damaged goes
-    /// without further questions; whoever asks for that has named it. Until [`Self::forget`], the store remembers that it
-    /// was deleted.
+    /// Removes a job with its events and its request id, unless `check` objects. A damaged job is removed without the
+    /// check, since the caller named it explicitly. Until [`Self::forget`], the store remembers that it was deleted.
     ///
     /// # Errors
-    /// There is no such job, or what `check` says. See [`StoreError`] for the rest.
+    /// The job does not exist, or `check` fails. See [`StoreError`] for the rest.
     pub fn delete<E>(
         &self,
         key: &JobKey,
@@ -266,7 +264,7 @@ impl JobStore {
         })
     }
 
-    /// Jobs that were deleted and not [forgotten](Self::forget), of which there is nothing here any more.
+    /// Jobs that were deleted and not [forgotten](Self::forget); the store contains nothing else of them.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -274,7 +272,7 @@ impl JobStore {
         self.guarded(|state| tables::deleted(self.readable(state)?))
     }
 
-    /// Nothing is left of a deleted job anywhere.
+    /// Notes that nothing is left of a deleted job anywhere.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -288,8 +286,8 @@ impl JobStore {
         })
     }
 
-    /// Works on the database with a panic as damage, after which it is opened anew: redb promises no more where a file was
-    /// changed behind its back.
+    /// Uses the database, treating a panic as damage after which it is reopened: redb guarantees no more if a file was
+    /// changed externally.
     fn guarded<T, E: From<DatabaseError>>(
         &self,
         work: impl FnOnce(&mut State) -> Result<T, E>,
@@ -311,7 +309,7 @@ impl JobStore {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The database, opened again if need be, with nothing half done.
+    /// The database, reopened if necessary, without pending writes.
     fn healed<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
         if state.is_sealed() {
             state.database = None;
@@ -328,7 +326,7 @@ impl JobStore {
         state.opened()
     }
 
-    /// The database to be read, which needs no room: what is pending waits for that.
+    /// The database for reading, which needs no space: pending writes wait for that.
     fn readable<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
         let is_stuck = state.pending.is_some() || state.is_sealed();
         if !is_stuck || !self.volume.reserve(ROOM_BYTES).is_err_and(|cause| is_full(&cause)) {
@@ -348,8 +346,8 @@ impl JobStore {
         Ok(())
     }
 
-    /// Writes a redo, twice if need be. What cannot be written now is left pending, unless a full disk is all that there
-    /// is to it: then whoever asked comes again when there is room.
+    /// Writes a redo, with one retry. If it cannot be written now it stays pending, unless the only problem is a full
+    /// disk: then the caller has to retry when there is space.
     fn commit(&self, state: &mut State, redo: RedoRecord) -> Result<(), StoreError> {
         state.pending = Some(redo);
         match self.healed(state) {
@@ -366,7 +364,7 @@ impl JobStore {
         }
     }
 
-    /// Whether nothing of what is pending is on the disk, as far as that can be read.
+    /// Whether nothing pending has reached the disk, where that can be read.
     fn is_undone(&self, state: &mut State) -> bool {
         let Some(key) = state.pending.as_ref().map(|redo| redo.key.clone()) else { return true };
         let found = self.open_again(state).map_err(StoreError::from);
@@ -380,7 +378,7 @@ impl State {
         self.database.as_ref().ok_or_else(|| DatabaseError::Closed.into())
     }
 
-    /// Whether the database is not written to any more.
+    /// Whether the database is no longer written to.
     fn is_sealed(&self) -> bool {
         self.database.as_ref().is_some_and(|database| database.health().failure().is_some())
     }

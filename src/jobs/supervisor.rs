@@ -1,4 +1,5 @@
-//! Which jobs run: the oldest that wait, as many at the same time as there are slots. The store is the queue.
+//! Decides which jobs run: the oldest waiting ones, as many at the same time as there are slots. The store is the
+//! queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,11 +24,11 @@ use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
 use crate::reason::FailureReason;
 
-/// Between two looks at the store when nothing is heard, as after a time in which it could not be read.
+/// Between two looks at the store without a notification, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
 const COMMANDS_MAX: usize = 64;
 
-/// Tells the supervisor what has changed.
+/// Notifies the supervisor of changes.
 #[derive(Clone, Debug)]
 pub struct Supervisor {
     commands: mpsc::Sender<Command>,
@@ -43,11 +44,11 @@ enum Command {
 }
 
 impl Supervisor {
-    /// Brings jobs back that ran when the server went away, now or as soon as the store can be written. Those that wait
-    /// are run once it [begins](Self::begin).
+    /// Restores jobs that ran when the server stopped, now or as soon as the store can be written. Waiting jobs are run
+    /// once it [begins](Self::begin).
     ///
     /// # Errors
-    /// The store cannot be read, or no thread be started.
+    /// The store cannot be read, or the thread cannot be started.
     pub async fn start(
         repository: Arc<JobRepository>,
         settings: Settings,
@@ -82,8 +83,8 @@ impl Supervisor {
         Ok(Self { commands: sender, begin })
     }
 
-    /// From now on, jobs that wait are run. A server whose start is interrupted or fails before this has cost no job an
-    /// attempt.
+    /// From now on, waiting jobs are run. A server whose start fails or is interrupted before this call uses up no
+    /// attempt of a job.
     pub fn begin(&self) {
         self.begin.notify_one();
     }
@@ -97,7 +98,7 @@ impl Supervisor {
         self.tell(Command::Stop(key)).await;
     }
 
-    /// Stops every process, and returns when the last one has ended. No other is started.
+    /// Stops every process, and returns when the last one has ended. No further one is started.
     pub async fn drain(&self) {
         let (done, drained) = oneshot::channel();
         self.tell(Command::Drain(done)).await;
@@ -106,13 +107,13 @@ impl Supervisor {
     }
 
     async fn tell(&self, command: Command) {
-        // After a drain nobody listens, and nothing is started or stopped any more.
+        // After a drain the supervisor is gone, and nothing is started or stopped any more.
         let _ = self.commands.send(command).await;
     }
 }
 
-/// Jobs that ran when the server was killed have been interrupted; all that were interrupted wait again. Whether that is
-/// done: a store that cannot be written now keeps nobody from starting.
+/// Jobs that ran when the server was killed become interrupted; all interrupted jobs wait again. Returns whether that
+/// is done: a store that cannot be written now must not prevent startup.
 async fn recover(repository: &Arc<JobRepository>, attempts_max: u32) -> Result<bool, UpdateError<Refused>> {
     for job in repository.all().await? {
         match job.state {
@@ -137,8 +138,8 @@ async fn recover(repository: &Arc<JobRepository>, attempts_max: u32) -> Result<b
     Ok(true)
 }
 
-/// A server that stopped its jobs has interrupted them already. One that was killed may have been so for a job's sake:
-/// that happens a bounded number of times.
+/// A server that stopped its jobs has interrupted them already. One that was killed may have been killed because of a
+/// job, so that is only retried a bounded number of times.
 fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     let was_killed = edit.job().state != JobState::Interrupted;
     if was_killed {
@@ -155,20 +156,20 @@ fn resume(edit: &mut Edit, attempts_max: u32) -> Result<(), Refused> {
     edit.change(Change::Retry)
 }
 
-/// Puts waiting jobs into free slots, and knows what runs in the others.
+/// Puts waiting jobs into free slots, and tracks the running ones.
 struct Scheduler {
     begin: Arc<Notify>,
     /// Until then, no job is started.
     begun: bool,
-    /// Likewise, until what ran when the server went away has been brought back.
+    /// Likewise, until the jobs that ran when the server stopped are restored.
     recovered: bool,
     attempts_max: u32,
     retries: Retries,
-    /// The first end of a waiting job's pause.
+    /// The earliest end of a waiting job's pause.
     next_retry: Option<Instant>,
     repository: Arc<JobRepository>,
     free: Vec<Slot>,
-    /// With what stops them.
+    /// Each with the token that stops it.
     running: HashMap<JobKey, CancellationToken>,
     attempts: JoinSet<(Slot, JobKey)>,
 }
@@ -197,13 +198,13 @@ impl Scheduler {
         self.running.keys().for_each(|key| self.stop(key));
         while self.attempts.join_next().await.is_some() {}
         if let Some(drained) = drained {
-            // Whoever asked may have given up waiting.
+            // The caller may have given up waiting.
             let _ = drained.send(());
         }
     }
 
-    /// Puts waiting jobs into free slots, oldest first but for those in a pause, and stops those whose cancellation was
-    /// stored late.
+    /// Puts waiting jobs into free slots, oldest first except for those in a pause, and stops those whose cancellation
+    /// was stored late.
     async fn fill(&mut self) -> Result<(), UpdateError<Refused>> {
         self.next_retry = None;
         if !self.begun {
@@ -252,7 +253,7 @@ impl Scheduler {
     }
 }
 
-/// An attempt, after which its slot is free whatever became of it.
+/// Runs an attempt, and returns its slot whatever the outcome.
 async fn attempt(slot: Slot, key: JobKey, stop: CancellationToken) -> (Slot, JobKey) {
     if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stop)).await {
         // The process was killed as its handle was dropped.

@@ -1,4 +1,4 @@
-//! Jobs whose process is a script: what the supervisor makes of everything that a process can do.
+//! Jobs whose process is a script: how the supervisor handles everything that a process can do.
 
 mod attempts;
 mod checking;
@@ -62,7 +62,7 @@ fn settings(folder: &Path, galleries: &Arc<EmbeddedCatalog>) -> Settings {
     }
 }
 
-/// A server's jobs, without the server.
+/// The jobs of a server, without the server.
 struct Stage {
     folder: tempfile::TempDir,
     repository: Arc<JobRepository>,
@@ -123,7 +123,7 @@ impl Stage {
         self.supervisor.stop(key.clone()).await;
     }
 
-    /// Waits until an event for which `until` holds, or the job has ended.
+    /// Waits for an event for which `until` holds, or for the end of the job.
     async fn watch(&self, key: &JobKey, until: impl Fn(&EventPayload) -> bool) -> Vec<JobEvent> {
         let events =
             watch(Arc::clone(&self.repository), key.clone(), WatchFrom::Oldest).await.expect("known");

@@ -1,6 +1,6 @@
-//! Following a job: everything from a number on, then what happens, at the reader's own pace.
+//! Following a job: all events from a number on, then new ones, at the reader's own pace.
 //!
-//! A watcher reads the store and is only told that there is something new, so that a slow one costs a job nothing.
+//! A watcher reads the store and is only notified that there is something new, so that a slow one costs a job nothing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,15 +13,15 @@ use super::job::JobKey;
 use super::repository::{JobRepository, Subscription};
 use super::store::{Replay, StoreError};
 
-/// Events that are read at once.
+/// Events read at once.
 const CHUNK: usize = 128;
 
 /// Where a watcher begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchFrom {
-    /// With the oldest event that is retained.
+    /// At the oldest event that is retained.
     Oldest,
-    /// With this one. The next that will happen can be waited for, no later one.
+    /// At this one. The next event to come can be waited for, but no later one.
     Number(u64),
 }
 
@@ -34,17 +34,17 @@ pub enum WatchError {
     Gone { asked: u64, oldest: u64 },
     #[error("event {asked} is in the future, the next is {next}")]
     Future { asked: u64, next: u64 },
-    /// The job goes on when the server does.
+    /// The job continues when the server restarts.
     #[error("the server is shutting down; watch again from event {next}")]
     Closing { next: u64 },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
-/// The events of a job in order, without a gap; it ends after the last one of a job that has ended.
+/// The events of a job in order, without gaps; it ends after the last one of a job that has ended.
 ///
 /// # Errors
-/// There is no such job, or the first event cannot be told.
+/// The job does not exist, or the first event cannot be returned.
 pub async fn watch(
     repository: Arc<JobRepository>,
     key: JobKey,
@@ -82,7 +82,7 @@ struct Watcher {
     /// The first event that has not been read.
     next: u64,
     events: VecDeque<JobEvent>,
-    /// What has been read is all that there is.
+    /// Everything has been read.
     complete: bool,
 }
 
@@ -95,7 +95,7 @@ impl Watcher {
             if self.complete {
                 return Ok(None);
             }
-            // What happened before the server closed is told; then there is nothing to wait for.
+            // Events from before the server closed are still returned; after that there is nothing to wait for.
             let closing = *self.closing.borrow();
             self.news.head.mark_unchanged();
             self.read().await?;

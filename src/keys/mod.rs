@@ -1,7 +1,7 @@
-//! Keys of callers: made once, stored as hashes, found and compared without telling anything to whoever guesses.
+//! Keys of callers: created once, stored as hashes, looked up and compared without revealing anything to a guesser.
 //!
-//! A token is `shipreid.ID.SECRET`. The id is no secret; it finds the one key whose hash is compared. The secret has 256
-//! random bits of our own making, so that one SHA-256 suffices: slow hashes exist for what people think up.
+//! A token is `shipreid.ID.SECRET`. The id is not secret; it selects the one key whose hash is compared. The secret has
+//! 256 random bits that we generate, so that one SHA-256 suffices: slow hashes are for secrets chosen by people.
 
 mod made;
 mod ring;
@@ -13,7 +13,7 @@ pub use role::{Role, Roles};
 
 use sha2::{Digest, Sha256};
 
-/// What every token begins with, so that those who look for leaked secrets know it.
+/// The prefix of every token, so that scanners for leaked secrets recognize it.
 const PREFIX: &str = "shipreid.";
 
 /// Characters of an id or a tenant.
@@ -25,7 +25,7 @@ fn hash(token: &str) -> Hash {
     Sha256::digest(token).into()
 }
 
-/// Ids and tenants stand in files, logs and tokens as they are.
+/// Ids and tenants appear in files, logs and tokens as they are.
 fn is_name(text: &str) -> bool {
     let is_fit =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';

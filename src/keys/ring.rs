@@ -1,4 +1,4 @@
-//! The keys of a file, and whose a token is.
+//! The keys of a file, and the lookup of a token's key.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -12,33 +12,33 @@ use subtle::ConstantTimeEq;
 
 use super::{Hash, PREFIX, Role, Roles, hash, is_name};
 
-/// Keys that are compared: one file is read in the time of a blink.
+/// Maximum number of keys: a file of that size is read in the blink of an eye.
 const KEYS_MAX: usize = 100_000;
 
 /// The years 1 to 9999, in seconds since 1970.
 const YEARS: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
-/// A caller, and what it may do.
+/// A caller and its permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     pub id: Arc<str>,
     pub tenant: Arc<str>,
     pub roles: Roles,
-    /// From then on it is worth nothing.
+    /// From then on it is invalid.
     pub not_after: Option<SystemTime>,
     pub(super) hash: Hash,
 }
 
-/// Why a token opens nothing.
+/// Why a token is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// Unknown, revoked or wrong; whoever guesses learns not which.
+    /// Unknown, revoked or wrong; the caller does not learn which.
     Invalid,
-    /// Right, but too late.
+    /// Correct, but expired.
     Expired,
 }
 
-/// Every key that opens something.
+/// All valid keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct KeyRing(HashMap<Arc<str>, Arc<Key>>);
 
@@ -60,7 +60,7 @@ struct Block {
 }
 
 impl Key {
-    /// As the file has it, in TOML.
+    /// Its TOML block, as in the file.
     pub fn block(&self) -> String {
         let roles: Vec<_> = self.roles.iter().map(|role| format!("\"{}\"", role.name())).collect();
         let mut block = format!("[[key]]\nid = \"{}\"\ntenant = \"{}\"\n", self.id, self.tenant);
@@ -80,7 +80,7 @@ impl KeyRing {
     /// Reads `[[key]]` blocks.
     ///
     /// # Errors
-    /// What is wrong with the first block that cannot be used, in one line.
+    /// What is wrong with the first invalid block, in one line.
     pub fn parse(text: &str) -> Result<Self, String> {
         let file: File =
             toml::from_str(text).map_err(|cause| cause.to_string().trim().replace(char::is_control, " "))?;
@@ -102,11 +102,11 @@ impl KeyRing {
     /// The key of a token.
     ///
     /// # Errors
-    /// There is none, or its time has passed.
+    /// There is none, or it has expired.
     pub fn find(&self, token: &str, now: SystemTime) -> Result<&Arc<Key>, Rejection> {
         let id = token.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')).map_or("", |(id, _)| id);
         let key = self.0.get(id);
-        // Without a key as much is hashed and compared as with one.
+        // Without a key, the same amount is hashed and compared as with one.
         let expected = key.map_or([0; 32], |key| key.hash);
         let is_right = bool::from(hash(token).ct_eq(&expected));
         match key {
@@ -116,12 +116,12 @@ impl KeyRing {
         }
     }
 
-    /// Every key, in no order.
+    /// Every key, in arbitrary order.
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
         self.0.values().map(AsRef::as_ref)
     }
 
-    /// Whether a key is still there, unchanged.
+    /// Whether a key still exists, unchanged.
     pub fn holds(&self, key: &Key) -> bool {
         self.0.get(&key.id).is_some_and(|held| **held == *key)
     }
@@ -162,7 +162,7 @@ fn instant(end: &toml::value::Datetime) -> Result<SystemTime, String> {
         return Err(problem());
     }
     let end: Timestamp = end.to_string().parse().map_err(|_| problem())?;
-    // An offset leads out of the years that can be written.
+    // An offset can lead outside the years that can be written.
     if !YEARS.contains(&end.seconds) {
         return Err("not_after must be in the years 1 to 9999".to_owned());
     }

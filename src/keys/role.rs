@@ -8,13 +8,13 @@ use serde::{Deserialize, Serialize};
 pub enum Role {
     /// Turns chips into embeddings.
     Embed,
-    /// Searches galleries and reads what is in them.
+    /// Searches galleries and reads their content.
     Match,
-    /// Makes galleries and changes what is in them.
+    /// Creates galleries and changes their content.
     Enrol,
     /// Starts, watches and ends training jobs.
     Train,
-    /// Everything: models and the end of galleries included.
+    /// Everything, including models and the deletion of galleries.
     Admin,
 }
 
@@ -25,7 +25,7 @@ pub struct Roles(u8);
 impl Role {
     pub const EVERY: [Self; 5] = [Self::Embed, Self::Match, Self::Enrol, Self::Train, Self::Admin];
 
-    /// As key files write it.
+    /// As written in key files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Embed => "embed",
@@ -42,7 +42,7 @@ impl Role {
 }
 
 impl Roles {
-    /// Whether work of this kind may be done.
+    /// Whether work of this kind is allowed.
     pub fn allow(self, role: Role) -> bool {
         self.0 & (role.bit() | Role::Admin.bit()) != 0
     }

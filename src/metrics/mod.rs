@@ -1,4 +1,4 @@
-//! Every metric, once: `table` says what it is, the functions here record it.
+//! Every metric, once: `table` describes it, the functions here record it.
 //!
 //! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
 
@@ -18,7 +18,7 @@ use table::*;
 /// Starts recording; the handle renders what Prometheus scrapes.
 ///
 /// # Errors
-/// When a recorder is installed already.
+/// A recorder is installed already.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let mut builder = PrometheusBuilder::new();
     for metric in table::all() {
@@ -34,14 +34,14 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// What Prometheus scrapes, in its text format.
+/// The page for Prometheus, in its text format.
 pub fn page(exporter: &PrometheusHandle) -> String {
     let mut page = exporter.render();
     resident::write(&mut page);
     page
 }
 
-/// Shows counters of what should not happen from the start, since a rate misses what a series begins with.
+/// Initializes counters of unexpected events, since a rate misses the first value of a series.
 fn begin() {
     for metric in table::all().filter(|metric| metric.kind == Kind::Counter && metric.labels.is_empty()) {
         counter!(metric.name).increment(0);
@@ -65,17 +65,17 @@ fn describe() {
     metrics_process::Collector::default().describe();
 }
 
-/// What the configuration allows of something.
+/// A limit that the configuration sets.
 pub fn limit(limit: &'static str, most: f64) {
     gauge!(LIMIT, "limit" => limit).set(most);
 }
 
-/// `lines` of all time.
+/// `lines` is the total so far.
 pub fn log_lines_lost(lines: u64) {
     counter!(LOG_LINES_LOST).absolute(lines);
 }
 
-/// Reads the process's own CPU time, memory and files, once a scrape.
+/// Reads the process's own CPU time, memory and files, once per scrape.
 pub fn collect_process() {
     metrics_process::Collector::default().collect();
 }
@@ -106,7 +106,7 @@ pub fn accepting_paused(port: &'static str) {
     counter!(ACCEPT_PAUSES, "port" => port).increment(1);
 }
 
-/// `subject` is what kind of file, never its name.
+/// `subject` is the kind of file, never its name.
 pub fn reloaded(subject: &'static str, outcome: &'static str) {
     counter!(RELOADS, "subject" => subject, "outcome" => outcome).increment(1);
 }
@@ -179,7 +179,7 @@ fn forward_succeeded() {
     gauge!(LAST_FORWARD).set(since_1970.as_secs_f64());
 }
 
-/// A chip of the server's own has come through, or not.
+/// Whether a canary has succeeded.
 pub fn canary(thread: String, outcome: &'static str) {
     if outcome == "ok" {
         forward_succeeded();
@@ -230,7 +230,7 @@ pub fn committed(operations: usize, took: Duration) {
     histogram!(COMMIT_SIZE).record(operations as f64);
 }
 
-/// How many galleries are in a state.
+/// The number of galleries in a state.
 pub fn galleries(state: &'static str, galleries: usize) {
     gauge!(GALLERIES, "state" => state).set(galleries as f64);
 }
@@ -250,7 +250,7 @@ pub fn health(state: &'static str, is_in_it: bool) {
     gauge!(HEALTH, "state" => state).set(f64::from(u8::from(is_in_it)));
 }
 
-/// Whether a kernel computes the linear layers of batches of up to so many chips.
+/// Whether a kernel computes the linear layers of batches of up to this many chips.
 pub fn linear_kernel(
     kernel: &'static str,
     precision: &'static str,
@@ -267,7 +267,7 @@ pub fn linear_kernel(
     gauge!(LINEAR, &labels).set(f64::from(u8::from(computes)));
 }
 
-/// What a kernel took for the layers that decide.
+/// The time that a kernel took for the layers that determine the choice.
 pub fn linear_timing(kernel: &'static str, precision: &'static str, batch: usize, took: Duration) {
     gauge!(LINEAR_TIME, "kernel" => kernel, "precision" => precision, "batch" => batch.to_string()).set(took);
 }
@@ -279,7 +279,7 @@ pub fn models_stored(models: usize, bytes: u64) {
 
 pub fn activation(outcome: &'static str, took: Duration) {
     counter!(ACTIVATIONS, "outcome" => outcome).increment(1);
-    // How long it takes to fail says nothing about the model that serves.
+    // The duration of a failure says nothing about the model that serves.
     if outcome == "ok" {
         gauge!(ACTIVATION).set(took);
     }
@@ -289,7 +289,7 @@ pub fn following(galleries: usize) {
     gauge!(FOLLOWING).set(galleries as f64);
 }
 
-/// Of all galleries that are on their way.
+/// Of all galleries that are being moved.
 pub fn following_left(entries: u64) {
     gauge!(FOLLOWING_LEFT).set(entries as f64);
 }
@@ -306,7 +306,7 @@ pub fn jobs(state: &'static str, jobs: usize) {
     gauge!(JOBS, "state" => state).set(jobs as f64);
 }
 
-/// `slot` counts the places for jobs that run at the same time, from 0.
+/// `slot` counts the slots for jobs that run at the same time, from 0.
 pub fn job_step(slot: usize, seconds: f64, images_per_second: f64, loss: f64) {
     histogram!(JOB_STEP, "slot" => slot.to_string()).record(seconds);
     gauge!(JOB_IMAGES, "slot" => slot.to_string()).set(images_per_second);

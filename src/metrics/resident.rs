@@ -1,5 +1,5 @@
-//! The models on the devices, as a metric that forgets them: the exporter keeps the labels of a gauge for ever, and every
-//! training job brings another digest.
+//! The models on the devices, as a metric that drops old labels: the exporter keeps the labels of a gauge forever, and
+//! every training job adds another digest.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -17,12 +17,12 @@ struct Labels {
     device: String,
 }
 
-/// A model is on the devices.
+/// Notes that a model is on the devices.
 pub fn model_resident(digest: String, precision: &'static str, device: String) {
     *resident().entry(Labels { digest, precision, device }).or_default() += 1;
 }
 
-/// A model has left the devices, and its series with it.
+/// Notes that a model has left the devices, and removes its series.
 pub fn model_gone(digest: String, precision: &'static str, device: String) {
     let mut resident = resident();
     let labels = Labels { digest, precision, device };

@@ -1,4 +1,4 @@
-//! Who changed what, and how it ended: one record for every call that changes something.
+//! The audit log: one record of caller, change and outcome for every call that changes something.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -21,7 +21,7 @@ use super::activity::Activity;
 use super::context::{Note, Peer};
 use super::method::{Effect, Method};
 
-/// Where records go beside the log.
+/// Where records are written in addition to the log.
 #[derive(Clone, Debug, Default)]
 pub struct AuditLog(Option<Arc<Appended>>);
 
@@ -32,10 +32,10 @@ struct Appended {
 }
 
 impl AuditLog {
-    /// Opens the file that records are appended to; an empty path is none.
+    /// Opens the file that records are appended to; an empty path means no file.
     ///
     /// # Errors
-    /// It can neither be opened nor made.
+    /// The file can be neither opened nor created.
     pub fn open(path: &str) -> io::Result<Self> {
         if path.is_empty() {
             return Ok(Self::default());
@@ -44,7 +44,7 @@ impl AuditLog {
         Ok(Self(Some(Arc::new(Appended { path: path.into(), file }))))
     }
 
-    /// Writes at once, as the log itself does: a line goes into the page cache.
+    /// Writes synchronously, as the log itself does: a line goes into the page cache.
     fn append(&self, line: &serde_json::Value) {
         let Some(appended) = &self.0 else { return };
         let written = {
@@ -57,8 +57,8 @@ impl AuditLog {
     }
 }
 
-/// Records a call that changes something when it has ended, whoever ended it. Calls without an identity are not
-/// recorded: strangers must not fill the disk.
+/// Records a call that changes something once it has ended, whether the server or the caller ended it. Calls without an
+/// identity are not recorded: unauthenticated callers must not be able to fill the disk.
 pub async fn record(State(log): State<AuditLog>, mut request: Request, next: Next) -> Response {
     let method = Method::of(request.uri().path());
     if method.effect == Effect::Reads {
@@ -81,7 +81,7 @@ pub async fn record(State(log): State<AuditLog>, mut request: Request, next: Nex
     })
 }
 
-/// A call under way; told when the last holder of its answer lets go.
+/// A call in progress; its record is written when the last holder of its answer is dropped.
 struct Record {
     log: AuditLog,
     method: Method,

@@ -1,8 +1,9 @@
-//! What a call may send, and how long it may take for it: messages are weighed as they arrive.
+//! Limits on what a call may send and how long it may take: messages are measured as they arrive.
 //!
-//! An oversized message is refused on its length alone. What has arrived of the others counts towards budgets, so that
-//! a length that is announced costs nobody else anything. Whoever keeps the server waiting is sent away: in the middle
-//! of a message, between two for too long, when another call needs the place, or when the server shuts down.
+//! An oversized message is refused by its announced length. The bytes received of other messages count towards budgets,
+//! so that announcing a length costs other callers nothing. A caller that keeps the server waiting is disconnected: in
+//! the middle of a message, after too long between two messages, when another call needs the slot, or when the server
+//! shuts down.
 
 use std::fmt;
 use std::pin::Pin;
@@ -32,9 +33,9 @@ use crate::config::Limits;
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Compression flag and length, before each message.
+/// The compression flag and length in front of each message.
 const PREFIX: usize = 5;
-/// A caller that sends nothing for so long while the server shuts down is not waited for.
+/// A caller that sends nothing for this long during shutdown is no longer waited for.
 const DRAIN_IDLE_MAX: Duration = Duration::from_secs(1);
 
 /// Bounds on messages that are being received.
@@ -49,9 +50,9 @@ pub struct BodyLimit {
 struct BodyBounds {
     /// Bytes of one message.
     message_max: usize,
-    /// From the first byte of a message to its last, as far as the server waits for it.
+    /// From the first byte of a message to its last, counting only the time the server waits for it.
     arrival_max: Duration,
-    /// Without a byte of the caller's or an answer.
+    /// Without a byte from the caller or an answer.
     idle_max: Duration,
 }
 
@@ -71,7 +72,7 @@ impl BodyLimit {
     }
 }
 
-/// Weighs and times what a call sends.
+/// Measures and times what a call sends.
 pub async fn guard(State(body_limit): State<BodyLimit>, request: Request, next: Next) -> Response {
     let extensions = request.extensions();
     let activity = extensions.get().cloned().unwrap_or_else(Activity::new);
@@ -119,8 +120,8 @@ fn idle(bounds: BodyBounds) -> Problem {
     Problem::new(Reason::StreamIdle, message)
 }
 
-/// The caller broke off in the middle. Nobody reads this, and the call counts as cancelled; a code of its own keeps
-/// handlers from taking the break for an end.
+/// The caller disconnected in the middle of a message. The answer is never read, and the call counts as cancelled; a
+/// separate code keeps handlers from mistaking the break for an end.
 fn broken_off() -> Problem {
     Problem::new(Reason::CallerLeft, "the caller left")
 }
@@ -135,9 +136,9 @@ struct WeighedBody {
     activity: Activity,
     reading: Reading,
     share: Share,
-    /// Since when the caller is waited for, while it is.
+    /// Since when the server has been waiting for the caller, while it is.
     waiting: Option<Instant>,
-    /// How long the present message was waited for before that.
+    /// How long the server waited for the current message before that.
     waited: Duration,
     alarm: Option<Alarm>,
 }
@@ -148,10 +149,10 @@ impl fmt::Debug for WeighedBody {
     }
 }
 
-/// What ends a wait beside the caller; made for the first one.
+/// What can end a wait other than the caller; created at the first wait.
 struct Alarm {
     sleep: Pin<Box<Sleep>>,
-    /// Absent once it has begun.
+    /// Absent once draining has begun.
     drain: Option<BoxFuture<'static, ()>>,
     drained: Option<Instant>,
 }
@@ -169,7 +170,7 @@ impl WeighedBody {
         Self { inner, body_limit, activity, reading, share, waiting: None, waited, alarm: None }
     }
 
-    /// Follows the message frames through a piece of the body.
+    /// Tracks the message frames through a piece of the body.
     fn follow(&mut self, mut data: &[u8]) -> Result<(), Problem> {
         while !data.is_empty() {
             match &mut self.reading {
@@ -202,7 +203,7 @@ impl WeighedBody {
         Ok(())
     }
 
-    /// Whether the caller may be waited for any longer; if so, the task is woken when not.
+    /// Checks whether the server may keep waiting for the caller; if so, the task is woken when the limit is reached.
     fn wait(&mut self, context: &mut Context<'_>) -> Result<(), Problem> {
         let now = Instant::now();
         let since = *self.waiting.get_or_insert(now);
@@ -229,7 +230,7 @@ impl WeighedBody {
         }
         ends.extend(alarm.drained.map(|drained| (drained.max(since) + DRAIN_IDLE_MAX, End::Drain)));
         let Some((at, end)) = ends.into_iter().min_by_key(|(at, _)| *at) else { return Ok(()) };
-        // A timer that rings early is set anew; one that would ring late is set to the earlier time.
+        // A timer that fires early is set again; one that would fire late is moved to the earlier time.
         while Instant::now() < at {
             if alarm.sleep.deadline() > at || alarm.sleep.is_elapsed() {
                 alarm.sleep.as_mut().reset(at);
@@ -245,7 +246,7 @@ impl WeighedBody {
         })
     }
 
-    /// The caller has sent something, or its last.
+    /// Notes that the caller has sent something, or has finished sending.
     fn heard(&mut self) {
         if let Some(since) = self.waiting.take()
             && self.reading.has_begun()
@@ -276,13 +277,13 @@ impl Reading {
         Self::Prefix { bytes: [0; PREFIX], filled: 0 }
     }
 
-    /// Whether a part of a message is there.
+    /// Whether part of a message has been received.
     fn has_begun(&self) -> bool {
         !matches!(self, Self::Prefix { filled: 0, .. })
     }
 }
 
-/// The length of the message behind a prefix.
+/// The length of the message after a prefix.
 fn announced(prefix: [u8; PREFIX], message_max: usize) -> Result<usize, Problem> {
     let [flag, length @ ..] = prefix;
     if flag != 0 {
@@ -333,7 +334,7 @@ impl http_body::Body for WeighedBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        // What is cut short is told as an error, which nobody would ask for after the end.
+        // A truncated message is reported as an error, which is not polled for after the end of the stream.
         self.inner.is_end_stream() && !self.reading.has_begun()
     }
 

@@ -1,4 +1,4 @@
-//! Who calls, and until when: what every call carries from its headers to the device.
+//! The caller and the deadline of a call, carried from its headers to the device.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,48 +15,48 @@ pub const DEFAULT_TENANT: &str = "default";
 /// Characters of a caller's text that the audit log keeps.
 const RESOURCE_MAX: usize = 256;
 
-/// From where a call comes; in the request's extensions from its arrival.
+/// Where a call comes from; in the request's extensions from its arrival.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer {
     pub address: SocketAddr,
     /// Unique within the process.
     pub connection: u64,
-    /// Whether it is a proxy of ours, which carries the calls of many.
+    /// Whether it is one of our proxies, which carries the calls of many callers.
     pub is_proxy: bool,
 }
 
-/// In whose name something is held of which the server has only so much.
+/// On whose behalf part of a limited resource is held.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Holder {
     pub tenant: Arc<str>,
-    /// Absent where a proxy carries the calls of many over one.
+    /// Absent where a proxy carries the calls of many callers over one connection.
     pub connection: Option<u64>,
 }
 
-/// Who calls; in the request's extensions from the identity layer on.
+/// The caller; in the request's extensions from the identity layer on.
 #[derive(Clone, Debug)]
 pub struct Principal {
-    /// Absent where nobody has keys.
+    /// Absent where no keys are configured.
     pub key_id: Option<Arc<str>>,
     pub tenant: Arc<str>,
-    /// Whether the caller may do everything.
+    /// Whether the caller is an admin.
     pub is_admin: bool,
 }
 
-/// Put into the request's extensions before a handler sees it.
+/// Put into the request's extensions before a handler sees the request.
 #[derive(Clone, Debug)]
 pub struct CallContext {
     pub tenant: Arc<str>,
-    /// Among whom threads are shared: tenants, or connections where callers have no keys.
+    /// The unit among which threads are shared: tenants, or connections where callers have no keys.
     pub account: Holder,
-    /// Whether the caller may do everything.
+    /// Whether the caller is an admin.
     pub is_admin: bool,
     /// From the caller's `grpc-timeout`, counted from the arrival of the headers.
     pub deadline: Option<Instant>,
     note: Note,
 }
 
-/// What the audit log says of a call beside its method and end. Clones are of one note.
+/// What the audit log records about a call in addition to its method and outcome. Clones refer to the same note.
 #[derive(Clone, Debug, Default)]
 pub struct Note(Arc<Noted>);
 
@@ -68,7 +68,7 @@ struct Noted {
 }
 
 impl Principal {
-    /// Whoever calls where nobody has keys.
+    /// Any caller, where no keys are configured.
     pub fn anonymous() -> Self {
         Self { key_id: None, tenant: DEFAULT_TENANT.into(), is_admin: true }
     }
@@ -85,7 +85,7 @@ impl Principal {
 }
 
 impl Holder {
-    /// The tenant that calls, and the connection over which it does.
+    /// The calling tenant and its connection.
     pub fn behind(extensions: &Extensions) -> Self {
         let peer = extensions.get::<Peer>().filter(|peer| !peer.is_proxy);
         Self { tenant: Principal::behind(extensions).tenant, connection: peer.map(|peer| peer.connection) }
@@ -107,13 +107,13 @@ impl CallContext {
         request.extensions().get().cloned().unwrap_or_else(|| Self::new(request.extensions(), None))
     }
 
-    /// Names what the call is about, for the audit log.
+    /// Names the resource that the call is about, for the audit log.
     pub fn concerns(&self, resource: impl ToString) {
-        // A call is about one thing; the first name counts.
+        // A call is about one resource; the first name counts.
         let _ = self.note.0.resource.set(resource.to_string().chars().take(RESOURCE_MAX).collect());
     }
 
-    /// Counts what the call has changed, for the audit log.
+    /// Counts the items that the call has changed, for the audit log.
     pub fn changed(&self, items: u64) {
         self.note.0.items.fetch_add(items, Ordering::Relaxed);
     }

@@ -1,6 +1,6 @@
-//! Deadlines: `grpc-timeout` becomes an instant that every stage sees, and an answer in time.
+//! Deadlines: `grpc-timeout` becomes an instant that every stage sees, and the response is sent in time.
 //!
-//! tonic's own server answers CANCELLED when a timeout passes, so this layer does it instead.
+//! tonic's own server answers CANCELLED when a timeout passes, so this layer handles timeouts instead.
 
 use std::time::Duration;
 
@@ -18,10 +18,11 @@ use super::problem::Problem;
 use crate::config::Limits;
 use crate::reason::Reason;
 
-/// What a call with one request and one answer may take; streams and activations take what their callers give them.
+/// The time limit of a call with one request and one response; streams and activations have only the limit that their
+/// caller sets.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// Where the caller gives none.
+    /// Used where the caller sets none.
     pub default: Option<Duration>,
     pub max: Duration,
 }
@@ -41,8 +42,8 @@ impl Deadlines {
     }
 }
 
-/// Attaches the [`CallContext`], and ends a call whose answer has not begun by its deadline. Dropping the
-/// handler takes its chips out of the queue.
+/// Attaches the [`CallContext`], and ends a call whose response has not begun by its deadline. Dropping the handler
+/// removes its chips from the queue.
 pub async fn enforce(State(deadlines): State<Deadlines>, mut request: Request, next: Next) -> Response {
     let Method { shape, .. } = Method::of(request.uri().path());
     let timeout = match timeout(request.headers()) {
@@ -60,7 +61,7 @@ pub async fn enforce(State(deadlines): State<Deadlines>, mut request: Request, n
     }
 }
 
-/// Ends a stream of answers with its first error, or with DEADLINE_EXCEEDED when its time has passed.
+/// Ends a response stream with its first error, or with DEADLINE_EXCEEDED when its deadline has passed.
 pub fn bounded<T: Send>(
     answers: impl Stream<Item = Result<T, Status>> + Send,
     deadline: Option<Instant>,
@@ -78,7 +79,7 @@ pub fn bounded<T: Send>(
     })
 }
 
-/// The answer to a call whose time has passed.
+/// The response to a call whose deadline has passed.
 pub fn exceeded() -> Problem {
     Problem::new(Reason::DeadlineExceeded, "the call's deadline has passed")
 }

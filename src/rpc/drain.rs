@@ -1,4 +1,4 @@
-//! Shutting down: new calls are refused, and streams end after what is in flight.
+//! Shutdown: new calls are refused, and streams end after what is in flight.
 
 use std::fmt;
 use std::pin::Pin;
@@ -20,12 +20,12 @@ use super::problem::Problem;
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Whether the server takes new calls. Cloning it is cheap.
+/// Whether the server accepts new calls. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Drain(watch::Receiver<bool>);
 
 impl Drain {
-    /// The server shuts down once `stopping` says so, or has nobody any more who could say it.
+    /// The server shuts down once `stopping` becomes true or its sender is dropped.
     pub fn new(stopping: watch::Receiver<bool>) -> Self {
         Self(stopping)
     }
@@ -40,7 +40,7 @@ impl Drain {
         let _ = self.0.wait_for(|stop| *stop).await;
     }
 
-    /// What a caller sends, until the server shuts down; then, as the last item, that it does.
+    /// What a caller sends until the server shuts down; then, as the last item, the error for draining.
     pub fn cut<T: Send, S: Stream<Item = Result<T, Status>> + Send>(
         &self,
         items: S,
@@ -57,7 +57,7 @@ impl Drain {
     }
 }
 
-/// The answer to whoever comes while the server shuts down.
+/// The response to callers that arrive while the server shuts down.
 pub fn draining() -> Problem {
     Problem::new(Reason::Draining, "the server is shutting down")
 }
@@ -75,7 +75,7 @@ pub async fn gate(State(drain): State<Drain>, request: Request, next: Next) -> R
     next.run(request).await
 }
 
-/// An answer that ends when the server shuts down, since it would never end by itself.
+/// A response that ends when the server shuts down, since it would otherwise never end.
 struct WatchBody {
     inner: Body,
     /// Absent once it has ended.
@@ -158,7 +158,7 @@ mod tests {
         assert_eq!(items.map(|item| item.expect("no drain")).collect::<Vec<_>>().await, [1, 2]);
     }
 
-    /// A router whose health is watched for ever.
+    /// A router whose health is watched indefinitely.
     fn router(drain: &Drain) -> TowerToHyperService<Router> {
         let watched = || async { Body::from_stream(stream::pending::<Result<Bytes, axum::Error>>()) };
         let router = Router::new()

@@ -1,11 +1,11 @@
-//! Budgets that callers share fairly: nobody takes a whole one from the others.
+//! Budgets that callers share fairly: no caller can use up a whole one.
 //!
-//! A [`Budget`](crate::budget::Budget) knows amounts alone. Here a part has a holder, whose own limit depends on who else
-//! holds something, so both are decided under one lock.
+//! A [`Budget`](crate::budget::Budget) only knows amounts. Here a share has a holder, whose own limit depends on the
+//! other holders, so both are decided under one lock.
 //!
-//! Beneath the bound of the server lie bounds for a tenant and for a connection, and whoever is not alone may hold no
-//! more than is still free: with n greedy holders each has one part in n + 1, and one part is left for whoever comes
-//! next. Switches share their buffers among ports by the same rule (dynamic thresholds, Choudhury and Hahne 1998).
+//! Below the server's bound there are bounds for a tenant and for a connection. A holder that is not alone may hold no
+//! more than is still free: with n greedy holders each has one part in n + 1, and one part is left for the next one.
+//! Switches share their buffers among ports by the same rule (dynamic thresholds, Choudhury and Hahne 1998).
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::context::Holder;
 
-/// What may be held at once: by everybody, by one tenant, over one connection.
+/// What may be held at once: in total, by one tenant, over one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
     pub server: usize,
@@ -21,7 +21,7 @@ pub struct Bounds {
     pub connection: usize,
 }
 
-/// Whose bound is met.
+/// Whose bound is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     Server,
@@ -36,24 +36,24 @@ pub struct Full {
     pub limit: usize,
 }
 
-/// An amount of something of which the server has only so much.
+/// An amount of a limited resource.
 #[derive(Debug)]
 pub struct FairBudget {
     bounds: Bounds,
     held: Mutex<Held>,
-    /// Told the whole amount whenever it changes.
+    /// Called with the whole amount whenever it changes.
     tell: fn(usize),
 }
 
 #[derive(Debug, Default)]
 struct Held {
     server: usize,
-    /// Nobody is listed who holds nothing.
+    /// Holders with nothing are not listed.
     tenants: HashMap<Arc<str>, usize>,
     connections: HashMap<u64, usize>,
 }
 
-/// One holder's part of a budget, given back when dropped.
+/// One holder's share of a budget, released when dropped.
 #[derive(Debug)]
 pub struct Share {
     budget: Arc<FairBudget>,
@@ -66,7 +66,7 @@ impl FairBudget {
         Arc::new(Self { bounds, held: Mutex::default(), tell })
     }
 
-    /// A part of the budget that is empty yet.
+    /// A share of the budget that is still empty.
     pub fn share(self: &Arc<Self>, holder: Holder) -> Share {
         Share { budget: Arc::clone(self), holder, amount: 0 }
     }
@@ -124,7 +124,7 @@ impl FairBudget {
         match scope {
             Scope::Connection => Full { scope, limit: connection },
             Scope::Tenant if tenant < server => Full { scope, limit: tenant },
-            // A tenant that may have everything is nothing but the server.
+            // A tenant that may use everything is equivalent to the server.
             Scope::Tenant | Scope::Server => Full { scope: Scope::Server, limit: server },
         }
     }
@@ -138,14 +138,14 @@ impl Share {
     /// Takes `more` of the budget, all or nothing.
     ///
     /// # Errors
-    /// At once, when a bound would be exceeded.
+    /// Fails immediately when a bound would be exceeded.
     pub fn grow(&mut self, more: usize) -> Result<(), Full> {
         self.budget.take(&self.holder, more)?;
         self.amount += more;
         Ok(())
     }
 
-    /// Gives everything back.
+    /// Releases the whole share.
     pub fn clear(&mut self) {
         if self.amount > 0 {
             self.budget.give_back(&self.holder, self.amount);
@@ -171,24 +171,24 @@ impl Scope {
     }
 }
 
-/// What one holder has of something that others hold parts of as well.
+/// What one holder has of something that is shared with others.
 struct Level {
     own: usize,
-    /// Of its own.
+    /// The holder's own bound.
     max: usize,
-    /// By all holders together.
+    /// Held by all holders together.
     held: usize,
-    /// The whole.
+    /// The whole amount.
     of: usize,
-    /// How many hold a part.
+    /// The number of holders.
     holders: usize,
 }
 
-/// What there is too little of for a holder.
+/// Which amount is too small for a holder.
 enum Short {
-    /// Of what it may have itself.
+    /// Its own bound.
     Own,
-    /// Of the whole: it holds less than an even part.
+    /// The whole: it holds less than an even share.
     Whole,
 }
 
@@ -265,7 +265,7 @@ mod tests {
         let bounds = Bounds { server: 1 << 20, tenant: 1 << 19, connection: 1 << 18 };
         let budget = FairBudget::new(bounds, |_| {});
         let mut shares: Vec<Share> = (0..16).map(|n| budget.share(holder("default", n))).collect();
-        // All at once, a piece after another, as messages arrive.
+        // All holders together, one piece at a time, as messages arrive.
         loop {
             let grown = shares.iter_mut().filter_map(|share| share.grow(1024).ok()).count();
             if grown == 0 {

@@ -1,4 +1,4 @@
-//! `grpc.health.v1`: what tonic's service answers, but for services that there are not.
+//! `grpc.health.v1`: answers like tonic's service, except for unknown services.
 
 use futures_util::{FutureExt, StreamExt, future, stream};
 use tonic::{Code, Request, Response, Status};
@@ -11,7 +11,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 use super::ResponseStream;
 use super::method::services;
 
-/// Every service is known from the start, and not serving before it is said to be.
+/// Every service is known from the start, and not serving until it is reported as serving.
 pub fn service() -> (HealthReporter, HealthServer<KnownServices>) {
     let reporter = HealthReporter::new();
     for service in [""].into_iter().chain(services()) {
@@ -22,7 +22,7 @@ pub fn service() -> (HealthReporter, HealthServer<KnownServices>) {
     (reporter, HealthServer::new(KnownServices(service)))
 }
 
-/// The health of services that are all known beforehand.
+/// The health of a fixed set of services.
 #[derive(Debug)]
 pub struct KnownServices(HealthService);
 
@@ -43,7 +43,7 @@ impl Health for KnownServices {
     ) -> Result<Response<Self::WatchStream>, Status> {
         match self.0.watch(request).await {
             Ok(watched) => Ok(Response::new(watched.into_inner().boxed())),
-            // Whoever watches a service that there is not may wait for it, as the protocol has it.
+            // A caller may watch an unknown service until it appears, as the protocol specifies.
             Err(status) if status.code() == Code::NotFound => {
                 let unknown = HealthCheckResponse { status: WireStatus::ServiceUnknown.into() };
                 let told = stream::once(future::ready(Ok(unknown)));

@@ -1,4 +1,4 @@
-//! Match: queries are embedded where they are chips, then ranked against a gallery off the async threads.
+//! Match: chips of queries are embedded, then queries are ranked against a gallery off the async threads.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::metrics;
 use crate::reason::Reason;
 use crate::wire;
 
-/// Calibrators by the model that they hold for.
+/// Calibrators by the model that they apply to.
 pub type Calibrators = HashMap<ModelDigest, Arc<Calibrator>>;
 
 /// What Match needs, shared by its calls.
@@ -95,7 +95,7 @@ impl Matcher {
         })
     }
 
-    /// Embeds the chips of all tracklets; a chip that fails takes its query with it.
+    /// Embeds the chips of all tracklets; a chip that fails also fails its query.
     async fn embed(
         &self,
         call: &MatchCall,
@@ -155,7 +155,7 @@ impl Matcher {
         context: &CallContext,
     ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
         if snapshot.about().model != model {
-            // The gallery has got to another model while its files were opened anew.
+            // The gallery has moved to another model while its files were reopened.
             return Err(StoreError::Closed.into());
         }
         let asked = Instant::now();
@@ -175,7 +175,7 @@ impl Matcher {
     }
 }
 
-/// What a call searches, where no filter makes it less.
+/// The size of a call's search, unless a filter reduces it.
 fn search_size(call: &MatchCall, gallery: &dyn GalleryReader) -> SearchSize {
     let codes = gallery.entries() * gallery.about().dimension * call.queries.len();
     if call.filter.is_empty() { SearchSize(codes as u64) } else { SearchSize::default() }
@@ -195,7 +195,7 @@ impl EmbeddedQuery {
         }
     }
 
-    /// A query that has no chips, or is at fault.
+    /// A query that has no chips, or is invalid.
     fn without_chips(call: &QueryCall) -> Self {
         let query = match &call.subject {
             Err(problem) => Err(problem.clone()),
@@ -224,7 +224,7 @@ fn tracklet(images: Vec<QueryImage>, field: &str) -> Result<Tracklet, Problem> {
         .map_err(|cause| Problem::invalid(Reason::TrackletCancels, field, format!("{field}: {cause}")))
 }
 
-/// Takes the queries out of those that can be asked; what is left says which those are.
+/// Separates the queries that can be searched; what is left records which those are.
 fn split(asked: Vec<EmbeddedQuery>) -> (Vec<Query>, Vec<Answerable>) {
     let mut queries = Vec::new();
     let asked = asked.into_iter().map(|EmbeddedQuery { query, embedded }| {
@@ -241,7 +241,7 @@ fn split(asked: Vec<EmbeddedQuery>) -> (Vec<Query>, Vec<Answerable>) {
     (queries, asked)
 }
 
-/// A query that was asked, unless it failed before.
+/// A query that was searched, unless it failed before.
 struct Answerable {
     failure: Option<Problem>,
     embedded: Vec<Embedded>,

@@ -1,12 +1,12 @@
-//! Every method of this server: how many messages it has, who may call it, whether it changes anything, and which
-//! permit a call takes. The only such table.
+//! Every method of this server: the number of its messages, who may call it, whether it changes anything, and which
+//! permit a call uses. This is the only such table.
 
 use crate::keys::{Role, Roles};
 
 /// One method of the contract, of health or of reflection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
-    /// As it stands in a request: `/service/name`.
+    /// As it appears in a request: `/service/name`.
     pub path: &'static str,
     pub shape: Shape,
     pub access: Access,
@@ -14,29 +14,29 @@ pub struct Method {
     pub kind: Kind,
 }
 
-/// How many messages go either way, and for how long.
+/// The number of messages in either direction, and the expected duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shape {
-    /// One request, one answer.
+    /// One request, one response.
     Unary,
-    /// The same, but what is begun goes on to its end, which nobody can foresee.
+    /// One request, one response, but work that has begun runs to its end, which cannot be predicted.
     Lengthy,
     /// Many messages in at least one direction.
     Streaming,
 }
 
-/// Who may call a method once there are keys.
+/// Who may call a method if there are keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
-    /// Everybody, without a key.
+    /// Any caller, even without a key.
     Open,
-    /// Whoever has a key.
+    /// Any caller with a key.
     AnyKey,
-    /// Whoever has one of these roles, or is an admin.
+    /// Any caller with one of these roles, or an admin.
     OneOf(&'static [Role]),
 }
 
-/// What a method does to what the server keeps.
+/// The effect of a method on the server's stored data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Reads,
@@ -44,15 +44,15 @@ pub enum Effect {
     Changes,
 }
 
-/// What a method is for, which decides the permit that a call takes.
+/// The purpose of a method, which decides the permit that a call uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The server's work: it takes a call permit.
+    /// The server's work: it uses a call permit.
     Ordinary,
-    /// Looks at the server, also where it is full: it takes a permit of its own kind.
+    /// Inspects the server, even when it is full: it uses a permit of its own kind.
     Look,
-    /// Asks after the server's health: whoever does is let in whatever else is refused, so that a server that is full,
-    /// closed to strangers or shutting down can be watched. One who goes on watching takes the permit of a look.
+    /// Asks for the server's health. It is always let in, so that a server that is full, closed to strangers or
+    /// shutting down can be watched. A call that keeps watching uses the permit of a look.
     Health,
 }
 
@@ -62,13 +62,13 @@ use Shape::{Lengthy, Streaming, Unary};
 
 const EMBED: Access = OneOf(&[Role::Embed]);
 const MATCH: Access = OneOf(&[Role::Match]);
-/// Whoever searches a gallery or changes it sees what is in it.
+/// A caller that searches or changes a gallery can see its content.
 const SEE: Access = OneOf(&[Role::Match, Role::Enrol]);
 const ENROL: Access = OneOf(&[Role::Enrol]);
 const TRAIN: Access = OneOf(&[Role::Train]);
 const ADMIN: Access = OneOf(&[Role::Admin]);
 
-/// Sorted as the contract is.
+/// In the order of the contract.
 const METHODS: &[Method] = &[
     method("/shipreid.v1.ShipReId/Embed", Unary, EMBED, Reads),
     method("/shipreid.v1.ShipReId/EmbedStream", Streaming, EMBED, Reads),
@@ -90,9 +90,10 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.Models/ListModels", Unary, AnyKey, Reads),
     method("/shipreid.v1.Models/GetModel", Unary, AnyKey, Reads),
     method("/shipreid.v1.Models/ImportModel", Streaming, ADMIN, Changes),
-    // Models are the server's, not a tenant's: whoever takes one away takes what others may have trained.
+    // Models belong to the server, not to a tenant: an exported model may have been trained by another tenant.
     method("/shipreid.v1.Models/ExportModel", Streaming, ADMIN, Reads),
-    // Loading a model, warming it and moving galleries takes what it takes, and does not stop when its caller gives up.
+    // Loading a model, warming it and moving galleries has no predictable duration, and does not stop when its caller
+    // gives up.
     method("/shipreid.v1.Models/ActivateModel", Lengthy, ADMIN, Changes),
     method("/shipreid.v1.Models/DeleteModel", Unary, ADMIN, Changes),
     method("/shipreid.v1.TrainingJobs/GetTrainingJob", Unary, TRAIN, Reads),
@@ -107,7 +108,7 @@ const METHODS: &[Method] = &[
     look("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"),
 ];
 
-/// What a call to no method of ours counts as, so that strangers cannot invent label values. It is answered
+/// What a call to an unknown method counts as, so that strangers cannot invent label values. It is answered with
 /// UNIMPLEMENTED, to callers with a key.
 const UNKNOWN: Method = method("/unknown/unknown", Unary, AnyKey, Reads);
 
@@ -131,7 +132,7 @@ impl Method {
 }
 
 impl Access {
-    /// Whether a key with these roles is enough.
+    /// Whether a key with these roles is sufficient.
     pub fn is_granted_to(self, roles: Roles) -> bool {
         match self {
             Self::Open | Self::AnyKey => true,
@@ -168,7 +169,7 @@ mod tests {
 
     use super::*;
 
-    /// The paths of everything that is served, and whether there are streams.
+    /// The paths of everything that is served, and whether they stream.
     fn served() -> BTreeMap<String, bool> {
         let mut served = BTreeMap::new();
         for encoded in [

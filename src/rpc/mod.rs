@@ -1,5 +1,5 @@
-//! gRPC: one file a service, one for every layer around them, and the only place beside the client that
-//! knows wire types.
+//! gRPC: one file per service and one per layer around them. The only place, other than the client, that knows wire
+//! types.
 
 mod activity;
 mod audit;
@@ -68,15 +68,15 @@ pub struct Services {
     pub training_jobs: TrainingJobsService,
 }
 
-/// Who gets through to the services.
+/// What decides which calls get through to the services.
 pub struct Gate {
     pub identity: Identity,
     pub audit: AuditLog,
     pub drain: Drain,
 }
 
-/// Every service behind its layers. A call meets them in this order: observed, audited, turned away where the server
-/// shuts down, identified, counted for its tenant, permitted, given its deadline, weighed as it is received, handled.
+/// Every service behind its layers. A call passes them in this order: observed, audited, refused during shutdown,
+/// identified, counted for its tenant, permitted, given its deadline, measured as it is received, handled.
 pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = health::service();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.

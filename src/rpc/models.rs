@@ -22,14 +22,14 @@ use crate::wire;
 
 /// Bytes of a model in one message.
 const PIECE_BYTES: usize = 1 << 20;
-/// Pieces of a model between the disk and a slow reader.
+/// Pieces of a model buffered between the disk and a slow reader.
 const PIECES_AHEAD: usize = 4;
 
 /// The models on disk and in memory.
 #[derive(Clone)]
 pub struct ModelsService {
     pipeline: Arc<Pipeline>,
-    /// Absent in a server without a data directory, which serves one model for life.
+    /// Absent in a server without a data directory, which serves one model for its lifetime.
     activator: Option<Activator>,
 }
 
@@ -68,7 +68,7 @@ impl ModelsService {
         Ok(wire::ListModelsResponse { models: page.collect(), next_page_token: next_token(last.as_ref()) })
     }
 
-    /// Every model, oldest first; one that is resident but not kept, as a configuration's preset, before all others.
+    /// Every model, oldest first; one that is resident but not stored, as a configuration's preset, before all others.
     fn known_models(&self, caller: &CallContext) -> Vec<wire::Model> {
         let stored = self.activator.as_ref().map(|activator| activator.registry().list()).unwrap_or_default();
         let resident = self.pipeline.residency().leases();
@@ -126,7 +126,7 @@ impl ModelsService {
         Ok(self.stored(&stored, caller))
     }
 
-    /// A model, read from the disk as fast as it is taken.
+    /// A model, read from the disk as fast as the caller receives it.
     async fn export(
         &self,
         digest: &str,
@@ -147,7 +147,7 @@ impl ModelsService {
     async fn delete(&self, digest: &str) -> Result<(), Problem> {
         let (registry, digest) = (self.registry()?, required_digest(digest)?);
         if digest == self.pipeline.active().digest {
-            // Also where the configuration has chosen it, which the registry does not know.
+            // This includes a model chosen by the configuration, which the registry does not know.
             return Err(RegistryError::Active(digest).into());
         }
         if self.pipeline.residency().lease(digest).is_some() {
@@ -218,7 +218,7 @@ impl wire::models_server::Models for ModelsService {
     }
 }
 
-/// Runs what reads and writes the disk where it may block, for as long as somebody waits for it.
+/// Runs work that reads and writes the disk where it may block, for as long as the caller waits for it.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Cancellation) -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
@@ -242,7 +242,7 @@ fn send(
     {
         tracing::error!(model = %digest, %cause, "a model cannot be read from disk");
         let problem = Problem::new(Reason::ModelDamaged, "the model cannot be read from disk");
-        // Whoever left in the meantime wants no answer.
+        // A caller that has disconnected in the meantime needs no response.
         let _ = out.sender.blocking_send(Err(problem.into()));
     }
 }

@@ -1,4 +1,4 @@
-//! Every call, once: counted, timed and logged when it ends, whoever ended it.
+//! Counts, times and logs every call once when it ends, whether the server or the caller ended it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -23,10 +23,10 @@ use super::trace::{self, BUILD, REQUEST_ID};
 use crate::metrics;
 use crate::reason::{self, Reason};
 
-/// Whoever is refused may call again as often as he likes, and the log must not grow with it.
+/// A refused caller may call again without limit, and the log must not grow with it.
 static REFUSALS: Sparing = Sparing::new(20, Duration::from_secs(1));
 
-/// Counts, times, traces and logs a call, and completes the details of errors that tonic itself gave.
+/// Counts, times, traces and logs a call, and completes the details of errors that tonic itself returned.
 pub async fn record(mut request: Request, next: Next) -> Response {
     let method = Method::of(request.uri().path());
     metrics::call_started(method.service(), method.name());
@@ -47,7 +47,7 @@ pub async fn record(mut request: Request, next: Next) -> Response {
     response.map(|inner| Body::new(RecordedBody { inner, call }))
 }
 
-/// An answer whose call ends with it. A stream of answers is made while it is polled, so that happens within the
+/// A response whose call ends with it. A streamed response is produced while it is polled, so that happens within the
 /// call's span.
 #[derive(Debug)]
 struct RecordedBody {
@@ -86,25 +86,26 @@ impl http_body::Body for RecordedBody {
     }
 }
 
-/// An error that tonic gave by itself, with the `ErrorInfo` that every error of this API carries; `None` for all others.
+/// An error that tonic itself returned, with the `ErrorInfo` that every error of this API carries; `None` for all
+/// others.
 fn completed(headers: &HeaderMap) -> Option<Status> {
     let status = Status::from_header_map(headers)?;
     if status.code() == Code::Ok || !status.details().is_empty() {
         return None;
     }
     let (code, reason) = match status.code() {
-        // What tonic cannot read is at the caller's fault, not an error of this server.
+        // A message that tonic cannot read is the caller's fault, not an error of this server.
         Code::Internal | Code::Unknown => (Code::InvalidArgument, Reason::MessageMalformed.name()),
-        // Without a reason of ours, the name of the code has to do.
+        // Without a reason of ours, the name of the code is used.
         code => (code, reason::Code::of(code as i32).name()),
     };
     let details = ErrorDetails::with_error_info(reason, DOMAIN, []);
-    // It may say more than the error, for example which encodings the server takes.
+    // It may contain more than the error, for example which encodings the server accepts.
     let metadata = status.metadata().clone();
     Some(Status::with_error_details_and_metadata(code, status.message(), details, metadata))
 }
 
-/// The trailers of an answer, their error completed.
+/// The trailers of a response, with their error completed.
 fn told(trailers: HeaderMap) -> Result<HeaderMap, axum::Error> {
     let Some(status) = completed(&trailers) else { return Ok(trailers) };
     let mut told = HeaderMap::new();
@@ -112,7 +113,7 @@ fn told(trailers: HeaderMap) -> Result<HeaderMap, axum::Error> {
     Ok(told)
 }
 
-/// A call under way; logs and counts itself when the last holder of its answer lets go.
+/// A call in progress; logs and counts itself when the last holder of its response is dropped.
 #[derive(Debug)]
 struct CallRecord {
     method: Method,
@@ -136,7 +137,7 @@ impl Drop for CallRecord {
             _ if self.activity.has_left() => (Code::Cancelled, "the caller left".into()),
             Some(ended) => ended,
             None if std::thread::panicking() => (Code::Internal, "the handler panicked".into()),
-            // The caller went away before the answer was complete.
+            // The caller went away before the response was complete.
             None => (Code::Cancelled, "the caller left".into()),
         };
         let (service, method, seconds) = (self.method.service(), self.method.name(), took.as_secs_f64());

@@ -1,17 +1,18 @@
-//! Lists in pages.
+//! Paginated lists.
 
 use super::problem::Problem;
 use crate::page::PageCursor;
 use crate::reason::Reason;
 
-/// Items of a page, unless the caller says otherwise.
+/// Items per page, unless the caller sets a number.
 const PAGE_DEFAULT: u32 = 100;
 const PAGE_MAX: u32 = 1000;
 
-/// Bytes of a page's items: with what stands around them, an answer stays below the 4 MiB that clients take by default.
+/// Bytes of a page's items: with the rest of the message, a response stays below the 4 MiB that clients accept by
+/// default.
 const PAGE_BYTES_MAX: usize = 3 << 20;
 
-/// What is left of a page for items; the first one always fits.
+/// The room left in a page for items; the first one always fits.
 #[derive(Debug)]
 pub struct PageRoom {
     left: usize,
@@ -25,7 +26,7 @@ impl Default for PageRoom {
 }
 
 impl PageRoom {
-    /// Takes room for an item; `false` where there is none, and the page ends before it.
+    /// Takes room for an item; `false` if there is none, and the page ends before it.
     pub fn takes(&mut self, bytes: usize) -> bool {
         let left = self.left.checked_sub(bytes);
         let fits = left.is_some() || self.is_empty;
@@ -34,10 +35,10 @@ impl PageRoom {
     }
 }
 
-/// The place after which a page begins; `None` for the first page.
+/// The position after which a page begins; `None` for the first page.
 ///
 /// # Errors
-/// No page ended with this token.
+/// The token was not issued for any page.
 pub fn after<P: PageCursor>(token: &str) -> Result<Option<P>, Problem> {
     if token.is_empty() {
         return Ok(None);
@@ -48,13 +49,13 @@ pub fn after<P: PageCursor>(token: &str) -> Result<Option<P>, Problem> {
     Ok(Some(place))
 }
 
-/// The token of the page behind the one that ends at `last`; empty where none follows.
+/// The token of the page after the one that ends at `last`; empty if none follows.
 pub fn next_token<P: PageCursor>(last: Option<&P>) -> String {
     last.map(PageCursor::token).unwrap_or_default()
 }
 
 /// # Errors
-/// More than a page may have.
+/// The size exceeds the maximum of a page.
 pub fn page_size(asked: u32) -> Result<usize, Problem> {
     match asked {
         0 => Ok(PAGE_DEFAULT as usize),

@@ -1,5 +1,5 @@
-//! Call permits: a call takes its place on its headers, before a byte of its body is read. Where all are taken, a stream
-//! that has long been idle gives way.
+//! Call permits: a call takes its slot on its headers, before a byte of its body is read. If all slots are taken, a
+//! stream that has long been idle gives way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,8 +22,8 @@ use crate::config::Limits;
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Streams of reflection and watches of health at once, of which no peer needs more than a few: over one connection,
-/// from one address, and in all.
+/// Reflection streams and health watches at once, of which a peer needs only a few: over one connection, from one
+/// address, and in total.
 const LOOKS: Bounds = Bounds { server: 512, tenant: 64, connection: 4 };
 
 /// The calls that may be in flight at once, over all connections.
@@ -33,7 +33,7 @@ pub struct CallPermits(Arc<Places>);
 #[derive(Debug)]
 struct Places {
     budget: Arc<FairBudget>,
-    /// A stream that has been idle for so long gives way.
+    /// A stream that has been idle for this long gives way.
     yield_after: Duration,
     next: AtomicU64,
     taken: Mutex<HashMap<u64, Taken>>,
@@ -44,12 +44,12 @@ struct Places {
 struct Taken {
     holder: Holder,
     activity: Activity,
-    /// Gives the place back.
+    /// Releases the slot when dropped.
     _share: Share,
 }
 
-/// One call's place, given back when dropped. Not the [`Share`] itself: while the call still runs, another may have the
-/// place.
+/// One call's slot, released when dropped. Not the [`Share`] itself: another call may have the slot while this one
+/// still runs.
 #[derive(Debug)]
 pub struct CallPermit {
     places: Arc<Places>,
@@ -57,7 +57,7 @@ pub struct CallPermit {
 }
 
 impl CallPermits {
-    /// `has_keys` where tenants are told apart: otherwise one tenant stands for everybody.
+    /// `has_keys` where tenants are distinguished: otherwise one tenant stands for all callers.
     pub fn new(limits: &Limits, has_keys: bool) -> Self {
         let max = limits.calls_max;
         let tenant = if has_keys { limits.calls_of_tenant() } else { max };
@@ -72,8 +72,8 @@ impl CallPermits {
         }))
     }
 
-    /// A place for a stream that looks at the server, or a refusal at once. Whoever looks may have no key, so that
-    /// addresses are told apart and not tenants.
+    /// A slot for a call that inspects the server, or an immediate refusal. Such a caller may have no key, so addresses
+    /// are distinguished and not tenants.
     fn look(&self, peer: Option<&Peer>) -> Result<Share, Full> {
         let address = peer.map_or_else(String::new, |peer| peer.address.ip().to_canonical().to_string());
         let connection = peer.filter(|peer| !peer.is_proxy).map(|peer| peer.connection);
@@ -82,7 +82,7 @@ impl CallPermits {
         Ok(share)
     }
 
-    /// A place, or a refusal at once. Where there is none, the idlest stream loses its own.
+    /// A slot, or an immediate refusal. If there is none, the stream that has been idle longest loses its own.
     fn try_take(&self, holder: &Holder, activity: &Activity) -> Result<CallPermit, Full> {
         loop {
             let mut share = self.0.budget.share(holder.clone());
@@ -99,8 +99,8 @@ impl CallPermits {
 }
 
 impl Places {
-    /// Takes its place from the stream that has been idle longest, for long enough, among those that `scope` bounds:
-    /// of the connection that has most of them.
+    /// Takes a slot among those that `scope` bounds and whose streams have been idle for long enough: from the
+    /// connection with the most of them, that of the stream that has been idle longest.
     fn take_idlest(&self, scope: Scope, holder: &Holder) -> Option<Taken> {
         let mut taken = self.lock();
         let now = Instant::now();
@@ -128,14 +128,14 @@ impl Places {
 
 impl Drop for CallPermit {
     fn drop(&mut self) {
-        // It is gone already where another call has the place.
+        // It has been removed already if another call has the slot.
         let taken = self.places.lock().remove(&self.id);
         drop(taken);
     }
 }
 
-/// Lets a call in, or refuses it; a place is held until the last byte of the answer is gone. A server that is full can
-/// be looked at all the same.
+/// Lets a call in, or refuses it; a slot is held until the last byte of the response is sent. A full server can still
+/// be inspected.
 pub async fn take(State(permits): State<CallPermits>, request: Request, next: Next) -> Response {
     let method = Method::of(request.uri().path());
     match (method.kind, method.shape) {
@@ -188,7 +188,7 @@ fn too_many_looks(full: Full) -> Problem {
     Problem::new(Reason::TooManyLooks, message).with_metadata("limit", full.limit)
 }
 
-/// The answer to a stream whose place another call has.
+/// The response to a stream whose slot was given to another call.
 pub fn displaced() -> Problem {
     let message = "the stream was idle and the server full; open it again when there is something to send";
     Problem::new(Reason::StreamDisplaced, message)

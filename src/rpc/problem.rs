@@ -1,4 +1,4 @@
-//! An error as this API reports it: a stable reason with its code, a text for people, the field at fault.
+//! An error as this API reports it: a stable reason with its code, a text for people, the invalid field.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,12 +13,12 @@ use crate::wire;
 /// The domain of every `ErrorInfo` of this service.
 pub const DOMAIN: &str = "shipreid";
 
-/// Bytes of a text in an answer. It stands there up to three times, twice in base64, and some clients refuse trailers
+/// Bytes of a text in a response. It appears there up to three times, twice in base64, and some clients refuse trailers
 /// beyond 8 KiB.
 const MESSAGE_MAX: usize = 2048;
-/// Bytes of what is said of one field.
+/// Bytes of the description of one field.
 const VIOLATION_MAX: usize = 512;
-/// Bytes of what is said of all further fields together.
+/// Bytes of the descriptions of all further fields together.
 const VIOLATIONS_MAX: usize = 1024;
 
 /// One error, before it is known whether a whole call or one item of a batch fails with it.
@@ -26,11 +26,11 @@ const VIOLATIONS_MAX: usize = 1024;
 pub struct Problem {
     pub reason: Reason,
     pub message: String,
-    /// Path of the field at fault from the request.
+    /// Path of the invalid field in the request.
     pub field: Option<String>,
-    /// Further fields at fault, each with what is wrong with it.
+    /// Further invalid fields, each with a description of what is wrong with it.
     pub violations: Vec<(String, String)>,
-    /// When trying again can help.
+    /// When a retry can help.
     pub retry_after: Option<Duration>,
     pub metadata: Vec<(&'static str, String)>,
 }
@@ -51,7 +51,7 @@ impl Problem {
         }
     }
 
-    /// The caller sent something that cannot be used.
+    /// The caller sent something invalid.
     pub fn invalid(reason: Reason, field: impl Into<String>, message: impl Into<String>) -> Self {
         Self::new(reason, message).with_field(field)
     }
@@ -70,7 +70,7 @@ impl Problem {
         self
     }
 
-    /// For a wait that is known better than by its reason.
+    /// Sets a delay that is more accurate than the reason's default.
     pub fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
@@ -81,7 +81,7 @@ impl Problem {
         self
     }
 
-    /// Puts a chip's place in front of a field that is named from the chip, as in `chips[3].image`.
+    /// Prefixes a field path that is relative to a chip with the chip's path, as in `chips[3].image`.
     pub fn within(mut self, prefix: &str) -> Self {
         self.field = self.field.map(|field| format!("{prefix}.{field}"));
         self

@@ -1,4 +1,4 @@
-//! How many calls a tenant may begin in a second.
+//! Limits how many calls a tenant may begin per second.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::config::Limits;
 use crate::metrics;
 use crate::reason::Reason;
 
-/// A bucket of calls for each tenant. There are as many tenants as the file of keys names.
+/// A bucket of calls per tenant. There are as many tenants as the key file names.
 #[derive(Clone)]
 pub struct RateLimit(Option<Arc<Bounded>>);
 
@@ -40,7 +40,7 @@ impl RateLimit {
     /// Takes a call out of the tenant's bucket.
     ///
     /// # Errors
-    /// The bucket is empty; the error says when it no longer is.
+    /// The bucket is empty; the error states when it no longer is.
     fn take(&self, tenant: &Arc<str>) -> Result<(), Problem> {
         let Some(bounded) = &self.0 else { return Ok(()) };
         bounded.buckets.check_key(tenant).map_err(|not_yet| {
@@ -54,7 +54,7 @@ impl RateLimit {
 
 /// Lets a call through, or refuses it.
 pub async fn limit(State(rate): State<RateLimit>, request: Request, next: Next) -> Response {
-    // Orchestrators ask after the server's health in no tenant's name.
+    // Orchestrators ask for the server's health on behalf of no tenant.
     if Method::of(request.uri().path()).kind == Kind::Health {
         return next.run(request).await;
     }

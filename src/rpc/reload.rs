@@ -1,4 +1,5 @@
-//! Files that take effect when they change: read at start, looked at again and again, kept as they were while broken.
+//! Files that take effect when they change: read at start, checked periodically, and left in effect while a new version
+//! is broken.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,10 +11,10 @@ use tokio::time::MissedTickBehavior;
 
 use crate::metrics;
 
-/// Files that mean something together, and how often they are looked at.
+/// Files that belong together, and how often they are checked.
 #[derive(Clone, Debug)]
 pub struct Files {
-    /// What they are, for logs and as a label.
+    /// A description of the files, for logs and as a label.
     pub subject: &'static str,
     pub paths: Vec<PathBuf>,
     pub every: Duration,
@@ -29,11 +30,12 @@ pub enum FileError {
 }
 
 impl Files {
-    /// Reads the files and goes on watching them until the last receiver is dropped. `parse` gets the contents in the
-    /// order of the paths. Contents are compared, not times: orchestrators swap links, and times may stand still.
+    /// Reads the files and keeps watching them until the last receiver is dropped. `parse` gets the contents in the
+    /// order of the paths. Contents are compared, not modification times: orchestrators swap links, and times may not
+    /// change.
     ///
     /// # Errors
-    /// A file that cannot be read, or that `parse` refuses, at this first time.
+    /// A file cannot be read, or `parse` refuses it, on this first read.
     pub async fn follow<T: Send + Sync + 'static>(
         self,
         parse: impl Fn(&[Vec<u8>]) -> Result<T, FileError> + Send + 'static,
@@ -61,7 +63,7 @@ impl Files {
             let contents = match self.read().await {
                 Ok(contents) => contents,
                 Err(cause) => {
-                    // Told once, not at every look.
+                    // Reported once, not at every check.
                     if was_readable {
                         self.failed(&cause);
                     }
@@ -108,7 +110,7 @@ mod tests {
     async fn a_change_takes_effect_and_a_broken_one_does_not() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("number");
-        // A rename, so that no look finds half a file.
+        // A rename, so that no check finds half a file.
         let put = |text: &str| {
             std::fs::write(folder.path().join("new"), text).expect("written");
             std::fs::rename(folder.path().join("new"), &path).expect("renamed");

@@ -68,7 +68,7 @@ impl ShipReIdService {
         Ok(convert::embed_response(outcomes, &model, started.elapsed()))
     }
 
-    /// Answers one chip of a stream; a chip at fault, or one that there is no room for, fails alone.
+    /// Answers one chip of a stream; a chip that is invalid or for which there is no room fails alone.
     async fn embed_item(
         self,
         item: Result<wire::EmbedStreamRequest, Status>,

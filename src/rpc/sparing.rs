@@ -1,11 +1,11 @@
-//! Lines of the log of which callers could cause any number: a few are written, the others are counted.
+//! Rate-limited log lines: where callers could cause any number, a few are written and the others are counted.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Decides which of many equal lines are written.
+/// Decides which of many similar lines are written.
 #[derive(Debug)]
 pub struct Sparing {
     /// Lines at once, after a pause.
@@ -17,7 +17,7 @@ pub struct Sparing {
 
 #[derive(Debug)]
 struct State {
-    /// When the line before the next one would have been written at the steady pace.
+    /// When the previous line would have been written at the steady pace.
     told: Option<Instant>,
     untold: u64,
 }
@@ -27,7 +27,7 @@ impl Sparing {
         Self { burst, every, state: Mutex::new(State { told: None, untold: 0 }) }
     }
 
-    /// How many lines were left out since the last one, where this one is to be written.
+    /// If this line is to be written, the number of lines left out since the last one.
     pub fn line(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

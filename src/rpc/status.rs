@@ -1,4 +1,4 @@
-//! Every error of the domain as a [`Problem`], and problems as gRPC answers. The only such map.
+//! Maps every error of the domain to a [`Problem`], and problems to gRPC responses. This is the only such map.
 
 use super::deadline;
 use super::drain::draining;
@@ -52,7 +52,7 @@ impl From<Stopped> for Problem {
     fn from(cause: Stopped) -> Self {
         match cause {
             Stopped::Deadline => deadline::exceeded(),
-            // Nobody is there to read it.
+            // No caller is left to read it.
             Stopped::Cancelled => Self::new(cause.reason(), cause.to_string()),
         }
     }
@@ -268,13 +268,13 @@ impl From<ActivationError> for Problem {
     }
 }
 
-/// What the device said stays in the log.
+/// The device's own message stays in the log.
 fn not_runnable() -> Problem {
     Problem::new(Reason::ModelNotRunnable, "the model cannot run on this server; its log says why")
 }
 
-/// A call fails as a whole when none of its chips has an embedding and all for the server's reasons, so
-/// that a retry policy sees one code and not a batch of errors.
+/// A call fails as a whole when none of its chips has an embedding and all failed for reasons of the server, so that a
+/// retry policy sees one code and not a batch of errors.
 pub fn whole_call<T>(outcomes: &[Result<T, Problem>]) -> Result<(), Problem> {
     let servers_fault =
         |problem: &Problem| problem.retry_after.is_some() || problem.reason == Reason::DeadlineExceeded;

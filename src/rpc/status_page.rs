@@ -24,7 +24,7 @@ pub struct StatusPages {
     pub catalog: Option<Catalog>,
 }
 
-/// `/metrics`, `/healthz` (restart me when this fails) and `/readyz` (send me calls while this succeeds).
+/// `/metrics`, `/healthz` (failure means restart) and `/readyz` (success means ready for calls).
 pub fn router(pages: StatusPages) -> Router {
     Router::new()
         .route("/metrics", get(metrics_page))

@@ -1,4 +1,4 @@
-//! A call as a span: its name and attributes as OpenTelemetry wants them, under the caller's span where it has one.
+//! A call as a span: its name and attributes follow OpenTelemetry, and its parent is the caller's span, if any.
 
 use axum::extract::Request;
 use http::HeaderMap;
@@ -12,16 +12,16 @@ use tracing_opentelemetry::OpenTelemetrySpanExt;
 
 use super::method::Method;
 
-/// Carries what a caller calls its request; answered in the metadata.
+/// Carries the caller's id of its request; returned in the metadata.
 pub const REQUEST_ID: &str = "x-request-id";
 
-/// Carries which build of this program answers.
+/// Carries the build of this program.
 pub const BUILD: &str = "x-shipreid-build";
 
-/// Characters of a request id that is taken from a caller.
+/// Characters of a request id that is accepted from a caller.
 const REQUEST_ID_MAX: usize = 128;
 
-/// The request id of a call: the caller's, where it can stand in a log line, or one of ours.
+/// The request id of a call: the caller's, if it is safe in a log line, or a generated one.
 pub fn request_id(headers: &HeaderMap) -> String {
     let sent = headers.get(REQUEST_ID).and_then(|id| id.to_str().ok());
     match sent.filter(|id| is_sane(id)) {
@@ -35,8 +35,8 @@ fn is_sane(id: &str) -> bool {
         && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.:/+=".contains(&byte))
 }
 
-/// A span for a call, in which everything that is done for it happens. At the level of errors, so that every log line
-/// within it carries its ids.
+/// The span of a call, in which all its work happens. It has the level of errors, so that every log line within it
+/// carries its ids.
 pub fn call_span(method: Method, request_id: &str, request: &Request) -> Span {
     let (service, name) = (method.service(), method.name());
     let span = tracing::error_span!(
@@ -48,7 +48,7 @@ pub fn call_span(method: Method, request_id: &str, request: &Request) -> Span {
     );
     let caller = TraceContextPropagator::new().extract(&Headers(request.headers()));
     let sent = trace_id(&caller);
-    // It fails where nothing is traced.
+    // Fails where tracing is disabled.
     let _ = span.set_parent(caller);
     span.set_attribute("rpc.system", "grpc");
     span.set_attribute("rpc.service", service);

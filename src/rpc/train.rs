@@ -1,4 +1,4 @@
-//! Train: starts a job, and streams what happens in it for as long as the caller stays.
+//! Train: starts a job, and streams its events for as long as the caller stays connected.
 
 use std::sync::Arc;
 
@@ -12,13 +12,13 @@ use crate::jobs::{EventPayload, Job, JobEvent, JobKey, Jobs, RunEvent, Start, Wa
 use crate::reason::Reason;
 use crate::wire;
 
-/// The jobs of a server, for the services that need them. Cloning it is cheap.
+/// The jobs of a server, for the services that need them. Cheap to clone.
 #[derive(Clone, Debug)]
 pub enum JobAccess {
     Open(Arc<Jobs>),
     /// The server has no data folder.
     NoDataDir,
-    /// Their store cannot be read, and is kept as it is.
+    /// Their store cannot be read, and is left as it is.
     Damaged(Arc<str>),
 }
 
@@ -56,7 +56,7 @@ pub async fn train(
     follow(jobs, job.key, WatchFrom::Oldest, context).await
 }
 
-/// A job's events until it has ended, or the caller's time has passed.
+/// A job's events until it has ended, or the call's deadline has passed.
 pub async fn follow(
     jobs: &Jobs,
     key: JobKey,

@@ -25,7 +25,7 @@ impl TrainingJobsService {
     }
 }
 
-/// The job that a caller names, which is one of his own.
+/// The job that a caller names, which must be one of its own.
 fn key(context: &CallContext, job_id: &str) -> Result<JobKey, Problem> {
     context.concerns(job_id);
     Ok(JobKey { tenant: Arc::clone(&context.tenant), id: convert::job_id(job_id)? })

@@ -1,4 +1,4 @@
-//! `shipreid demo`: the whole mission once, in one command.
+//! `shipreid demo`: the whole workflow in one command.
 
 mod trial;
 
@@ -24,12 +24,12 @@ use super::live::{INTERRUPTED, Notice, Screen, Until, Watched, watch};
 use super::{Failure, output, prepare};
 use trial::Trial;
 
-/// What is trained, but for the folder of the data.
+/// The training configuration, without the data folder.
 const CONFIG: &str = include_str!("../../../configs/train/demo.toml");
-/// Views of each ship by either sensor; one of them asks, the others are found.
+/// Views of each ship by either sensor; one of them is the query, the others are enrolled.
 const VIEWS: u64 = 4;
 const SEED: u64 = 1;
-/// Where the chips of synthetic ships lie in what `synth` writes, and its picture of them.
+/// Location of the synthetic chips in the output of `synth`, and its contact sheet of them.
 const SYNTHETIC: &str = "synthetic_hoss";
 const SHIPS_PICTURE: &str = "synthetic_ships.png";
 const REPORT: &str = "training.html";
@@ -133,7 +133,7 @@ impl Demo {
         Ok(trials)
     }
 
-    /// Orders a job and watches it to its end; leaves a page about it.
+    /// Orders a job and watches it to its end; writes a report page about it.
     async fn train(&self, client: &Client, training: &TrainConfig) -> anyhow::Result<TrainingJob> {
         let request = TrainRequest {
             config_toml: toml::to_string(training)?,
@@ -159,7 +159,7 @@ impl Demo {
         Ok(*job)
     }
 
-    /// Tables and pictures of every trial.
+    /// Prints tables and writes pictures of every trial.
     fn tell(&self, trials: &[Trial]) -> anyhow::Result<()> {
         output::say(
             "all: everything asks everything; o2s: optical asks SAR; s2o: SAR asks optical; in percent",
@@ -179,15 +179,15 @@ impl Demo {
     }
 }
 
-/// A server for this mission alone: free ports, everything in `place`.
+/// A server for the demo only: free ports, all data in `place`.
 fn server_config(place: &Path) -> Result<Config, Failure> {
     let flags = vec![
         "server.listen=127.0.0.1:0".to_owned(),
         "server.metrics_listen=127.0.0.1:0".to_owned(),
-        // Of the architecture that is trained, so that training is all that differs.
+        // Of the architecture that is trained, so that only the training differs.
         "model.preset=tiny".to_owned(),
         "telemetry.log_filter=warn".to_owned(),
-        // A whole ranking is scored.
+        // Whole rankings are scored.
         "matching.top_k_max=10000".to_owned(),
         format!("store.data_dir={}", place.join("server").display()),
         format!("training.data_roots={}", place.join("data").display()),
@@ -208,11 +208,11 @@ async fn activate(client: &Client, model: &str) -> anyhow::Result<()> {
 }
 
 async fn stop(running: Running) {
-    // A server that still has something to do must not keep its owner.
+    // A server that is still busy must not block the command.
     let _ = tokio::time::timeout(Duration::from_secs(30), running.stop()).await;
 }
 
-/// When the mission began.
+/// When the demo began.
 struct Clock(Instant);
 
 impl Clock {

@@ -1,4 +1,4 @@
-//! A test set that a server is asked about, and how well its ships are found in one way and another.
+//! A test set that is matched on a server, and how well its ships are found by different methods.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ use super::super::eval::{TestSet, labelled, sizes};
 use super::super::output;
 use super::super::ranked::result_text;
 
-/// What is measured.
+/// The protocols that are measured.
 const PROTOCOLS: [Protocol; 3] = [Protocol::All, Protocol::OpticalToSar, Protocol::SarToOptical];
 /// Queries in one call.
 const BATCH: usize = 16;
@@ -36,9 +36,9 @@ const TOP: u32 = 5;
 pub struct Trial {
     name: &'static str,
     set: TestSet,
-    /// By what was ranked, and the scores of each protocol in which somebody takes part.
+    /// The method of ranking, and the scores of each protocol that has queries.
     rows: Vec<(&'static str, Vec<Summary>)>,
-    /// The last ranking of everything by everything.
+    /// The last ranking of the whole gallery for all queries.
     ranked: Option<Ranked>,
 }
 
@@ -53,14 +53,14 @@ impl Trial {
         format!("{}: {queries} queries, {gallery} enrolled chips", self.name)
     }
 
-    /// Scores ranking by width and length in metres.
+    /// Scores a ranking by width and length in metres.
     pub fn rank_by_size(&mut self) -> anyhow::Result<()> {
         let (queries, gallery) = (sizes(&self.set.queries)?, sizes(&self.set.gallery)?);
         self.add("size alone", |protocol| evaluate_by_size(protocol, &queries, &gallery));
         Ok(())
     }
 
-    /// Enrols the gallery half with the active model, asks for every query in every protocol, and scores the answers.
+    /// Enrols the gallery half with the active model, matches every query in every protocol, and scores the answers.
     pub async fn rank(&mut self, client: &Client, by: &'static str, gallery: &str) -> anyhow::Result<()> {
         let gallery = self.gallery(gallery);
         let started = Instant::now();
@@ -90,14 +90,14 @@ impl Trial {
         Ok(())
     }
 
-    /// Deletes the gallery: it would follow the next model, and nobody would ask it any more.
+    /// Deletes the gallery: otherwise it would be re-embedded for the next model, although it is no longer used.
     pub async fn forget(&self, client: &Client, gallery: &str) -> anyhow::Result<()> {
         let request = DeleteGalleryRequest { name: self.gallery(gallery) };
         client.galleries().delete_gallery(request).await.map_err(ClientError::from)?;
         Ok(())
     }
 
-    /// Some answers as a caller of Match sees them.
+    /// Prints some answers as a caller of Match sees them.
     pub async fn show_answers(&self, client: &Client, gallery: &str) -> anyhow::Result<()> {
         let sar = self.set.queries.iter().filter(|image| image.modality() == Modality::Sar);
         let queries = sar.take(SHOWN).map(|image| {
@@ -118,7 +118,7 @@ impl Trial {
         Ok(())
     }
 
-    /// mAP and R1 of everything that was tried.
+    /// mAP and R1 of all methods.
     pub fn table(&self) -> Table {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
@@ -137,7 +137,7 @@ impl Trial {
         table
     }
 
-    /// The last ranking in pictures.
+    /// A contact sheet of the last ranking.
     pub fn sheet(&self) -> anyhow::Result<RgbImage> {
         self.set.picture(self.ranked.as_ref().context("nothing was ranked")?)
     }
@@ -147,19 +147,19 @@ impl Trial {
         self.rows.push((by, PROTOCOLS.iter().filter_map(summary).collect()));
     }
 
-    /// A name of its own for each trial.
+    /// A separate name for each trial.
     fn gallery(&self, stem: &str) -> String {
         let first_word = self.name.split(' ').next().unwrap_or_default();
         format!("{stem}-{first_word}")
     }
 }
 
-/// Enrols every image under its file name; says how many they are.
+/// Enrols every image under its file name; returns their number.
 async fn enrol(client: &Client, gallery: &str, images: &[Image]) -> anyhow::Result<usize> {
     let request = CreateGalleryRequest { name: gallery.to_owned(), ..CreateGalleryRequest::default() };
     client.galleries().create_gallery(request).await.map_err(ClientError::from)?;
     let request = |image: &Image| {
-        // HOSS gives distractors, which are many ships, the identity -1.
+        // HOSS gives the identity -1 to distractors, which are different ships.
         let vessel_id = if image.identity < 0 { String::new() } else { image.identity.to_string() };
         anyhow::Ok(EnrollRequest {
             gallery: gallery.to_owned(),
@@ -185,13 +185,13 @@ async fn enrol(client: &Client, gallery: &str, images: &[Image]) -> anyhow::Resu
     Ok(count)
 }
 
-/// Asks for whole rankings: chips first, then the embeddings that came with the answers.
+/// Requests whole rankings: sends chips first, then the embeddings returned with the answers.
 struct Asker<'a> {
     client: &'a Client,
     gallery: &'a str,
     set: &'a TestSet,
     queries: Vec<MatchQuery>,
-    /// Place in the gallery half of each entry.
+    /// The index in the gallery half of each entry.
     places: HashMap<String, usize>,
 }
 
@@ -207,7 +207,7 @@ impl<'a> Asker<'a> {
         })
     }
 
-    /// Ranks all that is searched for each query that asks; `None` where nobody takes part.
+    /// Ranks the searched entries for each query of the protocol; `None` if it has no queries.
     async fn ask(&mut self, protocol: Protocol) -> anyhow::Result<Option<Ranked>> {
         let asking: Vec<usize> = (0..self.queries.len())
             .filter(|place| protocol.asks(labelled(&self.set.queries[*place])))

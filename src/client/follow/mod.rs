@@ -1,4 +1,4 @@
-//! Follows a training job over lost connections and servers that restart: each event once, in order.
+//! Follows a training job across lost connections and server restarts: each event once, in order.
 
 mod order;
 #[cfg(test)]
@@ -15,24 +15,24 @@ use super::state::is_ended;
 use super::{Client, ClientError};
 use crate::wire::{TrainEvent, TrainRequest, TrainingJob, WatchTrainingJobRequest};
 
-/// Up to half a second, then twice as long after each failure, up to 20 s. From a half to the whole of each is random: the
-/// watchers of a server that stopped do not all come back at once.
+/// Up to half a second, then twice as long after each failure, up to 20 s. The second half of each delay is random, so
+/// that the watchers of a stopped server do not all return at once.
 const BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(250))
     .with_max_delay(Duration::from_secs(10))
     .with_jitter()
     .without_max_times();
 
-/// Where a watcher begins.
+/// The first event of a watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Beginning {
-    /// With the oldest event that the server still has.
+    /// The oldest event that the server still has.
     Oldest,
-    /// With this event; refused when the server has it no more.
+    /// This event; refused if the server no longer has it.
     Event(u64),
 }
 
-/// A job as it is watched.
+/// A watched job.
 #[derive(Debug)]
 pub struct Follower {
     client: Client,
@@ -41,24 +41,24 @@ pub struct Follower {
     order: EventOrder,
     stream: Stream,
     backoff: ExponentialBuilder,
-    /// After the failures that follow.
+    /// The delays after consecutive failures.
     waits: ExponentialBackoff,
 }
 
-/// What a follower has to tell.
+/// A notification from a follower.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Followed {
     Event(Box<TrainEvent>),
-    /// The connection or the server is gone; the next call tries again after `wait`.
+    /// The connection or the server is gone; the next call retries after `wait`.
     Lost {
         cause: String,
         wait: Duration,
     },
-    /// Nothing happens to the job any more, unless somebody resumes it; every event was told.
+    /// The job has ended and stays so unless it is resumed; every event was returned.
     Ended(Box<TrainingJob>),
 }
 
-/// What is asked for when a stream is opened.
+/// What to request when a stream is opened.
 #[derive(Debug)]
 enum Subject {
     /// The job has no name yet. Its request id makes it safe to order it again.
@@ -69,7 +69,7 @@ enum Subject {
 #[derive(Debug)]
 enum Stream {
     Closed,
-    /// Closed, and to be opened after a while.
+    /// Closed, and to be reopened after a delay.
     Waiting(Duration),
     Open {
         events: Box<Streaming<TrainEvent>>,
@@ -81,7 +81,7 @@ impl Follower {
     /// Orders a job, and follows it; nothing is sent before the first call of [`Follower::next`].
     ///
     /// # Panics
-    /// Without a request id, an order whose answer was lost could not be given again.
+    /// Without a request id, an order whose response was lost could not be repeated.
     pub(super) fn ordering(client: Client, request: TrainRequest) -> Self {
         assert!(!request.request_id.is_empty(), "an order that may be repeated has a request id");
         Self {
@@ -111,7 +111,7 @@ impl Follower {
         }
     }
 
-    /// Waits like this after failures.
+    /// Uses these delays after failures.
     #[must_use]
     pub fn with_backoff(self, backoff: ExponentialBuilder) -> Self {
         Self { backoff, waits: backoff.build(), ..self }
@@ -125,15 +125,15 @@ impl Follower {
         }
     }
 
-    /// The number of the event that comes next.
+    /// The number of the next event.
     pub fn next_event(&self) -> u64 {
         self.order.next()
     }
 
-    /// The next thing to tell. Whoever drops the future loses nothing; after `Ended`, the job is asked about again.
+    /// The next notification. Dropping the future loses nothing; after `Ended`, the job is queried again.
     ///
     /// # Errors
-    /// What the server refuses for good, or events that it has lost.
+    /// The server refuses permanently, or has lost events.
     pub async fn next(&mut self) -> Result<Followed, ClientError> {
         loop {
             match &mut self.stream {
@@ -152,7 +152,7 @@ impl Follower {
                             return Ok(self.tell(event));
                         }
                         Arrival::Again => {}
-                        // A stream that begins behind what was asked for will do so again.
+                        // A stream that begins after the requested event will do so again.
                         Arrival::Gap { expected } if !*told => {
                             return Err(ClientError::EventsLost { expected, found: event.number });
                         }
@@ -191,7 +191,7 @@ impl Follower {
             Err(status) => ClientError::from(status),
         };
         match (self.beginning, refused.oldest_event()) {
-            // The oldest of all, before any event was told: the one that is there.
+            // The oldest event was requested and none was returned yet: use the one that exists.
             (Beginning::Oldest, Some(oldest)) if self.order == EventOrder::from(1) => {
                 self.order = EventOrder::from(oldest);
                 let request = WatchTrainingJobRequest { job_id, from_event: oldest };
@@ -201,7 +201,7 @@ impl Follower {
         }
     }
 
-    /// The server has closed the stream in order: because the job has ended, or to shut down.
+    /// The server has closed the stream without an error: because the job has ended, or to shut down.
     async fn ended(&mut self) -> Result<Followed, ClientError> {
         self.stream = Stream::Closed;
         let Subject::Job(id) = &self.subject else {

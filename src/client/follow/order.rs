@@ -1,17 +1,17 @@
-//! Which event of a job comes next: nothing is handed over twice, and no gap goes unseen.
+//! Tracks which event of a job comes next: no event is returned twice, and no gap goes unnoticed.
 
-/// Counts the events of a job as they arrive over one stream after the other.
+/// Counts the events of a job as they arrive over consecutive streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventOrder {
-    /// `None` before the first event, where that may be any.
+    /// `None` before the first event, if that may be any.
     next: Option<u64>,
 }
 
-/// What an event is to those that came before it.
+/// How an event relates to the previous ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
     Next,
-    /// It was there before.
+    /// It was received before.
     Again,
     /// Events are missing before it.
     Gap {
@@ -25,17 +25,17 @@ impl EventOrder {
         Self { next: Some(number.max(1)) }
     }
 
-    /// The next event is the first that comes.
+    /// The next event is the first one received.
     pub fn from_any() -> Self {
         Self { next: None }
     }
 
-    /// The event to ask for.
+    /// The event to request.
     pub fn next(self) -> u64 {
         self.next.unwrap_or(1)
     }
 
-    /// Notes the arrival of the event `number`; a gap changes nothing.
+    /// Records the arrival of the event `number`; a gap changes nothing.
     pub fn arrive(&mut self, number: u64) -> Arrival {
         let expected = self.next.unwrap_or(number);
         if number > expected {
@@ -56,7 +56,7 @@ mod tests {
     use super::*;
 
     proptest! {
-        /// Streams begin at or before the event that was asked for, and break anywhere.
+        /// Streams begin at or before the requested event, and break anywhere.
         #[test]
         fn each_event_is_next_once_however_often_the_stream_breaks(
             streams in prop::collection::vec((0_u64..6, 0_u64..12), 1..20),

@@ -1,4 +1,4 @@
-//! A follower against a server that breaks where it is told to.
+//! A follower against a server that fails on demand.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -23,13 +23,13 @@ const JOB: &str = "job-1";
 /// Events of the job.
 const LAST: u64 = 9;
 
-/// What becomes of a stream.
+/// What a stream does.
 #[derive(Clone, Debug)]
 enum Play {
     Refuse(Status),
     /// These events, then an error.
     Break(Vec<u64>, Status),
-    /// These events, then an orderly end.
+    /// These events, then a normal end.
     End(Vec<u64>),
     /// These events, then silence.
     Hang(Vec<u64>),
@@ -42,9 +42,9 @@ struct Scripted(Arc<Mutex<Script>>);
 #[derive(Default)]
 struct Script {
     plays: VecDeque<Play>,
-    /// What was asked for: the first event, or a request id.
+    /// The requests: the first event, or a request id.
     asked: Vec<String>,
-    /// The job, each time that somebody asks for it; then a finished one.
+    /// The job, for each request in turn; then a finished one.
     jobs: VecDeque<TrainingJob>,
 }
 
@@ -163,7 +163,7 @@ async fn listen() -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
-/// Serves a script, and returns where.
+/// Serves a script, and returns its address.
 async fn serve(script: &Scripted) -> SocketAddr {
     let (listener, address) = listen().await;
     let server = Server::builder()
@@ -182,7 +182,7 @@ fn at_once(follower: Follower) -> Follower {
     follower.with_backoff(BACKOFF.with_min_delay(Duration::ZERO).with_max_delay(Duration::ZERO))
 }
 
-/// Everything that is told up to the job's end: numbers of events, losses, and the state at the end.
+/// Everything that is returned up to the job's end: numbers of events, losses, and the state at the end.
 async fn told(mut follower: Follower) -> Result<(Vec<u64>, usize, JobState), ClientError> {
     let (mut numbers, mut losses) = (Vec::new(), 0);
     loop {
@@ -226,7 +226,7 @@ async fn each_event_is_told_once_and_in_order_wherever_the_stream_breaks() {
         Play::Break((1..=3).collect(), broken(Code::Unavailable)),
         Play::Refuse(broken(Code::Unavailable)),
         Play::Break(vec![], broken(Code::Unknown)),
-        // A server that begins earlier than it was asked to.
+        // A server that begins earlier than requested.
         Play::Break((2..=6).collect(), broken(Code::Internal)),
         Play::Refuse(overloaded()),
         Play::End((7..=7).collect()),

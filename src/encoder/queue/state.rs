@@ -1,4 +1,4 @@
-//! What callers and device threads share: who waits, what the threads are told, and whether they live.
+//! State shared by callers and device threads: waiting chips, commands to the threads, and whether they are alive.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,7 +18,7 @@ use crate::encoder::types::{
     CanaryError, CanaryOutcome, EncodeError, EncodeJob, Encoded, EncoderEvent, Health, Observe, QueueSettings,
 };
 
-/// What callers and device threads share.
+/// State shared by callers and device threads.
 pub struct QueueState {
     state: Mutex<LockedState>,
     wake: Condvar,
@@ -53,12 +53,12 @@ impl Phase {
     }
 }
 
-/// A chip in the queue, and where its answer goes.
+/// A chip in the queue, and where its answer is sent.
 pub struct Waiting {
     pub chip: EncoderInput,
     pub since: Instant,
     pub reply: oneshot::Sender<Result<Encoded, EncodeError>>,
-    /// Of the wait; what follows is linked to it.
+    /// The span of the wait; later spans link to it.
     pub span: Span,
 }
 
@@ -77,7 +77,7 @@ impl LockedState {
         mailboxes[worker].next_command(schedule.len(), |model| schedule.waiting(model))
     }
 
-    /// Commands that nobody will carry out; dropped, they tell whoever waits for them.
+    /// Commands that will not be carried out; dropping them notifies the waiting tasks.
     fn take_commands(&mut self) -> Vec<WorkerCommand> {
         self.mailboxes.iter_mut().flat_map(Mailbox::clear).collect()
     }
@@ -107,13 +107,13 @@ impl QueueState {
         self.settings
     }
 
-    /// Lets chips name `model`; with the first one the server serves.
+    /// Lets chips name `model`; with the first one the server begins to serve.
     pub fn admit(&self, model: ModelDigest) {
         self.lock().resident.insert(model);
         self.turn(Health::Warming, Health::Serving);
     }
 
-    /// Refuses chips that name `model`; that it failed means nothing any more.
+    /// Refuses chips that name `model`; its failures no longer matter.
     pub fn dismiss(&self, model: ModelDigest) {
         let mut state = self.lock();
         state.resident.remove(&model);
@@ -154,7 +154,7 @@ impl QueueState {
         self.health.subscribe()
     }
 
-    /// Goes from one state of health to another, if it is in the first.
+    /// Changes health from one state to another, if it is in the first.
     fn turn(&self, from: Health, to: Health) {
         self.health.send_if_modified(|health| {
             let turns = *health == from;
@@ -169,12 +169,12 @@ impl QueueState {
         self.lock().trials.passes(worker)
     }
 
-    /// A device thread has carried out a command.
+    /// Notes that a device thread has carried out a command.
     pub fn worked(&self, worker: usize) {
         self.lock().trials.worked(worker);
     }
 
-    /// A forward pass has succeeded, whoever's chips were in it.
+    /// Notes that a forward pass has succeeded, with any caller's chips.
     pub fn passed(&self, worker: usize, model: ModelDigest) {
         let mut state = self.lock();
         if state.trials.passed(worker, model) {
@@ -185,7 +185,7 @@ impl QueueState {
     pub fn judge(&self, worker: usize, model: ModelDigest, outcome: CanaryOutcome) {
         let mut state = self.lock();
         let has_failed = outcome != CanaryOutcome::Passed;
-        // Of a model that has left meanwhile nobody would learn that it works again.
+        // If the model has been unloaded in the meantime, nothing would report that it works again.
         if has_failed && state.resident.contains(&model) && state.trials.failed(worker, model) {
             self.tell_thread(&state, worker);
         }
@@ -193,7 +193,7 @@ impl QueueState {
         self.tell(EncoderEvent::Canary { worker, model, outcome });
     }
 
-    /// Under the lock, so that health is what was true last.
+    /// Called under the lock, so that the reported health is the latest.
     fn tell_thread(&self, state: &LockedState, worker: usize) {
         self.tell(EncoderEvent::Thread { worker, is_failing: state.trials.is_failing(worker) });
         if state.trials.is_any_failing() {
@@ -203,7 +203,7 @@ impl QueueState {
         }
     }
 
-    /// Lets a canary wait, in the place of one that was there.
+    /// Puts a canary in the waiting slot, replacing any previous one.
     pub fn place_canary(
         self: &Arc<Self>,
         worker: usize,
@@ -280,7 +280,7 @@ impl QueueState {
         Ok(Ticket { id, queue: Arc::clone(self) })
     }
 
-    /// Gives a device thread a command; it is dropped where the threads end.
+    /// Gives a device thread a command; it is dropped if the threads are ending.
     pub fn command(&self, worker: usize, command: WorkerCommand) {
         let mut state = self.lock();
         if state.phase != Phase::Open {
@@ -292,8 +292,8 @@ impl QueueState {
         self.wake.notify_all();
     }
 
-    /// Blocks a device thread until there is something to do. The batch is bound here, when the device is
-    /// free, and not before.
+    /// Blocks a device thread until there is something to do. The batch is bound here, when the device is free, and not
+    /// before.
     pub fn next_work(&self, worker: usize, buckets: &Buckets) -> WorkerTask {
         let mut state = self.lock();
         loop {
@@ -313,7 +313,7 @@ impl QueueState {
                 drop(state);
                 for entry in taken.expired {
                     self.tell(EncoderEvent::Dropped { reason: "DEADLINE" });
-                    // A caller that left in the meantime wants no answer.
+                    // A caller that has left in the meantime needs no answer.
                     let _ = entry.payload.reply.send(Err(EncodeError::DeadlineExceeded));
                 }
                 if !taken.batch.is_empty() {
@@ -340,7 +340,7 @@ impl QueueState {
         self.lock().times.entry(model).or_default().record(size, took);
     }
 
-    /// The device is gone: nobody who waits, or comes later, will be served.
+    /// Records that the device is gone: waiting and later chips will not be served.
     pub fn lose_device(&self, message: String) {
         let (waiting, commands, canaries) = {
             let mut state = self.lock();
@@ -358,7 +358,7 @@ impl QueueState {
         }
     }
 
-    /// Under the lock, so that the depths arrive in the order in which they were true.
+    /// Called under the lock, so that depths are reported in the order in which they occurred.
     fn tell_depth(&self, state: &LockedState) {
         self.tell(EncoderEvent::Depth(state.schedule.len()));
     }
@@ -368,7 +368,7 @@ impl QueueState {
     }
 }
 
-/// A caller's place in the queue, free again when the caller leaves.
+/// A caller's slot in the queue, released when the caller leaves.
 pub struct Ticket {
     id: u64,
     queue: Arc<QueueState>,
@@ -387,12 +387,12 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        // A chip that has run, or was given up before, is not in the queue any more.
+        // A chip that has run, or was given up before, is no longer in the queue.
         self.give_up("CANCELLED");
     }
 }
 
-/// A canary's place, free again when nobody waits for it.
+/// A canary's slot, released when the waiting task is gone.
 pub struct CanaryTicket {
     pub queue: Arc<QueueState>,
     pub worker: usize,
@@ -400,7 +400,7 @@ pub struct CanaryTicket {
 
 impl Drop for CanaryTicket {
     fn drop(&mut self) {
-        // One that is on a device is not in its place any more.
+        // A canary that is on a device is no longer in its slot.
         let canary = self.queue.take_canary(self.worker);
         drop(canary);
     }

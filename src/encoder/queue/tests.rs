@@ -1,4 +1,4 @@
-//! What becomes of chips when a batch fails, a caller leaves, or the queue closes.
+//! What happens to chips when a batch fails, a caller leaves, or the queue closes.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ enum Act {
 struct Scripted {
     warming: usize,
     acts: std::sync::mpsc::Receiver<Act>,
-    /// Told how many chips have come.
+    /// Called with the number of chips received.
     seen: Box<dyn Fn(usize) + Send>,
 }
 
@@ -49,7 +49,7 @@ impl Encoder for Scripted {
     }
 }
 
-/// One device thread with batches of up to two, and everything that it tells.
+/// One device thread with batches of up to two, and all its events.
 struct Bench {
     queue: EncodeQueue,
     acts: std::sync::mpsc::Sender<Act>,
@@ -107,7 +107,7 @@ impl Bench {
         while self.events.recv().await.as_ref() != Some(wanted) {}
     }
 
-    /// Keeps the device busy until two more chips wait: they will be one batch.
+    /// Keeps the device busy until two more chips wait, which will form one batch.
     async fn pair(&mut self) -> [JoinHandle<Result<Encoded, EncodeError>>; 2] {
         let busy = self.send();
         assert_eq!(self.seen.recv().await, Some(1));
@@ -234,7 +234,7 @@ async fn a_call_that_the_queue_would_keep_too_long_is_refused_at_once() {
         let caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline };
         pipeline.admit(&model, &caller, 1, 1).map(drop)
     };
-    // The batch that runs, and one with the chip that waits: 20 seconds, and a quarter more to be sure.
+    // The running batch, and one with the waiting chip: 20 seconds, and a quarter more as a margin.
     assert!(
         matches!(admit(Some(24)), Err(Refusal::Deadline { expected, .. }) if expected.as_secs_f64().round() == 20.0)
     );
@@ -273,7 +273,7 @@ async fn an_unloaded_model_takes_no_new_chips_but_does_those_that_wait() {
 
 const PERIOD: Duration = Duration::from_secs(30);
 
-/// Keeps the paused clock from going on by itself while a device thread works, for as long as it lives.
+/// Prevents the paused clock from advancing automatically while a device thread works, for as long as the sender lives.
 fn held_clock() -> std::sync::mpsc::Sender<()> {
     let (held, until) = std::sync::mpsc::channel();
     tokio::task::spawn_blocking(move || until.recv());
@@ -311,7 +311,7 @@ async fn an_idle_device_is_tried_and_health_is_what_comes_of_it() {
     bench.wait_for(&told(CanaryOutcome::Failed)).await;
     assert_eq!(*health.borrow(), Health::Failing);
 
-    // A caller's chip that comes through says as much.
+    // A caller's chip that succeeds proves as much.
     bench.is_alive().await;
     assert_eq!((bench.seen.recv().await, *health.borrow()), (Some(1), Health::Serving));
 
@@ -328,7 +328,7 @@ async fn an_idle_device_is_tried_and_health_is_what_comes_of_it() {
     keeping.abort();
 }
 
-/// Device threads, each of which does what it is told, by each model.
+/// Device threads, each of which acts as instructed, by each model.
 struct Threads {
     queue: EncodeQueue,
     events: mpsc::UnboundedReceiver<EncoderEvent>,
@@ -337,7 +337,7 @@ struct Threads {
 }
 
 impl Threads {
-    /// Loads models 1 to `models` on so many threads, and keeps canaries.
+    /// Loads models 1 to `models` on this many threads, and sends canaries.
     async fn start(workers: usize, models: u8) -> (Self, Arc<Pipeline>, Vec<ModelLease>) {
         let (told, events) = mpsc::unbounded_channel();
         let observe: Observe = Arc::new(move |event| drop(told.send(event)));
@@ -404,7 +404,7 @@ async fn each_device_thread_is_tried_and_one_that_hangs_is_named_whatever_the_ot
     threads.told(1, 1, CanaryOutcome::Late).await;
     assert_eq!(*health.borrow(), Health::Failing);
 
-    // What comes through another thread says nothing of this one.
+    // A success on another thread proves nothing about this one.
     threads.act(1, 0, Act::Answer);
     threads.told(1, 0, CanaryOutcome::Passed).await;
     assert_eq!(*health.borrow(), Health::Failing);

@@ -1,4 +1,4 @@
-//! Canaries that wait for device threads, what comes through on each, and which of them fail.
+//! Canaries that wait for device threads, successful passes on each thread, and failing threads.
 
 use std::collections::{HashMap, HashSet};
 
@@ -8,14 +8,14 @@ use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 use crate::encoder::types::CanaryError;
 
-/// A chip of our own that waits for an idle device thread.
+/// A chip of the server's own that waits for an idle device thread.
 pub struct Canary {
     pub model: ModelDigest,
     pub chip_size: ChipSize,
     pub reply: oneshot::Sender<Result<(), CanaryError>>,
 }
 
-/// Forward passes of one device thread that have succeeded.
+/// Counts successful forward passes of one device thread.
 #[derive(Clone, Debug, Default)]
 pub struct Passes(HashMap<ModelDigest, u64>);
 
@@ -25,11 +25,11 @@ impl Passes {
     }
 }
 
-/// The device threads as canaries find them.
+/// The state of the device threads according to canaries.
 pub struct Trials {
-    /// For each thread the one that has its turn when nothing else has.
+    /// For each thread, the canary that runs when the thread has nothing else to do.
     waiting: Vec<Option<Canary>>,
-    /// Where the last canary has not come through, and no chip since.
+    /// Where the last canary has failed, and no chip has succeeded since.
     failing: HashSet<(usize, ModelDigest)>,
     passes: Vec<watch::Sender<Passes>>,
 }
@@ -43,7 +43,7 @@ impl Trials {
         }
     }
 
-    /// Lets a canary wait; the one whose place it takes is returned.
+    /// Puts a canary in the waiting slot; returns the one that it replaces.
     pub fn place(&mut self, worker: usize, canary: Canary) -> Option<Canary> {
         self.waiting[worker].replace(canary)
     }
@@ -60,23 +60,23 @@ impl Trials {
         self.passes[worker].subscribe()
     }
 
-    /// A device thread has done something other than a forward pass.
+    /// Notes that a device thread has done something other than a forward pass.
     pub fn worked(&self, worker: usize) {
         self.passes[worker].send_modify(|_| {});
     }
 
-    /// A forward pass has succeeded. Whether that ends a failure is returned.
+    /// Notes that a forward pass has succeeded. Returns whether that ends a failure.
     pub fn passed(&mut self, worker: usize, model: ModelDigest) -> bool {
         self.passes[worker].send_modify(|passes| *passes.0.entry(model).or_default() += 1);
         self.failing.remove(&(worker, model))
     }
 
-    /// A canary has not come through. Whether that is news is returned.
+    /// Notes that a canary has failed. Returns whether that is a change.
     pub fn failed(&mut self, worker: usize, model: ModelDigest) -> bool {
         self.failing.insert((worker, model))
     }
 
-    /// A model is gone; the threads that failed by it are returned.
+    /// Forgets a model that was unloaded; returns the threads on which it failed.
     pub fn forget(&mut self, model: ModelDigest) -> Vec<usize> {
         for passes in &self.passes {
             passes.send_modify(|passes| {

@@ -1,4 +1,4 @@
-//! Models that come and go while chips are embedded.
+//! Models that are loaded and unloaded while chips are embedded.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
@@ -16,7 +16,7 @@ const DIMENSION: usize = 8;
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
 const WORKERS: usize = 2;
 
-/// A projection that tells on which thread it ends.
+/// A projection that reports on which thread it is dropped.
 struct Probe {
     projection: PixelProjection,
     ended: mpsc::Sender<String>,
@@ -39,7 +39,7 @@ fn digest(number: u8) -> ModelDigest {
     ModelDigest::new([number; 32])
 }
 
-/// A projection of seed `number`, and where its encoders end.
+/// A projection of seed `number`, and a receiver that reports where its encoders are dropped.
 fn model(number: u8) -> (LoadedModel, mpsc::Receiver<String>) {
     let (ended, ends) = mpsc::channel();
     let factory: EncoderFactory = Arc::new(move |_| {
@@ -65,7 +65,7 @@ fn source_chip() -> SourceChip {
     SourceChip { image, view: View::plain(Modality::Optical) }
 }
 
-/// What the projection of seed `number` makes of the chip.
+/// The embedding of the chip by the projection of seed `number`.
 fn expected(number: u8) -> Embedding {
     let source = source_chip();
     let chip = chip::prepare(&source.image, &source.view, SIZE, &LIMITS).expect("recorded").chip;
@@ -77,7 +77,7 @@ fn caller() -> Caller {
     Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None }
 }
 
-/// Embeds until told to stop; every answer is the one of the model that the call was promised.
+/// Embeds until stopped; every answer must come from the model that the call resolved.
 async fn keep_embedding(pipeline: Arc<Pipeline>, stop: Arc<AtomicBool>) -> [usize; 2] {
     let expected = [expected(1), expected(2)];
     let mut answers = [0, 0];
@@ -150,7 +150,7 @@ async fn at_most_two_models_are_resident_within_the_memory() {
     let too_large = ResidencyError::TooLarge { model: digest(3), needed: 151, taken: 100, limit: 250 };
     assert_eq!(refused, too_large);
     drop(first);
-    // The places of models that leave are waited for.
+    // Slots of models that are being unloaded are waited for.
     let leases = [residency.admit(model(4).0).await, residency.admit(model(5).0).await];
     assert!(leases.iter().all(Result::is_ok));
     residency.queue().close().await;
@@ -199,7 +199,7 @@ async fn a_model_that_nobody_waits_for_any_more_leaves() {
         async move { residency.admit(loaded).await.map(drop) }
     });
     abandoned.abort();
-    // Whether or not it was begun: the next one finds room, and nothing of the first stays.
+    // Whether or not it was begun: the next one finds room, and nothing of the first remains.
     let _two = residency.admit(model(2).0).await.expect("room");
     let _three = residency.admit(model(3).0).await.expect("room");
     let started = ends.iter().collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! The page of a job that was made up.
+//! The page of an invented job.
 
 use std::collections::HashMap;
 
@@ -97,7 +97,7 @@ fn a_page_tells_what_became_of_the_job() {
         "<title>Synthetic ships, small – shipreid</title>",
         "shipreid model activate 0123456789abcdef0123456789abcdef",
         "created 2026-03-01 04:00:00 ·",
-        // The best in the first protocol, and not in the easiest.
+        // The best in the first protocol, not in the easiest one.
         "<b>45.0 %</b><span>best mAP (all), epoch 6</span>",
         "<b>120 / 120</b>",
         "1 to 60",
@@ -161,7 +161,7 @@ fn nothing_that_a_server_says_becomes_markup_and_nothing_is_fetched() {
     for part in ["<script", "<img src=x", "<link", "http:", "https:", "url(", "@import"] {
         assert!(!page.contains(part), "{part}");
     }
-    // The style sheet and the page are whole.
+    // The style sheet and the page are complete.
     assert_eq!(page.matches("<style>").count(), 1);
     assert!(page.ends_with("</body></html>"));
 }

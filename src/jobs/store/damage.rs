@@ -1,4 +1,4 @@
-//! Rot in the file of the store: what is damaged is named and kept, and everything else is as it was.
+//! Corruption in the store's file: what is damaged is reported and kept, and everything else is unaffected.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -12,7 +12,7 @@ use crate::durable::Folder;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
 
-/// Changes the database of a place behind the store's back.
+/// Changes the database of a place bypassing the store.
 fn change(place: &Place, change: impl FnOnce(&redb::WriteTransaction)) {
     let state = place.store.lock();
     let database = state.database.as_ref().expect("open");
@@ -27,7 +27,7 @@ fn flipped(bytes: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Three jobs of one tenant, of which the second one's record is damaged.
+/// Three jobs of one tenant; the record of the second one is damaged.
 fn with_a_damaged_job() -> (Place, [JobKey; 3]) {
     let place = Place::new();
     let keys = ["a", "b", "c"].map(|request| add(&place.store, "t", order("x", Some(request))).key);
@@ -150,7 +150,7 @@ fn only_what_was_deleted_is_remembered_as_deleted() {
     place.store.delete(&keys[0], |_| Ok::<(), ()>(())).expect("deleted");
     let place = place.reopened();
     change(&place, |write| {
-        // A number that somebody made of another one.
+        // A number that was changed into another one.
         write.open_table(tables::DELETED).expect("there").insert(2, &[0; 4][..]).expect("writable");
     });
     assert_eq!(place.store.deleted().expect("readable"), [keys[0].id]);
@@ -194,7 +194,7 @@ fn a_changed_letter_of_a_tenant_takes_no_job_from_anybody() {
     assert!(places > 0);
 }
 
-/// What became of a store of which one byte was flipped.
+/// The outcome for a store with one flipped byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Refused,
@@ -231,7 +231,7 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
         };
         tally.count(outcome.text());
         tally.round();
-        // Pages that nothing was read from may still be refused where something is written.
+        // Pages that nothing was read from may still be refused on a write.
         if outcome == Outcome::Unaffected
             && random.random_bool(0.2)
             && let Ok(store) = JobStore::open(Box::new(Folder(folder.path().into())), BOUNDS)
@@ -259,7 +259,7 @@ fn judge(store: &JobStore, keys: &[JobKey], whole: &[(Option<Job>, Option<Replay
         }
         match (store.events(key, 1, 100), events) {
             (Ok(Some(Replay::Events { events: found, .. })), Some(Replay::Events { events, .. })) => {
-                // Where it ends early, the next event is the one that is named.
+                // If it ends early, the next event is the one that is reported.
                 assert_eq!(found, events[..found.len()], "{told}");
                 if found.len() < events.len() {
                     let next = store.events(key, found.len() as u64 + 1, 100);

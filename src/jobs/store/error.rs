@@ -1,4 +1,4 @@
-//! Why the job store does not do what it was asked for.
+//! Errors of the job store.
 
 use super::super::job::JobId;
 use super::super::record::RecordError;
@@ -12,23 +12,23 @@ pub enum StoreError {
     Newer { found: u64 },
     #[error("the job store is damaged: {0}")]
     Damaged(String),
-    /// Others can be used.
+    /// Other jobs can be used.
     #[error("{id} is damaged: {cause}; what is left of it is kept")]
     DamagedJob { id: JobId, cause: String },
-    /// For now; nothing has changed.
+    /// Temporarily; nothing has changed.
     #[error("the job store cannot be used now: {0}")]
     Unavailable(Trouble),
-    /// What was asked for comes to pass, once, when the store can be used again.
+    /// The change will be applied once, when the store can be used again.
     #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
     Pending(Trouble),
 }
 
-/// What keeps the store from being used, for now.
+/// What prevents the store from being used, for now.
 #[derive(Debug, thiserror::Error)]
 #[error("{cause}")]
 pub struct Trouble {
     cause: String,
-    /// Whether its disk has no room left. Then it can still be read.
+    /// Whether its disk is full. Then it can still be read.
     pub is_full: bool,
 }
 
@@ -77,7 +77,7 @@ impl StoreError {
         })
     }
 
-    /// Whether it is for want of room, which may come back.
+    /// Whether it is due to a lack of space, which may become available again.
     pub fn is_full(&self) -> bool {
         match self {
             Self::Unavailable(trouble) | Self::Pending(trouble) => trouble.is_full,

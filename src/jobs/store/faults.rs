@@ -1,4 +1,4 @@
-//! Power failures, dead processes and disks that refuse: what was acknowledged is there, and every event once.
+//! Power failures, killed processes and failing disks: acknowledged writes survive, and every event is stored once.
 
 use std::collections::BTreeMap;
 
@@ -19,15 +19,15 @@ const BOUNDS: Bounds = Bounds { jobs_max: 6, events_retained_max: 9 };
 /// Jobs as they should be, with their events.
 type Model = BTreeMap<JobId, (Job, Vec<JobEvent>)>;
 
-/// A store on a disk that fails, and what is known of it.
+/// A store on a failing disk, and its expected content.
 struct Trial {
     disk: FaultyDisk,
     random: ChaCha8Rng,
     clock: i64,
     model: Model,
-    /// What is there if a redo that was not acknowledged came through all the same.
+    /// The content if a redo that was not acknowledged was applied nevertheless.
     perhaps: Option<Model>,
-    /// No job may get a lower number any more.
+    /// New jobs must not get a lower number.
     next_id: u64,
 }
 
@@ -64,7 +64,7 @@ impl Trial {
         Self { disk, random, clock: 0, model: Model::new(), perhaps: None, next_id: 1 }
     }
 
-    /// From opening the store to a dead process or a power failure.
+    /// From opening the store to a killed process or a power failure.
     fn live(&mut self) {
         if self.random.random_bool(0.7) {
             let lasts = if self.random.random() { Failure::Lasting } else { Failure::Passing };
@@ -98,7 +98,7 @@ impl Trial {
         }
     }
 
-    /// The store is in one of the states in which it may be, and from now on in that.
+    /// Checks that the store is in one of the permitted states, and expects that one from now on.
     fn settle(&mut self, store: &JobStore) {
         let Ok(All { jobs, damaged }) = store.all() else { return };
         assert_eq!(damaged, []);
@@ -178,7 +178,7 @@ impl Trial {
         match store.delete(&key, |_| Ok::<(), Refused>(())) {
             Ok(_) => self.model = without,
             Err(UpdateError::Store(_)) => {
-                // Whether it was written shows as soon as the store can be used again.
+                // Whether it was written shows when the store can be used again.
                 self.perhaps = Some(without);
                 self.settle(store);
             }
@@ -186,14 +186,14 @@ impl Trial {
         }
     }
 
-    /// What could not be written comes to pass if the store can be used again before the process dies.
+    /// A write that failed is applied if the store can be used again before the process is killed.
     fn pend(&mut self, store: &JobStore, perhaps: Model) {
         if store.heal().is_ok() {
             self.model = perhaps;
             self.settle(store);
             return;
         }
-        // It cannot: what happens to the file now is open until the next process looks.
+        // It cannot be used: the content is undetermined until the next process opens it.
         self.perhaps = Some(perhaps);
         self.disk.cut();
     }

@@ -1,4 +1,4 @@
-//! Opening the job store: what it is, whether it agrees with itself, and what is put right.
+//! Opening the job store: migration, consistency checks and repairs.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub fn open(volume: &dyn Volume) -> Result<Database, DatabaseError> {
     Database::open(volume, FILE, CACHE_BYTES)
 }
 
-/// Makes a store of an earlier release one of this, looks whether every key is found where it lies, and puts right what
-/// the jobs themselves know.
+/// Migrates a store of an earlier release, checks that every key is found where it is stored, and repairs what can be
+/// derived from the jobs.
 pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
     match schema(database)? {
         found if found > SCHEMA => return Err(StoreError::Newer { found }),
@@ -41,7 +41,7 @@ pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
     refile_jobs(database)?;
     refile_requests(database)?;
     match restore_requests(database).and_then(|()| note_bound(database, bounds.events_retained_max)) {
-        // Whoever opens it when there is room does it; everything can be read without.
+        // A later open does it when there is space; everything can be read without it.
         Err(cause) if cause.is_full() => {
             tracing::warn!(%cause, "what is not in order in the job store stays so");
             Ok(())
@@ -50,20 +50,20 @@ pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
     }
 }
 
-/// Remembers the narrowest bound, so that events that are not there can be told from those that were removed.
+/// Records the smallest bound, so that missing events can be distinguished from those that were removed.
 fn note_bound(database: &Database, retained: u64) -> Result<(), StoreError> {
     let known = number(&database.begin_read()?, RETAINED_MIN)?;
     if known.is_some_and(|known| known <= retained) {
         return Ok(());
     }
-    // Where it is not known, another release has removed events, or the number is damaged.
+    // If it is unknown, another release has removed events, or the number is damaged.
     let fewest = if known.is_some() || all(database)?.jobs.is_empty() { retained } else { 0 };
     let write = database.begin_write()?;
     put_number(&write, RETAINED_MIN, fewest)?;
     Ok(database.commit(write)?)
 }
 
-/// Stored twice since schema 2, so that one flipped byte makes no store of another schema of it.
+/// Stored twice since schema 2, so that one flipped byte cannot change the schema of a store.
 fn schema(database: &Database) -> Result<u64, StoreError> {
     let meta = database.begin_read()?.open_table(META)?;
     let value = meta.get(SCHEMA_KEY)?.map_or(0, |found| found.value());
@@ -74,7 +74,7 @@ fn schema(database: &Database) -> Result<u64, StoreError> {
     })
 }
 
-/// Gives every record of schema 1 its checksum. What is damaged already gets none.
+/// Gives every record of schema 1 its checksum. Records that are already damaged get none.
 fn seal(database: &Database) -> Result<(), StoreError> {
     let (mut jobs, mut events) = (Vec::new(), Vec::new());
     let read = database.begin_read()?;
@@ -101,7 +101,7 @@ fn seal(database: &Database) -> Result<(), StoreError> {
     Ok(database.commit(write)?)
 }
 
-/// One event at a time is in memory.
+/// Keeps one event at a time in memory.
 fn write_sealed(
     write: &redb::WriteTransaction,
     jobs: &[(JobKey, Vec<u8>)],
@@ -122,9 +122,9 @@ fn write_sealed(
     Ok(())
 }
 
-/// Puts every record of a job where its key is looked for. A key that lies elsewhere was changed, or one that leads to
-/// it was. A record that belongs to another key by its checksum gets that one back if there are events of it; the rest
-/// stays under the key that it has, and is damaged.
+/// Moves every record of a job to where its key is looked up. A misplaced key was itself changed, or a key on the path
+/// to it was. A record whose checksum belongs to another key is moved back there if there are events of that key; the
+/// rest keeps its key and counts as damaged.
 fn refile_jobs(database: &Database) -> Result<(), StoreError> {
     let read = database.begin_read()?;
     let table = read.open_table(JOBS)?;
@@ -157,7 +157,7 @@ fn refile_jobs(database: &Database) -> Result<(), StoreError> {
     Ok(database.commit(write)?)
 }
 
-/// Under which key a record was stored, as far as can be told.
+/// The key under which a record was stored, where that can be determined.
 fn owner(found: JobKey, record: &[u8], lost: &Keys) -> JobKey {
     let fits = |key: &JobKey| record::job_from_bytes(key, record).is_ok();
     if fits(&found) {
@@ -167,7 +167,7 @@ fn owner(found: JobKey, record: &[u8], lost: &Keys) -> JobKey {
     lost.into_iter().find(fits).unwrap_or(found)
 }
 
-/// Puts every request id where it is looked for; what it leads to is [looked at](restore_requests) after that.
+/// Moves every request id to where it is looked up; its target is [checked](restore_requests) after that.
 fn refile_requests(database: &Database) -> Result<(), StoreError> {
     let read = database.begin_read()?;
     let table = read.open_table(REQUESTS)?;
@@ -198,10 +198,10 @@ fn contradiction() -> StoreError {
     StoreError::Damaged("its keys contradict each other".into())
 }
 
-/// A request id leads to the job that says it was started by it, and to no other.
+/// Makes a request id refer to the job that names it, and to no other.
 fn restore_requests(database: &Database) -> Result<(), StoreError> {
     let known = all(database)?;
-    // What each job says, where it still says anything.
+    // The request id of each job, if readable.
     let mut jobs: HashMap<(&str, u64), Option<&str>> = HashMap::new();
     jobs.extend(known.damaged.iter().map(|(key, _)| ((&*key.tenant, key.id.number()), None)));
     let (mut started, mut foreign) = (Vec::new(), Vec::new());

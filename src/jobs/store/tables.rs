@@ -1,4 +1,4 @@
-//! The tables of the job store, and what is read from them and written to them.
+//! The tables of the job store, and functions to read and write them.
 
 use std::sync::Arc;
 
@@ -12,9 +12,9 @@ use crate::durable::{Database, DatabaseError};
 /// Name of the database's file.
 pub const FILE: &str = "jobs.redb";
 pub const CACHE_BYTES: usize = 8 << 20;
-/// A page of jobs ends when their configurations have this many bytes.
+/// A page of jobs ends when their configurations reach this many bytes.
 const PAGE_BYTES: usize = 4 << 20;
-/// What is read of a job's events at once ends when they have this many bytes.
+/// A read of a job's events ends when they reach this many bytes.
 pub const REPLAY_BYTES: usize = 4 << 20;
 
 /// [`SCHEMA_KEY`] and [`NEXT_ID`]; since schema 2, the complement of each under its name with [`COMPLEMENT`].
@@ -23,21 +23,21 @@ pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 pub const JOBS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("jobs");
 /// By tenant, job and number.
 pub const EVENTS: TableDefinition<(&str, u64, u64), &[u8]> = TableDefinition::new("events");
-/// By tenant and request id: the job that it started. The jobs know as well.
+/// By tenant and request id: the job that it started. The jobs contain this as well.
 pub const REQUESTS: TableDefinition<(&str, &str), u64> = TableDefinition::new("requests");
-/// By job: a checksum. Jobs that were deleted and whose folders may still be there.
+/// By job: a checksum. Jobs that were deleted and whose folders may still exist.
 pub const DELETED: TableDefinition<u64, &[u8]> = TableDefinition::new("deleted");
 
 pub const SCHEMA_KEY: &str = "schema";
 pub const NEXT_ID: &str = "next_id";
-/// The fewest events of a job that this store has ever been told to retain; 0 where an earlier release was told.
+/// The smallest bound on a job's events that this store was ever opened with; 0 if an earlier release did so.
 pub const RETAINED_MIN: &str = "events_retained_min";
 pub const COMPLEMENT: &str = " complement";
 
-/// Jobs that have an event, or a record, without regard to what it says.
+/// Jobs that have an event or a record, whether or not it is readable.
 pub type Keys = Vec<(Arc<str>, u64)>;
 
-/// A number that is stored twice; `None` where it was never stored, or the two contradict each other.
+/// A number that is stored twice; `None` if it was never stored, or if the two copies disagree.
 pub fn number(read: &ReadTransaction, name: &str) -> Result<Option<u64>, StoreError> {
     let meta = read.open_table(META)?;
     let value = meta.get(name)?.map(|value| value.value());
@@ -53,7 +53,7 @@ pub fn put_number(write: &WriteTransaction, name: &str, value: u64) -> Result<()
     Ok(())
 }
 
-/// The job of this key. One of which there are events alone is damaged, not unknown.
+/// The job of this key. A job that only has events is damaged, not unknown.
 pub fn job(database: &Database, key: &JobKey) -> Result<Option<Job>, StoreError> {
     let read = database.begin_read()?;
     let (tenant, id) = (&*key.tenant, key.id.number());
@@ -66,7 +66,7 @@ pub fn job(database: &Database, key: &JobKey) -> Result<Option<Job>, StoreError>
     }
 }
 
-/// What is stored of a job, whatever it says.
+/// The stored record of a job, readable or not.
 pub fn record_of(database: &Database, key: &JobKey) -> Result<Option<Vec<u8>>, StoreError> {
     let table = database.begin_read()?.open_table(JOBS)?;
     Ok(table.get((&*key.tenant, key.id.number()))?.map(|record| record.value().to_vec()))
@@ -76,7 +76,7 @@ fn lost(id: JobId) -> StoreError {
     StoreError::DamagedJob { id, cause: "its record is not there".into() }
 }
 
-/// The job that a request id has started. The table only says where to look first.
+/// The job that a request id has started. The table only indicates where to look first.
 pub fn job_of_request(
     database: &Database,
     tenant: &Arc<str>,
@@ -97,7 +97,7 @@ pub fn count_jobs(database: &Database, tenant: &str) -> Result<usize, StoreError
     Ok(table.range((tenant, 0)..=(tenant, u64::MAX))?.count())
 }
 
-/// The number of the next job: higher than that of every job of which anything is left, whatever is damaged.
+/// The number of the next job: higher than that of every job of which anything is left, damaged or not.
 pub fn next_id(database: &Database) -> Result<u64, StoreError> {
     let read = database.begin_read()?;
     if let Some(next) = number(&read, NEXT_ID)? {
@@ -169,7 +169,7 @@ pub fn all(database: &Database) -> Result<All, StoreError> {
     Ok(all)
 }
 
-/// Events of a job, without a gap.
+/// Events of a job, without gaps.
 pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result<Replay, StoreError> {
     let damaged = |number: u64, cause: &str| StoreError::DamagedJob {
         id: job.key.id,
@@ -181,7 +181,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
     let oldest = table.range((tenant, id, 0)..=(tenant, id, u64::MAX))?.next().transpose()?;
     let oldest = oldest.map_or(job.last_event + 1, |(key, _)| key.value().2);
     if from < oldest {
-        // What no bound has ever removed must be there.
+        // Events that no bound has ever removed must exist.
         let retained = number(&read, RETAINED_MIN)?.filter(|retained| *retained > 0);
         let first = retained.map_or(oldest, |retained| (job.last_event + 1).saturating_sub(retained).max(1));
         return if first < oldest {
@@ -210,7 +210,7 @@ pub fn events(database: &Database, job: &Job, from: u64, limit: usize) -> Result
         };
         match event {
             Ok(event) => events.push(event),
-            // What is before it can be told.
+            // The events before it can be returned.
             Err(_) if !events.is_empty() => break,
             Err(cause) => return Err(damaged(expected, &cause)),
         }
@@ -254,7 +254,7 @@ pub fn remove(database: &Database, key: &JobKey) -> Result<(), DatabaseError> {
     let write = database.begin_write()?;
     write.open_table(JOBS)?.remove((tenant, id))?;
     {
-        // A damaged job does not say which request started it.
+        // A damaged job does not reveal which request started it.
         let mut requests = write.open_table(REQUESTS)?;
         let mut of_job = requests.extract_if(|(of, _), started| of == tenant && started == id)?;
         of_job.try_for_each(|removed| removed.map(drop))?;
@@ -303,7 +303,7 @@ fn keys_of_jobs(read: &ReadTransaction) -> Result<Keys, StoreError> {
     Ok(keys)
 }
 
-/// Jobs that have events, of every tenant or of one, found by leaps from one to the next.
+/// Jobs that have events, of every tenant or of one, found by seeking from one to the next.
 pub fn keys_of_events(read: &ReadTransaction, tenant: Option<&Arc<str>>) -> Result<Keys, StoreError> {
     let table = read.open_table(EVENTS)?;
     let mut keys = Keys::new();

@@ -190,7 +190,7 @@ fn a_full_disk_is_named_and_keeps_nobody_from_reading() {
         assert_eq!(store.get(&job.key).expect("readable").as_ref(), Some(&job));
         assert_eq!(store.all().expect("readable").jobs, std::slice::from_ref(&job));
     }
-    // Also whoever starts on it reads it.
+    // A store opened on it also reads it.
     let second = JobStore::open(Box::new(disk.clone()), BOUNDS).expect("a store");
     assert_eq!(second.get(&job.key).expect("readable").as_ref(), Some(&job));
     drop(second);
@@ -224,7 +224,7 @@ fn large_events_are_replayed_few_at_a_time() {
     assert_eq!(numbers(4), [4]);
 }
 
-/// A job that has finished with everything that can happen in one, and one that waits.
+/// A finished job with every kind of event, and a waiting one.
 pub(super) fn eventful(folder: &Path) -> (JobStore, [JobKey; 2]) {
     let bounds = Bounds { events_retained_max: 100, ..BOUNDS };
     JobStore::create(&Folder(folder.to_owned())).expect("writable");
@@ -252,7 +252,7 @@ pub(super) fn eventful(folder: &Path) -> (JobStore, [JobKey; 2]) {
     (store, [done, waits])
 }
 
-/// Everything that is known of a job.
+/// The job and all its events.
 pub(super) fn known(store: &JobStore, key: &JobKey) -> (Option<Job>, Option<Replay>) {
     (store.get(key).expect("readable"), store.events(key, 1, 100).expect("readable"))
 }

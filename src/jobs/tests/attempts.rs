@@ -1,4 +1,4 @@
-//! What becomes of an attempt, by what its process says and how it ends.
+//! The outcome of an attempt, by the messages of its process and how it ends.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -113,7 +113,7 @@ async fn a_process_that_is_silent_for_too_long_is_killed() {
     assert!(message.starts_with("nothing was heard of the process for 0.3 s"), "{message}");
 }
 
-/// Has no room until somebody makes some.
+/// Has no space until a test frees some.
 #[derive(Debug, Default)]
 struct Full(AtomicBool);
 

@@ -1,4 +1,4 @@
-//! What is refused before a job exists.
+//! Refusals before a job exists.
 
 use super::*;
 use crate::arithmetic::Pace;

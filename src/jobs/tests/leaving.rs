@@ -1,4 +1,4 @@
-//! What becomes of a change of several steps whose caller leaves after the first.
+//! Changes of several steps whose caller leaves after the first.
 
 use super::*;
 

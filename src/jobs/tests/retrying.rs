@@ -1,14 +1,14 @@
-//! Attempts that fail at once, on a clock that runs as soon as nothing else does.
+//! Attempts that fail immediately, on a paused clock that advances when the runtime is idle.
 
 use tokio::time::Instant;
 
 use super::*;
 
-/// A pause, as long as one may be.
+/// A pause of the maximum length.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// No process starts, since files lie where its jobs would have folders; the server takes that for something that passes.
-/// It asks no other thread before it notices, so that the clock stands still meanwhile.
+/// No process starts, since files are in the way of the jobs' folders; the server treats that as temporary. It uses no
+/// other thread before it notices, so that the clock does not advance in the meantime.
 async fn without_folders(attempts_max: u32) -> Stage {
     let stage = Stage::with("", |settings| {
         settings.attempts_max = attempts_max;

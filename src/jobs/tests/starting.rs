@@ -1,4 +1,4 @@
-//! What a start costs a job that ran when the server went away, when the start comes to nothing.
+//! The effect of a failed start on a job that ran when the server stopped.
 
 use super::*;
 use crate::jobs::store::StoreError;
@@ -20,7 +20,7 @@ async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
         let supervisor =
             Supervisor::start(Arc::clone(&repository), settings, Arc::new(())).await.expect("starts");
         supervisor.look().await;
-        // Whatever the look has started would be stopped by this, and would tell of it.
+        // Anything that the look has started would be stopped by this, and would report it.
         supervisor.drain().await;
         let job = repository.get(&key).await.expect("readable").expect("known");
         assert_eq!((job.state, job.attempt, job.fruitless), (JobState::Queued, 2, 1));
@@ -47,7 +47,7 @@ async fn folders_of_deleted_jobs_go_and_no_other_does() {
                 other => panic!("{other:?}"),
             }
         });
-        // As by a server that was killed before it came to the folder.
+        // As left by a server that was killed before it removed the folder.
         store.delete(&keys[1], |_| Ok::<(), ()>(())).expect("deleted");
         keys
     };

@@ -1,4 +1,4 @@
-//! Jobs that are cancelled, wait for a slot, or whose server goes away.
+//! Jobs that are cancelled, wait for a slot, or whose server stops.
 
 use super::*;
 use crate::reason::FailureReason;
@@ -91,7 +91,7 @@ async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
         }
         on.watch(&key, |payload| matches!(payload, EventPayload::State(job) if job.attempt == 2 && job.state == JobState::Running)).await;
         let Stage { folder: place, repository, supervisor, .. } = on;
-        // What a killed server leaves behind is a job that runs.
+        // A killed server leaves a running job behind.
         let copy = tempfile::tempdir().expect("a temporary folder");
         drop((repository, supervisor));
         std::fs::copy(place.path().join(crate::jobs::JOB_STORE), copy.path().join(crate::jobs::JOB_STORE))

@@ -1,4 +1,4 @@
-//! Stops, ends and a store that fails, at moments at which they are easily lost.
+//! Stops, ends and a failing store, at moments at which they are easily lost.
 
 use std::sync::OnceLock;
 
@@ -45,7 +45,7 @@ async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_proces
     assert_eq!(chips::fetch(&slot, &job, &CancellationToken::new()).await, Ok(()));
 }
 
-/// Takes every model, while somebody else ends the job.
+/// Accepts every model, while another task ends the job.
 #[derive(Debug, Default)]
 struct Overtaken(OnceLock<Arc<JobRepository>>);
 
@@ -75,7 +75,7 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
         let key = stage.order().await;
         let (job, _) = stage.ended(&key).await;
         assert_eq!(matches!(job.state, JobState::Failed(_)), overtaken);
-        // With the slot's last deed behind it.
+        // After the last action of the slot.
         stage.supervisor.drain().await;
         assert_eq!(stage.folder.path().join("job-1/chips").exists(), overtaken);
     }

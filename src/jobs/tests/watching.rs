@@ -1,4 +1,4 @@
-//! Watchers that are slow, come early or stay after the end.
+//! Watchers that are slow, start early or stay after the end.
 
 use super::*;
 use crate::jobs::watch::WatchError;
@@ -55,7 +55,7 @@ async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
         std::pin::pin!(watch(Arc::clone(&repository), key.clone(), WatchFrom::Oldest).await.expect("known"));
     assert!(waiting.next().await.expect("open").is_ok());
     repository.delete(&key, |_| Ok::<(), ()>(())).await.expect("deleted");
-    // What had been read is still told.
+    // Events that were already read are still returned.
     assert!(waiting.next().await.expect("open").is_ok());
     assert!(waiting.next().await.is_none());
     let gone = watch(Arc::clone(&repository), key, WatchFrom::Oldest).await;

@@ -8,7 +8,7 @@ use tonic_types::StatusExt;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
-/// Of a paused clock; no bound is longer.
+/// In paused time; no bound is longer.
 const PATIENCE: Duration = Duration::from_secs(3600);
 
 fn message(length: u32) -> Vec<u8> {
@@ -22,7 +22,7 @@ fn holder(connection: u64) -> Holder {
     Holder { tenant: "t".into(), connection: Some(connection) }
 }
 
-/// A server that is not shutting down, and the means to make it.
+/// A server that is not shutting down, and the sender that makes it shut down.
 fn drain() -> (watch::Sender<bool>, Drain) {
     let (stop, stopping) = watch::channel(false);
     (stop, Drain::new(stopping))
@@ -39,7 +39,7 @@ fn body_limit(message_max: usize, receiving_max: usize) -> BodyLimit {
         ..Limits::default()
     };
     let (stop, drain) = drain();
-    // Without a sender the server would be shutting down.
+    // Without a sender, the server would count as shutting down.
     std::mem::forget(stop);
     BodyLimit::new(&limits, drain)
 }
@@ -48,7 +48,7 @@ fn body_of(body_limit: &BodyLimit, connection: u64) -> WeighedBody {
     WeighedBody::new(Body::empty(), body_limit.clone(), holder(connection), Activity::new())
 }
 
-/// A call whose bytes a test sends.
+/// A call whose bytes are sent by a test.
 struct Call {
     pieces: Option<mpsc::Sender<Result<Vec<u8>, axum::Error>>>,
     body: WeighedBody,
@@ -69,7 +69,7 @@ impl Call {
         pieces.send(Ok(bytes.to_vec())).await.expect("room");
     }
 
-    /// The reason for which the call ends before its caller ends it, and after how many seconds.
+    /// The reason why the server ends the call, and after how many seconds.
     async fn reason(&mut self) -> (String, u64) {
         loop {
             let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("the server ends it");

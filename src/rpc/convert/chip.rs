@@ -1,11 +1,11 @@
-//! Chips as they are sent, and the doubts about them.
+//! Chips as they are sent, and warnings about them.
 
 use super::super::problem::Problem;
 use crate::chip::{AskedPixelSize, ChipWarning, Modality, OrientedBox, PixelSizeRule, SourceChip, View};
 use crate::reason::Reason;
 use crate::wire;
 
-/// A chip, but for its observation.
+/// A chip without its observation.
 pub fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
     let modality = modality("modality", chip.modality)?
         .ok_or_else(|| Problem::invalid(Reason::ModalityUnknown, "modality", "modality is not set"))?;
@@ -14,7 +14,7 @@ pub fn source_chip(chip: wire::Chip) -> Result<SourceChip, Problem> {
     Ok(SourceChip { image: chip.image, view: View { modality, pixel_size, oriented_box } })
 }
 
-/// `None` where a modality is not set.
+/// `None` where the modality is not set.
 pub fn modality(field: &str, number: i32) -> Result<Option<Modality>, Problem> {
     match wire::Modality::try_from(number) {
         Ok(wire::Modality::Optical) => Ok(Some(Modality::Optical)),
@@ -26,7 +26,7 @@ pub fn modality(field: &str, number: i32) -> Result<Option<Modality>, Problem> {
     }
 }
 
-/// What is doubtful about a chip.
+/// The warnings about a chip.
 pub fn warnings(warnings: &[ChipWarning]) -> Vec<wire::Warning> {
     let warning = |warning: &ChipWarning| wire::Warning {
         code: warning.code().name().into(),

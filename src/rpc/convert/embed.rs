@@ -1,4 +1,4 @@
-//! Embed: its request and its answer.
+//! Embed: its request and its response.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ pub struct EmbedItem {
 
 impl EmbedItem {
     /// # Errors
-    /// What is wrong with it, by field.
+    /// What is wrong with the item, by field.
     pub fn parse(item: wire::EmbedStreamRequest) -> Result<Self, Problem> {
         bounded_text("chip_id", &item.chip_id)?;
         let model = model_digest(&item.model)?;
@@ -64,7 +64,7 @@ impl EmbedItem {
     }
 }
 
-/// The answer to one chip of a stream, by the model that embedded it.
+/// The response to one chip of a stream, with the model that embedded it.
 pub fn embed_stream_response(
     chip_id: String,
     outcome: Result<(Embedded, ModelDigest), Problem>,
@@ -77,7 +77,7 @@ pub fn embed_stream_response(
     wire::EmbedStreamResponse { chip_id, result: Some(result), model, timings: Some(timings) }
 }
 
-/// One result a chip, in order.
+/// One result per chip, in order.
 pub fn embed_response(
     outcomes: Vec<Result<Embedded, Problem>>,
     model: &ModelCard,
@@ -89,7 +89,7 @@ pub fn embed_response(
     wire::EmbedResponse { results, model: model.digest.to_string(), timings: Some(timings) }
 }
 
-/// What embedding some chips took; unset without any.
+/// The time spent on embedding some chips; unset if there are none.
 pub fn embed_timings<'a>(embedded: impl IntoIterator<Item = &'a Embedded>) -> wire::Timings {
     let embedded: Vec<_> = embedded.into_iter().collect();
     if embedded.is_empty() {

@@ -11,10 +11,10 @@ use crate::message::excerpt;
 use crate::reason::Reason;
 use crate::wire;
 
-/// Values that one condition of a filter may list.
+/// Maximum number of values that one condition of a filter may list.
 const VALUES_MAX: usize = 10_000;
 
-/// A filter whose fields are named from its place in the request.
+/// A filter; its fields are named by their path in the request.
 pub fn filter(filter: wire::EntryFilter) -> Result<Filter, Problem> {
     check_counts(&filter)?;
     check_contradictions(&filter)?;
@@ -57,7 +57,7 @@ fn check_counts(filter: &wire::EntryFilter) -> Result<(), Problem> {
     Ok(())
 }
 
-/// No entry could meet what is wanted and excluded at once.
+/// No entry can match a value that is both wanted and excluded.
 fn check_contradictions(filter: &wire::EntryFilter) -> Result<(), Problem> {
     if filter.without_vessel && !filter.vessel_ids.is_empty() {
         let message =
@@ -96,7 +96,7 @@ fn vessel(field: &str, id: &str) -> Result<VesselId, Problem> {
     VesselId::new(id).map_err(|cause| text_problem(field, cause))
 }
 
-/// `None` for a range without any end, which is no condition.
+/// `None` for a range without either end, which is not a condition.
 fn time_range(range: wire::TimeRange) -> Result<Option<TimeRange>, Problem> {
     let instant = |field, timestamp: Option<prost_types::Timestamp>| {
         timestamp.as_ref().map(|timestamp| time(field, timestamp)).transpose()
@@ -111,7 +111,7 @@ fn time_range(range: wire::TimeRange) -> Result<Option<TimeRange>, Problem> {
     Ok(Some(range))
 }
 
-/// `None` for an area of which nothing was written, which is no condition.
+/// `None` for an area without any field set, which is not a condition.
 fn area(area: wire::Area) -> Result<Option<Area>, Problem> {
     if area == wire::Area::default() {
         return Ok(None);

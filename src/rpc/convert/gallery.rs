@@ -28,10 +28,10 @@ pub struct EnrollItem {
     pub overwrite: bool,
 }
 
-/// What an entry's embedding comes from.
+/// The source of an entry's embedding.
 pub enum EnrollSource {
     Chip(SourceChip),
-    /// With the chip that it was made from, where that is known.
+    /// With the chip that it was made from, if known.
     Ready {
         embedding: Embedding,
         model: ModelDigest,
@@ -84,7 +84,7 @@ impl EnrollItem {
     }
 }
 
-/// What is known of the sighting, and where it was said.
+/// What is known of the sighting, and the field that states it.
 fn ready_observation(
     ready: &mut wire::ReadyEmbedding,
 ) -> Result<(Option<wire::Observation>, &'static str), Problem> {
@@ -118,7 +118,7 @@ fn ready_source(ready: wire::ReadyEmbedding) -> Result<EnrollSource, Problem> {
     Ok(EnrollSource::Ready { embedding, model, modality, chip })
 }
 
-/// Which entries a deletion takes.
+/// The entries that a deletion selects.
 pub fn selector(selection: Option<Selection>) -> Result<Selector, Problem> {
     match selection {
         None => Err(Problem::invalid(Reason::NoSelection, "ids", "neither ids nor filter is set")),
@@ -171,7 +171,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
             "observation.scene_id" => Field::SceneId,
             "observation.sensor" => Field::Sensor,
             "observation.observed_at" => Field::ObservedAt,
-            // A position is one thing: its parts are written together.
+            // A position is a unit: its parts are written together.
             "observation.latitude" | "observation.longitude" | "observation.position_sigma_m" => {
                 Field::Position
             }
@@ -229,7 +229,7 @@ pub fn vessel(vessel: VesselSummary) -> wire::Vessel {
     }
 }
 
-/// What a copy holds beside embeddings.
+/// What a copy contains in addition to embeddings.
 pub fn chips(with_chips: bool) -> Chips {
     if with_chips { Chips::With } else { Chips::Without }
 }

@@ -1,4 +1,4 @@
-//! Match: its request and its answer.
+//! Match: its request and its response.
 
 use super::super::problem::Problem;
 use super::sighting::{labels_to_wire, modality_to_wire, observation, observation_to_wire};
@@ -31,7 +31,7 @@ pub struct MatchCall {
     pub details: Details,
 }
 
-/// What a candidate says of its entry.
+/// What a candidate includes of its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Details {
     /// Modality, observation and labels.
@@ -45,9 +45,9 @@ pub struct QueryCall {
     pub subject: Result<SubjectCall, Problem>,
 }
 
-/// What a query shows.
+/// What a query consists of.
 pub enum SubjectCall {
-    /// Chips, and what was observed with each.
+    /// Chips, each with its observation.
     Tracklet(Vec<(SourceChip, Observation)>),
     Ready {
         embedding: Embedding,
@@ -98,7 +98,7 @@ impl MatchCall {
         })
     }
 
-    /// How many chips there are, and the bytes of their images.
+    /// The number of chips, and the bytes of their images.
     pub fn chips(&self) -> (usize, usize) {
         let tracklets = self.queries.iter().filter_map(|query| match &query.subject {
             Ok(SubjectCall::Tracklet(chips)) => Some(chips),
@@ -210,7 +210,7 @@ fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Ranking, Problem> {
     }
 }
 
-/// The answer to one query; `warnings` are those about its chips.
+/// The response to one query; `warnings` are those about its chips.
 pub fn match_result(
     query_id: String,
     matched: Result<Matched, Problem>,

@@ -1,4 +1,4 @@
-//! Between wire messages and the domain. Everything a caller can get wrong about a field is said here.
+//! Conversions between wire messages and the domain. Every error a caller can make in a field is reported here.
 
 mod chip;
 mod embed;
@@ -29,12 +29,12 @@ use crate::gallery::{TextError, check_text};
 use crate::reason::Reason;
 use crate::wire;
 
-/// Who calls, in the terms of the queue.
+/// The caller as the queue sees it.
 pub fn caller(context: &CallContext, priority: Priority) -> Caller {
     Caller { tenant: context.tenant.clone(), priority, deadline: context.deadline }
 }
 
-/// Reads every value of a repeated field; one at fault is named by its place, as in `vessel_ids[3]`.
+/// Reads every value of a repeated field; an invalid one is named by its index, as in `vessel_ids[3]`.
 pub fn each<T>(
     field: &str,
     texts: &[String],
@@ -43,12 +43,12 @@ pub fn each<T>(
     texts.iter().enumerate().map(|(at, text)| read(&format!("{field}[{at}]"), text)).collect()
 }
 
-/// Refuses a text that is too long or has control characters.
+/// Refuses a text that is too long or contains control characters.
 pub fn bounded_text(field: &str, text: &str) -> Result<(), Problem> {
     check_text(text).map_err(|cause| text_problem(field, cause))
 }
 
-/// The digest that a request names; `None` where it names none.
+/// The digest that a request names; `None` if it names none.
 pub fn model_digest(text: &str) -> Result<Option<ModelDigest>, Problem> {
     if text.is_empty() {
         return Ok(None);
@@ -72,7 +72,7 @@ pub fn embedding(field: &str, embedding: wire::Embedding) -> Result<Embedding, P
     })
 }
 
-/// What a model is worth, of a job or of a stored model.
+/// The evaluation of a job's model or of a stored model.
 fn evaluation(evaluation: Evaluation) -> wire::EvaluationResult {
     wire::EvaluationResult {
         protocol: evaluation.protocol,
@@ -85,7 +85,7 @@ fn evaluation(evaluation: Evaluation) -> wire::EvaluationResult {
     }
 }
 
-/// A length of time on the wire; `None` beyond what it can say, which no stage takes.
+/// A duration on the wire; `None` beyond its range, which no stage reaches.
 pub fn duration(duration: Duration) -> Option<prost_types::Duration> {
     duration.try_into().ok()
 }

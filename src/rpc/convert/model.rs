@@ -1,4 +1,4 @@
-//! Models, and what a client knows of a checkpoint.
+//! Models, and a client's hints about a checkpoint.
 
 use prost_types::Timestamp;
 
@@ -17,7 +17,7 @@ use crate::wire;
 /// The origin of a model that another tenant has trained.
 const TRAINED_ELSEWHERE: &str = "a training job";
 
-/// What is said of a model that is kept on disk, to this caller.
+/// A model kept on disk, as this caller may see it.
 pub fn stored_model(stored: &StoredModel, caller: &CallContext) -> wire::Model {
     let model = wire::Model {
         digest: stored.digest.to_string(),
@@ -31,18 +31,18 @@ pub fn stored_model(stored: &StoredModel, caller: &CallContext) -> wire::Model {
     }
 }
 
-/// A training is its tenant's. One of which nobody knows whose it was is the server's.
+/// A training run belongs to its tenant. One whose tenant is unknown belongs to the server.
 fn is_told_all(facts: &Facts, caller: &CallContext) -> bool {
     caller.is_admin || facts.provenance.tenant.as_deref() == Some(&*caller.tenant)
 }
 
-/// What serving needs, and what the model is worth.
+/// Only what serving needs, and the model's evaluation.
 fn without_training(model: wire::Model) -> wire::Model {
     let origin = if model.config_toml.is_empty() { model.origin } else { TRAINED_ELSEWHERE.into() };
     wire::Model { origin, data_fingerprint: String::new(), config_toml: String::new(), ..model }
 }
 
-/// What is said of a model that is on the devices alone.
+/// A model that is only on the devices.
 pub fn resident_model(card: &ModelCard) -> wire::Model {
     wire::Model {
         digest: card.digest.to_string(),
@@ -54,7 +54,7 @@ pub fn resident_model(card: &ModelCard) -> wire::Model {
     }
 }
 
-/// What a client says of a checkpoint.
+/// A client's hints about a checkpoint.
 pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
     let feature_point = match wire::FeaturePoint::try_from(hints.feature_point) {
         Ok(wire::FeaturePoint::Unspecified | wire::FeaturePoint::BeforeNeck) => FeaturePoint::BeforeNeck,

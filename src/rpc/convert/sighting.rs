@@ -28,7 +28,7 @@ pub fn labels(labels: HashMap<String, String>) -> Result<Labels, Problem> {
         .map_err(|cause| Problem::invalid(Reason::LabelsInvalid, "labels", format!("labels: {cause}")))
 }
 
-/// An observation whose fields are named from its place in the request.
+/// An observation; its fields are named by their path in the request.
 pub fn observation(observation: wire::Observation) -> Result<Observation, Problem> {
     let observed_at = observation.observed_at.as_ref();
     let observation = Observation {

@@ -1,4 +1,4 @@
-//! Training jobs: orders, pages, jobs and what happens in them.
+//! Training jobs: orders, pages, jobs and their events.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use crate::reason::Reason;
 use crate::wire;
 use crate::wire::train_event::Event;
 
-/// Bytes of a configuration; those of the authors have about 1,500.
+/// Bytes of a configuration; the authors' own have about 1,500.
 const CONFIG_BYTES_MAX: usize = 64 << 10;
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// What a caller orders, whose configuration is still a text.
+/// A caller's order, whose configuration is still unparsed text.
 pub fn order(request: wire::TrainRequest) -> Result<JobSpec, Problem> {
     let wire::TrainRequest { config_toml, request_id, display_name, gallery, .. } = request;
     bounded_bytes("config_toml", config_toml.len(), CONFIG_BYTES_MAX)?;
@@ -40,13 +40,13 @@ pub fn job_id(text: &str) -> Result<JobId, Problem> {
         .map_err(|cause| Problem::invalid(Reason::JobIdMalformed, "job_id", format!("job_id: {cause}")))
 }
 
-/// Which jobs a caller wants to see.
+/// The jobs that a caller asks to list.
 pub fn listing(request: &wire::ListTrainingJobsRequest) -> Result<Listing, Problem> {
     let states = request.states.iter().map(|number| state_name(*number)).collect::<Result<_, _>>()?;
     Ok(Listing { states, before: after(&request.page_token)?, limit: page_size(request.page_size)? })
 }
 
-/// An event as everybody sees it who watches its job.
+/// An event as every watcher of its job sees it.
 pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
     let payload = match event.payload {
         EventPayload::State(job) => Event::Job(self::job(*job)),

@@ -1,4 +1,5 @@
-//! The galleries of a server, for the services that need them: named by tenant, searched on a bounded number of threads.
+//! The galleries of a server, for the services that need them: named by tenant, searched on a bounded number of
+//! threads.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -14,12 +15,12 @@ use crate::gallery::{Catalog, Gallery, GalleryName};
 use crate::metrics;
 use crate::reason::Reason;
 
-/// Calls that read or write the disk beside searches at the same time.
+/// Calls that may read or write the disk at the same time as searches.
 const DISK_PLACES: usize = 32;
-/// The expected wait is a mean: with this much room, searches that are let in are rarely late.
+/// The expected wait is a mean: with this margin, admitted searches are rarely late.
 const CAUTION: f64 = 1.25;
 
-/// Cloning it is cheap.
+/// Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct GalleryAccess {
     catalog: Option<Catalog>,
@@ -28,8 +29,8 @@ pub struct GalleryAccess {
 }
 
 impl GalleryAccess {
-    /// Searches on at most `threads` threads at once; without a catalog, everything is refused.
-    /// `pace` is how many seconds a search takes for a code, until searches have told.
+    /// Searches on at most `threads` threads at once; without a catalog, everything is refused. `pace` is how many
+    /// seconds a search takes per code until searches have been measured.
     pub fn new(catalog: Option<Catalog>, threads: usize, pace: f64) -> Self {
         Self { catalog, turns: Turns::new(threads, pace), disk: Slots::new(DISK_PLACES) }
     }
@@ -44,15 +45,15 @@ impl GalleryAccess {
     }
 
     /// # Errors
-    /// There is no such gallery, or it is damaged. The request names it in `gallery`.
+    /// The gallery does not exist, or it is damaged. The request names it in `gallery`.
     pub async fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
         Ok(self.catalog()?.get(tenant, &gallery_name("gallery", name)?).await?)
     }
 
-    /// Whether a search would begin before its deadline. Until it does it is counted, for as long as what is returned lives.
+    /// Admits a search if it would begin before its deadline. It counts as waiting while the returned value lives.
     ///
     /// # Errors
-    /// At once, when it would not: the queue is too long.
+    /// Fails immediately when it would not: the queue is too long.
     pub fn admit(&self, context: &CallContext, size: SearchSize) -> Result<Announced, Problem> {
         let announced = |()| self.turns.announce(&context.account, size);
         self.in_time(context, size).map(announced)
@@ -70,9 +71,9 @@ impl GalleryAccess {
         Err(refusal.into())
     }
 
-    /// Runs work that reads a gallery in the turn of whoever asks for it. It is only worth doing until the call's deadline,
-    /// and for as long as somebody waits for it: it is handed the cancellation to look at between its steps, where it may let
-    /// others go first.
+    /// Runs work that reads a gallery, in its account's turn. The work is only useful until the call's deadline and
+    /// while the caller waits for it: it receives the cancellation to check between its steps, where it may also yield
+    /// to others.
     ///
     /// # Errors
     /// The work's own, or it panicked.
@@ -84,7 +85,7 @@ impl GalleryAccess {
         self.search(context, SearchSize::default(), work).await
     }
 
-    /// [`Self::read`], for work whose size is known beforehand.
+    /// Like [`Self::read`], for work whose size is known beforehand.
     ///
     /// # Errors
     /// The work's own, or it panicked.
@@ -109,7 +110,7 @@ impl GalleryAccess {
         .await
     }
 
-    /// Runs work that waits for the disk, which keeps no search from its thread, for as long as somebody waits for it.
+    /// Runs work that waits for the disk without taking a thread from searches, for as long as the caller waits for it.
     ///
     /// # Errors
     /// The work's own, or it panicked.
@@ -141,10 +142,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The name of a gallery in the field of a request.
+/// Parses the name of a gallery in a field of the request.
 ///
 /// # Errors
-/// No gallery can have the name.
+/// The name is not valid for a gallery.
 pub fn gallery_name(field: &str, name: &str) -> Result<GalleryName, Problem> {
     GalleryName::new(name).map_err(|cause| {
         Problem::invalid(Reason::GalleryNameInvalid, field, format!("the gallery name {cause}"))
@@ -160,7 +161,7 @@ mod tests {
     use crate::cancellation::Stopped;
     use crate::rpc::context::Principal;
 
-    /// SearchSize that goes on for as long as it may, and tells when it has begun and why it has ended.
+    /// A search that runs for as long as it may, and reports when it has begun and why it has ended.
     struct Endless {
         begun: tokio::sync::oneshot::Receiver<()>,
         ended: mpsc::Receiver<Stopped>,
@@ -227,7 +228,7 @@ mod tests {
             assert!(left.await.is_err_and(|cause| cause.is_cancelled()));
         }
         for search in searches {
-            // Those that had not begun are not begun any more.
+            // Those that had not begun no longer begin.
             assert!(matches!(search.ended.recv(), Ok(Stopped::Cancelled) | Err(mpsc::RecvError)));
         }
         while access.turns.expected_wait(&context("heavy", None).account, SearchSize::default())

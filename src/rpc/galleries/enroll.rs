@@ -29,14 +29,14 @@ pub struct EnrollCall {
     pub pipeline: Arc<Pipeline>,
     pub context: CallContext,
     pub gallery: Gallery,
-    /// As the first item names it.
+    /// As named by the first item.
     pub name: Arc<str>,
     /// Chips that may be in flight.
     pub chips: Slots,
     pub in_flight: InFlight,
 }
 
-/// An item that has its turn.
+/// An item whose turn has come.
 pub struct Begun {
     entry_id: String,
     item: Result<EnrollItem, Problem>,
@@ -45,8 +45,8 @@ pub struct Begun {
 }
 
 impl EnrollCall {
-    /// Reads an item and waits for its turn: for room, if it has a chip, and for an earlier item with its id. Further
-    /// items are read afterwards, so that a sender is slowed down and memory is bounded.
+    /// Reads an item and waits for its turn: for a slot, if it has a chip, and for an earlier item with the same id.
+    /// Further items are read afterwards, so that the sender is slowed down and memory is bounded.
     pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
         let request = request?;
         let entry_id = request.entry_id.clone();
@@ -62,7 +62,7 @@ impl EnrollCall {
         Ok(Begun { entry_id, item, _chip: chip, _turn: turn })
     }
 
-    /// Embeds and stores an item; an item at fault fails alone.
+    /// Embeds and stores an item; an invalid item fails alone.
     pub async fn finish(self, begun: Result<Begun, Status>) -> Result<wire::EnrollResponse, Status> {
         let Begun { entry_id, item, _chip, _turn } = begun?;
         let started = Instant::now();
@@ -95,7 +95,7 @@ impl EnrollCall {
                 let enrolment = Enrolment { entry, embedding, model, shadow, chip: None, conflict };
                 Ok((self.gallery.enrol(enrolment).await?, Vec::new()))
             }
-            // Whatever has a chip costs something.
+            // Items with a chip are expensive.
             _ if self.is_enrolled(&known.id, known.content).await? => Ok((Enrolled::Unchanged, Vec::new())),
             EnrollSource::Ready { embedding, model, modality, chip: Some(chip) } => {
                 let Examined { extent_m, warnings } = self.examine(&chip).await?;
@@ -115,7 +115,7 @@ impl EnrollCall {
     ) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
         let (enrolment, warnings) = self.enrolment(known, chip).await?;
         match self.gallery.enrol(enrolment).await {
-            // The gallery came to be of another model while the chip was embedded by the former one.
+            // The gallery moved to another model while the chip was embedded with the former one.
             Err(StoreError::Model { .. }) => {
                 let (enrolment, warnings) = self.enrolment(known, chip).await?;
                 Ok((self.gallery.enrol(enrolment).await?, warnings))
@@ -124,7 +124,7 @@ impl EnrollCall {
         }
     }
 
-    /// Embeds a chip by the gallery's model, and by the one that the gallery follows.
+    /// Embeds a chip with the gallery's model, and with the one that the gallery follows.
     async fn enrolment(
         &self,
         known: &ItemFacts,
@@ -135,7 +135,7 @@ impl EnrollCall {
         let followed =
             snapshot.about().shadow.and_then(|shadow| self.pipeline.resolve(Some(shadow.model)).ok());
         let shadow = async {
-            // What fails here is made up for in the background.
+            // A failure here is repaired in the background.
             let followed = followed?;
             let embedded = self.embed(&followed, chip).await.ok()?;
             Some(ShadowEmbedding { embedding: embedded.embedding, model: followed.digest })
@@ -153,7 +153,7 @@ impl EnrollCall {
         Ok((enrolment, convert::warnings(&warnings)))
     }
 
-    /// Whether storing would change nothing, so that the device need not see the chip again.
+    /// Whether storing would change nothing, so that the chip need not be embedded again.
     async fn is_enrolled(&self, id: &EntryId, content: ContentHash) -> Result<bool, Problem> {
         let enrolled = |snapshot: Arc<dyn GalleryReader>| {
             let id = id.clone();
@@ -188,7 +188,7 @@ fn has_chip(request: &wire::EnrollRequest) -> bool {
     }
 }
 
-/// What an item says of its sighting, whatever its embedding comes from.
+/// What an item states about its sighting, regardless of the source of its embedding.
 struct ItemFacts {
     id: EntryId,
     vessel: Option<VesselId>,
@@ -224,7 +224,7 @@ impl ItemFacts {
     }
 }
 
-/// A gallery as it is now, and its model where chips can be embedded by it.
+/// A gallery as it is now, and its model where chips can be embedded with it.
 pub fn with_model(
     pipeline: &Pipeline,
     gallery: &Gallery,
@@ -233,7 +233,7 @@ pub fn with_model(
     let model = resident(pipeline, snapshot.about());
     let later = gallery.snapshot();
     if model.is_err() && later.about().model != snapshot.about().model {
-        // It has come to be of another model, and its former one is gone with its last use.
+        // It has moved to another model, and the former one is unloaded after its last use.
         let model = resident(pipeline, later.about());
         return (later, model);
     }
@@ -262,7 +262,7 @@ fn resident(pipeline: &Pipeline, about: &About) -> Result<ModelLease, Problem> {
     })
 }
 
-/// Ids whose items have not ended, so that two items with one id are stored in the order in which they came.
+/// Ids of items that have not finished, so that two items with one id are stored in the order in which they arrived.
 #[derive(Clone, Debug, Default)]
 pub struct InFlight(Arc<Ids>);
 
@@ -272,7 +272,7 @@ struct Ids {
     freed: Notify,
 }
 
-/// An id that is taken until this is dropped.
+/// An id that is reserved until this is dropped.
 #[derive(Debug)]
 struct HeldId {
     ids: InFlight,

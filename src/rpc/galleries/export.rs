@@ -1,5 +1,5 @@
-//! A copy of a gallery on its way to whoever asked for it: read as fast as it is taken, and ended where it holds up the
-//! gallery, whose old states are kept on the disk for as long as somebody reads them.
+//! A copy of a gallery sent to a caller: read as fast as the caller takes it, and ended when it holds up the gallery,
+//! whose old states stay on the disk while they are being read.
 
 use std::time::Duration;
 
@@ -15,24 +15,24 @@ use crate::gallery::{Export, Gallery};
 use crate::reason::Reason;
 use crate::wire::ExportGalleryResponse;
 
-/// Pieces of a copy between the disk and a slow reader.
+/// Pieces of a copy buffered between the disk and a slow reader.
 const AHEAD: usize = 4;
-/// How long a piece may wait for whoever asked.
+/// How long a piece may wait for the caller.
 const PIECE_WAIT: Duration = Duration::from_secs(60);
-/// How often it is looked whether a copy holds up its gallery.
+/// How often to check whether a copy holds up its gallery.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 type Piece = Result<ExportGalleryResponse, Status>;
 
-/// The pieces of `export`, which is of `gallery`.
+/// The pieces of `export`, a copy of `gallery`.
 pub fn pieces(gallery: Gallery, export: Export) -> impl Stream<Item = Piece> {
     let (pieces, receiver) = mpsc::channel(AHEAD);
-    // An error must reach whoever takes nothing for as long, so it does not wait for a place among the pieces.
+    // An error must reach even a caller that takes nothing, so it does not wait for a slot among the pieces.
     let (fail, failed) = oneshot::channel::<Problem>();
     tokio::spawn(async move {
         let watch = Watch { file_bytes: gallery.file_bytes(), gallery };
         if let Err(problem) = send(&watch, export, pieces).await {
-            // Whoever left needs no reason.
+            // A caller that has disconnected needs no reason.
             let _ = fail.send(problem);
         }
     });
@@ -55,15 +55,15 @@ async fn send(watch: &Watch, mut export: Export, pieces: Sender<Piece>) -> Resul
     }
 }
 
-/// Looks after a gallery while it is copied.
+/// Watches a gallery while it is copied.
 struct Watch {
     gallery: Gallery,
-    /// Of its files when the copy began.
+    /// The size of its files when the copy began.
     file_bytes: u64,
 }
 
 impl Watch {
-    /// A place for the next piece; `None` where nobody takes any more.
+    /// A slot for the next piece; `None` if the receiver is gone.
     async fn place<'p>(&self, pieces: &'p Sender<Piece>) -> Result<Option<Permit<'p, Piece>>, Problem> {
         let until = Instant::now() + PIECE_WAIT;
         let mut place = std::pin::pin!(pieces.reserve());

@@ -37,7 +37,7 @@ use enroll::{EnrollCall, InFlight};
 /// Entries that one call may name.
 const ENTRIES_MAX: usize = 10_000;
 
-/// Known ships, stored.
+/// The gallery service, backed by stored galleries.
 #[derive(Clone)]
 pub struct GalleriesService {
     access: GalleryAccess,
@@ -86,7 +86,7 @@ impl GalleriesService {
         let listing = self.access.catalog()?.list(&context.tenant, after.as_ref(), size).await?;
         let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
             Ok(gallery) => convert::gallery(name.as_str(), gallery.info()),
-            // It is there, which whoever wants to delete it must see.
+            // The gallery exists, which a caller that wants to delete it must see.
             Err(cause) => wire::Gallery {
                 name: name.to_string(),
                 read_only_reason: format!("not served: {cause}"),
@@ -188,7 +188,7 @@ impl GalleriesService {
         Ok(moved)
     }
 
-    /// Takes a copy piece by piece; a call that ends early leaves nothing behind.
+    /// Receives a copy piece by piece; a call that ends early leaves nothing behind.
     async fn import(
         &self,
         context: CallContext,
@@ -214,7 +214,7 @@ impl GalleriesService {
         Ok(convert::gallery(name.as_str(), made.info()))
     }
 
-    /// Answers begin before the first item is there, so that whoever waits for headers before he sends gets them.
+    /// The response begins before the first item is available, for callers that wait for headers before they send.
     fn enroll_all(
         self,
         context: CallContext,
@@ -278,7 +278,7 @@ fn entries_to_wire(
     entries.into_iter().map(entry).collect()
 }
 
-/// The first of `entries` that fit an answer, and the row of the last one where not all do.
+/// The leading part of `entries` that fits a response, and the row of the last one if not all fit.
 fn fitting(
     snapshot: &dyn GalleryReader,
     entries: Vec<(RowId, Entry)>,

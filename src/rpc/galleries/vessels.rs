@@ -1,4 +1,4 @@
-//! ListVessels: which vessels a gallery knows.
+//! ListVessels: the vessels that a gallery contains.
 
 use std::sync::Arc;
 

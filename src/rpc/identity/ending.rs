@@ -19,7 +19,7 @@ use crate::metrics;
 
 type Over = Pin<Box<dyn Future<Output = Rejection> + Send>>;
 
-/// Answers with what `answer` gives, until the key is worth nothing any more.
+/// Answers with the result of `answer`, unless the key ends first.
 pub async fn until_over(
     keys: watch::Receiver<Arc<KeyRing>>,
     key: Arc<Key>,
@@ -33,11 +33,11 @@ pub async fn until_over(
     }
 }
 
-/// Waits until a key is gone from the ring, changed, or expired.
+/// Waits until a key is removed from the ring, changed, or expired.
 async fn over(mut keys: watch::Receiver<Arc<KeyRing>>, key: Arc<Key>) -> Rejection {
     let left = key.not_after.map(|end| end.duration_since(SystemTime::now()).unwrap_or_default());
     let revoked = async {
-        // Without a sender the server is shutting down, and nothing is revoked any more.
+        // Without a sender the server is shutting down, and no key is revoked any more.
         if keys.wait_for(|keys| !keys.holds(&key)).await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -60,7 +60,7 @@ fn status(rejection: Rejection) -> Status {
     problem.into()
 }
 
-/// An answer that is cut short when its caller's key ends.
+/// A response that is cut short when its caller's key ends.
 enum RevocableBody {
     Open { inner: Body, over: Over },
     Ended,

@@ -1,4 +1,4 @@
-//! Who calls: a key opens what its roles allow, in its tenant, for as long as it is there.
+//! Caller identity: a key permits what its roles allow, in its tenant, for as long as it exists.
 
 mod ending;
 mod rejections;
@@ -24,10 +24,10 @@ use crate::metrics;
 use crate::reason::Reason;
 use rejections::Rejections;
 
-/// How callers are known.
+/// How callers are identified.
 #[derive(Clone, Debug)]
 pub enum Identity {
-    /// Nobody has a key: everybody may do everything, as one tenant.
+    /// There are no keys: every caller may do everything, as one tenant.
     Anonymous,
     Keys {
         ring: watch::Receiver<Arc<KeyRing>>,
@@ -36,10 +36,10 @@ pub enum Identity {
 }
 
 impl Identity {
-    /// Reads the keys, and goes on watching their file.
+    /// Reads the keys, and keeps watching their file.
     ///
     /// # Errors
-    /// A file that cannot be read or holds a block at fault.
+    /// A file cannot be read or holds an invalid block.
     pub async fn open(settings: &Auth) -> Result<Self, FileError> {
         if settings.keys_file.is_empty() {
             return Ok(Self::Anonymous);
@@ -64,10 +64,10 @@ impl Identity {
     }
 }
 
-/// Finds out who calls, and lets the call through if it may. A call ends when its key does.
+/// Identifies the caller, and lets the call through if it is permitted. A call ends when its key does.
 pub async fn establish(State(identity): State<Identity>, mut request: Request, next: Next) -> Response {
     let method = Method::of(request.uri().path());
-    // Nothing behind this layer sees the secret.
+    // The layers behind this one never see the secret.
     let header = request.headers_mut().remove(AUTHORIZATION);
     let Identity::Keys { ring: keys, rejections } = identity else {
         introduce(&mut request, Principal::anonymous());
@@ -78,7 +78,7 @@ pub async fn establish(State(identity): State<Identity>, mut request: Request, n
         return next.run(request).await;
     }
     let token = header.as_ref().and_then(|header| bearer(header.to_str().ok()?));
-    // Of a proxy's connection, one caller must not close it to others.
+    // One caller must not lock out others that share a proxy's connection.
     let peer = request.extensions().get::<Peer>().filter(|peer| !peer.is_proxy);
     let connection = peer.map(|peer| peer.connection);
     if let Some(wait) = connection.and_then(|connection| rejections.wait(connection)) {
@@ -101,7 +101,7 @@ pub async fn establish(State(identity): State<Identity>, mut request: Request, n
     ending::until_over(keys, key, next.run(request)).await
 }
 
-/// Tells the layers behind, and the audit before, who calls.
+/// Passes the caller's identity to the layers behind this one and to the audit layer before it.
 fn introduce(request: &mut Request, principal: Principal) {
     if let Some(note) = request.extensions().get::<Note>() {
         note.is_of(principal.clone());

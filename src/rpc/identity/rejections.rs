@@ -1,4 +1,4 @@
-//! How many keys a connection may try: whoever guesses is answered no longer, whatever the next guess is.
+//! Limits how many keys a connection may try: after too many guesses it is refused, whatever the next key is.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Rejections at once, after a pause.
+/// Rejections allowed at once, after a pause.
 const BURST: f64 = 100.0;
-/// Connections that are remembered before those are forgotten that have long tried nothing.
+/// Beyond this many remembered connections, those that have not tried a key for long are forgotten.
 const REMEMBERED: usize = 1024;
 
 /// A bucket of rejections for each connection.
@@ -25,19 +25,19 @@ struct Bucket {
 }
 
 impl Rejections {
-    /// Over time, `per_second` a connection; 0 is no bound.
+    /// Over time, `per_second` per connection; 0 means no bound.
     pub fn new(per_second: f64) -> Self {
         Self { per_second, buckets: Mutex::default() }
     }
 
-    /// How long a connection has to wait before a key of it is looked at, if it does.
+    /// How long a connection must wait before one of its keys is checked, if at all.
     pub fn wait(&self, connection: u64) -> Option<Duration> {
         let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let left = buckets.get(&connection)?.after(self.per_second).left;
         (left < 1.0).then(|| Duration::from_secs_f64((1.0 - left) / self.per_second))
     }
 
-    /// A key was rejected.
+    /// Notes that a key was rejected.
     pub fn note(&self, connection: u64) {
         if self.per_second <= 0.0 {
             return;

@@ -1,4 +1,4 @@
-//! The next connection of a port, at the pace that the system allows.
+//! Accepts the connections of a port, at the pace that the system allows.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,21 +11,21 @@ use super::crowd::Crowd;
 use crate::metrics;
 use crate::rpc::sparing::Sparing;
 
-/// The longest pause after an accept that failed.
+/// The longest pause after a failed accept.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 const PAUSES: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(10))
     .with_max_delay(PAUSE_MAX)
     .without_max_times();
-/// Between two lines of the log about it.
+/// The minimum time between two log lines about failed accepts.
 const LOG_EVERY: Duration = Duration::from_secs(10);
 
-/// What went wrong lately with accepting a port's connections.
+/// Recent failures to accept a port's connections.
 #[derive(Debug)]
 pub struct Troubles {
-    /// Its name as a label.
+    /// The port's name as a label.
     port: &'static str,
-    /// After the failures that follow in a row.
+    /// The pauses after consecutive failures.
     pauses: ExponentialBackoff,
     log: Sparing,
 }
@@ -41,7 +41,7 @@ impl Troubles {
         self.accepted(|| listener.accept()).await
     }
 
-    /// What `accept` gives, after as many pauses as it fails: each is twice as long as the one before.
+    /// The result of `accept`, after a pause for each failure; each pause is twice as long as the one before.
     async fn accepted<T, A>(&mut self, mut accept: impl FnMut() -> A) -> T
     where
         A: Future<Output = io::Result<T>>,
@@ -52,7 +52,7 @@ impl Troubles {
                     self.pauses = PAUSES.build();
                     return accepted;
                 }
-                // The peer has left already: the next one may not have.
+                // The peer has left already; the next one may still be there.
                 Err(cause) if is_of_peer(&cause) => {
                     tracing::debug!(%cause, "a peer left before it was accepted")
                 }

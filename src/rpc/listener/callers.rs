@@ -1,4 +1,4 @@
-//! Which certificates of callers are accepted: those of known authorities that these have not revoked.
+//! Which client certificates are accepted: those of known authorities that these have not revoked.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::gallery::Time;
 use crate::metrics;
 use crate::rpc::reload::FileError;
 
-/// A file, and what is in it.
+/// A file and its content.
 pub type Content<'c> = (&'c Path, &'c [u8]);
 
-/// From the authorities of callers, and what these have revoked.
+/// A verifier from the client authorities and their revocation lists.
 ///
-/// A list holds beyond its next update: an authority that is down must not keep all callers out. One is needed of every
-/// authority in a caller's chain; without any, nothing is revoked.
+/// A list stays valid beyond its next update: an authority that is down must not lock out all callers. If there are any
+/// lists, every authority in a caller's chain needs one; without any, nothing is revoked.
 pub fn verifier(
     authorities: Content<'_>,
     revoked: Option<Content<'_>>,
@@ -63,7 +63,7 @@ fn next_update(lists: &[CertificateRevocationListDer<'_>]) -> Option<i64> {
     parsed.filter_map(|(_, list)| Some(list.next_update()?.timestamp())).min()
 }
 
-/// What a caller has shown of himself at his handshake, and by what it is judged.
+/// The certificate that a caller presented at its handshake, and what it is verified against.
 #[derive(Debug)]
 pub struct Standing {
     pub chain: Vec<CertificateDer<'static>>,
@@ -71,8 +71,8 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// Waits until the certificate would not be accepted any more: it was revoked, or its authority is gone. Only changed
-    /// files are a reason to look.
+    /// Waits until the certificate would no longer be accepted: it was revoked, or its authority was removed. It is
+    /// only verified again when the files change.
     pub async fn lost(mut self) -> Error {
         // Without a sender the server is shutting down, and nothing changes any more.
         while self.current.changed().await.is_ok() {

@@ -39,7 +39,7 @@ pub struct Reception {
 }
 
 impl Reception {
-    /// Serves a peer until it leaves, the connection has lasted long enough, or another has its place.
+    /// Serves a peer until it leaves, the connection has lasted long enough, or another one has its slot.
     pub async fn serve(&self, stream: TcpStream, peer: Peer, traffic: Traffic, place: &mut Place) {
         match &self.security {
             Security::Plain => self.converse(stream, peer, traffic, place, pending()).await,

@@ -1,4 +1,4 @@
-//! Certificates as their files hold them, and what is made of them.
+//! Certificates as their files contain them, and the TLS objects made from them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 
 use crate::rpc::reload::FileError;
 
-/// What the files say.
+/// The content of the files.
 #[derive(Debug)]
 pub struct Current {
     pub server: Arc<ServerConfig>,

@@ -1,8 +1,8 @@
-//! Who is let in where places are few: whoever has been idle longest gives way, of the address that has most of them.
+//! Admission where slots are few: the guest that has been idle longest gives way, from the address that has the most.
 //!
-//! So an address can crowd out nobody but itself, and one that all share, as behind a proxy, crowds out the idle alone.
-//! Whoever gives way may take a moment for it, but only so many at a time: each still has a descriptor. So a place is no
-//! permit of a budget: it can be lost while it is held.
+//! An address can therefore displace only its own guests, and an address that many share, as behind a proxy, displaces
+//! only idle ones. A guest that gives way may take a moment to leave, but only so many at a time, since each still has
+//! a descriptor. So a slot is not a permit of a budget: it can be lost while it is held.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
@@ -12,16 +12,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-/// For so many places one guest may be about to leave, beside a few.
+/// One guest may be leaving per this many slots, in addition to a small constant.
 const LEAVING_PART: usize = 16;
 const LEAVING_MIN: usize = 4;
 
-/// How many guests are there at most where so many have places: some are about to leave.
+/// The maximum number of guests for this many slots: some guests are about to leave.
 pub fn most(places: usize) -> usize {
     places.saturating_add(places / LEAVING_PART + LEAVING_MIN)
 }
 
-/// Places for which there are never more guests than `most`.
+/// The number of slots for which there are never more guests than `most`.
 pub fn places(most: usize) -> usize {
     let both = most.saturating_sub(LEAVING_MIN);
     let (groups, rest) = (both / (LEAVING_PART + 1), both % (LEAVING_PART + 1));
@@ -36,34 +36,34 @@ pub struct Crowd(Arc<Places>);
 struct Places {
     max: usize,
     guests: Mutex<Guests>,
-    /// Told the number of guests whenever it changes.
+    /// Called with the number of guests whenever it changes.
     tell: fn(usize),
-    /// A guest is gone.
+    /// Notified when a guest has gone.
     gone: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Guests {
     next: u64,
-    /// Those who have a place.
+    /// Guests that have a slot.
     present: HashMap<u64, Guest>,
-    /// Those who were asked to leave and are still here, the first of them first. Dropped, the sender cuts a guest short.
+    /// Guests that were asked to leave and are still here, oldest first. Dropping the sender cuts a guest short.
     leaving: VecDeque<(u64, oneshot::Sender<()>)>,
-    /// Everybody who is here, with a place or without.
+    /// All guests that are here, with or without a slot.
     here: usize,
 }
 
 struct Guest {
-    /// Absent for a proxy of ours, which is many.
+    /// Absent for one of our proxies, which stands for many callers.
     address: Option<IpAddr>,
     idle_since: Box<dyn Fn() -> Option<Instant> + Send>,
-    /// Dropped, it asks the guest to leave.
+    /// Dropping it asks the guest to leave.
     _stay: oneshot::Sender<()>,
-    /// Dropped, it cuts a guest short who was asked to leave.
+    /// Dropping it cuts short a guest that was asked to leave.
     farewell: oneshot::Sender<()>,
 }
 
-/// A guest's place, given back when dropped.
+/// A guest's slot, released when dropped.
 #[derive(Debug)]
 pub struct Place {
     crowd: Crowd,
@@ -77,7 +77,7 @@ impl Crowd {
         Self(Arc::new(Places { max, guests: Mutex::default(), tell, gone: Notify::new() }))
     }
 
-    /// Waits until another guest can be let in; for that, the one who was first asked to leave has no more time.
+    /// Waits until another guest can be let in; to make room, the guest that was asked to leave first is cut short.
     pub async fn room(&self) {
         loop {
             let gone = self.0.gone.notified();
@@ -92,8 +92,8 @@ impl Crowd {
         }
     }
 
-    /// A place for a guest who may be asked at any time since when he is idle, `None` while he is not. `None` where all
-    /// places are taken and nobody is idle.
+    /// A slot for a guest. The closure can be called at any time and returns since when the guest has been idle, or
+    /// `None` while it is not. Returns `None` if all slots are taken and no guest is idle.
     pub fn enter(
         &self,
         address: Option<IpAddr>,
@@ -123,7 +123,7 @@ impl Guests {
         let mut of_address: HashMap<Option<IpAddr>, usize> = HashMap::new();
         self.present.values().for_each(|guest| *of_address.entry(guest.address).or_default() += 1);
         let idle = self.present.iter().filter_map(|(id, guest)| {
-            // A proxy's connections are many callers', none of which has more than one.
+            // A proxy's connections belong to many callers, so each counts as the only one of its caller.
             let others = guest.address.map_or(1, |_| of_address[&guest.address]);
             Some((*id, others, (guest.idle_since)()?))
         });
@@ -133,7 +133,7 @@ impl Guests {
         idlest.map(|(id, ..)| id)
     }
 
-    /// Takes a guest's place.
+    /// Takes away a guest's slot.
     fn ask_to_leave(&mut self, id: u64) {
         let Some(guest) = self.present.remove(&id) else { return };
         self.leaving.push_back((id, guest.farewell));
@@ -141,13 +141,13 @@ impl Guests {
 }
 
 impl Place {
-    /// Waits until the place is another guest's.
+    /// Waits until the slot was given to another guest.
     pub async fn lost(&mut self) {
         // Nothing is ever sent.
         let _ = (&mut self.stay).await;
     }
 
-    /// Waits, after the place was lost, until there is no more time for a farewell.
+    /// Waits, after the slot was lost, until the time to leave is over.
     pub async fn cut_short(&mut self) {
         let _ = (&mut self.farewell).await;
     }

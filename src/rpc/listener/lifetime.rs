@@ -1,4 +1,4 @@
-//! How long a connection lasts: until it is quiet for too long, or too old.
+//! How long a connection lasts: until it is idle for too long, or too old.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,31 +8,31 @@ use tokio::time::Instant;
 
 use crate::config::Limits;
 
-/// What a peer without calls needs to hear that the connection ends: a round trip.
+/// Time for a peer without calls to learn that the connection ends: a round trip.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// How long a connection may last, from its first byte.
+/// Limits on the duration of a connection, from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Lifetime {
     /// Until its first call.
     pub header_max: Duration,
     /// Between calls.
     pub idle_max: Duration,
-    /// In all, if that is bounded.
+    /// In all, if bounded.
     pub age_max: Option<Duration>,
-    /// For calls in flight on a connection that has come of age.
+    /// For calls in flight on a connection that has reached its maximum age.
     pub grace: Duration,
 }
 
-/// Why a connection takes no further calls.
+/// Why a connection accepts no further calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     NoCall,
     Idle,
     Age,
-    /// Another connection has its place.
+    /// Another connection has its slot.
     Displaced,
-    /// Its certificate is not accepted any more.
+    /// Its certificate is no longer accepted.
     Distrusted,
     Shutdown,
 }
@@ -41,7 +41,7 @@ pub enum CloseReason {
 #[derive(Clone, Debug)]
 pub struct Traffic(Arc<watch::Sender<Calls>>);
 
-/// A call under way; it has ended when this is dropped.
+/// A call in progress; it has ended when this is dropped.
 #[derive(Debug)]
 pub struct CallUnderWay(Traffic);
 
@@ -63,14 +63,14 @@ impl Lifetime {
         }
     }
 
-    /// The same, a tenth longer or shorter: connections that came at once do not leave at once.
+    /// The same limits, up to a tenth longer or shorter, so that connections opened at once do not close at once.
     #[must_use]
     pub fn spread(self) -> Self {
         let age_max = self.age_max.map(|age| age.mul_f64(rand::random_range(0.9..=1.1)));
         Self { age_max, ..self }
     }
 
-    /// Waits until a connection that has just been opened should take no further calls.
+    /// Waits until a newly opened connection should accept no further calls.
     pub async fn over(&self, traffic: &Traffic) -> CloseReason {
         let opened = Instant::now();
         let grown_old = self.age_max.map(|age| opened + age);
@@ -91,15 +91,15 @@ impl Lifetime {
         }
     }
 
-    /// Waits until a connection that takes no further calls should be cut off.
+    /// Waits until a connection that accepts no further calls should be cut off.
     pub async fn farewell(&self, traffic: &Traffic, ending: CloseReason) {
         let grace_over = match ending {
             CloseReason::NoCall | CloseReason::Idle | CloseReason::Age | CloseReason::Displaced => {
                 Some(Instant::now() + self.grace)
             }
-            // Calls of whoever is not trusted any more end at once.
+            // Calls of a caller that is no longer trusted end immediately.
             CloseReason::Distrusted => return,
-            // Whoever shuts the server down bounds the time of all connections together.
+            // Shutdown bounds the time of all connections together.
             CloseReason::Shutdown => None,
         };
         let mut calls = traffic.0.subscribe();
@@ -136,7 +136,7 @@ impl Traffic {
         Self(Arc::new(watch::Sender::new(Calls::NoneYet { since: Instant::now() })))
     }
 
-    /// Since when no call is in flight, if none is.
+    /// Since when no call has been in flight, if none is.
     pub fn idle_since(&self) -> Option<Instant> {
         match *self.0.borrow() {
             Calls::NoneYet { since } | Calls::NoneNow { since } => Some(since),
@@ -165,7 +165,7 @@ impl Drop for CallUnderWay {
     }
 }
 
-/// Waits for an instant, or for ever, and says what it means.
+/// Waits for an instant and returns the value that belongs to it; without one, waits indefinitely.
 async fn at_last<T>(next: Option<(Instant, T)>) -> T {
     match next {
         Some((at, meaning)) => {

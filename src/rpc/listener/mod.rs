@@ -1,7 +1,7 @@
 //! The gRPC port: connections, their limits, and how they end.
 //!
-//! hyper is driven directly, not through tonic's server: its grace period has no bound, it ends connections of age in the
-//! middle of their calls, its timeouts answer CANCELLED, and it knows no limit on connections.
+//! hyper is driven directly, not through tonic's server: tonic's grace period has no bound, it ends connections that
+//! reach their maximum age in the middle of calls, its timeouts answer CANCELLED, and it has no limit on connections.
 
 mod accept;
 mod callers;
@@ -36,7 +36,7 @@ use lifetime::{Lifetime, Traffic};
 pub struct Port {
     pub listener: TcpListener,
     pub security: Security,
-    /// Proxies in front of it, which carry the calls of many.
+    /// Proxies in front of the server, which carry the calls of many callers.
     pub proxies: Vec<Network>,
 }
 
@@ -84,7 +84,7 @@ pub async fn serve(
     }
 }
 
-/// A connection's life, if there is a place for it.
+/// Serves a connection to its end, if there is a slot for it.
 fn admit(
     reception: &Arc<Reception>,
     crowd: &Crowd,
@@ -102,7 +102,7 @@ fn admit(
     };
     let reception = Arc::clone(reception);
     Some(async move {
-        // Nagle's algorithm would hold small answers back for a round trip.
+        // Nagle's algorithm would delay small responses by a round trip.
         if let Err(cause) = stream.set_nodelay(true) {
             tracing::debug!(%cause, "TCP_NODELAY could not be set");
         }
@@ -110,8 +110,8 @@ fn admit(
     })
 }
 
-/// The address whose connections are counted together: of IPv6 the network of 64 bits, which is one customer's; none for
-/// a proxy.
+/// The address whose connections are counted together: for IPv6 the /64 network, which belongs to one customer; none
+/// for a proxy.
 fn counted_address(peer: Peer) -> Option<IpAddr> {
     let counted = match peer.address.ip().to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),

@@ -1,5 +1,5 @@
-//! The second port: HTTP/1 with one request a connection, HTTP/2 for balancers whose servers speak that, and few
-//! connections at a time.
+//! The second port: HTTP/1 with one request per connection, HTTP/2 for load balancers that use it with their servers,
+//! and few connections at a time.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use super::accept::Troubles;
 use super::crowd::{Crowd, Place};
 
-/// Connections at the same time where descriptors suffice.
+/// Maximum simultaneous connections where descriptors suffice.
 pub const CONNECTIONS_MAX: usize = 64;
-/// From a connection's beginning to its end.
+/// Maximum duration of a connection.
 const SECONDS_MAX: Duration = Duration::from_secs(10);
 
-/// Serves `router` for ever, on so many connections. For one more, the oldest is closed: whoever looks after a server asks
-/// for little.
+/// Serves `router` forever, on at most this many connections. For one more, the oldest is closed: monitoring asks for
+/// little.
 pub async fn serve(listener: TcpListener, router: Router, connections_max: usize) {
     let crowd = Crowd::new(connections_max, |_| {});
     let mut troubles = Troubles::of("status");

@@ -1,4 +1,4 @@
-//! Encryption of the gRPC port: rustls, with bounds on handshakes, and certificates that are read again when they change.
+//! Encryption of the gRPC port: rustls, with bounds on handshakes, and certificates that are reloaded when they change.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,18 +24,18 @@ use crate::metrics;
 use crate::rpc::context::Peer;
 use crate::rpc::reload::{FileError, Files};
 
-/// gRPC is HTTP/2 and nothing else.
+/// gRPC is always HTTP/2.
 const HTTP2: &[u8] = b"h2";
 
-/// How peers are met before they may speak HTTP/2.
+/// What connections go through before HTTP/2.
 #[derive(Clone, Debug)]
 pub enum Security {
-    /// Unencrypted: on loopback, or where the configuration says so in words.
+    /// Unencrypted: on loopback, or where the configuration explicitly allows it.
     Plain,
     Tls(Tls),
 }
 
-/// Handshakes by the certificate that holds at the time.
+/// Handshakes with the currently valid certificate.
 #[derive(Clone, Debug)]
 pub struct Tls {
     current: watch::Receiver<Arc<Current>>,
@@ -50,10 +50,10 @@ pub struct Encrypted {
 }
 
 impl Security {
-    /// Reads certificates and keys, and goes on watching them.
+    /// Reads certificates and keys, and keeps watching them.
     ///
     /// # Errors
-    /// A file that cannot be read or holds no certificate or key, or a key of another certificate.
+    /// A file cannot be read or holds no certificate or key, or a key belongs to another certificate.
     pub async fn open(settings: &config::Tls) -> Result<Self, FileError> {
         if !settings.is_on() {
             return Ok(Self::Plain);
@@ -73,11 +73,11 @@ impl Security {
 }
 
 impl Tls {
-    /// Shakes hands within bounds of time and number; whoever fails is counted. Where there are too many, the oldest
-    /// handshake gives way.
+    /// Performs a handshake within limits on time and number; failures are counted. If there are too many handshakes,
+    /// the oldest one gives way.
     pub async fn accept(&self, stream: TcpStream, peer: Peer) -> Option<Encrypted> {
         let begun = Instant::now();
-        // Whoever shakes hands can always give way, so there is a place.
+        // A handshake can always be displaced, so there is always a slot.
         let mut place = self.pending.enter(counted_address(peer), move || Some(begun))?;
         // From here on a change of the files is noticed.
         let mut current = self.current.clone();
@@ -107,7 +107,8 @@ impl Tls {
     }
 }
 
-/// From a certificate, its key and, for mutual TLS, the authorities of callers and what these have revoked.
+/// Builds the configuration from a certificate, its key and, for mutual TLS, the client authorities and their
+/// revocation lists.
 fn current(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<Current, FileError> {
     let content = |index: usize| -> Option<Content<'_>> {
         Some((paths.get(index)?.as_path(), contents.get(index)?.as_slice()))
@@ -133,11 +134,11 @@ fn current(paths: &[PathBuf], contents: &[Vec<u8>]) -> Result<Current, FileError
     })?;
     config.alpn_protocols = vec![HTTP2.to_vec()];
     end.into_iter().for_each(metrics::certificate_ends);
-    // Sessions are remembered by this configuration alone, so that none outlives the revocation of its certificate.
+    // Sessions are stored by this configuration only, so that none outlives the revocation of its certificate.
     Ok(Current { server: Arc::new(config), callers })
 }
 
-/// When the first certificate of a chain ends, in seconds of Unix time.
+/// When the first certificate of a chain expires, in seconds of Unix time.
 fn end_of(chain: &[CertificateDer<'_>]) -> Option<i64> {
     let parsed = chain.iter().filter_map(|certificate| parse_x509_certificate(certificate).ok());
     parsed.map(|(_, certificate)| certificate.validity().not_after.timestamp()).min()

@@ -1,17 +1,17 @@
-//! Who searches next: a pure function of who waits and of the time that each account has used threads for.
+//! Decides who searches next: a pure function of the waiting searches and the thread time that each account has used.
 //!
-//! An account that has used less goes first, so that whoever asks for little never waits for whoever asks for much. One
-//! that comes back from a pause begins with what the least of those at work has used: nobody saves up.
+//! An account that has used less goes first, so that light callers never wait for heavy ones. An account that returns
+//! after a pause starts from the least that any active account has used: idle time is not saved up.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::rpc::context::Holder;
 
-/// Of what a search of an account takes, the weight of the newest.
+/// The weight of the newest search in the mean cost of an account's searches.
 const NEWEST_WEIGHT: f64 = 0.3;
 
-/// A bounded number of threads, and everybody who searches or waits for one; `W` is how a waiter is told.
+/// A bounded number of threads, and the searches that run on one or wait for one; `W` is the means to notify a waiter.
 #[derive(Debug)]
 pub struct Ledger<W> {
     threads: usize,
@@ -19,7 +19,7 @@ pub struct Ledger<W> {
     next: u64,
     /// What the account that was served last had used.
     floor: Duration,
-    /// Seconds that a code takes.
+    /// Seconds per code.
     pace: f64,
     accounts: HashMap<Holder, Account<W>>,
 }
@@ -29,9 +29,9 @@ struct Account<W> {
     used: Duration,
     running: usize,
     waiting: VecDeque<(u64, W)>,
-    /// Searches that will come to wait.
+    /// Searches that have been admitted and will wait.
     announced: usize,
-    /// What one search takes.
+    /// The cost of one search.
     cost: Cost,
 }
 
@@ -42,12 +42,12 @@ enum Cost {
     Measured(Duration),
 }
 
-/// Codes that a search goes through; 0 where nobody knows.
+/// Codes that a search goes through; 0 if unknown.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SearchSize(pub u64);
 
 impl<W> Ledger<W> {
-    /// `pace` is how many seconds a code takes, until searches have told.
+    /// `pace` is how many seconds a code takes until searches have been measured.
     pub fn new(threads: usize, pace: f64) -> Self {
         let floor = Duration::ZERO;
         Self { threads: threads.max(1), running: 0, next: 0, floor, pace, accounts: HashMap::new() }
@@ -57,7 +57,7 @@ impl<W> Ledger<W> {
         self.running
     }
 
-    /// Counts a search that has been let in and will come to wait, until it is [withdrawn](Self::withdraw).
+    /// Counts a search that has been admitted and will wait, until it is [withdrawn](Self::withdraw).
     pub fn announce(&mut self, holder: &Holder, size: SearchSize) {
         let foreseen = self.foresee(size);
         let account = self.account(holder);
@@ -87,7 +87,7 @@ impl<W> Ledger<W> {
         self.account(holder).waiting.push_front((id, waiter));
     }
 
-    /// Takes out a waiter who left. `None` where it has a thread already.
+    /// Removes a waiter that left. `None` if it has a thread already.
     pub fn leave(&mut self, holder: &Holder, id: u64) -> Option<W> {
         let account = self.accounts.get_mut(holder)?;
         let index = account.waiting.iter().position(|(waiting, _)| *waiting == id)?;
@@ -96,7 +96,7 @@ impl<W> Ledger<W> {
         Some(waiter)
     }
 
-    /// Gives a free thread to whoever is next.
+    /// Gives a free thread to the next waiter.
     pub fn begin(&mut self) -> Option<(Holder, W)> {
         if self.running >= self.threads {
             return None;
@@ -113,21 +113,21 @@ impl<W> Ledger<W> {
         Some((holder, waiter))
     }
 
-    /// Notes that a thread was used for so long.
+    /// Records that a thread was used for this long.
     pub fn charge(&mut self, holder: &Holder, used: Duration) {
         if let Some(account) = self.accounts.get_mut(holder) {
             account.used += used;
         }
     }
 
-    /// Whether another account waits that has used less.
+    /// Whether an account that has used less is waiting.
     pub fn is_due(&self, holder: &Holder) -> bool {
         let Some(own) = self.accounts.get(holder) else { return false };
         let others = self.accounts.iter().filter(|(other, _)| *other != holder);
         others.into_iter().any(|(_, account)| !account.waiting.is_empty() && account.used < own.used)
     }
 
-    /// Gives a thread back that goes on later.
+    /// Returns a thread whose search resumes later.
     pub fn pause(&mut self, holder: &Holder) {
         self.running -= 1;
         if let Some(account) = self.accounts.get_mut(holder) {
@@ -135,7 +135,7 @@ impl<W> Ledger<W> {
         }
     }
 
-    /// Gives a thread back after a search that took `took` in all.
+    /// Returns a thread after a search that took `took` in all.
     pub fn end(&mut self, holder: &Holder, took: Duration, size: SearchSize) {
         self.pause(holder);
         if let Some(account) = self.accounts.get_mut(holder) {
@@ -178,7 +178,7 @@ impl<W> Ledger<W> {
         account
     }
 
-    /// Forgets accounts that are as good as new; without any at work, all.
+    /// Forgets accounts that are indistinguishable from new ones; without any at work, all.
     fn tidy(&mut self) {
         if !self.accounts.values().any(Account::is_at_work) {
             self.accounts.clear();
@@ -210,7 +210,7 @@ impl Cost {
         one
     }
 
-    /// What is measured counts for more than what is foreseen.
+    /// Raises a foreseen cost to at least `foreseen`; a measured cost has precedence.
     fn at_least(self, foreseen: Duration) -> Self {
         match self {
             Self::Foreseen(before) => Self::Foreseen(before.max(foreseen)),
@@ -236,7 +236,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Serves everybody on one thread, each for what it costs; who was served, in order.
+    /// Serves all waiters on one thread, each for its cost; returns the accounts served, in order.
     fn served(ledger: &mut Ledger<Duration>, searches: usize) -> Vec<String> {
         let mut served = Vec::new();
         while let Some((holder, cost)) = ledger.begin() {
@@ -314,7 +314,7 @@ mod tests {
             ledger.charge(&holder, cost);
             ledger.end(&holder, cost, SearchSize::default());
         }
-        // One of the heavy ones and the light one were served; two heavy ones wait.
+        // One of the heavy searches and the light one were served; two heavy ones wait.
         assert_eq!(ledger.expected_wait(&heavy, SearchSize::default()), 10 * SECOND);
         assert_eq!(
             ledger.expected_wait(&light, SearchSize::default()),
@@ -330,7 +330,7 @@ mod tests {
         let (first, second) = (holder("first"), holder("second"));
         let size = SearchSize(1000);
         for _ in 0..3 {
-            // A second each, by the pace that the ledger began with.
+            // A second each, by the ledger's initial pace.
             assert!(ledger.expected_wait(&first, size) <= 3 * SECOND);
             ledger.announce(&first, size);
         }

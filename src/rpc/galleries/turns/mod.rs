@@ -1,5 +1,5 @@
-//! Turns on the threads that search: shared by accounts, and given way between the steps of a search. Slots would serve
-//! callers in the order in which they come; here the account comes first that has used least.
+//! Turns on the search threads: shared by accounts, and yielded between the steps of a search. Slots would serve
+//! callers in order of arrival; here the account that has used least goes first.
 
 mod ledger;
 
@@ -13,34 +13,34 @@ use crate::rpc::context::Holder;
 use ledger::Ledger;
 pub use ledger::SearchSize;
 
-/// How long a search goes on before it looks who else waits.
+/// How long a search runs before it checks for other waiters.
 const SLICE: Duration = Duration::from_millis(20);
 
-/// The threads that search, and who waits for one. Cloning it is cheap.
+/// The search threads and their waiters. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Turns(Arc<Mutex<Ledger<oneshot::Sender<Turn>>>>);
 
-/// A thread's time, given back when dropped.
+/// A turn on a thread, returned when dropped.
 #[derive(Debug)]
 pub struct Turn {
     turns: Turns,
     holder: Holder,
-    /// Since when the thread is used and not accounted for; absent where it was given back.
+    /// Since when the thread has been used without being charged; absent once it was returned.
     since: Option<Instant>,
-    /// What was accounted for of this search.
+    /// The time charged to this search so far.
     took: Duration,
-    /// What it is to go through.
+    /// The number of codes it goes through.
     size: SearchSize,
 }
 
-/// A search that has been let in, counted as one that waits until this is dropped.
+/// A search that has been admitted, counted as waiting until this is dropped.
 #[derive(Debug)]
 pub struct Announced {
     turns: Turns,
     holder: Holder,
 }
 
-/// A place in the queue, which is left when this is dropped.
+/// A position in the queue, left when this is dropped.
 struct Waiting<'a> {
     turns: &'a Turns,
     holder: &'a Holder,
@@ -48,18 +48,18 @@ struct Waiting<'a> {
 }
 
 impl Turns {
-    /// `pace` is how many seconds a code takes, until searches have told.
+    /// `pace` is how many seconds a code takes until searches have been measured.
     pub fn new(threads: usize, pace: f64) -> Self {
         Self(Arc::new(Mutex::new(Ledger::new(threads, pace))))
     }
 
-    /// Counts a search from now on, since others may come before it has its chips embedded.
+    /// Counts a search from now on, since others may arrive before its chips are embedded.
     pub fn announce(&self, holder: &Holder, size: SearchSize) -> Announced {
         self.ledger().announce(holder, size);
         Announced { turns: self.clone(), holder: holder.clone() }
     }
 
-    /// Waits for a thread, fairly. Whoever leaves the queue costs nobody anything.
+    /// Waits for a thread, fairly. A waiter that leaves the queue costs others nothing.
     pub async fn take(&self, holder: &Holder, size: SearchSize) -> Turn {
         loop {
             let (grant, granted) = oneshot::channel();
@@ -68,7 +68,7 @@ impl Turns {
             self.hand_out();
             let turn = granted.await;
             drop(waiting);
-            // A grant is never dropped but with its waiter.
+            // A grant is only dropped together with its waiter.
             if let Ok(mut turn) = turn {
                 turn.size = size;
                 return turn;
@@ -81,13 +81,13 @@ impl Turns {
         self.ledger().expected_wait(holder, size)
     }
 
-    /// Hands free threads to those who are next.
+    /// Hands free threads to the next waiters.
     fn hand_out(&self) {
         loop {
             let Some((holder, grant)) = self.ledger().begin() else { break };
             let (turns, since) = (self.clone(), Some(Instant::now()));
             let turn = Turn { turns, holder, since, took: Duration::ZERO, size: SearchSize::default() };
-            // Who has left in the meantime gives the thread back by dropping the turn.
+            // A waiter that has left in the meantime returns the thread by dropping the turn.
             drop(grant.send(turn));
         }
         metrics::searching(self.ledger().running());
@@ -112,7 +112,7 @@ impl Drop for Announced {
 }
 
 impl Turn {
-    /// Lets others go first who have used less, and waits, on this thread, until it is this search's turn again.
+    /// Yields to accounts that have used less, and blocks this thread until it is this search's turn again.
     pub fn give_way(&mut self) {
         let Some(since) = self.since.filter(|since| since.elapsed() >= SLICE) else { return };
         let turns = self.turns.clone();
