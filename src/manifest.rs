@@ -145,7 +145,7 @@ impl Line {
     }
 }
 
-/// The single file in `found`, if there is exactly one.
+/// The file in `found`, if there is one; several are an error.
 fn only(line: &Line, found: &[usize], files: &[FileNames<'_>]) -> Result<Option<usize>, ManifestError> {
     match found {
         [] => Ok(None),

@@ -1,6 +1,6 @@
-//! The coordinate system of a GeoTIFF, as far as it takes to find places on the ellipsoid.
+//! The coordinate system of a GeoTIFF, as far as needed to find points on the ellipsoid.
 //!
-//! Datums are not told apart: they move places by some hundred metres, which changes no scale.
+//! Datums are not distinguished: they shift points by some hundred metres, which does not affect the scale.
 
 use proj4rs::proj::Proj;
 use proj4rs::transform::transform;
@@ -12,17 +12,17 @@ use super::keys::{self, Keys};
 const SEMI_MAJOR_AXIS_M: f64 = 6_378_137.0;
 const ECCENTRICITY_SQUARED: f64 = 0.006_694_379_990_141_316;
 const WGS84: &str = "+ellps=WGS84";
-/// Half of the length on which a scale is measured, in degrees and in metres: long enough for the projections to be
-/// exact on it, short enough for a scale not to change.
+/// Half of the length over which a scale is measured, in degrees and in metres: long enough for the
+/// projections to be exact, short enough for the scale to be constant.
 const REACH_DEG: f64 = 0.005;
 const REACH_M: f64 = 500.0;
 /// "User-defined" in a key that holds a code.
 const USER_DEFINED: u16 = 32767;
 
-/// Coordinates of a file, and how to find them on the ellipsoid.
+/// Coordinates of a file, and how to convert them to points on the ellipsoid.
 pub struct Crs {
     kind: Kind,
-    /// Radians or metres of a unit.
+    /// Radians or metres per unit.
     unit: f64,
 }
 
@@ -33,7 +33,7 @@ enum Kind {
 
 impl Crs {
     /// # Errors
-    /// A coordinate system or a unit that is not known.
+    /// A coordinate system or a unit that is unknown.
     pub fn read(keys: &Keys<'_>) -> Result<Self, Unusable> {
         const PROJECTED: u16 = 1;
         const GEOGRAPHIC: u16 = 2;
@@ -69,7 +69,7 @@ impl Crs {
         matches!(self.kind, Kind::Geographic).then(|| std::f64::consts::TAU / self.unit)
     }
 
-    /// Half of the length on which to measure a scale.
+    /// Half of the length over which to measure a scale.
     pub fn reach(&self) -> f64 {
         match self.kind {
             Kind::Geographic => REACH_DEG.to_radians() / self.unit,
@@ -77,7 +77,7 @@ impl Crs {
         }
     }
 
-    /// The place on the ellipsoid, in metres from the earth's centre; nothing where there is none.
+    /// The point on the ellipsoid, in metres from the earth's centre; `None` where there is none.
     pub fn earth(&self, [x, y]: [f64; 2]) -> Option<[f64; 3]> {
         let mut place = (x * self.unit, y * self.unit);
         if let Kind::Projected { projection, geographic } = &self.kind {
