@@ -12,7 +12,7 @@ const COSINE_MARGIN: f32 = 1e-5;
 
 impl Distances {
     /// # Panics
-    /// When `values` is not a number of rows of `columns` values.
+    /// If `values` does not consist of whole rows of `columns` values.
     pub fn new(columns: usize, values: Vec<f32>) -> Self {
         assert!(columns > 0 && values.len().is_multiple_of(columns), "distances are whole rows");
         Self { columns, values }

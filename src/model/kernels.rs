@@ -185,7 +185,7 @@ struct Trial {
     precision: Precision,
     layers: [Layer; 2],
     kernels: Vec<(Kernel, [Linear; 2])>,
-    /// Why no kernels are left.
+    /// Why kernels were removed.
     dropped: Vec<String>,
 }
 
