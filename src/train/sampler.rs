@@ -11,9 +11,9 @@ use super::shard::Shard;
 /// Batches of P identities with K images each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IdentitySampler {
-    /// Images per identity.
+    /// Images of each identity.
     images: BTreeMap<i64, Vec<usize>>,
-    /// Images per batch of one rank.
+    /// Identities per batch of one rank.
     identities_per_batch: usize,
     images_per_identity: usize,
     shard: Shard,

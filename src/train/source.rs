@@ -39,7 +39,7 @@ pub struct IdentitySource {
 #[derive(Debug)]
 pub struct PairSource {
     pairs: Vec<Pair>,
-    /// Images per batch of one rank.
+    /// Pairs per batch of one rank.
     pairs_per_batch: usize,
     reader: ImageReader,
     shard: Shard,
