@@ -14,7 +14,7 @@ const CHUNK: usize = 16 << 10;
 
 /// Digest of a model that reads its features at `feature_point`.
 ///
-/// Only tensors that a served feature depends on are included: not the classifier nor the batch counts of a
+/// Only tensors that a served feature depends on are included: not the classifier nor the step counts of a
 /// BatchNorm. A checkpoint therefore equals its import, and differs from its next training step. Every field
 /// is preceded by its length, so that no two models give the same bytes.
 pub fn digest(
