@@ -11,8 +11,9 @@ use super::{ChipWarning, Modality};
 
 /// The highest of the 256 levels.
 const WHITE: u8 = 255;
-/// Fraction of white pixels above which a picture has lost its bright parts: the first where samples were
-/// clipped on the way to 8 bits, the second where their history is unknown. No pixel of 111 real optical chips is white.
+/// Fraction of white pixels from which a picture has lost its bright parts: the first where samples were
+/// clipped on the way to 8 bits, the second where their history is unknown. No pixel of 111 real optical
+/// chips is white.
 const CLIPPED_SHARE: f64 = 0.01;
 const WHITE_SHARE: f64 = 0.5;
 /// Maximum number of levels that hold 98 % of a picture with almost no detail left; 165 real chips

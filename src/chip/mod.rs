@@ -90,7 +90,7 @@ impl Chip {
     /// Combines pixels that already have the model's size with the metadata that TransOSS uses.
     ///
     /// # Panics
-    /// When `pixels` does not hold `height * width * 3` bytes.
+    /// If `pixels` does not hold `height * width * 3` bytes.
     pub fn new(pixels: Vec<u8>, size: ChipSize, modality: Modality, size_token: [f32; 3]) -> Self {
         assert_eq!(pixels.len(), size.height * size.width * 3, "a chip has three bytes a pixel");
         Self { pixels: pixels.into_boxed_slice(), size, modality, size_token }

@@ -42,7 +42,7 @@ impl Resampling {
 /// Resizes interleaved RGB bytes, `[from.height, from.width, 3]`, to `to`; the aspect ratio is not kept.
 ///
 /// # Panics
-/// When `pixels` does not have the size that `from` says, or a side is 0.
+/// If `pixels` does not have the size `from`, or a side is 0.
 pub fn resize(pixels: &[u8], from: ChipSize, to: ChipSize, resampling: Resampling) -> Vec<u8> {
     assert_eq!(pixels.len(), from.height * from.width * CHANNELS, "three bytes a pixel");
     assert!(from.height > 0 && from.width > 0 && to.height > 0 && to.width > 0, "no side is 0");

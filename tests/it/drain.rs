@@ -40,7 +40,7 @@ async fn a_server_says_that_it_goes_down_before_it_refuses_calls() {
     assert!(page(pages, "/healthz").await.starts_with("HTTP/1.1 200"));
     client.embed(request(), None).await.unwrap();
 
-    // A caller that only watches is disconnected as soon as calls are refused.
+    // A stream that only watches is ended as soon as calls are refused.
     draining.abort();
     assert_eq!(watched.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
 }

@@ -141,7 +141,7 @@ impl Drop for Server {
     }
 }
 
-/// No input or fault may make a server panic, even if it continues afterwards.
+/// A server must never panic, even if it continues afterwards.
 pub fn check_log(log: &str) {
     if let Some(at) = log.find("panicked") {
         let line = log[..at].rfind('\n').map_or(0, |end| end + 1);

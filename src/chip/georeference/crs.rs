@@ -95,7 +95,7 @@ impl Crs {
     }
 }
 
-/// The projection in the words of PROJ, by its code or by its parameters.
+/// The projection in PROJ's notation, by its code or by its parameters.
 fn definition(keys: &Keys<'_>, code: Option<u16>) -> Option<String> {
     if let Some(code) = code {
         return crs_definitions::from_code(code).map(|found| found.proj4.to_owned());
@@ -126,7 +126,7 @@ fn is_web_mercator(citation: &str) -> bool {
         .any(|name| citation.contains(name))
 }
 
-/// Zone and whether it is a southern one, of a text such as "WGS 84 / UTM zone 48N".
+/// Zone and whether it is a southern one, from a text such as "WGS 84 / UTM zone 48N".
 fn utm_zone(citation: &str) -> Option<(u16, bool)> {
     let citation = citation.to_ascii_lowercase().replace('_', " ");
     let (_, after) = citation.split_once("utm zone ")?;
@@ -183,7 +183,7 @@ fn parameters(keys: &Keys<'_>, method: u16) -> Option<String> {
     Some(format!("{projection} +lon_0={longitude} +x_0={east} +y_0={north} {}", ellipsoid(keys)))
 }
 
-/// The ellipsoid of the geographic system beneath a projection; that of WGS 84 where nothing is said.
+/// The ellipsoid of the geographic system beneath a projection; WGS 84 where it is not specified.
 fn ellipsoid(keys: &Keys<'_>) -> String {
     if let Some(axis) = keys.number(keys::SEMI_MAJOR_AXIS) {
         if let Some(other) = keys.number(keys::SEMI_MINOR_AXIS) {
@@ -205,13 +205,13 @@ fn ellipsoid(keys: &Keys<'_>) -> String {
     named.unwrap_or_else(|| WGS84.into())
 }
 
-/// A definition without its unit, and without what only shifts or mirrors it.
+/// A definition without its unit, and without parameters that only shift or mirror it.
 fn in_metres(definition: &str) -> String {
     const LEFT_OUT: [&str; 7] =
         ["+units=", "+to_meter=", "+vunits=", "+axis=", "+nadgrids=", "+towgs84=", "+geoidgrids="];
     let words = definition.split_whitespace();
     let kept = words.filter(|word| !LEFT_OUT.iter().any(|name| word.starts_with(name)));
-    // proj4rs refuses this datum without the files of its shifts; its ellipsoid is all that is needed.
+    // proj4rs refuses this datum without its grid shift files; only its ellipsoid is needed.
     let known = kept.map(|word| if word == "+datum=NAD27" { "+ellps=clrk66" } else { word });
     known.collect::<Vec<_>>().join(" ")
 }

@@ -28,7 +28,7 @@ use crate::training::TrainingFolder;
 const SPOILT: &str = "harbour";
 const SIBLING: &str = "offshore";
 const ENTRIES: usize = 60;
-/// Terms with which a server may report damage.
+/// Reasons with which a server may report damage.
 const REFUSED: [&str; 2] = ["GALLERY_REFUSED", "JOB_STORE_DAMAGED"];
 const NAMED: [&str; 3] = ["GALLERY_UNREADABLE", "GALLERY_READ_ONLY", "JOB_DAMAGED"];
 

@@ -66,7 +66,7 @@ impl Kind {
 
 pub struct Owner {
     config_toml: String,
-    /// Whether jobs can end as their kind specifies. On a disk without space they cannot.
+    /// Whether jobs can end as their kind specifies. Without disk space, that lack is the only way they end.
     has_room: bool,
     started: u32,
     /// All jobs that were ever observed as finished, with their models.
@@ -310,7 +310,7 @@ fn program(path: PathBuf, script: &str) -> PathBuf {
     path
 }
 
-/// No input or fault may make a training process panic.
+/// A training process must never panic.
 pub fn check_logs(data: &Path) {
     // Before the first start there are no jobs.
     for job in std::fs::read_dir(data.join("jobs")).into_iter().flatten() {
