@@ -1,7 +1,9 @@
-//! Measures durable enrolment of ready embeddings beside the disk's own sync, and how a gallery opens again.
+//! Measures durable enrolment of ready embeddings against the disk's own sync, and how long a
+//! gallery takes to reopen.
 //!
-//! Rounds alternate between enrolling and bare writes of as many bytes, each followed by a sync, so that a drifting disk
-//! slows both; ratios are medians over the rounds. Run it with `make bench-gallery`.
+//! Rounds alternate between enrolling and bare writes of the same number of bytes, each followed by a sync,
+//! so that drift of the disk affects both equally. Ratios are medians over the rounds. Run it with `make
+//! bench-gallery`.
 
 use std::fs::File;
 use std::io::Write;
@@ -29,7 +31,7 @@ const TENANT: &str = "default";
 
 #[derive(Parser)]
 struct Arguments {
-    /// Enrolments in flight: each is a caller that waits for its acknowledgement
+    /// Concurrent enrolments; each caller waits for its acknowledgement
     #[arg(long, value_delimiter = ',', default_value = "1,64,1024")]
     callers: Vec<usize>,
     #[arg(long, default_value_t = 5)]
@@ -37,13 +39,13 @@ struct Arguments {
     /// Seconds of enrolling in a round
     #[arg(long, default_value_t = 2.0)]
     seconds: f64,
-    /// Entries of the galleries that are opened again
+    /// Entries of the galleries that are reopened
     #[arg(long, value_delimiter = ',', default_value = "100000,1000000")]
     reopened: Vec<u64>,
-    /// Where the galleries are made; a disk, not a memory file system
+    /// Where the galleries are created; must be a disk, not a memory file system
     #[arg(long, default_value = "target/bench-enrolment")]
     folder: std::path::PathBuf,
-    /// What cargo passes
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -65,7 +67,8 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Entries a second with `callers` in flight, over those that one sync for each `callers` entries would allow.
+/// Entries per second with `callers` in flight, relative to the rate that one sync per `callers`
+/// entries would allow.
 async fn measure_enrolment(arguments: &Arguments, folder: &Path, callers: usize) -> Result<Value> {
     let catalog = open(&folder.join(format!("callers-{callers}")))?;
     let gallery = create(&catalog)?;
@@ -123,7 +126,7 @@ async fn enrol_for(gallery: &Gallery, prefix: &str, callers: usize, time: Durati
     Ok(next.load(Ordering::Relaxed) as f64 / started.elapsed().as_secs_f64())
 }
 
-/// How long a gallery takes to open after a clean end, and after one that left no codes on disk.
+/// How long a gallery takes to open after a clean shutdown, and after one that left no codes on disk.
 async fn measure_reopening(folder: &Path, entries: u64) -> Result<Value> {
     let root = folder.join(format!("reopened-{entries}"));
     let catalog = open(&root)?;
@@ -156,7 +159,7 @@ async fn measure_reopening(folder: &Path, entries: u64) -> Result<Value> {
 
 struct Reopened {
     seconds: f64,
-    /// Resident memory that the open gallery takes.
+    /// Resident memory of the open gallery.
     memory_bytes: u64,
 }
 

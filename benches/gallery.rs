@@ -1,8 +1,8 @@
-//! Measures the search of a gallery beside memory bandwidth, brute force and FAISS; prints tables and JSON.
+//! Compares the search of a gallery with memory bandwidth, brute force and FAISS; prints tables and JSON.
 //!
-//! Rounds alternate between what is compared, so that a drifting machine slows all of it; ratios are medians over the
-//! rounds. Times are processor time of the searching thread, which other programs on the machine do not stretch.
-//! Run it with `make bench-gallery`.
+//! Rounds alternate between the candidates, so that drift of the machine affects all of them equally. Ratios
+//! are medians over the rounds. Times are processor time of the searching thread, which other programs on the
+//! machine do not inflate. Run it with `make bench-gallery`.
 
 use std::convert::Infallible;
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -25,9 +25,9 @@ use shipreid::gallery::{
 const DIMENSION: usize = 768;
 const CHIPS_PER_VESSEL: usize = 20;
 const K: usize = 10;
-/// Queries of the request that shows what a shared pass over memory saves.
+/// Queries per request in the measurement of a shared pass over memory.
 const TOGETHER: usize = 16;
-/// Queries that brute force answers, too.
+/// Queries that brute force answers as well.
 const CHECKED: usize = 4;
 
 #[derive(Parser)]
@@ -45,7 +45,7 @@ struct Arguments {
     /// A Python that has faiss-cpu
     #[arg(long, default_value = ".venv/bin/python")]
     python: String,
-    /// What cargo passes
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -87,7 +87,7 @@ fn measure(arguments: &Arguments, entries: usize) -> Result<Value> {
     }))
 }
 
-/// Times of everything that is compared, by name, a list for each round.
+/// Times of each candidate by name, one list per round.
 #[derive(Default)]
 struct Contest(Vec<(String, Vec<Vec<Duration>>)>);
 
@@ -99,7 +99,7 @@ impl Contest {
         }
     }
 
-    /// Prints a table; the ratios are to the first row.
+    /// Prints a table; ratios are relative to the first row.
     fn report(&self) -> Value {
         println!("\n| | p50 ms | p99 ms | min ms | ratio |\n|---|---|---|---|---|");
         let mut figures = Map::new();
@@ -139,7 +139,7 @@ struct Gallery {
     vectors: Vec<f32>,
     centres: Vec<Vec<f32>>,
     bytes_per_entry: f64,
-    /// As many bytes as the codes have.
+    /// As many bytes as the codes occupy.
     memory: Vec<u64>,
 }
 
@@ -170,7 +170,7 @@ impl Gallery {
         (0..count).map(|_| chip(&self.centres[random.random_range(0..self.centres.len())], random)).collect()
     }
 
-    /// No filter, a random tenth, and a tenth that was seen in one stretch of time.
+    /// No filter, a random tenth, and a tenth seen in one contiguous period.
     fn filters(&self) -> [(&'static str, Filter); 3] {
         let random = Filter { labels: vec![("tenth".into(), "0".into())], ..Filter::default() };
         let (from, to) = (self.index.len() / 2, self.index.len() / 2 + self.index.len() / 10);
@@ -183,7 +183,7 @@ impl Gallery {
         self.index.select(filter, None, &[])
     }
 
-    /// The rows and cosines of the best, and how many vectors were fetched.
+    /// The rows and cosines of the best entries, and how many vectors were fetched.
     fn search(
         &self,
         queries: &[Vec<f32>],
@@ -207,7 +207,7 @@ impl Gallery {
         &self.vectors[row.to_u64() as usize * DIMENSION..][..DIMENSION]
     }
 
-    /// The part of brute force's best entries that a search finds, under every filter.
+    /// The fraction of brute force's best entries that a search finds, under every filter.
     fn recall(&self) -> f64 {
         let queries = self.queries(CHECKED, 0);
         let (mut found, mut wanted) = (0, 0);
@@ -226,14 +226,14 @@ impl Gallery {
         found as f64 / wanted as f64
     }
 
-    /// Vectors fetched for a query, on average, by vessel and by entry.
+    /// Vectors fetched per query, on average, by vessel and by entry.
     fn rescored(&self) -> [f64; 2] {
         let (queries, selection) = (self.queries(20, 1), self.select(&Filter::default()));
         [Group::Vessel, Group::Entry]
             .map(|group| self.search(&queries, &selection, group).1 as f64 / queries.len() as f64)
     }
 
-    /// Streams as many bytes as the codes have, then searches, every kind `searches` times.
+    /// Streams as many bytes as the codes occupy, then runs every kind of search `searches` times.
     fn round(&self, seed: u64, searches: usize, contest: &mut Contest) {
         let times = |mut search: Box<dyn FnMut(usize) + '_>| -> Vec<Duration> {
             (0..searches).map(|at| timed(|| search(at))).collect()
@@ -268,13 +268,13 @@ fn around(a: &[f32], weight_a: f32, b: &[f32], weight_b: f32) -> Vec<f32> {
     sum.into_iter().map(|value| value / length).collect()
 }
 
-/// A chip of a vessel; the cosine of two is about 0.74.
+/// A chip of a vessel; the cosine of two such chips is about 0.74.
 fn chip(centre: &[f32], random: &mut ChaCha8Rng) -> Vec<f32> {
     let spread = 0.6 / (DIMENSION as f32).sqrt();
     around(centre, 1.0, &gauss(random), spread)
 }
 
-/// Entries are enrolled as they are seen, one a second.
+/// Entries are enrolled in the order they are seen, one per second.
 fn seen_at(row: usize) -> Time {
     Time::from_nanos(row as i64 * 1_000_000_000)
 }
@@ -294,7 +294,7 @@ fn entry(row: usize, vessel: usize, random: &mut ChaCha8Rng) -> Entry {
     }
 }
 
-/// Memory in huge pages, where the kernel has them: what can be read fastest.
+/// Memory in huge pages, where the kernel supports them: the fastest to read.
 fn numbers(count: usize) -> Vec<u64> {
     let mut numbers: Vec<u64> = Vec::with_capacity(count);
     let start = (numbers.as_mut_ptr() as usize).next_multiple_of(4096);
@@ -304,7 +304,7 @@ fn numbers(count: usize) -> Vec<u64> {
     numbers
 }
 
-/// Reads all of it; in lanes, so that memory is what limits it.
+/// Reads all of it, in lanes, so that memory is the bottleneck.
 fn stream(memory: &[u64]) {
     let mut sums = [0_u64; 16];
     for values in memory.chunks_exact(sums.len()) {
@@ -339,7 +339,7 @@ fn cpu_name() -> String {
     name.unwrap_or("unknown").to_owned()
 }
 
-/// `benches/gallery_faiss.py`, which waits for a line with what to search and answers with times.
+/// `benches/gallery_faiss.py`, which reads a line describing the search and replies with times.
 struct Faiss {
     process: Child,
     asks: ChildStdin,
@@ -357,7 +357,7 @@ impl Faiss {
         let mut process = Command::new(python)
             .arg(script)
             .args([entries, DIMENSION, K].map(|number| number.to_string()))
-            // Both are set for other work on some machines, and both choose kernels.
+            // Some machines set both for other workloads, and both affect kernel selection.
             .env_remove("OPENBLAS_CORETYPE")
             .env_remove("OPENBLAS_L2_SIZE")
             .stdin(Stdio::piped())

@@ -1,4 +1,5 @@
-//! In which numbers a network computes, what multiplies its matrices, and what of that suits a processor.
+//! Number formats in which a network computes, the kernels that multiply its matrices, and which of
+//! them suit a processor.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::processor::{Level, Processor};
 
-/// In which numbers a network runs. Weights that are trained are f32 in either.
+/// Number format in which a network runs. Trained weights are f32 in either.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -37,7 +38,7 @@ impl Precision {
 /// What computes a linear layer, `x W^T + b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
-    /// Whatever libtorch takes, with gradients, on any device.
+    /// Anything that libtorch supports, with gradients, on any device.
     Aten,
     /// oneDNN with weights reordered for it; CPU and inference only.
     OneDnn,
@@ -53,17 +54,17 @@ impl Kernel {
         }
     }
 
-    /// Levels of which a processor must have one, beyond the minimum.
+    /// Levels of which a processor must have at least one, beyond the minimum.
     fn needs(self, precision: Precision) -> &'static [Level] {
         match (self, precision) {
             (Self::Aten, _) | (Self::OneDnn, Precision::F32) => &[],
-            // As libtorch asks for them before it packs weights.
+            // libtorch requires these before it packs weights.
             (Self::OneDnn, Precision::Bf16) => &[Level::Avx512, Level::Avx2Vnni2],
         }
     }
 
     /// # Errors
-    /// The processor has nothing to run it with.
+    /// The processor cannot run this kernel.
     pub fn check(self, precision: Precision, processor: &Processor) -> Result<(), NotHere> {
         let needs = self.needs(precision);
         if needs.is_empty() || needs.iter().any(|level| processor.has(*level)) {
@@ -72,7 +73,7 @@ impl Kernel {
         Err(NotHere { kernel: self, precision, needs, processor: processor.to_string() })
     }
 
-    /// Those that a processor can run.
+    /// The kernels that a processor can run.
     pub fn candidates(precision: Precision, processor: &Processor) -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(move |kernel| kernel.check(precision, processor).is_ok())
     }
@@ -99,26 +100,28 @@ pub struct Timing {
     pub took: Duration,
 }
 
-/// What computes the linear layers of a model, batch by batch.
+/// Which kernels compute the linear layers of a model, by batch size.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Choice {
-    /// Sizes up to which batches run on a kernel, ascending and never empty; larger ones run on the last.
+    /// Batch size limits with their kernels, ascending and never empty; larger batches run on the
+    /// last kernel.
     kernels: Vec<(usize, Kernel)>,
-    /// What it was decided by; none where there was nothing to decide.
+    /// The timings behind the decision; empty where there was nothing to decide.
     pub timings: Vec<Timing>,
 }
 
-/// A second kernel costs a second copy of the weights, so it has to be faster than the first by this factor.
+/// A second kernel costs a second copy of the weights, so it must be faster than the first by this factor.
 const WORTH_A_COPY: f64 = 1.1;
 
 impl Choice {
-    /// One kernel for every batch, of which those of `chips` chips run best.
+    /// One kernel for every batch; tuned for batches of `chips` chips.
     pub fn only(kernel: Kernel, chips: usize) -> Self {
         Self { kernels: vec![(chips.max(1), kernel)], timings: Vec::new() }
     }
 
-    /// The fastest kernel of the largest batch that was timed, which a busy server runs, and from the smallest one up to
-    /// some size another where that pays for its memory. Batches have up to `chips` chips. `None` without timings.
+    /// The fastest kernel for the largest timed batch, which is what a busy server runs. For batches from the
+    /// smallest up to some size, another kernel is chosen where its speed justifies its memory. Batches have
+    /// up to `chips` chips. `None` without timings.
     pub fn fastest(timings: Vec<Timing>, chips: usize) -> Option<Self> {
         let mut sizes: Vec<usize> = timings.iter().map(|timing| timing.chips).collect();
         sizes.sort_unstable();
@@ -141,24 +144,24 @@ impl Choice {
         Some(Self { kernels, timings })
     }
 
-    /// What computes a batch.
+    /// The kernel that computes a batch.
     pub fn kernel(&self, chips: usize) -> Kernel {
         let found = self.kernels.iter().find(|(most, _)| chips <= *most).or(self.kernels.last());
         found.map_or(Kernel::Aten, |(_, kernel)| *kernel)
     }
 
-    /// Sizes up to which batches run on a kernel, ascending; larger ones run on the last.
+    /// Batch size limits with their kernels, ascending; larger batches run on the last kernel.
     pub fn kernels(&self) -> &[(usize, Kernel)] {
         &self.kernels
     }
 
-    /// The largest batch that runs on a kernel; `None` for one that runs nothing.
+    /// The largest batch that runs on a kernel; `None` for a kernel that runs nothing.
     pub fn largest(&self, kernel: Kernel) -> Option<usize> {
         self.kernels.iter().rev().find(|(_, of_size)| *of_size == kernel).map(|(chips, _)| *chips)
     }
 }
 
-/// For people: `aten 1 to 8`, or `aten 1, onednn 2 to 8`, in chips of a batch.
+/// Human-readable: `aten 1 to 8`, or `aten 1, onednn 2 to 8`, in chips per batch.
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut from = 1;
@@ -176,15 +179,15 @@ impl fmt::Display for Choice {
     }
 }
 
-/// Share of f32's speed that another precision must reach unless a configuration says otherwise. One that is half as
-/// fast was hardly meant: without instructions for it, bf16 is seven to a hundred times slower.
+/// Fraction of f32's speed that another precision must reach unless configured otherwise. A precision half as
+/// fast was hardly intended: without instructions for it, bf16 is seven to a hundred times slower.
 pub const PRECISION_SPEED_MIN: f64 = 0.5;
 
-/// How a precision does beside f32 on a processor.
+/// How the speed of a precision compares with f32 on a processor.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Pace {
     pub precision: Precision,
-    /// Its speed over that of f32.
+    /// Its speed relative to f32.
     pub speed: f64,
     level: Level,
 }

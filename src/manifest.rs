@@ -1,4 +1,4 @@
-//! What is known about image files beside their pixels: a file of JSON lines that people and scripts can write.
+//! Metadata of image files beyond their pixels: a JSON Lines file that people and scripts can write.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Component, Path, PathBuf};
@@ -9,14 +9,14 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::message::one_line;
 use crate::wire::Observation;
 
-/// Lines or files that an error lists before it counts the rest.
+/// Lines or files that an error lists before it only counts the rest.
 const LISTED_MAX: usize = 50;
 
-/// One line of a manifest; everything but the file is optional, and `null` says as little as nothing.
+/// One line of a manifest; everything but the file is optional, and `null` is the same as absent.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ManifestEntry {
-    /// As the file is named on the command line, or its path within the folder that was given, or its name alone.
+    /// The file as named on the command line, its path within the given folder, or its name alone.
     pub file: String,
     pub entry_id: Option<String>,
     pub vessel_id: Option<String>,
@@ -38,7 +38,7 @@ pub struct ManifestEntry {
     pub width_m: Option<f64>,
 }
 
-/// The lines of a manifest, none of which names the file of another.
+/// The lines of a manifest, each of which names a different file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Manifest(Vec<Line>);
 
@@ -51,9 +51,9 @@ struct Line {
 /// How a file may be named.
 #[derive(Clone, Copy, Debug)]
 pub struct FileNames<'a> {
-    /// As on the command line; of a file in a folder that was given, the folder's included.
+    /// As on the command line; for a file in a given folder, including the folder's path.
     pub path: &'a Path,
-    /// Within the folder that was given; else the last part of the path.
+    /// Within the given folder; otherwise the last component of the path.
     pub name: &'a str,
 }
 
@@ -71,17 +71,17 @@ pub enum ManifestError {
 }
 
 impl Manifest {
-    /// Reads a text of JSON objects, one a line; empty lines are passed over, and so is a byte order mark.
+    /// Reads JSON objects, one per line; empty lines and a byte order mark are skipped.
     ///
     /// # Errors
-    /// The first line that is no such object, or names a file again.
+    /// The first line that is not such an object, or that names a file a second time.
     pub fn parse(text: &str) -> Result<Self, ManifestError> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let mut lines = Vec::new();
         let mut numbers = HashMap::new();
         for (number, line) in (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty()) {
             let refused = |cause: String| ManifestError::Line { line: number, cause };
-            // An array would be taken for the fields in their order.
+            // An array would be accepted as the fields in their order.
             if !line.trim_start().starts_with('{') {
                 return Err(refused("it is no JSON object".into()));
             }
@@ -103,11 +103,11 @@ impl Manifest {
         self.0.iter().map(|line| &line.known)
     }
 
-    /// What is known of each of `files`, in their order; nothing of most. A line stands for the file that it names in
-    /// full, else for the one whose path ends as the line's does, or the other way round.
+    /// The metadata of each of `files`, in their order; empty for files without a line. A line applies to the
+    /// file that it names in full, otherwise to the one whose path ends with the line's path, or the reverse.
     ///
     /// # Errors
-    /// Lines that stand for no file, for several, or for one that another line stands for.
+    /// Lines that match no file, several files, or a file that another line matches as well.
     pub fn of(&self, files: &[FileNames<'_>]) -> Result<Vec<ManifestEntry>, ManifestError> {
         let names = Files::new(files);
         let mut lines_of = vec![None; files.len()];
@@ -145,7 +145,7 @@ impl Line {
     }
 }
 
-/// The file that `found` is, if it is one.
+/// The file in `found`, if there is one; several are an error.
 fn only(line: &Line, found: &[usize], files: &[FileNames<'_>]) -> Result<Option<usize>, ManifestError> {
     match found {
         [] => Ok(None),
@@ -172,10 +172,10 @@ fn take<'a>(lines_of: &mut [Option<&'a Line>], file: usize, line: &'a Line) -> R
 /// Files by their names.
 #[derive(Default)]
 struct Files {
-    /// By the path, and by the name within a folder.
+    /// By path, and by name within a folder.
     whole: HashMap<PathBuf, Vec<usize>>,
     paths: HashMap<PathBuf, Vec<usize>>,
-    /// By every end of the path.
+    /// By every suffix of the path.
     ends: HashMap<PathBuf, Vec<usize>>,
 }
 
@@ -200,7 +200,7 @@ impl Files {
         self.whole.get(file).map_or(&[], Vec::as_slice)
     }
 
-    /// Files whose path ends as `file` does, or that `file` ends as.
+    /// Files whose path ends with `file`, or with whose path `file` ends.
     fn by_end(&self, file: &Path) -> BTreeSet<usize> {
         let longer = self.ends.get(file).into_iter().flatten();
         let shorter = ends_of(file).filter_map(|end| self.paths.get(end)).flatten();
@@ -217,7 +217,7 @@ fn ends_of(path: &Path) -> impl Iterator<Item = &Path> {
     })
 }
 
-/// A path without the parts that lead nowhere: `./a//b` is `a/b`.
+/// A path without redundant components: `./a//b` becomes `a/b`.
 fn plain(path: &Path) -> PathBuf {
     path.components().filter(|part| *part != Component::CurDir).collect()
 }
@@ -230,13 +230,13 @@ impl ManifestEntry {
         self.observed_at.as_ref().map(parse).transpose()
     }
 
-    /// As the contract has it; `None` where nothing was observed.
+    /// In the form of the contract; `None` where nothing was observed.
     pub fn observation(&self) -> Option<Observation> {
         let observation = Observation {
             detection_id: self.detection_id.clone().unwrap_or_default(),
             scene_id: self.scene_id.clone().unwrap_or_default(),
             sensor: self.sensor.clone().unwrap_or_default(),
-            // The manifest was read, so the time is one.
+            // The manifest was validated when it was read, so the time is valid.
             observed_at: self.observed_at().ok().flatten(),
             latitude: self.latitude,
             longitude: self.longitude,
@@ -250,7 +250,7 @@ impl ManifestEntry {
     }
 }
 
-/// Labels, of which those that are `null` are none.
+/// Labels, without those that are `null`.
 fn labels<'de, D: Deserializer<'de>>(input: D) -> Result<HashMap<String, String>, D::Error> {
     let labels = Option::<HashMap<String, Option<String>>>::deserialize(input)?;
     Ok(labels.into_iter().flatten().filter_map(|(key, value)| Some((key, value?))).collect())
@@ -274,7 +274,7 @@ mod tests {
         Manifest::parse(&lines.collect::<Vec<_>>().join("\n")).expect("a manifest")
     }
 
-    /// The lines that stand for `files`, each a path, or a path and the name within a folder.
+    /// The lines that apply to `files`, each a path, or a path and the name within a folder.
     fn matched(lines: &[&str], files: &[(&str, &str)]) -> Result<Vec<String>, String> {
         let files: Vec<_> =
             files.iter().map(|(path, name)| FileNames { path: Path::new(path), name }).collect();
@@ -344,7 +344,7 @@ mod tests {
             (&["/data/pass/x.png"], &alone, ["/data/pass/x.png", ""]),
             (&["b/x.png"], &folder, ["", "b/x.png"]),
             (&["hoss/b/x.png", "a/x.png"], &folder, ["a/x.png", "hoss/b/x.png"]),
-            // What is named in full is not looked for again.
+            // A file named in full is not matched by suffix.
             (&["hoss/a/x.png", "x.png"], &folder, ["hoss/a/x.png", "x.png"]),
             (&[], &folder, ["", ""]),
         ] {

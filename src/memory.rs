@@ -1,19 +1,20 @@
-//! glibc's allocator, held to the memory that is in use: it keeps what was freed, for each arena by itself.
+//! Limits the memory that glibc's allocator retains: it keeps freed memory separately for each arena.
 
-/// Lets the threads of this process share so many arenas. To be called before they allocate; what the environment says
-/// (`MALLOC_ARENA_MAX`) stays.
+/// Limits the number of arenas that the threads of this process share. Must be called before they allocate;
+/// `MALLOC_ARENA_MAX` in the environment takes precedence.
 ///
-/// By default threads spread over eight arenas a core. What is free at the end of an arena stays there: glibc gives it
-/// back only beyond a threshold, which every large block that is freed raises, up to 64 MiB, and `malloc_trim` only for
-/// the main arena. So each would keep the room of the largest work that one of its threads ever did, such as reading a
-/// model. No more threads than there are cores allocate at the same time.
+/// By default threads spread over eight arenas per core. Free memory at the end of an arena stays there:
+/// glibc returns it only beyond a threshold, which rises with every large block that is freed, up to 64 MiB,
+/// and `malloc_trim` only returns it for the main arena. Each arena would therefore retain as much as the
+/// largest task that one of its threads ever ran, such as reading a model. No more threads than cores
+/// allocate at the same time.
 #[cfg(target_env = "gnu")]
 pub fn share_arenas(cores: usize) {
     if std::env::var_os("MALLOC_ARENA_MAX").is_some() {
         return;
     }
     let arenas = libc::c_int::try_from(cores.max(ARENAS_MIN)).unwrap_or(libc::c_int::MAX);
-    // SAFETY: it sets a number that the allocator reads when it makes an arena.
+    // SAFETY: it sets a number that the allocator reads when it creates an arena.
     if unsafe { libc::mallopt(libc::M_ARENA_MAX, arenas) } == 0 {
         tracing::warn!(
             arenas,
@@ -22,18 +23,18 @@ pub fn share_arenas(cores: usize) {
     }
 }
 
-/// The main one, which grows with the break, and another.
+/// The main arena, which grows with the break, and one more.
 #[cfg(target_env = "gnu")]
 const ARENAS_MIN: usize = 2;
 
 #[cfg(not(target_env = "gnu"))]
 pub fn share_arenas(_cores: usize) {}
 
-/// Gives what was freed back to the system: without this, a server holds the room of what its model was read from, and
-/// of the model before it.
+/// Returns freed memory to the system. Without this, a server retains the memory from which its model, and
+/// the model before it, was read.
 #[cfg(target_env = "gnu")]
 pub fn give_back() {
-    // SAFETY: it touches nothing that is in use.
+    // SAFETY: it does not touch memory in use.
     unsafe { libc::malloc_trim(0) };
 }
 

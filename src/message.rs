@@ -1,18 +1,19 @@
-//! What messages say of text that others have written.
+//! How messages quote text from outside the program.
 
 use std::borrow::Cow;
 
-/// `text` in one line, without anything that could act on a terminal.
+/// `text` on one line, without anything that could act on a terminal.
 pub(crate) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// Characters of somebody else's text that a message repeats.
+/// Maximum number of characters of external text that a message repeats.
 const EXCERPT_MAX: usize = 120;
 
 const ELLIPSIS: &str = "…";
 
-/// The beginning of `text` in one line, and an ellipsis for what is left out: how a message repeats what a caller wrote.
+/// The beginning of `text` on one line, with an ellipsis for the omitted rest: how a message
+/// repeats what a caller wrote.
 pub(crate) fn excerpt(text: &str) -> String {
     match text.char_indices().nth(EXCERPT_MAX) {
         None => one_line(text),
@@ -20,7 +21,7 @@ pub(crate) fn excerpt(text: &str) -> String {
     }
 }
 
-/// `message` of at most `bytes_max` bytes, an ellipsis for what is left out included.
+/// `message` truncated to at most `bytes_max` bytes, including an ellipsis for the omitted rest.
 pub(crate) fn bounded(message: &str, bytes_max: usize) -> Cow<'_, str> {
     if message.len() <= bytes_max {
         return Cow::Borrowed(message);
@@ -29,7 +30,7 @@ pub(crate) fn bounded(message: &str, bytes_max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{ELLIPSIS}", &message[..end]))
 }
 
-/// The one of `known` that is most like `name`.
+/// The element of `known` that is most similar to `name`.
 pub(crate) fn nearest<T: AsRef<str>>(name: &str, known: impl IntoIterator<Item = T>) -> Option<T> {
     let rated = known.into_iter().map(|known| (strsim::jaro_winkler(name, known.as_ref()), known));
     rated.max_by(|(likeness, _), (other, _)| likeness.total_cmp(other)).map(|(_, known)| known)

@@ -1,20 +1,21 @@
-//! The processor: which instruction sets it has, what this program needs of them, and how many of them it may use.
+//! The processor: which instruction sets it has, which of them this program requires, and which it may use.
 
 use std::fmt;
 use std::sync::OnceLock;
 
-/// The environment's word on the highest level that is used, as if the processor had no more. With the variables of
-/// [`Level::of_libtorch`] it makes a large processor a small one, for tests and figures.
+/// Environment variable with the highest level to use, as if the processor supported nothing above it.
+/// Together with the variables of [`Level::of_libtorch`] it makes a newer processor behave like an older one,
+/// for tests and measurements.
 pub const LIMIT: &str = "SHIPREID_CPU_MAX";
 
-/// The least that models and searches run on: x86-64-v3, which Intel has since Haswell (2013) and AMD since
-/// Excavator (2015). Libraries choose among what is above it.
+/// The minimum for models and searches: x86-64-v3, available from Intel since Haswell (2013) and from AMD
+/// since Excavator (2015). Libraries choose among the levels above it.
 pub const MINIMUM: Level = Level::Avx2;
 
-/// Instruction sets that come together and decide what runs.
+/// Instruction sets that come together and determine which code runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Level {
-    /// What every processor of an architecture has.
+    /// The baseline of an architecture.
     Portable,
     /// x86-64-v3.
     Avx2,
@@ -31,7 +32,7 @@ impl Level {
     pub const ALL: [Self; 6] =
         [Self::Portable, Self::Avx2, Self::Avx2Vnni2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
 
-    /// As it is written in [`LIMIT`], logs and labels.
+    /// As written in [`LIMIT`], logs and labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -43,7 +44,7 @@ impl Level {
         }
     }
 
-    /// The level that it adds to.
+    /// The level that it extends.
     fn below(self) -> Option<Self> {
         match self {
             Self::Portable => None,
@@ -54,12 +55,12 @@ impl Level {
         }
     }
 
-    /// Whether whoever has this level has `other` as well.
+    /// Whether a processor with this level also has `other`.
     pub fn includes(self, other: Self) -> bool {
         self == other || self.below().is_some_and(|below| below.includes(other))
     }
 
-    /// What it adds to the level below, as processors name it.
+    /// What it adds to the level below, by the processors' names for it.
     fn adds(self) -> &'static [&'static str] {
         match self {
             Self::Portable => &[],
@@ -71,8 +72,9 @@ impl Level {
         }
     }
 
-    /// What the environment must say for libtorch and the libraries in it to use no more. Each of them reads it once a
-    /// process. MKL heeds its second variable on Intel's processors only; on others it uses AVX2 at most.
+    /// Environment variables that keep libtorch and the libraries in it to this level. Each library reads its
+    /// variable once per process. MKL honours its second variable on Intel processors only; on others it uses
+    /// AVX2 at most.
     pub fn of_libtorch(self) -> [(&'static str, &'static str); 3] {
         let (aten, onednn, mkl) = match self {
             Self::Portable => ("default", "SSE41", ("MKL_CBWR", "COMPATIBLE")),
@@ -92,16 +94,16 @@ impl fmt::Display for Level {
     }
 }
 
-/// The processor of this process, as far as it may be used.
+/// The processor of this process, limited to what may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Processor {
     name: String,
-    /// Those of some level, in ascending order.
+    /// The instruction sets of some levels, in ascending order.
     sets: Vec<&'static str>,
     limit: Option<Level>,
 }
 
-/// Why nothing that computes is started; every message is one line.
+/// Why models and searches cannot run here; every message is one line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProcessorError {
     #[error("{LIMIT} is {text:?}; it must be one of {}", Level::ALL.map(Level::name).join(", "))]
@@ -116,11 +118,11 @@ impl Processor {
     /// The processor that this process runs on.
     pub fn here() -> &'static Self {
         static HERE: OnceLock<Processor> = OnceLock::new();
-        // Commands have refused a limit that is none; elsewhere it limits nothing.
+        // Commands have already refused an invalid limit; elsewhere it has no effect.
         HERE.get_or_init(|| Self { name: name(), sets: present(), limit: limit().unwrap_or_default() })
     }
 
-    /// One that has a level and nothing above it.
+    /// A processor with this level and nothing above it.
     #[cfg(test)]
     pub(crate) fn with(level: Level) -> Self {
         let below = |other: &Level| level.includes(*other);
@@ -133,14 +135,14 @@ impl Processor {
         &self.name
     }
 
-    /// Whether it has every instruction set of a level, and may use them.
+    /// Whether it has every instruction set of a level and may use them.
     pub fn has(&self, level: Level) -> bool {
         let is_allowed = self.limit.is_none_or(|limit| limit.includes(level));
         let is_there = level.adds().iter().all(|set| self.sets.contains(set));
         is_allowed && is_there && level.below().is_none_or(|below| self.has(below))
     }
 
-    /// The highest that it has.
+    /// The highest level that it has.
     pub fn level(&self) -> Level {
         Level::ALL.into_iter().rev().find(|level| self.has(*level)).unwrap_or(Level::Portable)
     }
@@ -150,17 +152,17 @@ impl Processor {
         Level::ALL.into_iter().filter(|level| self.has(*level)).flat_map(|level| level.adds().iter().copied())
     }
 
-    /// The limit, where there is one.
+    /// The limit, if one is set.
     pub fn limit(&self) -> Option<Level> {
         self.limit
     }
 
-    /// Whether it has what models and searches need.
+    /// Whether it has what models and searches require.
     fn suffices(&self) -> Result<(), ProcessorError> {
         let missing: Vec<&str> =
             MINIMUM.adds().iter().copied().filter(|set| !self.sets.contains(set)).collect();
         match self.limit {
-            // Other architectures have no such names, and no kernels of ours to need them.
+            // Other architectures have no such names, and we have no kernels that require them.
             _ if cfg!(not(target_arch = "x86_64")) => Ok(()),
             _ if !missing.is_empty() => Err(ProcessorError::TooOld { name: self.name.clone(), missing }),
             Some(limit) if !limit.includes(MINIMUM) => Err(ProcessorError::TooLimited { limit }),
@@ -175,10 +177,10 @@ impl fmt::Display for Processor {
     }
 }
 
-/// What every command that runs a model or a search asks first.
+/// Checked first by every command that runs a model or a search.
 ///
 /// # Errors
-/// The processor has less than x86-64-v3, or [`LIMIT`] names no level.
+/// The processor lacks x86-64-v3, or [`LIMIT`] does not name a level.
 pub fn check() -> Result<(), ProcessorError> {
     limit()?;
     Processor::here().suffices()
@@ -223,7 +225,7 @@ fn present() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// The brand string with family and model, since clouds call whole generations alike.
+/// The brand string with family and model, because clouds use one brand string for whole generations.
 #[cfg(target_arch = "x86_64")]
 fn name() -> String {
     use std::arch::x86_64::__cpuid;

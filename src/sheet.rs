@@ -1,4 +1,4 @@
-//! Contact sheets: pictures of pictures, row by row.
+//! Contact sheets: grids of pictures.
 
 use image::imageops::{FilterType, replace, resize};
 use image::{Rgb, RgbImage};
@@ -8,11 +8,11 @@ const TILE: (u32, u32) = (64, 128);
 const FRAME: u32 = 3;
 const BACKGROUND: Rgb<u8> = Rgb([24, 24, 24]);
 
-/// What the frame of a tile says.
+/// The meaning of a tile's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mark {
     Plain,
-    /// White: what was asked for.
+    /// White: the query.
     Query,
     /// Green.
     Right,
@@ -31,7 +31,7 @@ impl Mark {
     }
 }
 
-/// A sheet with a row for each of `rows`; every picture is brought to 64 x 128 pixels.
+/// A sheet with one row for each of `rows`; every picture is resized to 64 x 128 pixels.
 pub fn contact_sheet(rows: &[Vec<(Mark, RgbImage)>]) -> RgbImage {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0) as u32;
     let cell = (TILE.0 + 2 * FRAME, TILE.1 + 2 * FRAME);

@@ -1,6 +1,7 @@
-//! Valid images of kinds that readers get wrong, each against the file that has the same pixels.
+//! Valid images of kinds that readers often misread, each compared with the file that has the same pixels.
 //!
-//! `NAME.expected.*` holds what Pillow 11.3.0 makes of NAME; where it cannot read it, what tifffile does.
+//! `NAME.expected.*` holds the pixels that Pillow 11.3.0 reads from NAME, or tifffile where Pillow
+//! cannot read it.
 
 use std::path::Path;
 

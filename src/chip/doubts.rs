@@ -1,5 +1,5 @@
-//! Doubts about a picture, before it is resized: that nearly nothing is left of it, or that another kind of sensor took
-//! it. A doubt changes no pixel.
+//! Doubts about a picture before it is resized: almost no detail is left in it, or it was taken by another
+//! kind of sensor. A doubt changes no pixel.
 //!
 //! The thresholds were measured on real chips; `docs/warnings.md` has the figures, and [`tests`] repeats them.
 
@@ -11,37 +11,41 @@ use super::{ChipWarning, Modality};
 
 /// The highest of the 256 levels.
 const WHITE: u8 = 255;
-/// White pixels of a picture that lost its bright parts: where samples were clipped on the way to 8 bits, and where
-/// nothing is known of them. No pixel of 111 real optical chips is white.
+/// Fraction of white pixels from which a picture has lost its bright parts: the first where samples were
+/// clipped on the way to 8 bits, the second where their history is unknown. No pixel of 111 real optical
+/// chips is white.
 const CLIPPED_SHARE: f64 = 0.01;
 const WHITE_SHARE: f64 = 0.5;
-/// Levels that hold 98 % of a picture of which nearly nothing is left; 165 real chips have 58 at least.
+/// Maximum number of levels that hold 98 % of a picture with almost no detail left; 165 real chips
+/// have at least 58.
 const LEVELS_MAX: usize = 16;
-/// Below this level lie 99 % of the pixels of a SAR chip, but for the brightest, if those decided the stretch alone; of
-/// 54 real ones, the darkest reaches 119.
+/// Level below which 99 % of the pixels of a SAR chip lie, apart from the brightest ones, if those alone
+/// determined the stretch. Of 54 real chips, the darkest reaches 119.
 const OUTSHONE_LEVEL: u8 = 48;
-/// Pixels without data that matter.
+/// Fraction of pixels without data that matters.
 const NO_DATA_SHARE: f64 = 0.1;
 /// Columns and rows of a corner that are all white where data are missing.
 const CORNER: usize = 3;
-/// Channels that differ by more than the first show a colour, and a picture with more of such pixels than the second
-/// has colours; 47 % of every real optical chip have one.
+/// Channels that differ by more than the first value show a colour, and a picture in which more than the
+/// second fraction of pixels do is a colour picture; 47 % of the pixels of every real optical chip do.
 const COLOUR: u8 = 8;
 const COLOURED_SHARE: f64 = 0.05;
-/// Channels that differ by no more are equal, but for what a lossy codec leaves, in all but this share of pixels.
+/// Channels that differ by at most this much are equal apart from artefacts of a lossy codec, in
+/// all but this fraction of pixels.
 const EQUAL: u8 = 2;
 const UNEQUAL_SHARE: f64 = 0.01;
-/// What [`Gray::calm`] is below in optical, and above in SAR images. Between the two nothing is said.
+/// [`Gray::calm`] is below the first value in optical images and above the second in SAR images.
+/// Values in between are not classified.
 const CALM_OPTICAL: f64 = 0.065;
 const CALM_SAR: f64 = 0.075;
-/// Windows with a darker mean say more of rounding than of speckle.
+/// Windows with a darker mean are dominated by rounding rather than speckle.
 const WINDOW_MEAN_MIN: u32 = 8;
-/// Fewer windows say nothing.
+/// Fewer windows are inconclusive.
 const WINDOWS_MIN: usize = 50;
-/// More windows say nothing new.
+/// More windows add no information.
 const WINDOWS_MAX: usize = 1 << 16;
 
-/// A picture as the model will see it, but for its size.
+/// A picture as the model will see it, except for its size.
 #[derive(Clone, Copy, Debug)]
 pub struct Picture<'a> {
     /// Row by row, RGB interleaved.
@@ -52,18 +56,18 @@ pub struct Picture<'a> {
     pub facts: &'a Facts,
 }
 
-/// How a picture came out of its file.
+/// How a picture was obtained from its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// It is the whole image.
     Whole,
-    /// Its pixels are some of the image's.
+    /// Its pixels are a subset of the image's.
     Copied,
-    /// Its pixels lie between those of the image, which takes away speckle.
+    /// Its pixels are interpolated between those of the image, which removes speckle.
     Resampled,
 }
 
-/// The doubts about a picture; none about one that the model was made for.
+/// The doubts about a picture; empty for a picture that the model was made for.
 pub fn doubts(picture: &Picture<'_>) -> Vec<ChipWarning> {
     let facts = picture.facts;
     let mut doubts = Vec::new();
@@ -80,13 +84,13 @@ pub fn doubts(picture: &Picture<'_>) -> Vec<ChipWarning> {
     }
     match lost(&gray, picture) {
         Some(lost) => doubts.push(lost),
-        // What is left of a picture says which sensor took it only if it is most of it.
+        // The remaining detail only indicates the sensor if it is most of the picture.
         None => doubts.extend(other_sensor(&gray, picture)),
     }
     doubts
 }
 
-/// Why nearly nothing is left of a picture.
+/// Why almost no detail is left in a picture.
 fn lost(gray: &Gray, picture: &Picture<'_>) -> Option<ChipWarning> {
     let bits = picture.facts.stored.bits;
     let white = gray.share(WHITE);
@@ -112,7 +116,7 @@ fn lost(gray: &Gray, picture: &Picture<'_>) -> Option<ChipWarning> {
     (levels <= LEVELS_MAX).then_some(ChipWarning::FewLevels { levels, bits })
 }
 
-/// Why another kind of sensor may have taken a picture.
+/// Why a picture may have been taken by another kind of sensor.
 fn other_sensor(gray: &Gray, picture: &Picture<'_>) -> Option<ChipWarning> {
     let differing = |by: u8| {
         let (pixels, _) = picture.rgb.as_chunks::<3>();
@@ -137,12 +141,12 @@ fn other_sensor(gray: &Gray, picture: &Picture<'_>) -> Option<ChipWarning> {
 struct Gray {
     pixels: Vec<u8>,
     width: usize,
-    /// Pixels of each level.
+    /// Number of pixels at each level.
     levels: [usize; 256],
 }
 
 impl Gray {
-    /// Luma as Pillow has it (ITU-R 601, rounded).
+    /// Luma as computed by Pillow (ITU-R 601, rounded).
     fn of(rgb: &[u8], width: usize) -> Self {
         let luma = |&[r, g, b]: &[u8; 3]| {
             ((u32::from(r) * 19_595 + u32::from(g) * 38_470 + u32::from(b) * 7_471 + 0x8000) >> 16) as u8
@@ -157,7 +161,7 @@ impl Gray {
         self.levels[usize::from(level)] as f64 / self.pixels.len() as f64
     }
 
-    /// The level at or below which a share of the pixels lies that are below `end`.
+    /// The level at or below which this fraction of the pixels below `end` lies.
     fn quantile(&self, end: usize, share: f64) -> usize {
         let below = &self.levels[..end];
         let wanted = below.iter().sum::<usize>() as f64 * share;
@@ -175,7 +179,7 @@ impl Gray {
         self.levels[low..=high].iter().filter(|pixels| **pixels > 0).count()
     }
 
-    /// The level below which 99 % of the pixels lie, but for the white ones.
+    /// The level below which 99 % of the non-white pixels lie.
     fn level_of_most(&self) -> u8 {
         self.quantile(usize::from(WHITE), 0.99) as u8
     }
@@ -194,9 +198,10 @@ impl Gray {
         [0, height - CORNER].iter().any(|top| white(0, *top) || white(width - CORNER, *top))
     }
 
-    /// How much neighbouring pixels vary where they vary least: over all windows of 3 x 3 pixels, the tenth percentile
-    /// of their coefficient of variation. Speckle is everywhere in a SAR image, while every optical one has calm water
-    /// or a calm deck. Nothing where too few windows are bright enough and free of white.
+    /// How much neighbouring pixels vary where they vary least: over all windows of 3 x 3 pixels, the tenth
+    /// percentile of their coefficient of variation. Speckle is everywhere in a SAR image, while every
+    /// optical image has calm water or a calm deck. `None` if too few windows are bright enough and free of
+    /// white.
     fn calm(&self) -> Option<f64> {
         let (width, height) = (self.width, self.pixels.len() / self.width);
         let windows = width.saturating_sub(2) * height.saturating_sub(2);
@@ -212,7 +217,7 @@ impl Gray {
         Some(*variations.select_nth_unstable_by(tenth, f64::total_cmp).1)
     }
 
-    /// Deviation over mean of the window whose upper left pixel this is.
+    /// Standard deviation over mean of the window with this upper left pixel.
     fn variation(&self, left: usize, top: usize) -> Option<f64> {
         let rows = (top..top + 3).map(|row| &self.pixels[row * self.width + left..][..3]);
         let (mut sum, mut squares, mut white) = (0, 0, false);

@@ -1,8 +1,8 @@
-//! How large a pixel is on the ground, as the file itself says it: the tags of GeoTIFF.
+//! The size of a pixel on the ground according to the file itself: the tags of GeoTIFF.
 //!
-//! What a file says are steps of its coordinate system: degrees, or metres of a projection, which are longer or
-//! shorter than metres on the ground (in Web Mercator at 60 degrees north, twice as long). Ground lengths are taken
-//! between points on the WGS 84 ellipsoid around the image's centre, whatever the projection is.
+//! A file states steps in its coordinate system: degrees, or metres of a projection, which are longer or
+//! shorter than metres on the ground (in Web Mercator at 60 degrees north, twice as long). Ground lengths are
+//! measured between points on the WGS 84 ellipsoid around the image's centre, whatever the projection.
 
 mod crs;
 mod grid;
@@ -15,12 +15,13 @@ use self::grid::Grid;
 use self::keys::Keys;
 use super::pixel_size::PixelSize;
 
-/// ModelPixelScale, ModelTiepoint and ModelTransformation: without one of them, no TIFF says how large its pixels are.
+/// ModelPixelScale, ModelTiepoint and ModelTransformation: a TIFF without any of them does not
+/// state its pixel size.
 const SIZE_TAGS: [u16; 3] = [33550, 33922, 34264];
-/// An entry of a directory: tag, type, count and value; in BigTIFF the last two have eight bytes.
+/// A directory entry: tag, type, count and value; in BigTIFF the last two have eight bytes.
 const ENTRY_BYTES: (usize, usize) = (12, 20);
 
-/// The tags of GeoTIFF, as they stand in the file; empty where it has none.
+/// The GeoTIFF tags as stored in the file; empty where it has none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct GeoTags {
     /// ModelPixelScale (33550).
@@ -37,14 +38,14 @@ pub struct GeoTags {
     pub geo_ascii: String,
 }
 
-/// What a file says of the size of its pixels.
+/// What a file states about the size of its pixels.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ground {
     /// Nothing.
     Silent,
     /// Metres on the ground, at the image's centre.
     Size(PixelSize),
-    /// Something that gives no metres on the ground.
+    /// Something from which no metres on the ground can be derived.
     Unusable(Unusable),
 }
 
@@ -67,7 +68,7 @@ pub enum Unusable {
     Size,
 }
 
-/// An EPSG code within a text.
+/// An EPSG code in a message.
 struct Code<'a>(&'a Option<u16>);
 
 impl std::fmt::Display for Code<'_> {
@@ -100,7 +101,7 @@ impl GeoTags {
 }
 
 impl Ground {
-    /// That of the image whose rows are this one's columns.
+    /// The size for the image with rows and columns swapped.
     pub fn turned(self) -> Self {
         match self {
             Self::Size(size) => Self::Size(size.turned()),
@@ -109,7 +110,8 @@ impl Ground {
     }
 }
 
-/// Metres of a step at a place, measured on a longer one in the same direction, so that rounding does not count.
+/// Metres per step at a point, measured over a longer step in the same direction, so that rounding
+/// is negligible.
 fn ground_length(crs: &Crs, [x, y]: [f64; 2], [dx, dy]: [f64; 2]) -> Result<f64, Unusable> {
     let length = dx.hypot(dy);
     let reach = crs.reach() / length;
@@ -119,8 +121,8 @@ fn ground_length(crs: &Crs, [x, y]: [f64; 2], [dx, dy]: [f64; 2]) -> Result<f64,
     Ok(squares.sum::<f64>().sqrt() / (2.0 * reach))
 }
 
-/// Whether these bytes are a TIFF whose first image has tags that may say how large its pixels are. Reads its
-/// directory only.
+/// Whether these bytes are a TIFF whose first image has tags that may state its pixel size. Reads only its
+/// directory.
 pub fn may_say_its_size(image: &[u8]) -> bool {
     directory_tags(image).is_some_and(|tags| tags.iter().any(|tag| SIZE_TAGS.contains(tag)))
 }

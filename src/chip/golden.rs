@@ -1,4 +1,4 @@
-//! The recorded pixels of golden set f, the real chips, and bytes that are no images.
+//! The recorded pixels of golden set f, the real chips, and bytes that are not images.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use super::*;
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
 
-/// Files whose pixels the reference leaves undefined; ours are safe, not equal.
+/// Files whose pixels the reference leaves undefined; ours are safe but not equal.
 const UNDEFINED: [&str; 2] = ["0010_j_20x30_SAR.tif", "0011_k_8x8_SAR.tif"];
 
 fn golden(name: &str) -> PathBuf {
@@ -82,7 +82,7 @@ fn size_tokens_equal_the_recorded_ones() {
         let chip = original(&name, &bytes).chip;
         let size = PixelSize::default_for(chip.modality());
         let (width, height) = (chip.size().width as f64, chip.size().height as f64);
-        // The reference tells the pixel size by the name, where only `SAR.tif` counts as SAR.
+        // The reference derives the pixel size from the file name, where only `SAR.tif` counts as SAR.
         let token = size_token(width * size.x_m(), height * size.y_m());
         let expected = recorded.tensor(&format!("{name}.sse")).expect("recorded");
         for (value, bytes) in token.iter().zip(expected.data().chunks(8)) {
@@ -145,7 +145,7 @@ fn every_real_chip_decodes_without_a_doubt() {
     let shared = std::env::var_os("SHIPREID_SHARED").map_or_else(|| "../shared".into(), PathBuf::from);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(shared).join("data/hoss165");
     if !folder.is_dir() {
-        // Not a print macro: the runner would keep that to itself.
+        // Not a print macro: the test runner would capture the output.
         let _ = writeln!(std::io::stderr(), "skipped: no HOSS chips at {}", folder.display());
         return;
     }

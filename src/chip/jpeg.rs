@@ -1,5 +1,6 @@
-//! JPEG has no recorded pixels, and decoders differ in rounding and in how they enlarge chroma: how far ours is from
-//! Pillow 11.3.0. `SHIPREID_JPEG_DIR` measures another folder of pairs `NAME.jpg`, `NAME.png` (Pillow's pixels).
+//! JPEG has no recorded pixels, because decoders differ in rounding and in chroma upsampling. This measures
+//! the distance of ours from Pillow 11.3.0. `SHIPREID_JPEG_DIR` selects another folder of pairs `NAME.jpg`,
+//! `NAME.png` (Pillow's pixels).
 
 use std::path::{Path, PathBuf};
 
@@ -7,8 +8,8 @@ use super::decode::{Pixels, decode};
 use super::{ImageLimits, Modality};
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
-/// Largest difference of one channel of one pixel, and mean over a file, in levels of 255. 111 real chips have up to
-/// 6 and 0.39 at quality 75 with halved chroma, 3 and 0.02 at quality 95 without.
+/// Largest difference of a single channel value, and mean over a file, in levels of 255. 111 real chips have
+/// up to 6 and 0.39 at quality 75 with halved chroma, 3 and 0.02 at quality 95 without.
 const DIFFERENCE_MAX: u8 = 6;
 const MEAN_MAX: f64 = 0.5;
 

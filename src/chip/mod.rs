@@ -37,7 +37,7 @@ use std::fmt;
 
 use bytes::Bytes;
 
-/// The sensor family that saw a ship; it decides which patch embedding of TransOSS reads the chip.
+/// The sensor family that imaged a ship; it selects the patch embedding with which TransOSS reads the chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Modality {
     Optical,
@@ -67,14 +67,14 @@ pub struct ChipSize {
     pub width: usize,
 }
 
-/// An encoded image and how to look at it, as a caller sent it.
+/// An encoded image and how to interpret it, as sent by a caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SourceChip {
     pub image: Bytes,
     pub view: View,
 }
 
-/// What a model reads of one ship: pixels in the model's size, and what TransOSS knows beside them.
+/// The model's input for one ship: pixels in the model's size, and the metadata that TransOSS uses.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelInput<P> {
     pixels: Box<[P]>,
@@ -87,16 +87,16 @@ pub struct ModelInput<P> {
 pub type Chip = ModelInput<u8>;
 
 impl Chip {
-    /// Joins pixels that already have the model's size to what TransOSS knows beside them.
+    /// Combines pixels that already have the model's size with the metadata that TransOSS uses.
     ///
     /// # Panics
-    /// When `pixels` does not hold `height * width * 3` bytes.
+    /// If `pixels` does not hold `height * width * 3` bytes.
     pub fn new(pixels: Vec<u8>, size: ChipSize, modality: Modality, size_token: [f32; 3]) -> Self {
         assert_eq!(pixels.len(), size.height * size.width * 3, "a chip has three bytes a pixel");
         Self { pixels: pixels.into_boxed_slice(), size, modality, size_token }
     }
 
-    /// Width and height in metres, as far as the size token tells.
+    /// Width and height in metres, to the precision of the size token.
     pub fn extent_m(&self) -> [f64; 2] {
         size_token::extent_m(self.size_token)
     }

@@ -1,8 +1,10 @@
-//! Images drawn at random, as real tools write them, against what Pillow, libtiff and GDAL see in them.
+//! Images drawn at random and written by real tools, compared with what Pillow, libtiff and GDAL
+//! read from them.
 //!
-//! `tests/python/images` draws the files and says what each shows; it needs the modules of `make python`. What is
-//! valid may neither be read as other pixels nor be called corrupt. `SHIPREID_IMAGES_SEED` draws others,
-//! `SHIPREID_IMAGES_COUNT` more of them (TIFF files; a quarter as many PNG and JPEG).
+//! `tests/python/images` draws the files and states the expected content of each; it needs the modules of
+//! `make python`. Valid files must neither be read as other pixels nor be called corrupt.
+//! `SHIPREID_IMAGES_SEED` changes the images, `SHIPREID_IMAGES_COUNT` their number (TIFF files; a quarter as
+//! many PNG and JPEG).
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,7 +21,7 @@ use super::{ImageLimits, Modality};
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const MODULES: &str = "PIL, numpy, tifffile, imagecodecs, rasterio";
-/// What must be read and not refused, and how often at least among 2,500 files.
+/// Minimum count, among 2,500 files, of kinds that must be read and not refused.
 const READ_MIN: usize = 5;
 const READ: [(&str, &[&str]); 4] = [
     ("tiff codec", &["none", "lzw", "deflate", "deflate_old", "packbits", "zstd", "jpeg"]),
@@ -33,7 +35,7 @@ const READ: [(&str, &[&str]); 4] = [
     ("png type", &["u1", "u2", "u4", "u8", "u16"]),
     ("jpeg type", &["gray", "ycbcr"]),
 ];
-/// Faults of one kind that are shown in full.
+/// Faults of one kind that are reported in full.
 const SHOWN: usize = 3;
 
 /// One line of the manifest.
@@ -45,9 +47,9 @@ struct Case {
     codec: String,
     r#type: String,
     traits: String,
-    /// Whether a refusal by name is no answer.
+    /// Whether a refusal is not acceptable.
     must: bool,
-    /// What it is to be refused for.
+    /// The expected reason for a refusal.
     refusal: Option<String>,
     oracle: String,
     /// The largest difference of a sample, and the mean.
@@ -57,7 +59,7 @@ struct Case {
     width: usize,
     #[serde(default)]
     height: usize,
-    /// Pixels that are right; the likeliest first.
+    /// Acceptable pixels; the likeliest first.
     results: Vec<Expected>,
 }
 
@@ -76,18 +78,18 @@ enum Form {
 
 enum Verdict {
     Equal,
-    /// By name, where that is an answer.
+    /// Refused with a specific error, where that is acceptable.
     Refused,
     Fault(String),
 }
 
-/// What became of the files of one kind.
+/// Results for the files of one kind.
 #[derive(Default)]
 struct Row {
     equal: usize,
     refused: usize,
     faults: usize,
-    /// Equal, where pixels were asked for and a refusal was no answer.
+    /// Equal, where pixels were required and a refusal was not acceptable.
     read: usize,
 }
 
@@ -117,7 +119,7 @@ fn random_valid_images_are_read_as_the_reference_reads_them() {
     let python = format!("{ROOT}/.venv/bin/python");
     let probe = Command::new(&python).args(["-c", &format!("import {MODULES}")]).output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        // Not a print macro: the runner would keep that to itself.
+        // Not a print macro: the test runner would capture the output.
         let _ = writeln!(std::io::stderr(), "skipped: random images: no {MODULES} in .venv (make python)");
         return;
     }
@@ -266,12 +268,12 @@ fn judged(case: &Case, folder: &Path) -> Verdict {
     Verdict::Fault(differences.join(", or "))
 }
 
-/// Where pixels leave the tolerance, if they do.
+/// Where pixels exceed the tolerance, if they do.
 fn difference(ours: &Pixels, right: &[u8], form: Form, case: &Case) -> Option<String> {
     match (ours, form) {
         (Pixels::Rgb(ours), Form::Rgb) => {
             let (mut most, mean) = case.tolerance;
-            // A magnitude just beside a whole number is truncated to either.
+            // A magnitude close to a whole number may be truncated to either side.
             most = most.max(u8::from(case.relative > 0.0));
             let apart: Vec<u8> = ours.iter().zip(right).map(|(a, b)| a.abs_diff(*b)).collect();
             let sum: u64 = apart.iter().map(|levels| u64::from(*levels)).sum();

@@ -1,10 +1,10 @@
-//! Cutting a ship out of a larger patch, upright.
+//! Cutting an upright ship out of a larger image.
 
 use super::decode::{Pixels, Raster};
 use super::doubts::Framing;
 use super::pixel_size::PixelSize;
 
-/// How far angles may be from a right angle, and places from the middle of a pixel, to count as such.
+/// How far angles may be from a right angle, and positions from the middle of a pixel, to count as exact.
 const TOLERANCE: f64 = 1e-9;
 
 /// A rotated rectangle in the pixels of an image.
@@ -29,12 +29,12 @@ pub enum BoxError {
     Outside { width: usize, height: usize },
 }
 
-/// The cut, as an image of its own.
+/// The cut as a separate image.
 pub(super) struct Cut {
     pub raster: Raster,
     pub pixel_size: PixelSize,
     pub framing: Framing,
-    /// A part of the box had no pixels and is black.
+    /// A part of the box was outside the image and is black.
     pub leaves_image: bool,
 }
 
@@ -43,7 +43,7 @@ impl OrientedBox {
     /// clockwise from the image's upward direction to the ship's long axis.
     ///
     /// # Errors
-    /// Numbers that are not finite, a side under one pixel.
+    /// If numbers are not finite, or a side is below one pixel.
     pub fn new(
         center_x: f64,
         center_y: f64,
@@ -81,8 +81,8 @@ impl OrientedBox {
 
     /// Samples the box bilinearly, bow or stern up; without a rotation and on whole pixels it is a copy.
     ///
-    /// Pixels that are longer one way than the other are sampled along the ship and, on the ground, at right angles to
-    /// it, so that the ship is not slanted: between the long sides of the box, which stay where they are.
+    /// Where pixels are not square, they are sampled along the ship and, on the ground, at right angles to
+    /// it, so that the ship is not sheared. The long sides of the box stay where they are.
     pub(super) fn cut(&self, from: &Raster, pixel_size: PixelSize, pixels_max: u64) -> Result<Cut, BoxError> {
         let &Self { length, width, angle_deg, .. } = self;
         if length * width > pixels_max as f64 {
@@ -135,12 +135,12 @@ fn across(sin: f64, cos: f64, pixel_size: PixelSize) -> (f64, f64) {
         return (cos, sin);
     }
     let (x, y) = (cos * y_m / x_m, sin * x_m / y_m);
-    // Long enough to reach the other long side of the box.
+    // Long enough to reach the opposite long side of the box.
     let reach = x * cos + y * sin;
     (x / reach, y / reach)
 }
 
-/// Exact at right angles, where rounding would turn a copy into a blend.
+/// Exact at right angles, where rounding would turn a copy into an interpolation.
 fn sin_cos(angle_deg: f64) -> (f64, f64) {
     match angle_deg.rem_euclid(360.0) {
         0.0 => (0.0, 1.0),
@@ -161,7 +161,7 @@ struct Sampling {
 }
 
 impl Sampling {
-    /// Where the point at (`column`, `row`) of the cut lies in the image.
+    /// The position of the point (`column`, `row`) of the cut in the image.
     fn source(&self, column: f64, row: f64) -> (f64, f64) {
         let right = column - self.columns as f64 / 2.0;
         let down = row - self.rows as f64 / 2.0;
@@ -169,7 +169,7 @@ impl Sampling {
         (x + self.right.0 * right + self.down.0 * down, y + self.right.1 * right + self.down.1 * down)
     }
 
-    /// Whether every pixel of the cut is one of the image's.
+    /// Whether every pixel of the cut is a pixel of the image.
     fn is_copy(&self) -> bool {
         let whole = |number: f64| (number - number.round()).abs() <= TOLERANCE;
         let (x, y) = self.source(0.5, 0.5);
@@ -209,7 +209,7 @@ impl Sampling {
     }
 }
 
-/// Bilinear between the four pixels around a point; pixels outside the image are 0.
+/// Bilinear interpolation of the four pixels around a point; pixels outside the image are 0.
 fn blend<const N: usize>(image: &Raster, x: f64, y: f64, pixel: impl Fn(usize) -> [f64; N]) -> [f64; N] {
     let (left, top) = ((x - 0.5).floor(), (y - 0.5).floor());
     let (fx, fy) = (x - 0.5 - left, y - 0.5 - top);
@@ -256,7 +256,7 @@ mod tests {
         let (image, size) = (image(5, 4), PixelSize::new(1.0, 2.0).expect("a pixel size"));
         for (angle, expected) in [
             (0.0, [6.0, 7.0, 11.0, 12.0]),
-            // The ship points right: its bow, at the image's right, comes up.
+            // The ship points right: its bow, at the image's right, ends up at the top.
             (90.0, [7.0, 12.0, 6.0, 11.0]),
             (180.0, [12.0, 11.0, 7.0, 6.0]),
             (-90.0, [11.0, 6.0, 12.0, 7.0]),
@@ -277,8 +277,8 @@ mod tests {
         assert_eq!(values(&cut), [0.0, 0.0, 4.0, 5.0, 0.0, 0.0, 8.0, 9.0]);
     }
 
-    /// A scene of pixels of 1 m x 2 m with a ship on it that heads for `heading_deg`, 40 m long and 10 m wide, its
-    /// brightness growing towards the bow and, less, to the right.
+    /// A scene with pixels of 1 m x 2 m and a ship with heading `heading_deg`, 40 m long and 10 m wide. Its
+    /// brightness increases towards the bow and, less, to the right.
     fn ship(heading_deg: f64, size: PixelSize) -> Raster {
         let (width, height) = (80, 80);
         let (sin, cos) = heading_deg.to_radians().sin_cos();
@@ -298,7 +298,7 @@ mod tests {
         let size = PixelSize::new(1.0, 2.0).expect("a pixel size");
         for heading in [30.0_f64, 60.0, 135.0, 250.0] {
             let scene = ship(heading, size);
-            // As a detector sees it on the pixels: its axis, and how far its long sides are from each other.
+            // As a detector measures it in pixels: its axis, and the distance between its long sides.
             let (sin, cos) = heading.to_radians().sin_cos();
             let (x, y) = (sin / size.x_m(), cos / size.y_m());
             let length = 40.0 * x.hypot(y);
@@ -309,7 +309,7 @@ mod tests {
             let (width_m, height_m) = (width * found.pixel_size.x_m(), length * found.pixel_size.y_m());
             assert!((width_m - 10.0).abs() < 1e-9 && (height_m - 40.0).abs() < 1e-9, "{width_m} {height_m}");
             assert_eq!(found.framing, Framing::Resampled);
-            // Away from the edges, every pixel shows the part of the ship that belongs there.
+            // Away from the edges, every pixel shows the corresponding part of the ship.
             for (row, column) in
                 [(rows / 4, columns / 4), (rows / 2, columns / 2), (3 * rows / 4, columns / 2)]
             {

@@ -1,36 +1,36 @@
-//! Who has the last word on how large a pixel is: the call, the file or the default.
+//! Precedence of the sources of the pixel size: the call, the file and the default.
 
 use super::Modality;
 use super::georeference::{Ground, Unusable};
 use super::pixel_size::{AskedPixelSize, PixelSize};
 use crate::reason::Warning;
 
-/// A call and a file contradict each other when they differ by more than this share of what the file says.
+/// A call and a file contradict each other if they differ by more than this fraction of the file's value.
 const CONTRADICTION: f64 = 0.2;
 
-/// Whose pixel size an image is taken to have.
+/// Which pixel size is used for an image.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PixelSizeRule {
-    /// These metres, whatever the file says of itself. The reference knows no other rule, so that data sets are read
-    /// by this one.
+    /// These metres, regardless of the file. This is the reference's only rule, so data sets are read with
+    /// it.
     Fixed(PixelSize),
-    /// For each axis: what the call says, else what the file says of itself, else the default of the modality.
+    /// For each axis: the call's value, otherwise the file's, otherwise the default of the modality.
     Asked(AskedPixelSize),
 }
 
-/// A pixel size of which a file has something to say.
+/// A remark about the pixel size, caused by the file.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PixelSizeRemark {
-    /// These metres are the file's own, where the call said nothing.
+    /// The call stated nothing, and these metres are the file's.
     FromFile { x_m: Option<f64>, y_m: Option<f64> },
-    /// What the call says and what the file says, where they are far from each other. The call's was used.
+    /// The call and the file differ considerably. The call's value was used.
     Contradicts { x_m: Option<(f64, f64)>, y_m: Option<(f64, f64)> },
-    /// The default was used, though the file is georeferenced.
+    /// The default was used although the file is georeferenced.
     Unusable(Unusable),
 }
 
 impl PixelSizeRule {
-    /// What was said of each axis, across and down.
+    /// The stated pixel size of each axis, across and down.
     pub fn axes(&self) -> [Option<f64>; 2] {
         match self {
             Self::Fixed(size) => [Some(size.x_m()), Some(size.y_m())],
@@ -38,7 +38,7 @@ impl PixelSizeRule {
         }
     }
 
-    /// The pixel size that holds, and what there is to say of it.
+    /// The pixel size to use, and any remark about it.
     pub(super) fn settle(
         self,
         modality: Modality,
@@ -112,7 +112,7 @@ impl std::fmt::Display for PixelSizeRemark {
     }
 }
 
-/// To a tenth of a millimetre.
+/// Rounded to a tenth of a millimetre.
 fn metres(value: f64) -> String {
     format!("{}", (value * 1e4).round() / 1e4)
 }

@@ -1,4 +1,4 @@
-//! The whole way from an encoded image to a chip, and the doubts that arise on it.
+//! The complete path from an encoded image to a chip, and the resulting doubts.
 
 use super::decode::{self, DecodeError, Facts, ImageLimits, Pixels, Raster};
 use super::doubts::{Framing, Picture, doubts};
@@ -12,32 +12,32 @@ use super::warning::ChipWarning;
 use super::{Chip, ChipSize, Modality};
 use crate::reason::Reason;
 
-/// Upright ships in the training data are at least this much longer than wide; the slimmest of 165 real chips is
-/// 3.1, so that 2 leaves room and still tells a ship that lies across.
+/// Minimum ratio of length to width of upright ships in the training data. The lowest ratio of 165 real chips
+/// is 3.1, so 2 leaves a margin and still detects a ship that lies across.
 const HEIGHT_OVER_WIDTH_MIN: f64 = 2.0;
-/// Extent of training chips in metres, with room on either side: 165 real ones are 14 to 76 m wide and 50 to 385 m
+/// Extent of training chips in metres, with a margin: 165 real chips are 14 to 76 m wide and 50 to 385 m
 /// high.
 const WIDTH_RANGE_M: (f64, f64) = (7.0, 115.0);
 const HEIGHT_RANGE_M: (f64, f64) = (25.0, 580.0);
 
-/// How to look at an image. Nothing of it is guessed from the image or its name.
+/// How to interpret an image. Nothing is guessed from the image or its name.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct View {
     pub modality: Modality,
     pub pixel_size: PixelSizeRule,
-    /// Where the ship lies; the whole image without it.
+    /// The position of the ship; without it, the whole image is used.
     pub oriented_box: Option<OrientedBox>,
 }
 
 impl View {
-    /// The whole image as the reference looks at it: its pixels have the default size of its modality, whatever the
-    /// file says of itself.
+    /// The whole image as the reference reads it: its pixels have the default size of its modality, whatever
+    /// the file states.
     pub fn reference(modality: Modality) -> Self {
         let pixel_size = PixelSizeRule::Fixed(PixelSize::default_for(modality));
         Self { modality, pixel_size, oriented_box: None }
     }
 
-    /// The whole image, of which a caller says nothing but its modality.
+    /// The whole image, for which a caller states only the modality.
     pub fn plain(modality: Modality) -> Self {
         Self { modality, pixel_size: PixelSizeRule::Asked(AskedPixelSize::default()), oriented_box: None }
     }
@@ -50,7 +50,7 @@ pub struct Prepared {
     pub warnings: Vec<ChipWarning>,
 }
 
-/// Why an image gives no chip.
+/// Why no chip could be made from an image.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PrepareError {
     #[error(transparent)]
@@ -60,7 +60,7 @@ pub enum PrepareError {
 }
 
 impl PrepareError {
-    /// Stable and fit for programs and labels.
+    /// Stable; suitable for programs and metric labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Decode(cause) => cause.reason(),
@@ -68,7 +68,7 @@ impl PrepareError {
         }
     }
 
-    /// The field of the chip at fault.
+    /// The invalid field of the chip.
     pub fn field(&self) -> &'static str {
         match self {
             Self::Decode(_) => "image",
@@ -77,12 +77,13 @@ impl PrepareError {
     }
 }
 
-/// Decodes, cuts, stretches (SAR), resizes with the inference filter, computes the size token, and looks for doubts.
+/// Decodes, cuts, stretches (SAR), resizes with the inference filter, computes the size token, and
+/// collects doubts.
 ///
-/// A SAR chip is stretched by the maximum of what was cut out, as if it had been cut by hand.
+/// A SAR chip is stretched by the maximum of the cut, as if it had been cut by hand.
 ///
 /// # Errors
-/// What is wrong with the image or the box in it.
+/// If the image or its box is invalid.
 pub fn prepare(
     image: &[u8],
     view: &View,
@@ -97,8 +98,8 @@ pub fn prepare(
     Ok(Prepared { chip, warnings: decoded.warnings })
 }
 
-/// The chip of [`prepare`], resized in another way and without a look for doubts: the reference trains on bicubic
-/// chips, and nobody reads a doubt about each of them.
+/// The chip of [`prepare`], resized with another filter and without collecting doubts: the reference trains
+/// on bicubic chips, and doubts about training chips are not reported.
 ///
 /// # Errors
 /// See [`prepare`].
@@ -112,7 +113,7 @@ pub fn prepare_resampled(
     Ok(DecodedView::new(image, view, limits)?.chip(view.modality, size, resampling))
 }
 
-/// What a view shows of an image, in 8 bits and in its own size.
+/// The 8-bit picture of a view on an image, in its original size.
 struct DecodedView {
     rgb: Vec<u8>,
     width: usize,
@@ -161,7 +162,7 @@ impl DecodedView {
     }
 }
 
-/// What the file says of the size of its pixels, which may have been transposed since.
+/// The file's pixel size, transposed together with the image.
 fn ground(raster: &Raster) -> Ground {
     let (tags, (width, height)) = (&raster.facts.geo_tags, (raster.width, raster.height));
     if raster.facts.transposed { tags.ground(height, width).turned() } else { tags.ground(width, height) }
@@ -208,7 +209,7 @@ mod tests {
     const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
     const SIZE: ChipSize = ChipSize { height: 16, width: 8 };
 
-    /// 40 x 160 pixels with these tags: a step and a place in the coordinates of an EPSG code.
+    /// 40 x 160 pixels with these tags: a step and a point in the coordinates of an EPSG code.
     fn georeferenced(kind: u16, code: u16, step: [f64; 2], place: [f64; 2]) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
         let mut file = TiffEncoder::new(&mut bytes).expect("a TIFF");

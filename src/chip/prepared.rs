@@ -1,14 +1,14 @@
-//! Pixels that a caller has decoded, resized and normalised as a model's preprocessing does.
+//! Pixels that a caller has already decoded, resized and normalised like a model's preprocessing.
 
 use super::{ChipSize, Modality, ModelInput};
 use crate::reason::Reason;
 
 const CHANNELS: usize = 3;
 
-/// The input of a network for one chip, every number of it finite.
+/// The input of a network for one chip; all numbers are finite.
 pub type PreparedPixels = ModelInput<f32>;
 
-/// Why numbers are no network's input.
+/// Why numbers are not a valid network input.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum PreparedError {
     #[error(
@@ -27,7 +27,7 @@ pub enum PreparedError {
 }
 
 impl PreparedError {
-    /// Stable and fit for programs and labels.
+    /// Stable; suitable for programs and metric labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Length { .. } | Self::Size { .. } => Reason::PixelsMisshapen,
@@ -41,7 +41,7 @@ impl PreparedPixels {
     /// `pixels` are `[3, height, width]`, row-major; the size token is that of [`super::size_token`].
     ///
     /// # Errors
-    /// Another number of pixels, or numbers that are not finite.
+    /// If the number of pixels is wrong or numbers are not finite.
     pub fn new(
         pixels: Vec<f32>,
         size: ChipSize,

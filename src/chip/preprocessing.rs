@@ -1,22 +1,23 @@
-//! What a model decides of the way from an image to its network's input.
+//! The parts of the path from an image to its network's input that depend on the model.
 
 use super::ChipSize;
 
-/// From an image to what a network reads, as far as a model decides it.
+/// The parts of preprocessing that depend on the model.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Preprocessing {
     /// Rows and columns that the network reads.
     pub size: ChipSize,
     /// Subtracted from pixels in 0..1, RGB.
     pub mean: [f32; 3],
-    /// Divided by afterwards.
+    /// Divided by after the subtraction.
     pub deviation: [f32; 3],
-    /// All of it but the size, for the model's digest: a change here makes other models of the same weights.
+    /// Everything except the size, for the model's digest: changing it makes different models of
+    /// the same weights.
     pub description: &'static str,
 }
 
 impl Preprocessing {
-    /// That of the reference.
+    /// The reference's preprocessing.
     pub const fn reference(size: ChipSize) -> Self {
         Self {
             size,
@@ -26,7 +27,7 @@ impl Preprocessing {
                  mean 0.485 0.456 0.406, std 0.229 0.224 0.225, size token of the reference",
         }
     }
-    /// A value of a channel as the network reads it.
+    /// A channel value as the network reads it.
     pub fn normalised(&self, value: u8, channel: usize) -> f32 {
         (f32::from(value) / 255.0 - self.mean[channel]) / self.deviation[channel]
     }

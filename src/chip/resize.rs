@@ -1,8 +1,8 @@
-//! Resizing as the reference does it, bit for bit: two passes of fixed-point convolution over bytes.
+//! Resizing that reproduces the reference bit for bit: two passes of fixed-point convolution over bytes.
 //!
 //! No crate rounds the same way. Per axis, the filter is stretched by the scale when shrinking; its weights
 //! are normalised in f64 and rounded to 22 bits; the horizontal pass stores bytes that the vertical pass
-//! reads. A pass whose size does not change is left out. (golden README, section f.)
+//! reads. A pass whose size does not change is skipped. (golden README, section f.)
 
 use super::ChipSize;
 
@@ -39,10 +39,10 @@ impl Resampling {
     }
 }
 
-/// Resizes interleaved RGB bytes, `[from.height, from.width, 3]`, to `to`; the aspect is not kept.
+/// Resizes interleaved RGB bytes, `[from.height, from.width, 3]`, to `to`; the aspect ratio is not kept.
 ///
 /// # Panics
-/// When `pixels` does not have the size that `from` says, or a side is 0.
+/// If `pixels` does not have the size `from`, or a side is 0.
 pub fn resize(pixels: &[u8], from: ChipSize, to: ChipSize, resampling: Resampling) -> Vec<u8> {
     assert_eq!(pixels.len(), from.height * from.width * CHANNELS, "three bytes a pixel");
     assert!(from.height > 0 && from.width > 0 && to.height > 0 && to.width > 0, "no side is 0");
@@ -57,7 +57,7 @@ pub fn resize(pixels: &[u8], from: ChipSize, to: ChipSize, resampling: Resamplin
     vertical(&wide, to.width, &Taps::new(from.height, to.height, resampling))
 }
 
-/// For each output position, the first input position and the weights from there on.
+/// For each output position, the first input position and the weights starting there.
 struct Taps(Vec<(usize, Vec<i32>)>);
 
 impl Taps {
@@ -67,7 +67,7 @@ impl Taps {
         let reach = resampling.support() * stretch;
         let taps = (0..output).map(|position| {
             let centre = (position as f64 + 0.5) * scale;
-            // Casting truncates towards zero and saturates, as the recorded rule asks.
+            // Casting truncates towards zero and saturates, as the recorded rule requires.
             let first = (centre - reach + 0.5) as usize;
             let last = ((centre + reach + 0.5) as usize).min(input);
             let weight = |tap: usize| resampling.weight((tap as f64 - centre + 0.5) * (1.0 / stretch));

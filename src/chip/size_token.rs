@@ -1,4 +1,4 @@
-//! What TransOSS knows of a ship's size: three numbers from the chip's extent in metres.
+//! TransOSS's representation of a ship's size: three numbers derived from the chip's extent in metres.
 
 /// Scale, mean and deviation by which the reference standardises a chip's width and height in metres.
 const WIDTH: (f64, f64, f64) = (93.0, 0.434, 0.031);

@@ -1,10 +1,10 @@
-//! What may be doubtful about a chip that is embedded all the same.
+//! Doubts about a chip that is embedded nevertheless.
 
 use super::pixel_size_rule::PixelSizeRemark;
 use crate::reason::Warning;
 
-/// A chip that the model was not made for, whose pixels the reference leaves undefined, of whose picture nearly nothing
-/// is left, or whose pixel size is not simply the call's.
+/// A chip that the model was not made for, whose pixels the reference leaves undefined, in which almost no
+/// detail is left, or whose pixel size was not simply taken from the call.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 pub enum ChipWarning {
     #[error("{pixels} SAR pixels are negative and were taken as 0")]
@@ -71,7 +71,7 @@ impl ChipWarning {
     }
 }
 
-/// The way out for a file with more bits a sample than the model reads; nothing to say for others.
+/// Advice for a file with more bits per sample than the model reads; empty for others.
 struct Scale(u16);
 
 impl std::fmt::Display for Scale {

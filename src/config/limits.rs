@@ -68,7 +68,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Calls that one of several tenants may have in flight.
+    /// Calls that each of several tenants may have in flight.
     pub fn calls_of_tenant(&self) -> usize {
         match self.calls_per_tenant_max {
             0 => self.calls_max - self.calls_max / 4,
@@ -76,7 +76,7 @@ impl Limits {
         }
     }
 
-    /// Bytes of messages of one tenant that may be received at once.
+    /// Bytes of one tenant's messages that may be received at once.
     pub fn receiving_of_tenant(&self) -> usize {
         match self.receiving_bytes_per_tenant_max {
             0 => (self.receiving_bytes_max / 2).max(self.message_bytes_max),
@@ -84,7 +84,7 @@ impl Limits {
         }
     }
 
-    /// The same over one connection.
+    /// The same for one connection.
     pub fn receiving_of_connection(&self) -> usize {
         match self.receiving_bytes_per_connection_max {
             0 => (self.receiving_of_tenant() / 2).max(self.message_bytes_max),

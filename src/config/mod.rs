@@ -46,7 +46,7 @@ pub struct Server {
     pub drain_seconds_max: f64,
 }
 
-/// From where calls may come unencrypted.
+/// From which addresses calls may be unencrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Plaintext {
@@ -92,7 +92,7 @@ pub struct Models {
     pub resident_bytes_max: u64,
 }
 
-/// Untrained weights to try the service with.
+/// Untrained weights for trying out the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
@@ -102,7 +102,7 @@ pub enum Preset {
     VitBase,
 }
 
-/// Which feature becomes the embedding.
+/// Which feature is used as the embedding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Feature {
@@ -150,7 +150,7 @@ pub struct Store {
     pub cache_bytes: usize,
 }
 
-/// Searching galleries and ranking what is found.
+/// Searching galleries and ranking the results.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Matching {
     pub search_threads: usize,
@@ -325,7 +325,7 @@ impl Default for Telemetry {
     }
 }
 
-/// A configuration that cannot be used. Every message is one line that names the key.
+/// An invalid configuration. Every message is one line that names the key.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {path}: {cause}")]
@@ -340,11 +340,11 @@ pub enum ConfigError {
     Invalid(Vec<String>),
 }
 
-/// Where settings come from besides the defaults.
+/// Sources of settings in addition to the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     pub file: Option<PathBuf>,
-    /// Environment of the process, or a test's.
+    /// Environment of the process, or one supplied by a test.
     pub environment: Vec<(String, String)>,
     /// `section.key=value` in the order given; the last wins.
     pub flags: Vec<String>,
@@ -354,7 +354,7 @@ impl Config {
     /// Defaults, then file, then environment, then flags; checked as a whole.
     ///
     /// # Errors
-    /// The first source that cannot be read or names an unknown key, or every value out of bounds at once.
+    /// The first source that cannot be read or has an unknown key, or every value out of bounds at once.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut settings = Settings::new();
         if let Some(path) = &sources.file {
@@ -376,10 +376,10 @@ impl Config {
         settings.finish()?.checked()
     }
 
-    /// Defaults and then `text`, which is called `source_name`; checked as a whole.
+    /// Defaults and then `text`, which messages call `source_name`; checked as a whole.
     ///
     /// # Errors
-    /// The text is no TOML or names an unknown key, or every value out of bounds at once.
+    /// The text is not valid TOML or has an unknown key, or every value out of bounds at once.
     pub fn parse(source_name: &str, text: &str) -> Result<Self, ConfigError> {
         let mut settings = Settings::new();
         settings.apply_toml(source_name, text)?;

@@ -1,4 +1,4 @@
-//! A network of addresses, as `10.0.0.0/8`; a lone address is a network of one.
+//! A network of addresses, such as `10.0.0.0/8`; a single address is a network of one.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// Addresses that share their first bits.
+/// Addresses that share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Network {
@@ -15,7 +15,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Whether an address is in it. IPv4 within IPv6 (`::ffff:10.0.0.1`) is IPv4.
+    /// Whether the network contains an address. IPv4 mapped into IPv6 (`::ffff:10.0.0.1`) counts as IPv4.
     pub fn contains(self, address: IpAddr) -> bool {
         let unused = |width: u32| width - self.bits;
         match (self.address, address.to_canonical()) {

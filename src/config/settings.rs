@@ -1,4 +1,4 @@
-//! Merging sources into the defaults, key by key, so that an error names its key and its source.
+//! Merges sources into the defaults key by key, so that an error can name its key and its source.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ impl Settings {
         self.apply_toml(&path.display().to_string(), &text)
     }
 
-    /// Applies the text of a file that is called `source_name`.
+    /// Applies the text of a file that messages call `source_name`.
     pub(super) fn apply_toml(&mut self, source_name: &str, text: &str) -> Result<(), ConfigError> {
         let table: Table = text.parse().map_err(|cause: toml::de::Error| ConfigError::Syntax {
             source_name: source_name.into(),
@@ -42,7 +42,7 @@ impl Settings {
                 *slot = value;
             }
         }
-        // A wrong type is reported while the file is still known as its source.
+        // A wrong type is reported while it can still be attributed to the file.
         self.typed(source_name).map(drop)
     }
 
@@ -56,7 +56,7 @@ impl Settings {
         *slot = match slot {
             Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
             Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-            // As the shell writes lists of paths; addresses have colons themselves.
+            // Separated by colons as in shell path lists; addresses contain colons themselves.
             Value::Array(_) => {
                 let separator = if key == "server.trusted_proxies" { ',' } else { ':' };
                 let items = text.split(separator).filter(|item| !item.is_empty());

@@ -1,4 +1,4 @@
-//! What a configuration must not say, section by section; everything is found at once.
+//! Invalid values of a configuration, section by section; all of them are reported at once.
 
 use super::{
     Auth, Chips, Config, Encoder, Limits, Matching, Models, Plaintext, Preset, Server, Store, Telemetry, Tls,

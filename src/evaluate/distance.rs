@@ -1,18 +1,18 @@
-//! How far every query is from every gallery image.
+//! Distances between every query and every gallery image.
 
-/// `[queries, gallery]`, row by row; smaller is more alike.
+/// `[queries, gallery]`, row by row; smaller is more similar.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Distances {
     columns: usize,
     values: Vec<f32>,
 }
 
-/// Keeps arccos away from where its slope is infinite.
+/// Keeps arccos away from the points where its slope is infinite.
 const COSINE_MARGIN: f32 = 1e-5;
 
 impl Distances {
     /// # Panics
-    /// When `values` is not a number of rows of `columns` values.
+    /// If `values` does not consist of whole rows of `columns` values.
     pub fn new(columns: usize, values: Vec<f32>) -> Self {
         assert!(columns > 0 && values.len().is_multiple_of(columns), "distances are whole rows");
         Self { columns, values }
@@ -23,18 +23,18 @@ impl Distances {
         self.columns
     }
 
-    /// Distances of each query in turn.
+    /// The distances of one query at a time.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
         self.values.chunks_exact(self.columns)
     }
 
-    /// The gallery as each query ranks it, most alike first; of equals, the first in the gallery.
+    /// The gallery in each query's order, most similar first; ties are ordered by position in the gallery.
     pub fn rankings(&self) -> Vec<Vec<usize>> {
         self.rows().map(ranking).collect()
     }
 }
 
-/// Indices of `distances` in ascending order; equals keep theirs.
+/// Indices of `distances` in ascending order; ties keep their order.
 fn ranking(distances: &[f32]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..distances.len()).collect();
     order.sort_by(|a, b| distances[*a].partial_cmp(&distances[*b]).unwrap_or(std::cmp::Ordering::Equal));
@@ -48,7 +48,7 @@ pub fn squared_distances<Q: AsRef<[f32]>, G: AsRef<[f32]>>(queries: &[Q], galler
 
 /// |a - b|^2, summed in f64.
 pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
-    /// Sums that do not wait for each other.
+    /// Independent partial sums.
     const LANES: usize = 8;
     let square = |a: f32, b: f32| (f64::from(a) - f64::from(b)).powi(2);
     let mut sums = [0.0_f64; LANES];
@@ -61,7 +61,7 @@ pub(super) fn squared_distance(a: &[f32], b: &[f32]) -> f32 {
     (sums.iter().sum::<f64>() + rest) as f32
 }
 
-/// Angle between unit vectors in radians, as far as f32 can tell near 0 and pi.
+/// Angle between unit vectors in radians, to the precision of f32 near 0 and pi.
 pub fn angles<Q: AsRef<[f32]>, G: AsRef<[f32]>>(queries: &[Q], gallery: &[G]) -> Distances {
     each_pair(queries, gallery, |q, g| {
         let cosine: f32 = q.iter().zip(g).map(|(q, g)| q * g).sum();

@@ -1,12 +1,12 @@
-//! What a training is worth after an epoch, as it is reported, stored with its job and kept with its model.
+//! The evaluation of a training after an epoch, as reported, stored with its job and kept with its model.
 
 use serde::{Deserialize, Serialize};
 
 use super::protocol::Summary;
 
-/// What the weights at the end of an epoch are worth in one protocol.
+/// The evaluation, in one protocol, of the weights at the end of an epoch.
 ///
-/// Serde's names are those of a model's `provenance.toml`, tags those of the job store.
+/// Serde's names are those of a model's `provenance.toml`; the tags are those of the job store.
 #[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evaluation {
@@ -28,13 +28,13 @@ pub struct Evaluation {
     #[serde(rename = "R10")]
     #[prost(double, tag = "6")]
     pub hit_within_10: f64,
-    /// Queries with a match, which are those that count; at least 1.
+    /// Queries with a match; only these count. At least 1.
     #[prost(uint32, tag = "7")]
     pub queries_with_a_match: u32,
 }
 
 impl Evaluation {
-    /// `None` where no query counts: there is no mean of nothing.
+    /// `None` if no query counts, because the mean is then undefined.
     pub fn after_epoch(epoch: u32, summary: &Summary) -> Option<Self> {
         (summary.queries_with_a_match > 0).then(|| Self {
             protocol: summary.protocol.to_owned(),

@@ -1,4 +1,4 @@
-//! How good rankings are: distances, CMC and mAP as the reference program counts them, protocols, re-ranking.
+//! Quality of rankings: distances, CMC and mAP as the reference program counts them, protocols, re-ranking.
 
 mod distance;
 mod evaluation;

@@ -10,11 +10,12 @@ use super::score::{Scores, score_rankings};
 use crate::chip::Modality;
 use crate::embedding::Embedding;
 
-/// Deviations of the log ratio of one ship's widths and of its lengths, SAR to optical, on 165 real chips.
+/// Standard deviations, on 165 real chips, of the log ratio of one ship's widths and of its
+/// lengths, SAR to optical.
 const WIDTH_DEVIATION: f64 = 0.168;
 const LENGTH_DEVIATION: f64 = 0.073;
 
-/// Everything against everything, or across and within modalities.
+/// All images against all, or within or across modalities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     All,
@@ -62,7 +63,7 @@ impl Protocol {
     }
 }
 
-/// What a ranking is worth in one protocol.
+/// The score of a ranking in one protocol.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Summary {
     pub protocol: &'static str,
@@ -99,19 +100,19 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// How the images that take part in a protocol are ranked.
+/// The rankings of the images that take part in a protocol.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ranked {
-    /// Indices of the queries that ask.
+    /// Indices of the queries.
     pub queries: Vec<usize>,
-    /// For each of them, indices of the gallery images that are searched, best first.
+    /// For each query, indices of the searched gallery images, best first.
     pub rankings: Vec<Vec<usize>>,
     pub scores: Scores,
 }
 
 /// Ranks and scores the images that take part; `None` where no query or no gallery image does.
 ///
-/// `rank` gives for each of some queries a ranking, by index, of the whole of some gallery.
+/// `rank` returns, for each of the given queries, a ranking by index of the whole given gallery.
 pub fn rank<T>(
     protocol: Protocol,
     queries: &[(LabelledImage, T)],
@@ -138,8 +139,8 @@ pub fn rank_by_distance(
     rank(protocol, queries, gallery, |queries, gallery| squared_distances(queries, gallery).rankings())
 }
 
-/// [`rank`] by nothing but width and height in metres: what a model has to beat. The distance is the sum of the squared
-/// log ratios, each over its deviation.
+/// [`rank`] by width and height in metres only: the baseline for a model. The distance is the sum of the
+/// squared log ratios, each divided by its standard deviation.
 pub fn evaluate_by_size(
     protocol: Protocol,
     queries: &[(LabelledImage, [f64; 2])],
@@ -170,7 +171,7 @@ fn identities<T>(images: &[(LabelledImage, T)], part: &[usize]) -> Vec<i64> {
     part.iter().map(|index| images[*index].0.identity).collect()
 }
 
-/// The text names no protocol.
+/// If the text does not name a protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a protocol is all, o2s, s2o or o2o")]
 pub struct UnknownProtocol;

@@ -5,11 +5,11 @@ use super::distance::{Distances, squared_distance};
 /// The paper's k1, k2 and lambda.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RerankSettings {
-    /// Neighbours that must be each other's.
+    /// Neighbours that must be mutual.
     pub k1: usize,
-    /// Neighbours whose encodings are averaged, the image itself included.
+    /// Neighbours whose encodings are averaged, including the image itself.
     pub k2: usize,
-    /// Share of the original distance in the result.
+    /// Weight of the original distance in the result.
     pub lambda: f64,
 }
 
@@ -19,10 +19,11 @@ impl Default for RerankSettings {
     }
 }
 
-/// Distances between queries and gallery that also ask whether two images have the same neighbours.
+/// Distances between queries and gallery that also take into account whether two images have the
+/// same neighbours.
 ///
-/// All vectors have one length; the reference normalises them first. Takes time and memory of the square of their
-/// number.
+/// All vectors have the same length; the reference normalises them first. Time and memory are quadratic in
+/// their number.
 pub fn rerank<V: AsRef<[f32]>>(queries: &[V], gallery: &[V], settings: &RerankSettings) -> Distances {
     let all: Vec<&[f32]> = queries.iter().chain(gallery).map(AsRef::as_ref).collect();
     let distances = Normalised::between(&all);
@@ -76,7 +77,7 @@ impl Normalised {
         f64::from(self.row(image)[other]) / self.largest[image]
     }
 
-    /// As many of the nearest images, nearest first, as anything asks for; of equals, the first.
+    /// As many of the nearest images, nearest first, as any step needs; ties are ordered by position.
     fn nearest(&self, image: usize, settings: &RerankSettings) -> Vec<usize> {
         let row = self.row(image);
         let before = |a: &usize, b: &usize| row[*a].total_cmp(&row[*b]).then(a.cmp(b));
@@ -91,13 +92,13 @@ impl Normalised {
     }
 }
 
-/// Those among the first `k` + 1 neighbours of `image` that have it among theirs.
+/// Those among the first `k` + 1 neighbours of `image` that have `image` among theirs.
 fn reciprocal(image: usize, near: &[Vec<usize>], k: usize) -> Vec<usize> {
     let first = |image: usize| &near[image][..(k + 1).min(near[image].len())];
     first(image).iter().copied().filter(|other| first(*other).contains(&image)).collect()
 }
 
-/// Weights of an image's neighbours; all others weigh nothing.
+/// Weights of an image's neighbours; all others have weight 0.
 struct Encoding {
     /// By ascending image, without zeros.
     weights: Vec<(usize, f64)>,
@@ -111,11 +112,11 @@ impl Encoding {
     }
 }
 
-/// exp(-d) on the expanded reciprocal neighbours, of sum 1.
+/// exp(-d) on the expanded reciprocal neighbours, normalised to sum 1.
 fn encoding(image: usize, distances: &Normalised, near: &[Vec<usize>], k1: usize) -> Encoding {
     let neighbours = reciprocal(image, near, k1);
     let mut belongs = vec![false; near.len()];
-    // Nobody is nearer to an image than itself, but more than k1 duplicates may be as near.
+    // No image is nearer to an image than itself, but more than k1 duplicates may be equally near.
     belongs[image] = neighbours.is_empty();
     neighbours.iter().for_each(|neighbour| belongs[*neighbour] = true);
     let mut expanded = belongs.clone();
@@ -134,7 +135,7 @@ fn encoding(image: usize, distances: &Normalised, near: &[Vec<usize>], k1: usize
     Encoding { weights }
 }
 
-/// k / 2, a half rounded to even as the reference's language does.
+/// k / 2, with halves rounded to even as in the reference's language.
 fn half(k: usize) -> usize {
     (k as f64 / 2.0).round_ties_even() as usize
 }
@@ -149,7 +150,7 @@ fn averaged(images: &[usize], encodings: &[Encoding]) -> Encoding {
     Encoding { weights: weights.map(|(image, sum)| (image, sum / images.len() as f64)).collect() }
 }
 
-/// 1 - |a and b| / |a or b| for weights of sum 1.
+/// 1 - |a and b| / |a or b| for weights that sum to 1.
 fn jaccard_distance(a: &[f64], b: &Encoding) -> f64 {
     let common: f64 = b.weights.iter().map(|(image, weight)| weight.min(a[*image])).sum();
     1.0 - common / (2.0 - common)

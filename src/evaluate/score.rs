@@ -1,11 +1,11 @@
-//! CMC and mAP. No gallery image is left out: one of the query's identity and modality counts as a hit.
+//! CMC and mAP. No gallery image is excluded: one with the query's identity and modality counts as a hit.
 
 use super::distance::Distances;
 
-/// Ranks that the curve has at most.
+/// Maximum number of ranks in the curve.
 const RANKS_MAX: usize = 50;
 
-/// What a set of rankings is worth.
+/// The score of a set of rankings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scores {
     /// Share of counted queries with a hit among the first k + 1.
@@ -32,7 +32,7 @@ impl Scores {
 /// Scores rankings by ascending distance against identities; NaN where no query counts.
 ///
 /// # Panics
-/// When identities and distances do not belong together.
+/// If identities and distances differ in number.
 pub fn score<I: PartialEq>(distances: &Distances, queries: &[I], gallery: &[I]) -> Scores {
     assert_eq!((distances.rows().len(), distances.columns()), (queries.len(), gallery.len()));
     score_rankings(&distances.rankings(), queries, gallery)
@@ -41,7 +41,7 @@ pub fn score<I: PartialEq>(distances: &Distances, queries: &[I], gallery: &[I]) 
 /// Scores rankings, each of the whole gallery by index, best first; NaN where no query counts.
 ///
 /// # Panics
-/// When there is not one ranking for each query.
+/// If there is not exactly one ranking per query.
 pub fn score_rankings<I: PartialEq>(rankings: &[Vec<usize>], queries: &[I], gallery: &[I]) -> Scores {
     assert_eq!(rankings.len(), queries.len());
     let ranks = RANKS_MAX.min(gallery.len());

@@ -1,4 +1,4 @@
-//! The one place that knows every family's network.
+//! The only module that knows every family's network.
 
 use super::network::Network;
 use super::tensors::Tensors;
@@ -8,11 +8,12 @@ use super::transoss::TransOss;
 use crate::arithmetic::Choice;
 use crate::weights::family::Architecture;
 
-/// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the kernels of `choice`.
+/// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the
+/// kernels of `choice`.
 ///
 /// # Panics
-/// When a tensor is absent or a kernel does not run; checkpoints are compared with the architecture, and kernels tried,
-/// before they get here.
+/// If a tensor is missing or a kernel does not run. Callers compare checkpoints with the architecture, and
+/// try kernels, beforehand.
 pub fn network(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Box<dyn Network> {
     match architecture {
         Architecture::TransOss(architecture) => Box::new(TransOss::new(architecture, tensors, choice)),

@@ -1,4 +1,4 @@
-//! A network behind the queue: chips in, embeddings out, on the thread that made it.
+//! A network behind the queue: takes chips and returns embeddings, on the thread that created it.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +23,7 @@ use crate::weights::tensors::NamedTensors;
 pub struct TorchSettings {
     pub device: Device,
     pub precision: Precision,
-    /// What computes its linear layers.
+    /// The kernels of its linear layers.
     pub kernels: Choice,
     /// Threads inside one forward pass.
     pub threads: usize,
@@ -34,11 +34,13 @@ pub struct TorchSettings {
 pub struct SharedWeights {
     architecture: Architecture,
     settings: TorchSettings,
-    /// A tensor may change threads but not be seen by two at once, so each encoder takes handles of its own.
+    /// A tensor may move between threads but not be accessed by two at once, so each encoder takes
+    /// its own handles.
     weights: Mutex<Weights>,
 }
 
-/// libtorch is used on the long-lived device threads only, so the first of them puts the weights on the device.
+/// libtorch is used only on the long-lived device threads, so the first of them moves the weights
+/// to the device.
 struct Weights {
     /// Empty once they are on the device.
     read: NamedTensors,
@@ -55,7 +57,7 @@ impl Weights {
 }
 
 impl SharedWeights {
-    /// Takes `tensors`, which were compared with `architecture`.
+    /// Takes `tensors`, which the caller has compared with `architecture`.
     pub fn new(architecture: Architecture, tensors: NamedTensors, settings: TorchSettings) -> Arc<Self> {
         Arc::new(Self {
             architecture,
@@ -64,7 +66,7 @@ impl SharedWeights {
         })
     }
 
-    /// Makes encoders that share these tensors, each on the thread that calls.
+    /// Creates encoders that share these tensors, each on the calling thread.
     pub fn factory(self: Arc<Self>) -> EncoderFactory {
         Arc::new(move |_| {
             let made = catch_unwind(AssertUnwindSafe(|| self.encoder()));
@@ -75,7 +77,7 @@ impl SharedWeights {
 
     /// An encoder for the calling thread.
     fn encoder(&self) -> TorchEncoder {
-        // libgomp keeps the number of threads for each thread that starts others.
+        // libgomp keeps a separate number of threads for each thread that starts others.
         tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
         let _no_grad = tch::no_grad_guard();
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +92,7 @@ impl SharedWeights {
     }
 }
 
-/// A network on the thread that made it.
+/// A network on the thread that created it.
 #[derive(Debug)]
 struct TorchEncoder {
     network: Box<dyn Network>,
@@ -116,7 +118,7 @@ impl Encoder for TorchEncoder {
 }
 
 impl TorchEncoder {
-    /// [B, D] as one row after the other.
+    /// [B, D] flattened row by row.
     fn features(&self, chips: &[EncoderInput]) -> Vec<f32> {
         let _no_grad = tch::no_grad_guard();
         let (kind, device) = (kind(self.precision), self.device.0);
@@ -163,14 +165,14 @@ fn normalised(chips: &[&Chip], preprocessing: &Preprocessing, device: tch::Devic
     (pixels - channels(&preprocessing.mean)) / channels(&preprocessing.deviation)
 }
 
-/// [1, 3, height, width], as they are.
+/// [1, 3, height, width], unchanged.
 fn on_device(prepared: &PreparedPixels, device: tch::Device) -> Tensor {
     let size = prepared.size();
     let shape = [1, 3, size.height as i64, size.width as i64];
     Tensor::from_slice(prepared.pixels()).view(shape).to_device(device)
 }
 
-/// What tch panics with, which is the C++ message.
+/// The payload of a panic in tch: the C++ message.
 fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<String>()
@@ -180,7 +182,7 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     first_line(text)
 }
 
-/// What a panic of tch means for the device.
+/// Classifies a panic of tch as an error of the device.
 pub fn forward_error(panic: &(dyn Any + Send)) -> ForwardError {
     classify(panic_message(panic))
 }
@@ -247,7 +249,8 @@ mod tests {
         a.as_slice().iter().zip(b.as_slice()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
     }
 
-    /// Each kernel that runs here, and all of them by turns, as where a small batch is fastest on another.
+    /// Each kernel that runs here, and all of them in turn, as when a small batch is fastest on
+    /// another kernel.
     fn every_choice(precision: Precision) -> Vec<Choice> {
         let kernels = test_device::kernels(precision);
         let turn = |(number, kernel): (usize, &Kernel)| Timing {

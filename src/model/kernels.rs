@@ -1,4 +1,5 @@
-//! Which kernels compute a model's linear layers here: those that the processor can run are timed, batch by batch.
+//! Chooses the kernels of a model's linear layers: those that the processor supports are timed,
+//! batch by batch.
 
 use std::time::Duration;
 
@@ -12,31 +13,31 @@ use crate::encoder::Buckets;
 use crate::processor::Processor;
 use crate::weights::family::Architecture;
 
-/// Runs of a kernel for a batch, of which the fastest counts: so many in the time, within these bounds.
+/// Runs of a kernel for a batch, of which the fastest counts: as many as fit the time, within these bounds.
 const RUNS_TIME: Duration = Duration::from_millis(40);
 const RUNS_MIN: u128 = 2;
 const RUNS_MAX: u128 = 20;
-/// Whatever takes longer is not run again: it is slow enough to be told from the others.
+/// A run that takes longer is not repeated: it is slow enough to be distinguished from the others.
 const RUN_MAX: Duration = Duration::from_millis(400);
-/// Multiplications of the largest layer that is timed, about a tenth of a second of one AVX2 core. Beyond that, kernels
-/// differ no more than at it.
+/// Maximum number of multiplications of the layer that is timed, about a tenth of a second on one AVX2 core.
+/// Kernels differ no more beyond this size than at it.
 const PRODUCTS_MAX: usize = 5_000_000_000;
 
-/// What kernels are chosen for.
+/// What to choose kernels for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Wanted {
     pub precision: Precision,
-    /// `None` leaves it to the timings.
+    /// `None` chooses by timing.
     pub kernel: Option<Kernel>,
     /// Threads inside one forward pass.
     pub threads: usize,
     /// Chips of the largest batch.
     pub batch_max: usize,
-    /// Share of f32's speed that another precision must reach.
+    /// Fraction of f32's speed that another precision must reach.
     pub speed_min: f64,
 }
 
-/// What was chosen, and how a precision other than f32 does beside it.
+/// The choice, and how a precision other than f32 compares with f32.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chosen {
     pub choice: Choice,
@@ -54,13 +55,13 @@ pub enum ChoiceError {
     TooSlow(Pace),
 }
 
-/// The first layer of an MLP and, the other way round, its second: with the activation between them, two thirds of a
-/// network's linear layers, and what is timed.
+/// The first layer of an MLP and its second, which has the transposed shape. Together with the activation
+/// between them they make up two thirds of a network's linear layers; they are what is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct LayerShape {
     pub inputs: usize,
     pub outputs: usize,
-    /// Rows of one chip.
+    /// Rows per chip.
     pub tokens: usize,
 }
 
@@ -70,13 +71,13 @@ impl LayerShape {
         Self { inputs, outputs, tokens: architecture.token_count() }
     }
 
-    /// Rows that stand for a batch: its own, or as many as are worth waiting for.
+    /// Rows that represent a batch: its own, or as many as can be timed in reasonable time.
     fn rows(self, chips: usize) -> i64 {
         let most = (PRODUCTS_MAX / (self.inputs * self.outputs).max(1)).max(1);
         (chips * self.tokens).min(most) as i64
     }
 
-    /// Batches that are timed: those that a server runs, without those that look alike.
+    /// Batches to time: those that a server runs, without those that have the same number of rows.
     fn batches(self, batch_max: usize) -> Vec<usize> {
         let mut sizes = Buckets::up_to(batch_max).sizes().to_vec();
         sizes.dedup_by_key(|chips| self.rows(*chips));
@@ -87,7 +88,7 @@ impl LayerShape {
 /// Chooses the kernels of a model on the processor, on the calling thread.
 ///
 /// # Errors
-/// The wanted kernel or precision does not run here, or is slower than it may be.
+/// If the requested kernel or precision does not run here, or is slower than allowed.
 pub fn choose(shape: LayerShape, wanted: &Wanted) -> Result<Chosen, ChoiceError> {
     let _threads = Threads::set(wanted.threads);
     let _no_grad = tch::no_grad_guard();
@@ -100,28 +101,28 @@ pub fn choose(shape: LayerShape, wanted: &Wanted) -> Result<Chosen, ChoiceError>
     let (smallest, largest) = (batches[0], batches[batches.len() - 1]);
     let mut trial = Trial::new(shape, wanted.precision, &kernels, largest);
     let mut comparison = Comparison::new(shape, wanted, largest);
-    // A hopeless precision is found out by the smallest batch, which is soon over.
+    // The smallest batch, which finishes quickly, detects a precision that is far too slow.
     let mut timings = trial.time(smallest)?;
     comparison.compare(&timings)?;
     if trial.kernels.len() == 1 {
-        // There is nothing to choose.
+        // There is only one candidate.
         batches.retain(|chips| *chips == largest && wanted.precision != Precision::F32);
     }
     for chips in batches.into_iter().filter(|chips| *chips != smallest) {
         timings.extend(trial.time(chips)?);
     }
     comparison.compare(&timings)?;
-    // One that failed on a larger batch serves no smaller one either.
+    // A kernel that failed on a larger batch is not used for a smaller one either.
     timings.retain(|timing| trial.kernels.iter().any(|(kernel, _)| *kernel == timing.kernel));
     let choice = Choice::fastest(timings, wanted.batch_max).expect("a batch was timed");
     Ok(Chosen { choice, pace: comparison.slowest })
 }
 
-/// How many times as fast as f32 a training step is in a precision, by the forward and backward pass of one layer on
-/// the calling thread.
+/// Speed of a training step in a precision relative to f32, measured by the forward and backward pass of one
+/// layer on the calling thread.
 ///
 /// # Errors
-/// What libtorch says, in one line.
+/// libtorch's message, on one line.
 pub fn training_speed(shape: LayerShape, precision: Precision) -> Result<f64, String> {
     let _threads = Threads::set(1);
     let seconds = |precision| {
@@ -138,10 +139,10 @@ pub fn training_speed(shape: LayerShape, precision: Precision) -> Result<f64, St
     Ok(seconds(Precision::F32)? / seconds(precision)?)
 }
 
-/// A precision beside f32, as far as that was measured.
+/// The speed of a precision relative to f32, as far as it was measured.
 struct Comparison<'a> {
     wanted: &'a Wanted,
-    /// Of f32; none where f32 itself is wanted.
+    /// The trial of f32; `None` where f32 itself is requested.
     reference: Option<Trial>,
     /// Chips of the batch that was compared last.
     compared: Option<usize>,
@@ -156,7 +157,7 @@ impl<'a> Comparison<'a> {
         Self { wanted, reference, compared: None, slowest: None }
     }
 
-    /// Compares the last batch that was timed, once.
+    /// Compares the batch timed last, once.
     fn compare(&mut self, timings: &[Timing]) -> Result<(), ChoiceError> {
         let (Some(reference), Some(last)) = (&mut self.reference, timings.last()) else { return Ok(()) };
         if self.compared.replace(last.chips) == Some(last.chips) {
@@ -178,13 +179,13 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// An MLP in one precision, on the kernels that have computed it whenever they were asked to.
+/// An MLP in one precision, on the kernels that have not failed so far.
 struct Trial {
     shape: LayerShape,
     precision: Precision,
     layers: [Layer; 2],
     kernels: Vec<(Kernel, [Linear; 2])>,
-    /// Why there are no more.
+    /// Why kernels were removed.
     dropped: Vec<String>,
 }
 
@@ -206,7 +207,7 @@ impl Trial {
         trial
     }
 
-    /// Times every kernel; one that fails is a candidate no longer.
+    /// Times every kernel; one that fails is removed from the candidates.
     fn time(&mut self, chips: usize) -> Result<Vec<Timing>, ChoiceError> {
         let x = self.layers[0].input(self.shape.rows(chips));
         let mut timings = Vec::new();
@@ -233,7 +234,7 @@ impl Trial {
     }
 }
 
-/// The weights of a layer that is timed.
+/// The weights of the layer that is timed.
 struct Layer {
     weight: Tensor,
     bias: Tensor,
@@ -261,7 +262,8 @@ impl Layer {
     }
 }
 
-/// The fastest of some runs, in the calling thread's own time, so that other work on the processor decides nothing.
+/// The fastest of several runs, in the calling thread's own time, so that other load on the
+/// processor does not affect the result.
 fn fastest<T, E>(run: impl Fn() -> Result<T, E>) -> Result<Duration, E> {
     let timed = || {
         let started = thread_time();
@@ -280,13 +282,13 @@ fn thread_time() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
-/// A number of threads for the forward passes of this thread, until it is dropped.
+/// Sets the number of threads for the forward passes of this thread until it is dropped.
 struct Threads(i32);
 
 impl Threads {
     fn set(threads: usize) -> Self {
         let before = tch::get_num_threads();
-        // libgomp keeps the number for each thread that starts others.
+        // libgomp keeps a separate number for each thread that starts others.
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
         Self(before)
     }
@@ -353,7 +355,7 @@ mod tests {
     #[test]
     fn what_libtorch_refuses_drops_a_candidate_and_panics_nowhere() {
         let mut trial = Trial::new(SMALL, Precision::F32, &Kernel::ALL, 1);
-        // Other inputs than the layer has.
+        // Inputs of another size than the layer's.
         trial.layers[0].weight = Tensor::ones([96, 47], trial.layers[0].options);
         let refused = trial.time(1).expect_err("shapes differ").to_string();
         assert!(refused.contains("aten: ") && refused.contains("onednn: "), "{refused}");

@@ -7,7 +7,7 @@ use tch::{TchError, Tensor};
 
 use crate::arithmetic::{Choice, Kernel};
 
-/// What follows the layer; oneDNN computes it in the same pass.
+/// The operation after the layer; oneDNN computes it in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
     None,
@@ -15,18 +15,18 @@ pub enum Activation {
     Gelu,
 }
 
-/// Which kernel computes a layer, by the rows of its input.
+/// Which kernel computes a layer, by the number of input rows.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan(Vec<(i64, Kernel)>);
 
 impl Plan {
-    /// The kernels of batches, whose chips have so many rows each.
+    /// The kernels of batches whose chips have this many rows each.
     pub fn new(choice: &Choice, tokens: usize) -> Self {
         let kernels = choice.kernels().iter();
         Self(kernels.map(|(chips, kernel)| ((chips * tokens) as i64, *kernel)).collect())
     }
 
-    /// One kernel for everything, best for inputs of about `rows` rows.
+    /// One kernel for everything, tuned for inputs of about `rows` rows.
     pub fn only(kernel: Kernel, rows: i64) -> Self {
         Self(vec![(rows, kernel)])
     }
@@ -36,13 +36,13 @@ impl Plan {
         found.map_or(Kernel::Aten, |(_, kernel)| *kernel)
     }
 
-    /// The most rows that a kernel computes; `None` where it computes nothing.
+    /// The largest number of rows that a kernel computes; `None` if it computes nothing.
     fn rows(&self, kernel: Kernel) -> Option<i64> {
         self.0.iter().rev().find(|(_, of_rows)| *of_rows == kernel).map(|(rows, _)| *rows)
     }
 }
 
-/// A kernel that does not compute a layer; the first line of what libtorch says.
+/// A kernel that cannot compute a layer, with the first line of libtorch's message.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct KernelError(String);
@@ -59,15 +59,15 @@ pub struct Linear {
     weight: Tensor,
     bias: Tensor,
     plan: Plan,
-    /// The same weight in the order of oneDNN, where the plan has any use for it.
+    /// The same weight in oneDNN's order, if the plan uses it.
     packed: Option<Tensor>,
 }
 
 impl Linear {
-    /// Reorders the weight, in a copy, if the plan has a kernel that wants it.
+    /// Reorders the weight into a copy if the plan has a kernel that needs it.
     ///
     /// # Errors
-    /// That kernel does not run here.
+    /// If that kernel does not run here.
     pub fn new(weight: Tensor, bias: Tensor, plan: &Plan) -> Result<Self, KernelError> {
         let packed = plan.rows(Kernel::OneDnn).map(|rows| pack(&weight, rows)).transpose()?;
         Ok(Self { weight, bias, plan: plan.clone(), packed })
@@ -76,13 +76,13 @@ impl Linear {
     /// [.., inputs] -> [.., outputs]
     ///
     /// # Panics
-    /// With what libtorch says, like every tensor operation of tch.
+    /// With libtorch's message, like every tensor operation of tch.
     pub fn forward(&self, x: &Tensor, activation: Activation) -> Tensor {
         self.try_forward(x, activation).unwrap_or_else(|cause| panic!("{cause}"))
     }
 
     /// # Errors
-    /// What libtorch says.
+    /// If libtorch fails, with its message.
     pub fn try_forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, KernelError> {
         let mut shape = x.size();
         let inputs = shape.pop().unwrap_or(1).max(1);
@@ -104,7 +104,7 @@ impl Linear {
     }
 }
 
-/// Messages of libtorch end in a backtrace; their first line says what happened.
+/// Messages of libtorch end in a backtrace; the first line holds the error.
 pub fn first_line(text: &str) -> String {
     text.lines().next().unwrap_or_default().to_owned()
 }
@@ -128,7 +128,7 @@ unsafe extern "C" {
 
 fn pack(weight: &Tensor, rows: i64) -> Result<Tensor, KernelError> {
     let mut packed = ptr::null_mut();
-    // SAFETY: the shim borrows a live tensor, and writes one that is ours or a message.
+    // SAFETY: the shim borrows a live tensor and writes either a tensor that we own or a message.
     let message = unsafe { shipreid_onednn_pack(weight.as_ptr(), rows, &raw mut packed) };
     take(message, packed)
 }
@@ -157,28 +157,29 @@ fn onednn_linear(
     take(message, output)
 }
 
-/// From here on, GPUs compute f32 convolutions and matrix products in f32, not in TF32, whose mantissa has 10 bits.
+/// Makes GPUs compute f32 convolutions and matrix products in f32, not in TF32, whose mantissa has
+/// 10 bits. Applies to all later operations.
 ///
 /// # Errors
-/// What libtorch says.
+/// If libtorch fails, with its message.
 pub fn disable_tf32() -> Result<(), KernelError> {
-    // SAFETY: the shim sets two flags of the process, and returns null or a message that is ours.
+    // SAFETY: the shim sets two flags of the process and returns null or a message that we own.
     outcome(unsafe { shipreid_disable_tf32() })
 }
 
-/// The tensor that the shim made.
+/// The tensor that the shim created.
 fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
     outcome(message)?;
-    // SAFETY: without a message the shim has written a tensor that nobody else owns.
+    // SAFETY: without a message the shim has written a tensor that has no other owner.
     Ok(unsafe { Tensor::from_ptr(tensor) })
 }
 
-/// What a function of the shim returned: null, or a message.
+/// The result of a shim function: null, or a message.
 fn outcome(message: *mut c_char) -> Result<(), KernelError> {
     if message.is_null() {
         return Ok(());
     }
-    // SAFETY: a message is a C string of the shim, freed once.
+    // SAFETY: a message is a C string allocated by the shim and freed once.
     let text = unsafe {
         let text = CStr::from_ptr(message).to_string_lossy().into_owned();
         shipreid_free(message);

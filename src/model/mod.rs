@@ -1,4 +1,4 @@
-//! Networks on libtorch. Only the composition root and the commands name what is in here.
+//! Networks on libtorch. Only the composition root and the commands refer to items in here.
 
 mod build;
 mod encoder;

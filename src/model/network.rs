@@ -1,4 +1,4 @@
-//! What serving and training ask of a network, whatever its family.
+//! What serving and training require of a network, whatever its family.
 //!
 //! Shapes: B batch, D embedding.
 
@@ -8,15 +8,16 @@ use tch::Tensor;
 
 use crate::chip::Modality;
 
-/// A network. Its tensors are those that it was made of: an optimizer that changes them changes the network.
+/// A network. Its tensors share storage with those that it was created from, so an optimizer that
+/// changes them changes the network.
 pub trait Network: fmt::Debug {
-    /// [B, D]; the neck and its statistics take no part.
+    /// [B, D]; does not involve the neck and its statistics.
     fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor;
 
-    /// [B, D] -> [B, D], the feature after the neck of that before it.
+    /// [B, D] -> [B, D], from the feature before the neck to the one after it.
     fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor;
 
-    /// Features of a batch, in its order.
+    /// Features of a batch, in the batch's order.
     fn forward(&self, input: &Input, mut mode: Mode) -> Features {
         let before_neck = self.forward_before_neck(input, &mut mode);
         let after_neck = self.forward_neck(&before_neck, &mode);
@@ -24,14 +25,14 @@ pub trait Network: fmt::Debug {
     }
 }
 
-/// A batch as the network reads it.
+/// The network's input for a batch.
 #[derive(Debug)]
 pub struct Input<'a> {
     /// [B, 3, height, width], normalised.
     pub pixels: &'a Tensor,
-    /// B of them.
+    /// Length B.
     pub modalities: &'a [Modality],
-    /// [B, 3]; a network without size token does not read it.
+    /// [B, 3]; ignored by a network without size token.
     pub size_tokens: &'a Tensor,
 }
 
@@ -39,16 +40,16 @@ pub struct Input<'a> {
 pub enum Mode<'a> {
     /// Running statistics in the neck, every branch kept.
     Evaluate,
-    /// Batch statistics in the neck, which move its running ones, and stochastic depth.
+    /// Batch statistics in the neck, which update its running ones, and stochastic depth.
     Train {
-        /// Share of branches dropped in the last block; it grows from 0 in the first one linearly.
+        /// Fraction of branches dropped in the last block; it grows linearly from 0 in the first one.
         drop_path: f64,
-        /// As many numbers in [0, 1) as asked for, `[B]`.
+        /// Returns the requested count of numbers in [0, 1), `[B]`.
         uniform: &'a mut dyn FnMut(i64) -> Tensor,
     },
 }
 
-/// What a batch becomes.
+/// The features of a batch.
 #[derive(Debug)]
 pub struct Features {
     /// [B, D], for TransOSS the class token after the last LayerNorm.

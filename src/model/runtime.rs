@@ -1,4 +1,4 @@
-//! libtorch as a process finds it: devices, threads, memory formats.
+//! The state of libtorch in this process: devices, threads, memory formats.
 
 use std::ffi::CStr;
 use std::os::unix::process::CommandExt;
@@ -14,7 +14,7 @@ const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Device(pub(super) tch::Device);
 
-/// The configuration names a device that is not there.
+/// The configuration names a device that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DeviceError {
     #[error("{0} is neither \"cpu\" nor \"cuda:N\"")]
@@ -28,15 +28,17 @@ impl Device {
         self.0 == tch::Device::Cpu
     }
 
-    /// As libtorch names it.
+    /// By libtorch's name.
     pub fn tch(self) -> tch::Device {
         self.0
     }
 
-    /// The device of this name, `cpu` or `cuda:N`. On a GPU, f32 means f32: TF32 is switched off for the process.
+    /// The device with this name, `cpu` or `cuda:N`. On a GPU, TF32 is switched off for the
+    /// process, so that f32 is computed as f32.
     ///
     /// # Errors
-    /// Another name, no CUDA libraries beside libtorch, or fewer GPUs than the number says.
+    /// For another name, if the CUDA libraries are missing next to libtorch, or if there are fewer
+    /// GPUs than the number requires.
     pub fn open(name: &str) -> Result<Self, DeviceError> {
         if name == "cpu" {
             return Ok(Self(tch::Device::Cpu));
@@ -55,18 +57,19 @@ impl Device {
     }
 }
 
-/// Loads libtorch's CUDA half, which the linker leaves out so that one binary runs with and without it.
+/// Loads libtorch's CUDA half, which is not linked, so that one binary runs with and without it.
 fn load_cuda() -> Result<(), String> {
     static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
     LOADED
         .get_or_init(|| {
-            // SAFETY: loading runs the library's initialisers, which is what they are made for; the handle is kept.
+            // SAFETY: loading runs the library's initialisers, which is their purpose; the handle
+            // is never closed.
             let handle =
                 unsafe { libc::dlopen(c"libtorch_cuda.so".as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
             if !handle.is_null() {
                 return Ok(());
             }
-            // SAFETY: after a failed dlopen, dlerror is null or a string that lives until the next call.
+            // SAFETY: after a failed dlopen, dlerror is null or a string that is valid until the next call.
             let message = unsafe {
                 let text = libc::dlerror();
                 if text.is_null() { "unknown".into() } else { CStr::from_ptr(text).to_string_lossy() }
@@ -78,11 +81,12 @@ fn load_cuda() -> Result<(), String> {
         .clone()
 }
 
-/// Runs this process anew where libraries, which read their environment before `main` or once, would otherwise not do
-/// as they should: threads of a forward pass sleep while they wait, unless the environment says how they wait, and
-/// nothing uses more of the processor than [`LIMIT`](crate::processor::LIMIT) allows.
+/// Re-executes this process where libraries, which read their environment before `main` or once, would
+/// otherwise misbehave. Threads of a forward pass then sleep while they wait, unless the environment sets
+/// their wait policy, and no library exceeds the level that [`LIMIT`](crate::processor::LIMIT) allows.
 ///
-/// libgomp's default of spinning costs several times the work where cores are shared. One thread a worker never waits.
+/// libgomp's default of spinning multiplies the work where cores are shared. A single thread per
+/// worker never waits.
 pub fn prepare_process(threads_per_worker: usize) {
     let mut wanted: Vec<(&str, &str)> =
         Processor::here().limit().map(Level::of_libtorch).into_iter().flatten().collect();

@@ -1,4 +1,4 @@
-//! Tensors between host and device.
+//! Conversion of tensors between host and device.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::weights::tensors::{HostTensor, NamedTensors};
 /// Tensors by checkpoint name, on one device and of one kind.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// What libtorch calls a precision.
+/// libtorch's name for a precision.
 pub fn kind(precision: Precision) -> Kind {
     match precision {
         Precision::F32 => Kind::Float,
@@ -19,7 +19,7 @@ pub fn kind(precision: Precision) -> Kind {
     }
 }
 
-/// A copy of `tensor` on the host's side of libtorch, f32.
+/// A copy of `tensor` in a libtorch tensor on the host, f32.
 pub fn on_host(tensor: &HostTensor) -> Tensor {
     let shape: Vec<i64> = tensor.shape.iter().map(|length| *length as i64).collect();
     Tensor::from_slice(&tensor.values).view(&shape[..])
@@ -31,10 +31,10 @@ pub fn upload(tensors: &NamedTensors, device: Device, kind: Kind) -> Tensors {
     tensors.iter().map(|(name, tensor)| (name.clone(), upload(tensor))).collect()
 }
 
-/// Copies of `tensors` in f32 where no device is needed to read them.
+/// Copies of `tensors` in f32 that can be read without a device.
 ///
 /// # Panics
-/// When a tensor does not hold real numbers.
+/// If a tensor does not hold real numbers.
 pub fn download(tensors: &Tensors) -> NamedTensors {
     let download = |tensor: &Tensor| {
         let shape = tensor.size().into_iter().map(|length| length as usize).collect();

@@ -1,4 +1,5 @@
-//! Where tests run networks: the CPU, or the device that [`VARIABLE`] names, as `make gpu-check` does.
+//! The device on which tests run networks: the CPU, or the device that [`VARIABLE`] names, as in
+//! `make gpu-check`.
 
 use tch::Tensor;
 
@@ -8,23 +9,23 @@ use crate::processor::Processor;
 
 pub const VARIABLE: &str = "SHIPREID_TEST_DEVICE";
 
-/// How much farther than the CPU's f32 a GPU's may be from what was recorded on a CPU.
+/// How much farther than the CPU's f32 a GPU's may be from values recorded on a CPU.
 ///
-/// Both round every product and sum to 24 bits, but a GPU adds thousands of terms up in another order, by threads, and
-/// has `exp` and `erf` of its own, which differ in the last bits. TF32 would differ by 2^-11 of every factor: some
-/// hundred times the CPU's bounds.
+/// Both round every product and sum to 24 bits, but a GPU adds thousands of terms in another,
+/// thread-dependent order, and its own `exp` and `erf` differ in the last bits. TF32 would differ by 2^-11 of
+/// every factor, some hundred times the CPU's bounds.
 const GPU_FACTOR: f64 = 4.0;
 
 /// The device.
 ///
 /// # Panics
-/// It is not there.
+/// If it is missing.
 pub fn device() -> Device {
     let name = std::env::var(VARIABLE).unwrap_or_else(|_| "cpu".to_owned());
     Device::open(&name).unwrap_or_else(|cause| panic!("{VARIABLE}: {cause}"))
 }
 
-/// What computes linear layers there.
+/// The kernels of linear layers on it.
 pub fn kernels(precision: Precision) -> Vec<Kernel> {
     match device().is_cpu() {
         true => Kernel::candidates(precision, Processor::here()).collect(),
@@ -32,25 +33,26 @@ pub fn kernels(precision: Precision) -> Vec<Kernel> {
     }
 }
 
-/// The bound there of a difference that may be `on_cpu` on the CPU.
+/// The bound on the device for a difference that may be `on_cpu` on the CPU.
 pub fn bound(on_cpu: f64) -> f64 {
     if device().is_cpu() { on_cpu } else { GPU_FACTOR * on_cpu }
 }
 
-/// Holds a difference to its bound there, and prints both for `scripts/gpu_check.py`.
+/// Checks a difference against its bound on the device, and prints both for `scripts/gpu_check.py`.
 ///
 /// # Panics
-/// It is larger than that.
+/// If it exceeds the bound.
 pub fn check_difference(what: &str, found: f64, on_cpu: f64) {
     let bound = bound(on_cpu);
     println!("difference {found:e} of {bound:e} in {what}");
     assert!(found <= bound, "{what}: {found} > {bound}");
 }
 
-/// Holds the cosine of features that should point alike to 0.999, which bf16 reaches in every kernel, and prints it.
+/// Requires the cosine of corresponding features to reach 0.999, which bf16 does in every kernel,
+/// and prints it.
 ///
 /// # Panics
-/// A pair of rows of `found` and `expected`, [B, D] of unit length, points apart.
+/// If a pair of rows of `found` and `expected`, [B, D] of unit length, is below that.
 pub fn check_direction(what: &str, found: &Tensor, expected: &Tensor) {
     let cosines = (found * expected).sum_dim_intlist([1i64].as_slice(), false, tch::Kind::Float);
     let lowest = cosines.min().double_value(&[]);

@@ -1,4 +1,4 @@
-//! The toy family's forward pass, and what else runs on it.
+//! The toy family's forward pass, and tests that use it.
 //!
 //! Shapes: B batch, D embedding.
 
@@ -42,7 +42,7 @@ mod tests {
     use crate::weights::seed::seeded;
     use crate::weights::tensors::NamedTensors;
 
-    /// What the network makes of a chip, by hand.
+    /// The expected output for a chip, computed by hand.
     fn expected(tensors: &NamedTensors, chip: &Chip, feature_point: FeaturePoint) -> Embedding {
         let area = chip.size().height * chip.size().width;
         let input: Vec<f32> = (0..3 * area)

@@ -1,4 +1,5 @@
-//! TransOSS: a vision transformer with one patch embedding a modality, a modality embedding and a size token.
+//! TransOSS: a vision transformer with one patch embedding per modality, a modality embedding and a
+//! size token.
 //!
 //! Shapes: B batch, P patches, N tokens, D embedding, H heads, h = D / H.
 
@@ -17,7 +18,7 @@ use crate::weights::family::transoss::TransOssArchitecture;
 
 const LAYER_NORM_EPS: f64 = 1e-6;
 const BATCH_NORM_EPS: f64 = 1e-5;
-/// Share of a batch in the neck's running statistics.
+/// Weight of a batch in the neck's running statistics.
 const BATCH_NORM_MOMENTUM: f64 = 0.1;
 
 /// The network.
@@ -63,7 +64,7 @@ impl Network for TransOss {
     }
 }
 
-/// Looks tensors up by their place in the network.
+/// Looks up tensors by their position in the network.
 struct Names<'a> {
     tensors: &'a Tensors,
     prefix: String,
@@ -143,9 +144,10 @@ impl TokenEmbedding {
         }
     }
 
-    /// Every chip through its own modality's convolution: [B, P, D].
+    /// Passes every chip through its own modality's convolution: [B, P, D].
     ///
-    /// A convolution without chips runs as well in training, so that its gradient is zero and not absent.
+    /// In training, a convolution without chips runs as well, so that its gradient is zero rather
+    /// than absent.
     fn patches(&self, input: &Input) -> Tensor {
         let rows_of = |wanted| -> Vec<i64> {
             let chips = input.modalities.iter().enumerate();
@@ -180,7 +182,7 @@ fn modality_index(modalities: &[Modality], device: tch::Device) -> Tensor {
     Tensor::from_slice(&index).to_device(device)
 }
 
-/// A convolution whose grid is flattened row by row.
+/// A convolution whose output grid is flattened row by row.
 #[derive(Debug)]
 struct PatchEmbedding {
     /// [D, 3, patch, patch]
@@ -218,7 +220,7 @@ impl Block {
         }
     }
 
-    /// [B, N, D] -> [B, N, D]; `place` in the stack goes from 0 to 1.
+    /// [B, N, D] -> [B, N, D]; `place` is the position in the stack, from 0 to 1.
     fn forward(&self, x: Tensor, mode: &mut Mode, place: f64) -> Tensor {
         let attended = self.attention.forward(&self.norm1.forward(&x));
         let x = x + keep_some(attended, mode, place);
@@ -227,7 +229,7 @@ impl Block {
     }
 }
 
-/// A branch after stochastic depth; each branch draws for itself.
+/// A branch after stochastic depth; each branch draws separately.
 fn keep_some(branch: Tensor, mode: &mut Mode, place: f64) -> Tensor {
     match mode {
         Mode::Train { drop_path: rate, uniform } if *rate * place > 0.0 => {

@@ -1,4 +1,4 @@
-//! Levels, and everything that depends on them, at each one that this processor has.
+//! Levels, and everything that depends on them, tested at each level that this processor has.
 
 use std::io::Write;
 use std::process::Command;
@@ -56,8 +56,8 @@ const DEPENDENT: &[&str] = if cfg!(feature = "torch") {
     &["gallery::index::kernel::"]
 };
 
-/// Every library reads its limit once a process, so each level has a process of its own. The run that this test belongs
-/// to is the one with all that the processor has.
+/// Every library reads its limit once per process, so each level runs in its own process. The run that
+/// contains this test covers all that the processor supports.
 #[test]
 fn networks_and_searches_are_right_at_every_level_of_this_processor() {
     let processor = Processor::here();
@@ -69,7 +69,7 @@ fn networks_and_searches_are_right_at_every_level_of_this_processor() {
         let mut tests = Command::new(std::env::current_exe().expect("this program"));
         tests.args(DEPENDENT).args(["--skip", "at_every_level"]).env(LIMIT, level.name());
         if level == processor.level() {
-            // It is the same with and without the limit, and takes longest.
+            // It is unaffected by the limit, and takes longest.
             tests.args(["--skip", "full_size"]);
         }
         let output = tests.envs(level.of_libtorch()).output().expect("it starts");
@@ -82,12 +82,12 @@ fn networks_and_searches_are_right_at_every_level_of_this_processor() {
     }
 }
 
-/// Not a print macro: the runner would keep that to itself.
+/// Not a print macro: the test runner would capture the output.
 fn tell(line: &str) {
     writeln!(std::io::stderr(), "{line}").expect("standard error is open");
 }
 
-/// What the test above relies on: that a process with a limit keeps to it.
+/// The test above relies on this: a process with a limit respects it.
 #[test]
 fn this_process_keeps_to_its_limit() {
     let limit = std::env::var(LIMIT).ok();

@@ -14,16 +14,16 @@ use crate::sheet::{Mark, contact_sheet};
 /// Ships and views of a data set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynthPlan {
-    /// Ships of the HOSS layout: the first half is for training, the second half is the test set.
+    /// Ships of the HOSS layout: the first half for training, the second half as the test set.
     pub ships: u64,
-    /// Ships of the pair layout, one pair each; others than those of the HOSS layout.
+    /// Ships of the pair layout, one pair each; distinct from those of the HOSS layout.
     pub pairs: u64,
-    /// Optical views of each ship, and as many SAR views.
+    /// Optical views per ship; the number of SAR views is the same.
     pub views: u64,
     pub seed: u64,
 }
 
-/// A data set cannot be written.
+/// A data set could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum SynthError {
     #[error("{path}: {cause}")]
@@ -34,20 +34,20 @@ pub enum SynthError {
 
 const HOSS: &str = "synthetic_hoss";
 const PAIRS: &str = "synthetic_pairs";
-/// Ships in one folder of the pairs, since whole folders are held out.
+/// Ships per folder of pairs, since whole folders are held out.
 const PAIRS_PER_FOLDER: u64 = 100;
 const SHEET: &str = "synthetic_ships.png";
 /// On the contact sheet.
 const SHEET_SHIPS: u64 = 10;
 
-/// Views that ask; the others are the gallery.
+/// Views used as queries; the others are the gallery.
 const QUERY_VIEWS: u64 = 1;
 
-/// Writes `synthetic_hoss`, `synthetic_pairs` and `synthetic_ships.png` into `out`, whose files of these names are
-/// replaced; `wrote` hears of each ship. The same plan gives the same bytes.
+/// Writes `synthetic_hoss`, `synthetic_pairs` and `synthetic_ships.png` into `out`, replacing files with
+/// these names. `wrote` is called for each ship. The same plan gives the same bytes.
 ///
 /// # Errors
-/// A file that cannot be written, by name.
+/// If a file cannot be written; the error names it.
 pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<(), SynthError> {
     let folder = |name: &str| -> Result<PathBuf, SynthError> {
         let path = out.join(name);
@@ -84,7 +84,7 @@ pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<()
     saved.map_err(|cause| SynthError::Image { path, cause: cause.to_string() })
 }
 
-/// A ship a row: its optical views, then its SAR views.
+/// One row per ship: its optical views, then its SAR views.
 fn sheet(plan: &SynthPlan) -> RgbImage {
     let views = 0..plan.views.min(5);
     let row = |number: u64| {
@@ -172,7 +172,7 @@ mod tests {
             let mean = |channel: usize| {
                 pixels.iter().map(|pixel| f64::from(pixel[channel])).sum::<f64>() / pixels.len() as f64
             };
-            // Relative to their sum, so that the brightness of the day does not count.
+            // Relative to their sum, so that the overall brightness does not matter.
             let sum = mean(0) + mean(1) + mean(2);
             [mean(0) / sum, mean(1) / sum]
         };

@@ -1,4 +1,4 @@
-//! Synthetic ships: procedurally drawn, seen by an optical and a SAR sensor. Nothing here is a real ship.
+//! Synthetic ships, drawn procedurally as seen by an optical and a SAR sensor. Nothing here is a real ship.
 
 mod dataset;
 mod optical;
@@ -19,7 +19,7 @@ pub use optical::OpticalImage;
 pub use sar::SarImage;
 pub use ship::Ship;
 
-/// What random numbers are for.
+/// The purposes of random numbers.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     Class,
@@ -28,7 +28,7 @@ enum Purpose {
     Sar,
 }
 
-/// The stream for one purpose of the item `number`, in view `view` of it.
+/// The stream for one purpose of item `number`, in its view `view`.
 fn stream(seed: u64, purpose: Purpose, number: u64, view: u64) -> ChaCha8Rng {
     let mut hasher = Sha256::new();
     hasher.update(b"shipreid synthetic ships 1");
@@ -39,7 +39,7 @@ fn stream(seed: u64, purpose: Purpose, number: u64, view: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hasher.finalize().into())
 }
 
-/// An image of whole rows as TIFF.
+/// An image of whole rows as a TIFF.
 fn tiff<C: ColorType>(width: usize, height: usize, pixels: &[C::Inner]) -> Vec<u8>
 where
     [C::Inner]: TiffValue,

@@ -1,4 +1,4 @@
-//! A ship as a camera sees it: sun, shadow, sea, haze, blur, noise.
+//! An optical view of a ship: sun, shadow, sea, haze, blur, noise.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -11,7 +11,7 @@ use super::{Purpose, stream, tiff};
 
 /// The sensor's pixel size in metres.
 pub(super) const PIXEL_M: f32 = 0.75;
-/// Steps of a shadow's search, in metres.
+/// Step of the shadow search, in metres.
 const SHADOW_STEP_M: f32 = 1.0;
 const SHADOW_MAX_M: f32 = 60.0;
 
@@ -23,7 +23,7 @@ pub struct OpticalImage {
     pub pixels: Vec<u8>,
 }
 
-/// Light and weather of one picture.
+/// Light and weather in one picture.
 struct Weather {
     /// Toward the sun, across and along the chip.
     sun: (f32, f32),
@@ -42,7 +42,7 @@ struct Weather {
 struct Waves([(f32, f32, f32); 3]);
 
 impl OpticalImage {
-    /// View `view` of ship `number`; the same for the same seed.
+    /// View `view` of ship `number`; deterministic for a seed.
     pub fn of(ship: &Ship, seed: u64, number: u64, view: u64) -> Self {
         let random = &mut stream(seed, Purpose::Optical, number, view);
         let relief = Relief::of(&ship.reloaded(random), framing(PIXEL_M, random));
@@ -69,7 +69,7 @@ impl OpticalImage {
     }
 }
 
-/// How a detector cuts out a ship: a little too wide, off the centre, not quite upright.
+/// How a detector cuts out a ship: slightly too wide, off-centre, not exactly upright.
 pub(super) fn framing(pixel_m: f32, random: &mut ChaCha8Rng) -> Framing {
     Framing {
         pixel_m,
@@ -113,7 +113,7 @@ impl Waves {
     }
 }
 
-/// The light that leaves every cell: red, green, blue.
+/// The light emitted by every cell: red, green, blue.
 fn light(relief: &Relief, weather: &Weather, random: &mut ChaCha8Rng) -> [Vec<f32>; 3] {
     let mut planes = [(); 3].map(|()| Vec::with_capacity(relief.heights.len()));
     for row in 0..relief.rows() {
@@ -134,7 +134,7 @@ fn light(relief: &Relief, weather: &Weather, random: &mut ChaCha8Rng) -> [Vec<f3
     planes
 }
 
-/// Whether something between a cell and the sun is higher than the ray.
+/// Whether something between a cell and the sun rises above the ray.
 fn is_shadowed(relief: &Relief, column: usize, row: usize, weather: &Weather) -> bool {
     let base = relief.heights[row * relief.columns() + column];
     let steps = (SHADOW_MAX_M / SHADOW_STEP_M) as usize;
@@ -144,7 +144,7 @@ fn is_shadowed(relief: &Relief, column: usize, row: usize, weather: &Weather) ->
     })
 }
 
-/// A separable kernel of three: `amount` of 1 is the mean of the neighbours.
+/// A separable kernel of three: with `amount` 1 a cell becomes the mean of its neighbours.
 fn blur(plane: &mut [f32], width: usize, amount: f32) {
     let (side, centre) = (amount / 3.0, 1.0 - 2.0 * amount / 3.0);
     for stride in [1, width] {

@@ -1,23 +1,23 @@
-//! A ship laid out on a fine grid: height and surface of every cell, as a sensor above would meet them.
+//! A ship rasterised to a fine grid: height and surface of every cell, seen from above.
 
 use super::ship::{Block, Ship, Surface};
 
-/// Cells a pixel, each way.
+/// Cells per pixel, in each direction.
 pub(super) const FINENESS: usize = 2;
 
-/// How a chip is cut around a ship. Lengths are in metres.
+/// How a chip is cut out around a ship. Lengths are in metres.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Framing {
     pub pixel_m: f32,
-    /// Water on every side as a share of the ship.
+    /// Margin of water on each side, as a fraction of the ship.
     pub margin: f32,
-    /// Of the ship from the centre: across, along.
+    /// Offset of the ship from the centre: across, along.
     pub shift_m: (f32, f32),
-    /// What the detector's box is turned by.
+    /// Rotation of the detector's box.
     pub tilt_rad: f32,
 }
 
-/// Cells row by row, the stern in the first row, as chips of the real data set mostly are.
+/// Cells row by row, the stern in the first row, as in most chips of the real data set.
 #[derive(Clone, Debug)]
 pub(super) struct Relief {
     /// Pixels.
@@ -65,7 +65,7 @@ impl Relief {
         self.height * FINENESS
     }
 
-    /// Height above the water `(across, along)` metres away from a cell.
+    /// Height above the water at `(across, along)` metres from a cell.
     pub fn height_off(&self, column: usize, row: usize, (across, along): (f32, f32)) -> f32 {
         let x = column as f32 + across / self.cell_m;
         let y = row as f32 + along / self.cell_m;
@@ -75,7 +75,7 @@ impl Relief {
         self.heights[y as usize * self.columns() + x as usize]
     }
 
-    /// Where on the ship a cell lies: (x, y).
+    /// The position of a cell on the ship: (x, y).
     fn place(&self, column: usize, row: usize) -> (f32, f32) {
         let centre = |index: usize, count: usize| (index as f32 + 0.5 - 0.5 * count as f32) * self.cell_m;
         let across = centre(column, self.columns()) - self.framing.shift_m.0;
@@ -84,7 +84,7 @@ impl Relief {
         (cosine * across + sine * along, cosine * along - sine * across + 0.5 * self.ship.1)
     }
 
-    /// The cell in which a place on the ship lies, in fractions: (column, row). The inverse of `place`.
+    /// The fractional cell of a position on the ship: (column, row). The inverse of `place`.
     pub fn cell(&self, (x, y): (f32, f32)) -> (f32, f32) {
         let (sine, cosine) = self.framing.tilt_rad.sin_cos();
         let y = y - 0.5 * self.ship.1;
@@ -95,7 +95,7 @@ impl Relief {
     }
 }
 
-/// The topmost surface at a place, and its height above the water.
+/// The topmost surface at a position, and its height above the water.
 fn look_down(ship: &Ship, (x, y): (f32, f32)) -> (Surface, f32) {
     let half = ship.half_beam(y);
     let inside = |block: &&Block| (block.x.0..block.x.1).contains(&x) && (block.y.0..block.y.1).contains(&y);
@@ -103,14 +103,14 @@ fn look_down(ship: &Ship, (x, y): (f32, f32)) -> (Surface, f32) {
     let deck = ship.hull.freeboard_m;
     match top {
         Some(block) if half > 0.0 => (block.surface, deck + block.height_m),
-        // The bulwark is a little higher and stands out to the radar.
+        // The bulwark is slightly higher and visible to the radar.
         _ if x.abs() < half && x.abs() > half - 1.0 => (Surface { echo: 2.5, ..ship.hull.deck }, deck + 1.2),
         _ if x.abs() < half => (ship.hull.deck, deck),
         _ => (WATER, 0.0),
     }
 }
 
-/// The mean of the cells of each pixel.
+/// The mean of each pixel's cells.
 pub(super) fn to_pixels(cells: &[f32], width: usize, height: usize) -> Vec<f32> {
     let columns = width * FINENESS;
     let mean = |pixel: usize| {

@@ -1,4 +1,4 @@
-//! A ship as a radar sees it: layover toward the sensor, double bounces, bright points with sidelobes, speckle.
+//! A radar view of a ship: layover toward the sensor, double bounces, bright points with sidelobes, speckle.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -12,14 +12,14 @@ use super::{Purpose, stream, tiff};
 
 /// The sensor's pixel size in metres.
 pub(super) const PIXEL_M: f32 = 1.0;
-/// Of a wall's foot, per metre of the wall's height, in units of a bare deck's.
+/// Echo of a wall's foot, per metre of the wall's height, in units of a bare deck's.
 const DOUBLE_BOUNCE: f32 = 6.0;
-/// How far sidelobes reach, in cells.
+/// Extent of sidelobes, in cells.
 const SIDELOBES: i32 = 24;
-/// Cells this bright have sidelobes.
+/// Cells at least this bright have sidelobes.
 const POINT_MIN: f32 = 60.0;
 
-/// Share of a chip's pixels below the receiver's saturation; real chips look like this.
+/// Fraction of a chip's pixels below the receiver's saturation, similar to real chips.
 const UNSATURATED: f32 = 0.985;
 
 /// Amplitudes, row by row.
@@ -30,11 +30,11 @@ pub struct SarImage {
     pub amplitudes: Vec<f32>,
 }
 
-/// Where the sensor is and how rough the sea.
+/// The position of the sensor and the roughness of the sea.
 struct Look {
     /// Toward the sensor on the ground, across and along the chip.
     toward: (f32, f32),
-    /// Metres on the ground by which a metre of height comes nearer.
+    /// Metres on the ground by which a metre of height is displaced toward the sensor.
     layover: f32,
     sea: f32,
     looks: f32,
@@ -47,7 +47,7 @@ struct Echoes<'a> {
 }
 
 impl SarImage {
-    /// View `view` of ship `number`; the same for the same seed.
+    /// View `view` of ship `number`; deterministic for a seed.
     pub fn of(ship: &Ship, seed: u64, number: u64, view: u64) -> Self {
         let random = &mut stream(seed, Purpose::Sar, number, view);
         let relief = Relief::of(ship, framing(PIXEL_M, random));
@@ -84,7 +84,8 @@ impl Look {
 }
 
 impl Echoes<'_> {
-    /// Every cell's own echo where its height puts it, and a double bounce at the foot of walls that face the sensor.
+    /// Every cell's own echo, displaced by its height, and a double bounce at the foot of walls
+    /// that face the sensor.
     fn add_surfaces(&mut self, look: &Look, random: &mut ChaCha8Rng) {
         let relief = self.relief;
         for row in 0..relief.rows() {
@@ -128,7 +129,7 @@ impl Echoes<'_> {
     }
 }
 
-/// Cuts off what is brighter than the receiver can tell apart.
+/// Clips values above the receiver's range.
 fn saturate(amplitudes: &mut [f32]) {
     let mut sorted = amplitudes.to_vec();
     sorted.sort_by(f32::total_cmp);
@@ -136,7 +137,7 @@ fn saturate(amplitudes: &mut [f32]) {
     amplitudes.iter_mut().for_each(|amplitude| *amplitude = amplitude.min(most));
 }
 
-/// Bright cells shine along range and azimuth as a sinc squared does.
+/// Spreads bright cells along range and azimuth as a squared sinc.
 fn with_sidelobes(values: &[f32], columns: usize, look: &Look) -> Vec<f32> {
     let rows = values.len() / columns;
     let mut lit = values.to_vec();

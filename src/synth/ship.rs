@@ -1,4 +1,5 @@
-//! What a synthetic ship looks like: hull, deck, cargo, cranes, superstructure. Lengths are in metres.
+//! The geometry and surfaces of a synthetic ship: hull, deck, cargo, cranes, superstructure.
+//! Lengths are in metres.
 
 use rand::RngExt;
 use rand::seq::IndexedRandom;
@@ -6,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Purpose, stream};
 
-/// Ships that share one length and beam, as sister ships do; size alone therefore identifies nobody.
+/// Ships that share one length and beam, like sister ships, so that size alone does not identify a ship.
 pub(super) const SHIPS_PER_CLASS: u64 = 50;
 
 /// A ship in its own frame: `y` runs from the stern (0) to the bow (`length_m`), `x` from port to starboard, 0 amidships.
@@ -21,22 +22,22 @@ pub struct Ship {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Hull {
-    /// Shares of the length over which bow and stern taper.
+    /// Fractions of the length over which bow and stern taper.
     pub bow: f32,
     pub stern: f32,
-    /// 1 tapers straight, more is fuller.
+    /// 1 is a straight taper; larger values are fuller.
     pub fullness: f32,
     /// Beam at the stern over the beam amidships.
     pub transom: f32,
     pub deck: Surface,
-    /// Of the deck above the water.
+    /// Height of the deck above the water.
     pub freeboard_m: f32,
 }
 
-/// How a surface looks to either sensor.
+/// The appearance of a surface to both sensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Surface {
-    /// Share of the light that comes back: red, green, blue.
+    /// Fraction of the light that is reflected: red, green, blue.
     pub albedo: [f32; 3],
     /// Radar cross-section per area, in units of a bare deck's.
     pub echo: f32,
@@ -49,11 +50,11 @@ pub(super) struct Block {
     pub x: (f32, f32),
     pub height_m: f32,
     pub surface: Surface,
-    /// Containers, which are others at every voyage.
+    /// Containers; they change with every voyage.
     pub is_cargo: bool,
 }
 
-/// A pedestal with a jib: long and thin for the camera, a bright point for the radar.
+/// A pedestal with a jib: long and thin in optical images, a bright point in radar images.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Crane {
     pub y: f32,
@@ -64,9 +65,9 @@ pub(super) struct Crane {
     pub echo: f32,
 }
 
-/// Deck paints; few, so that colour names a ship as little as it does at sea.
+/// Deck paints; few, so that colour identifies a ship no better than in reality.
 const DECKS: [[f32; 3]; 3] = [[0.32, 0.12, 0.09], [0.16, 0.2, 0.22], [0.14, 0.24, 0.18]];
-/// Hatch covers: painted ones are smooth, bare steel is rough.
+/// Hatch covers: painted ones are smooth, bare steel ones are rough.
 const COVERS: [Surface; 3] = [
     Surface { albedo: [0.45, 0.2, 0.14], echo: 2.0 },
     Surface { albedo: [0.25, 0.3, 0.34], echo: 3.0 },
@@ -84,7 +85,7 @@ const WHITE: [f32; 3] = [0.8, 0.8, 0.78];
 const YELLOW: [f32; 3] = [0.75, 0.6, 0.3];
 
 impl Ship {
-    /// The ship of this number; the same for the same seed.
+    /// The ship with this number; deterministic for a seed.
     pub fn draw(seed: u64, number: u64) -> Self {
         let class = &mut stream(seed, Purpose::Class, number / SHIPS_PER_CLASS, 0);
         let length_m = class.random_range(105.0..270.0_f32);
@@ -119,7 +120,7 @@ impl Ship {
         self.blocks.push(Block { y, x, height_m, surface, is_cargo: false });
     }
 
-    /// Half the beam at a place along the ship; 0 beyond its ends.
+    /// Half the beam at a position along the ship; 0 beyond its ends.
     pub(super) fn half_beam(&self, y: f32) -> f32 {
         let along = y / self.length_m;
         if !(0.0..=1.0).contains(&along) {
@@ -136,7 +137,8 @@ impl Ship {
         0.5 * self.beam_m * taper
     }
 
-    /// House, bridge and funnel, aft on most ships; returns where the holds behind it end and those before it begin.
+    /// House, bridge and funnel, aft on most ships; returns where the holds behind it end and those
+    /// in front of it begin.
     fn build_superstructure(&mut self, random: &mut ChaCha8Rng) -> (f32, f32) {
         let (length, beam) = (self.length_m, self.beam_m);
         let depth = random.random_range(0.07..0.13) * length;
@@ -159,7 +161,7 @@ impl Ship {
         (aft - 0.4 * depth, aft + depth + 0.02 * length)
     }
 
-    /// A row of holds, each empty deck, hatch cover, containers or tanks; none where there is no room for one.
+    /// A row of holds, each with empty deck, hatch cover, containers or tanks; none where there is no room.
     fn build_holds(&mut self, from: f32, to: f32, random: &mut ChaCha8Rng) {
         let count =
             ((to - from) / (random.random_range(0.09..0.16) * self.length_m)).floor().max(0.0) as usize;
@@ -228,7 +230,7 @@ fn paint(choice: &[[f32; 3]], random: &mut ChaCha8Rng) -> [f32; 3] {
     *choice.choose(random).expect("there are paints")
 }
 
-/// The paint as it has weathered on this ship.
+/// The weathered paint of this ship.
 fn tint(paint: [f32; 3], random: &mut ChaCha8Rng) -> [f32; 3] {
     paint.map(|channel| (channel * random.random_range(0.85..1.15)).clamp(0.02, 0.95))
 }

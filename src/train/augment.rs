@@ -7,15 +7,15 @@ use super::config::Augmentation;
 use crate::chip::{Chip, ChipSize, Preprocessing};
 
 const CHANNELS: usize = 3;
-/// Rows of a chip that is padded by [`Augmentation::padding`] as it is.
+/// Rows of a chip for which [`Augmentation::padding`] applies unscaled.
 const PADDED_HEIGHT: usize = 256;
 const ERASE_ATTEMPTS: usize = 10;
-/// Share of the chip's area.
+/// Fraction of the chip's area.
 const ERASE_AREA: (f64, f64) = (0.02, 1.0 / 3.0);
-/// Height over width; drawn evenly in its logarithm up to the inverse.
+/// Height over width; drawn uniformly in the logarithm, up to the inverse.
 const ERASE_ASPECT_MIN: f64 = 0.3;
 
-/// Where a rectangle of noise lies.
+/// Position of a rectangle of noise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rectangle {
     top: usize,
@@ -24,7 +24,7 @@ struct Rectangle {
     width: usize,
 }
 
-/// `[3, height, width]`, normalised, changed at random as the reference changes its training chips.
+/// `[3, height, width]`, normalised, and augmented at random like the reference's training chips.
 pub fn augment(
     chip: &Chip,
     preprocessing: &Preprocessing,
@@ -43,7 +43,7 @@ pub fn augment(
     input
 }
 
-/// `[3, height, width]`, normalised and otherwise as it is.
+/// `[3, height, width]`, normalised and otherwise unchanged.
 pub fn plain(chip: &Chip, preprocessing: &Preprocessing) -> Vec<f32> {
     normalise(chip, preprocessing, false, [0; 2])
 }
@@ -52,7 +52,7 @@ fn padding(rows: usize, size: ChipSize) -> usize {
     (rows * size.height).div_ceil(PADDED_HEIGHT)
 }
 
-/// Flips, moves the crop by `offset` rows and columns into black, and normalises.
+/// Flips, moves the crop by `offset` rows and columns into the black padding, and normalises.
 fn normalise(chip: &Chip, preprocessing: &Preprocessing, flip: bool, [down, right]: [isize; 2]) -> Vec<f32> {
     let ChipSize { height, width } = chip.size();
     let mut input = Vec::with_capacity(CHANNELS * height * width);
@@ -72,7 +72,7 @@ fn normalise(chip: &Chip, preprocessing: &Preprocessing, flip: bool, [down, righ
     input
 }
 
-/// The first of ten rectangles that fits.
+/// The first of ten drawn rectangles that fits.
 fn draw_rectangle(size: ChipSize, random: &mut ChaCha8Rng) -> Option<Rectangle> {
     let widest = (1.0 / ERASE_ASPECT_MIN).ln();
     for _ in 0..ERASE_ATTEMPTS {
@@ -89,7 +89,7 @@ fn draw_rectangle(size: ChipSize, random: &mut ChaCha8Rng) -> Option<Rectangle> 
     None
 }
 
-/// Unit normal noise, each channel of each pixel for itself.
+/// Unit normal noise, independent for each channel of each pixel.
 fn fill(input: &mut [f32], size: ChipSize, rectangle: Rectangle, random: &mut ChaCha8Rng) {
     let Rectangle { top, left, height, width } = rectangle;
     for plane in input.chunks_exact_mut(size.height * size.width) {
@@ -113,7 +113,7 @@ mod tests {
 
     const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
     const REFERENCE: Preprocessing = Preprocessing::reference(SIZE);
-    /// Of a crop, each way.
+    /// Size of a crop, in each direction.
     const OFFSETS: usize = 7;
 
     fn chip() -> Chip {
@@ -179,11 +179,11 @@ mod tests {
         }
         let mean = areas.iter().sum::<f64>() / areas.len() as f64;
         assert!(areas.iter().all(|area| (0.015..0.36).contains(area)), "rounded to whole pixels");
-        // Large flat rectangles do not fit and are drawn again, so the mean is a little under the middle.
+        // Large flat rectangles do not fit and are drawn again, so the mean is slightly below the middle.
         assert!((0.14..0.18).contains(&mean), "{mean}");
     }
 
-    /// Whether the chip was flipped, and its offsets: every pixel tells its own column and row.
+    /// Whether the chip was flipped, and its offsets: every pixel encodes its own column and row.
     fn draws(number: u64) -> (bool, [usize; 2]) {
         let marked = |flat: usize| [flat % SIZE.width + 1, flat / SIZE.width + 1, 255].map(|mark| mark as u8);
         let pixels = (0..SIZE.height * SIZE.width).flat_map(marked).collect();
@@ -194,7 +194,7 @@ mod tests {
             (value * REFERENCE.deviation[channel] + REFERENCE.mean[channel]) * 255.0
         };
         let near = |value: f32, expected: f32| (value - expected).abs() < 1e-3;
-        // Padding and noise have no full third channel beside a neighbour whose column is one away.
+        // Padding and noise never have a full third channel next to a pixel from an adjacent column.
         let flat = (0..SIZE.height * SIZE.width - 1)
             .filter(|flat| flat % SIZE.width < SIZE.width - 1)
             .find(|flat| {
@@ -234,7 +234,7 @@ mod tests {
     fn half_of_the_chips_are_erased_with_unit_noise() {
         let (mut erased, mut noise) = (0, Vec::new());
         for number in 0..2000 {
-            // Black like the padding, so that neither flip nor crop leaves values of its own.
+            // Black like the padding, so that flip and crop leave no values of their own.
             let black_chip = Chip::new(vec![0; 64 * 32 * 3], SIZE, Modality::Sar, [0.0; 3]);
             let black = -REFERENCE.mean[0] / REFERENCE.deviation[0];
             let plane = &augment(&black_chip, &REFERENCE, &AUTHORS, &mut random(number))[..64 * 32];

@@ -1,4 +1,4 @@
-//! Where a run stands, on disk: one folder a checkpoint, whole or absent.
+//! The state of a run on disk: one folder per checkpoint, whole or absent.
 
 use std::fmt;
 use std::fs;
@@ -21,13 +21,13 @@ const FORMAT: u32 = 1;
 /// The newest one may turn out to be damaged.
 const KEEP_MIN: usize = 2;
 
-/// What has been done of a run.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Progress {
     /// Counts from 1.
     pub epoch: u32,
-    /// Steps of that epoch that are done.
+    /// Completed steps of that epoch.
     pub steps_of_epoch: u64,
     /// Steps since the start.
     pub steps: u64,
@@ -37,9 +37,9 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 pub struct Checkpoints {
     folder: PathBuf,
-    /// Older ones are removed.
+    /// Number of checkpoints to keep; older ones are removed.
     keep: usize,
-    /// Whether the one with the highest metric stays however old it is.
+    /// Whether the one with the highest metric is kept regardless of age.
     keep_best: bool,
 }
 
@@ -48,7 +48,7 @@ pub struct Checkpoints {
 struct Written {
     format: u32,
     optimizer_steps: u32,
-    /// What validation said, more being better.
+    /// The validation metric; higher is better.
     metric: Option<f64>,
     progress: Progress,
     /// Absent in checkpoints of earlier releases.
@@ -64,19 +64,19 @@ struct Digests {
     optimizer: String,
 }
 
-/// What a run goes on from.
+/// The checkpoint from which a run resumes.
 #[derive(Debug)]
 pub struct Newest {
-    /// The newest checkpoint that is as it was written.
+    /// The newest intact checkpoint.
     pub found: Option<(Progress, LearnerState)>,
-    /// Those that are newer and cannot be used.
+    /// Newer ones that cannot be used.
     pub damaged: Vec<DamagedCheckpoint>,
 }
 
-/// A checkpoint that is not what was once written.
+/// A checkpoint that differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamagedCheckpoint {
-    /// Of its folder.
+    /// Name of its folder.
     pub name: String,
     pub cause: String,
 }
@@ -101,21 +101,21 @@ impl fmt::Display for DamagedCheckpoint {
 }
 
 impl Checkpoints {
-    /// Those in `folder`, which is made if need be; what a killed writer left behind is removed. The newest two are kept
-    /// even where `keep` says less.
+    /// The checkpoints in `folder`, which is created if necessary; leftovers of a killed writer are removed.
+    /// The newest two are kept even if `keep` is smaller.
     ///
     /// # Errors
-    /// The folder cannot be made, read or tidied.
+    /// If the folder cannot be created, read or cleaned up.
     pub fn open(folder: &Path, keep: usize, keep_best: bool) -> Result<Self, CheckpointError> {
         let opened = fs::create_dir_all(folder).and_then(|()| remove_partial(folder));
         opened.map_err(|cause| CheckpointError::Io { path: folder.to_owned(), cause })?;
         Ok(Self { folder: folder.to_owned(), keep: keep.max(KEEP_MIN), keep_best })
     }
 
-    /// Writes a checkpoint durably, then removes what need not be kept.
+    /// Writes a checkpoint durably, then removes those that are no longer kept.
     ///
     /// # Errors
-    /// It cannot be written; earlier ones are untouched.
+    /// If it cannot be written; earlier checkpoints are untouched.
     pub fn save(
         &self,
         progress: Progress,
@@ -129,7 +129,7 @@ impl Checkpoints {
         let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress, digests };
         let progress = seal_text(&toml::to_string(&written).expect("progress is a table"));
         if folder.exists() {
-            // A run that was resumed from an older checkpoint comes by here once more, with the same numbers.
+            // A run resumed from an older checkpoint reaches this step again, with the same numbers.
             fs::remove_dir_all(&folder).map_err(failed)?;
         }
         let files: [(&str, &[u8]); 3] =
@@ -150,10 +150,10 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest checkpoint that can be used, and those that were passed over.
+    /// The newest usable checkpoint, and the newer ones that were skipped.
     ///
     /// # Errors
-    /// The folder cannot be listed.
+    /// If the folder cannot be listed.
     pub fn newest(&self) -> Result<Newest, CheckpointError> {
         let mut damaged = Vec::new();
         for folder in self.all()?.iter().rev() {
@@ -161,7 +161,7 @@ impl Checkpoints {
                 Ok(found) => return Ok(Newest { found: Some(found), damaged }),
                 Err(cause) => damaged.push(DamagedCheckpoint {
                     name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                    // The folder is named already.
+                    // The error already names the folder.
                     cause: cause.to_string().replace(&format!("{}/", folder.display()), ""),
                 }),
             }
@@ -169,32 +169,32 @@ impl Checkpoints {
         Ok(Newest { found: None, damaged })
     }
 
-    /// Where the newest checkpoint that can be read lies.
+    /// The path of the newest readable checkpoint.
     ///
     /// # Errors
-    /// The folder cannot be listed.
+    /// If the folder cannot be listed.
     pub fn newest_place(&self) -> Result<Option<PathBuf>, CheckpointError> {
         Ok(self.all()?.into_iter().rev().find(|folder| read(folder).is_ok()))
     }
 
-    /// The best checkpoint by validation, where the best one stays, is not the last, and is as it was written.
+    /// The best checkpoint by validation, if the best one is kept, is not the last, and is intact.
     ///
     /// # Errors
-    /// The folder cannot be listed.
+    /// If the folder cannot be listed.
     pub fn better_than_last(&self) -> Result<Option<(Progress, LearnerState)>, CheckpointError> {
         let all = self.all()?;
         let metric = |folder: &PathBuf| read_progress(folder).ok().and_then(|written| written.metric);
         let (Some(best), Some(last)) = (best(&all).filter(|_| self.keep_best), all.last()) else {
             return Ok(None);
         };
-        // Of equals, the last one has learned from more.
+        // Of equals, the last one has been trained longer.
         if metric(last) >= metric(best) {
             return Ok(None);
         }
         Ok(read(best).inspect_err(|cause| tracing::warn!(%cause, "the best checkpoint is damaged")).ok())
     }
 
-    /// Whether the checkpoint after these steps has the highest metric of those that are kept.
+    /// Whether the checkpoint after these steps has the highest metric of the kept ones.
     pub fn is_best(&self, steps: u64) -> bool {
         let best = self.all().ok().and_then(|all| best(&all).cloned());
         best == Some(self.place(steps))
@@ -236,7 +236,7 @@ fn read(folder: &Path) -> Result<(Progress, LearnerState), CheckpointError> {
     Ok((written.progress, state))
 }
 
-/// The tensors of a file, whose digest is compared where it is known.
+/// The tensors of a file; its digest is verified if known.
 fn read_tensors(path: &Path, expected: Option<&str>) -> Result<NamedTensors, CheckpointError> {
     let bytes = read_tensor_bytes(path)?;
     if expected.is_some_and(|expected| expected != digest(&bytes)) {

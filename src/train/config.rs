@@ -1,4 +1,4 @@
-//! What a run is told, as TOML; `configs/train` has commented examples.
+//! The configuration of a run, as TOML; `configs/train` has commented examples.
 
 mod read;
 mod violations;
@@ -14,7 +14,7 @@ use super::schedule::Schedule;
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
 use crate::weights::family::{Architecture, Family, LOGIT_SCALE, Options, Preset};
 
-/// Everything about a run but where it writes.
+/// All settings of a run except its output folder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
@@ -47,13 +47,13 @@ pub enum ObjectiveName {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// HOSS layout for fine-tuning; OptiSar_Pair layout, or the training images of a HOSS layout, for pretraining. Not
-    /// read where a server learns from a gallery.
+    /// HOSS layout for fine-tuning; OptiSar_Pair layout, or the training images of a HOSS layout, for
+    /// pretraining. Ignored where a server learns from a gallery.
     #[serde(default)]
     pub root: PathBuf,
-    /// Threads that read and augment images; 0: one a core.
+    /// Threads that read and augment images; 0: one per core.
     pub loader_threads: usize,
-    /// Files that may be unreadable before the run ends; others take their place.
+    /// Number of files that may be unreadable before the run ends; other files replace them.
     #[serde(default)]
     pub unreadable_max: usize,
 }
@@ -65,7 +65,7 @@ pub struct ModelChoice {
     pub family: Family,
     pub preset: Preset,
     pub size_token: bool,
-    /// Whether every token is told its modality.
+    /// Whether every token receives a modality embedding.
     #[serde(default = "yes")]
     pub modality_embedding: bool,
     #[serde(default = "mie_coefficient")]
@@ -75,10 +75,10 @@ pub struct ModelChoice {
     pub stride: usize,
     /// Highest rate of stochastic depth.
     pub drop_path: f64,
-    /// In which numbers the network runs; weights and optimizer are f32 in either.
+    /// Number format in which the network runs; weights and optimizer are f32 in either.
     #[serde(default)]
     pub precision: Precision,
-    /// Share of f32's speed that another precision must reach where it is trained; 0: any.
+    /// Fraction of f32's speed that another precision must reach on the training machine; 0: any.
     #[serde(default = "precision_speed_min")]
     pub precision_speed_min: f64,
 }
@@ -87,10 +87,11 @@ pub struct ModelChoice {
 #[serde(deny_unknown_fields)]
 pub struct Start {
     pub from: StartKind,
-    /// The file or model folder; empty from scratch.
+    /// The file or model folder; empty to start from scratch.
     #[serde(default)]
     pub path: PathBuf,
-    /// Which of several weights in the file: its own where this is empty, "ema" for averaged ones, or their key.
+    /// Selects one of several sets of weights in the file: the model's own if empty, "ema" for
+    /// averaged ones, or their key.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub weights: String,
 }
@@ -99,9 +100,9 @@ pub struct Start {
 #[serde(rename_all = "snake_case")]
 pub enum StartKind {
     Scratch,
-    /// A ViT that was trained on ImageNet: a file of torch, or safetensors.
+    /// A ViT trained on ImageNet: a torch or safetensors file.
     Imagenet,
-    /// A model of the same family: the same, or a model folder.
+    /// A model of the same family: such a file or a model folder.
     Model,
 }
 
@@ -109,7 +110,7 @@ pub enum StartKind {
 #[serde(deny_unknown_fields)]
 pub struct BatchShape {
     pub images: usize,
-    /// Pretraining does not read it.
+    /// Ignored by pretraining.
     pub images_per_identity: usize,
 }
 
@@ -124,22 +125,23 @@ pub enum OptimizerChoice {
 #[serde(deny_unknown_fields)]
 pub struct ScheduleChoice {
     pub base_rate: f64,
-    /// Biases learn faster by this factor.
+    /// Factor on the learning rate of biases.
     #[serde(default = "bias_factor")]
     pub bias_factor: f64,
     pub warm_up_epochs: u32,
     pub epochs: u32,
 }
 
-/// How training images are changed at random; the defaults are the authors'.
+/// Random augmentation of training images; the defaults are the authors'.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Augmentation {
-    /// Share of images that are mirrored.
+    /// Fraction of images that are mirrored.
     pub flip: f64,
-    /// Black pixels on every side of 256 rows, among which the crop moves; other chips have as much for their size.
+    /// Black pixels on every side of 256 rows, within which the crop moves; scaled with the size of
+    /// other chips.
     pub padding: usize,
-    /// Share of images in which a rectangle becomes noise.
+    /// Fraction of images in which a rectangle is replaced by noise.
     pub erase: f64,
 }
 
@@ -149,14 +151,14 @@ impl Default for Augmentation {
     }
 }
 
-/// What happens to gradients before the step; by default nothing.
+/// Processing of gradients before the step; none by default.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gradient {
-    /// Parts of a batch that go through the network one after the other, to save memory.
+    /// Parts of a batch that pass through the network one after the other, to save memory.
     #[serde(alias = "parts")]
     pub accumulation_steps: usize,
-    /// Gradients are clipped to this norm, over all tensors; 0: they are not.
+    /// Gradients are clipped to this norm over all tensors; 0 disables clipping.
     #[serde(alias = "norm_max")]
     pub grad_norm_max: f64,
 }
@@ -167,17 +169,17 @@ impl Default for Gradient {
     }
 }
 
-/// What a run measures on the way.
+/// Measurements during a run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ValidationChoice {
     /// Epochs between evaluations; 0: none.
     pub epochs: u32,
-    /// Share of a pair set's folders that are held out; a HOSS folder brings its own test set.
+    /// Fraction of a pair set's folders that are held out; a HOSS folder contains its own test set.
     pub held_out: f64,
 }
 
-/// The defaults are the authors'; all but the last are of fine-tuning.
+/// The defaults are the authors'; all but the last apply to fine-tuning.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Loss {
@@ -188,10 +190,10 @@ pub struct Loss {
     pub triplet_margin: f64,
     pub alignment_weight: f64,
     pub head: HeadName,
-    /// Of heads with a margin.
+    /// For heads with a margin.
     pub head_scale: f64,
     pub head_margin: f64,
-    /// Of pretraining, at its start: the logarithm of the factor of the cosines, which is learned.
+    /// For pretraining, the initial logarithm of the factor of the cosines, which is learned.
     pub logit_scale: f32,
 }
 
@@ -209,10 +211,11 @@ pub enum HeadName {
 pub struct CheckpointChoice {
     /// Epochs between checkpoints.
     pub epochs: u32,
-    /// How many stay. The newest two always do, since the newest may turn out to be damaged.
+    /// Number of checkpoints to keep. The newest two are always kept, since the newest may turn out
+    /// to be damaged.
     pub keep: usize,
-    /// Whether the best one by validation stays as well, and becomes the model. Absent: where every checkpoint is
-    /// evaluated.
+    /// Whether the best one by validation is kept as well and becomes the model. If absent: where every
+    /// checkpoint is evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keep_best: Option<bool>,
 }
@@ -234,7 +237,7 @@ impl Default for Loss {
 }
 
 impl ModelChoice {
-    /// Without a classifier, whose rows the data set decides.
+    /// Without a classifier, whose number of rows depends on the data set.
     pub fn architecture(&self) -> Architecture {
         let &Self { size_token, modality_embedding, mie_coefficient, stride, .. } = self;
         let options = Options { size_token, modality_embedding, mie_coefficient, stride };

@@ -1,4 +1,4 @@
-//! Data sets as folders, in the layouts of HOSS and OptiSar_Pair; their file names say what is on an image.
+//! Data sets as folders in the layouts of HOSS and OptiSar_Pair; file names describe the images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::chip::{Modality, View};
 
-/// A file, the ship on it, and how to look at it.
+/// A file, the ship in it, and how to interpret it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Image {
     pub path: PathBuf,
@@ -17,7 +17,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// A whole image, whose pixels have the default size of their modality.
+    /// A whole image whose pixels have the default size of its modality.
     pub fn plain(path: PathBuf, identity: i64, modality: Modality) -> Self {
         Self { path, identity, view: View::reference(modality) }
     }
@@ -42,7 +42,7 @@ pub enum HossPart {
     Gallery,
 }
 
-/// Why a folder is no data set.
+/// Why a folder is not a data set.
 #[derive(Debug, thiserror::Error)]
 pub enum DatasetError {
     #[error("{path}: {cause}")]
@@ -63,10 +63,11 @@ impl HossPart {
     }
 }
 
-/// The `.tif` files of one part, by path. A name is `IDENTITY_..._RGB.tif`; any other end than RGB is SAR.
+/// The `.tif` files of one part, ordered by path. A name is `IDENTITY_..._RGB.tif`; any suffix
+/// other than RGB means SAR.
 ///
 /// # Errors
-/// The folder cannot be read or is empty, or a name tells no identity.
+/// If the folder cannot be read or is empty, or a name contains no identity.
 pub fn hoss(root: &Path, part: HossPart) -> Result<Vec<Image>, DatasetError> {
     let folder = root.join(part.folder());
     let mut images = files_in(&folder)?
@@ -83,26 +84,28 @@ pub fn is_hoss(root: &Path) -> bool {
     root.join(HossPart::Train.folder()).is_dir()
 }
 
-/// The class of each image: its identity's place among all identities, ascending.
+/// The class of each image: the index of its identity among all identities, ascending.
 ///
-/// The reference numbers classes in another order, which permutes the rows of a classifier that is never read again.
+/// The reference numbers classes in another order. This only permutes the rows of a classifier that
+/// is never read again.
 pub fn classes(images: &[Image]) -> Vec<i64> {
     let identities: BTreeMap<i64, i64> = images.iter().map(|image| (image.identity, 0)).collect();
     let classes: BTreeMap<i64, i64> = identities.into_keys().zip(0..).collect();
     images.iter().map(|image| classes[&image.identity]).collect()
 }
 
-/// Every optical image of a HOSS part with every SAR image of the same ship, by path.
+/// Every optical image of a HOSS part paired with every SAR image of the same ship, ordered by path.
 pub fn hoss_pairs(images: &[Image]) -> Vec<Pair> {
     let named = images.iter().filter(|image| ends_in(&image.path, &["RGB.tif", "SAR.tif"]));
     pairs(named.cloned().collect())
 }
 
-/// The pairs of an OptiSar_Pair folder: of `FOLDER/X_IDENTITY_..._{RGB,SAR}.{tif,png}`, every optical image with every
-/// SAR image of the same identity, also across folders. An optical image without a partner is left out.
+/// The pairs of an OptiSar_Pair folder. Among `FOLDER/X_IDENTITY_..._{RGB,SAR}.{tif,png}`, every optical
+/// image is paired with every SAR image of the same identity, also across folders. An optical image without a
+/// partner is omitted.
 ///
 /// # Errors
-/// A folder cannot be read, a name tells no identity, or there is no pair.
+/// If a folder cannot be read, a name contains no identity, or there is no pair.
 pub fn optisar_pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
     let mut images = Vec::new();
     for folder in files_in(root)?.into_iter().filter(|path| path.is_dir()) {
@@ -114,9 +117,11 @@ pub fn optisar_pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
     if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
 }
 
-/// Takes the last folders of a pair set away, a `share` of all, at least one if it is above 0: (left, held out).
+/// Splits off the last folders of a pair set, a `share` of all, at least one if it is above 0:
+/// (left, held out).
 ///
-/// Whole folders, since tiles of one scene resemble each other. A pair across folders goes with its optical image.
+/// Whole folders, since tiles of one scene resemble each other. A pair across folders belongs to
+/// its optical image's folder.
 pub fn hold_out(pairs: Vec<Pair>, share: f64) -> (Vec<Pair>, Vec<Pair>) {
     let folder = |pair: &Pair| pair.optical.path.parent().map(Path::to_owned).unwrap_or_default();
     let folders: BTreeSet<PathBuf> = pairs.iter().map(folder).collect();
@@ -146,7 +151,7 @@ fn optisar_image(path: PathBuf) -> Result<Image, DatasetError> {
     Ok(Image::plain(path, identity, modality))
 }
 
-/// Every optical image with every SAR image of the same identity, by path.
+/// Every optical image paired with every SAR image of the same identity, ordered by path.
 pub(super) fn pairs(mut images: Vec<Image>) -> Vec<Pair> {
     images.sort_by(|a, b| a.path.cmp(&b.path));
     let (optical, sar): (Vec<_>, Vec<_>) =

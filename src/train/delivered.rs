@@ -1,15 +1,15 @@
-//! Whose weights the model of a run has, for people.
+//! The origin of the weights of a run's model, for display.
 
 use std::fmt;
 
 use crate::evaluate::Summary;
 
-/// Whose weights the model of a run has.
+/// The origin of the weights of a run's model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Delivered {
-    /// Those after the last epoch.
+    /// The weights after the last epoch.
     Last { epoch: u32 },
-    /// Those of an earlier checkpoint, which validation finds better; it says once more what they are worth.
+    /// The weights of an earlier checkpoint with a better validation result; its evaluation is repeated here.
     Best { epoch: u32, steps: u64, summaries: Vec<Summary> },
 }
 

@@ -1,4 +1,4 @@
-//! What a data set is, in one short text: the same files give the same one wherever they lie.
+//! A short identifier of a data set: the same files give the same one wherever they are stored.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -9,14 +9,16 @@ use sha2::{Digest, Sha256};
 use super::dataset::{Image, Pair};
 use super::inputs::DataSet;
 
-/// Of a file's path, what counts as its name: its folder says which part of a data set it belongs to.
+/// The part of a file's path that counts as its name: the folder determines which part of a data
+/// set it belongs to.
 const NAME_PARTS: usize = 2;
 const PIECE_BYTES: usize = 64 << 10;
 
-/// SHA-256 over the names, identities and contents of all images that are learned from, as `sha256:` and 64 hexadecimal digits.
+/// SHA-256 over the names, identities and contents of all training images, as `sha256:` and 64
+/// hexadecimal digits.
 ///
 /// # Errors
-/// A file cannot be read, by name.
+/// If a file cannot be read; the error names it.
 pub fn fingerprint(data: &DataSet) -> io::Result<String> {
     let mut images: Vec<&Image> = match data {
         DataSet::Identities(source) => source.images().iter().collect(),
@@ -30,7 +32,7 @@ pub fn fingerprint(data: &DataSet) -> io::Result<String> {
         let named = |cause: io::Error| io::Error::new(cause.kind(), format!("{}: {cause}", path.display()));
         let content = content(path).map_err(named)?;
         hash.update(name(path).as_os_str().as_encoded_bytes());
-        // No name holds a zero, so that no two lists of images give the same bytes.
+        // Names contain no zero byte, so different lists of images give different bytes.
         hash.update([0]);
         hash.update(identity.to_le_bytes());
         hash.update(content);
@@ -43,7 +45,7 @@ fn name(file: &Path) -> PathBuf {
     parts.into_iter().rev().collect()
 }
 
-/// The hash of a file, so that memory does not depend on its size.
+/// The hash of a file, computed in constant memory.
 fn content(file: &Path) -> io::Result<[u8; 32]> {
     let (mut file, mut hash) = (File::open(file)?, Sha256::new());
     let mut piece = vec![0; PIECE_BYTES];

@@ -1,4 +1,4 @@
-//! The training loop: epochs of batches, rates, checkpoints. It does not know who is watching.
+//! The training loop: epochs of batches, rates, checkpoints. It does not depend on how events are reported.
 
 use std::ops::ControlFlow;
 use std::time::Instant;
@@ -13,25 +13,26 @@ use super::schedule::{Rates, Schedule};
 use super::validation::{Validation, ValidationScores};
 use crate::evaluate::Summary;
 
-/// How long and how often.
+/// Duration and intervals of a run.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
     pub seed: u64,
     pub schedule: Schedule,
-    /// Epochs between checkpoints; the last epoch always leaves one.
+    /// Epochs between checkpoints; the last epoch always writes one.
     pub checkpoint_epochs: u32,
-    /// Epochs between evaluations, the first of which is before any step and the last at the end; 0: none.
+    /// Epochs between evaluations. The first evaluation precedes the first step and the last is at
+    /// the end. 0: none.
     pub validation_epochs: u32,
-    /// Threads that make batches.
+    /// Threads that prepare batches.
     pub loaders: usize,
 }
 
-/// What happened in a run, in order.
+/// The events of a run, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub enum FitEvent {
-    /// A checkpoint that is not what was once written: the run goes on from an earlier one, or starts anew.
+    /// A checkpoint differs from what was written: the run resumes from an earlier one, or starts over.
     PassedOver(DamagedCheckpoint),
-    /// The run starts, or goes on after these steps.
+    /// The run starts, or resumes after these steps.
     Started {
         steps: u64,
         epochs: u32,
@@ -42,21 +43,21 @@ pub enum FitEvent {
         terms: LossTerms,
         rates: Rates,
         images_per_second: f64,
-        /// To the end of the run, at the pace that this process has had.
+        /// Until the end of the run, at the pace of this process.
         seconds_left: f64,
     },
     EpochDone {
         epoch: u32,
-        /// Over the epoch's steps that this process took; absent where an earlier process took them all.
+        /// Over the epoch's steps in this process; absent if an earlier process completed them all.
         means: Option<Means>,
     },
-    /// What the weights at the end of an epoch are worth; epoch 0 is before the first step.
+    /// The evaluation of the weights at the end of an epoch; epoch 0 is before the first step.
     Evaluated {
         epoch: u32,
         /// Steps since the start.
         steps: u64,
         summaries: Vec<Summary>,
-        /// At the first, second, fourth, eighth ... and the last of a run.
+        /// At the first, second, fourth, eighth ... and the last evaluation of a run.
         sample: Option<RankedLists>,
     },
     CheckpointSaved {
@@ -64,14 +65,14 @@ pub enum FitEvent {
     },
 }
 
-/// What the steps of an epoch had on average.
+/// Averages over the steps of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Means {
     pub loss: f64,
     pub accuracy: f64,
 }
 
-/// What a run is made of but for the learner.
+/// The parts of a run other than the learner.
 #[derive(Clone, Copy, Debug)]
 pub struct FitInputs<'a, S> {
     pub plan: &'a Plan,
@@ -80,13 +81,14 @@ pub struct FitInputs<'a, S> {
     pub checkpoints: &'a Checkpoints,
 }
 
-/// Trains to the end of the plan, from the newest checkpoint if there is one, and returns the final state.
+/// Trains to the end of the plan, resuming from the newest checkpoint if there is one, and returns
+/// the final state.
 ///
-/// `report` hears every event and may break, which leaves a checkpoint where the run stands. A run that was killed
-/// and started again takes the same steps, bit for bit, as one that was not.
+/// `report` receives every event and may break, in which case a checkpoint is written at the current step. A
+/// run that was killed and restarted takes the same steps, bit for bit, as an uninterrupted one.
 ///
 /// # Errors
-/// See [`FitError`]; what the checkpoints hold is then still good.
+/// See [`FitError`]; the checkpoints remain valid.
 pub fn fit<S: Source>(
     inputs: &FitInputs<S>,
     learner: &mut impl Learner,
@@ -132,19 +134,19 @@ pub fn fit<S: Source>(
 }
 
 impl Plan {
-    /// Whether something that happens every so many epochs happens after this one.
+    /// Whether something that is due every `period` epochs is due after this one.
     fn is_due(&self, epoch: u32, period: u32) -> bool {
         period > 0 && (epoch.is_multiple_of(period) || epoch == self.schedule.epochs)
     }
 
-    /// Whether rankings are shown after this epoch, at whose end there is an evaluation: a long run shows hardly more
-    /// of them than a short one.
+    /// Whether rankings are shown after this epoch, at whose end there is an evaluation. The number of
+    /// rankings grows only logarithmically with the length of the run.
     fn is_shown(&self, epoch: u32) -> bool {
         epoch == self.schedule.epochs || (epoch / self.validation_epochs).is_power_of_two()
     }
 }
 
-/// Saves a state that a run can go on from.
+/// Saves a state from which a run can resume.
 fn save(
     checkpoints: &Checkpoints,
     progress: Progress,
@@ -161,7 +163,7 @@ fn save(
     }
 }
 
-/// How fast this process has been.
+/// The pace of this process.
 struct Pace {
     started: Instant,
     steps: u64,
@@ -175,7 +177,8 @@ impl Pace {
     }
 }
 
-/// The rest of an epoch; afterwards `progress` is at the start of the next one unless the run was stopped.
+/// The remaining steps of an epoch; afterwards `progress` is at the start of the next one unless
+/// the run was stopped.
 fn run_epoch<S: Source>(
     inputs: &FitInputs<S>,
     learner: &mut impl Learner,
@@ -235,7 +238,7 @@ fn run_epoch<S: Source>(
     }
 }
 
-/// One step on a batch that could be read, and the images in it.
+/// One step on a readable batch, and its number of images.
 fn take_step<S>(
     inputs: &FitInputs<S>,
     learner: &mut impl Learner,

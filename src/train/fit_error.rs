@@ -1,11 +1,11 @@
-//! Why a run ends before its time.
+//! Why a run ended early.
 
 use std::path::PathBuf;
 
 use super::checkpoint::CheckpointError;
 use super::learn::LearnError;
 
-/// Why a run ended before its time.
+/// Why a run ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum FitError {
     #[error("the run was stopped")]
@@ -18,7 +18,7 @@ pub enum FitError {
     Data(String),
     #[error("epoch {0} has no batch")]
     EmptyEpoch(u32),
-    /// What the checkpoints hold is from before.
+    /// The checkpoints hold the state before the divergence.
     #[error(
         "the run diverged at step {step} of epoch {epoch}: {what}; {}",
         .checkpoint.as_ref().map_or_else(

@@ -1,4 +1,5 @@
-//! Chips that a gallery has kept, as a data set: a folder of images as they were enrolled, and a list of what is on them.
+//! Chips kept by a gallery, as a data set: a folder of images as they were enrolled, and a list
+//! that describes them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::dataset::{DatasetError, Image};
 use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSizeRule, SourceChip, View};
 
-/// One JSON object for each image, in the folder of the images.
+/// One JSON object per image, in the same folder as the images.
 const LIST: &str = "manifest.jsonl";
 
 /// A line of the list.
@@ -19,10 +20,10 @@ const LIST: &str = "manifest.jsonl";
 #[serde(deny_unknown_fields)]
 struct Line {
     file: String,
-    /// As whoever enrolled it names the vessel.
+    /// The vessel's identifier as given at enrolment.
     identity: String,
     modality: String,
-    /// As it was enrolled: where nothing is said, the file's own comes first, as in serving.
+    /// As enrolled; where nothing was stated, the file's own value takes precedence, as in serving.
     pixel_size_m: [Option<f64>; 2],
     /// Column and row of the center, length, width, angle in degrees.
     oriented_box: Option<[f64; 5]>,
@@ -39,15 +40,15 @@ pub struct GalleryDatasetWriter {
     count: usize,
 }
 
-/// The images of such a folder, with the identities by their names.
+/// The images of such a folder, with the names of their identities.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GalleryDataset {
     images: Vec<Image>,
-    /// The identity of an image is its place here.
+    /// The index of an image's identity in this list.
     identities: Vec<String>,
 }
 
-/// How many chips there are of each identity, by its name: enough to say whether a run can learn from them.
+/// The number of chips of each identity, by name: enough to decide whether a run can learn from them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Census(BTreeMap<String, Count>);
 
@@ -58,11 +59,11 @@ pub struct Count {
     sar: u32,
 }
 
-/// What is learned from, and what is held out.
+/// The training images and the held-out ones.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Division {
     pub train: Vec<Image>,
-    /// One image of each identity that is held out.
+    /// One image of each held-out identity.
     pub queries: Vec<Image>,
     /// Its other images.
     pub gallery: Vec<Image>,
@@ -76,7 +77,7 @@ impl Line {
     }
 
     /// # Errors
-    /// The image cannot be read, or it or this line is not what was written.
+    /// The image cannot be read, or it or this line was modified.
     fn check(&self, folder: &Path) -> Result<(), DatasetError> {
         let Some(expected) = &self.sha256 else { return Ok(()) };
         let path = folder.join(&self.file);
@@ -92,17 +93,17 @@ impl Line {
 }
 
 impl GalleryDatasetWriter {
-    /// Into a folder that is empty.
+    /// Writes into an empty folder.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// If the list cannot be created.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let list = BufWriter::new(File::create_new(folder.join(LIST))?);
         Ok(Self { folder: folder.to_owned(), list, count: 0 })
     }
 
     /// # Errors
-    /// The chip cannot be written.
+    /// If the chip cannot be written.
     pub fn add(&mut self, identity: &str, chip: &SourceChip) -> io::Result<()> {
         let file = format!("{:08}", self.count);
         fs::write(self.folder.join(&file), &chip.image)?;
@@ -125,10 +126,10 @@ impl GalleryDatasetWriter {
         Ok(())
     }
 
-    /// The number of chips, all of which have been handed to the system.
+    /// Returns the number of chips; all of them have been passed to the operating system.
     ///
     /// # Errors
-    /// The list cannot be written.
+    /// If the list cannot be written.
     pub fn finish(mut self) -> io::Result<usize> {
         self.list.flush()?;
         Ok(self.count)
@@ -136,15 +137,15 @@ impl GalleryDatasetWriter {
 }
 
 impl GalleryDataset {
-    /// Whether a folder looks like one of these.
+    /// Whether a folder appears to be in this format.
     pub fn are_in(folder: &Path) -> bool {
         folder.join(LIST).is_file()
     }
 
-    /// Reads the list, and every image once, to see that they are what was written.
+    /// Reads the list and reads every image once to verify that they are unmodified.
     ///
     /// # Errors
-    /// The list or an image cannot be read or was changed, the list is none, or it is empty.
+    /// If the list or an image cannot be read or was modified, or the list is invalid or empty.
     pub fn read(folder: &Path) -> Result<Self, DatasetError> {
         let path = folder.join(LIST);
         let unreadable = |cause| DatasetError::Unreadable { path: path.clone(), cause };
@@ -209,8 +210,8 @@ impl Census {
         }
     }
 
-    /// A `share` of the identities that have two chips or more, at least one if it is above 0. Which ones depends on
-    /// their names alone.
+    /// A `share` of the identities with at least two chips, at least one identity if it is above 0. The
+    /// selection depends only on their names.
     pub fn held_out(&self, share: f64) -> BTreeSet<&str> {
         let found = self.0.iter().filter(|(_, count)| count.chips() > 1);
         let mut found: Vec<&str> = found.map(|(name, _)| name.as_str()).collect();
@@ -219,7 +220,7 @@ impl Census {
         found.into_iter().take(count).collect()
     }
 
-    /// The identities that are learned from when a `share` is held out.
+    /// The training identities when a `share` is held out.
     pub fn learned(&self, share: f64) -> Vec<Count> {
         let held = self.held_out(share);
         let learned = self.0.iter().filter(|(name, _)| !held.contains(name.as_str()));

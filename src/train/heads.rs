@@ -1,4 +1,4 @@
-//! What follows the neck in training: a linear classifier, or one on angles with a margin for the true class.
+//! The training heads after the neck: a linear classifier, or one on angles with a margin for the true class.
 //!
 //! Shapes: B batch, D embedding, C classes.
 
@@ -6,10 +6,10 @@ use std::f64::consts::PI;
 
 use tch::{Kind, Tensor};
 
-/// Keeps sin = sqrt(1 - cos^2) away from where its slope is infinite.
+/// Keeps sin = sqrt(1 - cos^2) away from the point where its slope is infinite.
 const SINE_SQUARED_MIN: f64 = 1e-12;
 
-/// How features [B, D] and class weights [C, D] become logits [B, C]. `s` scales, `m` is the margin.
+/// How features [B, D] and class weights [C, D] become logits [B, C]. `s` is the scale, `m` the margin.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Head {
     Linear,
@@ -54,7 +54,8 @@ impl Head {
             }
             Self::Circle { s, m } => {
                 let cosine = cosines(features, weight);
-                // The distances from the optimum weigh the logits; no gradient flows through them.
+                // The logits are weighted by their distances from the optimum; no gradient flows
+                // through these weights.
                 let positive = (-cosine.detach() + (1.0 + m)).clamp_min(0.0) * (&cosine - (1.0 - m));
                 let negative = (cosine.detach() + m).clamp_min(0.0) * (&cosine - m);
                 positive.where_self(&target(&cosine), &negative) * s

@@ -1,4 +1,4 @@
-//! What a run learns from and starts with: found, read and checked before its first step.
+//! Data and starting point of a run: found, read and checked before its first step.
 
 use std::path::Path;
 
@@ -20,23 +20,23 @@ use crate::weights::start::{Kind, StartingPoint};
 use crate::weights::tensors::NamedTensors;
 use crate::weights::wrapper::WeightsChoice;
 
-/// Share of a gallery's vessels that are held out for evaluation.
+/// Fraction of a gallery's vessels that are held out for evaluation.
 const KEPT_HELD_OUT: f64 = 0.2;
 
-/// Everything that a learner and [`super::fit`] are made of, read from what a configuration names.
+/// The inputs of a learner and of [`super::fit`], read from the locations in a configuration.
 #[derive(Debug)]
 pub struct TrainingInputs {
     /// With a class for each identity.
     pub architecture: Architecture,
-    /// Of every tensor of the architecture.
+    /// Every tensor of the architecture.
     pub tensors: NamedTensors,
-    /// What gave some of them; nothing from scratch.
+    /// The source of some of them; `None` when starting from scratch.
     pub start: Option<StartingPoint>,
     pub data: DataSet,
     pub validation: Option<Validation>,
 }
 
-/// What is learned from.
+/// The training data.
 #[derive(Debug)]
 pub enum DataSet {
     Identities(IdentitySource),
@@ -44,15 +44,15 @@ pub enum DataSet {
 }
 
 impl TrainingInputs {
-    /// What the run starts from, in lines for people; none where that is from scratch.
+    /// The starting point, as lines for display; empty when starting from scratch.
     pub fn start_report(&self, config: &TrainConfig) -> impl Iterator<Item = String> {
         start_report(config, self.start.as_ref())
     }
 
-    /// Reads what `config` names, where `roots` allows it, for the training process that `shard` says.
+    /// Reads the inputs that `config` names, where `roots` allows it, for the training process of `shard`.
     ///
     /// # Errors
-    /// Everything that is wrong with values, data set and starting point, at once.
+    /// Every problem with values, data set and starting point at once.
     pub fn gather(config: &TrainConfig, roots: &DataRoots, shard: Shard) -> Result<Self, Vec<Violation>> {
         let reach = Reach { roots, cancellation: &Cancellation::default(), shard };
         let data = |architecture: &Architecture| open_data(config, architecture, reach);
@@ -61,11 +61,11 @@ impl TrainingInputs {
         Ok(Self { architecture, tensors, start, data, validation })
     }
 
-    /// Says whether [`gather`](Self::gather) would succeed, and what a run would start from; weights from scratch are
-    /// not drawn for that.
+    /// Reports whether [`gather`](Self::gather) would succeed and what a run would start from, without
+    /// drawing initial weights.
     ///
     /// # Errors
-    /// As those of `gather`, or that it was cancelled.
+    /// Those of `gather`, or that it was cancelled.
     pub fn check(
         config: &TrainConfig,
         roots: &DataRoots,
@@ -77,10 +77,10 @@ impl TrainingInputs {
         checked.map(|(_, _, start)| start)
     }
 
-    /// The same for a run that learns from the kept chips of a gallery, whatever `data.root` is.
+    /// The same for a run that learns from a gallery's kept chips, whatever `data.root` is.
     ///
     /// # Errors
-    /// As those of `gather` once these chips are in a folder, or that it was cancelled.
+    /// Those of `gather` once these chips are in a folder, or that it was cancelled.
     pub fn check_kept(
         config: &TrainConfig,
         census: &Census,
@@ -94,19 +94,20 @@ impl TrainingInputs {
     }
 }
 
-/// What a run starts from, in lines of bounded length: tensors that are taken, that are not, and that stay as they are.
+/// The starting point of a run, in lines of bounded length: tensors that are taken, ignored, and
+/// left at their initial values.
 pub fn start_report(config: &TrainConfig, start: Option<&StartingPoint>) -> impl Iterator<Item = String> {
     let lines = start.map(StartingPoint::report).unwrap_or_default();
     let path = config.start.path.display().to_string();
     lines.into_iter().map(move |line| format!("starting point {path}: {line}"))
 }
 
-/// Where is read, for how long, and for whom.
+/// From where to read, how long to continue, and for which process.
 #[derive(Clone, Copy)]
 struct Reach<'r> {
     roots: &'r DataRoots,
     cancellation: &'r Cancellation,
-    /// The part that this process takes.
+    /// The part of the data for this process.
     shard: Shard,
 }
 
@@ -115,7 +116,8 @@ struct Opened {
     validation: Option<Validation>,
 }
 
-/// Values, data set and starting point together. `data` gives the classes of the classifier as well, 0 without one.
+/// Checks values, data set and starting point together. `data` also returns the number of classes,
+/// 0 without a classifier.
 fn examine<D, S>(
     config: &TrainConfig,
     data: impl FnOnce(&Architecture) -> Result<(D, usize), Violation>,
@@ -123,7 +125,7 @@ fn examine<D, S>(
 ) -> Result<(Architecture, D, S), Vec<Violation>> {
     let mut violations = config.violations();
     let mut keep = |violation: Violation| {
-        // A value out of bounds may lead to a second complaint about its field.
+        // A value out of bounds may cause a second complaint about its field.
         if !violations.iter().any(|known| known.field == violation.field) {
             violations.push(violation);
         }
@@ -164,7 +166,7 @@ fn open_data(
     Ok((opened, classes))
 }
 
-/// A folder that is to be learned from.
+/// A training folder.
 struct DataFolder<'a> {
     config: &'a TrainConfig,
     root: &'a Path,
@@ -237,7 +239,7 @@ impl DataFolder<'_> {
     }
 }
 
-/// Share of a gallery's vessels that a run does not learn from. Without an evaluation it learns from all.
+/// Fraction of a gallery's vessels that a run does not learn from; 0 without an evaluation.
 fn kept_held_out(config: &TrainConfig) -> f64 {
     match config.objective {
         ObjectiveName::FineTune if config.validation.epochs > 0 => KEPT_HELD_OUT,
@@ -246,13 +248,14 @@ fn kept_held_out(config: &TrainConfig) -> f64 {
     }
 }
 
-/// Whether a run can learn from chips of a gallery, and how many classes they have.
+/// Whether a run can learn from the chips of a gallery, and the number of classes.
 fn enough(config: &TrainConfig, census: &Census) -> Result<usize, Violation> {
     let learned = census.learned(kept_held_out(config));
     let beside = if kept_held_out(config) > 0.0 { ", beside those that are held out" } else { "" };
     match config.objective {
         ObjectiveName::FineTune => {
-            // A vessel with one chip is learned as a class, but a batch of such teaches nothing of what stays the same.
+            // A vessel with one chip is learned as a class, but a batch of such vessels teaches
+            // nothing about what is invariant.
             let found = learned.iter().filter(|count| count.chips() > 1).count();
             let wanted = config.batch.images / config.batch.images_per_identity.max(1);
             if found < wanted {
@@ -298,7 +301,7 @@ fn test_set(root: &Path, size: ChipSize, reach: Reach<'_>) -> Result<Validation,
     Ok(Validation::new(queries, gallery, size))
 }
 
-/// Each file may be a link.
+/// Each file may be a symbolic link.
 fn admit_images(images: &[Image], reach: Reach<'_>) -> Result<(), Violation> {
     if *reach.roots == DataRoots::Anywhere {
         return Ok(());
@@ -310,7 +313,7 @@ fn admit_images(images: &[Image], reach: Reach<'_>) -> Result<(), Violation> {
     })
 }
 
-/// Whether somebody still waits for what is read of a field.
+/// Whether the caller still waits for the check of a field.
 fn go_on(reach: Reach<'_>, field: &str) -> Result<(), Violation> {
     reach
         .cancellation
@@ -318,7 +321,7 @@ fn go_on(reach: Reach<'_>, field: &str) -> Result<(), Violation> {
         .map_err(|stopped| Violation::new(field, format!("is read no further: {stopped}")))
 }
 
-/// Whether the starting point can be used; weights from scratch are not drawn for that.
+/// Whether the starting point is usable; initial weights are not drawn for this check.
 fn check_start(
     config: &TrainConfig,
     architecture: &Architecture,
@@ -332,7 +335,7 @@ fn check_start(
     }
 }
 
-/// Seeded weights, replaced by those of the starting point as far as it has them.
+/// Seeded weights, replaced by those of the starting point where it has them.
 fn starting_tensors(
     config: &TrainConfig,
     architecture: &Architecture,

@@ -1,4 +1,4 @@
-//! What training asks of whatever learns.
+//! The interface between the training loop and learners.
 
 use rand_chacha::ChaCha8Rng;
 
@@ -15,7 +15,7 @@ pub struct Samples {
     pub pixels: Vec<f32>,
     pub modalities: Vec<Modality>,
     pub size_tokens: Vec<[f32; 3]>,
-    /// Classes from 0; pretraining does not read them.
+    /// Classes from 0; ignored by pretraining.
     pub labels: Vec<i64>,
 }
 
@@ -29,7 +29,7 @@ impl Samples {
     }
 }
 
-/// What a step measured, before it changed anything.
+/// Measurements of a step, before it changed anything.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LossTerms {
     pub total: f64,
@@ -37,12 +37,12 @@ pub struct LossTerms {
     pub triplet: f64,
     pub alignment: f64,
     pub contrastive: f64,
-    /// Share of images, or of SAR images, whose best score is the right one.
+    /// Fraction of images, or of SAR images, whose best score is the correct one.
     pub accuracy: f64,
 }
 
 impl LossTerms {
-    /// Adds the terms of a part of a batch that is `share` of it.
+    /// Adds the terms of a part that makes up `share` of the batch.
     pub fn add(&mut self, part: &Self, share: f64) {
         self.total += share * part.total;
         self.identity += share * part.identity;
@@ -53,18 +53,18 @@ impl LossTerms {
     }
 }
 
-/// Everything that a learner needs to go on as if it had never stopped.
+/// Everything that a learner needs to resume as if it had never stopped.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LearnerState {
     /// The state dict of the network.
     pub weights: NamedTensors,
     pub optimizer: NamedTensors,
-    /// Steps that the optimizer has taken.
+    /// Steps taken by the optimizer.
     pub steps: u32,
 }
 
 impl LearnerState {
-    /// The first tensor with a value that is infinite or no number.
+    /// The first tensor with an infinite or NaN value.
     pub fn not_finite(&self) -> Option<&str> {
         let mut tensors = self.weights.iter().chain(&self.optimizer);
         tensors
@@ -73,7 +73,7 @@ impl LearnerState {
     }
 }
 
-/// Why a step could not be taken, or a state not be restored.
+/// Why a step could not be taken or a state not be restored.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LearnError {
     #[error("the device has not enough memory for a batch")]
@@ -84,12 +84,12 @@ pub enum LearnError {
     OtherModel(String),
 }
 
-/// Learns from batches, one step each, on the thread that made it.
+/// Learns from batches, one step each, on the thread that created it.
 pub trait Learner {
-    /// Loss and gradients of a batch, then one step. `random` is this step's own.
+    /// Computes loss and gradients of a batch, then takes one step. `random` is specific to this step.
     ///
     /// # Errors
-    /// The learner is then of no further use.
+    /// If the step fails; the learner is then unusable.
     fn step(
         &mut self,
         batch: &Samples,
@@ -97,33 +97,33 @@ pub trait Learner {
         random: &mut ChaCha8Rng,
     ) -> Result<LossTerms, LearnError>;
 
-    /// Features of chips as serving would compute them; nothing is learned.
+    /// Features of chips as serving would compute them, without learning.
     ///
     /// # Errors
-    /// The learner is then of no further use.
+    /// If it fails; the learner is then unusable.
     fn embed(&mut self, chips: &[Chip]) -> Result<Vec<Embedding>, LearnError>;
 
     /// A copy on the host.
     fn state(&self) -> LearnerState;
 
-    /// Goes on from a state of the same model.
+    /// Restores a state of the same model.
     ///
     /// # Errors
-    /// The state is of another model; the learner is then as it was.
+    /// If the state belongs to another model; the learner is then unchanged.
     fn restore(&mut self, state: LearnerState) -> Result<(), LearnError>;
 }
 
-/// Where batches come from.
+/// A source of batches.
 pub trait Source: Sync {
-    /// One batch of an epoch, by place in the data set.
+    /// One batch of an epoch, by index in the data set.
     type Item: Sync;
 
-    /// The batches of an epoch, the same for the same seed.
+    /// The batches of an epoch; deterministic for a seed.
     fn epoch(&self, seed: u64, epoch: u32) -> Vec<Self::Item>;
 
-    /// Reads and augments a batch; its random numbers derive from seed, epoch and sample alone.
+    /// Reads and augments a batch. Its random numbers derive only from seed, epoch and sample.
     ///
     /// # Errors
-    /// A file that cannot be used, by name.
+    /// If a file cannot be used; the error names it.
     fn batch(&self, item: &Self::Item, seed: u64, epoch: u32) -> Result<Samples, String>;
 }

@@ -1,4 +1,4 @@
-//! A network that learns: a batch in, loss and gradients, a step of the optimizer.
+//! Training of a network: a batch in, loss and gradients, a step of the optimizer.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -28,8 +28,8 @@ use crate::processor::Processor;
 use crate::weights::family::Architecture;
 use crate::weights::tensors::NamedTensors;
 
-/// How the precision of a run does beside f32 on the CPU; `None` for f32. Measured once a process for each shape of
-/// network, in a second or two where it is slow.
+/// The speed of a run's precision relative to f32 on the CPU; `None` for f32. Measured once per process for
+/// each shape of network, in a second or two if the precision is slow.
 pub fn pace_on_cpu(config: &TrainConfig) -> Option<Pace> {
     static KNOWN: LazyLock<Mutex<HashMap<LayerShape, f64>>> = LazyLock::new(Mutex::default);
     let architecture = config.model.architecture();
@@ -47,12 +47,13 @@ pub fn pace_on_cpu(config: &TrainConfig) -> Option<Pace> {
     Some(Pace::new(config.model.precision, speed, Processor::here()))
 }
 
-/// What a network is taught.
+/// The training objective.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Objective {
-    /// To tell identities apart.
+    /// To distinguish identities.
     FineTune(FineTune),
-    /// To find each optical image's SAR partner: the first half of a batch is optical, the second half its partners.
+    /// To find each optical image's SAR partner: the first half of a batch is optical, the second
+    /// half their partners.
     Contrastive,
 }
 
@@ -64,7 +65,7 @@ pub struct FineTune {
     pub head: Head,
     pub triplet_weight: f64,
     pub triplet: Triplet,
-    /// Of the class-wise modality alignment; 0 leaves it out.
+    /// Weight of the class-wise modality alignment; 0 disables it.
     pub alignment_weight: f64,
 }
 
@@ -99,7 +100,7 @@ impl From<&TrainConfig> for Objective {
     }
 }
 
-/// How a network is taught.
+/// Settings of the training.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Teaching {
     pub objective: Objective,
@@ -122,9 +123,10 @@ impl From<&TrainConfig> for Teaching {
     }
 }
 
-/// What is done with the gradients of a step once they are whole, those of all parts of the batch added up, and neither
-/// clipped nor applied: several processes make theirs one here. It changes them in place, by the names of their tensors,
-/// which are the same for every batch. A step whose loss is not finite has none; its run ends.
+/// Processes the gradients of a step when they are complete, that is, summed over all parts of the batch, but
+/// not yet clipped or applied. Several processes combine their gradients here. It changes them in place, by
+/// tensor name; the names are the same for every batch. A step whose loss is not finite has no gradients, and
+/// its run ends.
 pub struct GradientHook(Box<Hook>);
 
 type Hook = dyn FnMut(&Tensors) -> Result<(), LearnError>;
@@ -153,7 +155,7 @@ struct TrainingBatch {
     labels: Tensor,
 }
 
-/// A network in training, its optimizer, its objective.
+/// A network in training, its optimizer and its objective.
 #[derive(Debug)]
 pub struct TorchLearner {
     architecture: Architecture,
@@ -199,8 +201,8 @@ impl TorchLearner {
         kind(self.teaching.precision)
     }
 
-    /// The network of the weights as they are. In bf16 its backbone is made of rounded copies, through which gradients
-    /// reach the f32 weights; the neck stays f32.
+    /// The network of the current weights. In bf16 its backbone consists of rounded copies, through which
+    /// gradients reach the f32 weights; the neck stays f32.
     fn network(&self) -> Box<dyn Network> {
         let kind = self.kind();
         let tensors: Tensors = self
@@ -214,7 +216,7 @@ impl TorchLearner {
         network(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1))
     }
 
-    /// Loss and gradients of a batch, in place of any gradients before.
+    /// Loss and gradients of a batch, replacing any earlier gradients.
     fn backward(&mut self, batch: &Samples, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
         // New leaves on the same storage: an earlier step's gradients need neither be cleared nor added to.
         for tensor in self.tensors.values_mut().filter(|tensor| tensor.requires_grad()) {
@@ -278,7 +280,7 @@ impl TorchLearner {
 }
 
 impl Teaching {
-    /// Rows of a batch that go through the network together: whole identities, or pairs with both their halves.
+    /// Rows of a batch that pass through the network together: whole identities, or pairs with both halves.
     fn parts(&self, images: usize) -> Vec<Vec<usize>> {
         let parts = self.gradient.accumulation_steps.max(1);
         match self.objective {
@@ -364,7 +366,7 @@ impl Learner for TorchLearner {
     }
 }
 
-/// Runs what calls libtorch, whose messages tch panics with.
+/// Runs code that calls libtorch, whose errors tch raises as panics.
 fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, LearnError> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| match forward_error(panic.as_ref()) {
         ForwardError::OutOfMemory => LearnError::OutOfMemory,
@@ -372,7 +374,8 @@ fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, LearnError> {
     })
 }
 
-/// Scales all gradients alike so that together they are at most `norm_max` long; 0 leaves them.
+/// Scales all gradients by a common factor so that their joint norm is at most `norm_max`; 0 leaves
+/// them unchanged.
 fn clip_grad_norm(gradients: &Tensors, norm_max: f64) {
     if norm_max <= 0.0 {
         return;

@@ -1,13 +1,14 @@
-//! Batches made ahead on a few threads, in order.
+//! Prepares batches ahead on a few threads, in order.
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::sync_channel;
 use std::thread;
 
-/// Makes every item on `threads` threads and hands the results to `take` in the items' order, until it breaks.
+/// Computes every item on `threads` threads and passes the results to `take` in the items' order,
+/// until it breaks.
 ///
-/// Each thread works on every `threads`-th item and is at most two results ahead, so that results come in order, the
-/// memory is bounded, and the number of threads changes nothing but the speed.
+/// Each thread works on every `threads`-th item and is at most two results ahead. Results therefore come in
+/// order, the memory is bounded, and the number of threads affects only the speed.
 pub fn in_order<I: Sync, R: Send, B>(
     items: &[I],
     threads: usize,
@@ -33,7 +34,7 @@ pub fn in_order<I: Sync, R: Send, B>(
         for number in 0..items.len() {
             match makers[number % threads].recv() {
                 Ok(result) => take(result)?,
-                // The thread has panicked, which the scope passes on.
+                // The thread has panicked; the scope propagates the panic.
                 Err(_) => break,
             }
         }

@@ -1,4 +1,4 @@
-//! What happened in a run on this machine, as a file of one JSON object a line; a resumed run goes on in it.
+//! The log of a run on this machine: one JSON object per line. A resumed run continues the same file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,20 +16,21 @@ pub struct EventLog {
 }
 
 impl EventLog {
-    /// Opens the log at `path`, or starts one.
+    /// Opens the log at `path`, creating it if necessary.
     ///
     /// # Errors
-    /// The file cannot be opened.
+    /// If the file cannot be opened.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         Ok(Self { path: path.to_owned(), file })
     }
 
-    /// Appends an event. Where a run goes on from a checkpoint, what was logged after it is forgotten first: it happens
-    /// once more. Pace and time left are not logged, so that equal runs have equal logs.
+    /// Appends an event. Where a run resumes from a checkpoint, the entries after that checkpoint are removed
+    /// first, because those steps are repeated. Pace and time left are not logged, so that equal runs have
+    /// equal logs.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// If the file cannot be written.
     pub fn add(&mut self, event: &FitEvent) -> io::Result<()> {
         match event {
             FitEvent::Started { steps, .. } => self.forget_after(*steps),
@@ -55,7 +56,7 @@ impl EventLog {
         }
     }
 
-    /// One write a line, so that a killed run leaves at most its last line torn.
+    /// One write per line, so that a killed run leaves at most its last line incomplete.
     fn append(&mut self, line: &Value) -> io::Result<()> {
         self.file.write_all(format!("{line}\n").as_bytes())
     }
@@ -68,7 +69,7 @@ impl EventLog {
                 && parsed.is_some_and(|line| line["step"].as_u64().is_some_and(|step| step <= steps))
         };
         let lines = bytes.split_inclusive(|byte| *byte == b'\n');
-        // A run that starts anew evaluates before its first step once more.
+        // A run that starts over repeats the evaluation before its first step.
         let kept = if steps == 0 { 0 } else { lines.take_while(happened).map(<[u8]>::len).sum() };
         self.file.set_len(kept as u64)
     }

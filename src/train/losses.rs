@@ -4,14 +4,14 @@
 
 use tch::{Kind, Reduction, Tensor};
 
-/// Keeps a square root away from where its slope is infinite.
+/// Keeps a square root away from the point where its slope is infinite.
 const SQUARE_MIN: f64 = 1e-12;
 const NORM_MIN: f64 = 1e-12;
-/// Label that no class has.
+/// A label that no class has.
 const NO_LABEL: i64 = -100;
 
-/// Mean cross entropy of `scores` [B, C] against `labels` [B]; with smoothing, a true class counts
-/// 1 - smoothing + smoothing / C, every other smoothing / C.
+/// Mean cross entropy of `scores` [B, C] against `labels` [B]. With smoothing, a true class has
+/// weight 1 - smoothing + smoothing / C, every other smoothing / C.
 pub fn identity(scores: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
     scores.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, NO_LABEL, smoothing)
 }
@@ -21,9 +21,9 @@ pub fn identity(scores: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
 pub struct Triplet {
     /// `None`: the soft margin, log(1 + exp(positive - negative)).
     pub margin: Option<f64>,
-    /// Whether features are divided by their length first.
+    /// Whether features are normalised to unit length first.
     pub normalise: bool,
-    /// Positives count 1 + this, negatives 1 - this.
+    /// Weight of positives is 1 + this, of negatives 1 - this.
     pub hard_factor: f64,
 }
 
@@ -34,7 +34,7 @@ impl Default for Triplet {
 }
 
 impl Triplet {
-    /// Of `features` `[B, D]` with `labels` `[B]`.
+    /// The loss of `features` `[B, D]` with `labels` `[B]`.
     pub fn loss(&self, features: &Tensor, labels: &Tensor) -> Tensor {
         let features = if self.normalise { unit(features) } else { features.shallow_clone() };
         let hardest = Hardest::of(&pairwise_distances(&features), labels);
@@ -47,7 +47,8 @@ impl Triplet {
     }
 }
 
-/// For each anchor of a batch, the farthest of its own label, itself included, and the nearest of another.
+/// For each anchor of a batch, the farthest sample of its own label, itself included, and the
+/// nearest of another.
 struct Hardest {
     /// [B]
     positive: Tensor,
@@ -57,7 +58,7 @@ struct Hardest {
 }
 
 impl Hardest {
-    /// From `distances` [B, B] and `labels` [B].
+    /// The same from `distances` [B, B] and `labels` [B].
     fn of(distances: &Tensor, labels: &Tensor) -> Self {
         let same = labels.unsqueeze(1).eq_tensor(&labels.unsqueeze(0));
         let (positive, _positive_index) =
@@ -104,8 +105,9 @@ pub fn center(features: &Tensor, labels: &Tensor, centers: &Tensor) -> Tensor {
     squares.clamp(1e-12, 1e12).mean(Kind::Float)
 }
 
-/// Class-wise modality alignment (MOS, arXiv 2512.03404): over the identities that both modalities show in the batch,
-/// the mean distance between the two modalities' means plus that between their variances, on unit features [B, D].
+/// Class-wise modality alignment (MOS, arXiv 2512.03404): over the identities with both modalities in the
+/// batch, the mean distance between the two modalities' means plus that between their variances, on unit
+/// features [B, D].
 ///
 /// Zero where no identity has both. `is_sar` [B] is boolean.
 pub fn modality_alignment(features: &Tensor, labels: &Tensor, is_sar: &Tensor) -> Tensor {
@@ -228,9 +230,9 @@ mod tests {
         let loss = |labels: [i64; 4]| {
             modality_alignment(&features, &Tensor::from_slice(&labels), &is_sar).double_value(&[])
         };
-        // Means (1, 0) and (0, 1), no variance.
+        // Means (1, 0) and (0, 1), zero variance.
         assert!((loss([0, 0, 1, 1]) - 2.0_f64.sqrt()).abs() < 1e-5);
-        // Identity 0 shows both, identity 1 optical only.
+        // Identity 0 has both modalities, identity 1 optical only.
         assert!((loss([0, 0, 1, 0]) - 2.0_f64.sqrt()).abs() < 1e-5);
         assert!(loss([0, 1, 2, 3]).abs() < 1e-9);
     }

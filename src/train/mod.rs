@@ -59,7 +59,7 @@ pub use source::{IdentitySource, ImageReader, PairSource, read_chip};
 pub use validation::{Validation, ValidationScores};
 pub use yaml::AuthorsConfig;
 
-/// What a run starts from, which [`TrainingInputs`] have read.
+/// The starting point of a run, as read by [`TrainingInputs`].
 pub use crate::weights::start::StartingPoint;
 
 #[cfg(feature = "torch")]

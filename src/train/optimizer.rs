@@ -8,12 +8,12 @@ use super::config::OptimizerChoice;
 use super::schedule::Rates;
 use crate::model::Tensors;
 
-/// What an optimizer does with a gradient. Every tensor that has one decays by `weight_decay`.
+/// The update rule. Every tensor that has a gradient decays by `weight_decay`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum OptimizerSettings {
     /// buf = momentum * buf + g + decay * p, p -= lr * buf.
     Sgd { momentum: f64, weight_decay: f64 },
-    /// Loshchilov and Hutter, 2019: the decay is apart from the moments.
+    /// Loshchilov and Hutter, 2019: the decay is decoupled from the moments.
     AdamW { beta1: f64, beta2: f64, epsilon: f64, weight_decay: f64 },
 }
 
@@ -28,7 +28,7 @@ impl From<OptimizerChoice> for OptimizerSettings {
     }
 }
 
-/// Settings and, by tensor, what earlier steps left behind.
+/// Settings and, per tensor, the state left by earlier steps.
 #[derive(Debug)]
 pub struct Optimizer {
     settings: OptimizerSettings,
@@ -42,7 +42,7 @@ impl Optimizer {
         Self { settings, state: BTreeMap::new(), steps: 0 }
     }
 
-    /// What earlier steps left behind.
+    /// The state left by earlier steps.
     pub fn state(&self) -> &Tensors {
         &self.state
     }
@@ -52,12 +52,12 @@ impl Optimizer {
         self.steps
     }
 
-    /// Goes on from a state that [`Self::state`] and [`Self::steps`] gave.
+    /// Resumes from a state returned by [`Self::state`] and [`Self::steps`].
     pub fn restore(&mut self, state: Tensors, steps: u32) {
         (self.state, self.steps) = (state, steps);
     }
 
-    /// Moves every tensor that has a gradient, and leaves the others alone, also by decay.
+    /// Updates every tensor that has a gradient; the others are unchanged, without decay.
     pub fn step(&mut self, tensors: &Tensors, rates: Rates) {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
@@ -70,7 +70,7 @@ impl Optimizer {
         }
     }
 
-    /// In place throughout: beside the network, a step is the reading and writing of memory.
+    /// In place throughout: apart from the network, the cost of a step is reading and writing memory.
     fn update(&mut self, name: &str, mut tensor: Tensor, gradient: &Tensor, rate: f64) {
         let factor = |value: f64| Tensor::from(value as f32).to_device(gradient.device());
         match self.settings {
@@ -93,7 +93,7 @@ impl Optimizer {
         }
     }
 
-    /// What earlier steps left behind, or zeros of the gradient's shape.
+    /// The state left by earlier steps, or zeros of the gradient's shape.
     fn moment(&mut self, name: &str, kind: &str, gradient: &Tensor) -> Tensor {
         self.state.entry(format!("{name}.{kind}")).or_insert_with(|| gradient.zeros_like()).shallow_clone()
     }

@@ -1,13 +1,13 @@
-//! Random numbers that depend on what they are for and not on who draws first.
+//! Random numbers that depend on their purpose and not on the order of drawing.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 use sha2::{Digest as _, Sha256};
 
-/// Keeps the streams apart from any other use of a seed.
+/// Separates the streams from any other use of a seed.
 const DOMAIN: &[u8] = b"shipreid training 1";
 
-/// What random numbers are for.
+/// The purposes of random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     Sampling,
@@ -15,7 +15,7 @@ pub enum Purpose {
     StochasticDepth,
 }
 
-/// The stream for one purpose of the item `number` (a sample, a step) in an epoch of a run.
+/// The stream for one purpose of item `number` (a sample, a step) in an epoch of a run.
 pub fn stream(seed: u64, epoch: u32, number: u64, purpose: Purpose) -> ChaCha8Rng {
     let mut hasher = Sha256::new();
     hasher.update(DOMAIN);

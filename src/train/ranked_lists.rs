@@ -1,4 +1,4 @@
-//! Queries of a test set and what was found for each, as a picture.
+//! A picture of queries of a test set and the images that were found for each.
 
 use image::RgbImage;
 
@@ -11,14 +11,14 @@ use crate::sheet::{Mark, contact_sheet};
 /// Size at which a chip is shown.
 const PICTURE: ChipSize = ChipSize { height: 128, width: 64 };
 
-/// How many queries are shown, and how many images for each.
+/// The number of queries shown, and of images for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     pub queries: usize,
     pub ranks: usize,
 }
 
-/// Queries spread over those that asked, optical ones before SAR ones, each with its best.
+/// Queries spread over all of them, optical ones before SAR ones, each with its best matches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RankedLists(Vec<RankedList>);
 
@@ -29,10 +29,11 @@ struct RankedList {
 }
 
 impl RankedLists {
-    /// Takes from a ranking of `gallery` for `queries`.
+    /// Selects from a ranking of `gallery` for `queries`.
     pub fn of(ranked: &Ranked, queries: &[Image], gallery: &[Image], extent: Extent) -> Self {
         let mut asked: Vec<_> = ranked.queries.iter().zip(&ranked.rankings).collect();
-        // Test sets alternate between modalities, so that steps alone could meet but one of them.
+        // Test sets alternate between modalities, so that a constant step alone could select only
+        // one of them.
         asked.sort_by_key(|(query, _)| queries[**query].modality() == Modality::Sar);
         let step = asked.len().div_ceil(extent.queries).max(1);
         let asked = asked.into_iter().step_by(step);
@@ -43,10 +44,11 @@ impl RankedLists {
         Self(asked.map(list).collect())
     }
 
-    /// A query a row, framed in white, then its best, right ones in green, wrong ones in red.
+    /// One row per query, framed in white, followed by its best matches, correct ones in green,
+    /// wrong ones in red.
     ///
     /// # Errors
-    /// An image can no longer be read.
+    /// If an image can no longer be read.
     pub fn picture(&self) -> Result<RgbImage, String> {
         let rows: Result<Vec<_>, _> = self.0.iter().map(RankedList::row).collect();
         Ok(contact_sheet(&rows?))

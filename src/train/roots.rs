@@ -1,16 +1,16 @@
-//! Which folders a run may read: what a configuration names lies under an allowed one.
+//! Restricts which folders a run may read: the paths in a configuration must be under an allowed folder.
 
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// Where the paths of a configuration may point.
+/// The locations to which a configuration's paths may point.
 ///
-/// A path is checked before it is read, so that nobody but their operator may write to the folders allowed.
+/// A path is checked before it is read, so only the operator may have write access to the allowed folders.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataRoots {
-    /// Wherever this process may read: for the configurations of whoever started it.
+    /// Anywhere that this process can read: for configurations of the user who started it.
     Anywhere,
-    /// Under one of these, which are canonical.
+    /// Under one of these folders, which are canonical.
     Under(Vec<PathBuf>),
 }
 
@@ -24,20 +24,20 @@ pub enum RootError {
 }
 
 impl DataRoots {
-    /// Under these folders, which exist.
+    /// Only under these folders, which must exist.
     ///
     /// # Errors
-    /// A folder that cannot be found.
+    /// If a folder cannot be found.
     pub fn under(folders: &[PathBuf]) -> Result<Self, RootError> {
         Ok(Self::Under(folders.iter().map(|folder| canonical(folder)).collect::<Result<_, _>>()?))
     }
 
-    /// The path as it is on disk, without links. A relative one starts at each allowed folder in turn, or at the working
-    /// directory where everything is allowed.
+    /// The path on disk, with links resolved. A relative path is resolved against each allowed folder in
+    /// turn, or against the working directory where everything is allowed.
     ///
     /// # Errors
-    /// The path leaves the allowed folders, by its text or through a link, or nothing is there. A path whose text alone
-    /// leads outside is not looked up, so that the answer tells nothing about what lies there.
+    /// If the path leaves the allowed folders, by its text or through a link, or does not exist. A path whose
+    /// text alone leads outside is not looked up, so that the answer reveals nothing about the files there.
     pub fn admit(&self, path: &Path) -> Result<PathBuf, RootError> {
         let Self::Under(roots) = self else {
             return canonical(path);
@@ -47,7 +47,7 @@ impl DataRoots {
         let inside: Vec<PathBuf> = inside.map(|(_, full)| full).collect();
         let outside = || RootError::Outside(path.to_owned());
         let full = inside.iter().find(|full| full.exists()).or(inside.first()).ok_or_else(outside)?;
-        // The error names the path as the configuration does.
+        // The error quotes the path as written in the configuration.
         let found =
             full.canonicalize().map_err(|cause| RootError::Unreadable { path: path.to_owned(), cause })?;
         if roots.iter().any(|root| found.starts_with(root)) { Ok(found) } else { Err(outside()) }
@@ -58,7 +58,8 @@ fn canonical(path: &Path) -> Result<PathBuf, RootError> {
     path.canonicalize().map_err(|cause| RootError::Unreadable { path: path.to_owned(), cause })
 }
 
-/// An absolute path without `.` and `..`, by its text alone; nothing where it climbs above the root of the file system.
+/// An absolute path without `.` and `..`, from its text alone; `None` where it would climb above
+/// the root of the file system.
 fn resolved(path: &Path) -> Option<PathBuf> {
     let mut resolved = PathBuf::new();
     for component in path.components() {

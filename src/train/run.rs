@@ -1,4 +1,4 @@
-//! One run: everything that was checked before the first step, and the model at its end.
+//! One run: the checked inputs before the first step, and the model at its end.
 
 use std::ops::ControlFlow;
 
@@ -17,7 +17,7 @@ use crate::weights::misfits::Misfits;
 use crate::weights::open::OpenModel;
 use crate::weights::rules::for_serving;
 
-/// A run before its first step, or before the next one after its newest checkpoint.
+/// A run before its first step, or before the first step after its newest checkpoint.
 pub struct Run {
     architecture: Architecture,
     plan: Plan,
@@ -27,24 +27,24 @@ pub struct Run {
     checkpoints: Checkpoints,
 }
 
-/// What a run has made.
+/// The result of a run.
 pub struct Trained {
     pub model: OpenModel,
     pub delivered: Delivered,
 }
 
-/// Why a run made no model.
+/// Why a run produced no model.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
     Fit(#[from] FitError),
-    /// The trained tensors are those of no model.
+    /// The trained tensors do not form a model.
     #[error(transparent)]
     Weights(#[from] Misfits),
 }
 
 impl Run {
-    /// `threads` read images where the configuration leaves it open.
+    /// `threads` read images if the configuration does not set a number.
     pub fn new(
         config: &TrainConfig,
         inputs: TrainingInputs,
@@ -64,10 +64,11 @@ impl Run {
         Self { architecture, plan, data, validation, learner, checkpoints }
     }
 
-    /// Trains to the end, or until `watch` breaks. Where the checkpoints keep the best one, the model has its weights.
+    /// Trains to the end, or until `watch` breaks. If the checkpoints keep the best one, the model
+    /// has its weights.
     ///
     /// # Errors
-    /// See [`RunError`]; what was learned until then is in the checkpoints.
+    /// See [`RunError`]; the progress until then is in the checkpoints.
     pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<Trained, RunError> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
@@ -85,7 +86,7 @@ impl Run {
     }
 }
 
-/// The state that becomes the model. An earlier process may have evaluated it, so that it is done again.
+/// The state that becomes the model. An earlier process may have evaluated it, so the evaluation is repeated.
 fn deliver(
     plan: &Plan,
     validation: Option<&Validation>,
@@ -99,7 +100,7 @@ fn deliver(
     };
     learner.restore(best.clone())?;
     let summaries = validation.evaluate(learner, plan.loaders)?.summaries;
-    // It is at the start of the next one.
+    // It is at the start of the next epoch.
     let epoch = progress.epoch.saturating_sub(1);
     Ok((best, Delivered::Best { epoch, steps: progress.steps, summaries }))
 }

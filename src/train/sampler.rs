@@ -13,7 +13,7 @@ use super::shard::Shard;
 pub struct IdentitySampler {
     /// Images of each identity.
     images: BTreeMap<i64, Vec<usize>>,
-    /// Of one rank.
+    /// Identities per batch of one rank.
     identities_per_batch: usize,
     images_per_identity: usize,
     shard: Shard,
@@ -31,11 +31,11 @@ pub enum SamplerError {
 }
 
 impl IdentitySampler {
-    /// Over images with these labels, `images_per_batch` a batch and `images_per_identity` of each identity in it. A batch
-    /// is that of all ranks together.
+    /// Samples from images with these labels: `images_per_batch` per batch, `images_per_identity` of each
+    /// identity in it. A batch is that of all ranks together.
     ///
     /// # Errors
-    /// Numbers that give no batch.
+    /// If the numbers cannot form a batch.
     pub fn new(
         labels: &[i64],
         images_per_batch: usize,
@@ -58,17 +58,18 @@ impl IdentitySampler {
         Ok(Self { images, identities_per_batch: wanted, images_per_identity, shard })
     }
 
-    /// The most images that an epoch can have.
+    /// The maximum number of images in an epoch.
     pub fn announced_len(&self) -> usize {
         let k = self.images_per_identity;
         self.images.values().map(|images| images.len().max(k) / k * k).sum::<usize>()
             / self.shard.world_size()
     }
 
-    /// The batches of an epoch, the same for the same seed. All ranks draw the same ones and take turns with them.
+    /// The batches of an epoch; deterministic for a seed. All ranks draw the same batches and take
+    /// turns with them.
     ///
-    /// An identity with too few images has K drawn from them, some more than once; of the others, what is left over after
-    /// dividing by K sits this epoch out. Batches end when too few identities have images left.
+    /// For an identity with too few images, K are drawn with repetition. For the others, the remainder after
+    /// dividing by K is not used in this epoch. Batches end when too few identities have images left.
     pub fn epoch(&self, seed: u64, epoch: u32) -> Vec<Vec<usize>> {
         let random = &mut stream(seed, epoch, 0, Purpose::Sampling);
         let mut chunks: Vec<Vec<Vec<usize>>> =
@@ -97,10 +98,10 @@ impl IdentitySampler {
     }
 }
 
-/// Identities or pairs of a batch that are one rank's.
+/// The identities or pairs of a batch that belong to one rank.
 ///
 /// # Errors
-/// Ranks would have different numbers of them.
+/// If ranks would have different numbers of them.
 pub(super) fn of_one_rank(units: usize, shard: Shard) -> Result<usize, SamplerError> {
     let world_size = shard.world_size();
     if units.is_multiple_of(world_size) {
@@ -110,7 +111,8 @@ pub(super) fn of_one_rank(units: usize, shard: Shard) -> Result<usize, SamplerEr
     }
 }
 
-/// The pairs of each batch of an epoch in random order, `pairs_per_batch` for each rank; the last batch may be short.
+/// The pairs of each batch of an epoch in random order, `pairs_per_batch` for each rank; the last
+/// batch may be smaller.
 pub fn pair_batches(
     pairs: usize,
     pairs_per_batch: usize,
@@ -212,7 +214,8 @@ mod tests {
                 })
                 .collect();
             prop_assert!(ranks.iter().all(|rank| rank.len() == pairs.div_ceil(world_size)));
-            // Read across the ranks, it is the order of one alone, begun again to fill up the last turn.
+            // Interleaving the ranks gives the order of a single rank, with its beginning repeated
+            // to complete the last turn.
             let across = (0..ranks[0].len()).flat_map(|turn| ranks.iter().map(move |rank| rank[turn]));
             prop_assert!(across.eq(order.iter().cycle().copied().take(pairs.next_multiple_of(world_size))));
         }
@@ -230,7 +233,8 @@ mod tests {
 
     #[test]
     fn every_identity_and_every_image_is_as_likely_as_any_other() {
-        // Ten identities of one chunk each, four a batch: two batches, and two identities sit an epoch out.
+        // Ten identities of one chunk each, four per batch: two batches, and two identities are not
+        // used in the epoch.
         let labels: Vec<i64> = (0..30).map(|image| image / 3).collect();
         let sampler = IdentitySampler::new(&labels, 8, 2, Shard::default()).expect("batches");
         let (mut first, mut used, mut images) = ([0; 10], [0; 10], [0; 30]);

@@ -2,7 +2,7 @@
 
 use std::f64::consts::PI;
 
-/// Rate during the warm-up's start, and the floor, as shares of the base rate.
+/// Rate at the start of the warm-up, and the floor, as fractions of the base rate.
 const WARM_UP_START: f64 = 0.01;
 const FLOOR: f64 = 0.002;
 
@@ -10,25 +10,25 @@ const FLOOR: f64 = 0.002;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rates {
     pub weights: f64,
-    /// Of every tensor with "bias" in its name.
+    /// For every tensor with "bias" in its name.
     pub biases: f64,
 }
 
-/// Rates change from epoch to epoch, never within one.
+/// Rates change between epochs, never within one.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Schedule {
     pub base: f64,
-    /// Biases learn faster by this factor, also at the end of the warm-up.
+    /// Factor on the rate of biases, also at the end of the warm-up.
     pub bias_factor: f64,
     pub warm_up_epochs: u32,
     pub epochs: u32,
 }
 
 impl Schedule {
-    /// What the authors set.
+    /// The authors' settings.
     pub const BIAS_FACTOR: f64 = 2.0;
 
-    /// Rates of an epoch, which counts from 1; the last one trains at the floor.
+    /// Rates of an epoch, which counts from 1; the last one uses the floor.
     pub fn rates(&self, epoch: u32) -> Rates {
         Rates { weights: self.rate(epoch, 1.0), biases: self.rate(epoch, self.bias_factor) }
     }
@@ -38,7 +38,7 @@ impl Schedule {
         if epoch < self.warm_up_epochs {
             start + f64::from(epoch) * (peak - start) / f64::from(self.warm_up_epochs)
         } else if epoch < self.epochs {
-            // The cosine runs from epoch 0 on; the warm-up hides its beginning.
+            // The cosine starts at epoch 0; the warm-up hides its beginning.
             let turned = PI * f64::from(epoch) / f64::from(self.epochs);
             floor + 0.5 * (peak - floor) * (1.0 + turned.cos())
         } else {
@@ -60,7 +60,7 @@ mod tests {
             for line in text.lines().skip(1) {
                 let cells: Vec<&str> = line.split(',').collect();
                 let number = |cell: usize| cells[cell].parse::<f64>().expect("a number");
-                // The first row is before any epoch, where rates are those of epoch 0.
+                // The first row is before any epoch and has the rates of epoch 0.
                 let rates = schedule.rates(cells[0].parse().unwrap_or(0));
                 for (found, expected) in [(rates.weights, number(1)), (rates.biases, number(2))] {
                     assert!((found / expected - 1.0).abs() <= 1e-9, "{file} {line}: {found}");

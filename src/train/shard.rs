@@ -1,13 +1,13 @@
-//! Which part of a run's batches one of several training processes learns from.
+//! The part of a run's batches from which one of several training processes learns.
 
-/// A process among those that learn together. Alone it learns from everything.
+/// One of the processes that train together. A single process learns from everything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shard {
     rank: usize,
     world_size: usize,
 }
 
-/// There is no such process.
+/// The rank does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("there is no rank {rank} in a world of {world_size}")]
 pub struct ShardError {
@@ -25,7 +25,7 @@ impl Shard {
     /// Ranks count from 0.
     ///
     /// # Errors
-    /// The rank is not below the world size.
+    /// If the rank is not below the world size.
     pub fn new(rank: usize, world_size: usize) -> Result<Self, ShardError> {
         if rank < world_size { Ok(Self { rank, world_size }) } else { Err(ShardError { rank, world_size }) }
     }
@@ -34,15 +34,15 @@ impl Shard {
         self.world_size
     }
 
-    /// Its part of what all ranks have in the same order: every `world_size`-th item. All ranks get equally many, and
-    /// what is left over is dropped, as in the reference's sampler of identities.
+    /// This rank's part of a sequence that all ranks have in the same order: every `world_size`-th item. All
+    /// ranks get equally many, and the remainder is dropped, as in the reference's sampler of identities.
     pub fn part<T>(self, items: Vec<T>) -> Vec<T> {
         let shared = items.len() / self.world_size * self.world_size;
         items.into_iter().take(shared).skip(self.rank).step_by(self.world_size).collect()
     }
 
-    /// The same, but all ranks get equally many since the first items come once more at the end, as in PyTorch's
-    /// `DistributedSampler`.
+    /// The same, but the first items are repeated at the end so that all ranks get equally many, as in
+    /// PyTorch's `DistributedSampler`.
     pub fn padded_part<T: Clone>(self, items: &[T]) -> Vec<T> {
         let shared = items.len().next_multiple_of(self.world_size);
         items.iter().cycle().take(shared).skip(self.rank).step_by(self.world_size).cloned().collect()

@@ -17,7 +17,7 @@ use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, prepar
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
 
-/// Reads training chips, and tolerates some that cannot be read.
+/// Reads training chips and tolerates a number of unreadable files.
 #[derive(Debug)]
 pub struct ImageReader {
     preprocessing: Preprocessing,
@@ -39,22 +39,22 @@ pub struct IdentitySource {
 #[derive(Debug)]
 pub struct PairSource {
     pairs: Vec<Pair>,
-    /// Of one rank.
+    /// Pairs per batch of one rank.
     pairs_per_batch: usize,
     reader: ImageReader,
     shard: Shard,
 }
 
 impl ImageReader {
-    /// Chips as a model reads them, changed at random; `unreadable_max` files may fail.
+    /// Reads chips in the model's form, augmented at random; `unreadable_max` files may fail.
     pub fn new(preprocessing: Preprocessing, augmentation: Augmentation, unreadable_max: usize) -> Self {
         Self { preprocessing, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
     }
 
-    /// The chip, or nothing where the file cannot be read and that is tolerated.
+    /// The chip, or `None` if the file cannot be read and that is tolerated.
     ///
     /// # Errors
-    /// One file more than are tolerated, by name.
+    /// If more files than tolerated are unreadable; the error names the file.
     fn read(&self, image: &Image) -> Result<Option<Chip>, String> {
         let cause = match read_chip(image, self.preprocessing.size, Resampling::Bicubic) {
             Ok(chip) => return Ok(Some(chip)),
@@ -74,10 +74,10 @@ impl ImageReader {
 }
 
 impl IdentitySource {
-    /// Batches of `images_per_batch`, which all ranks share, `images_per_identity` of each identity in it.
+    /// Batches of `images_per_batch` shared by all ranks, with `images_per_identity` of each identity.
     ///
     /// # Errors
-    /// Numbers that give no batch of these images.
+    /// If the numbers cannot form a batch of these images.
     pub fn new(
         images: Vec<Image>,
         images_per_batch: usize,
@@ -90,7 +90,7 @@ impl IdentitySource {
         Ok(Self { images, labels, sampler, reader })
     }
 
-    /// Identities, which are the classes of the classifier.
+    /// The number of identities, which are the classes of the classifier.
     pub fn class_count(&self) -> usize {
         self.labels.iter().max().map_or(0, |last| *last as usize + 1)
     }
@@ -99,7 +99,7 @@ impl IdentitySource {
         &self.images
     }
 
-    /// The image of this number, or the next one of its identity that can be read.
+    /// The image with this number, or the next readable one of its identity.
     fn read(&self, wanted: usize) -> Result<(usize, Chip), String> {
         let label = self.labels[wanted];
         let order = (wanted..self.images.len()).chain(0..wanted);
@@ -113,10 +113,10 @@ impl IdentitySource {
 }
 
 impl PairSource {
-    /// Batches of `pairs_per_batch`, which all ranks share.
+    /// Batches of `pairs_per_batch` shared by all ranks.
     ///
     /// # Errors
-    /// The ranks cannot share them evenly.
+    /// If the ranks cannot share them evenly.
     pub fn new(
         pairs: Vec<Pair>,
         pairs_per_batch: usize,
@@ -131,7 +131,7 @@ impl PairSource {
         &self.pairs
     }
 
-    /// The pair of this number, or the next one that can be read.
+    /// The pair with this number, or the next readable one.
     fn read(&self, wanted: usize) -> Result<(usize, [Chip; 2]), String> {
         for number in (wanted..self.pairs.len()).chain(0..wanted) {
             let Pair { optical, sar } = &self.pairs[number];
@@ -180,7 +180,7 @@ impl Source for PairSource {
     }
 }
 
-/// A batch in the making.
+/// A batch under construction.
 struct Draft {
     samples: Samples,
     preprocessing: Preprocessing,
@@ -197,9 +197,9 @@ impl Draft {
         Self { samples, preprocessing, augmentation, seed, epoch }
     }
 
-    /// Adds an augmented chip; `number` names its image in the data set.
+    /// Adds an augmented chip; `number` is the index of its image in the data set.
     fn add(&mut self, chip: &Chip, number: u64, label: i64) {
-        // An image that fills up its identity is in a batch more than once and looks different each time.
+        // An image that is repeated to complete an identity is augmented differently each time.
         let number = number << 16 | self.samples.len() as u64;
         let random = &mut stream(self.seed, self.epoch, number, Purpose::Augmentation);
         self.samples.pixels.extend(augment(chip, &self.preprocessing, &self.augmentation, random));
@@ -212,7 +212,7 @@ impl Draft {
 /// Reads a file of a data set.
 ///
 /// # Errors
-/// One line that names the file.
+/// If it cannot be read: one line that names the file.
 pub fn read_chip(image: &Image, size: ChipSize, resampling: Resampling) -> Result<Chip, String> {
     let named = |cause: &dyn std::fmt::Display| format!("{}: {cause}", image.path.display());
     let bytes = fs::read(&image.path).map_err(|cause| named(&cause))?;
@@ -268,7 +268,7 @@ mod tests {
             assert!((value - expected[place % expected.len()]).abs() <= 1e-6, "{name} {place}");
         }
 
-        // In training the same, resized as training resizes, where no augmentation is wanted.
+        // In training without augmentation, the same image with the training filter.
         let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
         let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
         let source = IdentitySource::new(
@@ -327,7 +327,7 @@ mod tests {
     fn a_pair_batch_is_optical_first_and_each_image_is_changed_for_itself() {
         let optical = image("0001_a_33x97_RGB.tif", 1);
         let sar = image("0003_c_25x110_SAR.tif", 1);
-        // The same picture on both sides shows that they are not changed alike.
+        // Using the same picture on both sides shows that they are augmented independently.
         let twin = Image::plain(golden::path("images/0005_e_64x20_RGB.png"), 2, Modality::Sar);
         let pairs = vec![
             Pair { optical, sar },

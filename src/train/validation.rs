@@ -1,4 +1,4 @@
-//! What a learner is worth on images that it does not learn from.
+//! Evaluates a learner on images from which it does not learn.
 
 use std::ops::ControlFlow;
 
@@ -12,12 +12,12 @@ use crate::chip::{Chip, ChipSize, Resampling};
 use crate::embedding::Embedding;
 use crate::evaluate::{LabelledImage, Protocol, Summary, rank_by_distance};
 
-/// Images in one pass.
+/// Images per forward pass.
 const BATCH: usize = 16;
-/// What is shown of what was found.
+/// Which of the results to show.
 const SAMPLE: Extent = Extent { queries: 6, ranks: 6 };
 
-/// Queries and the gallery in which they are to be found.
+/// Queries and the gallery in which to find them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Validation {
     queries: Vec<Image>,
@@ -25,12 +25,12 @@ pub struct Validation {
     size: ChipSize,
 }
 
-/// What a learner is worth.
+/// The evaluation of a learner.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ValidationScores {
-    /// In every protocol in which somebody takes part, [`Protocol::All`] first.
+    /// Every protocol with participating images, [`Protocol::All`] first.
     pub summaries: Vec<Summary>,
-    /// Of [`Protocol::All`].
+    /// The rankings of [`Protocol::All`].
     pub sample: Option<RankedLists>,
 }
 
@@ -39,7 +39,7 @@ impl Validation {
         Self { queries, gallery, size }
     }
 
-    /// Every pair's SAR image asks for its own optical image among those of all pairs.
+    /// Every pair's SAR image is a query for its own optical image among those of all pairs.
     pub fn of_pairs(pairs: &[Pair], size: ChipSize) -> Self {
         let numbered = |image: &Image, number: usize| Image { identity: number as i64, ..image.clone() };
         let pairs = pairs.iter().enumerate();
@@ -52,7 +52,7 @@ impl Validation {
     /// Ranks the gallery for every query.
     ///
     /// # Errors
-    /// An image cannot be read, or the learner fails.
+    /// If an image cannot be read or the learner fails.
     pub fn evaluate(&self, learner: &mut impl Learner, loaders: usize) -> Result<ValidationScores, FitError> {
         let queries = self.embed(&self.queries, learner, loaders)?;
         let gallery = self.embed(&self.gallery, learner, loaders)?;

@@ -1,4 +1,4 @@
-//! The authors' own YAML, with overrides: what of it decides a run, what does nothing, what is not supported.
+//! Reads the authors' own YAML with overrides: which keys are used, ignored or unsupported.
 
 mod value;
 
@@ -21,11 +21,11 @@ pub struct AuthorsConfig {
     pub config: TrainConfig,
     /// `OUTPUT_DIR`.
     pub out: Option<PathBuf>,
-    /// Keys that were given and decide nothing, and why.
+    /// Keys that were given but are ignored, and why.
     pub ignored: Vec<String>,
 }
 
-/// Keys that decide nothing in the authors' training, or nothing here. An end of `.` takes in a whole section.
+/// Keys that have no effect in the authors' training, or none here. A trailing `.` covers a whole section.
 const INERT: &[(&str, &str)] = &[
     ("MODEL.DEVICE", "--device decides"),
     ("MODEL.DEVICE_ID", "--device decides"),
@@ -48,10 +48,11 @@ const INERT: &[(&str, &str)] = &[
 ];
 
 impl AuthorsConfig {
-    /// Reads a file of the authors and `KEY VALUE` overrides as their program does, their defaults included.
+    /// Reads one of the authors' files and `KEY VALUE` overrides like their program, including its defaults.
     ///
     /// # Errors
-    /// The text is no YAML; or every key that is unknown, every value that is not supported or out of bounds, at once.
+    /// If the text is not YAML; or every key that is unknown and every value that is unsupported or
+    /// out of bounds, at once.
     pub fn read(text: &str, overrides: &[String]) -> Result<Self, TrainConfigError> {
         let mut values = settings(text).map_err(|problem| TrainConfigError::syntax(&problem))?;
         let (pairs, rest) = overrides.as_chunks::<2>();
@@ -74,7 +75,7 @@ impl AuthorsConfig {
     }
 }
 
-/// Takes values out by key and keeps account of what is wrong with them.
+/// Removes values by key and records problems with them.
 struct YamlReader {
     values: BTreeMap<String, Value>,
     known: Vec<&'static str>,
@@ -141,13 +142,13 @@ impl YamlReader {
             checkpoint: CheckpointChoice {
                 epochs: self.count("SOLVER.CHECKPOINT_PERIOD", 10) as u32,
                 keep: 2,
-                // The authors take the last weights.
+                // The authors use the last weights.
                 keep_best: Some(false),
             },
         }
     }
 
-    /// What every run here does in one way only.
+    /// Settings for which only one value is supported here.
     fn refuse_unsupported(&mut self) {
         let text = |text: &str| Value::Text(text.to_owned());
         let numbers = |numbers: &[f64]| Value::List(numbers.iter().copied().map(Value::Number).collect());
@@ -326,7 +327,8 @@ impl YamlReader {
         }
     }
 
-    /// Refuses a number that the authors may set apart from another one and that is one with it here.
+    /// Refuses a number that differs from another one: the authors may set them separately, but
+    /// they are the same here.
     fn same(&mut self, key: &'static str, default: f64, other: &str, value: f64) {
         let found = self.number(key, default);
         if found != value {

@@ -1,4 +1,4 @@
-//! Files that programs save, and what is to be made of each (`tests/cases/checkpoints`).
+//! Files saved by other programs, and the expected result of reading each (`tests/cases/checkpoints`).
 
 use super::checkpoint::Origin;
 use super::family::ArchitectureHints;
@@ -13,7 +13,7 @@ use super::tensors::NamedTensors;
 use super::wrapper::WeightsChoice;
 use crate::chip::ChipSize;
 
-/// The model of every file that was made here.
+/// The model of every file that was generated here.
 const TINY: TransOssArchitecture = TransOssArchitecture {
     image: ChipSize { height: 12, width: 8 },
     patch: 4,

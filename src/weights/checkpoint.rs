@@ -1,5 +1,5 @@
-//! Files of other programs, whatever their format: the tensors of one model under their plain names, and what was
-//! passed over on the way to them.
+//! Files of other programs in any supported format: the tensors of one model under their plain names, and
+//! what was skipped to find them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,17 +13,17 @@ use super::pth::{self, PthError, StateDict};
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::WeightsChoice;
 
-/// Names that a message lists before it only counts.
+/// Names that a message lists before it only counts the rest.
 const LISTED_MAX: usize = 8;
-/// Bytes that tell the formats apart.
+/// Bytes that distinguish the formats.
 const MAGIC_BYTES: u64 = 9;
 
 /// What a caller expects of a file.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// Keys of wrapping dictionaries that are tried before the usual ones.
+    /// Keys of wrapping dictionaries to try before the usual ones.
     pub first: &'a [&'a str],
-    /// Tensors of which every such model has one.
+    /// Tensors of which every such model has at least one.
     pub anchors: &'a [&'a str],
     pub choice: &'a WeightsChoice,
 }
@@ -35,20 +35,20 @@ pub struct Checkpoint {
     pub origin: Origin,
 }
 
-/// Where in a file a model's tensors were, and what was passed over.
+/// The location of a model's tensors in a file, and what was skipped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// Keys that lead to the tensors, with dots between them; empty where they are outermost.
+    /// Dot-separated keys of the dictionaries that contain the tensors; empty where they are outermost.
     pub wrapper: String,
     /// What was removed from names.
     pub naming: Naming,
     /// Keys of other weights in the file.
     pub others: Vec<String>,
-    /// Entries beside the tensors that were not read, and what they are.
+    /// Entries next to the tensors that were not read, with their kinds.
     pub skipped: Vec<(String, String)>,
 }
 
-/// Why there is no model in a file.
+/// Why no model was found in a file.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     #[error(transparent)]
@@ -60,7 +60,7 @@ pub enum CheckpointError {
 }
 
 impl Checkpoint {
-    /// Reads a file of torch or a safetensors file; which it is goes by content.
+    /// Reads a torch file or a safetensors file; the format is determined by content.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -69,7 +69,7 @@ impl Checkpoint {
         Self::read_from(BufReader::new(file), expected)
     }
 
-    /// [`Self::read`] for a file that is open, or in memory.
+    /// [`Self::read`] for a file that is already open, or in memory.
     ///
     /// # Errors
     /// See [`CheckpointError`].
@@ -97,18 +97,18 @@ impl Checkpoint {
 }
 
 impl Origin {
-    /// What the file has in the place of tensors that are read, by the names that they would have in a model.
+    /// Entries found in place of readable tensors, by the names that they would have in a model.
     pub fn unread(&self) -> BTreeMap<String, &str> {
         self.skipped.iter().map(|(name, kind)| (self.naming.of_model(name), kind.as_str())).collect()
     }
 
-    /// Whether the file is nothing but the tensors of one model under their own names.
+    /// Whether the file contains only the tensors of one model under their own names.
     pub fn is_plain(&self) -> bool {
         *self == Self::default()
     }
 }
 
-/// One line for people.
+/// One line for display.
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Naming { removed, prefix, others, outside } = &self.naming;

@@ -1,4 +1,4 @@
-//! The name of a model: a SHA-256 over everything that decides the numbers it gives.
+//! The name of a model: a SHA-256 over everything that determines its output.
 
 use sha2::{Digest as _, Sha256};
 
@@ -7,16 +7,16 @@ use super::rules::STEPS;
 use super::tensors::NamedTensors;
 use crate::embedding::ModelDigest;
 
-/// Keeps these hashes apart from any other use of SHA-256, and from a later layout.
+/// Separates these hashes from any other use of SHA-256, and from a later layout.
 const DOMAIN: &str = "shipreid model digest 1";
 /// Values converted at a time.
 const CHUNK: usize = 16 << 10;
 
 /// Digest of a model that reads its features at `feature_point`.
 ///
-/// Of the tensors only those count that a served feature depends on: not the classifier nor what a BatchNorm has counted,
-/// so that a checkpoint equals its import and differs from its next training step. Every field is preceded by its
-/// length, so that no two models give the same bytes.
+/// Only tensors that a served feature depends on are included: not the classifier nor the step counts of a
+/// BatchNorm. A checkpoint therefore equals its import, and differs from its next training step. Every field
+/// is preceded by its length, so that no two models give the same bytes.
 pub fn digest(
     architecture: &Architecture,
     feature_point: FeaturePoint,

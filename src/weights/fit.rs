@@ -1,11 +1,12 @@
-//! What a starting point gave a model, and what of it was not taken.
+//! Which tensors of a starting point a model took, and which it did not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::tensors::{NamedTensors, printable};
 
-/// Which tensors of a model came from a checkpoint, which kept their initial values, and what was left.
+/// Which tensors of a model came from a checkpoint, which kept their initial values, and which
+/// tensors of the checkpoint were not used.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fit {
     pub loaded: Vec<String>,
@@ -15,12 +16,12 @@ pub struct Fit {
     pub blocks: Blocks,
 }
 
-/// How much of the network's body a checkpoint gave.
+/// How much of the network's body came from a checkpoint.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Blocks {
     /// Blocks of which every tensor was taken.
     pub whole: usize,
-    /// Blocks of which some tensor was taken.
+    /// Blocks of which at least one tensor was taken.
     pub touched: usize,
     pub of: usize,
 }
@@ -30,9 +31,9 @@ pub struct Blocks {
 pub struct Untaken {
     /// As the checkpoint has it, without wrappers.
     pub name: String,
-    /// Its shape; nothing where the checkpoint has something else than a tensor that is read.
+    /// Its shape; `None` if the checkpoint has something other than a readable tensor.
     pub found: Option<Vec<usize>>,
-    /// That of the model's tensor of this name, if there is one.
+    /// The shape of the model's tensor with this name, if there is one.
     pub expected: Option<Vec<usize>>,
     pub reason: UntakenReason,
 }
@@ -45,15 +46,15 @@ pub enum UntakenReason {
     Head,
     /// The network has no modality embedding.
     NoModality,
-    /// It belongs to something else than the network.
+    /// It does not belong to the network.
     Outside,
-    /// It is no tensor, or none whose numbers are read.
+    /// It is not a tensor, or not one with readable numbers.
     Unread(String),
 }
 
 impl Fit {
-    /// Replaces tensors of `initial` by those of `taken`, whose names and shapes are theirs. `block_prefix` stands before
-    /// the number of a block.
+    /// Replaces tensors of `initial` by those of `taken`, which have the same names and shapes.
+    /// `block_prefix` precedes the number of a block.
     pub fn overlay(
         initial: &mut NamedTensors,
         block_prefix: &str,
@@ -85,13 +86,13 @@ impl Blocks {
 }
 
 impl Untaken {
-    /// For people.
+    /// For display.
     pub fn shown_name(&self) -> String {
         printable(&self.name)
     }
 }
 
-/// One line for people.
+/// One line for display.
 impl fmt::Display for Untaken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown_name())?;

@@ -1,4 +1,4 @@
-//! Safetensors files of other programs: any type of number, any metadata, read tensor by tensor.
+//! Safetensors files of other programs: any number type, any metadata, read tensor by tensor.
 
 use std::io::{self, Read, Seek, SeekFrom};
 
@@ -8,20 +8,20 @@ use super::pth::TENSORS_MAX;
 use super::storage::{AXES_MAX, ElementType};
 use super::tensors::{HostTensor, NamedTensors, printable};
 
-/// As for torch checkpoints.
+/// Same limit as for torch checkpoints.
 const FILE_BYTES_MAX: u64 = 4 << 30;
-/// The names and places of as many tensors as there may be, and metadata.
+/// Enough for the names and offsets of the maximum number of tensors, and metadata.
 const HEADER_BYTES_MAX: u64 = 8 << 20;
 const LENGTH_BYTES: u64 = 8;
 
-/// Tensors, and which others there are of what type.
+/// The tensors, and the types of those that were not read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Contents {
     pub tensors: NamedTensors,
     pub skipped: Vec<(String, String)>,
 }
 
-/// Why a file is no readable safetensors file.
+/// Why a file is not a readable safetensors file.
 #[derive(Debug, thiserror::Error)]
 pub enum ForeignError {
     #[error("the safetensors header is malformed: {0}")]

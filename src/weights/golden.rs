@@ -1,4 +1,4 @@
-//! Recorded and closed-form weights for tests: what the reference program was run with.
+//! Recorded and closed-form weights for tests: those with which the reference program was run.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub struct FullSizeInput {
     pub size_token: [f32; 3],
 }
 
-/// The checkout: the one of which the tests were built, unless they were carried to another machine.
+/// The checkout: the one from which the tests were built, unless they were moved to another machine.
 fn checkout() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
@@ -42,7 +42,7 @@ pub fn path(name: &str) -> PathBuf {
     checkout().join("tests/golden").join(name)
 }
 
-/// Path of a checkpoint as another program saves one.
+/// Path of a checkpoint saved in the manner of another program.
 pub fn checkpoint_case(name: &str) -> PathBuf {
     checkout().join("tests/cases/checkpoints").join(name)
 }
@@ -146,7 +146,7 @@ fn closed_form(shapes: BTreeMap<String, Vec<usize>>) -> NamedTensors {
         .collect()
 }
 
-/// How a tensor's values follow from its uniform numbers; every factor is a power of two.
+/// How a tensor's values are derived from its uniform numbers; every factor is a power of two.
 fn formula(name: &str, shape: &[usize]) -> Box<dyn Fn(f32) -> f32> {
     if name.ends_with("num_batches_tracked") {
         return Box::new(|_| 0.0);

@@ -1,14 +1,14 @@
-//! What keeps a model from taking a checkpoint, all of it at once.
+//! Reports everything that prevents a model from using a checkpoint, at once.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::tensors::{HostTensor, printable};
 
-/// Names of each kind that an error message lists before it only counts.
+/// Names of each kind that an error message lists before it only counts the rest.
 const LISTED_MAX: usize = 8;
 
-/// A tensor of another shape than the model's.
+/// A tensor with a different shape than the model's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Misshapen {
     pub name: String,
@@ -16,18 +16,18 @@ pub struct Misshapen {
     pub found: Vec<usize>,
 }
 
-/// Everything about a checkpoint that keeps a model from taking it; its message names the first of each kind.
+/// Everything that prevents a model from using a checkpoint; the message names the first of each kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, thiserror::Error)]
 pub struct Misfits {
     pub missing: Vec<String>,
     pub unexpected: Vec<String>,
     pub misshapen: Vec<Misshapen>,
-    /// Tensors with a value that is infinite or no number.
+    /// Tensors with an infinite or NaN value.
     pub not_finite: Vec<String>,
 }
 
 impl Misfits {
-    /// Says of missing tensors what a checkpoint has in their place.
+    /// Describes, for missing tensors, what a checkpoint has in their place.
     pub fn explain(&mut self, unread: &BTreeMap<String, &str>) {
         for name in &mut self.missing {
             if let Some(kind) = unread.get(name) {

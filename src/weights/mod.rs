@@ -1,4 +1,4 @@
-//! Checkpoints as data: named tensors read from files that nobody has to trust.
+//! Checkpoints as data: named tensors read from untrusted files.
 
 #[cfg(test)]
 mod cases;
@@ -6,30 +6,30 @@ mod cases;
 pub mod checkpoint;
 /// The name of a model.
 pub mod digest;
-/// Model families: architectures, and the tensors that follow from them.
+/// Model families: architectures, and the tensors that they define.
 pub mod family;
-/// What a starting point gave a model.
+/// Which tensors of a starting point a model took.
 pub mod fit;
 /// Safetensors files of other programs.
 pub mod foreign;
 /// Recorded weights and inputs for tests.
 #[cfg(test)]
 pub mod golden;
-/// What keeps a model from taking a checkpoint.
+/// What prevents a model from using a checkpoint.
 pub mod misfits;
-/// Names without what wrappers put in front of them.
+/// Names without the prefixes of wrappers.
 pub mod names;
 /// Our own format.
 pub mod native;
 /// A model from either format.
 pub mod open;
-/// A model folder as one file.
+/// A model folder as a single file.
 pub mod packed;
 /// The pickles in torch checkpoints, read without executing them.
 pub mod pickle;
 /// Torch checkpoint files.
 pub mod pth;
-/// Which tensors of a checkpoint a model takes.
+/// Which tensors of a checkpoint a model uses.
 pub mod rules;
 /// Initial weights from a seed.
 pub mod seed;
@@ -39,5 +39,5 @@ pub mod start;
 pub mod storage;
 /// Named f32 tensors.
 pub mod tensors;
-/// Where a checkpoint's dictionaries keep a model's tensors.
+/// Where in a checkpoint's dictionaries a model's tensors are.
 pub mod wrapper;

@@ -1,30 +1,30 @@
-//! The names of a checkpoint's tensors, without what wrappers have put in front of them.
+//! The names of a checkpoint's tensors, without the additions of wrappers.
 
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::{WeightsChoice, is_averaged};
 
-/// What data-parallel training and `torch.compile` write in front of a name, or inside it.
+/// Text that data-parallel training and `torch.compile` add before or inside a name.
 const WRAPPERS: &[&str] = &["_orig_mod.", "module."];
-/// What an average of models holds beside them.
+/// Extra entry in an average of models.
 const BOOKKEEPING: &[&str] = &["n_averaged"];
 
-/// Models in one dictionary; every name is compared with each.
+/// Maximum number of models in one dictionary; every name is compared with each.
 const MODELS_MAX: usize = 8;
 
-/// How names were found, and what does not belong to the model that they name.
+/// How names were interpreted, and what does not belong to the model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Naming {
     /// Which of `_orig_mod.` and `module.` were removed.
     pub removed: Vec<&'static str>,
-    /// What was removed from the front of every name; it ends in a dot.
+    /// The prefix that was removed from every name; it ends in a dot.
     pub prefix: String,
     /// Prefixes of other models in the same dictionary.
     pub others: Vec<String>,
-    /// Tensors of no model, and their shapes.
+    /// Tensors that belong to no model, and their shapes.
     pub outside: Vec<(String, Vec<usize>)>,
 }
 
-/// Why a name is not clear.
+/// Why names are ambiguous.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NamingError {
     #[error("two tensors are named {0} once \"module.\" and \"_orig_mod.\" are removed")]
@@ -33,11 +33,11 @@ pub enum NamingError {
     NoSuchWeights { asked: String, known: Vec<String> },
 }
 
-/// Names as a model has them. Every such model has one of the tensors `anchors`: whatever stands before it stands before
-/// all of its names.
+/// Converts names to those of a model. Every such model has at least one of the tensors `anchors`; the prefix
+/// of that tensor is the prefix of all names.
 ///
 /// # Errors
-/// Two names become one, or no prefix is the chosen one.
+/// If two names become equal, or no prefix is the selected one.
 pub fn bare(
     tensors: NamedTensors,
     anchors: &[&str],
@@ -74,7 +74,7 @@ pub fn bare(
             Some(own) if !BOOKKEEPING.contains(&own) => {
                 named.insert(own.to_owned(), tensor);
             }
-            // Those of the other models are left as they are: together, and under their prefix.
+            // Tensors of other models, under their own prefixes, are dropped without a report.
             _ if prefixes.iter().any(|other| !other.is_empty() && name.starts_with(other)) => {}
             _ => naming.outside.push((name, tensor.shape)),
         }
@@ -83,13 +83,13 @@ pub fn bare(
 }
 
 impl Naming {
-    /// A name without wrappers and prefix, as [`bare`] makes them.
+    /// A name without wrappers and prefix, as produced by [`bare`].
     pub fn of_model(&self, name: &str) -> String {
         let plain = WRAPPERS.iter().fold(name.to_owned(), |name, wrapper| name.replace(wrapper, ""));
         plain.strip_prefix(&self.prefix).map_or_else(|| plain.clone(), str::to_owned)
     }
 
-    /// For people.
+    /// For display.
     pub fn shown_prefix(&self) -> String {
         printable(&self.prefix)
     }
@@ -107,7 +107,7 @@ impl Naming {
     }
 }
 
-/// What stands before `anchor` where a name ends in it: nothing, or something that ends in a dot.
+/// The prefix of `anchor` in a name that ends with it: empty, or ending in a dot.
 fn prefix<'a>(name: &'a str, anchor: &str) -> Option<&'a str> {
     name.strip_suffix(anchor).filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
 }

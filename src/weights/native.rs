@@ -1,4 +1,5 @@
-//! Our own model format: a folder with `model.safetensors` (f32) and `model.toml` (what the tensors are).
+//! Our own model format: a folder with `model.safetensors` (f32) and `model.toml` (a description of
+//! the tensors).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,23 +17,23 @@ use crate::durable::write_folder;
 
 pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";
-/// Changes when an older program could misread a folder.
+/// Incremented when an older program could misread a folder.
 const FORMAT: u32 = 1;
 pub(super) const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 pub(super) const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
-/// What a folder says of its model.
+/// A folder's description of its model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
-    /// 64 hexadecimal digits; the tensors are checked against it when they are read.
+    /// 64 hexadecimal digits; verified against the tensors when they are read.
     pub digest: String,
     pub feature_point: FeaturePoint,
-    /// Name of the file that was imported, for people.
+    /// Name of the imported file, for display.
     pub source: String,
     pub architecture: Architecture,
 }
 
-/// `model.toml`, whose architecture is read by its family.
+/// `model.toml`; its family parses the architecture.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written<A> {
@@ -46,7 +47,7 @@ struct Written<A> {
 }
 
 impl Description {
-    /// As it is written to disk.
+    /// The form that is written to disk.
     pub fn to_toml(&self) -> String {
         let Self { digest, feature_point, source, architecture } = self;
         let written = Written {
@@ -67,7 +68,7 @@ impl Description {
     }
 }
 
-/// Why a folder is no model, or could not become one.
+/// Why a folder is not a model, or could not be written as one.
 #[derive(Debug, thiserror::Error)]
 pub enum NativeError {
     #[error("{path}: {cause}")]
@@ -86,10 +87,10 @@ pub enum NativeError {
     Packed { path: PathBuf, cause: ZipError },
 }
 
-/// Writes a model folder that is whole or absent, also after a power failure.
+/// Writes a model folder that is complete or absent, even after a power failure.
 ///
 /// # Errors
-/// `folder` exists already, or cannot be written.
+/// If `folder` already exists or cannot be written.
 pub fn write(folder: &Path, description: &Description, tensors: &NamedTensors) -> Result<(), NativeError> {
     if folder.exists() {
         return Err(NativeError::Exists(folder.to_owned()));
@@ -105,24 +106,24 @@ pub fn tensor_bytes(tensors: &NamedTensors) -> Vec<u8> {
     safetensors::serialize(views, None).expect("every tensor holds as many values as its shape")
 }
 
-/// Reads a model folder; the caller compares tensors with architecture and digest.
+/// Reads a model folder; the caller verifies the tensors against architecture and digest.
 ///
 /// # Errors
-/// A file is absent, malformed, too large or of another format.
+/// If a file is missing, malformed, too large or of another format.
 pub fn read(folder: &Path) -> Result<(Description, NamedTensors), NativeError> {
     Ok((read_description(folder)?, read_tensors(&folder.join(TENSORS))?))
 }
 
-/// Reads what a model folder says of its tensors, without them.
+/// Reads the description of a model folder without the tensors.
 ///
 /// # Errors
-/// The description is absent, malformed, too large or of another format.
+/// If the description is missing, malformed, too large or of another format.
 pub fn read_description(folder: &Path) -> Result<Description, NativeError> {
     let path = folder.join(DESCRIPTION);
     parse_description(&path, &read_bounded(&path, DESCRIPTION_BYTES_MAX)?)
 }
 
-/// The description in `bytes`, which lie at `path`.
+/// The description in `bytes`, which were read from `path`.
 pub(super) fn parse_description(path: &Path, bytes: &[u8]) -> Result<Description, NativeError> {
     let text = String::from_utf8_lossy(bytes);
     let malformed = |cause: toml::de::Error| NativeError::Description {
@@ -136,7 +137,7 @@ pub(super) fn parse_description(path: &Path, bytes: &[u8]) -> Result<Description
     Description::from_toml(&text).map_err(malformed)
 }
 
-/// The part of a description that every format has.
+/// The part of a description that is common to all formats.
 #[derive(Deserialize)]
 struct Format {
     format: u32,
@@ -145,7 +146,7 @@ struct Format {
 /// Reads the f32 tensors of a safetensors file.
 ///
 /// # Errors
-/// The file is absent, malformed, too large or holds numbers of another type.
+/// If the file is missing, malformed, too large or holds numbers of another type.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
     parse_tensors(path, &read_tensor_bytes(path)?)
 }
@@ -153,15 +154,15 @@ pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
 /// The bytes of a safetensors file.
 ///
 /// # Errors
-/// The file is absent or too large.
+/// If the file is missing or too large.
 pub fn read_tensor_bytes(path: &Path) -> Result<Vec<u8>, NativeError> {
     read_bounded(path, TENSOR_BYTES_MAX)
 }
 
-/// The tensors in `bytes`, which lie at `path`.
+/// The tensors in `bytes`, which were read from `path`.
 ///
 /// # Errors
-/// The bytes are malformed or hold numbers of another type.
+/// If the bytes are malformed or hold numbers of another type.
 pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<NamedTensors, NativeError> {
     let malformed = |cause: String| NativeError::Tensors { path: path.to_owned(), cause };
     let file = SafeTensors::deserialize(bytes).map_err(|cause| malformed(cause.to_string()))?;
@@ -184,7 +185,7 @@ fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {
     fs::read(path).map_err(failed)
 }
 
-/// A tensor as safetensors wants to see it.
+/// A tensor in the form that safetensors requires.
 struct Values<'a>(&'a HostTensor);
 
 impl View for Values<'_> {

@@ -1,4 +1,4 @@
-//! A model from wherever it lies: our own folder, packed or not, or a checkpoint of another program.
+//! Opens a model in any form: our own folder, packed or not, or a checkpoint of another program.
 
 use std::path::{Path, PathBuf};
 
@@ -26,16 +26,16 @@ pub struct OpenModel {
     pub tensors: NamedTensors,
 }
 
-/// What a checkpoint of another program leaves open; a folder of ours says it itself.
+/// Information that a checkpoint of another program lacks; our own folders contain it.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
     pub feature_point: FeaturePoint,
     pub architecture: ArchitectureHints,
-    /// Which of several weights in it.
+    /// Which of several sets of weights in it to use.
     pub weights: WeightsChoice,
 }
 
-/// Why a path holds no model that can be served.
+/// Why a path does not hold a servable model.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {cause}")]
 pub struct OpenError {
@@ -68,15 +68,15 @@ impl OpenModel {
         Self { architecture, feature_point, digest, tensors }
     }
 
-    /// Reads a model folder, one that is packed into a file, or a checkpoint: a file of torch, or safetensors.
+    /// Reads a model folder, a packed model folder, or a checkpoint: a torch or safetensors file.
     ///
     /// # Errors
-    /// What keeps it from being served, with everything that is missing, unexpected or misshapen in one.
+    /// If it cannot be served; everything that is missing, unexpected or misshapen is reported in one error.
     pub fn open(path: &Path, hints: &Hints) -> Result<Self, OpenError> {
         Self::open_with_origin(path, hints).map(|(model, _)| model)
     }
 
-    /// [`Self::open`], and where in a checkpoint the model was.
+    /// [`Self::open`], also returning where in a checkpoint the model was.
     ///
     /// # Errors
     /// See [`Self::open`].
@@ -92,7 +92,7 @@ impl OpenModel {
         opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
     }
 
-    /// What a folder with this model says of it; `source` says where it came from.
+    /// The description of this model in a folder; `source` is its origin.
     pub fn description(&self, source: &str) -> Description {
         Description {
             digest: self.digest.to_string(),
@@ -102,17 +102,17 @@ impl OpenModel {
         }
     }
 
-    /// Writes the model as a folder of ours; `source` says where it came from.
+    /// Writes the model as a folder in our format; `source` is its origin.
     ///
     /// # Errors
-    /// The folder exists already or cannot be written.
+    /// If the folder already exists or cannot be written.
     pub fn save(&self, folder: &Path, source: &str) -> Result<(), NativeError> {
         let description = self.description(source);
         native::write(folder, &description, &self.tensors)
     }
 }
 
-/// Whether the tensors are those of their description.
+/// Whether the tensors match their description.
 fn check((description, tensors): (Description, NamedTensors)) -> Result<OpenModel, Cause> {
     description.architecture.validate()?;
     let tensors = rules::for_serving(&description.architecture, tensors)?;
@@ -136,7 +136,7 @@ fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Ca
     Ok((OpenModel::new(architecture, hints.feature_point, tensors), origin))
 }
 
-/// Why tensors that lack one which every model of a family has are none of that family.
+/// Explains why tensors that lack one required of every model of a family do not belong to that family.
 fn unknown(cause: ArchitectureError, tensors: &NamedTensors) -> Cause {
     match cause {
         ArchitectureError::Absent(name, _) if !tensors.contains_key(name) => {

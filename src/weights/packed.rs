@@ -1,4 +1,4 @@
-//! A model folder as one file, for transport: a zip of its files, uncompressed, with their checksums.
+//! A model folder as a single file, for transport: an uncompressed zip of its files, with checksums.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
@@ -10,7 +10,7 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 use super::native::{self, Description, NativeError};
 use super::tensors::NamedTensors;
 
-/// A file of a model folder under its name there.
+/// A file of a model folder, under its name in the folder.
 #[derive(Debug)]
 pub struct Part {
     pub name: &'static str,
@@ -20,9 +20,9 @@ pub struct Part {
 /// Writes `parts` one after the other, front to back.
 ///
 /// # Errors
-/// A part cannot be read, or `out` not be written.
+/// If a part cannot be read, or `out` cannot be written.
 pub fn pack(parts: Vec<Part>, out: impl Write) -> io::Result<()> {
-    // Without the times of the files, equal models give equal bytes.
+    // File times are omitted, so that equal models give equal bytes.
     let options = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).large_file(true);
     let mut zip = ZipWriter::new_stream(out);
     for Part { name, mut file } in parts {
@@ -32,25 +32,26 @@ pub fn pack(parts: Vec<Part>, out: impl Write) -> io::Result<()> {
     zip.finish()?.into_inner().flush()
 }
 
-/// Whether a file is a packed model, whole or not; a PyTorch checkpoint, though a zip as well, is none.
+/// Whether a file is a packed model, intact or not. A PyTorch checkpoint is also a zip but is not a
+/// packed model.
 ///
 /// # Errors
-/// The file cannot be read.
+/// If the file cannot be read.
 pub fn is_packed(path: &Path) -> io::Result<bool> {
     let archive = ZipArchive::new(BufReader::new(File::open(path)?));
     Ok(archive.is_ok_and(|archive| archive.index_for_name(native::DESCRIPTION).is_some()))
 }
 
-/// Reads a packed model; the caller compares tensors with architecture and digest.
+/// Reads a packed model; the caller verifies the tensors against architecture and digest.
 ///
 /// # Errors
-/// A part is absent, damaged, malformed, too large or of another format.
+/// If a part is missing, damaged, malformed, too large or of another format.
 pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
     let file = File::open(path).map_err(|cause| NativeError::Io { path: path.to_owned(), cause })?;
     read_from(path, BufReader::new(file))
 }
 
-/// [`read`] for a file that is open, or in memory; errors say that it lies at `path`.
+/// [`read`] for a file that is already open, or in memory; errors name `path`.
 ///
 /// # Errors
 /// See [`read`].
@@ -67,13 +68,13 @@ pub fn read_from(
 /// The bytes of one part, whose checksum has been verified.
 ///
 /// # Errors
-/// The part is absent, damaged or larger than `bytes_max`.
+/// If the part is missing, damaged or larger than `bytes_max`.
 pub fn read_part(path: &Path, name: &str, bytes_max: u64) -> Result<Vec<u8>, NativeError> {
     let file = File::open(path).map_err(|cause| NativeError::Io { path: path.join(name), cause })?;
     read_part_from(path, BufReader::new(file), name, bytes_max)
 }
 
-/// [`read_part`] of a file that is open, or in memory; errors say that it lies at `path`.
+/// [`read_part`] for a file that is already open, or in memory; errors name `path`.
 fn read_part_from(
     path: &Path,
     reader: impl Read + Seek,
@@ -142,7 +143,7 @@ mod tests {
             flipped[at] ^= 0x10;
             for changed in [&flipped[..], &bytes[..at]] {
                 let path = file(folder.path(), changed);
-                // Some bytes, such as a time, say nothing about the model.
+                // Some bytes, such as a time, do not affect the model.
                 if let Ok(opened) = OpenModel::open(&path, &Hints::default()) {
                     assert!(opened == model(), "byte {at}");
                 }

@@ -1,21 +1,22 @@
-//! Which tensors of a checkpoint a model takes: strictly to serve, more freely to start a fine-tune.
+//! Which tensors of a checkpoint a model uses: strict for serving, more lenient for the start of a fine-tune.
 
 use super::family::Architecture;
 use super::fit::{Fit, Untaken, UntakenReason};
 use super::misfits::Misfits;
 use super::tensors::{HostTensor, NamedTensors};
 
-/// The key under which a whole-model checkpoint holds its tensors first of all.
+/// The first key under which a whole-model checkpoint is expected to hold its tensors.
 pub const WRAPPERS: &[&str] = &["state_dict"];
 
-/// A BatchNorm counts the steps of its training. Nothing reads it in serving, and old or converted checkpoints lack it.
+/// A BatchNorm counts its training steps. Serving does not read the count, and old or converted
+/// checkpoints lack it.
 pub(super) const STEPS: &str = "num_batches_tracked";
 
-/// The tensors of a checkpoint that a served model has; what its family does not read in serving may be absent, of
-/// another shape or unknown, and is then left out. A BatchNorm without its count of steps has taken none.
+/// The tensors of a checkpoint for a served model. Tensors that its family does not read in serving may be
+/// missing, misshapen or unknown, and are then omitted. A BatchNorm without a step count gets 0.
 ///
 /// # Errors
-/// All other missing, unexpected, misshapen and non-finite tensors, in one.
+/// All other missing, unexpected, misshapen and non-finite tensors, in one error.
 pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
     let expected = architecture.expected_tensors();
     for counter in expected.keys().filter(|name| name.ends_with(STEPS)) {
@@ -38,8 +39,8 @@ pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Re
     misfits.none_or(tensors)
 }
 
-/// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` but the heads replaces the one in
-/// `initial`, and what the checkpoint lacks keeps its initial values.
+/// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` except the heads replaces
+/// the one in `initial`; tensors that the checkpoint lacks keep their initial values.
 ///
 /// # Errors
 /// All names that `initial` lacks and all shapes that differ; `initial` is then unchanged.

@@ -1,4 +1,4 @@
-//! Initial weights from a seed: the same bits on every machine, whatever the order of the tensors.
+//! Initial weights from a seed: identical bits on every machine, regardless of the order of the tensors.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -7,16 +7,17 @@ use sha2::{Digest as _, Sha256};
 use super::family::{Architecture, Initial};
 use super::tensors::{HostTensor, NamedTensors};
 
-/// Keeps the streams apart from any other use of the same seed.
+/// Separates the streams from any other use of the same seed.
 const DOMAIN: &[u8] = b"shipreid initial weights 1";
 
-/// Share of a normal distribution below the lower cut; the inverse below needs no logarithm inside the cuts.
+/// Fraction of a normal distribution below the lower cut; between the cuts, the inverse below needs
+/// no logarithm.
 const CUT: f64 = 0.02425;
 /// Standard deviation of a unit normal between the two cuts, which lie 1.973 deviations from the middle.
 const CUT_STD: f64 = 0.873_922_942_716_433_8;
 
-/// Starting weights of every tensor of `architecture`, as its family has them. Each tensor has its own stream, from seed
-/// and name.
+/// Initial weights of every tensor of `architecture`, distributed as its family specifies. Each tensor has
+/// its own stream, derived from seed and name.
 pub fn seeded(architecture: &Architecture, seed: u64) -> NamedTensors {
     let tensor = |(name, shape): (String, Vec<usize>)| {
         let count = shape.iter().product();
@@ -43,15 +44,15 @@ fn stream(name: &str, seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::from_seed(hasher.finalize().into())
 }
 
-/// A number between 0 and 1, never either.
+/// A number strictly between 0 and 1.
 fn unit(stream: &mut ChaCha8Rng) -> f64 {
     (f64::from(stream.next_u32()) + 0.5) * f64::exp2(-32.0)
 }
 
-/// A normal number of deviation one, cut off near two deviations, from a uniform one.
+/// A normal number of deviation one, truncated near two deviations, computed from a uniform one.
 ///
-/// The middle of Acklam's approximation of the inverse normal distribution: a ratio of polynomials (relative
-/// error 1.2e-9), so that nothing but IEEE arithmetic decides the bits.
+/// The central part of Acklam's approximation of the inverse normal distribution: a ratio of polynomials
+/// (relative error 1.2e-9), so that only IEEE arithmetic determines the bits.
 fn truncated_normal(unit: f64) -> f64 {
     let q = CUT + unit * (1.0 - 2.0 * CUT) - 0.5;
     let r = q * q;

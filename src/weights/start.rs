@@ -1,4 +1,4 @@
-//! Starting points of training: whatever file they are in, and only if they are one.
+//! Starting points of training, from any supported file, validated as such.
 
 use std::path::Path;
 
@@ -13,22 +13,22 @@ use super::rules;
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::WeightsChoice;
 
-/// Keys under which a ViT that was trained on ImageNet holds its tensors first of all, the outermost first.
+/// Keys under which a ViT trained on ImageNet is first expected to hold its tensors, the outermost first.
 pub const VIT_WRAPPERS: &[&str] = &["model", "state_dict"];
-/// A tensor that every ViT has, and every name of its blocks begins with.
+/// A tensor that every ViT has, and the common prefix of its blocks' tensors.
 const VIT_ANCHOR: &str = "cls_token";
 const VIT_BLOCKS: &str = "blocks.";
 /// Names of a checkpoint that an error message lists.
 const LISTED_MAX: usize = 4;
-/// Bytes of a line of a report, but for its last item.
+/// Maximum bytes of a report's line, excluding its last item.
 const LINE_BYTES_MAX: usize = 2000;
 
-/// By which rules a network starts.
+/// The rules by which a network is initialised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A ViT that was trained on ImageNet: heads are left out, positions are resized.
+    /// A ViT trained on ImageNet: heads are ignored, positions are resized.
     Imagenet,
-    /// A model of the same family, of which everything but its heads is taken as it is.
+    /// A model of the same family: everything except its heads is used unchanged.
     Model,
 }
 
@@ -39,7 +39,7 @@ pub struct StartingPoint {
     pub fit: Fit,
 }
 
-/// Why a file is no starting point of a network.
+/// Why a file is not a starting point for a network.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]
@@ -62,7 +62,7 @@ pub enum StartError {
     NoBlocks { names: String },
 }
 
-/// A ViT where a model of a family is wanted.
+/// A ViT where a model of the family is required.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "it is a ViT without the parts of a {} (it has {VIT_ANCHOR} where a {} has {})",
@@ -71,7 +71,7 @@ pub enum StartError {
 pub struct BareVit(Family);
 
 impl BareVit {
-    /// What these tensors are, if they are that.
+    /// `Some` if these tensors belong to a ViT without the parts of `wanted`.
     pub(super) fn of(tensors: &NamedTensors, wanted: Family) -> Option<Self> {
         let is_bare = tensors.contains_key(VIT_ANCHOR) && !tensors.contains_key(wanted.anchor());
         is_bare.then_some(Self(wanted))
@@ -82,8 +82,8 @@ impl StartingPoint {
     /// Replaces tensors of `initial`, which are all of `architecture`, by those of a file or model folder.
     ///
     /// # Errors
-    /// It cannot be read, has tensors that `kind` does not allow, or no block of the network can be taken from it;
-    /// `initial` is then of no further use.
+    /// If it cannot be read, has tensors that `kind` does not allow, or no block of the network can be taken
+    /// from it; `initial` is then unusable.
     pub fn take(
         initial: &mut NamedTensors,
         architecture: &Architecture,
@@ -114,7 +114,8 @@ impl StartingPoint {
         Ok(Self { origin, fit })
     }
 
-    /// Everything about it in lines of bounded length: what was taken, what was not and why, and what stays as it was.
+    /// The full report in lines of bounded length: tensors taken, tensors not taken and why, and
+    /// tensors left unchanged.
     pub fn report(&self) -> Vec<String> {
         let Fit { loaded, kept, untaken, .. } = &self.fit;
         let mut lines = vec![format!("{} tensors taken, {} kept as they were", loaded.len(), kept.len())];
@@ -127,7 +128,7 @@ impl StartingPoint {
         lines
     }
 
-    /// What a person should know who expects all of the network to start from it.
+    /// A warning for users who expect the whole network to start from the file.
     pub fn warning(&self) -> Option<String> {
         let Blocks { whole, of, .. } = self.fit.blocks;
         (whole < of).then(|| format!("only {whole} of {of} blocks start from it; the others are random"))
@@ -147,7 +148,7 @@ fn read(path: &Path, expected: &Expected) -> Result<Checkpoint, StartError> {
     Ok(Checkpoint { tensors, origin: Origin { naming, ..Origin::default() } })
 }
 
-/// What the file had beside the tensors of a network.
+/// Entries in the file other than the tensors of a network.
 fn left(origin: &Origin) -> impl Iterator<Item = Untaken> {
     let outside = origin.naming.outside.iter().map(|(name, shape)| Untaken {
         name: name.clone(),
@@ -164,7 +165,7 @@ fn left(origin: &Origin) -> impl Iterator<Item = Untaken> {
     outside.chain(skipped)
 }
 
-/// As many items in a line as its length allows.
+/// As many items per line as its length allows.
 fn in_lines(head: &str, items: impl Iterator<Item = String>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for item in items {

@@ -4,10 +4,10 @@ use half::{bf16, f16};
 
 use super::tensors::HostTensor;
 
-/// Axes that a checkpoint's tensor may have; a patch convolution has four.
+/// Maximum number of axes of a checkpoint's tensor; a patch convolution has four.
 pub(super) const AXES_MAX: usize = 8;
 
-/// Classes of storages, the type of their elements, its bytes and how its numbers are read.
+/// Storage classes: the type of their elements, its size in bytes and how its numbers are read.
 const STORAGES: &[(&str, &str, usize, Option<ElementType>)] = &[
     ("DoubleStorage", "float64", 8, Some(ElementType::F64)),
     ("FloatStorage", "float32", 4, Some(ElementType::F32)),
@@ -28,7 +28,7 @@ const STORAGES: &[(&str, &str, usize, Option<ElementType>)] = &[
     ("QUInt2x4Storage", "quint2x4", 1, None),
 ];
 
-/// Types whose arrays lie in untyped storages, and their bytes.
+/// Types whose arrays are in untyped storages, and their sizes in bytes.
 const UNTYPED: &[(&str, usize)] = &[
     ("float8_e5m2", 1),
     ("float8_e4m3fn", 1),
@@ -61,8 +61,8 @@ const UNTYPED: &[(&str, usize)] = &[
     ("int7", 1),
 ];
 
-/// What an array of numbers holds. Everything becomes f32 when it is read: f16, bf16, u8, i8, i16 and bool exactly,
-/// f64 rounded to the nearest, i32 and i64 exactly up to 2^24 in magnitude and rounded beyond.
+/// The element type of an array. Everything becomes f32 when it is read: f16, bf16, u8, i8, i16 and bool
+/// exactly, f64 rounded to the nearest, i32 and i64 exactly up to 2^24 in magnitude and rounded beyond.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ElementType {
     F64,
@@ -77,16 +77,16 @@ pub enum ElementType {
     Bool,
 }
 
-/// A type of torch as it calls it (`float32`): one whose numbers are read, or one whose arrays are passed over.
+/// A type by torch's name (`float32`): one whose numbers are read, or one whose arrays are skipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DataType {
     pub name: &'static str,
-    /// Bytes of one element.
+    /// Bytes per element.
     size: usize,
     pub element: Option<ElementType>,
 }
 
-/// An array named by a checkpoint's pickle; its bytes lie elsewhere in the file.
+/// An array named by a checkpoint's pickle; its bytes are elsewhere in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
     pub key: String,
@@ -94,7 +94,7 @@ pub struct Storage {
     pub elements: u64,
 }
 
-/// A tensor's place in a storage; every index of its shape lies inside.
+/// A tensor's view into a storage; every index of its shape is inside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensor {
     storage: Storage,
@@ -106,7 +106,8 @@ pub struct StoredTensor {
 }
 
 impl DataType {
-    /// The type of the storages that torch calls `<class>`, `FloatStorage` for one. An untyped storage counts bytes.
+    /// The type of torch's storage class `<class>`, for example `FloatStorage`. An untyped storage
+    /// counts bytes.
     pub fn of_storage_class(class: &str) -> Option<Self> {
         if class == "UntypedStorage" {
             return Self::named("uint8");
@@ -115,7 +116,7 @@ impl DataType {
         entry.map(|&(_, name, size, element)| Self { name, size, element })
     }
 
-    /// The type that torch calls `<name>` in its module `torch`.
+    /// The type `<name>` in torch's module `torch`.
     pub fn named(name: &str) -> Option<Self> {
         let typed = STORAGES.iter().find(|(_, known, ..)| *known == name);
         let typed = typed.map(|&(_, name, size, element)| Self { name, size, element });
@@ -143,15 +144,15 @@ impl ElementType {
 }
 
 impl Storage {
-    /// Length in bytes, where it fits this machine at all.
+    /// Length in bytes, if it is representable on this machine.
     pub fn byte_length(&self) -> Option<usize> {
         usize::try_from(self.elements).ok()?.checked_mul(self.data_type.size)
     }
 }
 
 impl StoredTensor {
-    /// A view of `storage`; `None` where it would reach past the end, axes and strides differ in number, or the storage
-    /// holds what is not read.
+    /// A view of `storage`; `None` if it would exceed the storage, axes and strides differ in number, or the
+    /// storage holds a type that is not read.
     pub fn new(storage: Storage, offset: usize, shape: Vec<usize>, strides: Vec<usize>) -> Option<Self> {
         let element = storage.data_type.element?;
         if shape.len() != strides.len() || shape.len() > AXES_MAX {

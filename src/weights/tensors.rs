@@ -14,10 +14,10 @@ pub struct HostTensor {
 /// Integer tensors (`num_batches_tracked`) are held as f32, exact up to 2^24.
 pub type NamedTensors = BTreeMap<String, HostTensor>;
 
-/// Characters of a name that a message shows.
+/// Maximum number of characters of a name that a message shows.
 const SHOWN_MAX: usize = 120;
 
-/// The beginning of a name that comes from a file, without anything that could act on a terminal.
+/// The beginning of a name from a file, without anything that could act on a terminal.
 pub fn printable(name: &str) -> String {
     name.chars().take(SHOWN_MAX).flat_map(char::escape_default).collect()
 }

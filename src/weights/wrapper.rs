@@ -1,10 +1,10 @@
-//! Where in a checkpoint's dictionaries a model's tensors are.
+//! Locates a model's tensors in a checkpoint's dictionaries.
 
 use std::collections::HashSet;
 
 use super::pickle::{Pickle, Value, ValueId};
 
-/// Keys under which programs keep a model's own weights, in the order in which they are tried.
+/// Keys under which programs store a model's own weights, in the order in which they are tried.
 const OWN: &[&str] = &[
     "state_dict",
     "model",
@@ -17,7 +17,7 @@ const OWN: &[&str] = &[
     "weights",
     "params",
 ];
-/// Keys under which they keep the moving average of these.
+/// Keys under which they store the moving average of these.
 const AVERAGED: &[&str] = &[
     "ema",
     "model_ema",
@@ -28,33 +28,33 @@ const AVERAGED: &[&str] = &[
     "teacher",
     "params_ema",
 ];
-/// Dictionaries inside each other; no program is known that has more than three.
+/// Maximum nesting of dictionaries; no known program uses more than three.
 const DEPTH_MAX: usize = 4;
 
-/// Which of several weights in a file.
+/// Selects one of several sets of weights in a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum WeightsChoice {
-    /// Those of the model itself; averaged ones where there are no others.
+    /// The model's own weights, or averaged ones if there are no others.
     #[default]
     Own,
     Averaged,
-    /// Those under this key, or whose names begin with it.
+    /// The weights under this key, or those whose names begin with it.
     Named(String),
 }
 
 /// The dictionary that holds a model's tensors.
 pub struct WeightsDict {
     pub dict: ValueId,
-    /// Keys that lead to it from the outermost dictionary.
+    /// Keys of the dictionaries that contain it, from the outermost one.
     pub path: Vec<String>,
-    /// Other keys of the outermost dictionary that lead to weights.
+    /// Other keys of the outermost dictionary that contain weights.
     pub others: Vec<String>,
-    /// Whether the choice decided, so that names need not.
+    /// Whether the selection was resolved by key, so that names need not resolve it.
     pub is_chosen: bool,
 }
 
 impl WeightsChoice {
-    /// As a configuration or a flag says it: nothing, `ema`, or a key of the file.
+    /// As written in a configuration or flag: empty, `ema`, or a key of the file.
     pub fn new(text: &str) -> Self {
         match text {
             "" => Self::Own,
@@ -64,12 +64,12 @@ impl WeightsChoice {
     }
 }
 
-/// Whether a key, or the last part of a prefix, is one of averaged weights.
+/// Whether a key, or the last part of a prefix, denotes averaged weights.
 pub fn is_averaged(key: &str) -> bool {
     AVERAGED.contains(&key)
 }
 
-/// The dictionary with the tensors of a model: `first` are keys that are tried before all others, at every depth.
+/// The dictionary with a model's tensors; `first` are keys that are tried before all others, at every depth.
 pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option<WeightsDict> {
     let root = pickle.root();
     let own: Vec<&str> = first.iter().chain(OWN).copied().collect();
@@ -81,7 +81,7 @@ pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option
     };
     let is_chosen = chosen.is_some();
     let (mut path, dict) = chosen.or_else(|| search.below(root, DEPTH_MAX)).or_else(|| {
-        // A file of nothing but an average.
+        // A file that contains only an average.
         search.under(root, AVERAGED, DEPTH_MAX)
     })?;
     path.reverse();
@@ -97,14 +97,14 @@ pub fn locate(pickle: &Pickle, first: &[&str], choice: &WeightsChoice) -> Option
     Some(WeightsDict { dict, path, others, is_chosen })
 }
 
-/// Looks at every dictionary once, however they are entangled.
+/// Visits every dictionary once, however they refer to each other.
 struct Search<'a> {
     pickle: &'a Pickle,
     own: &'a [&'a str],
     seen: HashSet<ValueId>,
 }
 
-/// Keys from the innermost to the outermost, and the dictionary that they lead to.
+/// Keys from the innermost to the outermost, and the dictionary at the end of the path.
 type KeyPath = (Vec<String>, ValueId);
 
 impl Search<'_> {
@@ -132,7 +132,7 @@ impl Search<'_> {
         })
     }
 
-    /// Under a key as it is, or under keys with dots between them.
+    /// Under the key itself, or under dot-separated keys.
     fn named(&mut self, name: &str) -> Option<KeyPath> {
         let root = self.pickle.root();
         if self.pickle.entry(root, name).is_some() {

@@ -1,4 +1,4 @@
-//! Certificates that tests make for themselves.
+//! Certificates that tests generate.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use rcgen::{
     IsCa, Issuer, KeyIdMethod, KeyPair, RevokedCertParams, SerialNumber, date_time_ymd,
 };
 
-/// What may vouch for others.
+/// A certificate authority.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
-/// Whether a certificate still holds.
+/// The validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Term {
     Valid,
@@ -67,7 +67,7 @@ impl Authority {
 }
 
 impl Authority {
-    /// A revocation list of these certificates, as PEM.
+    /// A revocation list with these certificates, as PEM.
     pub fn revoke(&self, pairs: &[&Pair], term: Term) -> String {
         let revoked = pairs.iter().map(|pair| RevokedCertParams {
             serial_number: pair.serial.clone(),
@@ -89,7 +89,7 @@ impl Authority {
 }
 
 impl Pair {
-    /// The settings under which a server uses it.
+    /// The settings with which a server uses it.
     pub fn settings(&self) -> [String; 2] {
         [format!("tls.certificate={}", self.certificate.display()), format!("tls.key={}", self.key.display())]
     }

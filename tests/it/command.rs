@@ -1,4 +1,4 @@
-//! The program as its users start it: serve, embed, import, and what it says when it cannot.
+//! The program from its users' point of view: serve, embed, import, and its error messages.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -97,7 +97,7 @@ fn a_model_is_sent_to_a_server_activated_exported_and_served_after_a_restart() {
     assert!(String::from_utf8_lossy(&refused.stderr).contains("MODEL_ACTIVE"));
     server.terminate();
 
-    // There is a copy of it.
+    // The record has a copy.
     let record = folder.path().join("data/models/active.toml");
     std::fs::write(record, "format = 9").unwrap();
     let server = Server::start(&configured, &[&data]);

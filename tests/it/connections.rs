@@ -1,4 +1,4 @@
-//! How long connections last, how many there may be, and what a peer may do on one.
+//! Lifetime and number of connections, and limits on what a peer may do on one.
 
 use std::convert::Infallible;
 
@@ -24,12 +24,12 @@ pub type Body = BoxBody<Bytes, Infallible>;
 
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 pub const EMPTY_SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
-/// A HEADERS frame of 100 bytes on stream 1, of which four are there.
+/// A HEADERS frame of 100 bytes on stream 1, of which only four are present.
 const HALF_OF_THE_HEADERS: &[u8] = &[0, 0, 100, 1, 0, 0, 0, 0, 1, 0x83, 0x87, 0x84, 0x41];
 /// An empty message of gRPC.
 const EMPTY_MESSAGE: &[u8] = &[0; 5];
 
-/// One connection, and the end of it.
+/// One connection, until it ends.
 pub async fn connect(address: std::net::SocketAddr) -> (SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
     let stream = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -50,7 +50,7 @@ pub fn open_stream() -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
     open_stream_of("/shipreid.v1.ShipReId/EmbedStream")
 }
 
-/// The same of another method.
+/// The same with another method.
 pub fn open_stream_of(path: &str) -> (mpsc::UnboundedSender<Bytes>, Request<Body>) {
     let (messages, body) = mpsc::unbounded_channel();
     let body = UnboundedReceiverStream::new(body).map(|message| Ok(Frame::data(message)));
@@ -82,7 +82,7 @@ async fn a_connection_watches_health_a_few_times_and_is_answered_all_the_same() 
     server.stop().await;
 }
 
-/// Waits until a call is answered to its end.
+/// Waits until a call is answered completely.
 async fn answered(response: http::Response<Incoming>) {
     let answer = response.into_body().collect().await.unwrap();
     assert_eq!(answer.trailers().unwrap()["grpc-status"], "0");
@@ -98,7 +98,7 @@ async fn a_peer_that_says_nothing_or_half_of_it_is_sent_away() {
     let ends = said.map(async |said| {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         stream.write_all(said).await.unwrap();
-        // Answers may come; then the end does.
+        // Answers may arrive before the connection ends.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
     join_all(ends).await;
@@ -152,7 +152,7 @@ async fn a_connection_too_many_takes_the_place_of_an_idle_one_and_never_of_a_bus
     assert_eq!(other.read(&mut [0]).await.unwrap(), 0, "it is closed at once");
     drop(messages);
     answered(stream).await;
-    // The busy one is idle as soon as the server has written its answer.
+    // The busy connection becomes idle as soon as the server has written its answer.
     loop {
         let (mut sender, _connection) = connect(server.address).await;
         if let Ok(response) = sender.send_request(health()).await {
@@ -169,7 +169,7 @@ async fn a_storm_of_cancelled_calls_ends_its_own_connection_alone() {
     let server = start_alone(&["limits.pending_resets_max=4"]).await;
     let (mut sender, connection) = connect(server.address).await;
     answered(sender.send_request(health()).await.unwrap()).await;
-    // Begun and dropped before the server's turn comes: this test and the server share a thread.
+    // Started and dropped before the server runs: this test and the server share a thread.
     let mut storm = 0;
     while !connection.is_finished() {
         let begun: Vec<_> = (0..64).map(|_| sender.send_request(health())).collect();
@@ -250,7 +250,8 @@ async fn headers_beyond_their_limit_are_refused_and_the_connection_goes_on() {
     server.stop().await;
 }
 
-/// Streams at once, and how often: more than the 1,024 errors of streams that h2 bears on one connection.
+/// Concurrent streams, and repetitions: together more than the 1,024 stream errors that h2
+/// tolerates on one connection.
 const AT_ONCE: usize = 100;
 const TIMES: usize = 12;
 
@@ -259,7 +260,7 @@ async fn a_connection_outlasts_streams_that_are_refused_before_they_have_ended()
     let folder = tempfile::tempdir().unwrap();
     let server = start_alone(&[&data_in(&folder)]).await;
     let (sender, _connection) = connect(server.address).await;
-    // Refused for its first message, which names no gallery, and before anything of it is read.
+    // Refused for its first message, which names no gallery, and before any further message is read.
     for (method, status) in [("ImportGallery", "3"), ("Unknown", "12")] {
         for _ in 0..TIMES {
             let calls = (0..AT_ONCE).map(|_| {
@@ -269,7 +270,7 @@ async fn a_connection_outlasts_streams_that_are_refused_before_they_have_ended()
                     messages.send(Bytes::from_static(EMPTY_MESSAGE)).unwrap();
                     let refused = sender.send_request(request).await.unwrap();
                     assert_eq!(refused.headers()["grpc-status"], status);
-                    // Whoever sends may not have heard of it yet, or has.
+                    // The sender may or may not have received the refusal yet.
                     let _ = messages.send(Bytes::from_static(EMPTY_MESSAGE));
                 }
             });

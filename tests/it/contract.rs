@@ -1,4 +1,5 @@
-//! The contract as other languages meet it: every name can be written in each, and code can be generated for it.
+//! The contract from the point of view of other languages: every name is valid in each, and code
+//! can be generated for it.
 
 use http::uri::PathAndQuery;
 use prost::Message;
@@ -12,7 +13,7 @@ use tonic::transport::Endpoint;
 
 use crate::server::{fixture, start};
 
-/// Words that cannot name a field or parameter as they are.
+/// Words that are not valid as names of fields or parameters.
 const KEYWORDS: [(&str, &str); 6] = [
     (
         "Python",
@@ -53,7 +54,7 @@ const KEYWORDS: [(&str, &str); 6] = [
     ),
 ];
 
-/// `EvaluationResult.map`, mean average precision: Go, whose keyword it is, writes fields with a capital.
+/// `EvaluationResult.map`, mean average precision: `map` is a keyword in Go, which capitalises fields.
 const HARMLESS: [(&str, &str); 1] = [("Go", "map")];
 
 fn files() -> Vec<FileDescriptorProto> {
@@ -62,7 +63,7 @@ fn files() -> Vec<FileDescriptorProto> {
 }
 
 fn fields(message: &DescriptorProto) -> Vec<String> {
-    // The entries of maps are written by no caller.
+    // Callers do not write the entries of maps.
     let written =
         message.nested_type.iter().filter(|nested| !nested.options.as_ref().is_some_and(|o| o.map_entry()));
     let nested = written.flat_map(fields);
@@ -97,7 +98,7 @@ fn every_file_says_where_its_code_goes() {
     }
 }
 
-/// Both headers that every answer has.
+/// Both headers that every answer carries.
 fn check_headers(metadata: &MetadataMap) {
     let of = |name: &str| {
         metadata.get(name).unwrap_or_else(|| panic!("no {name} in {metadata:?}")).to_str().unwrap()
@@ -118,7 +119,7 @@ async fn every_answer_says_which_call_and_which_build_it_is_of() {
     // A stream has them before its first answer.
     let nobody = tokio_stream::empty::<EnrollRequest>();
     check_headers(client.galleries().enroll(nobody).await.unwrap().metadata());
-    // The handler is at fault with a request, a layer with all of them.
+    // The first requests are refused by the handler, the later ones by a layer.
     let mut codes = vec![];
     while codes.last() != Some(&Code::ResourceExhausted) {
         let refused = client.ship_re_id().embed(EmbedRequest::default()).await.unwrap_err();

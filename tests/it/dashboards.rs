@@ -1,4 +1,4 @@
-//! What watches the server: a real Prometheus scrapes it, and every panel and rule that we ship is asked of that one.
+//! Monitoring of the server: a real Prometheus scrapes it and evaluates every panel and rule that we ship.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -16,7 +16,7 @@ use crate::galleries::{GALLERY, create, data_in, enroll, vector};
 use crate::server::{fixture, projection, start_serving};
 use crate::tools::{missing, skipped};
 
-/// Work of every kind that has a panel: chips good and bad, an enrolment, a search.
+/// Work of every kind that has a panel: valid and invalid chips, an enrolment, a search.
 async fn give_work(client: &Client, round: usize) {
     let good = chip(fixture("0003_c_25x110_SAR.tif"), Modality::Sar);
     let bad = chip(b"no image".to_vec(), Modality::Optical);
@@ -41,7 +41,8 @@ async fn every_panel_and_rule_asks_a_real_prometheus_for_what_the_server_has() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    // One recorder tells of every server of this process, and those of other tests come and go with a model of one name.
+    // All servers of this process share one recorder, and those of other tests add and remove a
+    // model with the same name.
     let mut model = projection();
     model.card.digest = ModelDigest::new([8; 32]);
     let (server, client) = start_serving(&[&data_in(&folder)], model).await;

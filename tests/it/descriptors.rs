@@ -1,4 +1,5 @@
-//! Descriptors that run out: some are kept from connections for the stores, and a port that gets none waits for one.
+//! Exhaustion of file descriptors: some are reserved for the stores, and a port without descriptors
+//! waits for one.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -19,17 +20,17 @@ use crate::server::page;
 
 /// `ulimit -n` of the server.
 const DESCRIPTORS: u64 = 256;
-/// Connections that the neighbour holds, of each kind: more than there are descriptors.
+/// Connections of each kind that the neighbour holds: more than there are descriptors.
 const HELD: usize = 300;
 
-/// The program within its limit.
+/// The program with its limit.
 fn limited() -> Command {
     let mut program = Command::new("prlimit");
     program.arg(format!("--nofile={DESCRIPTORS}:{DESCRIPTORS}")).arg(env!("CARGO_BIN_EXE_shipreid"));
     program
 }
 
-/// Lets this process have as many descriptors as it may.
+/// Raises this process's limit on descriptors to the maximum.
 fn raise_own_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the limit outlives both calls.
@@ -41,7 +42,7 @@ fn raise_own_limit() {
     assert_eq!(set, 0);
 }
 
-/// Opens connections of one kind after another, of which the last are held, on a thread of its own.
+/// Opens connections of one kind continuously on its own thread, and keeps the last ones open.
 struct Storm {
     is_over: Arc<AtomicBool>,
     opened: Arc<AtomicUsize>,
@@ -68,7 +69,7 @@ impl Storm {
         Self { is_over, opened, thread }
     }
 
-    /// Waits until it has opened more than it holds.
+    /// Waits until it has opened more connections than it holds.
     async fn is_on(&self) {
         while self.opened.load(Ordering::Relaxed) <= HELD {
             tokio::task::yield_now().await;
@@ -81,7 +82,7 @@ impl Storm {
     }
 }
 
-/// What the server counts of pauses in accepting.
+/// The server's count of pauses in accepting.
 async fn pauses(server: &Server) -> u32 {
     let page = page(server.metrics, "/metrics").await;
     let values = page.lines().filter(|line| line.starts_with("shipreid_accept_pauses_total{"));

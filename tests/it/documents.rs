@@ -1,11 +1,11 @@
-//! What the pages of the project point to.
+//! Links in the project's pages.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// Markdown files of the project and of these folders, without what tools have put there.
+/// Markdown files of the project and of these folders, excluding those that tools have installed.
 fn pages() -> Vec<PathBuf> {
     let folders = ["", "docs", "findings", "deploy/kubernetes", "tests/golden"];
     let files = folders.iter().flat_map(|folder| fs::read_dir(Path::new(ROOT).join(folder)).unwrap());

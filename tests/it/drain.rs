@@ -1,4 +1,4 @@
-//! How a server shuts down: what its callers see, and that it does.
+//! Shutdown of a server: what its callers observe, and that it completes.
 
 use shipreid::app::Drained;
 use shipreid::chip::Modality;
@@ -40,7 +40,7 @@ async fn a_server_says_that_it_goes_down_before_it_refuses_calls() {
     assert!(page(pages, "/healthz").await.starts_with("HTTP/1.1 200"));
     client.embed(request(), None).await.unwrap();
 
-    // Who only watches is sent away as soon as calls are refused.
+    // A stream that only watches is ended as soon as calls are refused.
     draining.abort();
     assert_eq!(watched.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
 }
@@ -103,7 +103,7 @@ async fn a_device_that_hangs_does_not_keep_a_server_from_going_down() {
     let (script, _) = script.entered().await;
     assert_eq!(server.stop().await, Drained::CutShort);
     script.outcomes.send(Ok(())).unwrap();
-    // It may even have its answer, from a server that is as good as gone.
+    // The call may even be answered, although the server is shutting down.
     let _ = hanging.await.unwrap();
 }
 

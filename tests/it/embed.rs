@@ -1,4 +1,4 @@
-//! What Embed and EmbedStream answer.
+//! The answers of Embed and EmbedStream.
 
 use shipreid::chip::Modality;
 use shipreid::client::chip;
@@ -85,7 +85,7 @@ async fn a_stream_answers_in_order_and_carries_its_ids() {
 
 #[tokio::test]
 async fn a_chip_of_a_stream_fails_alone_whatever_the_reason() {
-    // Room for one small chip and its pixels, not for one of 100,000 bytes.
+    // Enough memory for one small chip and its pixels, but not for one of 100,000 bytes.
     let (server, client) = start(&["encoder.queue_bytes_max=60000", "chips.bytes_max=60000"]).await;
     let good = EmbedStreamRequest {
         chip: Some(chip(fixture("0001_a_33x97_RGB.tif"), Modality::Optical)),

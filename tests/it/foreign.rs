@@ -1,4 +1,4 @@
-//! A client in another language, from the protos alone.
+//! A client in another language, generated only from the protos.
 
 use std::path::Path;
 use std::process::Command;
@@ -14,10 +14,10 @@ use crate::tools::{python, skipped};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
-/// What the clients import.
+/// The modules that the clients import.
 const MODULES: &str = "grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection";
 
-/// Runs a script against a server with these settings; says so by name where there is nothing to run it with.
+/// Runs a script against a server with these settings; reports what is missing if it cannot run.
 async fn run(script: &str, settings: &[&str]) {
     let (server, _client) = start(settings).await;
     let address = server.address.to_string();
@@ -94,7 +94,7 @@ async fn a_python_client_is_let_in_as_its_keys_and_certificates_say() {
     }
 }
 
-/// A key for each role, one that has expired and one that will be revoked; `tokens.json` has their tokens.
+/// A key for each role, an expired one and one that will be revoked; `tokens.json` has their tokens.
 fn keys_of_every_kind(folder: &Path) -> Keys {
     let mut keys = Keys::new(folder);
     let mut tokens = serde_json::Map::new();
@@ -108,7 +108,7 @@ fn keys_of_every_kind(folder: &Path) -> Keys {
     keys
 }
 
-/// The program, which the client starts by itself.
+/// The program, which the client starts itself.
 #[cfg(feature = "torch")]
 mod program {
     use super::*;

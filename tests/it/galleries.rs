@@ -1,4 +1,4 @@
-//! Enrolling, changing, copying and deleting known ships, as a client sees it.
+//! Enrolling, changing, copying and deleting known ships from a client's point of view.
 
 use std::collections::HashMap;
 
@@ -30,7 +30,7 @@ pub async fn create(client: &Client, name: &str) -> Gallery {
     client.galleries().create_gallery(request).await.unwrap().into_inner().gallery.unwrap()
 }
 
-/// A vector that points mostly along axis `axis`, `tilt` along the one after it.
+/// A vector mostly along axis `axis`, with a component `tilt` along the next axis.
 pub fn vector(axis: usize, tilt: f32) -> Embedding {
     let mut values = vec![0.0; DIMENSION];
     values[axis % DIMENSION] = 1.0;
@@ -151,7 +151,7 @@ async fn an_entry_is_created_once_and_told_apart_from_other_content() {
     server.stop().await;
 }
 
-/// As [`ready`], with the chip that the embedding was made from.
+/// Like [`ready`], with the chip from which the embedding was computed.
 fn with_both(id: &str, chip: Chip) -> EnrollRequest {
     let mut request = ready(id, "", vector(0, 0.0), Observation::default());
     let Some(Source::Embedding(ready)) = &mut request.source else { unreachable!("it is one") };
@@ -346,7 +346,7 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
     let entry = client.galleries().get_entries(get).await.unwrap().into_inner().entries.remove(0);
     let observation = entry.observation.unwrap();
     assert_eq!((observation.length_m, observation.sensor.as_str()), (Some(120.0), ""));
-    // What was enrolled is still the same, whatever became known since.
+    // Enrolling the same request again changes nothing, although the entry's metadata has changed since.
     let again = enroll(&client, vec![enrolled[0].clone()]).await;
     assert_eq!(outcomes(&again), [Ok(EnrollOutcome::Unchanged)]);
 

@@ -1,4 +1,4 @@
-//! Galleries as files: copies of them, damaged ones, and a server that keeps none.
+//! Galleries as files: copies of them, damaged ones, and a server without persistent galleries.
 
 use shipreid::wire::{
     DeleteGalleryRequest, ExportGalleryRequest, GetEntriesRequest, GetGalleryRequest, ImportGalleryRequest,

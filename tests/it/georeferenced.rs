@@ -1,4 +1,4 @@
-//! A file that says how large its pixels are, on each way into a server.
+//! A file that states its pixel size, in every kind of request.
 
 use shipreid::chip::Modality;
 use shipreid::client::chip;
@@ -60,7 +60,7 @@ fn asked(x_m: Option<f64>, y_m: Option<f64>) -> Chip {
     Chip { pixel_size_x_m: x_m, pixel_size_y_m: y_m, ..chip(georeferenced(), Modality::Optical) }
 }
 
-/// Codes of what was said about the pixel size.
+/// Codes of the remarks about the pixel size.
 fn codes(warnings: &[Warning]) -> Vec<&str> {
     warnings
         .iter()
@@ -105,11 +105,11 @@ async fn an_enrolment_is_told_by_what_was_asked_and_match_reads_the_file_as_well
         source: Some(Source::Chip(chip)),
         ..EnrollRequest::default()
     };
-    // One stream each: within a stream, entries of one name may be answered in any order.
+    // One stream each: within a stream, entries with the same name may be answered in any order.
     for (chip, expected) in [
         (asked(None, None), Ok((EnrollOutcome::Created, &["PIXEL_SIZE_FROM_FILE"][..]))),
         (asked(None, None), Ok((EnrollOutcome::Unchanged, &[]))),
-        // The default, but asked for: another content, since the file says something else.
+        // The default, but stated explicitly: this is different content, since the file states another size.
         (asked(Some(0.75), Some(0.75)), Err("ENTRY_EXISTS")),
     ] {
         let answers = enroll(&client, vec![request(chip)]).await;

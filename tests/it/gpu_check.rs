@@ -1,4 +1,5 @@
-//! `make gpu-check`, on the CPU: every step of the script, its table, and what it says where nothing can be checked.
+//! `make gpu-check`, on the CPU: every step of the script, its table, and its messages when nothing
+//! can be checked.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -9,14 +10,14 @@ use crate::tools::{missing, skipped};
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/gpu_check.py");
 
-/// The script with the program of this build.
+/// The script with the program from this build.
 fn check(tests: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("python3");
     command.arg(SCRIPT).arg("--short").args(["--binary", env!("CARGO_BIN_EXE_shipreid")]);
     command.arg("--tests").arg(tests).args(arguments).output().unwrap()
 }
 
-/// The library's tests, which cargo has built beside this binary; `None` where they were never built.
+/// The library's tests, which cargo has built next to this binary; `None` if they were not built.
 fn library_tests() -> Option<PathBuf> {
     let beside = std::env::current_exe().unwrap();
     let files = std::fs::read_dir(beside.parent().unwrap()).unwrap().map(|file| file.unwrap().path());
@@ -33,7 +34,7 @@ fn library_tests() -> Option<PathBuf> {
     named.filter(holds_goldens).max_by_key(built)
 }
 
-/// A program that says this on its standard output.
+/// A program that prints this on its standard output.
 fn stand_in(folder: &Path, text: &str) -> PathBuf {
     let path = folder.join("tests");
     std::fs::write(&path, format!("#!/bin/sh\ncat <<'END'\n{text}\nEND\n")).unwrap();

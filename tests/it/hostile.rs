@@ -1,5 +1,5 @@
-//! A bad neighbour beside a good one, who sends a call after another and gets an answer to every one of them. Where a
-//! setting switches a defence off, the same attack is shown to succeed without it.
+//! A misbehaving client next to a well-behaved one, which sends one call after another and receives an answer
+//! to each. Where a setting disables a defence, the same attack is shown to succeed without it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -27,12 +27,12 @@ use crate::galleries::data_in;
 use crate::identity::{Keys, caller};
 use crate::server::{counted, details, fixture, page, start, start_alone};
 
-/// Calls of the good neighbour during an attack.
+/// Calls of the well-behaved client during an attack.
 const CALLS: usize = 20;
-/// The length of a message without the message.
+/// The length prefix of a message without the message.
 const ANNOUNCED: &[u8] = &[0, 0, 0x10, 0, 0];
 
-/// What the good neighbour gets, call after call.
+/// The results of the well-behaved client's sequential calls.
 pub async fn good_calls(client: &Client) -> Vec<Result<(), ClientError>> {
     let mut outcomes = Vec::new();
     for _ in 0..CALLS {
@@ -48,14 +48,14 @@ pub fn all_answered(outcomes: Vec<Result<(), ClientError>>) {
     assert!(failed.is_empty(), "{} of {CALLS}: {}", failed.len(), failed[0]);
 }
 
-/// Streams that were opened and then held, each over a connection with others.
+/// Streams that were opened and are held, each sharing a connection with others.
 struct HeldStreams {
     bodies: Vec<mpsc::UnboundedSender<Bytes>>,
     answers: Vec<http::Response<Incoming>>,
     connections: Vec<JoinHandle<hyper::Result<()>>>,
 }
 
-/// Opens `streams` calls over each of `connections`, says `first` on each, and says no more.
+/// Opens `streams` calls on each of `connections`, sends `first` on each, and sends nothing more.
 async fn hold(address: SocketAddr, connections: usize, streams: usize, first: &[u8]) -> HeldStreams {
     let mut held = HeldStreams { bodies: Vec::new(), answers: Vec::new(), connections: Vec::new() };
     for _ in 0..connections {
@@ -71,7 +71,7 @@ async fn hold(address: SocketAddr, connections: usize, streams: usize, first: &[
     held
 }
 
-/// The status of an answer, wherever it stands.
+/// The status of an answer, in headers or trailers.
 async fn status(answer: http::Response<Incoming>) -> Status {
     let headers: HeaderMap = answer.headers().clone();
     let trailers = answer.into_body().collect().await.expect("an end in order").trailers().cloned();
@@ -104,12 +104,12 @@ async fn messages_that_are_never_finished_leave_room_for_others() {
 
     let (server, client) = start(&[small, unbounded].concat()).await;
     let _held = hold(server.address, 1, 9, &most).await;
-    // The bytes arrive at their own pace; from then on, nobody is let in.
+    // The bytes take some time to arrive; after that, all calls are refused.
     while good_calls(&client).await.iter().any(Result::is_ok) {}
     server.stop().await;
 }
 
-/// What the good neighbour gets beside streams that hold every place for calls and say nothing.
+/// The well-behaved client's results while silent streams occupy every call slot.
 async fn beside_silent_streams(setting: &str) -> (Vec<Result<(), ClientError>>, HeldStreams, Running) {
     let (server, client) = start(&["limits.calls_max=16", setting]).await;
     let held = hold(server.address, 1, 16, &[]).await;
@@ -174,14 +174,14 @@ async fn half_requests_to_the_status_pages_end_and_keep_nobody_out() {
         assert!(page(server.metrics_address, "/healthz").await.starts_with("HTTP/1.1 200"));
     }
     let ends = halves.into_iter().take(200).map(async |mut stream| {
-        // An answer may come; then the end does.
+        // An answer may arrive before the connection ends.
         let _ = stream.read_to_end(&mut Vec::new()).await;
     });
     join_all(ends).await;
     server.stop().await;
 }
 
-/// A key of somebody bad, and one of somebody good.
+/// A key of a misbehaving tenant, and one of a well-behaved tenant.
 fn two_tenants(folder: &tempfile::TempDir) -> (Keys, [String; 2]) {
     let mut keys = Keys::new(folder.path());
     let tokens = ["bad", "good"].map(|tenant| keys.add(tenant, tenant, &[Role::Embed]));
@@ -191,7 +191,7 @@ fn two_tenants(folder: &tempfile::TempDir) -> (Keys, [String; 2]) {
 /// Streams that a client has open.
 type Streams = Vec<(mpsc::UnboundedSender<EmbedStreamRequest>, tonic::Streaming<EmbedStreamResponse>)>;
 
-/// Opens streams for as long as the server lets it.
+/// Opens streams until the server refuses.
 async fn take_all(client: &Client) -> Streams {
     let mut streams = Vec::new();
     loop {
@@ -211,7 +211,7 @@ async fn a_tenant_that_takes_every_place_it_gets_leaves_some_to_others() {
     let folder = tempfile::TempDir::new().unwrap();
     let (keys, [bad, good]) = two_tenants(&folder);
     let keys = keys.setting();
-    // Streams that are never idle: no other defence helps.
+    // Streams that are never idle: no other defence applies.
     let settings = [&*keys, "limits.calls_max=16", "limits.stream_yield_seconds=604800"];
     let server = start_alone(&settings).await;
     let (bad_client, good_client) = (caller(&server, Some(&bad)).await, caller(&server, Some(&good)).await);
@@ -260,7 +260,7 @@ async fn a_proxy_carries_more_than_one_caller_could_send() {
         "limits.receiving_bytes_max=8388608",
         "limits.receiving_bytes_per_connection_max=1048576",
     ];
-    // Two messages at once, of which nothing can be made when they are complete.
+    // Two concurrent messages that are invalid once they are complete.
     let most = [ANNOUNCED, &vec![0xff; (1 << 20) - 1]].concat();
     let server = start_alone(&bounds).await;
     let held = hold(server.address, 1, 2, &most).await;
@@ -302,7 +302,7 @@ async fn everything_at_once_costs_the_good_neighbour_no_call() {
             loop {
                 silent.extend(TcpStream::connect(address).await);
                 silent.extend(TcpStream::connect(pages).await);
-                // What the server has closed is of no use any more.
+                // Connections that the server has closed are no longer needed.
                 silent.truncate(256);
                 tokio::task::yield_now().await;
             }
@@ -311,13 +311,13 @@ async fn everything_at_once_costs_the_good_neighbour_no_call() {
             loop {
                 let (items, requests) = mpsc::unbounded_channel::<EmbedStreamRequest>();
                 drop(bad_client.ship_re_id().embed_stream(UnboundedReceiverStream::new(requests)).await);
-                // Every other one is left open, and forgotten.
+                // Every other stream is left open and leaked.
                 std::mem::forget(items);
             }
         }),
         tokio::spawn(async move {
             loop {
-                // Each is answered, and none is let in.
+                // Every call is answered, and every one is refused.
                 wrong_client.ship_re_id().embed(EmbedRequest::default()).await.unwrap_err();
             }
         }),
@@ -333,7 +333,7 @@ async fn everything_at_once_costs_the_good_neighbour_no_call() {
                 };
                 let connection = tokio::spawn(connection);
                 let body = Full::new(Bytes::from(body)).boxed();
-                // Whatever it says, it is not for long.
+                // The result does not matter: the connection is aborted immediately.
                 let _ = sender.send_request(call("/shipreid.v1.ShipReId/Embed", body)).await;
                 connection.abort();
             }
@@ -360,7 +360,7 @@ fn ended(method: &str, code: &str) -> u64 {
 
 #[tokio::test]
 async fn garbage_is_the_callers_fault() {
-    // No other test calls these wrongly.
+    // No other test calls these incorrectly.
     const UNARY: &str = "shipreid.v1.Galleries/MergeVessels";
     const STREAM: &str = "shipreid.v1.Galleries/Enroll";
     let server = start_alone(&[]).await;
@@ -404,7 +404,7 @@ async fn a_caller_that_leaves_in_the_middle_counts_as_cancelled() {
         while begun(METHOD) == so_far {
             tokio::task::yield_now().await;
         }
-        // Neither side says goodbye.
+        // Neither side closes the connection properly.
         connection.abort();
         answer.abort();
     }
@@ -436,7 +436,7 @@ async fn idle_streams_of_every_kind_do_not_keep_a_server_from_going_down() {
     status(reflection).await;
 }
 
-/// What reads the log of the program, or does not.
+/// The program's log, with and without a reader.
 #[cfg(feature = "torch")]
 mod program {
     use super::*;

@@ -1,4 +1,5 @@
-//! Keys, roles and tenants as callers meet them, what is audited, and keys that change while calls run.
+//! Keys, roles and tenants from the callers' point of view, audit records, and keys that change
+//! while calls run.
 
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -18,7 +19,7 @@ use tonic::{Code, Status};
 use crate::galleries::data_in;
 use crate::server::{details, fixture, start_alone};
 
-/// A file of keys, and what its keys open.
+/// A file of keys, and the tokens of its keys.
 pub struct Keys {
     path: PathBuf,
     blocks: Vec<(String, String)>,
@@ -31,7 +32,7 @@ impl Keys {
         keys
     }
 
-    /// The setting under which a server reads them.
+    /// The setting with which a server reads them.
     pub fn setting(&self) -> String {
         format!("auth.keys_file={}", self.path.display())
     }
@@ -42,7 +43,7 @@ impl Keys {
         self.add_made(NewKey { id, tenant: tenant.into(), roles, not_after: None })
     }
 
-    /// Adds a key that ends at a time.
+    /// Adds a key that expires.
     pub fn add_until(&mut self, id: &str, end: SystemTime) -> String {
         let (id, tenant) = (Some(id.to_owned()), "harbour".to_owned());
         self.add_made(NewKey { id, tenant, roles: vec![Role::Embed], not_after: Some(end) })
@@ -61,7 +62,7 @@ impl Keys {
         self.write();
     }
 
-    /// By a rename, so that nobody reads half of it.
+    /// By a rename, so that a partial file is never read.
     fn write(&self) {
         let text: String = self.blocks.iter().map(|(_, block)| format!("{block}\n")).collect();
         let new = self.path.with_extension("new");
@@ -115,7 +116,7 @@ async fn keys_open_and_close_while_the_server_runs() {
     let folder = tempfile::tempdir().unwrap();
     let mut keys = Keys::new(folder.path());
     let first = keys.add("first", "harbour", &[Role::Embed]);
-    // The new key is tried until the server knows it.
+    // The new key is tried until the server has loaded it.
     let settings = ["auth.reload_seconds=0.01", "auth.rejections_per_second_max=0"];
     let server = start_alone(&[&[&*keys.setting()], &settings[..]].concat()).await;
     let first = caller(&server, Some(&first)).await;

@@ -1,4 +1,4 @@
-//! Lists of what galleries hold, in pages, and what the calls for them refuse.
+//! Paginated lists of the contents of galleries, and refusals of the listing calls.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! The service as its callers see it: a real server on loopback, in this process, with a model-free encoder; the
-//! program as its users start it; and the shape of the source.
+//! The service from its callers' point of view: a real server on loopback, in this process, with an encoder
+//! that needs no model; the program from its users' point of view; and the structure of the source.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod certificates;

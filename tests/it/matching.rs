@@ -1,4 +1,4 @@
-//! Asking a gallery which ship this is, as a client sees it.
+//! Identifying a ship in a gallery from a client's point of view.
 
 use shipreid::chip::Modality;
 use shipreid::client::{Client, chip};
@@ -171,7 +171,7 @@ async fn a_vessel_that_cannot_have_sailed_there_is_removed_and_counted() {
     let removed: Vec<_> =
         result.removed.iter().map(|removed| (removed.reason.as_str(), removed.count)).collect();
     assert!(removed.contains(&("SPEED", 1)) && removed.contains(&("SAME_SCENE", 1)), "{removed:?}");
-    // The same detection again is no other ship.
+    // The same detection is not evidence of another ship.
     let same = MatchRequest {
         queries: vec![by_vector(vector(0, 0.0), Observation { detection_id: "d1".into(), ..query })],
         ..gated
@@ -217,7 +217,7 @@ async fn queries_can_be_shared_out_among_distinct_vessels() {
         ],
     )
     .await;
-    // Both are most like a; together they are best off as (b, a).
+    // Both are most similar to a; the best joint assignment is (b, a).
     let queries = vec![plain(vector(0, 0.35)), plain(vector(0, 0.0))];
     let alone = matched(&client, request(queries.clone())).await;
     assert_eq!([vessels(&alone[0])[0], vessels(&alone[1])[0]], ["a", "a"]);

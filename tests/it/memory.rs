@@ -1,4 +1,4 @@
-//! What the program's allocator may keep.
+//! Limits on the memory that the program's allocator retains.
 
 use std::thread;
 
@@ -7,10 +7,11 @@ use shipreid::wire::CreateGalleryRequest;
 
 use crate::program::{Server, imported};
 
-/// Address space that glibc reserves for an arena beside the main one, and where it begins: at a multiple of this.
+/// Address space that glibc reserves for an arena other than the main one; arenas start at a
+/// multiple of this.
 const ARENA_BYTES: u64 = 64 << 20;
 
-/// Arenas beside the main one: a used part, and what is reserved behind it.
+/// Arenas other than the main one: a used part, followed by a reserved part.
 fn arenas(maps: &str) -> usize {
     let mappings: Vec<(u64, u64, &str)> = maps
         .lines()
@@ -38,7 +39,7 @@ async fn threads_share_no_more_arenas_than_there_are_cores() {
     let data = format!("store.data_dir={}", folder.path().join("data").display());
     let server = Server::start(&imported(folder.path()), &[&data]);
     let client = Client::connect(&server.endpoint).await.unwrap();
-    // Each has a thread that writes.
+    // Each gallery has a writer thread.
     for number in 0..2 * cores {
         let name = format!("gallery-{number}");
         let request = CreateGalleryRequest { name, ..CreateGalleryRequest::default() };

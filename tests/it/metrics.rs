@@ -1,4 +1,4 @@
-//! That the page of metrics and their table say the same.
+//! The metrics page and the documented table of metrics agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,8 @@ use tempfile::TempDir;
 use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
 use crate::server::{fixture, page, start};
 
-/// What only happens to a server in trouble, or to one that trains, changes its model, idles, or has a real model.
+/// Metrics that only appear for a server in trouble, or one that trains, changes its model, is
+/// idle, or has a real model.
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
     table::CERTIFICATE_END,
@@ -40,7 +41,7 @@ const NOT_REACHED: &[&str] = &[
     table::JOB_MAP,
 ];
 
-/// The names on a page with their labels; those of a histogram's parts are its own.
+/// The names on a page with their labels; the parts of a histogram count under its own name.
 fn shown(page: &str) -> BTreeMap<String, BTreeSet<String>> {
     let kinds: BTreeMap<&str, &str> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' ')).collect();
@@ -69,7 +70,7 @@ async fn every_metric_of_a_used_server_is_in_the_table_and_the_other_way_round()
     let (server, client) = start(&[&data_in(&folder)]).await;
     create(&client, GALLERY).await;
     enroll(&client, vec![ready("a", "a", vector(0, 0.0), Observation::default())]).await;
-    // All black and lying on its side: it earns warnings.
+    // All black and lying on its side: it raises warnings.
     let doubtful = chip(fixture("0011_k_8x8_SAR.tif"), Modality::Sar);
     let request = EmbedRequest { chips: vec![doubtful], ..EmbedRequest::default() };
     client.embed(request, None).await.unwrap();

@@ -31,7 +31,7 @@ use crate::server::{details, fixture, page, start_serving};
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
 const IMAGE: &str = "0001_a_33x97_RGB.tif";
 
-/// Models that differ in nothing but their seed.
+/// Models that differ only in their seed.
 fn model(seed: u64) -> OpenModel {
     let vit = TransOssArchitecture::vit_base();
     let small = TransOssArchitecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..vit }.into();
@@ -42,7 +42,7 @@ fn digest(seed: u64) -> String {
     model(seed).digest.to_string()
 }
 
-/// In the place of a model, a projection that its digest seeds.
+/// In place of a model, a projection seeded by its digest.
 fn projection(digest: ModelDigest) -> PixelProjection {
     let [a, b, c, d, ..] = *digest.as_bytes();
     PixelProjection::new(16, u32::from_le_bytes([a, b, c, d]).into())
@@ -55,7 +55,7 @@ fn loaded(model: &OpenModel) -> LoadedModel {
     LoadedModel { card, factory, workers: 2, bytes: 1 }
 }
 
-/// A server that keeps its models in `folder`, and starts with the one that was activated last, or with seed 0.
+/// A server that keeps its models in `folder` and starts with the last activated one, or with seed 0.
 async fn start(folder: &Path, settings: &[&str]) -> (Running, Client) {
     let limits = RegistryLimits { count_max: 4, bytes_max: 1 << 20 };
     let registry = Arc::new(Registry::open(&folder.join("models"), limits).unwrap());
@@ -102,7 +102,7 @@ fn expected(digest: ModelDigest) -> Vec<f32> {
     projection(digest).forward(&Batch { model: digest, chips }).unwrap().remove(0).into_vec()
 }
 
-/// Embeds until told to stop; the models that answered, each with its own embedding.
+/// Embeds until stopped; returns the models that answered, each checked to use its own embedding.
 async fn keep_embedding(client: Client, stop: Arc<AtomicBool>) -> Vec<ModelDigest> {
     let mut models: Vec<ModelDigest> = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -141,13 +141,13 @@ async fn a_configured_model_is_not_deleted_while_it_serves_and_can_be_activated_
 async fn a_model_that_has_left_is_in_no_metric_any_more() {
     let folder = tempfile::tempdir().unwrap();
     let (server, client) = start(folder.path(), &[]).await;
-    // No other test of the process has these.
+    // No other test in this process uses these.
     let seeds = [81, 82, 83];
     for file in exported(folder.path(), &seeds) {
         import(&client, &file).await;
     }
     for seed in seeds {
-        // The third has room once the first has left.
+        // The third can be loaded once the first is unloaded.
         activate(&client, digest(seed)).await.unwrap();
     }
     let page = page(server.metrics_address, "/metrics").await;
@@ -230,7 +230,7 @@ async fn models_are_listed_in_pages_exported_and_deleted() {
     assert_eq!((refused.code(), details(&refused).0.as_str()), (Code::FailedPrecondition, "MODEL_ACTIVE"));
     models.delete_model(DeleteModelRequest { digest: digest(3) }).await.unwrap();
     while client.list_models().await.unwrap().len() > 2 {
-        // The first one was never kept, and leaves with its last call.
+        // The first one was never stored, and is unloaded after its last call.
     }
     server.stop().await;
 }
@@ -309,7 +309,7 @@ fn enrolment(gallery: &str, number: usize) -> EnrollRequest {
     }
 }
 
-/// Enrols numbered entries until told to stop, and says how many.
+/// Enrols numbered entries until stopped, and returns their number.
 async fn keep_enrolling(client: Client, gallery: &'static str, stop: Arc<AtomicBool>) -> usize {
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
@@ -320,7 +320,8 @@ async fn keep_enrolling(client: Client, gallery: &'static str, stop: Arc<AtomicB
     count
 }
 
-/// Matches until told to stop; the models that answered, each with its own embedding and with entries of its own.
+/// Matches until stopped; returns the models that answered, each checked to use its own embedding
+/// and its own entries.
 async fn keep_matching(
     client: Client,
     gallery: &'static str,
@@ -340,7 +341,7 @@ async fn keep_matching(
         let answer = client.ship_re_id().r#match(request.clone()).await.unwrap().into_inner();
         let (model, result) = (answer.model.parse().unwrap(), &answer.results[0]);
         assert_eq!(result.embedding.as_ref().unwrap().values, expected(model));
-        // Every entry is of the very chip that asks, so that one of another model would be less similar.
+        // Every entry has the same chip as the query, so an embedding of another model would be less similar.
         assert!(result.exact && !result.candidates.is_empty(), "{result:?}");
         assert!(result.candidates.iter().all(|found| found.similarity > 0.999_99), "{result:?}");
         models.push(model);
@@ -380,7 +381,7 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched
     activate(&client, digest(1)).await.unwrap();
     while described(&client, "kept").await.model != digest(1) {}
     let flipped_at = described(&client, "kept").await.entries;
-    // One may have been under way, the next one begins after.
+    // One match may have been in progress; the next one starts afterwards.
     matched_at_least(matches.load(Ordering::Relaxed) + 2).await;
     while described(&client, "kept").await.entries < flipped_at + 5 {}
     stop.store(true, Ordering::Relaxed);
@@ -401,7 +402,7 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched
     let expected = expected(model(1).digest);
     assert!(entries.iter().all(|entry| entry.embedding.as_ref().unwrap().values == expected));
 
-    // The one without chips stays with its model, and says what to do when that is gone.
+    // The gallery without chips stays with its model, and describes what to do once that is gone.
     assert_eq!(described(&client, "bare").await.model, digest(0));
     while client.list_models().await.unwrap().iter().any(|model| model.digest == digest(0)) {}
     let answers = enroll(&client, vec![enrolment("bare", 0)]).await;
@@ -457,7 +458,7 @@ mod program {
     use super::*;
     use crate::program::{GOLDEN, Server};
 
-    /// What `shipreid serve` does with a preset, which is none of the models that are kept.
+    /// The behaviour of `shipreid serve` with a preset, which is not one of the stored models.
     #[tokio::test]
     async fn a_preset_serves_again_after_another_model_and_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
@@ -480,7 +481,7 @@ mod program {
         assert_eq!(active(&client).await, preset);
         activate(&client, other.clone()).await.unwrap();
         server.terminate();
-        // This one has never served the preset.
+        // This server has never served the preset.
         let server = Server::start(unused, &settings);
         let client = Client::connect(&server.endpoint).await.unwrap();
         assert_eq!(active(&client).await, other);

@@ -1,4 +1,4 @@
-//! Commands whose output nobody reads to its end, as behind `head -1`: they end as SIGPIPE ends other programs.
+//! Commands whose output is not read completely, as with `head -1`: they end like other programs on SIGPIPE.
 
 use std::io::pipe;
 use std::os::unix::process::ExitStatusExt;
@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use crate::program::{GOLDEN, Server, imported, shipreid};
 
-/// Runs a command whose reader has left before it prints its first line.
+/// Runs a command whose reader has closed the pipe before the first line is printed.
 fn ends_quietly(arguments: &[&str]) {
     let (reader, writer) = pipe().unwrap();
     drop(reader);

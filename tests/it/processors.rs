@@ -1,4 +1,4 @@
-//! The program on smaller processors than this one: what it refuses, in one line, and what it says of the rest.
+//! The program on processors with fewer features: its one-line refusals, and its messages otherwise.
 
 use std::process::Output;
 
@@ -11,12 +11,12 @@ use crate::server::page;
 
 const CHECK: [&str; 4] = ["serve", "--check-config", "--set", "model.preset=tiny"];
 
-/// Runs the program with no more than a level of this processor.
+/// Runs the program limited to one level of this processor.
 fn run_with(level: &str, arguments: &[&str]) -> Output {
     shipreid().args(arguments).env(LIMIT, level).output().unwrap()
 }
 
-/// Exit code 2, and the one line that was said.
+/// Expects exit code 2, and returns the single line of output.
 fn refusal(output: &Output) -> String {
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{error}");
@@ -24,13 +24,13 @@ fn refusal(output: &Output) -> String {
     error
 }
 
-/// What was said on the way to exit code 0.
+/// Expects exit code 0, and returns the output.
 fn report(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The levels of this processor that models run on.
+/// The levels of this processor that can run models.
 fn levels() -> impl Iterator<Item = Level> {
     Level::ALL.into_iter().filter(|level| *level != Level::Portable && Processor::here().has(*level))
 }

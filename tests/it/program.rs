@@ -1,4 +1,4 @@
-//! The program as its users start it.
+//! The program from its users' point of view.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ pub fn model_path(path: &Path) -> String {
     format!("model.path={}", path.display())
 }
 
-/// The recorded micro checkpoint as a model of ours.
+/// The recorded micro checkpoint in our model format.
 pub fn imported(folder: &Path) -> PathBuf {
     let model = folder.join("micro");
     let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
@@ -35,13 +35,14 @@ pub fn imported(folder: &Path) -> PathBuf {
     model
 }
 
-/// A server in a process of its own; killed when it goes out of scope, where a panic in its log fails the test.
+/// A server in a separate process. It is killed when it goes out of scope; a panic in its log then
+/// fails the test.
 pub struct Server {
     process: Child,
-    /// `None` where nobody reads it.
+    /// `None` if the log is not read.
     log: Option<NamedTempFile>,
     pub endpoint: String,
-    /// Where its pages are.
+    /// The address of its HTTP pages.
     pub metrics: SocketAddr,
 }
 
@@ -51,19 +52,19 @@ impl Server {
         Self::start_as(shipreid(), model, settings)
     }
 
-    /// The same through `program`, which ends in the program's own path.
+    /// The same through `program`, whose last argument is the program's own path.
     pub fn start_as(program: Command, model: &Path, settings: &[&str]) -> Self {
         Self::launch(program, model, settings, Some(NamedTempFile::new().unwrap()))
     }
 
-    /// The same with a log that nobody reads.
+    /// The same with a log that is not read.
     pub fn start_unread(model: &Path, settings: &[&str]) -> Self {
         Self::launch(shipreid(), model, settings, None)
     }
 
     fn launch(mut program: Command, model: &Path, settings: &[&str], log: Option<NamedTempFile>) -> Self {
         program.arg("serve").args(PORTS).args(["--set", &model_path(model)]);
-        // Nobody has to look away before a test's server shuts down.
+        // Load balancers need no notice before a test's server shuts down.
         program.args(["--set", "server.drain_notice_seconds=0"]);
         for setting in settings {
             program.args(["--set", setting]);
@@ -79,7 +80,7 @@ impl Server {
         Self { process, log, endpoint: format!("http://{address}"), metrics }
     }
 
-    /// A path as the server sees it, which may have a disk of its own.
+    /// A path from the server's point of view, which may have its own disk mounted.
     pub fn path(&self, path: &Path) -> PathBuf {
         let root = Path::new("/proc").join(self.process.id().to_string()).join("root");
         root.join(path.strip_prefix("/").unwrap())
@@ -91,12 +92,12 @@ impl Server {
         String::from_utf8_lossy(&std::fs::read(log.path()).unwrap()).into_owned()
     }
 
-    /// What its process has mapped, as Linux tells it.
+    /// The memory mappings of its process, from Linux.
     pub fn maps(&self) -> String {
         std::fs::read_to_string(format!("/proc/{}/maps", self.process.id())).unwrap()
     }
 
-    /// Asks the server to end, and waits until it has.
+    /// Asks the server to terminate, and waits until it has.
     pub fn terminate(self) {
         self.signal(libc::SIGTERM);
         assert!(self.ended().success());
@@ -108,21 +109,21 @@ impl Server {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    /// Sets the limit on its descriptors, which takes none of those that it has.
+    /// Sets the limit on its descriptors; descriptors that are already open stay open.
     pub fn limit_descriptors(&self, current: u64, most: u64) {
         let limit = libc::rlimit { rlim_cur: current, rlim_max: most };
         let pid = i32::try_from(self.process.id()).unwrap();
-        // SAFETY: the limit outlives the call, which reads it.
+        // SAFETY: the call only reads the limit, which outlives it.
         let set = unsafe { libc::prlimit(pid, libc::RLIMIT_NOFILE, &limit, std::ptr::null_mut()) };
         assert_eq!(set, 0);
     }
 
-    /// Waits until the server has ended.
+    /// Waits until the server has exited.
     pub fn ended(mut self) -> ExitStatus {
         self.process.wait().unwrap()
     }
 
-    /// SIGKILL, as a power failure without the power failure.
+    /// SIGKILL, to simulate a crash.
     pub fn kill(mut self) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
@@ -131,7 +132,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A server that a test has ended is gone already.
+        // A server that a test has terminated has already exited.
         let _ = self.process.kill();
         let _ = self.process.wait();
         if self.log.is_some() && !thread::panicking() {
@@ -140,7 +141,7 @@ impl Drop for Server {
     }
 }
 
-/// Nothing that a server does may make it panic, and be it that it goes on.
+/// A server must never panic, even if it continues afterwards.
 pub fn check_log(log: &str) {
     if let Some(at) = log.find("panicked") {
         let line = log[..at].rfind('\n').map_or(0, |end| end + 1);

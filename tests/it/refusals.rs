@@ -1,4 +1,4 @@
-//! What the service refuses, with which code and details, and that it goes on serving.
+//! What the service refuses, with which code and details, and that it continues to serve.
 
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -59,7 +59,7 @@ async fn an_oversized_message_is_refused_with_the_limit() {
     server.stop().await;
 }
 
-/// An encoder that tells when a batch is on it and waits for its outcome.
+/// An encoder that reports when a batch has entered it, and waits for the batch's outcome.
 struct Scripted {
     entered: mpsc::Sender<usize>,
     outcomes: Arc<Mutex<mpsc::Receiver<Result<(), ForwardError>>>>,
@@ -83,7 +83,7 @@ pub struct Script {
     pub outcomes: mpsc::Sender<Result<(), ForwardError>>,
 }
 
-/// `buckets` is the number of batches that warm it.
+/// `buckets` is the number of warm-up batches.
 pub fn scripted(buckets: usize) -> (EncoderFactory, Script) {
     let (entered_in, entered) = mpsc::channel();
     let (outcomes, outcomes_out) = mpsc::channel();
@@ -177,7 +177,7 @@ async fn a_caller_who_leaves_frees_his_places_while_the_device_is_still_at_his_c
     let (script, _) = script.entered().await;
     assert_eq!(refused(&client, request(1), None).await.code(), Code::ResourceExhausted);
     leaving.abort();
-    // It is let in as soon as the server has heard of that, and waits for the device.
+    // The call is admitted as soon as the server has noticed the cancellation, and waits for the device.
     loop {
         let status = refused(&client, request(1), Some(Duration::from_millis(20))).await;
         if status.code() == Code::DeadlineExceeded {

@@ -1,4 +1,5 @@
-//! One rotten byte or file in what the server keeps beside galleries: it starts all the same, and says what is damaged.
+//! One corrupted byte or file in the server's data other than galleries: the server still starts,
+//! and reports the damage.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use tonic::Code;
 use crate::galleries::{GALLERY, create, data_in, refusal};
 use crate::program::{GOLDEN, Server, imported};
 
-/// The data folder of a server that has a gallery, and has activated a model that is not the configured one.
+/// The data folder of a server with a gallery and an activated model that differs from the configured one.
 struct Place {
     folder: TempDir,
     configured: PathBuf,
@@ -44,7 +45,7 @@ impl Place {
         Self { folder, configured, active: other.digest }
     }
 
-    /// The server after `path` within the data folder has become rotten.
+    /// The server after `path` in the data folder was corrupted.
     async fn rotten(&self, path: &Path) -> (Server, Client) {
         let path = self.folder.path().join(path);
         let mut bytes = std::fs::read(&path).unwrap();
@@ -55,7 +56,7 @@ impl Place {
         self.serve().await
     }
 
-    /// The server, which serves its gallery.
+    /// Starts the server, and checks that it serves its gallery.
     async fn serve(&self) -> (Server, Client) {
         let server = Server::start(&self.configured, &[&data_in(&self.folder)]);
         let client = Client::connect(&server.endpoint).await.unwrap();
@@ -92,7 +93,7 @@ async fn a_server_starts_and_serves_its_galleries_whatever_else_is_damaged() {
     server.terminate();
     assert_eq!(std::fs::read(place.folder.path().join(&store)).unwrap(), rotten, "it is kept as it is");
 
-    // Nor does it take anything from anybody else that the store is not there at all.
+    // A missing store does not affect other functions either.
     let path = place.folder.path().join(&store);
     std::fs::create_dir(path.with_file_name("job-7")).unwrap();
     std::fs::remove_file(&path).unwrap();

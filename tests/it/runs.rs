@@ -1,4 +1,4 @@
-//! Training on this machine (`shipreid train --local`), and what it refuses.
+//! Training on this machine (`shipreid train --local`), and its refusals.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::program::{GOLDEN, shipreid};
 
-/// A HOSS folder of four ships, each with four of the recorded images.
+/// A HOSS folder with four ships, each with four of the recorded images.
 pub fn drawn_training_set(root: &Path) {
     let images =
         ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif", "0002_b_40x120_RGB.tif", "0009_i_32x64_RGB.tif"];
@@ -47,19 +47,19 @@ pub fn training(root: &Path, out: &str) -> Command {
     command
 }
 
-/// What a finished run says of its model.
+/// The description of a finished run's model.
 fn model_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let line = text.lines().find(|line| line.starts_with("model ")).expect("a finished run names its model");
     line.split(' ').nth(1).unwrap().to_owned()
 }
 
-/// What a run has logged so far; nothing before it starts.
+/// What a run has logged so far; empty before it starts.
 fn events(root: &Path, out: &str) -> String {
     std::fs::read_to_string(root.join(out).join("events.jsonl")).unwrap_or_default()
 }
 
-/// Starts a run and kills it once it has logged so many steps.
+/// Starts a run and kills it once it has logged this many steps.
 fn kill_after(root: &Path, out: &str, steps: usize) {
     let mut run = training(root, out).stdout(Stdio::null()).spawn().unwrap();
     while events(root, out).lines().count() < steps {
@@ -102,10 +102,11 @@ fn a_full_disk_costs_no_more_than_the_newest_checkpoint() {
     }
     let mut run = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines().map(Result::unwrap);
-    // The checkpoint of the first epoch is whole by now.
+    // The checkpoint of the first epoch is complete at this point.
     assert!(lines.any(|line| line.starts_with("epoch 2:")));
     let bound = libc::rlimit { rlim_cur: 64 << 10, rlim_max: 64 << 10 };
-    // SAFETY: the process is a child that has not been waited for, and the pointers are to a live limit and null.
+    // SAFETY: the process is a child that has not been waited for, and the pointers are to a live
+    // limit and null.
     let limited = unsafe {
         libc::prlimit(run.id() as libc::pid_t, libc::RLIMIT_FSIZE, &raw const bound, std::ptr::null_mut())
     };

@@ -1,4 +1,4 @@
-//! A server on free ports, with a seeded pixel projection in the place of a model.
+//! A server on free ports, with a seeded pixel projection in place of a model.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -18,7 +18,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 pub const DIMENSION: usize = 32;
 
-/// Digest under which the projection is served.
+/// Digest with which the projection is served.
 pub fn digest() -> ModelDigest {
     ModelDigest::new([7; 32])
 }
@@ -36,7 +36,7 @@ pub fn projection() -> LoadedModel {
     model(Arc::new(|_| Ok(Box::new(PixelProjection::new(DIMENSION, 1)) as Box<dyn Encoder>)))
 }
 
-/// What `factory` makes, in the projection's place.
+/// The encoder that `factory` creates, in place of the projection.
 pub fn model(factory: EncoderFactory) -> LoadedModel {
     let chip_size = ChipSize { height: 64, width: 32 };
     let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size };
@@ -49,7 +49,7 @@ pub async fn start_serving(settings: &[&str], models: impl Into<ServedModels>) -
     (running, client)
 }
 
-/// Starts a server that a test reaches in its own way.
+/// Starts a server to which a test connects on its own.
 pub async fn start_alone(settings: &[&str]) -> Running {
     serve(settings, projection()).await
 }
@@ -58,7 +58,7 @@ async fn serve(settings: &[&str], models: impl Into<ServedModels>) -> Running {
     app::start(&config(settings), models, recorder()).await.unwrap()
 }
 
-/// What keeps a server from starting, in the words of the program.
+/// The program's error message when a server cannot start.
 pub async fn refused(settings: &[&str], models: impl Into<ServedModels>) -> String {
     let started = app::start(&config(settings), models, recorder()).await;
     format!("{:#}", started.err().expect("it cannot start"))
@@ -70,20 +70,21 @@ fn config(settings: &[&str]) -> Config {
     Config::load(&Sources { flags, ..Sources::default() }).unwrap()
 }
 
-/// One recorder serves every server of the process.
+/// One recorder for all servers of this process.
 fn recorder() -> PrometheusHandle {
     static RECORDER: OnceLock<PrometheusHandle> = OnceLock::new();
     RECORDER.get_or_init(|| metrics::install().unwrap()).clone()
 }
 
-/// What a counter shows, whichever server of the process it comes from; `series` is its name with its labels.
+/// The value of a counter, whichever server of this process it comes from; `series` is its name
+/// with its labels.
 pub fn counted(series: &str) -> u64 {
     let page = recorder().render();
     let line = page.lines().find_map(|line| line.strip_prefix(series));
     line.map_or(0, |value| value.trim().parse().unwrap())
 }
 
-/// The details of an error, which every error of this API has.
+/// The details of an error, which every error of this API carries.
 pub fn details(status: &Status) -> (String, ErrorDetails) {
     let details = status.get_error_details();
     let info = details.error_info().expect("every error has an ErrorInfo");
@@ -96,7 +97,7 @@ pub fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(format!("{}/tests/golden/images/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap()
 }
 
-/// What a page of the second port answers, headers and all.
+/// The answer of a page of the second port, including headers.
 pub async fn page(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");

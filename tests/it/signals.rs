@@ -1,4 +1,5 @@
-//! Signals to the program: while it starts, as a container's first process, and while a thread of it hangs.
+//! Signals to the program: during startup, as a container's first process, and while one of its
+//! threads hangs.
 
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -13,14 +14,15 @@ use tokio::net::TcpStream;
 use crate::galleries::data_in;
 use crate::program::{PORTS, Server, imported, model_path, shipreid};
 
-/// A file that keeps whoever reads it waiting, as a network disk that is gone does.
+/// A file that blocks its reader, like an unreachable network disk.
 fn hanging(folder: &Path) -> PathBuf {
     let path = folder.join("hangs");
     assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
     path
 }
 
-/// Returns once somebody reads the file, who waits for as long as the result lives.
+/// Returns once a process has opened the file for reading; that process is blocked until the result
+/// is dropped.
 async fn read_by_somebody(path: &Path) -> File {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || OpenOptions::new().write(true).open(path).unwrap()).await.unwrap()
@@ -28,7 +30,7 @@ async fn read_by_somebody(path: &Path) -> File {
 
 fn signal(process: u32, signal: libc::c_int) {
     let process = i32::try_from(process).unwrap();
-    // SAFETY: the process is a child, or a child's, that has not been waited for.
+    // SAFETY: the process is a child or grandchild that has not been waited for.
     assert_eq!(unsafe { libc::kill(process, signal) }, 0);
 }
 
@@ -36,7 +38,7 @@ async fn code(mut process: Child) -> Option<i32> {
     tokio::task::spawn_blocking(move || process.wait().unwrap().code()).await.unwrap()
 }
 
-/// `program`, which ends in the program's own path, as a server whose start hangs.
+/// `program`, whose last argument is the program's own path, as a server whose start hangs.
 async fn starting(mut program: Command, folder: &TempDir) -> (Child, File) {
     let (model, hangs) = (imported(folder.path()), hanging(folder.path()));
     program.arg("serve").args(PORTS).args(["--set", &model_path(&model), "--set", &data_in(folder)]);
@@ -68,9 +70,9 @@ async fn a_containers_first_process_hears_a_signal_while_it_starts() {
     assert_eq!(code(process).await, Some(0));
 }
 
-/// A server of which one thread reads what never comes, and whoever made it do so has left.
+/// A server with a thread that is blocked reading; the caller that caused it has disconnected.
 async fn with_a_hanging_thread(folder: &TempDir, drain_seconds_max: u32) -> (Server, File) {
-    // A model folder whose description never comes.
+    // A model folder whose description blocks its reader.
     let start = folder.path().join("start");
     std::fs::create_dir(&start).unwrap();
     let hangs = hanging(&start);
@@ -100,7 +102,7 @@ async fn with_a_hanging_thread(folder: &TempDir, drain_seconds_max: u32) -> (Ser
     let asking = tokio::spawn(async move { client.ship_re_id().train(request).await.map(drop) });
     let held = read_by_somebody(&start.join(DESCRIPTION)).await;
     asking.abort();
-    // The connection ends with its last user.
+    // The connection closes with its last user.
     assert!(asking.await.unwrap_err().is_cancelled());
     (server, held)
 }
@@ -121,7 +123,7 @@ async fn a_second_signal_ends_a_process_that_waits_for_a_thread() {
     let folder = TempDir::new().unwrap();
     let (server, _held) = with_a_hanging_thread(&folder, 600).await;
     server.signal(libc::SIGTERM);
-    // The runtime has come down as far as it can once its pages are gone.
+    // Once the pages are gone, the runtime has shut down as far as it can.
     while TcpStream::connect(server.metrics).await.is_ok() {
         tokio::task::yield_now().await;
     }

@@ -1,4 +1,4 @@
-//! Starts that come to nothing: each phase says what it has failed on.
+//! Failing starts: each phase reports what has failed.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::galleries::data_in;
 use crate::server::{model, projection, refused};
 
-/// A start with `setting` fails on something, in one line that begins with `subject`.
+/// A start with `setting` fails, with one line that begins with `subject`.
 async fn check(setting: &str, models: impl Into<ServedModels>, subject: &str) {
     let message = refused(&[setting], models).await;
     assert!(message.starts_with(subject), "{setting}: {message}");

@@ -1,4 +1,4 @@
-//! The data folder of a real server: one server at a time, and a disk that runs full.
+//! The data folder of a real server: exclusive use by one server, and a disk that fills up.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -16,7 +16,7 @@ use tonic_types::StatusExt;
 
 use crate::program::{PORTS, Server, imported, model_path, run};
 
-/// Enough that the galleries' files grow past what a small disk has.
+/// Enough that the galleries' files exceed the size of a small disk.
 const ENTRIES: usize = 4000;
 const NAMES: [&str; 2] = ["first", "second"];
 
@@ -34,7 +34,7 @@ fn a_second_server_on_one_data_folder_is_refused() {
     server.terminate();
 }
 
-/// In name spaces of its own, where it is root, the server gets a small disk.
+/// In its own name spaces, where it is root, the server gets a small disk.
 pub fn on_a_small_disk(folder: &Path, size: &str) -> Command {
     let mut program = Command::new("unshare");
     let mount = format!("mount -t tmpfs -o size={size} tmpfs {} && exec \"$0\" \"$@\"", folder.display());
@@ -98,15 +98,15 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
         }
         list.page_token = page.next_page_token;
     }
-    // What was in the last commit may be there though nobody was told.
+    // Entries of the last commit may be present although they were not acknowledged.
     let missing = acknowledged.iter().filter(|id: &&String| !present.contains(id.as_str())).count();
     assert_eq!(missing, 0, "of {}", acknowledged.len());
-    // The other gallery is as it was, though it cannot grow either.
+    // The other gallery is unchanged, although it cannot grow either.
     let get = GetGalleryRequest { name: NAMES[1].into() };
     let other = client.galleries().get_gallery(get).await.unwrap().into_inner().gallery.unwrap();
     assert_eq!(other.read_only_reason, "");
 
-    // Whatever needs the disk says that it is full, and nothing about where it is.
+    // Every call that needs disk space reports that the disk is full, without its path.
     let copy = folder.path().join("copy");
     let export = ExportGalleryRequest { gallery: NAMES[0].into(), with_chips: true };
     client.export_gallery(export, &copy).await.unwrap();
@@ -121,7 +121,7 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
         assert!(!status.message().contains('/'), "{status}");
     }
 
-    // Once there is room again, nobody has to start the server again.
+    // Once there is space again, no restart is necessary.
     std::fs::remove_file(&ballast).unwrap();
     let get = GetGalleryRequest { name: NAMES[0].into() };
     let mut gallery = gallery;

@@ -1,4 +1,4 @@
-//! What a call leaves in logs and traces.
+//! The logs and traces of a call.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -20,11 +20,11 @@ use tonic::{Request, Response, Status};
 
 use crate::server::{fixture, start};
 
-/// A caller's trace, the span of it that calls, and both as W3C writes them.
+/// A caller's trace, its calling span, and both in W3C format.
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const PARENT: &str = "b7ad6b7169203331";
 
-/// A collector that keeps what it is sent.
+/// A collector that stores what it receives.
 #[derive(Clone, Default)]
 struct Collector(Arc<Mutex<Vec<Span>>>);
 
@@ -41,7 +41,7 @@ impl TraceService for Collector {
     }
 }
 
-/// What is logged in this process.
+/// The log lines of this process.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -60,12 +60,12 @@ fn locked<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
     shared.lock().unwrap()
 }
 
-/// The telemetry of this process, whose other tests leave their traces in it as well.
+/// The telemetry of this process; other tests also leave their traces in it.
 struct Observed {
     lines: Lines,
     collector: Collector,
     traces: Mutex<Option<Traces>>,
-    /// Carries the spans.
+    /// Transmits the spans.
     _runtime: Runtime,
 }
 
@@ -116,7 +116,7 @@ async fn a_call_is_traced_under_its_caller_and_its_batch_is_linked_to_it() {
     let mut called = request();
     called.metadata_mut().insert("traceparent", format!("00-{TRACE}-{PARENT}-01").parse().unwrap());
     embed(&client, called).await;
-    // Spans end with what they are of: the connection, and the device thread.
+    // Spans end together with their subjects: the connection, and the device thread.
     drop(client);
     server.stop().await;
     let traces = locked(&observed.traces).take().unwrap();
@@ -185,7 +185,7 @@ async fn a_log_line_names_request_and_trace_and_no_secret() {
     of(generated.to_str().unwrap());
 }
 
-/// The program, whose authorities are those of its environment.
+/// The program, whose trusted authorities come from its environment.
 #[cfg(feature = "torch")]
 mod program {
     use tonic::transport::{Identity, Server as Grpc, ServerTlsConfig};

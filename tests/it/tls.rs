@@ -1,4 +1,4 @@
-//! Encryption of the gRPC port, as callers with and without the right certificates meet it.
+//! Encryption of the gRPC port, for callers with and without the right certificates.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use crate::certificates::{Authority, Pair, Term};
 use crate::server::{counted, start_alone};
 
-/// An authority, and what it has issued.
+/// An authority, and the certificates that it has issued.
 struct Office {
     folder: tempfile::TempDir,
     authority: Authority,
@@ -30,14 +30,14 @@ impl Office {
         self.authority.issue(self.path(), name, term)
     }
 
-    /// A server that is issued `term`, with further settings.
+    /// A server with a certificate of validity `term`, and further settings.
     async fn server(&self, term: Term, settings: &[&str]) -> Running {
         let pair = self.issue("server", term).settings();
         let all: Vec<&str> = pair.iter().map(String::as_str).chain(settings.iter().copied()).collect();
         start_alone(&all).await
     }
 
-    /// What a caller of this office has, with its own certificate if it has one.
+    /// The credentials of a caller of this office, with its own certificate if it has one.
     fn access(&self, own: Option<Pair>) -> Access {
         Access {
             authorities: Some(self.authority.write(self.path().join("authority.pem"))),
@@ -100,7 +100,7 @@ async fn a_revoked_caller_is_refused_and_the_connections_that_he_has_end() {
         .map(|access| std::fs::read_to_string(access.authorities.as_ref().unwrap()).unwrap());
     std::fs::write(&authorities, pems.concat()).unwrap();
     let crl = office.path().join("revoked.pem");
-    // A rename, so that no look finds half a file.
+    // A rename, so that a partial file is never read.
     let put = |text: &str| {
         let new = office.path().join("revoked.new");
         std::fs::write(&new, text).unwrap();
@@ -134,7 +134,7 @@ async fn a_revoked_caller_is_refused_and_the_connections_that_he_has_end() {
     }
     let series = "shipreid_connections_ended_total{reason=\"DISTRUSTED\"}";
     let before = counted(series);
-    // It holds though it is past its next update.
+    // The list still applies after its next-update time.
     put(&[office.authority.revoke(&[&bad], Term::Expired), none].concat());
     while counted(series) == before {
         tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! Programs beside our own that some tests need; without them such a test says so by name.
+//! External programs that some tests need; without them such a test reports what is missing.
 
 use std::io::Write;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub fn python(modules: &str) -> Option<String> {
     found.is_ok_and(|output| output.status.success()).then(|| python.to_owned())
 }
 
-/// Not a print macro: the runner would keep that to itself.
+/// Not a print macro: the test runner would capture the output.
 pub fn skipped(test: &str, cause: &str) {
     let mut stderr = std::io::stderr();
     writeln!(stderr, "skipped: {test}: {cause}").unwrap();

@@ -1,4 +1,4 @@
-//! Training over gRPC with the real program: started, watched, killed in every way, and gone on with.
+//! Training over gRPC with the real program: started, watched, killed in every way, and resumed.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use crate::galleries::GALLERY;
 use crate::program::{GOLDEN, Server, imported, shipreid};
 use crate::storage::on_a_small_disk;
 
-/// Of a run of `config`.
+/// Steps of a run of `config`.
 const STEPS: u64 = 20;
 
 /// A data folder, a model to serve, and synthetic ships to learn from.
@@ -66,7 +66,7 @@ impl TrainingFolder {
         (server, client)
     }
 
-    /// Two images a ship and modality of eight ships, four batches an epoch.
+    /// Two images per ship and modality of eight ships, four batches per epoch.
     pub fn config(&self, validation_epochs: u32) -> String {
         format!(
             r#"
@@ -99,13 +99,13 @@ impl TrainingFolder {
         self.config(validation_epochs).replace("{ from = \"scratch\" }", &start)
     }
 
-    /// The same without a folder to learn from.
+    /// The same without a training folder.
     pub fn config_without_root(&self) -> String {
         let root = self.folder.path().join("ships/synthetic_hoss");
         self.config(5).replace(&format!("root = \"{}\", ", root.display()), "")
     }
 
-    /// The training images as sightings of vessels, each named as its file names the ship.
+    /// The training images as sightings of vessels, named by the ship in the file name.
     pub fn sightings(&self) -> Vec<EnrollRequest> {
         let images = std::fs::read_dir(self.folder.path().join("ships/synthetic_hoss/bounding_box_train"));
         let sighting = |path: &Path| {
@@ -124,21 +124,21 @@ impl TrainingFolder {
         images.unwrap().map(|image| sighting(&image.unwrap().path())).collect()
     }
 
-    /// The process that works in a job's folder, or the last that did.
+    /// The process that works in a job's folder, or the last one that did.
     fn process(&self, job_id: &str) -> i32 {
         let lock = self.data().join("jobs").join(job_id).join("lock");
         std::fs::read_to_string(lock).unwrap().trim().parse().unwrap()
     }
 }
 
-/// What a watcher has seen, whatever became of the server and his connection meanwhile.
+/// What a watcher has received, across interruptions of the server and its connection.
 #[derive(Default)]
 pub struct Watcher {
     pub events: Vec<TrainEvent>,
 }
 
 impl Watcher {
-    /// Watches until an event for which `until` holds, the end of the job, or of the server.
+    /// Watches until an event for which `until` holds, or the end of the job or of the server.
     async fn watch(&mut self, client: &Client, job_id: &str, until: impl Fn(&TrainEvent) -> bool) {
         let from_event = self.events.len() as u64 + 1;
         let request = WatchTrainingJobRequest { job_id: job_id.into(), from_event };
@@ -161,7 +161,7 @@ impl Watcher {
         states.collect()
     }
 
-    /// By step, with every bit; a step that was taken twice had the same losses.
+    /// By step, with all bits; repeated steps must have the same losses.
     fn losses(&self) -> BTreeMap<u64, Vec<(String, u64)>> {
         let mut losses = BTreeMap::new();
         for event in &self.events {
@@ -193,11 +193,11 @@ async fn start(client: &Client, config_toml: String) -> String {
     let request = TrainRequest { config_toml, ..TrainRequest::default() };
     let mut events = client.ship_re_id().train(request).await.unwrap().into_inner();
     let first = events.next().await.unwrap().unwrap();
-    // Whoever starts a job and leaves does not stop it.
+    // A caller that starts a job and disconnects does not stop it.
     first.job_id
 }
 
-/// Gone, or dead and not yet waited for by whoever has it now.
+/// Gone, or dead and not yet waited for by its current parent.
 fn is_gone(process: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
     stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))
@@ -381,7 +381,7 @@ async fn a_job_that_is_cancelled_or_whose_server_goes_down_keeps_every_step() {
         (3, Finished),
     ];
     assert_eq!(watcher.states(), expected);
-    // Each went on where the one before stood: no step was taken twice.
+    // Each resumed from the state of the previous one: no step was repeated.
     let steps = watcher.events.iter().filter_map(|event| match &event.event {
         Some(Event::Progress(progress)) => Some(progress.step),
         _ => None,
@@ -390,7 +390,7 @@ async fn a_job_that_is_cancelled_or_whose_server_goes_down_keeps_every_step() {
     server.terminate();
 }
 
-/// What a job that cannot be done says of itself, while the server goes on as if nothing had happened.
+/// The error reported by a job that cannot be done, while the server continues unaffected.
 async fn failure(
     (server, client): (Server, Client),
     config: String,

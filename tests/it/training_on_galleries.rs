@@ -1,4 +1,4 @@
-//! Training jobs that learn from the chips that a gallery has kept.
+//! Training jobs that learn from the chips kept by a gallery.
 
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{CreateGalleryRequest, EnrollRequest, JobState, TrainEvent, TrainRequest};
@@ -42,7 +42,7 @@ async fn a_job_learns_from_the_kept_chips_of_a_gallery_and_is_evaluated_on_some_
     let copies = place.folder().join("data/jobs").join(&job.job_id).join("chips");
     assert!(!copies.exists(), "they have done their service");
     let all = job.evaluations.iter().find(|result| result.protocol == "all").unwrap();
-    // Two of eight vessels are held out, and one image of each asks.
+    // Two of eight vessels are held out, and one image of each is a query.
     assert_eq!((all.epoch, all.valid_queries), (5, 2));
     let copied =
         "learning from 32 chips of the gallery; left out: 1 entries without a vessel id, 0 without a chip";

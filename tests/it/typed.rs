@@ -1,4 +1,5 @@
-//! What people type: servers and models by short names, filters, deletions, files; and what scripts read of it.
+//! The command line as used by people: servers and models by short names, filters, deletions,
+//! files; and its output for scripts.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use crate::program::{GOLDEN, Server, imported, run, shipreid};
 
-/// A server with one model and the gallery `harbour`, empty, in a folder of its own.
+/// A server with one model and the empty gallery `harbour`, in its own folder.
 struct Harbour {
     server: Server,
     folder: tempfile::TempDir,
@@ -34,7 +35,7 @@ impl Harbour {
         self.command(arguments).output().unwrap()
     }
 
-    /// What a command prints that does what it is asked for.
+    /// The output of a command that succeeds.
     fn done(&self, arguments: &[&str]) -> String {
         let output = self.run(arguments);
         assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
@@ -95,7 +96,7 @@ fn a_server_is_named_by_the_environment_and_needs_no_scheme() {
     let unreachable = listed("127.0.0.1:1", &[]);
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(text(&unreachable.stderr).contains("cannot reach http://127.0.0.1:1: "));
-    // The variable is for commands that say neither here nor there.
+    // The environment variable only applies where arguments do not decide between local and remote.
     let folder = harbour.file("imported");
     let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
     let hints = ["--heads", "2", "--image", "64x32"];

@@ -1,37 +1,37 @@
-//! What a file says of its pixels beside them.
+//! What a file states in addition to its pixels.
 
 use std::fmt;
 
 use super::super::georeference::GeoTags;
 
-/// What a file says of its pixels beside them.
+/// What a file states in addition to its pixels.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Facts {
-    /// How a sample is stored, for texts.
+    /// How a sample is stored, for messages.
     pub stored: StoredSample,
     /// Complex samples were read as their magnitude.
     pub complex: bool,
-    /// Pixels that the file says hold no data (nodata value, left-out chunks).
+    /// Pixels that the file marks as holding no data (nodata value, omitted chunks).
     pub nodata_pixels: usize,
-    /// Samples that lie above what 8 bits show and were clipped: gray or float of an optical image.
+    /// Samples above the 8-bit range that were clipped: gray or float samples of an optical image.
     pub clipped_samples: usize,
-    /// Rows and columns were swapped by the file's orientation: the file's x is now y.
+    /// The file's orientation swapped rows and columns: the file's x is now y.
     pub transposed: bool,
-    /// Tags that tie pixels to the ground, as stored.
+    /// Tags that georeference the pixels, as stored.
     pub geo_tags: GeoTags,
 }
 
-/// The type of a file's samples; as text "16-bit unsigned", "complex 32-bit float", ...
+/// The type of a file's samples; formatted as "16-bit unsigned", "complex 32-bit float", ...
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredSample {
-    /// Of a sample; of a complex one, both of its parts.
+    /// Bits per sample; for a complex sample, of both parts together.
     pub bits: u16,
     pub format: SampleFormat,
-    /// Samples a pixel, alpha and others included.
+    /// Samples per pixel, including alpha and others.
     pub channels: u16,
 }
 
-/// How the bits of a sample are a number.
+/// The number format of a sample.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SampleFormat {
     Unsigned,

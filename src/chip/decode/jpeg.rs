@@ -1,7 +1,7 @@
-//! JPEG to pixels: as a file, and as the chunks of a TIFF.
+//! Decodes JPEG to pixels, both as a file and as the chunks of a TIFF.
 //!
-//! The library decodes; what the components mean is decided here, by the rules of libjpeg, because the library takes
-//! three components that an Adobe segment calls RGB for something else.
+//! The library decodes; the meaning of the components is decided here, by the rules of libjpeg, because the
+//! library misinterprets three components that an Adobe segment declares as RGB.
 
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::errors::{DecodeErrors, UnsupportedSchemes};
@@ -15,22 +15,22 @@ use super::{
 
 const CONVERT: &str = "gdal_translate in.jpg out.png";
 
-/// What the segments before the first scan say.
+/// Content of the segments before the first scan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
     pub width: u16,
     pub height: u16,
     ids: Vec<u8>,
     jfif: bool,
-    /// The colour transform that an Adobe segment tells.
+    /// The colour transform that an Adobe segment declares.
     adobe: Option<u8>,
-    /// Where the Adobe segment lies.
+    /// Position of the Adobe segment.
     adobe_at: Option<(usize, usize)>,
-    /// Where the data of the first scan begin.
+    /// Start of the data of the first scan.
     scan_at: usize,
 }
 
-/// What becomes of three components that are Y, Cb and Cr.
+/// What three components that are Y, Cb and Cr are converted to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Conversion {
     ToRgb,
@@ -63,7 +63,7 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Raster, DecodeError>
             if header.adobe.is_some_and(|transform| transform != 0) {
                 ycck_to_cmyk(&mut ink);
             }
-            // The reference takes every file of four inks for one of Adobe, where 0 is full ink.
+            // The reference treats every file of four inks as Adobe's, where 0 is full ink.
             ink.iter_mut().for_each(|value| *value = 255 - *value);
             cmyk_to_rgb(&ink)
         }
@@ -75,8 +75,8 @@ pub fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Raster, DecodeError>
 }
 
 impl Header {
-    /// Walks the segments up to the first scan. Fill bytes between them are legal, and what is neither is passed
-    /// over, as the reference does.
+    /// Walks the segments up to the first scan. Fill bytes between segments are legal; other bytes between
+    /// them are skipped, as in the reference.
     pub fn read(bytes: &[u8]) -> Result<Self, DecodeError> {
         let mut header = Self {
             width: 0,
@@ -95,7 +95,7 @@ impl Header {
                 _ => 0xFF,
             };
             match marker {
-                // Fill, junk and markers that stand alone.
+                // Fill, junk and markers without a length.
                 0xFF => at += 1,
                 0x00 | 0x01 | 0xD0..=0xD8 => at += 2,
                 0xD9 => return Err(DecodeError::corrupt("it ends before its pixels begin")),
@@ -155,7 +155,8 @@ impl Header {
         self.ids.len()
     }
 
-    /// Whether three components are red, green and blue: by the marker of JFIF, that of Adobe, then by their names.
+    /// Whether three components are red, green and blue: decided by the JFIF marker, the Adobe
+    /// marker, then the component names.
     fn is_rgb(&self) -> bool {
         match (self.jfif, self.adobe) {
             (true, _) => false,
@@ -164,7 +165,8 @@ impl Header {
         }
     }
 
-    /// Whether the end marker follows the scan. The decoder fills a missing rest with gray; the reference refuses.
+    /// Whether the end marker follows the scan. The decoder fills a missing remainder with gray;
+    /// the reference refuses it.
     pub fn ends(&self, bytes: &[u8]) -> bool {
         bytes[self.scan_at..].windows(2).any(|pair| pair == [0xFF, 0xD9])
     }
@@ -172,7 +174,7 @@ impl Header {
 
 /// Decodes the components, three of which may be Y, Cb and Cr.
 pub fn components(bytes: &[u8], header: &Header, conversion: Conversion) -> Result<Components, DecodeError> {
-    // Without an Adobe segment the library knows three components as YCbCr and four as CMYK.
+    // Without an Adobe segment the library treats three components as YCbCr and four as CMYK.
     let plain = header.adobe_at.map(|(from, to)| [&bytes[..from], &bytes[to..]].concat());
     let bytes = plain.as_deref().unwrap_or(bytes);
     let options = DecoderOptions::default()
@@ -193,7 +195,7 @@ pub fn components(bytes: &[u8], header: &Header, conversion: Conversion) -> Resu
         return Err(DecodeError::corrupt("it decodes to another size than its header says"));
     }
     if conversion == Conversion::ToRgb && found == ColorSpace::RGB {
-        // Its components are named R, G and B, and yet they are none.
+        // Its components are named R, G and B but hold YCbCr.
         samples.chunks_exact_mut(3).for_each(|pixel| {
             let rgb = ycc_to_rgb([pixel[0], pixel[1], pixel[2]]);
             pixel.copy_from_slice(&rgb);
@@ -209,7 +211,7 @@ fn ycck_to_cmyk(ink: &mut [u8]) {
     }
 }
 
-/// In the integers of libjpeg.
+/// Uses libjpeg's integer arithmetic.
 fn ycc_to_rgb([y, cb, cr]: [u8; 3]) -> [u8; 3] {
     const HALF: i32 = 1 << 15;
     let fixed = |factor: f64| (factor * 65536.0 + 0.5) as i32;
@@ -224,7 +226,7 @@ fn unsupported(what: String) -> DecodeError {
     DecodeError::Unsupported { what, command: CONVERT }
 }
 
-/// Tells an image that ends too early from one that is wrong.
+/// Distinguishes a truncated image from a corrupt one.
 fn broken(error: DecodeErrors) -> DecodeError {
     match error {
         DecodeErrors::ExhaustedData | DecodeErrors::IoErrors(ZByteIoError::NotEnoughBytes(..)) => {

@@ -1,10 +1,11 @@
-//! From the bytes of a PNG, JPEG or TIFF to pixels, bounded before anything is allocated.
+//! Decodes PNG, JPEG and TIFF to pixels, with bounds that are checked before anything is allocated.
 //!
-//! The result is what the reference gets from its image library ("convert to RGB"): gray is replicated, alpha is
-//! dropped and not blended, 16-bit gray is clipped at 255 and not scaled, 16-bit colour keeps its high byte,
-//! floats are clipped to 0..255 and truncated. SAR of one channel that 8 bits cannot hold keeps its values, whatever
-//! the container, and so does each one-channel TIFF of modality SAR; they are stretched once the chip is cut. What
-//! the reference cannot read is read by the samples that the file stores, or refused by name.
+//! The result is what the reference gets from its image library ("convert to RGB"): gray is replicated, alpha
+//! is dropped and not blended, 16-bit gray is clipped at 255 and not scaled, 16-bit colour keeps its high
+//! byte, floats are clipped to 0..255 and truncated. One-channel SAR that 8 bits cannot hold keeps its values
+//! in every container, and so does each one-channel TIFF of modality SAR; these values are stretched after
+//! the chip is cut. A file that the reference cannot read is read as the samples that it stores, or refused
+//! with a specific error.
 //!
 //! The orientation of a TIFF is applied and that of a JPEG is not, as in the reference. PNG and TIFF are exact. JPEG
 //! is not defined to the bit: decoders differ by rounding.
@@ -19,9 +20,9 @@ pub use facts::{Facts, SampleFormat, StoredSample};
 use super::Modality;
 use crate::reason::Reason;
 
-/// Bytes that the decoders may use beside the pixels.
+/// Bytes that the decoders may use in addition to the pixels.
 const SCRATCH_BYTES: u64 = 64 << 20;
-/// The most bytes that a decoded pixel takes: four channels of 32 bits.
+/// Maximum size of a decoded pixel in bytes: four channels of 32 bits.
 const PIXEL_BYTES_MAX: u64 = 16;
 
 /// Bounds on one image.
@@ -64,11 +65,11 @@ pub struct Raster {
 pub enum Pixels {
     /// Interleaved bytes.
     Rgb(Vec<u8>),
-    /// SAR amplitudes as they were in the file; 0 where it holds no data.
+    /// SAR amplitudes as stored in the file; 0 where it holds no data.
     Amplitude(Vec<f32>),
 }
 
-/// Why bytes are no image that can be used.
+/// Why bytes are not a usable image.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     #[error("the image is empty")]
@@ -85,7 +86,7 @@ pub enum DecodeError {
     Truncated,
     #[error("the image is corrupt: {cause}")]
     Corrupt { cause: String },
-    /// Valid, as far as it was read, and not for us.
+    /// Valid as far as it was read, but not supported.
     #[error("the image cannot be used: {what}; convert it, as by `{command}`")]
     Unsupported { what: String, command: &'static str },
     #[error("a TIFF of modality SAR has one channel, this one has {found}; take one, as by `{command}`")]
@@ -93,7 +94,7 @@ pub enum DecodeError {
 }
 
 impl DecodeError {
-    /// Stable and fit for programs and labels.
+    /// Stable; suitable for programs and metric labels.
     pub fn reason(&self) -> Reason {
         match self {
             Self::Empty => Reason::ImageEmpty,
@@ -113,10 +114,10 @@ impl DecodeError {
     }
 }
 
-/// Reads an image of any supported format; the format is told by its first bytes.
+/// Reads an image of any supported format, which is determined by its first bytes.
 ///
 /// # Errors
-/// What is wrong with the bytes. Sizes are checked in the header, before pixels are decoded.
+/// If the bytes are not a usable image. Sizes are checked in the header, before pixels are decoded.
 pub fn decode(bytes: &[u8], modality: Modality, limits: &ImageLimits) -> Result<Raster, DecodeError> {
     if bytes.is_empty() {
         return Err(DecodeError::Empty);
@@ -136,7 +137,7 @@ fn replicate(gray: impl IntoIterator<Item = u8>) -> Vec<u8> {
     gray.into_iter().flat_map(|value| [value; 3]).collect()
 }
 
-/// CMYK in which 255 is full ink to RGB, rounded as Pillow rounds.
+/// Converts CMYK in which 255 is full ink to RGB, rounded as in Pillow.
 fn cmyk_to_rgb(cmyk: &[u8]) -> Vec<u8> {
     let times = |a: u8, b: u8| {
         let product = u32::from(a) * u32::from(b) + 128;

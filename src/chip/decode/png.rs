@@ -1,4 +1,4 @@
-//! PNG to pixels.
+//! Decodes PNG to pixels.
 
 use std::io::{Cursor, ErrorKind};
 
@@ -7,7 +7,7 @@ use png::{BitDepth, ColorType, Decoder, DecodingError, Info, Limits, Transformat
 use super::{DecodeError, Facts, ImageLimits, Pixels, Raster, SampleFormat, StoredSample, replicate};
 use crate::chip::Modality;
 
-/// Reads the image; of an animation, the default one.
+/// Reads the image; for an animation, the default image.
 pub fn decode(bytes: &[u8], modality: Modality, limits: &ImageLimits) -> Result<Raster, DecodeError> {
     let memory = usize::try_from(limits.memory_max()).unwrap_or(usize::MAX);
     let mut decoder = Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: memory });
@@ -15,7 +15,7 @@ pub fn decode(bytes: &[u8], modality: Modality, limits: &ImageLimits) -> Result<
     decoder.set_ignore_iccp_chunk(true);
     let header = decoder.read_header_info().map_err(|cause| broken(&cause))?;
     limits.check_size(header.width, header.height)?;
-    // The expansion of a transparent value to an alpha channel would hide that gray has but one channel.
+    // Expanding a transparent value to an alpha channel would hide that gray has only one channel.
     let wide_gray = (header.color_type, header.bit_depth) == (ColorType::Grayscale, BitDepth::Sixteen);
     let stored = stored(header);
     decoder.set_transformations(if wide_gray { Transformations::IDENTITY } else { Transformations::EXPAND });
@@ -28,7 +28,7 @@ pub fn decode(bytes: &[u8], modality: Modality, limits: &ImageLimits) -> Result<
     let pixels = if wide_gray {
         let gray = samples.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
         match modality {
-            // The modality decides how amplitudes are read, not the container.
+            // The modality, not the container, decides how amplitudes are read.
             Modality::Sar => Pixels::Amplitude(gray.map(f32::from).collect()),
             Modality::Optical => {
                 facts.clipped_samples = gray.clone().filter(|value| *value > 255).count();
@@ -46,11 +46,11 @@ fn stored(header: &Info<'_>) -> StoredSample {
     StoredSample { bits: header.bit_depth as u16, format: SampleFormat::Unsigned, channels }
 }
 
-/// Expanded samples: palettes are colours, and no sample has less than 8 bits.
+/// Expanded samples: palettes become colours, and every sample has at least 8 bits.
 fn rgb(samples: Vec<u8>, color: ColorType, depth: BitDepth) -> Result<Vec<u8>, DecodeError> {
     let samples = match depth {
         BitDepth::Eight => samples,
-        // Of more than one channel the high byte is kept.
+        // With more than one channel, the high byte is kept.
         BitDepth::Sixteen => samples.into_iter().step_by(2).collect(),
         _ => return Err(DecodeError::corrupt("its samples have less than 8 bits")),
     };
@@ -63,7 +63,7 @@ fn rgb(samples: Vec<u8>, color: ColorType, depth: BitDepth) -> Result<Vec<u8>, D
     })
 }
 
-/// Tells an image that ends too early from one that is wrong.
+/// Distinguishes a truncated image from a corrupt one.
 fn broken(error: &DecodingError) -> DecodeError {
     match error {
         DecodingError::IoError(cause) if cause.kind() == ErrorKind::UnexpectedEof => DecodeError::Truncated,

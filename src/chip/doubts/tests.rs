@@ -1,4 +1,4 @@
-//! The doubts on pictures that are made for them, and their figures on real chips.
+//! The doubts on synthetic pictures, and their measurements on real chips.
 
 mod real;
 
@@ -19,9 +19,9 @@ use super::*;
 use crate::chip::{ChipSize, ImageLimits, View, prepare};
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
-/// Resizing is no subject here.
+/// Resizing is not tested here.
 const SIZE: ChipSize = ChipSize { height: 16, width: 8 };
-/// The codes of what is found here.
+/// The codes of the findings.
 const CODES: [&str; 7] = [
     "CLIPPED",
     "FEW_LEVELS",
@@ -171,7 +171,7 @@ fn pictures_of_any_shape_have_an_answer() {
     }
 }
 
-/// What a caller would be told, of what is found here.
+/// The messages that a caller would receive for the findings.
 fn found(bytes: &[u8], modality: Modality) -> BTreeSet<&'static str> {
     let prepared = prepare(bytes, &View::plain(modality), SIZE, &LIMITS).expect("a chip");
     prepared
@@ -182,12 +182,12 @@ fn found(bytes: &[u8], modality: Modality) -> BTreeSet<&'static str> {
         .collect()
 }
 
-/// The shared folder of this name, or a note that it is not there.
+/// The shared folder with this name, or a note that it is absent.
 fn shared(name: &str) -> Option<PathBuf> {
     let shared = std::env::var_os("SHIPREID_SHARED").map_or_else(|| "../shared".into(), PathBuf::from);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(shared).join(name);
     if !folder.is_dir() {
-        // Not a print macro: the runner would keep that to itself.
+        // Not a print macro: the test runner would capture the output.
         let _ = writeln!(std::io::stderr(), "skipped: nothing at {}", folder.display());
         return None;
     }

@@ -1,6 +1,6 @@
-//! The coordinate system of a GeoTIFF, as far as it takes to find places on the ellipsoid.
+//! The coordinate system of a GeoTIFF, as far as needed to find points on the ellipsoid.
 //!
-//! Datums are not told apart: they move places by some hundred metres, which changes no scale.
+//! Datums are not distinguished: they shift points by some hundred metres, which does not affect the scale.
 
 use proj4rs::proj::Proj;
 use proj4rs::transform::transform;
@@ -12,17 +12,17 @@ use super::keys::{self, Keys};
 const SEMI_MAJOR_AXIS_M: f64 = 6_378_137.0;
 const ECCENTRICITY_SQUARED: f64 = 0.006_694_379_990_141_316;
 const WGS84: &str = "+ellps=WGS84";
-/// Half of the length on which a scale is measured, in degrees and in metres: long enough for the projections to be
-/// exact on it, short enough for a scale not to change.
+/// Half of the length over which a scale is measured, in degrees and in metres: long enough for the
+/// projections to be exact, short enough for the scale to be constant.
 const REACH_DEG: f64 = 0.005;
 const REACH_M: f64 = 500.0;
 /// "User-defined" in a key that holds a code.
 const USER_DEFINED: u16 = 32767;
 
-/// Coordinates of a file, and how to find them on the ellipsoid.
+/// Coordinates of a file, and how to convert them to points on the ellipsoid.
 pub struct Crs {
     kind: Kind,
-    /// Radians or metres of a unit.
+    /// Radians or metres per unit.
     unit: f64,
 }
 
@@ -33,7 +33,7 @@ enum Kind {
 
 impl Crs {
     /// # Errors
-    /// A coordinate system or a unit that is not known.
+    /// A coordinate system or a unit that is unknown.
     pub fn read(keys: &Keys<'_>) -> Result<Self, Unusable> {
         const PROJECTED: u16 = 1;
         const GEOGRAPHIC: u16 = 2;
@@ -69,7 +69,7 @@ impl Crs {
         matches!(self.kind, Kind::Geographic).then(|| std::f64::consts::TAU / self.unit)
     }
 
-    /// Half of the length on which to measure a scale.
+    /// Half of the length over which to measure a scale.
     pub fn reach(&self) -> f64 {
         match self.kind {
             Kind::Geographic => REACH_DEG.to_radians() / self.unit,
@@ -77,7 +77,7 @@ impl Crs {
         }
     }
 
-    /// The place on the ellipsoid, in metres from the earth's centre; nothing where there is none.
+    /// The point on the ellipsoid, in metres from the earth's centre; `None` where there is none.
     pub fn earth(&self, [x, y]: [f64; 2]) -> Option<[f64; 3]> {
         let mut place = (x * self.unit, y * self.unit);
         if let Kind::Projected { projection, geographic } = &self.kind {
@@ -95,7 +95,7 @@ impl Crs {
     }
 }
 
-/// The projection in the words of PROJ, by its code or by its parameters.
+/// The projection in PROJ's notation, by its code or by its parameters.
 fn definition(keys: &Keys<'_>, code: Option<u16>) -> Option<String> {
     if let Some(code) = code {
         return crs_definitions::from_code(code).map(|found| found.proj4.to_owned());
@@ -126,7 +126,7 @@ fn is_web_mercator(citation: &str) -> bool {
         .any(|name| citation.contains(name))
 }
 
-/// Zone and whether it is a southern one, of a text such as "WGS 84 / UTM zone 48N".
+/// Zone and whether it is a southern one, from a text such as "WGS 84 / UTM zone 48N".
 fn utm_zone(citation: &str) -> Option<(u16, bool)> {
     let citation = citation.to_ascii_lowercase().replace('_', " ");
     let (_, after) = citation.split_once("utm zone ")?;
@@ -183,7 +183,7 @@ fn parameters(keys: &Keys<'_>, method: u16) -> Option<String> {
     Some(format!("{projection} +lon_0={longitude} +x_0={east} +y_0={north} {}", ellipsoid(keys)))
 }
 
-/// The ellipsoid of the geographic system beneath a projection; that of WGS 84 where nothing is said.
+/// The ellipsoid of the geographic system beneath a projection; WGS 84 where it is not specified.
 fn ellipsoid(keys: &Keys<'_>) -> String {
     if let Some(axis) = keys.number(keys::SEMI_MAJOR_AXIS) {
         if let Some(other) = keys.number(keys::SEMI_MINOR_AXIS) {
@@ -205,13 +205,13 @@ fn ellipsoid(keys: &Keys<'_>) -> String {
     named.unwrap_or_else(|| WGS84.into())
 }
 
-/// A definition without its unit, and without what only shifts or mirrors it.
+/// A definition without its unit, and without parameters that only shift or mirror it.
 fn in_metres(definition: &str) -> String {
     const LEFT_OUT: [&str; 7] =
         ["+units=", "+to_meter=", "+vunits=", "+axis=", "+nadgrids=", "+towgs84=", "+geoidgrids="];
     let words = definition.split_whitespace();
     let kept = words.filter(|word| !LEFT_OUT.iter().any(|name| word.starts_with(name)));
-    // proj4rs refuses this datum without the files of its shifts; its ellipsoid is all that is needed.
+    // proj4rs refuses this datum without its grid shift files; only its ellipsoid is needed.
     let known = kept.map(|word| if word == "+datum=NAD27" { "+ellps=clrk66" } else { word });
     known.collect::<Vec<_>>().join(" ")
 }

@@ -6,7 +6,7 @@ use super::{GeoTags, Unusable};
 const TIEPOINT: usize = 6;
 /// Control points that determine a plane.
 const CONTROL_POINTS_MIN: usize = 3;
-/// Control points are in a line when what is left of the smaller spread is less than this share.
+/// Control points are collinear if the residual of the smaller spread is below this fraction.
 const LINE: f64 = 1e-9;
 
 /// Coordinates are `origin + column * column step + row * row step`.
@@ -15,23 +15,23 @@ pub struct Grid {
     origin: [f64; 2],
     /// From a pixel to its right neighbour.
     pub column: [f64; 2],
-    /// From a pixel to the one below.
+    /// From a pixel to the one below it.
     pub row: [f64; 2],
 }
 
 impl Grid {
-    /// Whether the tags say anything of a pixel's size. A single tie point does not.
+    /// Whether the tags determine a pixel's size. A single tie point does not.
     pub fn is_in(tags: &GeoTags) -> bool {
         let control_points = tags.tiepoints.len() / TIEPOINT;
         !tags.pixel_scale.is_empty() || !tags.transformation.is_empty() || control_points > 1
     }
 
-    /// A scale with a tie point comes first, then a matrix, then control points, as in GDAL.
+    /// A scale with a tie point takes precedence, then a matrix, then control points, as in GDAL.
     ///
     /// `turn` is a full turn in coordinates that are longitudes.
     ///
     /// # Errors
-    /// Numbers that map no pixels to the ground.
+    /// If the numbers do not map pixels to the ground.
     pub fn read(tags: &GeoTags, turn: Option<f64>) -> Result<Self, Unusable> {
         let grid = match (&tags.pixel_scale[..], &tags.tiepoints[..], &tags.transformation[..]) {
             (&[x, y, ..], &[column, row, _, left, top, _, ..], _) => {
@@ -61,13 +61,13 @@ impl Grid {
         finite && area > LINE * column[0].hypot(column[1]) * row[0].hypot(row[1])
     }
 
-    /// The plane that comes closest to the control points, in the sense of least squares.
+    /// The least-squares plane through the control points.
     fn fit(tiepoints: &[f64], turn: Option<f64>) -> Option<Self> {
         let points = tiepoints.as_chunks::<TIEPOINT>().0;
         if points.len() < CONTROL_POINTS_MIN {
             return None;
         }
-        // On both sides of the antimeridian, longitudes differ by more than half a turn from the first one.
+        // Across the antimeridian, longitudes differ from the first one by more than half a turn.
         let first = points[0][3];
         let unwrapped = |x: f64| turn.map_or(x, |turn| x - ((x - first) / turn).round() * turn);
         let points: Vec<[f64; 4]> = points.iter().map(|p| [p[0], p[1], unwrapped(p[3]), p[4]]).collect();

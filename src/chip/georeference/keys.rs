@@ -1,8 +1,8 @@
-//! The keys of a GeoTIFF: a directory of short numbers, some of which stand for others elsewhere.
+//! The keys of a GeoTIFF: a directory of short numbers, some of which refer to values elsewhere.
 
 use super::GeoTags;
 
-/// Numbers before the first entry, and of an entry: key, tag that holds the value, how many, value or where.
+/// Numbers before the first entry, and in each entry: key, tag that holds the value, count, value or offset.
 const HEADER: usize = 4;
 const DOUBLES: u16 = 34736;
 const ASCII: u16 = 34737;
@@ -48,7 +48,7 @@ impl<'a> Keys<'a> {
         Self(tags)
     }
 
-    /// A code; codes that stand for "undefined" are none.
+    /// A code; codes that mean "undefined" give `None`.
     pub fn code(&self, key: u16) -> Option<u16> {
         let [_, 0, _, value] = *self.entry(key)? else { return None };
         (value != 0).then_some(value)
@@ -59,7 +59,7 @@ impl<'a> Keys<'a> {
         self.0.geo_doubles.get(usize::from(at)).copied().filter(|number| number.is_finite())
     }
 
-    /// The first of some keys that is there.
+    /// The first of these keys that is present.
     pub fn any_number(&self, keys: &[u16]) -> Option<f64> {
         keys.iter().find_map(|key| self.number(*key))
     }

@@ -3,10 +3,11 @@ use proptest::prelude::*;
 use super::keys::*;
 use super::*;
 
-/// EPSG code, x and y of a place, metres on the ground of half a unit along x and along y there.
+/// EPSG code, x and y of a point, metres on the ground of half a unit along x and along y there.
 ///
-/// By pyproj 3.7.2 (PROJ 9.5.1): `Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)` of the points 50 m before
-/// and behind the place on an axis, `Geod(ellps="WGS84").inv` between them, over their distance in units, halved.
+/// By pyproj 3.7.2 (PROJ 9.5.1): `Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)` of the points
+/// 50 m before and after the point on an axis, `Geod(ellps="WGS84").inv` between them, over their distance in
+/// units, halved.
 const PYPROJ: [(u16, f64, f64, f64, f64); 54] = [
     // Web Mercator, its older code, ellipsoidal Mercator, Mercator around 150 degrees east
     (3857, 11554963.1, 139160.4, 0.499882, 0.496537),
@@ -81,7 +82,7 @@ const PYPROJ_DEGREES: [(f64, f64, f64, f64); 5] = [
     (179.99999, -18.0, 0.529525, 0.553402),
 ];
 
-/// Another value than a code for a key.
+/// A key value that is not a code.
 #[derive(Clone, Copy)]
 enum Value<'a> {
     Code(u16),
@@ -112,7 +113,7 @@ fn with_keys(mut tags: GeoTags, keys: &[(u16, Value<'_>)]) -> GeoTags {
     tags
 }
 
-/// Square pixels around a place, which is the middle of an image of 40 x 100 pixels.
+/// Square pixels around a point at the centre of an image of 40 x 100 pixels.
 fn around(x: f64, y: f64, step: f64) -> GeoTags {
     GeoTags {
         pixel_scale: vec![step, step, 0.0],
@@ -154,7 +155,7 @@ fn degrees_become_metres_by_their_latitude() {
         let tags = with_keys(around(longitude, latitude, 5e-6), &GEOGRAPHIC);
         assert_near(ground(&tags), [x_m, y_m], &format!("{latitude}"));
     }
-    // The same place in other units.
+    // The same point in other units.
     let place = PYPROJ_DEGREES[2];
     for (unit, size) in [(9101, 1_f64.to_radians()), (9104, 3600.0), (9105, 1.0 / 0.9)] {
         let keys = [&GEOGRAPHIC[..], &[(ANGULAR_UNIT, Code(unit))]].concat();
@@ -296,7 +297,7 @@ fn what_gives_no_metres_is_not_used_and_says_why() {
         (with_keys(place.clone(), &[(MODEL_TYPE, Code(3))]), Kind),
         (with_keys(place.clone(), &[(MODEL_TYPE, Code(1))]), Projection(None)),
         (with_keys(place.clone(), &projected(22300)), Projection(Some(22300))),
-        // A geographic system where a projected one belongs.
+        // A geographic system where a projected one is required.
         (with_keys(place.clone(), &projected(4326)), Projection(Some(4326))),
         (with_keys(place.clone(), &method(26)), Projection(None)),
         (with_keys(place.clone(), &[&utm[..], &[(LINEAR_UNIT, Code(9999))]].concat()), Unit(9999)),
@@ -312,7 +313,7 @@ fn what_gives_no_metres_is_not_used_and_says_why() {
         (scaled(101.0, 101.0), Size),
         (with_keys(GeoTags { tiepoints: line.collect(), ..GeoTags::default() }, &utm), Grid),
         (with_keys(GeoTags { transformation: vec![0.0; 16], ..GeoTags::default() }, &utm), Grid),
-        // A scale without a place.
+        // A scale without a tie point.
         (with_keys(GeoTags { tiepoints: vec![], ..place.clone() }, &utm), Grid),
     ] {
         assert_eq!(tags.ground(40, 100), Ground::Unusable(why), "{tags:?}");
@@ -328,7 +329,7 @@ fn a_file_may_say_nothing_of_the_size_of_its_pixels() {
     assert_eq!(with_keys(one_point, &GEOGRAPHIC).ground(40, 100), Ground::Silent);
 }
 
-/// A TIFF that is nothing but a directory with these tags.
+/// A TIFF that consists only of a directory with these tags.
 fn directory(big: bool, little: bool, tags: &[u16]) -> Vec<u8> {
     let number = |value: u64, bytes: usize| -> Vec<u8> {
         if little { value.to_le_bytes()[..bytes].to_vec() } else { value.to_be_bytes()[8 - bytes..].to_vec() }

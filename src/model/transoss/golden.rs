@@ -183,7 +183,7 @@ fn the_full_size_model_gives_the_recorded_features() {
         close("after", &found.after_neck, &recorded["feat_after"], 1e-4);
         close("unit", &unit(&found.before_neck), &recorded["feat_before_l2"], 5e-6);
 
-        // ATen's bf16 takes minutes on a CPU that has nothing for it; the tiny model below tries it.
+        // ATen's bf16 takes minutes on a CPU without support for it; the tiny model below covers it.
         let is_fast = kernel == Kernel::OneDnn || !device().is_cpu();
         if is_fast && test_device::kernels(Precision::Bf16).contains(&kernel) {
             let architecture = golden::full_size_architecture();
@@ -206,7 +206,7 @@ fn every_kernel_points_in_bf16_where_f32_does() {
     }
 }
 
-/// Features before the neck, in bf16 up to there.
+/// Features before the neck, computed in bf16.
 fn before_neck_in_bf16(
     architecture: &TransOssArchitecture,
     tensors: &NamedTensors,

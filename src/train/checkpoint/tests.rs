@@ -1,4 +1,4 @@
-//! Which checkpoints stay, and which of them are taken.
+//! Which checkpoints are kept, and which are used to resume.
 
 use super::*;
 use crate::weights::tensors::HostTensor;

@@ -1,4 +1,4 @@
-//! A configuration from TOML and from settings of the command line.
+//! Reads a configuration from TOML and from settings of the command line.
 
 use toml::{Table, Value};
 
@@ -6,11 +6,12 @@ use super::TrainConfig;
 use super::violations::Violation;
 use crate::message::{excerpt, one_line};
 
-/// Keys that had another name until the release before: section, old name, new name. The old one goes with the next.
+/// Keys that had another name until the previous release: section, old name, new name. The next
+/// release removes the old one.
 const RENAMED: [(&str, &str, &str); 2] =
     [("gradient", "parts", "accumulation_steps"), ("gradient", "norm_max", "grad_norm_max")];
 
-/// Why a configuration starts no run; every message is one line.
+/// Why a configuration cannot start a run; every message is one line.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum TrainConfigError {
     #[error("{0}")]
@@ -29,18 +30,18 @@ impl TrainConfig {
     /// Reads a configuration, and checks its values as a whole.
     ///
     /// # Errors
-    /// What TOML or the first wrong key says, or all values out of bounds at once.
+    /// The message of TOML or the first wrong key, or all values out of bounds at once.
     pub fn parse(text: &str) -> Result<Self, TrainConfigError> {
         let config = Self::read(text, &[])?;
         let violations = config.violations();
         if violations.is_empty() { Ok(config) } else { Err(TrainConfigError::Invalid(violations)) }
     }
 
-    /// Reads a configuration whose values may be out of bounds. `settings` are `section.key=value` and win over the
-    /// text; a value that is no TOML is text.
+    /// Reads a configuration whose values may be out of bounds. `settings` are `section.key=value` and
+    /// override the text; a value that is not TOML is a string.
     ///
     /// # Errors
-    /// What TOML or the first wrong key says.
+    /// The message of TOML or the first wrong key.
     pub fn read(text: &str, settings: &[String]) -> Result<Self, TrainConfigError> {
         let one_line = |cause: toml::de::Error| {
             let lines = text[..cause.span().map_or(0, |span| span.start)].lines().count();
@@ -53,7 +54,7 @@ impl TrainConfig {
             take_new_names(&mut table);
         }
         if settings.is_empty() {
-            // Read from the text, an error knows its line.
+            // An error from parsing the text includes the line.
             return toml::from_str(text).map_err(one_line);
         }
         let unfit = |cause: toml::de::Error| TrainConfigError::syntax(cause.to_string().trim());
@@ -73,7 +74,7 @@ fn take_new_names(table: &mut Table) {
     }
 }
 
-/// Puts `section.key=value` into a table.
+/// Inserts `section.key=value` into a table.
 fn apply(table: &mut Table, setting: &str) -> Result<(), String> {
     let (key, text) = setting
         .split_once('=')

@@ -27,7 +27,7 @@ fn the_shipped_files_are_the_authors_settings() {
     assert!(!pretrain.model.size_token);
 }
 
-/// The fields that a shipped file violates once it is changed.
+/// The fields of a shipped file that are violated after a change.
 fn violated(name: &str, settings: &[&str]) -> Vec<String> {
     let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
     let config = TrainConfig::read(&shipped(name), &settings).expect("keys and types are right");

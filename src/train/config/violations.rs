@@ -1,4 +1,4 @@
-//! What is out of bounds in a configuration, or does not go with something else in it.
+//! Values of a configuration that are out of bounds or incompatible with others.
 
 use std::fmt;
 
@@ -9,18 +9,18 @@ use super::{
 use crate::arithmetic::Pace;
 use crate::message::{bounded, excerpt, one_line};
 
-/// What is wrong with one field, as a sentence that begins with its name.
+/// A problem with one field, as a sentence that begins with the field's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     pub field: String,
     pub problem: String,
 }
 
-/// Bytes of what is said of one value, which may repeat it.
+/// Maximum size in bytes of the message about one value, which may repeat the value.
 const PROBLEM_MAX: usize = 1024;
 
 impl Violation {
-    /// What stands in for a line break of the configuration is a space.
+    /// Line breaks from the configuration become spaces.
     pub fn new(field: &str, problem: impl Into<String>) -> Self {
         Self { field: excerpt(field), problem: one_line(&bounded(&problem.into(), PROBLEM_MAX)) }
     }
@@ -33,7 +33,7 @@ impl fmt::Display for Violation {
 }
 
 impl TrainConfig {
-    /// Every value that is out of bounds or does not go with another one.
+    /// Every value that is out of bounds or incompatible with another.
     pub fn violations(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         let mut require = |holds: bool, field: &str, problem: &str| {
@@ -50,7 +50,8 @@ impl TrainConfig {
         found
     }
 
-    /// What is wrong with the precision where the run would be; one that is slow and wanted all the same is logged.
+    /// Problems with the precision on the training machine; a slow precision that is allowed
+    /// nevertheless is logged.
     pub fn too_slow(&self, pace: &Pace) -> Option<Violation> {
         if pace.speed < self.model.precision_speed_min {
             let way_out = "\"f32\" is faster, and model.precision_speed_min = 0 trains all the same";
@@ -149,12 +150,12 @@ impl TrainConfig {
         require((0.0..=5.0).contains(&loss.logit_scale), "loss.logit_scale", "must be 0 to 5");
     }
 
-    /// Whether the best checkpoint stays, and becomes the model.
+    /// Whether the best checkpoint is kept and becomes the model.
     pub fn keeps_best(&self) -> bool {
         self.checkpoint.keep_best.unwrap_or_else(|| self.evaluates_checkpoints())
     }
 
-    /// Whether there is an evaluation with every checkpoint.
+    /// Whether every checkpoint is evaluated.
     fn evaluates_checkpoints(&self) -> bool {
         let (evaluation, checkpoint) = (self.validation.epochs, self.checkpoint.epochs);
         evaluation > 0 && checkpoint.is_multiple_of(evaluation)

@@ -1,4 +1,4 @@
-//! Resuming, failing, diverging, evaluating: what a run does without libtorch.
+//! Resuming, failing, diverging, evaluating: runs without libtorch.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -61,7 +61,7 @@ impl Learner for Linear {
 struct Numbers {
     batches: u64,
     broken: Option<u64>,
-    /// Epoch and item whose pixels are no numbers.
+    /// Epoch and item whose pixels are not finite.
     poisoned: Option<(u32, u64)>,
 }
 
@@ -90,7 +90,7 @@ fn plan(loaders: usize) -> Plan {
     Plan { seed: 9, schedule, checkpoint_epochs: 2, validation_epochs: 0, loaders }
 }
 
-/// Trains until `stop` says so, and returns the losses.
+/// Trains until `stop` returns true, and returns the losses.
 fn run(
     folder: &std::path::Path,
     plan: &Plan,
@@ -156,7 +156,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_taken() {
     run(folder.path(), &plan(1), &NUMBERS, |steps| steps == 30).1.expect_err("stopped");
     let newest = folder.path().join("checkpoint-0000000030/optimizer.safetensors");
     let mut bytes = std::fs::read(&newest).expect("readable");
-    // A number in which every bit pattern is as good as any other.
+    // A number for which every bit pattern is valid.
     *bytes.last_mut().expect("not empty") ^= 1;
     std::fs::write(newest, bytes).expect("writable");
     // Of which only one is wanted.

@@ -1,4 +1,4 @@
-//! What a run is refused for before its first step.
+//! Refusals of a run before its first step.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -141,7 +141,7 @@ fn what_a_starting_point_gives_is_known_before_the_first_step() {
     assert_eq!(gathered.tensors[taken], vit["model.blocks.0.attn.qkv.weight"]);
 }
 
-/// `ships` vessels with an optical and a SAR chip each, and one that was seen once.
+/// `ships` vessels with an optical and a SAR chip each, and one vessel with a single chip.
 fn kept(ships: usize, place: &Path) -> Census {
     let image = |number: usize| fs::read(golden::path("images").join(IMAGES[number])).expect("a fixture");
     let mut writer = GalleryDatasetWriter::new(place).expect("writable");

@@ -52,8 +52,8 @@ fn largest(values: impl Iterator<Item = f64>) -> f64 {
     values.fold(0.0, |most, value| most.max(value.abs()))
 }
 
-/// Compares with a tensor, or with the digest of a large one: sum, sum of |x|, L2 norm, 16 elements. `atol` makes the
-/// bound on the CPU of the largest number.
+/// Compares with a tensor, or with the digest of a large one: sum, sum of |x|, L2 norm, 16 elements. `atol`
+/// yields the bound on the CPU relative to the largest number.
 fn check(what: &str, found: &Tensor, recorded: &NamedTensors, name: &str, atol: impl Fn(f64) -> f64) {
     let flat = found.detach().to_device(tch::Device::Cpu).contiguous().view([-1]);
     let flat = Vec::<f32>::try_from(flat).expect("f32 values");
@@ -117,7 +117,7 @@ fn check_gradients(set: &str, learner: &TorchLearner, recorded: &NamedTensors) {
         let (gradient, key) = (tensor.grad(), format!("grad.{name}"));
         assert_eq!(gradient.defined(), is_recorded(recorded, &key), "{set} {name}");
         if gradient.defined() {
-            // Mathematically zero, so noise beside noise.
+            // Mathematically zero, so both sides are noise.
             let noise = if name == "base.norm.bias" { 1e-5 } else { 0.0 };
             check(set, &gradient, recorded, &key, |largest| (1e-4 * largest).max(noise));
         }
@@ -178,7 +178,7 @@ fn adamw_takes_steps_of_the_rate_and_decays_apart() {
     (&tensor * Tensor::from_slice(&[3.0_f32, -0.5])).sum(Kind::Float).backward();
     optimizer.step(&tensors, Rates { weights: 0.01, biases: 0.0 });
     let _ = tensor.detach_();
-    // The first step is the sign of the gradient, whatever its length.
+    // The first step is the sign of the gradient, whatever its norm.
     let expected = [1.0 * 0.999 - 0.01, -2.0 * 0.999 + 0.01];
     for (found, expected) in Vec::<f32>::try_from(tensor).expect("two numbers").iter().zip(expected) {
         assert!((f64::from(*found) - expected).abs() < 1e-6, "{found} {expected}");
@@ -240,7 +240,7 @@ fn two_equal_parts_of_a_batch_step_as_one_of_them() {
     assert_eq!(pairs.parts(6), [vec![0, 1, 3, 4], vec![2, 5]]);
 }
 
-/// A hook that averages gradients with the other of two learners, each on its own thread.
+/// A hook that averages gradients between two learners, each on its own thread.
 fn averaging(to_other: mpsc::Sender<Tensors>, from_other: mpsc::Receiver<Tensors>) -> GradientHook {
     GradientHook::new(move |gradients| {
         let copies = gradients.iter().map(|(name, gradient)| (name.clone(), gradient.copy()));
@@ -351,7 +351,7 @@ fn bf16_learns_like_f32_and_keeps_every_small_step() {
         assert!((found / expected - 1.0).abs() < 0.05, "{found} {expected}");
     }
     assert!(rounded.tensors.values().all(|tensor| tensor.kind() == Kind::Float));
-    // Steps far below the spacing of bf16 numbers add up.
+    // Steps far below the spacing of bf16 numbers accumulate.
     let name = "base.patch_embed.proj.weight";
     let before = rounded.tensors[name].copy();
     let tiny = Rates { weights: 1e-6, biases: 1e-6 };

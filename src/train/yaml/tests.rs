@@ -1,8 +1,8 @@
-//! The authors' files, and what is refused of them.
+//! The authors' files, and refusals of them.
 
 use super::*;
 
-/// In the manner of the authors' file for fine-tuning.
+/// In the style of the authors' file for fine-tuning.
 const HOSS: &str = r"
 MODEL:
   PRETRAIN_CHOICE: 'clip'
@@ -87,7 +87,7 @@ fn the_authors_files_are_the_shipped_configurations() {
         "100",
     ]);
     let mut expected = shipped("pretrain_transoss.toml");
-    // Read by no pretraining.
+    // Not read by any pretraining.
     expected.batch.images_per_identity = 4;
     expected.checkpoint.keep_best = Some(false);
     assert_eq!(pairs.expect("supported").config, expected);

@@ -1,4 +1,4 @@
-//! Values as yacs sees them: YAML first, and what YAML leaves as text once more as a Python literal.
+//! Values as interpreted by yacs: first as YAML, then text is parsed as a Python literal.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,7 +7,7 @@ use saphyr::{LoadableYamlNode as _, Scalar, Yaml};
 
 use crate::message::excerpt;
 
-/// Sections within sections; the authors have three.
+/// Maximum nesting of sections; the authors have three.
 const DEPTH_MAX: usize = 16;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,7 @@ pub enum Value {
     List(Vec<Value>),
 }
 
-/// As Python would print it, lists as tuples.
+/// Formatted as in Python, with lists as tuples.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -37,7 +37,7 @@ impl fmt::Display for Value {
 /// The values of a YAML text by their full keys, sections joined by dots.
 ///
 /// # Errors
-/// One line that says what is wrong where.
+/// One line with the problem and its position.
 pub fn settings(text: &str) -> Result<BTreeMap<String, Value>, String> {
     let documents = Yaml::load_from_str(text).map_err(|cause| {
         let place = cause.marker();
@@ -85,7 +85,8 @@ fn value(node: &Yaml, depth_max: usize) -> Option<Value> {
     })
 }
 
-/// What Python's literals make of a text: flags, numbers, quoted text, tuples and lists; anything else stays text.
+/// Parses a text as a Python literal: booleans, numbers, quoted text, tuples and lists; anything
+/// else stays text.
 pub fn literal(text: &str) -> Value {
     let mut rest = text.trim();
     match parse(&mut rest, DEPTH_MAX) {
@@ -94,14 +95,14 @@ pub fn literal(text: &str) -> Value {
     }
 }
 
-/// Takes a literal off the front of `rest`.
+/// Parses a literal at the start of `rest`.
 fn parse(rest: &mut &str, depth_max: usize) -> Option<Value> {
     *rest = rest.trim_start();
     match rest.chars().next()? {
         quote @ ('\'' | '"') => {
             let (text, after) = rest[1..].split_once(quote)?;
             *rest = after;
-            // What an escape stands for is not worth a guess.
+            // Escapes are not interpreted.
             (!text.contains('\\')).then(|| Value::Text(text.to_owned()))
         }
         open @ ('(' | '[') if depth_max > 0 => {
@@ -116,7 +117,7 @@ fn parse(rest: &mut &str, depth_max: usize) -> Option<Value> {
                 "True" => Some(Value::Flag(true)),
                 "False" => Some(Value::Flag(false)),
                 number => {
-                    // Rust reads "inf" and "nan", which are names to Python.
+                    // Rust parses "inf" and "nan", which are names in Python.
                     let is_number =
                         number.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
                     number.parse().ok().filter(|_| is_number).map(Value::Number)
@@ -126,7 +127,7 @@ fn parse(rest: &mut &str, depth_max: usize) -> Option<Value> {
     }
 }
 
-/// The rest of a list. Brackets around one value without a comma are no tuple.
+/// The rest of a list. Parentheses around one value without a comma are not a tuple.
 fn parse_list(rest: &mut &str, open: char, depth_max: usize) -> Option<Value> {
     let close = if open == '(' { ')' } else { ']' };
     let (mut values, mut commas) = (Vec::new(), 0);

@@ -1,7 +1,8 @@
-//! Model families: what a network is made of, and everything about its tensors that the rest of the program asks for.
+//! Model families: the structure of a network, and everything that the rest of the program needs to
+//! know about its tensors.
 //!
-//! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in `families!` and
-//! `model::build`. What others ask of it is [`FamilyArchitecture`]; nobody else knows names of tensors.
+//! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in `families!`
+//! and `model::build`. The interface is [`FamilyArchitecture`]; other modules do not know names of tensors.
 
 #[cfg(test)]
 pub mod toy;
@@ -23,9 +24,9 @@ use crate::chip::{ChipSize, Preprocessing};
 /// ln(1 / 0.07), the usual start of a contrastive temperature.
 pub const LOGIT_SCALE: f32 = 2.6592;
 
-/// What a family says of itself, and of one of its architectures.
+/// The description of a family and of one of its architectures.
 pub trait FamilyArchitecture: fmt::Debug {
-    /// The family's name for people.
+    /// The family's display name.
     fn title() -> &'static str
     where
         Self: Sized;
@@ -35,15 +36,16 @@ pub trait FamilyArchitecture: fmt::Debug {
     where
         Self: Sized;
 
-    /// A preset's network as a configuration wants it, without a classifier.
+    /// A preset's network with the configured changes, without a classifier.
     fn configured(preset: Preset, options: &Options) -> Self
     where
         Self: Sized;
 
-    /// Reads the architecture off the tensors of a checkpoint, whose names are bare.
+    /// Infers the architecture from the tensors of a checkpoint, whose names are bare.
     ///
     /// # Errors
-    /// A tensor that tells the architecture is absent, or a hint is needed or makes no valid model.
+    /// If a tensor that determines the architecture is missing, or a hint is needed or leads to an
+    /// invalid model.
     fn infer(tensors: &NamedTensors, hints: &ArchitectureHints) -> Result<Self, ArchitectureError>
     where
         Self: Sized;
@@ -51,19 +53,19 @@ pub trait FamilyArchitecture: fmt::Debug {
     /// Checks every bound and divisibility.
     ///
     /// # Errors
-    /// The first field that fits no model.
+    /// The first field with an invalid value.
     fn validate(&self) -> Result<(), ArchitectureError>;
 
-    /// What becomes of an image before the network reads it.
+    /// How an image is prepared for the network.
     fn preprocessing(&self) -> Preprocessing;
 
-    /// Numbers in an embedding.
+    /// Length of an embedding.
     fn embed_dim(&self) -> usize;
 
-    /// Length of the sequence that a chip becomes.
+    /// Length of the sequence that represents a chip.
     fn token_count(&self) -> usize;
 
-    /// Inputs and outputs of the first layer of a block's MLP; the second goes back.
+    /// Inputs and outputs of the first layer of a block's MLP; the second has the transposed shape.
     fn mlp_widths(&self) -> [usize; 2];
 
     /// Rows of the classifier; 0 for a model without one.
@@ -71,25 +73,27 @@ pub trait FamilyArchitecture: fmt::Debug {
 
     fn with_classes(&self, classes: usize) -> Architecture;
 
-    /// Everything that a feature depends on and tensors do not tell, for the model's digest.
+    /// Everything that a feature depends on and that tensors do not determine, for the model's digest.
     fn digest_bytes(&self) -> Vec<u8>;
 
-    /// Titles and values, for people.
+    /// Titles and values, for display.
     fn description(&self) -> Vec<(&'static str, String)>;
 
     /// Name and shape of every tensor of the model's state dict.
     fn expected_tensors(&self) -> BTreeMap<String, Vec<usize>>;
 
-    /// Whether a served checkpoint may lack a tensor or hold it in another shape: nothing served reads it.
+    /// Whether a served checkpoint may lack a tensor or hold it in another shape, because serving
+    /// does not read it.
     fn is_unused_in_serving(&self, name: &str) -> bool;
 
-    /// Whether a training that starts from a checkpoint leaves a tensor out, since it learns its own.
+    /// Whether a training that starts from a checkpoint ignores its tensor, because the training
+    /// learns its own.
     fn is_head(&self, name: &str) -> bool;
 
-    /// Whether training changes a tensor by its gradient.
+    /// Whether training updates a tensor by its gradient.
     fn is_trained(&self, name: &str) -> bool;
 
-    /// Whether training computes with a tensor in the precision of the run; with the others it computes in f32.
+    /// Whether training computes with a tensor in the precision of the run; it uses f32 for the others.
     fn is_backbone(&self, name: &str) -> bool;
 
     /// The class weights, [classes, embed_dim].
@@ -98,19 +102,19 @@ pub trait FamilyArchitecture: fmt::Debug {
     /// The logarithm of the factor of the cosines in a contrastive loss.
     fn logit_scale(&self) -> &'static str;
 
-    /// What stands before the number of a block in the names of its tensors.
+    /// Prefix of the block number in the names of a block's tensors.
     fn block_prefix(&self) -> &'static str;
 
-    /// How a tensor of a model that is made from a seed starts.
+    /// The initial distribution of a tensor in a model that is created from a seed.
     fn initial(&self, name: &str, shape: &[usize]) -> Initial;
 
-    /// Replaces tensors of `initial` by those of a ViT that was trained on ImageNet, named as timm names them.
+    /// Replaces tensors of `initial` by those of a ViT trained on ImageNet, named as in timm.
     ///
     /// # Errors
     /// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
     fn start_from_vit(&self, initial: &mut NamedTensors, checkpoint: NamedTensors) -> Result<Fit, Misfits>;
 
-    /// Numbers in the tensors that a served model reads.
+    /// Number of values in the tensors that serving reads.
     fn parameters(&self) -> u64 {
         let tensors = self.expected_tensors();
         let served = tensors.iter().filter(|(name, _)| !self.is_unused_in_serving(name));
@@ -118,7 +122,8 @@ pub trait FamilyArchitecture: fmt::Debug {
     }
 }
 
-/// Makes [`Family`] and [`Architecture`] of a list: variant, name in stored descriptions, type of its architectures.
+/// Defines [`Family`] and [`Architecture`] from a list: variant, name in stored descriptions, type
+/// of its architectures.
 macro_rules! families {
     ($($(#[$attribute:meta])* $variant:ident, $name:literal, $architecture:ty;)+) => {
         /// A model family.
@@ -127,7 +132,7 @@ macro_rules! families {
             $($(#[$attribute])* $variant,)+
         }
 
-        /// What a model of some family is made of.
+        /// The architecture of a model of some family.
         #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
         #[serde(untagged)]
         pub enum Architecture {
@@ -142,7 +147,7 @@ macro_rules! families {
                 match self { $($(#[$attribute])* Self::$variant => $name,)+ }
             }
 
-            /// For people.
+            /// The display name.
             pub fn title(self) -> &'static str {
                 match self { $($(#[$attribute])* Self::$variant => <$architecture>::title(),)+ }
             }
@@ -172,7 +177,7 @@ macro_rules! families {
             /// The table `architecture` of a TOML document.
             ///
             /// # Errors
-            /// There is none of this family.
+            /// If it does not describe a model of this family.
             pub fn architecture_in(self, document: &str) -> Result<Architecture, toml::de::Error> {
                 match self {
                     $($(#[$attribute])* Self::$variant => table_of::<$architecture>(document),)+
@@ -202,21 +207,21 @@ macro_rules! families {
     };
 }
 
-// A checkpoint that could be of several is of the first whose anchor it has.
+// A checkpoint that matches several families is assigned to the first whose anchor it has.
 families! {
     TransOss, "transoss", transoss::TransOssArchitecture;
     #[cfg(test)]
     Toy, "toy", toy::ToyArchitecture;
 }
 
-/// The family of models that are stored without a name: they are older than the second family.
+/// The family of models that are stored without a family name, because they predate the second family.
 impl Default for Family {
     fn default() -> Self {
         Self::TransOss
     }
 }
 
-/// Nobody here knows a family of this name.
+/// The family name is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "there is no model family {}; this program knows {}",
@@ -246,24 +251,25 @@ impl<'de> Deserialize<'de> for Family {
 }
 
 impl Family {
-    /// Whether it is the one that descriptions leave out.
+    /// Whether this family is omitted from descriptions.
     pub fn is_default(&self) -> bool {
         *self == Self::default()
     }
 
-    /// A preset as it is.
+    /// An unmodified preset.
     pub fn preset(self, preset: Preset) -> Architecture {
         self.configured(preset, &Options::default())
     }
 
-    /// Tensors of which every checkpoint of some family has one.
+    /// Tensors of which every checkpoint of some family has at least one.
     pub fn anchors() -> Vec<&'static str> {
         Self::ALL.iter().map(|family| family.anchor()).collect()
     }
 }
 
 impl Architecture {
-    /// Finds the family of a checkpoint by its tensors, whose names are bare, and reads the architecture off them.
+    /// Determines the family of a checkpoint from its tensors, whose names are bare, and infers the
+    /// architecture.
     ///
     /// # Errors
     /// See [`FamilyArchitecture::infer`].
@@ -273,7 +279,7 @@ impl Architecture {
     }
 }
 
-/// Sizes in which a family comes without a checkpoint.
+/// Sizes in which a family is available without a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Preset {
@@ -282,12 +288,12 @@ pub enum Preset {
     VitBase,
 }
 
-/// What a configuration may change about a preset; the defaults are the authors'.
+/// Configurable changes to a preset; the defaults are the authors'.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
-    /// Whether the ship's size enters as one more token.
+    /// Whether the ship's size is added as another token.
     pub size_token: bool,
-    /// Whether tokens are told their modality.
+    /// Whether tokens receive a modality embedding.
     pub modality_embedding: bool,
     pub mie_coefficient: f32,
     /// Distance between patches, in pixels.
@@ -305,7 +311,7 @@ impl Default for Options {
     }
 }
 
-/// What a caller knows about a bare checkpoint, in place of what shapes tell or leave open.
+/// A caller's knowledge about a bare checkpoint, overriding or completing what shapes determine.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct ArchitectureHints {
     pub image: Option<ChipSize>,
@@ -314,7 +320,7 @@ pub struct ArchitectureHints {
     pub mie_coefficient: Option<f32>,
 }
 
-/// Where the feature leaves the network: the authors evaluate before the neck.
+/// Where the feature is taken from the network: the authors evaluate before the neck.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeaturePoint {
@@ -325,17 +331,17 @@ pub enum FeaturePoint {
     AfterNeck,
 }
 
-/// How a tensor starts that no checkpoint has given.
+/// The initial distribution of a tensor that no checkpoint provides.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Initial {
     Constant(f32),
-    /// Within plus and minus the bound.
+    /// Uniform within plus and minus the bound.
     Uniform(f64),
     /// Truncated normal, with this standard deviation.
     Normal(f64),
 }
 
-/// Why there is no such model.
+/// Why an architecture is invalid.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ArchitectureError {
     #[error("{field} is {value}; it must be between {min} and {max}")]
@@ -373,7 +379,7 @@ fn shape_of<'a>(
     }
 }
 
-/// Errors name the line of the whole document.
+/// Errors give the line in the whole document.
 fn table_of<A: DeserializeOwned + Into<Architecture>>(
     document: &str,
 ) -> Result<Architecture, toml::de::Error> {

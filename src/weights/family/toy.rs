@@ -1,5 +1,5 @@
-//! The smallest family: one linear layer over a grid of pixels. It shows that nothing outside of a family's folder and its
-//! forward pass knows another one.
+//! The smallest family: one linear layer over a grid of pixels. It verifies that only a family's folder and
+//! its forward pass depend on the family.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ const SCALE: &str = "toy.scale";
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ToyArchitecture {
-    /// Of a square chip, in pixels.
+    /// Side of a square chip, in pixels.
     pub side: usize,
     pub width: usize,
     pub classes: usize,
@@ -58,7 +58,7 @@ impl FamilyArchitecture for ToyArchitecture {
         within("width", self.width, 1, 64)
     }
 
-    /// Its own, which is not TransOSS's.
+    /// The toy's own preprocessing, which differs from TransOSS's.
     fn preprocessing(&self) -> Preprocessing {
         let size = ChipSize { height: self.side, width: self.side };
         Preprocessing { size, mean: [0.5; 3], deviation: [0.25; 3], description: "for a toy" }
@@ -213,7 +213,7 @@ mod tests {
                 && refused.lines().count() == 1,
             "{refused}"
         );
-        // Without a name it is a TransOSS, which these fields do not make.
+        // Without a name the family is TransOSS, for which these fields are invalid.
         let refused = change("family = \"sdf_net\"\n", "");
         assert!(refused.contains("unknown field `side`"), "{refused}");
     }

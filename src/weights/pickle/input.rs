@@ -1,4 +1,4 @@
-//! The bytes of a pickle, counted and bounded as they come.
+//! The bytes of a pickle, counted and bounded as they are read.
 
 use std::io::{self, Read};
 
@@ -55,14 +55,14 @@ impl<'a, R: Read> Input<'a, R> {
         self.array().map(u64::from_le_bytes)
     }
 
-    /// What is no UTF-8 is replaced: such a text names nothing that is looked for.
+    /// Invalid UTF-8 is replaced: such a text does not match any name of interest.
     pub(super) fn text(&mut self, length: u64) -> Result<String, PickleError> {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length > TEXT_MAX {
             return Err(PickleError::TooLarge { what: "bytes in one text", max: TEXT_MAX as u64 });
         }
         self.advance(length)?;
-        // Grows with what is there: the announced length is no reason to allocate.
+        // Grows with the data read: the announced length is not trusted for the allocation.
         let mut bytes = Vec::new();
         let mut announced = self.reader.by_ref().take(length as u64);
         if announced.read_to_end(&mut bytes).map_err(PickleError::Io)? < length {
@@ -84,7 +84,7 @@ impl<'a, R: Read> Input<'a, R> {
         }
     }
 
-    /// Passes over bytes, of which none stays.
+    /// Skips bytes without storing them.
     pub(super) fn skip(&mut self, mut length: u64) -> Result<(), PickleError> {
         let mut passed = [0; SKIPPED_AT_A_TIME];
         while length > 0 {
@@ -95,7 +95,7 @@ impl<'a, R: Read> Input<'a, R> {
         Ok(())
     }
 
-    /// A two's complement number of `length` bytes, the lowest first; `None` where it has more than 16.
+    /// A little-endian two's complement number of `length` bytes; `None` if it has more than 16.
     pub(super) fn long(&mut self, length: u64) -> Result<Option<i128>, PickleError> {
         let mut bytes = [0; 16];
         let Some(used) = usize::try_from(length).ok().and_then(|length| bytes.get_mut(..length)) else {

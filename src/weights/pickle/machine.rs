@@ -1,4 +1,4 @@
-//! The stack machine that a pickle is a program for.
+//! The stack machine that executes pickles.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read;
@@ -13,7 +13,7 @@ pub(super) struct Machine<'a, R> {
     pub(super) input: Input<'a, R>,
     pub(super) values: Vec<Value>,
     pub(super) storages: BTreeMap<String, Storage>,
-    /// Pairs that dictionaries were made of, beside those that were set.
+    /// Pairs from which dictionaries were created, in addition to those that were set.
     pub(super) copied: usize,
     stack: Vec<ValueId>,
     /// Heights of the stack, the innermost last.
@@ -48,7 +48,7 @@ impl<'a, R: Read> Machine<'a, R> {
     fn step(&mut self, opcode: u8) -> Result<(), PickleError> {
         match opcode {
             0x80 => self.protocol(),
-            // A frame only says how many bytes follow.
+            // A frame only announces the number of bytes that follow.
             0x95 => self.input.array::<8>().map(drop),
             b'(' => self.mark(),
             b'0' => self.pop().map(drop),
@@ -69,7 +69,7 @@ impl<'a, R: Read> Machine<'a, R> {
             b'Q' => self.storage(),
             b'R' => self.reduce(),
             0x81 => self.new_object(),
-            // Of a set nothing but its being there is kept.
+            // Only the existence of a set is recorded.
             0x90 => self.pop_to_mark().map(drop),
             0x91 => {
                 self.pop_to_mark()?;
@@ -100,7 +100,7 @@ impl<'a, R: Read> Machine<'a, R> {
                 self.long(length.into())?
             }
             b'G' => Value::Float(f64::from_be_bytes(self.input.array()?)),
-            // The byte strings of Python 2 are text in every checkpoint that has them.
+            // Byte strings of Python 2 are text in every checkpoint that has them.
             b'X' | b'T' => {
                 let length = self.input.u32()?;
                 Value::Text(self.input.text(length.into())?)
@@ -161,7 +161,7 @@ impl<'a, R: Read> Machine<'a, R> {
         Ok(())
     }
 
-    /// The top of the stack, but never what lies below the innermost mark.
+    /// The top of the stack, but never below the innermost mark.
     pub(super) fn pop(&mut self) -> Result<ValueId, PickleError> {
         let floor = self.marks.last().copied().unwrap_or(0);
         match self.stack.pop() {

@@ -1,11 +1,11 @@
-//! A strict reader of the pickles in torch checkpoints: it builds plain values and calls nothing.
+//! A strict reader of the pickles in torch checkpoints: it builds plain values and executes no functions.
 //!
-//! A pickle is a program for a small stack machine, and the usual reader runs whatever function it names.
-//! This one knows the names that torch's own safe loader (`weights_only`) knows, builds what they would return as far
-//! as that is weights and where they stand, keeps of anything else that it is there, and refuses any other name. It
-//! also knows the instructions of later protocols than the second, which torch writes when it is asked to. Values live
-//! in one arena and refer to each other by index, so that no nesting is deep, no cycle matters, and memory stays
-//! proportional to the pickle's length.
+//! A pickle is a program for a small stack machine, and the usual reader runs any function that it names.
+//! This reader accepts only the names that torch's own safe loader (`weights_only`) accepts and refuses any
+//! other name. It builds what they would return where that is weights or the containers of weights, and
+//! records only the existence of anything else. It also supports the instructions of protocols later than the
+//! second, which torch writes on request. Values live in one arena and refer to each other by index, so that
+//! nesting and cycles are harmless and memory stays proportional to the pickle's length.
 
 mod input;
 mod machine;
@@ -18,14 +18,14 @@ use std::io::{self, Read};
 use self::machine::Machine;
 use super::storage::{DataType, Storage, StoredTensor};
 
-/// Bytes of a pickle; that of a ViT-B with its optimizer has about 0.2 MB.
+/// Maximum size of a pickle in bytes; that of a ViT-B with its optimizer has about 0.2 MB.
 const BYTES_MAX: u64 = 16 << 20;
 /// Values, stack slots and memo slots.
 const VALUES_MAX: usize = 1 << 20;
-/// Some programs save their configuration or a patch of their source beside the weights.
+/// Some programs save their configuration or a patch of their source next to the weights.
 const TEXT_MAX: usize = 4 << 20;
 
-/// Modules of which no checkpoint that was saved in good faith names anything.
+/// Modules whose names never occur in a checkpoint that was saved in good faith.
 const SUSPICIOUS: &[&str] = &[
     "builtins",
     "code",
@@ -49,17 +49,17 @@ const SUSPICIOUS: &[&str] = &[
     "webbrowser",
 ];
 
-/// Rewrites a checkpoint with its tensors and the dictionaries that lead to them.
+/// Rewrites a checkpoint, keeping its tensors and the dictionaries that contain them.
 const TENSORS_ONLY: &str = "python3 -c \"import sys, torch; \
      keep = lambda v: {str(k): keep(x) for k, x in v.items() if torch.is_tensor(x) or hasattr(x, 'items')} \
      if hasattr(v, 'items') else v.detach().contiguous(); \
      torch.save(keep(torch.load(sys.argv[1], 'cpu', weights_only=False)), sys.argv[2])\" OLD.pth NEW.pth";
 
-/// A value's place in its [`Pickle`].
+/// A value's index in its [`Pickle`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ValueId(u32);
 
-/// What a pickle holds, as far as checkpoints go.
+/// The content of a pickle, as far as relevant for checkpoints.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
     None,
@@ -69,16 +69,16 @@ pub enum Value {
     Text(String),
     Tuple(Vec<ValueId>),
     List(Vec<ValueId>),
-    /// Plain and ordered dictionaries, in order; of equal keys the last counts.
+    /// Plain and ordered dictionaries, in order; the last of equal keys wins.
     Dict(Vec<(ValueId, ValueId)>),
     Global(Global),
-    /// An array, or from its element `first` on.
+    /// An array, or the part of it from element `first` on.
     Storage {
         storage: Box<Storage>,
         first: usize,
     },
     Tensor(Box<StoredTensor>),
-    /// Something that may lie beside a model's tensors.
+    /// A value that is allowed next to a model's tensors but not used.
     Unread(Unread),
 }
 
@@ -95,33 +95,33 @@ pub enum Global {
     RebuildTensorV3,
     RebuildParameter,
     RebuildParameterWithState,
-    /// Tensors with attributes, or of a class of their own.
+    /// Tensors with attributes, or of a subclass.
     RebuildWithType,
     RebuildOnDevice,
     Storage(DataType),
     DataType(DataType),
-    /// A way to quantize.
+    /// A quantization scheme.
     Scheme,
-    /// Whatever it is called with, of the result only its kind is kept.
+    /// Accepts any arguments; only the kind of the result is kept.
     Made(Unread),
 }
 
-/// Kinds of values that torch reads and that are of no use here.
+/// Kinds of values that torch reads and that are not used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
     Bytes,
     Set,
-    /// One of more than 16 bytes.
+    /// An integer of more than 16 bytes.
     Number,
     Complex,
     Device,
     Layout,
     Storage,
-    /// A tensor of a type or kind that no network here has.
+    /// A tensor of a type or kind that networks here do not use.
     Tensor(&'static str),
 }
 
-/// A pickle that was read to its end.
+/// A pickle that was read completely.
 #[derive(Debug)]
 pub struct Pickle {
     values: Vec<Value>,
@@ -140,7 +140,7 @@ fn advice(global: &str) -> String {
 }
 
 impl Value {
-    /// Its kind, for people.
+    /// Its kind, for display.
     pub fn kind(&self) -> String {
         match self {
             Self::None => "nothing",
@@ -173,7 +173,7 @@ impl fmt::Display for Unread {
     }
 }
 
-/// Why a pickle was refused. Nothing that it names was ever called.
+/// Why a pickle was refused. Nothing that it names was called.
 #[derive(Debug, thiserror::Error)]
 pub enum PickleError {
     #[error(
@@ -199,7 +199,7 @@ impl Pickle {
     /// Reads one pickle, up to and including its end mark.
     ///
     /// # Errors
-    /// See [`PickleError`]; `reader` then stands somewhere inside.
+    /// See [`PickleError`]; the position of `reader` is then unspecified.
     pub fn read(reader: &mut impl Read) -> Result<Self, PickleError> {
         Machine::new(reader).run()
     }
@@ -217,7 +217,7 @@ impl Pickle {
         &self.storages
     }
 
-    /// Keys and values of a dictionary, none of anything else.
+    /// Keys and values of a dictionary; empty for anything else.
     pub fn items(&self, dict: ValueId) -> &[(ValueId, ValueId)] {
         match self.value(dict) {
             Value::Dict(items) => items,

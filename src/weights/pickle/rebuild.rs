@@ -1,4 +1,5 @@
-//! The names that a checkpoint's pickle may mention, and what their calls build. Nothing is called.
+//! The names that a checkpoint's pickle may mention, and the values that their calls build. Nothing
+//! is executed.
 
 use std::io::Read;
 
@@ -9,7 +10,7 @@ use crate::weights::tensors::printable;
 
 const KEY_MAX: usize = 64;
 
-/// What a call leaves on the stack.
+/// The result of a call on the stack.
 enum Built {
     New(Value),
     /// One of its arguments.
@@ -51,7 +52,7 @@ impl<R: Read> Machine<'_, R> {
         };
         let key = self.text(key)?;
         if key.len() > KEY_MAX {
-            // Every tensor repeats its storage's key, so that long ones would multiply.
+            // Every tensor repeats its storage's key, so long keys would multiply.
             return Err(self.malformed("the key of a storage is longer than 64 bytes"));
         }
         let storage = Storage { key: key.to_owned(), data_type, elements: self.natural(elements)? as u64 };
@@ -73,7 +74,7 @@ impl<R: Read> Machine<'_, R> {
         self.leave(built)
     }
 
-    /// An object before its attributes are set, by `__new__` of its class.
+    /// An object created by `__new__` of its class, before its attributes are set.
     pub(super) fn new_object(&mut self) -> Result<(), PickleError> {
         let arguments = self.pop()?;
         let class = self.pop()?;
@@ -89,7 +90,8 @@ impl<R: Read> Machine<'_, R> {
         self.leave(built)
     }
 
-    /// Attributes of a state dict (its version numbers) mean nothing here; a tensor may get its place so.
+    /// Attributes of a state dict (its version numbers) are ignored; a tensor may receive its
+    /// storage this way.
     pub(super) fn build(&mut self) -> Result<(), PickleError> {
         let state = self.pop()?;
         let target = self.top()?;
@@ -104,7 +106,7 @@ impl<R: Read> Machine<'_, R> {
                         value @ (Value::Tensor(_) | Value::Unread(Unread::Tensor(_))) => value.clone(),
                         _ => return Err(self.malformed("a parameter has no tensor")),
                     },
-                    // Whether it wants a gradient, and its hooks.
+                    // The `requires_grad` flag, and hooks.
                     [_, _, _] => return Ok(()),
                     _ => return Err(self.malformed("a tensor is set to something else")),
                 };
@@ -121,7 +123,7 @@ impl<R: Read> Machine<'_, R> {
             Built::Known(id) => self.push_id(id),
             Built::New(value) => {
                 if let Value::Dict(items) = &value {
-                    // The pairs were copied, and could be any number of times.
+                    // The pairs are copied, possibly any number of times.
                     self.copied += items.len();
                     if self.copied > VALUES_MAX {
                         return Err(PickleError::TooLarge { what: "values", max: VALUES_MAX as u64 });
@@ -132,7 +134,7 @@ impl<R: Read> Machine<'_, R> {
         }
     }
 
-    /// What torch would build of these arguments.
+    /// What torch would build from these arguments.
     fn call(&self, function: Global, arguments: &[ValueId]) -> Result<Built, PickleError> {
         Ok(match (function, arguments) {
             (Global::OrderedDict | Global::Counter, []) => Built::New(Value::Dict(Vec::new())),
@@ -151,7 +153,7 @@ impl<R: Read> Machine<'_, R> {
             (Global::RebuildOnDevice, [tensor, data_type, _, _]) => self.on_device(*tensor, *data_type)?,
             (Global::RebuildWithType, [function, _, arguments, _]) => {
                 let function = match *self.get(*function) {
-                    // One inside the other could be any number deep.
+                    // Nesting could be arbitrarily deep.
                     Value::Global(Global::RebuildWithType) => None,
                     Value::Global(function) => Some(function),
                     _ => None,
@@ -167,7 +169,7 @@ impl<R: Read> Machine<'_, R> {
                 let tensor = self.tensor([*storage, *offset, *shape, *strides])?;
                 Built::New(self.unless_pending(tensor, *metadata))
             }
-            // Types that have no storage of their own; none of them is read.
+            // Types without a storage class of their own; none of them is read.
             (
                 Global::RebuildTensorV3,
                 [storage, _, _, _, _, _, data_type] | [storage, _, _, _, _, _, data_type, _],
@@ -181,7 +183,7 @@ impl<R: Read> Machine<'_, R> {
         })
     }
 
-    /// Pairs of a dictionary, or of a list of lists as Python 2 writes one.
+    /// Pairs of a dictionary, or of a list of lists as written by Python 2.
     fn pairs(&self, items: ValueId) -> Result<Vec<(ValueId, ValueId)>, PickleError> {
         let pair = |id: &ValueId| match self.get(*id) {
             Value::Tuple(pair) | Value::List(pair) => match pair.as_slice() {
@@ -204,7 +206,7 @@ impl<R: Read> Machine<'_, R> {
         }
     }
 
-    /// A tensor that was saved on its way from another device, of the type that it had there.
+    /// A tensor saved during a transfer from another device, with its type on that device.
     fn on_device(&self, tensor: ValueId, data_type: ValueId) -> Result<Built, PickleError> {
         let Value::Global(Global::DataType(data_type)) = *self.get(data_type) else {
             return Err(self.malformed("a tensor has no type"));
@@ -215,7 +217,7 @@ impl<R: Read> Machine<'_, R> {
         })
     }
 
-    /// The values of a negated or conjugated view are not those of its storage.
+    /// The values of a negated or conjugated view differ from those of its storage.
     fn unless_pending(&self, tensor: Value, metadata: ValueId) -> Value {
         let is_set = |(_, value): &(ValueId, ValueId)| !matches!(self.get(*value), Value::Bool(false));
         match self.get(metadata) {
@@ -244,13 +246,13 @@ impl<R: Read> Machine<'_, R> {
 }
 
 fn known(module: &str, name: &str) -> Result<Global, PickleError> {
-    // As Python 2 called it; torch writes the second protocol, in which Python 3 does so too.
+    // Python 2's name; torch writes the second protocol, in which Python 3 uses it too.
     let module = if module == "__builtin__" { "builtins" } else { module };
     allowed(module, name)
         .ok_or_else(|| PickleError::ForbiddenGlobal { name: printable(&format!("{module}.{name}")) })
 }
 
-/// The names that torch's own safe loader (`weights_only`) knows, and no other.
+/// Exactly the names that torch's own safe loader (`weights_only`) accepts.
 fn allowed(module: &str, name: &str) -> Option<Global> {
     Some(match (module, name) {
         ("collections", "OrderedDict") => Global::OrderedDict,
@@ -297,7 +299,7 @@ fn rebuilding(function: &str) -> Option<Global> {
     })
 }
 
-/// Ways to quantize.
+/// Quantization schemes.
 const SCHEMES: [&str; 5] = [
     "per_tensor_affine",
     "per_tensor_symmetric",
@@ -306,7 +308,7 @@ const SCHEMES: [&str; 5] = [
     "per_channel_affine_float_qparams",
 ];
 
-/// Whether torch has a tensor class of this name, one for each type.
+/// Whether torch has a tensor class with this name, one for each type.
 fn is_tensor(class: &str) -> bool {
     let of = class.strip_suffix("Tensor").unwrap_or_default();
     ["Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char", "Byte", "Bool"].contains(&of)

@@ -1,4 +1,4 @@
-//! Hand-made programs, good and bad.
+//! Handwritten programs, valid and invalid.
 
 use proptest::prelude::*;
 
@@ -44,7 +44,7 @@ fn a_name_outside_the_list_is_refused_whatever_way_it_is_written() {
 
 #[test]
 fn an_instruction_outside_the_list_is_refused() {
-    // INST, OBJ, NEWOBJ_EX and EXT1 are other ways to call; PERSID is another way to point outside.
+    // INST, OBJ, NEWOBJ_EX and EXT1 are other ways to call; PERSID is another way to refer outside.
     for opcode in [b'i', b'o', 0x92, 0x82, b'P', 0x97] {
         check_refused(&[b'N', opcode, b'.'], "which torch's safe loader does not know either");
     }
@@ -113,17 +113,17 @@ fn size_and_nesting_are_bounded() {
 
 #[test]
 fn copies_are_bounded_as_what_is_written_out() {
-    // A counter of 1,000 things, copied over and over: 2 KB would become gigabytes.
+    // A counter of 1,000 entries, copied repeatedly: 2 KB would become gigabytes.
     let mut program = b"ccollections\nCounter\nq\0(}(".to_vec();
     (0..1000).for_each(|_| program.extend(b"NN"));
     program.extend(b"utq\x01R");
     (0..2000).for_each(|_| program.extend(b"h\0h\x01R0"));
     check_refused(&program, "more than 1048576 values");
-    // One call in the other could be as deep as the file is long.
+    // Nested calls could be as deep as the file is long.
     check_refused(b"ctorch._tensor\n_rebuild_from_type_v2\nq\0(h\0N)NtR.", "made by no function");
 }
 
-/// The root of a program, or its place in a list.
+/// The root of a program, or the index of its value in a list.
 fn root(program: &[u8]) -> Value {
     let pickle = read(program).expect("a value");
     pickle.value(pickle.root()).clone()
@@ -155,7 +155,7 @@ fn values_beside_tensors_are_kept_by_their_kind_alone() {
     let counter = root(b"ccollections\nCounter\n(}K\x01K\x02stR.");
     let Value::Dict(items) = counter else { panic!("a dictionary") };
     assert_eq!(items.len(), 1);
-    // As Python 2 writes an ordered dictionary.
+    // An ordered dictionary as written by Python 2.
     let Value::Dict(items) = root(b"ccollections\nOrderedDict\n(](]K\x01aK\x02aetR.") else {
         panic!("a dictionary")
     };
@@ -177,12 +177,12 @@ fn a_tensor_may_get_its_place_after_it_was_made() {
             format!("c{class}\n){make}{place}b.").chars().map(|letter| letter as u8).collect();
         assert_eq!(root(&program), expected, "{class}");
     }
-    // The legacy state of a parameter: data, three that are not read, and hooks.
+    // The legacy state of a parameter: data, three ignored fields, and hooks.
     let inner = format!("ctorch._utils\n_rebuild_tensor\n{place}R");
     let program = format!("ctorch.nn.parameter\nParameter\n){}({inner}NN\u{88}Ntb.", "\u{81}");
     let program: Vec<u8> = program.chars().map(|letter| letter as u8).collect();
     assert_eq!(root(&program), expected);
-    // Attributes of a tensor, and a view of a storage as torch named one before its version 0.4.
+    // Attributes of a tensor, and a view of a storage by the name that torch used before version 0.4.
     let with_type = format!(
         "ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor\nctorch\nTensor\n{place}}}tR."
     );
@@ -214,7 +214,7 @@ proptest! {
     fn a_checkpoint_with_changed_bytes_never_panics(
         changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..8),
     ) {
-        // The main pickle of the legacy file begins after three small ones.
+        // In the legacy file, the main pickle begins after three small ones.
         let mut bytes = golden::bytes("load_imagenet_legacy.pth").split_off(137);
         bytes.truncate(4096);
         for (index, byte) in changes {

@@ -1,4 +1,5 @@
-//! The zip archive that torch writes since version 1.6: a pickle, and one stored entry for each storage.
+//! The zip archive that torch has written since version 1.6: a pickle, and one uncompressed entry
+//! per storage.
 
 use std::io::{self, Read, Seek};
 
@@ -8,7 +9,7 @@ use zip::{CompressionMethod, ZipArchive};
 use super::{PthError, StateDict, Wanted, Wish, byte_length};
 use crate::weights::pickle::Pickle;
 
-/// More than any pickle that [`Pickle::read`] takes.
+/// More than any pickle that [`Pickle::read`] accepts.
 const PICKLE_BYTES_MAX: u64 = 32 << 20;
 const BYTE_ORDER_BYTES_MAX: u64 = 16;
 
@@ -34,7 +35,7 @@ pub(super) fn read(reader: impl Read + Seek, wish: &Wish) -> Result<StateDict, P
         if !wanted.by_storage.contains_key(key) {
             continue;
         }
-        // Entries may lie on top of each other, so that a small file could be read any number of times.
+        // Entries may overlap, so a small file could otherwise be read any number of times.
         let length = byte_length(storage, left)?;
         left -= length as u64;
         let bytes = entry(&mut archive, &format!("{folder}/data/{key}"), length as u64)?;
@@ -46,7 +47,7 @@ pub(super) fn read(reader: impl Read + Seek, wish: &Wish) -> Result<StateDict, P
     Ok(wanted.found)
 }
 
-/// The one folder that holds everything; torch names it after the file.
+/// The single top-level folder; torch names it after the file.
 fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, PthError> {
     if archive.has_duplicate_names() {
         return Err(PthError::Entry { name: "names".to_owned(), reason: "are not unique" });
@@ -64,7 +65,7 @@ fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, PthError> {
     found.ok_or(PthError::NotTorch)
 }
 
-/// All bytes of an entry, checked against its checksum by the archive's reader when it meets the end.
+/// All bytes of an entry; the archive's reader verifies its checksum at the end.
 fn entry<R: Read + Seek>(
     archive: &mut ZipArchive<R>,
     name: &str,

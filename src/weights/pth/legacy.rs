@@ -39,7 +39,7 @@ pub(super) fn read(mut reader: impl Read, wish: &Wish) -> Result<StateDict, PthE
     }
 }
 
-/// Magic number, protocol and the byte order of the machine that wrote the file.
+/// Magic number, protocol and the byte order of the writing machine.
 fn check_header(reader: &mut impl Read) -> Result<(), PthError> {
     let magic = Pickle::read(reader)?;
     if *magic.value(magic.root()) != Value::Int(MAGIC) {

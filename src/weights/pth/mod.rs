@@ -1,6 +1,6 @@
-//! Torch checkpoint files, the zip archives of today and the legacy format, read storage by storage.
+//! Torch checkpoint files, in the current zip format and the legacy format, read storage by storage.
 //!
-//! At no time is more in memory than the tensors asked for and one storage.
+//! Memory never holds more than the requested tensors and one storage.
 
 mod archive;
 mod legacy;
@@ -22,17 +22,17 @@ use super::wrapper::{WeightsChoice, WeightsDict, locate};
 /// A ViT-L with the state of its optimizer has 3.6 GB.
 const FILE_BYTES_MAX: u64 = 4 << 30;
 pub(super) const TENSORS_MAX: usize = 16_384;
-/// Names are copied, so that long ones would multiply.
+/// Names are copied, so long ones would multiply.
 const NAME_BYTES_MAX: usize = 1024;
 
 /// Keys that an error message lists.
 const LISTED_MAX: usize = 8;
 
 const ZIP_MAGIC: &[u8] = b"PK\x03\x04";
-/// The instruction that opens every binary pickle.
+/// The first instruction of every binary pickle.
 const PICKLE_MAGIC: u8 = 0x80;
 
-/// Why a file is no readable checkpoint. Nothing in it was executed.
+/// Why a file is not a readable checkpoint. Nothing in it was executed.
 #[derive(Debug, thiserror::Error)]
 pub enum PthError {
     #[error("the file is neither a torch archive nor a legacy torch file")]
@@ -82,24 +82,25 @@ impl From<io::Error> for PthError {
     }
 }
 
-/// The state dict of a file, and what was beside it.
+/// The state dict of a file, and the entries next to it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StateDict {
     pub tensors: NamedTensors,
-    /// Keys that lead to it from the outermost dictionary.
+    /// Keys of the dictionaries that contain it, from the outermost one.
     pub path: Vec<String>,
-    /// Other keys of the outermost dictionary that lead to weights.
+    /// Other keys of the outermost dictionary that contain weights.
     pub others: Vec<String>,
-    /// Whether the choice decided, so that names need not.
+    /// Whether the selection was resolved by key, so that names need not resolve it.
     pub is_chosen: bool,
-    /// Entries of the state dict that are no tensors, or none that are read, and what they are.
+    /// Entries of the state dict that are not readable tensors, with their kinds.
     pub skipped: Vec<(String, String)>,
 }
 
 /// Reads the state dict of a `.pth`, `.pt` or `.bin` file as f32 (see [`super::storage::ElementType`]).
 ///
-/// The format goes by content. The state dict is the outermost dictionary or is found under the keys of `first` or
-/// under those that programs use (see [`super::wrapper`]); other entries beside it are not read.
+/// The format is determined by content. The state dict is the outermost dictionary, or is found under the
+/// keys of `first` or under those that programs use (see [`super::wrapper`]); other entries next to it are
+/// not read.
 ///
 /// # Errors
 /// See [`PthError`].
@@ -107,7 +108,7 @@ pub fn read(path: &Path, first: &[&str], choice: &WeightsChoice) -> Result<State
     read_from(BufReader::new(File::open(path)?), first, choice)
 }
 
-/// [`read`] for a file that is open, or in memory.
+/// [`read`] for a file that is already open, or in memory.
 ///
 /// # Errors
 /// See [`PthError`].
@@ -132,17 +133,17 @@ pub fn read_from(
     }
 }
 
-/// What is looked for in which file.
+/// What to look for, and in which file.
 struct Wish<'a> {
     first: &'a [&'a str],
     choice: &'a WeightsChoice,
     file_bytes: u64,
 }
 
-/// The tensors that a checkpoint's pickle asks for, by the storage that holds them.
+/// The tensors that a checkpoint's pickle refers to, grouped by storage.
 struct Wanted {
     by_storage: BTreeMap<String, Vec<(String, StoredTensor)>>,
-    /// Without its tensors.
+    /// The result without its tensors.
     found: StateDict,
 }
 
@@ -191,8 +192,8 @@ impl Wanted {
     }
 }
 
-/// Views may repeat elements, so that a small file could ask for any amount of memory; none that was ever
-/// saved has more elements than bytes.
+/// Views may repeat elements, so a small file could request any amount of memory. No tensor that was ever
+/// saved has more elements than its storage has bytes.
 fn check_total(tensors: &BTreeMap<String, StoredTensor>, file_bytes: u64) -> Result<(), PthError> {
     let total = tensors.values().try_fold(0_u64, |sum, tensor| sum.checked_add(tensor.elements() as u64));
     match total {
@@ -201,7 +202,7 @@ fn check_total(tensors: &BTreeMap<String, StoredTensor>, file_bytes: u64) -> Res
     }
 }
 
-/// What is outermost in a file, for people.
+/// The outermost value of a file, for display.
 fn outermost(pickle: &Pickle) -> String {
     let root = pickle.root();
     let names = pickle.items(root).iter().map(|(key, value)| match pickle.value(*key) {

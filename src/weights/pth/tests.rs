@@ -1,4 +1,4 @@
-//! Recorded checkpoints, files written here with what the recordings lack, and damage of every kind.
+//! Recorded checkpoints, files written here for what the recordings lack, and damage of every kind.
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Write};
@@ -11,7 +11,7 @@ use super::*;
 use crate::weights::golden;
 use crate::weights::tensors::HostTensor;
 
-/// What a pickle says of one tensor.
+/// A pickle's description of one tensor.
 struct View {
     name: &'static str,
     class: &'static str,
@@ -69,7 +69,7 @@ fn archive(entries: &[(&str, &[u8])]) -> Vec<u8> {
 
 fn legacy(views: &[View], storages: &[(&str, u64, &[u8])]) -> Vec<u8> {
     let mut file = golden::bytes("load_imagenet_legacy.pth");
-    // The header's three pickles come before the main one.
+    // The header's three pickles precede the main one.
     file.truncate(137);
     file.extend(pickle(views, true));
     file.extend(b"\x80\x02](");
@@ -279,7 +279,7 @@ proptest! {
         from_end in any::<bool>(),
     ) {
         let mut bytes = std::fs::read(file).expect("part of the checkout");
-        // Directory and pickles are at the two ends; a change to a weight is dull.
+        // Directory and pickles are at the two ends; changes to weights are not interesting.
         let reach = bytes.len().min(9000);
         for (index, byte) in changes {
             let at = index.index(reach);

@@ -1,5 +1,5 @@
-//! Which file takes names from which, read as the compiler reads them: grouped `use`, paths in code, names that are
-//! handed on. What is only there for tests is left out.
+//! Which file imports names from which, interpreted like the compiler: grouped `use`, paths in code,
+//! re-exported names. Test-only code is ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -9,7 +9,7 @@ use proc_macro2::{TokenStream, TokenTree};
 use syn::visit::{self, Visit};
 use syn::{Attribute, Item, UseTree, Visibility};
 
-/// Files that are tests as a whole.
+/// Files that consist only of tests.
 const TEST_FILES: &[&str] = &["cases", "faults", "fixture", "golden", "jpeg", "oracle", "tests"];
 
 type ModulePath = Vec<String>;
@@ -19,12 +19,12 @@ pub struct Imports {
     files: BTreeMap<ModulePath, File>,
 }
 
-/// What one file names.
+/// The names in one file.
 #[derive(Default)]
 struct File {
-    /// As they are written, with the name by which `use` makes them known.
+    /// As written, with the name that `use` binds.
     paths: Vec<ModulePath>,
-    /// Names of its own that stand for others.
+    /// Aliases that the file defines.
     handed_on: BTreeMap<String, ModulePath>,
 }
 
@@ -35,7 +35,7 @@ impl Imports {
         Self { files }
     }
 
-    /// For each top-level module, the others that its files name.
+    /// For each top-level module, the other modules that its files name.
     pub fn between_modules(&self) -> BTreeMap<String, BTreeSet<String>> {
         let mut arrows: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (path, file) in &self.files {
@@ -58,8 +58,8 @@ impl Imports {
         files.filter_map(|(path, _)| path.first().cloned()).collect()
     }
 
-    /// Files that import each other in a circle. A file and those of its own folder below it are one room: there the
-    /// lower may see the upper, as in Rust.
+    /// Import cycles between files. A file and the files in its own folder count as one unit, in which a
+    /// child may import from its parent, as in Rust.
     pub fn circles(&self) -> Vec<Vec<String>> {
         let arrows: BTreeMap<&ModulePath, BTreeSet<&ModulePath>> =
             self.files.keys().map(|path| (path, self.below(path))).collect();
@@ -81,7 +81,7 @@ impl Imports {
         defined.filter(|other| !path.starts_with(other)).collect()
     }
 
-    /// The file that defines what `written` stands for in the file at `from`.
+    /// The file that defines `written` as used in the file at `from`.
     fn definer(&self, from: &[String], written: &[String], depth: usize) -> Option<&ModulePath> {
         let named = self.absolute(from, written)?;
         let length = (0..=named.len()).rev().find(|length| self.files.contains_key(&named[..*length]))?;
@@ -93,7 +93,7 @@ impl Imports {
         }
     }
 
-    /// The path from the root of the crate; `None` for names of libraries and of the file itself.
+    /// The path from the root of the crate; `None` for names from libraries and from the file itself.
     fn absolute(&self, from: &[String], written: &[String]) -> Option<ModulePath> {
         let (first, rest) = written.split_first()?;
         let mut path = match first.as_str() {
@@ -177,7 +177,7 @@ impl File {
         self.paths.push(path);
     }
 
-    /// Paths among the tokens of a macro, whose grammar is its own.
+    /// Paths among the tokens of a macro, whose grammar is unknown.
     fn add_tokens(&mut self, tokens: TokenStream) {
         let mut path: ModulePath = vec![];
         let mut colons = 0;

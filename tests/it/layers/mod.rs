@@ -1,4 +1,4 @@
-//! The picture in ARCHITECTURE.md is that of the imports: layers that only look down, and no circles.
+//! The picture in ARCHITECTURE.md matches the imports: layers only import from lower ones, without cycles.
 
 mod imports;
 
@@ -8,15 +8,15 @@ use std::path::Path;
 
 use imports::Imports;
 
-/// Only these speak gRPC.
+/// Only these use gRPC.
 const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
-/// Only these speak libtorch.
+/// Only these use libtorch.
 const TORCH: &[&str] = &["model", "train"];
-/// What stands before and behind the picture.
+/// The markers before and after the picture.
 const BEGIN: &str = "<!-- layers -->\n```text\n";
 const END: &str = "```\n<!-- /layers -->\n";
 
-/// The modules by floor, from the top: each stands right above the highest that it imports.
+/// The modules by level, from the top: each is directly above the highest module that it imports.
 fn picture(arrows: &BTreeMap<String, BTreeSet<String>>) -> String {
     let mut floors: BTreeMap<usize, Vec<&String>> = BTreeMap::new();
     for module in arrows.keys() {
@@ -33,7 +33,7 @@ fn picture(arrows: &BTreeMap<String, BTreeSet<String>>) -> String {
     picture
 }
 
-/// How many imports lead from `module` to one that imports nothing.
+/// The length of the longest import chain from `module` to a module without imports.
 fn floor<'a>(
     arrows: &'a BTreeMap<String, BTreeSet<String>>,
     module: &'a str,

@@ -1,4 +1,4 @@
-//! Entries of a gallery: each caller enrols, changes, merges and deletes his own among those of others.
+//! Entries of a gallery: each caller enrols, changes, merges and deletes its own among those of others.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -19,7 +19,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 use super::{Caller, GALLERY};
 use crate::server::details;
 
-/// What is told of an entry: its vessel, and a label.
+/// The metadata of an entry: its vessel, and a label.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Told {
     vessel: String,
@@ -34,7 +34,7 @@ pub enum Change {
         told: Told,
         overwrite: bool,
     },
-    /// All at once.
+    /// All in one call.
     Update(BTreeMap<String, Told>),
     Merge {
         vessels: Vec<String>,
@@ -47,10 +47,10 @@ pub enum Change {
 const LABEL: &str = "note";
 /// Enough that files grow.
 const LABEL_BYTES: usize = 200;
-/// Vessels of a caller: so few that some have several entries.
+/// Vessels per caller: few enough that some have several entries.
 const VESSELS: usize = 5;
 
-/// Draws a change of `entries`, all of whose names begin with `prefix`.
+/// Draws a change of `entries`, whose names all begin with `prefix`.
 pub fn draw(entries: &Entries, prefix: &str, random: &mut ChaCha8Rng) -> (Change, Entries) {
     let mut after = entries.clone();
     let some = |entries: &Entries, random: &mut ChaCha8Rng| -> Vec<String> {
@@ -150,7 +150,7 @@ pub async fn perform(client: &Client, gallery: &str, model: &str, change: Change
 }
 
 fn enroll_request(gallery: String, model: &str, id: String, told: Told, overwrite: bool) -> EnrollRequest {
-    // The micro model's dimension; which direction is of no interest here.
+    // The micro model's dimension; the direction is irrelevant here.
     let mut values = vec![0.0; 16];
     values[id.len() % 16] = 1.0;
     EnrollRequest {
@@ -197,7 +197,8 @@ pub async fn observe(client: &Client, gallery: &str, prefix: &str) -> Entries {
     loop {
         let page = match client.galleries().list_entries(request.clone()).await {
             Ok(page) => page.into_inner(),
-            // A gallery that a full disk made read-only is opened anew; whoever asks meanwhile is told to come again.
+            // A gallery that a full disk made read-only is being reopened; calls in the meantime
+            // must be retried.
             Err(status) if details(&status).0 == "GALLERY_CLOSED" => continue,
             Err(status) => panic!("{status}"),
         };
@@ -213,7 +214,7 @@ pub async fn observe(client: &Client, gallery: &str, prefix: &str) -> Entries {
     }
 }
 
-/// One of many callers of the same gallery.
+/// One of several callers of the same gallery.
 pub struct Sharer {
     prefix: String,
     model: String,

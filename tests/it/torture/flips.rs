@@ -1,5 +1,5 @@
-//! A byte that changed anywhere in the data folder of a server: what it belongs to is refused by name, put right or as it
-//! was. Everything else is served, and nothing panics.
+//! A byte changed anywhere in the data folder of a server. The affected data is refused with a specific
+//! error, repaired, or unchanged. Everything else is served, and nothing panics.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -28,11 +28,11 @@ use crate::training::TrainingFolder;
 const SPOILT: &str = "harbour";
 const SIBLING: &str = "offshore";
 const ENTRIES: usize = 60;
-/// What a server may say of what is damaged.
+/// Reasons with which a server may report damage.
 const REFUSED: [&str; 2] = ["GALLERY_REFUSED", "JOB_STORE_DAMAGED"];
 const NAMED: [&str; 3] = ["GALLERY_UNREADABLE", "GALLERY_READ_ONLY", "JOB_DAMAGED"];
 
-/// A data folder as a server left it, and what there was in it.
+/// A data folder as a server left it, and its contents.
 struct Whole {
     place: TrainingFolder,
     files: BTreeMap<PathBuf, Vec<u8>>,
@@ -42,7 +42,7 @@ struct Whole {
     seen: Seen,
 }
 
-/// Everything that a server shows of what it keeps, or why it does not.
+/// Everything that a server shows of its stored data, or why it does not.
 struct Seen {
     entries: Result<Vec<Entry>, String>,
     export: Result<Vec<u8>, String>,
@@ -51,7 +51,7 @@ struct Seen {
     models: Vec<Model>,
 }
 
-/// What a file belongs to, and whatever else it must leave alone.
+/// The part of the data to which a file belongs; damage to it must not affect the other parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Area {
     Gallery,
@@ -60,7 +60,7 @@ enum Area {
     Rest,
 }
 
-/// The worst that came of it.
+/// The worst observed consequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Unaffected,
@@ -127,7 +127,7 @@ impl Whole {
         client.training_jobs().cancel_training_job(CancelTrainingJobRequest { job_id }).await.unwrap();
         jobs::until_ended(&client, "job-1").await.unwrap();
         server.terminate();
-        // As every later server finds it.
+        // The state that every later server finds.
         let (server, client) = whole.serve().await;
         whole.seen = Seen::through(&client).await;
         server.terminate();
@@ -151,7 +151,7 @@ impl Whole {
         Ok(events.message().await.map_err(reason)?.expect("an event").job_id)
     }
 
-    /// Puts everything back as it was, but for one byte, and says which.
+    /// Restores everything except for one changed byte, and describes that byte.
     fn spoil(&self, random: &mut ChaCha8Rng) -> (Area, String) {
         let data = self.place.data();
         fs::remove_dir_all(&data).unwrap();
@@ -164,7 +164,7 @@ impl Whole {
             fs::write(path, bytes).unwrap();
         }
         let mut bytes = self.files[spoilt].clone();
-        // Most bytes that are zero belong to nothing.
+        // Most zero bytes are unused.
         let places = (0..bytes.len()).filter(|place| bytes[*place] != 0);
         let place = if random.random_bool(0.2) { None } else { places.choose(random) };
         let place = place.unwrap_or_else(|| random.random_range(0..bytes.len()));
@@ -173,7 +173,7 @@ impl Whole {
         (Area::of(spoilt), format!("byte {place} of {}", spoilt.display()))
     }
 
-    /// Looks at everything, and changes everything. Panics where something is silently wrong, or damage spreads.
+    /// Reads everything, and changes everything. Panics if something is silently wrong, or if damage spreads.
     async fn judge(&self, area: Area, told: &str) -> Outcome {
         let (server, client) = self.serve().await;
         let Seen { entries, export, jobs, events, models } = Seen::through(&client).await;
@@ -188,7 +188,7 @@ impl Whole {
         let is_model_lost = models.iter().any(|model| model.digest == self.model && !model.damage.is_empty());
         for (gallery, area) in [(SPOILT, Area::Gallery), (SIBLING, Area::Rest)] {
             let mut late = vec![entries::ready(gallery, ENTRIES, &self.model)];
-            // Pictures are embedded by the model of the gallery.
+            // Pictures are embedded by the gallery's model.
             if !is_model_lost {
                 late.push(entries::pictured(gallery, "late", fixture("0001_a_33x97_RGB.tif")));
             }
@@ -291,7 +291,8 @@ fn compared_models(found: &[Model], known: &[Model], told: &str) -> Outcome {
     found.iter().map(outcome).max().unwrap()
 }
 
-/// Without what it is used for: where the active model is damaged, the one that was active before it serves.
+/// Without the fields that describe its use: if the active model is damaged, the previously active
+/// one serves.
 fn as_kept(model: &Model) -> Model {
     Model { active: false, resident: false, precision: String::new(), ..model.clone() }
 }

@@ -1,5 +1,5 @@
-//! A disk that has no room left, again and again: what needs it is refused by name, what was acknowledged is there, and
-//! once there is room the server goes on by itself.
+//! A disk that fills up repeatedly: calls that need space are refused with a specific error, acknowledged
+//! data is kept, and once there is space again the server continues automatically.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,17 +19,17 @@ use crate::storage::on_a_small_disk;
 
 const DISK: &str = "16m";
 const CHUNK_BYTES: usize = 64 << 10;
-/// Room that is left on a full disk, at most: some calls still succeed.
+/// Maximum space left on a full disk: some calls still succeed.
 const FREE_BYTES_MAX: u64 = 64 << 10;
-/// Whoever has made as many calls without a refusal needs no more room than there is.
+/// After this many calls without a refusal, a caller needs no more space than there is.
 const CALLS_MAX: usize = 400;
-/// After the first call that is refused, others are that need less room, or other files.
+/// Calls after the first refused one; others need less space, or other files.
 const REFUSALS_MAX: usize = 4;
-/// Of `make torture`, which asks for more of other kinds.
+/// Maximum number of rounds in `make torture`, which requests more for other kinds.
 const ROUNDS_MAX: usize = 60;
 const FULL: [&str; 3] = ["DISK_FULL", "GALLERY_READ_ONLY", "GALLERY_CLOSED"];
 
-/// Leaves `free` bytes of the disk that `ballast` lies on.
+/// Fills the disk of `ballast` except for `free` bytes.
 fn fill(ballast: &Path, free: u64) {
     let mut file = File::create(ballast).unwrap();
     while file.write_all(&[1; CHUNK_BYTES]).is_ok() {}
@@ -37,7 +37,7 @@ fn fill(ballast: &Path, free: u64) {
     file.set_len(length.saturating_sub(free)).unwrap();
 }
 
-/// The reason of a refusal that a full disk explains.
+/// The reason of a refusal, which a full disk must explain.
 fn reason(status: &Status) -> String {
     let (reason, _) = details(status);
     assert!(FULL.contains(&reason.as_str()), "{status}");
@@ -45,10 +45,10 @@ fn reason(status: &Status) -> String {
     reason
 }
 
-/// A call that must wait for the end of a process, which a full disk does not let be stored.
+/// A call that must wait for the end of a process, which cannot be recorded on a full disk.
 const WAITS: [&str; 2] = ["JOB_ACTIVE", "JOB_CANCELLING"];
 
-/// A server on a small disk, and what fills that disk up.
+/// A server on a small disk, and the file that fills the disk.
 struct SmallDisk(DataFolder);
 
 impl SmallDisk {
@@ -70,7 +70,7 @@ impl SmallDisk {
     }
 }
 
-/// Fills the disk again and again amid the calls of `journal`, and empties it.
+/// Fills the disk repeatedly during the calls of `journal`, and empties it again.
 async fn torture<C: Caller>(what: &str, mut journal: Journal<C>, server: Server, ballast: &Path) {
     let mut client = Client::connect(&server.endpoint).await.unwrap();
     let random = &mut ChaCha8Rng::seed_from_u64(1);
@@ -78,7 +78,7 @@ async fn torture<C: Caller>(what: &str, mut journal: Journal<C>, server: Server,
     let rounds = rounds(2).min(ROUNDS_MAX);
     for round in 0..rounds {
         journal.check(&client, round).await;
-        // The first disk has no room at all, so that sooner or later a call is refused.
+        // The first disk has no space at all, so that a call is refused eventually.
         let (free, calls) =
             if round == 0 { (0, usize::MAX) } else { (random.random_range(0..FREE_BYTES_MAX), CALLS_MAX) };
         fill(ballast, free);
@@ -105,7 +105,7 @@ async fn torture<C: Caller>(what: &str, mut journal: Journal<C>, server: Server,
             if !WAITS.contains(&details(&refused).0.as_str()) {
                 reason(&refused);
             }
-            // A connection does not outlast a thousand streams that end in errors.
+            // A connection does not survive a thousand streams that end in errors.
             client = Client::connect(&server.endpoint).await.unwrap();
             journal.check(&client, round).await;
         }
@@ -149,7 +149,7 @@ async fn a_full_disk_costs_no_model_that_was_acknowledged() {
 async fn a_full_disk_costs_no_job_that_was_acknowledged() {
     let ships = crate::training::TrainingFolder::new();
     let disk = SmallDisk::new();
-    // What room there is, is for those who call.
+    // The remaining space is reserved for callers.
     let program = format!("training.program={}", jobs::idle_program(disk.0.folder.path()).display());
     let roots = format!("training.data_roots={}", ships.folder().display());
     let server = disk.serve(&[&program, &roots, "training.heartbeat_seconds_max=86400"]);

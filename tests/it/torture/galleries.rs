@@ -1,4 +1,4 @@
-//! Galleries that are made, filled, exported, deleted and imported again, each by its own caller.
+//! Galleries that are created, filled, exported, deleted and imported again, each by its own caller.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -16,7 +16,7 @@ const EXPORT_PIECE_BYTES: usize = 1000;
 pub struct Owner {
     name: &'static str,
     model: String,
-    /// An export, and the entries that are in it.
+    /// An export, and the entries in it.
     export: Option<(Vec<u8>, Entries)>,
 }
 
@@ -34,7 +34,7 @@ impl Owner {
 }
 
 impl Caller for Owner {
-    /// `None` where there is no gallery.
+    /// `None` if the gallery does not exist.
     type Part = Option<Entries>;
     type Call = Call;
 

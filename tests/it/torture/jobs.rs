@@ -1,4 +1,5 @@
-//! Training jobs that are started, cancelled, resumed and deleted, that finish and fail, and the model that they make.
+//! Training jobs that are started, cancelled, resumed and deleted, that finish and fail, and the
+//! resulting model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::Permissions;
@@ -19,15 +20,15 @@ use super::Caller;
 use crate::program::check_log;
 use crate::server::details;
 
-/// Beyond which another job is started only when one has been deleted.
+/// Once there are this many jobs, another is started only after one has been deleted.
 const JOBS_MAX: usize = 5;
 
-/// How a job ends if nobody ends it.
+/// How a job ends if it is not interrupted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Not at all.
+    /// It never ends.
     Endless,
-    /// With a model.
+    /// It finishes with a model.
     Short,
     /// It diverges.
     Wild,
@@ -36,7 +37,7 @@ enum Kind {
 impl Kind {
     const EVERY: [Self; 3] = [Self::Endless, Self::Short, Self::Wild];
 
-    /// Names of jobs begin with it.
+    /// The prefix of the names of such jobs.
     fn word(self) -> &'static str {
         match self {
             Self::Endless => "endless",
@@ -52,7 +53,7 @@ impl Kind {
             .expect("a name that was given here")
     }
 
-    /// A configuration of five epochs as one of this kind.
+    /// Changes a configuration of five epochs to one of this kind.
     fn config(self, config: &str) -> String {
         let epochs = |epochs: &str| config.replace("epochs = 5 ", epochs);
         match self {
@@ -65,23 +66,23 @@ impl Kind {
 
 pub struct Owner {
     config_toml: String,
-    /// Whether jobs come to the ends of their kinds. On a disk without room they come to none but that.
+    /// Whether jobs can end as their kind specifies. Without disk space, that lack is the only way they end.
     has_room: bool,
     started: u32,
-    /// Jobs that were ever seen to have finished, with their models.
+    /// All jobs that were ever observed as finished, with their models.
     finished: BTreeMap<String, String>,
-    /// Models that are there since jobs have made them, but those whose deletion was asked for after that.
+    /// Models created by jobs that must exist, except those whose deletion was requested afterwards.
     due: BTreeSet<String>,
 }
 
 impl Owner {
-    /// `config_toml` is of a job of five epochs.
+    /// `config_toml` is the configuration of a job of five epochs.
     pub fn new(config_toml: &str) -> Self {
         let config_toml = config_toml.to_owned();
         Self { config_toml, has_room: true, started: 0, finished: BTreeMap::new(), due: BTreeSet::new() }
     }
 
-    /// The same for a disk that may be full, with jobs that end for that alone.
+    /// The same for a disk that may be full, which may also end jobs.
     pub fn without_room(config_toml: &str) -> Self {
         Self { has_room: false, ..Self::new(config_toml) }
     }
@@ -90,7 +91,8 @@ impl Owner {
         if self.has_room { &Kind::EVERY } else { &[Kind::Endless] }
     }
 
-    /// Waits until a job that ends has ended, with its process. Without room that may take until there is some.
+    /// Waits until a job that is ending has ended, together with its process. Without space, this
+    /// may take until there is some.
     async fn until_ended(&self, client: &Client, job_id: &str) -> Result<(), Status> {
         if self.has_room { until_ended(client, job_id).await } else { Ok(()) }
     }
@@ -118,14 +120,14 @@ impl Owner {
     }
 }
 
-/// What callers are promised of a job, whatever it has come to by itself.
+/// The guaranteed state of a job, regardless of its own progress.
 #[derive(Clone, Copy, Debug)]
 pub enum Promise {
-    /// It works, waits for its turn, or has come to the end of its kind.
+    /// It is running, queued, or has ended as its kind specifies.
     Works,
-    /// It stays as it is.
+    /// It remains cancelled.
     Cancelled,
-    /// A full disk has ended it, whatever was promised.
+    /// A full disk has ended it, which overrides the other states.
     Broken,
 }
 
@@ -177,10 +179,10 @@ impl Caller for Owner {
         let rests = one(random, &|_, promise| matches!(promise, Promise::Cancelled | Promise::Broken));
         let wild = one(random, &|kind, _| kind == Kind::Wild);
         let ends = one(random, &|kind, promise| kind != Kind::Endless || !matches!(promise, Promise::Works));
-        // While one may still be made, nobody could say whether it comes after the deletion.
+        // While a model may still be created, it is unknown whether that happens after the deletion.
         let is_final = |name: &String| Kind::of(name) != Kind::Short || self.finished.contains_key(name);
         let model = self.due.iter().filter(|_| jobs.keys().all(is_final)).choose(random).cloned();
-        // Only one that is endless works at a time, which leaves a place for those that end.
+        // At most one endless job runs at a time, which leaves a slot for jobs that end.
         let kinds = self.kinds().iter().filter(|kind| **kind != Kind::Endless || works.is_none());
         let kind = kinds.choose(random);
         let call = match (random.random_range(0..8), works, rests, wild, ends, model) {
@@ -265,8 +267,8 @@ pub async fn until_ended(client: &Client, job_id: &str) -> Result<(), Status> {
     Ok(())
 }
 
-/// A program in the place of a training process that says at once what one of the job's kind says in the end, with one of
-/// the models in `models`, so that a thousand servers can be killed amid that.
+/// A replacement for the training process that immediately prints the final output of the job's kind, with
+/// one of the models in `models`, so that a thousand servers can be killed while it runs.
 pub fn stand_in(folder: &Path, models: &Path) -> PathBuf {
     let script = r#"#!/bin/sh
         cd "$3" || exit 1
@@ -297,7 +299,7 @@ pub fn stand_in(folder: &Path, models: &Path) -> PathBuf {
     program(folder.join("stand_in.sh"), &script.replace("MODELS", &models.display().to_string()))
 }
 
-/// A program in the place of a training process that works for ever and needs no room.
+/// A replacement for the training process that runs forever and needs no space.
 pub fn idle_program(folder: &Path) -> PathBuf {
     program(folder.join("idle.sh"), "#!/bin/sh\nexec cat\n")
 }
@@ -308,9 +310,9 @@ fn program(path: PathBuf, script: &str) -> PathBuf {
     path
 }
 
-/// Nothing that a training process does may make it panic.
+/// A training process must never panic.
 pub fn check_logs(data: &Path) {
-    // Before the first start there is nothing.
+    // Before the first start there are no jobs.
     for job in std::fs::read_dir(data.join("jobs")).into_iter().flatten() {
         if let Ok(log) = std::fs::read(job.unwrap().path().join("log.txt")) {
             check_log(&String::from_utf8_lossy(&log));

@@ -1,6 +1,6 @@
-//! A server that is killed at a random moment, or whose disk fills up, while callers change all that it keeps: galleries,
-//! their entries, models and jobs. Nothing acknowledged is lost, nothing deleted comes back, and a call is done whole or
-//! not at all.
+//! A server that is killed at a random moment, or whose disk fills up, while callers change all of its data:
+//! galleries, their entries, models and jobs. No acknowledged change is lost, nothing deleted reappears, and
+//! every call takes effect completely or not at all.
 
 mod entries;
 mod flips;
@@ -33,18 +33,18 @@ use crate::program::{Server, imported};
 /// Callers of the same gallery, whose operations share commits.
 const SHARING: usize = 6;
 const GALLERY: &str = "harbour";
-/// Rounds with real training at most, which takes its time.
+/// Maximum number of rounds with real training, which is slow.
 const TRAINED_MAX: usize = 60;
 
-/// A caller, and the part of the server that nobody but him changes.
+/// A caller, and the part of the server that only this caller changes.
 trait Caller: Send + 'static {
     type Part: Clone + PartialEq + Debug + Send;
     type Call: Send;
 
-    /// His part as the server shows it.
+    /// The caller's part as reported by the server.
     fn observe(&mut self, client: &Client) -> impl Future<Output = Self::Part> + Send;
 
-    /// A call that is valid, and what it makes of his part.
+    /// A valid call, and the caller's part after it.
     fn draw(&mut self, part: &Self::Part, random: &mut ChaCha8Rng) -> (Self::Call, Self::Part);
 
     fn perform(
@@ -54,7 +54,8 @@ trait Caller: Send + 'static {
     ) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
-/// What a caller knows: what was acknowledged, and what may be as well, because the last call had no answer.
+/// A caller's knowledge: the acknowledged state, and a possible other state if the last call was
+/// not answered.
 struct Journal<C: Caller> {
     caller: C,
     name: String,
@@ -67,8 +68,8 @@ impl<C: Caller> Journal<C> {
         Self { caller, name: name.into(), acknowledged: None, unanswered: None }
     }
 
-    /// Compares the server with what is known, and settles what was not: whether the last call has happened, if it had no
-    /// answer.
+    /// Compares the server with the known states, and determines whether an unanswered last call has taken
+    /// effect.
     async fn check(&mut self, client: &Client, round: usize) -> Option<Fate> {
         let found = self.caller.observe(client).await;
         let unanswered = self.unanswered.take();
@@ -83,7 +84,7 @@ impl<C: Caller> Journal<C> {
         unanswered.map(|_| if as_before { Fate::NotDone } else { Fate::Done })
     }
 
-    /// One call, and what came of it.
+    /// One call, and its result.
     async fn call_once(&mut self, client: &Client, random: &mut ChaCha8Rng) -> Result<(), Status> {
         let part = self.acknowledged.as_ref().expect("a check came before");
         let (call, after) = self.caller.draw(part, random);
@@ -93,7 +94,7 @@ impl<C: Caller> Journal<C> {
         Ok(())
     }
 
-    /// Calls until the server is gone.
+    /// Calls until the server has died.
     async fn call(mut self, client: Client, countdown: Arc<Countdown>, mut random: ChaCha8Rng) -> Self {
         loop {
             let began = Instant::now();
@@ -107,7 +108,7 @@ impl<C: Caller> Journal<C> {
     }
 }
 
-/// What became of a call that had no answer.
+/// The outcome of a call that was not answered.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Done,
@@ -123,12 +124,12 @@ impl Fate {
     }
 }
 
-/// Answers that all callers have had, and the one after which the server dies.
+/// Number of answers to all callers, and the one after which the server is killed.
 struct Countdown {
     answers: AtomicUsize,
     last: usize,
     reached: Notify,
-    /// That a caller has waited for an answer, in microseconds.
+    /// The longest time that a caller has waited for an answer, in microseconds.
     longest: AtomicU64,
 }
 
@@ -145,23 +146,24 @@ impl Countdown {
         }
     }
 
-    /// From here on the server may be dead.
+    /// From this point the server may be dead.
     fn is_over(&self) -> bool {
         self.answers.load(Ordering::SeqCst) >= self.last
     }
 
-    /// Some moment in a call that comes after the last answer.
+    /// A random delay within a call after the last answer.
     fn moment(&self, random: &mut ChaCha8Rng) -> Duration {
         Duration::from_micros(self.longest.load(Ordering::SeqCst)).mul_f64(small(random))
     }
 }
 
-/// Of 0 to 1, mostly small.
+/// Between 0 and 1, mostly small.
 fn small(random: &mut ChaCha8Rng) -> f64 {
     random.random::<f64>().powi(3)
 }
 
-/// Kills the server `rounds` times, each time at some moment after as many answers as are drawn from `answers`, mostly few.
+/// Kills the server `rounds` times. Each time, the number of answers before the kill is drawn from
+/// `answers`, mostly small, and the kill follows at a random moment after them.
 async fn torture<C: Caller>(
     what: &str,
     mut journals: Vec<Journal<C>>,
@@ -184,7 +186,7 @@ async fn torture<C: Caller>(
         countdown.reached.notified().await;
         let moment = countdown.moment(random);
         let kill = move || {
-            // Nothing is waited for by this: it is what makes the moment a random one.
+            // Not a synchronisation: the delay makes the moment random.
             thread::sleep(moment);
             server.kill();
         };

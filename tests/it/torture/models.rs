@@ -16,13 +16,13 @@ use tonic::Status;
 
 use super::Caller;
 
-/// Digests and files of models that the server does not begin with.
+/// Digests and files of models that the server does not have initially.
 pub type Files = BTreeMap<String, PathBuf>;
 
-/// Where [`exported`] leaves the models themselves.
+/// The folder in which [`exported`] leaves the models themselves.
 pub const ELSEWHERE: &str = "elsewhere";
 
-/// Models of the architecture of `model`, a folder, as another server exports them.
+/// Models of the architecture of `model`, a folder, in the form that another server exports.
 pub fn exported(model: &Path, folder: &Path) -> Files {
     let like = read_description(model).unwrap();
     let registry =

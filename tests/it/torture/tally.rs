@@ -1,10 +1,10 @@
-//! How often something is tortured, and a row of what came of it for the table in `docs/reliability.md`.
+//! Counts the outcomes of a torture test, as a row for the table in `docs/reliability.md`.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 
-/// `make torture` asks for more.
+/// `make torture` sets a larger number.
 const ROUNDS: &str = "SHIPREID_TORTURE_ROUNDS";
 /// A file that rows are appended to.
 const TABLE: &str = "SHIPREID_TORTURE_TABLE";
@@ -13,8 +13,8 @@ pub fn rounds(default: usize) -> usize {
     std::env::var(ROUNDS).map_or(default, |rounds| rounds.parse().expect("a number"))
 }
 
-/// What came of one kind of torture. Whatever is lost, doubled, back or silently wrong fails the test, so that a row says
-/// 0 there.
+/// The outcomes of one kind of torture. Anything lost, duplicated, reappearing or silently wrong fails the
+/// test, so the row shows 0 there.
 #[derive(Debug)]
 pub struct Tally {
     what: String,
@@ -37,12 +37,12 @@ impl Tally {
         *self.outcomes.entry(outcome.to_owned()).or_default() += 1;
     }
 
-    /// How often it came to this.
+    /// The number of occurrences of an outcome.
     pub fn counted(&self, outcome: &str) -> usize {
         self.outcomes.get(outcome).copied().unwrap_or(0)
     }
 
-    /// Prints the row, and appends it to the table if there is one.
+    /// Prints the row, and appends it to the table if one is configured.
     pub fn tell(&self) {
         let outcomes: Vec<_> =
             self.outcomes.iter().map(|(outcome, count)| format!("{outcome} {count}")).collect();
@@ -56,7 +56,7 @@ impl Tally {
         println!("{row}");
         if let Some(table) = std::env::var_os(TABLE) {
             let mut table = OpenOptions::new().create(true).append(true).open(table).expect("writable");
-            // In one write, since tests run side by side.
+            // In one write, since tests run concurrently.
             table.write_all(format!("{row}\n").as_bytes()).expect("writable");
         }
     }

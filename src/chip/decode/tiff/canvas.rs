@@ -1,4 +1,4 @@
-//! Where samples become a picture, whatever chunks and planes they come from.
+//! Assembles samples into a picture, regardless of the chunks and planes that they come from.
 
 use half::f16;
 
@@ -8,7 +8,7 @@ use super::picture::{Colour, Picture};
 use super::samples::{Complex, Sample, Showing};
 use crate::chip::Modality;
 
-/// A picture in the making.
+/// A picture under construction.
 pub struct Canvas {
     width: usize,
     colour: Colour,
@@ -16,31 +16,31 @@ pub struct Canvas {
     nodata: Option<f64>,
     showing: Showing,
     values: Values,
-    /// For each pixel, how many of its colours hold no data; empty while none does.
+    /// For each pixel, how many of its colours hold no data; empty until one does.
     hidden: Vec<u8>,
     clipped_samples: usize,
 }
 
 enum Values {
-    /// The samples that are kept, interleaved, as 8 bits show them.
+    /// The kept samples, interleaved, converted to 8 bits.
     Shown(Vec<u8>),
     Amplitudes(Vec<f32>),
 }
 
-/// A row of a chunk, or the part of it that lies in the picture.
+/// A row of a chunk, or the part of it inside the picture.
 pub struct Row<'a> {
-    /// Samples in the byte order of this machine.
+    /// Samples in native byte order.
     pub bytes: &'a [u8],
     pub x: usize,
     pub y: usize,
     pub columns: usize,
-    /// Samples a pixel in `bytes`.
+    /// Samples per pixel in `bytes`.
     pub channels: usize,
-    /// Which sample of a pixel is the first of them.
+    /// Which sample of a pixel the first of them is.
     pub first: usize,
 }
 
-/// What a finished canvas holds.
+/// The content of a finished canvas.
 pub struct Painting {
     pub pixels: Pixels,
     pub nodata_pixels: usize,
@@ -65,7 +65,7 @@ impl Canvas {
         }
     }
 
-    /// What paints rows of the picture's samples; packed ones have been unpacked to 32 bits.
+    /// The function that paints rows of the picture's samples; packed samples have been unpacked to 32 bits.
     pub fn painter(stored: StoredSample) -> fn(&mut Self, &Row<'_>) {
         match (stored.format, stored.bits) {
             (SampleFormat::Unsigned, 8) => Self::paint::<u8>,
@@ -128,7 +128,7 @@ impl Canvas {
         }
     }
 
-    /// Stands for a chunk that the file leaves out: its pixels hold no data.
+    /// Paints an omitted chunk: its pixels hold no data.
     pub fn leave_out(&mut self, chunk: &Chunk, channels: usize) {
         if self.hidden.is_empty() {
             self.hidden = vec![0; self.len()];
@@ -177,7 +177,7 @@ impl Canvas {
             Values::Shown(values) => Pixels::Rgb(rgb(values, &self.colour)),
             Values::Amplitudes(values) => {
                 let mut values = amplitudes(values, &self.colour, self.stored);
-                // No data is never the maximum that stretches a chip.
+                // A pixel without data is never the maximum that stretches a chip.
                 let hidden = values.iter_mut().zip(&self.hidden).filter(|(_, hidden)| is_hidden(hidden));
                 hidden.for_each(|(value, _)| *value = 0.0);
                 Pixels::Amplitude(values)
@@ -216,7 +216,7 @@ fn rgb(mut values: Vec<u8>, colour: &Colour) -> Vec<u8> {
     }
 }
 
-/// A colour before it was multiplied by its alpha, as the reference divides.
+/// Undoes the multiplication of a colour by its alpha, with the reference's division.
 fn divided(pixel: &[u8]) -> [u8; 3] {
     let alpha = u32::from(pixel[3]);
     [0, 1, 2].map(|c| match alpha {
@@ -226,7 +226,7 @@ fn divided(pixel: &[u8]) -> [u8; 3] {
     })
 }
 
-/// Of up to 8 bits, the amplitude is what the reference shows of a sample; of more, the sample.
+/// Up to 8 bits, the amplitude is the reference's 8-bit value of a sample; above that, the sample itself.
 fn amplitudes(values: Vec<f32>, colour: &Colour, stored: StoredSample) -> Vec<f32> {
     if stored.format != SampleFormat::Unsigned || stored.bits > 8 {
         return values;

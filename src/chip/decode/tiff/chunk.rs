@@ -1,4 +1,5 @@
-//! The strips or tiles of a TIFF: where each lies in the picture and in the file, bounded before any is read.
+//! The strips or tiles of a TIFF: the position of each in the picture and in the file,
+//! bounds-checked before any is read.
 
 use super::super::{DecodeError, ImageLimits};
 use super::codec::Compression;
@@ -18,7 +19,7 @@ pub struct Grid {
     picture: (usize, usize),
     tiled: bool,
     offsets: Vec<u64>,
-    /// None where the file leaves them out and the geometry tells.
+    /// `None` where the file omits them and the geometry determines the size.
     byte_counts: Option<Vec<u64>>,
 }
 
@@ -29,21 +30,21 @@ pub struct Chunk {
     /// Its upper left pixel in the picture.
     pub x: usize,
     pub y: usize,
-    /// Pixels that it stores; those of a tile may lie beyond the picture.
+    /// Pixels that it stores; those of a tile may extend beyond the picture.
     pub width: usize,
     pub height: usize,
-    /// Rows that it would have further up.
+    /// Rows of a chunk that is not cut off by the end of the picture.
     pub height_max: usize,
-    /// Pixels of it that are in the picture.
+    /// Pixels of it that are inside the picture.
     pub columns: usize,
     pub rows: usize,
-    /// The sample that it holds, where planes are apart.
+    /// The sample that it holds, where planes are separate.
     pub plane: usize,
 }
 
 impl Grid {
     /// # Errors
-    /// A grid that the file has no offsets for, or whose chunks together are larger than an image may be.
+    /// If the file has no offsets for the grid, or its chunks together are larger than an image may be.
     pub fn read(
         directory: &Directory<'_>,
         picture: &Picture,
@@ -68,7 +69,7 @@ impl Grid {
         let (offsets_tag, counts_tag) = if tiled && directory.has(Tag::TILE_OFFSETS) {
             (Tag::TILE_OFFSETS, Tag::TILE_BYTE_COUNTS)
         } else {
-            // Some writers name those of tiles as those of strips.
+            // Some writers use the strip tags for tiles.
             (Tag::STRIP_OFFSETS, Tag::STRIP_BYTE_COUNTS)
         };
         let values = |tag: Tag| match directory.count(tag) {
@@ -109,8 +110,8 @@ impl Grid {
         Chunk { index, x, y, width: self.width, height, height_max: self.height, columns, rows, plane }
     }
 
-    /// The stored bytes of a chunk, or none where the file leaves it out; `plain_bytes` are those of its pixels
-    /// where they are not compressed.
+    /// The stored bytes of a chunk, or `None` where the file omits it; `plain_bytes` is the size of its
+    /// uncompressed pixels.
     pub fn data<'a>(
         &self,
         directory: &Directory<'a>,
@@ -126,7 +127,7 @@ impl Grid {
             };
         }
         match (byte_count, plain_bytes) {
-            // The geometry tells more than a count that may be missing or wrong, as libtiff has it.
+            // As in libtiff, the geometry is trusted over a byte count that may be missing or wrong.
             (None | Some(0), Some(bytes)) => directory.slice(offset, bytes).map(Some),
             (Some(count), Some(bytes)) if single || count >= bytes => {
                 directory.slice(offset, bytes).map(Some)
@@ -138,22 +139,23 @@ impl Grid {
     }
 }
 
-/// Holds chunks to the bounds of an image: each to its pixels, so that whatever decodes it does with the memory of
-/// one, and all of them together to its bytes, so that what lies outside the picture costs no more than a picture.
+/// Checks chunks against the bounds of an image. Each is limited in pixels, so that decoding it needs no more
+/// memory than decoding an image. All of them together are limited in bytes, so that parts outside the
+/// picture cost no more than a picture.
 fn check_memory(
     [width, height, count]: [u64; 3],
     tiled: bool,
     picture: &Picture,
     limits: &ImageLimits,
 ) -> Result<(), DecodeError> {
-    /// Tiles of usual sizes are read, however small an image may be.
+    /// Tiles of usual sizes are accepted, however small the image limit is.
     const CHUNK_PIXELS: u64 = 1 << 20;
     let pixels = width.saturating_mul(height);
     let sample_bytes = match picture.stored.bits {
-        // Undone on a copy of a row.
+        // The float predictor is undone on a copy of a row.
         bits if picture.predictor == Predictor::Float => u64::from(bits / 4),
         bits @ (8 | 16 | 32 | 64 | 128) => u64::from(bits / 8),
-        // Packed ones are unpacked to 32 bits.
+        // Packed samples are unpacked to 32 bits.
         _ => 4,
     };
     let chunk_bytes = pixels.saturating_mul(picture.chunk_channels() as u64).saturating_mul(sample_bytes);

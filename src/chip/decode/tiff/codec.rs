@@ -1,6 +1,7 @@
-//! Compressions: from the bytes of a chunk to as many bytes as its geometry says, by one function each.
+//! Compressions: one function each that decompresses a chunk to the number of bytes that its
+//! geometry requires.
 //!
-//! What follows those bytes is not looked at, as in libtiff: encoders leave out end marks, or pad.
+//! Trailing bytes are ignored, as in libtiff: encoders omit end marks or add padding.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,7 +16,7 @@ use super::directory::Directory;
 use super::refusal::{convert, unsupported};
 use super::tag::Tag;
 
-/// Compressions that are read.
+/// Supported compressions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     None,
@@ -29,7 +30,7 @@ pub enum Compression {
 
 impl Compression {
     /// # Errors
-    /// A compression that is not read, by its name.
+    /// An unsupported compression, by its name.
     pub fn read(directory: &Directory<'_>) -> Result<Self, DecodeError> {
         let name = match directory.integer(Tag::COMPRESSION)?.unwrap_or(1) {
             1 => return Ok(Self::None),
@@ -80,7 +81,7 @@ impl fmt::Display for Compression {
     }
 }
 
-/// A compression of plain bytes, with what its library keeps from chunk to chunk.
+/// A compression of plain bytes, with the state that its library keeps between chunks.
 pub enum Codec {
     None,
     Lzw(decode::Decoder),
@@ -90,7 +91,7 @@ pub enum Codec {
 }
 
 impl Codec {
-    /// None for those that compress pictures, not bytes.
+    /// `None` for compressions of pictures rather than bytes.
     pub fn new(compression: Compression) -> Option<Self> {
         match compression {
             Compression::None => Some(Self::None),
@@ -108,7 +109,7 @@ impl Codec {
     /// Fills `out`.
     ///
     /// # Errors
-    /// Data that are wrong, or fewer than `out` needs.
+    /// If the data are corrupt or shorter than `out`.
     pub fn expand(&mut self, data: &[u8], out: &mut [u8]) -> Result<(), DecodeError> {
         let needed = out.len();
         let filled = match self {
@@ -161,7 +162,8 @@ fn deflate(decoder: &mut Decompress, data: &[u8], out: &mut [u8]) -> Result<usiz
     }
 }
 
-/// A byte n below 128 is followed by n + 1 bytes, one above by a byte that stands 257 - n times; 128 is nothing.
+/// A byte n below 128 is followed by n + 1 literal bytes. A byte n above 128 is followed by one
+/// byte that is repeated 257 - n times. 128 is a no-op.
 fn pack_bits(mut data: &[u8], out: &mut [u8]) -> usize {
     let mut filled = 0;
     while let [n, rest @ ..] = data
@@ -190,7 +192,7 @@ fn pack_bits(mut data: &[u8], out: &mut [u8]) -> usize {
 }
 
 fn zstd(decoder: &mut FrameDecoder, data: &[u8], out: &mut [u8]) -> Result<usize, DecodeError> {
-    /// Decoded at once, between two looks at whether the chunk is full.
+    /// Bytes decoded at once between two checks whether the chunk is full.
     const STEP_BYTES: usize = 1 << 20;
     let wrong = |cause: &dyn fmt::Display| DecodeError::corrupt(format!("Zstandard: {cause}"));
     let data = within_window(data, out.len());
@@ -211,11 +213,11 @@ fn zstd(decoder: &mut FrameDecoder, data: &[u8], out: &mut [u8]) -> Result<usize
     Ok(filled)
 }
 
-/// The frame with the smallest window that its content needs. The library reserves a whole window, and levels above
-/// 19 announce one of 128 MiB for the smallest chip.
+/// The frame with the smallest window that its content needs. The library allocates the whole window, and
+/// levels above 19 announce one of 128 MiB for even the smallest chip.
 fn within_window(data: &[u8], content: usize) -> Cow<'_, [u8]> {
     const SINGLE_SEGMENT: u8 = 1 << 5;
-    // A window is 2^(10 + high five bits), here without the eighths of it that the low three bits add.
+    // A window is 2^(10 + high five bits), ignoring the eighths that the low three bits add.
     let exponent = content.max(128 << 10).next_power_of_two().trailing_zeros();
     match data {
         [0x28, 0xB5, 0x2F, 0xFD, descriptor, window, ..]
@@ -289,7 +291,7 @@ mod tests {
                 for chunk in &chunks {
                     let data = compressed(compression, chunk);
                     prop_assert_eq!(expanded(&mut codec, &data, chunk.len()), Ok(chunk.clone()));
-                    // What follows the bytes that are needed is not looked at.
+                    // Bytes after the needed ones are ignored.
                     let padded = [&data, &[0; 9][..]].concat();
                     let part = cut.index(chunk.len()) + 1;
                     let found = expanded(&mut codec, &padded, part);
@@ -334,7 +336,7 @@ mod tests {
         assert_eq!(within_window(&frame, 1 << 20)[5], 10 << 3);
         assert_eq!(within_window(&frame, 1 << 28)[5], 17 << 3);
         assert_eq!(expanded(&mut codec(Compression::Zstd), &frame, 4), Ok(b"ship".to_vec()));
-        // One that holds its content in one segment has no window.
+        // A frame with its content in a single segment has no window.
         let frame = [&[0x28, 0xB5, 0x2F, 0xFD, 0x20, 4, 0x21, 0, 0][..], b"ship"].concat();
         assert_eq!(*within_window(&frame, 4), frame);
         assert_eq!(expanded(&mut codec(Compression::Zstd), &frame, 4), Ok(b"ship".to_vec()));

@@ -5,7 +5,7 @@
 use super::super::DecodeError;
 use super::tag::{self, Tag};
 
-/// Bytes a value, by the type of a field.
+/// Bytes per value, by field type.
 const BYTE: u16 = 1;
 const ASCII: u16 = 2;
 const SHORT: u16 = 3;
@@ -44,12 +44,12 @@ impl ByteOrder {
     }
 }
 
-/// The fields that we know of the first directory.
+/// The known fields of the first directory.
 #[derive(Debug)]
 pub struct Directory<'a> {
     bytes: &'a [u8],
     order: ByteOrder,
-    /// At most one for each of our tags.
+    /// At most one per known tag.
     fields: Vec<Field>,
 }
 
@@ -58,13 +58,13 @@ struct Field {
     tag: Tag,
     kind: u16,
     count: u64,
-    /// Where its values begin.
+    /// Start of its values.
     at: u64,
 }
 
 impl<'a> Directory<'a> {
     /// # Errors
-    /// A directory that does not lie in the file, or that has a field of ours twice.
+    /// If a directory does not fit the file, or contains a known field twice.
     pub fn read(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let order = if bytes.starts_with(b"II") { ByteOrder::Little } else { ByteOrder::Big };
         let mut directory = Self { bytes, order, fields: Vec::new() };
@@ -72,7 +72,7 @@ impl<'a> Directory<'a> {
         if big && (directory.number(4, 2)?, directory.number(6, 2)?) != (8, 0) {
             return Err(DecodeError::corrupt("its offsets have not 8 bytes"));
         }
-        // Bytes of the number of fields, of one field, and of what stands in it for its values.
+        // Bytes of the field count, of one field, and of its inline value.
         let (wide, field_bytes) = if big { (8, 20) } else { (4, 12) };
         let at = directory.number(wide, wide)?;
         if at == 0 {
@@ -89,7 +89,7 @@ impl<'a> Directory<'a> {
             let (number, kind) = (directory.number(at, 2)?, directory.number(at + 2, 2)? as u16);
             let count = directory.number(at + 4, wide)?;
             let value_at = at + 4 + wide;
-            // The whole field has to lie in the file.
+            // The whole field must lie inside the file.
             let offset = directory.number(value_at, wide)?;
             let Some(tag) = tag::known(number as u16) else { continue };
             let Some(size) = value_bytes(kind) else {
@@ -112,7 +112,7 @@ impl<'a> Directory<'a> {
         self.find(tag).is_some()
     }
 
-    /// Values of a field; none without it.
+    /// Values of a field; empty if it is absent.
     pub fn count(&self, tag: Tag) -> u64 {
         self.find(tag).map_or(0, |field| field.count)
     }
@@ -122,7 +122,7 @@ impl<'a> Directory<'a> {
         Ok(self.integers(tag, 1)?.first().copied())
     }
 
-    /// At most the first `count_max` of the values, which are whole numbers; none without the field.
+    /// At most the first `count_max` of the values, which are whole numbers; empty if the field is absent.
     pub fn integers(&self, tag: Tag, count_max: u64) -> Result<Vec<u64>, DecodeError> {
         let Some(field) = self.find(tag) else { return Ok(Vec::new()) };
         if !matches!(field.kind, BYTE | SHORT | LONG | LONG8 | IFD | IFD8) {
@@ -132,7 +132,7 @@ impl<'a> Directory<'a> {
         Ok(values.chunks_exact(size).map(|value| self.order.number(value)).collect())
     }
 
-    /// At most the first `count_max` of the values as real numbers; none without the field.
+    /// At most the first `count_max` of the values as real numbers; empty if the field is absent.
     pub fn reals(&self, tag: Tag, count_max: u64) -> Result<Vec<f64>, DecodeError> {
         let Some(field) = self.find(tag) else { return Ok(Vec::new()) };
         let (size, values) = self.values(field, count_max)?;
@@ -151,7 +151,7 @@ impl<'a> Directory<'a> {
         reals.ok_or_else(|| DecodeError::corrupt(format!("{tag} is no number")))
     }
 
-    /// At most the first `count_max` bytes of a field of bytes or text; none without the field.
+    /// At most the first `count_max` bytes of a field of bytes or text; empty if the field is absent.
     pub fn raw(&self, tag: Tag, count_max: u64) -> Result<&'a [u8], DecodeError> {
         let Some(field) = self.find(tag) else { return Ok(&[]) };
         if !matches!(field.kind, BYTE | ASCII | UNDEFINED) {
@@ -168,7 +168,7 @@ impl<'a> Directory<'a> {
         self.slice(at, size).map(|bytes| self.order.number(bytes))
     }
 
-    /// Bytes of one value, and the values.
+    /// Size of one value in bytes, and the values.
     fn values(&self, field: &Field, count_max: u64) -> Result<(usize, &'a [u8]), DecodeError> {
         let size = value_bytes(field.kind).unwrap_or(1);
         let length = field.count.min(count_max).saturating_mul(size);
@@ -182,7 +182,7 @@ impl<'a> Directory<'a> {
         Ok(&self.bytes[at as usize..end as usize])
     }
 
-    /// The file from `at` on.
+    /// The file from `at` onward.
     pub fn rest(&self, at: u64) -> Result<&'a [u8], DecodeError> {
         self.slice(at, (self.bytes.len() as u64).saturating_sub(at))
     }
@@ -227,7 +227,7 @@ mod tests {
             assert_eq!(directory.raw(Tag::GDAL_NODATA, 64), Ok(&b"-9999\0"[..]));
             assert_eq!((directory.integer(Tag::HEIGHT), directory.count(Tag::HEIGHT)), (Ok(None), 0));
             for end in 0..file.len() {
-                // What does not lie in the file is missed once it is asked for.
+                // Data outside the file are detected only when they are accessed.
                 let whole = Directory::read(&file[..end]).and_then(|directory| {
                     directory.integers(Tag::STRIP_OFFSETS, 9)?;
                     directory.reals(Tag::PIXEL_SCALE, 9)?;

@@ -1,11 +1,11 @@
-//! The tags that tie a TIFF to the ground, bounded and not interpreted.
+//! The georeferencing tags of a TIFF, bounded and not interpreted.
 
 use super::super::DecodeError;
 use super::directory::Directory;
 use super::tag::Tag;
 use crate::chip::georeference::GeoTags;
 
-/// Six numbers for each ground control point, of which a chip has few.
+/// Six numbers for each ground control point; a chip has few.
 const TIEPOINT_NUMBERS_MAX: u64 = 6 * 1024;
 /// Four numbers for each key.
 const KEY_NUMBERS_MAX: u64 = 4 * 256;

@@ -1,6 +1,6 @@
-//! How stored rows and columns lie in the picture.
+//! The orientation of stored rows and columns in the picture.
 
-/// The eight ways of TIFF, named by what turns the stored picture upright.
+/// The eight TIFF orientations, named by the operation that turns the stored picture upright.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Orientation {
     #[default]
@@ -15,7 +15,7 @@ pub enum Orientation {
 }
 
 impl Orientation {
-    /// That of the tag; what the tag does not know turns nothing.
+    /// The orientation of a tag value; an unknown value means no change.
     pub fn from_number(number: u64) -> Self {
         match number {
             2 => Self::FlipAcross,
@@ -34,12 +34,12 @@ impl Orientation {
         matches!(self, Self::Transpose | Self::QuarterTurnRight | Self::Transverse | Self::QuarterTurnLeft)
     }
 
-    /// Width and height of the picture of what is stored so wide and high.
+    /// Width and height of the picture, given the stored width and height.
     pub fn size(self, width: usize, height: usize) -> (usize, usize) {
         if self.transposes() { (height, width) } else { (width, height) }
     }
 
-    /// Brings pixels of `channels` values, of a picture stored `width` wide and `height` high, into their places.
+    /// Moves pixels of `channels` values, stored `width` wide and `height` high, to their final positions.
     pub fn apply<T: Copy>(self, stored: Vec<T>, width: usize, height: usize, channels: usize) -> Vec<T> {
         if self == Self::Upright {
             return stored;
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn each_orientation_is_that_of_the_reference() {
-        // Three columns, two rows; as Pillow 11.3.0 turns them.
+        // Three columns, two rows; as Pillow 11.3.0 transposes them.
         for (number, expected) in [
             (1, [1, 2, 3, 4, 5, 6]),
             (2, [3, 2, 1, 6, 5, 4]),

@@ -1,7 +1,7 @@
-//! TIFF to pixels: chunk by chunk, each with its own checks.
+//! Decodes TIFF to pixels chunk by chunk; each stage has its own checks.
 //!
-//! directory (tags) -> picture (what they say) -> grid (where chunks lie) -> codec, predictor, samples (what a chunk
-//! holds) -> canvas (the picture) -> layout (upright).
+//! directory (tags) -> picture (their meaning) -> grid (where chunks lie) -> codec, predictor, samples (what
+//! a chunk holds) -> canvas (the picture) -> layout (upright).
 
 mod canvas;
 mod chunk;
@@ -124,9 +124,9 @@ fn to_native(picture: &Picture, buffer: &mut [u8], row_bytes: usize) {
     let stored = picture.stored;
     let bytes = usize::from(stored.bits / 8);
     let number_bytes = match picture.predictor {
-        // It has an order of its own.
+        // This predictor defines its own byte order.
         Predictor::Float => 1,
-        // libtiff differences complex samples as one number.
+        // libtiff treats a complex sample as one number when it computes differences.
         Predictor::Horizontal => bytes,
         Predictor::None if stored.format.is_complex() => bytes / 2,
         Predictor::None => bytes,
@@ -147,7 +147,7 @@ fn swap(buffer: &mut [u8], number_bytes: usize) {
     }
 }
 
-/// Chunks that are pictures themselves.
+/// Chunks that are images in their own format.
 fn paint_pictures(
     directory: &Directory<'_>,
     picture: &Picture,

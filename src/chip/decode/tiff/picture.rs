@@ -1,4 +1,5 @@
-//! What the tags of a TIFF say of its picture, checked; what is not for us is refused here, by name.
+//! The checked description of a TIFF's picture from its tags; unsupported pictures are refused here
+//! with specific errors.
 
 use super::super::{DecodeError, ImageLimits, SampleFormat, StoredSample};
 use super::codec::Compression;
@@ -9,11 +10,12 @@ use super::tag::Tag;
 use super::ycbcr::Subsampling;
 use crate::chip::Modality;
 
-/// More samples a pixel than that are no picture.
+/// More samples per pixel are not accepted as a picture.
 const CHANNELS_MAX: u64 = 4096;
-/// Text of a nodata value.
+/// Length of the text of a nodata value.
 const NODATA_BYTES_MAX: u64 = 64;
-/// XMP of any length, of which Lightroom writes much; beyond it, nobody looks for the orientation.
+/// XMP may have any length, and Lightroom writes a lot of it; the orientation is only searched
+/// within this many bytes.
 const XMP_BYTES_MAX: u64 = 1 << 20;
 
 /// A picture whose every part can be read.
@@ -32,27 +34,27 @@ pub struct Picture {
     pub bits_reversed: bool,
     pub orientation: Orientation,
     pub nodata: Option<f64>,
-    /// JPEG chunks that the library turns from YCbCr into RGB.
+    /// JPEG chunks that the library converts from YCbCr to RGB.
     pub jpeg_ycbcr: bool,
 }
 
-/// What the samples of a pixel mean; what follows them (alpha and others) is dropped.
+/// The meaning of a pixel's samples; further samples (alpha and others) are dropped.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Colour {
     Gray,
-    /// Gray whose 0 is white and which the reference inverts: that of up to 8 bits.
+    /// Gray whose 0 is white and which the reference inverts: up to 8 bits.
     InvertedGray,
     Rgb,
-    /// RGB that was multiplied by its alpha, which is the fourth sample.
+    /// RGB premultiplied by its alpha, the fourth sample.
     MultipliedRgb,
-    /// RGB of each index.
+    /// RGB of each palette index.
     Palette(Vec<[u8; 3]>),
     Cmyk,
     YCbCr(Subsampling),
 }
 
 impl Colour {
-    /// Samples a pixel that are read.
+    /// Samples per pixel that are read.
     pub fn kept(&self) -> usize {
         match self {
             Self::Gray | Self::InvertedGray | Self::Palette(_) => 1,
@@ -61,18 +63,18 @@ impl Colour {
         }
     }
 
-    /// Those of them that are no alpha.
+    /// Samples per pixel that are read and are not alpha.
     pub fn colours(&self) -> usize {
         if *self == Self::MultipliedRgb { 3 } else { self.kept() }
     }
 }
 
-/// How the samples of a pixel lie.
+/// The arrangement of a pixel's samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Planes {
     /// Side by side.
     Together,
-    /// Each in chunks of its own.
+    /// Each in separate chunks.
     Apart,
 }
 
@@ -81,15 +83,15 @@ pub enum Planes {
 pub enum Predictor {
     /// The sample.
     None,
-    /// Its difference from the same sample of the pixel to the left.
+    /// The difference from the same sample of the pixel to the left.
     Horizontal,
-    /// The same, of the bytes of a row of floats, the most significant ones first.
+    /// The same for the bytes of a row of floats, the most significant ones first.
     Float,
 }
 
 impl Picture {
     /// # Errors
-    /// What is wrong or not for us. The size comes first.
+    /// If the picture is invalid or unsupported. The size is checked first.
     pub fn read(
         directory: &Directory<'_>,
         modality: Modality,
@@ -134,7 +136,7 @@ impl Picture {
         Ok(Self { colour, ..picture })
     }
 
-    /// What each part allows and their union does not.
+    /// Combinations that are refused although each part is allowed.
     fn check_combination(&self) -> Result<(), DecodeError> {
         let StoredSample { bits, format, channels } = self.stored;
         match self.predictor {
@@ -170,7 +172,7 @@ impl Picture {
         }
     }
 
-    /// Samples of a pixel in one chunk.
+    /// Samples per pixel in one chunk.
     pub fn chunk_channels(&self) -> usize {
         match self.planes {
             Planes::Together => usize::from(self.stored.channels),
@@ -178,7 +180,7 @@ impl Picture {
         }
     }
 
-    /// Bytes of a row of a chunk that has so many columns; rows begin on whole bytes.
+    /// Bytes per row of a chunk with this many columns; rows begin on whole bytes.
     pub fn row_bytes(&self, columns: usize) -> usize {
         (columns * self.chunk_channels() * usize::from(self.stored.bits)).div_ceil(8)
     }
@@ -188,7 +190,7 @@ fn missing(tag: Tag) -> DecodeError {
     DecodeError::corrupt(format!("{tag} is missing"))
 }
 
-/// The type of the samples, which is the same for all of them.
+/// The type of the samples, which all share.
 fn stored(directory: &Directory<'_>) -> Result<StoredSample, DecodeError> {
     let channels = directory.integer(Tag::SAMPLES_PER_PIXEL)?.unwrap_or(1);
     if channels == 0 {
@@ -197,7 +199,7 @@ fn stored(directory: &Directory<'_>) -> Result<StoredSample, DecodeError> {
     if channels > CHANNELS_MAX {
         return Err(unsupported(format!("a TIFF of {channels} samples a pixel"), convert::BANDS_TO_RGB));
     }
-    // Fewer values than samples: the rest is like them.
+    // Fewer values than samples: the remaining ones are the same.
     let alike = |tag: Tag, default: u64| {
         let values = directory.integers(tag, channels)?;
         let first = values.first().copied().unwrap_or(default);
@@ -212,7 +214,7 @@ fn stored(directory: &Directory<'_>) -> Result<StoredSample, DecodeError> {
     };
     let bits = alike(Tag::BITS_PER_SAMPLE, 1)?;
     let format = match alike(Tag::SAMPLE_FORMAT, 1)? {
-        // 4 is "undefined", which readers take for whole numbers.
+        // 4 is "undefined", which readers treat as whole numbers.
         1 | 4 => SampleFormat::Unsigned,
         2 => SampleFormat::Signed,
         3 => SampleFormat::Float,
@@ -250,7 +252,7 @@ fn planes(directory: &Directory<'_>, stored: StoredSample) -> Result<Planes, Dec
 }
 
 fn colour(directory: &Directory<'_>, stored: StoredSample) -> Result<Colour, DecodeError> {
-    // A field that has to be there; the reference takes 0 without it.
+    // A required field; the reference assumes 0 without it.
     let photometric = directory.integer(Tag::PHOTOMETRIC)?.unwrap_or(0);
     let channels = usize::from(stored.channels);
     let colour = match photometric {
@@ -296,7 +298,7 @@ fn palette(directory: &Directory<'_>, stored: StoredSample) -> Result<Vec<[u8; 3
     Ok((0..colours).map(|i| [0, 1, 2].map(|c| high(map[c * colours + i]))).collect())
 }
 
-/// Amplitudes are of one channel; they are what the samples are, or the gray that a palette makes of them.
+/// Amplitudes have one channel: the samples, or the gray values of their palette entries.
 fn check_sar(colour: &Colour, stored: StoredSample) -> Result<(), DecodeError> {
     if stored.channels > 1 {
         let found = format!("{} ({stored})", stored.channels);
@@ -311,7 +313,7 @@ fn check_sar(colour: &Colour, stored: StoredSample) -> Result<(), DecodeError> {
     }
 }
 
-/// What no rule of the reference makes a picture of, and a rule of ours would be a guess.
+/// Pictures for which the reference has no rule, and a rule of our own would be a guess.
 fn check_optical(
     directory: &Directory<'_>,
     colour: &Colour,
@@ -324,7 +326,8 @@ fn check_optical(
     }
     let unsigned = format == SampleFormat::Unsigned;
     match colour {
-        // What follows gray is dropped if the file calls it alpha; else nobody knows which samples are the picture.
+        // Samples after gray are dropped if the file declares them as alpha; otherwise it is
+        // unclear which samples are the picture.
         Colour::Gray | Colour::InvertedGray if channels > 1 => {
             let alpha = matches!(directory.integer(Tag::EXTRA_SAMPLES)?, Some(1 | 2)) && channels == 2;
             if alpha {
@@ -348,7 +351,7 @@ fn check_optical(
     }
 }
 
-/// libtiff knows predictors for these compressions only, and passes the tag over for others.
+/// libtiff supports predictors for these compressions only, and ignores the tag for others.
 fn predictor(directory: &Directory<'_>, compression: Compression) -> Result<Predictor, DecodeError> {
     if !matches!(compression, Compression::Lzw | Compression::Deflate | Compression::Zstd) {
         return Ok(Predictor::None);
@@ -361,7 +364,7 @@ fn predictor(directory: &Directory<'_>, compression: Compression) -> Result<Pred
     }
 }
 
-/// As the reference finds it: the tag; without it, what XMP says.
+/// As in the reference: from the tag, otherwise from XMP.
 fn orientation(directory: &Directory<'_>) -> Result<Orientation, DecodeError> {
     if let Some(number) = directory.integer(Tag::ORIENTATION)? {
         return Ok(Orientation::from_number(number));
@@ -376,7 +379,7 @@ fn orientation(directory: &Directory<'_>) -> Result<Orientation, DecodeError> {
     Ok(digits.next().map_or(Orientation::default(), Orientation::from_number))
 }
 
-/// As GDAL writes it: a number as text. What is no number says nothing.
+/// As GDAL writes it: a number as text. Anything that is not a number is ignored.
 fn nodata(directory: &Directory<'_>) -> Result<Option<f64>, DecodeError> {
     let text = String::from_utf8_lossy(directory.raw(Tag::GDAL_NODATA, NODATA_BYTES_MAX)?);
     let text = text.trim_matches(|c: char| c == '\0' || c.is_whitespace());

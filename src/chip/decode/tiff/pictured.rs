@@ -1,4 +1,4 @@
-//! Chunks that are pictures of their own: JPEG with its tables in a tag, and WebP.
+//! Chunks that are images in their own format: JPEG with its tables in a tag, and WebP.
 
 use std::io::Cursor;
 
@@ -12,14 +12,14 @@ use super::directory::Directory;
 use super::picture::Picture;
 use super::tag::Tag;
 
-/// More than Huffman and quantisation tables of four components take.
+/// More than Huffman and quantisation tables of four components need.
 const TABLES_BYTES_MAX: u64 = 1 << 16;
-/// What the WebP decoder may allocate beside the picture.
+/// What the WebP decoder may allocate in addition to the picture.
 const WEBP_BYTES_MAX: usize = 64 << 20;
 
 pub struct PictureCodec<'a> {
     compression: Compression,
-    /// What belongs between the start marker of a JPEG and the rest of it.
+    /// The bytes to insert between the start marker of a JPEG and its remainder.
     tables: &'a [u8],
     conversion: Conversion,
     channels: usize,
@@ -37,7 +37,7 @@ impl<'a> PictureCodec<'a> {
         })
     }
 
-    /// Interleaved bytes of at least the rows of the chunk, and samples a pixel.
+    /// Interleaved bytes of at least the rows of the chunk, and samples per pixel.
     pub fn expand(&self, data: &[u8], chunk: &Chunk) -> Result<(Vec<u8>, usize), DecodeError> {
         if self.compression == Compression::WebP { self.webp(data, chunk) } else { self.jpeg(data, chunk) }
     }
@@ -73,7 +73,7 @@ impl<'a> PictureCodec<'a> {
     }
 }
 
-/// Of a last strip, the picture may go on beneath the image; libtiff allows it.
+/// In a last strip, the picture may extend below the image; libtiff allows it.
 fn check_size(found: (usize, usize), chunk: &Chunk) -> Result<(), DecodeError> {
     if found.0 == chunk.width && (chunk.height..=chunk.height_max).contains(&found.1) {
         return Ok(());

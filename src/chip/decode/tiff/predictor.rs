@@ -1,16 +1,16 @@
-//! What undoes the differences that a row stores in place of samples.
+//! Undoes the differences that a row stores in place of samples.
 
 use super::picture::Predictor;
 
-/// A row's shape: `channels` samples a pixel of `bytes` bytes each.
+/// A row's shape: `channels` samples per pixel of `bytes` bytes each.
 #[derive(Clone, Copy, Debug)]
 pub struct RowShape {
     pub channels: usize,
     pub bytes: usize,
 }
 
-/// Undoes the differences within each row of `row_bytes`; the samples are in the byte order of this machine, but for
-/// those of [`Predictor::Float`], which lie by significance and come out in it.
+/// Undoes the differences within each row of `row_bytes`. The samples are in native byte order, except those
+/// of [`Predictor::Float`], which are ordered by significance and converted to it.
 pub fn undo(predictor: Predictor, chunk: &mut [u8], row_bytes: usize, shape: RowShape) {
     match predictor {
         Predictor::None => {}
@@ -49,7 +49,7 @@ fn sum<const N: usize>(row: &mut [u8], channels: usize, add: impl Fn([u8; N], [u
     }
 }
 
-/// From all first bytes, all second bytes, ... to one sample after the other.
+/// From all first bytes, all second bytes, ... to consecutive samples.
 fn interleave(planes: &[u8], row: &mut [u8], bytes: usize) {
     let samples = row.len() / bytes;
     for (sample, out) in row.chunks_exact_mut(bytes).enumerate() {
@@ -66,7 +66,7 @@ mod tests {
 
     use super::*;
 
-    /// The differences of a row, as libtiff makes them.
+    /// The differences of a row, as libtiff computes them.
     fn differences(row: &[u8], channels: usize, bytes: usize) -> Vec<u8> {
         let sample = |index: usize| {
             let mut wide = [0; 8];

@@ -1,4 +1,5 @@
-//! How a TIFF that is valid and not for us is refused: what it is, and a command that makes one of it that is.
+//! Refusals of valid but unsupported TIFFs: what the file is, and a command that converts it to a
+//! supported one.
 
 use super::super::DecodeError;
 

@@ -1,9 +1,9 @@
-//! TIFF files of tests, put together field by field, so that each field can be wrong.
+//! TIFF files for tests, built field by field, so that each field can be made invalid.
 
 use super::directory::ByteOrder;
 use super::tag::Tag;
 
-/// A file in the making; first its chunks, then its directory.
+/// A file under construction: first its chunks, then its directory.
 #[derive(Clone)]
 pub struct Sample {
     pub order: ByteOrder,
@@ -17,7 +17,7 @@ impl Sample {
         Self { order, big, fields: Vec::new(), body: vec![0; if big { 16 } else { 8 }] }
     }
 
-    /// A little-endian gray picture of 8 bits in one strip, whose pixels are those bytes.
+    /// A little-endian gray picture of 8 bits in one strip with these bytes as pixels.
     pub fn gray(width: u64, height: u64, pixels: &[u8]) -> Self {
         let mut sample = Self::new(ByteOrder::Little, false);
         let at = sample.chunk(pixels);
@@ -31,14 +31,14 @@ impl Sample {
         sample
     }
 
-    /// Adds stored bytes and says where they lie.
+    /// Adds stored bytes and returns their position.
     pub fn chunk(&mut self, bytes: &[u8]) -> u64 {
         let at = self.body.len() as u64;
         self.body.extend_from_slice(bytes);
         at
     }
 
-    /// A field of whole numbers, in place of the one that there may be.
+    /// Sets a field of whole numbers, replacing an existing one.
     pub fn set(&mut self, tag: Tag, values: &[u64]) -> &mut Self {
         let (kind, bytes) = if self.big { (16, 8) } else { (4, 4) };
         let values: Vec<u8> = values.iter().flat_map(|value| self.bytes(*value, bytes)).collect();
@@ -59,7 +59,7 @@ impl Sample {
         self
     }
 
-    /// A field as given, even if it is there.
+    /// Adds a field as given, even if it already exists.
     pub fn add(&mut self, tag: Tag, kind: u16, count: u64, values: Vec<u8>) -> &mut Self {
         self.fields.push((tag.number(), kind, count, values));
         self

@@ -1,31 +1,31 @@
-//! Samples of every type that is read, one at a time: what becomes of each in a picture and as an amplitude.
+//! Conversion of single samples of every supported type, to a picture and to an amplitude.
 
 use half::f16;
 
-/// What 8 bits show of a sample.
+/// How a sample is converted to 8 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Showing {
-    /// A byte as it is.
+    /// A byte, unchanged.
     Bits,
-    /// 0..=`max` spread over 0..=255: fewer than 8 bits.
+    /// 0..=`max` scaled to 0..=255: fewer than 8 bits.
     Spread { max: u32 },
-    /// Clipped to 0..=255, what follows the point cut off: gray of more than 8 bits, and floats.
+    /// Clipped to 0..=255 and truncated: gray of more than 8 bits, and floats.
     Clipped,
     /// The most significant 8 bits: colours of more than 8.
     High { shift: u32 },
 }
 
-/// A number as a file stores it, read in the byte order of this machine.
+/// A number as stored in a file, read in native byte order.
 pub trait Sample: Copy {
     const BYTES: usize;
 
     fn read(bytes: &[u8]) -> Self;
-    /// What GDAL makes of a nodata value where a chunk is left out.
+    /// The nodata value that GDAL uses where a chunk is omitted.
     fn from_nodata(nodata: f64) -> Self;
     fn is_nodata(self, nodata: f64) -> bool;
     fn amplitude(self) -> f32;
     fn shown(self, showing: Showing) -> u8;
-    /// Whether 8 bits cannot hold it.
+    /// Whether it exceeds the 8-bit range.
     fn is_above_bytes(self) -> bool;
 }
 
@@ -125,7 +125,7 @@ floats! {
     f64: |value: f64| value, |value: f64| value as f32, |value: f64| value;
 }
 
-/// A real and an imaginary part, of which the magnitude is read.
+/// A real and an imaginary part; the magnitude is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Complex<T>(T, T);
 
@@ -140,7 +140,7 @@ impl<T: Sample + Into<f64>> Sample for Complex<T> {
         Self(T::from_nodata(nodata), T::from_nodata(0.0))
     }
 
-    /// GDAL writes the value into the real part, others into both.
+    /// GDAL writes the value into the real part, other programs into both.
     fn is_nodata(self, nodata: f64) -> bool {
         self.0.is_nodata(nodata) && (self.1.is_nodata(0.0) || self.1.is_nodata(nodata))
     }
@@ -160,7 +160,7 @@ impl<T: Sample + Into<f64>> Sample for Complex<T> {
     }
 }
 
-/// Samples of `bits` bits, packed without gaps from the high bit on, as one `u32` each.
+/// Samples of `bits` bits, packed without gaps starting at the high bit, as one `u32` each.
 pub fn unpack(row: &[u8], bits: u16, samples: &mut Vec<u8>) {
     samples.clear();
     let (mut held, mut count) = (0u64, 0);

@@ -1,8 +1,8 @@
-//! The fields of a TIFF that are read.
+//! The TIFF fields that are read.
 
 use std::fmt;
 
-/// A field of ours.
+/// A known field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tag(u16);
 
@@ -28,7 +28,7 @@ macro_rules! tags {
             }
         }
 
-        /// The tag of that number, if it is one of ours.
+        /// The tag with this number, if it is known.
         pub fn known(number: u16) -> Option<Tag> {
             matches!(number, $($number)|*).then_some(Tag(number))
         }

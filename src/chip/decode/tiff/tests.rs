@@ -1,4 +1,4 @@
-//! Whole files, put together field by field; what the fields of valid files give is judged by `chip::oracle`.
+//! Whole files, built field by field; the fields of valid files are tested by `chip::oracle`.
 
 use proptest::prelude::*;
 
@@ -20,7 +20,7 @@ fn amplitudes(sample: &Sample) -> Vec<f32> {
     }
 }
 
-/// One byte a pixel: red.
+/// One byte per pixel: red.
 fn reds(sample: &Sample) -> Vec<u8> {
     match read(sample, Modality::Optical).expect("an image").pixels {
         Pixels::Rgb(bytes) => bytes.chunks(3).map(|pixel| pixel[0]).collect(),
@@ -120,7 +120,7 @@ fn chunks_are_held_to_the_bounds_of_an_image_before_they_are_allocated() {
         check_refused(&tiled(width, length), Modality::Optical, "IMAGE_UNSUPPORTED", &["tiles", "TILED=NO"]);
     }
     check_refused(&tiled(16, 0), Modality::Optical, "IMAGE_CORRUPT", &["16 x 0"]);
-    // A column of pixels, each in a tile of a million.
+    // A column of pixels, each in a tile of a million pixels.
     let mut column = Sample::gray(1, 60_000, &[0; 60_000]);
     column.set(Tag::TILE_WIDTH, &[1 << 20]).set(Tag::TILE_LENGTH, &[1]);
     check_refused(&column, Modality::Optical, "IMAGE_UNSUPPORTED", &["60000 tiles"]);
@@ -135,7 +135,7 @@ fn a_chunk_that_is_left_out_has_no_data() {
     assert_eq!(reds(&sample), [1, 2, 0, 0, 5, 6]);
     assert_eq!(amplitudes(&sample), [1.0, 2.0, 0.0, 0.0, 5.0, 6.0]);
     assert_eq!(read(&sample, Modality::Sar).expect("amplitudes").facts.nodata_pixels, 2);
-    // GDAL fills with the nodata value, held to the type of the samples; as an amplitude it is nothing.
+    // GDAL fills with the nodata value, clamped to the type of the samples; as an amplitude it is 0.
     for (text, shown, hidden) in [("9", 9, 2), ("-9999", 0, 2), ("1e9", 255, 2), ("6", 6, 3), ("nan", 0, 2)] {
         sample.set_raw(Tag::GDAL_NODATA, 2, text.as_bytes());
         assert_eq!(reds(&sample)[2..4], [shown, shown], "{text}");
@@ -144,7 +144,7 @@ fn a_chunk_that_is_left_out_has_no_data() {
     }
     sample.set_raw(Tag::GDAL_NODATA, 2, b"6\0");
     assert_eq!(amplitudes(&sample), [1.0, 2.0, 0.0, 0.0, 5.0, 0.0]);
-    // One that has bytes lies somewhere.
+    // A chunk with a byte count must have an offset.
     sample.set(Tag::STRIP_BYTE_COUNTS, &[2, 2, 2]);
     check_refused(&sample, Modality::Optical, "IMAGE_CORRUPT", &["where the header is"]);
 }

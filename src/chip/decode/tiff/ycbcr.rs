@@ -1,11 +1,12 @@
-//! YCbCr that is not JPEG: chroma for blocks of pixels, and its colours, in the integers of libtiff.
+//! YCbCr outside JPEG: chroma shared by blocks of pixels, converted to colours in libtiff's integer
+//! arithmetic.
 
 use super::super::DecodeError;
 use super::directory::Directory;
 use super::refusal::{convert, unsupported};
 use super::tag::Tag;
 
-/// How many pixels share their chroma, and what makes colours of it.
+/// How many pixels share their chroma, and the coefficients of the conversion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subsampling {
     across: usize,
@@ -45,12 +46,12 @@ impl Subsampling {
         (self.across, self.down) == (1, 1)
     }
 
-    /// Bytes of a chunk of so many pixels: blocks of luma, each followed by its Cb and Cr.
+    /// Bytes of a chunk with this many pixels: blocks of luma, each followed by its Cb and Cr.
     pub fn chunk_bytes(&self, width: usize, height: usize) -> usize {
         width.div_ceil(self.across) * height.div_ceil(self.down) * (self.across * self.down + 2)
     }
 
-    /// Gives each pixel of a chunk the chroma of its block.
+    /// Assigns each pixel of a chunk the chroma of its block.
     pub fn expand(&self, blocks: &[u8], width: usize, height: usize) -> Vec<u8> {
         let mut pixels = vec![0; width * height * 3];
         let (block_bytes, blocks_across) = (self.across * self.down + 2, width.div_ceil(self.across));
@@ -68,7 +69,7 @@ impl Subsampling {
         pixels
     }
 
-    /// Turns Y, Cb and Cr of each pixel into red, green and blue.
+    /// Converts Y, Cb and Cr of each pixel to red, green and blue.
     pub fn to_rgb(&self, pixels: &mut [u8]) {
         let tables = Tables::new(self.luma, self.reference);
         for pixel in pixels.chunks_exact_mut(3) {
@@ -97,7 +98,7 @@ impl Tables {
         let green_of_cb = -fixed(blue * (2.0 - 2.0 * blue) / green);
         let level = |code: i32, black: f32, white: f32, range: f32| {
             let span = if white - black == 0.0 { 1.0 } else { white - black };
-            // libtiff takes whole numbers for black.
+            // libtiff uses whole numbers for black.
             let value = code.saturating_sub(black as i32) as f32 * range / span;
             value.clamp(-128.0 * 32.0, 128.0 * 32.0) as i32
         };
@@ -145,7 +146,7 @@ mod tests {
 
     #[test]
     fn colours_are_those_of_libtiff() {
-        // What TIFFReadRGBAStrip of libtiff 4.7 gives.
+        // The output of TIFFReadRGBAStrip of libtiff 4.7.
         let mut pixels = vec![0, 0, 0, 128, 128, 128, 255, 255, 255, 81, 90, 240, 145, 54, 34];
         sampling(&[1, 1]).expect("a sampling").to_rgb(&mut pixels);
         assert_eq!(pixels, [0, 135, 0, 128, 128, 128, 255, 121, 255, 238, 14, 14, 13, 238, 14]);

@@ -1,23 +1,23 @@
-//! Real chips, which raise no doubt, and mistakes that are made with them.
+//! Real chips, which raise no doubt, and simulated mistakes in preparing them.
 
 use super::*;
 
-// What follows measures real chips, which are not part of the project.
+// The tests below measure real chips, which are not part of the project.
 
-/// Tiles of another data set that are looked at.
+/// Tiles of another data set that are examined.
 const OTHERS: usize = 320;
 
 /// A real chip.
 struct Real {
     bytes: Vec<u8>,
     modality: Modality,
-    /// Chips of one ship, or of one scene, belong together.
+    /// Chips of one ship, or of one scene, share this.
     group: String,
-    /// As the model sees it, but for its size.
+    /// As the model sees it, except for its size.
     gray: Gray,
     rgb: Vec<u8>,
     width: usize,
-    /// Of a SAR TIFF.
+    /// Only for a SAR TIFF.
     amplitudes: Vec<f32>,
 }
 
@@ -72,7 +72,7 @@ impl Real {
         bytes.into_inner()
     }
 
-    /// SAR amplitudes as a product of `bits` bits has them, changed at some places.
+    /// SAR amplitudes as in a product of `bits` bits, modified in some places.
     fn digital(&self, bits: u32, change: impl Fn(usize, usize, u16) -> u16) -> Vec<u16> {
         let maximum = self.amplitudes.iter().copied().fold(0.0, f32::max);
         let scaled = |value: &f32| (value / maximum * ((1_u32 << bits) - 1) as f32) as u16;
@@ -85,7 +85,7 @@ impl Real {
     }
 }
 
-/// A way to get a chip wrong, and the code that says so.
+/// A way to prepare a chip wrongly, and the code that reports it.
 struct Mistake {
     name: &'static str,
     code: &'static str,
@@ -209,7 +209,8 @@ fn chips(folder: &Path, step: usize) -> Vec<Real> {
     taken.map(|(_, path)| Real::read(path)).collect()
 }
 
-/// The middle between the two sensors' values that errs least on these chips, in share of either sensor.
+/// The threshold between the two sensors' values with the lowest error on these chips, as a
+/// fraction of either sensor.
 fn fitted(chips: &[(&str, Modality, f64)]) -> f64 {
     let mut values: Vec<f64> = chips.iter().map(|chip| chip.2).collect();
     values.sort_by(f64::total_cmp);
@@ -226,13 +227,13 @@ fn fitted(chips: &[(&str, Modality, f64)]) -> f64 {
     (best[0] * best[best.len() - 1]).sqrt()
 }
 
-/// Calm measure by ship of optical chips, gray, and of SAR chips.
+/// Calm measure by ship, for optical chips converted to gray and for SAR chips.
 fn calms(chips: &[Real]) -> Vec<(&str, Modality, f64)> {
     chips.iter().filter_map(|chip| Some((chip.group.as_str(), chip.modality, chip.gray.calm()?))).collect()
 }
 
-/// Thresholds fitted on one half of the ships, and what they do on the other, 20 times: range of the thresholds, SAR
-/// chips taken for optical, share of optical chips recognised.
+/// Thresholds fitted on one half of the ships and evaluated on the other, 20 times: range of the thresholds,
+/// fraction of SAR chips misclassified as optical, fraction of optical chips recognised.
 fn cross_validated(chips: &[(&str, Modality, f64)]) -> ([f64; 2], [usize; 2], [f64; 2]) {
     let ships: Vec<&str> = chips.iter().map(|chip| chip.0).collect::<BTreeSet<_>>().into_iter().collect();
     let mut random = seed();
@@ -256,7 +257,7 @@ fn cross_validated(chips: &[(&str, Modality, f64)]) -> ([f64; 2], [usize; 2], [f
     (range(&thresholds), alarms, range(&hits))
 }
 
-/// Rows of the table in `docs/warnings.md`, which is compared, and what must hold.
+/// Rows of the table in `docs/warnings.md`, which is compared, and the bounds that must hold.
 #[test]
 fn real_chips_raise_no_doubt_and_mistakes_with_them_do() {
     let Some(folder) = shared("data/hoss165") else { return };

@@ -9,10 +9,10 @@ use crate::weights::tensors::{HostTensor, NamedTensors};
 const OPTICAL: &str = "patch_embed.proj";
 const SAR: &str = "patch_embed_SAR.proj";
 
-/// Replaces the backbone of `initial` by `checkpoint`, whose names have no `base.` in front.
+/// Replaces the backbone of `initial` by `checkpoint`, whose names lack the prefix `base.`.
 ///
 /// Position embeddings are resized to the architecture's grid, flattened patch convolutions are unfolded, and
-/// the SAR convolution starts as the optical one unless the checkpoint has its own.
+/// the SAR convolution is initialised with the optical one unless the checkpoint has its own.
 ///
 /// # Errors
 /// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
@@ -58,7 +58,7 @@ pub(super) fn initialise(
 /// Resizes `[1, 1 + side * side, D]` to `[1, 1 + rows * columns, D]`: the class row stays, the square grid is
 /// interpolated bilinearly between pixel centres, without antialiasing, clamped at the edges.
 ///
-/// `None` where the tensor is no class row and square grid.
+/// `None` if the tensor is not a class row and a square grid.
 fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> Option<HostTensor> {
     let &[1, count, width] = positions.shape.as_slice() else { return None };
     let side = count.checked_sub(1)?.isqrt();
@@ -82,12 +82,13 @@ fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> 
     Some(HostTensor { shape: vec![1, 1 + rows * columns, width], values })
 }
 
-/// Classifier heads and distillation tokens by the rule of the reference; `fc` has no place in a model here.
+/// Classifier heads and distillation tokens, by the rule of the reference. `fc` does not exist in
+/// models here.
 fn is_foreign(name: &str) -> bool {
     name.contains("head") || name.contains("dist") || name.starts_with("fc.")
 }
 
-/// Whether the file has no convolution for SAR of its own.
+/// Whether the file lacks a separate convolution for SAR.
 fn copy_optical_convolution(checkpoint: &mut NamedTensors) -> bool {
     if checkpoint.contains_key(&format!("{SAR}.bias")) {
         return false;
@@ -100,7 +101,7 @@ fn copy_optical_convolution(checkpoint: &mut NamedTensors) -> bool {
     true
 }
 
-/// The tensor in the model's shape where there is a rule for it, else as it is.
+/// The tensor converted to the model's shape if there is a rule for it, otherwise unchanged.
 fn adapt(name: &str, tensor: HostTensor, shape: &[usize], grid: (usize, usize)) -> HostTensor {
     let is_flat_convolution = [OPTICAL, SAR].iter().any(|conv| name == format!("{conv}.weight"))
         && tensor.shape.len() == 2
@@ -115,7 +116,7 @@ fn adapt(name: &str, tensor: HostTensor, shape: &[usize], grid: (usize, usize)) 
     }
 }
 
-/// The two old places around a new one, and how far it lies towards the second.
+/// The two old positions around a new one, and the interpolation weight of the second.
 fn neighbours(index: usize, new: usize, old: usize) -> (usize, usize, f32) {
     let scale = old as f32 / new as f32;
     let place = ((index as f32 + 0.5) * scale - 0.5).max(0.0);

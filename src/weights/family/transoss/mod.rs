@@ -1,4 +1,4 @@
-//! What a TransOSS is made of, and the names and shapes of the tensors that follow from it.
+//! The architecture of a TransOSS, and the names and shapes of its tensors.
 
 mod imagenet;
 mod seed;
@@ -34,7 +34,7 @@ const CLASS_TOKEN: &str = "base.cls_token";
 const CLASSIFIER: &str = "classifier.weight";
 const SCALE: &str = "logit_scale";
 
-/// Everything that decides the shapes and the arithmetic of a TransOSS. Lengths are in pixels.
+/// Everything that determines the shapes and the arithmetic of a TransOSS. Lengths are in pixels.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransOssArchitecture {
@@ -47,11 +47,11 @@ pub struct TransOssArchitecture {
     pub embed_dim: usize,
     pub depth: usize,
     pub heads: usize,
-    /// Hidden width of a block's MLP over `embed_dim`.
+    /// Hidden width of a block's MLP relative to `embed_dim`.
     pub mlp_ratio: usize,
-    /// Whether the ship's size enters as one more token at the end (SSE in the paper).
+    /// Whether the ship's size is added as a final token (SSE in the paper).
     pub size_token: bool,
-    /// Whether every patch and the class token are told their modality (MIE in the paper).
+    /// Whether every patch and the class token receive a modality embedding (MIE in the paper).
     pub modality_embedding: bool,
     /// Factor of the modality embedding.
     pub mie_coefficient: f32,
@@ -78,13 +78,13 @@ impl TransOssArchitecture {
     }
 
     /// The same chips and tokens with the width of a ViT-Tiny and a third of its depth: about a fortieth of
-    /// the arithmetic of [`Self::vit_base`], so that demonstrations and tests run at once on two cores.
+    /// the arithmetic of [`Self::vit_base`], so that demonstrations and tests run quickly on two cores.
     pub const fn small() -> Self {
         Self { embed_dim: 192, depth: 4, heads: 3, ..Self::vit_base() }
     }
 
-    /// [`Self::small`] for chips of half the height and width: a quarter of the tokens and less than a quarter of the
-    /// arithmetic, so that two cores learn something from scratch in minutes.
+    /// [`Self::small`] for chips of half the height and width: a quarter of the tokens and less than a
+    /// quarter of the arithmetic, so that two cores can train it from scratch in minutes.
     pub const fn tiny() -> Self {
         Self { image: ChipSize { height: 128, width: 64 }, ..Self::small() }
     }
@@ -119,8 +119,9 @@ impl FamilyArchitecture for TransOssArchitecture {
         Self { size_token, modality_embedding, mie_coefficient, stride, ..preset }
     }
 
-    /// Shapes leave open how many heads there are and which image gave so many positions. Without a hint,
-    /// heads are 64 wide as in every ViT-B, and the image is 256 x 128 with one of the strides in use.
+    /// Shapes do not determine the number of heads or the image size behind the number of positions.
+    /// Without a hint, heads are 64 wide as in every ViT-B, and the image is 256 x 128 with one of the
+    /// strides in use.
     fn infer(tensors: &NamedTensors, hints: &ArchitectureHints) -> Result<Self, ArchitectureError> {
         let cls = shape_of(tensors, CLASS_TOKEN, 3)?;
         let conv = shape_of(tensors, "base.patch_embed.proj.weight", 4)?;
@@ -183,7 +184,7 @@ impl FamilyArchitecture for TransOssArchitecture {
         self.embed_dim
     }
 
-    /// Length of the sequence: the class token, the patches and, where there is one, the size token.
+    /// Length of the sequence: the class token, the patches and, if enabled, the size token.
     fn token_count(&self) -> usize {
         1 + self.patch_count() + usize::from(self.size_token)
     }
@@ -200,7 +201,7 @@ impl FamilyArchitecture for TransOssArchitecture {
         Self { classes, ..*self }.into()
     }
 
-    /// All fields but `classes`, which no feature depends on.
+    /// All fields but `classes`, on which no feature depends.
     fn digest_bytes(&self) -> Vec<u8> {
         let Self {
             image,
@@ -235,7 +236,7 @@ impl FamilyArchitecture for TransOssArchitecture {
         ]
     }
 
-    /// `base.fc.*` is not among them: official checkpoints hold it, no computation uses it.
+    /// `base.fc.*` is omitted: official checkpoints contain it, but no computation uses it.
     fn expected_tensors(&self) -> BTreeMap<String, Vec<usize>> {
         let d = self.embed_dim;
         let mut tensors = BTreeMap::new();
@@ -283,12 +284,12 @@ impl FamilyArchitecture for TransOssArchitecture {
         name == SCALE || name.starts_with("classifier.") || name.starts_with("base.fc.")
     }
 
-    /// No model here has `base.fc.*`.
+    /// Models here do not have `base.fc.*`.
     fn is_head(&self, name: &str) -> bool {
         name.starts_with("classifier") || name.starts_with("base.fc.")
     }
 
-    /// As in the reference: all but the neck's statistics and its frozen bias.
+    /// As in the reference: all except the neck's statistics and its frozen bias.
     fn is_trained(&self, name: &str) -> bool {
         let kept = ["bias", "running_mean", "running_var", "num_batches_tracked"];
         !kept.iter().any(|part| name == format!("bottleneck.{part}"))
@@ -330,7 +331,7 @@ fn grid(image: ChipSize, patch: usize, stride: usize) -> (usize, usize) {
     ((image.height - patch) / stride + 1, (image.width - patch) / stride + 1)
 }
 
-/// The first pair, hints first, whose grid and class token make `positions`.
+/// The first pair, hints first, whose grid and class token add up to `positions`.
 fn image_and_stride(
     positions: usize,
     patch: usize,

@@ -1,11 +1,12 @@
-//! How the tensors of a TransOSS start.
+//! Initial distributions of a TransOSS's tensors.
 //!
-//! Class token, modality embedding and size token are truncated normal with deviation 0.02, the classifier with 0.001.
-//! Two things differ from what is usual for a ViT-B, since networks that learn from little and from scratch have to tell
-//! images apart from the first step: the linear layers of the blocks have deviation 1/sqrt(inputs), which keeps the
-//! scale of what passes at every width, and positions have 0.4, as strong as what patches bring, where 0.02 would take
-//! hundreds of steps to matter. The patch convolutions are uniform within 1/sqrt(inputs), torch's default; biases are
-//! zero, norms are one, and the neck has seen nothing.
+//! Class token, modality embedding and size token are truncated normal with deviation 0.02, the classifier
+//! with 0.001. Two things differ from the usual initialisation of a ViT-B, because networks that learn from
+//! few images and from scratch must distinguish images from the first step. The linear layers of the blocks
+//! have deviation 1/sqrt(inputs), which preserves the scale of activations at every width. Positions have
+//! 0.4, as strong as the contribution of patches; with 0.02 they would need hundreds of steps to matter. The
+//! patch convolutions are uniform within 1/sqrt(inputs), torch's default; biases are zero, norms are one, and
+//! the neck has initial statistics.
 
 use super::{CHANNELS, SCALE, TransOssArchitecture};
 use crate::weights::family::{Initial, LOGIT_SCALE};
