@@ -1,6 +1,6 @@
 //! Limits on amounts that a server has only so much of. Dropping a guard gives back what it holds.
 //!
-//! A [`Budget`] refuses at once what would exceed it; for [`Slots`] callers wait, in order of arrival. Both report the
+//! A `Budget` refuses at once what would exceed it; for `Slots` callers wait, in order of arrival. Both report the
 //! amount held to a gauge. Fair sharing between callers is up to the code that knows the callers.
 
 use std::sync::{Arc, Mutex, PoisonError};

@@ -128,7 +128,7 @@ impl Traces {
     }
 }
 
-/// Whether the log is coloured: on a terminal, unless disabled by the user (https://no-color.org).
+/// Whether the log is coloured: on a terminal, unless disabled by the user (<https://no-color.org>).
 fn wants_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
     is_terminal && no_color.is_none_or(OsStr::is_empty)
 }

@@ -1,7 +1,7 @@
 //! Doubts about a picture before it is resized: almost no detail is left in it, or it was taken by another
 //! kind of sensor. A doubt changes no pixel.
 //!
-//! The thresholds were measured on real chips; `docs/warnings.md` has the figures, and [`tests`] repeats them.
+//! The thresholds were measured on real chips; `docs/warnings.md` has the figures, and `tests` repeats them.
 
 #[cfg(test)]
 mod tests;

@@ -38,7 +38,7 @@ impl PreparedError {
 }
 
 impl PreparedPixels {
-    /// `pixels` are `[3, height, width]`, row-major; the size token is that of [`super::size_token`].
+    /// `pixels` are `[3, height, width]`, row-major; the size token is that of [`super::size_token()`].
     ///
     /// # Errors
     /// If the number of pixels is wrong or numbers are not finite.

@@ -53,7 +53,7 @@ impl From<TchError> for KernelError {
     }
 }
 
-/// `weight` [outputs, inputs], `bias` [outputs].
+/// `weight` `[outputs, inputs]`, `bias` `[outputs]`.
 #[derive(Debug)]
 pub struct Linear {
     weight: Tensor,

@@ -100,7 +100,7 @@ struct TokenEmbedding {
     /// [2, 1, D]
     modality: Option<Tensor>,
     modality_factor: f64,
-    /// [D, 3] and [D]
+    /// `[D, 3]` and `[D]`
     size: Option<(Tensor, Tensor)>,
 }
 
@@ -187,7 +187,7 @@ fn modality_index(modalities: &[Modality], device: tch::Device) -> Tensor {
 struct PatchEmbedding {
     /// [D, 3, patch, patch]
     weight: Tensor,
-    /// [D]
+    /// `[D]`
     bias: Tensor,
     stride: i64,
 }
@@ -294,7 +294,7 @@ impl Mlp {
 
 #[derive(Debug)]
 struct LayerNorm {
-    /// [D]
+    /// `[D]`
     weight: Tensor,
     bias: Tensor,
 }

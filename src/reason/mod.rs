@@ -1,5 +1,5 @@
-//! Every stable name that programs meet in an answer: [`Reason`] of a call that failed, [`FailureReason`] of a training
-//! job, [`Warning`] about a chip or an answer, [`Removal`] of a candidate. `docs/reasons.md` is written from these tables.
+//! Every stable name that programs meet in an answer: `Reason` of a call that failed, `FailureReason` of a training
+//! job, `Warning` about a chip or an answer, `Removal` of a candidate. `docs/reasons.md` is written from these tables.
 
 mod call;
 mod failure;

@@ -1,8 +1,8 @@
 //! The models of a server on disk, and the record of which one serves.
 //!
-//! The folder contains `<digest>/` with a model in the native format and its [`Provenance`], `active.toml`, and
-//! `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; [`Activator`]
-//! connects it to the models in memory, and [`ReEmbedder`] moves galleries from one active model to the next.
+//! The folder contains `<digest>/` with a model in the native format and its `Provenance`, `active.toml`, and
+//! `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; `Activator`
+//! connects it to the models in memory, and `ReEmbedder` moves galleries from one active model to the next.
 
 mod activation;
 mod active;

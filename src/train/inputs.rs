@@ -23,7 +23,7 @@ use crate::weights::wrapper::WeightsChoice;
 /// Fraction of a gallery's vessels that are held out for evaluation.
 const KEPT_HELD_OUT: f64 = 0.2;
 
-/// The inputs of a learner and of [`super::fit`], read from the locations in a configuration.
+/// The inputs of a learner and of [`super::fit()`], read from the locations in a configuration.
 #[derive(Debug)]
 pub struct TrainingInputs {
     /// With a class for each identity.

@@ -151,7 +151,7 @@ struct TrainingBatch {
     modalities: Vec<Modality>,
     /// [B, 3]
     size_tokens: Tensor,
-    /// [B]
+    /// `[B]`
     labels: Tensor,
 }
 

@@ -10,7 +10,7 @@ const NORM_MIN: f64 = 1e-12;
 /// A label that no class has.
 const NO_LABEL: i64 = -100;
 
-/// Mean cross entropy of `scores` [B, C] against `labels` [B]. With smoothing, a true class has
+/// Mean cross entropy of `scores` `[B, C]` against `labels` `[B]`. With smoothing, a true class has
 /// weight 1 - smoothing + smoothing / C, every other smoothing / C.
 pub fn identity(scores: &Tensor, labels: &Tensor, smoothing: f64) -> Tensor {
     scores.cross_entropy_loss(labels, None::<&Tensor>, Reduction::Mean, NO_LABEL, smoothing)
@@ -50,7 +50,7 @@ impl Triplet {
 /// For each anchor of a batch, the farthest sample of its own label, itself included, and the
 /// nearest of another.
 struct Hardest {
-    /// [B]
+    /// `[B]`
     positive: Tensor,
     negative: Tensor,
     #[cfg(test)]
@@ -58,7 +58,7 @@ struct Hardest {
 }
 
 impl Hardest {
-    /// The same from `distances` [B, B] and `labels` [B].
+    /// The same from `distances` `[B, B]` and `labels` `[B]`.
     fn of(distances: &Tensor, labels: &Tensor) -> Self {
         let same = labels.unsqueeze(1).eq_tensor(&labels.unsqueeze(0));
         let (positive, _positive_index) =
@@ -73,7 +73,7 @@ impl Hardest {
     }
 }
 
-/// sqrt(|a|^2 + |b|^2 - 2 a b) for every pair of rows: [B, D] -> [B, B].
+/// sqrt(|a|^2 + |b|^2 - 2 a b) for every pair of rows: `[B, D]` -> `[B, B]`.
 fn pairwise_distances(features: &Tensor) -> Tensor {
     let squares = features.square().sum_dim_intlist([1i64].as_slice(), true, Kind::Float);
     let products = features.matmul(&features.transpose(0, 1));
@@ -97,7 +97,7 @@ pub fn contrastive(logits: &Tensor) -> Tensor {
     (identity(logits, &partner, 0.0) + identity(&logits.transpose(0, 1), &partner, 0.0)) / 2.0
 }
 
-/// Squared distance of each feature [B, D] from the centre [C, D] of its class, averaged over the batch
+/// Squared distance of each feature `[B, D]` from the centre [C, D] of its class, averaged over the batch
 /// (Wen et al., 2016, without their 1/2).
 pub fn center(features: &Tensor, labels: &Tensor, centers: &Tensor) -> Tensor {
     let offsets = features - centers.index_select(0, labels);
@@ -107,9 +107,9 @@ pub fn center(features: &Tensor, labels: &Tensor, centers: &Tensor) -> Tensor {
 
 /// Class-wise modality alignment (MOS, arXiv 2512.03404): over the identities with both modalities in the
 /// batch, the mean distance between the two modalities' means plus that between their variances, on unit
-/// features [B, D].
+/// features `[B, D]`.
 ///
-/// Zero where no identity has both. `is_sar` [B] is boolean.
+/// Zero where no identity has both. `is_sar` `[B]` is boolean.
 pub fn modality_alignment(features: &Tensor, labels: &Tensor, is_sar: &Tensor) -> Tensor {
     let features = unit(features);
     let identities = Vec::<i64>::try_from(labels.to_device(tch::Device::Cpu)).expect("labels are integers");

@@ -35,7 +35,7 @@ impl dyn GalleryStore {
         self.read_first(opening, self.snapshot(), read).await
     }
 
-    /// [`Self::read`] that starts with a snapshot taken after `opening`.
+    /// `read` that starts with a snapshot taken after `opening`.
     ///
     /// # Errors
     /// Those of `read`.

@@ -2,7 +2,7 @@
 //! know about its tensors.
 //!
 //! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in `families!`
-//! and `model::build`. The interface is [`FamilyArchitecture`]; other modules do not know names of tensors.
+//! and `model::build`. The interface is `FamilyArchitecture`; other modules do not know names of tensors.
 
 #[cfg(test)]
 pub mod toy;
