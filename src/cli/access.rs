@@ -15,8 +15,8 @@ const ENDPOINT_VARIABLE: &str = "SHIPREID_ENDPOINT";
 /// The server that a command talks to.
 #[derive(Args)]
 pub struct ServerFlag {
-    /// The server, as host:port, http://host:port or https://host:port; without it, the environment variable
-    /// SHIPREID_ENDPOINT names it, else it is http://127.0.0.1:50051.
+    /// The server, as host:port, http://host:port or https://host:port; default: that of the environment variable
+    /// SHIPREID_ENDPOINT, else http://127.0.0.1:50051.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     #[command(flatten)]

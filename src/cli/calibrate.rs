@@ -35,7 +35,7 @@ pub struct Calibrate {
     picture: Option<PathBuf>,
     #[command(flatten)]
     force: ForceFlag,
-    /// Name of the calibrator in answers; the file's without it.
+    /// Name of the calibrator in responses; default: the file's.
     #[arg(long)]
     id: Option<String>,
     /// Share of the ships held out for evaluation.

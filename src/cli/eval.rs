@@ -54,8 +54,8 @@ pub struct Eval {
     /// Re-ranks with k-reciprocal encoding (k1 50, k2 15, lambda 0.3).
     #[arg(long)]
     rerank: bool,
-    /// A running server in the place of a model in this process; without it and without --config and --set, the one that
-    /// SHIPREID_ENDPOINT names.
+    /// Evaluates a running server instead of a model in this process; default without --config and --set:
+    /// SHIPREID_ENDPOINT.
     #[arg(long, value_name = "URL", conflicts_with_all = ["config", "settings"])]
     endpoint: Option<String>,
     #[command(flatten)]

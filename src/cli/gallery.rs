@@ -35,7 +35,7 @@ pub enum Gallery {
     },
     /// Lists the galleries.
     List(List),
-    /// Tells of one gallery.
+    /// Shows one gallery.
     Show(Show),
     /// Lists the entries of a gallery, all of them or some.
     ListEntries(ListEntries),
@@ -89,7 +89,7 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Says that vessels are one: their entries move to it.
+    /// Merges vessels into one: their entries move to it.
     ///
     /// Example: shipreid gallery merge harbour 0003 0017 --into 0003
     #[command(verbatim_doc_comment)]

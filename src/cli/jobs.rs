@@ -28,7 +28,7 @@ pub enum Jobs {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Tells of one job: as JSON also of its configuration and every evaluation.
+    /// Shows one job; with --json also its configuration and every evaluation.
     Show {
         job: String,
         #[command(flatten)]

@@ -48,9 +48,9 @@ pub enum Model {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Tells of one model of a server: as JSON also of its evaluations and, if it is yours, how it was trained.
+    /// Shows one model of a server; with --json also its evaluations and, if it is yours, how it was trained.
     Show {
-        /// Its digest, or the first 8 digits and more; the active model without it.
+        /// Its digest, or at least its first 8 digits; default: the active model.
         #[arg(default_value = "", hide_default_value = true)]
         digest: String,
         #[command(flatten)]
@@ -60,7 +60,7 @@ pub enum Model {
     },
     /// Writes a model of a server to a file, a zip of its folder.
     Export {
-        /// Its digest, or the first 8 digits and more.
+        /// Its digest, or at least its first 8 digits.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         file: PathBuf,
@@ -71,7 +71,7 @@ pub enum Model {
     },
     /// Activates a model of a server, without a restart or a failed call.
     Activate {
-        /// Its digest, or the first 8 digits and more.
+        /// Its digest, or at least its first 8 digits.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
@@ -79,7 +79,7 @@ pub enum Model {
     },
     /// Deletes a model of a server. Final.
     Delete {
-        /// Its digest, or the first 8 digits and more.
+        /// Its digest, or at least its first 8 digits.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
         #[command(flatten)]
@@ -99,7 +99,7 @@ pub struct Import {
     folder: Option<PathBuf>,
     #[command(flatten)]
     force: ForceFlag,
-    /// The server that gets the model instead; without it and without a folder, the one that SHIPREID_ENDPOINT names.
+    /// The server to import into instead of a folder; default without a folder: SHIPREID_ENDPOINT.
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
     #[command(flatten)]

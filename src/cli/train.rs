@@ -55,7 +55,7 @@ pub struct Train {
     /// One key of the TOML, as section.key=value; overrides the file. May be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
-    /// Folder for checkpoints, events, the trained model and its report; the YAML's OUTPUT_DIR without it.
+    /// Folder for checkpoints, events, the trained model and its report; default: the YAML's OUTPUT_DIR.
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
     /// Refuses data and starting points outside this folder. May be repeated.

@@ -17,7 +17,7 @@ pub struct RemoteFlags {
     endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
-    /// What people call the job.
+    /// Display name of the job.
     #[arg(long, value_name = "TEXT")]
     name: Option<String>,
     /// The same id with the same configuration attaches to the job that it started.
@@ -26,11 +26,11 @@ pub struct RemoteFlags {
     /// Learns from the kept chips of this gallery, vessels being the identities.
     #[arg(long, value_name = "NAME")]
     gallery: Option<String>,
-    /// Says everything that is wrong with the configuration and its data, here or on the server, and what a run would
-    /// start from; starts nothing.
+    /// Checks the configuration and its data, here or on the server, shows what a run would start from, and starts
+    /// nothing.
     #[arg(long, conflicts_with = "detach")]
     validate_only: bool,
-    /// Starts the job and leaves.
+    /// Starts the job without watching it.
     #[arg(long)]
     detach: bool,
 }
