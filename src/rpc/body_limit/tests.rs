@@ -9,7 +9,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 /// In paused time; no bound is longer.
-const PATIENCE: Duration = Duration::from_secs(3600);
+const END_MAX: Duration = Duration::from_secs(3600);
 
 fn message(length: u32) -> Vec<u8> {
     let mut bytes = vec![0];
@@ -72,7 +72,7 @@ impl Call {
     /// The reason why the server ends the call, and after how many seconds.
     async fn reason(&mut self) -> (String, u64) {
         loop {
-            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.expect("the server ends it");
+            let frame = tokio::time::timeout(END_MAX, self.body.frame()).await.expect("the server ends it");
             if let Err(status) = frame.expect("the caller goes on") {
                 let details = status.get_error_details();
                 let info = details.error_info().expect("every error has a reason");
