@@ -163,7 +163,7 @@ named! {
             GalleryExists "GALLERY_EXISTS" (AlreadyExists, Resolve)
                 "A gallery of this name exists.";
             GalleryChanged "GALLERY_CHANGED" (InvalidArgument, Correct)
-                "A stream enrols into one gallery, and this item names another.";
+                "A call enrols into one gallery, and this item names another.";
             GalleryReadOnly "GALLERY_READ_ONLY" (FailedPrecondition, Resolve)
                 "Writing failed, so the gallery answers reads only; the message says why.";
             GalleryClosed "GALLERY_CLOSED" (Unavailable, Long)
@@ -177,7 +177,11 @@ named! {
             GalleryFailed "GALLERY_FAILED" (Internal, Operator)
                 "Reading the gallery failed unexpectedly.";
             GalleryWithoutChips "GALLERY_WITHOUT_CHIPS" (FailedPrecondition, Resolve)
-                "The gallery keeps no chips, so no job can learn from it.";
+                "The gallery keeps no chips, so no job can learn from it, and there are no previews.";
+            EntryWithoutChip "ENTRY_WITHOUT_CHIP" (FailedPrecondition, Resolve)
+                "The entry was enrolled without a chip; enrol it again with one (`overwrite`, `ReadyEmbedding.chip`).";
+            ChipUnreadable "CHIP_UNREADABLE" (FailedPrecondition, Resolve)
+                "The entry's kept chip cannot be decoded, or is larger than this server allows now; the message says why.";
             ModelNotResident "MODEL_NOT_RESIDENT" (FailedPrecondition, Resolve)
                 "The gallery is of a model that is not loaded; the message names the ways out.";
             NoSource "NO_SOURCE" (InvalidArgument, Correct)
@@ -190,6 +194,8 @@ named! {
                 "`update_mask` names no field.";
             UpdateMaskUnknown "UPDATE_MASK_UNKNOWN" (InvalidArgument, Correct)
                 "`update_mask` names a field that cannot be updated.";
+            NoEntries "NO_ENTRIES" (InvalidArgument, Correct)
+                "The request has no entries.";
             TooManyEntries "TOO_MANY_ENTRIES" (InvalidArgument, Correct)
                 "The request names more entries than its limit.";
             EntryExists "ENTRY_EXISTS" (AlreadyExists, Resolve)

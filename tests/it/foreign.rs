@@ -15,7 +15,7 @@ use crate::tools::{python, skipped};
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// The modules that the clients import.
-const MODULES: &str = "grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection";
+const MODULES: &str = "grpc, grpc_tools, grpc_status, grpc_health, grpc_reflection, numpy, PIL";
 
 /// Runs a script against a server with these settings; reports what is missing if it cannot run.
 async fn run(script: &str, settings: &[&str]) {

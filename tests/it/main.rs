@@ -15,6 +15,7 @@ mod descriptors;
 mod documents;
 mod drain;
 mod embed;
+mod enroll_entries;
 mod foreign;
 mod galleries;
 mod gallery_files;
@@ -32,6 +33,7 @@ mod metrics;
 mod models;
 #[cfg(feature = "torch")]
 mod pipes;
+mod preview;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]
 mod processors;
 #[cfg(feature = "torch")]
