@@ -3,6 +3,7 @@
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, RowId, VesselId};
 use crate::jobs::JobId;
+use crate::uploads::UploadId;
 
 /// Where a page ends: the position of its last item in the list, as a text that the next call sends back.
 pub trait PageCursor: Sized {
@@ -57,6 +58,19 @@ impl PageCursor for JobId {
 
     fn read(token: &str) -> Option<Self> {
         token.parse().ok()
+    }
+}
+
+/// Distinguishes cursors of uploads from those of rows.
+const UPLOAD: &str = "upload:";
+
+impl PageCursor for UploadId {
+    fn token(&self) -> String {
+        format!("{UPLOAD}{self}")
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        token.strip_prefix(UPLOAD)?.parse().ok()
     }
 }
 

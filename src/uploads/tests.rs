@@ -1,0 +1,1 @@
+//! What uploads promise, apart from their bytes on disk.
