@@ -2,8 +2,7 @@
 
 use super::{
     Auth, Chips, Config, Encoder, Limits, Matching, Models, Plaintext, Preset, Server, Store, Telemetry, Tls,
-    Training,
-    Uploads,
+    Training, Uploads,
 };
 
 /// One line for each value out of bounds.

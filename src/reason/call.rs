@@ -272,7 +272,7 @@ named! {
                 "As many uploads exist as `uploads.count_max` allows; `scope` says whether the tenant's or all.";
             UploadsTooLarge "UPLOADS_TOO_LARGE" (ResourceExhausted, Resolve)
                 "Uploads hold as many bytes as `uploads.bytes_max` allows; `scope` says whether the tenant's or all.";
-            UploadDamaged "UPLOAD_DAMAGED" (DataLoss, Resolve)
+            UploadDamaged "UPLOAD_DAMAGED" (DataLoss, Operator)
                 "What the upload stored can no longer be read: delete it, and send it again.";
             Sha256Malformed "SHA256_MALFORMED" (InvalidArgument, Correct)
                 "`sha256` is not 64 hexadecimal digits.";

@@ -62,7 +62,15 @@ mod tests {
         assert!(SystemTime::now().duration_since(id.created_at()).expect("past") < Duration::from_secs(60));
         assert_ne!(id, UploadId::generate());
         let digits = "0".repeat(31);
-        for text in ["", "7", "..", &format!("+{digits}"), &format!("{digits}00"), &format!("{digits}A"), &format!("{digits}g")] {
+        for text in [
+            "",
+            "7",
+            "..",
+            &format!("+{digits}"),
+            &format!("{digits}00"),
+            &format!("{digits}A"),
+            &format!("{digits}g"),
+        ] {
             assert_eq!(text.parse::<UploadId>(), Err(UploadIdError), "{text}");
         }
     }
