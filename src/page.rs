@@ -119,6 +119,8 @@ mod tests {
         check(RowId::from_u64(u64::MAX), "ffffffffffffffff");
         check(VesselId::new("job-7").expect("an id"), "vessel:job-7");
         check("job-7".parse::<JobId>().expect("an id"), "job-7");
+        let id = "0".repeat(31) + "7";
+        check(id.parse::<UploadId>().expect("an id"), &format!("upload:{id}"));
         for (created_at, text) in [(0, "0-"), (1_800_000_000, "1800000000-"), (-5, "-5-")] {
             check(ModelPlace { created_at, digest }, &format!("{text}{digest}"));
         }

@@ -31,7 +31,10 @@ pub enum UploadError {
     Differs { offset: u64, size: u64 },
     #[error("{} {limit} uploads, which is the limit: import or delete one, or let it expire", .scope.holds())]
     TooMany { scope: Scope, limit: u64 },
-    #[error("{} nearly {limit} bytes of uploads, which is the limit: import or delete one, or let it expire", .scope.holds())]
+    #[error(
+        "the chunk exceeds the limit of {limit} bytes of uploads that {} together: import or delete one, or let it expire",
+        .scope.holds()
+    )]
     TooLarge { scope: Scope, limit: u64 },
     #[error("what the upload stored can no longer be read: delete it, and send it again")]
     Damaged,

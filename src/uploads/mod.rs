@@ -120,8 +120,8 @@ impl UploadEnd {
 }
 
 impl Uploads {
-    /// Opens the folder `root`, creating it if needed, with the uploads that an earlier process has left. One that cannot
-    /// be read is kept, and not served.
+    /// Opens the folder `root`, creating it if needed, with the uploads that an earlier process has left. One that
+    /// cannot be read is kept, and not served.
     ///
     /// # Errors
     /// Another process uses the folder, or it cannot be used.
@@ -257,8 +257,8 @@ impl UploadLease {
     /// Appends a chunk at `offset`, durably. Bytes that are stored already may be repeated.
     ///
     /// # Errors
-    /// The chunk is empty, does not begin within the upload or at its end, or differs from stored bytes; the tenant or the
-    /// server stores as much as it may, or the disk fails. The upload is then as before.
+    /// The chunk is empty, does not begin within the upload or at its end, or differs from stored bytes; the tenant or
+    /// the server stores as much as it may, or the disk fails. The upload is then as before.
     pub fn append(&mut self, offset: u64, chunk: &[u8]) -> Result<UploadInfo, UploadError> {
         let Content { staged, held } = &mut *self.content;
         let fresh = staged.fresh(offset, chunk)?;
@@ -272,8 +272,8 @@ impl UploadLease {
         Ok(self.touch())
     }
 
-    /// Opens the upload for reading from its beginning. If `sha256` is given, the end is reached only if it is that of all
-    /// bytes.
+    /// Opens the upload for reading from its beginning. If `sha256` is given, the end is reached only if it is that of
+    /// all bytes.
     ///
     /// # Errors
     /// It cannot be opened.

@@ -38,7 +38,6 @@ pub(super) struct Held {
 }
 
 impl Room {
-    /// `bounds` must not be below what [`Self::hold`] will be asked for at the start.
     pub fn new(bounds: UploadBounds) -> Self {
         let UploadBounds { count_max, bytes_max } = bounds;
         Self {

@@ -1,8 +1,8 @@
 //! One upload on disk: its bytes, and the chunks in which they came.
 //!
 //! A folder contains `data` and `chunks`, a record for each chunk with its end and checksum, which is written after the
-//! chunk is on the disk. The last valid record says how much of `data` is the upload's: what a crash has left beyond it is
-//! ignored and overwritten.
+//! chunk is on the disk. The last valid record says how much of `data` is the upload's: what a crash has left beyond it
+//! is ignored and overwritten.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -185,8 +185,8 @@ impl Staged {
         Ok(())
     }
 
-    /// Opens the upload for reading from its beginning. If `sha256` is given, the end is reached only if it is that of all
-    /// bytes.
+    /// Opens the upload for reading from its beginning. If `sha256` is given, the end is reached only if it is that of
+    /// all bytes.
     ///
     /// # Errors
     /// It cannot be opened.
