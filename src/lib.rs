@@ -23,6 +23,8 @@ pub mod memory;
 pub mod durable;
 /// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
+/// Files that arrive in chunks.
+pub mod uploads;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
 /// Checkpoints as data.

@@ -13,7 +13,7 @@ use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
 use super::json::JsonFlag;
-use super::live::{Notice, Until, Watched, watch, watch_to_the_end};
+use super::live::{Notice, Until, Watched, line_of_delivered, lines_of_start, watch, watch_to_the_end};
 use super::{Failure, ServerFlag, output};
 
 #[derive(Subcommand)]
@@ -28,7 +28,8 @@ pub enum Jobs {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Shows one job; with --json also its configuration and every evaluation.
+    /// Shows one job, what it started from and which checkpoint its model has; with --json also its configuration and
+    /// every evaluation.
     Show {
         job: String,
         #[command(flatten)]
@@ -95,7 +96,12 @@ impl Jobs {
                 json.print(&server.connect().await?.list_training_jobs(&states).await?, table);
             }
             Self::Show { job, json, server } => {
-                json.print(&[server.connect().await?.training_job(&job).await?], table);
+                let job = server.connect().await?.training_job(&job).await?;
+                json.print(std::slice::from_ref(&job), table);
+                if !json.is_given() {
+                    let start = job.starting_point.iter().flat_map(lines_of_start);
+                    start.chain(job.delivered_checkpoint.iter().map(line_of_delivered)).for_each(output::say);
+                }
             }
             Self::Watch { job, from, server } => {
                 let beginning = from.map_or(Beginning::Oldest, Beginning::Event);

@@ -89,7 +89,9 @@ mod tests {
 
     use prost_types::Timestamp;
     use serde_json::json;
-    use shipreid::wire::{JobState, Modality, Observation, TrainProgress};
+    use shipreid::wire::{
+        CheckpointChoice, DeliveredCheckpoint, JobState, Modality, Observation, TrainProgress,
+    };
 
     use super::*;
 
@@ -122,9 +124,14 @@ mod tests {
                 losses: HashMap::from([("total".into(), f64::NAN)]),
                 ..TrainProgress::default()
             }),
+            delivered_checkpoint: Some(DeliveredCheckpoint {
+                choice: CheckpointChoice::Last.into(),
+                ..DeliveredCheckpoint::default()
+            }),
             ..TrainingJob::default()
         };
         let printed = super::json(&job);
+        assert_eq!(printed["delivered_checkpoint"]["choice"], "CHECKPOINT_CHOICE_LAST");
         assert_eq!(printed["state"], "JOB_STATE_RUNNING");
         assert_eq!(printed["progress"]["step"], 1_u64 << 40, "a number, and no text");
         assert_eq!(printed["progress"]["losses"]["total"], "NaN");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use shipreid::client::{ClientError, Followed, Follower, state_name};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{
-    EvaluationResult, JobState, StartingPoint, TensorShape, TrainEvent, TrainProgress, TrainingJob,
+    CheckpointChoice, DeliveredCheckpoint, EvaluationResult, JobState, StartingPoint, TensorShape,
+    TrainEvent, TrainProgress, TrainingJob,
 };
 use tokio::signal;
 
@@ -111,7 +112,27 @@ pub fn lines_of_start(start: &StartingPoint) -> Vec<String> {
     if more > 0 {
         lines.push(format!("not taken: {more} more, which the log of the job lists"));
     }
+    if !start.kept.is_empty() {
+        let more = tensors_kept.saturating_sub(u32::try_from(start.kept.len()).unwrap_or(u32::MAX));
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        lines.push(format!("kept as they were: {}{more}", start.kept.join(", ")));
+    }
     lines
+}
+
+/// The checkpoint of a job's model, for people.
+pub fn line_of_delivered(delivered: &DeliveredCheckpoint) -> String {
+    let DeliveredCheckpoint { epoch, step, evaluation, .. } = delivered;
+    let choice = match delivered.choice() {
+        CheckpointChoice::Best => "the best by validation",
+        CheckpointChoice::Last => "the last one",
+        CheckpointChoice::Unspecified => "chosen as a newer server knows",
+    };
+    let scores =
+        evaluation.as_ref().map_or_else(String::new, |EvaluationResult { protocol, map, .. }| {
+            format!(": mAP ({protocol}) {:.1} %", map * 100.0)
+        });
+    format!("the model has the checkpoint after epoch {epoch} (step {step}), {choice}{scores}")
 }
 
 /// The live bar of a job, with one line per epoch and per evaluation.
@@ -165,6 +186,10 @@ impl Screen {
             }
             Some(Event::StartingPoint(start)) => {
                 lines_of_start(start).iter().for_each(|line| self.bar.line(line));
+            }
+            Some(Event::DeliveredCheckpoint(delivered)) => {
+                self.close_epoch();
+                self.bar.line(&line_of_delivered(delivered));
             }
             Some(Event::Checkpoint(_) | Event::LogLine(_) | Event::Rankings(_)) | None => {}
         }

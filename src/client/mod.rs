@@ -9,6 +9,7 @@ mod model;
 mod state;
 mod training;
 mod transfer;
+mod upload;
 
 use std::error::Error;
 use std::path::Path;
@@ -29,6 +30,7 @@ use crate::wire::galleries_client::GalleriesClient;
 use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 use crate::wire::training_jobs_client::TrainingJobsClient;
+use crate::wire::uploads_client::UploadsClient;
 
 /// Code of an item whose id is already used for other content.
 pub const ALREADY_EXISTS: i32 = Code::AlreadyExists as i32;
@@ -53,6 +55,7 @@ pub struct Client {
     galleries: GalleriesClient<Transport>,
     models: ModelsClient<Transport>,
     training_jobs: TrainingJobsClient<Transport>,
+    uploads: UploadsClient<Transport>,
 }
 
 impl Client {
@@ -97,8 +100,10 @@ impl Client {
         let models = ModelsClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let training_jobs = TrainingJobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries, models, training_jobs }
+        let training_jobs =
+            TrainingJobsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let uploads = UploadsClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries, models, training_jobs, uploads }
     }
 
     /// Embeds a batch; a `timeout` is sent to the server as the call's deadline.

@@ -30,6 +30,7 @@ pub struct Config {
     pub encoder: Encoder,
     pub chips: Chips,
     pub store: Store,
+    pub uploads: Uploads,
     pub matching: Matching,
     pub training: Training,
     pub limits: Limits,
@@ -148,6 +149,14 @@ pub struct Store {
     pub entries_max: u64,
     pub bytes_max: u64,
     pub cache_bytes: usize,
+}
+
+/// Files that arrive in chunks, to be imported.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Uploads {
+    pub count_max: u64,
+    pub bytes_max: u64,
+    pub idle_seconds_max: f64,
 }
 
 /// Searching galleries and ranking the results.
@@ -284,6 +293,12 @@ impl Default for Store {
             bytes_max: 100 << 30,
             cache_bytes: 64 << 20,
         }
+    }
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { count_max: 64, bytes_max: 32 << 30, idle_seconds_max: 86_400.0 }
     }
 }
 

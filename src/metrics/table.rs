@@ -67,6 +67,9 @@ pub const COMMIT_SIZE: &str = "shipreid_commit_size_operations";
 pub const GALLERIES: &str = "shipreid_galleries";
 pub const ENTRIES: &str = "shipreid_gallery_entries";
 pub const GALLERY_BYTES: &str = "shipreid_gallery_bytes";
+pub const UPLOADS: &str = "shipreid_uploads";
+pub const UPLOAD_BYTES: &str = "shipreid_upload_bytes";
+pub const UPLOADS_ENDED: &str = "shipreid_uploads_ended_total";
 pub const READY: &str = "shipreid_ready";
 pub const HEALTH: &str = "shipreid_health";
 pub const CANARIES: &str = "shipreid_canaries_total";
@@ -202,7 +205,7 @@ pub const TABLE: &[Group] = &[
                     "limit",
                     "`calls`, `connections`, `receiving_bytes`, `queue_chips`, `queue_bytes`, `decode_threads`, \
                      `device_threads`, `batch_chips`, `search_threads`, `jobs_running`, `models_stored`, \
-                     `models_stored_bytes`",
+                     `models_stored_bytes`, `uploads`, `upload_bytes`",
                 )],
                 "The configured limit. Saturation is usage divided by it.",
             ),
@@ -320,6 +323,20 @@ pub const TABLE: &[Group] = &[
                 "bytes",
                 &[],
                 "Bytes of entries, embeddings and kept chips of all galleries together; the files are larger.",
+            ),
+        ],
+    },
+    Group {
+        title: "Uploads",
+        metrics: &[
+            metric(UPLOADS, Kind::Gauge, "uploads", &[], "Uploads that are neither imported nor deleted."),
+            metric(UPLOAD_BYTES, Kind::Gauge, "bytes", &[], "Their bytes on disk."),
+            metric(
+                UPLOADS_ENDED,
+                Kind::Counter,
+                "uploads",
+                &[("outcome", "`imported`, `deleted`, `expired`")],
+                "Uploads that are gone.",
             ),
         ],
     },

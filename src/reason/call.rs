@@ -261,6 +261,29 @@ named! {
                 "The number is no value of `FeaturePoint`.";
             ImageSizeIncomplete "IMAGE_SIZE_INCOMPLETE" (InvalidArgument, Correct)
                 "The hints name a height without a width, or the reverse.";
+        "Uploads":
+            UploadIdMalformed "UPLOAD_ID_MALFORMED" (InvalidArgument, Correct)
+                "`upload_id` is not 32 hexadecimal digits.";
+            UploadNotFound "UPLOAD_NOT_FOUND" (NotFound, Resolve)
+                "There is no such upload: it was never created, was imported or deleted, or expired.";
+            UploadBusy "UPLOAD_BUSY" (Aborted, Short)
+                "Another call is appending to the upload, or importing it.";
+            UploadOffsetWrong "UPLOAD_OFFSET_WRONG" (OutOfRange, Correct)
+                "The chunk begins beyond the end of the upload; `size_bytes` is where the next one begins.";
+            UploadChunkDiffers "UPLOAD_CHUNK_DIFFERS" (AlreadyExists, Resolve)
+                "The upload holds other bytes where the chunk begins; `size_bytes` is where the next one begins.";
+            UploadChunkEmpty "UPLOAD_CHUNK_EMPTY" (InvalidArgument, Correct)
+                "The chunk has no bytes.";
+            TooManyUploads "TOO_MANY_UPLOADS" (ResourceExhausted, Resolve)
+                "As many uploads exist as `uploads.count_max` allows; `scope` says whether the tenant's or all.";
+            UploadsTooLarge "UPLOADS_TOO_LARGE" (ResourceExhausted, Resolve)
+                "Uploads hold as many bytes as `uploads.bytes_max` allows; `scope` says whether the tenant's or all.";
+            UploadDamaged "UPLOAD_DAMAGED" (DataLoss, Operator)
+                "What the upload stored can no longer be read: delete it, and send it again.";
+            Sha256Malformed "SHA256_MALFORMED" (InvalidArgument, Correct)
+                "`sha256` is not 64 hexadecimal digits.";
+            Sha256Mismatch "SHA256_MISMATCH" (InvalidArgument, Correct)
+                "The upload has another SHA-256: it is incomplete, or was changed on its way.";
         "Training jobs":
             ConfigMalformed "CONFIG_MALFORMED" (InvalidArgument, Correct)
                 "`config_toml` is not valid TOML.";

@@ -11,6 +11,7 @@ use crate::jobs::{AddError, GalleryError, JobError, JobRejection, JobStoreError,
 use crate::matching::{MatchError, QueryError};
 use crate::reason::Reason;
 use crate::registry::{ActivationError, RegistryError};
+use crate::uploads::UploadError;
 
 impl From<PrepareError> for Problem {
     fn from(cause: PrepareError) -> Self {
@@ -241,6 +242,33 @@ impl From<RegistryError> for Problem {
             RegistryError::Lock(_) | RegistryError::Io { .. } => {
                 tracing::error!(cause = message, "the models cannot be read or written");
                 Self::new(reason, "the models cannot be read or written")
+            }
+        }
+    }
+}
+
+impl From<UploadError> for Problem {
+    fn from(cause: UploadError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            UploadError::NotFound(_) | UploadError::Busy(_) | UploadError::Damaged => {
+                Self::new(reason, message)
+            }
+            UploadError::EmptyChunk => Self::invalid(reason, "data", message),
+            UploadError::Offset { size, .. } | UploadError::Differs { size, .. } => {
+                Self::new(reason, message).with_field("offset").with_metadata("size_bytes", size)
+            }
+            UploadError::TooMany { scope, limit } | UploadError::TooLarge { scope, limit } => {
+                Self::new(reason, message).with_metadata("limit", limit).with_metadata("scope", scope.name())
+            }
+            UploadError::Sha256 { .. } => Self::invalid(reason, "sha256", message),
+            UploadError::Stopped(cause) => cause.into(),
+            UploadError::Io { .. } if reason == Reason::DiskFull => {
+                Self::new(reason, "the disk of the uploads is full")
+            }
+            UploadError::Lock(_) | UploadError::Io { .. } => {
+                tracing::error!(cause = message, "the uploads cannot be read or written");
+                Self::new(reason, "the uploads cannot be read or written")
             }
         }
     }

@@ -89,7 +89,7 @@ fn every_field_can_be_written_in_every_language() {
 #[test]
 fn every_file_says_where_its_code_goes() {
     let files = files();
-    assert_eq!(files.len(), 5);
+    assert_eq!(files.len(), 6);
     for file in files {
         let options = file.options.clone().unwrap_or_default();
         let places = [options.go_package(), options.java_package(), options.csharp_namespace()];

@@ -5,6 +5,7 @@ mod enroll;
 mod enroll_entries;
 mod entries;
 mod export;
+mod import;
 mod preview;
 mod turns;
 mod vessels;
@@ -24,6 +25,7 @@ use super::deadline;
 use super::drain::Drain;
 use super::page::{after, next_token, page_size};
 use super::problem::Problem;
+use super::uploads::UploadAccess;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
 use crate::gallery::{Export, Filter, GalleryName, NewGallery, VesselId};
@@ -38,16 +40,24 @@ const ENTRIES_MAX: usize = 10_000;
 pub struct GalleriesService {
     access: GalleryAccess,
     pipeline: Arc<Pipeline>,
+    uploads: UploadAccess,
     chips_inflight_max: usize,
     items_inflight_max: usize,
     drain: Drain,
 }
 
 impl GalleriesService {
-    pub fn new(access: GalleryAccess, pipeline: Arc<Pipeline>, limits: &Limits, drain: Drain) -> Self {
+    pub fn new(
+        access: GalleryAccess,
+        pipeline: Arc<Pipeline>,
+        uploads: UploadAccess,
+        limits: &Limits,
+        drain: Drain,
+    ) -> Self {
         Self {
             access,
             pipeline,
+            uploads,
             chips_inflight_max: limits.stream_inflight_max,
             items_inflight_max: limits.enroll_inflight_max,
             drain,
@@ -135,31 +145,6 @@ impl GalleriesService {
         Ok(moved)
     }
 
-    /// Receives a copy piece by piece; a call that ends early leaves nothing behind.
-    async fn import(
-        &self,
-        context: CallContext,
-        mut pieces: Streaming<wire::ImportGalleryRequest>,
-    ) -> Result<wire::Gallery, Status> {
-        let first = pieces.message().await?.unwrap_or_default();
-        context.concerns(&first.name);
-        let name = gallery_name("name", &first.name)?;
-        let catalog = self.access.catalog()?;
-        let mut import = catalog.import(&context.tenant, &name).await.map_err(Problem::from)?;
-        let mut piece = Some(first);
-        while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
-            import = self
-                .access
-                .run(move |cancellation| {
-                    import.push(&data, cancellation)?;
-                    Ok(import)
-                })
-                .await?;
-            piece = pieces.message().await?;
-        }
-        let made = self.access.run(move |cancellation| Ok(import.finish(cancellation)?)).await?;
-        Ok(convert::gallery(name.as_str(), made.info()))
-    }
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
@@ -314,7 +299,16 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<Streaming<wire::ImportGalleryRequest>>,
     ) -> Result<Response<wire::ImportGalleryResponse>, Status> {
         let context = CallContext::of(&request);
-        let gallery = self.import(context, request.into_inner()).await?;
+        let gallery = self.import_streamed(&context, request.into_inner()).await?;
         Ok(Response::new(wire::ImportGalleryResponse { gallery: Some(gallery) }))
+    }
+
+    async fn import_uploaded_gallery(
+        &self,
+        request: Request<wire::ImportUploadedGalleryRequest>,
+    ) -> Result<Response<wire::ImportUploadedGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let gallery = self.import_uploaded(&context, request.into_inner()).await?;
+        Ok(Response::new(wire::ImportUploadedGalleryResponse { gallery: Some(gallery) }))
     }
 }

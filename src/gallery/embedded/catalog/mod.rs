@@ -2,7 +2,6 @@
 
 mod draft;
 mod error;
-mod tenant_folder;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +17,6 @@ use tokio::task::spawn_blocking;
 pub use error::EmbeddedOpenError;
 
 use draft::EmbeddedDraft;
-use tenant_folder::tenant_folder;
 
 use super::builder::GalleryBuilder;
 use super::handle::{EmbeddedGallery, QueueSettings};
@@ -26,7 +24,9 @@ use super::open::OpenError;
 use super::quota::Allowance;
 use super::writer::{Bounds, Writer};
 use crate::cancellation::spawn_cancellable;
-use crate::durable::{DirectoryLock, Folder, PartialFolder, discard_folder, remove_partial};
+use crate::durable::{
+    DirectoryLock, Folder, PartialFolder, discard_folder, ensure_folder, remove_partial, tenant_folder,
+};
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, ImportBounds, Imports, Listing, NewGallery,
     Place, Quotas, Slot, Unserved,
@@ -222,10 +222,7 @@ impl EmbeddedCatalog {
     /// A folder for a gallery that is being built.
     fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, CatalogError> {
         let folder = self.0.root.join(tenant_folder(tenant));
-        if !folder.exists() {
-            fs::create_dir(&folder)?;
-            fs::File::open(&self.0.root)?.sync_all()?;
-        }
+        ensure_folder(&folder)?;
         Ok(PartialFolder::new(&folder.join(name.as_str()))?)
     }
 
