@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -70,6 +70,14 @@ python: ## Installs what the Python client and the drawn images of the tests nee
 operators: ## Installs what the tests of deploy/ need beside that, as root, where it is missing
 	command -v prometheus >/dev/null && command -v haproxy >/dev/null || { apt-get update --quiet=2 && \
 		apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy; }
+
+clients: python ## Installs what compiles the clients of examples/, Debian's Go as root, where it is missing
+	which go protoc protoc-gen-go protoc-gen-go-grpc >/dev/null && test -d /usr/share/gocode/src/google.golang.org/grpc || { \
+		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends golang-go protoc-gen-go \
+		protoc-gen-go-grpc golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev; }
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/python/grpcurl.txt
+	.venv/bin/pyright --version
+	cd examples/typescript && npm ci --ignore-scripts --no-audit --no-fund
 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)

@@ -88,6 +88,8 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // grpcurl shows the details of an error only if it finds their types here.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let built = "the descriptors are part of this program";
     let message_max = limits.message_bytes_max;

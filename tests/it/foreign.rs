@@ -49,6 +49,13 @@ async fn a_python_client_enrols_finds_corrects_copies_and_deletes_ships() {
     run("galleries.py", &[&data_in(&folder)]).await;
 }
 
+/// One name is not what it was, `TimeRange.from`: callers that were built with it are served all the same.
+#[tokio::test]
+async fn a_client_generated_from_the_first_contract_is_served_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    run("old_client.py", &[&data_in(&folder)]).await;
+}
+
 #[tokio::test]
 async fn a_python_client_is_let_in_as_its_keys_and_certificates_say() {
     let folder = tempfile::tempdir().unwrap();

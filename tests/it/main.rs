@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod certificates;
+mod clients;
 #[cfg(feature = "torch")]
 mod command;
 mod connections;
