@@ -58,3 +58,4 @@ mod training;
 mod training_on_galleries;
 #[cfg(feature = "torch")]
 mod typed;
+mod usage;
