@@ -324,7 +324,7 @@ mod tests {
             (r#"{"file": "b.tif", "observed_at": "yesterday"}"#, "yesterday"),
             (r#"{"vessel_id": "v"}"#, "names no file"),
             (r#"{"file": "a.tif"}"#, "a.tif is the file that line 1 names"),
-            (r#"["b.tif"]"#, "no JSON object"),
+            (r#"["b.tif"]"#, "not a JSON object"),
             (r#"{"file": "b.tif", "a\nb": 1}"#, "unknown field `a b`"),
         ] {
             let text = format!("{{\"file\": \"a.tif\"}}\n{line}");

@@ -282,7 +282,7 @@ fn table(models: &[wire::Model]) -> Table {
     table.set_header(["digest", "origin", "dimension", "parameters", "mAP", "state"]);
     for model in models {
         let mut best = model.evaluations.iter().filter(|evaluation| evaluation.protocol == "all");
-        let map = best.next_back().map(|evaluation| format!("{:.4}", evaluation.map));
+        let map = best.next_back().map(|evaluation| format!("{:.1} %", evaluation.map * 100.0));
         let state = match model {
             wire::Model { damage, .. } if !damage.is_empty() => format!("damaged: {damage}"),
             wire::Model { active: true, precision, .. } => format!("active, {precision}"),

@@ -100,6 +100,13 @@ fn a_server_is_named_by_the_environment_and_needs_no_scheme() {
     let unreachable = listed("127.0.0.1:1", &[]);
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(text(&unreachable.stderr).contains("cannot reach http://127.0.0.1:1: "));
+    for (endpoint, says) in [
+        (harbour.server.metrics.to_string(), "HTTP but not gRPC"),
+        (format!("https://{bare}"), "it does not use TLS, write http://"),
+    ] {
+        let error = text(&listed(&endpoint, &[]).stderr);
+        assert!(error.contains(says) && error.lines().count() == 1, "{error}");
+    }
     // The environment variable only applies where arguments do not decide between local and remote.
     let folder = harbour.file("imported");
     let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
