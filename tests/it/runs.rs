@@ -204,7 +204,7 @@ fn a_folder_of_another_network_is_not_gone_on_with() {
     drawn_training_set(root.path());
     let short = ["--set", "schedule.epochs=1"];
     assert!(training(root.path(), "out").args(short).output().unwrap().status.success());
-    let other = ["--set", "model.preset=small"];
+    let other = ["--force", "--set", "model.preset=small"];
     let output = training(root.path(), "out").args(other).stderr(Stdio::piped()).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("the state is not of this model: base."), "{error}");
