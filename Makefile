@@ -32,7 +32,7 @@ build: setup ## Builds the release binary
 	SHIPREID_COMMIT=$(COMMIT) cargo build --release --locked
 
 demo: build ## Draws ships, trains through a server, activates, enrols, matches: the whole mission in minutes
-	target/release/shipreid demo $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
+	target/release/shipreid demo --force $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
 
 test: setup ## Runs every test
 	cargo test --locked

@@ -11,14 +11,16 @@ use comfy_table::Table;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::Value;
-use shipreid::wire::{Entry, FILE_DESCRIPTOR_SET, Gallery, Model, TrainingJob};
+use shipreid::wire::{
+    EmbedStreamResponse, Entry, FILE_DESCRIPTOR_SET, Gallery, MatchResponse, Model, TrainingJob, Vessel,
+};
 
 use super::output;
 
 /// Whether scripts read what a command prints.
 #[derive(Args)]
 pub struct JsonFlag {
-    /// Prints a JSON object a line: the contract's messages, with the names of their fields there.
+    /// Prints a JSON object per line: messages of the contract, with its field names.
     #[arg(long)]
     json: bool,
 }
@@ -50,6 +52,18 @@ impl Printed for Entry {
 
 impl Printed for Gallery {
     const NAME: &str = "Gallery";
+}
+
+impl Printed for Vessel {
+    const NAME: &str = "Vessel";
+}
+
+impl Printed for EmbedStreamResponse {
+    const NAME: &str = "EmbedStreamResponse";
+}
+
+impl Printed for MatchResponse {
+    const NAME: &str = "MatchResponse";
 }
 
 impl Printed for Model {
@@ -137,5 +151,8 @@ mod tests {
         assert_eq!(printed["progress"]["losses"]["total"], "NaN");
         assert_eq!(super::json(&Gallery::default())["entries"], 0);
         assert_eq!(super::json(&Model::default())["active"], false);
+        assert_eq!(super::json(&Vessel::default())["modalities"], json!([]));
+        assert_eq!(super::json(&EmbedStreamResponse::default())["chip_id"], "");
+        assert_eq!(super::json(&MatchResponse::default())["results"], json!([]));
     }
 }

@@ -161,9 +161,9 @@ impl Screen {
             Notice::Event(event) => self.event(event),
             Notice::Lost { cause, wait } => {
                 let seconds = wait.as_secs_f64();
-                self.bar.line(&format!("lost: {cause}; trying again in {seconds:.1} s, until it is back"));
+                self.bar.line(&format!("connection lost: {cause}; retrying in {seconds:.1} s"));
             }
-            Notice::Back => self.bar.line("connected again"),
+            Notice::Back => self.bar.line("reconnected"),
         }
     }
 
@@ -267,7 +267,7 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
         JobState::Failed => {
             output::remark(format_args!("{id} failed: {} ({})", job.failure_message, job.failure_reason));
             output::remark(format_args!(
-                "  what it said:                        shipreid jobs logs {id}{here}"
+                "  to read its log:                     shipreid jobs logs {id}{here}"
             ));
             output::remark(format_args!(
                 "  to resume from its last checkpoint:  shipreid jobs resume {id}{here}"
@@ -282,13 +282,13 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
             Err(Failure::Told(CANCELLED))
         }
         _ => {
-            output::say(format_args!("{id} made the model {}", job.model));
+            output::say(format_args!("{id} produced model {}", job.model));
             output::say(format_args!(
-                "  to let it answer:                    shipreid model activate {}{here}",
+                "  to activate it:                      shipreid model activate {}{here}",
                 job.model
             ));
             output::say(format_args!(
-                "  for a page about the run:            shipreid jobs report {id}{here}"
+                "  for a report of the run:             shipreid jobs report {id}{here}"
             ));
             Ok(())
         }
@@ -302,16 +302,16 @@ pub fn tell_way_back(follower: &Follower, endpoint: &str) {
         Some(id) => {
             output::say(format_args!("{id} keeps running"));
             output::say(format_args!(
-                "  to come back:                        shipreid jobs watch {id} --from {}{here}",
+                "  to watch it again:                   shipreid jobs watch {id} --from {}{here}",
                 follower.next_event()
             ));
             output::say(format_args!(
-                "  to stop it:                          shipreid jobs cancel {id}{here}"
+                "  to cancel it:                        shipreid jobs cancel {id}{here}"
             ));
         }
         None => {
-            output::say("the server had not answered yet");
-            output::say(format_args!("  whether it has the job:              shipreid jobs list{here}"));
+            output::say("the server has not answered yet");
+            output::say(format_args!("  to see whether it has the job:       shipreid jobs list{here}"));
         }
     }
 }

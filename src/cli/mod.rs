@@ -24,6 +24,7 @@ mod load;
 mod loader;
 mod manual;
 mod model;
+mod number;
 mod output;
 mod ranked;
 mod report;
@@ -35,10 +36,12 @@ mod train;
 mod train_job;
 mod train_remotely;
 mod training_bar;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
@@ -101,7 +104,7 @@ enum Command {
     Synth(synth::Synth),
     /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
-    /// Prints the script by which a shell completes commands.
+    /// Prints a completion script for a shell.
     Completions(manual::Completions),
     /// Writes a manual page for every command.
     Man(manual::Man),
@@ -240,6 +243,16 @@ pub fn run() -> ExitCode {
 
 /// Prints help, the version, or what is wrong with the arguments.
 fn explain(told: &clap::Error) -> ExitCode {
+    let is_help = matches!(
+        told.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if !is_help {
+        output::remark(format_args!("{NAME}: {}", usage::line(told)));
+        return ExitCode::from(UNUSABLE);
+    }
     match told.print() {
         Err(cause) if !told.use_stderr() => output::end(&cause),
         // The message cannot be printed; the exit code still reports the error.

@@ -86,7 +86,10 @@ impl Client {
             .initial_connection_window_size(WINDOW_BYTES)
             .connect()
             .await
-            .map_err(|cause| ClientError::Unreachable { endpoint: tried, cause: root_cause(&cause) })?;
+            .map_err(|cause| ClientError::Unreachable {
+                endpoint: tried,
+                cause: explained(root_cause(&cause)),
+            })?;
         Ok(Self::over(InterceptedService::new(channel, credentials)))
     }
 
@@ -140,11 +143,22 @@ pub fn chip(image: impl Into<Bytes>, modality: Modality) -> wire::Chip {
 /// The modality according to a HOSS file name (`..._RGB.tif`, `..._SAR.png`). Only clients guess; the server never sees
 /// a name.
 pub fn modality_of_name(path: &Path) -> Option<Modality> {
-    let stem = path.file_stem()?.to_str()?.to_ascii_uppercase();
+    let stem = path.file_stem()?.to_string_lossy().to_ascii_uppercase();
     match stem.rsplit('_').next()? {
         "RGB" | "OPT" | "OPTICAL" => Some(Modality::Optical),
         "SAR" => Some(Modality::Sar),
         _ => None,
+    }
+}
+
+/// What rustls found, with what to do about the common cases.
+fn explained(cause: String) -> String {
+    if cause.contains("InvalidContentType") {
+        format!("it does not use TLS, write http:// ({cause})")
+    } else if cause.contains("UnknownIssuer") {
+        format!("{cause}: give the authority that signed it, as with --ca")
+    } else {
+        cause
     }
 }
 

@@ -84,10 +84,12 @@ fn mood(state: JobState) -> &'static str {
 /// The outcome, and what to do next.
 fn outcome(job: &TrainingJob) -> Markup {
     let (words, then, command) = match job.state() {
-        JobState::Finished => ("It made the model", "To let it answer", "model activate"),
-        JobState::Failed => ("It failed", "To go on from its last checkpoint", "jobs resume"),
-        JobState::Cancelled => ("It was cancelled", "To go on from its last checkpoint", "jobs resume"),
-        JobState::Interrupted => ("The server went away; it goes on by itself", "To watch it", "jobs watch"),
+        JobState::Finished => ("It produced the model", "To activate it", "model activate"),
+        JobState::Failed => ("It failed", "To resume from its last checkpoint", "jobs resume"),
+        JobState::Cancelled => ("It was cancelled", "To resume from its last checkpoint", "jobs resume"),
+        JobState::Interrupted => {
+            ("The server stopped; the job resumes by itself", "To watch it", "jobs watch")
+        }
         JobState::Queued | JobState::Running | JobState::Cancelling | JobState::Unspecified => {
             ("It has not ended yet", "To watch it", "jobs watch")
         }

@@ -315,7 +315,7 @@ impl Write for Pieces {
 
 fn required_digest(text: &str) -> Result<ModelDigest, Problem> {
     convert::model_digest(text)?
-        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "digest", "digest names no model"))
+        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "digest", "digest is empty"))
 }
 
 fn place_in_list(model: &wire::Model) -> ModelPlace {

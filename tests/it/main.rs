@@ -62,3 +62,4 @@ mod training_on_galleries;
 #[cfg(feature = "torch")]
 mod typed;
 mod uploads;
+mod usage;

@@ -20,7 +20,7 @@ pub enum StoreError {
     BytesFull { limit: u64 },
     /// Writes are refused until there is room again if the cause is a full disk, else until the gallery is opened
     /// again. Reads continue.
-    #[error("the gallery takes no writes: {reason}")]
+    #[error("the gallery is read-only: {reason}")]
     ReadOnly { reason: String },
     /// It is shutting down or was deleted.
     #[error("the gallery is closed")]

@@ -42,7 +42,7 @@ async fn a_gallery_whose_disk_is_full_is_read_only_until_it_is_opened_again() {
     disk.fail_after(0, Failure::Passing);
     let refused = full.enrol(enrolment("b", 2)).await.expect_err("there is no room");
     assert_eq!(refused, full.delete(Selector::Ids(vec![id("a")])).await.expect_err("read-only"));
-    assert_eq!(refused.to_string(), "the gallery takes no writes: writing chips.redb: no storage space");
+    assert_eq!(refused.to_string(), "the gallery is read-only: writing chips.redb: no storage space");
     assert_eq!(full.info().read_only.as_deref(), Some("writing chips.redb: no storage space"));
 
     let snapshot = full.snapshot();
