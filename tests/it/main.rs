@@ -30,6 +30,7 @@ mod matching;
 mod memory;
 mod metrics;
 mod models;
+mod names;
 #[cfg(feature = "torch")]
 mod pipes;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]
@@ -37,6 +38,8 @@ mod processors;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;
+#[cfg(feature = "torch")]
+mod restarts;
 #[cfg(feature = "torch")]
 mod rot;
 #[cfg(feature = "torch")]
