@@ -214,7 +214,8 @@ fn a_folder_is_enrolled_without_hidden_files_and_says_what_it_passes_over() {
     let said = text(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("1 file (notes.txt) passed over"), "{said}");
-    let entries = harbour.json(&["gallery", "list-entries", "harbour"]);
+    let mut entries = harbour.json(&["gallery", "list-entries", "harbour"]);
+    entries.sort_by_key(|entry| entry["entry_id"].to_string());
     assert_eq!(ids(&entries), ["1_RGB.TIF", "2_RGB.tiff", "3_SAR.tif"]);
     assert_eq!(entries[0]["observation"]["latitude"], 52.0);
 }
