@@ -52,6 +52,8 @@ pub mod wire;
 pub mod keys;
 /// How messages quote text from others.
 mod message;
+/// What a folder of images holds.
+pub mod folder;
 /// What is known about image files in addition to their pixels.
 pub mod manifest;
 /// Where a page of a list ends.

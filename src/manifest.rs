@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use prost_types::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::message::one_line;
+use crate::message::{listed, one_line};
 use crate::wire::Observation;
 
 /// Lines or files that an error lists before it only counts the rest.
@@ -62,9 +62,9 @@ pub struct FileNames<'a> {
 pub enum ManifestError {
     #[error("line {line}: {}", one_line(.cause))]
     Line { line: usize, cause: String },
-    #[error("these lines match no file: {}", listed(.0))]
+    #[error("these lines match no file: {}", listed(.0, LISTED_MAX))]
     Unmatched(Vec<String>),
-    #[error("line {line}: {} matches {} files: {}", one_line(.file), .files.len(), listed(.files))]
+    #[error("line {line}: {} matches {} files: {}", one_line(.file), .files.len(), listed(.files, LISTED_MAX))]
     Ambiguous { line: usize, file: String, files: Vec<String> },
     #[error("line {line}: {} is the file that line {earlier} names", one_line(.file))]
     Twice { line: usize, file: String, earlier: usize },
@@ -254,14 +254,6 @@ impl ManifestEntry {
 fn labels<'de, D: Deserializer<'de>>(input: D) -> Result<HashMap<String, String>, D::Error> {
     let labels = Option::<HashMap<String, Option<String>>>::deserialize(input)?;
     Ok(labels.into_iter().flatten().filter_map(|(key, value)| Some((key, value?))).collect())
-}
-
-fn listed(items: &[String]) -> String {
-    let mut text = items.iter().take(LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if items.len() > LISTED_MAX {
-        text += &format!(" and {} more", items.len() - LISTED_MAX);
-    }
-    one_line(&text)
 }
 
 #[cfg(test)]

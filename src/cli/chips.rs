@@ -9,9 +9,11 @@ use bytes::Bytes;
 use clap::Args;
 use shipreid::chip::Modality;
 use shipreid::client;
+use shipreid::folder::{PassedOver, is_hidden};
 use shipreid::wire;
 
 use super::Refusal;
+use super::output::remark;
 
 /// Image files and what is known about them.
 #[derive(Args)]
@@ -76,7 +78,12 @@ impl ChipFlags {
                 }
                 found.push(FoundFile { name: STANDARD_INPUT.to_owned(), path: path.clone() });
             } else if path.is_dir() {
-                for image in images_in(path)? {
+                let (images, others) = images_in(path)?;
+                if !others.is_empty() {
+                    let others = PassedOver::of(&others);
+                    remark(format_args!("{}: {others} passed over: no image by extension", path.display()));
+                }
+                for image in images {
                     let inside = image.strip_prefix(path).unwrap_or(&image);
                     found.push(FoundFile { name: inside.display().to_string(), path: image });
                 }
@@ -133,20 +140,25 @@ pub fn contents(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The images in a folder and its subfolders.
-pub fn images_in(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+/// The images in a folder and its subfolders, and the other files; hidden ones are neither.
+fn images_in(folder: &Path) -> anyhow::Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut entries = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>()?;
+    entries.retain(|path| !is_hidden(path));
     entries.sort();
-    let mut images = Vec::new();
+    let (mut images, mut others) = (Vec::new(), Vec::new());
     for path in entries {
         if path.is_dir() {
-            images.extend(images_in(&path)?);
+            let inside = images_in(&path)?;
+            images.extend(inside.0);
+            others.extend(inside.1);
         } else if is_image(&path) {
             images.push(path);
+        } else {
+            others.push(path);
         }
     }
-    Ok(images)
+    Ok((images, others))
 }
 
 fn is_image(path: &Path) -> bool {
@@ -192,5 +204,52 @@ mod tests {
             let found = pixel_size(text).ok().map(|size| [size.x_m, size.y_m]);
             assert_eq!(found, expected, "{text}");
         }
+    }
+
+    #[test]
+    fn a_chip_is_sent_with_both_sizes_of_its_pixels() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("x_SAR.tif");
+        fs::write(&path, b"").expect("writable");
+        for (pixel_size, expected) in [
+            (None, (None, None)),
+            (Some("1.702,1.124"), (Some(1.702), Some(1.124))),
+            (Some("2"), (Some(2.0), Some(2.0))),
+        ] {
+            let pixel_size = pixel_size.map(|text| super::pixel_size(text).expect("valid"));
+            let flags = ChipFlags { files: vec![path.clone()], modality: None, pixel_size };
+            let chip = flags.read().expect("readable").remove(0).chip;
+            assert_eq!((chip.pixel_size_x_m, chip.pixel_size_y_m), expected);
+        }
+    }
+
+    #[test]
+    fn every_image_of_a_folder_is_found_and_hidden_files_are_not() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir_all(root.path().join("inner/.cache")).expect("writable");
+        for name in [
+            "a.TIF",
+            "b.tiff",
+            "c.tif",
+            "inner/d.JPG",
+            "inner/e.jpeg",
+            "inner/f.Png",
+            "g.txt",
+            "inner/h.csv",
+            "._a.TIF",
+            ".hidden.png",
+            "inner/._d.JPG",
+            "inner/.cache/i.png",
+        ] {
+            fs::write(root.path().join(name), b"").expect("writable");
+        }
+        let (images, others) = images_in(root.path()).expect("readable");
+        let names = |paths: Vec<PathBuf>| -> Vec<String> {
+            let inside =
+                |path: PathBuf| path.strip_prefix(root.path()).expect("inside").display().to_string();
+            paths.into_iter().map(inside).collect()
+        };
+        assert_eq!(names(images), ["a.TIF", "b.tiff", "c.tif", "inner/d.JPG", "inner/e.jpeg", "inner/f.Png"]);
+        assert_eq!(names(others), ["g.txt", "inner/h.csv"]);
     }
 }

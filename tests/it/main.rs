@@ -32,6 +32,7 @@ mod matching;
 mod memory;
 mod metrics;
 mod models;
+mod names;
 #[cfg(feature = "torch")]
 mod pipes;
 mod preview;
@@ -40,6 +41,8 @@ mod processors;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;
+#[cfg(feature = "torch")]
+mod restarts;
 #[cfg(feature = "torch")]
 mod rot;
 #[cfg(feature = "torch")]

@@ -234,6 +234,43 @@ fn an_image_is_read_from_standard_input_as_well() {
 }
 
 #[test]
+fn a_folder_is_enrolled_without_hidden_files_and_says_what_it_passes_over() {
+    let harbour = Harbour::open();
+    let ships = harbour.folder.path().join("ships");
+    std::fs::create_dir(&ships).unwrap();
+    for (from, to) in [
+        ("0001_a_33x97_RGB.tif", "1_RGB.TIF"),
+        ("0002_b_40x120_RGB.tif", "2_RGB.tiff"),
+        ("0003_c_25x110_SAR.tif", "3_SAR.tif"),
+    ] {
+        std::fs::copy(image(from), ships.join(to)).unwrap();
+    }
+    std::fs::write(ships.join("._1_RGB.TIF"), b"what macOS leaves").unwrap();
+    let notes = ships.join("notes.txt");
+    let ships = ships.to_str().unwrap();
+    let enroll = ["gallery", "enroll", "harbour", ships, "--modality", "optical"];
+    // Nothing is enrolled where a line of the manifest stands for no file.
+    let manifest = harbour.file("seen.jsonl");
+    std::fs::write(&manifest, "\u{feff}{\"file\": \"pass/9_RGB.TIF\", \"latitude\": null}\n").unwrap();
+    let refused = harbour.run(&[&enroll[..], &["--manifest", &manifest]].concat());
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("pass/9_RGB.TIF (line 1)"), "{}", text(&refused.stderr));
+    assert!(harbour.json(&["gallery", "list-entries", "harbour"]).is_empty());
+
+    let line = format!("\u{feff}{{\"file\": \"{ships}/1_RGB.TIF\", \"latitude\": 52, \"longitude\": 4}}\n");
+    std::fs::write(&manifest, line).unwrap();
+    std::fs::write(notes, b"text").unwrap();
+    let output = harbour.run(&[&enroll[..], &["--manifest", &manifest]].concat());
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 file (notes.txt) passed over"), "{said}");
+    let mut entries = harbour.json(&["gallery", "list-entries", "harbour"]);
+    entries.sort_by_key(|entry| entry["entry_id"].to_string());
+    assert_eq!(ids(&entries), ["1_RGB.TIF", "2_RGB.tiff", "3_SAR.tif"]);
+    assert_eq!(entries[0]["observation"]["latitude"], 52.0);
+}
+
+#[test]
 fn nothing_is_deleted_unasked_and_no_file_is_replaced() {
     let harbour = Harbour::open();
     let chip = image("0003_c_25x110_SAR.tif");
