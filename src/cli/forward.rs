@@ -23,8 +23,9 @@ use super::{ConfigFlags, Failure, output, prepare};
 
 #[derive(Args)]
 #[command(after_help = "\
-Answers lines on standard input: \"time CHIPS PASSES\" with the seconds of that many forward passes of so many chips, which
-were decoded before, \"embed CHIPS\" with their embeddings. Its first line of output comes after the first embedding.
+Answers lines on standard input: \"time CHIPS PASSES\" with the seconds of that many forward passes of so many
+chips, which were decoded before, \"embed CHIPS\" with their embeddings. Its first line of output comes after the first
+embedding.
 
 Example: yes time 8 3 | head -5 | shipreid bench forward ../shared/data/hoss165/query --set model.preset=vit_base")]
 pub struct Forward {
@@ -32,7 +33,8 @@ pub struct Forward {
     chips: ChipFlags,
     #[command(flatten)]
     config: ConfigFlags,
-    /// Writes the model, and the chips as it reads them, into this new folder, for another program that computes the same.
+    /// Writes the model, and the chips as it reads them, into this new folder, for another program that computes the
+    /// same.
     #[arg(long, value_name = "FOLDER")]
     write: Option<PathBuf>,
 }
