@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-inference bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -84,6 +84,9 @@ bench: build ## Measures the server beside the bare model (about 15 minutes; chi
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
+
+bench-inference: build ## Measures inference beside ONNX Runtime and OpenVINO from PyPI (about 10 minutes, 10 GiB of memory and 4 of disk)
+	python3 benches/inference.py $(if $(wildcard $(CHIPS)),--chips $(CHIPS)) $(if $(CPU),--cpu $(CPU))
 
 bench-beside: build ## Measures Embed before, during and after a training job (15 minutes; chips from CHIPS)
 	python3 benches/beside_training.py --chips $(CHIPS)

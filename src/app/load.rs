@@ -262,7 +262,11 @@ fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -
     model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies as u64)
 }
 
-fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
+/// Reads the configured model, or makes the configured preset from its seed.
+///
+/// # Errors
+/// No model is configured, it cannot be read, or it is inconsistent.
+pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
     let feature_point = match config.model.feature {
         config::Feature::BeforeNeck => FeaturePoint::BeforeNeck,
         config::Feature::AfterNeck => FeaturePoint::AfterNeck,

@@ -12,6 +12,7 @@ mod embed;
 mod enroll;
 mod eval;
 mod filter;
+mod forward;
 mod gallery;
 mod gallery_list;
 mod jobs;
@@ -118,6 +119,8 @@ enum Bench {
     Open(load::Open),
     /// Decodes and embeds in a loop in this process: what the service is measured against.
     Bare(bare::Bare),
+    /// Embeds decoded chips on demand, without the service.
+    Forward(forward::Forward),
     /// Loads training batches from files without training on them.
     Loader(loader::Loader),
     /// Takes training steps on demand.
@@ -211,6 +214,7 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Bench(Bench::Forward(bench)) => bench.run(),
         Command::Bench(Bench::Loader(bench)) => bench.run(),
         Command::Bench(Bench::Step(bench)) => bench.run(),
         Command::Train(train) => train.run(),

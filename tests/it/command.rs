@@ -267,6 +267,7 @@ fn every_command_explains_itself() {
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
+        &["bench", "forward"],
         &["bench", "loader"],
         &["bench", "step"],
         &["train"],
@@ -301,6 +302,7 @@ fn commands_that_take_much_show_how_they_are_typed() {
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
+        &["bench", "forward"],
         &["bench", "loader"],
     ] {
         let help = run(&[command, &["--help"]].concat()).stdout;
