@@ -144,7 +144,6 @@ impl GalleriesService {
         context.changed(moved);
         Ok(moved)
     }
-
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
