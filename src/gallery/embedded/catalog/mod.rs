@@ -18,7 +18,7 @@ use tokio::task::spawn_blocking;
 pub use error::EmbeddedOpenError;
 
 use draft::EmbeddedDraft;
-use tenant_folder::tenant_folder;
+pub(in crate::gallery) use tenant_folder::tenant_folder;
 
 use super::builder::GalleryBuilder;
 use super::handle::{EmbeddedGallery, QueueSettings};
@@ -361,7 +361,7 @@ fn slot(opened: &Opened) -> Slot {
 fn open_gallery(path: &Path, settings: &EmbeddedSettings, allowance: &Arc<Allowance>) -> Opened {
     let bounds =
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
-    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {
+    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds, None).and_then(|writer| {
         EmbeddedGallery::start(writer, settings.queue)
             .map_err(|cause| OpenError::Io { file: "its thread", cause })
     });
