@@ -18,6 +18,7 @@ use super::rows::{execute, query};
 use super::schema::migrate;
 use super::sweep::sweep;
 use crate::durable::{DirectoryLock, discard_folder, remove_partial};
+use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, Imports, Listing, NewGallery, Place, Quotas,
     Slot, Unserved, UnservedKind,
@@ -46,6 +47,8 @@ struct Inner {
     state: Mutex<State>,
     /// Held while a copy is loaded, so that it is loaded once.
     loading: Mutex<()>,
+    /// Tells this server from the others.
+    server: String,
     ended: CancellationToken,
 }
 
@@ -95,6 +98,7 @@ impl PostgresCatalog {
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
+            server: hex::encode(rand::random::<[u8; 16]>()),
             ended: CancellationToken::new(),
         }));
         catalog.poll().await?;
@@ -514,6 +518,26 @@ impl CatalogStore for PostgresCatalog {
             }
         }
         census
+    }
+
+    async fn move_to(&self, model: ModelDigest, is_new: bool) -> Result<(), CatalogError> {
+        let moved = self.0.database.run(move |connection| async move {
+            let sql = "update shipreid set target = $1, leader = null, lead_until = null
+                where target is distinct from $1 and ($2 or target is null)";
+            execute!(connection, sql, model.as_bytes().as_slice() => BYTEA, is_new => BOOL)
+        });
+        moved.await?;
+        Ok(())
+    }
+
+    async fn leads_move(&self, model: ModelDigest) -> bool {
+        let server = self.0.server.clone();
+        let leads = self.0.database.run(move |connection| async move {
+            let sql = "update shipreid set leader = $1, lead_until = now() + interval '30 seconds'
+                where target = $2 and (leader is null or leader = $1 or lead_until < now())";
+            execute!(connection, sql, server => TEXT, model.as_bytes().as_slice() => BYTEA)
+        });
+        leads.await.is_ok_and(|rows| rows == 1)
     }
 
     async fn close(&self) {

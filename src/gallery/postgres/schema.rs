@@ -5,6 +5,8 @@ use crate::gallery::store::StoreError;
 
 /// Statements that bring a database from one version to the next. Only ever added to.
 const MIGRATIONS: [&str; 1] = ["
+-- The model that galleries move to, and the server that embeds their chips.
+alter table shipreid add column target bytea, add column leader text, add column lead_until timestamptz;
 create table galleries (
     id bigint generated always as identity primary key,
     tenant text not null,

@@ -27,6 +27,7 @@ use super::quota::Allowance;
 use super::writer::{Bounds, Writer};
 use crate::cancellation::spawn_cancellable;
 use crate::durable::{DirectoryLock, Folder, PartialFolder, discard_folder, remove_partial};
+use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, ImportBounds, Imports, Listing, NewGallery,
     Place, Quotas, Slot, Unserved,
@@ -323,6 +324,15 @@ impl CatalogStore for EmbeddedCatalog {
             }
         }
         census
+    }
+
+    /// Nobody else has its galleries.
+    async fn move_to(&self, _: ModelDigest, _: bool) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
+    async fn leads_move(&self, _: ModelDigest) -> bool {
+        true
     }
 
     async fn close(&self) {
