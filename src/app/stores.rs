@@ -5,11 +5,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::task::JoinHandle;
 
 use super::training;
 use crate::config::{self, Config};
-use crate::gallery::{Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, QueueSettings, Quotas};
+use crate::gallery::{
+    Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, QueueSettings, Quotas,
+};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
 use crate::uploads::{UploadBounds, UploadLimits, Uploads};
@@ -18,6 +21,8 @@ use crate::uploads::{UploadBounds, UploadLimits, Uploads};
 const GALLERIES: &str = "galleries";
 /// Folder of the uploads, likewise.
 const UPLOADS: &str = "uploads";
+/// Folder of the copies of shared galleries within the data folder.
+const GALLERY_COPIES: &str = "gallery-copies";
 /// Limits on operations that wait for a gallery's writer.
 const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_max: 64 << 20 };
 
@@ -96,7 +101,7 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     if store.data_dir.is_empty() {
         return Ok(None);
     }
-    let root = Path::new(&store.data_dir).join(GALLERIES);
+    let data_dir = Path::new(&store.data_dir);
     let settings = EmbeddedSettings {
         cache_bytes: store.cache_bytes,
         queue: STORE_QUEUE,
@@ -110,6 +115,12 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
             bytes_max: config.limits.receiving_bytes_max,
         },
     };
+    if !store.url.is_empty() {
+        let copies = data_dir.join(GALLERY_COPIES);
+        let opened = PostgresCatalog::open(&store.url, &copies, settings).await;
+        return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
+    }
+    let root = data_dir.join(GALLERIES);
     let opened = tokio::task::spawn_blocking(move || EmbeddedCatalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
 }

@@ -145,6 +145,7 @@ pub struct Chips {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Store {
     pub data_dir: String,
+    pub url: String,
     pub galleries_max: usize,
     pub entries_max: u64,
     pub bytes_max: u64,
@@ -288,6 +289,7 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             data_dir: "shipreid-data".into(),
+            url: String::new(),
             galleries_max: 100,
             entries_max: 10_000_000,
             bytes_max: 100 << 30,

@@ -129,6 +129,15 @@ impl Violations {
     }
 
     fn of_store(&mut self, store: &Store) {
+        self.require(
+            store.url.is_empty()
+                || ["postgres://", "postgresql://"].iter().any(|scheme| store.url.starts_with(scheme)),
+            "store.url must be empty or a postgres:// URL",
+        );
+        self.require(
+            store.url.is_empty() || !store.data_dir.is_empty(),
+            "store.url needs store.data_dir, where this server's copies of the galleries are",
+        );
         self.require(store.galleries_max >= 1, "store.galleries_max must be at least 1");
         self.require(
             (1..=u64::from(u32::MAX)).contains(&store.entries_max),

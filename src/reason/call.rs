@@ -168,6 +168,10 @@ named! {
                 "Writing failed, so the gallery answers reads only; the message says why.";
             GalleryClosed "GALLERY_CLOSED" (Unavailable, Long)
                 "The gallery is being reopened, or the server is shutting down.";
+            DatabaseUnreachable "DATABASE_UNREACHABLE" (Unavailable, Long)
+                "The database that servers share (`store.url`) cannot be reached. A write may have happened all the same; asking again is safe.";
+            GalleryLoading "GALLERY_LOADING" (Unavailable, Long)
+                "This server is loading its copy of a shared gallery.";
             GalleryUnreadable "GALLERY_UNREADABLE" (DataLoss, Operator)
                 "What the gallery stored cannot be read.";
             GalleryRefused "GALLERY_REFUSED" (FailedPrecondition, Resolve)

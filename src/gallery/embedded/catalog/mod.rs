@@ -27,6 +27,7 @@ use crate::cancellation::spawn_cancellable;
 use crate::durable::{
     DirectoryLock, Folder, PartialFolder, discard_folder, ensure_folder, remove_partial, tenant_folder,
 };
+use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, ImportBounds, Imports, Listing, NewGallery,
     Place, Quotas, Slot, Unserved,
@@ -322,6 +323,15 @@ impl CatalogStore for EmbeddedCatalog {
         census
     }
 
+    /// Nobody else has its galleries.
+    async fn move_to(&self, _: ModelDigest, _: bool) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
+    async fn leads_move(&self, _: ModelDigest) -> bool {
+        true
+    }
+
     async fn close(&self) {
         let catalog = self.clone();
         if let Err(cause) = spawn_blocking(move || Self::close(&catalog)).await {
@@ -358,7 +368,7 @@ fn slot(opened: &Opened) -> Slot {
 fn open_gallery(path: &Path, settings: &EmbeddedSettings, allowance: &Arc<Allowance>) -> Opened {
     let bounds =
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
-    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {
+    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds, None).and_then(|writer| {
         EmbeddedGallery::start(writer, settings.queue)
             .map_err(|cause| OpenError::Io { file: "its thread", cause })
     });

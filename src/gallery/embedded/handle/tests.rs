@@ -22,7 +22,7 @@ fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
     let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 100, bytes_per_tenant: u64::MAX };
     let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
     let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
-    let writer = Writer::open(Arc::new(disk.clone()), bounds).expect("whole");
+    let writer = Writer::open(Arc::new(disk.clone()), bounds, None).expect("whole");
     EmbeddedGallery::start(writer, SETTINGS).expect("a thread")
 }
 
