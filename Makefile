@@ -67,9 +67,9 @@ python: ## Installs what the Python client and the drawn images of the tests nee
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 
-operators: ## Installs what the tests of deploy/ need beside that, as root, where it is missing
-	command -v prometheus >/dev/null && command -v haproxy >/dev/null || { apt-get update --quiet=2 && \
-		apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy; }
+operators: ## Installs the programs of operators that tests run, as root, where they are missing
+	command -v prometheus >/dev/null && command -v haproxy >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { \
+		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy postgresql; }
 
 clients: python ## Installs what compiles the clients of examples/, Debian's Go as root, where it is missing
 	which go protoc protoc-gen-go protoc-gen-go-grpc >/dev/null && test -d /usr/share/gocode/src/google.golang.org/grpc || { \
