@@ -253,7 +253,7 @@ fn a_vit_of_another_width_is_refused_however_much_wider_or_narrower_it_is() {
         StartingPoint::take(&mut initial, &TINY.into(), &file, (Kind::Imagenet, &WeightsChoice::Own))
     };
     for width in 1..=9 {
-        let side = |length: usize| if length % 4 == 0 { length / 4 * width } else { length };
+        let side = |length: usize| if length.is_multiple_of(4) { length / 4 * width } else { length };
         let resized = |name: &str, tensor: &HostTensor| {
             // What is of the width of an embedding; a patch has pixels and channels.
             let shape: Vec<usize> = match &tensor.shape[..] {

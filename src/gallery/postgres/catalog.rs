@@ -161,7 +161,7 @@ impl PostgresCatalog {
         id: i64,
     ) -> Result<Gallery, CatalogError> {
         let opened = self.open_or_load(tenant, name, id)?;
-        Ok(served(&opened)?)
+        served(&opened)
     }
 
     /// Leaves a draft to the sweeper.

@@ -167,7 +167,7 @@ async fn a_gallery_of_three_servers_is_one_gallery() {
     for (model, snapshot) in held {
         model.check(&*snapshot);
     }
-    let exports = futures_util::future::join_all(servers.iter().map(|server| whole(server))).await;
+    let exports = futures_util::future::join_all(servers.iter().map(whole)).await;
     let fresh = shared.open().await;
     assert!(exports.iter().all(|export| *export == exports[0]), "all servers have the same");
     assert_eq!(whole(&fresh).await, exports[0], "and so has one that starts with nothing");
