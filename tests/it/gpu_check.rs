@@ -101,7 +101,7 @@ fn a_device_that_is_not_there_is_one_line_and_exit_code_2() {
         assert!(error.contains(cause) && output.stdout.is_empty(), "{error}");
     };
     refused(&["--device", "cuda:99"], "cuda:99 is not available");
-    refused(&["--device", "gpu"], "gpu is neither \"cpu\" nor \"cuda:N\"");
+    refused(&["--device", "gpu"], "invalid value 'gpu'");
     refused(&["--device", "cpu", "--torch", "/nowhere"], "no libtorch in /nowhere");
     refused(&["--device", "cpu", "--binary", "/nowhere"], "/nowhere is not there or cannot be run");
 }

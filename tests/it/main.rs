@@ -65,4 +65,5 @@ mod training_on_galleries;
 #[cfg(feature = "torch")]
 mod typed;
 mod uploads;
+#[cfg(feature = "torch")]
 mod usage;

@@ -10,7 +10,6 @@
 
 mod catalog;
 mod delta;
-mod draft;
 mod gallery;
 mod journal;
 mod link;

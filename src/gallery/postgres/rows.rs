@@ -31,7 +31,7 @@ macro_rules! query {
     };
 }
 
-pub(super) use {execute, query};
+pub(in crate::gallery::postgres) use {execute, query};
 
 /// Columns of `entries`, one value a row.
 #[derive(Debug, Default)]

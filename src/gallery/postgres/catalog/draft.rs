@@ -3,21 +3,21 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::catalog::PostgresCatalog;
-use super::link::Transaction;
-use super::rows::{EntryColumns, execute, insert_chips, insert_vectors, query};
+use super::PostgresCatalog;
 use crate::cancellation::Cancellation;
 use crate::gallery::catalog::{CatalogError, DraftError, DraftRow, GalleryDraft, GalleryName};
 use crate::gallery::embedded::{Allowance, NewRow, SealedRow, sealed_about};
 use crate::gallery::entry::{EntryId, Time};
 use crate::gallery::index::RowId;
+use crate::gallery::postgres::link::Transaction;
+use crate::gallery::postgres::rows::{EntryColumns, execute, insert_chips, insert_vectors, query};
 use crate::gallery::store::{About, Gallery, StoreError};
 
 /// Rows and bytes that are written together.
 const ROWS_MAX: usize = 500;
 const BYTES_MAX: u64 = 8 << 20;
 /// A draft that nobody adds to any more is swept.
-pub const DRAFT_LIFE: &str = "1 hour";
+const DRAFT_LIFE: &str = "1 hour";
 
 pub struct PostgresDraft {
     catalog: PostgresCatalog,

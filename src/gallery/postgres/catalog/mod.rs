@@ -1,5 +1,7 @@
 //! All galleries of a database, by tenant and name.
 
+mod draft;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,8 @@ use async_trait::async_trait;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::draft::PostgresDraft;
+use draft::PostgresDraft;
+
 use super::gallery::PostgresGallery;
 use super::link::{Database, Transaction};
 use super::load::{load_copy, open_copy};
@@ -107,23 +110,23 @@ impl PostgresCatalog {
         Ok(catalog)
     }
 
-    pub(super) fn database(&self) -> &Database {
+    fn database(&self) -> &Database {
         &self.0.database
     }
 
-    pub(super) fn quotas(&self) -> &Quotas {
+    fn quotas(&self) -> &Quotas {
         &self.0.settings.quotas
     }
 
     /// What a tenant's copies on this server may take together.
-    pub(super) fn allowance(&self, tenant: &str) -> Arc<Allowance> {
+    fn allowance(&self, tenant: &str) -> Arc<Allowance> {
         let limit = self.quotas().bytes_per_tenant;
         let allowance = || Arc::new(Allowance::new(limit));
         self.state().allowances.entry(tenant.to_owned()).or_insert_with(allowance).clone()
     }
 
     /// Names a draft, with its next row, bytes and entries. Blocks.
-    pub(super) fn name_draft(
+    fn name_draft(
         &self,
         tenant: &str,
         name: &GalleryName,
@@ -154,18 +157,13 @@ impl PostgresCatalog {
     }
 
     /// Opens a gallery that was just named. Blocks.
-    pub(super) fn open_named(
-        &self,
-        tenant: &str,
-        name: &GalleryName,
-        id: i64,
-    ) -> Result<Gallery, CatalogError> {
+    fn open_named(&self, tenant: &str, name: &GalleryName, id: i64) -> Result<Gallery, CatalogError> {
         let opened = self.open_or_load(tenant, name, id)?;
         served(&opened)
     }
 
     /// Leaves a draft to the sweeper.
-    pub(super) fn discard(&self, id: i64) {
+    fn discard(&self, id: i64) {
         let database = self.0.database.clone();
         self.0.database.handle().spawn(async move {
             let discarded = database
