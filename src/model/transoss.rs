@@ -8,6 +8,7 @@ mod golden;
 
 use tch::Tensor;
 
+use super::int8::RoundedLayers;
 use super::linear::{Activation, Linear, Plan};
 use super::network::{Input, Mode, Network};
 use super::tensors::Tensors;
@@ -32,9 +33,14 @@ pub struct TransOss {
 
 impl TransOss {
     /// See [`super::build::network`].
-    pub fn new(architecture: &TransOssArchitecture, tensors: &Tensors, choice: &Choice) -> Self {
+    pub fn new(
+        architecture: &TransOssArchitecture,
+        tensors: &Tensors,
+        choice: &Choice,
+        rounded: &RoundedLayers,
+    ) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
-        let names = Names { tensors, prefix: String::new(), plan };
+        let names = Names { tensors, prefix: String::new(), plan, rounded };
         let heads = architecture.heads as i64;
         let base = names.sub("base");
         Self {
@@ -69,11 +75,12 @@ struct Names<'a> {
     tensors: &'a Tensors,
     prefix: String,
     plan: &'a Plan,
+    rounded: &'a RoundedLayers,
 }
 
 impl Names<'_> {
     fn sub(&self, part: &str) -> Names<'_> {
-        Names { tensors: self.tensors, prefix: format!("{}{part}.", self.prefix), ..*self }
+        Names { prefix: format!("{}{part}.", self.prefix), ..*self }
     }
 
     fn get(&self, name: &str) -> Tensor {
@@ -83,7 +90,14 @@ impl Names<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let layer = self.sub(name);
-        let linear = Linear::new(layer.get("weight"), layer.get("bias"), self.plan);
+        let tensors = || (layer.get("weight"), layer.get("bias"));
+        let linear = match self.plan.is_int8() {
+            true => Linear::rounded(&format!("{}{name}", self.prefix), tensors, self.rounded),
+            false => {
+                let (weight, bias) = tensors();
+                Linear::new(weight, bias, self.plan)
+            }
+        };
         linear.unwrap_or_else(|cause| panic!("{}: {cause}", layer.prefix))
     }
 }
@@ -222,6 +236,10 @@ impl Block {
 
     /// [B, N, D] -> [B, N, D]; `place` is the position in the stack, from 0 to 1.
     fn forward(&self, x: Tensor, mode: &mut Mode, place: f64) -> Tensor {
+        if matches!(mode, Mode::Evaluate) {
+            let x = self.attention.added_to(&x, &self.norm1.forward(&x));
+            return self.mlp.added_to(&x, &self.norm2.forward(&x));
+        }
         let attended = self.attention.forward(&self.norm1.forward(&x));
         let x = x + keep_some(attended, mode, place);
         let transformed = self.mlp.forward(&self.norm2.forward(&x));
@@ -259,10 +277,19 @@ struct Attention {
 impl Attention {
     /// [B, N, D] -> [B, N, D]
     fn forward(&self, x: &Tensor) -> Tensor {
+        self.proj.forward(&self.attended(x), Activation::None)
+    }
+
+    /// The same, added to `residual`.
+    fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        self.proj.added_to(residual, &self.attended(x))
+    }
+
+    /// [B, N, D] -> [B, N, D], heads side by side.
+    fn attended(&self, x: &Tensor) -> Tensor {
         let (b, n, d) = x.size3().expect("tokens have three axes");
         let [q, k, v] = self.queries_keys_values(x);
-        let attended = attend(&q, &k, &v);
-        self.proj.forward(&attended.transpose(1, 2).reshape([b, n, d]), Activation::None)
+        attend(&q, &k, &v).transpose(1, 2).reshape([b, n, d])
     }
 
     /// Three times [B, H, N, h].
@@ -289,6 +316,11 @@ impl Mlp {
     /// [B, N, D] -> [B, N, D]
     fn forward(&self, x: &Tensor) -> Tensor {
         self.fc2.forward(&self.fc1.forward(x, Activation::Gelu), Activation::None)
+    }
+
+    /// The same, added to `residual`.
+    fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        self.fc2.added_to(residual, &self.fc1.forward(x, Activation::Gelu))
     }
 }
 
