@@ -2,8 +2,8 @@
 
 use std::arch::asm;
 
-use super::kernel::Codes;
-use super::weight::{DEPTH, PANEL, STEP};
+use super::layout::{DEPTH, PANEL, STEP};
+use super::operands::Codes;
 
 /// Two tiles of inputs, by two of weights, make four tiles of sums.
 pub const ROWS: usize = 32;

@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::chain::{Chains, LONG, SHORT, STRIP};
-use super::kernel::Codes;
-use super::weight::{GROUP, PANEL, Panel, STEP};
+use super::layout::{GROUP, PANEL, STEP};
+use super::operands::{Codes, Panel};
 
 /// Sums in 32 and in 16 bits, two of each a row, leave four of the 16 registers for weights and inputs.
 pub const ROWS: usize = 3;

@@ -2,8 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::kernel::Codes;
-use super::weight::{GROUP, PANEL, STEP};
+use super::layout::{GROUP, PANEL, STEP};
+use super::operands::Codes;
 
 /// Two sums a row leave four of the 32 registers for weights and inputs. A chip of 130 tokens is ten times as many.
 pub const ROWS: usize = 13;

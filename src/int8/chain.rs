@@ -5,7 +5,7 @@
 //! between 127 times the negative weights' and 127 times the positive weights' sum. Where both fit 16 bits, for every
 //! output, the sums are added first and widened once.
 
-use super::weight::{GROUP, PANEL, STEP};
+use super::layout::{GROUP, PANEL, STEP};
 
 /// Outputs that are computed at a time: two vectors of eight.
 pub const STRIP: usize = 16;
@@ -50,31 +50,34 @@ fn of_strip(groups: Vec<Reach>) -> Chains {
     chains
 }
 
-/// Takes chains of `length` out of the groups that are left, each group in the first chain that it fits.
+/// Takes chains of `length` out of the groups that are left: each group starts one, which the next ones that fit join.
 fn take(groups: &[Reach], left: &mut Vec<u16>, length: usize) -> Vec<u16> {
     let mut taken = Vec::new();
-    let mut rest = Vec::new();
-    while let Some(first) = (left.len() >= length).then(|| left.remove(0)) {
-        let (mut chain, mut reach) = (vec![first], groups[usize::from(first)].clone());
-        left.retain(|group| {
-            let joined = (chain.len() < length).then(|| reach.joined(&groups[usize::from(*group)])).flatten();
-            if let Some(joined) = joined {
-                chain.push(*group);
-                reach = joined;
-                return false;
+    let mut is_taken = vec![false; left.len()];
+    for first in 0..left.len() {
+        if is_taken[first] {
+            continue;
+        }
+        let (mut chain, mut reach) = (vec![first], groups[usize::from(left[first])].clone());
+        for next in first + 1..left.len() {
+            if chain.len() == length {
+                break;
             }
-            true
-        });
+            if is_taken[next] {
+                continue;
+            }
+            if let Some(joined) = reach.joined(&groups[usize::from(left[next])]) {
+                chain.push(next);
+                reach = joined;
+            }
+        }
         if chain.len() == length {
-            taken.extend(chain);
-        } else {
-            rest.push(first);
-            left.extend(&chain[1..]);
-            left.sort_unstable();
+            taken.extend(chain.iter().map(|place| left[*place]));
+            chain.into_iter().for_each(|place| is_taken[place] = true);
         }
     }
-    left.extend(rest);
-    left.sort_unstable();
+    let mut place = 0..;
+    left.retain(|_| !is_taken[place.next().expect("endless")]);
     taken
 }
 

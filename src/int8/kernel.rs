@@ -1,6 +1,7 @@
 //! Products of u8 inputs and s8 weights, with the processor's best instructions.
 
-use super::weight::{GROUP, PANEL, Panel, STEP};
+use super::layout::{GROUP, PANEL, STEP};
+use super::operands::{Codes, Panel};
 #[cfg(target_arch = "x86_64")]
 use crate::processor::{Level, Processor};
 
@@ -107,14 +108,6 @@ pub enum Width {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
-}
-
-/// Rows of inputs, `[count, stride]` of which the first inputs are used.
-#[derive(Clone, Copy, Debug)]
-pub struct Codes<'a> {
-    pub codes: &'a [u8],
-    pub stride: usize,
-    pub count: usize,
 }
 
 fn portable(rows: Codes<'_>, panel: &[i8], sums: &mut [[i32; PANEL]]) {

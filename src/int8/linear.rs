@@ -5,8 +5,11 @@ use std::thread;
 
 use super::finish::{self, After, Block, Columns, Residual};
 use super::kernel::Kernel;
+use super::layout::PANEL;
+#[cfg(target_arch = "x86_64")]
+use super::memory::LINE;
 use super::rows::Rows;
-use super::weight::{PANEL, Weight};
+use super::weight::Weight;
 
 /// Bytes of codes that stay in the second-level cache while all weights pass by.
 const CHUNK: usize = 768 << 10;
@@ -30,9 +33,16 @@ thread_local! {
 }
 
 impl Linear8 {
+    /// For the fastest kernel here.
+    ///
     /// # Panics
     /// If `weight` or `bias` has another length, or there are more than `INPUTS_MAX` inputs.
-    pub fn new(weight: &[f32], bias: &[f32], inputs: usize, kernel: Kernel) -> Self {
+    pub fn new(weight: &[f32], bias: &[f32], inputs: usize) -> Self {
+        Self::with(Kernel::detect(), weight, bias, inputs)
+    }
+
+    /// For a kernel that the processor supports.
+    pub(super) fn with(kernel: Kernel, weight: &[f32], bias: &[f32], inputs: usize) -> Self {
         let weight = Weight::new(weight, bias.len(), inputs, kernel);
         let mut bias = bias.to_vec();
         bias.resize(weight.panels() * PANEL, 0.0);
@@ -103,6 +113,11 @@ impl Linear8 {
                 let codes = rows.codes(first, kernel.rows());
                 let now =
                     ahead.split_off(..ahead.len().min(panel.codes.len().div_ceil(4))).unwrap_or_default();
+                // Without this, a panel of many rows waits for a page and two lines at every row.
+                for row in first..first + codes.count {
+                    prefetch(&out[row * outputs + start..]);
+                    residual.iter().for_each(|residual| prefetch(&residual[row * outputs + start..]));
+                }
                 kernel.sums(codes, panel, now, sums);
                 let block = Block {
                     sums: &sums[..codes.count],
@@ -121,4 +136,15 @@ impl Linear8 {
 
 fn padded<T>(values: &[T], start: usize) -> &[T; PANEL] {
     values[start..].first_chunk().expect("padded to whole panels")
+}
+
+/// Fetches a row's outputs of one panel while others are computed.
+#[inline(always)]
+fn prefetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks(LINE / size_of::<f32>()).take(PANEL * size_of::<f32>() / LINE) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        // SAFETY: processors without the instruction ignore it, and it affects nothing but caches.
+        unsafe { _mm_prefetch::<_MM_HINT_ET0>(line.as_ptr().cast()) };
+    }
 }

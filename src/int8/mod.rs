@@ -12,14 +12,15 @@ mod avx512;
 mod chain;
 mod finish;
 mod kernel;
+mod layout;
 mod linear;
 mod memory;
+mod operands;
 mod rows;
 #[cfg(test)]
 mod tests;
 mod weight;
 
 pub use finish::After;
-pub use kernel::Kernel;
+pub use layout::INPUTS_MAX;
 pub use linear::Linear8;
-pub use weight::INPUTS_MAX;

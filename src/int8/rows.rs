@@ -1,8 +1,9 @@
 //! Inputs of a linear layer as u8, with a scale and a zero point for each row.
 
-use super::kernel::{Codes, Kernel, Width};
+use super::kernel::{Kernel, Width};
+use super::layout::{DEPTH, ROUND};
 use super::memory::{LINE, Lines};
-use super::weight::DEPTH;
+use super::operands::Codes;
 
 /// Input `k` of row `m` is about `scales[m] * (codes[m][k] - zeros[m])`. The memory is used again for the next rows.
 #[derive(Debug, Default)]
@@ -80,9 +81,7 @@ fn one(row: &[f32], codes: &mut [u8], max: f32) -> Scaling {
     // Not a number where one of the inputs is not, or is infinite.
     let scale = (high - low) / max;
     let per_step = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-    let zero = (-low * per_step).round_ties_even();
-    // Adding this rounds to a whole number, ties to even, and leaves it in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
+    let zero = (-low * per_step + ROUND) - ROUND;
     let code = |input: f32| {
         let exact = input * per_step + zero;
         // Comparisons, unlike `max`, are one instruction each; whatever is not a number becomes 0.
@@ -118,12 +117,19 @@ fn range(row: &[f32]) -> (f32, f32) {
         }
     }
     for (lane, input) in rest.iter().enumerate() {
-        low[lane] = low[lane].min(*input);
-        high[lane] = high[lane].max(*input);
+        low[lane] = if *input < low[lane] { *input } else { low[lane] };
+        high[lane] = if *input > high[lane] { *input } else { high[lane] };
         finite[lane] += input * 0.0;
     }
-    let doubt: f32 = finite.iter().sum();
-    let low = low.iter().fold(0.0_f32, |low, lane| low.min(*lane));
-    let high = high.iter().fold(0.0_f32, |high, lane| high.max(*lane));
-    (low + doubt, high + doubt)
+    // By halves, as vectors are.
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            low[lane] = if low[lane + half] < low[lane] { low[lane + half] } else { low[lane] };
+            high[lane] = if high[lane + half] > high[lane] { high[lane + half] } else { high[lane] };
+            finite[lane] += finite[lane + half];
+        }
+        half /= 2;
+    }
+    (low[0] + finite[0], high[0] + finite[0])
 }

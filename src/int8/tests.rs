@@ -2,10 +2,12 @@
 
 use proptest::prelude::*;
 
-use super::kernel::Codes;
+use super::kernel::Kernel;
+use super::layout::PANEL;
 use super::memory::Lines;
+use super::operands::Codes;
 use super::rows::Rows;
-use super::weight::{PANEL, Weight};
+use super::weight::Weight;
 use super::*;
 
 /// How inputs and weights are drawn: anywhere, or only the largest, where sums would overflow first.
@@ -103,7 +105,7 @@ proptest! {
         let residual = normal(seed ^ 3, rows * outputs);
         let after = if is_gelu { After::Gelu } else { After::Nothing };
         for kernel in Kernel::every() {
-            let layer = Linear8::new(&weight, &bias, inputs, kernel);
+            let layer = Linear8::with(kernel, &weight, &bias, inputs);
             let mut out = vec![f32::NAN; rows * outputs];
             layer.forward(&x, after, is_added.then_some(&residual), &mut out, threads);
             for (row, (x, out)) in x.chunks(inputs).zip(out.chunks(outputs)).enumerate() {
@@ -137,7 +139,7 @@ fn exact_gelu(x: f64) -> f64 {
 
 /// A layer whose only weight is 1, so that its output is the activation of a rounded input.
 fn activation(kernel: Kernel, xs: &[f32]) -> Vec<f32> {
-    let layer = Linear8::new(&[1.0], &[0.0], 1, kernel);
+    let layer = Linear8::with(kernel, &[1.0], &[0.0], 1);
     let mut out = vec![0.0; xs.len()];
     layer.forward(xs, After::Gelu, None, &mut out, 1);
     out
@@ -160,7 +162,7 @@ fn gelu_is_within_its_bound() {
 #[test]
 fn what_is_no_number_stays_none_and_spoils_no_other_row() {
     for kernel in Kernel::every() {
-        let layer = Linear8::new(&vec![0.5; 40 * 70], &[0.25; 40], 70, kernel);
+        let layer = Linear8::with(kernel, &vec![0.5; 40 * 70], &[0.25; 40], 70);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for (after, at) in [(After::Nothing, 0), (After::Gelu, 69)] {
                 let mut x = vec![1.0; 3 * 70];

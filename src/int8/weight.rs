@@ -2,19 +2,9 @@
 
 use super::chain::{self, Chains};
 use super::kernel::Kernel;
+use super::layout::{DEPTH, GROUP, INPUTS_MAX, PANEL, ROUND, STEP};
 use super::memory::Lines;
-
-/// Outputs of a panel: what a kernel computes at a time.
-pub const PANEL: usize = 32;
-/// Inputs that are multiplied and added by one instruction, per output.
-pub const GROUP: usize = 4;
-/// Bytes of a panel's weights for one group of inputs.
-pub const STEP: usize = PANEL * GROUP;
-/// Inputs are padded to a multiple of this: the inputs in a tile of AMX.
-pub const DEPTH: usize = 64;
-/// The most inputs of a layer. Sums of products and their corrections, each at most `255 * 127` an input, then
-/// differ by less than an i32 holds.
-pub const INPUTS_MAX: usize = 32_768;
+use super::operands::Panel;
 
 /// `[outputs, inputs]`: the weight of output `n` is about `scales[n]` times its code.
 #[derive(Debug)]
@@ -30,15 +20,6 @@ pub struct Weight {
     /// For the AVX2 kernel only.
     chains: Vec<Chains>,
     pub kernel: Kernel,
-}
-
-/// The part of a weight that computes `PANEL` outputs.
-#[derive(Clone, Copy, Debug)]
-pub struct Panel<'a> {
-    /// `[groups, PANEL, GROUP]`, aligned to a cache line.
-    pub codes: &'a [i8],
-    /// Empty for other kernels than AVX2's.
-    pub chains: &'a [Chains],
 }
 
 impl Weight {
@@ -60,7 +41,7 @@ impl Weight {
             scales[output] = largest / 127.0;
             for (input, weight) in row.iter().enumerate() {
                 // The range holds, by the choice of the scale.
-                let code = (weight * per_code).round_ties_even() as i8;
+                let code = (weight * per_code + ROUND).to_bits() as i8;
                 bytes[start + input / GROUP * STEP + input % GROUP] = code.cast_unsigned();
                 sums[output] += i32::from(code);
             }

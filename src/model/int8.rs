@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::int8::{After, INPUTS_MAX, Kernel, Linear8};
+use crate::int8::{After, INPUTS_MAX, Linear8};
 
 /// The layers of a model by name, rounded by the first network that needs them.
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ pub fn round(weight: &Tensor, bias: &Tensor) -> Result<Linear8, TchError> {
         )));
     }
     let [weight, bias] = [on_cpu(weight)?, on_cpu(bias)?];
-    Ok(Linear8::new(numbers(&weight), numbers(&bias), inputs as usize, Kernel::detect()))
+    Ok(Linear8::new(numbers(&weight), numbers(&bias), inputs as usize))
 }
 
 /// [rows, inputs] -> [rows, outputs], plus `residual` of that shape.
