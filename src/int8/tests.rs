@@ -148,7 +148,7 @@ fn activation(kernel: Kernel, xs: &[f32]) -> Vec<f32> {
 #[test]
 fn gelu_is_within_its_bound() {
     let xs: Vec<f32> =
-        (-120_000..=120_000).map(|step| step as f32 * 1e-4).chain([-100.0, 100.0, -1e6, 1e6]).collect();
+        (-12_000..=12_000).map(|step| step as f32 * 1e-3).chain([-100.0, 100.0, -1e6, 1e6]).collect();
     for kernel in Kernel::every() {
         for (x, found) in xs.iter().zip(activation(kernel, &xs)) {
             let exact = exact_gelu(f64::from(*x));
