@@ -7,6 +7,8 @@
 pub mod processor;
 /// The number formats that networks compute in, and the kernels for matrix products.
 pub mod arithmetic;
+/// Linear layers in int8.
+pub mod int8;
 /// How much of something may be held at once.
 pub mod budget;
 /// Cancellation of work that is no longer needed.

@@ -180,6 +180,9 @@ impl Kernels {
 }
 
 fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
+    if config.encoder.precision == Precision::Int8 {
+        bail!("encoder.precision \"int8\" needs encoder.device \"cpu\"");
+    }
     if config.encoder.linear == Linear::Onednn {
         bail!("encoder.linear \"onednn\" needs encoder.device \"cpu\"");
     }
@@ -249,8 +252,8 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
         metrics::linear_timing(timing.kernel.name(), precision.name(), timing.chips, timing.took);
     }
     for (chips, chosen) in choice.kernels() {
-        for kernel in Kernel::ALL {
-            metrics::linear_kernel(kernel.name(), precision.name(), level.name(), *chips, kernel == *chosen);
+        for kernel in Kernel::of(precision) {
+            metrics::linear_kernel(kernel.name(), precision.name(), level.name(), *chips, kernel == chosen);
         }
     }
 }

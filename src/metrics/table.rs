@@ -105,8 +105,8 @@ const COMMIT_OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0
 const SERVICE: (&str, &str) =
     ("grpc_service", "a service of the contract, of health or reflection; `unknown`");
 const METHOD: (&str, &str) = ("grpc_method", "its method; `unknown`");
-const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`");
-const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`");
+const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`, `int8`");
+const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`, `int8`");
 const BATCH_SIZE: (&str, &str) =
     ("batch", "chips, `1` to `encoder.batch_max`; it stands for smaller ones down to the next");
 const THREAD: (&str, &str) = ("thread", "`device-0` and so on, one for each of `encoder.workers`");
@@ -403,7 +403,7 @@ pub const TABLE: &[Group] = &[
                     PRECISION,
                     (
                         "isa",
-                        "`avx2`, `avx2_vnni_2`, `avx512`, `avx512_vnni`, `avx512_bf16`: what the CPU has",
+                        "`avx2`, `avx2_vnni_2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`: what the CPU has",
                     ),
                     BATCH_SIZE,
                 ],
