@@ -27,7 +27,7 @@ impl Rows {
         let count = rows.len() / inputs.max(1);
         // An odd number of cache lines spreads a column of rows over all sets of a cache.
         self.stride = inputs.next_multiple_of(DEPTH) + LINE;
-        if self.stride / LINE % 2 == 0 {
+        if (self.stride / LINE).is_multiple_of(2) {
             self.stride += LINE;
         }
         self.codes.reserve(count * self.stride);
@@ -37,13 +37,17 @@ impl Rows {
         let max = f32::from(kernel.code_max());
         match kernel.width() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: a kernel is only chosen where the processor has its instructions.
             Width::Avx512 => {
-                rows.for_each(|(row, codes)| self.scaling.push(unsafe { avx512(row, codes, max) }))
+                // SAFETY: a kernel is only chosen where the processor has its instructions.
+                let round = |(row, codes)| unsafe { avx512(row, codes, max) };
+                self.scaling.extend(rows.map(round));
             }
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: as above.
-            Width::Avx2 => rows.for_each(|(row, codes)| self.scaling.push(unsafe { avx2(row, codes, max) })),
+            Width::Avx2 => {
+                // SAFETY: as above.
+                let round = |(row, codes)| unsafe { avx2(row, codes, max) };
+                self.scaling.extend(rows.map(round));
+            }
             Width::Portable => rows.for_each(|(row, codes)| self.scaling.push(one(row, codes, max))),
         }
     }
