@@ -71,7 +71,7 @@ fn every_step_passes_on_the_cpu() {
     assert!(output.status.success(), "{rows:?}\n{error}");
     for what in [
         "every variant and batch gives the recorded features",
-        "every kernel points in bf16 where f32 does",
+        "every kernel points in bf16 and in int8 where f32 does",
         "training moves the neck and drops branches",
         "three fine tuning steps are the recorded ones",
         "tiny f32: chips in a batch, mean",
