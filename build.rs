@@ -1,5 +1,5 @@
 //! Compiles the protos, in pure Rust, and keeps their descriptors for reflection; with libtorch, also compiles the
-//! shim over it and tells the binaries where it lies.
+//! shims over it and tells the binaries where it lies.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     name_build()?;
     compile_protos()?;
     #[cfg(feature = "torch")]
-    torch::compile_shim_and_link()?;
+    torch::compile_shims_and_link()?;
     Ok(())
 }
 
@@ -46,24 +46,30 @@ mod torch {
     use std::error::Error;
     use std::path::{Path, PathBuf};
 
-    const SHIM: &str = "src/model/shim.cpp";
+    const SHIMS: [&str; 2] = ["src/model/shim.cpp", "src/distributed/shim.cpp"];
+    /// Stands for gloo's headers, which libtorch lacks.
+    const GLOO: &str = "src/distributed/gloo";
 
-    pub fn compile_shim_and_link() -> Result<(), Box<dyn Error>> {
+    pub fn compile_shims_and_link() -> Result<(), Box<dyn Error>> {
         let given = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB")?);
         let library = given.canonicalize().map_err(|cause| {
             format!("no libtorch at {}: {cause}; `make setup` fetches it", given.display())
         })?;
         let include = library.join("../include");
-        println!("cargo:rerun-if-changed={SHIM}");
+        for source in SHIMS.iter().chain([&GLOO]) {
+            println!("cargo:rerun-if-changed={source}");
+        }
         cc::Build::new()
             .cpp(true)
             .std("c++20")
-            .file(SHIM)
+            .files(SHIMS)
+            .define("USE_C10D_GLOO", None)
+            .include("src/distributed")
             .flag("-isystem")
             .flag(&include)
             .flag("-isystem")
             .flag(include.join("torch/csrc/api/include"))
-            .compile("shipreid_shim");
+            .compile("shipreid_shims");
         // Where it was built, and where the container and packages put it.
         for place in [library.as_path(), Path::new("$ORIGIN/../lib/shipreid/torch/lib")] {
             println!("cargo:rustc-link-arg=-Wl,-rpath,{}", place.display());

@@ -44,6 +44,8 @@ pub mod sheet;
 /// TransOSS on libtorch.
 #[cfg(feature = "torch")]
 pub mod model;
+/// Processes that train together.
+pub mod distributed;
 /// Data sets, samplers, augmentation, schedules; losses, optimizers, the learner.
 pub mod train;
 /// Training jobs in the background.

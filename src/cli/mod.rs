@@ -35,6 +35,7 @@ mod step;
 mod synth;
 mod train;
 mod train_job;
+mod train_ranks;
 mod train_remotely;
 mod training_bar;
 mod usage;

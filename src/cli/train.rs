@@ -11,12 +11,14 @@ use clap::Args;
 use shipreid::app;
 use shipreid::cancellation::Cancellation;
 use shipreid::config::{Config, Sources};
+use shipreid::distributed::World;
 use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName, Run, RunError, Shard,
-    TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation, pace_on_cpu, start_report,
+    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName,
+    Ranks as TrainingRanks, Run, RunError, TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation,
+    other_world_size, pace_on_cpu, start_report,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
@@ -25,6 +27,7 @@ use super::access::endpoint_of_environment;
 use super::destination::ForceFlag;
 use super::eval::{TestSet, table};
 use super::signals::interrupted;
+use super::train_ranks::{Ranks, tell_failure};
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
 use super::{Failure, Refusal, output, prepare, train_job};
@@ -64,9 +67,13 @@ pub struct Train {
     data_roots: Vec<PathBuf>,
     #[command(flatten)]
     force: ForceFlag,
-    /// "cpu" or "cuda:N".
+    /// "cpu" or "cuda:N"; several processes use the devices from N on.
     #[arg(long, default_value = "cpu", value_parser = device)]
     device: String,
+    /// Processes that train together on this machine, each on a device or its share of the cores. Under torchrun, which
+    /// starts them itself, leave it out.
+    #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    processes: u16,
     /// Folder of a job; servers start their training processes with it.
     #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
     job: Option<PathBuf>,
@@ -86,18 +93,24 @@ impl Train {
             let config = self.remote_config().map_err(Failure::Unusable)?;
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
-        prepare(app::cores())?;
         if self.remote.validates_only() {
+            prepare(app::cores())?;
             return self.validate().map_err(Failure::Unusable);
         }
+        let ranks = Ranks::start(self.processes.into()).map_err(Failure::Unusable)?;
+        prepare((app::cores() / ranks.on_this_machine()).max(1))?;
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
         telemetry::install(&server.telemetry)?;
         let asked = self.asked().map_err(Failure::Unusable)?;
-        self.check_unfinished(&asked.out)?;
-        let run = self.prepare(&asked).map_err(Failure::Unusable)?;
-        let Trained { model, delivered } = self.train(&asked, run)?;
+        if ranks.leads() {
+            self.check_unfinished(&asked.out)?;
+        }
+        let (run, world) = self.prepare(&asked, &ranks).map_err(Failure::Unusable)?;
+        let trained = self.train(&asked, run, ranks.leads());
+        let trained = trained.map_err(|cause| said(cause, world.as_deref()));
+        let Some(Trained { model, delivered }) = trained? else { return Ok(()) };
         output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
@@ -218,22 +231,41 @@ impl Train {
         Ok((config, out))
     }
 
-    fn prepare(&self, RunRequest { source, config, out }: &RunRequest) -> anyhow::Result<Run> {
-        let device = Device::open(&self.device)?;
-        let gathered = TrainingInputs::gather(config, &self.data_roots()?, Shard::default());
+    /// A run, with the processes that take part in it.
+    fn prepare(
+        &self,
+        RunRequest { source, config, out }: &RunRequest,
+        ranks: &Ranks,
+    ) -> anyhow::Result<(Run, Option<Arc<World>>)> {
+        let device = Device::open(&ranks.device(&self.device))?;
+        let gathered = TrainingInputs::gather(config, &self.data_roots()?, ranks.shard());
         let inputs = self.with_pace(config, &device, gathered);
         let inputs =
             inputs.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
         let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
         let checkpoints = Checkpoints::open(&out.join(CHECKPOINTS), keep, keep_best)?;
-        inputs.start_report(config).for_each(output::say);
-        Ok(Run::new(config, inputs, device, checkpoints, app::cores()))
+        if ranks.leads() {
+            inputs.start_report(config).for_each(output::say);
+        }
+        let world = ranks.join(config, &inputs)?;
+        let run = Run::new(config, inputs, device, checkpoints, app::cores() / ranks.on_this_machine());
+        let Some(world) = world else { return Ok((run, None)) };
+        let others = TrainingRanks::new(Arc::clone(&world));
+        Ok((run.among(others, config.loss.gather_features), Some(world)))
     }
 
-    fn train(&self, asked: &RunRequest, run: Run) -> anyhow::Result<Trained> {
+    /// Trains; the process that leads shows and logs what happens.
+    fn train(&self, asked: &RunRequest, run: Run, leads: bool) -> anyhow::Result<Option<Trained>> {
+        let stop = interrupted()?;
+        if !leads {
+            let stops = || stop.load(Ordering::Relaxed);
+            let trained =
+                run.train(&mut |_| if stops() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) });
+            return Ok(trained?);
+        }
         let events = asked.out.join(EVENTS);
         let mut log = EventLog::open(&events).with_context(|| events.display().to_string())?;
-        let mut terminal = Terminal::new(interrupted()?);
+        let mut terminal = Terminal::new(stop);
         let mut unwritten = None;
         let trained = run.train(&mut |event| {
             if let Err(cause) = log.add(&event) {
@@ -245,14 +277,23 @@ impl Train {
         if let Some(cause) = unwritten {
             return Err(anyhow!(cause).context("the events of the run cannot be written"));
         }
-        trained.map_err(|cause| match cause {
-            RunError::Fit(FitError::Stopped) => anyhow!("stopped; run the same command again to resume"),
-            other => other.into(),
-        })
+        Ok(trained?)
     }
 
     fn data_roots(&self) -> anyhow::Result<DataRoots> {
         Ok(if self.data_roots.is_empty() { DataRoots::Anywhere } else { DataRoots::under(&self.data_roots)? })
+    }
+}
+
+/// What a command says, here and to the other processes of a run, about a run that ended early.
+fn said(cause: anyhow::Error, world: Option<&World>) -> anyhow::Error {
+    if let Some(RunError::Fit(FitError::Stopped)) = cause.downcast_ref() {
+        // All of them know.
+        return anyhow!("stopped; run the same command again to resume");
+    }
+    match world {
+        Some(world) => anyhow!(tell_failure(world, &format!("{cause:#}"))),
+        None => cause,
     }
 }
 
@@ -306,6 +347,7 @@ impl Terminal {
     fn show(&mut self, event: FitEvent) -> ControlFlow<()> {
         match event {
             FitEvent::PassedOver(checkpoint) => self.bar.line(&checkpoint.to_string()),
+            FitEvent::OtherWorldSize { before, now, .. } => self.bar.line(&other_world_size(before, now)),
             FitEvent::Started { steps, epochs } if steps > 0 => {
                 self.bar.line(&format!("resuming after step {steps}, up to epoch {epochs}"));
             }

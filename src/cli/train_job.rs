@@ -89,7 +89,8 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let Trained { model, delivered } = trained.map_err(ended)?;
+    let trained = trained.map_err(ended)?;
+    let Trained { model, delivered } = trained.ok_or_else(|| failed(FailureReason::Crashed, "no model"))?;
     event_mapper.deliver(&delivered).iter().for_each(|message| channel.say(message));
     let provenance = Provenance {
         tenant: Some(instructions.tenant),
@@ -179,10 +180,11 @@ fn ended(cause: RunError) -> Ended {
             FailureReason::ConfigInvalid
         }
         RunError::Fit(FitError::Data(_)) => FailureReason::DataMissing,
-        RunError::Fit(FitError::Diverged { .. }) => FailureReason::Diverged,
-        RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => {
-            FailureReason::Crashed
+        RunError::Fit(FitError::Diverged { .. } | FitError::Learn(LearnError::NotFinite { .. })) => {
+            FailureReason::Diverged
         }
+        RunError::Fit(FitError::Learn(LearnError::Failed(_) | LearnError::Lost(_)))
+        | RunError::Weights(_) => FailureReason::Crashed,
     };
     failed(reason, cause)
 }

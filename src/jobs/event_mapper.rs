@@ -8,7 +8,9 @@ use super::child::ChildMessage;
 use super::rankings;
 use super::report::{DeliveredCheckpoint, Progress, Rankings, RunEvent, SavedCheckpoint, Start};
 use crate::evaluate::Evaluation;
-use crate::train::{Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists};
+use crate::train::{
+    Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists, other_world_size,
+};
 
 /// Turns the events of a run into the messages that report them.
 #[derive(Debug)]
@@ -42,6 +44,9 @@ impl EventMapper {
     pub fn tell(&mut self, event: FitEvent) -> Vec<ChildMessage> {
         match event {
             FitEvent::PassedOver(checkpoint) => vec![RunEvent::Log(checkpoint.to_string()).into()],
+            FitEvent::OtherWorldSize { before, now, .. } => {
+                vec![RunEvent::Log(other_world_size(before, now)).into()]
+            }
             FitEvent::Started { steps, epochs } => {
                 (self.epochs, self.steps) = (epochs, steps);
                 let begun = ChildMessage::Begun { steps };

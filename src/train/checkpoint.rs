@@ -41,6 +41,8 @@ pub struct Checkpoints {
     keep: usize,
     /// Whether the one with the highest metric is kept regardless of age.
     keep_best: bool,
+    /// Processes of the run.
+    world_size: usize,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -51,6 +53,9 @@ struct Written {
     /// The validation metric; higher is better.
     metric: Option<f64>,
     progress: Progress,
+    /// Processes of the run that wrote it.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    world_size: usize,
     /// Absent in checkpoints of earlier releases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     digests: Option<Digests>,
@@ -65,10 +70,12 @@ struct Digests {
 }
 
 /// The checkpoint from which a run resumes.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Newest {
     /// The newest intact checkpoint.
     pub found: Option<(Progress, LearnerState)>,
+    /// Processes of the run that wrote it.
+    pub world_size: usize,
     /// Newer ones that cannot be used.
     pub damaged: Vec<DamagedCheckpoint>,
 }
@@ -109,7 +116,13 @@ impl Checkpoints {
     pub fn open(folder: &Path, keep: usize, keep_best: bool) -> Result<Self, CheckpointError> {
         let opened = fs::create_dir_all(folder).and_then(|()| remove_partial(folder));
         opened.map_err(|cause| CheckpointError::Io { path: folder.to_owned(), cause })?;
-        Ok(Self { folder: folder.to_owned(), keep: keep.max(KEEP_MIN), keep_best })
+        Ok(Self { folder: folder.to_owned(), keep: keep.max(KEEP_MIN), keep_best, world_size: 1 })
+    }
+
+    /// The same checkpoints, written by a run of several processes.
+    #[must_use]
+    pub fn of_world(self, world_size: usize) -> Self {
+        Self { world_size, ..self }
     }
 
     /// Writes a checkpoint durably, then removes those that are no longer kept.
@@ -126,7 +139,14 @@ impl Checkpoints {
         let failed = |cause| CheckpointError::Io { path: folder.clone(), cause };
         let (weights, optimizer) = (tensor_bytes(&state.weights), tensor_bytes(&state.optimizer));
         let digests = Some(Digests { weights: digest(&weights), optimizer: digest(&optimizer) });
-        let written = Written { format: FORMAT, optimizer_steps: state.steps, metric, progress, digests };
+        let written = Written {
+            format: FORMAT,
+            optimizer_steps: state.steps,
+            metric,
+            progress,
+            world_size: self.world_size,
+            digests,
+        };
         let progress = seal_text(&toml::to_string(&written).expect("progress is a table"));
         if folder.exists() {
             // A run resumed from an older checkpoint reaches this step again, with the same numbers.
@@ -158,7 +178,10 @@ impl Checkpoints {
         let mut damaged = Vec::new();
         for folder in self.all()?.iter().rev() {
             match read(folder) {
-                Ok(found) => return Ok(Newest { found: Some(found), damaged }),
+                Ok(found) => {
+                    let world_size = read_progress(folder)?.world_size;
+                    return Ok(Newest { found: Some(found), world_size, damaged });
+                }
                 Err(cause) => damaged.push(DamagedCheckpoint {
                     name: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                     // The error already names the folder.
@@ -166,7 +189,7 @@ impl Checkpoints {
                 }),
             }
         }
-        Ok(Newest { found: None, damaged })
+        Ok(Newest { damaged, ..Newest::default() })
     }
 
     /// The path of the newest readable checkpoint.
@@ -245,6 +268,15 @@ fn read_tensors(path: &Path, expected: Option<&str>) -> Result<NamedTensors, Che
     Ok(parse_tensors(path, &bytes)?)
 }
 
+fn one() -> usize {
+    1
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(world_size: &usize) -> bool {
+    *world_size == 1
+}
+
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
@@ -261,6 +293,10 @@ fn read_progress(folder: &Path) -> Result<Written, CheckpointError> {
     }
     Ok(written)
 }
+
+mod transfer;
+
+pub use transfer::{checkpoint_bytes, parse_checkpoint};
 
 #[cfg(test)]
 mod tests;

@@ -195,6 +195,9 @@ pub struct Loss {
     pub head_margin: f64,
     /// For pretraining, the initial logarithm of the factor of the cosines, which is learned.
     pub logit_scale: f32,
+    /// Where several processes train: whether features are gathered, so that triplets are mined and batches normalised
+    /// over the whole batch. Otherwise each process does so in its part, as the authors' program.
+    pub gather_features: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -232,6 +235,7 @@ impl Default for Loss {
             head_scale: 30.0,
             head_margin: 0.5,
             logit_scale: LOGIT_SCALE,
+            gather_features: false,
         }
     }
 }

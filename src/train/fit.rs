@@ -3,10 +3,13 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use super::checkpoint::{Checkpoints, DamagedCheckpoint, Newest, Progress};
+use super::checkpoint::{
+    Checkpoints, DamagedCheckpoint, Newest, Progress, checkpoint_bytes, parse_checkpoint,
+};
 use super::fit_error::FitError;
-use super::learn::{Learner, LearnerState, LossTerms, Samples, Source};
+use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 use super::loader::in_order;
+use super::peers::Peers;
 use super::random::{Purpose, stream};
 use super::ranked_lists::RankedLists;
 use super::schedule::{Rates, Schedule};
@@ -37,6 +40,12 @@ pub enum FitEvent {
         steps: u64,
         epochs: u32,
     },
+    /// It resumes with another number of processes: its steps are no longer those of an uninterrupted run.
+    OtherWorldSize {
+        steps: u64,
+        before: usize,
+        now: usize,
+    },
     Step {
         progress: Progress,
         steps_in_epoch: u64,
@@ -65,6 +74,11 @@ pub enum FitEvent {
     },
 }
 
+/// What a run that resumes with another number of processes says.
+pub fn other_world_size(before: usize, now: usize) -> String {
+    format!("resuming with {now} processes instead of {before}: not the steps of an uninterrupted run")
+}
+
 /// Averages over the steps of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Means {
@@ -78,7 +92,9 @@ pub struct FitInputs<'a, S> {
     pub plan: &'a Plan,
     pub source: &'a S,
     pub validation: Option<&'a Validation>,
+    /// Of rank 0; the others neither read nor write any.
     pub checkpoints: &'a Checkpoints,
+    pub peers: &'a dyn Peers,
 }
 
 /// Trains to the end of the plan, resuming from the newest checkpoint if there is one, and returns
@@ -94,26 +110,18 @@ pub fn fit<S: Source>(
     learner: &mut impl Learner,
     report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
 ) -> Result<LearnerState, FitError> {
-    let FitInputs { plan, validation, checkpoints, .. } = *inputs;
-    let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
-    let Newest { found, damaged } = checkpoints.newest()?;
-    let mut stopped = false;
-    for checkpoint in damaged {
-        stopped |= report(FitEvent::PassedOver(checkpoint)).is_break();
-    }
-    if let Some((found, state)) = found {
-        learner.restore(state)?;
-        progress = found;
-    }
-    let started = FitEvent::Started { steps: progress.steps, epochs: plan.schedule.epochs };
-    stopped |= report(started).is_break();
+    let FitInputs { plan, validation, checkpoints, peers, .. } = *inputs;
+    // Rank 0 evaluates for all.
+    let validation = validation.filter(|_| peers.leads());
+    let Resumed { mut progress, mut stopped } = resume(inputs, learner, report)?;
     if let (Some(validation), 0, 1..) = (validation, progress.steps, plan.validation_epochs) {
         let ValidationScores { summaries, sample } = validation.evaluate(learner, plan.loaders)?;
         stopped |= report(FitEvent::Evaluated { epoch: 0, steps: 0, summaries, sample }).is_break();
     }
     let mut pace = Pace { started: Instant::now(), steps: 0 };
-    while !stopped && progress.epoch <= plan.schedule.epochs {
-        stopped = run_epoch(inputs, learner, &mut progress, &mut pace, report)?.is_break();
+    while !peers.any(stopped)? && progress.epoch <= plan.schedule.epochs {
+        let flow = run_epoch(inputs, learner, &mut progress, &mut pace, report)?;
+        stopped = peers.any(flow.is_break())?;
         let ended = (progress.steps_of_epoch == 0).then_some(progress.epoch - 1);
         let mut metric = None;
         if let Some((epoch, validation)) = ended.zip(validation)
@@ -125,12 +133,51 @@ pub fn fit<S: Source>(
             stopped |=
                 report(FitEvent::Evaluated { epoch, steps: progress.steps, summaries, sample }).is_break();
         }
-        if stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs)) {
+        let is_due = stopped || ended.is_some_and(|epoch| plan.is_due(epoch, plan.checkpoint_epochs));
+        if is_due && peers.leads() {
             save(checkpoints, progress, metric, &learner.state())?;
             stopped |= report(FitEvent::CheckpointSaved { progress }).is_break();
         }
     }
     if progress.epoch <= plan.schedule.epochs { Err(FitError::Stopped) } else { Ok(learner.state()) }
+}
+
+/// Where a run starts, and whether it was stopped by then.
+struct Resumed {
+    progress: Progress,
+    stopped: bool,
+}
+
+/// Takes up the newest checkpoint of rank 0, if there is one.
+fn resume<S>(
+    inputs: &FitInputs<S>,
+    learner: &mut impl Learner,
+    report: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
+) -> Result<Resumed, FitError> {
+    let FitInputs { plan, checkpoints, peers, .. } = *inputs;
+    let Newest { mut found, damaged, world_size } =
+        if peers.leads() { checkpoints.newest()? } else { Newest::default() };
+    let mut stopped = false;
+    for checkpoint in damaged {
+        stopped |= report(FitEvent::PassedOver(checkpoint)).is_break();
+    }
+    let (before, now) = (world_size, peers.world_size());
+    let is_other = found.is_some() && before != now;
+    if now > 1 {
+        let shared = peers.share(found.as_ref().map(checkpoint_bytes).unwrap_or_default())?;
+        found = parse_checkpoint(&shared)?;
+    }
+    let mut progress = Progress { epoch: 1, steps_of_epoch: 0, steps: 0 };
+    if let Some((found, state)) = found {
+        learner.restore(state)?;
+        progress = found;
+    }
+    let started = FitEvent::Started { steps: progress.steps, epochs: plan.schedule.epochs };
+    stopped |= report(started).is_break();
+    if is_other {
+        stopped |= report(FitEvent::OtherWorldSize { steps: progress.steps, before, now }).is_break();
+    }
+    Ok(Resumed { progress, stopped })
 }
 
 impl Plan {
@@ -222,7 +269,11 @@ fn run_epoch<S: Source>(
                 images_per_second,
                 seconds_left: pace.seconds_left(*progress, steps_in_epoch, plan.schedule.epochs),
             };
-            if report(step).is_break() { ControlFlow::Break(Ok(())) } else { ControlFlow::Continue(()) }
+            match inputs.peers.any(report(step).is_break()) {
+                Ok(false) => ControlFlow::Continue(()),
+                Ok(true) => ControlFlow::Break(Ok(())),
+                Err(cause) => ControlFlow::Break(Err(cause.into())),
+            }
         },
     );
     match flow {
@@ -238,7 +289,7 @@ fn run_epoch<S: Source>(
     }
 }
 
-/// One step on a readable batch, and its number of images.
+/// One step on a readable batch, and the number of images that all ranks learned from.
 fn take_step<S>(
     inputs: &FitInputs<S>,
     learner: &mut impl Learner,
@@ -249,13 +300,16 @@ fn take_step<S>(
     let batch = batch.map_err(FitError::Data)?;
     let Progress { epoch, steps_of_epoch, .. } = *progress;
     let mut random = stream(inputs.plan.seed, epoch, steps_of_epoch, Purpose::StochasticDepth);
-    let terms = learner.step(&batch, rates, &mut random)?;
-    if terms.total.is_finite() {
-        Ok((terms, batch.len()))
-    } else {
-        let (step, what) = (steps_of_epoch + 1, format!("its loss is {}", terms.total));
-        Err(FitError::Diverged { epoch, step, what, checkpoint: inputs.checkpoints.newest_place()? })
-    }
+    // Every rank drops other blocks.
+    random.set_stream(inputs.peers.rank() as u64);
+    let what = match learner.step(&batch, rates, &mut random) {
+        Ok(terms) if terms.total.is_finite() => return Ok((terms, batch.len() * inputs.peers.world_size())),
+        Ok(terms) => format!("its loss is {}", terms.total),
+        Err(LearnError::NotFinite { rank, loss }) => format!("the loss of rank {rank} is {loss}"),
+        Err(cause) => return Err(cause.into()),
+    };
+    let checkpoint = if inputs.peers.leads() { inputs.checkpoints.newest_place()? } else { None };
+    Err(FitError::Diverged { epoch, step: steps_of_epoch + 1, what, checkpoint })
 }
 
 #[cfg(test)]

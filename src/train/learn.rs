@@ -82,6 +82,12 @@ pub enum LearnError {
     Failed(String),
     #[error("the state is not of this model: {0}")]
     OtherModel(String),
+    /// One of several processes has a loss that is not a finite number.
+    #[error("the loss of rank {rank} is {loss}")]
+    NotFinite { rank: usize, loss: String },
+    /// Another process of the run has failed or is gone.
+    #[error("{0}")]
+    Lost(String),
 }
 
 /// Learns from batches, one step each, on the thread that created it.

@@ -1,7 +1,6 @@
 //! Training of a network: a batch in, loss and gradients, a step of the optimizer.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
@@ -15,6 +14,7 @@ use super::heads::Head;
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
 use super::losses::{self, Triplet};
 use super::optimizer::{Optimizer, OptimizerSettings};
+use super::ranks::Ranks;
 use super::schedule::Rates;
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
 use crate::chip::{Chip, Modality};
@@ -123,26 +123,6 @@ impl From<&TrainConfig> for Teaching {
     }
 }
 
-/// Processes the gradients of a step when they are complete, that is, summed over all parts of the batch, but
-/// not yet clipped or applied. Several processes combine their gradients here. It changes them in place, by
-/// tensor name; the names are the same for every batch. A step whose loss is not finite has no gradients, and
-/// its run ends.
-pub struct GradientHook(Box<Hook>);
-
-type Hook = dyn FnMut(&Tensors) -> Result<(), LearnError>;
-
-impl GradientHook {
-    pub fn new(hook: impl FnMut(&Tensors) -> Result<(), LearnError> + 'static) -> Self {
-        Self(Box::new(hook))
-    }
-}
-
-impl fmt::Debug for GradientHook {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("GradientHook")
-    }
-}
-
 /// A batch, or a part of one, on the device.
 #[derive(Debug)]
 struct TrainingBatch {
@@ -155,6 +135,14 @@ struct TrainingBatch {
     labels: Tensor,
 }
 
+impl TrainingBatch {
+    /// `[B]`
+    fn is_sar(&self) -> Tensor {
+        let is_sar: Vec<bool> = self.modalities.iter().map(|modality| *modality == Modality::Sar).collect();
+        Tensor::from_slice(&is_sar).to_device(self.labels.device())
+    }
+}
+
 /// A network in training, its optimizer and its objective.
 #[derive(Debug)]
 pub struct TorchLearner {
@@ -163,7 +151,9 @@ pub struct TorchLearner {
     /// f32 in every precision.
     tensors: Tensors,
     teaching: Teaching,
-    gradient_hook: Option<GradientHook>,
+    ranks: Option<Ranks>,
+    /// Whether the loss is that of the features of all ranks.
+    gathers: bool,
     optimizer: Optimizer,
 }
 
@@ -183,12 +173,35 @@ impl TorchLearner {
             })
             .collect();
         let optimizer = Optimizer::new(teaching.optimizer);
-        Self { architecture: *architecture, device, tensors, teaching, gradient_hook: None, optimizer }
+        Self {
+            architecture: *architecture,
+            device,
+            tensors,
+            teaching,
+            ranks: None,
+            gathers: false,
+            optimizer,
+        }
     }
 
-    /// The same learner, which calls `hook` in every step.
-    pub fn with_gradient_hook(self, hook: GradientHook) -> Self {
-        Self { gradient_hook: Some(hook), ..self }
+    /// The same learner as one of several, each of which learns from its part of a batch. With `gathers`, the loss
+    /// and the batch normalisation are those of the whole batch; else of each part.
+    pub fn among(self, ranks: Ranks, gathers: bool) -> Self {
+        Self { ranks: Some(ranks), gathers, ..self }
+    }
+
+    /// Running statistics of batch normalisation.
+    fn statistics(&self) -> impl Iterator<Item = &Tensor> {
+        let is_statistic = |name: &str| name.contains(".running_") || name.ends_with(".num_batches_tracked");
+        self.tensors.iter().filter(move |(name, _)| is_statistic(name)).map(|(_, tensor)| tensor)
+    }
+
+    /// The rows of all ranks, if the loss is that of the whole batch.
+    fn gathered(&self, rows: &Tensor) -> Result<Tensor, LearnError> {
+        match &self.ranks {
+            Some(ranks) if self.gathers => ranks.gather_rows(rows),
+            _ => Ok(rows.shallow_clone()),
+        }
     }
 
     /// The gradients of a step, by tensor.
@@ -217,7 +230,11 @@ impl TorchLearner {
     }
 
     /// Loss and gradients of a batch, replacing any earlier gradients.
-    fn backward(&mut self, batch: &Samples, uniform: &mut dyn FnMut(i64) -> Tensor) -> LossTerms {
+    fn backward(
+        &mut self,
+        batch: &Samples,
+        uniform: &mut dyn FnMut(i64) -> Tensor,
+    ) -> Result<LossTerms, LearnError> {
         // New leaves on the same storage: an earlier step's gradients need neither be cleared nor added to.
         for tensor in self.tensors.values_mut().filter(|tensor| tensor.requires_grad()) {
             *tensor = tensor.detach().set_requires_grad(true);
@@ -225,14 +242,18 @@ impl TorchLearner {
         let mut terms = LossTerms::default();
         for rows in self.teaching.parts(batch.len()) {
             let share = rows.len() as f64 / batch.len() as f64;
-            let (loss, of_part) = self.loss(&on_device(batch, &rows, self.device.tch()), uniform);
+            let (loss, of_part) = self.loss(&on_device(batch, &rows, self.device.tch()), uniform)?;
             (loss * share).backward();
             terms.add(&of_part, share);
         }
-        terms
+        Ok(terms)
     }
 
-    fn loss(&self, batch: &TrainingBatch, uniform: &mut dyn FnMut(i64) -> Tensor) -> (Tensor, LossTerms) {
+    fn loss(
+        &self,
+        batch: &TrainingBatch,
+        uniform: &mut dyn FnMut(i64) -> Tensor,
+    ) -> Result<(Tensor, LossTerms), LearnError> {
         let kind = self.kind();
         let input = Input {
             pixels: &batch.pixels.to_kind(kind),
@@ -242,15 +263,20 @@ impl TorchLearner {
         let network = self.network();
         let mut mode = Mode::Train { drop_path: self.teaching.drop_path, uniform };
         let before_neck = network.forward_before_neck(&input, &mut mode).to_kind(Kind::Float);
-        match &self.teaching.objective {
+        Ok(match &self.teaching.objective {
             Objective::FineTune(fine_tune) => {
+                let before_neck = self.gathered(&before_neck)?;
                 let after_neck = network.forward_neck(&before_neck, &mode);
-                fine_tune.loss(&before_neck, &after_neck, self.classifier(), batch)
+                let labels = self.gathered(&batch.labels)?;
+                let is_sar = self.gathered(&batch.is_sar())?;
+                fine_tune.loss(&before_neck, &after_neck, self.classifier(), &labels, &is_sar)
             }
             Objective::Contrastive => {
-                contrastive(&before_neck, &self.tensors[self.architecture.logit_scale()])
+                let halves = before_neck.chunk(2, 0);
+                let [optical, sar] = [self.gathered(&halves[0])?, self.gathered(&halves[1])?];
+                contrastive(&optical, &sar, &self.tensors[self.architecture.logit_scale()])
             }
-        }
+        })
     }
 
     fn classifier(&self) -> &Tensor {
@@ -312,14 +338,20 @@ impl Learner for TorchLearner {
                 let numbers: Vec<f32> = (0..count).map(|_| random.random()).collect();
                 Tensor::from_slice(&numbers).to_device(device)
             };
-            let terms = self.backward(batch, &mut uniform);
+            let mut terms = self.backward(batch, &mut uniform)?;
+            if let Some(ranks) = &self.ranks {
+                terms = ranks.average_terms(&terms)?;
+            }
             if terms.total.is_finite() {
                 let gradients = self.gradients();
-                if let Some(GradientHook(hook)) = &mut self.gradient_hook {
-                    hook(&gradients)?;
+                if let Some(ranks) = &self.ranks {
+                    ranks.average_gradients(&gradients)?;
                 }
                 clip_grad_norm(&gradients, self.teaching.gradient.grad_norm_max);
                 self.optimizer.step(&self.tensors, rates);
+                if let Some(ranks) = &self.ranks {
+                    ranks.align(self.statistics())?;
+                }
             }
             Ok(terms)
         })?
@@ -404,29 +436,27 @@ fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> TrainingBa
 }
 
 impl FineTune {
-    /// The loss of features [B, D] before and after the neck.
+    /// The loss of features [B, D] before and after the neck, with the labels and modalities `[B]` of their rows.
     fn loss(
         &self,
         before: &Tensor,
         after: &Tensor,
         classifier: &Tensor,
-        batch: &TrainingBatch,
+        labels: &Tensor,
+        is_sar: &Tensor,
     ) -> (Tensor, LossTerms) {
-        let scores = self.head.logits(after, classifier, &batch.labels);
-        let identity = losses::identity(&scores, &batch.labels, self.label_smoothing);
-        let triplet = self.triplet.loss(before, &batch.labels);
+        let scores = self.head.logits(after, classifier, labels);
+        let identity = losses::identity(&scores, labels, self.label_smoothing);
+        let triplet = self.triplet.loss(before, labels);
         let mut loss = &identity * self.identity_weight + &triplet * self.triplet_weight;
         let mut terms = LossTerms {
             identity: identity.double_value(&[]),
             triplet: triplet.double_value(&[]),
-            accuracy: accuracy(&scores, &batch.labels),
+            accuracy: accuracy(&scores, labels),
             ..LossTerms::default()
         };
         if self.alignment_weight > 0.0 {
-            let is_sar: Vec<bool> =
-                batch.modalities.iter().map(|modality| *modality == Modality::Sar).collect();
-            let is_sar = Tensor::from_slice(&is_sar).to_device(before.device());
-            let alignment = losses::modality_alignment(before, &batch.labels, &is_sar);
+            let alignment = losses::modality_alignment(before, labels, is_sar);
             terms.alignment = alignment.double_value(&[]);
             loss += alignment * self.alignment_weight;
         }
@@ -435,14 +465,13 @@ impl FineTune {
     }
 }
 
-/// The loss of features [B, D], optical ones first, then their partners.
-fn contrastive(features: &Tensor, logit_scale: &Tensor) -> (Tensor, LossTerms) {
-    let pairs = features.size()[0] / 2;
-    let (optical, sar) = (features.narrow(0, 0, pairs), features.narrow(0, pairs, pairs));
-    let logits = losses::pair_logits(&optical, &sar, logit_scale);
+/// The loss of the features [P, D] of optical images, and of their partners.
+fn contrastive(optical: &Tensor, sar: &Tensor, logit_scale: &Tensor) -> (Tensor, LossTerms) {
+    let pairs = optical.size()[0];
+    let logits = losses::pair_logits(optical, sar, logit_scale);
     let loss = losses::contrastive(&logits);
     let value = loss.double_value(&[]);
-    let partner = Tensor::arange(pairs, (Kind::Int64, features.device()));
+    let partner = Tensor::arange(pairs, (Kind::Int64, optical.device()));
     let accuracy = accuracy(&logits, &partner);
     (loss, LossTerms { total: value, contrastive: value, accuracy, ..LossTerms::default() })
 }

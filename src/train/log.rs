@@ -46,6 +46,9 @@ impl EventLog {
                 "accuracy": terms.accuracy,
                 "rate": rates.weights,
             })),
+            FitEvent::OtherWorldSize { steps, before, now } => {
+                self.append(&json!({"event": "world_size", "step": steps, "before": before, "now": now}))
+            }
             FitEvent::PassedOver(_) | FitEvent::EpochDone { .. } | FitEvent::CheckpointSaved { .. } => Ok(()),
             FitEvent::Evaluated { epoch, steps, summaries, .. } => self.append(&json!({
                 "event": "evaluated",

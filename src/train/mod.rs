@@ -22,7 +22,10 @@ mod inputs;
 #[cfg(feature = "torch")]
 mod optimizer;
 mod random;
+mod peers;
 mod ranked_lists;
+#[cfg(feature = "torch")]
+mod ranks;
 mod roots;
 #[cfg(feature = "torch")]
 mod run;
@@ -42,13 +45,14 @@ pub use config::{
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use delivered::Delivered;
 pub use fingerprint::fingerprint;
-pub use fit::{FitEvent, FitInputs, Means, Plan, fit};
+pub use fit::{FitEvent, FitInputs, Means, Plan, fit, other_world_size};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
 pub use inputs::{DataSet, TrainingInputs, start_report};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;
+pub use peers::{Alone, Peers};
 pub use random::{Purpose, stream};
 pub use ranked_lists::{Extent, RankedLists};
 pub use roots::{DataRoots, RootError};
@@ -65,10 +69,12 @@ pub use crate::weights::start::StartingPoint;
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{FineTune, GradientHook, Objective, Teaching, TorchLearner, pace_on_cpu};
+pub use learner::{FineTune, Objective, Teaching, TorchLearner, pace_on_cpu};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
 #[cfg(feature = "torch")]
 pub use optimizer::{Optimizer, OptimizerSettings};
+#[cfg(feature = "torch")]
+pub use ranks::Ranks;
 #[cfg(feature = "torch")]
 pub use run::{Run, RunError, Trained};

@@ -10,6 +10,8 @@ use super::fit_error::FitError;
 use super::inputs::{DataSet, TrainingInputs};
 use super::learn::{Learner, LearnerState};
 use super::learner::{Teaching, TorchLearner};
+use super::peers::{Alone, Peers};
+use super::ranks::Ranks;
 use super::validation::Validation;
 use crate::model::Device;
 use crate::weights::family::{Architecture, FeaturePoint};
@@ -25,9 +27,11 @@ pub struct Run {
     validation: Option<Validation>,
     learner: TorchLearner,
     checkpoints: Checkpoints,
+    /// The other processes.
+    ranks: Option<Ranks>,
 }
 
-/// The result of a run.
+/// The result of a run, in the process that has rank 0.
 pub struct Trained {
     pub model: OpenModel,
     pub delivered: Delivered,
@@ -61,28 +65,47 @@ impl Run {
             loaders: if config.data.loader_threads == 0 { threads } else { config.data.loader_threads },
         };
         let learner = TorchLearner::new(&architecture, &tensors, device, Teaching::from(config));
-        Self { architecture, plan, data, validation, learner, checkpoints }
+        Self { architecture, plan, data, validation, learner, checkpoints, ranks: None }
+    }
+
+    /// The same run as one of several processes. If `gathers`, its loss is that of whole batches.
+    #[must_use]
+    pub fn among(self, ranks: Ranks, gathers: bool) -> Self {
+        let checkpoints = self.checkpoints.of_world(ranks.world_size());
+        let learner = self.learner.among(ranks.clone(), gathers);
+        Self { learner, checkpoints, ranks: Some(ranks), ..self }
     }
 
     /// Trains to the end, or until `watch` breaks. If the checkpoints keep the best one, the model
-    /// has its weights.
+    /// has its weights. `None` in processes other than that of rank 0.
     ///
     /// # Errors
     /// See [`RunError`]; the progress until then is in the checkpoints.
-    pub fn train(self, watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>) -> Result<Trained, RunError> {
+    pub fn train(
+        self,
+        watch: &mut dyn FnMut(FitEvent) -> ControlFlow<()>,
+    ) -> Result<Option<Trained>, RunError> {
         let Self { architecture, data, mut learner, .. } = self;
         let (plan, validation, checkpoints) = (&self.plan, self.validation.as_ref(), &self.checkpoints);
+        let peers: &dyn Peers = self.ranks.as_ref().map_or(&Alone, |ranks| ranks);
         let state = match &data {
             DataSet::Identities(source) => {
-                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints, peers }, &mut learner, watch)
             }
             DataSet::Pairs(source) => {
-                fit(&FitInputs { plan, source, validation, checkpoints }, &mut learner, watch)
+                fit(&FitInputs { plan, source, validation, checkpoints, peers }, &mut learner, watch)
             }
         };
-        let (state, delivered) = deliver(plan, validation, checkpoints, &mut learner, state?)?;
+        let state = state?;
+        if !peers.leads() {
+            return Ok(None);
+        }
+        let (state, delivered) = deliver(plan, validation, checkpoints, &mut learner, state)?;
         let tensors = for_serving(&architecture, state.weights)?;
-        Ok(Trained { model: OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors), delivered })
+        Ok(Some(Trained {
+            model: OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors),
+            delivered,
+        }))
     }
 }
 

@@ -77,7 +77,7 @@ fn whichever_byte_of_a_checkpoint_is_flipped_no_other_numbers_are_taken() {
             let mut flipped = bytes.clone();
             flipped[place] ^= 1 << (place % 8);
             fs::write(&path, flipped).expect("writable");
-            let Newest { found, damaged } = checkpoints.newest().expect("readable");
+            let Newest { found, damaged, .. } = checkpoints.newest().expect("readable");
             match &damaged[..] {
                 [] => assert_eq!(found, Some((at(2), state(2.0))), "{file}, byte {place}"),
                 [one] => {
@@ -99,6 +99,6 @@ fn a_checkpoint_of_an_earlier_release_is_read() {
     let place = checkpoints.save(at(3), None, &state(3.0)).expect("writable");
     let text = "format = 1\noptimizer_steps = 3\n\n[progress]\nepoch = 1\nsteps_of_epoch = 0\nsteps = 3\n";
     fs::write(place.join(PROGRESS), text).expect("writable");
-    let Newest { found, damaged } = checkpoints.newest().expect("readable");
+    let Newest { found, damaged, .. } = checkpoints.newest().expect("readable");
     assert_eq!((found, damaged), (Some((at(3), state(3.0))), vec![]));
 }

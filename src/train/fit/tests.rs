@@ -8,6 +8,7 @@ use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::Embedding;
 use crate::train::dataset::Image;
 use crate::train::learn::LearnError;
+use crate::train::peers::Alone;
 use crate::weights::golden;
 use crate::weights::tensors::HostTensor;
 
@@ -99,7 +100,7 @@ fn run(
 ) -> (Vec<u64>, Result<LearnerState, FitError>) {
     let checkpoints = &Checkpoints::open(folder, 2, false).expect("writable");
     let mut losses = Vec::new();
-    let inputs = FitInputs { plan, source, validation: None, checkpoints };
+    let inputs = FitInputs { plan, source, validation: None, checkpoints, peers: &Alone };
     let outcome = fit(&inputs, &mut Linear::default(), &mut |event| match event {
         FitEvent::Step { progress, terms, .. } => {
             losses.push(terms.total.to_bits());
@@ -162,7 +163,7 @@ fn a_damaged_checkpoint_is_told_and_the_one_before_is_taken() {
     // Of which only one is wanted.
     let checkpoints = &Checkpoints::open(folder.path(), 1, false).expect("writable");
     let (mut told, mut taken) = (Vec::new(), Vec::new());
-    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints, peers: &Alone };
     let outcome = fit(&inputs, &mut Linear::default(), &mut |event| {
         match event {
             FitEvent::PassedOver(checkpoint) => told.push(checkpoint.to_string()),
@@ -184,7 +185,7 @@ fn an_epoch_that_an_earlier_process_has_gone_through_has_no_means() {
     let folder = folder();
     run(folder.path(), &plan(1), &NUMBERS, |steps| steps == 7).1.expect_err("stopped");
     let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
-    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints };
+    let inputs = FitInputs { plan: &plan(1), source: &NUMBERS, validation: None, checkpoints, peers: &Alone };
     let mut done = Vec::new();
     let outcome = fit(&inputs, &mut Linear::default(), &mut |event| {
         if let FitEvent::EpochDone { epoch, means } = event {
@@ -247,7 +248,8 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
     let folder = folder();
     let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
     let plan = &Plan { validation_epochs: 3, ..plan(1) };
-    let inputs = FitInputs { plan, source: &NUMBERS, validation: Some(&validation), checkpoints };
+    let inputs =
+        FitInputs { plan, source: &NUMBERS, validation: Some(&validation), checkpoints, peers: &Alone };
     let (mut evaluated, mut left) = (Vec::new(), Vec::new());
     fit(&inputs, &mut Linear::default(), &mut |event| {
         match event {

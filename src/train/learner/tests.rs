@@ -1,6 +1,4 @@
-//! Golden steps, resuming, parts, clipping, bf16.
-
-use std::sync::mpsc;
+//! Golden steps, resuming, parts, clipping, bf16, several ranks.
 
 use super::*;
 use crate::model::test_device::{bound, check_difference, device};
@@ -10,6 +8,8 @@ use crate::weights::family::{Family, Preset};
 use crate::weights::golden::{self, Inputs, MICRO};
 use crate::weights::seed::seeded;
 use crate::weights::tensors::HostTensor;
+
+mod ranks;
 
 const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
 const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };
@@ -238,88 +238,6 @@ fn two_equal_parts_of_a_batch_step_as_one_of_them() {
         ..teaching(Objective::Contrastive)
     };
     assert_eq!(pairs.parts(6), [vec![0, 1, 3, 4], vec![2, 5]]);
-}
-
-/// A hook that averages gradients between two learners, each on its own thread.
-fn averaging(to_other: mpsc::Sender<Tensors>, from_other: mpsc::Receiver<Tensors>) -> GradientHook {
-    GradientHook::new(move |gradients| {
-        let copies = gradients.iter().map(|(name, gradient)| (name.clone(), gradient.copy()));
-        to_other.send(copies.collect()).expect("the other learner lives");
-        let others = from_other.recv().expect("the other learner lives");
-        assert!(gradients.keys().eq(others.keys()));
-        for (gradient, other) in gradients.values().zip(others.values()) {
-            gradient.shallow_clone().copy_(&((gradient + other) * 0.5));
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn learners_that_average_their_gradients_step_as_one_on_both_halves() {
-    let labels = golden::tensors("train_step")["label"].values.clone();
-    let steps = 3;
-    let ((first, from_first), (second, from_second)) = (mpsc::channel(), mpsc::channel());
-    let exchanges = [(0, first, from_second), (6, second, from_first)];
-    let ranks = exchanges.map(|(start, to_other, from_other)| {
-        let half: Vec<usize> = (start..start + 6).collect();
-        let labels = labels[start..start + 6].to_vec();
-        std::thread::spawn(move || {
-            let mut rank = learner(&MICRO, "micro_weights", fine_tuning())
-                .with_gradient_hook(averaging(to_other, from_other));
-            let batch = batch(&half, &labels);
-            let losses: Vec<f64> = (0..steps).map(|_| step(&mut rank, &batch).total).collect();
-            (losses, rank.state().weights)
-        })
-    });
-    let [(losses, weights), (other_losses, other_weights)] = ranks.map(|rank| rank.join().expect("a rank"));
-
-    let mut one = learner(&MICRO, "micro_weights", fine_tuning());
-    one.teaching.gradient.accumulation_steps = 2;
-    let whole = batch(&(0..12).collect::<Vec<_>>(), &labels);
-    for number in 0..steps {
-        let (expected, found) = (step(&mut one, &whole).total, (losses[number] + other_losses[number]) / 2.0);
-        assert!((expected - found).abs() < 1e-5, "{number}: {expected} {found}");
-    }
-    let is_statistic = |name: &str| name.contains("running_") || name.ends_with("num_batches_tracked");
-    for (name, expected) in one.state().weights.iter().filter(|(name, _)| !is_statistic(name)) {
-        assert_eq!(weights[name], other_weights[name], "{name}: ranks are alike bit for bit");
-        let pairs = expected.values.iter().zip(&weights[name].values);
-        let off = largest(pairs.map(|(expected, found)| f64::from(expected - found)));
-        assert!(off < 1e-6, "{name}: {off}");
-    }
-}
-
-#[test]
-fn a_hook_sees_the_gradients_of_all_parts_once_and_before_they_are_clipped() {
-    let labels = &golden::tensors("train_step")["label"].values;
-    let whole = batch(&(0..12).collect::<Vec<_>>(), labels);
-    let norm = |gradients: &Tensors| {
-        let squares =
-            gradients.values().map(|gradient| gradient.square().sum(Kind::Double).double_value(&[]));
-        squares.sum::<f64>().sqrt()
-    };
-    let norms = |norm_max: f64| {
-        let (seen, norms) = mpsc::channel();
-        let hook = GradientHook::new(move |gradients| {
-            seen.send(norm(gradients)).expect("the test listens");
-            Ok(())
-        });
-        let mut learner = learner(&MICRO, "micro_weights", fine_tuning()).with_gradient_hook(hook);
-        learner.teaching.gradient = Gradient { accumulation_steps: 2, grad_norm_max: norm_max };
-        step(&mut learner, &whole);
-        (norms.try_iter().collect::<Vec<_>>(), norm(&learner.gradients()))
-    };
-    let (seen, left) = norms(0.0);
-    assert_eq!(seen, [left]);
-    let (seen, clipped) = norms(left / 2.0);
-    assert!(seen == [left] && (clipped / left - 0.5).abs() < 1e-5, "{seen:?} {clipped}");
-
-    let failing = GradientHook::new(|_| Err(LearnError::Failed("a rank is gone".into())));
-    let mut learner = learner(&MICRO, "micro_weights", fine_tuning()).with_gradient_hook(failing);
-    let before = learner.tensors["classifier.weight"].copy();
-    let failed = learner.step(&whole, RATES, &mut stream(0, 0, 0, Purpose::StochasticDepth));
-    assert_eq!(failed, Err(LearnError::Failed("a rank is gone".into())));
-    assert!(learner.tensors["classifier.weight"].equal(&before), "no step was taken");
 }
 
 #[test]

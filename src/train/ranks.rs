@@ -1,0 +1,151 @@
+//! A run of several processes: what they exchange in a step.
+
+use std::sync::Arc;
+
+use tch::{Kind, Tensor};
+
+use super::learn::{LearnError, LossTerms};
+use super::peers::Peers;
+use crate::distributed::{World, WorldError};
+use crate::model::Tensors;
+
+/// Numbers that are averaged at once: gloo is fastest with 1 to 4 MiB.
+const BUCKET: i64 = 1 << 20;
+
+/// The processes of a run. Each learns from its part of every batch, and all take the same step.
+#[derive(Clone, Debug)]
+pub struct Ranks(Arc<World>);
+
+impl Ranks {
+    pub fn new(world: Arc<World>) -> Self {
+        Self(world)
+    }
+
+    /// The means over the ranks.
+    ///
+    /// # Errors
+    /// A rank's loss is not finite, which is named, or ranks are lost.
+    pub(super) fn average_terms(&self, own: &LossTerms) -> Result<LossTerms, LearnError> {
+        let LossTerms { total, identity, triplet, alignment, contrastive, accuracy } = *own;
+        let all = self.0.gather_numbers(&[total, identity, triplet, alignment, contrastive, accuracy])?;
+        let mut mean = LossTerms::default();
+        for (rank, terms) in all.iter().enumerate() {
+            let &[total, identity, triplet, alignment, contrastive, accuracy] = terms.as_slice() else {
+                return Err(LearnError::Lost(format!("rank {rank} exchanges other numbers")));
+            };
+            if !total.is_finite() {
+                return Err(LearnError::NotFinite { rank, loss: total.to_string() });
+            }
+            let terms = LossTerms { total, identity, triplet, alignment, contrastive, accuracy };
+            mean.add(&terms, 1.0 / all.len() as f64);
+        }
+        Ok(mean)
+    }
+
+    /// Replaces every gradient by its mean over the ranks.
+    ///
+    /// # Errors
+    /// Ranks are lost.
+    pub(super) fn average_gradients(&self, gradients: &Tensors) -> Result<(), LearnError> {
+        for bucket in buckets(gradients) {
+            let flat = flatten(&bucket);
+            self.0.average(&flat)?;
+            unflatten(&flat, &bucket);
+        }
+        Ok(())
+    }
+
+    /// Gives every rank the statistics of rank 0, as DistributedDataParallel does with buffers.
+    ///
+    /// # Errors
+    /// Ranks are lost.
+    pub(super) fn align<'t>(&self, statistics: impl Iterator<Item = &'t Tensor>) -> Result<(), LearnError> {
+        let statistics: Vec<&Tensor> = statistics.collect();
+        if statistics.is_empty() {
+            return Ok(());
+        }
+        let flat = flatten(&statistics);
+        self.0.broadcast(&flat)?;
+        unflatten(&flat, &statistics);
+        Ok(())
+    }
+
+    /// The rows of all ranks, in their order: [B, ..] -> [ranks * B, ..]. Gradients reach the rows of this rank only,
+    /// times the number of ranks: the mean over the ranks is then the gradient of a loss of all rows.
+    ///
+    /// # Errors
+    /// Ranks are lost.
+    pub(super) fn gather_rows(&self, rows: &Tensor) -> Result<Tensor, LearnError> {
+        let all = self.0.gather(&rows.detach().to_device(tch::Device::Cpu))?.to_device(rows.device());
+        let own = if rows.requires_grad() {
+            let ranks = self.0.size() as f64;
+            rows * ranks - (rows * (ranks - 1.0)).detach()
+        } else {
+            rows.shallow_clone()
+        };
+        let of_rank = |rank| if rank == self.0.rank() { own.shallow_clone() } else { all.get(rank as i64) };
+        Ok(Tensor::cat(&(0..self.0.size()).map(of_rank).collect::<Vec<_>>(), 0))
+    }
+}
+
+impl Peers for Ranks {
+    fn rank(&self) -> usize {
+        self.0.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn any(&self, yes: bool) -> Result<bool, LearnError> {
+        Ok(self.0.any(yes)?)
+    }
+
+    fn share(&self, bytes: Vec<u8>) -> Result<Vec<u8>, LearnError> {
+        Ok(self.0.share(bytes)?)
+    }
+}
+
+impl From<WorldError> for LearnError {
+    fn from(cause: WorldError) -> Self {
+        Self::Lost(cause.to_string())
+    }
+}
+
+/// Gradients in the order of their names, together until a bucket is full. The order of a sum depends on this, so it is
+/// the same in every rank and every run.
+fn buckets(gradients: &Tensors) -> Vec<Vec<&Tensor>> {
+    let mut buckets: Vec<Vec<&Tensor>> = Vec::new();
+    let mut room = 0;
+    for gradient in gradients.values() {
+        let numbers = gradient.numel() as i64;
+        match buckets.last_mut() {
+            Some(bucket) if numbers <= room => bucket.push(gradient),
+            _ => {
+                buckets.push(vec![gradient]);
+                room = BUCKET;
+            }
+        }
+        room -= numbers;
+    }
+    buckets
+}
+
+/// All numbers on the host, in f32.
+fn flatten(tensors: &[&Tensor]) -> Tensor {
+    let _no_grad = tch::no_grad_guard();
+    let flat: Vec<Tensor> =
+        tensors.iter().map(|tensor| tensor.detach().to_kind(Kind::Float).view([-1])).collect();
+    Tensor::cat(&flat, 0).to_device(tch::Device::Cpu)
+}
+
+fn unflatten(flat: &Tensor, tensors: &[&Tensor]) {
+    let _no_grad = tch::no_grad_guard();
+    let mut start = 0;
+    for tensor in tensors {
+        let numbers = tensor.numel() as i64;
+        let values = flat.narrow(0, start, numbers).view(tensor.size().as_slice());
+        tensor.shallow_clone().copy_(&values);
+        start += numbers;
+    }
+}
