@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use shipreid::app;
 use shipreid::cancellation::Cancellation;
 use shipreid::config::{Config, Sources};
-use shipreid::distributed::World;
 use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
@@ -27,7 +27,7 @@ use super::access::endpoint_of_environment;
 use super::destination::ForceFlag;
 use super::eval::{TestSet, table};
 use super::signals::interrupted;
-use super::train_ranks::{Ranks, tell_failure};
+use super::train_ranks::{Joined, Ranks};
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
 use super::{Failure, Refusal, output, prepare, train_job};
@@ -44,6 +44,8 @@ Examples:
   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss
   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
   shipreid train --local configs/train/demo.toml --validate-only
+  shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss --device cuda:0 --processes 4
+  torchrun --nproc-per-node 4 --no-python shipreid train --local hoss.toml --out runs/hoss --device cuda:0
   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name \"HOSS, authors' settings\"
 
@@ -74,6 +76,9 @@ pub struct Train {
     /// starts them itself, leave it out.
     #[arg(long, value_name = "NUMBER", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     processes: u16,
+    /// Of several processes: seconds without a sign of life after which one counts as lost, and the others end.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86400))]
+    silence_max: u32,
     /// Folder of a job; servers start their training processes with it.
     #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
     job: Option<PathBuf>,
@@ -97,7 +102,8 @@ impl Train {
             prepare(app::cores())?;
             return self.validate().map_err(Failure::Unusable);
         }
-        let ranks = Ranks::start(self.processes.into()).map_err(Failure::Unusable)?;
+        let ranks = Ranks::find(self.processes.into(), Duration::from_secs(self.silence_max.into()));
+        let ranks = ranks.map_err(Failure::Unusable)?;
         prepare((app::cores() / ranks.on_this_machine()).max(1))?;
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
@@ -107,9 +113,9 @@ impl Train {
         if ranks.leads() {
             self.check_unfinished(&asked.out)?;
         }
-        let (run, world) = self.prepare(&asked, &ranks).map_err(Failure::Unusable)?;
+        let (run, joined) = self.prepare(&asked, &ranks).map_err(Failure::Unusable)?;
         let trained = self.train(&asked, run, ranks.leads());
-        let trained = trained.map_err(|cause| said(cause, world.as_deref()));
+        let trained = trained.map_err(|cause| said(cause, joined.as_ref()));
         let Some(Trained { model, delivered }) = trained? else { return Ok(()) };
         output::say(delivered);
         let place = asked.out.join(MODEL);
@@ -236,7 +242,7 @@ impl Train {
         &self,
         RunRequest { source, config, out }: &RunRequest,
         ranks: &Ranks,
-    ) -> anyhow::Result<(Run, Option<Arc<World>>)> {
+    ) -> anyhow::Result<(Run, Option<Joined>)> {
         let device = Device::open(&ranks.device(&self.device))?;
         let gathered = TrainingInputs::gather(config, &self.data_roots()?, ranks.shard());
         let inputs = self.with_pace(config, &device, gathered);
@@ -247,11 +253,11 @@ impl Train {
         if ranks.leads() {
             inputs.start_report(config).for_each(output::say);
         }
-        let world = ranks.join(config, &inputs)?;
+        let joined = ranks.join(config, &inputs, out)?;
         let run = Run::new(config, inputs, device, checkpoints, app::cores() / ranks.on_this_machine());
-        let Some(world) = world else { return Ok((run, None)) };
-        let others = TrainingRanks::new(Arc::clone(&world));
-        Ok((run.among(others, config.loss.gather_features), Some(world)))
+        let Some(joined) = joined else { return Ok((run, None)) };
+        let others = TrainingRanks::new(Arc::clone(&joined.world));
+        Ok((run.among(others, config.loss.gather_features), Some(joined)))
     }
 
     /// Trains; the process that leads shows and logs what happens.
@@ -286,13 +292,13 @@ impl Train {
 }
 
 /// What a command says, here and to the other processes of a run, about a run that ended early.
-fn said(cause: anyhow::Error, world: Option<&World>) -> anyhow::Error {
+fn said(cause: anyhow::Error, joined: Option<&Joined>) -> anyhow::Error {
     if let Some(RunError::Fit(FitError::Stopped)) = cause.downcast_ref() {
         // All of them know.
         return anyhow!("stopped; run the same command again to resume");
     }
-    match world {
-        Some(world) => anyhow!(tell_failure(world, &format!("{cause:#}"))),
+    match joined {
+        Some(joined) => anyhow!(joined.tell_failure(&format!("{cause:#}"))),
         None => cause,
     }
 }

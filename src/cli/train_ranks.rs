@@ -1,15 +1,17 @@
 //! Training in several processes: started here, by torchrun or by Kubernetes.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
+use anyhow::Context as _;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use shipreid::distributed::{Identity, Patience, Place, World, WorldError};
+use shipreid::distributed::{Identity, Patience, Place, World};
 use shipreid::jobs::die_with_parent;
 use shipreid::train::{Shard, TrainConfig, TrainingInputs, fingerprint};
 use shipreid::weights::native::tensor_bytes;
@@ -18,47 +20,61 @@ use super::{FAILED, output};
 
 /// Where torchrun expects to read why a process has failed.
 const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
+/// Processes on one machine, as torchrun tells them.
+const LOCAL_WORLD_SIZE: &str = "LOCAL_WORLD_SIZE";
 /// How long the other processes may take to end after this one, and the pause between two looks.
 const FAREWELL: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// This process and those that train with it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ranks {
     /// `None`: this process trains alone.
     place: Option<Place>,
-    /// Those that this one has started.
-    others: Others,
+    /// Whether this process starts the others.
+    starts_others: bool,
+    patience: Patience,
 }
 
+/// Processes that this one has started. They end by themselves once the run has, for whatever reason.
 #[derive(Debug, Default)]
-struct Others(Vec<(usize, Child)>);
+pub struct Others(Vec<(usize, Child)>);
 
 impl Ranks {
-    /// The place that a launcher has given this process, or rank 0 of `processes`, of which it starts the others.
+    /// The place that a launcher has given this process, or rank 0 of `processes`, of which it starts the others. One that
+    /// shows no sign of life for `silence_max` is lost.
     ///
     /// # Errors
-    /// The environment contradicts itself or the flag, or a process cannot be started.
-    pub fn start(processes: usize) -> anyhow::Result<Self> {
+    /// The environment contradicts itself, or there is no free port.
+    pub fn find(processes: usize, silence_max: Duration) -> anyhow::Result<Self> {
+        let patience = Patience { silence_max, ..Patience::default() };
         if let Some(place) = Place::of_environment(|name| std::env::var(name).ok())? {
             // Killing torchrun leaves its processes.
             die_with_parent()?;
-            return Ok(Self { place: Some(place), others: Others::default() });
+            return Ok(Self { place: Some(place), starts_others: false, patience });
         }
-        if processes <= 1 {
-            return Ok(Self::default());
-        }
-        let place = Place::first_of(processes)?;
+        let place = if processes > 1 { Some(Place::first_of(processes)?) } else { None };
+        Ok(Self { place, starts_others: processes > 1, patience })
+    }
+
+    /// Starts the others, if that is up to this process. What one logs is in `folder`.
+    fn start_others(&self, first: &Place, folder: &Path) -> anyhow::Result<Others> {
         let mut others = Others::default();
-        for rank in 1..processes {
-            let environment = Place { rank, local_rank: rank, ..place.clone() }.environment();
+        if !self.starts_others {
+            return Ok(others);
+        }
+        fs::create_dir_all(folder)?;
+        for rank in 1..first.world_size {
+            let log = folder.join(format!("rank-{rank}.log"));
+            let log = File::create(&log).with_context(|| log.display().to_string())?;
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(std::env::args_os().skip(1)).envs(environment);
-            // A terminal reaches them through this process, and what they print is that of rank 0.
-            command.stdin(Stdio::null()).stdout(Stdio::null());
+            command.args(std::env::args_os().skip(1));
+            command.envs(Place { rank, local_rank: rank, ..first.clone() }.environment());
+            command.env(LOCAL_WORLD_SIZE, first.world_size.to_string());
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
             others.0.push((rank, command.spawn()?));
         }
-        Ok(Self { place: Some(place), others })
+        Ok(others)
     }
 
     pub fn shard(&self) -> Shard {
@@ -73,8 +89,9 @@ impl Ranks {
 
     /// How many of them are on this machine, as far as this process knows.
     pub fn on_this_machine(&self) -> usize {
-        let told = std::env::var("LOCAL_WORLD_SIZE").ok().and_then(|size| size.parse().ok());
-        told.unwrap_or(1 + self.others.0.len()).max(1)
+        let told = std::env::var(LOCAL_WORLD_SIZE).ok().and_then(|size| size.parse().ok());
+        let started = self.place.as_ref().filter(|_| self.starts_others).map(|place| place.world_size);
+        started.or(told).unwrap_or(1).max(1)
     }
 
     /// The device of this process, where `device` is that of the first one on this machine.
@@ -105,13 +122,31 @@ impl Ranks {
             // The thread that trains waits for ranks that will not answer.
             std::process::exit(FAILED.into());
         });
-        let joined = World::join(place, &identity, Patience::default(), on_loss);
-        Ok(Some(Arc::new(joined.inspect_err(|cause: &WorldError| leave_error(rank, &cause.to_string()))?)))
+        let joined = World::join(place, &identity, self.patience, on_loss);
+        let world = joined.inspect_err(|cause| leave_error(rank, &cause.to_string()))?;
+        Ok(Some(Joined { world: Arc::new(world), _others: others }))
+    }
+}
+
+/// The processes of a run that has begun.
+#[derive(Debug)]
+pub struct Joined {
+    pub world: Arc<World>,
+    /// Waited for at last.
+    _others: Others,
+}
+
+impl Joined {
+    /// Tells the others, and torchrun, why this process ends. Returns the reason of the first one that failed.
+    pub fn tell_failure(&self, failure: &str) -> String {
+        let reason = self.world.fail(failure);
+        leave_error(self.world.rank(), &reason);
+        reason
     }
 }
 
 impl Drop for Others {
-    /// They end by themselves once the run has, for whatever reason; those that do not are killed.
+    /// Those that have not ended by then are killed.
     fn drop(&mut self) {
         let until = Instant::now() + FAREWELL;
         for (rank, child) in &mut self.0 {
@@ -133,13 +168,6 @@ fn wait(child: &mut Child, until: Instant) -> io::Result<ExitStatus> {
     }
     child.kill()?;
     child.wait()
-}
-
-/// Tells the others, and torchrun, why this process ends. Returns the reason of the first one that failed.
-pub fn tell_failure(world: &World, failure: &str) -> String {
-    let reason = world.fail(failure);
-    leave_error(world.rank(), &reason);
-    reason
 }
 
 /// Writes why this rank fails to the file that torchrun shows.

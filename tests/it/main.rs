@@ -40,6 +40,8 @@ mod preview;
 mod processors;
 #[cfg(feature = "torch")]
 mod program;
+#[cfg(feature = "torch")]
+mod ranks;
 mod refusals;
 #[cfg(feature = "torch")]
 mod restarts;

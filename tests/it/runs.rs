@@ -48,14 +48,14 @@ pub fn training(root: &Path, out: &str) -> Command {
 }
 
 /// The description of a finished run's model.
-fn model_line(output: &[u8]) -> String {
+pub fn model_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
     let line = text.lines().find(|line| line.starts_with("model ")).expect("a finished run names its model");
     line.split(' ').nth(1).unwrap().to_owned()
 }
 
 /// What a run has logged so far; empty before it starts.
-fn events(root: &Path, out: &str) -> String {
+pub fn events(root: &Path, out: &str) -> String {
     std::fs::read_to_string(root.join(out).join("events.jsonl")).unwrap_or_default()
 }
 

@@ -1,0 +1,95 @@
+//! Training in several processes (`shipreid train --processes`).
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use crate::runs::{drawn_training_set, events, model_line, training};
+
+const RANKS: [&str; 4] = ["--processes", "2", "--silence-max", "4"];
+
+fn together(root: &Path, out: &str) -> Command {
+    let mut command = training(root, out);
+    command.args(RANKS).stderr(Stdio::piped());
+    command
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
+}
+
+/// The process that this one has started.
+fn rank_1(rank_0: &Child) -> Option<i32> {
+    let children = format!("/proc/{0}/task/{0}/children", rank_0.id());
+    fs::read_to_string(children).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Sends a signal to rank 1 after this many steps; returns what rank 0 then says.
+fn disturb(root: &Path, out: &str, steps: usize, signal: libc::c_int) -> String {
+    let run = together(root, out).spawn().unwrap();
+    let disturbed = loop {
+        if events(root, out).lines().count() >= steps
+            && let Some(rank_1) = rank_1(&run)
+        {
+            break rank_1;
+        }
+        std::thread::yield_now();
+    };
+    // SAFETY: the process is the child of a child that has not ended.
+    assert_eq!(unsafe { libc::kill(disturbed, signal) }, 0);
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(!Path::new("/proc").join(disturbed.to_string()).exists(), "no rank outlives the run");
+    said(&output)
+}
+
+#[test]
+fn two_ranks_of_which_one_is_killed_or_stopped_resume_with_the_same_steps() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let undisturbed = together(root.path(), "whole").output().unwrap();
+    assert!(undisturbed.status.success(), "{}", said(&undisturbed));
+    let expected = events(root.path(), "whole");
+    assert_eq!(expected.lines().count(), 16);
+    assert!(root.path().join("whole/rank-1.log").exists());
+
+    let mut steps: Vec<usize> = (0..2).map(|_| rand::random_range(1..=12)).collect();
+    steps.sort_unstable();
+    for (steps, signal) in steps.iter().zip([libc::SIGKILL, libc::SIGSTOP]) {
+        let reason = disturb(root.path(), "disturbed", *steps, signal);
+        assert!(reason.contains("rank 1 has ended or hangs"), "{reason}");
+    }
+    let resumed = together(root.path(), "disturbed").output().unwrap();
+    assert_eq!(events(root.path(), "disturbed"), expected, "disturbed at {steps:?}");
+    assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout), "disturbed at {steps:?}");
+}
+
+#[test]
+fn a_run_resumes_with_another_number_of_processes_and_records_that() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let short = together(root.path(), "out").args(["--set", "schedule.epochs=2"]).output().unwrap();
+    assert!(short.status.success(), "{}", said(&short));
+    let alone = training(root.path(), "out").arg("--force").stderr(Stdio::piped()).output().unwrap();
+    assert!(alone.status.success(), "{}", said(&alone));
+    assert!(said(&alone).contains("resuming with 1 processes instead of 2"), "{}", said(&alone));
+    let events = events(root.path(), "out");
+    let known: BTreeSet<String> = events.lines().map(|line| line.replace(' ', "")).collect();
+    let change = r#"{"before":2,"event":"world_size","now":1,"step":4}"#;
+    assert!(known.contains(change), "{events}");
+    assert_eq!(events.lines().count(), 17);
+}
+
+#[test]
+fn processes_that_cannot_share_a_batch_are_refused() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let three =
+        training(root.path(), "out").args(["--processes", "3"]).stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(three.status.code(), Some(2));
+    assert!(said(&three).contains("batch.images gives no batch"), "{}", said(&three));
+    let lost = training(root.path(), "out").env("RANK", "1").stderr(Stdio::piped()).output().unwrap();
+    assert_eq!(lost.status.code(), Some(2));
+    assert!(said(&lost).contains("WORLD_SIZE is not set, though RANK is"), "{}", said(&lost));
+}
