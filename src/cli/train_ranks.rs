@@ -103,12 +103,18 @@ impl Ranks {
         }
     }
 
-    /// Meets the others; `None` if this process trains alone.
+    /// Meets the others, which leave their logs in `folder`; `None` if this process trains alone.
     ///
     /// # Errors
     /// Why they do not train together.
-    pub fn join(&self, config: &TrainConfig, inputs: &TrainingInputs) -> anyhow::Result<Option<Arc<World>>> {
+    pub fn join(
+        &self,
+        config: &TrainConfig,
+        inputs: &TrainingInputs,
+        folder: &Path,
+    ) -> anyhow::Result<Option<Joined>> {
         let Some(place) = &self.place else { return Ok(None) };
+        let others = self.start_others(place, folder)?;
         let identity = Identity {
             build: env!("SHIPREID_BUILD").to_owned(),
             configuration: digest(toml::to_string(config)?.as_bytes()),

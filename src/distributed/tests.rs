@@ -60,30 +60,36 @@ fn an_attempt_meets_at_a_store_with_the_keys_of_an_earlier_one() {
 
 #[test]
 fn ranks_that_do_not_belong_together_say_why() {
-    let causes = |change: fn(&mut Place, &mut Identity)| -> Vec<String> {
+    let causes = |join_max: Duration, change: fn(&mut Place, &mut Identity)| -> Vec<String> {
         let (_store, places) = launch(3);
         let refused = each(&places, |place| {
             let (mut place, mut identity) = (place.clone(), identity());
             if place.rank == 2 {
                 change(&mut place, &mut identity);
             }
-            let patience = Patience { join_max: Duration::from_secs(5), ..PATIENCE };
+            let patience = Patience { join_max, ..PATIENCE };
             World::join(&place, &identity, patience, Box::new(|_| ())).map(drop)
         });
         refused.into_iter().map(|refused| refused.expect_err("refused").to_string()).collect()
     };
     let all = |cause: &str| [cause, cause, cause].map(str::to_owned).to_vec();
     assert_eq!(
-        causes(|_, identity| identity.configuration.push('!')),
+        causes(PATIENCE.join_max, |_, identity| identity.configuration.push('!')),
         all("rank 2 has another configuration than rank 0")
     );
-    assert_eq!(causes(|_, identity| identity.build.push('!')), all("rank 2 has another build than rank 0"));
-    assert_eq!(causes(|_, identity| identity.data.push('!')), all("rank 2 has another data set than rank 0"));
     assert_eq!(
-        causes(|place, _| place.world_size = 4),
+        causes(PATIENCE.join_max, |_, identity| identity.build.push('!')),
+        all("rank 2 has another build than rank 0")
+    );
+    assert_eq!(
+        causes(PATIENCE.join_max, |_, identity| identity.data.push('!')),
+        all("rank 2 has another data set than rank 0")
+    );
+    assert_eq!(
+        causes(PATIENCE.join_max, |place, _| place.world_size = 4),
         all("rank 2 was started as one of 4, rank 0 as one of 3")
     );
-    let absent = causes(|place, _| place.rank = 1);
+    let absent = causes(Duration::from_secs(5), |place, _| place.rank = 1);
     assert_eq!(absent[0], "rank 2 has not come within 5 seconds");
     assert!(
         absent[1..].iter().any(|cause| cause.contains("has not answered within 5 seconds")),

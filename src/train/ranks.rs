@@ -78,8 +78,8 @@ impl Ranks {
     pub(super) fn gather_rows(&self, rows: &Tensor) -> Result<Tensor, LearnError> {
         let all = self.0.gather(&rows.detach().to_device(tch::Device::Cpu))?.to_device(rows.device());
         let own = if rows.requires_grad() {
-            let ranks = self.0.size() as f64;
-            rows * ranks - (rows * (ranks - 1.0)).detach()
+            // The very values that the others receive.
+            rows.detach() + (rows - rows.detach()) * self.0.size() as f64
         } else {
             rows.shallow_clone()
         };
