@@ -64,6 +64,7 @@ fn settings(training: &Training, data_dir: &Path, galleries: Catalog) -> Setting
         jobs_concurrent_max: training.jobs_concurrent_max,
         device: training.device.clone(),
         threads: if training.threads == 0 { cores() } else { training.threads },
+        processes: training.processes,
         nice: training.nice,
         memory_bytes_max: training.memory_bytes_max,
         silence_max: Duration::from_secs_f64(training.heartbeat_seconds_max),

@@ -253,7 +253,8 @@ impl Train {
         if ranks.leads() {
             inputs.start_report(config).for_each(output::say);
         }
-        let joined = ranks.join(config, &inputs, out)?;
+        let joined =
+            ranks.join(config, &inputs, out, |loss| output::remark(format_args!("shipreid: {loss}")))?;
         let run = Run::new(config, inputs, device, checkpoints, app::cores() / ranks.on_this_machine());
         let Some(joined) = joined else { return Ok((run, None)) };
         let others = TrainingRanks::new(Arc::clone(&joined.world));

@@ -6,6 +6,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -20,19 +21,23 @@ use shipreid::reason::FailureReason;
 use shipreid::registry::{PROVENANCE, Provenance};
 use shipreid::telemetry;
 use shipreid::train::{
-    CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError, ObjectiveName, Run,
-    RunError, Shard, StartKind, TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation,
-    fingerprint, hoss,
+    CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError, ObjectiveName,
+    Ranks as TrainingRanks, Run, RunError, StartKind, TrainConfig, TrainConfigError, Trained, TrainingInputs,
+    Violation, fingerprint, hoss,
 };
 use shipreid::weights::native::{self, NativeError};
 use shipreid::weights::open::OpenModel;
 
 use super::Failure;
 use super::signals::interrupted;
+use super::train_ranks::{Joined, Ranks};
 
 /// Trains in a job's folder, and reports on standard output what happens, including how it ends.
 pub(super) fn run(folder: &Path) -> Result<(), Failure> {
     die_with_parent()?;
+    if std::env::var_os("RANK").is_some() {
+        return follow(folder);
+    }
     let channel = ChildChannel::start()?;
     telemetry::install(&Config::default().telemetry)?;
     let report = match catch_unwind(AssertUnwindSafe(|| train(folder, &channel))) {
@@ -66,18 +71,18 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         _ => failed(FailureReason::Crashed, cause),
     })?;
 
-    let (config, roots) = configured(folder, &instructions)?;
-    let inputs = TrainingInputs::gather(&config, &roots, Shard::default())
-        .map_err(|found| Ended::Failed(unfit(found)))?;
-    let device =
-        Device::open(&instructions.device).map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
-    let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
-    let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
-        .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
+    let ranks = ranks(&instructions)?;
+    let Prepared { config, inputs, device, checkpoints } = prepare(folder, &instructions, &ranks)?;
     let fingerprint = fingerprint(&inputs.data).map_err(|cause| failed(FailureReason::DataMissing, cause))?;
     let start = inputs.start.as_ref().map(|start| Start::new(&config.start.path, start));
     inputs.start_report(&config).for_each(|line| println!("{line}"));
+    let at_loss = channel.clone();
+    let joined = ranks.join(&config, &inputs, folder, move |loss| {
+        at_loss.say(&ChildMessage::Exit(ExitReport::Failed(JobFailure::new(FailureReason::Crashed, loss))));
+    });
+    let joined = joined.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))?;
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
+    let run = among(run, joined.as_ref(), &config);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
     let trained = run.train(&mut |event| {
         // A checkpoint may follow: events before it must not be lost with the server.
@@ -89,7 +94,7 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let trained = trained.map_err(ended)?;
+    let trained = trained.map_err(|cause| ended(told(cause, joined.as_ref())))?;
     let Trained { model, delivered } = trained.ok_or_else(|| failed(FailureReason::Crashed, "no model"))?;
     event_mapper.deliver(&delivered).iter().for_each(|message| channel.say(message));
     let provenance = Provenance {
@@ -102,6 +107,81 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     };
     leave(folder, &model, &provenance).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
     Ok(model.digest.to_string())
+}
+
+/// Trains beside the process that reports to the server, and ends with it.
+fn follow(folder: &Path) -> Result<(), Failure> {
+    telemetry::install(&Config::default().telemetry)?;
+    let followed = (|| {
+        let unusable = |cause: io::Error| failed(io_reason(&cause, FailureReason::ConfigInvalid), cause);
+        let instructions = Instructions::read(folder).map_err(unusable)?;
+        confine(&instructions).map_err(unusable)?;
+        let stop = interrupted().map_err(unusable)?;
+        let ranks = ranks(&instructions)?;
+        let Prepared { config, inputs, device, checkpoints } = prepare(folder, &instructions, &ranks)?;
+        let joined = ranks.join(&config, &inputs, folder, |loss| tracing::error!(loss, "a rank is lost"));
+        let joined = joined.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))?;
+        let run = Run::new(&config, inputs, device, checkpoints, instructions.threads);
+        let trained = among(run, joined.as_ref(), &config).train(&mut |_| {
+            if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        trained.map(drop).map_err(|cause| ended(told(cause, joined.as_ref())))
+    })();
+    match followed {
+        Ok(()) | Err(Ended::Stopped) => Ok(()),
+        Err(Ended::Failed(failure)) => Err(anyhow::anyhow!(failure).into()),
+    }
+}
+
+/// This process and those that train with it.
+fn ranks(instructions: &Instructions) -> Result<Ranks, Ended> {
+    // Before the server would give up on the job.
+    let silence_max = Duration::from_secs_f64(2.0 * instructions.heartbeat_seconds);
+    let ranks = Ranks::find(instructions.processes, silence_max);
+    ranks.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))
+}
+
+/// What a run needs.
+struct Prepared {
+    config: TrainConfig,
+    inputs: TrainingInputs,
+    device: Device,
+    checkpoints: Checkpoints,
+}
+
+fn prepare(folder: &Path, instructions: &Instructions, ranks: &Ranks) -> Result<Prepared, Ended> {
+    let (config, roots) = configured(folder, instructions)?;
+    let inputs = TrainingInputs::gather(&config, &roots, ranks.shard());
+    let inputs = inputs.map_err(|found| Ended::Failed(unfit(found)))?;
+    let device = Device::open(&ranks.device(&instructions.device));
+    let device = device.map_err(|cause| failed(FailureReason::ConfigInvalid, cause))?;
+    let (keep, keep_best) = (config.checkpoint.keep, config.keeps_best());
+    let checkpoints = Checkpoints::open(&folder.join(CHECKPOINTS), keep, keep_best)
+        .map_err(|cause| Ended::Failed(unsaved(&cause)))?;
+    Ok(Prepared { config, inputs, device, checkpoints })
+}
+
+/// The run as one of several processes, if there are others.
+fn among(run: Run, joined: Option<&Joined>, config: &TrainConfig) -> Run {
+    match joined {
+        Some(joined) => run.among(TrainingRanks::new(Arc::clone(&joined.world)), config.loss.gather_features),
+        None => run,
+    }
+}
+
+/// Tells the other processes why this one ends. The reason of the first that failed becomes this one's.
+fn told(cause: RunError, joined: Option<&Joined>) -> RunError {
+    match (cause, joined) {
+        (stopped @ RunError::Fit(FitError::Stopped), _) => stopped,
+        (RunError::Fit(FitError::Learn(LearnError::Lost(cause))), Some(joined)) => {
+            RunError::Fit(FitError::Learn(LearnError::Lost(joined.tell_failure(&cause))))
+        }
+        (cause, Some(joined)) => {
+            joined.tell_failure(&cause.to_string());
+            cause
+        }
+        (cause, None) => cause,
+    }
 }
 
 /// The configuration adapted to this process: no more threads than allowed, the chips in its folder if they are the

@@ -16,7 +16,7 @@ use shipreid::jobs::die_with_parent;
 use shipreid::train::{Shard, TrainConfig, TrainingInputs, fingerprint};
 use shipreid::weights::native::tensor_bytes;
 
-use super::{FAILED, output};
+use super::FAILED;
 
 /// Where torchrun expects to read why a process has failed.
 const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
@@ -103,7 +103,8 @@ impl Ranks {
         }
     }
 
-    /// Meets the others, which leave their logs in `folder`; `None` if this process trains alone.
+    /// Meets the others, which leave their logs in `folder`; `None` if this process trains alone. `on_loss` gets the
+    /// reason before this process ends because another is lost.
     ///
     /// # Errors
     /// Why they do not train together.
@@ -112,6 +113,7 @@ impl Ranks {
         config: &TrainConfig,
         inputs: &TrainingInputs,
         folder: &Path,
+        on_loss: impl Fn(&str) + Send + 'static,
     ) -> anyhow::Result<Option<Joined>> {
         let Some(place) = &self.place else { return Ok(None) };
         let others = self.start_others(place, folder)?;
@@ -124,7 +126,7 @@ impl Ranks {
         let rank = place.rank;
         let on_loss = Box::new(move |loss: &str| {
             leave_error(rank, loss);
-            output::remark(format_args!("shipreid: {loss}"));
+            on_loss(loss);
             // The thread that trains waits for ranks that will not answer.
             std::process::exit(FAILED.into());
         });

@@ -133,7 +133,8 @@ impl Slot {
             name: format!("{}, attempt {}", job.key.id, job.attempt),
             tenant: job.key.tenant.to_string(),
             device: settings.device.clone(),
-            threads: settings.threads,
+            threads: self.threads_per_process(),
+            processes: settings.processes,
             nice: settings.nice,
             memory_bytes_max: settings.memory_bytes_max,
             heartbeat_seconds: settings.silence_max.as_secs_f64() / BEATS,
@@ -144,6 +145,10 @@ impl Slot {
         }
     }
 
+    fn threads_per_process(&self) -> usize {
+        (self.settings.threads / self.settings.processes).max(1)
+    }
+
     fn command(&self, folder: PathBuf) -> Command {
         let mut command = Command::new(&self.settings.program);
         command.args(["train", "--job"]).arg(folder);
@@ -151,7 +156,9 @@ impl Slot {
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // libgomp reads these before any of our code runs; spinning threads would take CPU time that serving needs.
-        command.env("OMP_WAIT_POLICY", "PASSIVE").env("OMP_NUM_THREADS", self.settings.threads.to_string());
+        command
+            .env("OMP_WAIT_POLICY", "PASSIVE")
+            .env("OMP_NUM_THREADS", self.threads_per_process().to_string());
         command
     }
 }

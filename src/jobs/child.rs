@@ -34,6 +34,8 @@ pub struct Instructions {
     pub device: String,
     /// Threads that compute, and at most as many that read images; at least 1.
     pub threads: usize,
+    /// Processes that train together, each with these threads and limits.
+    pub processes: usize,
     /// Added to the priority of the server.
     pub nice: i32,
     /// 0: no limit.
@@ -234,6 +236,7 @@ mod tests {
             tenant: "default".into(),
             device: "cpu".into(),
             threads: 2,
+            processes: 2,
             nice: 10,
             memory_bytes_max: 0,
             heartbeat_seconds: 5.0,

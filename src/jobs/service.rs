@@ -26,7 +26,7 @@ use super::watch::{WatchError, WatchFrom, watch};
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
 use crate::gallery::Time;
-use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation};
+use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation, check_shared};
 
 /// The jobs of every tenant.
 #[derive(Debug)]
@@ -226,6 +226,7 @@ impl Jobs {
             None => None,
         };
         let roots = self.roots.clone();
+        let processes = self.settings.processes;
         let (pace, paths) = (self.settings.pace, ShownPaths::of_job(&self.settings, &self.settings.folder));
         let checked = spawn_cancellable(None, move |cancellation| {
             let start = match gallery {
@@ -236,7 +237,8 @@ impl Jobs {
                     TrainingInputs::check_kept(&config, &census, &roots, cancellation)
                 }
             };
-            match (start, pace(&config).and_then(|pace| config.too_slow(&pace))) {
+            let unshared = check_shared(&config, processes).err();
+            match (start, pace(&config).and_then(|pace| config.too_slow(&pace)).or(unshared)) {
                 (Ok(start), None) => Ok(start.map(|start| Start::new(&config.start.path, &start))),
                 (start, slow) => {
                     let violations = start.err().unwrap_or_default().into_iter().chain(slow);

@@ -21,6 +21,8 @@ pub struct Settings {
     pub jobs_concurrent_max: usize,
     pub device: String,
     pub threads: usize,
+    /// Of one job, which train together.
+    pub processes: usize,
     pub nice: i32,
     /// 0: no limit.
     pub memory_bytes_max: u64,

@@ -50,6 +50,7 @@ fn settings(folder: &Path, galleries: &Arc<EmbeddedCatalog>) -> Settings {
         jobs_concurrent_max: 1,
         device: "cpu".into(),
         threads: 1,
+        processes: 1,
         nice: 0,
         memory_bytes_max: 0,
         silence_max: Duration::from_secs(3600),

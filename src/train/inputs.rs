@@ -8,7 +8,7 @@ use super::dataset::{
 };
 use super::gallery_dataset::{Census, Count, Division, GalleryDataset};
 use super::roots::DataRoots;
-use super::sampler::SamplerError;
+use super::sampler::{SamplerError, of_one_rank};
 use super::shard::Shard;
 use super::source::{IdentitySource, ImageReader, PairSource};
 use super::validation::Validation;
@@ -92,6 +92,20 @@ impl TrainingInputs {
         let checked = examine(config, data, |architecture| check_start(config, architecture, reach));
         checked.map(|(_, (), start)| start)
     }
+}
+
+/// Whether several processes can share the batches of a run.
+///
+/// # Errors
+/// Some would have more of a batch than others.
+pub fn check_shared(config: &TrainConfig, processes: usize) -> Result<(), Violation> {
+    let BatchShape { images, images_per_identity } = config.batch;
+    let units = match config.objective {
+        ObjectiveName::FineTune => images / images_per_identity.max(1),
+        ObjectiveName::Contrastive => images / 2,
+    };
+    let shard = Shard::new(0, processes.max(1)).unwrap_or_default();
+    of_one_rank(units, shard).map(drop).map_err(no_batch)
 }
 
 /// The starting point of a run, in lines of bounded length: tensors that are taken, ignored, and

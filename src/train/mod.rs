@@ -48,7 +48,7 @@ pub use fingerprint::fingerprint;
 pub use fit::{FitEvent, FitInputs, Means, Plan, fit, other_world_size};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};
-pub use inputs::{DataSet, TrainingInputs, start_report};
+pub use inputs::{DataSet, TrainingInputs, check_shared, start_report};
 pub use learn::{LearnError, Learner, LearnerState, LossTerms, Samples, Source};
 pub use loader::in_order;
 pub use log::EventLog;
