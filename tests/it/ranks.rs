@@ -1,11 +1,14 @@
-//! Training in several processes (`shipreid train --processes`).
+//! Training in several processes, by the command line and by a server.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::runs::{drawn_training_set, events, model_line, training};
+use crate::training::{TrainingFolder, Watcher, at_step, is_gone, signal, start};
+use shipreid::wire::JobState;
 
 const RANKS: [&str; 4] = ["--processes", "2", "--silence-max", "4"];
 
@@ -20,35 +23,27 @@ fn said(output: &Output) -> String {
 }
 
 /// The process that this one has started.
-fn rank_1(rank_0: &Child) -> Option<i32> {
-    let children = format!("/proc/{0}/task/{0}/children", rank_0.id());
+fn rank_1(rank_0: impl Display) -> Option<i32> {
+    let children = format!("/proc/{rank_0}/task/{rank_0}/children");
     fs::read_to_string(children).ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// Whether a process exists, and has not ended.
-fn runs(process: i32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // Its state follows its name, which is in parentheses.
-    stat.rsplit(')').next().is_some_and(|rest| !rest.trim().is_empty() && !rest.trim_start().starts_with('Z'))
-}
-
 /// Sends a signal to rank 1 after this many steps; returns what rank 0 then says.
-fn disturb(root: &Path, out: &str, steps: usize, signal: libc::c_int) -> String {
+fn disturb(root: &Path, out: &str, steps: usize, kind: libc::c_int) -> String {
     let run = together(root, out).spawn().unwrap();
     let disturbed = loop {
         if events(root, out).lines().count() >= steps
-            && let Some(rank_1) = rank_1(&run)
+            && let Some(rank_1) = rank_1(run.id())
         {
             break rank_1;
         }
         std::thread::yield_now();
     };
-    // SAFETY: the process is the child of a child that has not ended.
-    assert_eq!(unsafe { libc::kill(disturbed, signal) }, 0);
+    signal(disturbed, kind);
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
     // No rank outlives the run.
-    while runs(disturbed) {
+    while !is_gone(disturbed) {
         std::thread::yield_now();
     }
     said(&output)
@@ -102,4 +97,31 @@ fn processes_that_cannot_share_a_batch_are_refused() {
     let lost = training(root.path(), "out").env("RANK", "1").stderr(Stdio::piped()).output().unwrap();
     assert_eq!(lost.status.code(), Some(2));
     assert!(said(&lost).contains("WORLD_SIZE is not set, though RANK is"), "{}", said(&lost));
+}
+
+#[tokio::test]
+async fn a_job_of_two_processes_outlives_the_death_of_either() {
+    let place = TrainingFolder::new();
+    let (server, client) = place.serve(&["training.processes=2", "training.heartbeat_seconds_max=20"]).await;
+    let mut undisturbed = Watcher::default();
+    let job = start(&client, place.config(0)).await;
+    undisturbed.watch(&client, &job, |_| false).await;
+    assert_eq!(undisturbed.last_job().state(), JobState::Finished, "{:?}", undisturbed.last_job());
+
+    let mut watcher = Watcher::default();
+    let job = start(&client, place.config(0)).await;
+    watcher.watch(&client, &job, at_step(4)).await;
+    let follower = rank_1(place.process(&job)).expect("rank 0 has started it");
+    signal(follower, libc::SIGKILL);
+    watcher.watch(&client, &job, at_step(9)).await;
+    let leader = place.process(&job);
+    let orphan = rank_1(leader).expect("rank 0 has started it");
+    signal(leader, libc::SIGKILL);
+    watcher.watch(&client, &job, |_| false).await;
+    assert!([follower, leader, orphan].into_iter().all(is_gone));
+    let attempts: BTreeSet<u32> = watcher.states().into_iter().map(|(attempt, _)| attempt).collect();
+    assert_eq!(attempts, BTreeSet::from([1, 2, 3]));
+    assert_eq!(watcher.losses(), undisturbed.losses());
+    assert_eq!(watcher.last_job().model, undisturbed.last_job().model);
+    server.terminate();
 }

@@ -125,7 +125,7 @@ impl TrainingFolder {
     }
 
     /// The process that works in a job's folder, or the last one that did.
-    fn process(&self, job_id: &str) -> i32 {
+    pub fn process(&self, job_id: &str) -> i32 {
         let lock = self.data().join("jobs").join(job_id).join("lock");
         std::fs::read_to_string(lock).unwrap().trim().parse().unwrap()
     }
@@ -139,7 +139,7 @@ pub struct Watcher {
 
 impl Watcher {
     /// Watches until an event for which `until` holds, or the end of the job or of the server.
-    async fn watch(&mut self, client: &Client, job_id: &str, until: impl Fn(&TrainEvent) -> bool) {
+    pub async fn watch(&mut self, client: &Client, job_id: &str, until: impl Fn(&TrainEvent) -> bool) {
         let from_event = self.events.len() as u64 + 1;
         let request = WatchTrainingJobRequest { job_id: job_id.into(), from_event };
         let mut stream = client.training_jobs().watch_training_job(request).await.unwrap().into_inner();
@@ -153,7 +153,7 @@ impl Watcher {
         }
     }
 
-    fn states(&self) -> Vec<(u32, JobState)> {
+    pub fn states(&self) -> Vec<(u32, JobState)> {
         let states = self.events.iter().filter_map(|event| match &event.event {
             Some(Event::Job(job)) => Some((event.attempt, job.state())),
             _ => None,
@@ -162,7 +162,7 @@ impl Watcher {
     }
 
     /// By step, with all bits; repeated steps must have the same losses.
-    fn losses(&self) -> BTreeMap<u64, Vec<(String, u64)>> {
+    pub fn losses(&self) -> BTreeMap<u64, Vec<(String, u64)>> {
         let mut losses = BTreeMap::new();
         for event in &self.events {
             if let Some(Event::Progress(progress)) = &event.event {
@@ -185,11 +185,11 @@ impl Watcher {
     }
 }
 
-fn at_step(step: u64) -> impl Fn(&TrainEvent) -> bool {
+pub fn at_step(step: u64) -> impl Fn(&TrainEvent) -> bool {
     move |event| matches!(&event.event, Some(Event::Progress(progress)) if progress.step == step)
 }
 
-async fn start(client: &Client, config_toml: String) -> String {
+pub async fn start(client: &Client, config_toml: String) -> String {
     let request = TrainRequest { config_toml, ..TrainRequest::default() };
     let mut events = client.ship_re_id().train(request).await.unwrap().into_inner();
     let first = events.next().await.unwrap().unwrap();
@@ -198,12 +198,12 @@ async fn start(client: &Client, config_toml: String) -> String {
 }
 
 /// Gone, or dead and not yet waited for by its current parent.
-fn is_gone(process: i32) -> bool {
+pub fn is_gone(process: i32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
     stat.map_or(true, |stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('Z')))
 }
 
-fn signal(process: i32, signal: i32) {
+pub fn signal(process: i32, signal: i32) {
     // SAFETY: the process holds the lock of a job that is being watched at this step.
     assert_eq!(unsafe { libc::kill(process, signal) }, 0);
 }

@@ -11,7 +11,7 @@ use imports::Imports;
 /// Only these use gRPC.
 const WIRE: &[&str] = &["app", "client", "rpc", "wire"];
 /// Only these use libtorch.
-const TORCH: &[&str] = &["model", "train"];
+const TORCH: &[&str] = &["distributed", "model", "train"];
 /// The markers before and after the picture.
 const BEGIN: &str = "<!-- layers -->\n```text\n";
 const END: &str = "```\n<!-- /layers -->\n";
