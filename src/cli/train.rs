@@ -45,7 +45,7 @@ Examples:
   shipreid train --local configs/train/demo.toml --out runs/demo --set schedule.epochs=5
   shipreid train --local configs/train/demo.toml --validate-only
   shipreid train --local configs/train/hoss_transoss.toml --out runs/hoss --device cuda:0 --processes 4
-  torchrun --nproc-per-node 4 --no-python shipreid train --local hoss.toml --out runs/hoss --device cuda:0
+  torchrun --nproc-per-node 4 --no-python -- shipreid train --local hoss.toml --out runs/hoss --device cuda:0
   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name \"HOSS, authors' settings\"
 
