@@ -377,7 +377,7 @@ impl<'t> WriteBatch<'t> {
             self.changes.chips.remove(&stored.row);
             self.changes.gone.push(stored.row);
         }
-        self.index.remove(stored.row);
+        self.index.remove(stored.row, &stored.entry.id);
         Ok(())
     }
 

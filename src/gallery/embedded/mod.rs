@@ -10,6 +10,7 @@ mod open;
 pub(super) mod quota;
 pub(super) mod record;
 mod recovery;
+mod scan;
 pub(super) mod schema;
 mod shadow;
 pub(super) mod sidecar;

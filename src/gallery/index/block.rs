@@ -44,6 +44,12 @@ impl Block {
         &mut self.0
     }
 
+    /// The memory of consecutive blocks.
+    pub fn bytes_mut(blocks: &mut [Self]) -> &mut [u8] {
+        // SAFETY: a block is 64 bytes and nothing else, and every byte is a code.
+        unsafe { slice::from_raw_parts_mut(blocks.as_mut_ptr().cast(), blocks.len() * BLOCK) }
+    }
+
     /// The codes of consecutive blocks.
     pub fn flat(blocks: &[Self]) -> &[i8] {
         // SAFETY: a block is 64 codes and nothing else, so consecutive blocks are consecutive codes.

@@ -47,11 +47,6 @@ impl Code {
         Self { codes, scale, residual }
     }
 
-    /// Builds a code from its parts, as found in a [`CodeRef`].
-    pub fn from_parts(codes: Vec<i8>, scale: f32, residual: f32) -> Self {
-        Self { codes, scale, residual }
-    }
-
     pub fn parts(&self) -> CodeRef<'_> {
         CodeRef { codes: &self.codes, scale: self.scale, residual: self.residual }
     }
@@ -104,6 +99,20 @@ impl Codes {
         self.blocks.extend(&blocks, ROWS * blocks.len());
         self.sums.push(code.codes.iter().map(|code| i32::from(*code)).sum());
         self.measures.push(Measure { scale: code.scale, residual: code.residual });
+    }
+
+    /// Appends rows, with their scales, residuals and sums.
+    pub fn extend(&mut self, blocks: &[Block], measures: &[(f32, f32, i32)]) {
+        self.blocks.extend(blocks, ROWS * self.dimension.div_ceil(BLOCK));
+        for (scale, residual, sum) in measures {
+            self.sums.push(*sum);
+            self.measures.push(Measure { scale: *scale, residual: *residual });
+        }
+    }
+
+    /// Sum of a row's codes.
+    pub fn sum(&self, at: usize) -> i32 {
+        self.sums[at]
     }
 
     pub fn rows<'a>(&'a self, at: &'a [u16]) -> Rows<'a> {

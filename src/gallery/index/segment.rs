@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::block::Block;
 use super::codes::{CodeRef, Codes};
 use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
 use super::{ROWS, RowId};
@@ -67,6 +68,16 @@ impl Segment {
     pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: RowFacts) {
         Arc::make_mut(&mut self.codes).push(code);
         Arc::make_mut(&mut self.columns).push(row, known);
+    }
+
+    /// Appends the facts of a row whose code is still to be [pushed](Self::push_codes).
+    pub fn push_facts(&mut self, row: RowId, known: RowFacts) {
+        Arc::make_mut(&mut self.columns).push(row, known);
+    }
+
+    /// Appends codes with their scales, residuals and sums.
+    pub fn push_codes(&mut self, blocks: &[Block], measures: &[(f32, f32, i32)]) {
+        Arc::make_mut(&mut self.codes).extend(blocks, measures);
     }
 
     pub fn update(&mut self, at: usize, known: RowFacts) {
