@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators bench bench-train bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-inference bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -32,7 +32,7 @@ build: setup ## Builds the release binary
 	SHIPREID_COMMIT=$(COMMIT) cargo build --release --locked
 
 demo: build ## Draws ships, trains through a server, activates, enrols, matches: the whole mission in minutes
-	target/release/shipreid demo $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
+	target/release/shipreid demo --force $(if $(wildcard $(CHIPS)),--chips $(CHIPS))
 
 test: setup ## Runs every test
 	cargo test --locked
@@ -67,15 +67,26 @@ python: ## Installs what the Python client and the drawn images of the tests nee
 	test -x .venv/bin/python || python3 -m venv .venv
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 
-operators: ## Installs what the tests of deploy/ need beside that, as root, where it is missing
-	command -v prometheus >/dev/null && command -v haproxy >/dev/null || { apt-get update --quiet=2 && \
-		apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy; }
+operators: ## Installs the programs of operators that tests run, as root, where they are missing
+	command -v prometheus >/dev/null && command -v haproxy >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { \
+		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy postgresql; }
+
+clients: python ## Installs what compiles the clients of examples/, Debian's Go as root, where it is missing
+	which go protoc protoc-gen-go protoc-gen-go-grpc >/dev/null && test -d /usr/share/gocode/src/google.golang.org/grpc || { \
+		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends golang-go protoc-gen-go \
+		protoc-gen-go-grpc golang-google-grpc-dev golang-github-golang-protobuf-1-5-dev; }
+	.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r tests/python/grpcurl.txt
+	.venv/bin/pyright --version
+	cd examples/typescript && npm ci --ignore-scripts --no-audit --no-fund
 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
+
+bench-inference: build ## Measures inference beside ONNX Runtime and OpenVINO from PyPI (about 10 minutes, 10 GiB of memory and 4 of disk)
+	python3 benches/inference.py $(if $(wildcard $(CHIPS)),--chips $(CHIPS)) $(if $(CPU),--cpu $(CPU))
 
 bench-beside: build ## Measures Embed before, during and after a training job (15 minutes; chips from CHIPS)
 	python3 benches/beside_training.py --chips $(CHIPS)

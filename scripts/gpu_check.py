@@ -41,7 +41,7 @@ SERVING_TESTS = [
     GOLDEN + "every_variant_and_batch_gives_the_recorded_features",
     GOLDEN + "every_stage_gives_the_recorded_activations",
     GOLDEN + "every_layout_of_a_recorded_checkpoint_gives_the_recorded_features",
-    GOLDEN + "every_kernel_points_in_bf16_where_f32_does",
+    GOLDEN + "every_kernel_points_in_bf16_and_in_int8_where_f32_does",
     GOLDEN + "training_moves_the_neck_and_drops_branches",
     GOLDEN + "a_branch_is_dropped_as_recorded",
     "model::encoder::tests::a_chip_has_one_embedding_alone_in_any_batch_and_in_any_order",

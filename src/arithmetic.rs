@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::processor::{Level, Processor};
 
-/// Number format in which a network runs. Trained weights are f32 in either.
+/// Number format in which a network runs. Trained weights are f32 in each.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Precision {
@@ -16,6 +16,8 @@ pub enum Precision {
     #[default]
     F32,
     Bf16,
+    /// Linear layers of the blocks in int8, the rest in f32; inference only.
+    Int8,
 }
 
 impl Precision {
@@ -23,14 +25,16 @@ impl Precision {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
         }
     }
 
-    /// Bytes of one number.
+    /// Bytes of one weight of a linear layer.
     pub fn bytes(self) -> u64 {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::Int8 => 1,
         }
     }
 }
@@ -42,54 +46,65 @@ pub enum Kernel {
     Aten,
     /// oneDNN with weights reordered for it; CPU and inference only.
     OneDnn,
+    /// Ours, with weights rounded to int8; CPU and inference only.
+    Int8,
 }
 
 impl Kernel {
-    pub const ALL: [Self; 2] = [Self::Aten, Self::OneDnn];
+    /// The kernels that compute in a precision, whatever the processor.
+    pub fn of(precision: Precision) -> &'static [Self] {
+        match precision {
+            Precision::F32 | Precision::Bf16 => &[Self::Aten, Self::OneDnn],
+            Precision::Int8 => &[Self::Int8],
+        }
+    }
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Aten => "aten",
             Self::OneDnn => "onednn",
+            Self::Int8 => "int8",
         }
     }
 
     /// Levels of which a processor must have at least one, beyond the minimum.
     fn needs(self, precision: Precision) -> &'static [Level] {
         match (self, precision) {
-            (Self::Aten, _) | (Self::OneDnn, Precision::F32) => &[],
+            (Self::Aten | Self::Int8, _) | (Self::OneDnn, Precision::F32 | Precision::Int8) => &[],
             // libtorch requires these before it packs weights.
             (Self::OneDnn, Precision::Bf16) => &[Level::Avx512, Level::Avx2Vnni2],
         }
     }
 
     /// # Errors
-    /// The processor cannot run this kernel.
+    /// The processor cannot run this kernel, or none can.
     pub fn check(self, precision: Precision, processor: &Processor) -> Result<(), NotHere> {
+        if !Self::of(precision).contains(&self) {
+            return Err(NotHere::Never { kernel: self, precision });
+        }
         let needs = self.needs(precision);
         if needs.is_empty() || needs.iter().any(|level| processor.has(*level)) {
             return Ok(());
         }
-        Err(NotHere { kernel: self, precision, needs, processor: processor.to_string() })
+        Err(NotHere::Processor { kernel: self, precision, needs, processor: processor.to_string() })
     }
 
     /// The kernels that a processor can run.
     pub fn candidates(precision: Precision, processor: &Processor) -> impl Iterator<Item = Self> {
-        Self::ALL.into_iter().filter(move |kernel| kernel.check(precision, processor).is_ok())
+        Self::of(precision).iter().copied().filter(move |kernel| kernel.check(precision, processor).is_ok())
     }
 }
 
 /// A kernel that a processor cannot run.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{} in {} needs {}, which this processor, {processor}, does not have",
-    .kernel.name(), .precision.name(), .needs.iter().map(|level| level.name()).collect::<Vec<_>>().join(" or ")
-)]
-pub struct NotHere {
-    pub kernel: Kernel,
-    pub precision: Precision,
-    needs: &'static [Level],
-    processor: String,
+pub enum NotHere {
+    #[error(
+        "{} in {} needs {}, which this processor, {processor}, does not have",
+        .kernel.name(), .precision.name(), .needs.iter().map(|level| level.name()).collect::<Vec<_>>().join(" or ")
+    )]
+    Processor { kernel: Kernel, precision: Precision, needs: &'static [Level], processor: String },
+    #[error("{} does not compute in {}", .kernel.name(), .precision.name())]
+    Never { kernel: Kernel, precision: Precision },
 }
 
 /// How long the linear layers of an MLP took for a batch.
@@ -258,19 +273,23 @@ mod tests {
             assert_eq!(found, expected, "{level}");
         };
         for level in Level::ALL {
-            check(level, Precision::F32, &Kernel::ALL);
+            check(level, Precision::F32, &[Kernel::Aten, Kernel::OneDnn]);
+            check(level, Precision::Int8, &[Kernel::Int8]);
         }
         for level in [Level::Portable, Level::Avx2] {
             check(level, Precision::Bf16, &[Kernel::Aten]);
         }
-        for level in [Level::Avx2Vnni2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16] {
-            check(level, Precision::Bf16, &Kernel::ALL);
+        for level in [Level::Avx2Vnni2, Level::Avx512, Level::Avx512Vnni, Level::Avx512Bf16, Level::Amx] {
+            check(level, Precision::Bf16, &[Kernel::Aten, Kernel::OneDnn]);
         }
         let refused = Kernel::OneDnn.check(Precision::Bf16, &Processor::with(Level::Avx2)).expect_err("AVX2");
         assert_eq!(
             refused.to_string(),
             "onednn in bf16 needs avx512 or avx2_vnni_2, which this processor, a test (avx2), does not have"
         );
+        let refused =
+            Kernel::Aten.check(Precision::Int8, &Processor::with(Level::Amx)).expect_err("ours only");
+        assert_eq!(refused.to_string(), "aten does not compute in int8");
     }
 
     #[test]

@@ -7,6 +7,8 @@
 pub mod processor;
 /// The number formats that networks compute in, and the kernels for matrix products.
 pub mod arithmetic;
+/// Linear layers in int8.
+pub mod int8;
 /// How much of something may be held at once.
 pub mod budget;
 /// Cancellation of work that is no longer needed.
@@ -23,6 +25,8 @@ pub mod memory;
 pub mod durable;
 /// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
+/// Files that arrive in chunks.
+pub mod uploads;
 /// Admission, queue, batches, device threads.
 pub mod encoder;
 /// Checkpoints as data.
@@ -50,6 +54,8 @@ pub mod wire;
 pub mod keys;
 /// How messages quote text from others.
 mod message;
+/// What a folder of images holds.
+pub mod folder;
 /// What is known about image files in addition to their pixels.
 pub mod manifest;
 /// Where a page of a list ends.

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use prost_types::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::message::one_line;
+use crate::message::{listed, one_line};
 use crate::wire::Observation;
 
 /// Lines or files that an error lists before it only counts the rest.
@@ -62,9 +62,9 @@ pub struct FileNames<'a> {
 pub enum ManifestError {
     #[error("line {line}: {}", one_line(.cause))]
     Line { line: usize, cause: String },
-    #[error("these lines stand for no file that was given: {}", listed(.0))]
+    #[error("these lines match no file: {}", listed(.0, LISTED_MAX))]
     Unmatched(Vec<String>),
-    #[error("line {line}: {} stands for {} files: {}", one_line(.file), .files.len(), listed(.files))]
+    #[error("line {line}: {} matches {} files: {}", one_line(.file), .files.len(), listed(.files, LISTED_MAX))]
     Ambiguous { line: usize, file: String, files: Vec<String> },
     #[error("line {line}: {} is the file that line {earlier} names", one_line(.file))]
     Twice { line: usize, file: String, earlier: usize },
@@ -83,7 +83,7 @@ impl Manifest {
             let refused = |cause: String| ManifestError::Line { line: number, cause };
             // An array would be accepted as the fields in their order.
             if !line.trim_start().starts_with('{') {
-                return Err(refused("it is no JSON object".into()));
+                return Err(refused("it is not a JSON object".into()));
             }
             let known: ManifestEntry =
                 serde_json::from_str(line).map_err(|cause| refused(cause.to_string()))?;
@@ -256,14 +256,6 @@ fn labels<'de, D: Deserializer<'de>>(input: D) -> Result<HashMap<String, String>
     Ok(labels.into_iter().flatten().filter_map(|(key, value)| Some((key, value?))).collect())
 }
 
-fn listed(items: &[String]) -> String {
-    let mut text = items.iter().take(LISTED_MAX).map(String::as_str).collect::<Vec<_>>().join(", ");
-    if items.len() > LISTED_MAX {
-        text += &format!(" and {} more", items.len() - LISTED_MAX);
-    }
-    one_line(&text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -324,7 +316,7 @@ mod tests {
             (r#"{"file": "b.tif", "observed_at": "yesterday"}"#, "yesterday"),
             (r#"{"vessel_id": "v"}"#, "names no file"),
             (r#"{"file": "a.tif"}"#, "a.tif is the file that line 1 names"),
-            (r#"["b.tif"]"#, "no JSON object"),
+            (r#"["b.tif"]"#, "not a JSON object"),
             (r#"{"file": "b.tif", "a\nb": 1}"#, "unknown field `a b`"),
         ] {
             let text = format!("{{\"file\": \"a.tif\"}}\n{line}");
@@ -358,10 +350,10 @@ mod tests {
         for (lines, part) in [
             (
                 &["pass/y.png", "z.png", "q/y.png"][..],
-                "these lines stand for no file that was given: z.png (line 2), q/y.png (line 3)",
+                "these lines match no file: z.png (line 2), q/y.png (line 3)",
             ),
             (&["pass/z.png"], "pass/z.png (line 1)"),
-            (&["x.png"], "line 1: x.png stands for 2 files: pass/x.png, other/x.png"),
+            (&["x.png"], "line 1: x.png matches 2 files: pass/x.png, other/x.png"),
             (&["pass/y.png", "y.png"], "line 2: y.png is the file that line 1 names"),
             (&["elsewhere/y.png"], "elsewhere/y.png (line 1)"),
         ] {

@@ -30,6 +30,15 @@ pub(crate) fn bounded(message: &str, bytes_max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{ELLIPSIS}", &message[..end]))
 }
 
+/// The first `most` items on one line, and how many more there are.
+pub(crate) fn listed<T: AsRef<str>>(items: &[T], most: usize) -> String {
+    let first = items.iter().take(most).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
+    match items.len().saturating_sub(most) {
+        0 => one_line(&first),
+        more => one_line(&format!("{first} and {more} more")),
+    }
+}
+
 /// The element of `known` that is most similar to `name`.
 pub(crate) fn nearest<T: AsRef<str>>(name: &str, known: impl IntoIterator<Item = T>) -> Option<T> {
     let rated = known.into_iter().map(|known| (strsim::jaro_winkler(name, known.as_ref()), known));
@@ -59,6 +68,18 @@ mod tests {
         assert_eq!(bounded("1234", 4), "1234");
         assert_eq!(bounded("12345678", 7), "1234…");
         assert_eq!(bounded("éééé", 7), "éé…", "no character is cut");
+    }
+
+    #[test]
+    fn of_many_items_the_first_are_listed() {
+        for (items, expected) in [
+            (&[][..], ""),
+            (&["a"], "a"),
+            (&["a", "b\n"], "a, b "),
+            (&["a", "b", "c", "d"], "a, b and 2 more"),
+        ] {
+            assert_eq!(listed(items, 2), expected);
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::embedding::ModelDigest;
 use crate::gallery::{GalleryName, RowId, VesselId};
 use crate::jobs::JobId;
+use crate::uploads::UploadId;
 
 /// Where a page ends: the position of its last item in the list, as a text that the next call sends back.
 pub trait PageCursor: Sized {
@@ -60,6 +61,19 @@ impl PageCursor for JobId {
     }
 }
 
+/// Distinguishes cursors of uploads from those of rows.
+const UPLOAD: &str = "upload:";
+
+impl PageCursor for UploadId {
+    fn token(&self) -> String {
+        format!("{UPLOAD}{self}")
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        token.strip_prefix(UPLOAD)?.parse().ok()
+    }
+}
+
 /// A model's position among all, oldest first: unaffected by additions and deletions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ModelPlace {
@@ -105,6 +119,8 @@ mod tests {
         check(RowId::from_u64(u64::MAX), "ffffffffffffffff");
         check(VesselId::new("job-7").expect("an id"), "vessel:job-7");
         check("job-7".parse::<JobId>().expect("an id"), "job-7");
+        let id = "0".repeat(31) + "7";
+        check(id.parse::<UploadId>().expect("an id"), &format!("upload:{id}"));
         for (created_at, text) in [(0, "0-"), (1_800_000_000, "1800000000-"), (-5, "-5-")] {
             check(ModelPlace { created_at, digest }, &format!("{text}{digest}"));
         }

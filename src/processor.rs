@@ -25,12 +25,21 @@ pub enum Level {
     Avx512,
     Avx512Vnni,
     Avx512Bf16,
+    /// Tiles.
+    Amx,
 }
 
 impl Level {
     /// In ascending order.
-    pub const ALL: [Self; 6] =
-        [Self::Portable, Self::Avx2, Self::Avx2Vnni2, Self::Avx512, Self::Avx512Vnni, Self::Avx512Bf16];
+    pub const ALL: [Self; 7] = [
+        Self::Portable,
+        Self::Avx2,
+        Self::Avx2Vnni2,
+        Self::Avx512,
+        Self::Avx512Vnni,
+        Self::Avx512Bf16,
+        Self::Amx,
+    ];
 
     /// As written in [`LIMIT`], logs and labels.
     pub fn name(self) -> &'static str {
@@ -41,6 +50,7 @@ impl Level {
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512_vnni",
             Self::Avx512Bf16 => "avx512_bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -52,6 +62,7 @@ impl Level {
             Self::Avx2Vnni2 | Self::Avx512 => Some(Self::Avx2),
             Self::Avx512Vnni => Some(Self::Avx512),
             Self::Avx512Bf16 => Some(Self::Avx512Vnni),
+            Self::Amx => Some(Self::Avx512Bf16),
         }
     }
 
@@ -69,6 +80,7 @@ impl Level {
             Self::Avx512 => &["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"],
             Self::Avx512Vnni => &["avx512vnni"],
             Self::Avx512Bf16 => &["avx512bf16"],
+            Self::Amx => &["amx-tile", "amx-int8", "amx-bf16"],
         }
     }
 
@@ -83,6 +95,7 @@ impl Level {
             Self::Avx512 => ("avx512", "AVX512_CORE", ("MKL_ENABLE_INSTRUCTIONS", "AVX512")),
             Self::Avx512Vnni => ("avx512", "AVX512_CORE_VNNI", ("MKL_ENABLE_INSTRUCTIONS", "AVX512_E1")),
             Self::Avx512Bf16 => ("avx512", "AVX512_CORE_BF16", ("MKL_ENABLE_INSTRUCTIONS", "AVX512_E3")),
+            Self::Amx => ("avx512", "AVX512_CORE_AMX", ("MKL_ENABLE_INSTRUCTIONS", "AVX512_E4")),
         };
         [("ATEN_CPU_CAPABILITY", aten), ("ONEDNN_MAX_CPU_ISA", onednn), mkl]
     }
@@ -217,7 +230,29 @@ fn present() -> Vec<&'static str> {
         "avx512vnni",
         "avx512bf16"
     );
-    all.into_iter().filter(|(_, is_there)| *is_there).map(|(set, _)| set).collect()
+    let present = all.into_iter().filter(|(_, is_there)| *is_there).map(|(set, _)| set);
+    present.chain(tiles()).collect()
+}
+
+/// What there is of AMX, if the system lets this process use its registers, which it has to be asked for.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn tiles() -> Vec<&'static str> {
+    use std::arch::x86_64::{__cpuid, __cpuid_count};
+
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).edx } else { 0 };
+    let sets = [("amx-bf16", 22), ("amx-tile", 24), ("amx-int8", 25)];
+    let present: Vec<_> = sets.into_iter().filter(|(_, bit)| features >> bit & 1 == 1).collect();
+    // SAFETY: the call takes two numbers and changes nothing but the permission.
+    let is_allowed = !present.is_empty()
+        && unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) } == 0;
+    present.into_iter().filter(|_| is_allowed).map(|(set, _)| set).collect()
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn tiles() -> Vec<&'static str> {
+    Vec::new()
 }
 
 #[cfg(not(target_arch = "x86_64"))]

@@ -1,7 +1,7 @@
 //! Logs on standard error, as text for people or JSON for machines, and spans to an OpenTelemetry collector.
 
 use std::backtrace::Backtrace;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::OnceLock;
@@ -94,7 +94,7 @@ where
 {
     let logs = fmt::layer()
         .with_writer(writer)
-        .with_ansi(wants_colours(io::stderr().is_terminal(), std::env::var_os("NO_COLOR").as_deref()));
+        .with_ansi(io::stderr().is_terminal() && wants_colours(|name| std::env::var_os(name)));
     let logs = match telemetry.log_format {
         LogFormat::Text => logs.boxed(),
         LogFormat::Json => logs.json().flatten_event(true).boxed(),
@@ -128,9 +128,11 @@ impl Traces {
     }
 }
 
-/// Whether the log is coloured: on a terminal, unless disabled by the user (<https://no-color.org>).
-fn wants_colours(is_terminal: bool, no_color: Option<&OsStr>) -> bool {
-    is_terminal && no_color.is_none_or(OsStr::is_empty)
+/// Whether a log on a terminal is coloured: unless disabled by the user (<https://no-color.org>), or the terminal shows
+/// no colours.
+fn wants_colours(variable: impl Fn(&str) -> Option<OsString>) -> bool {
+    variable("NO_COLOR").is_none_or(|value| value.is_empty())
+        && variable("TERM").is_none_or(|term| term != "dumb")
 }
 
 fn provider(telemetry: &Telemetry) -> anyhow::Result<Option<SdkTracerProvider>> {
@@ -221,10 +223,15 @@ mod tests {
 
     #[test]
     fn a_log_is_coloured_on_a_terminal_whose_user_has_nothing_against_it() {
-        for (is_terminal, no_color, expected) in
-            [(true, None, true), (true, Some(""), true), (true, Some("1"), false), (false, None, false)]
-        {
-            assert_eq!(wants_colours(is_terminal, no_color.map(OsStr::new)), expected, "{no_color:?}");
+        for (set, expected) in [
+            (None, true),
+            (Some(("NO_COLOR", "")), true),
+            (Some(("NO_COLOR", "1")), false),
+            (Some(("TERM", "xterm-256color")), true),
+            (Some(("TERM", "dumb")), false),
+        ] {
+            let variable = |name: &str| set.filter(|(set, _)| *set == name).map(|(_, value)| value.into());
+            assert_eq!(wants_colours(variable), expected, "{set:?}");
         }
     }
 

@@ -180,6 +180,9 @@ impl Kernels {
 }
 
 fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
+    if config.encoder.precision == Precision::Int8 {
+        bail!("encoder.precision \"int8\" needs encoder.device \"cpu\"");
+    }
     if config.encoder.linear == Linear::Onednn {
         bail!("encoder.linear \"onednn\" needs encoder.device \"cpu\"");
     }
@@ -249,8 +252,8 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
         metrics::linear_timing(timing.kernel.name(), precision.name(), timing.chips, timing.took);
     }
     for (chips, chosen) in choice.kernels() {
-        for kernel in Kernel::ALL {
-            metrics::linear_kernel(kernel.name(), precision.name(), level.name(), *chips, kernel == *chosen);
+        for kernel in Kernel::of(precision) {
+            metrics::linear_kernel(kernel.name(), precision.name(), level.name(), *chips, kernel == chosen);
         }
     }
 }
@@ -262,7 +265,11 @@ fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -
     model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies as u64)
 }
 
-fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
+/// Reads the configured model, or makes the configured preset from its seed.
+///
+/// # Errors
+/// No model is configured, it cannot be read, or it is inconsistent.
+pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
     let feature_point = match config.model.feature {
         config::Feature::BeforeNeck => FeaturePoint::BeforeNeck,
         config::Feature::AfterNeck => FeaturePoint::AfterNeck,

@@ -36,6 +36,8 @@ pub fn publish_limits(config: &Config, workers: usize) {
     }
     (0..workers).for_each(|worker| metrics::device_thread(thread_name(worker), false));
     metrics::limit("models_stored_bytes", config.models.bytes_max as f64);
+    metrics::limit("uploads", config.uploads.count_max as f64);
+    metrics::limit("upload_bytes", config.uploads.bytes_max as f64);
 }
 
 /// Compacts the exporter and checks the log, forever.

@@ -19,7 +19,7 @@ use crate::matching::Calibrator;
 use crate::rpc::listener::{self, Port};
 use crate::rpc::{
     self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, Matcher,
-    ModelsService, Services, ShipReIdService, TrainingJobsService,
+    ModelsService, Services, ShipReIdService, TrainingJobsService, UploadAccess, UploadsService,
 };
 
 /// The components that the services are made of.
@@ -112,11 +112,13 @@ fn services(wired: Wired<'_>) -> Services {
     let Config { limits, matching, .. } = config;
     let (pipeline, jobs, drain) = (model.pipeline(), stores.jobs(), shutdown.drain());
     let access = GalleryAccess::new(stores.catalog(), search_threads(config), search_pace());
+    let uploads = UploadAccess::new(stores.uploads(), limits);
     let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),
-        galleries: GalleriesService::new(access, Arc::clone(&pipeline), limits, drain),
-        models: ModelsService::new(pipeline, model.activator()),
+        galleries: GalleriesService::new(access, Arc::clone(&pipeline), uploads.clone(), limits, drain),
+        models: ModelsService::new(pipeline, model.activator(), uploads.clone()),
         training_jobs: TrainingJobsService::new(jobs),
+        uploads: UploadsService::new(uploads),
     }
 }

@@ -5,14 +5,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use tokio::task::JoinHandle;
+
 use super::training;
-use crate::config::Config;
-use crate::gallery::{Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, QueueSettings, Quotas};
+use crate::config::{self, Config};
+use crate::gallery::{
+    Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, QueueSettings, Quotas,
+};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
+use crate::uploads::{UploadBounds, UploadLimits, Uploads};
 
 /// Folder of the galleries within the data folder.
 const GALLERIES: &str = "galleries";
+/// Folder of the uploads, likewise.
+const UPLOADS: &str = "uploads";
+/// Folder of the copies of shared galleries within the data folder.
+const GALLERY_COPIES: &str = "gallery-copies";
 /// Limits on operations that wait for a gallery's writer.
 const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_max: 64 << 20 };
 
@@ -20,23 +30,36 @@ const STORE_QUEUE: QueueSettings = QueueSettings { operations_max: 4096, bytes_m
 pub struct Stores {
     catalog: Option<Catalog>,
     registry: Option<Arc<Registry>>,
+    uploads: Option<KeptUploads>,
     jobs: JobAccess,
 }
 
+/// Uploads, and what removes them once they expire.
+struct KeptUploads {
+    uploads: Uploads,
+    sweeping: JoinHandle<()>,
+}
+
 impl Stores {
-    /// Opens the galleries and the jobs; no job is run yet.
+    /// Opens the galleries, the uploads and the jobs; no job is run yet.
     ///
     /// # Errors
     /// A store cannot be used: the error names its path, or that it is the job store.
     pub async fn open(config: &Config, registry: Option<Arc<Registry>>) -> anyhow::Result<Self> {
         let catalog = open_catalog(config).await?;
+        let uploads = open_uploads(config).await?;
         let jobs = training::open_jobs(config, catalog.clone(), registry.clone()).await?;
-        Ok(Self { catalog, registry, jobs })
+        Ok(Self { catalog, registry, uploads, jobs })
     }
 
     /// Absent without a data folder.
     pub fn catalog(&self) -> Option<Catalog> {
         self.catalog.clone()
+    }
+
+    /// Absent without a data folder.
+    pub fn uploads(&self) -> Option<Uploads> {
+        self.uploads.as_ref().map(|kept| kept.uploads.clone())
     }
 
     pub fn jobs(&self) -> JobAccess {
@@ -66,6 +89,10 @@ impl Stores {
         if let Some(registry) = self.registry {
             registry.close();
         }
+        if let Some(KeptUploads { uploads, sweeping }) = self.uploads {
+            sweeping.abort();
+            uploads.close();
+        }
     }
 }
 
@@ -74,7 +101,7 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     if store.data_dir.is_empty() {
         return Ok(None);
     }
-    let root = Path::new(&store.data_dir).join(GALLERIES);
+    let data_dir = Path::new(&store.data_dir);
     let settings = EmbeddedSettings {
         cache_bytes: store.cache_bytes,
         queue: STORE_QUEUE,
@@ -88,6 +115,27 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
             bytes_max: config.limits.receiving_bytes_max,
         },
     };
+    if !store.url.is_empty() {
+        let copies = data_dir.join(GALLERY_COPIES);
+        let opened = PostgresCatalog::open(&store.url, &copies, settings).await;
+        return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
+    }
+    let root = data_dir.join(GALLERIES);
     let opened = tokio::task::spawn_blocking(move || EmbeddedCatalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
+}
+
+async fn open_uploads(config: &Config) -> anyhow::Result<Option<KeptUploads>> {
+    if config.store.data_dir.is_empty() {
+        return Ok(None);
+    }
+    let root = Path::new(&config.store.data_dir).join(UPLOADS);
+    let config::Uploads { count_max, bytes_max, idle_seconds_max } = config.uploads;
+    let limits = UploadLimits {
+        bounds: UploadBounds { count_max, bytes_max },
+        idle_max: Duration::from_secs_f64(idle_seconds_max),
+    };
+    let uploads = tokio::task::spawn_blocking(move || Uploads::open(&root, limits)).await??;
+    let sweeping = tokio::spawn(uploads.clone().keep_sweeping());
+    Ok(Some(KeptUploads { uploads, sweeping }))
 }

@@ -114,7 +114,7 @@ pub fn prepare_resampled(
 }
 
 /// The 8-bit picture of a view on an image, in its original size.
-struct DecodedView {
+pub(super) struct DecodedView {
     rgb: Vec<u8>,
     width: usize,
     height: usize,
@@ -125,7 +125,7 @@ struct DecodedView {
 }
 
 impl DecodedView {
-    fn new(image: &[u8], view: &View, limits: &ImageLimits) -> Result<Self, PrepareError> {
+    pub(super) fn new(image: &[u8], view: &View, limits: &ImageLimits) -> Result<Self, PrepareError> {
         let mut raster = decode::decode(image, view.modality, limits)?;
         let (mut pixel_size, remarks) = view.pixel_size.settle(view.modality, || ground(&raster));
         let mut warnings: Vec<_> = remarks.into_iter().map(ChipWarning::PixelSize).collect();
@@ -148,14 +148,23 @@ impl DecodedView {
         Picture { rgb, width: *width, modality, framing: *framing, facts }
     }
 
+    /// Rows and columns.
+    pub(super) fn size(&self) -> ChipSize {
+        ChipSize { height: self.height, width: self.width }
+    }
+
+    /// Row by row, interleaved.
+    pub(super) fn rgb(&self) -> &[u8] {
+        &self.rgb
+    }
+
     /// Width and height.
     fn extent_m(&self) -> (f64, f64) {
         (self.width as f64 * self.pixel_size.x_m(), self.height as f64 * self.pixel_size.y_m())
     }
 
     fn chip(&self, modality: Modality, size: ChipSize, resampling: Resampling) -> Chip {
-        let &Self { width, height, .. } = self;
-        let pixels = resize(&self.rgb, ChipSize { height, width }, size, resampling);
+        let pixels = resize(&self.rgb, self.size(), size, resampling);
         let (width_m, height_m) = self.extent_m();
         let size_token = size_token(width_m, height_m).map(|number| number as f32);
         Chip::new(pixels, size, modality, size_token)

@@ -1,11 +1,12 @@
 //! The server that a command connects to, and the credentials it uses.
 
+use std::env::{self, VarError};
 use std::path::PathBuf;
 
 use clap::Args;
-use shipreid::client::{Access, ApiKey, Client, ClientError};
+use shipreid::client::{Access, ApiKey, Client};
 
-use super::ENDPOINT;
+use super::{ENDPOINT, Refusal};
 
 /// Holds the key if no file is given.
 const KEY_VARIABLE: &str = "SHIPREID_API_KEY";
@@ -41,31 +42,52 @@ pub struct AccessFlags {
 }
 
 impl ServerFlag {
-    pub async fn connect(&self) -> Result<Client, ClientError> {
-        self.access.connect(&self.endpoint()).await
+    pub async fn connect(&self) -> anyhow::Result<Client> {
+        self.access.connect(&self.endpoint()?).await
     }
 
     /// The address of the server.
-    pub fn endpoint(&self) -> String {
-        let named = self.endpoint.clone().or_else(endpoint_of_environment);
-        named.unwrap_or_else(|| ENDPOINT.to_owned())
+    ///
+    /// # Errors
+    /// The environment variable that names it is not UTF-8.
+    pub fn endpoint(&self) -> Result<String, Refusal> {
+        let named = match &self.endpoint {
+            Some(endpoint) => Some(endpoint.clone()),
+            None => endpoint_of_environment()?,
+        };
+        Ok(named.unwrap_or_else(|| ENDPOINT.to_owned()))
     }
 }
 
 /// The server that SHIPREID_ENDPOINT names. Commands that work either locally or on a server use it only if their
 /// arguments do not decide between the two.
-pub fn endpoint_of_environment() -> Option<String> {
-    std::env::var(ENDPOINT_VARIABLE).ok().filter(|endpoint| !endpoint.is_empty())
+///
+/// # Errors
+/// The variable is not UTF-8.
+pub fn endpoint_of_environment() -> Result<Option<String>, Refusal> {
+    variable(ENDPOINT_VARIABLE)
+}
+
+/// An environment variable; `None` if it is empty or not set.
+///
+/// # Errors
+/// It is not UTF-8. The error does not contain its value, which may be a secret.
+fn variable(name: &str) -> Result<Option<String>, Refusal> {
+    match env::var(name) {
+        Ok(value) => Ok(Some(value).filter(|value| !value.is_empty())),
+        Err(VarError::NotPresent) => Ok(None),
+        Err(VarError::NotUnicode(_)) => Err(Refusal(format!("the environment variable {name} is not UTF-8"))),
+    }
 }
 
 impl AccessFlags {
-    pub async fn connect(&self, endpoint: &str) -> Result<Client, ClientError> {
+    pub async fn connect(&self, endpoint: &str) -> anyhow::Result<Client> {
         let key = match &self.api_key_file {
             Some(path) => Some(ApiKey::read(path)?),
-            None => std::env::var(KEY_VARIABLE).ok().map(|token| ApiKey::new(&token)).transpose()?,
+            None => variable(KEY_VARIABLE)?.map(|token| ApiKey::new(&token)).transpose()?,
         };
         let authorities = self.ca.clone();
         let identity = self.client_cert.clone().zip(self.client_key.clone());
-        Client::connect_as(endpoint, &Access { authorities, identity, key }).await
+        Ok(Client::connect_as(endpoint, &Access { authorities, identity, key }).await?)
     }
 }

@@ -15,6 +15,7 @@ use shipreid::chip::{self, ImageLimits, View};
 use shipreid::encoder::{Batch, Encoder};
 
 use super::chips::{ChipFile, ChipFlags};
+use super::number::seconds;
 use super::{ConfigFlags, Failure, output, prepare};
 
 #[derive(Args)]
@@ -26,7 +27,7 @@ pub struct Bare {
     #[command(flatten)]
     config: ConfigFlags,
     /// Seconds to measure.
-    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = seconds)]
     duration: f64,
     /// Chips in one forward pass; default: encoder.batch_max.
     #[arg(long)]
@@ -41,7 +42,7 @@ impl Bare {
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
         let batch = self.batch.unwrap_or(config.encoder.batch_max).max(1);
         let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
-        let measured = measure(&loaded, &files, batch, limits, Duration::try_from_secs_f64(self.duration)?)?;
+        let measured = measure(&loaded, &files, batch, limits, Duration::from_secs_f64(self.duration))?;
         output::say(measured);
         Ok(())
     }

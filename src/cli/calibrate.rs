@@ -14,6 +14,7 @@ use shipreid::matching::{
 
 use super::destination::ForceFlag;
 use super::eval::{Embedded, TestSet};
+use super::number::between;
 use super::{ConfigFlags, Failure, output, prepare};
 
 #[derive(Args)]
@@ -39,10 +40,10 @@ pub struct Calibrate {
     #[arg(long)]
     id: Option<String>,
     /// Share of the ships held out for evaluation.
-    #[arg(long, default_value_t = 0.3, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.3, value_name = "SHARE", value_parser = between(0.0, 1.0))]
     held_out: f64,
     /// Prior probability that a ship is not in the gallery.
-    #[arg(long, default_value_t = 0.2, value_name = "PROBABILITY")]
+    #[arg(long, default_value_t = 0.2, value_name = "PROBABILITY", value_parser = between(0.0, 1.0))]
     prior_unknown: f64,
     /// Seed of the choice of held-out ships.
     #[arg(long, default_value_t = 1)]
@@ -57,7 +58,7 @@ pub struct Calibrate {
 impl Calibrate {
     pub(super) fn run(self) -> Result<(), Failure> {
         [&self.out].into_iter().chain(&self.picture).try_for_each(|file| self.force.check(file))?;
-        let set = TestSet::read(&self.data)?;
+        let set = TestSet::read(&self.data).map_err(Failure::Unusable)?;
         let config = self.config.clone().load()?;
         prepare(app::threads_per_worker(&config))?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;

@@ -9,7 +9,7 @@ use super::Refusal;
 /// Whether somebody has to be asked.
 #[derive(Args)]
 pub struct ConfirmFlag {
-    /// Does it without asking; needed where there is no terminal to ask on.
+    /// Skips the confirmation; required where there is no terminal.
     #[arg(long, short)]
     yes: bool,
 }
@@ -24,7 +24,7 @@ impl ConfirmFlag {
             return Ok(());
         }
         Err(Refusal(format!(
-            "{deed}: this cannot be undone, and there is no terminal to ask on; --yes does it without asking"
+            "{deed}: this cannot be undone, and there is no terminal to confirm it on: add --yes to skip the question"
         )))
     }
 
@@ -38,7 +38,7 @@ impl ConfirmFlag {
         }
         self.needs_terminal(deed)?;
         let agreed = ask(deed, &mut io::stdin().lock(), &mut io::stderr().lock()).unwrap_or(false);
-        if agreed { Ok(()) } else { Err(Refusal(format!("{deed}: not done"))) }
+        if agreed { Ok(()) } else { Err(Refusal(format!("{deed}: cancelled"))) }
     }
 }
 

@@ -18,7 +18,7 @@ const NEW_FILE: u32 = 0o666;
 /// Whether a file may be replaced.
 #[derive(Args)]
 pub struct ForceFlag {
-    /// Replaces what is there already.
+    /// Replaces what already exists.
     #[arg(long)]
     force: bool,
 }
@@ -119,13 +119,16 @@ impl ForceFlag {
 pub fn check_unused(folder: &Path) -> Result<(), Refusal> {
     let used = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some());
     if used || folder.is_file() {
-        return Err(Refusal(format!("{} is used already: name a new or an empty folder", folder.display())));
+        return Err(Refusal(format!(
+            "{} is not an empty folder: name a new or an empty one",
+            folder.display()
+        )));
     }
     Ok(())
 }
 
 fn taken(path: &Path) -> Refusal {
-    Refusal(format!("{} is there already: name another file, or replace it with --force", path.display()))
+    Refusal(format!("{} already exists: name another file, or replace it with --force", path.display()))
 }
 
 #[cfg(test)]
@@ -145,7 +148,7 @@ mod tests {
         let file = folder.path().join("report.html");
         KEEP.write_bytes(&file, "first").expect("a new file");
         let refused = KEEP.write_bytes(&file, "second").expect_err("it is there").to_string();
-        assert!(refused.contains("report.html is there already") && refused.contains("--force"), "{refused}");
+        assert!(refused.contains("report.html already exists") && refused.contains("--force"), "{refused}");
         assert_eq!(text(&file), "first");
         REPLACE.write_bytes(&file, "third").expect("it may be replaced");
         assert_eq!(text(&file), "third");

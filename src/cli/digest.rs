@@ -26,8 +26,8 @@ pub async fn resolve(client: &Client, given: &str) -> anyhow::Result<String> {
     }
     if !(DIGITS_MIN..DIGITS).contains(&digits.len()) || !is_hexadecimal(&digits) {
         bail!(Refusal(format!(
-            "{given} names no model: write its digest, or at least the first {DIGITS_MIN} of its {DIGITS} hexadecimal \
-             digits; `shipreid model list` shows them"
+            "{given} is not a digest of a model: write all of its {DIGITS} hexadecimal digits, or at least the first \
+             {DIGITS_MIN}; `shipreid model list` shows them"
         )));
     }
     Ok(choose(&client.list_models().await?, &digits)?)
@@ -38,14 +38,14 @@ fn choose(models: &[Model], digits: &str) -> Result<String, Refusal> {
     match found.as_slice() {
         [one] => Ok(one.digest.clone()),
         [] if models.is_empty() => {
-            Err(Refusal(format!("no model begins with {digits}: the server keeps none")))
+            Err(Refusal(format!("no model begins with {digits}: the server has no models")))
         }
         [] => {
             let all: Vec<&Model> = models.iter().collect();
             Err(Refusal(format!("no model begins with {digits}: the server has {}", named(&all))))
         }
         several => Err(Refusal(format!(
-            "{digits} begins {} models, write more digits: {}",
+            "{} models begin with {digits}, write more digits: {}",
             several.len(),
             named(several)
         ))),
@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(choose(&models, "ffff0000").ok(), Some(model("ffff0000").digest));
         assert_eq!(choose(&models, "0123456789").ok(), Some(model("0123456789").digest));
         let ambiguous = choose(&models, "01234567").expect_err("two models").to_string();
-        for expected in ["01234567 begins 2 models", &models[0].digest, &models[1].digest, "ships.pth"] {
+        for expected in ["2 models begin with 01234567", &models[0].digest, &models[1].digest, "ships.pth"] {
             assert!(ambiguous.contains(expected), "{ambiguous}");
         }
         assert!(!ambiguous.contains(&models[2].digest), "{ambiguous}");

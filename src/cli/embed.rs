@@ -5,17 +5,18 @@ use std::io::BufWriter;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::Args;
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use npyz::WriterBuilder;
-use serde_json::json;
 use shipreid::wire::embed_result::Outcome;
-use shipreid::wire::{EmbedRequest, EmbedResult, Priority};
+use shipreid::wire::{EmbedRequest, EmbedResponse, EmbedResult, EmbedStreamResponse, Priority};
 
 use super::chips::{ChipFile, ChipFlags};
 use super::destination::ForceFlag;
+use super::json::json;
+use super::number::seconds;
 use super::{ServerFlag, digest, output};
 
 /// Values of an embedding that a table shows.
@@ -32,16 +33,16 @@ pub struct Embed {
     chips: ChipFlags,
     #[command(flatten)]
     server: ServerFlag,
-    /// Digest of the model, or its first 8 digits and more; default: the active model.
+    /// Digest of the model, or at least its first 8 digits; default: the active model.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
     model: String,
     /// Chips in one call.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..))]
     batch: u16,
     /// Seconds that one call may take.
-    #[arg(long, default_value_t = 120.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 120.0, value_name = "SECONDS", value_parser = seconds)]
     timeout: f64,
-    /// Prints one JSON object per line.
+    /// Prints a JSON object for each file: EmbedStreamResponse of the contract, with the file as chip_id.
     #[arg(long, conflicts_with = "npy")]
     json: bool,
     /// Writes a float32 array [files, dimension] for numpy, unless a chip fails.
@@ -55,8 +56,7 @@ impl Embed {
     pub(super) async fn run(self) -> anyhow::Result<()> {
         self.npy.iter().try_for_each(|file| self.force.check(file))?;
         let chips = self.chips.read()?;
-        let timeout =
-            Duration::try_from_secs_f64(self.timeout).context("--timeout is a positive number of seconds")?;
+        let timeout = Duration::from_secs_f64(self.timeout);
         let client = self.server.connect().await?;
         let model = digest::resolve(&client, &self.model).await?;
         let progress = progress(chips.len());
@@ -67,7 +67,11 @@ impl Embed {
                 model: model.clone(),
                 priority: Priority::Bulk.into(),
             };
-            results.extend(client.embed(request, Some(timeout)).await?.results);
+            let answer = client.embed(request, Some(timeout)).await?;
+            if self.json {
+                progress.suspend(|| print_json(batch, &answer));
+            }
+            results.extend(answer.results);
             progress.set_position(results.len() as u64);
         }
         progress.finish_and_clear();
@@ -77,7 +81,7 @@ impl Embed {
                 self.force.write(path, |file| write_npy(file, &results))?;
                 output::remark(format_args!("wrote {} embeddings to {}", results.len(), path.display()));
             }
-            _ if self.json => print_json(&chips, &results),
+            _ if self.json => {}
             _ => output::say(table(&chips, &results)),
         }
         if failed > 0 {
@@ -129,21 +133,13 @@ fn table(files: &[ChipFile], results: &[EmbedResult]) -> Table {
     table
 }
 
-fn print_json(files: &[ChipFile], results: &[EmbedResult]) {
-    for (file, result) in files.iter().zip(results) {
-        let mut line = json!({
-            "file": file.path,
-            "modality": file.modality.name(),
-            "warnings": result.warnings.iter().map(|warning| &warning.code).collect::<Vec<_>>(),
-        });
-        match &result.outcome {
-            Some(Outcome::Embedding(embedding)) => line["embedding"] = json!(embedding.values),
-            Some(Outcome::Error(error)) => {
-                line["error"] = json!({ "reason": error.reason, "message": error.message });
-            }
-            None => line["error"] = json!({ "reason": "", "message": "the server gave no result" }),
-        }
-        output::say(line);
+fn print_json(files: &[ChipFile], answer: &EmbedResponse) {
+    for (file, result) in files.iter().zip(&answer.results) {
+        // A chip without an embedding was embedded by no model.
+        let model = embedding(result).map_or_else(String::new, |_| answer.model.clone());
+        let chip_id = file.path.display().to_string();
+        let result = Some(result.clone());
+        output::say(json(&EmbedStreamResponse { chip_id, result, model, timings: None }));
     }
 }
 

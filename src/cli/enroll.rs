@@ -16,11 +16,11 @@ use shipreid::wire::{EnrollOutcome, EnrollRequest, EnrollResponse, ItemError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::chips::{ChipFlags, FoundFile};
+use super::chips::{ChipFlags, FoundFile, is_standard_input};
 use super::embed::progress;
 use super::known::known_of;
 use super::labels::LabelFlags;
-use super::{ServerFlag, output};
+use super::{Refusal, ServerFlag, output};
 
 /// Refusals of a busy server that a retry may avoid.
 const RETRYABLE: [i32; 2] = [client::RESOURCE_EXHAUSTED, client::UNAVAILABLE];
@@ -34,19 +34,21 @@ const FIRST_DELAY: Duration = Duration::from_millis(250);
 /// nor stored again.
 #[derive(Args)]
 pub struct Enroll {
+    /// Name of the gallery.
     gallery: String,
     #[command(flatten)]
     chips: ChipFlags,
     /// Vessel that all files show.
     #[arg(long, value_name = "ID", conflicts_with = "vessel_of_name")]
     vessel: Option<String>,
-    /// Takes the vessel from HOSS names: 0003_s05c2_SAR.tif shows 0003; -1 is an unknown one.
+    /// Takes the vessel from HOSS names: 0003_s05c2_SAR.tif shows vessel 0003; -1 stands for an unknown one.
     #[arg(long)]
     vessel_of_name: bool,
     #[command(flatten)]
     labels: LabelFlags,
     /// JSON lines with metadata of single files: file, entry_id, vessel_id, labels, scene_id, detection_id,
-    /// sensor, observed_at, latitude, longitude, position_sigma_m, heading_deg, length_m, width_m, ...
+    /// sensor, observed_at, latitude, longitude, position_sigma_m, heading_deg, length_m, width_m, ...; - reads them from
+    /// standard input.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     /// Replaces entries whose content differs.
@@ -71,11 +73,11 @@ struct Tally {
 
 impl Enroll {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        let client = self.server.connect().await?;
-        let bar = progress(self.chips.found()?.len());
-        let mut tally = Tally::default();
         let upload = Arc::new(Upload::prepare(self)?);
         let mut left = upload.items()?;
+        let client = upload.flags.server.connect().await?;
+        let bar = progress(left.len());
+        let mut tally = Tally::default();
         let mut delay = FIRST_DELAY;
         for attempt in 1..=ATTEMPTS_MAX {
             let refused = upload.send(&client, left, &mut tally, &bar).await?;
@@ -97,7 +99,7 @@ impl Enroll {
         }
         let way_out =
             if tally.differing > 0 { "; --overwrite replaces entries whose content differs" } else { "" };
-        bail!("{} of {} files are not enrolled{way_out}", tally.failed.len(), tally.done())
+        bail!("{} of {} files were not enrolled{way_out}", tally.failed.len(), tally.done())
     }
 }
 
@@ -125,11 +127,16 @@ impl Upload {
         let files = self.flags.chips.found()?;
         let known = known_of(self.flags.manifest.as_deref(), &files)?;
         let item = |(file, known): (FoundFile, ManifestEntry)| {
+            if is_standard_input(&file.path) {
+                bail!(Refusal(
+                    "standard input cannot be enrolled: an entry is named after its file".to_owned()
+                ));
+            }
             let entry_id = known.entry_id.clone().unwrap_or_else(|| file.name.clone());
             if !seen.insert(entry_id.clone()) {
-                bail!(
+                bail!(Refusal(format!(
                     "two files have the entry id {entry_id}: give the folder that holds both, or a manifest"
-                );
+                )));
             }
             Ok(Item { entry_id, file, known })
         };
@@ -230,7 +237,7 @@ impl Tally {
     fn print(&self, gallery: &str) {
         self.warned.iter().chain(&self.failed).for_each(output::remark);
         output::say(format_args!(
-            "{gallery}: {} entries created, {} replaced, {} there already",
+            "{gallery}: {} entries created, {} replaced, {} unchanged",
             self.created, self.replaced, self.unchanged
         ));
     }

@@ -29,7 +29,7 @@ use tokio::runtime::Runtime;
 use super::access::{AccessFlags, endpoint_of_environment};
 use super::destination::ForceFlag;
 use super::embed::progress;
-use super::{ConfigFlags, Failure, output, prepare};
+use super::{ConfigFlags, Failure, Refusal, output, prepare};
 
 /// Chips in one pass or call.
 const BATCH: usize = 16;
@@ -79,11 +79,11 @@ impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
         self.sheet.iter().try_for_each(|sheet| self.force.check(sheet))?;
-        let set = TestSet::read(&self.data)?;
+        let set = TestSet::read(&self.data).map_err(Failure::Unusable)?;
         if self.by_size {
             return self.print(&set.report_by_size(&protocols)?);
         }
-        let embedded = match self.endpoint() {
+        let embedded = match self.endpoint()? {
             Some(endpoint) => Runtime::new()?
                 .block_on(async { set.embed_remotely(&self.access.connect(&endpoint).await?).await })?,
             None => {
@@ -94,8 +94,9 @@ impl Eval {
         };
         self.print(&embedded.report(&protocols, self.rerank))?;
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
-            let ranked =
-                embedded.ranked(*protocol, self.rerank).context("nobody takes part in the protocol")?;
+            let ranked = embedded
+                .ranked(*protocol, self.rerank)
+                .context("the test set has no queries for the protocol")?;
             self.force.write_picture(path, &set.picture(&ranked)?)?;
             output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
         }
@@ -103,9 +104,11 @@ impl Eval {
     }
 
     /// The server to measure; `None` for a model in this process.
-    fn endpoint(&self) -> Option<String> {
-        let of_environment = || if self.config.is_given() { None } else { endpoint_of_environment() };
-        self.endpoint.clone().or_else(of_environment)
+    fn endpoint(&self) -> Result<Option<String>, Refusal> {
+        if self.endpoint.is_some() || self.config.is_given() {
+            return Ok(self.endpoint.clone());
+        }
+        endpoint_of_environment()
     }
 
     fn print(&self, report: &Value) -> Result<(), Failure> {

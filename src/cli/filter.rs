@@ -44,7 +44,7 @@ pub struct FilterFlags {
     /// No entries with this label. May be repeated: with none of them.
     #[arg(long = "not-label", value_name = "NAME=VALUE")]
     excluded_labels: Vec<String>,
-    /// Entries that have no vessel yet only.
+    /// Only entries that have no vessel yet.
     #[arg(long, conflicts_with = "vessels")]
     without_vessel: bool,
 }
@@ -58,7 +58,7 @@ impl FilterFlags {
         if let (Some(from), Some(to)) = (self.from, self.to)
             && (from.seconds, from.nanos) >= (to.seconds, to.nanos)
         {
-            bail!(Refusal(format!("no time is from {from} on and before {to}: give a --to that is later")));
+            bail!(Refusal(format!("--from {from} is not before --to {to}")));
         }
         let is_bounded = self.from.is_some() || self.to.is_some();
         let filter = EntryFilter {
@@ -81,30 +81,30 @@ fn modality(text: &str) -> Result<Modality, String> {
     match text {
         "optical" => Ok(Modality::Optical),
         "sar" => Ok(Modality::Sar),
-        _ => Err("write optical or sar".into()),
+        _ => Err("expected optical or sar".into()),
     }
 }
 
 fn time(text: &str) -> Result<Timestamp, String> {
-    text.parse().map_err(|_| "write a time as RFC 3339, for example 2026-03-01T04:05:06Z".into())
+    text.parse().map_err(|_| "expected a time as in RFC 3339, for example 2026-03-01T04:05:06Z".into())
 }
 
 fn area(text: &str) -> Result<Area, String> {
     let numbers: Result<Vec<f64>, ParseFloatError> =
         text.split(',').map(|number| number.trim().parse()).collect();
     let Ok([south, west, north, east]) = <[f64; 4]>::try_from(numbers.unwrap_or_default()) else {
-        return Err("write south,west,north,east in degrees, for example 51.5,3.0,52.5,4.5".into());
+        return Err("expected south,west,north,east in degrees, for example 51.5,3.0,52.5,4.5".into());
     };
     for (name, value, bound) in
         [("south", south, 90.0), ("north", north, 90.0), ("west", west, 180.0), ("east", east, 180.0)]
     {
         // This also rejects NaN.
         if !(-bound..=bound).contains(&value) {
-            return Err(format!("{name} is {value}: write -{bound} to {bound}"));
+            return Err(format!("{name} is {value}, expected -{bound} to {bound}"));
         }
     }
     if south > north {
-        return Err(format!("south is {south} and north {north}: south comes first, and is not above north"));
+        return Err(format!("south is {south}, which is above north, {north}"));
     }
     Ok(Area { south, west, north, east })
 }
@@ -180,7 +180,7 @@ mod tests {
             (&["--label", "port"], "--label port"),
             (&["--label", "port=a", "--label", "port=b"], "port is given twice"),
             (&["--from", "yesterday"], "yesterday"),
-            (&["--from", "2026-03-02T00:00:00Z", "--to", "2026-03-02T00:00:00Z"], "--to that is later"),
+            (&["--from", "2026-03-02T00:00:00Z", "--to", "2026-03-02T00:00:00Z"], "is not before --to"),
             (&["--area", "1,2,3"], "south,west,north,east"),
             (&["--area", "a,b,c,d"], "south,west,north,east"),
             (&["--area", "3,2,1,4"], "south is 3"),

@@ -11,20 +11,21 @@ use shipreid::wire::{
     ExportGalleryRequest, MergeVesselsRequest, UpdateEntriesRequest, delete_entries_request,
 };
 
+use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
 use super::enroll::Enroll;
-use super::gallery_list::{List, ListEntries, Show, galleries};
+use super::gallery_list::{List, ListEntries, ListVessels, Show, galleries};
 use super::labels::LabelFlags;
 use super::{Refusal, ServerFlag, digest, output};
 
 #[derive(Subcommand)]
 pub enum Gallery {
-    /// Creates an empty gallery for the active model.
+    /// Creates an empty gallery.
     Create {
         /// 1 to 64 of a-z, 0-9, "-" and "_", starting with a letter.
         name: String,
-        /// Digest of its model, or its first 8 digits and more; default: the active model.
+        /// Digest of its model, or at least its first 8 digits; default: the active model.
         #[arg(long, default_value = "", hide_default_value = true, value_name = "DIGEST")]
         model: String,
         /// Stores embeddings only: the gallery can never be re-embedded by another model.
@@ -39,8 +40,11 @@ pub enum Gallery {
     Show(Show),
     /// Lists the entries of a gallery, all of them or some.
     ListEntries(ListEntries),
+    /// Lists the vessels of a gallery with the number, times and modalities of their entries.
+    ListVessels(ListVessels),
     /// Deletes a gallery, or some of its entries. Final.
     Delete {
+        /// Name of the gallery.
         name: String,
         /// Deletes these entries instead of the gallery.
         #[arg(long = "entry", value_name = "ID")]
@@ -57,7 +61,9 @@ pub enum Gallery {
     Enroll(Enroll),
     /// Writes a consistent copy of a gallery to a file, while it is served.
     Export {
+        /// Name of the gallery.
         name: String,
+        /// The file to write.
         file: PathBuf,
         /// Embeddings only, without chips.
         #[arg(long)]
@@ -69,7 +75,9 @@ pub enum Gallery {
     },
     /// Creates a gallery from an exported file.
     Import {
+        /// Name of the gallery to create.
         name: String,
+        /// The exported file.
         file: PathBuf,
         #[command(flatten)]
         server: ServerFlag,
@@ -78,10 +86,12 @@ pub enum Gallery {
     ///
     /// Given labels replace all labels of an entry.
     Update {
+        /// Name of the gallery.
         name: String,
+        /// Ids of the entries.
         #[arg(required = true, value_name = "ENTRY")]
         entries: Vec<String>,
-        /// Vessel that they show; an empty string makes it unknown.
+        /// The vessel that they show; an empty string removes it.
         #[arg(long, value_name = "ID")]
         vessel: Option<String>,
         #[command(flatten)]
@@ -94,11 +104,12 @@ pub enum Gallery {
     /// Example: shipreid gallery merge harbour 0003 0017 --into 0003
     #[command(verbatim_doc_comment)]
     Merge {
+        /// Name of the gallery.
         name: String,
-        /// The vessels; the one that they are may be among them.
+        /// The vessels to merge; the one that they become may be among them.
         #[arg(required = true, value_name = "VESSEL")]
         vessels: Vec<String>,
-        /// The vessel that they all are.
+        /// The vessel that they become.
         #[arg(long, value_name = "VESSEL")]
         into: String,
         #[command(flatten)]
@@ -121,6 +132,7 @@ impl Gallery {
             Self::List(list) => list.run().await,
             Self::Show(show) => show.run().await,
             Self::ListEntries(list) => list.run().await,
+            Self::ListVessels(list) => list.run().await,
             Self::Delete { name, entries, confirm, server } => {
                 confirm.confirm(&deletion(&name, &entries))?;
                 delete(&server, name, entries).await
@@ -130,10 +142,11 @@ impl Gallery {
                 force.check_file(&file)?;
                 let request = ExportGalleryRequest { gallery: name, with_chips: !without_chips };
                 let bytes = server.connect().await?.export_gallery(request, &file).await?;
-                output::say(format_args!("{bytes} bytes in {}", file.display()));
+                output::say(format_args!("wrote {bytes} bytes to {}", file.display()));
                 Ok(())
             }
             Self::Import { name, file, server } => {
+                check_readable(&file)?;
                 let made = server.connect().await?.import_gallery(name, &file).await?;
                 output::say(galleries(&[made]));
                 Ok(())
@@ -201,7 +214,7 @@ async fn update(
     let answer = client.update_entries(request).await.map_err(ClientError::from)?.into_inner();
     output::say(format_args!("{} entries updated", answer.updated));
     if !answer.missing_entry_ids.is_empty() {
-        bail!("not there: {}", answer.missing_entry_ids.join(", "));
+        bail!("no such entries: {}", answer.missing_entry_ids.join(", "));
     }
     Ok(())
 }
@@ -214,7 +227,7 @@ async fn merge(
 ) -> anyhow::Result<()> {
     let vessel_ids: Vec<String> = vessels.into_iter().filter(|vessel| *vessel != into).collect();
     if vessel_ids.is_empty() {
-        bail!(Refusal(format!("{into} is the only vessel: name another one that it is")));
+        bail!(Refusal(format!("nothing to merge: {into} is the only vessel")));
     }
     let request = MergeVesselsRequest { gallery, vessel_ids, into: into.clone() };
     let mut client = server.connect().await?.galleries();

@@ -1,9 +1,15 @@
 //! The content of a server's galleries, as tables and as JSON.
 
+use std::collections::HashMap;
+
 use clap::Args;
 use comfy_table::{Table, presets};
+use prost_types::Timestamp;
 use shipreid::client::{Client, ClientError};
-use shipreid::wire::{Entry, Gallery, GetGalleryRequest, ListEntriesRequest, ListGalleriesRequest};
+use shipreid::wire::{
+    Entry, Gallery, GetGalleryRequest, ListEntriesRequest, ListGalleriesRequest, ListVesselsRequest,
+    Modality, Observation, Vessel,
+};
 
 use super::filter::FilterFlags;
 use super::json::{JsonFlag, json};
@@ -22,6 +28,7 @@ pub struct List {
 
 #[derive(Args)]
 pub struct Show {
+    /// Name of the gallery.
     name: String,
     #[command(flatten)]
     json: JsonFlag,
@@ -35,6 +42,23 @@ Examples:
   shipreid gallery list-entries harbour --vessel 0003
   shipreid gallery list-entries harbour --among sar --from 2026-03-01T00:00:00Z --area 51.5,3.0,52.5,4.5 --json")]
 pub struct ListEntries {
+    /// Name of the gallery.
+    gallery: String,
+    #[command(flatten)]
+    json: JsonFlag,
+    #[command(flatten)]
+    server: ServerFlag,
+    #[command(flatten)]
+    filter: FilterFlags,
+}
+
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  shipreid gallery list-vessels harbour
+  shipreid gallery list-vessels harbour --among sar --from 2026-03-01T00:00:00Z --json")]
+pub struct ListVessels {
+    /// Name of the gallery.
     gallery: String,
     #[command(flatten)]
     json: JsonFlag,
@@ -100,6 +124,32 @@ impl ListEntries {
     }
 }
 
+impl ListVessels {
+    pub(super) async fn run(self) -> anyhow::Result<()> {
+        let filter = self.filter.filter()?;
+        let mut client = self.server.connect().await?.galleries();
+        let mut request =
+            ListVesselsRequest { gallery: self.gallery, filter, page_size: PAGE, ..Default::default() };
+        let mut rows = Vec::new();
+        loop {
+            let page = client.list_vessels(request.clone()).await.map_err(ClientError::from)?.into_inner();
+            if self.json.is_given() {
+                page.vessels.iter().for_each(|vessel| output::say(json(vessel)));
+            } else {
+                rows.extend(page.vessels);
+            }
+            if page.next_page_token.is_empty() {
+                break;
+            }
+            request.page_token = page.next_page_token;
+        }
+        if !self.json.is_given() {
+            output::say(vessels(&rows));
+        }
+        Ok(())
+    }
+}
+
 async fn get(client: &Client, name: &str) -> Result<Gallery, ClientError> {
     let answer = client.galleries().get_gallery(GetGalleryRequest { name: name.to_owned() }).await?;
     Ok(answer.into_inner().gallery.unwrap_or_default())
@@ -131,8 +181,8 @@ fn remarks(gallery: &Gallery) -> String {
         let model: String = following.model.chars().take(12).collect();
         let done = format!("{} of {} entries", following.embedded_entries, gallery.entries);
         match following.stalled_reason.as_str() {
-            "" => format!("follows model {model}: {done}"),
-            reason => format!("does not get to model {model} ({done}): {reason}"),
+            "" => format!("re-embedding with model {model}: {done}"),
+            reason => format!("re-embedding with model {model} has stopped ({done}): {reason}"),
         }
     });
     let read_only = Some(gallery.read_only_reason.clone()).filter(|reason| !reason.is_empty());
@@ -145,20 +195,59 @@ fn entries(entries: &[Entry]) -> Table {
     table.set_header(["entry", "vessel", "modality", "observed at", "position", "labels"]);
     for entry in entries {
         let observation = entry.observation.clone().unwrap_or_default();
-        let position = observation.latitude.zip(observation.longitude);
-        let mut labels: Vec<_> = entry.labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        labels.sort();
         table.add_row([
             entry.entry_id.clone(),
             entry.vessel_id.clone(),
-            entry.modality().as_str_name().trim_start_matches("MODALITY_").to_lowercase(),
-            observation.observed_at.map_or_else(String::new, |time| time.to_string()),
-            position
-                .map_or_else(String::new, |(latitude, longitude)| format!("{latitude:.4}, {longitude:.4}")),
-            labels.join(" "),
+            modality(entry.modality()),
+            time(observation.observed_at),
+            position(&observation),
+            labels(&entry.labels),
         ]);
     }
     table
+}
+
+fn vessels(vessels: &[Vessel]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["vessel", "entries", "modalities", "first observed", "last observed"]);
+    for vessel in vessels {
+        table.add_row([
+            vessel.vessel_id.clone(),
+            vessel.entries.to_string(),
+            vessel.modalities().map(modality).collect::<Vec<_>>().join(", "),
+            time(vessel.first_observed_at),
+            time(vessel.last_observed_at),
+        ]);
+    }
+    table
+}
+
+/// A modality for people; nothing if it is unknown.
+pub fn modality(modality: Modality) -> String {
+    match modality {
+        Modality::Unspecified => String::new(),
+        Modality::Optical => "optical".to_owned(),
+        Modality::Sar => "sar".to_owned(),
+    }
+}
+
+/// A time in UTC.
+pub fn time(time: Option<Timestamp>) -> String {
+    time.map_or_else(String::new, |time| time.to_string())
+}
+
+/// Latitude and longitude in degrees.
+pub fn position(observation: &Observation) -> String {
+    let position = observation.latitude.zip(observation.longitude);
+    position.map_or_else(String::new, |(latitude, longitude)| format!("{latitude:.4}, {longitude:.4}"))
+}
+
+/// Labels in the order of their names.
+pub fn labels(labels: &HashMap<String, String>) -> String {
+    let mut labels: Vec<_> = labels.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    labels.sort();
+    labels.join(" ")
 }
 
 #[cfg(test)]
@@ -172,7 +261,7 @@ mod tests {
         assert_eq!(remarks(&Gallery::default()), "");
         let following = Following { model: "4f2c".repeat(16), embedded_entries: 2, ..Following::default() };
         let on_its_way = Gallery { entries: 3, following: Some(following.clone()), ..Gallery::default() };
-        assert_eq!(remarks(&on_its_way), "follows model 4f2c4f2c4f2c: 2 of 3 entries");
+        assert_eq!(remarks(&on_its_way), "re-embedding with model 4f2c4f2c4f2c: 2 of 3 entries");
         let stalled = Following { stalled_reason: "1 entries have no chip".into(), ..following };
         let held_up = Gallery {
             read_only_reason: "writing gallery.redb: no storage space".into(),
@@ -181,8 +270,8 @@ mod tests {
         };
         assert_eq!(
             remarks(&held_up),
-            "writing gallery.redb: no storage space; does not get to model 4f2c4f2c4f2c (2 of 3 entries): 1 entries have \
-             no chip"
+            "writing gallery.redb: no storage space; re-embedding with model 4f2c4f2c4f2c has stopped (2 of \
+             3 entries): 1 entries have no chip"
         );
     }
 }

@@ -13,7 +13,7 @@ use shipreid::wire::{JobState, TrainEvent, TrainingJob};
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
 use super::json::JsonFlag;
-use super::live::{Notice, Until, Watched, watch, watch_to_the_end};
+use super::live::{Notice, Until, Watched, line_of_delivered, lines_of_start, watch, watch_to_the_end};
 use super::{Failure, ServerFlag, output};
 
 #[derive(Subcommand)]
@@ -28,8 +28,10 @@ pub enum Jobs {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Shows one job; with --json also its configuration and every evaluation.
+    /// Shows one job, what it started from and which checkpoint its model has; with --json also its configuration and
+    /// every evaluation.
     Show {
+        /// Its id, as job-3.
         job: String,
         #[command(flatten)]
         json: JsonFlag,
@@ -39,6 +41,7 @@ pub enum Jobs {
     /// Watches a job until it ends: exit code 0 when it has produced its model, 1 when it failed, 3 when it was
     /// cancelled. Ctrl-C leaves it running.
     Watch {
+        /// Its id, as job-3.
         job: String,
         /// The first event to show; default: the oldest.
         #[arg(long, value_name = "N")]
@@ -52,14 +55,16 @@ pub enum Jobs {
     Resume(Named),
     /// Deletes a job that has ended, with its checkpoints. Final.
     Delete {
+        /// Its id, as job-3.
         job: String,
         #[command(flatten)]
         confirm: ConfirmFlag,
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Prints what a job has logged.
+    /// Prints the log of a job.
     Logs {
+        /// Its id, as job-3.
         job: String,
         /// Keeps printing until the job ends.
         #[arg(long)]
@@ -67,8 +72,9 @@ pub enum Jobs {
         #[command(flatten)]
         server: ServerFlag,
     },
-    /// Writes one page about a job: curves, evaluations, sample rankings, configuration, log.
+    /// Writes a report of a job as one HTML page: curves, evaluations, sample rankings, configuration, log.
     Report {
+        /// Its id, as job-3.
         job: String,
         /// File to write; default: JOB.html.
         #[arg(long, value_name = "FILE.html")]
@@ -83,6 +89,7 @@ pub enum Jobs {
 /// A job of a server.
 #[derive(Args)]
 pub struct Named {
+    /// Its id, as job-3.
     job: String,
     #[command(flatten)]
     server: ServerFlag,
@@ -95,12 +102,17 @@ impl Jobs {
                 json.print(&server.connect().await?.list_training_jobs(&states).await?, table);
             }
             Self::Show { job, json, server } => {
-                json.print(&[server.connect().await?.training_job(&job).await?], table);
+                let job = server.connect().await?.training_job(&job).await?;
+                json.print(std::slice::from_ref(&job), table);
+                if !json.is_given() {
+                    let start = job.starting_point.iter().flat_map(lines_of_start);
+                    start.chain(job.delivered_checkpoint.iter().map(line_of_delivered)).for_each(output::say);
+                }
             }
             Self::Watch { job, from, server } => {
                 let beginning = from.map_or(Beginning::Oldest, Beginning::Event);
                 let follower = server.connect().await?.watch_training(&job, beginning);
-                return watch_to_the_end(follower, &server.endpoint()).await;
+                return watch_to_the_end(follower, &server.endpoint()?).await;
             }
             Self::Cancel(Named { job, server }) => {
                 tell(&server.connect().await?.cancel_training(&job).await?);
@@ -128,7 +140,9 @@ impl Jobs {
 
 fn state(text: &str) -> Result<JobState, String> {
     let named = JobState::from_str_name(&format!("JOB_STATE_{}", text.to_uppercase()));
-    named.filter(|state| *state != JobState::Unspecified).ok_or_else(|| "no state of a job".into())
+    named.filter(|state| *state != JobState::Unspecified).ok_or_else(|| {
+        "expected queued, running, cancelling, cancelled, failed, finished or interrupted".into()
+    })
 }
 
 fn tell(job: &TrainingJob) {
@@ -163,12 +177,9 @@ async fn read(
     let mut see = |seen: Notice| match seen {
         Notice::Event(event) => take(event),
         Notice::Lost { cause, wait } => {
-            output::remark(format_args!(
-                "lost: {cause}; trying again in {:.1} s, until it is back",
-                wait.as_secs_f64()
-            ));
+            output::remark(format_args!("connection lost: {cause}; retrying in {:.1} s", wait.as_secs_f64()));
         }
-        Notice::Back => output::remark("connected again"),
+        Notice::Back => output::remark("reconnected"),
     };
     match watch(follower, until, &mut see).await? {
         Watched::Ended(job) => Ok(Some(*job)),

@@ -11,14 +11,16 @@ use comfy_table::Table;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage, SerializeOptions};
 use serde_json::Value;
-use shipreid::wire::{Entry, FILE_DESCRIPTOR_SET, Gallery, Model, TrainingJob};
+use shipreid::wire::{
+    EmbedStreamResponse, Entry, FILE_DESCRIPTOR_SET, Gallery, MatchResponse, Model, TrainingJob, Vessel,
+};
 
 use super::output;
 
 /// Whether scripts read what a command prints.
 #[derive(Args)]
 pub struct JsonFlag {
-    /// Prints a JSON object a line: the contract's messages, with the names of their fields there.
+    /// Prints a JSON object per line: messages of the contract, with its field names.
     #[arg(long)]
     json: bool,
 }
@@ -50,6 +52,18 @@ impl Printed for Entry {
 
 impl Printed for Gallery {
     const NAME: &str = "Gallery";
+}
+
+impl Printed for Vessel {
+    const NAME: &str = "Vessel";
+}
+
+impl Printed for EmbedStreamResponse {
+    const NAME: &str = "EmbedStreamResponse";
+}
+
+impl Printed for MatchResponse {
+    const NAME: &str = "MatchResponse";
 }
 
 impl Printed for Model {
@@ -89,7 +103,9 @@ mod tests {
 
     use prost_types::Timestamp;
     use serde_json::json;
-    use shipreid::wire::{JobState, Modality, Observation, TrainProgress};
+    use shipreid::wire::{
+        CheckpointChoice, DeliveredCheckpoint, JobState, Modality, Observation, TrainProgress,
+    };
 
     use super::*;
 
@@ -122,13 +138,21 @@ mod tests {
                 losses: HashMap::from([("total".into(), f64::NAN)]),
                 ..TrainProgress::default()
             }),
+            delivered_checkpoint: Some(DeliveredCheckpoint {
+                choice: CheckpointChoice::Last.into(),
+                ..DeliveredCheckpoint::default()
+            }),
             ..TrainingJob::default()
         };
         let printed = super::json(&job);
+        assert_eq!(printed["delivered_checkpoint"]["choice"], "CHECKPOINT_CHOICE_LAST");
         assert_eq!(printed["state"], "JOB_STATE_RUNNING");
         assert_eq!(printed["progress"]["step"], 1_u64 << 40, "a number, and no text");
         assert_eq!(printed["progress"]["losses"]["total"], "NaN");
         assert_eq!(super::json(&Gallery::default())["entries"], 0);
         assert_eq!(super::json(&Model::default())["active"], false);
+        assert_eq!(super::json(&Vessel::default())["modalities"], json!([]));
+        assert_eq!(super::json(&EmbedStreamResponse::default())["chip_id"], "");
+        assert_eq!(super::json(&MatchResponse::default())["results"], json!([]));
     }
 }

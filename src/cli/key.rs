@@ -2,11 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use shipreid::keys::{NewKey, Role};
 
-use super::output;
+use super::{Refusal, output};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -33,7 +32,7 @@ pub struct New {
     #[arg(long, value_name = "NAME")]
     id: Option<String>,
     /// Days until it expires; default: never.
-    #[arg(long, value_name = "DAYS")]
+    #[arg(long, value_name = "DAYS", value_parser = clap::value_parser!(u16).range(1..))]
     days: Option<u16>,
 }
 
@@ -42,7 +41,7 @@ impl Key {
         let Self::New(new) = self;
         let not_after = new.days.map(|days| SystemTime::now() + DAY * u32::from(days));
         let key = NewKey { id: new.id, tenant: new.tenant, roles: new.roles, not_after };
-        let made = key.make().map_err(|problem| anyhow!(problem))?;
+        let made = key.make().map_err(Refusal)?;
         output::say(made.block);
         output::remark(made.token);
         Ok(())
@@ -51,5 +50,5 @@ impl Key {
 
 fn role(text: &str) -> Result<Role, String> {
     let named = Role::EVERY.into_iter().find(|role| role.name() == text);
-    named.ok_or_else(|| "one of embed, match, enrol, train, admin".to_owned())
+    named.ok_or_else(|| "expected embed, match, enrol, train or admin".to_owned())
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 use shipreid::client::{ClientError, Followed, Follower, state_name};
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{
-    EvaluationResult, JobState, StartingPoint, TensorShape, TrainEvent, TrainProgress, TrainingJob,
+    CheckpointChoice, DeliveredCheckpoint, EvaluationResult, JobState, StartingPoint, TensorShape,
+    TrainEvent, TrainProgress, TrainingJob,
 };
 use tokio::signal;
 
@@ -111,7 +112,27 @@ pub fn lines_of_start(start: &StartingPoint) -> Vec<String> {
     if more > 0 {
         lines.push(format!("not taken: {more} more, which the log of the job lists"));
     }
+    if !start.kept.is_empty() {
+        let more = tensors_kept.saturating_sub(u32::try_from(start.kept.len()).unwrap_or(u32::MAX));
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        lines.push(format!("kept as they were: {}{more}", start.kept.join(", ")));
+    }
     lines
+}
+
+/// The checkpoint of a job's model, for people.
+pub fn line_of_delivered(delivered: &DeliveredCheckpoint) -> String {
+    let DeliveredCheckpoint { epoch, step, evaluation, .. } = delivered;
+    let choice = match delivered.choice() {
+        CheckpointChoice::Best => "the best by validation",
+        CheckpointChoice::Last => "the last one",
+        CheckpointChoice::Unspecified => "chosen as a newer server knows",
+    };
+    let scores =
+        evaluation.as_ref().map_or_else(String::new, |EvaluationResult { protocol, map, .. }| {
+            format!(": mAP ({protocol}) {:.1} %", map * 100.0)
+        });
+    format!("the model has the checkpoint after epoch {epoch} (step {step}), {choice}{scores}")
 }
 
 /// The live bar of a job, with one line per epoch and per evaluation.
@@ -140,9 +161,9 @@ impl Screen {
             Notice::Event(event) => self.event(event),
             Notice::Lost { cause, wait } => {
                 let seconds = wait.as_secs_f64();
-                self.bar.line(&format!("lost: {cause}; trying again in {seconds:.1} s, until it is back"));
+                self.bar.line(&format!("connection lost: {cause}; retrying in {seconds:.1} s"));
             }
-            Notice::Back => self.bar.line("connected again"),
+            Notice::Back => self.bar.line("reconnected"),
         }
     }
 
@@ -165,6 +186,10 @@ impl Screen {
             }
             Some(Event::StartingPoint(start)) => {
                 lines_of_start(start).iter().for_each(|line| self.bar.line(line));
+            }
+            Some(Event::DeliveredCheckpoint(delivered)) => {
+                self.close_epoch();
+                self.bar.line(&line_of_delivered(delivered));
             }
             Some(Event::Checkpoint(_) | Event::LogLine(_) | Event::Rankings(_)) | None => {}
         }
@@ -242,7 +267,7 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
         JobState::Failed => {
             output::remark(format_args!("{id} failed: {} ({})", job.failure_message, job.failure_reason));
             output::remark(format_args!(
-                "  what it said:                        shipreid jobs logs {id}{here}"
+                "  to read its log:                     shipreid jobs logs {id}{here}"
             ));
             output::remark(format_args!(
                 "  to resume from its last checkpoint:  shipreid jobs resume {id}{here}"
@@ -257,13 +282,13 @@ fn tell_end(job: &TrainingJob, endpoint: &str) -> Result<(), Failure> {
             Err(Failure::Told(CANCELLED))
         }
         _ => {
-            output::say(format_args!("{id} made the model {}", job.model));
+            output::say(format_args!("{id} produced model {}", job.model));
             output::say(format_args!(
-                "  to let it answer:                    shipreid model activate {}{here}",
+                "  to activate it:                      shipreid model activate {}{here}",
                 job.model
             ));
             output::say(format_args!(
-                "  for a page about the run:            shipreid jobs report {id}{here}"
+                "  for a report of the run:             shipreid jobs report {id}{here}"
             ));
             Ok(())
         }
@@ -277,16 +302,16 @@ pub fn tell_way_back(follower: &Follower, endpoint: &str) {
         Some(id) => {
             output::say(format_args!("{id} keeps running"));
             output::say(format_args!(
-                "  to come back:                        shipreid jobs watch {id} --from {}{here}",
+                "  to watch it again:                   shipreid jobs watch {id} --from {}{here}",
                 follower.next_event()
             ));
             output::say(format_args!(
-                "  to stop it:                          shipreid jobs cancel {id}{here}"
+                "  to cancel it:                        shipreid jobs cancel {id}{here}"
             ));
         }
         None => {
-            output::say("the server had not answered yet");
-            output::say(format_args!("  whether it has the job:              shipreid jobs list{here}"));
+            output::say("the server has not answered yet");
+            output::say(format_args!("  to see whether it has the job:       shipreid jobs list{here}"));
         }
     }
 }

@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::Args;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -16,6 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ServerFlag;
 use super::chips::ChipFlags;
+use super::number::{between, seconds};
 use super::report::{Call, Report, ServerWatch};
 
 /// What both kinds of load have in common.
@@ -29,16 +29,16 @@ pub struct LoadFlags {
     #[arg(long, default_value = "127.0.0.1:9090", value_name = "HOST:PORT")]
     metrics: String,
     /// Seconds to measure.
-    #[arg(long, default_value_t = 20.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 20.0, value_name = "SECONDS", value_parser = seconds)]
     duration: f64,
     /// Seconds of warm-up before that.
-    #[arg(long, default_value_t = 3.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 3.0, value_name = "SECONDS", value_parser = between(0.0, 86_400.0))]
     warm_up: f64,
     /// Chips in one call.
     #[arg(long, default_value_t = 1)]
     chips_per_call: usize,
     /// Seconds that a call may take; it is sent to the server as the call's deadline.
-    #[arg(long, default_value_t = 30.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 30.0, value_name = "SECONDS", value_parser = seconds)]
     timeout: f64,
     /// Connections to spread the calls over. Each carries limits.streams_per_connection_max calls at once; further ones
     /// wait in this client.
@@ -70,7 +70,7 @@ pub struct Open {
     #[command(flatten)]
     load: LoadFlags,
     /// Calls per second, on average.
-    #[arg(long)]
+    #[arg(long, value_parser = between(0.001, 1e6))]
     rate: f64,
     /// Seed of the random times.
     #[arg(long, default_value_t = 1)]
@@ -100,7 +100,6 @@ impl Closed {
 
 impl Open {
     pub(super) async fn run(self) -> anyhow::Result<()> {
-        anyhow::ensure!(self.rate > 0.0, "--rate is a positive number of calls per second");
         let json = self.load.json;
         let source = Arc::new(Source::new(&self.load).await?);
         let run = Run::start(&self.load);
@@ -138,7 +137,7 @@ impl Source {
         for _ in 0..flags.connections.max(1) {
             clients.push(flags.server.connect().await?);
         }
-        let timeout = Duration::try_from_secs_f64(flags.timeout).context("--timeout")?;
+        let timeout = Duration::from_secs_f64(flags.timeout);
         Ok(Self {
             clients,
             chips,
@@ -187,8 +186,8 @@ struct Run {
 
 impl Run {
     fn start(flags: &LoadFlags) -> Arc<Self> {
-        let begin = Instant::now() + Duration::from_secs_f64(flags.warm_up.max(0.0));
-        let end = begin + Duration::from_secs_f64(flags.duration.max(0.1));
+        let begin = Instant::now() + Duration::from_secs_f64(flags.warm_up);
+        let end = begin + Duration::from_secs_f64(flags.duration);
         Arc::new(Self { begin, end, calls: Mutex::default() })
     }
 

@@ -14,6 +14,7 @@ use shipreid::train::{
 };
 
 use super::bare::process_cpu;
+use super::number::seconds;
 use super::{Failure, output};
 
 #[derive(Args)]
@@ -27,14 +28,14 @@ pub struct Loader {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// Seconds to measure.
-    #[arg(long, default_value_t = 10.0, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10.0, value_name = "SECONDS", value_parser = seconds)]
     duration: f64,
 }
 
 impl Loader {
     pub(super) fn run(self) -> Result<(), Failure> {
         let (config, inputs) = self.prepare().map_err(Failure::Unusable)?;
-        let duration = Duration::try_from_secs_f64(self.duration)?;
+        let duration = Duration::from_secs_f64(self.duration);
         let measured = match &inputs.data {
             DataSet::Identities(source) => measure(&config, source, duration)?,
             DataSet::Pairs(source) => measure(&config, source, duration)?,

@@ -17,6 +17,7 @@ Examples:
   shipreid completions zsh > ~/.zfunc/_shipreid
   shipreid completions fish > ~/.config/fish/completions/shipreid.fish")]
 pub struct Completions {
+    /// The shell to complete for.
     shell: Shell,
 }
 
@@ -24,7 +25,7 @@ pub struct Completions {
 #[command(after_help = "\
 Example: shipreid man ~/.local/share/man/man1")]
 pub struct Man {
-    /// Where the pages are written: shipreid.1, shipreid-serve.1 and so on; it is made where it does not exist.
+    /// Where the pages are written: shipreid.1, shipreid-serve.1 and so on; it is created if it does not exist.
     folder: PathBuf,
     #[command(flatten)]
     force: ForceFlag,

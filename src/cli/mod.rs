@@ -12,6 +12,7 @@ mod embed;
 mod enroll;
 mod eval;
 mod filter;
+mod forward;
 mod gallery;
 mod gallery_list;
 mod jobs;
@@ -24,6 +25,7 @@ mod load;
 mod loader;
 mod manual;
 mod model;
+mod number;
 mod output;
 mod ranked;
 mod report;
@@ -35,10 +37,12 @@ mod train;
 mod train_job;
 mod train_remotely;
 mod training_bar;
+mod usage;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
@@ -101,7 +105,7 @@ enum Command {
     Synth(synth::Synth),
     /// Draws ships, trains on them through a server, activates the model, enrols, matches: the whole mission.
     Demo(demo::Demo),
-    /// Prints the script by which a shell completes commands.
+    /// Prints a completion script for a shell.
     Completions(manual::Completions),
     /// Writes a manual page for every command.
     Man(manual::Man),
@@ -115,6 +119,8 @@ enum Bench {
     Open(load::Open),
     /// Decodes and embeds in a loop in this process: what the service is measured against.
     Bare(bare::Bare),
+    /// Embeds decoded chips on demand, without the service.
+    Forward(forward::Forward),
     /// Loads training batches from files without training on them.
     Loader(loader::Loader),
     /// Takes training steps on demand.
@@ -208,6 +214,7 @@ pub fn run() -> ExitCode {
         Command::Bench(Bench::Closed(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Open(bench)) => block_on(bench.run()),
         Command::Bench(Bench::Bare(bench)) => bench.run(),
+        Command::Bench(Bench::Forward(bench)) => bench.run(),
         Command::Bench(Bench::Loader(bench)) => bench.run(),
         Command::Bench(Bench::Step(bench)) => bench.run(),
         Command::Train(train) => train.run(),
@@ -240,6 +247,16 @@ pub fn run() -> ExitCode {
 
 /// Prints help, the version, or what is wrong with the arguments.
 fn explain(told: &clap::Error) -> ExitCode {
+    let is_help = matches!(
+        told.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    );
+    if !is_help {
+        output::remark(format_args!("{NAME}: {}", usage::line(told)));
+        return ExitCode::from(UNUSABLE);
+    }
     match told.print() {
         Err(cause) if !told.use_stderr() => output::end(&cause),
         // The message cannot be printed; the exit code still reports the error.

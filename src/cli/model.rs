@@ -20,6 +20,7 @@ use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
 use super::access::{AccessFlags, endpoint_of_environment};
+use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::{ForceFlag, check_unused};
 use super::json::JsonFlag;
@@ -63,6 +64,7 @@ pub enum Model {
         /// Its digest, or at least its first 8 digits.
         #[arg(value_parser = NonEmptyStringValueParser::new())]
         digest: String,
+        /// The file to write.
         file: PathBuf,
         #[command(flatten)]
         force: ForceFlag,
@@ -157,9 +159,12 @@ impl Import {
         if let Some(folder) = &self.folder {
             return self.write_to(folder);
         }
-        let named = self.endpoint.clone().or_else(endpoint_of_environment);
+        let named = match &self.endpoint {
+            Some(endpoint) => Some(endpoint.clone()),
+            None => endpoint_of_environment()?,
+        };
         let endpoint = named.ok_or_else(|| {
-            Refusal("name a folder to make, or a server by --endpoint or SHIPREID_ENDPOINT".to_owned())
+            Refusal("name a folder to create, or a server with --endpoint or SHIPREID_ENDPOINT".to_owned())
         })?;
         block_on(self.send_to(&endpoint))
     }
@@ -189,6 +194,7 @@ impl Import {
     }
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
+        check_readable(&self.checkpoint)?;
         let client = self.access.connect(endpoint).await?;
         let named = || self.checkpoint.display().to_string();
         let packed = tempfile::tempdir()?;
@@ -238,7 +244,7 @@ async fn export(server: ServerFlag, digest: String, file: PathBuf) -> anyhow::Re
     let bar = bytes_bar(model.unwrap_or_default().stored_bytes);
     let written = client.export_model(digest, &file, |bytes| bar.set_position(bytes)).await;
     bar.finish_and_clear();
-    output::say(format_args!("{} bytes in {}", written?, file.display()));
+    output::say(format_args!("wrote {} bytes to {}", written?, file.display()));
     Ok(())
 }
 
@@ -276,7 +282,7 @@ fn table(models: &[wire::Model]) -> Table {
     table.set_header(["digest", "origin", "dimension", "parameters", "mAP", "state"]);
     for model in models {
         let mut best = model.evaluations.iter().filter(|evaluation| evaluation.protocol == "all");
-        let map = best.next_back().map(|evaluation| format!("{:.4}", evaluation.map));
+        let map = best.next_back().map(|evaluation| format!("{:.1} %", evaluation.map * 100.0));
         let state = match model {
             wire::Model { damage, .. } if !damage.is_empty() => format!("damaged: {damage}"),
             wire::Model { active: true, precision, .. } => format!("active, {precision}"),
@@ -287,7 +293,12 @@ fn table(models: &[wire::Model]) -> Table {
             model.digest.clone(),
             model.origin.clone(),
             model.dimension.to_string(),
-            format!("{} M", model.parameters_millions),
+            // Unknown for a model of the configuration without weights.
+            if model.parameters_millions == 0 {
+                String::new()
+            } else {
+                format!("{} M", model.parameters_millions)
+            },
             map.unwrap_or_default(),
             state,
         ]);
@@ -349,13 +360,13 @@ fn chip_size(text: &str) -> Result<ChipSize, String> {
     let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
     sides
         .map(|(height, width)| ChipSize { height, width })
-        .ok_or_else(|| "write height x width, for example 256x128".into())
+        .ok_or_else(|| "expected HEIGHTxWIDTH, for example 256x128".into())
 }
 
 fn feature_point(text: &str) -> Result<FeaturePoint, String> {
     match text {
         "before-neck" => Ok(FeaturePoint::BeforeNeck),
         "after-neck" => Ok(FeaturePoint::AfterNeck),
-        _ => Err("write before-neck or after-neck".into()),
+        _ => Err("expected before-neck or after-neck".into()),
     }
 }

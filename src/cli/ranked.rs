@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use comfy_table::{Table, presets};
-use serde_json::{Value, json};
 use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
     Candidate, Chip, EntryFilter, GroupBy, MatchQuery, MatchRequest, MatchResponse, MatchResult, Ranking,
@@ -14,11 +13,31 @@ use shipreid::wire::{
 
 use super::chips::ChipFlags;
 use super::filter::FilterFlags;
+use super::gallery_list::{labels, modality, position, time};
+use super::json::json;
 use super::known::known_of;
+use super::number::between;
 use super::{ServerFlag, output};
 
 /// Queries in one call.
 const BATCH: usize = 16;
+/// Columns of a ranking; the last ones describe the best entry.
+const COLUMNS: [&str; 12] = [
+    "",
+    "vessel",
+    "best entry",
+    "entries",
+    "similarity",
+    "probability",
+    "knots",
+    "evidence",
+    "modality",
+    "observed at",
+    "position",
+    "labels",
+];
+/// Number of columns that every ranking has.
+const ALWAYS_SHOWN: usize = 5;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -29,6 +48,7 @@ Examples:
 pub struct Match {
     #[command(flatten)]
     chips: ChipFlags,
+    /// Name of the gallery.
     #[arg(long, value_name = "NAME")]
     gallery: String,
     /// Candidates for each query.
@@ -40,16 +60,17 @@ pub struct Match {
     /// Ranks entries instead of vessels.
     #[arg(long)]
     by_entry: bool,
+    /// What candidates are ranked by: similarity, or all evidence, which needs a calibrator on the server.
     #[arg(long, default_value = "cosine")]
     ranking: RankingFlag,
     /// Removes vessels that would have had to sail faster; needs times and positions, see --manifest.
     #[arg(long, value_name = "KNOTS")]
     max_speed: Option<f64>,
     /// Leaves out candidates below this cosine, -1 to 1.
-    #[arg(long, value_name = "COSINE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "COSINE", allow_hyphen_values = true, value_parser = between(-1.0, 1.0))]
     min_similarity: Option<f64>,
     /// Leaves out candidates below this probability, 0 to 1; needs a calibrator on the server.
-    #[arg(long, value_name = "PROBABILITY")]
+    #[arg(long, value_name = "PROBABILITY", value_parser = between(0.0, 1.0))]
     min_probability: Option<f64>,
     /// Number of entries to re-rank by their common neighbours.
     #[arg(long, value_name = "ENTRIES")]
@@ -60,10 +81,10 @@ pub struct Match {
     /// Assigns the queries to distinct vessels.
     #[arg(long)]
     distinct: bool,
-    /// What is known of the files, as for gallery enroll.
+    /// Metadata of the files, as for gallery enroll; - reads it from standard input.
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
-    /// Prints one JSON object per query.
+    /// Prints a JSON object for each query: MatchResponse of the contract, with one result.
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -91,7 +112,7 @@ impl Match {
             failed += response.results.iter().filter(|result| result.error.is_some()).count();
             for result in &response.results {
                 if self.json {
-                    output::say(result_json(result, &response));
+                    output::say(json(&answer_of(result, &response)));
                 } else {
                     output::say(format_args!("{}\n", result_text(result, &response)));
                 }
@@ -142,6 +163,7 @@ impl Match {
             distinct_vessels: self.distinct,
             min_similarity: self.min_similarity,
             min_probability: self.min_probability,
+            with_details: true,
             ..MatchRequest::default()
         }
     }
@@ -152,7 +174,7 @@ pub fn result_text(result: &MatchResult, response: &MatchResponse) -> String {
     if let Some(error) = &result.error {
         return format!("{}: {} ({})", result.query_id, error.message, error.reason);
     }
-    let mut lines = vec![format!("{}: {} entries could match", result.query_id, result.matched)];
+    let mut lines = vec![format!("{}: {} entries searched", result.query_id, result.matched)];
     for removed in &result.removed {
         lines.push(format!("  {} removed: {}", removed.count, removed.reason));
     }
@@ -163,77 +185,98 @@ pub fn result_text(result: &MatchResult, response: &MatchResponse) -> String {
     match result.unknown_probability {
         Some(unknown) => lines.push(format!("  none of these: {:.1} %", unknown * 100.0)),
         None if response.calibrator.is_empty() => {
-            lines.push("  uncalibrated: a similarity is no probability".into());
+            lines.push("  uncalibrated: similarities are not probabilities".into());
         }
         None => {}
     }
     lines.join("\n")
 }
 
+/// The ranking as a table. Columns in which nothing stands are left out.
 fn candidates(candidates: &[Candidate]) -> Table {
+    let rows: Vec<[String; COLUMNS.len()]> =
+        (1..).zip(candidates).map(|(rank, candidate)| row(rank, candidate)).collect();
+    let shown: Vec<usize> = (0..COLUMNS.len())
+        .filter(|column| *column < ALWAYS_SHOWN || rows.iter().any(|row| !row[*column].is_empty()))
+        .collect();
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header([
-        "",
-        "vessel",
-        "best entry",
-        "entries",
-        "similarity",
-        "probability",
-        "knots",
-        "evidence",
-    ]);
-    for (rank, candidate) in (1..).zip(candidates) {
-        let optional = |value: Option<f64>, digits: usize| {
-            value.map_or_else(String::new, |value| format!("{value:.digits$}"))
-        };
-        let evidence = candidate.evidence.iter();
-        let evidence = evidence.map(|term| format!("{} {:+.2}", term.term, term.log_likelihood_ratio));
-        let unchecked = if candidate.gate_unchecked { " (gate unchecked)" } else { "" };
-        table.add_row([
-            rank.to_string(),
-            candidate.vessel_id.clone(),
-            candidate.entry_id.clone(),
-            candidate.entries.to_string(),
-            format!("{:+.4}", candidate.similarity),
-            optional(candidate.probability, 3),
-            optional(candidate.implied_speed_knots, 1),
-            evidence.collect::<Vec<_>>().join(", ") + unchecked,
-        ]);
+    table.set_header(shown.iter().map(|column| COLUMNS[*column]));
+    for row in &rows {
+        table.add_row(shown.iter().map(|column| row[*column].clone()));
     }
     table
 }
 
-fn result_json(result: &MatchResult, response: &MatchResponse) -> Value {
-    if let Some(error) = &result.error {
-        return json!({
-            "query": result.query_id,
-            "error": { "reason": error.reason, "message": error.message, "field": error.field },
-        });
-    }
-    let candidate = |candidate: &Candidate| {
-        let evidence = candidate.evidence.iter();
-        json!({
-            "entry": candidate.entry_id,
-            "vessel": candidate.vessel_id,
-            "similarity": candidate.similarity,
-            "probability": candidate.probability,
-            "evidence": evidence.map(|e| (e.term.clone(), json!(e.log_likelihood_ratio))).collect::<Value>(),
-            "implied_speed_knots": candidate.implied_speed_knots,
-            "entries": candidate.entries,
-            "gate_unchecked": candidate.gate_unchecked,
-        })
+fn row(rank: usize, candidate: &Candidate) -> [String; COLUMNS.len()] {
+    let optional = |value: Option<f64>, digits: usize| {
+        value.map_or_else(String::new, |value| format!("{value:.digits$}"))
     };
-    let removed = result.removed.iter().map(|removed| (removed.reason.clone(), json!(removed.count)));
-    json!({
-        "query": result.query_id,
-        "model": response.model,
-        "calibrator": response.calibrator,
-        "matched": result.matched,
-        "removed": removed.collect::<Value>(),
-        "exact": result.exact,
-        "unknown_probability": result.unknown_probability,
-        "warnings": result.warnings.iter().map(|warning| &warning.code).collect::<Vec<_>>(),
-        "candidates": result.candidates.iter().map(candidate).collect::<Vec<_>>(),
-    })
+    let evidence = candidate.evidence.iter();
+    let evidence = evidence.map(|term| format!("{} {:+.2}", term.term, term.log_likelihood_ratio));
+    let unchecked = candidate.gate_unchecked.then(|| "(gate unchecked)".to_owned());
+    let observation = candidate.observation.clone().unwrap_or_default();
+    [
+        rank.to_string(),
+        candidate.vessel_id.clone(),
+        candidate.entry_id.clone(),
+        candidate.entries.to_string(),
+        format!("{:+.4}", candidate.similarity),
+        optional(candidate.probability, 3),
+        optional(candidate.implied_speed_knots, 1),
+        evidence.chain(unchecked).collect::<Vec<_>>().join(", "),
+        modality(candidate.modality()),
+        time(observation.observed_at),
+        position(&observation),
+        labels(&candidate.labels),
+    ]
+}
+
+/// The answer to one of several queries of a call.
+fn answer_of(result: &MatchResult, response: &MatchResponse) -> MatchResponse {
+    MatchResponse {
+        results: vec![result.clone()],
+        model: response.model.clone(),
+        calibrator: response.calibrator.clone(),
+        timings: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use shipreid::wire::{Modality, Observation};
+
+    use super::*;
+
+    fn header(found: &[Candidate]) -> String {
+        let table = candidates(found).to_string();
+        table.lines().next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn a_ranking_has_the_columns_in_which_something_stands() {
+        let bare = Candidate { entry_id: "a.tif".into(), ..Candidate::default() };
+        assert_eq!(header(std::slice::from_ref(&bare)), "vessel best entry entries similarity");
+        assert_eq!(header(&[]), "vessel best entry entries similarity");
+        let detailed = Candidate {
+            modality: Modality::Sar.into(),
+            observation: Some(Observation {
+                latitude: Some(51.5),
+                longitude: Some(4.0),
+                ..Observation::default()
+            }),
+            labels: HashMap::from([("port".into(), "west".into()), ("fleet".into(), "tugs".into())]),
+            gate_unchecked: true,
+            ..bare.clone()
+        };
+        let both = [bare, detailed];
+        assert_eq!(header(&both), "vessel best entry entries similarity evidence modality position labels");
+        let table = candidates(&both).to_string();
+        let last = table.lines().last().unwrap_or_default();
+        for expected in ["2", "a.tif", "(gate unchecked)", "sar", "51.5000, 4.0000", "fleet=tugs port=west"] {
+            assert!(last.contains(expected), "{expected}: {last}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, Tr
 use shipreid::weights::seed::seeded;
 
 use super::bare::process_cpu;
+use super::train::device;
 use super::{Failure, output, prepare};
 
 /// Identities of the synthetic data set; HOSS has about as many.
@@ -34,7 +35,7 @@ pub struct Step {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     settings: Vec<String>,
     /// "cpu" or "cuda:N".
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", value_parser = device)]
     device: String,
 }
 

@@ -25,6 +25,7 @@ pub struct Synth {
     /// Optical views of each ship in the HOSS layout, and as many SAR views.
     #[arg(long, default_value_t = 4)]
     views: u64,
+    /// Seed of everything random.
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Where synthetic_hoss, synthetic_pairs and synthetic_ships.png are written: a new or an empty folder.
@@ -62,7 +63,7 @@ fn check(plan: &SynthPlan) -> anyhow::Result<()> {
         bail!("--ids must be 2 to 9999 and --pairs at most 90000");
     }
     if !(2..=99).contains(&plan.views) {
-        bail!("--views must be 2 to 99: one asks, the others are found");
+        bail!("--views must be 2 to 99: one is the query, the others are enrolled");
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
 
 use super::access::endpoint_of_environment;
+use super::destination::ForceFlag;
 use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
@@ -43,8 +44,8 @@ Examples:
   shipreid train --from-yaml hoss_transoss.yml SOLVER.IMS_PER_BATCH 64 OUTPUT_DIR runs/hoss
   shipreid train --endpoint http://gpu-1:50051 configs/train/hoss_transoss.toml --name \"HOSS, authors' settings\"
 
-An interrupted run goes on from its newest checkpoint when the same command is given again. On a server, Ctrl-C
-leaves the job running; the exit code is 0 when it made its model, 1 when it failed, 3 when it was cancelled.")]
+An interrupted run resumes from its newest checkpoint when the same command is given again. On a server, Ctrl-C leaves
+the job running; the exit code is 0 if the job finished, 1 if it failed, 3 if it was cancelled.")]
 pub struct Train {
     /// What to train, as TOML.
     #[arg(long, value_name = "FILE", conflicts_with = "words")]
@@ -61,15 +62,17 @@ pub struct Train {
     /// Refuses data and starting points outside this folder. May be repeated.
     #[arg(long = "data-root", value_name = "FOLDER")]
     data_roots: Vec<PathBuf>,
+    #[command(flatten)]
+    force: ForceFlag,
     /// "cpu" or "cuda:N".
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, default_value = "cpu", value_parser = device)]
     device: String,
     /// Folder of a job; servers start their training processes with it.
     #[arg(long, hide = true, value_name = "FOLDER", exclusive = true)]
     job: Option<PathBuf>,
     #[command(flatten)]
     remote: RemoteFlags,
-    /// On a server: what to train, as TOML. With --from-yaml: keys and values that win over those of the YAML.
+    /// On a server: what to train, as TOML. With --from-yaml: keys and values that override those of the YAML.
     #[arg(value_name = "FILE | KEY VALUE")]
     words: Vec<String>,
 }
@@ -92,12 +95,13 @@ impl Train {
             .map_err(|cause| Failure::Unusable(cause.into()))?;
         telemetry::install(&server.telemetry)?;
         let asked = self.asked().map_err(Failure::Unusable)?;
+        self.check_unfinished(&asked.out)?;
         let run = self.prepare(&asked).map_err(Failure::Unusable)?;
         let Trained { model, delivered } = self.train(&asked, run)?;
         output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
-            // Left by an earlier run in this folder; the checkpoints could produce it again.
+            // Of an earlier run in this folder, and replaced only if that is asked for.
             fs::remove_dir_all(&place)?;
         }
         model.save(&place, &asked.source.to_string_lossy())?;
@@ -110,22 +114,39 @@ impl Train {
         let is_local = self.local.is_some() || self.from_yaml.is_some();
         let named = self.remote.endpoint();
         if let (true, None, Some(flag)) = (is_local, &named, self.remote.only_on_a_server()) {
-            return Err(Refusal(format!("{flag} is for training on a server: name it by --endpoint")));
+            return Err(Refusal(format!("{flag} is for training on a server: name one with --endpoint")));
         }
         if is_local || named.is_some() {
             return Ok(named);
         }
-        let for_this_machine = [("--out", self.out.is_some()), ("--data-root", !self.data_roots.is_empty())];
+        let for_this_machine = [
+            ("--out", self.out.is_some()),
+            ("--data-root", !self.data_roots.is_empty()),
+            ("--force", self.force.is_given()),
+        ];
         if let Some((flag, _)) = for_this_machine.iter().find(|(_, given)| *given) {
-            return Err(Refusal(format!("{flag} is for training on this machine: write --local FILE")));
+            return Err(Refusal(format!("{flag} is for training on this machine: add --local FILE")));
         }
-        endpoint_of_environment().map(Some).ok_or_else(|| {
+        endpoint_of_environment()?.map(Some).ok_or_else(|| {
             Refusal(
                 "name what to train: --local FILE --out FOLDER trains on this machine, FILE on the server that \
                  --endpoint or SHIPREID_ENDPOINT names"
                     .to_owned(),
             )
         })
+    }
+
+    /// Checks, before the work, that no earlier run has left its model in the folder.
+    fn check_unfinished(&self, out: &Path) -> Result<(), Refusal> {
+        let model = out.join(MODEL);
+        if self.force.is_given() || !model.exists() {
+            return Ok(());
+        }
+        Err(Refusal(format!(
+            "{} already has the model of a finished run: name another folder, or replace it with --force, which \
+             continues from the checkpoints",
+            model.display()
+        )))
     }
 
     /// The configuration for a server: the file as it is, with its comments, unless flags change it.
@@ -148,7 +169,7 @@ impl Train {
         let checked = TrainingInputs::check(&config, &self.data_roots()?, &Cancellation::default());
         let start = self.with_pace(&config, &Device::open(&self.device)?, checked);
         let start = start.map_err(TrainConfigError::Invalid).with_context(|| source.display().to_string())?;
-        output::say("the configuration starts a run");
+        output::say("the configuration is valid");
         start_report(&config, start.as_ref()).for_each(output::say);
         Ok(())
     }
@@ -235,6 +256,19 @@ impl Train {
     }
 }
 
+/// The name of a device.
+///
+/// # Errors
+/// It is neither the CPU nor a numbered GPU.
+pub fn device(text: &str) -> Result<String, String> {
+    let is_gpu = text.strip_prefix("cuda:").is_some_and(|number| number.parse::<u32>().is_ok());
+    if text == "cpu" || is_gpu {
+        Ok(text.to_owned())
+    } else {
+        Err("expected cpu or cuda:N, as cuda:0".to_owned())
+    }
+}
+
 /// What to train and where to write it.
 struct RunRequest {
     source: PathBuf,
@@ -273,7 +307,7 @@ impl Terminal {
         match event {
             FitEvent::PassedOver(checkpoint) => self.bar.line(&checkpoint.to_string()),
             FitEvent::Started { steps, epochs } if steps > 0 => {
-                self.bar.line(&format!("going on after {steps} steps, to epoch {epochs}"));
+                self.bar.line(&format!("resuming after step {steps}, up to epoch {epochs}"));
             }
             FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 self.bar.show(&Step {

@@ -11,9 +11,9 @@ use super::{Failure, output};
 /// What concerns a server alone.
 #[derive(Args)]
 pub struct RemoteFlags {
-    /// Trains on this server, whose folders the configuration names, and not on this machine. Without it and without
-    /// --local and --from-yaml, on the one that SHIPREID_ENDPOINT names.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device"])]
+    /// Trains on this server, whose folders the configuration names, instead of this machine; default without --local and
+    /// --from-yaml: SHIPREID_ENDPOINT.
+    #[arg(long, value_name = "URL", conflicts_with_all = ["local", "out", "data_roots", "device", "force"])]
     endpoint: Option<String>,
     #[command(flatten)]
     access: AccessFlags,
@@ -23,7 +23,7 @@ pub struct RemoteFlags {
     /// The same id with the same configuration attaches to the job that it started.
     #[arg(long, value_name = "ID")]
     request_id: Option<String>,
-    /// Learns from the kept chips of this gallery, vessels being the identities.
+    /// Trains on the kept chips of this gallery; its vessels are the identities.
     #[arg(long, value_name = "NAME")]
     gallery: Option<String>,
     /// Checks the configuration and its data, here or on the server, shows what a run would start from, and starts
@@ -72,14 +72,17 @@ impl RemoteFlags {
         };
         if self.validate_only {
             let (_, start) = client.validate_training(request).await.map_err(refused)?;
-            output::say("the configuration starts a run");
+            output::say("the configuration is valid");
             start.iter().flat_map(lines_of_start).for_each(output::say);
             return Ok(());
         }
         let mut follower = client.train(request);
         if self.detach {
             while let Followed::Lost { cause, wait } = follower.next().await.map_err(refused)? {
-                output::remark(format_args!("lost: {cause}; trying again in {:.1} s", wait.as_secs_f64()));
+                output::remark(format_args!(
+                    "connection lost: {cause}; retrying in {:.1} s",
+                    wait.as_secs_f64()
+                ));
             }
             tell_way_back(&follower, endpoint);
             return Ok(());

@@ -23,7 +23,10 @@ pub(super) fn parse(text: &str, access: &Access) -> Result<Endpoint, ClientError
     let has_scheme = text.contains("://");
     // With a scheme, the port has a default; without one, it is required.
     let is_complete = uri.host().is_some_and(|host| !host.is_empty()) && (has_scheme || uri.port().is_some());
-    if is_complete && ["", "/"].contains(&uri.path()) { Ok(endpoint) } else { Err(malformed()) }
+    // A user name would not be sent, and a path or a query could not be reached.
+    let is_bare = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        && uri.path_and_query().is_none_or(|path| ["", "/"].contains(&path.as_str()));
+    if is_complete && is_bare { Ok(endpoint) } else { Err(malformed()) }
 }
 
 #[cfg(test)]
@@ -50,6 +53,9 @@ mod tests {
             ("ships.example:port", None),
             ("ftp://ships.example:50051", None),
             ("ships.example:50051/v1", None),
+            ("http://ships.example:50051?v=1", None),
+            ("http://user:secret@ships.example:50051", None),
+            ("user@ships.example:50051", None),
             ("two words:50051", None),
         ] {
             assert_eq!(parsed(text, &Access::default()).as_deref(), expected, "{text}");

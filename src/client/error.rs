@@ -15,16 +15,16 @@ pub(super) const OLDEST_EVENT: &str = "oldest_event";
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     #[error(
-        "{endpoint:?} is no endpoint: write host:port or http://host:port, or https://host:port where the server has TLS"
+        "{endpoint:?} is not a server address: write host:port, http://host:port, or https://host:port for TLS"
     )]
     Endpoint { endpoint: String },
     #[error(
-        "{endpoint} is not encrypted, though authorities or a certificate are given: write https://host:port"
+        "{endpoint} is not encrypted, but a certificate or an authority is given: write https://host:port"
     )]
     NotEncrypted { endpoint: String },
-    #[error("the API key holds characters that no key has")]
+    #[error("the API key contains invalid characters")]
     KeyMalformed,
-    #[error("an API key is sent to {endpoint} over https:// only: everybody on the way could read it")]
+    #[error("an API key is sent over https:// only, and {endpoint} is not encrypted")]
     Unencrypted { endpoint: String },
     #[error("cannot reach {endpoint}: {cause}")]
     Unreachable { endpoint: String, cause: String },
@@ -32,7 +32,7 @@ pub enum ClientError {
     Refused(Box<tonic::Status>),
     #[error("{}: {cause}", path.display())]
     File { path: PathBuf, cause: io::Error },
-    #[error("the server's events go on with {found} where {expected} was expected")]
+    #[error("the server's events continue with {found} instead of {expected}")]
     EventsLost { expected: u64, found: u64 },
     #[error("the server ended the stream")]
     StreamEnded,
@@ -107,7 +107,11 @@ fn describe(status: &tonic::Status) -> String {
         Some(reason) => format!("{} ({:?}, {reason})", status.message(), status.code()),
         // The effect of a connection without TLS to a port with TLS.
         None if status.message().contains("h2 protocol error") => {
-            "the server broke off: where it has TLS, write https:// for http://".to_owned()
+            "the server closed the connection: if it uses TLS, write https:// instead of http://".to_owned()
+        }
+        // The answer of an HTTP server.
+        None if status.message().contains("grpc-status header missing") => {
+            "the server answers HTTP but not gRPC: is this its port of metrics?".to_owned()
         }
         None => format!("{} ({:?})", status.message(), status.code()),
     }

@@ -9,6 +9,7 @@ mod model;
 mod state;
 mod training;
 mod transfer;
+mod upload;
 
 use std::error::Error;
 use std::path::Path;
@@ -29,6 +30,7 @@ use crate::wire::galleries_client::GalleriesClient;
 use crate::wire::models_client::ModelsClient;
 use crate::wire::ship_re_id_client::ShipReIdClient;
 use crate::wire::training_jobs_client::TrainingJobsClient;
+use crate::wire::uploads_client::UploadsClient;
 
 /// Code of an item whose id is already used for other content.
 pub const ALREADY_EXISTS: i32 = Code::AlreadyExists as i32;
@@ -53,6 +55,7 @@ pub struct Client {
     galleries: GalleriesClient<Transport>,
     models: ModelsClient<Transport>,
     training_jobs: TrainingJobsClient<Transport>,
+    uploads: UploadsClient<Transport>,
 }
 
 impl Client {
@@ -83,7 +86,10 @@ impl Client {
             .initial_connection_window_size(WINDOW_BYTES)
             .connect()
             .await
-            .map_err(|cause| ClientError::Unreachable { endpoint: tried, cause: root_cause(&cause) })?;
+            .map_err(|cause| ClientError::Unreachable {
+                endpoint: tried,
+                cause: explained(root_cause(&cause)),
+            })?;
         Ok(Self::over(InterceptedService::new(channel, credentials)))
     }
 
@@ -97,8 +103,10 @@ impl Client {
         let models = ModelsClient::new(channel.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let training_jobs = TrainingJobsClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        Self { ship_re_id, galleries, models, training_jobs }
+        let training_jobs =
+            TrainingJobsClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let uploads = UploadsClient::new(channel).max_encoding_message_size(MESSAGE_BYTES_MAX);
+        Self { ship_re_id, galleries, models, training_jobs, uploads }
     }
 
     /// Embeds a batch; a `timeout` is sent to the server as the call's deadline.
@@ -135,11 +143,22 @@ pub fn chip(image: impl Into<Bytes>, modality: Modality) -> wire::Chip {
 /// The modality according to a HOSS file name (`..._RGB.tif`, `..._SAR.png`). Only clients guess; the server never sees
 /// a name.
 pub fn modality_of_name(path: &Path) -> Option<Modality> {
-    let stem = path.file_stem()?.to_str()?.to_ascii_uppercase();
+    let stem = path.file_stem()?.to_string_lossy().to_ascii_uppercase();
     match stem.rsplit('_').next()? {
         "RGB" | "OPT" | "OPTICAL" => Some(Modality::Optical),
         "SAR" => Some(Modality::Sar),
         _ => None,
+    }
+}
+
+/// What rustls found, with what to do about the common cases.
+fn explained(cause: String) -> String {
+    if cause.contains("InvalidContentType") {
+        format!("it does not use TLS, write http:// ({cause})")
+    } else if cause.contains("UnknownIssuer") {
+        format!("{cause}: give the authority that signed it, as with --ca")
+    } else {
+        cause
     }
 }
 

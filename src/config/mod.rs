@@ -30,6 +30,7 @@ pub struct Config {
     pub encoder: Encoder,
     pub chips: Chips,
     pub store: Store,
+    pub uploads: Uploads,
     pub matching: Matching,
     pub training: Training,
     pub limits: Limits,
@@ -144,10 +145,19 @@ pub struct Chips {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Store {
     pub data_dir: String,
+    pub url: String,
     pub galleries_max: usize,
     pub entries_max: u64,
     pub bytes_max: u64,
     pub cache_bytes: usize,
+}
+
+/// Files that arrive in chunks, to be imported.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Uploads {
+    pub count_max: u64,
+    pub bytes_max: u64,
+    pub idle_seconds_max: f64,
 }
 
 /// Searching galleries and ranking the results.
@@ -279,11 +289,18 @@ impl Default for Store {
     fn default() -> Self {
         Self {
             data_dir: "shipreid-data".into(),
+            url: String::new(),
             galleries_max: 100,
             entries_max: 10_000_000,
             bytes_max: 100 << 30,
             cache_bytes: 64 << 20,
         }
+    }
+}
+
+impl Default for Uploads {
+    fn default() -> Self {
+        Self { count_max: 64, bytes_max: 32 << 30, idle_seconds_max: 86_400.0 }
     }
 }
 

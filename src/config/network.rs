@@ -34,7 +34,7 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let malformed = || format!("{text:?} is no address or network: write 10.0.0.7 or 10.0.0.0/8");
+        let malformed = || format!("{text:?} is not an address or network: write 10.0.0.7 or 10.0.0.0/8");
         let (address, bits) =
             text.split_once('/').map_or((text, None), |(address, bits)| (address, Some(bits)));
         let address: IpAddr = address.parse().map_err(|_| malformed())?;

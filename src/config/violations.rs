@@ -2,7 +2,7 @@
 
 use super::{
     Auth, Chips, Config, Encoder, Limits, Matching, Models, Plaintext, Preset, Server, Store, Telemetry, Tls,
-    Training,
+    Training, Uploads,
 };
 
 /// One line for each value out of bounds.
@@ -19,6 +19,7 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
     found.of_encoder(&config.encoder, &config.chips, &config.limits);
     found.of_chips(&config.chips);
     found.of_store(&config.store);
+    found.of_uploads(&config.uploads);
     found.of_matching(&config.matching);
     found.of_training(&config.training);
     found.of_limits(&config.limits);
@@ -128,6 +129,15 @@ impl Violations {
     }
 
     fn of_store(&mut self, store: &Store) {
+        self.require(
+            store.url.is_empty()
+                || ["postgres://", "postgresql://"].iter().any(|scheme| store.url.starts_with(scheme)),
+            "store.url must be empty or a postgres:// URL",
+        );
+        self.require(
+            store.url.is_empty() || !store.data_dir.is_empty(),
+            "store.url needs store.data_dir, where this server's copies of the galleries are",
+        );
         self.require(store.galleries_max >= 1, "store.galleries_max must be at least 1");
         self.require(
             (1..=u64::from(u32::MAX)).contains(&store.entries_max),
@@ -137,6 +147,18 @@ impl Violations {
         self.require(
             (1 << 20..=1 << 40).contains(&store.cache_bytes),
             "store.cache_bytes must be 1048576 to 1099511627776",
+        );
+    }
+
+    fn of_uploads(&mut self, uploads: &Uploads) {
+        self.require((1..=10_000).contains(&uploads.count_max), "uploads.count_max must be 1 to 10000");
+        self.require(
+            (1 << 20..=1 << 50).contains(&uploads.bytes_max),
+            "uploads.bytes_max must be 1048576 to 1125899906842624",
+        );
+        self.require(
+            (1.0..=31_536_000.0).contains(&uploads.idle_seconds_max),
+            "uploads.idle_seconds_max must be 1 to 31536000",
         );
     }
 

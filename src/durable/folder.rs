@@ -59,6 +59,18 @@ impl Drop for PartialFolder {
     }
 }
 
+/// Creates a folder if it is missing; its name is durable then.
+///
+/// # Errors
+/// It cannot be created or synced.
+pub fn ensure_folder(folder: &Path) -> io::Result<()> {
+    if !folder.exists() {
+        fs::create_dir(folder)?;
+        sync_folder(parent_of(folder))?;
+    }
+    Ok(())
+}
+
 /// Removes a folder with everything in it. Once this returns, it stays gone even after a power failure.
 ///
 /// # Errors

@@ -11,7 +11,8 @@ use super::types::{EncodeError, EncodeJob, Encoded};
 use crate::budget::Slots;
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::chip::{
-    ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, SourceChip,
+    ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, Preview,
+    SourceChip,
 };
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
@@ -130,13 +131,16 @@ impl Pipeline {
         image_bytes: usize,
     ) -> Result<Admitted, Refusal> {
         let ChipSize { height, width } = model.chip_size;
-        let admitted = self
-            .in_time(model, caller, chips)
-            .and_then(|()| self.admission.try_admit(chips, image_bytes + chips * height * width * 3));
-        if let Err(refusal) = &admitted {
-            metrics::refused(refusal.reason().name());
-        }
-        admitted
+        counted(
+            self.in_time(model, caller, chips)
+                .and_then(|()| self.admission.try_admit(chips, image_bytes + chips * height * width * 3)),
+        )
+    }
+
+    /// Takes room for images that wait, whether or not for the device: how long its queue is does not matter. Refuses
+    /// immediately when a budget is exhausted.
+    pub fn admit_images(&self, images: usize, bytes: usize) -> Result<Admitted, Refusal> {
+        counted(self.admission.try_admit(images, bytes))
     }
 
     fn in_time(&self, model: &ModelLease, caller: &Caller, chips: usize) -> Result<(), Refusal> {
@@ -181,6 +185,22 @@ impl Pipeline {
     ) -> Result<Examined, EmbedError> {
         let (prepared, _) = self.prepare(model.chip_size, caller, chip).await?;
         Ok(Examined { extent_m: prepared.chip.extent_m(), warnings: prepared.warnings })
+    }
+
+    /// Draws a chip in at most `side_max` rows and columns.
+    ///
+    /// # Errors
+    /// The chip is invalid.
+    pub async fn preview(
+        &self,
+        caller: &Caller,
+        chip: SourceChip,
+        side_max: u32,
+    ) -> Result<Preview, EmbedError> {
+        let draw = move |chip: &SourceChip, limits: &ImageLimits| {
+            crate::chip::preview(&chip.image, &chip.view, side_max, limits)
+        };
+        Ok(self.decode(caller, chip, draw).await?.0)
     }
 
     async fn embed_uncounted(
@@ -247,6 +267,19 @@ impl Pipeline {
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
+        let prepare = move |chip: &SourceChip, limits: &ImageLimits| {
+            crate::chip::prepare(&chip.image, &chip.view, size, limits)
+        };
+        self.decode(caller, chip, prepare).await
+    }
+
+    /// Runs `work`, which decodes the chip, on a decoding thread, and measures it.
+    async fn decode<T: Send + 'static>(
+        &self,
+        caller: &Caller,
+        chip: SourceChip,
+        work: impl FnOnce(&SourceChip, &ImageLimits) -> Result<T, PrepareError> + Send + 'static,
+    ) -> Result<(T, Duration), EmbedError> {
         let turn = self.decoding.take().await.map_err(|_| EncodeError::Closed)?;
         let limits = self.limits;
         let span = tracing::debug_span!("decode", bytes = chip.image.len());
@@ -255,13 +288,18 @@ impl Pipeline {
             let _turn = turn;
             let _span = span.enter();
             let started = Instant::now();
-            let prepared = crate::chip::prepare(&chip.image, &chip.view, size, &limits);
-            Ok::<_, Stopped>((prepared, started.elapsed()))
+            let decoded = work(&chip, &limits);
+            Ok::<_, Stopped>((decoded, started.elapsed()))
         });
-        let (prepared, took) = decoding.await.map_err(|_| EmbedError::Panicked)??;
+        let (decoded, took) = decoding.await.map_err(|_| EmbedError::Panicked)??;
         metrics::decoded(took);
-        Ok((prepared?, took))
+        Ok((decoded?, took))
     }
+}
+
+/// Counts a refusal.
+fn counted(admitted: Result<Admitted, Refusal>) -> Result<Admitted, Refusal> {
+    admitted.inspect_err(|refusal| metrics::refused(refusal.reason().name()))
 }
 
 /// A caller that has left reads no answer.
@@ -290,7 +328,7 @@ mod tests {
         ResidencySettings,
     };
     use super::*;
-    use crate::chip::Modality;
+    use crate::chip::{Modality, View};
     use crate::encoder::EncodeQueue;
 
     const SIZE: ChipSize = ChipSize { height: 8, width: 4 };
@@ -367,6 +405,44 @@ mod tests {
         caller.deadline = Some(tokio::time::Instant::now());
         let late = pipeline.embed_prepared(&model, &caller, pixels(SIZE, 0.01)).await;
         assert!(matches!(late, Err(EmbedError::Encode(EncodeError::DeadlineExceeded))), "{late:?}");
+        pipeline.residency().queue().close().await;
+    }
+
+    #[tokio::test]
+    async fn a_preview_waits_for_a_decoding_thread_and_is_not_drawn_for_whoever_has_left() {
+        let pipeline = pipeline().await;
+        let mut caller = Caller { tenant: "t".into(), priority: Priority::Interactive, deadline: None };
+        let picture = image::RgbImage::from_pixel(4, 8, image::Rgb([1, 2, 3]));
+        let mut file = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut file, image::ImageFormat::Png).expect("a PNG");
+        let chip = SourceChip { image: file.into_inner().into(), view: View::plain(Modality::Optical) };
+        let turn = pipeline.decoding.take().await.expect("a thread");
+        let mut waiting = Box::pin(pipeline.preview(&caller, chip.clone(), 8));
+        let mut leaving = Box::pin(pipeline.preview(&caller, chip.clone(), 8));
+        assert!(futures_util::poll!(&mut leaving).is_pending());
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut waiting).is_pending(), "the only thread is taken");
+            tokio::task::spawn_blocking(|| ()).await.expect("another thread");
+        }
+        drop(leaving);
+        drop(turn);
+        let preview = waiting.await.expect("a picture");
+        assert_eq!((preview.width, preview.height), (4, 8));
+        caller.deadline = Some(tokio::time::Instant::now());
+        let late = pipeline.preview(&caller, chip, 8).await;
+        assert!(matches!(late, Err(EmbedError::Encode(EncodeError::DeadlineExceeded))), "{late:?}");
+        pipeline.residency().queue().close().await;
+    }
+
+    #[tokio::test]
+    async fn images_that_wait_take_room() {
+        let pipeline = pipeline().await;
+        let admitted = pipeline.admit_images(0, 1 << 29).expect("room");
+        let refused = pipeline.admit_images(0, (1 << 29) + 1).expect_err("no room");
+        assert_eq!(refused.reason().name(), "QUEUE_BYTES_FULL");
+        drop(admitted);
+        pipeline.admit_images(0, 1 << 30).expect("all of it");
+        assert_eq!(pipeline.admit_images(65, 1).expect_err("no room").reason().name(), "QUEUE_FULL");
         pipeline.residency().queue().close().await;
     }
 }

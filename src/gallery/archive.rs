@@ -44,7 +44,7 @@ pub enum Chips {
 /// A stream that is not an export of a gallery, or only a part of one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ArchiveError {
-    #[error("this is no exported gallery")]
+    #[error("this is not an exported gallery")]
     Foreign,
     #[error("the export has version {found}, this program reads up to version {VERSION}")]
     Newer { found: u32 },

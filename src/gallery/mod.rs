@@ -7,6 +7,8 @@ mod embedded;
 mod entry;
 mod filter;
 mod index;
+#[cfg(not(fuzzing))]
+mod postgres;
 mod record;
 mod store;
 #[cfg(test)]
@@ -28,6 +30,8 @@ pub use index::{
     Code, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult,
     Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
+#[cfg(not(fuzzing))]
+pub use postgres::PostgresCatalog;
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
     Looked, Opening, Page, Selection, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,

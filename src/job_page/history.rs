@@ -98,7 +98,7 @@ impl History {
                     self.log.pop_front();
                 }
             }
-            Some(Event::Checkpoint(_) | Event::StartingPoint(_)) | None => {}
+            Some(Event::Checkpoint(_) | Event::StartingPoint(_) | Event::DeliveredCheckpoint(_)) | None => {}
         }
     }
 

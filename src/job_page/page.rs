@@ -11,7 +11,7 @@ use prost_types::Timestamp;
 use super::chart::{Chart, Curve, Dots, Unit};
 use super::history::{ACCURACY, Attempt, History, RATE, Rankings};
 use crate::client::state_name;
-use crate::wire::{EvaluationResult, JobState, TrainingJob};
+use crate::wire::{CheckpointChoice, EvaluationResult, JobState, TrainingJob};
 
 const STYLE: &str = include_str!("page.css");
 /// Nothing is fetched and no script runs, whatever a name or a log line contains.
@@ -22,6 +22,7 @@ pub fn page(job: &TrainingJob, history: &History) -> String {
     let body = html! {
         (head(job))
         (outcome(job))
+        (origin(job))
         (tiles(job, history))
         (charts(history))
         (evaluations(history))
@@ -83,10 +84,12 @@ fn mood(state: JobState) -> &'static str {
 /// The outcome, and what to do next.
 fn outcome(job: &TrainingJob) -> Markup {
     let (words, then, command) = match job.state() {
-        JobState::Finished => ("It made the model", "To let it answer", "model activate"),
-        JobState::Failed => ("It failed", "To go on from its last checkpoint", "jobs resume"),
-        JobState::Cancelled => ("It was cancelled", "To go on from its last checkpoint", "jobs resume"),
-        JobState::Interrupted => ("The server went away; it goes on by itself", "To watch it", "jobs watch"),
+        JobState::Finished => ("It produced the model", "To activate it", "model activate"),
+        JobState::Failed => ("It failed", "To resume from its last checkpoint", "jobs resume"),
+        JobState::Cancelled => ("It was cancelled", "To resume from its last checkpoint", "jobs resume"),
+        JobState::Interrupted => {
+            ("The server stopped; the job resumes by itself", "To watch it", "jobs watch")
+        }
         JobState::Queued | JobState::Running | JobState::Cancelling | JobState::Unspecified => {
             ("It has not ended yet", "To watch it", "jobs watch")
         }
@@ -101,6 +104,36 @@ fn outcome(job: &TrainingJob) -> Markup {
                 @if !job.failure_message.is_empty() { ": " (job.failure_message) }
             }
             p.quiet { (then) ": " code { "shipreid " (command) " " (subject) } }
+        }
+    }
+}
+
+/// What the run started from, and which checkpoint its model has.
+fn origin(job: &TrainingJob) -> Markup {
+    html! {
+        @if let Some(start) = &job.starting_point {
+            p.quiet {
+                "It started from " code { (start.path) } ": " (start.tensors_taken) " tensors taken, "
+                (start.untaken_total) " of the file's not taken, " (start.tensors_kept) " kept as they were"
+                @if !start.kept.is_empty() { " (" (start.kept.join(", "))
+                    @if start.tensors_kept as usize > start.kept.len() { ", ..." } ")" }
+                @if !start.warning.is_empty() { ". " b { "Warning: " } (start.warning) }
+                "."
+            }
+        }
+        @if let Some(delivered) = &job.delivered_checkpoint {
+            p.quiet {
+                "Its model has the checkpoint after epoch " (delivered.epoch) " (step " (delivered.step) ")"
+                @match (delivered.choice(), &delivered.evaluation) {
+                    (CheckpointChoice::Best, Some(evaluation)) => {
+                        ", the best by validation: mAP (" (evaluation.protocol) ") " (percent(evaluation.map))
+                    }
+                    (CheckpointChoice::Best, None) => ", the best by validation",
+                    (CheckpointChoice::Last, _) => ", the last one",
+                    (CheckpointChoice::Unspecified, _) => "",
+                }
+                "."
+            }
         }
     }
 }

@@ -331,6 +331,7 @@ impl Process {
                 }
                 RunEvent::Evaluated(_)
                 | RunEvent::Started(_)
+                | RunEvent::Delivered(_)
                 | RunEvent::Rankings(_)
                 | RunEvent::Saved(_) => {}
             }

@@ -50,6 +50,10 @@ impl Edit {
             // Resuming a job implies that the cause of failure was fixed.
             job.fruitless = 0;
         }
+        if starts {
+            // An attempt that failed may have delivered a checkpoint, of which no model was made.
+            job.delivered = None;
+        }
         if starts && job.started_at.is_none() {
             job.started_at = Some(self.now);
         }
@@ -75,7 +79,9 @@ impl Edit {
                 evaluations.push(evaluation.clone());
             }
             RunEvent::Saved(saved) => self.gain(saved.step),
-            RunEvent::Started(_) | RunEvent::Rankings(_) | RunEvent::Log(_) => {}
+            RunEvent::Started(start) => self.job.start = Some(start.clone()),
+            RunEvent::Delivered(delivered) => self.job.delivered = Some(delivered.clone()),
+            RunEvent::Rankings(_) | RunEvent::Log(_) => {}
         }
         self.job.last_event += 1;
         self.happened.push((self.job.attempt, EventPayload::Run(event)));
@@ -120,7 +126,7 @@ impl Edit {
 mod tests {
     use super::super::failure::Failure;
     use super::super::job::{JobId, JobKey, JobSpec};
-    use super::super::report::SavedCheckpoint;
+    use super::super::report::{DeliveredCheckpoint, SavedCheckpoint, Start};
     use super::*;
     use crate::reason::FailureReason;
 
@@ -174,6 +180,22 @@ mod tests {
         edit.change(Change::Fail(Failure::new(FailureReason::Hung, "silent"))).expect("legal");
         edit.change(Change::Resume).expect("legal");
         assert_eq!(edit.job().fruitless, 0);
+    }
+
+    #[test]
+    fn a_job_tells_its_last_start_and_what_the_attempt_delivered() {
+        let mut edit = Edit::new(job(), Time::from_nanos(5));
+        edit.change(Change::Start).expect("legal");
+        let [first, second] = [7, 8].map(|tensors_taken| Start { tensors_taken, ..Start::default() });
+        edit.report(RunEvent::Started(first));
+        edit.report(RunEvent::Started(second.clone()));
+        let delivered = DeliveredCheckpoint { epoch: 2, step: 8, best_by: None };
+        edit.report(RunEvent::Delivered(delivered.clone()));
+        assert_eq!((&edit.job().start, &edit.job().delivered), (&Some(second.clone()), &Some(delivered)));
+        edit.change(Change::Fail(Failure::new(FailureReason::ModelNotKept, "full"))).expect("legal");
+        edit.change(Change::Resume).expect("legal");
+        edit.change(Change::Start).expect("legal");
+        assert_eq!((&edit.job().start, &edit.job().delivered), (&Some(second), &None));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::child::ChildMessage;
 use super::rankings;
-use super::report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start};
+use super::report::{DeliveredCheckpoint, Progress, Rankings, RunEvent, SavedCheckpoint, Start};
 use crate::evaluate::Evaluation;
 use crate::train::{Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists};
 
@@ -20,6 +20,8 @@ pub struct EventMapper {
     /// The starting point of the run, until it has been reported.
     start: Option<Start>,
     epochs: u32,
+    /// Steps since the beginning of the run.
+    steps: u64,
     last_step: Instant,
     /// The evaluations of the last evaluated epoch.
     evaluations: Vec<Evaluation>,
@@ -34,14 +36,14 @@ impl EventMapper {
         start: Option<Start>,
     ) -> Self {
         let (last_step, evaluations) = (Instant::now(), Vec::new());
-        Self { objective, checkpoints, folder, start, epochs: 0, last_step, evaluations }
+        Self { objective, checkpoints, folder, start, epochs: 0, steps: 0, last_step, evaluations }
     }
 
     pub fn tell(&mut self, event: FitEvent) -> Vec<ChildMessage> {
         match event {
             FitEvent::PassedOver(checkpoint) => vec![RunEvent::Log(checkpoint.to_string()).into()],
             FitEvent::Started { steps, epochs } => {
-                self.epochs = epochs;
+                (self.epochs, self.steps) = (epochs, steps);
                 let begun = ChildMessage::Begun { steps };
                 // A run that resumes from a checkpoint no longer contains anything of the starting point.
                 let start = self.start.take().filter(|_| steps == 0);
@@ -49,7 +51,7 @@ impl EventMapper {
             }
             FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
-                self.last_step = Instant::now();
+                (self.last_step, self.steps) = (Instant::now(), progress.steps);
                 let later = u64::from(self.epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
                 let left = later + steps_in_epoch.saturating_sub(progress.steps_of_epoch);
                 let progress = Progress {
@@ -88,11 +90,19 @@ impl EventMapper {
     /// Reports whose weights the model has, and their scores if those differ from what was last reported.
     pub fn deliver(&mut self, delivered: &Delivered) -> Vec<ChildMessage> {
         let mut events = vec![RunEvent::Log(delivered.to_string())];
-        if let Delivered::Best { epoch, summaries, .. } = delivered {
-            self.evaluations =
-                summaries.iter().filter_map(|summary| Evaluation::after_epoch(*epoch, summary)).collect();
-            events.extend(self.evaluations.iter().cloned().map(RunEvent::Evaluated));
-        }
+        let checkpoint = match delivered {
+            Delivered::Last { epoch } => {
+                DeliveredCheckpoint { epoch: *epoch, step: self.steps, best_by: None }
+            }
+            Delivered::Best { epoch, steps, summaries } => {
+                self.evaluations =
+                    summaries.iter().filter_map(|summary| Evaluation::after_epoch(*epoch, summary)).collect();
+                events.extend(self.evaluations.iter().cloned().map(RunEvent::Evaluated));
+                let best_by = self.evaluations.first().cloned();
+                DeliveredCheckpoint { epoch: *epoch, step: *steps, best_by }
+            }
+        };
+        events.push(RunEvent::Delivered(checkpoint));
         events.into_iter().map(ChildMessage::from).collect()
     }
 
@@ -179,8 +189,18 @@ mod tests {
 
         let delivered = Delivered::Best { epoch: 1, steps: 4, summaries: vec![summary("all", 2, 0.75)] };
         let said = event_mapper.deliver(&delivered);
-        let scores = RunEvent::Evaluated(event_mapper.evaluations()[0].clone());
-        assert_eq!(said, [RunEvent::Log(delivered.to_string()).into(), scores.into()]);
+        let scores = event_mapper.evaluations()[0].clone();
+        let checkpoint = DeliveredCheckpoint { epoch: 1, step: 4, best_by: Some(scores.clone()) };
+        let told = [
+            RunEvent::Log(delivered.to_string()),
+            RunEvent::Evaluated(scores),
+            RunEvent::Delivered(checkpoint),
+        ];
+        assert_eq!(said, told.map(ChildMessage::from));
+        let last = Delivered::Last { epoch: 3 };
+        let checkpoint = DeliveredCheckpoint { epoch: 3, step: 5, best_by: None };
+        let told = [RunEvent::Log(last.to_string()), RunEvent::Delivered(checkpoint)];
+        assert_eq!(event_mapper.deliver(&last), told.map(ChildMessage::from), "after the last step");
         let [own] = event_mapper.evaluations() else { panic!("one protocol") };
         assert_eq!(
             (own.epoch, own.mean_average_precision),

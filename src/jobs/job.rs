@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::report::Progress;
+use super::report::{DeliveredCheckpoint, Progress, Start};
 use super::state::JobState;
 use crate::evaluate::Evaluation;
 use crate::gallery::{GalleryName, Time};
@@ -81,6 +81,10 @@ pub struct Job {
     pub progress: Option<Progress>,
     /// Of the last epoch that was evaluated.
     pub evaluations: Vec<Evaluation>,
+    /// Of the last attempt that began before the first step.
+    pub start: Option<Start>,
+    /// Of the last attempt.
+    pub delivered: Option<DeliveredCheckpoint>,
     /// Number of the last event.
     pub last_event: u64,
 }
@@ -99,6 +103,8 @@ impl Job {
             ended_at: None,
             progress: None,
             evaluations: Vec::new(),
+            start: None,
+            delivered: None,
             last_event: 0,
         }
     }

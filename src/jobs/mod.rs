@@ -40,7 +40,9 @@ pub use failure::{Failure as JobFailure, io_reason};
 pub use job::{Job, JobId, JobIdError, JobKey, JobSpec};
 pub use model_sink::ModelSink;
 pub use outcome::tells_of_memory;
-pub use report::{Progress, Rankings, RunEvent, SavedCheckpoint, Start, TensorShape, UntakenTensor};
+pub use report::{
+    DeliveredCheckpoint, Progress, Rankings, RunEvent, SavedCheckpoint, Start, TensorShape, UntakenTensor,
+};
 pub use service::{JobError, JobRejection, Jobs};
 pub use settings::{RETRY_PAUSE, Settings};
 pub use state::{Change, JobState, Refused, StateName};

@@ -7,7 +7,7 @@ use prost::Message;
 use super::event::{EventPayload, JobEvent};
 use super::failure::Failure;
 use super::job::{Job, JobId, JobKey, JobSpec};
-use super::report::{Progress, RunEvent};
+use super::report::{DeliveredCheckpoint, Progress, RunEvent, Start};
 use super::state::JobState;
 use crate::embedding::ModelDigest;
 use crate::evaluate::Evaluation;
@@ -148,6 +148,10 @@ struct JobRecord {
     evaluations: Vec<Evaluation>,
     #[prost(uint64, tag = "17")]
     last_event: u64,
+    #[prost(message, optional, tag = "18")]
+    start: Option<Start>,
+    #[prost(message, optional, tag = "19")]
+    delivered: Option<DeliveredCheckpoint>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, prost::Enumeration)]
@@ -172,7 +176,7 @@ struct EventRecord {
     /// Present where `run` is absent.
     #[prost(message, optional, tag = "3")]
     state: Option<JobRecord>,
-    #[prost(oneof = "RunEvent", tags = "4, 5, 6, 7, 8, 9")]
+    #[prost(oneof = "RunEvent", tags = "4, 5, 6, 7, 8, 9, 10")]
     run: Option<RunEvent>,
 }
 
@@ -193,6 +197,8 @@ impl From<&Job> for JobRecord {
             progress: job.progress.clone(),
             evaluations: job.evaluations.clone(),
             last_event: job.last_event,
+            start: job.start.clone(),
+            delivered: job.delivered.clone(),
             ..Self::default()
         };
         let state = match &job.state {
@@ -255,13 +261,15 @@ impl JobRecord {
             progress: self.progress,
             evaluations: self.evaluations,
             last_event: self.last_event,
+            start: self.start,
+            delivered: self.delivered,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::{Rankings, SavedCheckpoint, Start, TensorShape, UntakenTensor};
+    use super::super::report::{Rankings, SavedCheckpoint, TensorShape, UntakenTensor};
     use super::*;
 
     #[test]
@@ -278,7 +286,9 @@ mod tests {
             Evaluation { protocol: "all".into(), mean_average_precision: 0.3, ..Evaluation::default() };
         let shape = TensorShape { lengths: vec![2, 3] };
         let tensor = UntakenTensor { name: "fc.bias".into(), found: Some(shape), ..UntakenTensor::default() };
-        let start = Start { tensors_taken: 7, untaken: vec![tensor], ..Start::default() };
+        let kept = vec!["classifier.weight".to_owned()];
+        let start = Start { tensors_taken: 7, untaken: vec![tensor], kept, ..Start::default() };
+        let delivered = DeliveredCheckpoint { epoch: 2, step: 3, best_by: Some(evaluation.clone()) };
         let full = Job {
             started_at: Some(Time::from_nanos(-3)),
             ended_at: Some(Time::from_nanos(4)),
@@ -287,6 +297,8 @@ mod tests {
             saved_steps: 2,
             fruitless: 1,
             last_event: 9,
+            start: Some(start.clone()),
+            delivered: Some(delivered.clone()),
             ..Job::new(key.clone(), order, Time::from_nanos(1))
         };
         for state in [
@@ -314,6 +326,7 @@ mod tests {
                 RunEvent::Rankings(Rankings { epoch: 3, png: vec![0, 255] }),
                 RunEvent::Saved(SavedCheckpoint { step: 2, best: true }),
                 RunEvent::Started(start.clone()),
+                RunEvent::Delivered(delivered.clone()),
                 RunEvent::Log("a line".into()),
             ];
             let reported = reported.into_iter().map(EventPayload::Run);
@@ -324,6 +337,11 @@ mod tests {
                 assert_eq!(event_from_bytes(&key, 5, &bytes).expect("an event"), event);
             }
         }
+        // A record of a release that did not know the last two fields.
+        let earlier = JobRecord { start: None, delivered: None, ..JobRecord::from(&full) };
+        let bytes = seal(&address_of_job(&key), earlier.encode_to_vec());
+        let read = job_from_bytes(&key, &bytes).expect("a job");
+        assert_eq!(read, Job { start: None, delivered: None, ..full });
         assert!(job_from_bytes(&key, &[]).is_err());
         assert!(event_from_bytes(&key, 1, &[]).is_err());
     }

@@ -12,7 +12,7 @@ use crate::evaluate::Evaluation;
 use crate::train::StartingPoint;
 
 /// Maximum number of tensors that an event lists; the log of the job has all of them.
-const UNTAKEN_MAX: usize = 64;
+const LISTED_MAX: usize = 64;
 
 /// One report of a run. Tags are those of the stored event that it becomes.
 #[derive(Clone, PartialEq, prost::Oneof, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub enum RunEvent {
     Rankings(Rankings),
     #[prost(message, tag = "6")]
     Saved(SavedCheckpoint),
+    /// The checkpoint that the model is made of, after the last step.
+    #[prost(message, tag = "10")]
+    Delivered(DeliveredCheckpoint),
     /// A line for people, which is also written to the job's log file.
     #[prost(string, tag = "7")]
     Log(String),
@@ -63,6 +66,10 @@ pub struct Start {
     pub untaken_total: u32,
     #[prost(string, tag = "10")]
     pub warning: String,
+    /// The first of the network's tensors that stay as they were. Absent in reports of earlier releases.
+    #[serde(default)]
+    #[prost(string, repeated, tag = "11")]
+    pub kept: Vec<String>,
 }
 
 /// A tensor of a starting point that the network did not take.
@@ -94,7 +101,7 @@ impl Start {
         let shape = |lengths: &Vec<usize>| TensorShape {
             lengths: lengths.iter().map(|length| *length as u64).collect(),
         };
-        let untaken = fit.untaken.iter().take(UNTAKEN_MAX).map(|tensor| UntakenTensor {
+        let untaken = fit.untaken.iter().take(LISTED_MAX).map(|tensor| UntakenTensor {
             name: tensor.shown_name(),
             found: tensor.found.as_ref().map(shape),
             expected: tensor.expected.as_ref().map(shape),
@@ -111,12 +118,26 @@ impl Start {
             untaken: untaken.collect(),
             untaken_total: count(fit.untaken.len()),
             warning: start.warning().unwrap_or_default(),
+            kept: fit.kept.iter().take(LISTED_MAX).cloned().collect(),
         }
     }
 }
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+/// The checkpoint whose weights the model has.
+#[derive(Clone, PartialEq, prost::Message, Serialize, Deserialize)]
+pub struct DeliveredCheckpoint {
+    /// The epoch after which it was saved.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    #[prost(uint64, tag = "2")]
+    pub step: u64,
+    /// If it was chosen as the best by validation: its evaluation, by whose mAP. Absent if it is the last one.
+    #[prost(message, optional, tag = "3")]
+    pub best_by: Option<Evaluation>,
 }
 
 /// A completed step, and the progress of the run.

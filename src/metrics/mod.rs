@@ -241,6 +241,18 @@ pub fn gallery_content(entries: u64, bytes: u64) {
     gauge!(GALLERY_BYTES).set(bytes as f64);
 }
 
+pub fn uploads(uploads: u64) {
+    gauge!(UPLOADS).set(uploads as f64);
+}
+
+pub fn upload_bytes(bytes: u64) {
+    gauge!(UPLOAD_BYTES).set(bytes as f64);
+}
+
+pub fn upload_ended(outcome: &'static str) {
+    counter!(UPLOADS_ENDED, "outcome" => outcome).increment(1);
+}
+
 pub fn ready(is_ready: bool) {
     gauge!(READY).set(f64::from(u8::from(is_ready)));
 }

@@ -67,6 +67,9 @@ pub const COMMIT_SIZE: &str = "shipreid_commit_size_operations";
 pub const GALLERIES: &str = "shipreid_galleries";
 pub const ENTRIES: &str = "shipreid_gallery_entries";
 pub const GALLERY_BYTES: &str = "shipreid_gallery_bytes";
+pub const UPLOADS: &str = "shipreid_uploads";
+pub const UPLOAD_BYTES: &str = "shipreid_upload_bytes";
+pub const UPLOADS_ENDED: &str = "shipreid_uploads_ended_total";
 pub const READY: &str = "shipreid_ready";
 pub const HEALTH: &str = "shipreid_health";
 pub const CANARIES: &str = "shipreid_canaries_total";
@@ -102,8 +105,8 @@ const COMMIT_OPERATIONS: Kind = Kind::Histogram(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0
 const SERVICE: (&str, &str) =
     ("grpc_service", "a service of the contract, of health or reflection; `unknown`");
 const METHOD: (&str, &str) = ("grpc_method", "its method; `unknown`");
-const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`");
-const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`");
+const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`, `int8`");
+const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`, `int8`");
 const BATCH_SIZE: (&str, &str) =
     ("batch", "chips, `1` to `encoder.batch_max`; it stands for smaller ones down to the next");
 const THREAD: (&str, &str) = ("thread", "`device-0` and so on, one for each of `encoder.workers`");
@@ -202,7 +205,7 @@ pub const TABLE: &[Group] = &[
                     "limit",
                     "`calls`, `connections`, `receiving_bytes`, `queue_chips`, `queue_bytes`, `decode_threads`, \
                      `device_threads`, `batch_chips`, `search_threads`, `jobs_running`, `models_stored`, \
-                     `models_stored_bytes`",
+                     `models_stored_bytes`, `uploads`, `upload_bytes`",
                 )],
                 "The configured limit. Saturation is usage divided by it.",
             ),
@@ -324,6 +327,20 @@ pub const TABLE: &[Group] = &[
         ],
     },
     Group {
+        title: "Uploads",
+        metrics: &[
+            metric(UPLOADS, Kind::Gauge, "uploads", &[], "Uploads that are neither imported nor deleted."),
+            metric(UPLOAD_BYTES, Kind::Gauge, "bytes", &[], "Their bytes on disk."),
+            metric(
+                UPLOADS_ENDED,
+                Kind::Counter,
+                "uploads",
+                &[("outcome", "`imported`, `deleted`, `expired`")],
+                "Uploads that are gone.",
+            ),
+        ],
+    },
+    Group {
         title: "Health",
         metrics: &[
             metric(READY, Kind::Gauge, "0 or 1", &[], "1 while the server answers calls."),
@@ -386,7 +403,7 @@ pub const TABLE: &[Group] = &[
                     PRECISION,
                     (
                         "isa",
-                        "`avx2`, `avx2_vnni_2`, `avx512`, `avx512_vnni`, `avx512_bf16`: what the CPU has",
+                        "`avx2`, `avx2_vnni_2`, `avx512`, `avx512_vnni`, `avx512_bf16`, `amx`: what the CPU has",
                     ),
                     BATCH_SIZE,
                 ],

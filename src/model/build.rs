@@ -1,5 +1,6 @@
 //! The only module that knows every family's network.
 
+use super::int8::RoundedLayers;
 use super::network::Network;
 use super::tensors::Tensors;
 #[cfg(test)]
@@ -9,14 +10,21 @@ use crate::arithmetic::Choice;
 use crate::weights::family::Architecture;
 
 /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the
-/// kernels of `choice`.
+/// kernels of `choice`. Layers in int8 come from `rounded`, or go there.
 ///
 /// # Panics
 /// If a tensor is missing or a kernel does not run. Callers compare checkpoints with the architecture, and
 /// try kernels, beforehand.
-pub fn network(architecture: &Architecture, tensors: &Tensors, choice: &Choice) -> Box<dyn Network> {
+pub fn network(
+    architecture: &Architecture,
+    tensors: &Tensors,
+    choice: &Choice,
+    rounded: &RoundedLayers,
+) -> Box<dyn Network> {
     match architecture {
-        Architecture::TransOss(architecture) => Box::new(TransOss::new(architecture, tensors, choice)),
+        Architecture::TransOss(architecture) => {
+            Box::new(TransOss::new(architecture, tensors, choice, rounded))
+        }
         #[cfg(test)]
         Architecture::Toy(_) => Box::new(Toy::new(tensors)),
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::build::network;
+use super::int8::RoundedLayers;
 use super::linear::first_line;
 use super::network::{Input, Mode, Network};
 use super::runtime::Device;
@@ -45,14 +46,19 @@ struct Weights {
     /// Empty once they are on the device.
     read: NamedTensors,
     on_device: Option<Tensors>,
+    /// What is computed in int8.
+    rounded: RoundedLayers,
 }
 
 impl Weights {
-    fn on_device(&mut self, settings: &TorchSettings) -> &Tensors {
+    /// A network on these weights. What it rounds to int8 is dropped in f32.
+    fn network(&mut self, architecture: &Architecture, settings: &TorchSettings) -> Box<dyn Network> {
         let kind = kind(settings.precision);
         let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
         self.read.clear();
-        tensors
+        let network = network(architecture, tensors, &settings.kernels, &self.rounded);
+        tensors.retain(|name, _| !self.rounded.has(name));
+        network
     }
 }
 
@@ -62,7 +68,11 @@ impl SharedWeights {
         Arc::new(Self {
             architecture,
             settings,
-            weights: Mutex::new(Weights { read: tensors, on_device: None }),
+            weights: Mutex::new(Weights {
+                read: tensors,
+                on_device: None,
+                rounded: RoundedLayers::default(),
+            }),
         })
     }
 
@@ -81,9 +91,8 @@ impl SharedWeights {
         tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
         let _no_grad = tch::no_grad_guard();
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        let tensors = weights.on_device(&self.settings);
         TorchEncoder {
-            network: network(&self.architecture, tensors, &self.settings.kernels),
+            network: weights.network(&self.architecture, &self.settings),
             preprocessing: self.architecture.preprocessing(),
             precision: self.settings.precision,
             device: self.settings.device,
@@ -322,6 +331,42 @@ mod tests {
             let lowest = f32.iter().zip(&bf16).map(|(a, b)| a.cosine(b)).fold(1.0, f32::min);
             assert!(lowest >= 0.999, "{kernels}: {lowest}");
         }
+    }
+
+    #[test]
+    fn int8_points_where_f32_does() {
+        let f32 = embed(encoder(Precision::F32, &Choice::only(Kernel::Aten, 32)).as_mut(), chips());
+        for kernels in every_choice(Precision::Int8) {
+            let int8 = embed(encoder(Precision::Int8, &kernels).as_mut(), chips());
+            let cosines: Vec<f32> = f32.iter().zip(&int8).map(|(a, b)| a.cosine(b)).collect();
+            let lowest = cosines.iter().copied().fold(1.0, f32::min);
+            let mean = cosines.iter().sum::<f32>() / cosines.len() as f32;
+            assert!(lowest >= 0.997 && mean >= 0.999, "{kernels}: {lowest}, on average {mean}");
+        }
+    }
+
+    #[test]
+    fn workers_share_what_is_rounded_and_its_originals_are_dropped() {
+        if !device().is_cpu() {
+            return;
+        }
+        let settings = TorchSettings {
+            device: device(),
+            precision: Precision::Int8,
+            kernels: Choice::only(Kernel::Int8, 32),
+            threads: 1,
+            feature_point: FeaturePoint::BeforeNeck,
+        };
+        let weights = SharedWeights::new(tiny(), seeded(&tiny(), 1), settings);
+        let factory = Arc::clone(&weights).factory();
+        let mut workers = [0, 1].map(|worker| factory(worker).expect("an encoder"));
+        let [first, second] = workers.each_mut().map(|worker| embed(worker.as_mut(), chips()));
+        assert_eq!(first, second);
+        let weights = weights.weights.lock().expect("no panic");
+        let names: Vec<&String> = weights.on_device.as_ref().expect("on the device").keys().collect();
+        assert!(weights.read.is_empty());
+        assert!(names.iter().any(|name| name.ends_with("norm1.weight")), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains(".attn.") || name.contains(".mlp.")), "{names:?}");
     }
 
     #[test]

@@ -2,10 +2,13 @@
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
+use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
+use super::int8::{self, RoundedLayers};
 use crate::arithmetic::{Choice, Kernel};
+use crate::int8::{After, Linear8};
 
 /// The operation after the layer; oneDNN computes it in the same pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +32,11 @@ impl Plan {
     /// One kernel for everything, tuned for inputs of about `rows` rows.
     pub fn only(kernel: Kernel, rows: i64) -> Self {
         Self(vec![(rows, kernel)])
+    }
+
+    /// Whether everything is computed in int8, which no other kernel is mixed with.
+    pub fn is_int8(&self) -> bool {
+        self.0.iter().any(|(_, kernel)| *kernel == Kernel::Int8)
     }
 
     fn kernel(&self, rows: i64) -> Kernel {
@@ -55,22 +63,47 @@ impl From<TchError> for KernelError {
 
 /// `weight` `[outputs, inputs]`, `bias` `[outputs]`.
 #[derive(Debug)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-    plan: Plan,
-    /// The same weight in oneDNN's order, if the plan uses it.
-    packed: Option<Tensor>,
+pub struct Linear(Form);
+
+#[derive(Debug)]
+enum Form {
+    Float {
+        weight: Tensor,
+        bias: Tensor,
+        plan: Plan,
+        /// The same weight in oneDNN's order, if the plan uses it.
+        packed: Option<Tensor>,
+    },
+    Int8(Arc<Linear8>),
 }
 
 impl Linear {
-    /// Reorders the weight into a copy if the plan has a kernel that needs it.
+    /// Rounds the weight, or reorders it into a copy, if the plan has a kernel that needs it.
     ///
     /// # Errors
     /// If that kernel does not run here.
     pub fn new(weight: Tensor, bias: Tensor, plan: &Plan) -> Result<Self, KernelError> {
+        if plan.is_int8() {
+            return Ok(Self(Form::Int8(Arc::new(int8::round(&weight, &bias)?))));
+        }
         let packed = plan.rows(Kernel::OneDnn).map(|rows| pack(&weight, rows)).transpose()?;
-        Ok(Self { weight, bias, plan: plan.clone(), packed })
+        Ok(Self(Form::Float { weight, bias, plan: plan.clone(), packed }))
+    }
+
+    /// The layer with this name in int8: one of `layers`, or rounded from `tensors` into them.
+    ///
+    /// # Errors
+    /// If the tensors do not match.
+    pub fn rounded(
+        name: &str,
+        tensors: impl FnOnce() -> (Tensor, Tensor),
+        layers: &RoundedLayers,
+    ) -> Result<Self, KernelError> {
+        let layer = layers.layer(name, || {
+            let (weight, bias) = tensors();
+            int8::round(&weight, &bias)
+        });
+        Ok(Self(Form::Int8(layer?)))
     }
 
     /// [.., inputs] -> [.., outputs]
@@ -81,20 +114,37 @@ impl Linear {
         self.try_forward(x, activation).unwrap_or_else(|cause| panic!("{cause}"))
     }
 
+    /// The layer's output added to `residual`, which has its shape.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        match &self.0 {
+            Form::Float { .. } => residual + self.forward(x, Activation::None),
+            Form::Int8(layer) => {
+                in_int8(layer, x, Activation::None, Some(residual)).unwrap_or_else(|cause| panic!("{cause}"))
+            }
+        }
+    }
+
     /// # Errors
     /// If libtorch fails, with its message.
     pub fn try_forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, KernelError> {
+        let (weight, bias, plan, packed) = match &self.0 {
+            Form::Float { weight, bias, plan, packed } => (weight, bias, plan, packed),
+            Form::Int8(layer) => return in_int8(layer, x, activation, None),
+        };
         let mut shape = x.size();
         let inputs = shape.pop().unwrap_or(1).max(1);
         let rows = shape.iter().product();
-        match (self.plan.kernel(rows), &self.packed) {
+        match (plan.kernel(rows), packed) {
             (Kernel::OneDnn, Some(packed)) => {
-                shape.push(self.weight.size()[0]);
-                let y = onednn_linear(&x.f_reshape([rows, inputs])?, packed, &self.bias, activation)?;
+                shape.push(weight.size()[0]);
+                let y = onednn_linear(&x.f_reshape([rows, inputs])?, packed, bias, activation)?;
                 Ok(y.f_view(&shape[..])?)
             }
-            (Kernel::Aten | Kernel::OneDnn, _) => {
-                let y = x.f_linear(&self.weight, Some(&self.bias))?;
+            (Kernel::Aten | Kernel::OneDnn | Kernel::Int8, _) => {
+                let y = x.f_linear(weight, Some(bias))?;
                 Ok(match activation {
                     Activation::None => y,
                     Activation::Gelu => y.f_gelu("none")?,
@@ -102,6 +152,26 @@ impl Linear {
             }
         }
     }
+}
+
+/// [.., inputs] -> [.., outputs], plus `residual`.
+fn in_int8(
+    layer: &Linear8,
+    x: &Tensor,
+    activation: Activation,
+    residual: Option<&Tensor>,
+) -> Result<Tensor, KernelError> {
+    let after = match activation {
+        Activation::None => After::Nothing,
+        Activation::Gelu => After::Gelu,
+    };
+    let mut shape = x.size();
+    let inputs = shape.pop().unwrap_or(1).max(1);
+    let rows: i64 = shape.iter().product();
+    let residual = residual.map(|residual| residual.f_reshape([rows, layer.outputs() as i64])).transpose()?;
+    let y = int8::forward(layer, &x.f_reshape([rows, inputs])?, after, residual.as_ref())?;
+    shape.push(layer.outputs() as i64);
+    Ok(y.f_view(&shape[..])?)
 }
 
 /// Messages of libtorch end in a backtrace; the first line holds the error.
@@ -204,7 +274,8 @@ mod tests {
         let aten = layer(Plan::only(Kernel::Aten, 10));
         let onednn = layer(Plan::only(Kernel::OneDnn, 10));
         let both = layer(Plan(vec![(5, Kernel::Aten), (10, Kernel::OneDnn)]));
-        assert!(aten.packed.is_none() && onednn.packed.is_some() && both.packed.is_some());
+        let is_packed = |layer: &Linear| matches!(layer.0, Form::Float { packed: Some(_), .. });
+        assert_eq!([&aten, &onednn, &both].map(is_packed), [false, true, true]);
         for (batch, activation) in [(1, Activation::None), (2, Activation::Gelu), (7, Activation::Gelu)] {
             let x = Tensor::randn([batch, 5, 48], cpu);
             let [expected, onednn, both] = [&aten, &onednn, &both].map(|layer| layer.forward(&x, activation));
@@ -227,7 +298,7 @@ mod tests {
     #[test]
     fn what_libtorch_refuses_is_an_error_of_one_line() {
         let cpu = (Kind::Float, tch::Device::Cpu);
-        for kernel in Kernel::ALL {
+        for kernel in [Kernel::Aten, Kernel::OneDnn, Kernel::Int8] {
             let (weight, bias) = (Tensor::ones([96, 48], cpu), Tensor::ones([96], cpu));
             let layer = Linear::new(weight, bias, &Plan::only(kernel, 1)).expect("f32 runs");
             let refused = layer.try_forward(&Tensor::ones([1, 47], cpu), Activation::None);

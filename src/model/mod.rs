@@ -2,6 +2,7 @@
 
 mod build;
 mod encoder;
+mod int8;
 mod kernels;
 mod linear;
 mod network;
@@ -15,6 +16,7 @@ mod transoss;
 
 pub use build::network;
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
+pub use int8::RoundedLayers;
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
 pub use network::{Features, Input, Mode, Network};
 pub use runtime::{Device, prepare_process};

@@ -11,10 +11,10 @@ use crate::weights::tensors::{HostTensor, NamedTensors};
 /// Tensors by checkpoint name, on one device and of one kind.
 pub type Tensors = BTreeMap<String, Tensor>;
 
-/// libtorch's name for a precision.
+/// libtorch's name for a precision's numbers outside the layers that are rounded further.
 pub fn kind(precision: Precision) -> Kind {
     match precision {
-        Precision::F32 => Kind::Float,
+        Precision::F32 | Precision::Int8 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     }
 }

@@ -6,13 +6,15 @@
 #[cfg(test)]
 mod golden;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
+use super::int8::RoundedLayers;
 use super::linear::{Activation, Linear, Plan};
 use super::network::{Input, Mode, Network};
 use super::tensors::Tensors;
 use crate::arithmetic::Choice;
 use crate::chip::Modality;
+use crate::processor::{Level, Processor};
 use crate::weights::family::FamilyArchitecture as _;
 use crate::weights::family::transoss::TransOssArchitecture;
 
@@ -32,9 +34,14 @@ pub struct TransOss {
 
 impl TransOss {
     /// See [`super::build::network`].
-    pub fn new(architecture: &TransOssArchitecture, tensors: &Tensors, choice: &Choice) -> Self {
+    pub fn new(
+        architecture: &TransOssArchitecture,
+        tensors: &Tensors,
+        choice: &Choice,
+        rounded: &RoundedLayers,
+    ) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
-        let names = Names { tensors, prefix: String::new(), plan };
+        let names = Names { tensors, prefix: String::new(), plan, rounded };
         let heads = architecture.heads as i64;
         let base = names.sub("base");
         Self {
@@ -69,11 +76,12 @@ struct Names<'a> {
     tensors: &'a Tensors,
     prefix: String,
     plan: &'a Plan,
+    rounded: &'a RoundedLayers,
 }
 
 impl Names<'_> {
     fn sub(&self, part: &str) -> Names<'_> {
-        Names { tensors: self.tensors, prefix: format!("{}{part}.", self.prefix), ..*self }
+        Names { prefix: format!("{}{part}.", self.prefix), ..*self }
     }
 
     fn get(&self, name: &str) -> Tensor {
@@ -83,7 +91,14 @@ impl Names<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let layer = self.sub(name);
-        let linear = Linear::new(layer.get("weight"), layer.get("bias"), self.plan);
+        let tensors = || (layer.get("weight"), layer.get("bias"));
+        let linear = match self.plan.is_int8() {
+            true => Linear::rounded(&format!("{}{name}", self.prefix), tensors, self.rounded),
+            false => {
+                let (weight, bias) = tensors();
+                Linear::new(weight, bias, self.plan)
+            }
+        };
         linear.unwrap_or_else(|cause| panic!("{}: {cause}", layer.prefix))
     }
 }
@@ -214,7 +229,12 @@ impl Block {
     fn new(names: &Names, heads: i64) -> Self {
         Self {
             norm1: LayerNorm::new(&names.sub("norm1")),
-            attention: Attention { qkv: names.linear("attn.qkv"), proj: names.linear("attn.proj"), heads },
+            attention: Attention {
+                qkv: names.linear("attn.qkv"),
+                proj: names.linear("attn.proj"),
+                heads,
+                in_bf16: names.plan.is_int8() && Processor::here().has(Level::Avx512Bf16),
+            },
             norm2: LayerNorm::new(&names.sub("norm2")),
             mlp: Mlp { fc1: names.linear("mlp.fc1"), fc2: names.linear("mlp.fc2") },
         }
@@ -222,6 +242,10 @@ impl Block {
 
     /// [B, N, D] -> [B, N, D]; `place` is the position in the stack, from 0 to 1.
     fn forward(&self, x: Tensor, mode: &mut Mode, place: f64) -> Tensor {
+        if matches!(mode, Mode::Evaluate) {
+            let x = self.attention.added_to(&x, &self.norm1.forward(&x));
+            return self.mlp.added_to(&x, &self.norm2.forward(&x));
+        }
         let attended = self.attention.forward(&self.norm1.forward(&x));
         let x = x + keep_some(attended, mode, place);
         let transformed = self.mlp.forward(&self.norm2.forward(&x));
@@ -254,21 +278,34 @@ struct Attention {
     qkv: Linear,
     proj: Linear,
     heads: i64,
+    /// Whether attention is rounded to bf16, as beside int8 where there are instructions for it.
+    in_bf16: bool,
 }
 
 impl Attention {
     /// [B, N, D] -> [B, N, D]
     fn forward(&self, x: &Tensor) -> Tensor {
+        self.proj.forward(&self.attended(x), Activation::None)
+    }
+
+    /// The same, added to `residual`.
+    fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        self.proj.added_to(residual, &self.attended(x))
+    }
+
+    /// [B, N, D] -> [B, N, D], heads side by side.
+    fn attended(&self, x: &Tensor) -> Tensor {
         let (b, n, d) = x.size3().expect("tokens have three axes");
         let [q, k, v] = self.queries_keys_values(x);
-        let attended = attend(&q, &k, &v);
-        self.proj.forward(&attended.transpose(1, 2).reshape([b, n, d]), Activation::None)
+        let attended = attend(&q, &k, &v).transpose(1, 2).reshape([b, n, d]);
+        if self.in_bf16 { attended.to_kind(x.kind()) } else { attended }
     }
 
     /// Three times [B, H, N, h].
     fn queries_keys_values(&self, x: &Tensor) -> [Tensor; 3] {
         let (b, n, d) = x.size3().expect("tokens have three axes");
         let qkv = self.qkv.forward(x, Activation::None);
+        let qkv = if self.in_bf16 { qkv.to_kind(Kind::BFloat16) } else { qkv };
         let qkv = qkv.view([b, n, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
         [0, 1, 2].map(|part| qkv.select(0, part))
     }
@@ -289,6 +326,11 @@ impl Mlp {
     /// [B, N, D] -> [B, N, D]
     fn forward(&self, x: &Tensor) -> Tensor {
         self.fc2.forward(&self.fc1.forward(x, Activation::Gelu), Activation::None)
+    }
+
+    /// The same, added to `residual`.
+    fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        self.fc2.added_to(residual, &self.fc1.forward(x, Activation::Gelu))
     }
 }
 

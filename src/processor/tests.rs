@@ -18,7 +18,7 @@ fn a_level_includes_what_it_is_built_on() {
 
 #[test]
 fn a_limit_hides_what_is_above_it() {
-    let limited = |limit| Processor { limit: Some(limit), ..Processor::with(Level::Avx512Bf16) };
+    let limited = |limit| Processor { limit: Some(limit), ..Processor::with(Level::Amx) };
     for level in Level::ALL.into_iter().filter(|level| *level != Level::Avx2Vnni2) {
         assert_eq!(limited(level).level(), level);
     }
@@ -51,9 +51,16 @@ fn less_than_the_minimum_is_refused_by_name() {
 
 /// Tests of what depends on the processor: the network and its kernels, training, the products of a search.
 const DEPENDENT: &[&str] = if cfg!(feature = "torch") {
-    &["model::", "train::learner::", "train::losses::", "train::heads::", "gallery::index::kernel::"]
+    &[
+        "model::",
+        "train::learner::",
+        "train::losses::",
+        "train::heads::",
+        "gallery::index::kernel::",
+        "int8::",
+    ]
 } else {
-    &["gallery::index::kernel::"]
+    &["gallery::index::kernel::", "int8::"]
 };
 
 /// Every library reads its limit once per process, so each level runs in its own process. The run that

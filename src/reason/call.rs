@@ -163,11 +163,15 @@ named! {
             GalleryExists "GALLERY_EXISTS" (AlreadyExists, Resolve)
                 "A gallery of this name exists.";
             GalleryChanged "GALLERY_CHANGED" (InvalidArgument, Correct)
-                "A stream enrols into one gallery, and this item names another.";
+                "A call enrols into one gallery, and this item names another.";
             GalleryReadOnly "GALLERY_READ_ONLY" (FailedPrecondition, Resolve)
                 "Writing failed, so the gallery answers reads only; the message says why.";
             GalleryClosed "GALLERY_CLOSED" (Unavailable, Long)
                 "The gallery is being reopened, or the server is shutting down.";
+            DatabaseUnreachable "DATABASE_UNREACHABLE" (Unavailable, Long)
+                "The database that servers share (`store.url`) cannot be reached. A write may have happened all the same; asking again is safe.";
+            GalleryLoading "GALLERY_LOADING" (Unavailable, Long)
+                "This server is loading its copy of a shared gallery.";
             GalleryUnreadable "GALLERY_UNREADABLE" (DataLoss, Operator)
                 "What the gallery stored cannot be read.";
             GalleryRefused "GALLERY_REFUSED" (FailedPrecondition, Resolve)
@@ -177,7 +181,11 @@ named! {
             GalleryFailed "GALLERY_FAILED" (Internal, Operator)
                 "Reading the gallery failed unexpectedly.";
             GalleryWithoutChips "GALLERY_WITHOUT_CHIPS" (FailedPrecondition, Resolve)
-                "The gallery keeps no chips, so no job can learn from it.";
+                "The gallery keeps no chips, so no job can learn from it, and there are no previews.";
+            EntryWithoutChip "ENTRY_WITHOUT_CHIP" (FailedPrecondition, Resolve)
+                "The entry was enrolled without a chip; enrol it again with one (`overwrite`, `ReadyEmbedding.chip`).";
+            ChipUnreadable "CHIP_UNREADABLE" (FailedPrecondition, Resolve)
+                "The entry's kept chip cannot be decoded, or is larger than this server allows now; the message says why.";
             ModelNotResident "MODEL_NOT_RESIDENT" (FailedPrecondition, Resolve)
                 "The gallery is of a model that is not loaded; the message names the ways out.";
             NoSource "NO_SOURCE" (InvalidArgument, Correct)
@@ -190,6 +198,8 @@ named! {
                 "`update_mask` names no field.";
             UpdateMaskUnknown "UPDATE_MASK_UNKNOWN" (InvalidArgument, Correct)
                 "`update_mask` names a field that cannot be updated.";
+            NoEntries "NO_ENTRIES" (InvalidArgument, Correct)
+                "The request has no entries.";
             TooManyEntries "TOO_MANY_ENTRIES" (InvalidArgument, Correct)
                 "The request names more entries than its limit.";
             EntryExists "ENTRY_EXISTS" (AlreadyExists, Resolve)
@@ -255,6 +265,29 @@ named! {
                 "The number is no value of `FeaturePoint`.";
             ImageSizeIncomplete "IMAGE_SIZE_INCOMPLETE" (InvalidArgument, Correct)
                 "The hints name a height without a width, or the reverse.";
+        "Uploads":
+            UploadIdMalformed "UPLOAD_ID_MALFORMED" (InvalidArgument, Correct)
+                "`upload_id` is not 32 hexadecimal digits.";
+            UploadNotFound "UPLOAD_NOT_FOUND" (NotFound, Resolve)
+                "There is no such upload: it was never created, was imported or deleted, or expired.";
+            UploadBusy "UPLOAD_BUSY" (Aborted, Short)
+                "Another call is appending to the upload, or importing it.";
+            UploadOffsetWrong "UPLOAD_OFFSET_WRONG" (OutOfRange, Correct)
+                "The chunk begins beyond the end of the upload; `size_bytes` is where the next one begins.";
+            UploadChunkDiffers "UPLOAD_CHUNK_DIFFERS" (AlreadyExists, Resolve)
+                "The upload holds other bytes where the chunk begins; `size_bytes` is where the next one begins.";
+            UploadChunkEmpty "UPLOAD_CHUNK_EMPTY" (InvalidArgument, Correct)
+                "The chunk has no bytes.";
+            TooManyUploads "TOO_MANY_UPLOADS" (ResourceExhausted, Resolve)
+                "As many uploads exist as `uploads.count_max` allows; `scope` says whether the tenant's or all.";
+            UploadsTooLarge "UPLOADS_TOO_LARGE" (ResourceExhausted, Resolve)
+                "Uploads hold as many bytes as `uploads.bytes_max` allows; `scope` says whether the tenant's or all.";
+            UploadDamaged "UPLOAD_DAMAGED" (DataLoss, Operator)
+                "What the upload stored can no longer be read: delete it, and send it again.";
+            Sha256Malformed "SHA256_MALFORMED" (InvalidArgument, Correct)
+                "`sha256` is not 64 hexadecimal digits.";
+            Sha256Mismatch "SHA256_MISMATCH" (InvalidArgument, Correct)
+                "The upload has another SHA-256: it is incomplete, or was changed on its way.";
         "Training jobs":
             ConfigMalformed "CONFIG_MALFORMED" (InvalidArgument, Correct)
                 "`config_toml` is not valid TOML.";

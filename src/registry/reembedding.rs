@@ -102,6 +102,7 @@ impl ReEmbedder {
                 () = self.follow(&mut target) => continue,
             };
             let Some(Activation { active, former }) = change else { return };
+            self.announce(active.digest, true).await;
             target.turn_to(active, former);
         }
     }
@@ -109,6 +110,7 @@ impl ReEmbedder {
     /// What was in progress when an earlier process ended.
     async fn resumed(&self) -> ReembeddingTarget {
         let mut target = ReembeddingTarget::to(self.pipeline.active());
+        self.announce(target.active.digest, false).await;
         let models: BTreeSet<_> = self.needed(&target.active).map(|digest| *digest.as_bytes()).collect();
         for model in models.into_iter().map(ModelDigest::new) {
             match self.activator.lease(model).await {
@@ -119,6 +121,14 @@ impl ReEmbedder {
             }
         }
         target
+    }
+
+    /// Tells the store where galleries move to.
+    async fn announce(&self, model: ModelDigest, is_new: bool) {
+        while let Err(cause) = self.catalog.move_to(model, is_new).await {
+            tracing::warn!(%model, %cause, "galleries do not move to the model yet");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Models of galleries that are moving to another one, which searches still need.
@@ -139,8 +149,9 @@ impl ReEmbedder {
         let active = target.active.clone();
         let (mut working, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
         loop {
+            let leads = self.catalog.leads_move(active.digest).await;
             for (place, gallery) in self.look(target) {
-                if busy.insert(place.tenant.clone()) {
+                if leads && busy.insert(place.tenant.clone()) {
                     let active = &active;
                     working.push(async move {
                         let outcome = self.lead(&gallery, active).await;

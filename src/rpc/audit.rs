@@ -108,7 +108,7 @@ impl Drop for Record {
         let ended = ended.unwrap_or_else(|| Status::cancelled("the caller left"));
         let code = format!("{:?}", ended.code());
         let reason = ended.get_details_error_info().map(|info| info.reason);
-        tracing::info!(target: "audit", key, tenant, peer, method, resource, items, code, reason, "changed or tried to");
+        tracing::info!(target: "audit", key, tenant, peer, method, resource, items, code, reason, "call");
         self.log.append(&json!({
             "time": Timestamp::from(SystemTime::now()).to_string(),
             "key": key,

@@ -18,7 +18,7 @@ use super::problem::Problem;
 use crate::config::Limits;
 use crate::reason::Reason;
 
-/// The time limit of a call with one request and one response; streams and activations have only the limit that their
+/// The time limit of a call with one request and one response; streams, activations and imports have only the limit that their
 /// caller sets.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {

@@ -19,7 +19,7 @@ pub struct Method {
 pub enum Shape {
     /// One request, one response.
     Unary,
-    /// One request, one response, but work that has begun runs to its end, which cannot be predicted.
+    /// One request, one response, of work whose duration cannot be predicted.
     Lengthy,
     /// Many messages in at least one direction.
     Streaming,
@@ -79,17 +79,21 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.Galleries/ListGalleries", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/DeleteGallery", Unary, ADMIN, Changes),
     method("/shipreid.v1.Galleries/Enroll", Streaming, ENROL, Changes),
+    method("/shipreid.v1.Galleries/EnrollEntries", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/GetEntries", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/ListEntries", Unary, SEE, Reads),
+    method("/shipreid.v1.Galleries/GetChipPreview", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/ListVessels", Unary, SEE, Reads),
     method("/shipreid.v1.Galleries/DeleteEntries", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/UpdateEntries", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/MergeVessels", Unary, ENROL, Changes),
     method("/shipreid.v1.Galleries/ExportGallery", Streaming, ENROL, Reads),
     method("/shipreid.v1.Galleries/ImportGallery", Streaming, ENROL, Changes),
+    method("/shipreid.v1.Galleries/ImportUploadedGallery", Lengthy, ENROL, Changes),
     method("/shipreid.v1.Models/ListModels", Unary, AnyKey, Reads),
     method("/shipreid.v1.Models/GetModel", Unary, AnyKey, Reads),
     method("/shipreid.v1.Models/ImportModel", Streaming, ADMIN, Changes),
+    method("/shipreid.v1.Models/ImportUploadedModel", Lengthy, ADMIN, Changes),
     // Models belong to the server, not to a tenant: an exported model may have been trained by another tenant.
     method("/shipreid.v1.Models/ExportModel", Streaming, ADMIN, Reads),
     // Loading a model, warming it and moving galleries has no predictable duration, and does not stop when its caller
@@ -102,6 +106,12 @@ const METHODS: &[Method] = &[
     method("/shipreid.v1.TrainingJobs/CancelTrainingJob", Unary, TRAIN, Changes),
     method("/shipreid.v1.TrainingJobs/ResumeTrainingJob", Unary, TRAIN, Changes),
     method("/shipreid.v1.TrainingJobs/DeleteTrainingJob", Unary, TRAIN, Changes),
+    // What can be imported into a gallery can be uploaded; a model is imported by an admin, who may upload as well.
+    method("/shipreid.v1.Uploads/CreateUpload", Unary, ENROL, Changes),
+    method("/shipreid.v1.Uploads/AppendToUpload", Unary, ENROL, Changes),
+    method("/shipreid.v1.Uploads/GetUpload", Unary, ENROL, Reads),
+    method("/shipreid.v1.Uploads/ListUploads", Unary, ENROL, Reads),
+    method("/shipreid.v1.Uploads/DeleteUpload", Unary, ENROL, Changes),
     health("/grpc.health.v1.Health/Check", Unary),
     health("/grpc.health.v1.Health/Watch", Streaming),
     look("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"),
@@ -221,7 +231,7 @@ mod tests {
 
     #[test]
     fn the_services_are_those_of_the_contract() {
-        let expected = ["ShipReId", "Galleries", "Models", "TrainingJobs"];
+        let expected = ["ShipReId", "Galleries", "Models", "TrainingJobs", "Uploads"];
         assert!(services().eq(expected.map(|name| format!("shipreid.v1.{name}"))));
     }
 }

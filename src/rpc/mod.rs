@@ -30,6 +30,7 @@ pub mod status_page;
 mod trace;
 mod train;
 mod training_jobs;
+mod uploads;
 
 use std::pin::Pin;
 
@@ -50,6 +51,7 @@ pub use models::ModelsService;
 pub use ship_re_id::ShipReIdService;
 pub use train::JobAccess;
 pub use training_jobs::TrainingJobsService;
+pub use uploads::{UploadAccess, UploadsService};
 
 use crate::config::Limits;
 use crate::wire::FILE_DESCRIPTOR_SET;
@@ -57,6 +59,7 @@ use crate::wire::galleries_server::GalleriesServer;
 use crate::wire::models_server::ModelsServer;
 use crate::wire::ship_re_id_server::ShipReIdServer;
 use crate::wire::training_jobs_server::TrainingJobsServer;
+use crate::wire::uploads_server::UploadsServer;
 
 type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -66,6 +69,7 @@ pub struct Services {
     pub galleries: GalleriesService,
     pub models: ModelsService,
     pub training_jobs: TrainingJobsService,
+    pub uploads: UploadsService,
 }
 
 /// What decides which calls get through to the services.
@@ -84,6 +88,8 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            // grpcurl shows the details of an error only if it finds their types here.
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let built = "the descriptors are part of this program";
     let message_max = limits.message_bytes_max;
@@ -99,6 +105,9 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
     let training_jobs = TrainingJobsServer::new(services.training_jobs)
         .max_decoding_message_size(message_max)
         .max_encoding_message_size(message_max);
+    let uploads = UploadsServer::new(services.uploads)
+        .max_decoding_message_size(message_max)
+        .max_encoding_message_size(message_max);
     let body_limit = body_limit::BodyLimit::new(limits, gate.drain.clone());
     let permits = permit::CallPermits::new(limits, gate.identity.tells_tenants_apart());
     let router = Routes::new(reflection().build_v1().expect(built))
@@ -108,6 +117,7 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .add_service(galleries)
         .add_service(models)
         .add_service(training_jobs)
+        .add_service(uploads)
         .into_axum_router()
         .layer(from_fn_with_state(body_limit, body_limit::guard))
         .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))

@@ -1,9 +1,11 @@
 //! The service `Models`.
 
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -11,6 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::context::CallContext;
 use super::page::{after, next_token, page_size};
 use super::problem::Problem;
+use super::uploads::{UploadAccess, of_upload};
 use super::{ResponseStream, convert, deadline};
 use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::embedding::ModelDigest;
@@ -31,11 +34,12 @@ pub struct ModelsService {
     pipeline: Arc<Pipeline>,
     /// Absent in a server without a data directory, which serves one model for its lifetime.
     activator: Option<Activator>,
+    uploads: UploadAccess,
 }
 
 impl ModelsService {
-    pub fn new(pipeline: Arc<Pipeline>, activator: Option<Activator>) -> Self {
-        Self { pipeline, activator }
+    pub fn new(pipeline: Arc<Pipeline>, activator: Option<Activator>, uploads: UploadAccess) -> Self {
+        Self { pipeline, activator, uploads }
     }
 
     fn activator(&self) -> Result<&Activator, Problem> {
@@ -101,26 +105,49 @@ impl ModelsService {
         }
     }
 
-    async fn import(
+    async fn import_streamed(
         &self,
-        mut pieces: Streaming<wire::ImportModelRequest>,
         caller: &CallContext,
+        mut messages: Streaming<wire::ImportModelRequest>,
     ) -> Result<wire::Model, Status> {
+        let first = messages.message().await?.unwrap_or_default();
+        let pieces = stream::iter([Ok(first.data)]).chain(messages.map_ok(|message| message.data));
+        self.import(caller, (first.file_name, first.hints), pieces).await
+    }
+
+    /// Deletes the upload once the server has the model.
+    async fn import_uploaded(
+        &self,
+        caller: &CallContext,
+        request: wire::ImportUploadedModelRequest,
+    ) -> Result<wire::Model, Problem> {
+        let wire::ImportUploadedModelRequest { upload_id, file_name, hints, sha256 } = request;
+        let (upload, pieces) = self.uploads.take(&caller.tenant, &upload_id, &sha256).await?;
+        let model = self.import(caller, (file_name, hints), pieces).await.map_err(of_upload)?;
+        upload.imported().await;
+        Ok(model)
+    }
+
+    /// Receives a file of this name piece by piece; a call that ends early leaves nothing behind.
+    async fn import<E: From<Problem>>(
+        &self,
+        caller: &CallContext,
+        (file_name, hints): (String, Option<wire::CheckpointHints>),
+        pieces: impl Stream<Item = Result<Bytes, E>>,
+    ) -> Result<wire::Model, E> {
         let registry = self.registry()?;
-        let first = pieces.message().await?.unwrap_or_default();
-        convert::bounded_text("file_name", &first.file_name)?;
-        let hints = convert::hints(&first.hints.unwrap_or_default())?;
+        convert::bounded_text("file_name", &file_name)?;
+        let hints = convert::hints(&hints.unwrap_or_default())?;
         let mut incoming = blocking({
             let registry = Arc::clone(&registry);
             move |_| Ok(registry.receive()?)
         })
         .await?;
-        let mut piece = Some(first.data);
-        while let Some(data) = piece {
+        let mut pieces = pin!(pieces);
+        while let Some(data) = pieces.try_next().await? {
             incoming = blocking(move |_| written(incoming, &data)).await?;
-            piece = pieces.message().await?.map(|message| message.data);
         }
-        let name = if first.file_name.is_empty() { "the file".to_owned() } else { first.file_name };
+        let name = if file_name.is_empty() { "the file".to_owned() } else { file_name };
         let (stored, _) =
             blocking(move |cancellation| Ok(registry.import(incoming, &name, &hints, cancellation)?)).await?;
         Ok(self.stored(&stored, caller))
@@ -182,9 +209,19 @@ impl wire::models_server::Models for ModelsService {
         request: Request<Streaming<wire::ImportModelRequest>>,
     ) -> Result<Response<wire::ImportModelResponse>, Status> {
         let context = CallContext::of(&request);
-        let model = self.import(request.into_inner(), &context).await?;
+        let model = self.import_streamed(&context, request.into_inner()).await?;
         context.concerns(&model.digest);
         Ok(Response::new(wire::ImportModelResponse { model: Some(model) }))
+    }
+
+    async fn import_uploaded_model(
+        &self,
+        request: Request<wire::ImportUploadedModelRequest>,
+    ) -> Result<Response<wire::ImportUploadedModelResponse>, Status> {
+        let context = CallContext::of(&request);
+        let model = self.import_uploaded(&context, request.into_inner()).await?;
+        context.concerns(&model.digest);
+        Ok(Response::new(wire::ImportUploadedModelResponse { model: Some(model) }))
     }
 
     type ExportModelStream = ResponseStream<wire::ExportModelResponse>;
@@ -278,7 +315,7 @@ impl Write for Pieces {
 
 fn required_digest(text: &str) -> Result<ModelDigest, Problem> {
     convert::model_digest(text)?
-        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "digest", "digest names no model"))
+        .ok_or_else(|| Problem::invalid(Reason::ModelMalformed, "digest", "digest is empty"))
 }
 
 fn place_in_list(model: &wire::Model) -> ModelPlace {

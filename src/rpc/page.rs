@@ -1,5 +1,7 @@
 //! Paginated lists.
 
+use prost::Message;
+
 use super::problem::Problem;
 use crate::page::PageCursor;
 use crate::reason::Reason;
@@ -14,7 +16,7 @@ const PAGE_BYTES_MAX: usize = 3 << 20;
 
 /// The room left in a page for items; the first one always fits.
 #[derive(Debug)]
-pub struct PageRoom {
+struct PageRoom {
     left: usize,
     is_empty: bool,
 }
@@ -27,12 +29,31 @@ impl Default for PageRoom {
 
 impl PageRoom {
     /// Takes room for an item; `false` if there is none, and the page ends before it.
-    pub fn takes(&mut self, bytes: usize) -> bool {
+    fn takes(&mut self, bytes: usize) -> bool {
         let left = self.left.checked_sub(bytes);
         let fits = left.is_some() || self.is_empty;
         (self.left, self.is_empty) = (left.unwrap_or(0), false);
         fits
     }
+}
+
+/// The leading messages that fit a page, and the position of the last one if not all fit.
+///
+/// # Errors
+/// The first error among the messages that were needed.
+pub fn fitting<P, M: Message, E>(
+    messages: impl IntoIterator<Item = Result<(P, M), E>>,
+) -> Result<(Vec<M>, Option<P>), E> {
+    let (mut room, mut last, mut fitting) = (PageRoom::default(), None, Vec::new());
+    for message in messages {
+        let (place, message) = message?;
+        if !room.takes(message.encoded_len()) {
+            return Ok((fitting, last));
+        }
+        fitting.push(message);
+        last = Some(place);
+    }
+    Ok((fitting, None))
 }
 
 /// The position after which a page begins; `None` for the first page.
@@ -79,5 +100,17 @@ mod tests {
         assert_eq!(taken, PAGE_BYTES_MAX / (10 << 10));
         let mut room = PageRoom::default();
         assert!(room.takes(PAGE_BYTES_MAX + 1) && !room.takes(1));
+    }
+
+    #[test]
+    fn messages_that_fit_are_followed_by_the_place_of_the_last_one() {
+        let message = |number: u32| Ok::<_, u32>((number, "x".repeat(10 << 10)));
+        let (messages, end) = fitting((0..1000).map(message)).expect("no error");
+        assert_eq!(end.map(|end| end as usize + 1), Some(messages.len()));
+        assert!((200..310).contains(&messages.len()), "{}", messages.len());
+        let (messages, end) = fitting((0..3).map(message)).expect("no error");
+        assert_eq!((messages.len(), end), (3, None));
+        let failing = (0..3).map(|number| if number == 1 { Err(number) } else { message(number) });
+        assert_eq!(fitting(failing), Err(1));
     }
 }

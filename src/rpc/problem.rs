@@ -92,7 +92,7 @@ impl From<Problem> for Status {
     fn from(problem: Problem) -> Self {
         let code = problem.code();
         let metadata: HashMap<String, String> =
-            problem.metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+            problem.metadata.into_iter().map(|(key, value)| (key.to_owned(), excerpt(&value))).collect();
         let mut details = ErrorDetails::with_error_info(problem.reason.name(), DOMAIN, metadata);
         if let Some(field) = problem.field.filter(|_| code == Code::InvalidArgument) {
             details.add_bad_request_violation(excerpt(&field), bounded(&problem.message, VIOLATION_MAX));
@@ -117,7 +117,7 @@ impl From<Problem> for wire::ItemError {
             code: problem.reason.code() as i32,
             reason: problem.reason.name().into(),
             message: bounded(&problem.message, MESSAGE_MAX).into_owned(),
-            field: problem.field.unwrap_or_default(),
+            field: problem.field.as_deref().map(excerpt).unwrap_or_default(),
         }
     }
 }
@@ -132,11 +132,13 @@ mod tests {
     fn an_error_fits_the_trailers_that_clients_take_whatever_it_repeats() {
         let long = "x".repeat(1 << 20);
         let problem = Problem::invalid(Reason::UpdateMaskUnknown, long.clone(), long.clone());
+        let problem = problem.with_metadata("gallery_model", &long).with_metadata("request_model", &long);
         let problem = (0..1000).fold(problem, |problem, number| {
             problem.with_violation(format!("config_toml.key{number}"), "is no number".repeat(20))
         });
         let item = wire::ItemError::from(problem.clone());
         assert!(item.message.len() <= MESSAGE_MAX, "{}", item.message.len());
+        assert!(item.field.len() <= 128, "{}", item.field.len());
         let status = Status::from(problem);
         let faults = status.get_details_bad_request().expect("the fields").field_violations;
         assert!(faults.len() > 2 && faults[1].field == "config_toml.key0", "{faults:?}");

@@ -11,6 +11,7 @@ use crate::jobs::{AddError, GalleryError, JobError, JobRejection, JobStoreError,
 use crate::matching::{MatchError, QueryError};
 use crate::reason::Reason;
 use crate::registry::{ActivationError, RegistryError};
+use crate::uploads::UploadError;
 
 impl From<PrepareError> for Problem {
     fn from(cause: PrepareError) -> Self {
@@ -246,6 +247,33 @@ impl From<RegistryError> for Problem {
     }
 }
 
+impl From<UploadError> for Problem {
+    fn from(cause: UploadError) -> Self {
+        let (reason, message) = (cause.reason(), cause.to_string());
+        match cause {
+            UploadError::NotFound(_) | UploadError::Busy(_) | UploadError::Damaged => {
+                Self::new(reason, message)
+            }
+            UploadError::EmptyChunk => Self::invalid(reason, "data", message),
+            UploadError::Offset { size, .. } | UploadError::Differs { size, .. } => {
+                Self::new(reason, message).with_field("offset").with_metadata("size_bytes", size)
+            }
+            UploadError::TooMany { scope, limit } | UploadError::TooLarge { scope, limit } => {
+                Self::new(reason, message).with_metadata("limit", limit).with_metadata("scope", scope.name())
+            }
+            UploadError::Sha256 { .. } => Self::invalid(reason, "sha256", message),
+            UploadError::Stopped(cause) => cause.into(),
+            UploadError::Io { .. } if reason == Reason::DiskFull => {
+                Self::new(reason, "the disk of the uploads is full")
+            }
+            UploadError::Lock(_) | UploadError::Io { .. } => {
+                tracing::error!(cause = message, "the uploads cannot be read or written");
+                Self::new(reason, "the uploads cannot be read or written")
+            }
+        }
+    }
+}
+
 impl From<ResidencyError> for Problem {
     fn from(cause: ResidencyError) -> Self {
         let problem = Self::new(cause.reason(), cause.to_string());
@@ -273,17 +301,25 @@ fn not_runnable() -> Problem {
     Problem::new(Reason::ModelNotRunnable, "the model cannot run on this server; its log says why")
 }
 
-/// A call fails as a whole when none of its chips has an embedding and all failed for reasons of the server, so that a
+/// A call fails as a whole when none of its items succeeded and all failed for reasons that are not their own, so that a
 /// retry policy sees one code and not a batch of errors.
-pub fn whole_call<T>(outcomes: &[Result<T, Problem>]) -> Result<(), Problem> {
-    let servers_fault =
-        |problem: &Problem| problem.retry_after.is_some() || problem.reason == Reason::DeadlineExceeded;
-    match outcomes.first() {
-        Some(Err(first)) if outcomes.iter().all(|outcome| outcome.as_ref().is_err_and(servers_fault)) => {
-            Err(Problem { field: None, ..first.clone() })
+pub fn whole_call<'a, T: 'a>(
+    outcomes: impl IntoIterator<Item = &'a Result<T, Problem>>,
+) -> Result<(), Problem> {
+    let mut first = None;
+    for outcome in outcomes {
+        match outcome {
+            Err(problem) if is_of_the_call(problem) => _ = first.get_or_insert(problem),
+            _ => return Ok(()),
         }
-        _ => Ok(()),
     }
+    first.map_or(Ok(()), |first| Err(Problem { field: None, ..first.clone() }))
+}
+
+/// Whether the server, the deadline or the gallery is at fault, and not an item.
+fn is_of_the_call(problem: &Problem) -> bool {
+    problem.retry_after.is_some()
+        || matches!(problem.reason, Reason::DeadlineExceeded | Reason::GalleryReadOnly)
 }
 
 #[cfg(test)]
@@ -328,5 +364,10 @@ mod tests {
         assert!(whole_call::<()>(&[Err(full()), Err(bad())]).is_ok());
         assert!(whole_call(&[Err(full()), Ok(())]).is_ok());
         assert!(whole_call::<()>(&[Err(bad())]).is_ok());
+        assert!(whole_call::<()>(&[]).is_ok());
+        let read_only = || Err(problem(Reason::GalleryReadOnly).with_field("a.b"));
+        let told = whole_call::<()>(&[read_only(), Err(full())]).expect_err("nothing was stored");
+        assert_eq!((told.reason, told.field), (Reason::GalleryReadOnly, None));
+        assert!(whole_call(&[read_only(), Ok(())]).is_ok());
     }
 }

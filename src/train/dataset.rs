@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::chip::{Modality, View};
+use crate::folder::{PassedOver, is_hidden};
 
 /// A file, the ship in it, and how to interpret it.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,6 +52,15 @@ pub enum DatasetError {
     NoIdentity(PathBuf),
     #[error("{0} holds no image in the layout that was expected")]
     Empty(PathBuf),
+    #[error("{folder} holds no image in the layout that was expected, but {others}")]
+    OthersOnly { folder: PathBuf, others: PassedOver },
+}
+
+impl DatasetError {
+    fn no_image(folder: &Path, others: PassedOver) -> Self {
+        let folder = folder.to_owned();
+        if others.is_empty() { Self::Empty(folder) } else { Self::OthersOnly { folder, others } }
+    }
 }
 
 impl HossPart {
@@ -63,20 +73,16 @@ impl HossPart {
     }
 }
 
-/// The `.tif` files of one part, ordered by path. A name is `IDENTITY_..._RGB.tif`; any suffix
-/// other than RGB means SAR.
+/// The `.tif` files of one part, ordered by path; the log names other files. A name is `IDENTITY_..._RGB.tif`; any
+/// suffix other than RGB means SAR.
 ///
 /// # Errors
 /// If the folder cannot be read or is empty, or a name contains no identity.
 pub fn hoss(root: &Path, part: HossPart) -> Result<Vec<Image>, DatasetError> {
     let folder = root.join(part.folder());
-    let mut images = files_in(&folder)?
-        .into_iter()
-        .filter(|path| path.extension().is_some_and(|extension| extension == "tif"))
-        .map(hoss_image)
-        .collect::<Result<Vec<_>, _>>()?;
-    images.sort_by(|a, b| a.path.cmp(&b.path));
-    if images.is_empty() { Err(DatasetError::Empty(folder)) } else { Ok(images) }
+    let (images, passed_over) = hoss_images(&folder)?;
+    passed_over.tell(&folder, OTHER_NAMES);
+    Ok(images)
 }
 
 /// Whether a folder has the layout of HOSS.
@@ -94,27 +100,31 @@ pub fn classes(images: &[Image]) -> Vec<i64> {
     images.iter().map(|image| classes[&image.identity]).collect()
 }
 
-/// Every optical image of a HOSS part paired with every SAR image of the same ship, ordered by path.
+/// Every optical image of a HOSS part paired with every SAR image of the same ship, ordered by path; the log names
+/// images without a partner.
 pub fn hoss_pairs(images: &[Image]) -> Vec<Pair> {
     let named = images.iter().filter(|image| ends_in(&image.path, &["RGB.tif", "SAR.tif"]));
-    pairs(named.cloned().collect())
+    let pairs = pairs(named.cloned().collect());
+    let folder = images.first().and_then(|image| image.path.parent()).unwrap_or(Path::new(""));
+    unpaired(images, &pairs).tell(folder, NO_PARTNER);
+    pairs
 }
 
 /// The pairs of an OptiSar_Pair folder. Among `FOLDER/X_IDENTITY_..._{RGB,SAR}.{tif,png}`, every optical
-/// image is paired with every SAR image of the same identity, also across folders. An optical image without a
-/// partner is omitted.
+/// image is paired with every SAR image of the same identity, also across folders. The log names images without a
+/// partner, and files with other names.
 ///
 /// # Errors
 /// If a folder cannot be read, a name contains no identity, or there is no pair.
 pub fn optisar_pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
-    let mut images = Vec::new();
-    for folder in files_in(root)?.into_iter().filter(|path| path.is_dir()) {
-        let files = files_in(&folder)?;
-        let named = files.into_iter().filter(|path| ends_in(path, &OPTICAL_ENDS) || ends_in(path, &SAR_ENDS));
-        images.extend(named.map(optisar_image).collect::<Result<Vec<_>, _>>()?);
+    let (images, passed_over) = optisar_images(root)?;
+    let pairs = pairs(images.clone());
+    if pairs.is_empty() {
+        return Err(DatasetError::no_image(root, passed_over));
     }
-    let pairs = pairs(images);
-    if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
+    passed_over.tell(root, OTHER_NAMES);
+    unpaired(&images, &pairs).tell(root, NO_PARTNER);
+    Ok(pairs)
 }
 
 /// Splits off the last folders of a pair set, a `share` of all, at least one if it is above 0:
@@ -132,6 +142,33 @@ pub fn hold_out(pairs: Vec<Pair>, share: f64) -> (Vec<Pair>, Vec<Pair>) {
 
 const OPTICAL_ENDS: [&str; 2] = ["RGB.tif", "RGB.png"];
 const SAR_ENDS: [&str; 2] = ["SAR.tif", "SAR.png"];
+
+const OTHER_NAMES: &str = "their names are not those of the layout, which are told apart by case";
+const NO_PARTNER: &str = "no image of the other sensor shows the same ship";
+
+fn hoss_images(folder: &Path) -> Result<(Vec<Image>, PassedOver), DatasetError> {
+    let is_image = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "tif");
+    let (named, others): (Vec<_>, Vec<_>) = files_in(folder)?.into_iter().partition(is_image);
+    let passed_over = PassedOver::of(&others);
+    let mut images = named.into_iter().map(hoss_image).collect::<Result<Vec<_>, _>>()?;
+    images.sort_by(|a, b| a.path.cmp(&b.path));
+    if images.is_empty() {
+        return Err(DatasetError::no_image(folder, passed_over));
+    }
+    Ok((images, passed_over))
+}
+
+fn optisar_images(root: &Path) -> Result<(Vec<Image>, PassedOver), DatasetError> {
+    let (folders, mut others): (Vec<_>, Vec<_>) = files_in(root)?.into_iter().partition(|path| path.is_dir());
+    let mut images = Vec::new();
+    for folder in folders {
+        let is_image = |path: &PathBuf| ends_in(path, &OPTICAL_ENDS) || ends_in(path, &SAR_ENDS);
+        let (named, unnamed): (Vec<_>, Vec<_>) = files_in(&folder)?.into_iter().partition(is_image);
+        images.extend(named.into_iter().map(optisar_image).collect::<Result<Vec<_>, _>>()?);
+        others.extend(unnamed);
+    }
+    Ok((images, PassedOver::of(&others)))
+}
 
 fn hoss_image(path: PathBuf) -> Result<Image, DatasetError> {
     let name = file_name(&path);
@@ -166,10 +203,20 @@ pub(super) fn pairs(mut images: Vec<Image>) -> Vec<Pair> {
     each.collect()
 }
 
+/// Images of `images` that are in none of `pairs`.
+fn unpaired(images: &[Image], pairs: &[Pair]) -> PassedOver {
+    let paired: BTreeSet<&Path> =
+        pairs.iter().flat_map(|pair| [&*pair.optical.path, &*pair.sar.path]).collect();
+    let alone = images.iter().map(|image| &image.path).filter(|path| !paired.contains(path.as_path()));
+    PassedOver::of(&alone.cloned().collect::<Vec<_>>())
+}
+
+/// Files and folders, without hidden ones.
 fn files_in(folder: &Path) -> Result<Vec<PathBuf>, DatasetError> {
     let failed = |cause| DatasetError::Unreadable { path: folder.to_owned(), cause };
     let entries = fs::read_dir(folder).map_err(failed)?;
-    entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+    let paths = entries.map(|entry| Ok(entry.map_err(failed)?.path()));
+    paths.filter(|path| !path.as_ref().is_ok_and(|path| is_hidden(path))).collect()
 }
 
 fn file_name(path: &Path) -> String {
@@ -248,6 +295,52 @@ mod tests {
         let root = folder(&listing["files"]);
         let pairs = optisar_pairs(root.path()).expect("pairs");
         assert_eq!(pair_rows(root.path(), &pairs), listing["pairs"]);
+    }
+
+    #[test]
+    fn hidden_files_are_no_part_of_a_data_set_and_others_are_counted_by_name() {
+        let root = tempfile::tempdir().expect("a temporary folder");
+        let root = root.path();
+        let touch = |name: &str| {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("writable");
+            fs::write(path, b"").expect("writable");
+        };
+        for name in ["query/1_RGB.tif", "query/2_SAR.tif", "query/._1_RGB.tif", "query/.DS_Store"] {
+            touch(name);
+        }
+        for name in ["query/3_RGB.TIF", "query/4_RGB.tiff", "query/5_RGB.Tif", "query/readme.txt"] {
+            touch(name);
+        }
+        let (images, passed_over) = hoss_images(&root.join("query")).expect("images");
+        let names: Vec<_> = images.iter().map(|image| file_name(&image.path)).collect();
+        assert_eq!(names, ["1_RGB.tif", "2_SAR.tif"]);
+        assert_eq!(passed_over.to_string(), "4 files (3_RGB.TIF, 4_RGB.tiff, 5_RGB.Tif, readme.txt)");
+
+        for name in
+            ["pairs/a/x_1_RGB.tif", "pairs/b/x_1_SAR.png", "pairs/a/x_2_RGB.tif", "pairs/a/x_3_SAR.tif"]
+        {
+            touch(name);
+        }
+        for name in
+            ["pairs/a/._x_1_RGB.tif", "pairs/.Trash/x_1_SAR.tif", "pairs/list.csv", "pairs/a/x_4_SAR.TIF"]
+        {
+            touch(name);
+        }
+        let (images, passed_over) = optisar_images(&root.join("pairs")).expect("images");
+        let pairs = optisar_pairs(&root.join("pairs")).expect("pairs");
+        assert_eq!((images.len(), pairs.len()), (4, 1));
+        assert_eq!(passed_over.to_string(), "2 files (list.csv, x_4_SAR.TIF)");
+        assert_eq!(unpaired(&images, &pairs).to_string(), "2 files (x_2_RGB.tif, x_3_SAR.tif)");
+
+        for name in ["bounding_box_test/1_RGB.TIF", "bounding_box_test/._1_RGB.tif"] {
+            touch(name);
+        }
+        let error = hoss(root, HossPart::Gallery).expect_err("no image").to_string();
+        assert!(
+            error.ends_with("holds no image in the layout that was expected, but 1 file (1_RGB.TIF)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub enum DataRoots {
 /// A path that a run may not read.
 #[derive(Debug, thiserror::Error)]
 pub enum RootError {
-    #[error("{0} is outside the allowed folders")]
+    #[error("{0} is outside the allowed folders (training.data_roots of a server, --data-root)")]
     Outside(PathBuf),
     #[error("{path}: {cause}")]
     Unreadable { path: PathBuf, cause: io::Error },
@@ -108,7 +108,7 @@ mod tests {
                 (found, _) => panic!("{}: {found:?}", path.display()),
             }
         };
-        let outside = Err("is outside the allowed folders");
+        let outside = Err("is outside the allowed folders (training.data_roots of a server, --data-root)");
         check("set", Ok("allowed/set"));
         check("other", Ok("second/other"));
         check("@/second/other", Ok("second/other"));

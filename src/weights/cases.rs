@@ -9,7 +9,7 @@ use super::native::read_tensors;
 use super::open::{Hints, OpenModel};
 use super::seed::seeded;
 use super::start::{Kind, StartingPoint};
-use super::tensors::NamedTensors;
+use super::tensors::{HostTensor, NamedTensors};
 use super::wrapper::WeightsChoice;
 use crate::chip::ChipSize;
 
@@ -194,6 +194,9 @@ fn a_network_starts_from_a_vit_as_timm_and_dino_save_it() {
         }
         assert_eq!(left, expected);
         assert!(start.fit.kept.iter().any(|name| name == "base.mie_embed"));
+        let report = start.report();
+        let head = "not taken: head.bias [5] (a head, which the run learns itself)";
+        assert!(report.iter().any(|line| line.starts_with(head)), "{report:?}");
     }
 }
 
@@ -214,6 +217,66 @@ fn a_network_starts_from_a_transoss_in_any_layout() {
     assert_eq!(tensors, expected);
     let bare = start("timm.safetensors", Kind::Model, "").expect_err("a ViT");
     assert!(bare.ends_with("start.from = \"imagenet\" takes it"), "{bare}");
+}
+
+#[test]
+fn a_checkpoint_without_the_count_of_steps_is_served_and_started_from_in_any_form() {
+    let whole = open("plain.pth", "").0.tensors;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    for prefix in ["", "module.", "_orig_mod.module."] {
+        let mut without = whole.clone();
+        without.remove("bottleneck.num_batches_tracked").expect("part of the state dict");
+        let without = without.into_iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        let file = folder.path().join("old.safetensors");
+        std::fs::write(&file, super::native::tensor_bytes(&without)).expect("writable");
+        let (old, _) = OpenModel::open_with_origin(&file, &hints(&TINY, "")).expect(prefix);
+        let read = |tensors: &NamedTensors| {
+            let mut tensors = tensors.clone();
+            tensors.remove("bottleneck.num_batches_tracked").expect("part of every model");
+            tensors
+        };
+        assert_eq!(read(&old.tensors), read(&whole), "{prefix}");
+        let mut initial = seeded(&TINY.into(), 1);
+        let choice = (Kind::Model, &WeightsChoice::Own);
+        let start = StartingPoint::take(&mut initial, &TINY.into(), &file, choice).expect(prefix);
+        assert!(start.fit.kept.iter().any(|name| name == "bottleneck.num_batches_tracked"), "{prefix}");
+    }
+}
+
+#[test]
+fn a_vit_of_another_width_is_refused_however_much_wider_or_narrower_it_is() {
+    let vit = read_tensors(&path("timm.safetensors")).expect("f32");
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("vit.safetensors");
+    let starts = || {
+        let mut initial = seeded(&TINY.into(), 1);
+        StartingPoint::take(&mut initial, &TINY.into(), &file, (Kind::Imagenet, &WeightsChoice::Own))
+    };
+    for width in 1..=9 {
+        let side = |length: usize| if length.is_multiple_of(4) { length / 4 * width } else { length };
+        let resized = |name: &str, tensor: &HostTensor| {
+            // What is of the width of an embedding; a patch has pixels and channels.
+            let shape: Vec<usize> = match &tensor.shape[..] {
+                [width, channels, patch @ ..] if name.contains("patch_embed") => {
+                    [&[side(*width), *channels], patch].concat()
+                }
+                shape => shape.iter().copied().map(side).collect(),
+            };
+            let values = vec![0.5; shape.iter().product()];
+            (name.to_owned(), HostTensor { shape, values })
+        };
+        let wide = vit.iter().map(|(name, tensor)| resized(name, tensor)).collect();
+        std::fs::write(&file, super::native::tensor_bytes(&wide)).expect("writable");
+        match (width, starts()) {
+            (4, taken) => assert_eq!(taken.expect("its own width").fit.blocks.whole, 2),
+            (_, refused) => {
+                let refused = refused.expect_err("another width").to_string();
+                let expected = format!("[{width}] (the model's has [4])");
+                assert!(refused.starts_with("no block of the network fits"), "{refused}");
+                assert!(refused.contains(&expected), "{refused}");
+            }
+        }
+    }
 }
 
 #[test]

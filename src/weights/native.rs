@@ -75,15 +75,15 @@ pub enum NativeError {
     Io { path: PathBuf, cause: io::Error },
     #[error("{0} exists already")]
     Exists(PathBuf),
-    #[error("{path} is no model description: {cause}")]
+    #[error("{path} is not a model description: {cause}")]
     Description { path: PathBuf, cause: String },
     #[error("{path} has format {found}; this program reads format {FORMAT}")]
     Format { path: PathBuf, found: u32 },
-    #[error("{path} is no safetensors file: {cause}")]
+    #[error("{path} is not a safetensors file: {cause}")]
     Tensors { path: PathBuf, cause: String },
     #[error("{path} is larger than {max} bytes")]
     TooLarge { path: PathBuf, max: u64 },
-    #[error("{path} is no whole zip: {cause}")]
+    #[error("{path} is not a complete zip archive: {cause}")]
     Packed { path: PathBuf, cause: ZipError },
 }
 

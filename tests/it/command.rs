@@ -36,8 +36,8 @@ fn a_checkpoint_is_imported_served_and_called() {
     let lines: Vec<serde_json::Value> =
         json.stdout.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
     assert_eq!(lines.len(), 2);
-    assert_eq!(lines[0]["modality"], "optical");
-    assert_eq!(lines[1]["embedding"].as_array().unwrap().len(), 16);
+    assert_eq!(lines[0]["chip_id"], chips[0]);
+    assert_eq!(lines[1]["result"]["embedding"]["values"].as_array().unwrap().len(), 16);
 
     let array = folder.path().join("embeddings.npy");
     assert!(embed(&["--npy", array.to_str().unwrap()]).status.success());
@@ -59,7 +59,7 @@ fn a_checkpoint_is_imported_served_and_called() {
 }
 
 fn last_value(line: &serde_json::Value) -> f32 {
-    line["embedding"].as_array().unwrap().last().unwrap().as_f64().unwrap() as f32
+    line["result"]["embedding"]["values"].as_array().unwrap().last().unwrap().as_f64().unwrap() as f32
 }
 
 #[test]
@@ -253,6 +253,7 @@ fn every_command_explains_itself() {
         &["gallery", "list"],
         &["gallery", "show"],
         &["gallery", "list-entries"],
+        &["gallery", "list-vessels"],
         &["gallery", "merge"],
         &["gallery", "delete"],
         &["match"],
@@ -266,6 +267,7 @@ fn every_command_explains_itself() {
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
+        &["bench", "forward"],
         &["bench", "loader"],
         &["bench", "step"],
         &["train"],
@@ -295,10 +297,12 @@ fn commands_that_take_much_show_how_they_are_typed() {
         &["model", "import"],
         &["gallery", "enroll"],
         &["gallery", "list-entries"],
+        &["gallery", "list-vessels"],
         &["gallery", "merge"],
         &["bench", "closed"],
         &["bench", "open"],
         &["bench", "bare"],
+        &["bench", "forward"],
         &["bench", "loader"],
     ] {
         let help = run(&[command, &["--help"]].concat()).stdout;

@@ -235,6 +235,22 @@ async fn a_peer_is_told_the_limits_of_its_connection() {
 }
 
 #[tokio::test]
+async fn a_caller_that_compresses_is_told_what_the_server_reads() {
+    let server = start_alone(&[]).await;
+    let (mut sender, _connection) = connect(server.address).await;
+    for encoding in ["gzip", "zstd", "br"] {
+        let mut compressed =
+            call("/shipreid.v1.ShipReId/Embed", Full::new(Bytes::from_static(EMPTY_MESSAGE)).boxed());
+        compressed.headers_mut().insert("grpc-encoding", encoding.parse().unwrap());
+        let refused = sender.send_request(compressed).await.unwrap();
+        assert_eq!(refused.headers()["grpc-status"], "12", "{encoding}");
+        assert_eq!(refused.headers()["grpc-accept-encoding"], "identity", "{encoding}");
+        assert!(refused.headers().contains_key("grpc-status-details-bin"), "{encoding}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn headers_beyond_their_limit_are_refused_and_the_connection_goes_on() {
     let server = start_alone(&["limits.header_bytes_max=2000"]).await;
     let (mut sender, _connection) = connect(server.address).await;

@@ -32,6 +32,9 @@ async fn a_server_says_that_it_goes_down_before_it_refuses_calls() {
     let check = HealthCheckRequest { service: "shipreid.v1.ShipReId".into() };
     let mut watched = health.watch(check).await.unwrap().into_inner();
     assert_eq!(watched.next().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let check = HealthCheckRequest { service: "shipreid.v1.Sink".into() };
+    let mut unknown = health.watch(check).await.unwrap().into_inner();
+    assert_eq!(unknown.next().await.unwrap().unwrap().status(), ServingStatus::ServiceUnknown);
     assert!(page(pages, "/readyz").await.starts_with("HTTP/1.1 200"));
 
     let draining = tokio::spawn(server.drain());
@@ -40,9 +43,10 @@ async fn a_server_says_that_it_goes_down_before_it_refuses_calls() {
     assert!(page(pages, "/healthz").await.starts_with("HTTP/1.1 200"));
     client.embed(request(), None).await.unwrap();
 
-    // A stream that only watches is ended as soon as calls are refused.
+    // A stream that only watches is ended as soon as calls are refused, and not before.
     draining.abort();
     assert_eq!(watched.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+    assert_eq!(unknown.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ fn every_step_passes_on_the_cpu() {
     assert!(output.status.success(), "{rows:?}\n{error}");
     for what in [
         "every variant and batch gives the recorded features",
-        "every kernel points in bf16 where f32 does",
+        "every kernel points in bf16 and in int8 where f32 does",
         "training moves the neck and drops branches",
         "three fine tuning steps are the recorded ones",
         "tiny f32: chips in a batch, mean",
@@ -101,7 +101,7 @@ fn a_device_that_is_not_there_is_one_line_and_exit_code_2() {
         assert!(error.contains(cause) && output.stdout.is_empty(), "{error}");
     };
     refused(&["--device", "cuda:99"], "cuda:99 is not available");
-    refused(&["--device", "gpu"], "gpu is neither \"cpu\" nor \"cuda:N\"");
+    refused(&["--device", "gpu"], "invalid value 'gpu'");
     refused(&["--device", "cpu", "--torch", "/nowhere"], "no libtorch in /nowhere");
     refused(&["--device", "cpu", "--binary", "/nowhere"], "/nowhere is not there or cannot be run");
 }

@@ -9,8 +9,8 @@ use shipreid::chip::Modality;
 use shipreid::client::{Access, ApiKey, Client, ClientError, chip};
 use shipreid::keys::{NewKey, Role};
 use shipreid::wire::{
-    CreateGalleryRequest, DeleteGalleryRequest, EmbedRequest, EmbedStreamRequest, EnrollRequest,
-    ListGalleriesRequest,
+    CreateGalleryRequest, DeleteGalleryRequest, EmbedRequest, EmbedStreamRequest, EnrollEntriesRequest,
+    EnrollRequest, GetChipPreviewRequest, ListGalleriesRequest,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -180,8 +180,14 @@ async fn what_changes_something_is_audited_with_who_and_how_it_ended() {
     let source = chips.into_iter().next().map(shipreid::wire::enroll_request::Source::Chip);
     let item =
         EnrollRequest { gallery: "ships".into(), entry_id: "1".into(), source, ..EnrollRequest::default() };
-    let mut enrolled = galleries.enroll(tokio_stream::iter([item])).await.unwrap().into_inner();
+    let mut enrolled = galleries.enroll(tokio_stream::iter([item.clone()])).await.unwrap().into_inner();
     while enrolled.message().await.unwrap().is_some() {}
+    let entries = ["1", "2", "3"].map(|id| EnrollRequest { entry_id: id.into(), ..item.clone() }).into();
+    let batch = EnrollEntriesRequest { gallery: "ships".into(), entries };
+    galleries.enroll_entries(batch).await.unwrap();
+    let preview =
+        GetChipPreviewRequest { gallery: "ships".into(), entry_id: "1".into(), ..Default::default() };
+    galleries.get_chip_preview(preview).await.expect("reading is not audited");
     let delete = DeleteGalleryRequest { name: "ships".into() };
     galleries.delete_gallery(delete).await.expect_err("only admins do");
     embed(&client).await.expect("reading is not audited");
@@ -206,6 +212,8 @@ async fn what_changes_something_is_audited_with_who_and_how_it_ended() {
         ("CreateGallery", "ships", 0, "Ok", ""),
         ("CreateGallery", "ships", 0, "AlreadyExists", "GALLERY_EXISTS"),
         ("Enroll", "ships", 1, "Ok", ""),
+        // One of the three was there.
+        ("EnrollEntries", "ships", 2, "Ok", ""),
         ("DeleteGallery", "", 0, "PermissionDenied", "ROLE_MISSING"),
     ];
     let expected = expected.map(|(method, resource, items, code, reason)| {

@@ -1,18 +1,21 @@
 //! Paginated lists of the contents of galleries, and refusals of the listing calls.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use prost::Message;
+use shipreid::client::Client;
+use shipreid::encoder::{Encoder, EncoderFactory, PixelProjection};
 use shipreid::wire::{
-    EnrollOutcome, EnrollRequest, EntryFilter, GetGalleryRequest, ListEntriesRequest, ListVesselsRequest,
-    MergeVesselsRequest, Observation, TimeRange, Vessel,
+    EmbedStreamRequest, Embedding, EnrollOutcome, EnrollRequest, EntryFilter, GetGalleryRequest,
+    ListEntriesRequest, ListVesselsRequest, MergeVesselsRequest, Observation, TimeRange, Vessel,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
 use tonic::{Code, Status};
 
 use crate::galleries::{GALLERY, create, data_in, enroll, optical, ready, refusal, vector, with_chip};
-use crate::server::{details, start};
+use crate::server::{details, model, start, start_serving};
 
 #[tokio::test]
 async fn whoever_waits_for_headers_before_he_enrols_gets_them() {
@@ -24,6 +27,14 @@ async fn whoever_waits_for_headers_before_he_enrols_gets_them() {
     items.send(ready("a", "", vector(0, 0.0), Observation::default())).await.unwrap();
     assert_eq!(answers.next().await.expect("an answer").unwrap().outcome(), EnrollOutcome::Created);
     drop(items);
+    assert!(answers.next().await.is_none());
+
+    let (chips, requests) = tokio::sync::mpsc::channel(1);
+    let requests = tokio_stream::wrappers::ReceiverStream::new(requests);
+    let mut answers = client.ship_re_id().embed_stream(requests).await.unwrap().into_inner();
+    chips.send(EmbedStreamRequest { chip: Some(optical()), ..EmbedStreamRequest::default() }).await.unwrap();
+    assert!(answers.next().await.expect("an answer").unwrap().result.is_some());
+    drop(chips);
     assert!(answers.next().await.is_none());
     server.stop().await;
 }
@@ -76,21 +87,49 @@ async fn a_page_stays_below_what_clients_take_and_the_list_goes_on() {
         ..ready(&number.to_string(), "", vector(number, 0.0), Observation::default())
     };
     enroll(&client, (0..250).map(entry).collect()).await;
+    let expected: Vec<String> = (0..250).map(|number| number.to_string()).collect();
+    assert_eq!(in_pages(&client, false).await, (expected.clone(), 2));
+    assert_eq!(in_pages(&client, true).await, (expected, 2));
+    server.stop().await;
+}
+
+/// Ids of the entries of a list in pages that are as large as they may be, and the number of pages.
+async fn in_pages(client: &Client, with_embeddings: bool) -> (Vec<String>, usize) {
+    let gallery = GALLERY.to_owned();
     let list =
-        ListEntriesRequest { gallery: GALLERY.into(), page_size: 1000, ..ListEntriesRequest::default() };
+        ListEntriesRequest { gallery, page_size: 1000, with_embeddings, ..ListEntriesRequest::default() };
     let (mut list, mut found, mut pages) = (list, Vec::new(), 0);
     loop {
         let page = client.galleries().list_entries(list.clone()).await.unwrap().into_inner();
-        assert!(page.encoded_len() < 4 << 20);
+        assert!(page.encoded_len() < 4 << 20, "{}", page.encoded_len());
+        assert!(page.entries.iter().all(|entry| entry.embedding.is_some() == with_embeddings));
         found.extend(page.entries.into_iter().map(|entry| entry.entry_id));
         pages += 1;
         list.page_token = page.next_page_token;
         if list.page_token.is_empty() {
-            break;
+            return (found, pages);
         }
     }
-    let expected: Vec<String> = (0..250).map(|number| number.to_string()).collect();
-    assert_eq!((found, pages), (expected, 2));
+}
+
+#[tokio::test]
+async fn the_embeddings_of_a_page_count_as_its_labels_do() {
+    const WIDE: usize = 1 << 14;
+    let wide: EncoderFactory = Arc::new(|_| Ok(Box::new(PixelProjection::new(WIDE, 1)) as Box<dyn Encoder>));
+    let mut served = model(wide);
+    served.card.dimension = WIDE;
+    let folder = TempDir::new().unwrap();
+    let (server, client) = start_serving(&[&data_in(&folder)], served).await;
+    create(&client, GALLERY).await;
+    let entry = |number: usize| {
+        let mut values = vec![0.0; WIDE];
+        values[number] = 1.0;
+        ready(&number.to_string(), "", Embedding { values }, Observation::default())
+    };
+    enroll(&client, (0..80).map(entry).collect()).await;
+    let expected: Vec<String> = (0..80).map(|number| number.to_string()).collect();
+    assert_eq!(in_pages(&client, true).await, (expected.clone(), 2), "64 KiB an entry");
+    assert_eq!(in_pages(&client, false).await, (expected, 1));
     server.stop().await;
 }
 

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails where it stands")]
 
 mod certificates;
+mod clients;
 #[cfg(feature = "torch")]
 mod command;
 mod connections;
@@ -15,6 +16,7 @@ mod descriptors;
 mod documents;
 mod drain;
 mod embed;
+mod enroll_entries;
 mod foreign;
 mod galleries;
 mod gallery_files;
@@ -30,13 +32,17 @@ mod matching;
 mod memory;
 mod metrics;
 mod models;
+mod names;
 #[cfg(feature = "torch")]
 mod pipes;
+mod preview;
 #[cfg(all(feature = "torch", target_arch = "x86_64"))]
 mod processors;
 #[cfg(feature = "torch")]
 mod program;
 mod refusals;
+#[cfg(feature = "torch")]
+mod restarts;
 #[cfg(feature = "torch")]
 mod rot;
 #[cfg(feature = "torch")]
@@ -58,3 +64,6 @@ mod training;
 mod training_on_galleries;
 #[cfg(feature = "torch")]
 mod typed;
+mod uploads;
+#[cfg(feature = "torch")]
+mod usage;

@@ -6,11 +6,12 @@ use shipreid::chip::Modality;
 use shipreid::client::chip;
 use shipreid::metrics::table::{self, Kind, Metric};
 use shipreid::wire::match_query::Subject;
-use shipreid::wire::{EmbedRequest, MatchQuery, MatchRequest, Observation};
+use shipreid::wire::{DeleteUploadRequest, EmbedRequest, MatchQuery, MatchRequest, Observation};
 use tempfile::TempDir;
 
 use crate::galleries::{GALLERY, create, data_in, enroll, ready, vector};
 use crate::server::{fixture, page, start};
+use crate::uploads::create_upload;
 
 /// Metrics that only appear for a server in trouble, or one that trains, changes its model, is
 /// idle, or has a real model.
@@ -82,6 +83,10 @@ async fn every_metric_of_a_used_server_is_in_the_table_and_the_other_way_round()
     };
     let request = MatchRequest { gallery: GALLERY.into(), queries: vec![query], ..MatchRequest::default() };
     client.match_ships(request).await.unwrap();
+
+    let upload = create_upload(&client).await.unwrap();
+    let request = DeleteUploadRequest { upload_id: upload.upload_id };
+    client.uploads().delete_upload(request).await.unwrap();
 
     let page = page(server.metrics_address, "/metrics").await;
     let (headers, text) = page.split_once("\r\n\r\n").unwrap();

@@ -21,12 +21,14 @@ use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
     ActivateModelRequest, CheckpointHints, CreateGalleryRequest, DeleteModelRequest, EmbedRequest,
     EnrollRequest, ExportModelRequest, Gallery, GetGalleryRequest, GetModelRequest, ImportModelRequest,
-    ListEntriesRequest, ListModelsRequest, MatchQuery, MatchRequest, Model, ReadyEmbedding, Tracklet,
+    ImportUploadedModelRequest, ListEntriesRequest, ListModelsRequest, MatchQuery, MatchRequest, Model,
+    ReadyEmbedding, Tracklet,
 };
 use tonic::{Code, Status};
 
 use crate::galleries::enroll;
 use crate::server::{details, fixture, page, start_serving};
+use crate::uploads::{append, create_upload, upload};
 
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
 const IMAGE: &str = "0001_a_33x97_RGB.tif";
@@ -249,6 +251,50 @@ async fn a_checkpoint_is_imported_with_what_it_does_not_say() {
     let hints = CheckpointHints { image_height: 64, ..Default::default() };
     let (_, reason, _) = refusal(client.import_model(checkpoint, hints, |_| {}).await.unwrap_err());
     assert_eq!(reason, "IMAGE_SIZE_INCOMPLETE");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_is_imported_from_an_upload_as_from_a_stream() {
+    let folder = tempfile::tempdir().unwrap();
+    let (server, client) = start(folder.path(), &[]).await;
+    let import = async |request: ImportUploadedModelRequest| {
+        let imported = client.models().import_uploaded_model(request).await?;
+        Ok::<_, Status>(imported.into_inner().model.unwrap())
+    };
+    let checkpoint = fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ckpt_wrapped.pth")).unwrap();
+    let upload_id = upload(&client, &checkpoint).await;
+    let request = ImportUploadedModelRequest {
+        upload_id: upload_id.clone(),
+        file_name: "ckpt_wrapped.pth".into(),
+        ..Default::default()
+    };
+    let status = import(request.clone()).await.unwrap_err();
+    assert_eq!((status.code(), details(&status).0.as_str()), (Code::InvalidArgument, "MODEL_UNREADABLE"));
+    assert_eq!(details(&status).1.bad_request().unwrap().field_violations[0].field, "upload_id");
+    assert!(status.message().starts_with("ckpt_wrapped.pth: "), "{}", status.message());
+    let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
+    let request = ImportUploadedModelRequest { hints: Some(hints), ..request };
+    let other = ImportUploadedModelRequest { sha256: "0".repeat(64), ..request.clone() };
+    assert_eq!(details(&import(other).await.unwrap_err()).0, "SHA256_MISMATCH");
+    let model = import(request.clone()).await.unwrap();
+    assert_eq!((model.origin.as_str(), model.dimension), ("ckpt_wrapped.pth", 16));
+    assert_eq!(details(&import(request).await.unwrap_err()).0, "UPLOAD_NOT_FOUND");
+
+    let packed = fs::read(&exported(folder.path(), &[1])[0]).unwrap();
+    let truncated = upload(&client, &packed[..packed.len() - 9]).await;
+    let request = ImportUploadedModelRequest { upload_id: truncated.clone(), ..Default::default() };
+    assert_eq!(details(&import(request.clone()).await.unwrap_err()).0, "MODEL_UNREADABLE");
+    let rest = packed.len() - 9;
+    append(&client, &truncated, rest as u64, &packed[rest..]).await.unwrap();
+    assert_eq!(import(request).await.unwrap().digest, digest(1));
+    assert_eq!(fs::read_dir(folder.path().join("models/incoming")).unwrap().count(), 0);
+    // The limits of a stream apply as well.
+    let too_large = vec![7; (1 << 20) + 1];
+    let upload = create_upload(&client).await.unwrap();
+    append(&client, &upload.upload_id, 0, &too_large).await.unwrap();
+    let request = ImportUploadedModelRequest { upload_id: upload.upload_id, ..Default::default() };
+    assert_eq!(details(&import(request).await.unwrap_err()).0, "MODELS_TOO_LARGE");
     server.stop().await;
 }
 

@@ -4,7 +4,7 @@ use std::io::pipe;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
-use crate::program::{GOLDEN, Server, imported, shipreid};
+use crate::program::{GOLDEN, Server, imported, run, shipreid};
 
 /// Runs a command whose reader has closed the pipe before the first line is printed.
 fn ends_quietly(arguments: &[&str]) {
@@ -40,9 +40,22 @@ fn lists_of_a_server_and_embeddings_end_quietly_as_well() {
     let server = Server::start(&imported(folder.path()), &[&data]);
     let at = ["--endpoint", &server.endpoint];
     let chip = format!("{GOLDEN}/images/0003_c_25x110_SAR.tif");
+    for prepared in [&["create", "harbour"][..], &["enroll", "harbour", &chip, "--vessel", "3"]] {
+        assert!(run(&[&["gallery"], prepared, &at].concat()).status.success());
+    }
     for command in [
         &["model", "list"][..],
+        &["model", "list", "--json"],
+        &["model", "show"],
         &["gallery", "list"],
+        &["gallery", "list", "--json"],
+        &["gallery", "show", "harbour"],
+        &["gallery", "list-entries", "harbour"],
+        &["gallery", "list-entries", "harbour", "--json"],
+        &["gallery", "list-vessels", "harbour"],
+        &["gallery", "list-vessels", "harbour", "--json"],
+        &["match", &chip, "--gallery", "harbour"],
+        &["match", &chip, "--gallery", "harbour", "--json"],
         &["jobs", "list"],
         &["embed", &chip],
         &["embed", &chip, "--json"],

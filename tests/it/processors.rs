@@ -82,6 +82,19 @@ fn bf16_is_served_or_refused_with_its_ratio_at_every_level() {
 }
 
 #[test]
+fn int8_is_served_at_every_level_by_its_own_kernel_alone() {
+    let int8 = |level: Level, more: &[&str]| {
+        run_with(level.name(), &[&CHECK[..], &["--set", "encoder.precision=int8"], more].concat())
+    };
+    for level in levels() {
+        let said = report(&int8(level, &["--set", "encoder.precision_speed_min=0"]));
+        assert!(said.contains(" in int8, by chips in a batch: int8 1 to 8"), "{said}");
+    }
+    let error = refusal(&int8(Processor::here().level(), &["--set", "encoder.linear=onednn"]));
+    assert!(error.contains("onednn does not compute in int8; set encoder.linear to \"auto\""), "{error}");
+}
+
+#[test]
 fn the_choice_is_in_the_answer_to_check_config_and_in_a_metric() {
     let said = report(&shipreid().args(CHECK).output().unwrap());
     let processor = Processor::here();
@@ -110,7 +123,7 @@ async fn a_server_shows_one_kernel_for_every_batch() {
             let series = format!("shipreid_linear_kernel_info{{{labels}}} 1");
             page.lines().any(|line| line == series)
         };
-        assert_eq!(Kernel::ALL.iter().filter(|kernel| computes(kernel)).count(), 1, "{page}");
+        assert_eq!(Kernel::of(Precision::F32).iter().filter(|kernel| computes(kernel)).count(), 1, "{page}");
         let timing = format!(
             "shipreid_linear_timing_seconds{{kernel=\"aten\",precision=\"f32\",batch=\"{batch}\"}} 0."
         );

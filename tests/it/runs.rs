@@ -88,6 +88,25 @@ fn a_run_that_is_killed_at_five_random_steps_takes_the_steps_of_one_that_is_not(
 }
 
 #[test]
+fn the_model_of_a_finished_run_is_replaced_only_where_that_is_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let model = root.path().join("done").join("model");
+    std::fs::create_dir_all(&model).unwrap();
+    std::fs::write(model.join("model.toml"), "ours").unwrap();
+    let mut again = training(root.path(), "done");
+    let output = again.stderr(Stdio::piped()).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("done/model already has the model") && error.contains("--force"), "{error}");
+    assert_eq!(std::fs::read_to_string(model.join("model.toml")).unwrap(), "ours");
+    assert!(!root.path().join("done").join("checkpoints").exists(), "refused before the work");
+    let output = training(root.path(), "done").arg("--force").output().unwrap();
+    let digest = model_line(&output.stdout);
+    assert!(std::fs::read_to_string(model.join("model.toml")).unwrap().contains(&digest));
+}
+
+#[test]
 fn a_full_disk_costs_no_more_than_the_newest_checkpoint() {
     let root = tempfile::tempdir().unwrap();
     drawn_training_set(root.path());
@@ -117,7 +136,7 @@ fn a_full_disk_costs_no_more_than_the_newest_checkpoint() {
 
     let resumed = training(root.path(), "full").output().unwrap();
     let text = String::from_utf8_lossy(&resumed.stdout).into_owned();
-    assert!(text.contains("going on after"), "{text}");
+    assert!(text.contains("resuming after"), "{text}");
     assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout));
 }
 
@@ -166,7 +185,7 @@ fn a_run_is_checked_without_a_server_and_without_starting_it() {
         (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     };
     let (code, said) = check(&[]);
-    assert_eq!((code, &*said), (Some(0), "the configuration starts a run\n"));
+    assert_eq!((code, &*said), (Some(0), "the configuration is valid\n"));
     assert!(!root.path().join("out").exists());
     let (code, said) = check(&["batch.images=9".into(), "data.root=/nowhere".into()]);
     assert_eq!(code, Some(2));
@@ -185,7 +204,7 @@ fn a_folder_of_another_network_is_not_gone_on_with() {
     drawn_training_set(root.path());
     let short = ["--set", "schedule.epochs=1"];
     assert!(training(root.path(), "out").args(short).output().unwrap().status.success());
-    let other = ["--set", "model.preset=small"];
+    let other = ["--force", "--set", "model.preset=small"];
     let output = training(root.path(), "out").args(other).stderr(Stdio::piped()).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && error.contains("the state is not of this model: base."), "{error}");

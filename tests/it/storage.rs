@@ -15,6 +15,7 @@ use tonic::Code;
 use tonic_types::StatusExt;
 
 use crate::program::{PORTS, Server, imported, model_path, run};
+use crate::uploads::{append, create_upload};
 
 /// Enough that the galleries' files exceed the size of a small disk.
 const ENTRIES: usize = 4000;
@@ -61,6 +62,8 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
     let ballast = server.path(&disk.join("ballast"));
     std::fs::write(&ballast, vec![1; 2 << 20]).unwrap();
     let client = Client::connect(&server.endpoint).await.unwrap();
+    let upload = create_upload(&client).await.unwrap();
+    append(&client, &upload.upload_id, 0, b"abcd").await.unwrap();
     let mut digest = String::new();
     for name in NAMES {
         let request = CreateGalleryRequest { name: name.into(), ..CreateGalleryRequest::default() };
@@ -115,7 +118,8 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
     let data = std::fs::read(&copy).unwrap().into();
     let import = ImportGalleryRequest { name: "third".into(), data };
     let imported = client.galleries().import_gallery(tokio_stream::iter([import])).await.unwrap_err();
-    for status in [created, imported] {
+    let appended = append(&client, &upload.upload_id, 4, &vec![1; 3 << 20]).await.unwrap_err();
+    for status in [created, imported, appended] {
         let reason = status.get_details_error_info().unwrap().reason;
         assert_eq!((status.code(), reason.as_str()), (Code::ResourceExhausted, "DISK_FULL"), "{status}");
         assert!(!status.message().contains('/'), "{status}");
@@ -130,6 +134,7 @@ async fn a_full_disk_makes_a_gallery_read_only_and_loses_nothing() {
         gallery = got.into_inner().gallery.unwrap();
     }
     assert!(gallery.entries as usize >= acknowledged.len());
+    assert_eq!(append(&client, &upload.upload_id, 4, &[1; 1 << 10]).await.unwrap(), (1 << 10) + 4);
     let late = vec![request(NAMES[0], ENTRIES, &digest)];
     let mut answers = client.enroll(tokio_stream::iter(late)).await.unwrap();
     assert_eq!(answers.next().await.unwrap().unwrap().error, None);

@@ -17,9 +17,9 @@ use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::enroll_request::Source;
 use shipreid::wire::train_event::Event;
 use shipreid::wire::{
-    ActivateModelRequest, CancelTrainingJobRequest, EmbedRequest, EnrollRequest, GetModelRequest,
-    GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent, TrainRequest, TrainingJob,
-    WatchTrainingJobRequest,
+    ActivateModelRequest, CancelTrainingJobRequest, CheckpointChoice, EmbedRequest, EnrollRequest,
+    GetModelRequest, GetTrainingJobRequest, JobState, ResumeTrainingJobRequest, TrainEvent, TrainRequest,
+    TrainingJob, WatchTrainingJobRequest,
 };
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -237,6 +237,21 @@ async fn a_job_is_started_watched_to_its_end_and_its_model_can_be_activated() {
     let evaluated: Vec<_> =
         job.evaluations.iter().map(|result| (result.epoch, result.protocol.as_str())).collect();
     assert_eq!(evaluated[0], (5, "all"));
+    let begun = job.starting_point.as_ref().expect("it had one");
+    assert_eq!(begun, &start);
+    assert!(begun.kept.len() as u32 == begun.tensors_kept && !begun.kept.is_empty(), "{:?}", begun.kept);
+    let delivered = job.delivered_checkpoint.clone().expect("it has a model");
+    let told = Event::DeliveredCheckpoint(delivered.clone());
+    assert_eq!(watcher.events.iter().filter(|event| event.event.as_ref() == Some(&told)).count(), 1);
+    let best = match delivered.choice() {
+        CheckpointChoice::Last => (5, STEPS),
+        choice => {
+            assert_eq!((choice, delivered.metric.as_str()), (CheckpointChoice::Best, "map"));
+            assert_eq!(delivered.evaluation.as_ref(), job.evaluations.first());
+            (job.evaluations[0].epoch, STEPS / 5 * u64::from(job.evaluations[0].epoch))
+        }
+    };
+    assert_eq!((delivered.epoch, delivered.step), best);
     let shown = watcher.events.iter().filter_map(|event| match &event.event {
         Some(Event::Rankings(rankings)) => Some((rankings.epoch, image::load_from_memory(&rankings.png))),
         _ => None,

@@ -1,6 +1,7 @@
 //! The command line as used by people: servers and models by short names, filters, deletions,
 //! files; and its output for scripts.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -89,13 +90,23 @@ fn a_server_is_named_by_the_environment_and_needs_no_scheme() {
         let output = listed(environment, flag);
         assert!(text(&output.stdout).contains("harbour"), "{}", text(&output.stderr));
     }
-    assert!(refusal(&listed("ftp://ships", &[])).contains("\"ftp://ships\" is no endpoint: write host:port"));
-    assert!(refusal(&listed(&bare, &["--endpoint", "ships"])).contains("\"ships\" is no endpoint"));
+    assert!(
+        refusal(&listed("ftp://ships", &[]))
+            .contains("\"ftp://ships\" is not a server address: write host:port")
+    );
+    assert!(refusal(&listed(&bare, &["--endpoint", "ships"])).contains("\"ships\" is not a server address"));
     let ca = ["--ca", "/dev/null", "--endpoint", "http://127.0.0.1:1"];
     assert!(refusal(&listed(&bare, &ca)).contains("write https://"));
     let unreachable = listed("127.0.0.1:1", &[]);
     assert_eq!(unreachable.status.code(), Some(1));
     assert!(text(&unreachable.stderr).contains("cannot reach http://127.0.0.1:1: "));
+    for (endpoint, says) in [
+        (harbour.server.metrics.to_string(), "HTTP but not gRPC"),
+        (format!("https://{bare}"), "it does not use TLS, write http://"),
+    ] {
+        let error = text(&listed(&endpoint, &[]).stderr);
+        assert!(error.contains(says) && error.lines().count() == 1, "{error}");
+    }
     // The environment variable only applies where arguments do not decide between local and remote.
     let folder = harbour.file("imported");
     let checkpoint = format!("{GOLDEN}/ckpt_wrapped.pth");
@@ -123,7 +134,9 @@ fn the_first_digits_of_a_digest_name_a_model_where_they_are_enough() {
     harbour.done(&["model", "activate", prefix]);
     harbour.done(&["model", "export", prefix, &harbour.file("model.zip")]);
     assert!(harbour.refused(&["model", "activate", &digest[..7]]).contains("at least the first 8"));
-    assert!(harbour.refused(&["model", "show", "harbour.pth"]).contains("harbour.pth names no model"));
+    assert!(
+        harbour.refused(&["model", "show", "harbour.pth"]).contains("harbour.pth is not a digest of a model")
+    );
     let other = if prefix == "00000000" { "11111111" } else { "00000000" };
     let unknown = harbour.refused(&["model", "delete", other, "--yes"]);
     assert!(unknown.contains(other) && unknown.contains(digest), "{unknown}");
@@ -156,8 +169,25 @@ fn entries_are_listed_and_matched_by_every_filter_of_the_contract() {
         assert_eq!(ids(&listed(filter)), ["0001_a_33x97_RGB.tif"], "{filter:?}");
         let query = ["match", &sar, "--gallery", "harbour"];
         let matched = harbour.json(&[&query[..], filter].concat());
-        assert_eq!(matched[0]["matched"], 1, "{filter:?}: {}", matched[0]);
+        assert_eq!(matched[0]["results"][0]["matched"], 1, "{filter:?}: {}", matched[0]);
     }
+    let vessels = |filter: &[&str]| harbour.json(&[&["gallery", "list-vessels", "harbour"], filter].concat());
+    let found = vessels(&[]);
+    assert_eq!(found.iter().map(|vessel| &vessel["vessel_id"]).collect::<Vec<_>>(), ["1", "3"]);
+    assert_eq!(found[0]["first_observed_at"], "2026-03-01T04:05:06Z");
+    assert_eq!(found[0]["modalities"], serde_json::json!(["MODALITY_OPTICAL"]));
+    assert_eq!(vessels(&["--among", "sar"]).len(), 1);
+    assert!(harbour.done(&["gallery", "list-vessels", "harbour"]).contains("optical"));
+    let missing = harbour.run(&["gallery", "list-vessels", "quay"]);
+    assert!(text(&missing.stderr).contains("GALLERY_NOT_FOUND"), "{}", text(&missing.stderr));
+    let query = ["match", &sar, "--gallery", "harbour"];
+    let answer = &harbour.json(&[&query[..], &["--vessel", "1"]].concat())[0];
+    let candidate = &answer["results"][0]["candidates"][0];
+    assert_eq!(answer["results"][0]["query_id"], "0003_c_25x110_SAR.tif");
+    assert_eq!(candidate["labels"], serde_json::json!({ "port": "west" }));
+    assert_eq!(candidate["modality"], "MODALITY_OPTICAL");
+    let table = harbour.done(&query);
+    assert!(table.contains("2026-03-01T04:05:06Z") && table.contains("52.0000, 4.0000"), "{table}");
     let entry = &listed(&["--vessel", "1"])[0];
     assert_eq!(entry["observation"]["observed_at"], "2026-03-01T04:05:06Z");
     assert_eq!(entry["modality"], "MODALITY_OPTICAL");
@@ -171,7 +201,7 @@ fn entries_are_listed_and_matched_by_every_filter_of_the_contract() {
         "--to",
         "2026-03-01T00:00:00Z",
     ];
-    assert!(harbour.refused(&late).contains("give a --to that is later"));
+    assert!(harbour.refused(&late).contains("is not before --to"));
 
     assert!(
         harbour
@@ -181,6 +211,63 @@ fn entries_are_listed_and_matched_by_every_filter_of_the_contract() {
     assert_eq!(listed(&["--vessel", "1"]).len(), 2);
     assert_eq!(harbour.json(&["gallery", "list"])[0]["vessels"], 1);
     assert!(harbour.refused(&["gallery", "merge", "harbour", "1", "--into", "1"]).contains("only vessel"));
+}
+
+#[test]
+fn an_image_is_read_from_standard_input_as_well() {
+    let harbour = Harbour::open();
+    let sar = image("0003_c_25x110_SAR.tif");
+    let piped = |arguments: &[&str]| {
+        let output = harbour.command(arguments).stdin(File::open(&sar).unwrap()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let from_pipe = piped(&["embed", "-", "--modality", "sar", "--json"]);
+    let from_file = &harbour.json(&["embed", &sar])[0];
+    assert_eq!(from_pipe["result"], from_file["result"]);
+    assert_eq!(
+        (&from_pipe["chip_id"], &from_file["chip_id"], &from_pipe["model"]),
+        (&"-".into(), &sar.as_str().into(), &from_file["model"])
+    );
+    let matched = piped(&["match", "-", "--modality", "sar", "--gallery", "harbour", "--json"]);
+    assert_eq!(matched["results"][0]["matched"], 0);
+}
+
+#[test]
+fn a_folder_is_enrolled_without_hidden_files_and_says_what_it_passes_over() {
+    let harbour = Harbour::open();
+    let ships = harbour.folder.path().join("ships");
+    std::fs::create_dir(&ships).unwrap();
+    for (from, to) in [
+        ("0001_a_33x97_RGB.tif", "1_RGB.TIF"),
+        ("0002_b_40x120_RGB.tif", "2_RGB.tiff"),
+        ("0003_c_25x110_SAR.tif", "3_SAR.tif"),
+    ] {
+        std::fs::copy(image(from), ships.join(to)).unwrap();
+    }
+    std::fs::write(ships.join("._1_RGB.TIF"), b"what macOS leaves").unwrap();
+    let notes = ships.join("notes.txt");
+    let ships = ships.to_str().unwrap();
+    let enroll = ["gallery", "enroll", "harbour", ships, "--modality", "optical"];
+    // Nothing is enrolled where a line of the manifest stands for no file.
+    let manifest = harbour.file("seen.jsonl");
+    std::fs::write(&manifest, "\u{feff}{\"file\": \"pass/9_RGB.TIF\", \"latitude\": null}\n").unwrap();
+    let refused = harbour.run(&[&enroll[..], &["--manifest", &manifest]].concat());
+    assert!(!refused.status.success());
+    assert!(text(&refused.stderr).contains("pass/9_RGB.TIF (line 1)"), "{}", text(&refused.stderr));
+    assert!(harbour.json(&["gallery", "list-entries", "harbour"]).is_empty());
+
+    let line = format!("\u{feff}{{\"file\": \"{ships}/1_RGB.TIF\", \"latitude\": 52, \"longitude\": 4}}\n");
+    std::fs::write(&manifest, line).unwrap();
+    std::fs::write(notes, b"text").unwrap();
+    let output = harbour.run(&[&enroll[..], &["--manifest", &manifest]].concat());
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 file (notes.txt) passed over"), "{said}");
+    let mut entries = harbour.json(&["gallery", "list-entries", "harbour"]);
+    entries.sort_by_key(|entry| entry["entry_id"].to_string());
+    assert_eq!(ids(&entries), ["1_RGB.TIF", "2_RGB.tiff", "3_SAR.tif"]);
+    assert_eq!(entries[0]["observation"]["latitude"], 52.0);
 }
 
 #[test]
@@ -208,7 +295,7 @@ fn nothing_is_deleted_unasked_and_no_file_is_replaced() {
         std::fs::write(&file, "ours").unwrap();
         let refused = refusal(&with(&[]));
         assert!(
-            refused.contains(&format!("{file} is there already")) && refused.contains("--force"),
+            refused.contains(&format!("{file} already exists")) && refused.contains("--force"),
             "{refused}"
         );
         assert_eq!(std::fs::read_to_string(&file).unwrap(), "ours");
@@ -235,7 +322,7 @@ fn a_file_that_is_there_is_refused_before_the_work() {
         &["gallery", "export", "harbour", kept],
     ] {
         let refused = refusal(&run(command));
-        assert!(refused.contains(&format!("{kept} is there already")), "{command:?}: {refused}");
+        assert!(refused.contains(&format!("{kept} already exists")), "{command:?}: {refused}");
     }
     let device = run(&["gallery", "export", "harbour", "/dev/null", "--force"]);
     assert!(refusal(&device).contains("/dev/null is a device or a pipe"));
@@ -256,9 +343,9 @@ fn folders_that_hold_something_are_not_written_to() {
     std::fs::create_dir(&other).unwrap();
     std::fs::write(other.join("thesis.tex"), "years").unwrap();
     let other = other.to_str().unwrap();
-    assert!(refusal(&import(other, &["--force"])).contains("is used already"));
+    assert!(refusal(&import(other, &["--force"])).contains("is not an empty folder"));
     let drawn = run(&["synth", "--ids", "2", "--pairs", "0", "--out", other]);
-    assert!(refusal(&drawn).contains("is used already"));
+    assert!(refusal(&drawn).contains("is not an empty folder"));
     assert_eq!(std::fs::read_dir(other).unwrap().count(), 1);
 }
 

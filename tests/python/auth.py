@@ -32,17 +32,22 @@ ALLOWED = {
     "ShipReId": {"Embed": {EMBED}, "EmbedStream": {EMBED}, "Match": {MATCH}, "Train": {TRAIN}},
     "Galleries": {
         "CreateGallery": {ENROL}, "GetGallery": {MATCH, ENROL}, "ListGalleries": {MATCH, ENROL}, "DeleteGallery": set(),
-        "Enroll": {ENROL}, "GetEntries": {MATCH, ENROL}, "ListEntries": {MATCH, ENROL}, "ListVessels": {MATCH, ENROL},
-        "DeleteEntries": {ENROL},
+        "Enroll": {ENROL}, "EnrollEntries": {ENROL}, "GetEntries": {MATCH, ENROL}, "ListEntries": {MATCH, ENROL},
+        "GetChipPreview": {MATCH, ENROL}, "ListVessels": {MATCH, ENROL}, "DeleteEntries": {ENROL},
         "UpdateEntries": {ENROL}, "MergeVessels": {ENROL}, "ExportGallery": {ENROL}, "ImportGallery": {ENROL},
+        "ImportUploadedGallery": {ENROL},
     },
     "Models": {
         "ListModels": EVERY, "GetModel": EVERY, "ImportModel": set(), "ExportModel": set(), "ActivateModel": set(),
-        "DeleteModel": set(),
+        "DeleteModel": set(), "ImportUploadedModel": set(),
     },
     "TrainingJobs": {
         "GetTrainingJob": {TRAIN}, "ListTrainingJobs": {TRAIN}, "WatchTrainingJob": {TRAIN}, "CancelTrainingJob": {TRAIN},
         "ResumeTrainingJob": {TRAIN}, "DeleteTrainingJob": {TRAIN},
+    },
+    "Uploads": {
+        "CreateUpload": {ENROL}, "AppendToUpload": {ENROL}, "GetUpload": {ENROL}, "ListUploads": {ENROL},
+        "DeleteUpload": {ENROL},
     },
 }
 
@@ -102,7 +107,7 @@ def outcome(channel, path, metadata=None):
 
 def methods():
     """Every method of the contract."""
-    for proto in ("shipreid", "galleries", "models", "training"):
+    for proto in ("shipreid", "galleries", "models", "training", "uploads"):
         for service in grpc.protos(f"shipreid/v1/{proto}.proto").DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield service.name, method.name, f"/{service.full_name}/{method.name}"
@@ -121,7 +126,7 @@ def every_role_on_every_method(world):
             else:
                 assert (code, reason) == (Code.PERMISSION_DENIED, "ROLE_MISSING"), (path, role, code, reason)
             checked += 1
-    assert checked == 29 * 5, checked
+    assert checked == 38 * 5, checked
 
 
 def keys_that_open_nothing(world):

@@ -1,14 +1,18 @@
-"""A caller that has nothing but the protos: enrols ships, finds them again, corrects, deletes, copies, and reads refusals.
+"""A caller that has nothing but the protos: enrols ships, finds them again, looks at them, corrects, deletes, copies, and
+reads refusals.
 
 Usage: galleries.py ADDRESS IMAGE_FOLDER
 """
 
+import io
 import math
 import sys
 from pathlib import Path
 
 import grpc
+import numpy
 from google.protobuf.timestamp_pb2 import Timestamp
+from PIL import Image
 
 from contract import TIMEOUT, chips, gallery_messages, gallery_services, messages, refused, services
 
@@ -28,11 +32,13 @@ def main(address, images):
     finds(caller, optical)
     enrols_what_was_matched(caller, gallery, optical)
     gates_by_speed(caller, optical)
+    previews(caller, gallery, optical, sar)
     corrects_and_merges(caller, optical)
     copies(caller)
     refuses_bad_items(caller, gallery, optical)
     refuses_bad_queries(caller, gallery, optical)
     refuses_bad_changes(caller)
+    enrols_in_batches(caller, gallery, optical)
     deletes(caller, optical)
     for name in (GALLERY, COPY):
         caller.galleries.DeleteGallery(gallery_messages.DeleteGalleryRequest(name=name), timeout=TIMEOUT)
@@ -204,6 +210,34 @@ def gates_by_speed(caller, optical):
     assert [(removed.reason, removed.count) for removed in beside.removed] == [("SAME_SCENE", 1)], beside
 
 
+def previews(caller, gallery, optical, sar):
+    """Compared with what Pillow, which the model's reference reads images with, makes of the same files."""
+    preview = caller.galleries.GetChipPreview
+
+    def of(entry_id, **options):
+        return gallery_messages.GetChipPreviewRequest(gallery=GALLERY, entry_id=entry_id, **options)
+
+    for entry_id, (image, modality), sides in [("a", optical, (33, 97)), ("b", sar, (25, 110))]:
+        shown = Image.open(io.BytesIO(image))
+        if modality == SAR:
+            amplitudes = numpy.asarray(shown, numpy.float32)
+            stretched = amplitudes / amplitudes.max() * numpy.float32(255)
+            shown = Image.fromarray(stretched.astype(numpy.uint8))
+        shown = shown.convert("RGB")
+        for side in (0, 50):
+            answer = preview(of(entry_id, max_side_pixels=side), timeout=TIMEOUT)
+            size = (round(sides[0] * side / sides[1]), side) if side else sides
+            found = Image.open(io.BytesIO(answer.png))
+            assert (found.format, found.mode, found.size) == ("PNG", "RGB", size), found
+            assert (answer.width_pixels, answer.height_pixels, answer.modality) == (*size, modality), answer
+            expected = shown if size == sides else shown.resize(size, Image.Resampling.BILINEAR)
+            assert found.tobytes() == expected.tobytes(), (entry_id, side)
+
+    refused(preview, of("x"), Code.NOT_FOUND, "ENTRY_NOT_FOUND", "x")
+    refused(preview, of("c"), Code.FAILED_PRECONDITION, "ENTRY_WITHOUT_CHIP", "enrol it again")
+    refused(preview, of("a", max_side_pixels=1025), Code.INVALID_ARGUMENT, "NUMBER_OUT_OF_BOUNDS", "1024")
+
+
 def corrects_and_merges(caller, optical):
     update = gallery_messages.EntryUpdate(entry_id="c", vessel_id="clara", labels={"port": "Oslo"})
     missing = gallery_messages.EntryUpdate(entry_id="x", vessel_id="clara")
@@ -348,6 +382,33 @@ def refuses_bad_changes(caller):
     refused(galleries.DeleteEntries, delete, Code.INVALID_ARGUMENT, "FILTER_EMPTY", "delete the gallery")
     listing = gallery_messages.ListEntriesRequest(gallery=GALLERY, page_token="no token")
     refused(galleries.ListEntries, listing, Code.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID", "page_token")
+
+
+def enrols_in_batches(caller, gallery, optical):
+    """As a caller does that cannot stream."""
+    axis = [1.0] + [0.0] * (gallery.dimension - 1)
+    request = gallery_messages.EnrollEntriesRequest(gallery=GALLERY)
+    for entry_id, source in [
+        ("h", chip(optical)), ("h", chip(optical)), ("h", ready(axis, gallery.model)),
+        ("k", chips.Chip(image=b"no image", modality=SAR)), ("l", ready(axis, gallery.model)),
+    ]:
+        request.entries.append(item(entry_id, source))
+        request.entries[-1].gallery = ""
+    enroll = caller.galleries.EnrollEntries
+    created, twice, conflict, broken, last = enroll(request, timeout=TIMEOUT).results
+    assert created.outcome == last.outcome == gallery_messages.ENROLL_OUTCOME_CREATED, (created, last)
+    assert twice.outcome == gallery_messages.ENROLL_OUTCOME_UNCHANGED, twice
+    failed(conflict.error, Code.ALREADY_EXISTS, "ENTRY_EXISTS", "", "h")
+    failed(broken.error, Code.INVALID_ARGUMENT, "IMAGE_FORMAT_UNKNOWN", "entries[3].chip.image")
+    again = enroll(request, timeout=TIMEOUT).results
+    assert [again[0].outcome, again[4].outcome] == [gallery_messages.ENROLL_OUTCOME_UNCHANGED] * 2, again
+    found = caller.match(tracklet(optical), filter=messages.EntryFilter(entry_ids=["h"]))
+    assert math.isclose(found.candidates[0].similarity, 1.0, abs_tol=1e-5), found
+
+    request.entries[3].gallery = COPY
+    refused(enroll, request, Code.INVALID_ARGUMENT, "GALLERY_CHANGED", COPY)
+    del request.entries[:]
+    refused(enroll, request, Code.INVALID_ARGUMENT, "NO_ENTRIES", "1 to 1000")
 
 
 def deletes(caller, optical):

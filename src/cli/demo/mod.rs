@@ -19,6 +19,7 @@ use shipreid::{metrics, telemetry};
 use tokio::runtime::Runtime;
 use tokio::signal;
 
+use super::destination::ForceFlag;
 use super::embed::progress;
 use super::live::{INTERRUPTED, Notice, Screen, Until, Watched, watch};
 use super::{Failure, output, prepare};
@@ -33,18 +34,22 @@ const SEED: u64 = 1;
 const SYNTHETIC: &str = "synthetic_hoss";
 const SHIPS_PICTURE: &str = "synthetic_ships.png";
 const REPORT: &str = "training.html";
+/// Contact sheets of the rankings of synthetic and of real chips.
+const RANKED: [&str; 2] = ["ranked.png", "ranked_real.png"];
 
 /// Draws synthetic ships, starts a server, trains a model on half of them through it, activates the model, enrols the
-/// other half, asks for them, and says how well they are found: beside ranking by size alone and an untrained model.
+/// other half, matches them, and compares the results with ranking by size alone and with an untrained model.
 #[derive(Args)]
 pub struct Demo {
-    /// A folder with real chips in the HOSS layout, which are enrolled and asked for as well.
+    /// A folder with real chips in the HOSS layout, which are enrolled and matched as well.
     #[arg(long, value_name = "FOLDER")]
     chips: Option<PathBuf>,
-    /// Where the pictures and the report of the training are left.
+    /// Where the pictures and the report of the training are written.
     #[arg(long, value_name = "FOLDER", default_value = "target/demo")]
     out: PathBuf,
-    /// Synthetic ships; half of them are trained on.
+    #[command(flatten)]
+    force: ForceFlag,
+    /// Number of synthetic ships; the model is trained on half of them.
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = clap::value_parser!(u64).range(8..=3000))]
     ships: u64,
     /// One key of configs/train/demo.toml, as section.key=value. May be repeated.
@@ -56,6 +61,7 @@ impl Demo {
     pub(super) fn run(self) -> Result<(), Failure> {
         let mut training =
             TrainConfig::read(CONFIG, &self.settings).map_err(|cause| Failure::Unusable(cause.into()))?;
+        self.written().try_for_each(|file| self.force.check_file(&file))?;
         let place = tempfile::tempdir()?;
         training.data.root = place.path().join("data").join(SYNTHETIC);
         let config = server_config(place.path())?;
@@ -69,6 +75,13 @@ impl Demo {
                 Ok(()) = signal::ctrl_c() => Err(Failure::Told(INTERRUPTED)),
             }
         })
+    }
+
+    /// The files that the demo writes.
+    fn written(&self) -> impl Iterator<Item = PathBuf> {
+        let trials = 1 + usize::from(self.chips.is_some());
+        let files = [SHIPS_PICTURE, REPORT].into_iter().chain(RANKED.into_iter().take(trials));
+        files.map(|file| self.out.join(file))
     }
 
     async fn mission(&self, config: &Config, training: &TrainConfig) -> anyhow::Result<()> {
@@ -116,7 +129,7 @@ impl Demo {
         synth::write(&plan, data, &mut || bar.inc(1))?;
         bar.finish_and_clear();
         let picture = self.out.join(SHIPS_PICTURE);
-        fs::copy(data.join(SHIPS_PICTURE), &picture).with_context(|| picture.display().to_string())?;
+        self.force.write_bytes(&picture, fs::read(data.join(SHIPS_PICTURE))?)?;
         output::say(format_args!(
             "{} to train on, the others to test with; some of them in {}",
             self.ships / 2,
@@ -149,9 +162,9 @@ impl Demo {
         };
         let watched = watch(&mut client.train(request), Until::End, &mut see).await;
         screen.finish();
-        let Watched::Ended(job) = watched? else { bail!("the training was left alone") };
+        let Watched::Ended(job) = watched? else { bail!("the training was interrupted") };
         let report = self.out.join(REPORT);
-        fs::write(&report, page(&job, &history)).with_context(|| report.display().to_string())?;
+        self.force.write_bytes(&report, page(&job, &history))?;
         output::say(format_args!("curves, evaluations and configuration in {}", report.display()));
         if job.state() != JobState::Finished {
             bail!("the training did not finish: {} ({})", job.failure_message, job.failure_reason);
@@ -162,12 +175,12 @@ impl Demo {
     /// Prints tables and writes pictures of every trial.
     fn tell(&self, trials: &[Trial]) -> anyhow::Result<()> {
         output::say(
-            "all: everything asks everything; o2s: optical asks SAR; s2o: SAR asks optical; in percent",
+            "all: both modalities; o2s: optical queries, SAR gallery; s2o: SAR queries, optical gallery; in percent",
         );
-        for (trial, file) in trials.iter().zip(["ranked.png", "ranked_real.png"]) {
+        for (trial, file) in trials.iter().zip(RANKED) {
             output::say(format_args!("\n{}\n{}", trial.title(), trial.table()));
             let path = self.out.join(file);
-            trial.sheet()?.save(&path)?;
+            self.force.write_picture(&path, &trial.sheet()?)?;
             output::say(format_args!("queries and what was found for them, best first: {}", path.display()));
         }
         if trials.len() > 1 {

@@ -75,6 +75,17 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// Counts of all galleries, including those that cannot be opened.
     fn census(&self) -> Census;
 
+    /// Galleries move to `model` from now on, whichever server embeds their chips. `is_new` tells a model that was just
+    /// activated from the one that a server has when it starts, which changes nothing where there is another.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    async fn move_to(&self, model: ModelDigest, is_new: bool) -> Result<(), CatalogError>;
+
+    /// Whether galleries move to `model`, and this server is the one that embeds their chips. It is for some seconds,
+    /// and is to be asked again meanwhile.
+    async fn leads_move(&self, model: ModelDigest) -> bool;
+
     /// Finishes pending work and closes every gallery; later calls are refused.
     async fn close(&self);
 }

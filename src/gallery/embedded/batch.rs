@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
+use super::journal::Effects;
 use super::quota::Allowance;
 use super::record::{RowRecord, StateRecord};
 use super::schema::{ENTRIES, GONE, IDS, write_state};
@@ -41,6 +42,8 @@ pub struct WriteBatch<'t> {
     index: Index,
     state: StateRecord,
     changes: Changes,
+    /// What a journal is to be told; `None` without one.
+    effects: Option<Effects>,
     /// Allowance used so far; given back unless the batch is committed.
     taken: QuotaUse,
 }
@@ -60,6 +63,7 @@ pub struct Finished {
     pub index: Index,
     pub state: StateRecord,
     pub changes: Changes,
+    pub effects: Option<Effects>,
     pub taken: QuotaUse,
 }
 
@@ -88,6 +92,7 @@ impl<'t> WriteBatch<'t> {
         ground: Ground<'t>,
         index: Index,
         state: StateRecord,
+        is_journaled: bool,
     ) -> Result<Self, DatabaseError> {
         let vectors = ground.about.vectors();
         let shadow = ground.about.shadow.map(|shadow| shadow.vectors());
@@ -100,6 +105,7 @@ impl<'t> WriteBatch<'t> {
             index,
             state,
             changes: Changes::default(),
+            effects: is_journaled.then(Effects::default),
             taken: QuotaUse { allowance: ground.allowance.clone(), taken: 0, released: 0 },
             ground,
         })
@@ -132,6 +138,10 @@ impl<'t> WriteBatch<'t> {
         let row = RowId(self.state.next_row);
         self.state.next_row += 1;
         self.insert(row, entry, &record, &stored)?;
+        if let Some(effects) = &mut self.effects {
+            effects.insert(row, &record, chip.as_deref());
+            effects.add_vector(self.ground.about.generation, row, &stored);
+        }
         if let Some(shadow) = &enrolment.shadow {
             self.insert_shadow(row, shadow.model, &shadow.embedding)?;
         }
@@ -252,7 +262,7 @@ impl<'t> WriteBatch<'t> {
         transaction: &WriteTransaction,
         committed_at: i64,
     ) -> Result<Option<Finished>, StoreError> {
-        let Self { mut index, mut state, changes, taken, .. } = self;
+        let Self { mut index, mut state, changes, effects, taken, .. } = self;
         if !changes.any {
             return Ok(None);
         }
@@ -260,7 +270,7 @@ impl<'t> WriteBatch<'t> {
         state.commit += 1;
         state.committed_at = committed_at;
         write_state(transaction, &state)?;
-        Ok(Some(Finished { index, state, changes, taken }))
+        Ok(Some(Finished { index, state, changes, effects, taken }))
     }
 
     /// The active embedding. If the shadow became active after the enrolment was prepared, it is the shadow's.
@@ -359,7 +369,11 @@ impl<'t> WriteBatch<'t> {
         if about.model != model || about.dimension != embedding.dimension() || table.get(row.0)?.is_some() {
             return Ok(false);
         }
-        table.insert(row.0, seal(vector_bytes(embedding.as_slice())).as_slice())?;
+        let vector = seal(vector_bytes(embedding.as_slice()));
+        table.insert(row.0, vector.as_slice())?;
+        if let Some(effects) = &mut self.effects {
+            effects.add_vector(about.generation, row, &vector);
+        }
         self.changes.any = true;
         Ok(true)
     }
@@ -376,6 +390,9 @@ impl<'t> WriteBatch<'t> {
             self.gone.insert(stored.row.0, ())?;
             self.changes.chips.remove(&stored.row);
             self.changes.gone.push(stored.row);
+        }
+        if let Some(effects) = &mut self.effects {
+            effects.remove(stored.row);
         }
         self.index.remove(stored.row, &stored.entry.id);
         Ok(())
@@ -397,6 +414,9 @@ impl<'t> WriteBatch<'t> {
         for (stored, entry, record) in &changed {
             self.changes.any = true;
             self.entries.insert(stored.row.0, record.as_slice()).map_err(DatabaseError::from)?;
+            if let Some(effects) = &mut self.effects {
+                effects.rewrite(stored.row, record);
+            }
             self.index.update(stored.row, entry);
         }
         Ok(())

@@ -8,7 +8,7 @@ use crate::durable::{Database, DatabaseError, Volume};
 use crate::gallery::catalog::DraftRow;
 use crate::gallery::entry::{EntryId, Time};
 use crate::gallery::index::RowId;
-use crate::gallery::record::{ChipRecord, EntryRecord, encode, seal, vector_bytes};
+use crate::gallery::record::{ChipRecord, Damage, EntryRecord, decode, encode, seal, vector_bytes};
 use crate::gallery::store::About;
 
 /// Rows and bytes that are written together.
@@ -34,7 +34,19 @@ pub struct NewRow {
     id: EntryId,
     record: Vec<u8>,
     vector: Vec<u8>,
+    /// Its vector in the shadow.
+    shadow: Option<Vec<u8>>,
     chip: Option<Vec<u8>>,
+}
+
+/// A row as a store keeps it: everything is sealed.
+#[derive(Debug)]
+pub struct SealedRow {
+    pub row: RowId,
+    pub record: Vec<u8>,
+    pub vector: Vec<u8>,
+    pub shadow: Option<Vec<u8>>,
+    pub chip: Option<Vec<u8>>,
 }
 
 /// Why a row cannot be added.
@@ -55,6 +67,11 @@ impl GalleryBuilder {
         let transaction = gallery.begin_write()?;
         write_about(&transaction, &about)?;
         transaction.open_table(GONE)?;
+        if let Some(shadow) = about.shadow {
+            let shadow = shadow.vectors();
+            let shadow: TableDefinition<u64, &[u8]> = TableDefinition::new(&shadow);
+            transaction.open_table(shadow)?;
+        }
         gallery.commit(transaction)?;
         Ok(Self { about, gallery, chips, rows: vec![], pending_bytes: 0, bytes: 0 })
     }
@@ -77,8 +94,16 @@ impl GalleryBuilder {
     ///
     /// # Errors
     /// An id is taken, or the files cannot be written.
-    pub fn finish(mut self, next_row: u64) -> Result<(), GalleryBuildError> {
+    pub fn finish(self, next_row: u64) -> Result<(), GalleryBuildError> {
         let state = StateRecord { commit: 1, committed_at: Time::now().nanos(), next_row, bytes: self.bytes };
+        self.finish_as(state)
+    }
+
+    /// Makes everything durable, as a copy of what has `state` elsewhere.
+    ///
+    /// # Errors
+    /// An id is taken, or the files cannot be written.
+    pub fn finish_as(mut self, state: StateRecord) -> Result<(), GalleryBuildError> {
         self.write(Durability::Immediate, |transaction| write_state(transaction, &state))?;
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
             database.close()?;
@@ -109,7 +134,25 @@ impl NewRow {
         let DraftRow { row, entry, embedding, chip } = draft;
         let chip = chip.as_ref().map(|chip| encode(&ChipRecord::from(chip)));
         let record = encode(&RowRecord::new(EntryRecord::from(&entry), chip.as_deref()));
-        Self { row, id: entry.id, record, vector: seal(vector_bytes(embedding.as_slice())), chip }
+        let vector = seal(vector_bytes(embedding.as_slice()));
+        Self { row, id: entry.id, record, vector, shadow: None, chip }
+    }
+
+    /// # Errors
+    /// The record is damaged.
+    pub fn of_sealed(sealed: SealedRow) -> Result<Self, Damage> {
+        let SealedRow { row, record, vector, shadow, chip } = sealed;
+        let id = decode::<RowRecord>(&record)?.into_entry()?.id;
+        Ok(Self { row, id, record, vector, shadow, chip })
+    }
+
+    pub fn id(&self) -> &EntryId {
+        &self.id
+    }
+
+    pub fn into_sealed(self) -> SealedRow {
+        let Self { row, record, vector, shadow, chip, .. } = self;
+        SealedRow { row, record, vector, shadow, chip }
     }
 
     /// All bytes that are stored for it.
@@ -148,6 +191,14 @@ fn insert(
         }
         entries.insert(new.row.0, new.record.as_slice()).map_err(DatabaseError::from)?;
         vectors.insert(new.row.0, new.vector.as_slice()).map_err(DatabaseError::from)?;
+    }
+    if let Some(shadow) = about.shadow {
+        let name = shadow.vectors();
+        let shadow: TableDefinition<u64, &[u8]> = TableDefinition::new(&name);
+        let mut shadow = transaction.open_table(shadow).map_err(DatabaseError::from)?;
+        for (row, vector) in rows.iter().filter_map(|new| Some((new.row, new.shadow.as_ref()?))) {
+            shadow.insert(row.0, vector.as_slice()).map_err(DatabaseError::from)?;
+        }
     }
     Ok(())
 }

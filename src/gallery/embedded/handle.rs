@@ -91,6 +91,14 @@ impl EmbeddedGallery {
         self.published.snapshot()
     }
 
+    /// Takes in what other copies have committed.
+    ///
+    /// # Errors
+    /// The truth cannot be reached, or the files cannot be written.
+    pub(in crate::gallery) async fn follow(&self) -> Result<(), StoreError> {
+        self.alone(Writer::follow).await
+    }
+
     /// Finishes pending operations, closes the files and waits for that: not for async tasks.
     pub(crate) fn close(&self) {
         let sender = self.queue.write().unwrap_or_else(PoisonError::into_inner).take();

@@ -5,7 +5,9 @@ pub(super) mod batch;
 pub(super) mod builder;
 mod catalog;
 mod error;
+mod follow;
 pub(super) mod handle;
+pub(super) mod journal;
 mod open;
 pub(super) mod quota;
 pub(super) mod record;
@@ -17,7 +19,14 @@ pub(super) mod sidecar;
 mod snapshot;
 pub(super) mod writer;
 
+pub(super) use builder::{GalleryBuilder, NewRow, SealedRow};
 pub use catalog::{EmbeddedCatalog, EmbeddedOpenError, EmbeddedSettings};
+pub(super) use handle::EmbeddedGallery;
 pub use handle::QueueSettings;
+pub(super) use journal::{Delta, Effects, Inserted, Journal, Known};
+pub(super) use quota::Allowance;
+pub(super) use record::{RowRecord, StateRecord};
+pub(super) use schema::{SchemaError, about_of, sealed_about};
 #[cfg(test)]
 pub use snapshot::Snapshot;
+pub(super) use writer::{Bounds, Writer};

@@ -40,9 +40,9 @@ impl About {
         vectors(self.generation)
     }
 
-    /// The same gallery with an empty shadow of another model.
-    pub(super) fn with_shadow(&self, model: ModelDigest, dimension: usize) -> Self {
-        let last = self.shadow.map_or(self.generation, |shadow| shadow.generation);
+    /// The same gallery with an empty shadow of another model, whose generation is above `floor`.
+    pub(super) fn with_shadow(&self, model: ModelDigest, dimension: usize, floor: u64) -> Self {
+        let last = self.shadow.map_or(self.generation, |shadow| shadow.generation).max(floor);
         Self { shadow: Some(Shadow { model, dimension, generation: last + 1 }), ..self.clone() }
     }
 
@@ -99,7 +99,15 @@ pub fn read_about(transaction: &ReadTransaction) -> Result<About, SchemaError> {
     }
     let table = transaction.open_table(ABOUT).map_err(DatabaseError::from)?;
     let sealed = table.get(ABOUT_KEY).map_err(DatabaseError::from)?.ok_or_else(foreign)?;
-    let record: AboutRecord = decode(sealed.value())?;
+    about_of(sealed.value())
+}
+
+/// Reads what [`sealed_about`] returned.
+///
+/// # Errors
+/// It is of a newer schema, or damaged.
+pub fn about_of(sealed: &[u8]) -> Result<About, SchemaError> {
+    let record: AboutRecord = decode(sealed)?;
     if record.schema > SCHEMA {
         return Err(SchemaError::Newer { found: record.schema });
     }
@@ -122,10 +130,9 @@ pub fn read_state(transaction: &ReadTransaction) -> Result<StateRecord, SchemaEr
     Ok(decode(sealed.ok_or_else(|| Damage("has no state".into()))?.value())?)
 }
 
-/// # Errors
-/// It cannot be written.
-pub fn write_about(transaction: &redb::WriteTransaction, about: &About) -> Result<(), DatabaseError> {
-    let record = AboutRecord {
+/// A sealed [`AboutRecord`].
+pub fn sealed_about(about: &About) -> Vec<u8> {
+    encode(&AboutRecord {
         schema: SCHEMA,
         created_at: about.created_at.nanos(),
         keeps_chips: about.keeps_chips,
@@ -133,8 +140,13 @@ pub fn write_about(transaction: &redb::WriteTransaction, about: &About) -> Resul
         shadow: about
             .shadow
             .map(|shadow| generation_record(shadow.generation, shadow.model, shadow.dimension)),
-    };
-    transaction.open_table(ABOUT)?.insert(ABOUT_KEY, encode(&record).as_slice())?;
+    })
+}
+
+/// # Errors
+/// It cannot be written.
+pub fn write_about(transaction: &redb::WriteTransaction, about: &About) -> Result<(), DatabaseError> {
+    transaction.open_table(ABOUT)?.insert(ABOUT_KEY, sealed_about(about).as_slice())?;
     Ok(())
 }
 

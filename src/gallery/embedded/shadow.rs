@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redb::TableDefinition;
 
+use super::journal::{Delta, Effects};
 use super::open::index_from_vectors;
 use super::schema::{SchemaError, write_about, write_state};
 use super::snapshot::Snapshot;
@@ -32,6 +33,10 @@ impl Writer {
     /// # Errors
     /// The gallery is already of that model, keeps no chips, or does not accept writes.
     pub fn begin_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+        self.locked(|writer| writer.begin_locked_shadow(model, dimension))
+    }
+
+    fn begin_locked_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
         if self.about.model == model || !self.about.keeps_chips {
             return Err(StoreError::Model { expected: self.about.model, found: model });
         }
@@ -39,7 +44,9 @@ impl Writer {
         if former.is_some_and(|shadow| shadow.model == model && shadow.dimension == dimension) {
             return Ok(());
         }
-        let about = self.about.with_shadow(model, dimension);
+        // A copy must not take it for one that was dropped.
+        let floor = if self.journal.is_some() { self.known().commit } else { 0 };
+        let about = self.about.with_shadow(model, dimension, floor);
         self.turn(about, former.map(|shadow| shadow.vectors()))
     }
 
@@ -48,10 +55,10 @@ impl Writer {
     /// # Errors
     /// The gallery does not accept writes.
     pub fn drop_shadow(&mut self) -> Result<(), StoreError> {
-        match self.about.shadow {
+        self.locked(|writer| match writer.about.shadow {
             None => Ok(()),
-            Some(shadow) => self.turn(self.about.without_shadow(), Some(shadow.vectors())),
-        }
+            Some(shadow) => writer.turn(writer.about.without_shadow(), Some(shadow.vectors())),
+        })
     }
 
     /// Makes the shadow of `model` active if it is complete, in one transaction, so that every snapshot is of one
@@ -60,6 +67,10 @@ impl Writer {
     /// # Errors
     /// There is no such shadow, it cannot be read, or the gallery does not accept writes.
     pub fn flip(&mut self, model: ModelDigest) -> Result<Flip, StoreError> {
+        self.locked(|writer| writer.flip_locked(model))
+    }
+
+    fn flip_locked(&mut self, model: ModelDigest) -> Result<Flip, StoreError> {
         let no_shadow = StoreError::Model { expected: self.about.model, found: model };
         let shadow = self.about.shadow.filter(|shadow| shadow.model == model).ok_or(no_shadow)?;
         self.check_writable()?;
@@ -81,6 +92,20 @@ impl Writer {
         self.bounds.allowance.count(new);
         self.bounds.allowance.give_back(old);
         Ok(Flip::Done)
+    }
+
+    /// Runs a change of generations that nobody else changes meanwhile.
+    fn locked<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        if self.journal.is_some() {
+            self.check_writable()?;
+        }
+        self.lock().map_err(|error| self.give_up(error))?;
+        let changed = change(self);
+        self.release();
+        changed
     }
 
     fn turn(&mut self, about: About, obsolete: Option<String>) -> Result<(), StoreError> {
@@ -107,6 +132,10 @@ impl Writer {
         }
         write_about(&transaction, &about)?;
         write_state(&transaction, &state)?;
+        if let Some(journal) = &mut self.journal {
+            let (about, entries) = (about.clone(), index.len() as u64);
+            journal.commit(&Delta { effects: Effects::default(), about, state, entries })?;
+        }
         self.gallery.commit(transaction)?;
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;

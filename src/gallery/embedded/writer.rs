@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 
 use super::batch::{Finished, Ground, WriteBatch};
+use super::journal::{Delta, Journal, Known};
 use super::open::{OpenError, Opened, open};
 use super::quota::{self, Allowance};
 use super::schema::CHIP_ROWS;
@@ -57,8 +58,10 @@ pub struct Writer {
     pub(super) gallery: Database,
     chips: Option<Database>,
     pub(super) published: Arc<Published>,
+    /// Where commits are made first, if the files are a copy.
+    pub(super) journal: Option<Box<dyn Journal>>,
     /// Rows whose chips are still to be removed.
-    gone: Vec<RowId>,
+    pub(super) gone: Vec<RowId>,
     /// Rows whose chips are removed, but whose marks are not.
     swept: Vec<RowId>,
     /// Allowance used for files that are larger than their content explains.
@@ -71,6 +74,7 @@ pub struct Shut {
     volume: Arc<dyn Volume>,
     bounds: Bounds,
     published: Arc<Published>,
+    journal: Option<Box<dyn Journal>>,
 }
 
 impl Published {
@@ -122,26 +126,41 @@ impl Published {
 }
 
 impl Writer {
-    /// Opens the gallery in `volume` and counts its content against the allowance.
+    /// Opens the gallery in `volume` and counts its content against the allowance. With a `journal`, the files are a copy
+    /// of what that is the truth of.
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(volume: Arc<dyn Volume>, bounds: Bounds) -> Result<Self, OpenError> {
+    pub fn open(
+        volume: Arc<dyn Volume>,
+        bounds: Bounds,
+        journal: Option<Box<dyn Journal>>,
+    ) -> Result<Self, OpenError> {
         let Opened { gallery, chips, snapshot, swept } = open(&*volume, bounds.cache_bytes)?;
         let published = Arc::new(Published::new(snapshot));
         let databases = Databases { gallery, chips, swept };
-        Ok(Self::start(Shut { volume, bounds, published }, databases))
+        Ok(Self::start(Shut { volume, bounds, published, journal }, databases))
     }
 
     /// Opens it with the existing `published`.
     fn start(shut: Shut, databases: Databases) -> Self {
-        let Shut { volume, bounds, published } = shut;
+        let Shut { volume, bounds, published, journal } = shut;
         let Databases { gallery, chips, swept } = databases;
         let snapshot = published.snapshot();
         bounds.allowance.count(snapshot.stored_bytes());
         let about = Arc::new(snapshot.about().clone());
-        let mut writer =
-            Self { volume, bounds, about, gallery, chips, published, gone: vec![], swept, excess: 0 };
+        let mut writer = Self {
+            volume,
+            bounds,
+            about,
+            gallery,
+            chips,
+            published,
+            journal,
+            gone: vec![],
+            swept,
+            excess: 0,
+        };
         writer.databases().filter_map(|database| database.health().failure()).for_each(|failure| {
             writer.published.fail(&failure.reason);
         });
@@ -185,11 +204,12 @@ impl Writer {
         }
     }
 
-    pub(in crate::gallery) fn shut(self) -> Shut {
+    pub(in crate::gallery) fn shut(mut self) -> Shut {
         let shut = Shut {
             volume: Arc::clone(&self.volume),
             bounds: self.bounds.clone(),
             published: Arc::clone(&self.published),
+            journal: self.journal.take(),
         };
         shut.published.are(Files::Reopening);
         self.close_files();
@@ -220,9 +240,11 @@ impl Writer {
         }
     }
 
-    /// Stops accepting writes: a failed commit may be partly on disk.
+    /// Stops accepting writes: a failed commit may be partly on disk. An error of the journal says that nothing was
+    /// written.
     pub(super) fn give_up(&self, error: StoreError) -> StoreError {
         let reason = match error {
+            StoreError::Unreachable(_) | StoreError::Outdated => return error,
             StoreError::ReadOnly { reason } => reason,
             other => other.to_string(),
         };
@@ -231,17 +253,29 @@ impl Writer {
     }
 
     fn try_commit(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
+        self.lock()?;
+        let committed = self.commit_group(group);
+        self.release();
+        committed
+    }
+
+    fn commit_group(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
         let before = self.published.snapshot();
         let transaction = self.gallery.begin_write()?;
         let ground =
             Ground { about: &self.about, quotas: &self.bounds.quotas, allowance: &self.bounds.allowance };
-        let mut batch = WriteBatch::new(&transaction, ground, before.index().clone(), *before.state())?;
+        let (index, state) = (before.index().clone(), *before.state());
+        let mut batch = WriteBatch::new(&transaction, ground, index, state, self.journal.is_some())?;
         for operation in group {
             operation.apply(&mut batch)?;
         }
         batch.clear_gone(&self.swept)?;
         let Some(finished) = batch.finish(&transaction, Time::now().nanos())? else { return Ok(()) };
-        let Finished { index, state, changes, taken } = finished;
+        let Finished { index, state, changes, effects, taken } = finished;
+        if let (Some(journal), Some(effects)) = (&mut self.journal, effects) {
+            let (about, entries) = (About::clone(&self.about), index.len() as u64);
+            journal.commit(&Delta { effects, about, state, entries })?;
+        }
         // A chip without a row is harmless; a row without its chip could never be re-embedded.
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
         self.gallery.commit(transaction)?;
@@ -254,7 +288,46 @@ impl Writer {
         Ok(())
     }
 
-    fn add_chips<'c>(
+    /// Locks the truth that the files are a copy of, and takes in what it has that they lack.
+    ///
+    /// # Errors
+    /// It cannot be reached, or the files cannot be written.
+    pub(super) fn lock(&mut self) -> Result<(), StoreError> {
+        let known = self.known();
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let applied = journal.lock(&known).and_then(|delta| delta.map_or(Ok(()), |delta| self.apply(delta)));
+        if applied.is_err() {
+            self.release();
+        }
+        applied
+    }
+
+    /// Unlocks the truth if nothing was committed to it.
+    pub(super) fn release(&mut self) {
+        if let Some(journal) = &mut self.journal {
+            journal.release();
+        }
+    }
+
+    /// Takes in what others have committed.
+    ///
+    /// # Errors
+    /// The truth cannot be reached, or the files cannot be written.
+    pub fn follow(&mut self) -> Result<(), StoreError> {
+        self.check_writable()?;
+        let known = self.known();
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let delta = journal.fetch(&known)?;
+        let applied = caught(|| delta.map_or(Ok(()), |delta| self.apply(delta)));
+        let panicked = |cause: Panicked| Err(StoreError::ReadOnly { reason: cause.to_string() });
+        applied.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
+    }
+
+    pub(super) fn known(&self) -> Known {
+        Known::new(&self.about, self.published.snapshot().state())
+    }
+
+    pub(super) fn add_chips<'c>(
         &self,
         added: impl ExactSizeIterator<Item = (RowId, &'c [u8])>,
     ) -> Result<(), DatabaseError> {

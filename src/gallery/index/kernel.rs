@@ -205,7 +205,7 @@ mod tests {
         let expected = match Processor::here().level() {
             Level::Portable => Kernel::Portable,
             Level::Avx2 | Level::Avx2Vnni2 | Level::Avx512 => Kernel::Avx2,
-            Level::Avx512Vnni | Level::Avx512Bf16 => Kernel::Vnni,
+            Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => Kernel::Vnni,
         };
         assert_eq!(Factor::new(&[1, 2, 3]).kernel, expected);
     }

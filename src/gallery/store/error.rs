@@ -20,11 +20,18 @@ pub enum StoreError {
     BytesFull { limit: u64 },
     /// Writes are refused until there is room again if the cause is a full disk, else until the gallery is opened
     /// again. Reads continue.
-    #[error("the gallery takes no writes: {reason}")]
+    #[error("the gallery is read-only: {reason}")]
     ReadOnly { reason: String },
     /// It is shutting down or was deleted.
     #[error("the gallery is closed")]
     Closed,
+    /// The database that servers share cannot be reached. A write may have been committed all the same; asking again is
+    /// safe.
+    #[error("the database of the galleries cannot be reached: {0}")]
+    Unreachable(String),
+    /// This server's copy of a shared gallery is loaded anew.
+    #[error("this server's copy of the gallery is out of date and is being loaded")]
+    Outdated,
     /// The requested data cannot be read.
     #[error("the gallery cannot be read: {0}")]
     Unreadable(String),
@@ -42,7 +49,12 @@ impl StoreError {
             | Self::Dimension { .. }
             | Self::EntriesFull { .. }
             | Self::BytesFull { .. } => true,
-            Self::ReadOnly { .. } | Self::Closed | Self::Unreadable(_) | Self::Stopped(_) => false,
+            Self::ReadOnly { .. }
+            | Self::Closed
+            | Self::Unreachable(_)
+            | Self::Outdated
+            | Self::Unreadable(_)
+            | Self::Stopped(_) => false,
         }
     }
 
@@ -56,6 +68,8 @@ impl StoreError {
             Self::BytesFull { .. } => Reason::BytesQuota,
             Self::ReadOnly { .. } => Reason::GalleryReadOnly,
             Self::Closed => Reason::GalleryClosed,
+            Self::Unreachable(_) => Reason::DatabaseUnreachable,
+            Self::Outdated => Reason::GalleryLoading,
             Self::Unreadable(_) => Reason::GalleryUnreadable,
             Self::Stopped(stopped) => stopped.reason(),
         }

@@ -52,8 +52,8 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     check(&|bytes| bytes.truncate(bytes.len() - 1), "the export is cut off after 3 entries");
     check(&|bytes| bytes.truncate(bytes.len() / 2), "the export is cut off after 1 entries");
     check(&|bytes| bytes.push(0), "damaged after 3 entries: it goes on behind its end");
-    check(&|bytes| bytes[0] = b'X', "this is no exported gallery");
-    check(&|bytes| *bytes = b"PNG".to_vec(), "this is no exported gallery");
+    check(&|bytes| bytes[0] = b'X', "this is not an exported gallery");
+    check(&|bytes| *bytes = b"PNG".to_vec(), "this is not an exported gallery");
     check(&|bytes| bytes[16] = 2, "the export has version 2, this program reads up to version 1");
     check(&|bytes| bytes[23] = 0x7f, "limit");
     check(&with_the_last_row, "its rows go up to 18446744073709551615");

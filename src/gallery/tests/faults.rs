@@ -89,7 +89,7 @@ impl Trial {
             allowance: Arc::new(Allowance::new(u64::MAX)),
         };
         // A failing sync may make opening fail, which changes nothing.
-        let writer = Writer::open(Arc::new(self.disk.clone()), bounds).ok()?;
+        let writer = Writer::open(Arc::new(self.disk.clone()), bounds, None).ok()?;
         self.learn(&writer);
         Some(writer)
     }

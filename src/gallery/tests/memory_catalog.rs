@@ -165,6 +165,14 @@ impl CatalogStore for MemoryCatalog {
         census
     }
 
+    async fn move_to(&self, _: ModelDigest, _: bool) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
+    async fn leads_move(&self, _: ModelDigest) -> bool {
+        true
+    }
+
     async fn close(&self) {
         let mut shelves = self.shelves();
         shelves.is_closed = true;

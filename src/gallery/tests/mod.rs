@@ -10,6 +10,7 @@ mod generator;
 mod memory;
 mod memory_catalog;
 mod model;
+mod postgres;
 mod reopening;
 mod rot;
 mod shadow;

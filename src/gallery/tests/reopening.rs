@@ -40,7 +40,7 @@ async fn whoever_reads_while_the_files_are_opened_anew_sees_nothing_of_it() {
     let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 9, bytes_per_tenant: u64::MAX };
     let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
     let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
-    let mut writer = Writer::open(Arc::new(disk.clone()), bounds).expect("whole");
+    let mut writer = Writer::open(Arc::new(disk.clone()), bounds, None).expect("whole");
     let published = Arc::clone(writer.published());
     enrol(&mut writer, "a", 1).expect("there is room");
     disk.fail_after(0, Failure::Passing);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::wire::train_event::Event;
-use crate::wire::{SampleRankings, TrainEvent, TrainProgress};
+use crate::wire::{DeliveredCheckpoint, SampleRankings, StartingPoint, TrainEvent, TrainProgress};
 
 const START: i64 = 1_772_337_600;
 const HOSTILE: &str = r#"</pre><script>alert("1")</script><img src=x onerror='x'>&"#;
@@ -56,6 +56,21 @@ fn job(state: JobState) -> TrainingJob {
         progress: Some(progress(120)),
         model: if state == JobState::Finished { "0123456789abcdef".repeat(4) } else { String::new() },
         config_toml: "seed = 1\n[schedule]\nepochs = 6\n".into(),
+        starting_point: Some(StartingPoint {
+            path: "vit.pth".into(),
+            tensors_taken: 150,
+            untaken_total: 2,
+            tensors_kept: 3,
+            kept: vec!["mie".into(), "bottleneck.weight".into()],
+            ..StartingPoint::default()
+        }),
+        delivered_checkpoint: (state == JobState::Finished).then(|| DeliveredCheckpoint {
+            epoch: 5,
+            step: 100,
+            choice: CheckpointChoice::Best.into(),
+            metric: "map".into(),
+            evaluation: Some(evaluation(5, "all", 0.0)),
+        }),
         ..TrainingJob::default()
     }
 }
@@ -107,6 +122,8 @@ fn a_page_tells_what_became_of_the_job() {
         "epochs = 6",
         "epoch 6 is done",
         r#"<tr class="best"><td>6</td><td>45.0</td>"#,
+        "150 tensors taken, 2 of the file's not taken, 3 kept as they were (mie, bottleneck.weight, ...)",
+        "after epoch 5 (step 100), the best by validation: mAP (all) 45.0 %.",
         "Made of the events 1 to",
     ] {
         assert!(page.contains(part), "{part} is missing in {page}");

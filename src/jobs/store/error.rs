@@ -19,7 +19,7 @@ pub enum StoreError {
     #[error("the job store cannot be used now: {0}")]
     Unavailable(Trouble),
     /// The change will be applied once, when the store can be used again.
-    #[error("the job store cannot be written now: {0}; what was asked for comes to pass when it can")]
+    #[error("the job store cannot be written now: {0}; the request takes effect once it can")]
     Pending(Trouble),
 }
 

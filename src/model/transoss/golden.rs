@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path};
 use crate::arithmetic::{Kernel, Precision};
 use crate::chip::{ChipSize, Modality};
-use crate::model::test_device::{self, check_difference, check_direction, device};
-use crate::model::{self, Features, on_host, upload};
+use crate::model::test_device::{self, check_difference, check_direction, check_direction_in_int8, device};
+use crate::model::{self, Features, RoundedLayers, on_host, upload};
 use crate::weights::family::ArchitectureHints;
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::golden::{self, Inputs, MICRO};
@@ -78,7 +78,7 @@ fn variants() -> Vec<(&'static str, TransOssArchitecture, NamedTensors)> {
 }
 
 fn network(architecture: &TransOssArchitecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
-    TransOss::new(architecture, &all_on_device(tensors), &Choice::only(kernel, 8))
+    TransOss::new(architecture, &all_on_device(tensors), &Choice::only(kernel, 8), &RoundedLayers::default())
 }
 
 #[test]
@@ -147,7 +147,12 @@ fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
         let hints = Hints { architecture, ..Hints::default() };
         let model = OpenModel::open(path, &hints).expect("recorded");
         let tensors = all_on_device(&model.tensors);
-        let network = model::network(&model.architecture, &tensors, &Choice::only(Kernel::Aten, 8));
+        let network = model::network(
+            &model.architecture,
+            &tensors,
+            &Choice::only(Kernel::Aten, 8),
+            &RoundedLayers::default(),
+        );
         let found = network.forward(&rows(&all).input(), Mode::Evaluate);
         check_features(&path.display().to_string(), &found, &recorded, "", 2e-5);
     }
@@ -191,10 +196,16 @@ fn the_full_size_model_gives_the_recorded_features() {
             point_alike("full size", &bf16, &found.before_neck);
         }
     }
+    for kernel in test_device::kernels(Precision::Int8) {
+        let network = network(&golden::full_size_architecture(), &tensors, kernel);
+        let int8 = network.forward(&rows.input(), Mode::Evaluate).before_neck;
+        let recorded = on_device(&recorded["feat_before"]);
+        check_direction_in_int8("full size", &unit(&int8), &unit(&recorded));
+    }
 }
 
 #[test]
-fn every_kernel_points_in_bf16_where_f32_does() {
+fn every_kernel_points_in_bf16_and_in_int8_where_f32_does() {
     let recorded = golden::tensors("model_forward");
     let rows = rows(&batch(&recorded, "mixed"));
     for (variant, architecture, tensors) in variants() {
@@ -202,6 +213,10 @@ fn every_kernel_points_in_bf16_where_f32_does() {
         for kernel in test_device::kernels(Precision::Bf16) {
             let bf16 = before_neck_in_bf16(&architecture, &tensors, kernel, &rows);
             point_alike(&format!("{variant} {kernel:?}"), &bf16, &exact.before_neck);
+        }
+        for kernel in test_device::kernels(Precision::Int8) {
+            let int8 = network(&architecture, &tensors, kernel).forward(&rows.input(), Mode::Evaluate);
+            check_direction_in_int8(variant, &unit(&int8.before_neck), &unit(&exact.before_neck));
         }
     }
 }
@@ -215,7 +230,7 @@ fn before_neck_in_bf16(
 ) -> Tensor {
     let halved =
         all_on_device(tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
-    let network = TransOss::new(architecture, &halved, &Choice::only(kernel, 8));
+    let network = TransOss::new(architecture, &halved, &Choice::only(kernel, 8), &RoundedLayers::default());
     let (pixels, sizes) = (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
     let input = Input { pixels: &pixels, modalities: &rows.modalities, size_tokens: &sizes };
     network.forward(&input, Mode::Evaluate).before_neck.to_kind(Kind::Float)
@@ -228,7 +243,7 @@ fn point_alike(what: &str, found: &Tensor, expected: &Tensor) {
 #[test]
 fn training_moves_the_neck_and_drops_branches() {
     let tensors = all_on_device(&golden::tensors("micro_weights"));
-    let network = TransOss::new(&MICRO, &tensors, &Choice::only(Kernel::Aten, 12));
+    let network = TransOss::new(&MICRO, &tensors, &Choice::only(Kernel::Aten, 12), &RoundedLayers::default());
     let rows = rows(&(0..12).collect::<Vec<_>>());
     let before = tensors["bottleneck.running_mean"].copy();
     let mut asked = 0;

@@ -233,3 +233,54 @@ pub fn vessel(vessel: VesselSummary) -> wire::Vessel {
 pub fn chips(with_chips: bool) -> Chips {
     if with_chips { Chips::With } else { Chips::Without }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn a_deletion_needs_a_condition_that_selects_whatever_else_is_set() {
+        type Set = fn(&mut wire::EntryFilter);
+        let not_selecting: [Set; 7] = [
+            |filter| filter.time_range = Some(wire::TimeRange::default()),
+            |filter| filter.area = Some(wire::Area::default()),
+            |filter| filter.exclude_vessel_ids = vec!["v".into()],
+            |filter| filter.exclude_labels = HashMap::from([("port".into(), "Kiel".into())]),
+            |filter| filter.exclude_entry_ids = vec!["e".into()],
+            |filter| filter.modalities = vec![],
+            |filter| filter.labels = HashMap::new(),
+        ];
+        let selecting: [Set; 8] = [
+            |filter| filter.modalities = vec![1],
+            |filter| filter.time_range.get_or_insert_default().end = Some(prost_types::Timestamp::default()),
+            |filter| {
+                filter.time_range.get_or_insert_default().start = Some(prost_types::Timestamp::default())
+            },
+            |filter| filter.area.get_or_insert_default().east = 1.0,
+            |filter| filter.vessel_ids = vec!["w".into()],
+            |filter| filter.labels = HashMap::from([("flag".into(), "PA".into())]),
+            |filter| filter.entry_ids = vec!["f".into()],
+            |filter| filter.without_vessel = true,
+        ];
+        for subset in 0..1 << not_selecting.len() {
+            let chosen = not_selecting.iter().enumerate().filter(|(number, _)| subset >> number & 1 == 1);
+            let mut filter = wire::EntryFilter::default();
+            chosen.for_each(|(_, set)| set(&mut filter));
+            let problem = selector(Some(Selection::Filter(filter.clone()))).expect_err("nothing is selected");
+            assert_eq!(
+                (problem.reason, problem.field.as_deref()),
+                (Reason::FilterEmpty, Some("filter")),
+                "{filter:?}"
+            );
+            for set in selecting {
+                let mut filter = filter.clone();
+                set(&mut filter);
+                assert!(selector(Some(Selection::Filter(filter.clone()))).is_ok(), "{filter:?}");
+            }
+        }
+        let problem = selector(None).expect_err("nothing is selected");
+        assert_eq!(problem.reason, Reason::NoSelection);
+    }
+}

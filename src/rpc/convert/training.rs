@@ -8,8 +8,8 @@ use super::sighting::timestamp;
 use super::{bounded_text, duration};
 use crate::gallery::GalleryName;
 use crate::jobs::{
-    EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing, Progress, Rankings,
-    RunEvent, SavedCheckpoint, Start, StateName, TensorShape, UntakenTensor,
+    DeliveredCheckpoint, EventPayload, Job, JobEvent, JobFailure, JobId, JobKey, JobSpec, JobState, Listing,
+    Progress, Rankings, RunEvent, SavedCheckpoint, Start, StateName, TensorShape, UntakenTensor,
 };
 use crate::reason::Reason;
 use crate::wire;
@@ -64,6 +64,7 @@ pub fn job_event(key: &JobKey, event: JobEvent) -> wire::TrainEvent {
 fn run_event(event: RunEvent) -> Event {
     match event {
         RunEvent::Started(start) => Event::StartingPoint(starting_point(start)),
+        RunEvent::Delivered(delivered) => Event::DeliveredCheckpoint(delivered_checkpoint(delivered)),
         RunEvent::Progress(progress) => Event::Progress(self::progress(progress)),
         RunEvent::Evaluated(evaluation) => Event::Evaluation(super::evaluation(evaluation)),
         RunEvent::Rankings(Rankings { epoch, png }) => {
@@ -106,6 +107,8 @@ pub fn job(job: Job) -> wire::TrainingJob {
         model,
         evaluations: job.evaluations.into_iter().map(super::evaluation).collect(),
         last_event: job.last_event,
+        starting_point: job.start.map(starting_point),
+        delivered_checkpoint: job.delivered.map(delivered_checkpoint),
     }
 }
 
@@ -139,6 +142,22 @@ fn starting_point(start: Start) -> wire::StartingPoint {
         untaken: untaken.collect(),
         untaken_total: start.untaken_total,
         warning: start.warning,
+        kept: start.kept,
+    }
+}
+
+fn delivered_checkpoint(delivered: DeliveredCheckpoint) -> wire::DeliveredCheckpoint {
+    let DeliveredCheckpoint { epoch, step, best_by } = delivered;
+    let (choice, metric) = match best_by {
+        Some(_) => (wire::CheckpointChoice::Best, "map"),
+        None => (wire::CheckpointChoice::Last, ""),
+    };
+    wire::DeliveredCheckpoint {
+        epoch,
+        step,
+        choice: choice.into(),
+        metric: metric.into(),
+        evaluation: best_by.map(super::evaluation),
     }
 }
 

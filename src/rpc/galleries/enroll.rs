@@ -1,19 +1,23 @@
-//! Enroll: a stream of items in, an acknowledgement for each out, in their order.
+//! Enroll: a stream of items in, an acknowledgement for each out, in their order. EnrollEntries answers its items by the
+//! same [`EnrollCall`].
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use futures_util::{FutureExt, Stream, StreamExt, TryStreamExt, stream};
 use tokio::sync::Notify;
-use tonic::Status;
+use tonic::{Status, Streaming};
 
 use super::super::context::CallContext;
 use super::super::convert::{self, EnrollItem, EnrollSource};
 use super::super::problem::Problem;
+use super::super::{ResponseStream, deadline};
+use super::GalleriesService;
 use super::access::GalleryAccess;
 use crate::budget::{Slot, Slots};
 use crate::chip::{Modality, SourceChip};
-use crate::encoder::{Embedded, Examined, ModelLease, Pipeline, Priority};
+use crate::encoder::{Admitted, Caller, Embedded, Examined, ModelLease, Pipeline, Priority, Refusal};
 use crate::gallery::{
     About, Conflict, ContentHash, Enrolled, Enrolment, Entry, EntryId, Gallery, GalleryReader, Labels,
     Observation, ShadowEmbedding, StoreError, Time, VesselId,
@@ -22,36 +26,114 @@ use crate::metrics;
 use crate::reason::Reason;
 use crate::wire;
 
+impl GalleriesService {
+    /// The response begins before the first item is available, for callers that wait for headers before they send.
+    pub(super) fn enroll_all(
+        self,
+        context: CallContext,
+        items: Streaming<wire::EnrollRequest>,
+    ) -> ResponseStream<wire::EnrollResponse> {
+        let deadline = context.deadline;
+        let answers = stream::once(self.answers(context, items)).try_flatten();
+        Box::pin(deadline::bounded(answers, deadline))
+    }
+
+    async fn answers(
+        self,
+        context: CallContext,
+        items: Streaming<wire::EnrollRequest>,
+    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
+        let mut items = Box::pin(self.drain.cut(items));
+        let Some(first) = items.next().await.transpose()? else { return Ok(Box::pin(stream::empty())) };
+        let call = self.enroll_call(context, &first.gallery).await?;
+        let items = stream::once(async { Ok(first) }).chain(items);
+        Ok(Box::pin(call.answers(items).map_ok(wire::EnrollResponse::from)))
+    }
+
+    /// A call that enrols into the gallery of this name.
+    pub(super) async fn enroll_call(
+        &self,
+        context: CallContext,
+        gallery: &str,
+    ) -> Result<EnrollCall, Problem> {
+        context.concerns(gallery);
+        Ok(EnrollCall {
+            gallery: self.access.gallery(&context.tenant, gallery).await?,
+            name: gallery.into(),
+            access: self.access.clone(),
+            pipeline: Arc::clone(&self.pipeline),
+            context,
+            items_max: self.items_inflight_max,
+            chips: Slots::new(self.chips_inflight_max),
+            in_flight: InFlight::default(),
+            room: None,
+        })
+    }
+}
+
 /// What the items of one call share.
 #[derive(Clone)]
 pub struct EnrollCall {
-    pub access: GalleryAccess,
-    pub pipeline: Arc<Pipeline>,
-    pub context: CallContext,
+    access: GalleryAccess,
+    pipeline: Arc<Pipeline>,
+    context: CallContext,
     pub gallery: Gallery,
-    /// As named by the first item.
-    pub name: Arc<str>,
+    /// As named by the call.
+    name: Arc<str>,
+    /// Items that may be in flight.
+    items_max: usize,
     /// Chips that may be in flight.
-    pub chips: Slots,
-    pub in_flight: InFlight,
+    chips: Slots,
+    in_flight: InFlight,
+    /// Room for the images of all items, where they came at once.
+    room: Option<Arc<Admitted>>,
 }
 
 /// An item whose turn has come.
-pub struct Begun {
+struct Begun {
     entry_id: String,
     item: Result<EnrollItem, Problem>,
     _chip: Option<Slot>,
     _turn: HeldId,
 }
 
+/// What became of an item.
+pub struct Answered {
+    /// As the item has it.
+    pub entry_id: String,
+    pub outcome: Result<(Enrolled, Vec<wire::Warning>), Problem>,
+}
+
 impl EnrollCall {
+    /// The same call, for `items` that are in memory already: their images take room until the last one is answered.
+    ///
+    /// # Errors
+    /// There is no room for them.
+    pub fn with_room_for(self, items: &[wire::EnrollRequest]) -> Result<Self, Refusal> {
+        let bytes = items.iter().filter_map(chip).map(|chip| chip.image.len()).sum();
+        let room = self.pipeline.admit_images(0, bytes)?;
+        Ok(Self { room: Some(Arc::new(room)), ..self })
+    }
+
+    /// What becomes of each item, in their order. Items that have not finished when the stream is dropped are not stored.
+    pub fn answers(
+        self,
+        items: impl Stream<Item = Result<wire::EnrollRequest, Status>> + Send,
+    ) -> impl Stream<Item = Result<Answered, Status>> + Send {
+        let (items_max, call) = (self.items_max, self.clone());
+        items
+            .then(move |item| call.clone().begin(item))
+            .map(move |begun| self.clone().finish(begun).boxed())
+            .buffered(items_max)
+    }
+
     /// Reads an item and waits for its turn: for a slot, if it has a chip, and for an earlier item with the same id.
     /// Further items are read afterwards, so that the sender is slowed down and memory is bounded.
-    pub async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
+    async fn begin(self, request: Result<wire::EnrollRequest, Status>) -> Result<Begun, Status> {
         let request = request?;
         let entry_id = request.entry_id.clone();
         // The slots are never closed.
-        let chip = if has_chip(&request) { self.chips.take().await.ok() } else { None };
+        let chip = if chip(&request).is_some() { self.chips.take().await.ok() } else { None };
         let turn = self.in_flight.turn(&entry_id).await;
         let item = if request.gallery.is_empty() || *request.gallery == *self.name {
             EnrollItem::parse(request)
@@ -63,27 +145,22 @@ impl EnrollCall {
     }
 
     /// Embeds and stores an item; an invalid item fails alone.
-    pub async fn finish(self, begun: Result<Begun, Status>) -> Result<wire::EnrollResponse, Status> {
+    async fn finish(self, begun: Result<Begun, Status>) -> Result<Answered, Status> {
         let Begun { entry_id, item, _chip, _turn } = begun?;
         let started = Instant::now();
-        let mut response = wire::EnrollResponse { entry_id, ..wire::EnrollResponse::default() };
-        let stored = match item {
+        let outcome = match item {
             Ok(item) => self.store(item).await,
             Err(problem) => Err(problem),
         };
-        match stored {
-            Ok((outcome, warnings)) => {
-                metrics::enrolled(outcome_name(outcome), started.elapsed());
-                self.context.changed(u64::from(outcome != Enrolled::Unchanged));
-                response.outcome = outcome_to_wire(outcome).into();
-                response.warnings = warnings;
+        let name = match &outcome {
+            Ok((enrolled, _)) => {
+                self.context.changed(u64::from(*enrolled != Enrolled::Unchanged));
+                outcome_name(*enrolled)
             }
-            Err(problem) => {
-                metrics::enrolled(problem.reason.name(), started.elapsed());
-                response.error = Some(problem.into());
-            }
-        }
-        Ok(response)
+            Err(problem) => problem.reason.name(),
+        };
+        metrics::enrolled(name, started.elapsed());
+        Ok(Answered { entry_id, outcome })
     }
 
     async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
@@ -166,25 +243,42 @@ impl EnrollCall {
     async fn examine(&self, chip: &SourceChip) -> Result<Examined, Problem> {
         let caller = convert::caller(&self.context, Priority::Bulk);
         let model = self.pipeline.active();
-        let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
+        let _place = self.admit(&model, &caller, chip)?;
         let examined = self.pipeline.examine(&model, &caller, chip.clone()).await;
         examined.map_err(|cause| Problem::from(cause).within("embedding.chip"))
     }
 
+    fn admit(&self, model: &ModelLease, caller: &Caller, chip: &SourceChip) -> Result<Admitted, Refusal> {
+        // An image has its room once.
+        let image_bytes = if self.room.is_some() { 0 } else { chip.image.len() };
+        self.pipeline.admit(model, caller, 1, image_bytes)
+    }
+
     async fn embed(&self, model: &ModelLease, chip: &SourceChip) -> Result<Embedded, Problem> {
         let caller = convert::caller(&self.context, Priority::Bulk);
-        let _place = self.pipeline.admit(model, &caller, 1, chip.image.len())?;
+        let _place = self.admit(model, &caller, chip)?;
         let embedded = self.pipeline.embed(model, &caller, chip.clone()).await;
         embedded.map_err(|cause| Problem::from(cause).within("chip"))
     }
 }
 
-fn has_chip(request: &wire::EnrollRequest) -> bool {
+impl From<Answered> for wire::EnrollResponse {
+    fn from(Answered { entry_id, outcome }: Answered) -> Self {
+        let response = Self { entry_id, ..Self::default() };
+        match outcome {
+            Ok((enrolled, warnings)) => {
+                Self { outcome: outcome_to_wire(enrolled).into(), warnings, ..response }
+            }
+            Err(problem) => Self { error: Some(problem.into()), ..response },
+        }
+    }
+}
+
+fn chip(request: &wire::EnrollRequest) -> Option<&wire::Chip> {
     use wire::enroll_request::Source;
-    match &request.source {
-        Some(Source::Chip(_)) => true,
-        Some(Source::Embedding(ready)) => ready.chip.is_some(),
-        None => false,
+    match request.source.as_ref()? {
+        Source::Chip(chip) => Some(chip),
+        Source::Embedding(ready) => ready.chip.as_ref(),
     }
 }
 

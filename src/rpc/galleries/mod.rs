@@ -2,14 +2,16 @@
 
 mod access;
 mod enroll;
+mod enroll_entries;
+mod entries;
 mod export;
+mod import;
+mod preview;
 mod turns;
 mod vessels;
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
-use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
 pub use access::{GalleryAccess, gallery_name};
@@ -21,18 +23,14 @@ use super::context::CallContext;
 use super::convert;
 use super::deadline;
 use super::drain::Drain;
-use super::page::{PageRoom, after, next_token, page_size};
+use super::page::{after, next_token, page_size};
 use super::problem::Problem;
-use crate::budget::Slots;
-use crate::cancellation::Cancellation;
+use super::uploads::UploadAccess;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
-use crate::gallery::{
-    Entry, EntryId, Export, Filter, GalleryName, GalleryReader, NewGallery, RowId, VesselId,
-};
+use crate::gallery::{Export, Filter, GalleryName, NewGallery, VesselId};
 use crate::reason::Reason;
 use crate::wire;
-use enroll::{EnrollCall, InFlight};
 
 /// Entries that one call may name.
 const ENTRIES_MAX: usize = 10_000;
@@ -42,16 +40,24 @@ const ENTRIES_MAX: usize = 10_000;
 pub struct GalleriesService {
     access: GalleryAccess,
     pipeline: Arc<Pipeline>,
+    uploads: UploadAccess,
     chips_inflight_max: usize,
     items_inflight_max: usize,
     drain: Drain,
 }
 
 impl GalleriesService {
-    pub fn new(access: GalleryAccess, pipeline: Arc<Pipeline>, limits: &Limits, drain: Drain) -> Self {
+    pub fn new(
+        access: GalleryAccess,
+        pipeline: Arc<Pipeline>,
+        uploads: UploadAccess,
+        limits: &Limits,
+        drain: Drain,
+    ) -> Self {
         Self {
             access,
             pipeline,
+            uploads,
             chips_inflight_max: limits.stream_inflight_max,
             items_inflight_max: limits.enroll_inflight_max,
             drain,
@@ -99,55 +105,6 @@ impl GalleriesService {
         })
     }
 
-    async fn entries(
-        &self,
-        context: &CallContext,
-        request: wire::GetEntriesRequest,
-    ) -> Result<wire::GetEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
-        bounded_count("entry_ids", request.entry_ids.len())?;
-        let ids: Arc<[EntryId]> = convert::each("entry_ids", &request.entry_ids, convert::entry_id)?.into();
-        let embeddings = Embeddings::of(request.with_embeddings);
-        gallery
-            .read(|snapshot| {
-                let ids = Arc::clone(&ids);
-                self.access.read(context, move |cancellation| {
-                    let looked = snapshot.get(&ids, cancellation)?;
-                    let missing = looked.missing.iter().map(ToString::to_string);
-                    Ok(wire::GetEntriesResponse {
-                        missing_entry_ids: missing.collect(),
-                        entries: entries_to_wire(&*snapshot, looked.found, embeddings, cancellation)?,
-                    })
-                })
-            })
-            .await
-    }
-
-    async fn page(
-        &self,
-        context: &CallContext,
-        request: wire::ListEntriesRequest,
-    ) -> Result<wire::ListEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
-        let filter = Arc::new(filter(request.filter)?);
-        let after = after::<RowId>(&request.page_token)?;
-        let size = page_size(request.page_size)?;
-        let embeddings = Embeddings::of(request.with_embeddings);
-        gallery
-            .read(|snapshot| {
-                let filter = Arc::clone(&filter);
-                self.access.read(context, move |cancellation| {
-                    let page = snapshot.list(&filter, after, size, cancellation)?;
-                    let (entries, end) = fitting(&*snapshot, page.entries, embeddings, cancellation)?;
-                    Ok(wire::ListEntriesResponse {
-                        next_page_token: next_token(end.or(page.next).as_ref()),
-                        entries,
-                    })
-                })
-            })
-            .await
-    }
-
     async fn delete_some(
         &self,
         context: &CallContext,
@@ -187,128 +144,6 @@ impl GalleriesService {
         context.changed(moved);
         Ok(moved)
     }
-
-    /// Receives a copy piece by piece; a call that ends early leaves nothing behind.
-    async fn import(
-        &self,
-        context: CallContext,
-        mut pieces: Streaming<wire::ImportGalleryRequest>,
-    ) -> Result<wire::Gallery, Status> {
-        let first = pieces.message().await?.unwrap_or_default();
-        context.concerns(&first.name);
-        let name = gallery_name("name", &first.name)?;
-        let catalog = self.access.catalog()?;
-        let mut import = catalog.import(&context.tenant, &name).await.map_err(Problem::from)?;
-        let mut piece = Some(first);
-        while let Some(wire::ImportGalleryRequest { data, .. }) = piece {
-            import = self
-                .access
-                .run(move |cancellation| {
-                    import.push(&data, cancellation)?;
-                    Ok(import)
-                })
-                .await?;
-            piece = pieces.message().await?;
-        }
-        let made = self.access.run(move |cancellation| Ok(import.finish(cancellation)?)).await?;
-        Ok(convert::gallery(name.as_str(), made.info()))
-    }
-
-    /// The response begins before the first item is available, for callers that wait for headers before they send.
-    fn enroll_all(
-        self,
-        context: CallContext,
-        items: Streaming<wire::EnrollRequest>,
-    ) -> ResponseStream<wire::EnrollResponse> {
-        let deadline = context.deadline;
-        let answers = stream::once(self.answers(context, items)).try_flatten();
-        Box::pin(deadline::bounded(answers, deadline))
-    }
-
-    async fn answers(
-        self,
-        context: CallContext,
-        items: Streaming<wire::EnrollRequest>,
-    ) -> Result<ResponseStream<wire::EnrollResponse>, Status> {
-        let mut items = Box::pin(self.drain.cut(items));
-        let Some(first) = items.next().await.transpose()? else { return Ok(Box::pin(stream::empty())) };
-        context.concerns(&first.gallery);
-        let call = EnrollCall {
-            gallery: self.access.gallery(&context.tenant, &first.gallery).await?,
-            name: first.gallery.as_str().into(),
-            access: self.access.clone(),
-            pipeline: Arc::clone(&self.pipeline),
-            context,
-            chips: Slots::new(self.chips_inflight_max),
-            in_flight: InFlight::default(),
-        };
-        let begin = {
-            let call = call.clone();
-            move |item| call.clone().begin(item)
-        };
-        let answers = stream::once(async { Ok(first) })
-            .chain(items)
-            .then(begin)
-            .map(move |begun| call.clone().finish(begun).boxed())
-            .buffered(self.items_inflight_max);
-        Ok(Box::pin(answers))
-    }
-}
-
-/// Whether entries are listed with their embeddings.
-#[derive(Clone, Copy)]
-enum Embeddings {
-    With,
-    Without,
-}
-
-impl Embeddings {
-    fn of(with_embeddings: bool) -> Self {
-        if with_embeddings { Self::With } else { Self::Without }
-    }
-}
-
-fn entries_to_wire(
-    snapshot: &dyn GalleryReader,
-    entries: Vec<(RowId, Entry)>,
-    embeddings: Embeddings,
-    cancellation: &Cancellation,
-) -> Result<Vec<wire::Entry>, Problem> {
-    let entry = |entry| entry_to_wire(snapshot, entry, embeddings, cancellation);
-    entries.into_iter().map(entry).collect()
-}
-
-/// The leading part of `entries` that fits a response, and the row of the last one if not all fit.
-fn fitting(
-    snapshot: &dyn GalleryReader,
-    entries: Vec<(RowId, Entry)>,
-    embeddings: Embeddings,
-    cancellation: &Cancellation,
-) -> Result<(Vec<wire::Entry>, Option<RowId>), Problem> {
-    let (mut room, mut last, mut fitting) = (PageRoom::default(), None, Vec::new());
-    for (row, entry) in entries {
-        let entry = entry_to_wire(snapshot, (row, entry), embeddings, cancellation)?;
-        if !room.takes(entry.encoded_len()) {
-            return Ok((fitting, last));
-        }
-        fitting.push(entry);
-        last = Some(row);
-    }
-    Ok((fitting, None))
-}
-
-fn entry_to_wire(
-    snapshot: &dyn GalleryReader,
-    (row, entry): (RowId, Entry),
-    embeddings: Embeddings,
-    cancellation: &Cancellation,
-) -> Result<wire::Entry, Problem> {
-    cancellation.check()?;
-    let embedding = match embeddings {
-        Embeddings::With => Some(snapshot.embedding(row)?),
-        Embeddings::Without => None,
-    };
-    Ok(convert::entry(entry, embedding))
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
@@ -368,6 +203,14 @@ impl wire::galleries_server::Galleries for GalleriesService {
         Ok(Response::new(wire::DeleteGalleryResponse {}))
     }
 
+    async fn enroll_entries(
+        &self,
+        request: Request<wire::EnrollEntriesRequest>,
+    ) -> Result<Response<wire::EnrollEntriesResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.enroll_batch(context, request.into_inner()).await?))
+    }
+
     type EnrollStream = ResponseStream<wire::EnrollResponse>;
 
     async fn enroll(
@@ -392,6 +235,14 @@ impl wire::galleries_server::Galleries for GalleriesService {
     ) -> Result<Response<wire::ListEntriesResponse>, Status> {
         let context = CallContext::of(&request);
         Ok(Response::new(self.page(&context, request.into_inner()).await?))
+    }
+
+    async fn get_chip_preview(
+        &self,
+        request: Request<wire::GetChipPreviewRequest>,
+    ) -> Result<Response<wire::GetChipPreviewResponse>, Status> {
+        let context = CallContext::of(&request);
+        Ok(Response::new(self.preview(&context, request.into_inner()).await?))
     }
 
     async fn list_vessels(
@@ -447,7 +298,16 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<Streaming<wire::ImportGalleryRequest>>,
     ) -> Result<Response<wire::ImportGalleryResponse>, Status> {
         let context = CallContext::of(&request);
-        let gallery = self.import(context, request.into_inner()).await?;
+        let gallery = self.import_streamed(&context, request.into_inner()).await?;
         Ok(Response::new(wire::ImportGalleryResponse { gallery: Some(gallery) }))
+    }
+
+    async fn import_uploaded_gallery(
+        &self,
+        request: Request<wire::ImportUploadedGalleryRequest>,
+    ) -> Result<Response<wire::ImportUploadedGalleryResponse>, Status> {
+        let context = CallContext::of(&request);
+        let gallery = self.import_uploaded(&context, request.into_inner()).await?;
+        Ok(Response::new(wire::ImportUploadedGalleryResponse { gallery: Some(gallery) }))
     }
 }

@@ -41,6 +41,7 @@ fn every_field_has_bounds() {
         "model.drop_path=-0.1",
         "model.drop_path=nan",
         "model.precision_speed_min=-0.1",
+        "model.precision=\"int8\"",
         "model.stride=0",
         "model.stride=17",
         "model.mie_coefficient=inf",

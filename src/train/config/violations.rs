@@ -6,7 +6,7 @@ use super::{
     Augmentation, BatchShape, CheckpointChoice, Gradient, ObjectiveName, OptimizerChoice, ScheduleChoice,
     StartKind, TrainConfig, ValidationChoice,
 };
-use crate::arithmetic::Pace;
+use crate::arithmetic::{Pace, Precision};
 use crate::message::{bounded, excerpt, one_line};
 
 /// A problem with one field, as a sentence that begins with the field's name.
@@ -71,6 +71,11 @@ impl TrainConfig {
             (0.0..=100.0).contains(&model.precision_speed_min),
             "model.precision_speed_min",
             "must be 0 to 100",
+        );
+        require(
+            model.precision != Precision::Int8,
+            "model.precision",
+            "must be \"f32\" or \"bf16\": int8 has no gradients",
         );
         let coefficient = model.mie_coefficient;
         require((-1000.0..=1000.0).contains(&coefficient), "model.mie_coefficient", "must be -1000 to 1000");

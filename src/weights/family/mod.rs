@@ -356,7 +356,7 @@ pub enum ArchitectureError {
         "base.pos_embed has {positions} positions, which no image size and stride known here gives: name them"
     )]
     Positions { positions: usize },
-    #[error("embed_dim {0} is no multiple of 64, so the number of heads is open: name it")]
+    #[error("embed_dim {0} is not a multiple of 64, so the number of heads is not known: give it")]
     Heads(usize),
 }
 

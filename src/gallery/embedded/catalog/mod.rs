@@ -2,7 +2,6 @@
 
 mod draft;
 mod error;
-mod tenant_folder;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +17,6 @@ use tokio::task::spawn_blocking;
 pub use error::EmbeddedOpenError;
 
 use draft::EmbeddedDraft;
-use tenant_folder::tenant_folder;
 
 use super::builder::GalleryBuilder;
 use super::handle::{EmbeddedGallery, QueueSettings};
@@ -26,7 +24,10 @@ use super::open::OpenError;
 use super::quota::Allowance;
 use super::writer::{Bounds, Writer};
 use crate::cancellation::spawn_cancellable;
-use crate::durable::{DirectoryLock, Folder, PartialFolder, discard_folder, remove_partial};
+use crate::durable::{
+    DirectoryLock, Folder, PartialFolder, discard_folder, ensure_folder, remove_partial, tenant_folder,
+};
+use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, ImportBounds, Imports, Listing, NewGallery,
     Place, Quotas, Slot, Unserved,
@@ -222,10 +223,7 @@ impl EmbeddedCatalog {
     /// A folder for a gallery that is being built.
     fn partial(&self, tenant: &str, name: &GalleryName) -> Result<PartialFolder, CatalogError> {
         let folder = self.0.root.join(tenant_folder(tenant));
-        if !folder.exists() {
-            fs::create_dir(&folder)?;
-            fs::File::open(&self.0.root)?.sync_all()?;
-        }
+        ensure_folder(&folder)?;
         Ok(PartialFolder::new(&folder.join(name.as_str()))?)
     }
 
@@ -325,6 +323,15 @@ impl CatalogStore for EmbeddedCatalog {
         census
     }
 
+    /// Nobody else has its galleries.
+    async fn move_to(&self, _: ModelDigest, _: bool) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
+    async fn leads_move(&self, _: ModelDigest) -> bool {
+        true
+    }
+
     async fn close(&self) {
         let catalog = self.clone();
         if let Err(cause) = spawn_blocking(move || Self::close(&catalog)).await {
@@ -361,7 +368,7 @@ fn slot(opened: &Opened) -> Slot {
 fn open_gallery(path: &Path, settings: &EmbeddedSettings, allowance: &Arc<Allowance>) -> Opened {
     let bounds =
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance: allowance.clone() };
-    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds).and_then(|writer| {
+    let opened = Writer::open(Arc::new(Folder(path.to_owned())), bounds, None).and_then(|writer| {
         EmbeddedGallery::start(writer, settings.queue)
             .map_err(|cause| OpenError::Io { file: "its thread", cause })
     });

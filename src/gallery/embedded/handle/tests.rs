@@ -22,7 +22,7 @@ fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
     let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 100, bytes_per_tenant: u64::MAX };
     let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
     let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
-    let writer = Writer::open(Arc::new(disk.clone()), bounds).expect("whole");
+    let writer = Writer::open(Arc::new(disk.clone()), bounds, None).expect("whole");
     EmbeddedGallery::start(writer, SETTINGS).expect("a thread")
 }
 
@@ -42,7 +42,7 @@ async fn a_gallery_whose_disk_is_full_is_read_only_until_it_is_opened_again() {
     disk.fail_after(0, Failure::Passing);
     let refused = full.enrol(enrolment("b", 2)).await.expect_err("there is no room");
     assert_eq!(refused, full.delete(Selector::Ids(vec![id("a")])).await.expect_err("read-only"));
-    assert_eq!(refused.to_string(), "the gallery takes no writes: writing chips.redb: no storage space");
+    assert_eq!(refused.to_string(), "the gallery is read-only: writing chips.redb: no storage space");
     assert_eq!(full.info().read_only.as_deref(), Some("writing chips.redb: no storage space"));
 
     let snapshot = full.snapshot();

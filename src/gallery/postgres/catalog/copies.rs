@@ -1,0 +1,197 @@
+//! This server's copies of the galleries: loaded, brought up to date, and removed.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use super::{Inner, LISTED, Listed, Opened, PostgresCatalog, blocking};
+use crate::durable::{discard_folder, tenant_folder};
+use crate::gallery::catalog::{CatalogError, GalleryName, Place, Unserved, UnservedKind};
+use crate::gallery::embedded::Bounds;
+use crate::gallery::postgres::gallery::PostgresGallery;
+use crate::gallery::postgres::load::{load_copy, open_copy};
+use crate::gallery::postgres::rows::query;
+use crate::gallery::postgres::sweep::sweep;
+use crate::gallery::store::StoreError;
+
+/// How often the copies follow the database without being asked for.
+const POLL: Duration = Duration::from_millis(200);
+/// Every so many polls, what nobody wants any more is removed.
+const POLLS_PER_SWEEP: u32 = 25;
+
+impl PostgresCatalog {
+    fn copy_folder(&self, id: i64) -> PathBuf {
+        self.0.folder.join(id.to_string())
+    }
+
+    fn bounds(&self, tenant: &str) -> Bounds {
+        let settings = &self.0.settings;
+        let allowance = self.allowance(tenant);
+        Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance }
+    }
+
+    /// The gallery with this server's copy, which is loaded if there is none. Blocks.
+    pub(super) fn open_or_load(
+        &self,
+        tenant: &str,
+        name: &GalleryName,
+        id: i64,
+    ) -> Result<Opened, CatalogError> {
+        let _loading = self.0.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(opened) = self.opened(id)? {
+            return Ok(opened);
+        }
+        let Inner { database, settings, .. } = &*self.0;
+        let folder = self.copy_folder(id);
+        let open = || open_copy(&folder, database, id, self.bounds(tenant), settings);
+        let copy = match open() {
+            Ok(copy) => Ok(copy),
+            Err(cause) => {
+                tracing::info!(gallery = id, %cause, "a gallery is loaded from the database");
+                load_copy(&folder, database, id, settings.cache_bytes)?;
+                open()
+            }
+        };
+        let gallery = copy.map(|copy| Arc::new(PostgresGallery::new(copy))).map_err(|cause| {
+            tracing::error!(gallery = id, %cause, "a gallery is not served");
+            Arc::new(Unserved {
+                kind: UnservedKind::Unreadable,
+                cause: cause.to_string(),
+                way_out: "look at this server's disk and start it again",
+            })
+        });
+        let place = Place { tenant: tenant_folder(tenant).into(), name: name.clone() };
+        let opened = Opened { place, gallery };
+        self.state().open.insert(id, opened.clone());
+        Ok(opened)
+    }
+
+    pub(super) async fn open_async(
+        &self,
+        tenant: &str,
+        name: &GalleryName,
+        id: i64,
+    ) -> Result<Opened, CatalogError> {
+        if let Some(opened) = self.opened(id)? {
+            return Ok(opened);
+        }
+        let (catalog, tenant, name) = (self.clone(), tenant.to_owned(), name.clone());
+        blocking(self.database(), move || catalog.open_or_load(&tenant, &name, id)).await
+    }
+
+    /// The gallery with a copy that has at least what `listed` says.
+    pub(super) async fn up_to_date(&self, listed: &Listed) -> Result<Opened, CatalogError> {
+        let opened = self.open_async(&listed.tenant, &listed.name, listed.id).await?;
+        if let Ok(gallery) = &opened.gallery {
+            match gallery.follow(listed.commit, listed.committed_at).await {
+                Err(StoreError::Outdated) => self.reload(&listed.tenant, listed.id, gallery).await?,
+                followed => followed?,
+            }
+        }
+        Ok(opened)
+    }
+
+    /// Replaces a copy by the gallery as it is now.
+    async fn reload(
+        &self,
+        tenant: &str,
+        id: i64,
+        gallery: &Arc<PostgresGallery>,
+    ) -> Result<(), CatalogError> {
+        let (catalog, tenant, gallery) = (self.clone(), tenant.to_owned(), Arc::clone(gallery));
+        blocking(self.database(), move || {
+            let _loading = catalog.0.loading.lock().unwrap_or_else(PoisonError::into_inner);
+            let Inner { database, settings, .. } = &*catalog.0;
+            tracing::info!(gallery = id, "a copy is too old and is loaded anew");
+            let folder = catalog.copy_folder(id);
+            let former = gallery.copy();
+            load_copy(&folder, database, id, settings.cache_bytes)?;
+            let copy = open_copy(&folder, database, id, catalog.bounds(&tenant), settings)?;
+            gallery.replace(copy);
+            former.abandon();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Closes a gallery that is deleted, and removes its copy.
+    pub(super) async fn forget(&self, id: i64) -> Result<(), CatalogError> {
+        let Some(Opened { gallery, .. }) = self.state().open.remove(&id) else { return Ok(()) };
+        let folder = self.copy_folder(id);
+        blocking(self.database(), move || {
+            if let Ok(gallery) = gallery {
+                gallery.copy().abandon();
+            }
+            Ok(discard_folder(&folder)?)
+        })
+        .await
+    }
+
+    /// Brings all copies up to date, those of new and deleted galleries included.
+    pub(super) async fn poll(&self) -> Result<(), CatalogError> {
+        let sql = format!("select {LISTED} from galleries where name is not null");
+        let rows = self.0.database.run(move |connection| async move { query!(connection, &sql) }).await?;
+        let listed = rows.iter().map(Listed::of).collect::<Result<Vec<_>, _>>()?;
+        for gallery in &listed {
+            if let Err(cause) = self.up_to_date(gallery).await {
+                tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
+            }
+        }
+        let known: Vec<i64> = self.state().open.keys().copied().collect();
+        for id in known.into_iter().filter(|id| listed.iter().all(|gallery| gallery.id != *id)) {
+            // A gallery that was made since is not among those that were listed.
+            if !self.is_named(id).await? {
+                self.forget(id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_named(&self, id: i64) -> Result<bool, StoreError> {
+        let named = self.0.database.run(move |connection| async move {
+            query!(connection, "select from galleries where id = $1 and name is not null", id => INT8)
+        });
+        Ok(!named.await?.is_empty())
+    }
+
+    /// Removes copies of galleries that were deleted while the server was down.
+    pub(super) fn drop_strays(&self) -> Result<(), CatalogError> {
+        for entry in fs::read_dir(&self.0.folder)? {
+            let entry = entry?;
+            let id = entry.file_name().to_string_lossy().parse::<i64>();
+            if id.is_ok_and(|id| !self.state().open.contains_key(&id)) {
+                discard_folder(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Follows the database until the catalog is closed.
+pub async fn follow(catalog: Weak<Inner>, ended: CancellationToken) {
+    let mut ticks = interval(POLL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut polls, mut is_reached) = (0_u32, true);
+    loop {
+        tokio::select! {
+            () = ended.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(catalog) = catalog.upgrade().map(PostgresCatalog) else { return };
+        let mut polled = catalog.poll().await;
+        polls += 1;
+        if polled.is_ok() && polls % POLLS_PER_SWEEP == 0 {
+            polled = sweep(&catalog.0.database).await.map_err(CatalogError::from);
+        }
+        match &polled {
+            Ok(()) if !is_reached => tracing::info!("the database of the galleries is reached again"),
+            Err(cause) if is_reached => tracing::warn!(%cause, "the galleries do not follow their database"),
+            _ => {}
+        }
+        is_reached = polled.is_ok();
+    }
+}

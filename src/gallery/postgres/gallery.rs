@@ -1,0 +1,116 @@
+//! One shared gallery: a copy that may be replaced as a whole.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use async_trait::async_trait;
+
+use crate::embedding::{Embedding, ModelDigest};
+use crate::gallery::embedded::EmbeddedGallery;
+use crate::gallery::entry::VesselId;
+use crate::gallery::index::RowId;
+use crate::gallery::store::{
+    Enrolled, Enrolment, Field, Flip, GalleryReader, GalleryStore, Info, Opening, Selector, StoreError,
+    Update, Updated,
+};
+
+/// One gallery of a database, as this server has it.
+#[derive(Debug)]
+pub struct PostgresGallery {
+    copy: RwLock<Arc<EmbeddedGallery>>,
+    /// One change of the copy at a time.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl PostgresGallery {
+    pub fn new(copy: Arc<EmbeddedGallery>) -> Self {
+        Self { copy: RwLock::new(copy), changing: tokio::sync::Mutex::default() }
+    }
+
+    pub fn copy(&self) -> Arc<EmbeddedGallery> {
+        self.copy.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Returns the former copy.
+    pub fn replace(&self, copy: Arc<EmbeddedGallery>) -> Arc<EmbeddedGallery> {
+        std::mem::replace(&mut *self.copy.write().unwrap_or_else(PoisonError::into_inner), copy)
+    }
+
+    /// Takes in what the copy lacks, unless it is at `commit`.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or the copy is to be loaded anew.
+    pub async fn follow(&self, commit: u64, committed_at: i64) -> Result<(), StoreError> {
+        // Commits of others that wait here are there once the first has followed.
+        let _changing = self.changing.lock().await;
+        let is_there = {
+            let copy = self.copy();
+            let snapshot = copy.published();
+            // A copy that is ahead asks again: the database may have been put back to an earlier state.
+            (snapshot.state().commit, snapshot.state().committed_at) == (commit, committed_at)
+        };
+        if is_there { Ok(()) } else { self.copy().follow().await }
+    }
+}
+
+#[async_trait]
+impl GalleryStore for PostgresGallery {
+    fn snapshot(&self) -> Arc<dyn GalleryReader> {
+        self.copy().snapshot()
+    }
+
+    fn opening(&self) -> Opening {
+        self.copy().opening()
+    }
+
+    fn info(&self) -> Info {
+        self.copy().info()
+    }
+
+    async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
+        self.copy().enrol(enrolment).await
+    }
+
+    async fn delete(&self, selector: Selector) -> Result<u64, StoreError> {
+        self.copy().delete(selector).await
+    }
+
+    async fn update(&self, updates: Vec<Update>, fields: Vec<Field>) -> Result<Updated, StoreError> {
+        self.copy().update(updates, fields).await
+    }
+
+    async fn merge(&self, vessels: Vec<VesselId>, into: VesselId) -> Result<u64, StoreError> {
+        self.copy().merge(vessels, into).await
+    }
+
+    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+        self.copy().begin_shadow(model, dimension).await
+    }
+
+    async fn drop_shadow(&self) -> Result<(), StoreError> {
+        self.copy().drop_shadow().await
+    }
+
+    async fn fill_shadow(
+        &self,
+        model: ModelDigest,
+        embeddings: Vec<(RowId, Embedding)>,
+    ) -> Result<u64, StoreError> {
+        self.copy().fill_shadow(model, embeddings).await
+    }
+
+    async fn flip(&self, model: ModelDigest) -> Result<Flip, StoreError> {
+        self.copy().flip(model).await
+    }
+
+    fn stall(&self, reason: Option<(ModelDigest, String)>) {
+        self.copy().stall(reason);
+    }
+
+    fn file_bytes(&self) -> u64 {
+        self.copy().file_bytes()
+    }
+
+    fn is_held_up(&self, before: u64) -> bool {
+        self.copy().is_held_up(before)
+    }
+}

@@ -1,0 +1,335 @@
+//! A catalog in PostgreSQL does what every catalog does, and the servers of one database see each other's commits. Each
+//! catalog has a schema of its own in one database server, which these tests start.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::chown;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use tempfile::TempDir;
+
+use super::conformance::Trial;
+use super::model::{Model, Operation};
+use super::*;
+
+/// The user that the database server runs as where the tests run as root, which it refuses.
+const NOBODY: u32 = 65534;
+
+/// Where Debian keeps the newest PostgreSQL, if it is installed.
+fn programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut found: Vec<PathBuf> = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
+    found.sort();
+    found.pop().filter(|programs| programs.join("postgres").exists())
+}
+
+/// The folder of the socket of a database server, which ends with this process.
+fn server() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOLDER.get_or_init(|| start(&programs()?).into()).as_deref()
+}
+
+fn start(programs: &Path) -> PathBuf {
+    let folder = folder().keep();
+    let data = folder.join("data");
+    chown(&folder, Some(NOBODY), Some(NOBODY)).expect("root, or it is ours");
+    let as_nobody = |program: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "INT"]);
+        command.arg(programs.join(program)).arg("-D").arg(&data).current_dir(&folder);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let made =
+        as_nobody("initdb").args(["-U", "shipreid", "-A", "trust", "-E", "UTF8", "--no-sync"]).output();
+    let made = made.expect("setpriv runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let mut command = as_nobody("postgres");
+    command.arg("-k").arg(&folder).args([
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "fsync=off",
+        "-c",
+        "max_connections=400",
+    ]);
+    // The thread that starts it lives as long as the process, and with it the server does.
+    thread::spawn(move || {
+        let mut server = command.spawn().expect("setpriv runs");
+        let log = BufReader::new(server.stderr.take().expect("piped"));
+        for line in log.lines().map_while(Result::ok) {
+            if line.contains("ready to accept connections") {
+                let _ = ready.send(());
+            }
+        }
+        panic!("the database server ended: {:?}", server.wait());
+    });
+    is_ready.recv().expect("it starts");
+    folder
+}
+
+/// One database, of which any number of servers may open catalogs.
+struct Shared {
+    url: String,
+    schema: String,
+    folders: TempDir,
+    servers: AtomicU32,
+}
+
+impl Shared {
+    /// `None` where PostgreSQL is not installed.
+    async fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let Some(socket) = server() else {
+            // Past the harness, which would keep it to itself.
+            let _ = writeln!(std::io::stderr(), "skipped: shared galleries: no PostgreSQL (make operators)");
+            return None;
+        };
+        let schema = format!("trial_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let host = socket.to_str().expect("text").replace('/', "%2F");
+        let base = format!("postgres://shipreid@{host}/postgres");
+        let url = format!("{base}?options=-csearch_path%3D{schema}&application_name={schema}");
+        let shared = Self { url, schema, folders: folder(), servers: AtomicU32::new(0) };
+        shared.execute(&format!("create schema {}", shared.schema)).await;
+        Some(shared)
+    }
+
+    /// Runs statements as an operator would.
+    async fn execute(&self, sql: &str) {
+        let (client, connection) =
+            tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.expect("a server");
+        let connection = tokio::spawn(connection);
+        client.batch_execute(sql).await.expect("executed");
+        drop(client);
+        connection.await.expect("no panic").expect("no error");
+    }
+
+    /// A server with an empty folder.
+    async fn open(&self) -> PostgresCatalog {
+        self.open_with(settings().quotas).await
+    }
+
+    async fn open_with(&self, quotas: Quotas) -> PostgresCatalog {
+        self.reopen(self.servers.fetch_add(1, Ordering::Relaxed), quotas).await.expect("a catalog")
+    }
+
+    /// A server that may have copies.
+    async fn reopen(&self, server: u32, quotas: Quotas) -> Result<PostgresCatalog, CatalogError> {
+        let folder = self.folders.path().join(server.to_string());
+        PostgresCatalog::open(&self.url, &folder, EmbeddedSettings { quotas, ..settings() }).await
+    }
+}
+
+fn operations() -> usize {
+    std::env::var("SHIPREID_OPERATIONS").map_or(1000, |text| text.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_catalog_in_postgres_does_what_every_catalog_does() {
+    if Shared::new().await.is_none() {
+        return;
+    }
+    let open = |quotas| -> Catalog {
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let shared = Shared::new().await.expect("it is installed");
+                let catalog = shared.open_with(quotas).await;
+                let _folders = shared.folders.keep();
+                Arc::new(catalog)
+            })
+        })
+    };
+    catalog_conformance::check(open).await;
+}
+
+/// Servers take turns: each sees what the others have done as soon as it asks for the gallery, and what is held of an
+/// earlier state stays as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gallery_of_three_servers_is_one_gallery() {
+    let Some(shared) = Shared::new().await else { return };
+    let servers = [shared.open().await, shared.open().await, shared.open().await];
+    let gallery = servers[0].create("t", &name("a"), new_gallery()).await.expect("made");
+    let mut trial = Trial::new(gallery, 11);
+    let (mut done, mut held) = (0, Vec::<(Model, Arc<dyn GalleryReader>)>::new());
+    while done < operations() {
+        let turn = trial.generator.0.random_range(0..servers.len());
+        trial.gallery = CatalogStore::get(&servers[turn], "t", &name("a")).await.expect("there");
+        trial.check();
+        if done % 7 == 0 {
+            held.push((trial.model.clone(), trial.gallery.snapshot()));
+        }
+        done += trial.change().await;
+        trial.check();
+    }
+    for (model, snapshot) in held {
+        model.check(&*snapshot);
+    }
+    let exports = futures_util::future::join_all(servers.iter().map(whole)).await;
+    let fresh = shared.open().await;
+    assert!(exports.iter().all(|export| *export == exports[0]), "all servers have the same");
+    assert_eq!(whole(&fresh).await, exports[0], "and so has one that starts with nothing");
+    trial.gallery = CatalogStore::get(&fresh, "t", &name("a")).await.expect("there");
+    trial.check();
+}
+
+async fn whole(server: &PostgresCatalog) -> Vec<u8> {
+    let gallery = CatalogStore::get(server, "t", &name("a")).await.expect("there");
+    tokio::task::spawn_blocking(move || export(&gallery, Chips::With)).await.expect("no panic")
+}
+
+/// Writers of two servers at once: whatever the order, both come to what a third one reads from nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_of_two_servers_at_once_come_to_one_state() {
+    let Some(shared) = Shared::new().await else { return };
+    let servers = [shared.open().await, shared.open().await];
+    let first = servers[0].create("t", &name("a"), new_gallery()).await.expect("made");
+    let second = CatalogStore::get(&servers[1], "t", &name("a")).await.expect("there");
+    let mut generator = super::generator::OperationGenerator::new(13);
+    let mut done = 0;
+    while done < operations() {
+        let count = generator.0.random_range(2..40);
+        let asked: Vec<(Gallery, Operation)> = (0..count)
+            .map(|_| {
+                let gallery = if generator.0.random() { &first } else { &second };
+                (Arc::clone(gallery), generator.operation())
+            })
+            .collect();
+        done += asked.len();
+        futures_util::future::join_all(
+            asked.iter().map(|(gallery, operation)| operation.clone().ask(&**gallery)),
+        )
+        .await;
+    }
+    let fresh = shared.open().await;
+    let expected = whole(&fresh).await;
+    for server in &servers {
+        assert_eq!(whole(server).await, expected);
+    }
+    assert!(first.info().entries > 0);
+}
+
+/// A server that was away takes in what has happened meanwhile: changes, galleries that came and went, and more than it
+/// can follow.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_was_away_catches_up() {
+    let Some(shared) = Shared::new().await else { return };
+    let stays = shared.open().await;
+    let away = shared.reopen(100, settings().quotas).await.expect("a catalog");
+    let gallery = away.create("t", &name("a"), new_gallery()).await.expect("made");
+    away.create("t", &name("gone"), new_gallery()).await.expect("made");
+    for seed in 0..5 {
+        gallery.enrol(enrolment(&seed.to_string(), seed)).await.expect("enrolled");
+    }
+    CatalogStore::close(&away).await;
+
+    let gallery = CatalogStore::get(&stays, "t", &name("a")).await.expect("there");
+    gallery.delete(Selector::Ids(vec![id("1"), id("3")])).await.expect("deleted");
+    gallery.merge(vec![], VesselId::new("v").expect("an id")).await.expect("merged");
+    gallery.enrol(enrolment("5", 5)).await.expect("enrolled");
+    stays.delete("t", &name("gone")).await.expect("there");
+    stays.create("t", &name("new"), new_gallery()).await.expect("made");
+    let away = shared.reopen(100, settings().quotas).await.expect("its copies");
+    assert_eq!(away.served().len(), 2);
+    assert_eq!(whole(&away).await, whole(&stays).await);
+    CatalogStore::close(&away).await;
+
+    // What it would have to follow is forgotten, so its copy is loaded anew.
+    gallery.delete(Selector::Ids(vec![id("0")])).await.expect("deleted");
+    shared.execute("update galleries set removed_from = commit; delete from removed").await;
+    let away = shared.reopen(100, settings().quotas).await.expect("a catalog");
+    assert_eq!(whole(&away).await, whole(&stays).await);
+    assert_eq!(CatalogStore::get(&away, "t", &name("a")).await.expect("there").info().entries, 3);
+}
+
+/// Two servers of which one does not know that the database was put back to an earlier state.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_restored_from_a_backup_is_what_counts() {
+    let Some(shared) = Shared::new().await else { return };
+    let server = shared.open().await;
+    let gallery = server.create("t", &name("a"), new_gallery()).await.expect("made");
+    gallery.enrol(enrolment("kept", 1)).await.expect("enrolled");
+    shared
+        .execute(
+            "create table g as table galleries; create table e as table entries;
+            create table v as table vectors; create table c as table chips",
+        )
+        .await;
+    gallery.enrol(enrolment("lost", 2)).await.expect("enrolled");
+    shared
+        .execute(
+            "begin; delete from galleries; delete from entries; delete from vectors; delete from chips;
+            insert into galleries overriding system value select * from g;
+            insert into entries select * from e; insert into vectors select * from v;
+            insert into chips select * from c; commit",
+        )
+        .await;
+    let gallery = CatalogStore::get(&server, "t", &name("a")).await.expect("there");
+    assert_eq!(gallery.snapshot().find(&id("lost")), Ok(None));
+    assert_eq!(gallery.info().entries, 1);
+    assert_eq!(gallery.enrol(enrolment("next", 3)).await, Ok(Enrolled::Created));
+}
+
+/// Connections that the database ends fail what they were doing, and nothing after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_end_are_replaced() {
+    let Some(shared) = Shared::new().await else { return };
+    let server = shared.open().await;
+    let gallery = server.create("t", &name("a"), new_gallery()).await.expect("made");
+    let (mut outcomes, mut expected) = ([0, 0], 0);
+    for seed in 0..60_u64 {
+        if seed % 10 == 5 {
+            // Those of this schema only: other tests share the database.
+            let own = format!(
+                "select pg_terminate_backend(pid) from pg_stat_activity
+                where pid <> pg_backend_pid() and application_name = '{}'",
+                shared.schema
+            );
+            shared.execute(&own).await;
+        }
+        let named = seed.to_string();
+        match gallery.enrol(enrolment(&named, seed)).await {
+            Ok(Enrolled::Created) => outcomes[0] += 1,
+            Err(StoreError::Unreachable(_)) => {
+                outcomes[1] += 1;
+                // Asked again, it is there once.
+                let mut again = gallery.enrol(enrolment(&named, seed)).await;
+                while matches!(again, Err(StoreError::Unreachable(_))) {
+                    again = gallery.enrol(enrolment(&named, seed)).await;
+                }
+                assert!(matches!(again, Ok(Enrolled::Created | Enrolled::Unchanged)), "{again:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        expected += 1;
+    }
+    assert!(outcomes[1] > 0, "some connection was in use when it ended");
+    let gallery = CatalogStore::get(&shared.open().await, "t", &name("a")).await.expect("there");
+    assert_eq!(gallery.info().entries, expected);
+}
+
+/// What cannot be used is refused with the reason, before anything is changed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_cannot_be_used_is_refused_in_one_line() {
+    let Some(shared) = Shared::new().await else { return };
+    let opened = shared.open().await;
+    CatalogStore::close(&opened).await;
+    let refused = async |url: String| {
+        let folder = shared.folders.path().join("refused");
+        let refused = PostgresCatalog::open(&url, &folder, settings()).await.map(drop);
+        let message = refused.expect_err("it cannot be used").to_string();
+        assert_eq!(message.lines().count(), 1, "{message}");
+        message
+    };
+    let wrong = refused(shared.url.replace("/postgres?", "/nowhere?")).await;
+    assert!(wrong.contains("database \"nowhere\" does not exist"), "{wrong}");
+    let wrong = refused(shared.url.replace("shipreid@", "nobody:secret@")).await;
+    assert!(wrong.contains("role \"nobody\" does not exist") && !wrong.contains("secret"), "{wrong}");
+    let wrong = refused("postgres://shipreid@127.0.0.1:1/postgres".into()).await;
+    assert!(wrong.contains("cannot be reached"), "{wrong}");
+    shared.execute("update shipreid set version = 99").await;
+    let wrong = refused(shared.url.clone()).await;
+    assert!(wrong.contains("version 99, this program knows up to version 1"), "{wrong}");
+}

@@ -1,0 +1,101 @@
+//! Linear layers in int8 between tensors: one copy of their weights, whoever computes with it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::slice;
+use std::sync::Arc;
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::int8::{After, INPUTS_MAX, Linear8};
+
+/// The layers of a model by name, rounded by the first network that needs them.
+#[derive(Debug, Default)]
+pub struct RoundedLayers(RefCell<BTreeMap<String, Arc<Linear8>>>);
+
+impl RoundedLayers {
+    /// The layer with this name, which `make` rounds if it is the first to be asked for.
+    pub fn layer<E>(&self, name: &str, make: impl FnOnce() -> Result<Linear8, E>) -> Result<Arc<Linear8>, E> {
+        if let Some(layer) = self.0.borrow().get(name) {
+            return Ok(Arc::clone(layer));
+        }
+        let layer = Arc::new(make()?);
+        self.0.borrow_mut().insert(name.to_owned(), Arc::clone(&layer));
+        Ok(layer)
+    }
+
+    /// Whether the tensor with this name is part of a rounded layer, which makes it superfluous.
+    pub fn has(&self, tensor: &str) -> bool {
+        tensor.rsplit_once('.').is_some_and(|(layer, _)| self.0.borrow().contains_key(layer))
+    }
+}
+
+/// Rounds `weight` `[outputs, inputs]`; `bias` `[outputs]`.
+///
+/// # Errors
+/// If the shapes do not match or the layer is too wide.
+pub fn round(weight: &Tensor, bias: &Tensor) -> Result<Linear8, TchError> {
+    let (outputs, inputs) = weight.size2()?;
+    if bias.size() != [outputs] || !(1..=INPUTS_MAX as i64).contains(&inputs) {
+        return Err(TchError::Shape(format!(
+            "a weight of {outputs} x {inputs} and a bias of {:?} cannot be rounded to int8",
+            bias.size()
+        )));
+    }
+    let [weight, bias] = [on_cpu(weight)?, on_cpu(bias)?];
+    Ok(Linear8::new(numbers(&weight), numbers(&bias), inputs as usize))
+}
+
+/// [rows, inputs] -> [rows, outputs], plus `residual` of that shape.
+///
+/// # Errors
+/// If the shapes do not match.
+pub fn forward(
+    layer: &Linear8,
+    x: &Tensor,
+    after: After,
+    residual: Option<&Tensor>,
+) -> Result<Tensor, TchError> {
+    let (rows, inputs) = x.size2()?;
+    let shape = [rows, layer.outputs() as i64];
+    let is_alike = residual.is_none_or(|residual| residual.size() == shape);
+    if inputs != layer.inputs() as i64 || !is_alike {
+        return Err(TchError::Shape(format!("a layer with {} inputs got {inputs}", layer.inputs())));
+    }
+    let (x, residual) = (on_cpu(x)?, residual.map(on_cpu).transpose()?);
+    let mut y = Tensor::f_empty(shape, (Kind::Float, tch::Device::Cpu))?;
+    let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1);
+    layer.forward(numbers(&x), after, residual.as_ref().map(numbers), numbers_mut(&mut y), threads);
+    Ok(y)
+}
+
+/// In f32, row by row, on the host: the tensor itself where it is all that.
+fn on_cpu(tensor: &Tensor) -> Result<Tensor, TchError> {
+    tensor.detach().f_to_device(tch::Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()
+}
+
+/// The numbers of a tensor that comes from [`on_cpu`].
+fn numbers(tensor: &Tensor) -> &[f32] {
+    assert!(is_plain(tensor));
+    match tensor.numel() {
+        0 => &[],
+        // SAFETY: a contiguous f32 tensor on the host is so many numbers, which live as long as the tensor and are not
+        // changed while it is borrowed: nothing here writes to inputs.
+        length => unsafe { slice::from_raw_parts(tensor.data_ptr().cast(), length) },
+    }
+}
+
+/// The numbers of a new tensor.
+fn numbers_mut(tensor: &mut Tensor) -> &mut [f32] {
+    assert!(is_plain(tensor));
+    match tensor.numel() {
+        0 => &mut [],
+        // SAFETY: as above; a new tensor shares its memory with no other. libtorch's memory may be uninitialised, of
+        // which any bits are an f32.
+        length => unsafe { slice::from_raw_parts_mut(tensor.data_ptr().cast(), length) },
+    }
+}
+
+fn is_plain(tensor: &Tensor) -> bool {
+    tensor.kind() == Kind::Float && tensor.device() == tch::Device::Cpu && tensor.is_contiguous()
+}
