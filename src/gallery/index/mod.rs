@@ -10,6 +10,7 @@ use super::entry::{Entry, EntryId};
 mod block;
 mod codes;
 mod floor;
+mod grown;
 mod ids;
 mod kernel;
 mod names;

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::sync::PoisonError;
 
 use super::block::{BLOCK, Block};
+use super::codes::Measure;
 use super::ids::IdSum;
 use super::names::{DetectionHash, LabelSet, NamedVessel, SavedNames, SceneNumber};
 use super::segment::{RowFacts, Segment};
@@ -111,7 +112,7 @@ impl Index {
         while index.len < rows {
             let count = (rows - index.len).min(ROWS);
             let mut segment = Segment::new(dimension);
-            let mut measures = Vec::with_capacity(count);
+            let (mut measures, mut sums) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for _ in 0..count {
                 let mut bytes = [0; ROW_BYTES];
                 input.read_exact(&mut bytes)?;
@@ -131,11 +132,12 @@ impl Index {
                 }
                 segment.push_facts(row.row, row.known);
                 index.count(row.known);
-                measures.push((row.scale, row.residual, row.sum));
+                measures.push(row.measure);
+                sums.push(row.sum);
             }
             blocks.resize(count * row_blocks, Block::padded(&[]));
             input.read_exact(Block::bytes_mut(&mut blocks))?;
-            segment.push_codes(&blocks, &measures);
+            segment.push_codes(&blocks, &measures, &sums);
             let start = index.segments.len() * ROWS;
             index.segments.push(segment);
             index.live.grow(index.segments.len() * ROWS);
@@ -157,8 +159,7 @@ pub fn hash_mark() -> u64 {
 /// A row without its codes.
 struct SavedRow {
     row: RowId,
-    scale: f32,
-    residual: f32,
+    measure: Measure,
     sum: i32,
     known: RowFacts,
 }
@@ -168,7 +169,7 @@ impl SavedRow {
     fn of(bytes: [u8; ROW_BYTES]) -> Option<Self> {
         let mut bytes = Packed(bytes, 0);
         let row = RowId(u64::from_le_bytes(bytes.next()));
-        let (scale, residual) = (f32::from_le_bytes(bytes.next()), f32::from_le_bytes(bytes.next()));
+        let [scale, residual] = std::array::from_fn(|_| f32::from_le_bytes(bytes.next()));
         let sum = i32::from_le_bytes(bytes.next());
         let [flags] = bytes.next();
         let observed_at = Time::from_nanos(i64::from_le_bytes(bytes.next()));
@@ -187,7 +188,7 @@ impl SavedRow {
             detection: DetectionHash::from_number(u64::from_le_bytes(bytes.next())),
             labels: LabelSet::from_number(u32::from_le_bytes(bytes.next())),
         };
-        Some(Self { row, scale, residual, sum, known })
+        Some(Self { row, measure: Measure { scale, residual }, sum, known })
     }
 }
 
