@@ -27,8 +27,8 @@ pub use entry::{
 };
 pub use filter::{Area, Filter, TimeRange, TimeRangeError};
 pub use index::{
-    Code, CodeRef, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber,
-    SearchResult, Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
+    Code, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult,
+    Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
 #[cfg(not(fuzzing))]
 pub use postgres::PostgresCatalog;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use redb::{ReadableTable, Table, TableDefinition, WriteTransaction};
 
 use super::journal::Effects;
+use super::prepared::{Prepared, Vector};
 use super::quota::Allowance;
 use super::record::{RowRecord, StateRecord};
 use super::schema::{ENTRIES, GONE, IDS, write_state};
@@ -14,13 +15,9 @@ use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::catalog::Quotas;
 use crate::gallery::entry::{Entry, EntryId, VesselId};
 use crate::gallery::filter::Filter;
-use crate::gallery::index::{Code, Index, RowId};
-use crate::gallery::record::{
-    ChipRecord, EntryRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes,
-};
-use crate::gallery::store::{
-    About, Conflict, Enrolled, Enrolment, Field, Selector, StoreError, Update, Updated,
-};
+use crate::gallery::index::{Index, RowId};
+use crate::gallery::record::{EntryRecord, decode, encode, seal, sealed_vector_bytes, vector_bytes};
+use crate::gallery::store::{About, Conflict, Enrolled, Field, Selector, StoreError, Update, Updated};
 
 /// The settings that a batch is applied under.
 #[derive(Clone, Copy)]
@@ -111,25 +108,27 @@ impl<'t> WriteBatch<'t> {
         })
     }
 
+    /// What enrolments are prepared for.
+    #[cfg(test)]
+    pub fn about(&self) -> &'t About {
+        self.ground.about
+    }
+
     /// # Errors
     /// The enrolment is refused, or the transaction failed.
-    pub fn enrol(&mut self, enrolment: &Enrolment) -> Result<Enrolled, StoreError> {
-        let entry = &enrolment.entry;
-        let embedding = self.embedding(enrolment)?;
+    pub fn enrol(&mut self, enrolment: Prepared) -> Result<Enrolled, StoreError> {
+        let Prepared { entry, record, chip, vector, shadow, conflict } = enrolment;
+        let active = self.active(&vector, shadow.as_ref())?;
         let previous = self.find(&entry.id)?;
         match &previous {
             Some(previous) if previous.entry.content == entry.content => return Ok(Enrolled::Unchanged),
-            Some(_) if enrolment.conflict == Conflict::Refuse => {
+            Some(_) if conflict == Conflict::Refuse => {
                 return Err(StoreError::AlreadyExists(entry.id.clone()));
             }
             Some(_) => {}
             None => self.check_room()?,
         }
-        let chip = enrolment.chip.as_ref().filter(|_| self.ground.about.keeps_chips);
-        let chip = chip.map(|chip| encode(&ChipRecord::from(chip)));
-        let vector = embedding.as_slice();
-        let record = encode(&RowRecord::new(EntryRecord::from(entry), chip.as_deref()));
-        let stored = seal(vector_bytes(vector));
+        let stored = &active.sealed;
         let bytes = (record.len() + stored.len() + chip.as_ref().map_or(0, Vec::len)) as u64;
         self.account(previous.as_ref().map_or(0, |previous| self.bytes(previous)), bytes)?;
         if let Some(previous) = &previous {
@@ -137,15 +136,15 @@ impl<'t> WriteBatch<'t> {
         }
         let row = RowId(self.state.next_row);
         self.state.next_row += 1;
-        self.insert(row, entry, &record, &stored)?;
+        self.insert(row, &entry, &record, stored)?;
         if let Some(effects) = &mut self.effects {
             effects.insert(row, &record, chip.as_deref());
-            effects.add_vector(self.ground.about.generation, row, &stored);
+            effects.add_vector(self.ground.about.generation, row, stored);
         }
-        if let Some(shadow) = &enrolment.shadow {
-            self.insert_shadow(row, shadow.model, &shadow.embedding)?;
+        if let Some(Vector { model, dimension, sealed, .. }) = &shadow {
+            self.insert_shadow(row, *model, *dimension, || sealed.clone())?;
         }
-        self.index.push(row, &Code::new(vector), entry);
+        self.index.push(row, &active.code, &entry);
         self.changes.chips.extend(chip.map(|chip| (row, chip)));
         Ok(if previous.is_some() { Enrolled::Replaced } else { Enrolled::Created })
     }
@@ -235,7 +234,8 @@ impl<'t> WriteBatch<'t> {
                 return Err(StoreError::Dimension { expected: expected.dimension, found });
             }
             let is_there = self.entries.get(row.0).map_err(DatabaseError::from)?.is_some();
-            if is_there && self.insert_shadow(*row, model, embedding)? {
+            let sealed = || seal(vector_bytes(embedding.as_slice()));
+            if is_there && self.insert_shadow(*row, model, found, sealed)? {
                 added += 1;
             }
         }
@@ -274,18 +274,16 @@ impl<'t> WriteBatch<'t> {
     }
 
     /// The active embedding. If the shadow became active after the enrolment was prepared, it is the shadow's.
-    fn embedding<'e>(&self, enrolment: &'e Enrolment) -> Result<&'e Embedding, StoreError> {
+    fn active<'v>(&self, vector: &'v Vector, shadow: Option<&'v Vector>) -> Result<&'v Vector, StoreError> {
         let about = self.ground.about;
-        let embedding = match &enrolment.shadow {
-            _ if enrolment.model == about.model => &enrolment.embedding,
-            Some(shadow) if shadow.model == about.model => &shadow.embedding,
-            _ => return Err(StoreError::Model { expected: about.model, found: enrolment.model }),
-        };
-        let found = embedding.dimension();
-        if found != about.dimension {
-            return Err(StoreError::Dimension { expected: about.dimension, found });
+        let mut either = [Some(vector), shadow].into_iter().flatten();
+        let active = either.find(|vector| vector.model == about.model);
+        let active = active.ok_or(StoreError::Model { expected: about.model, found: vector.model })?;
+        if active.dimension == about.dimension {
+            Ok(active)
+        } else {
+            Err(StoreError::Dimension { expected: about.dimension, found: active.dimension })
         }
-        Ok(embedding)
     }
 
     fn check_room(&self) -> Result<(), StoreError> {
@@ -361,15 +359,16 @@ impl<'t> WriteBatch<'t> {
         &mut self,
         row: RowId,
         model: ModelDigest,
-        embedding: &Embedding,
+        dimension: usize,
+        sealed: impl FnOnce() -> Vec<u8>,
     ) -> Result<bool, DatabaseError> {
         let (Some(about), Some(table)) = (self.ground.about.shadow, &mut self.shadow) else {
             return Ok(false);
         };
-        if about.model != model || about.dimension != embedding.dimension() || table.get(row.0)?.is_some() {
+        if about.model != model || about.dimension != dimension || table.get(row.0)?.is_some() {
             return Ok(false);
         }
-        let vector = seal(vector_bytes(embedding.as_slice()));
+        let vector = sealed();
         table.insert(row.0, vector.as_slice())?;
         if let Some(effects) = &mut self.effects {
             effects.add_vector(about.generation, row, &vector);
@@ -394,7 +393,7 @@ impl<'t> WriteBatch<'t> {
         if let Some(effects) = &mut self.effects {
             effects.remove(stored.row);
         }
-        self.index.remove(stored.row);
+        self.index.remove(stored.row, &stored.entry.id);
         Ok(())
     }
 

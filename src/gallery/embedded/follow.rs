@@ -11,7 +11,7 @@ use super::schema::{ENTRIES, GONE, IDS, write_about, write_state};
 use super::snapshot::Snapshot;
 use super::writer::Writer;
 use crate::durable::DatabaseError;
-use crate::gallery::entry::Entry;
+use crate::gallery::entry::{Entry, EntryId};
 use crate::gallery::index::{Code, Index, RowId};
 use crate::gallery::record::{Damage, decode, read_vector, unseal};
 use crate::gallery::store::{About, GalleryReader, StoreError};
@@ -27,15 +27,11 @@ impl Writer {
         let transaction = self.gallery.begin_write()?;
         self.change_generations(&transaction, &about)?;
         let mut rows = Rows::open(&transaction, &about)?;
-        let mut gone = Vec::new();
-        for row in &effects.removed {
-            if rows.remove(*row)? {
-                gone.push(*row);
-            }
-        }
+        let removed = effects.removed.iter().map(|row| rows.remove(*row));
+        let removed = removed.collect::<Result<Vec<_>, StoreError>>()?;
         rows.insert(&effects)?;
         let index = if about.generation == self.about.generation {
-            updated(before.index().clone(), &effects, &about)?
+            updated(before.index().clone(), &removed, &effects, &about)?
         } else {
             rows.index(&about)?
         };
@@ -51,7 +47,7 @@ impl Writer {
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;
         self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
-        self.gone.extend(gone);
+        self.gone.extend(removed.iter().filter(|removed| removed.has_chip).map(|removed| removed.row));
         self.weigh();
         Ok(())
     }
@@ -71,6 +67,14 @@ impl Writer {
 fn names(about: &About) -> Vec<String> {
     let shadow = about.shadow.map(|shadow| shadow.vectors());
     [Some(about.vectors()), shadow].into_iter().flatten().collect()
+}
+
+/// A row that others have removed.
+struct Removed {
+    row: RowId,
+    id: EntryId,
+    /// Whether a chip is left to be removed.
+    has_chip: bool,
 }
 
 /// The tables of one transaction.
@@ -100,8 +104,7 @@ impl<'t> Rows<'t> {
         })
     }
 
-    /// Returns whether a chip is left to be removed.
-    fn remove(&mut self, row: RowId) -> Result<bool, StoreError> {
+    fn remove(&mut self, row: RowId) -> Result<Removed, StoreError> {
         let Some(record) = self.entries.remove(row.0).map_err(DatabaseError::from)? else {
             return Err(contradiction(row));
         };
@@ -116,7 +119,7 @@ impl<'t> Rows<'t> {
         if has_chip {
             self.gone.insert(row.0, ()).map_err(DatabaseError::from)?;
         }
-        Ok(has_chip)
+        Ok(Removed { row, id: entry.id, has_chip })
     }
 
     fn insert(&mut self, effects: &Effects) -> Result<(), StoreError> {
@@ -158,9 +161,14 @@ impl<'t> Rows<'t> {
 }
 
 /// The index after `effects`, which leave its embeddings as they are.
-fn updated(mut index: Index, effects: &Effects, about: &About) -> Result<Index, StoreError> {
-    for row in &effects.removed {
-        index.remove(*row);
+fn updated(
+    mut index: Index,
+    removed: &[Removed],
+    effects: &Effects,
+    about: &About,
+) -> Result<Index, StoreError> {
+    for removed in removed {
+        index.remove(removed.row, &removed.id);
     }
     for (row, Inserted { record, .. }) in &effects.inserted {
         let vector = effects.vectors.get(&(*row, about.generation)).ok_or_else(|| contradiction(*row))?;

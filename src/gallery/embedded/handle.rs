@@ -4,12 +4,14 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use super::batch::WriteBatch;
+use super::gathering::Gathering;
+use super::prepared::Prepared;
 use super::quota;
 use super::recovery::{Received, Recovery, receive};
 use super::snapshot::Snapshot;
@@ -27,6 +29,8 @@ use crate::metrics;
 
 /// Operations in one commit.
 const GROUP_MAX: usize = 1024;
+/// Between two looks at the queue, while a commit waits for operations.
+const LOOK: Duration = Duration::from_micros(50);
 /// Queue bytes charged for an operation in addition to its payload.
 const OPERATION_BYTES: usize = 1 << 10;
 
@@ -165,9 +169,9 @@ impl EmbeddedGallery {
 #[async_trait]
 impl GalleryStore for EmbeddedGallery {
     async fn enrol(&self, enrolment: Enrolment) -> Result<Enrolled, StoreError> {
-        let chip = enrolment.chip.as_ref().map_or(0, |chip| chip.image.len());
-        let bytes = chip + 4 * enrolment.embedding.dimension();
-        self.run(bytes, move |batch| batch.enrol(&enrolment)).await
+        let prepared = Prepared::new(&enrolment, self.published().about());
+        drop(enrolment);
+        self.run(prepared.bytes(), move |batch| batch.enrol(prepared)).await
     }
 
     async fn delete(&self, selector: Selector) -> Result<u64, StoreError> {
@@ -290,6 +294,7 @@ impl<T: Send, F: FnOnce(&mut WriteBatch<'_>) -> Result<T, StoreError> + Send> Gr
 fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBool) {
     let mut next = None;
     let mut recovery = Recovery::default();
+    let mut gathering = Gathering::default();
     loop {
         let received = match next.take() {
             Some(queued) => Received::Item(queued),
@@ -312,6 +317,7 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                 }
             }
             WriterCommand::Grouped(operation) => {
+                wait_for(&queue, gathering.next());
                 let (mut operations, mut rooms) = (vec![operation], vec![room]);
                 while operations.len() < GROUP_MAX
                     && next.is_none()
@@ -325,12 +331,22 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                         exclusive => next = Some(exclusive),
                     }
                 }
+                let (size, started) = (operations.len(), Instant::now());
                 commit(&mut writer, operations, deleted);
+                gathering.learn(size, queue.len(), started.elapsed());
             }
         }
         writer.sweep();
     }
     if deleted.load(Ordering::Relaxed) { writer.abandon() } else { writer.close() }
+}
+
+/// Waits until the queue has the other `wanted` operations, or `wait` is over.
+fn wait_for(queue: &mpsc::Receiver<Queued>, (wanted, wait): (usize, Duration)) {
+    let (wanted, started) = (wanted.min(GROUP_MAX).saturating_sub(1), Instant::now());
+    while queue.len() < wanted && !queue.is_closed() && started.elapsed() < wait {
+        thread::sleep(LOOK.min(wait));
+    }
 }
 
 fn commit(writer: &mut Writer, mut operations: Vec<Box<dyn GroupedOperation>>, deleted: &AtomicBool) {

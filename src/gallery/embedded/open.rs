@@ -1,19 +1,19 @@
 //! Opens the files of a gallery: finishes what the last process left unfinished, and builds the index.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::record::{RowRecord, StateRecord};
+use super::record::StateRecord;
+use super::scan::{for_each_entry, sum_ids, whole_rows};
 use super::schema::{CHIP_ROWS, CHIPS, GALLERY, GONE, SCHEMA, SchemaError, read_about, read_state};
 use super::sidecar::{self, Header, Unusable};
 use super::snapshot::{Snapshot, Tables};
 use crate::durable::{Database, DatabaseError, Volume, guard};
-use crate::gallery::entry::Entry;
-use crate::gallery::index::{Code, Index, RowId};
-use crate::gallery::record::{Damage, decode, read_vector, unseal};
+use crate::gallery::index::{Code, IdSum, Index, RowId};
+use crate::gallery::record::{Damage, read_vector, unseal};
 use crate::gallery::store::About;
 
 /// Chips that a killed process may have written ahead of their rows.
@@ -114,10 +114,7 @@ fn read_content(
         return Err(Damage("it has not as many embeddings as entries".into()).into());
     }
     let header = Header::new(about, &state, rows);
-    let index = match index_from_codes(volume, &header, about, &tables)? {
-        Some(index) => index,
-        None => index_from_vectors(about, &tables)?,
-    };
+    let index = read_index(volume, &header, about, &tables)?;
     if index.len() as u64 != rows {
         return Err(Damage(format!("it should have {rows} entries, it has {}", index.len())).into());
     }
@@ -130,123 +127,68 @@ fn read_content(
     Ok(Content { state, index, gone })
 }
 
-/// `None` where the file of codes cannot be used.
-fn index_from_codes(
+/// The index in the sidecar, while another thread checks the tables, or else one from the vectors.
+fn read_index(
     volume: &dyn Volume,
     header: &Header,
     about: &About,
     tables: &Tables,
-) -> Result<Option<Index>, SchemaError> {
-    let mut reader = match sidecar::SidecarReader::open(volume, header, about.dimension) {
-        Ok(Some(reader)) => reader,
-        Ok(None) => return Ok(None),
-        Err(cause) => return Ok(passed_over(&cause)),
+) -> Result<Index, SchemaError> {
+    let check = || guard(|| Ok::<_, SchemaError>((whole_rows(tables)?, sum_ids(tables)?)));
+    let (saved, checked) = thread::scope(|scope| {
+        let checking = scope.spawn(check);
+        let saved = sidecar::read(volume, header, about.dimension);
+        let panicked = |_| Err(DatabaseError::Damaged("it could not be checked".into()).into());
+        (saved, checking.join().unwrap_or_else(panicked))
+    });
+    let ((rows, of_rows), ids) = checked?;
+    let index = match saved {
+        Ok(Some(index)) if index.live_rows().eq(rows) && index.ids() == of_rows => index,
+        Ok(None) => build(about, tables)?,
+        Ok(Some(_)) => passed_over(&Unusable::Stale, about, tables)?,
+        Err(cause) => passed_over(&cause, about, tables)?,
     };
-    let mut build = Build::new(about.dimension);
-    for entry in entries(tables)? {
-        let (row, entry) = entry?;
-        match reader.next(row) {
-            Ok(code) => build.push(row, &code, &entry),
-            Err(cause) => return Ok(passed_over(&cause)),
-        }
-    }
-    match reader.finish() {
-        Ok(()) => Ok(Some(build.finish(tables)?)),
-        Err(cause) => Ok(passed_over(&cause)),
+    check_ids(&index, ids)?;
+    Ok(index)
+}
+
+fn passed_over(cause: &Unusable, about: &About, tables: &Tables) -> Result<Index, SchemaError> {
+    tracing::info!(%cause, "the saved index is passed over");
+    build(about, tables)
+}
+
+/// Whether the table of ids agrees with the entries.
+fn check_ids(index: &Index, ids: IdSum) -> Result<(), SchemaError> {
+    if index.ids() == ids {
+        Ok(())
+    } else {
+        Err(Damage("its ids are not those of its entries".into()).into())
     }
 }
 
-fn passed_over(cause: &Unusable) -> Option<Index> {
-    tracing::info!(%cause, "the file of codes is passed over");
-    None
-}
-
-/// Builds the index from the vectors alone.
+/// The index from the vectors alone, if the table of ids agrees with it.
 pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
-    let mut build = Build::new(about.dimension);
+    let index = build(about, tables)?;
+    check_ids(&index, sum_ids(tables)?)?;
+    Ok(index)
+}
+
+fn build(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
+    let mut index = Index::new(about.dimension);
     let mut values = vec![0.0; about.dimension];
     let mut vectors = tables.vectors.iter().map_err(DatabaseError::from)?;
-    for entry in entries(tables)? {
-        let (row, entry) = entry?;
+    for_each_entry(tables, |row, entry| {
         let vector = vectors.next().transpose().map_err(DatabaseError::from)?;
         let (_, sealed) = vector
             .filter(|(of, _)| of.value() == row.0)
             .ok_or_else(|| Damage(format!("row {} has no embedding", row.0)))?;
         let read = unseal(sealed.value()).and_then(|bytes| read_vector(bytes, &mut values));
         read.map_err(|damage| Damage(format!("the embedding of row {} {damage}", row.0)))?;
-        build.push(row, &Code::new(&values), &entry);
-    }
-    build.finish(tables)
-}
-
-/// All entries by ascending row. Each row is also looked up, since lookups go by the keys of inner pages, which a scan
-/// of the leaves does not check.
-fn entries(
-    tables: &Tables,
-) -> Result<impl Iterator<Item = Result<(RowId, Entry), SchemaError>>, SchemaError> {
-    let rows = tables.entries.iter().map_err(DatabaseError::from)?;
-    Ok(rows.map(|row| {
-        let (row, sealed) = row.map_err(DatabaseError::from)?;
-        let row = row.value();
-        if tables.entries.get(row).map_err(DatabaseError::from)?.is_none() {
-            return Err(Damage(format!("nothing leads to row {row}")).into());
-        }
-        let entry = decode::<RowRecord>(sealed.value()).and_then(RowRecord::into_entry);
-        Ok((RowId(row), entry.map_err(|damage| Damage(format!("row {row} {damage}")))?))
-    }))
-}
-
-/// An index that is being built, and a checksum of its entries' ids.
-struct Build {
-    index: Index,
-    ids: Ids,
-}
-
-/// An order-independent checksum of ids with their rows.
-#[derive(Default, PartialEq)]
-struct Ids {
-    count: u64,
-    sum: u64,
-}
-
-impl Build {
-    fn new(dimension: usize) -> Self {
-        Self { index: Index::new(dimension), ids: Ids::default() }
-    }
-
-    fn push(&mut self, row: RowId, code: &Code, entry: &Entry) {
-        self.index.push(row, code, entry);
-        self.ids.add(entry.id.as_str(), row.0);
-    }
-
-    /// The index, if the table of ids agrees with its entries, both in a scan and in a lookup of each id; that table
-    /// has no checksums of its own.
-    fn finish(mut self, tables: &Tables) -> Result<Index, SchemaError> {
-        self.index.settle_names();
-        let mut ids = Ids::default();
-        for id in tables.ids.iter().map_err(DatabaseError::from)? {
-            let (id, row) = id.map_err(DatabaseError::from)?;
-            let found = tables.ids.get(id.value()).map_err(DatabaseError::from)?;
-            if found.is_none_or(|found| found.value() != row.value()) {
-                return Err(Damage(format!("nothing leads to the id \"{}\"", id.value())).into());
-            }
-            ids.add(id.value(), row.value());
-        }
-        if ids == self.ids {
-            Ok(self.index)
-        } else {
-            Err(Damage("its ids are not those of its entries".into()).into())
-        }
-    }
-}
-
-impl Ids {
-    fn add(&mut self, id: &str, row: u64) {
-        let mut hasher = DefaultHasher::new();
-        (id, row).hash(&mut hasher);
-        self.count += 1;
-        self.sum = self.sum.wrapping_add(hasher.finish());
-    }
+        index.push(row, &Code::new(&values), entry);
+        Ok(())
+    })?;
+    index.settle_names();
+    Ok(index)
 }
 
 impl OpenError {

@@ -65,6 +65,19 @@ pub struct RowRecord {
     pub chip_checksum: Option<u32>,
 }
 
+/// What a [`RowRecord`] says of its entry's id, which is all that some readers need.
+#[derive(Clone, PartialEq, Message)]
+pub struct RowIdRecord {
+    #[prost(message, optional, tag = "1")]
+    pub entry: Option<IdRecord>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct IdRecord {
+    #[prost(string, tag = "1")]
+    pub id: String,
+}
+
 impl GenerationRecord {
     pub fn model(&self) -> Result<ModelDigest, Damage> {
         let bytes = self.model.as_slice().try_into();

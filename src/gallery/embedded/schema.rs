@@ -13,7 +13,7 @@ use crate::gallery::store::{About, Shadow};
 pub const GALLERY: &str = "gallery.redb";
 /// The source chips, in a gallery that keeps them.
 pub const CHIPS: &str = "chips.redb";
-/// The codes of all vectors, which saves computing them on opening. Nothing depends on it.
+/// The index, with the codes of all vectors, which saves building it on opening. Nothing depends on it.
 pub const CODES: &str = "codes.i8";
 
 /// Changes when an older program could misread a gallery.

@@ -371,7 +371,7 @@ impl Writer {
         let header = Header::new(&self.about, snapshot.state(), snapshot.index().len() as u64);
         if self.published.failure().is_none() {
             let written = sidecar::write(&*self.volume, &header, snapshot.index());
-            written.unwrap_or_else(|cause| tracing::warn!(%cause, "the codes of a gallery are not written"));
+            written.unwrap_or_else(|cause| tracing::warn!(%cause, "the index of a gallery is not saved"));
         }
         self.abandon();
     }

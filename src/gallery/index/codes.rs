@@ -1,7 +1,8 @@
 //! int8 codes of unit vectors, and bounds on the error of a product of codes.
 
 use super::ROWS;
-use super::block::{BLOCK, Block, Blocks};
+use super::block::{BLOCK, Block};
+use super::grown::Grown;
 use super::kernel::{Factor, Rows};
 
 /// Codes are symmetric, so that opposite vectors have opposite codes.
@@ -47,11 +48,6 @@ impl Code {
         Self { codes, scale, residual }
     }
 
-    /// Builds a code from its parts, as found in a [`CodeRef`].
-    pub fn from_parts(codes: Vec<i8>, scale: f32, residual: f32) -> Self {
-        Self { codes, scale, residual }
-    }
-
     pub fn parts(&self) -> CodeRef<'_> {
         CodeRef { codes: &self.codes, scale: self.scale, residual: self.residual }
     }
@@ -75,10 +71,10 @@ impl CodeRef<'_> {
 #[derive(Clone, Debug)]
 pub(super) struct Codes {
     dimension: usize,
-    blocks: Blocks,
-    measures: Vec<Measure>,
+    blocks: Grown<Block>,
+    measures: Grown<Measure>,
     /// Sums of the rows' codes.
-    sums: Vec<i32>,
+    sums: Grown<i32>,
 }
 
 /// What a score needs of a row in addition to the product.
@@ -91,7 +87,7 @@ pub(super) struct Measure {
 impl Codes {
     /// No rows, for vectors with `dimension` values.
     pub fn new(dimension: usize) -> Self {
-        Self { dimension, blocks: Blocks::new(), measures: vec![], sums: vec![] }
+        Self { dimension, blocks: Grown::new(), measures: Grown::new(), sums: Grown::new() }
     }
 
     /// Appends a code as a row.
@@ -101,18 +97,29 @@ impl Codes {
     pub fn push(&mut self, code: CodeRef<'_>) {
         assert_eq!(code.codes.len(), self.dimension, "rows have one dimension");
         let blocks: Vec<Block> = code.codes.chunks(BLOCK).map(Block::padded).collect();
-        self.blocks.extend(&blocks, ROWS * blocks.len());
-        self.sums.push(code.codes.iter().map(|code| i32::from(*code)).sum());
-        self.measures.push(Measure { scale: code.scale, residual: code.residual });
+        let sum = code.codes.iter().map(|code| i32::from(*code)).sum();
+        self.extend(&blocks, &[Measure { scale: code.scale, residual: code.residual }], &[sum]);
+    }
+
+    /// Appends rows, with the sums of their codes.
+    pub fn extend(&mut self, blocks: &[Block], measures: &[Measure], sums: &[i32]) {
+        self.blocks.extend(blocks, ROWS * self.dimension.div_ceil(BLOCK));
+        self.measures.extend(measures, ROWS);
+        self.sums.extend(sums, ROWS);
+    }
+
+    /// Sum of a row's codes.
+    pub fn sum(&self, at: usize) -> i32 {
+        self.sums[at]
     }
 
     pub fn rows<'a>(&'a self, at: &'a [u16]) -> Rows<'a> {
-        Rows { blocks: self.blocks.as_slice(), sums: &self.sums, at }
+        Rows { blocks: &self.blocks, sums: &self.sums, at }
     }
 
     pub fn row(&self, at: usize) -> &[Block] {
         let stride = self.dimension.div_ceil(BLOCK);
-        &self.blocks.as_slice()[at * stride..][..stride]
+        &self.blocks[at * stride..][..stride]
     }
 
     pub fn measure(&self, at: usize) -> Measure {

@@ -5,14 +5,17 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use fixedbitset::FixedBitSet;
 
-use super::entry::Entry;
+use super::entry::{Entry, EntryId};
 
 mod block;
 mod codes;
 mod floor;
+mod grown;
+mod ids;
 mod kernel;
 mod names;
 mod pace;
+mod saved;
 mod search;
 mod segment;
 mod select;
@@ -21,9 +24,11 @@ mod summary;
 mod tests;
 mod vessels;
 
-pub use codes::{Code, CodeRef};
+pub use codes::Code;
+pub use ids::IdSum;
 pub use names::{DetectionHash, SceneNumber};
 pub use pace::search_pace;
+pub use saved::hash_mark;
 pub use search::{Group, Hit, IndexQuery, SearchResult, cosine};
 pub use select::{IndexSelection, Sighting};
 pub use summary::VesselSummary;
@@ -67,6 +72,7 @@ pub struct Index {
     live: FixedBitSet,
     len: usize,
     tally: Tally,
+    ids: IdSum,
     /// Live entries without vessel id.
     unnamed: usize,
     names: Arc<RwLock<Names>>,
@@ -88,6 +94,7 @@ impl Index {
             live: FixedBitSet::new(),
             len: 0,
             tally: Tally::default(),
+            ids: IdSum::default(),
             unnamed: 0,
             names: Arc::default(),
             names_kept: 0,
@@ -113,6 +120,11 @@ impl Index {
         self.tally.shown() + self.unnamed
     }
 
+    /// A checksum of the entries' ids.
+    pub fn ids(&self) -> IdSum {
+        self.ids
+    }
+
     /// Adds an entry.
     ///
     /// # Panics
@@ -130,15 +142,17 @@ impl Index {
         self.live.insert(number * ROWS + segment.len());
         segment.push(row, code.parts(), known);
         self.len += 1;
+        self.ids.add(entry.id.as_str(), row);
         self.count(known);
     }
 
-    /// Removes an entry; `false` if it does not exist.
-    pub fn remove(&mut self, row: RowId) -> bool {
+    /// Removes the entry with that id; `false` if it does not exist.
+    pub fn remove(&mut self, row: RowId, id: &EntryId) -> bool {
         let Some(slot) = self.slot(row) else { return false };
         let known = self.segments[slot / ROWS].columns().known(slot % ROWS);
         self.live.remove(slot);
         self.len -= 1;
+        self.ids.take(id, row);
         self.uncount(known);
         self.tidy(slot / ROWS);
         true
@@ -170,11 +184,17 @@ impl Index {
     }
 
     /// The codes of all entries, by ascending row.
-    pub fn codes(&self) -> impl Iterator<Item = (RowId, CodeRef<'_>)> {
+    #[cfg(test)]
+    pub fn codes(&self) -> impl Iterator<Item = (RowId, codes::CodeRef<'_>)> {
         self.live.ones().map(|slot| {
             let segment = &self.segments[slot / ROWS];
             (segment.columns().rows[slot % ROWS], segment.codes().code(slot % ROWS))
         })
+    }
+
+    /// All rows, ascending.
+    pub fn live_rows(&self) -> impl Iterator<Item = RowId> {
+        self.live.ones().map(|slot| self.segments[slot / ROWS].columns().rows[slot % ROWS])
     }
 
     /// Removes unused names once there may be many. Earlier states keep theirs.

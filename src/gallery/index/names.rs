@@ -11,6 +11,18 @@ use super::super::entry::{Labels, VesselId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SceneNumber(NonZeroU32);
 
+impl SceneNumber {
+    /// Counts from 1.
+    pub(super) fn number(self) -> u32 {
+        self.0.get()
+    }
+
+    /// `None` for 0.
+    pub(super) fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
+}
+
 /// A hash that distinguishes a detection from the others of its scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DetectionHash(NonZeroU64);
@@ -26,6 +38,15 @@ impl DetectionHash {
         detection_id.hash(&mut hasher);
         Some(Self(NonZeroU64::new(hasher.finish()).unwrap_or(NonZeroU64::MIN)))
     }
+
+    pub(super) fn number(self) -> u64 {
+        self.0.get()
+    }
+
+    /// `None` for 0.
+    pub(super) fn from_number(number: u64) -> Option<Self> {
+        NonZeroU64::new(number).map(Self)
+    }
 }
 
 /// A vessel that has an id.
@@ -37,6 +58,11 @@ impl NamedVessel {
     pub fn number(self) -> u32 {
         self.0.get()
     }
+
+    /// `None` for 0.
+    pub fn from_number(number: u32) -> Option<Self> {
+        NonZeroU32::new(number).map(Self)
+    }
 }
 
 /// All labels of an entry together; few entries differ in them.
@@ -46,6 +72,10 @@ pub(super) struct LabelSet(u32);
 impl LabelSet {
     pub fn number(self) -> usize {
         self.0 as usize
+    }
+
+    pub fn from_number(number: u32) -> Self {
+        Self(number)
     }
 }
 
@@ -159,6 +189,18 @@ impl Names {
         number
     }
 
+    /// All names, with their numbers.
+    pub fn to_saved(&self) -> SavedNames {
+        let texts = |numbers: &Numbers| numbers.by_number().into_iter().map(str::to_owned).collect();
+        let mut labels = vec![(String::new(), String::new()); self.sets_with.len()];
+        for (name, values) in &self.labels {
+            values.iter().for_each(|(value, number)| labels[*number] = (name.to_string(), value.to_string()));
+        }
+        let mut label_sets = vec![vec![]; self.label_sets.len()];
+        self.label_sets.iter().for_each(|(labels, set)| label_sets[set.number()] = labels.to_vec());
+        SavedNames { vessels: texts(&self.vessels), scenes: texts(&self.scenes), labels, label_sets }
+    }
+
     /// The label sets that have every one of `labels`, by number.
     pub fn label_sets_with(&self, labels: &[(String, String)]) -> FixedBitSet {
         let mut sets = FixedBitSet::with_capacity(self.label_sets.len());
@@ -171,6 +213,40 @@ impl Names {
             sets.intersect_with(&with);
         }
         sets
+    }
+}
+
+/// Names in the order of their numbers.
+#[derive(Debug, Default)]
+pub(super) struct SavedNames {
+    pub vessels: Vec<String>,
+    pub scenes: Vec<String>,
+    pub labels: Vec<(String, String)>,
+    /// The numbers of each set's labels, in the order of the labels' names.
+    pub label_sets: Vec<Vec<usize>>,
+}
+
+impl SavedNames {
+    /// Gives the names their numbers in `names`, which has none; `None` where they are not as they were saved.
+    pub fn restore(&self, names: &mut Names) -> Option<()> {
+        for (number, vessel) in (1..).zip(&self.vessels) {
+            let (given, bytes) = names.vessels.number(vessel);
+            names.bytes += bytes;
+            (given.get() == number).then_some(())?;
+        }
+        for (number, scene) in (1..).zip(&self.scenes) {
+            (names.scene(scene)?.number() == number).then_some(())?;
+        }
+        for (number, (name, value)) in self.labels.iter().enumerate() {
+            (names.label(name, value) == number).then_some(())?;
+        }
+        for (number, labels) in (0..).zip(&self.label_sets) {
+            let labels: Box<[usize]> = labels.as_slice().into();
+            let is_new = labels.iter().all(|label| *label < self.labels.len())
+                && !names.label_sets.contains_key(&labels);
+            is_new.then(|| names.insert_set(labels, LabelSet(number)))?;
+        }
+        Some(())
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use super::codes::{CodeRef, Codes};
+use super::block::Block;
+use super::codes::{CodeRef, Codes, Measure};
+use super::grown::Grown;
 use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
 use super::{ROWS, RowId};
 use crate::chip::Modality;
 use crate::gallery::entry::{Position, Time};
 
-/// Codes and columns change separately: updating the facts of a row copies no codes.
+/// Codes and columns change separately: updating the facts of a row copies no codes, and appending a row copies nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Segment {
     codes: Arc<Codes>,
@@ -31,14 +33,14 @@ pub(super) struct RowFacts {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Columns {
     /// Ascending.
-    pub rows: Vec<RowId>,
-    pub modalities: Vec<Modality>,
-    pub times: Vec<Option<Time>>,
-    pub positions: Vec<Option<Position>>,
-    pub vessels: Vec<Option<NamedVessel>>,
-    pub scenes: Vec<Option<SceneNumber>>,
-    pub detections: Vec<Option<DetectionHash>>,
-    pub labels: Vec<LabelSet>,
+    pub rows: Grown<RowId>,
+    pub modalities: Grown<Modality>,
+    pub times: Grown<Option<Time>>,
+    pub positions: Grown<Option<Position>>,
+    pub vessels: Grown<Option<NamedVessel>>,
+    pub scenes: Grown<Option<SceneNumber>>,
+    pub detections: Grown<Option<DetectionHash>>,
+    pub labels: Grown<LabelSet>,
 }
 
 impl Segment {
@@ -69,6 +71,16 @@ impl Segment {
         Arc::make_mut(&mut self.columns).push(row, known);
     }
 
+    /// Appends the facts of a row whose code is still to be [pushed](Self::push_codes).
+    pub fn push_facts(&mut self, row: RowId, known: RowFacts) {
+        Arc::make_mut(&mut self.columns).push(row, known);
+    }
+
+    /// Appends codes, with their sums.
+    pub fn push_codes(&mut self, blocks: &[Block], measures: &[Measure], sums: &[i32]) {
+        Arc::make_mut(&mut self.codes).extend(blocks, measures, sums);
+    }
+
     pub fn update(&mut self, at: usize, known: RowFacts) {
         Arc::make_mut(&mut self.columns).set(at, known);
     }
@@ -91,24 +103,24 @@ impl Segment {
 
 impl Columns {
     fn push(&mut self, row: RowId, known: RowFacts) {
-        self.rows.push(row);
-        self.modalities.push(known.modality);
-        self.times.push(known.observed_at);
-        self.positions.push(known.position);
-        self.vessels.push(known.vessel);
-        self.scenes.push(known.scene);
-        self.detections.push(known.detection);
-        self.labels.push(known.labels);
+        self.rows.extend(&[row], ROWS);
+        self.modalities.extend(&[known.modality], ROWS);
+        self.times.extend(&[known.observed_at], ROWS);
+        self.positions.extend(&[known.position], ROWS);
+        self.vessels.extend(&[known.vessel], ROWS);
+        self.scenes.extend(&[known.scene], ROWS);
+        self.detections.extend(&[known.detection], ROWS);
+        self.labels.extend(&[known.labels], ROWS);
     }
 
     fn set(&mut self, at: usize, known: RowFacts) {
-        self.modalities[at] = known.modality;
-        self.times[at] = known.observed_at;
-        self.positions[at] = known.position;
-        self.vessels[at] = known.vessel;
-        self.scenes[at] = known.scene;
-        self.detections[at] = known.detection;
-        self.labels[at] = known.labels;
+        self.modalities.set(at, known.modality);
+        self.times.set(at, known.observed_at);
+        self.positions.set(at, known.position);
+        self.vessels.set(at, known.vessel);
+        self.scenes.set(at, known.scene);
+        self.detections.set(at, known.detection);
+        self.labels.set(at, known.labels);
     }
 
     pub fn known(&self, at: usize) -> RowFacts {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::gallery::embedded::Snapshot;
 use crate::gallery::embedded::batch::WriteBatch;
+use crate::gallery::embedded::prepared::Prepared;
 use crate::gallery::embedded::writer::Writer;
 use crate::gallery::record::{read_embedding, unseal};
 
@@ -62,7 +63,10 @@ pub enum Answer {
 impl Operation {
     pub fn run(&self, batch: &mut WriteBatch<'_>) -> Result<Answer, StoreError> {
         Ok(match self {
-            Self::Enrol(enrolment) => Answer::Enrolled(batch.enrol(enrolment)),
+            Self::Enrol(enrolment) => {
+                let prepared = Prepared::new(enrolment, batch.about());
+                Answer::Enrolled(batch.enrol(prepared))
+            }
             Self::Delete(selector) => Answer::Count(batch.delete(selector)),
             Self::Update(updates, fields) => Answer::Updated(batch.update(updates, fields)),
             Self::Merge(vessels, into) => Answer::Count(batch.merge(vessels, into)),

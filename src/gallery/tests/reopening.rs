@@ -9,13 +9,14 @@ use crate::durable::faults::{Failure, FaultyDisk};
 use crate::gallery::embedded::Snapshot;
 use crate::gallery::embedded::builder::GalleryBuilder;
 use crate::gallery::embedded::handle::pending;
+use crate::gallery::embedded::prepared::Prepared;
 use crate::gallery::embedded::quota::Allowance;
 use crate::gallery::embedded::writer::{Bounds, Published, Writer};
 use crate::gallery::store::opening::read_settled;
 
 fn enrol(writer: &mut Writer, id: &str, seed: u64) -> Result<(), StoreError> {
     let enrolment = enrolment(id, seed);
-    let (job, _answered) = pending(move |batch| batch.enrol(&enrolment));
+    let (job, _answered) = pending(move |batch| batch.enrol(Prepared::new(&enrolment, batch.about())));
     writer.commit(&mut [job])
 }
 

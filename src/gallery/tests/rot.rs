@@ -8,7 +8,7 @@ use redb::{ReadableTable, TableDefinition};
 
 use super::*;
 use crate::durable::faults::tally::{Tally, rounds};
-use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES, GALLERY, GONE};
+use crate::gallery::embedded::schema::{CHIP_ROWS, CHIPS, CODES, ENTRIES as ENTRY_ROWS, GALLERY, GONE};
 
 const TENANT: &str = "default";
 const SPOILT: &str = "harbour";
@@ -267,6 +267,34 @@ async fn what_a_changed_key_leads_to_is_not_taken_for_another_rows() {
             table.insert(5, others.as_slice()).expect("writable");
         });
         assert_eq!(galleries.outcome().await, Outcome::Named);
+    }
+}
+
+#[tokio::test]
+async fn a_record_under_the_key_of_another_is_refused() {
+    let galleries = Galleries::new().await;
+    change(&galleries.path(GALLERY), ENTRY_ROWS, |table| {
+        let others = table.get(6).expect("readable").expect("there").value().to_vec();
+        table.insert(5, others.as_slice()).expect("writable");
+    });
+    assert_eq!(galleries.outcome().await, Outcome::Refused);
+}
+
+#[tokio::test]
+async fn a_saved_index_that_is_damaged_or_of_an_earlier_program_is_passed_over() {
+    /// In the header.
+    const VERSION: usize = 8;
+    let galleries = Galleries::new().await;
+    let whole = &galleries.files[CODES];
+    for at in [0, VERSION, 60, 64, 200, whole.len() / 2, whole.len() - 1] {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        galleries.spoil(CODES, &bytes);
+        assert_eq!(galleries.outcome().await, Outcome::Whole, "byte {at}");
+    }
+    for length in [0, 63, 64, 100, whole.len() - 4] {
+        galleries.spoil(CODES, &whole[..length]);
+        assert_eq!(galleries.outcome().await, Outcome::Whole, "{length} bytes");
     }
 }
 
