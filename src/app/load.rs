@@ -186,7 +186,7 @@ impl Kernels {
             feature_point: model.feature_point,
         };
         let workers = worker_count(config);
-        let bytes = resident_bytes(&model, &settings, workers);
+        let bytes = resident_bytes(&model, &settings);
         let weights = SharedWeights::new(model.architecture, model.tensors, settings);
         let (make, told) = (weights.factory(), Once::new());
         let factory: EncoderFactory = Arc::new(move |worker| {
@@ -296,11 +296,11 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
     }
 }
 
-/// The weights, plus a copy for each worker if oneDNN reorders them.
-fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -> u64 {
-    let reorders = settings.kernels.largest(Kernel::OneDnn).is_some();
-    let copies = if reorders { 1 + workers } else { 1 };
-    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies as u64)
+/// The weights, once for each kernel that reads them in an order of its own. Workers share them.
+fn resident_bytes(model: &OpenModel, settings: &TorchSettings) -> u64 {
+    let kernels = Kernel::of(settings.precision).iter();
+    let copies = kernels.filter(|kernel| settings.kernels.largest(**kernel).is_some()).count() as u64;
+    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies)
 }
 
 /// Reads the configured model, or makes the configured preset from its seed.

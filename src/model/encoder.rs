@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::build::network;
-use super::int8::RoundedLayers;
 use super::linear::first_line;
 use super::network::{Input, Mode, Network};
 use super::runtime::Device;
+use super::shared::SharedLayers;
 use super::tensors::{Tensors, kind, upload};
 use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
@@ -45,19 +45,19 @@ pub struct SharedWeights {
 struct Weights {
     /// Empty once they are on the device.
     read: NamedTensors,
+    /// Without what is part of `layers`.
     on_device: Option<Tensors>,
-    /// What is computed in int8.
-    rounded: RoundedLayers,
+    layers: SharedLayers,
 }
 
 impl Weights {
-    /// A network on these weights. What it rounds to int8 is dropped in f32.
+    /// A network on these weights. What its layers have packed or rounded is dropped in its first form.
     fn network(&mut self, architecture: &Architecture, settings: &TorchSettings) -> Box<dyn Network> {
         let kind = kind(settings.precision);
         let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
         self.read.clear();
-        let network = network(architecture, tensors, &settings.kernels, &self.rounded);
-        tensors.retain(|name, _| !self.rounded.has(name));
+        let network = network(architecture, tensors, &settings.kernels, &self.layers);
+        tensors.retain(|name, _| !self.layers.has(name));
         network
     }
 }
@@ -68,11 +68,7 @@ impl SharedWeights {
         Arc::new(Self {
             architecture,
             settings,
-            weights: Mutex::new(Weights {
-                read: tensors,
-                on_device: None,
-                rounded: RoundedLayers::default(),
-            }),
+            weights: Mutex::new(Weights { read: tensors, on_device: None, layers: SharedLayers::default() }),
         })
     }
 
@@ -209,6 +205,9 @@ fn classify(message: String) -> ForwardError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -346,27 +345,38 @@ mod tests {
     }
 
     #[test]
-    fn workers_share_what_is_rounded_and_its_originals_are_dropped() {
-        if !device().is_cpu() {
-            return;
+    fn workers_compute_at_once_with_shared_layers_whose_originals_are_dropped() {
+        for (precision, kernel) in [(Precision::F32, Kernel::OneDnn), (Precision::Int8, Kernel::Int8)] {
+            if !test_device::kernels(precision).contains(&kernel) {
+                continue;
+            }
+            let settings = TorchSettings {
+                device: device(),
+                precision,
+                kernels: Choice::only(kernel, 32),
+                threads: 1,
+                feature_point: FeaturePoint::BeforeNeck,
+            };
+            let weights = SharedWeights::new(tiny(), seeded(&tiny(), 1), settings);
+            let factory = &Arc::clone(&weights).factory();
+            let begin = &Barrier::new(2);
+            let work = |worker| {
+                let mut encoder = factory(worker).expect("an encoder");
+                begin.wait();
+                [(); 3].map(|()| embed(encoder.as_mut(), chips()))
+            };
+            let [first, second] = thread::scope(|scope| {
+                [0, 1]
+                    .map(|worker| scope.spawn(move || work(worker)))
+                    .map(|worker| worker.join().expect("no panic"))
+            });
+            assert!(first == second && first[0] == first[2], "{kernel:?}");
+            let weights = weights.weights.lock().expect("no panic");
+            let names: Vec<&String> = weights.on_device.as_ref().expect("on the device").keys().collect();
+            assert!(weights.read.is_empty());
+            assert!(names.iter().any(|name| name.ends_with("norm1.weight")), "{names:?}");
+            assert!(!names.iter().any(|name| name.contains(".attn.") || name.contains(".mlp.")), "{names:?}");
         }
-        let settings = TorchSettings {
-            device: device(),
-            precision: Precision::Int8,
-            kernels: Choice::only(Kernel::Int8, 32),
-            threads: 1,
-            feature_point: FeaturePoint::BeforeNeck,
-        };
-        let weights = SharedWeights::new(tiny(), seeded(&tiny(), 1), settings);
-        let factory = Arc::clone(&weights).factory();
-        let mut workers = [0, 1].map(|worker| factory(worker).expect("an encoder"));
-        let [first, second] = workers.each_mut().map(|worker| embed(worker.as_mut(), chips()));
-        assert_eq!(first, second);
-        let weights = weights.weights.lock().expect("no panic");
-        let names: Vec<&String> = weights.on_device.as_ref().expect("on the device").keys().collect();
-        assert!(weights.read.is_empty());
-        assert!(names.iter().any(|name| name.ends_with("norm1.weight")), "{names:?}");
-        assert!(!names.iter().any(|name| name.contains(".attn.") || name.contains(".mlp.")), "{names:?}");
     }
 
     #[test]
