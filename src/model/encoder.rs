@@ -11,11 +11,11 @@ use super::linear::first_line;
 use super::network::{Input, Mode, Network};
 use super::runtime::Device;
 use super::shared::SharedLayers;
-use super::tensors::{Tensors, kind, upload};
+use super::tensors::{Tensors, hand_over, kind};
 use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
 use crate::embedding::Embedding;
-use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError};
+use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError, Rehearsal};
 use crate::weights::family::{Architecture, FeaturePoint};
 use crate::weights::tensors::NamedTensors;
 
@@ -54,8 +54,8 @@ impl Weights {
     /// A network on these weights. What its layers have packed or rounded is dropped in its first form.
     fn network(&mut self, architecture: &Architecture, settings: &TorchSettings) -> Box<dyn Network> {
         let kind = kind(settings.precision);
-        let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
-        self.read.clear();
+        let read = std::mem::take(&mut self.read);
+        let tensors = self.on_device.get_or_insert_with(|| hand_over(read, settings.device, kind));
         let network = network(architecture, tensors, &settings.kernels, &self.layers);
         tensors.retain(|name, _| !self.layers.has(name));
         network
@@ -87,13 +87,17 @@ impl SharedWeights {
         tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
         let _no_grad = tch::no_grad_guard();
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        TorchEncoder {
-            network: weights.network(&self.architecture, &self.settings),
-            preprocessing: self.architecture.preprocessing(),
+        let mut of = |architecture: &Architecture| TorchEncoder {
+            network: weights.network(architecture, &self.settings),
+            rehearsal: None,
+            preprocessing: architecture.preprocessing(),
             precision: self.settings.precision,
             device: self.settings.device,
             feature_point: self.settings.feature_point,
-        }
+        };
+        let whole = of(&self.architecture);
+        let part = self.architecture.shortened().map(|(part, times)| (Box::new(of(&part)), times));
+        TorchEncoder { rehearsal: part, ..whole }
     }
 }
 
@@ -101,6 +105,8 @@ impl SharedWeights {
 #[derive(Debug)]
 struct TorchEncoder {
     network: Box<dyn Network>,
+    /// A part of the network on the same tensors, and how many times longer the whole takes at most.
+    rehearsal: Option<(Box<Self>, u32)>,
     preprocessing: Preprocessing,
     precision: Precision,
     device: Device,
@@ -119,6 +125,10 @@ impl Encoder for TorchEncoder {
                 embedding.map_err(|cause| ForwardError::Failed(cause.to_string()))
             })
             .collect()
+    }
+
+    fn rehearsal(&mut self) -> Option<Rehearsal<'_>> {
+        self.rehearsal.as_mut().map(|(part, times)| Rehearsal { part: part.as_mut(), times: *times })
     }
 }
 
@@ -319,6 +329,20 @@ mod tests {
                 let difference = largest_difference(expected, found);
                 assert!(f64::from(difference) <= bound(2e-5), "{number}: {difference}");
             }
+        }
+    }
+
+    #[test]
+    fn a_rehearsal_runs_one_block_of_the_network() {
+        for kernels in every_choice(Precision::F32) {
+            let mut encoder = encoder(Precision::F32, &kernels);
+            let whole = embed(encoder.as_mut(), chips());
+            let Rehearsal { part, times } = encoder.rehearsal().expect("the network has several blocks");
+            assert_eq!(times, 4);
+            let part = embed(part, chips());
+            assert_eq!(part.len(), whole.len());
+            assert!(largest_difference(&part[0], &whole[0]) > 1e-3, "{kernels}: it is not the whole network");
+            assert_eq!(embed(encoder.as_mut(), chips()), whole, "{kernels}: and changes nothing");
         }
     }
 
