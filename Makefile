@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-inference bench-gallery bench-learn bench-beside bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -99,6 +99,9 @@ soak: build ## Churns a server for 30 minutes and looks whether memory, descript
 
 hostile: build ## Sets a bad neighbour with every attack at once beside a good tenant, for a minute
 	.venv/bin/python tests/python/hostile.py --strict
+
+bench-start: build ## Measures starts and idle memory, beside the binary BASELINE where it is given (about 2 minutes)
+	python3 benches/start.py $(if $(BASELINE),--baseline $(BASELINE)) $(if $(CPU),--cpu $(CPU))
 
 bench-overload: build ## Overload, many connections, slow headers, cancelled calls, garbage (about 3 minutes)
 	.venv/bin/python benches/overload.py

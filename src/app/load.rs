@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
+use std::thread;
 
 use anyhow::{anyhow, bail};
 
@@ -15,7 +16,7 @@ use crate::encoder::{EncoderFactory, LoadError, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::processor::Processor;
-use crate::registry::{ActiveModel, Preset, Provenance, Registry, RegistryError, RegistryLimits};
+use crate::registry::{ActiveModel, Condition, Preset, Provenance, Registry, RegistryError, RegistryLimits};
 use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
@@ -31,11 +32,15 @@ const MODELS: &str = "models";
 /// # Errors
 /// The models cannot be opened, the chosen one cannot be read or verified, or its device is not available.
 pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
+    let kernels = Arc::new(Kernels::default());
     if config.store.data_dir.is_empty() {
-        return Ok(load_model(config)?.into());
+        kernels.choose_early(config, likely_architecture(config));
+        return Ok(kernels.put_on_device(config, open_model(config)?)?.into());
     }
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
+    let active = registry.active().and_then(|active| architecture_of(&registry, active.digest));
+    kernels.choose_early(config, active.unwrap_or_else(|| likely_architecture(config)));
     let model = match registry.active() {
         Some(active) => activated_model(config, &registry, active)?,
         None => {
@@ -45,7 +50,6 @@ pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
             configured_model(config, &registry)?
         }
     };
-    let kernels = Kernels::default();
     let first = kernels.put_on_device(config, model)?;
     log_choice(config, &registry, first.card.digest);
     let settings = config.clone();
@@ -60,6 +64,14 @@ fn preset(config: &Config) -> Option<Preset> {
     let made = config.clone();
     let make = move || open_model(&made).map_err(|cause| LoadError(format!("{cause:#}")));
     (config.model.path.is_empty() && config.model.preset != config::Preset::None).then(|| Preset::new(make))
+}
+
+/// As far as the registry knows.
+fn architecture_of(registry: &Registry, digest: ModelDigest) -> Option<Architecture> {
+    match registry.get(digest).ok()?.condition {
+        Condition::Intact(facts) => Some(facts.architecture),
+        Condition::Damaged(_) => None,
+    }
 }
 
 /// A model that the registry stores, or the rebuilt preset.
@@ -135,6 +147,25 @@ pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<Loaded
 struct Kernels(Mutex<HashMap<LayerShape, Chosen>>);
 
 impl Kernels {
+    /// Chooses the kernels of the model that will probably be served while it is still being read. Whoever needs them
+    /// waits; where the guess was wrong, or the choice fails, they choose themselves.
+    fn choose_early(self: &Arc<Self>, config: &Config, likely: Architecture) {
+        if config.encoder.device != "cpu" {
+            return;
+        }
+        let (kernels, config, (begun, has_begun)) = (Arc::clone(self), config.clone(), mpsc::channel());
+        let choose = move || {
+            let known = kernels.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let _ = begun.send(());
+            // An error is that of whoever needs the choice.
+            let _ = Self::choose_among(known, &config, &likely);
+        };
+        // Without the thread, they are chosen later.
+        if thread::Builder::new().name("kernels".into()).spawn(choose).is_ok() {
+            let _ = has_begun.recv();
+        }
+    }
+
     fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
         let device = Device::open(&config.encoder.device)?;
         let card = ModelCard {
@@ -155,7 +186,7 @@ impl Kernels {
             feature_point: model.feature_point,
         };
         let workers = worker_count(config);
-        let bytes = resident_bytes(&model, &settings, workers);
+        let bytes = resident_bytes(&model, &settings);
         let weights = SharedWeights::new(model.architecture, model.tensors, settings);
         let (make, told) = (weights.factory(), Once::new());
         let factory: EncoderFactory = Arc::new(move |worker| {
@@ -168,8 +199,15 @@ impl Kernels {
     }
 
     fn choose(&self, config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
+        Self::choose_among(self.0.lock().unwrap_or_else(PoisonError::into_inner), config, architecture)
+    }
+
+    fn choose_among(
+        mut known: MutexGuard<'_, HashMap<LayerShape, Chosen>>,
+        config: &Config,
+        architecture: &Architecture,
+    ) -> anyhow::Result<Chosen> {
         let shape = LayerShape::of(architecture);
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(chosen) = known.get(&shape) {
             return Ok(chosen.clone());
         }
@@ -258,11 +296,11 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
     }
 }
 
-/// The weights, plus a copy for each worker if oneDNN reorders them.
-fn resident_bytes(model: &OpenModel, settings: &TorchSettings, workers: usize) -> u64 {
-    let reorders = settings.kernels.largest(Kernel::OneDnn).is_some();
-    let copies = if reorders { 1 + workers } else { 1 };
-    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies as u64)
+/// The weights, once for each kernel that reads them in an order of its own. Workers share them.
+fn resident_bytes(model: &OpenModel, settings: &TorchSettings) -> u64 {
+    let kernels = Kernel::of(settings.precision).iter();
+    let copies = kernels.filter(|kernel| settings.kernels.largest(**kernel).is_some()).count() as u64;
+    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies)
 }
 
 /// Reads the configured model, or makes the configured preset from its seed.

@@ -320,7 +320,7 @@ impl Default for Training {
             device: "cpu".into(),
             threads: 0,
             processes: 1,
-            nice: 10,
+            nice: 20,
             memory_bytes_max: 0,
             heartbeat_seconds_max: 120.0,
             cancel_grace_seconds: 20.0,

@@ -177,7 +177,7 @@ impl Violations {
         self.require(is_device(&training.device), "training.device must be \"cpu\" or \"cuda:N\"");
         self.require(training.threads <= 256, "training.threads must be 0 to 256");
         self.require((1..=64).contains(&training.processes), "training.processes must be 1 to 64");
-        self.require((0..=19).contains(&training.nice), "training.nice must be 0 to 19");
+        self.require((0..=20).contains(&training.nice), "training.nice must be 0 to 20");
         self.require(
             training.memory_bytes_max == 0 || training.memory_bytes_max >= 64 << 20,
             "training.memory_bytes_max must be 0 or at least 67108864",

@@ -28,6 +28,8 @@ pub struct Load {
 pub struct Warm {
     pub model: ModelDigest,
     pub chip_size: ChipSize,
+    /// Whether a whole forward pass has run; a rehearsal is enough for the other sizes.
+    pub has_run: bool,
     /// Never empty.
     pub sizes: VecDeque<usize>,
     pub done: oneshot::Sender<Result<(), LoadError>>,
@@ -58,7 +60,7 @@ impl Warm {
     /// Starts with the first of these sizes.
     pub fn all(load: Load, buckets: &Buckets) -> Self {
         let Load { model, chip_size, done, factory: _ } = load;
-        Self { model, chip_size, sizes: buckets.sizes().iter().copied().collect(), done }
+        Self { model, chip_size, has_run: false, sizes: buckets.sizes().iter().copied().collect(), done }
     }
 }
 
@@ -115,7 +117,13 @@ mod tests {
     fn warm() -> WorkerCommand {
         let chip_size = ChipSize { height: 1, width: 1 };
         let sizes = VecDeque::from([1]);
-        WorkerCommand::Warm(Warm { model: MODEL, chip_size, sizes, done: oneshot::channel().0 })
+        WorkerCommand::Warm(Warm {
+            model: MODEL,
+            chip_size,
+            has_run: false,
+            sizes,
+            done: oneshot::channel().0,
+        })
     }
 
     #[test]

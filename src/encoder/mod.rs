@@ -94,6 +94,18 @@ pub trait Encoder {
     /// # Errors
     /// A failure of the device; all chips of the batch share it.
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError>;
+
+    /// What a batch of a new size needs to run first, if that is less than a whole forward pass.
+    fn rehearsal(&mut self) -> Option<Rehearsal<'_>> {
+        None
+    }
+}
+
+/// A part of a forward pass that allocates and compiles all that the whole one does.
+pub struct Rehearsal<'e> {
+    pub part: &'e mut dyn Encoder,
+    /// How many times longer the whole takes, at most.
+    pub times: u32,
 }
 
 /// Why a forward pass produced no embeddings.

@@ -11,7 +11,7 @@ use super::mailbox::{Unload, Warm, WorkerCommand};
 use super::queue::{Canary, QueueState, Waiting, WorkerTask};
 use super::schedule::{Buckets, Entry};
 use super::types::{CanaryError, EncodeError, Encoded, EncoderEvent, EncoderFactory, LoadError};
-use super::{Batch, Encoder, EncoderInput, ForwardError};
+use super::{Batch, Encoder, EncoderInput, ForwardError, Rehearsal};
 use crate::chip::{Chip, ChipSize, Modality};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::memory;
@@ -75,20 +75,34 @@ fn warm_next(mut warm: Warm, encoders: &mut Encoders, thread: Thread<'_>) {
     let (model, Some(size)) = (warm.model, warm.sizes.pop_front()) else { return };
     let chips = (0..size).map(|number| warm_up_chip(warm.chip_size, number)).collect();
     let encoder = encoders.get_mut(&model).expect("a model is made before it is warmed");
-    let started = Instant::now();
-    if let Err(failure) = forward(encoder.as_mut(), &Batch { model, chips }) {
-        encoders.remove(&model);
-        let _ = warm.done.send(Err(LoadError(failure.to_string())));
-        return;
+    match first_pass(encoder.as_mut(), &Batch { model, chips }, warm.has_run) {
+        Ok(took) => thread.queue.record_time(model, size, took),
+        Err(failure) => {
+            encoders.remove(&model);
+            let _ = warm.done.send(Err(LoadError(failure.to_string())));
+            return;
+        }
     }
-    thread.queue.record_time(model, size, started.elapsed());
     thread.queue.passed(thread.index, model);
+    warm.has_run = true;
     if warm.sizes.is_empty() {
         memory::give_back();
         let _ = warm.done.send(Ok(()));
     } else {
         thread.queue.command(thread.index, WorkerCommand::Warm(warm));
     }
+}
+
+/// Runs a batch of a new size, in part if others have run and that is enough. Returns how long a whole one takes, at most.
+fn first_pass(encoder: &mut dyn Encoder, batch: &Batch, has_run: bool) -> Result<Duration, Failure> {
+    if let Some(Rehearsal { part, times }) = encoder.rehearsal().filter(|_| has_run) {
+        let started = Instant::now();
+        forward(part, batch)?;
+        return Ok(started.elapsed() * times);
+    }
+    let started = Instant::now();
+    forward(encoder, batch)?;
+    Ok(started.elapsed())
 }
 
 /// Runs a canary; only whether it succeeds is reported.

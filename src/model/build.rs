@@ -1,7 +1,7 @@
 //! The only module that knows every family's network.
 
-use super::int8::RoundedLayers;
 use super::network::Network;
+use super::shared::SharedLayers;
 use super::tensors::Tensors;
 #[cfg(test)]
 use super::toy::Toy;
@@ -10,7 +10,7 @@ use crate::arithmetic::Choice;
 use crate::weights::family::Architecture;
 
 /// A network of `tensors`, which have the names and shapes of `architecture`'s state dict, on the
-/// kernels of `choice`. Layers in int8 come from `rounded`, or go there.
+/// kernels of `choice`. Linear layers come from `shared`, or go there.
 ///
 /// # Panics
 /// If a tensor is missing or a kernel does not run. Callers compare checkpoints with the architecture, and
@@ -19,11 +19,11 @@ pub fn network(
     architecture: &Architecture,
     tensors: &Tensors,
     choice: &Choice,
-    rounded: &RoundedLayers,
+    shared: &SharedLayers,
 ) -> Box<dyn Network> {
     match architecture {
         Architecture::TransOss(architecture) => {
-            Box::new(TransOss::new(architecture, tensors, choice, rounded))
+            Box::new(TransOss::new(architecture, tensors, choice, shared))
         }
         #[cfg(test)]
         Architecture::Toy(_) => Box::new(Toy::new(tensors)),

@@ -7,15 +7,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::build::network;
-use super::int8::RoundedLayers;
 use super::linear::first_line;
 use super::network::{Input, Mode, Network};
 use super::runtime::Device;
-use super::tensors::{Tensors, kind, upload};
+use super::shared::SharedLayers;
+use super::tensors::{Tensors, hand_over, kind};
 use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
 use crate::embedding::Embedding;
-use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError};
+use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError, Rehearsal};
 use crate::weights::family::{Architecture, FeaturePoint};
 use crate::weights::tensors::NamedTensors;
 
@@ -45,19 +45,19 @@ pub struct SharedWeights {
 struct Weights {
     /// Empty once they are on the device.
     read: NamedTensors,
+    /// Without what is part of `layers`.
     on_device: Option<Tensors>,
-    /// What is computed in int8.
-    rounded: RoundedLayers,
+    layers: SharedLayers,
 }
 
 impl Weights {
-    /// A network on these weights. What it rounds to int8 is dropped in f32.
+    /// A network on these weights. What its layers have packed or rounded is dropped in its first form.
     fn network(&mut self, architecture: &Architecture, settings: &TorchSettings) -> Box<dyn Network> {
         let kind = kind(settings.precision);
-        let tensors = self.on_device.get_or_insert_with(|| upload(&self.read, settings.device, kind));
-        self.read.clear();
-        let network = network(architecture, tensors, &settings.kernels, &self.rounded);
-        tensors.retain(|name, _| !self.rounded.has(name));
+        let read = std::mem::take(&mut self.read);
+        let tensors = self.on_device.get_or_insert_with(|| hand_over(read, settings.device, kind));
+        let network = network(architecture, tensors, &settings.kernels, &self.layers);
+        tensors.retain(|name, _| !self.layers.has(name));
         network
     }
 }
@@ -68,11 +68,7 @@ impl SharedWeights {
         Arc::new(Self {
             architecture,
             settings,
-            weights: Mutex::new(Weights {
-                read: tensors,
-                on_device: None,
-                rounded: RoundedLayers::default(),
-            }),
+            weights: Mutex::new(Weights { read: tensors, on_device: None, layers: SharedLayers::default() }),
         })
     }
 
@@ -91,13 +87,17 @@ impl SharedWeights {
         tch::set_num_threads(i32::try_from(self.settings.threads).unwrap_or(i32::MAX));
         let _no_grad = tch::no_grad_guard();
         let mut weights = self.weights.lock().unwrap_or_else(PoisonError::into_inner);
-        TorchEncoder {
-            network: weights.network(&self.architecture, &self.settings),
-            preprocessing: self.architecture.preprocessing(),
+        let mut of = |architecture: &Architecture| TorchEncoder {
+            network: weights.network(architecture, &self.settings),
+            rehearsal: None,
+            preprocessing: architecture.preprocessing(),
             precision: self.settings.precision,
             device: self.settings.device,
             feature_point: self.settings.feature_point,
-        }
+        };
+        let whole = of(&self.architecture);
+        let part = self.architecture.shortened().map(|(part, times)| (Box::new(of(&part)), times));
+        TorchEncoder { rehearsal: part, ..whole }
     }
 }
 
@@ -105,6 +105,8 @@ impl SharedWeights {
 #[derive(Debug)]
 struct TorchEncoder {
     network: Box<dyn Network>,
+    /// A part of the network on the same tensors, and how many times longer the whole takes at most.
+    rehearsal: Option<(Box<Self>, u32)>,
     preprocessing: Preprocessing,
     precision: Precision,
     device: Device,
@@ -123,6 +125,10 @@ impl Encoder for TorchEncoder {
                 embedding.map_err(|cause| ForwardError::Failed(cause.to_string()))
             })
             .collect()
+    }
+
+    fn rehearsal(&mut self) -> Option<Rehearsal<'_>> {
+        self.rehearsal.as_mut().map(|(part, times)| Rehearsal { part: part.as_mut(), times: *times })
     }
 }
 
@@ -209,6 +215,9 @@ fn classify(message: String) -> ForwardError {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
@@ -324,6 +333,20 @@ mod tests {
     }
 
     #[test]
+    fn a_rehearsal_runs_one_block_of_the_network() {
+        for kernels in every_choice(Precision::F32) {
+            let mut encoder = encoder(Precision::F32, &kernels);
+            let whole = embed(encoder.as_mut(), chips());
+            let Rehearsal { part, times } = encoder.rehearsal().expect("the network has several blocks");
+            assert_eq!(times, 4);
+            let part = embed(part, chips());
+            assert_eq!(part.len(), whole.len());
+            assert!(largest_difference(&part[0], &whole[0]) > 1e-3, "{kernels}: it is not the whole network");
+            assert_eq!(embed(encoder.as_mut(), chips()), whole, "{kernels}: and changes nothing");
+        }
+    }
+
+    #[test]
     fn bf16_points_where_f32_does() {
         let f32 = embed(encoder(Precision::F32, &Choice::only(Kernel::Aten, 32)).as_mut(), chips());
         for kernels in every_choice(Precision::Bf16) {
@@ -346,27 +369,38 @@ mod tests {
     }
 
     #[test]
-    fn workers_share_what_is_rounded_and_its_originals_are_dropped() {
-        if !device().is_cpu() {
-            return;
+    fn workers_compute_at_once_with_shared_layers_whose_originals_are_dropped() {
+        for (precision, kernel) in [(Precision::F32, Kernel::OneDnn), (Precision::Int8, Kernel::Int8)] {
+            if !test_device::kernels(precision).contains(&kernel) {
+                continue;
+            }
+            let settings = TorchSettings {
+                device: device(),
+                precision,
+                kernels: Choice::only(kernel, 32),
+                threads: 1,
+                feature_point: FeaturePoint::BeforeNeck,
+            };
+            let weights = SharedWeights::new(tiny(), seeded(&tiny(), 1), settings);
+            let factory = &Arc::clone(&weights).factory();
+            let begin = &Barrier::new(2);
+            let work = |worker| {
+                let mut encoder = factory(worker).expect("an encoder");
+                begin.wait();
+                [(); 3].map(|()| embed(encoder.as_mut(), chips()))
+            };
+            let [first, second] = thread::scope(|scope| {
+                [0, 1]
+                    .map(|worker| scope.spawn(move || work(worker)))
+                    .map(|worker| worker.join().expect("no panic"))
+            });
+            assert!(first == second && first[0] == first[2], "{kernel:?}");
+            let weights = weights.weights.lock().expect("no panic");
+            let names: Vec<&String> = weights.on_device.as_ref().expect("on the device").keys().collect();
+            assert!(weights.read.is_empty());
+            assert!(names.iter().any(|name| name.ends_with("norm1.weight")), "{names:?}");
+            assert!(!names.iter().any(|name| name.contains(".attn.") || name.contains(".mlp.")), "{names:?}");
         }
-        let settings = TorchSettings {
-            device: device(),
-            precision: Precision::Int8,
-            kernels: Choice::only(Kernel::Int8, 32),
-            threads: 1,
-            feature_point: FeaturePoint::BeforeNeck,
-        };
-        let weights = SharedWeights::new(tiny(), seeded(&tiny(), 1), settings);
-        let factory = Arc::clone(&weights).factory();
-        let mut workers = [0, 1].map(|worker| factory(worker).expect("an encoder"));
-        let [first, second] = workers.each_mut().map(|worker| embed(worker.as_mut(), chips()));
-        assert_eq!(first, second);
-        let weights = weights.weights.lock().expect("no panic");
-        let names: Vec<&String> = weights.on_device.as_ref().expect("on the device").keys().collect();
-        assert!(weights.read.is_empty());
-        assert!(names.iter().any(|name| name.ends_with("norm1.weight")), "{names:?}");
-        assert!(!names.iter().any(|name| name.contains(".attn.") || name.contains(".mlp.")), "{names:?}");
     }
 
     #[test]

@@ -1,34 +1,10 @@
-//! Linear layers in int8 between tensors: one copy of their weights, whoever computes with it.
+//! Linear layers in int8 between tensors.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::slice;
-use std::sync::Arc;
 
 use tch::{Kind, TchError, Tensor};
 
 use crate::int8::{After, INPUTS_MAX, Linear8};
-
-/// The layers of a model by name, rounded by the first network that needs them.
-#[derive(Debug, Default)]
-pub struct RoundedLayers(RefCell<BTreeMap<String, Arc<Linear8>>>);
-
-impl RoundedLayers {
-    /// The layer with this name, which `make` rounds if it is the first to be asked for.
-    pub fn layer<E>(&self, name: &str, make: impl FnOnce() -> Result<Linear8, E>) -> Result<Arc<Linear8>, E> {
-        if let Some(layer) = self.0.borrow().get(name) {
-            return Ok(Arc::clone(layer));
-        }
-        let layer = Arc::new(make()?);
-        self.0.borrow_mut().insert(name.to_owned(), Arc::clone(&layer));
-        Ok(layer)
-    }
-
-    /// Whether the tensor with this name is part of a rounded layer, which makes it superfluous.
-    pub fn has(&self, tensor: &str) -> bool {
-        tensor.rsplit_once('.').is_some_and(|(layer, _)| self.0.borrow().contains_key(layer))
-    }
-}
 
 /// Rounds `weight` `[outputs, inputs]`; `bias` `[outputs]`.
 ///

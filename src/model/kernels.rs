@@ -15,7 +15,7 @@ use crate::weights::family::Architecture;
 
 /// Runs of a kernel for a batch, of which the fastest counts: as many as fit the time, within these bounds.
 const RUNS_TIME: Duration = Duration::from_millis(40);
-const RUNS_MIN: u128 = 2;
+const RUNS_MIN: u128 = 1;
 const RUNS_MAX: u128 = 20;
 /// A run that takes longer is not repeated: it is slow enough to be distinguished from the others.
 const RUN_MAX: Duration = Duration::from_millis(400);

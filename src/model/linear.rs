@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tch::{TchError, Tensor};
 
-use super::int8::{self, RoundedLayers};
+use super::int8;
 use crate::arithmetic::{Choice, Kernel};
 use crate::int8::{After, Linear8};
 
@@ -67,18 +67,46 @@ pub struct Linear(Form);
 
 #[derive(Debug)]
 enum Form {
-    Float {
-        weight: Tensor,
-        bias: Tensor,
-        plan: Plan,
-        /// The same weight in oneDNN's order, if the plan uses it.
-        packed: Option<Tensor>,
-    },
+    Float { weight: Weight, bias: Tensor, plan: Plan },
     Int8(Arc<Linear8>),
 }
 
+/// A weight in the orders that its kernels read.
+#[derive(Debug)]
+enum Weight {
+    /// `[outputs, inputs]`
+    Plain(Tensor),
+    /// In oneDNN's order.
+    Packed(Tensor),
+    Both {
+        plain: Tensor,
+        packed: Tensor,
+    },
+}
+
+impl Weight {
+    fn new(plain: Tensor, plan: &Plan) -> Result<Self, KernelError> {
+        let Some(rows) = plan.rows(Kernel::OneDnn) else { return Ok(Self::Plain(plain)) };
+        let packed = pack(&plain, rows)?;
+        Ok(match plan.rows(Kernel::Aten) {
+            Some(_) => Self::Both { plain, packed },
+            None => Self::Packed(packed),
+        })
+    }
+
+    fn handle(&self) -> Self {
+        match self {
+            Self::Plain(plain) => Self::Plain(plain.shallow_clone()),
+            Self::Packed(packed) => Self::Packed(packed.shallow_clone()),
+            Self::Both { plain, packed } => {
+                Self::Both { plain: plain.shallow_clone(), packed: packed.shallow_clone() }
+            }
+        }
+    }
+}
+
 impl Linear {
-    /// Rounds the weight, or reorders it into a copy, if the plan has a kernel that needs it.
+    /// Rounds or packs the weight if the plan has a kernel that needs it, and keeps only what the plan uses.
     ///
     /// # Errors
     /// If that kernel does not run here.
@@ -86,24 +114,17 @@ impl Linear {
         if plan.is_int8() {
             return Ok(Self(Form::Int8(Arc::new(int8::round(&weight, &bias)?))));
         }
-        let packed = plan.rows(Kernel::OneDnn).map(|rows| pack(&weight, rows)).transpose()?;
-        Ok(Self(Form::Float { weight, bias, plan: plan.clone(), packed }))
+        Ok(Self(Form::Float { weight: Weight::new(weight, plan)?, bias, plan: plan.clone() }))
     }
 
-    /// The layer with this name in int8: one of `layers`, or rounded from `tensors` into them.
-    ///
-    /// # Errors
-    /// If the tensors do not match.
-    pub fn rounded(
-        name: &str,
-        tensors: impl FnOnce() -> (Tensor, Tensor),
-        layers: &RoundedLayers,
-    ) -> Result<Self, KernelError> {
-        let layer = layers.layer(name, || {
-            let (weight, bias) = tensors();
-            int8::round(&weight, &bias)
-        });
-        Ok(Self(Form::Int8(layer?)))
+    /// The same layer with the same memory, for another thread.
+    pub fn handle(&self) -> Self {
+        Self(match &self.0 {
+            Form::Float { weight, bias, plan } => {
+                Form::Float { weight: weight.handle(), bias: bias.shallow_clone(), plan: plan.clone() }
+            }
+            Form::Int8(layer) => Form::Int8(Arc::clone(layer)),
+        })
     }
 
     /// [.., inputs] -> [.., outputs]
@@ -130,21 +151,21 @@ impl Linear {
     /// # Errors
     /// If libtorch fails, with its message.
     pub fn try_forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, KernelError> {
-        let (weight, bias, plan, packed) = match &self.0 {
-            Form::Float { weight, bias, plan, packed } => (weight, bias, plan, packed),
+        let (weight, bias, plan) = match &self.0 {
+            Form::Float { weight, bias, plan } => (weight, bias, plan),
             Form::Int8(layer) => return in_int8(layer, x, activation, None),
         };
         let mut shape = x.size();
         let inputs = shape.pop().unwrap_or(1).max(1);
         let rows = shape.iter().product();
-        match (plan.kernel(rows), packed) {
-            (Kernel::OneDnn, Some(packed)) => {
-                shape.push(weight.size()[0]);
+        match (weight, plan.kernel(rows)) {
+            (Weight::Packed(packed), _) | (Weight::Both { packed, .. }, Kernel::OneDnn) => {
+                shape.push(bias.size()[0]);
                 let y = onednn_linear(&x.f_reshape([rows, inputs])?, packed, bias, activation)?;
                 Ok(y.f_view(&shape[..])?)
             }
-            (Kernel::Aten | Kernel::OneDnn | Kernel::Int8, _) => {
-                let y = x.f_linear(weight, Some(bias))?;
+            (Weight::Plain(plain) | Weight::Both { plain, .. }, _) => {
+                let y = x.f_linear(plain, Some(bias))?;
                 Ok(match activation {
                     Activation::None => y,
                     Activation::Gelu => y.f_gelu("none")?,
@@ -274,8 +295,13 @@ mod tests {
         let aten = layer(Plan::only(Kernel::Aten, 10));
         let onednn = layer(Plan::only(Kernel::OneDnn, 10));
         let both = layer(Plan(vec![(5, Kernel::Aten), (10, Kernel::OneDnn)]));
-        let is_packed = |layer: &Linear| matches!(layer.0, Form::Float { packed: Some(_), .. });
-        assert_eq!([&aten, &onednn, &both].map(is_packed), [false, true, true]);
+        let forms = |layer: &Linear| match layer.0 {
+            Form::Float { weight: Weight::Plain(_), .. } => "plain",
+            Form::Float { weight: Weight::Packed(_), .. } => "packed",
+            Form::Float { weight: Weight::Both { .. }, .. } => "both",
+            Form::Int8(_) => "int8",
+        };
+        assert_eq!([&aten, &onednn, &both].map(forms), ["plain", "packed", "both"]);
         for (batch, activation) in [(1, Activation::None), (2, Activation::Gelu), (7, Activation::Gelu)] {
             let x = Tensor::randn([batch, 5, 48], cpu);
             let [expected, onednn, both] = [&aten, &onednn, &both].map(|layer| layer.forward(&x, activation));

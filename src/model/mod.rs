@@ -7,6 +7,7 @@ mod kernels;
 mod linear;
 mod network;
 mod runtime;
+mod shared;
 mod tensors;
 #[cfg(test)]
 pub mod test_device;
@@ -16,9 +17,9 @@ mod transoss;
 
 pub use build::network;
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
-pub use int8::RoundedLayers;
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
 pub use network::{Features, Input, Mode, Network};
 pub use runtime::{Device, prepare_process};
+pub use shared::SharedLayers;
 pub use tensors::{Tensors, download, kind, on_host, upload};
 pub use transoss::drop_path;

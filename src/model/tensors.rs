@@ -27,8 +27,16 @@ pub fn on_host(tensor: &HostTensor) -> Tensor {
 
 /// Copies of `tensors` on the device.
 pub fn upload(tensors: &NamedTensors, device: Device, kind: Kind) -> Tensors {
-    let upload = |tensor| on_host(tensor).to_device(device.0).to_kind(kind);
-    tensors.iter().map(|(name, tensor)| (name.clone(), upload(tensor))).collect()
+    tensors.iter().map(|(name, tensor)| (name.clone(), uploaded(tensor, device, kind))).collect()
+}
+
+/// `tensors` moved to the device, one by one.
+pub fn hand_over(tensors: NamedTensors, device: Device, kind: Kind) -> Tensors {
+    tensors.into_iter().map(|(name, tensor)| (name, uploaded(&tensor, device, kind))).collect()
+}
+
+fn uploaded(tensor: &HostTensor, device: Device, kind: Kind) -> Tensor {
+    on_host(tensor).to_device(device.0).to_kind(kind)
 }
 
 /// Copies of `tensors` in f32 that can be read without a device.

@@ -8,9 +8,9 @@ mod golden;
 
 use tch::{Kind, Tensor};
 
-use super::int8::RoundedLayers;
 use super::linear::{Activation, Linear, Plan};
 use super::network::{Input, Mode, Network};
+use super::shared::SharedLayers;
 use super::tensors::Tensors;
 use crate::arithmetic::Choice;
 use crate::chip::Modality;
@@ -38,10 +38,10 @@ impl TransOss {
         architecture: &TransOssArchitecture,
         tensors: &Tensors,
         choice: &Choice,
-        rounded: &RoundedLayers,
+        shared: &SharedLayers,
     ) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
-        let names = Names { tensors, prefix: String::new(), plan, rounded };
+        let names = Names { tensors, prefix: String::new(), plan, shared };
         let heads = architecture.heads as i64;
         let base = names.sub("base");
         Self {
@@ -76,7 +76,7 @@ struct Names<'a> {
     tensors: &'a Tensors,
     prefix: String,
     plan: &'a Plan,
-    rounded: &'a RoundedLayers,
+    shared: &'a SharedLayers,
 }
 
 impl Names<'_> {
@@ -91,14 +91,8 @@ impl Names<'_> {
 
     fn linear(&self, name: &str) -> Linear {
         let layer = self.sub(name);
-        let tensors = || (layer.get("weight"), layer.get("bias"));
-        let linear = match self.plan.is_int8() {
-            true => Linear::rounded(&format!("{}{name}", self.prefix), tensors, self.rounded),
-            false => {
-                let (weight, bias) = tensors();
-                Linear::new(weight, bias, self.plan)
-            }
-        };
+        let make = || Linear::new(layer.get("weight"), layer.get("bias"), self.plan);
+        let linear = self.shared.layer(&format!("{}{name}", self.prefix), make);
         linear.unwrap_or_else(|cause| panic!("{}: {cause}", layer.prefix))
     }
 }

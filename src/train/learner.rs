@@ -21,7 +21,7 @@ use crate::chip::{Chip, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::ForwardError;
 use crate::model::{
-    Device, Input, LayerShape, Mode, Network, RoundedLayers, Tensors, download, forward_error, kind, network,
+    Device, Input, LayerShape, Mode, Network, SharedLayers, Tensors, download, forward_error, kind, network,
     training_speed, upload,
 };
 use crate::processor::Processor;
@@ -226,7 +226,7 @@ impl TorchLearner {
                 (name.clone(), tensor.to_kind(kind))
             })
             .collect();
-        network(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1), &RoundedLayers::default())
+        network(&self.architecture, &tensors, &Choice::only(Kernel::Aten, 1), &SharedLayers::default())
     }
 
     /// Loss and gradients of a batch, replacing any earlier gradients.

@@ -4,13 +4,11 @@ use sha2::{Digest as _, Sha256};
 
 use super::family::{Architecture, FeaturePoint};
 use super::rules::STEPS;
-use super::tensors::NamedTensors;
+use super::tensors::{NamedTensors, file_bytes};
 use crate::embedding::ModelDigest;
 
 /// Separates these hashes from any other use of SHA-256, and from a later layout.
 const DOMAIN: &str = "shipreid model digest 1";
-/// Values converted at a time.
-const CHUNK: usize = 16 << 10;
 
 /// Digest of a model that reads its features at `feature_point`.
 ///
@@ -39,10 +37,7 @@ pub fn digest(
         let shape: Vec<u8> = tensor.shape.iter().flat_map(|length| number(*length)).collect();
         field(&mut hasher, &shape);
         hasher.update(number(tensor.values.len() * size_of::<f32>()));
-        for values in tensor.values.chunks(CHUNK) {
-            let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-            hasher.update(&bytes);
-        }
+        hasher.update(file_bytes(&tensor.values));
     }
     ModelDigest::new(hasher.finalize().into())
 }

@@ -45,9 +45,39 @@ pub fn is_safetensors(first: &[u8], file_bytes: u64) -> bool {
 /// # Errors
 /// See [`ForeignError`].
 pub fn read_from(mut reader: impl Read + Seek) -> Result<Contents, ForeignError> {
+    let header = read_header(&mut reader, FILE_BYTES_MAX)?;
+    let mut contents = Contents::default();
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        let length = info.data_offsets.1 - info.data_offsets.0;
+        let element = element(info.dtype).filter(|_| info.shape.len() <= AXES_MAX);
+        match element {
+            Some(element) => {
+                let values = element.read(&mut reader, length)?;
+                contents.tensors.insert(name, HostTensor { shape: info.shape.clone(), values });
+            }
+            None => {
+                io::copy(&mut reader.by_ref().take(length as u64), &mut io::sink())?;
+                let kind = match info.shape.len() {
+                    axes if axes > AXES_MAX => format!("a tensor with {axes} axes"),
+                    _ => format!("a {:?} tensor", info.dtype),
+                };
+                contents.skipped.push((name, kind));
+            }
+        }
+    }
+    Ok(contents)
+}
+
+/// The header of a file of at most `bytes_max` bytes, all of which it accounts for. The tensors follow, in the order of
+/// their offsets.
+///
+/// # Errors
+/// See [`ForeignError`].
+pub(super) fn read_header(reader: &mut (impl Read + Seek), bytes_max: u64) -> Result<Metadata, ForeignError> {
     let file_bytes = reader.seek(SeekFrom::End(0))?;
-    if file_bytes > FILE_BYTES_MAX {
-        return Err(ForeignError::TooLarge { what: "bytes", max: FILE_BYTES_MAX });
+    if file_bytes > bytes_max {
+        return Err(ForeignError::TooLarge { what: "bytes", max: bytes_max });
     }
     reader.rewind()?;
     let mut length = [0; LENGTH_BYTES as usize];
@@ -60,31 +90,14 @@ pub fn read_from(mut reader: impl Read + Seek) -> Result<Contents, ForeignError>
     reader.by_ref().take(length).read_to_end(&mut header)?;
     let header: Metadata = serde_json::from_slice(&header)
         .map_err(|cause| ForeignError::Header(printable(&cause.to_string())))?;
-    let names = header.offset_keys();
-    if names.len() > TENSORS_MAX {
+    if header.offset_keys().len() > TENSORS_MAX {
         return Err(ForeignError::TooLarge { what: "tensors", max: TENSORS_MAX as u64 });
     }
     let announced = LENGTH_BYTES.saturating_add(length).saturating_add(header.data_len() as u64);
     if announced != file_bytes {
         return Err(ForeignError::Length { found: file_bytes, announced });
     }
-    let mut contents = Contents::default();
-    for name in names {
-        let Some(info) = header.info(&name) else { continue };
-        let mut bytes = vec![0; info.data_offsets.1 - info.data_offsets.0];
-        reader.read_exact(&mut bytes)?;
-        match element(info.dtype) {
-            _ if info.shape.len() > AXES_MAX => {
-                contents.skipped.push((name, format!("a tensor with {} axes", info.shape.len())));
-            }
-            Some(element) => {
-                let tensor = HostTensor { shape: info.shape.clone(), values: element.decode(&bytes) };
-                contents.tensors.insert(name, tensor);
-            }
-            None => contents.skipped.push((name, format!("a {:?} tensor", info.dtype))),
-        }
-    }
-    Ok(contents)
+    Ok(header)
 }
 
 fn element(data_type: Dtype) -> Option<ElementType> {

@@ -3,16 +3,18 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use zip::result::ZipError;
 
 use super::family::{Architecture, Family, FeaturePoint};
-use super::tensors::{HostTensor, NamedTensors};
+use super::foreign::{ForeignError, read_header};
+use super::storage::ElementType;
+use super::tensors::{HostTensor, NamedTensors, file_bytes, printable};
 use crate::durable::write_folder;
 
 pub const DESCRIPTION: &str = "model.toml";
@@ -148,7 +150,8 @@ struct Format {
 /// # Errors
 /// If the file is missing, malformed, too large or holds numbers of another type.
 pub fn read_tensors(path: &Path) -> Result<NamedTensors, NativeError> {
-    parse_tensors(path, &read_tensor_bytes(path)?)
+    let file = open_bounded(path, TENSOR_BYTES_MAX)?;
+    tensors_from(path, file)
 }
 
 /// The bytes of a safetensors file.
@@ -164,25 +167,46 @@ pub fn read_tensor_bytes(path: &Path) -> Result<Vec<u8>, NativeError> {
 /// # Errors
 /// If the bytes are malformed or hold numbers of another type.
 pub fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<NamedTensors, NativeError> {
+    tensors_from(path, Cursor::new(bytes))
+}
+
+/// Every tensor is read to where it stays.
+fn tensors_from(path: &Path, mut reader: impl Read + Seek) -> Result<NamedTensors, NativeError> {
     let malformed = |cause: String| NativeError::Tensors { path: path.to_owned(), cause };
-    let file = SafeTensors::deserialize(bytes).map_err(|cause| malformed(cause.to_string()))?;
-    let mut tensors = BTreeMap::new();
-    for (name, view) in file.iter() {
-        if view.dtype() != Dtype::F32 {
-            return Err(malformed(format!("tensor {name} holds {:?}, not F32", view.dtype())));
+    let failed = |cause: ForeignError| match cause {
+        ForeignError::Io(cause) if cause.kind() != io::ErrorKind::UnexpectedEof => {
+            NativeError::Io { path: path.to_owned(), cause }
         }
-        let values = view.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        tensors.insert(name.to_owned(), HostTensor { shape: view.shape().to_vec(), values });
+        other => malformed(other.to_string()),
+    };
+    let header = read_header(&mut reader, TENSOR_BYTES_MAX).map_err(failed)?;
+    let mut tensors = BTreeMap::new();
+    for name in header.offset_keys() {
+        let Some(info) = header.info(&name) else { continue };
+        if info.dtype != Dtype::F32 {
+            return Err(malformed(format!("tensor {} holds {:?}, not F32", printable(&name), info.dtype)));
+        }
+        let length = info.data_offsets.1 - info.data_offsets.0;
+        let values = ElementType::F32.read(&mut reader, length).map_err(|cause| failed(cause.into()))?;
+        tensors.insert(name, HostTensor { shape: info.shape.clone(), values });
     }
     Ok(tensors)
 }
 
 fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {
     let failed = |cause| NativeError::Io { path: path.to_owned(), cause };
-    if fs::metadata(path).map_err(failed)?.len() > max {
+    let mut bytes = Vec::new();
+    open_bounded(path, max)?.read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
+fn open_bounded(path: &Path, max: u64) -> Result<File, NativeError> {
+    let failed = |cause| NativeError::Io { path: path.to_owned(), cause };
+    let file = File::open(path).map_err(failed)?;
+    if file.metadata().map_err(failed)?.len() > max {
         return Err(NativeError::TooLarge { path: path.to_owned(), max });
     }
-    fs::read(path).map_err(failed)
+    Ok(file)
 }
 
 /// A tensor in the form that safetensors requires.
@@ -198,7 +222,7 @@ impl View for Values<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.0.values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        Cow::Borrowed(file_bytes(&self.0.values))
     }
 
     fn data_len(&self) -> usize {

@@ -1,8 +1,10 @@
 //! Tensors as torch stores them: a view with offset and strides into an array of typed bytes.
 
+use std::io::{self, Read};
+
 use half::{bf16, f16};
 
-use super::tensors::HostTensor;
+use super::tensors::{HostTensor, file_bytes_mut};
 
 /// Maximum number of axes of a checkpoint's tensor; a patch convolution has four.
 pub(super) const AXES_MAX: usize = 8;
@@ -126,8 +128,23 @@ impl DataType {
 }
 
 impl ElementType {
+    /// Reads `length` bytes as f32, which f32 becomes without a copy.
+    ///
+    /// # Errors
+    /// If the reader fails, or ends early.
+    pub fn read(self, reader: &mut impl Read, length: usize) -> io::Result<Vec<f32>> {
+        if self == Self::F32 {
+            let mut values = vec![0.0; length / size_of::<f32>()];
+            reader.read_exact(file_bytes_mut(&mut values))?;
+            return Ok(values);
+        }
+        let mut bytes = vec![0; length];
+        reader.read_exact(&mut bytes)?;
+        Ok(self.decode(&bytes))
+    }
+
     /// All elements of little-endian `bytes` as f32.
-    pub fn decode(self, bytes: &[u8]) -> Vec<f32> {
+    fn decode(self, bytes: &[u8]) -> Vec<f32> {
         match self {
             Self::F64 => each(bytes, |bytes| f64::from_le_bytes(bytes) as f32),
             Self::F32 => each(bytes, f32::from_le_bytes),
@@ -195,6 +212,14 @@ impl StoredTensor {
         HostTensor { shape: self.shape.clone(), values }
     }
 
+    /// [`Self::gather`] for the last view of `array`, which it becomes where it is all of it.
+    pub fn take(&self, array: Vec<f32>) -> HostTensor {
+        if self.offset == 0 && self.elements == array.len() && self.is_contiguous() {
+            return HostTensor { shape: self.shape.clone(), values: array };
+        }
+        self.gather(&array)
+    }
+
     fn is_contiguous(&self) -> bool {
         let mut step = 1;
         self.shape.iter().zip(&self.strides).rev().all(|(length, stride)| {
@@ -243,13 +268,16 @@ mod tests {
         let check = |offset, shape: &[usize], strides: &[usize], expected: &[f32]| {
             let view =
                 StoredTensor::new(storage(12), offset, shape.to_vec(), strides.to_vec()).expect("inside");
-            assert_eq!(view.gather(&array), HostTensor { shape: shape.to_vec(), values: expected.to_vec() });
+            let expected = HostTensor { shape: shape.to_vec(), values: expected.to_vec() };
+            assert_eq!([view.gather(&array), view.take(array.clone())], [expected.clone(), expected]);
         };
         check(0, &[2, 3], &[3, 1], &[0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         check(1, &[3, 2], &[1, 3], &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
         check(2, &[2, 2], &[0, 5], &[2.0, 7.0, 2.0, 7.0]);
         check(4, &[2, 1, 2], &[6, 99, 1], &[4.0, 5.0, 10.0, 11.0]);
         check(11, &[], &[], &[11.0]);
+        check(0, &[3, 4], &[4, 1], &array);
+        check(0, &[4, 3], &[1, 4], &[0.0, 4.0, 8.0, 1.0, 5.0, 9.0, 2.0, 6.0, 10.0, 3.0, 7.0, 11.0]);
         check(50, &[0, 3], &[3, 1], &[]);
     }
 
@@ -274,7 +302,9 @@ mod tests {
             let found = DataType::of_storage_class(class).expect("a known class");
             assert_eq!((DataType::named(name), found.name), (Some(found), name));
             assert_eq!(bytes.len(), found.size * expected.len());
-            assert_eq!(found.element.expect("read").decode(bytes), expected, "{class}");
+            let element = found.element.expect("read");
+            assert_eq!(element.read(&mut { bytes }, bytes.len()).expect("all there"), expected, "{class}");
+            assert!(element.read(&mut &bytes[1..], bytes.len()).is_err(), "{class}: a byte less");
         };
         check("FloatStorage", "float32", &1.5_f32.to_le_bytes(), &[1.5]);
         check("DoubleStorage", "float64", &0.1_f64.to_le_bytes(), &[0.1]);

@@ -80,6 +80,7 @@ async fn with_a_hanging_thread(folder: &TempDir, drain_seconds_max: u32) -> (Ser
     let settings = [
         data_in(folder),
         format!("training.data_roots={}", folder.path().display()),
+        "training.nice=0".to_owned(),
         format!("server.drain_seconds_max={drain_seconds_max}"),
     ];
     let server = Server::start(&imported(folder.path()), &settings.each_ref().map(String::as_str));

@@ -60,7 +60,8 @@ impl TrainingFolder {
     async fn serve_as(&self, program: Command, data: &Path, settings: &[&str]) -> (Server, Client) {
         let data = format!("store.data_dir={}", data.display());
         let roots = format!("training.data_roots={}", self.folder.path().display());
-        let settings = [&[data.as_str(), roots.as_str()], settings].concat();
+        // In the idle class, jobs would wait for whatever else this machine does.
+        let settings = [&[data.as_str(), roots.as_str(), "training.nice=0"], settings].concat();
         let server = Server::start_as(program, &self.folder.path().join("micro"), &settings);
         let client = Client::connect(&server.endpoint).await.unwrap();
         (server, client)

@@ -204,6 +204,8 @@ fn server_config(place: &Path) -> Result<Config, Failure> {
         "matching.top_k_max=10000".to_owned(),
         format!("store.data_dir={}", place.join("server").display()),
         format!("training.data_roots={}", place.join("data").display()),
+        // There are no calls to give way to.
+        "training.nice=10".to_owned(),
     ];
     Config::load(&Sources { flags, ..Sources::default() }).map_err(|cause| Failure::Unusable(cause.into()))
 }

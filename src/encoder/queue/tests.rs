@@ -11,7 +11,7 @@ use crate::embedding::Embedding;
 use crate::encoder::types::EncoderEvent;
 use crate::encoder::{
     Admission, Batch, Caller, CanaryOutcome, Encoder, ForwardError, LoadedModel, ModelCard, ModelLease,
-    Pipeline, Refusal, Residency, ResidencySettings, keep_canaries,
+    Pipeline, Refusal, Rehearsal, Residency, ResidencySettings, keep_canaries,
 };
 
 const SIZE: ChipSize = ChipSize { height: 2, width: 2 };
@@ -124,6 +124,44 @@ impl Bench {
         self.act(Act::Answer);
         assert_eq!(chip.await.expect("no panic").expect("an embedding").batch_size, 1);
     }
+}
+
+/// Tells which sizes it runs, and has a part that stands for a large share of a forward pass.
+struct Rehearsed {
+    name: &'static str,
+    ran: std::sync::mpsc::Sender<(&'static str, usize)>,
+    part: Option<Box<Rehearsed>>,
+}
+
+const TIMES: u32 = 10_000_000;
+
+impl Encoder for Rehearsed {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+        self.ran.send((self.name, batch.chips.len())).expect("the test listens");
+        Ok(vec![Embedding::from_feature(vec![1.0]).expect("a direction"); batch.chips.len()])
+    }
+
+    fn rehearsal(&mut self) -> Option<Rehearsal<'_>> {
+        let part = self.part.as_mut()?;
+        Some(Rehearsal { part: part.as_mut(), times: TIMES })
+    }
+}
+
+#[tokio::test]
+async fn a_part_of_a_forward_pass_warms_every_size_but_the_first_and_tells_its_time() {
+    let (ran, running) = std::sync::mpsc::channel();
+    let ran = Mutex::new(ran);
+    let factory: EncoderFactory = Arc::new(move |_| {
+        let ran = ran.lock().expect("no panic");
+        let part = Box::new(Rehearsed { name: "part", ran: ran.clone(), part: None });
+        Ok(Box::new(Rehearsed { name: "whole", ran: ran.clone(), part: Some(part) }) as Box<dyn Encoder>)
+    });
+    let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 4 }, Arc::new(drop));
+    queue.load(digest(), SIZE, factory).await.expect("a model");
+    assert_eq!(running.try_iter().collect::<Vec<_>>(), [("whole", 1), ("part", 2), ("part", 4)]);
+    // The part takes no less than some nanoseconds.
+    assert!(queue.least_time(digest(), 4) > Duration::from_millis(50));
+    queue.close().await;
 }
 
 #[tokio::test]

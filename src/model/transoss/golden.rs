@@ -6,7 +6,7 @@ use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path};
 use crate::arithmetic::{Kernel, Precision};
 use crate::chip::{ChipSize, Modality};
 use crate::model::test_device::{self, check_difference, check_direction, check_direction_in_int8, device};
-use crate::model::{self, Features, RoundedLayers, on_host, upload};
+use crate::model::{self, Features, SharedLayers, on_host, upload};
 use crate::weights::family::ArchitectureHints;
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::golden::{self, Inputs, MICRO};
@@ -78,7 +78,7 @@ fn variants() -> Vec<(&'static str, TransOssArchitecture, NamedTensors)> {
 }
 
 fn network(architecture: &TransOssArchitecture, tensors: &NamedTensors, kernel: Kernel) -> TransOss {
-    TransOss::new(architecture, &all_on_device(tensors), &Choice::only(kernel, 8), &RoundedLayers::default())
+    TransOss::new(architecture, &all_on_device(tensors), &Choice::only(kernel, 8), &SharedLayers::default())
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn every_layout_of_a_recorded_checkpoint_gives_the_recorded_features() {
             &model.architecture,
             &tensors,
             &Choice::only(Kernel::Aten, 8),
-            &RoundedLayers::default(),
+            &SharedLayers::default(),
         );
         let found = network.forward(&rows(&all).input(), Mode::Evaluate);
         check_features(&path.display().to_string(), &found, &recorded, "", 2e-5);
@@ -230,7 +230,7 @@ fn before_neck_in_bf16(
 ) -> Tensor {
     let halved =
         all_on_device(tensors).into_iter().map(|(name, t)| (name, t.to_kind(Kind::BFloat16))).collect();
-    let network = TransOss::new(architecture, &halved, &Choice::only(kernel, 8), &RoundedLayers::default());
+    let network = TransOss::new(architecture, &halved, &Choice::only(kernel, 8), &SharedLayers::default());
     let (pixels, sizes) = (rows.pixels.to_kind(Kind::BFloat16), rows.size_tokens.to_kind(Kind::BFloat16));
     let input = Input { pixels: &pixels, modalities: &rows.modalities, size_tokens: &sizes };
     network.forward(&input, Mode::Evaluate).before_neck.to_kind(Kind::Float)
@@ -243,7 +243,7 @@ fn point_alike(what: &str, found: &Tensor, expected: &Tensor) {
 #[test]
 fn training_moves_the_neck_and_drops_branches() {
     let tensors = all_on_device(&golden::tensors("micro_weights"));
-    let network = TransOss::new(&MICRO, &tensors, &Choice::only(Kernel::Aten, 12), &RoundedLayers::default());
+    let network = TransOss::new(&MICRO, &tensors, &Choice::only(Kernel::Aten, 12), &SharedLayers::default());
     let rows = rows(&(0..12).collect::<Vec<_>>());
     let before = tensors["bottleneck.running_mean"].copy();
     let mut asked = 0;

@@ -68,6 +68,10 @@ pub trait FamilyArchitecture: fmt::Debug {
     /// Inputs and outputs of the first layer of a block's MLP; the second has the transposed shape.
     fn mlp_widths(&self) -> [usize; 2];
 
+    /// A network of some of this one's tensors that does the same work fewer times, and how many times fewer at most;
+    /// `None` if none does.
+    fn shortened(&self) -> Option<(Architecture, u32)>;
+
     /// Rows of the classifier; 0 for a model without one.
     fn classes(&self) -> usize;
 

@@ -76,6 +76,10 @@ impl FamilyArchitecture for ToyArchitecture {
         [3 * self.side * self.side, self.width]
     }
 
+    fn shortened(&self) -> Option<(Architecture, u32)> {
+        None
+    }
+
     fn classes(&self) -> usize {
         self.classes
     }

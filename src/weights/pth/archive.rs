@@ -3,6 +3,7 @@
 
 use std::io::{self, Read, Seek};
 
+use zip::read::ZipFile;
 use zip::result::ZipError;
 use zip::{CompressionMethod, ZipArchive};
 
@@ -32,17 +33,21 @@ pub(super) fn read(reader: impl Read + Seek, wish: &Wish) -> Result<StateDict, P
     let mut wanted = Wanted::of(&pickle, wish)?;
     let mut left = file_bytes;
     for (key, storage) in pickle.storages() {
-        if !wanted.by_storage.contains_key(key) {
-            continue;
-        }
+        let Some(element) = wanted.element(key) else { continue };
         // Entries may overlap, so a small file could otherwise be read any number of times.
         let length = byte_length(storage, left)?;
         left -= length as u64;
-        let bytes = entry(&mut archive, &format!("{folder}/data/{key}"), length as u64)?;
-        if bytes.len() != length {
-            return Err(PthError::Storage { key: key.clone(), reason: "is shorter than its tensors need" });
-        }
-        wanted.gather(storage, &bytes);
+        let name = format!("{folder}/data/{key}");
+        let array = read_entry(&mut archive, &name, length as u64, |entry, announced| {
+            if announced != length {
+                return Err(PthError::Storage {
+                    key: key.clone(),
+                    reason: "is shorter than its tensors need",
+                });
+            }
+            Ok(element.read(entry, length)?)
+        })?;
+        wanted.gather(storage, array);
     }
     Ok(wanted.found)
 }
@@ -65,12 +70,27 @@ fn folder<R: Read + Seek>(archive: &ZipArchive<R>) -> Result<String, PthError> {
     found.ok_or(PthError::NotTorch)
 }
 
-/// All bytes of an entry; the archive's reader verifies its checksum at the end.
+/// All bytes of an entry.
 fn entry<R: Read + Seek>(
     archive: &mut ZipArchive<R>,
     name: &str,
     bytes_max: u64,
 ) -> Result<Vec<u8>, PthError> {
+    read_entry(archive, name, bytes_max, |entry, length| {
+        let mut bytes = vec![0; length];
+        entry.read_exact(&mut bytes)?;
+        Ok(bytes)
+    })
+}
+
+/// Reads an entry with `read`, which gets its announced length and reads as much. The archive's reader verifies the
+/// checksum at the end.
+fn read_entry<R: Read + Seek, T>(
+    archive: &mut ZipArchive<R>,
+    name: &str,
+    bytes_max: u64,
+    read: impl FnOnce(&mut ZipFile<'_, R>, usize) -> Result<T, PthError>,
+) -> Result<T, PthError> {
     let refused = |reason| PthError::Entry { name: name.to_owned(), reason };
     let mut entry = match archive.by_name(name) {
         Err(ZipError::FileNotFound) => return Err(refused("is missing")),
@@ -83,13 +103,16 @@ fn entry<R: Read + Seek>(
         return Err(refused("is longer than it may be"));
     }
     let length = usize::try_from(entry.size()).unwrap_or(usize::MAX);
-    let mut bytes = Vec::with_capacity(length);
-    match entry.read_to_end(&mut bytes) {
-        Ok(read) if read == length => Ok(bytes),
-        Ok(_) => Err(refused("is shorter than announced")),
-        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+    let outcome = read(&mut entry, length).and_then(|read| {
+        // The end is where the checksum is compared.
+        io::copy(&mut entry, &mut io::sink())?;
+        Ok(read)
+    });
+    match outcome {
+        Err(PthError::Truncated) => Err(refused("is shorter than announced")),
+        Err(PthError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
             Err(refused("does not match its checksum"))
         }
-        Err(error) => Err(error.into()),
+        other => other,
     }
 }

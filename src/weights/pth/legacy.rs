@@ -22,14 +22,9 @@ pub(super) fn read(mut reader: impl Read, wish: &Wish) -> Result<StateDict, PthE
         if u64::from_le_bytes(elements) != storage.elements {
             return Err(PthError::Storage { key, reason: "has another length than its tensors say" });
         }
-        let mut bytes = reader.by_ref().take(length as u64);
-        if wanted.by_storage.contains_key(&key) {
-            let mut array = Vec::with_capacity(length);
-            if bytes.read_to_end(&mut array)? < length {
-                return Err(PthError::Truncated);
-            }
-            wanted.gather(storage, &array);
-        } else if io::copy(&mut bytes, &mut io::sink())? < length as u64 {
+        if let Some(element) = wanted.element(&key) {
+            wanted.gather(storage, element.read(&mut reader, length)?);
+        } else if io::copy(&mut reader.by_ref().take(length as u64), &mut io::sink())? < length as u64 {
             return Err(PthError::Truncated);
         }
     }

@@ -15,7 +15,7 @@ use std::path::Path;
 use zip::result::ZipError;
 
 use super::pickle::{Pickle, PickleError, Value};
-use super::storage::{Storage, StoredTensor};
+use super::storage::{ElementType, Storage, StoredTensor};
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::{WeightsChoice, WeightsDict, locate};
 
@@ -180,14 +180,21 @@ impl Wanted {
         Ok(Self { by_storage, found })
     }
 
-    /// Copies the tensors of one storage out of its bytes.
-    fn gather(&mut self, storage: &Storage, bytes: &[u8]) {
-        let tensors = self.by_storage.remove(&storage.key).unwrap_or_default();
-        let Some((_, first)) = tensors.first() else { return };
+    /// The type of a storage's numbers, if it has wanted tensors.
+    fn element(&self, key: &str) -> Option<ElementType> {
         // One storage has one type.
-        let array = first.element().decode(bytes);
+        self.by_storage.get(key)?.first().map(|(_, tensor)| tensor.element())
+    }
+
+    /// Takes the tensors of one storage out of its numbers.
+    fn gather(&mut self, storage: &Storage, array: Vec<f32>) {
+        let mut tensors = self.by_storage.remove(&storage.key).unwrap_or_default();
+        let last = tensors.pop();
         for (name, tensor) in tensors {
             self.found.tensors.insert(name, tensor.gather(&array));
+        }
+        if let Some((name, tensor)) = last {
+            self.found.tensors.insert(name, tensor.take(array));
         }
     }
 }

@@ -193,6 +193,11 @@ impl FamilyArchitecture for TransOssArchitecture {
         [self.embed_dim, self.embed_dim * self.mlp_ratio]
     }
 
+    fn shortened(&self) -> Option<(Architecture, u32)> {
+        let times = u32::try_from(self.depth).ok().filter(|depth| *depth > 1)?;
+        Some((Self { depth: 1, ..*self }.into(), times))
+    }
+
     fn classes(&self) -> usize {
         self.classes
     }
