@@ -5,10 +5,12 @@ Every contender is a process of its own with one thread. They compute in turn, r
 machine slows all; times are of the processor. Before that their embeddings are compared with ours in f32: the cosine of
 another f32 must be .99999. A peer is given several forms of the graph, of which its fastest takes part. The peers come
 from PyPI, pinned, into target/bench-venv.
-Usage: make bench-inference, or benches/inference.py [--chips FOLDER] [--rounds 5] [--cpu avx2] [--only f32,bf16]
+With --cosine it compares our own precisions' embeddings of all chips instead, and needs no peer.
+Usage: make bench-inference, or benches/inference.py [--chips FOLDER] [--rounds 5] [--cpu avx2] [--only f32,bf16] [--cosine]
 """
 
 import argparse
+import ctypes
 import json
 import math
 import os
@@ -24,22 +26,25 @@ VENV = ROOT / "target/bench-venv"
 DRAWN = ROOT / "target/bench-ships"
 WORK = ROOT / "target/bench-inference"
 PEER = ROOT / "benches/inference_peer.py"
+OLDER = ROOT / "benches/older_processor.c"
 PACKAGES = ["onnxruntime==1.32.0", "openvino==2026.4.1", "onnx==1.23.2", "numpy==2.4.6", "safetensors==0.8.0"]
 CHIPS = 8
 COSINE_MIN = 0.99999
 # Chips of a batch, and how many forward passes one measurement takes.
 BATCHES = {1: 4, 8: 1}
-# Variables that keep a program to AVX2. ONNX Runtime 1.32 has none: its column comes from a processor without AVX-512.
-AVX2 = {"shipreid": {"SHIPREID_CPU_MAX": "avx2"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2"}}
+# Instruction sets to keep to.
+CPUS = ["all", "avx512_vnni", "avx2"]
 # The forms of the graph that were ever the fastest, see inference_graph.py.
 FORMS = {"ONNX Runtime": ["plain", "contrib"], "OpenVINO": ["plain", "opset23"]}
 
 
 def main():
     arguments = parse_arguments()
+    print(f"{processor()}{'' if arguments.cpu == 'all' else f', limited to {arguments.cpu}'}\n", flush=True)
+    if arguments.cosine:
+        return compare_precisions(arguments)
     install()
     write_model(arguments)
-    print(f"{processor()}{', limited to AVX2' if arguments.cpu == 'avx2' else ''}\n", flush=True)
     own, others = ours(arguments), peers(arguments)
     for contender in own:
         contender.start()
@@ -63,10 +68,31 @@ def parse_arguments():
     parser.add_argument("--chips", type=Path, help="a folder of HOSS; default: drawn ships")
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/shipreid")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cpu", choices=["all", "avx2"], default="all", help="the instruction sets to use")
+    parser.add_argument("--cpu", choices=CPUS, default="all", help="the instruction sets to use")
     parser.add_argument("--only", default=["f32", "bf16", "int8"], type=lambda text: text.split(","),
                         help="precisions, separated by commas")
+    parser.add_argument("--cosine", action="store_true", help="compare our precisions with f32 on all chips instead")
     return parser.parse_args()
+
+
+def compare_precisions(arguments):
+    """Prints how near the embeddings of all chips in other precisions are to those in f32, with seeded weights."""
+    chips = sorted(arguments.chips.rglob("*.tif"))
+    embeddings = {}
+    for precision in ["f32", *(one for one in arguments.only if one != "f32")]:
+        settings = ["model.preset=vit_base", f"encoder.precision={precision}", "encoder.precision_speed_min=0"]
+        command = [arguments.binary, "bench", "forward", *chips, *(f"--set={one}" for one in settings)]
+        contender = Contender("shipreid", "shipreid", precision, command, limits(arguments, "shipreid"))
+        contender.start()
+        contender.warm()
+        if contender.failure:
+            sys.exit(f"{precision}: {contender.failure}")
+        embeddings[precision] = contender.ask(f"embed {len(chips)}")["embeddings"]
+        contender.stop()
+    print(f"| cosine to f32, {len(chips)} chips | mean | least |\n|---|---|---|")
+    for precision in list(embeddings)[1:]:
+        cosines = [cosine(*pair) for pair in zip(embeddings["f32"], embeddings[precision])]
+        print(f"| {precision} | {statistics.mean(cosines):.5f} | {min(cosines):.5f} |")
 
 
 def install():
@@ -181,7 +207,18 @@ def ours(arguments):
     what all embeddings are compared with."""
     wanted = [("f32", "aten"), ("f32", "onednn"), ("f32", "auto"), ("bf16", "auto"), ("int8", "auto")]
     taken = wanted[:1] + [one for one in wanted[1:] if one[0] in arguments.only]
-    return [own(arguments, precision, linear) for precision, linear in taken]
+    contenders = [own(arguments, precision, linear) for precision, linear in taken]
+    if "bf16" in arguments.only:
+        contenders.append(pytorch_in_bf16(arguments))
+    return contenders
+
+
+def pytorch_in_bf16(arguments):
+    """The operators that PyTorch runs the authors' program with in bf16, here without Python; they also gain from computing
+    the class token only in the last block."""
+    contender = own(arguments, "bf16", "aten")
+    contender.program, contender.name = "PyTorch", "PyTorch's operators"
+    return contender
 
 
 def own(arguments, precision, linear):
@@ -204,13 +241,32 @@ def peer(arguments, program, precision, form):
     what = [WORK, program.replace(" ", "").lower(), precision, form]
     run([*script, "convert", *what])
     name = f"{program}, {form}"
-    if arguments.cpu == "avx2" and program not in AVX2:
+    if arguments.cpu != "all" and not can_limit():
         name += ", not limited"
     return Contender(program, name, precision, [*script, "run", *what], limits(arguments, program))
 
 
 def limits(arguments, program):
-    return AVX2.get(program, {}) if arguments.cpu == "avx2" else {}
+    """Variables that keep a program to the wanted instruction sets. The peers have no switch for all of their kernels, so
+    the processor answers them like an older one."""
+    if arguments.cpu == "all":
+        return {}
+    if program == "shipreid":
+        return {"SHIPREID_CPU_MAX": arguments.cpu}
+    return {"LD_PRELOAD": older_processor(), "CPU_MAX": arguments.cpu} if can_limit() else {}
+
+
+def can_limit():
+    """Whether this processor can be made to answer like an older one."""
+    set_cpuid, on = 0x1012, 1
+    return ctypes.CDLL(None).syscall(158, set_cpuid, on) == 0
+
+
+def older_processor():
+    library = VENV / "older_processor.so"
+    if not library.exists() or library.stat().st_mtime < OLDER.stat().st_mtime:
+        run(["cc", "-O2", "-shared", "-fPIC", "-o", library, OLDER])
+    return str(library)
 
 
 def fastest(forms):

@@ -59,11 +59,14 @@ impl Network for TransOss {
     /// [B, D], the class token after the last LayerNorm.
     fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor {
         let mut x = self.embedding.forward(input);
-        let last = self.blocks.len().saturating_sub(1).max(1) as f64;
+        let last = self.blocks.len().saturating_sub(1);
         for (number, block) in self.blocks.iter().enumerate() {
-            x = block.forward(x, mode, number as f64 / last);
+            x = match mode {
+                Mode::Evaluate if number == last => block.class_token(&x),
+                _ => block.forward(x, mode, number as f64 / last.max(1) as f64),
+            };
         }
-        self.norm.forward(&x).select(1, 0)
+        self.norm.forward(&x.select(1, 0))
     }
 
     fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor {
@@ -245,6 +248,13 @@ impl Block {
         let transformed = self.mlp.forward(&self.norm2.forward(&x));
         x + keep_some(transformed, mode, place)
     }
+
+    /// The class token alone, which is all that is used of the last block: [B, N, D] -> [B, 1, D].
+    fn class_token(&self, x: &Tensor) -> Tensor {
+        let class = x.narrow(1, 0, 1);
+        let class = self.attention.class_token_added_to(&class, &self.norm1.forward(x));
+        self.mlp.added_to(&class, &self.norm2.forward(&class))
+    }
 }
 
 /// A branch after stochastic depth; each branch draws separately.
@@ -287,12 +297,22 @@ impl Attention {
         self.proj.added_to(residual, &self.attended(x))
     }
 
+    /// What the class token attends to, added to `residual` [B, 1, D]: [B, N, D] -> [B, 1, D].
+    fn class_token_added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+        let [q, k, v] = self.queries_keys_values(x);
+        self.proj.added_to(residual, &self.joined(&attend(&q.narrow(2, 0, 1), &k, &v), x.kind()))
+    }
+
     /// [B, N, D] -> [B, N, D], heads side by side.
     fn attended(&self, x: &Tensor) -> Tensor {
-        let (b, n, d) = x.size3().expect("tokens have three axes");
         let [q, k, v] = self.queries_keys_values(x);
-        let attended = attend(&q, &k, &v).transpose(1, 2).reshape([b, n, d]);
-        if self.in_bf16 { attended.to_kind(x.kind()) } else { attended }
+        self.joined(&attend(&q, &k, &v), x.kind())
+    }
+
+    /// [B, H, N, h] -> [B, N, D]
+    fn joined(&self, heads: &Tensor, kind: Kind) -> Tensor {
+        let joined = heads.transpose(1, 2).flatten(2, 3);
+        if self.in_bf16 { joined.to_kind(kind) } else { joined }
     }
 
     /// Three times [B, H, N, h].
