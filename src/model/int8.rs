@@ -7,13 +7,27 @@ use std::sync::Arc;
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::int8::{After, INPUTS_MAX, Linear8};
+use crate::int8::{After, INPUTS_MAX, Linear8, Rounded};
+use crate::weights::quantized::Layers;
+use crate::weights::tensors::NamedTensors;
 
 /// The layers of a model by name, rounded by the first network that needs them.
 #[derive(Debug, Default)]
 pub struct RoundedLayers(RefCell<BTreeMap<String, Arc<Linear8>>>);
 
 impl RoundedLayers {
+    /// `layers` as a model stores them, with their biases among `tensors`.
+    ///
+    /// # Panics
+    /// If a bias is missing or of another length.
+    pub fn stored(layers: &Layers, tensors: &NamedTensors) -> Self {
+        let layer = |(name, weight): (&String, &Rounded)| {
+            let bias = tensors.get(&format!("{name}.bias")).unwrap_or_else(|| panic!("{name} has no bias"));
+            (name.clone(), Arc::new(Linear8::new(weight, &bias.values)))
+        };
+        Self(RefCell::new(layers.iter().map(layer).collect()))
+    }
+
     /// The layer with this name, which `make` rounds if it is the first to be asked for.
     pub fn layer<E>(&self, name: &str, make: impl FnOnce() -> Result<Linear8, E>) -> Result<Arc<Linear8>, E> {
         if let Some(layer) = self.0.borrow().get(name) {
@@ -43,7 +57,7 @@ pub fn round(weight: &Tensor, bias: &Tensor) -> Result<Linear8, TchError> {
         )));
     }
     let [weight, bias] = [on_cpu(weight)?, on_cpu(bias)?];
-    Ok(Linear8::new(numbers(&weight), numbers(&bias), inputs as usize))
+    Ok(Linear8::new(&Rounded::of(numbers(&weight), inputs as usize), numbers(&bias)))
 }
 
 /// [rows, inputs] -> [rows, outputs], plus `residual` of that shape.
