@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-all bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -81,6 +81,10 @@ clients: python ## Installs what compiles the clients of examples/, Debian's Go 
 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
+
+bench-all: build ## Runs the short form of every benchmark with a target beside an earlier build (BASELINE, else built; 40 minutes)
+	cargo bench --locked --no-run --bench gallery --bench enrolment
+	python3 benches/all.py $(if $(wildcard $(CHIPS)),--chips $(CHIPS)) $(if $(CPU),--cpu $(CPU)) $(if $(BASELINE),--baseline $(BASELINE))
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)

@@ -39,6 +39,11 @@ impl Precision {
     }
 }
 
+/// The lowest cosine between the embeddings of a chip by one model in two precisions with which they may be compared,
+/// and the lowest mean over chips. Measured in every precision: `docs/processors.md`.
+pub const COSINE_MIN: f32 = 0.997;
+pub const COSINE_MEAN_MIN: f32 = 0.999;
+
 /// What computes a linear layer, `x W^T + b`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {

@@ -20,6 +20,7 @@ use crate::registry::{ActiveModel, Condition, Preset, Provenance, Registry, Regi
 use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
+use crate::weights::quantized::check_family;
 use crate::weights::seed::seeded;
 use crate::weights::wrapper::WeightsChoice;
 
@@ -142,9 +143,9 @@ pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<Loaded
     Kernels::default().put_on_device(config, model)
 }
 
-/// Kernels by the shape of their layers, each chosen once: later models of a shape are loaded while the server runs.
+/// Kernels by the shape of their layers and their precision, each chosen once: later models of a shape are loaded while the server runs.
 #[derive(Default)]
-struct Kernels(Mutex<HashMap<LayerShape, Chosen>>);
+struct Kernels(Mutex<HashMap<(LayerShape, Precision), Chosen>>);
 
 impl Kernels {
     /// Chooses the kernels of the model that will probably be served while it is still being read. Whoever needs them
@@ -158,7 +159,7 @@ impl Kernels {
             let known = kernels.0.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = begun.send(());
             // An error is that of whoever needs the choice.
-            let _ = Self::choose_among(known, &config, &likely);
+            let _ = Self::choose_among(known, &config, config.encoder.precision, &likely);
         };
         // Without the thread, they are chosen later.
         if thread::Builder::new().name("kernels".into()).spawn(choose).is_ok() {
@@ -168,26 +169,29 @@ impl Kernels {
 
     fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
         let device = Device::open(&config.encoder.device)?;
+        let precision = precision_of(config, &model);
         let card = ModelCard {
             digest: model.digest,
             dimension: model.architecture.embed_dim(),
             chip_size: model.architecture.preprocessing().size,
+            precision,
         };
-        let precision = config.encoder.precision;
-        let chosen = device.is_cpu().then(|| self.choose(config, &model.architecture)).transpose()?;
+        let chosen =
+            device.is_cpu().then(|| self.choose(config, precision, &model.architecture)).transpose()?;
         let settings = TorchSettings {
             device,
             precision,
             kernels: match &chosen {
                 Some(chosen) => chosen.choice.clone(),
-                None => on_gpu(config)?,
+                None => on_gpu(config, &model)?,
             },
             threads: threads_per_worker(config),
             feature_point: model.feature_point,
         };
         let workers = worker_count(config);
         let bytes = resident_bytes(&model, &settings);
-        let weights = SharedWeights::new(model.architecture, model.tensors, settings);
+        let layers = model.quantized.map(|quantized| quantized.layers).unwrap_or_default();
+        let weights = SharedWeights::with_layers(model.architecture, model.tensors, &layers, settings);
         let (make, told) = (weights.factory(), Once::new());
         let factory: EncoderFactory = Arc::new(move |worker| {
             let encoder = make(worker)?;
@@ -198,26 +202,41 @@ impl Kernels {
         Ok(LoadedModel { card, factory, workers, bytes })
     }
 
-    fn choose(&self, config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
-        Self::choose_among(self.0.lock().unwrap_or_else(PoisonError::into_inner), config, architecture)
+    fn choose(
+        &self,
+        config: &Config,
+        precision: Precision,
+        architecture: &Architecture,
+    ) -> anyhow::Result<Chosen> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::choose_among(known, config, precision, architecture)
     }
 
     fn choose_among(
-        mut known: MutexGuard<'_, HashMap<LayerShape, Chosen>>,
+        mut known: MutexGuard<'_, HashMap<(LayerShape, Precision), Chosen>>,
         config: &Config,
+        precision: Precision,
         architecture: &Architecture,
     ) -> anyhow::Result<Chosen> {
         let shape = LayerShape::of(architecture);
-        if let Some(chosen) = known.get(&shape) {
+        if let Some(chosen) = known.get(&(shape, precision)) {
             return Ok(chosen.clone());
         }
-        let chosen = choose_kernels(config, architecture)?;
-        known.insert(shape, chosen.clone());
+        let chosen = choose_kernels(config, precision, architecture)?;
+        known.insert((shape, precision), chosen.clone());
         Ok(chosen)
     }
 }
 
-fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
+/// A model in int8 is computed in it, whatever is configured for others.
+fn precision_of(config: &Config, model: &OpenModel) -> Precision {
+    if model.quantized.is_some() { Precision::Int8 } else { config.encoder.precision }
+}
+
+fn on_gpu(config: &Config, model: &OpenModel) -> anyhow::Result<Choice> {
+    if model.quantized.is_some() {
+        bail!("model {} is in int8, which needs encoder.device \"cpu\"", model.digest);
+    }
     if config.encoder.precision == Precision::Int8 {
         bail!("encoder.precision \"int8\" needs encoder.device \"cpu\"");
     }
@@ -227,13 +246,21 @@ fn on_gpu(config: &Config) -> anyhow::Result<Choice> {
     Ok(Choice::only(Kernel::Aten, config.encoder.batch_max))
 }
 
-/// Chooses the kernel for the linear layers of a network on the CPU, as `[encoder]` asks.
+/// Chooses the kernel for the linear layers of a network in `precision` on the CPU, as `[encoder]` asks.
 ///
 /// # Errors
-/// No kernel is usable, or only one so slow that it cannot have been intended.
-pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::Result<Chosen> {
+/// The network has no layers in that precision, no kernel is usable, or only one so slow that it cannot have been
+/// intended.
+pub fn choose_kernels(
+    config: &Config,
+    precision: Precision,
+    architecture: &Architecture,
+) -> anyhow::Result<Chosen> {
+    if precision == Precision::Int8 {
+        check_family(architecture).map_err(|cause| anyhow!("{cause}; set encoder.precision to \"f32\""))?;
+    }
     let wanted = Wanted {
-        precision: config.encoder.precision,
+        precision,
         kernel: match config.encoder.linear {
             Linear::Auto => None,
             Linear::Aten => Some(Kernel::Aten),
@@ -255,17 +282,22 @@ pub fn choose_kernels(config: &Config, architecture: &Architecture) -> anyhow::R
     })
 }
 
-/// The network of the configured model, as far as it can be determined without reading its weights; otherwise the
-/// authors' network.
-pub fn likely_architecture(config: &Config) -> Architecture {
-    let preset = |preset| Family::default().preset(preset);
+/// The network of the configured model and its precision, as far as they can be determined without reading its weights;
+/// otherwise the authors' network.
+pub fn likely_network(config: &Config) -> (Architecture, Precision) {
+    let preset = |preset| (Family::default().preset(preset), config.encoder.precision);
     match config.model.preset {
         config::Preset::Tiny => preset(family::Preset::Tiny),
         config::Preset::Small => preset(family::Preset::Small),
         config::Preset::None if config.model.path.is_empty() => preset(family::Preset::VitBase),
         config::Preset::None | config::Preset::VitBase => {
             let description = native::read_description(Path::new(&config.model.path));
-            description.map_or(preset(family::Preset::VitBase), |description| description.architecture)
+            description.map_or(preset(family::Preset::VitBase), |description| {
+                match description.quantization {
+                    Some(_) => (description.architecture, Precision::Int8),
+                    None => (description.architecture, config.encoder.precision),
+                }
+            })
         }
     }
 }

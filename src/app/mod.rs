@@ -33,7 +33,7 @@ use stores::Stores;
 
 pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
-pub use load::{choose_kernels, likely_architecture, load_model, open_model, open_models, put_on_device};
+pub use load::{choose_kernels, likely_network, load_model, open_model, open_models, put_on_device};
 pub use shutdown::Drained;
 pub use threads::{cores, threads_per_worker, worker_count};
 

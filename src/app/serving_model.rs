@@ -93,11 +93,7 @@ impl ServingModel {
 }
 
 fn residency_settings(config: &Config) -> ResidencySettings {
-    ResidencySettings {
-        bytes_max: config.models.resident_bytes_max,
-        precision: config.encoder.precision.name(),
-        device: config.encoder.device.clone(),
-    }
+    ResidencySettings { bytes_max: config.models.resident_bytes_max, device: config.encoder.device.clone() }
 }
 
 fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeline {

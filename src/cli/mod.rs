@@ -27,6 +27,7 @@ mod manual;
 mod model;
 mod number;
 mod output;
+mod quantize;
 mod ranked;
 mod report;
 mod serve;
@@ -84,7 +85,7 @@ enum Command {
     Gallery(gallery::Gallery),
     /// Ranks the ships of a gallery by their similarity to image files, on a running server.
     Match(ranked::Match),
-    /// Imports and inspects models; lists, exports, activates and deletes those of a running server.
+    /// Imports, inspects and quantizes models; lists, exports, activates and deletes those of a running server.
     #[command(subcommand)]
     Model(model::Model),
     /// Creates API keys.

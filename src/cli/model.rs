@@ -11,11 +11,14 @@ use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::chip::ChipSize;
 use shipreid::client::ClientError;
+use shipreid::registry::PROVENANCE;
 use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::native;
 use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
+use shipreid::weights::quantized::{Quantized, check_source};
+use shipreid::weights::tensors::printable;
 use shipreid::weights::wrapper::WeightsChoice;
 use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
 
@@ -24,6 +27,7 @@ use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::{ForceFlag, check_unused};
 use super::json::JsonFlag;
+use super::quantize::Quantize;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
 #[derive(Subcommand)]
@@ -41,7 +45,12 @@ pub enum Model {
         path: PathBuf,
         #[command(flatten)]
         hints: HintFlags,
+        /// The model in f32 that one in int8 must have been made from.
+        #[arg(long, value_name = "MODEL")]
+        source: Option<PathBuf>,
     },
+    /// Writes a model with its linear layers in int8, and measures how far its embeddings are from the model's.
+    Quantize(Quantize),
     /// Lists the models of a server.
     List {
         #[command(flatten)]
@@ -137,11 +146,16 @@ impl Model {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
             Self::Import(import) => import.run(),
-            Self::Inspect { path, hints } => {
+            Self::Inspect { path, hints, source } => {
                 let (model, origin) = open(&path, &hints)?;
+                if let Some(source) = source {
+                    let checked = check_source(&model, open(&source, &hints)?.0);
+                    checked.with_context(|| path.display().to_string()).map_err(Failure::Unusable)?;
+                }
                 describe(&model, &origin);
                 Ok(())
             }
+            Self::Quantize(quantize) => quantize.run(),
             Self::List { json, server } => block_on(list(server, json)),
             Self::Show { digest, json, server } => block_on(show(server, digest, json)),
             Self::Export { digest, file, force, server } => {
@@ -170,7 +184,7 @@ impl Import {
     }
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
-        let replaces = self.replaces(folder)?;
+        let replaces = replaces(folder, &self.force)?;
         let (model, origin) = open(&self.checkpoint, &self.hints)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
         if replaces {
@@ -180,17 +194,6 @@ impl Import {
         describe(&model, &origin);
         output::say(format_args!("written to  {}", folder.display()));
         Ok(())
-    }
-
-    /// Whether the model in the folder is to be replaced.
-    fn replaces(&self, folder: &Path) -> Result<bool, Refusal> {
-        let Err(used) = check_unused(folder) else { return Ok(false) };
-        match (folder.join(native::DESCRIPTION).is_file(), self.force.is_given()) {
-            (true, true) => Ok(true),
-            (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
-            // The folder contains more than a model.
-            (false, _) => Err(used),
-        }
     }
 
     async fn send_to(&self, endpoint: &str) -> anyhow::Result<()> {
@@ -216,10 +219,25 @@ impl Import {
     }
 }
 
-/// Writes a model folder as one file.
+/// Whether the model in the folder is to be replaced.
+///
+/// # Errors
+/// There is one and it may not be, or the folder contains more than a model.
+pub(super) fn replaces(folder: &Path, force: &ForceFlag) -> Result<bool, Refusal> {
+    let Err(used) = check_unused(folder) else { return Ok(false) };
+    match (folder.join(native::DESCRIPTION).is_file(), force.is_given()) {
+        (true, true) => Ok(true),
+        (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
+        (false, _) => Err(used),
+    }
+}
+
+/// Writes a model folder as one file, with its history if that is in it.
 fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
     let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
-    let parts = [native::DESCRIPTION, native::TENSORS].into_iter().map(part);
+    let mut names = vec![native::DESCRIPTION, PROVENANCE, native::TENSORS];
+    names.retain(|name| *name != PROVENANCE || folder.join(name).exists());
+    let parts = names.into_iter().map(part);
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 
@@ -325,7 +343,7 @@ impl HintFlags {
     }
 }
 
-fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
+pub(super) fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
     let architecture = ArchitectureHints {
         image: flags.image,
         stride: flags.stride,
@@ -337,8 +355,10 @@ fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> 
     OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
 }
 
-fn describe(model: &OpenModel, origin: &Origin) {
+pub(super) fn describe(model: &OpenModel, origin: &Origin) {
     let architecture = &model.architecture;
+    let layers = || model.quantized.iter().flat_map(|quantized| quantized.layers.values());
+    let codes: usize = layers().map(|layer| layer.codes().len()).sum();
     let parameters: usize = model.tensors.values().map(|tensor| tensor.values.len()).sum();
     let feature = match model.feature_point {
         FeaturePoint::BeforeNeck => "before the neck",
@@ -352,6 +372,10 @@ fn describe(model: &OpenModel, origin: &Origin) {
     output::say(format_args!("classes     {}", architecture.classes()));
     if !origin.is_plain() {
         output::say(format_args!("weights     {origin}"));
+    }
+    if let Some(Quantized { origin, .. }) = &model.quantized {
+        output::say(format_args!("in int8     {} layers with {codes} codes", layers().count()));
+        output::say(format_args!("made from   {} by {}", origin.source, printable(&origin.tool)));
     }
     output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
 }

@@ -84,9 +84,9 @@ fn kernels(config: &Config) -> anyhow::Result<String> {
         format!("instruction sets: {}", processor.sets().collect::<Vec<_>>().join(" ")),
     ];
     if config.encoder.device == "cpu" {
-        let architecture = app::likely_architecture(config);
-        let Chosen { choice, pace } = app::choose_kernels(config, &architecture)?;
-        let (precision, width) = (config.encoder.precision.name(), architecture.embed_dim());
+        let (architecture, precision) = app::likely_network(config);
+        let Chosen { choice, pace } = app::choose_kernels(config, precision, &architecture)?;
+        let (precision, width) = (precision.name(), architecture.embed_dim());
         lines.push(format!("linear layers of width {width} in {precision}, by chips in a batch: {choice}"));
         for batch in choice.timings.chunk_by(|a, b| a.chips == b.chips) {
             let of_kernel = |timing: &Timing| format!("{} {:.2?}", timing.kernel.name(), timing.took);

@@ -328,6 +328,7 @@ mod tests {
         ResidencySettings,
     };
     use super::*;
+    use crate::arithmetic::Precision;
     use crate::chip::{Modality, View};
     use crate::encoder::EncodeQueue;
 
@@ -341,9 +342,9 @@ mod tests {
 
     async fn pipeline_on(encoder: impl Fn() -> Box<dyn Encoder> + Send + Sync + 'static) -> Pipeline {
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 4 }, Arc::new(|_| {}));
-        let settings = ResidencySettings { bytes_max: 1000, precision: "f32", device: "cpu".into() };
+        let settings = ResidencySettings { bytes_max: 1000, device: "cpu".into() };
         let residency = Residency::new(queue, settings);
-        let card = ModelCard { digest: DIGEST, dimension: 8, chip_size: SIZE };
+        let card = ModelCard { digest: DIGEST, dimension: 8, chip_size: SIZE, precision: Precision::F32 };
         let factory = Arc::new(move |_| Ok(encoder()));
         let model = LoadedModel { card, factory, workers: 1, bytes: 100 };
         let active = residency.admit(model).await.expect("room");

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::queue::EncodeQueue;
 use super::types::{EncoderFactory, LoadError};
+use crate::arithmetic::Precision;
 use crate::chip::ChipSize;
 use crate::embedding::ModelDigest;
 use crate::metrics;
@@ -32,6 +33,8 @@ pub struct ModelCard {
     pub dimension: usize,
     /// Rows and columns of its input.
     pub chip_size: ChipSize,
+    /// What it is computed in.
+    pub precision: Precision,
 }
 
 /// A model that is ready to be put on the device threads.
@@ -50,9 +53,7 @@ pub struct LoadedModel {
 pub struct ResidencySettings {
     /// Bytes of all resident models, as estimated.
     pub bytes_max: u64,
-    /// The number format that models are run in, for people.
-    pub precision: &'static str,
-    /// The device they run on, likewise.
+    /// The device that models run on, for people.
     pub device: String,
 }
 
@@ -234,7 +235,7 @@ impl ResidencyState {
 
     /// Turns a loaded model into one that can be leased, and unloads it after its last lease.
     fn settle(self: Arc<Self>, card: ModelCard) -> ModelLease {
-        let digest = card.digest;
+        let (digest, precision) = (card.digest, card.precision.name());
         let (last_lease, departure) = oneshot::channel();
         let lease = ModelLease(Arc::new(Resident { card, _last_lease: last_lease }));
         self.slots.send_modify(|slots| {
@@ -242,12 +243,12 @@ impl ResidencyState {
                 slot.state = SlotState::Leased(Arc::downgrade(&lease.0));
             }
         });
-        metrics::model_resident(digest.to_string(), self.settings.precision, self.settings.device.clone());
+        metrics::model_resident(digest.to_string(), precision, self.settings.device.clone());
         tokio::spawn(async move {
             // Nothing is ever sent.
             let _ = departure.await;
             self.queue.unload(digest).await;
-            metrics::model_gone(digest.to_string(), self.settings.precision, self.settings.device.clone());
+            metrics::model_gone(digest.to_string(), precision, self.settings.device.clone());
             self.slots.send_modify(|slots| slots.retain(|slot| slot.digest != digest));
         });
         lease

@@ -8,6 +8,7 @@ use super::kernel::Kernel;
 use super::layout::PANEL;
 #[cfg(target_arch = "x86_64")]
 use super::memory::LINE;
+use super::rounded::Rounded;
 use super::rows::Rows;
 use super::weight::Weight;
 
@@ -36,14 +37,15 @@ impl Linear8 {
     /// For the fastest kernel here.
     ///
     /// # Panics
-    /// If `weight` or `bias` has another length, or there are more than `INPUTS_MAX` inputs.
-    pub fn new(weight: &[f32], bias: &[f32], inputs: usize) -> Self {
-        Self::with(Kernel::detect(), weight, bias, inputs)
+    /// If there are other than as many biases as outputs.
+    pub fn new(weight: &Rounded, bias: &[f32]) -> Self {
+        Self::with(Kernel::detect(), weight, bias)
     }
 
     /// For a kernel that the processor supports.
-    pub(super) fn with(kernel: Kernel, weight: &[f32], bias: &[f32], inputs: usize) -> Self {
-        let weight = Weight::new(weight, bias.len(), inputs, kernel);
+    pub(super) fn with(kernel: Kernel, weight: &Rounded, bias: &[f32]) -> Self {
+        assert_eq!(weight.outputs(), bias.len(), "a bias for every output");
+        let weight = Weight::new(weight, kernel);
         let mut bias = bias.to_vec();
         bias.resize(weight.panels() * PANEL, 0.0);
         Self { weight, bias }

@@ -16,6 +16,7 @@ mod layout;
 mod linear;
 mod memory;
 mod operands;
+mod rounded;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -24,3 +25,4 @@ mod weight;
 pub use finish::After;
 pub use layout::INPUTS_MAX;
 pub use linear::Linear8;
+pub use rounded::{CODE_MAX, Rounded, RoundedError};

@@ -72,7 +72,8 @@ proptest! {
         (inputs_draw, weights_draw) in (draws(), draws()),
         seed in any::<u64>(),
     ) {
-        let weight = |kernel| Weight::new(&weights(weights_draw, seed, inputs * outputs), outputs, inputs, kernel);
+        let rounded = Rounded::of(&weights(weights_draw, seed, inputs * outputs), inputs);
+        let weight = |kernel| Weight::new(&rounded, kernel);
         let stride = inputs.next_multiple_of(64) + 64;
         for kernel in Kernel::every() {
             // All codes that the kernel takes, and at least those of 7 bits.
@@ -105,7 +106,7 @@ proptest! {
         let residual = normal(seed ^ 3, rows * outputs);
         let after = if is_gelu { After::Gelu } else { After::Nothing };
         for kernel in Kernel::every() {
-            let layer = Linear8::with(kernel, &weight, &bias, inputs);
+            let layer = Linear8::with(kernel, &Rounded::of(&weight, inputs), &bias);
             let mut out = vec![f32::NAN; rows * outputs];
             layer.forward(&x, after, is_added.then_some(&residual), &mut out, threads);
             for (row, (x, out)) in x.chunks(inputs).zip(out.chunks(outputs)).enumerate() {
@@ -139,7 +140,7 @@ fn exact_gelu(x: f64) -> f64 {
 
 /// A layer whose only weight is 1, so that its output is the activation of a rounded input.
 fn activation(kernel: Kernel, xs: &[f32]) -> Vec<f32> {
-    let layer = Linear8::with(kernel, &[1.0], &[0.0], 1);
+    let layer = Linear8::with(kernel, &Rounded::of(&[1.0], 1), &[0.0]);
     let mut out = vec![0.0; xs.len()];
     layer.forward(xs, After::Gelu, None, &mut out, 1);
     out
@@ -162,7 +163,7 @@ fn gelu_is_within_its_bound() {
 #[test]
 fn what_is_no_number_stays_none_and_spoils_no_other_row() {
     for kernel in Kernel::every() {
-        let layer = Linear8::with(kernel, &vec![0.5; 40 * 70], &[0.25; 40], 70);
+        let layer = Linear8::with(kernel, &Rounded::of(&[0.5; 40 * 70], 70), &[0.25; 40]);
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             for (after, at) in [(After::Nothing, 0), (After::Gelu, 69)] {
                 let mut x = vec![1.0; 3 * 70];
@@ -205,7 +206,7 @@ fn a_row_is_rounded_to_its_own_range() {
 #[cfg(target_arch = "x86_64")]
 fn most_weights_of_a_trained_layer_are_added_in_16_bits() {
     let (inputs, outputs) = (768, 64);
-    let weight = Weight::new(&normal(1, inputs * outputs), outputs, inputs, Kernel::Avx2);
+    let weight = Weight::new(&Rounded::of(&normal(1, inputs * outputs), inputs), Kernel::Avx2);
     let chains = || (0..weight.panels()).flat_map(|panel| weight.panel(panel).chains);
     let groups: usize = chains().map(|chains| chains.order.len()).sum();
     let long: usize = chains().map(|chains| chains.long * chain::LONG).sum();

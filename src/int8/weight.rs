@@ -1,10 +1,11 @@
-//! Weights of a linear layer as int8, one scale per output, in the order in which kernels read them.
+//! Rounded weights of a linear layer in the order in which kernels read them.
 
 use super::chain::{self, Chains};
 use super::kernel::Kernel;
-use super::layout::{DEPTH, GROUP, INPUTS_MAX, PANEL, ROUND, STEP};
+use super::layout::{DEPTH, GROUP, PANEL, STEP};
 use super::memory::Lines;
 use super::operands::Panel;
+use super::rounded::Rounded;
 
 /// `[outputs, inputs]`: the weight of output `n` is about `scales[n]` times its code.
 #[derive(Debug)]
@@ -23,27 +24,19 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// Rounds `weight`, `[outputs, inputs]`, to int8 with the largest magnitude of each output at 127.
-    ///
-    /// # Panics
-    /// If `weight` is of another length, or `inputs` is above [`INPUTS_MAX`].
-    pub fn new(weight: &[f32], outputs: usize, inputs: usize, kernel: Kernel) -> Self {
-        assert_eq!(weight.len(), outputs * inputs, "a weight for every output and input");
-        assert!(inputs <= INPUTS_MAX, "{inputs} inputs");
+    /// Puts `rounded` in the order of a kernel.
+    pub fn new(rounded: &Rounded, kernel: Kernel) -> Self {
+        let (inputs, outputs) = (rounded.inputs(), rounded.outputs());
         let (panels, depth) = (outputs.div_ceil(PANEL), inputs.next_multiple_of(DEPTH));
         let mut codes = Lines::zeroed(panels * PANEL * depth);
-        let (mut scales, mut sums) = (vec![0.0; panels * PANEL], vec![0; panels * PANEL]);
+        let (mut scales, mut sums) = (rounded.scales().to_vec(), vec![0; panels * PANEL]);
+        scales.resize(panels * PANEL, 0.0);
         let bytes = codes.as_bytes_mut();
-        for (output, row) in weight.chunks_exact(inputs.max(1)).enumerate() {
+        for (output, row) in rounded.codes().chunks_exact(inputs).enumerate() {
             let start = output / PANEL * PANEL * depth + output % PANEL * GROUP;
-            let largest = row.iter().fold(0.0_f32, |largest, weight| largest.max(weight.abs()));
-            let per_code = if largest > 0.0 { 127.0 / largest } else { 0.0 };
-            scales[output] = largest / 127.0;
-            for (input, weight) in row.iter().enumerate() {
-                // The range holds, by the choice of the scale.
-                let code = (weight * per_code + ROUND).to_bits() as i8;
+            for (input, code) in row.iter().enumerate() {
                 bytes[start + input / GROUP * STEP + input % GROUP] = code.cast_unsigned();
-                sums[output] += i32::from(code);
+                sums[output] += i32::from(*code);
             }
         }
         let mut weight = Self { inputs, outputs, codes, scales, sums, chains: Vec::new(), kernel };

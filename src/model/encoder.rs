@@ -17,6 +17,7 @@ use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
 use crate::embedding::Embedding;
 use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError, Rehearsal};
 use crate::weights::family::{Architecture, FeaturePoint};
+use crate::weights::quantized::Layers;
 use crate::weights::tensors::NamedTensors;
 
 /// How a model runs.
@@ -65,11 +66,19 @@ impl Weights {
 impl SharedWeights {
     /// Takes `tensors`, which the caller has compared with `architecture`.
     pub fn new(architecture: Architecture, tensors: NamedTensors, settings: TorchSettings) -> Arc<Self> {
-        Arc::new(Self {
-            architecture,
-            settings,
-            weights: Mutex::new(Weights { read: tensors, on_device: None, layers: SharedLayers::default() }),
-        })
+        Self::with_layers(architecture, tensors, &Layers::new(), settings)
+    }
+
+    /// Those of a model in int8, if it has `layers`, whose biases are in `tensors`.
+    pub fn with_layers(
+        architecture: Architecture,
+        tensors: NamedTensors,
+        layers: &Layers,
+        settings: TorchSettings,
+    ) -> Arc<Self> {
+        let layers = SharedLayers::stored(layers, &tensors);
+        let weights = Weights { read: tensors, on_device: None, layers };
+        Arc::new(Self { architecture, settings, weights: Mutex::new(weights) })
     }
 
     /// Creates encoders that share these tensors, each on the calling thread.

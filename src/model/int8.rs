@@ -4,7 +4,7 @@ use std::slice;
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::int8::{After, INPUTS_MAX, Linear8};
+use crate::int8::{After, INPUTS_MAX, Linear8, Rounded};
 
 /// Rounds `weight` `[outputs, inputs]`; `bias` `[outputs]`.
 ///
@@ -19,7 +19,7 @@ pub fn round(weight: &Tensor, bias: &Tensor) -> Result<Linear8, TchError> {
         )));
     }
     let [weight, bias] = [on_cpu(weight)?, on_cpu(bias)?];
-    Ok(Linear8::new(numbers(&weight), numbers(&bias), inputs as usize))
+    Ok(Linear8::new(&Rounded::of(numbers(&weight), inputs as usize), numbers(&bias)))
 }
 
 /// [rows, inputs] -> [rows, outputs], plus `residual` of that shape.

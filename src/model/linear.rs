@@ -117,6 +117,11 @@ impl Linear {
         Ok(Self(Form::Float { weight: Weight::new(weight, plan)?, bias, plan: plan.clone() }))
     }
 
+    /// A layer that is rounded already.
+    pub fn int8(layer: Linear8) -> Self {
+        Self(Form::Int8(Arc::new(layer)))
+    }
+
     /// The same layer with the same memory, for another thread.
     pub fn handle(&self) -> Self {
         Self(match &self.0 {

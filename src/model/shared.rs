@@ -4,12 +4,27 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use super::linear::{KernelError, Linear};
+use crate::int8::{Linear8, Rounded};
+use crate::weights::quantized::Layers;
+use crate::weights::tensors::NamedTensors;
 
 /// The layers of a model by name, made by the first network that needs them.
 #[derive(Debug, Default)]
 pub struct SharedLayers(RefCell<BTreeMap<String, Linear>>);
 
 impl SharedLayers {
+    /// `layers` as a model in int8 stores them, with their biases among `tensors`.
+    ///
+    /// # Panics
+    /// If a bias is missing or of another length.
+    pub fn stored(layers: &Layers, tensors: &NamedTensors) -> Self {
+        let layer = |(name, weight): (&String, &Rounded)| {
+            let bias = tensors.get(&format!("{name}.bias")).unwrap_or_else(|| panic!("{name} has no bias"));
+            (name.clone(), Linear::int8(Linear8::new(weight, &bias.values)))
+        };
+        Self(RefCell::new(layers.iter().map(layer).collect()))
+    }
+
     /// A handle of the layer with this name, which `make` makes if it is the first to be asked for.
     ///
     /// # Errors

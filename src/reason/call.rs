@@ -235,6 +235,8 @@ named! {
                 "There is no such model, or it is no longer loaded.";
             ModelUnreadable "MODEL_UNREADABLE" (InvalidArgument, Correct)
                 "The data is no model that can be read; the message says why.";
+            ModelNotOfSource "MODEL_NOT_OF_SOURCE" (FailedPrecondition, Resolve)
+                "A model in int8 is not what the model gives that it says it was made from.";
             ModelDamaged "MODEL_DAMAGED" (DataLoss, Operator)
                 "The model's files are damaged.";
             ModelActive "MODEL_ACTIVE" (FailedPrecondition, Resolve)

@@ -180,7 +180,11 @@ impl Activator {
                     let made = preset.and_then(|preset| preset.make(model));
                     made.ok_or(RegistryError::NotFound(model))?
                 }
-                loaded => loaded?,
+                loaded => {
+                    let loaded = loaded?;
+                    registry.check_source(&loaded, None)?;
+                    loaded
+                }
             };
             loader(opened).map_err(|cause| ActivationError::Load { model, cause })
         });

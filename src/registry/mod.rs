@@ -41,6 +41,7 @@ use crate::reason::Reason;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
 use crate::weights::packed::{self, Part};
+use crate::weights::quantized::{self, Quantized, SourceError};
 
 /// Limits of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +76,8 @@ pub enum RegistryError {
     TooManyIncoming { limit: usize },
     #[error("{0}")]
     NoModel(String),
+    #[error("model {digest} is not the one of its source: {cause}; quantize the source again")]
+    OtherSource { digest: ModelDigest, cause: SourceError },
     /// The caller no longer waits for what was being added.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -214,6 +217,24 @@ impl Registry {
         opened.map_err(|reason| RegistryError::Damaged { digest, reason })
     }
 
+    /// Verifies that a model in int8 is the one of the source that it names, and that `parent`, if there is one, is
+    /// that source. Other models, and those whose source is not kept here, are not checked.
+    ///
+    /// # Errors
+    /// It is another, or its source is damaged.
+    pub fn check_source(&self, model: &OpenModel, parent: Option<ModelDigest>) -> Result<(), RegistryError> {
+        let Some(Quantized { origin, .. }) = &model.quantized else { return Ok(()) };
+        let other = |cause| RegistryError::OtherSource { digest: model.digest, cause };
+        let (named, given) = (origin.source, parent.unwrap_or(origin.source));
+        if named != given {
+            return Err(other(SourceError::Other { named, given }));
+        }
+        match self.load(named) {
+            Err(RegistryError::NotFound(_)) => Ok(()),
+            source => quantized::check_source(model, source?).map_err(other),
+        }
+    }
+
     /// Removes a model permanently.
     ///
     /// # Errors
@@ -307,8 +328,12 @@ impl Registry {
         if !origin.is_plain() {
             tracing::info!(file = name, model = %model.digest, "the weights are {origin}");
         }
-        let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance::now(name));
+        let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance {
+            parent: model.quantized.as_ref().map(|quantized| quantized.origin.source),
+            ..Provenance::now(name)
+        });
         cancellation.check()?;
+        self.check_source(&model, provenance.parent)?;
         let added = self.add_alone(&model, &provenance)?;
         Ok((self.get(model.digest)?, added))
     }
@@ -330,8 +355,9 @@ impl Registry {
             }
             Err(_) => {}
         }
-        let description = model.description(&provenance.origin).to_toml();
-        let tensors = native::tensor_bytes(&model.tensors);
+        let described = model.description(&provenance.origin);
+        let description = described.to_toml();
+        let tensors = model.tensor_bytes();
         let provenance_text = provenance.to_toml();
         let files: [(&str, &[u8]); 3] = [
             (native::TENSORS, &tensors),
@@ -341,7 +367,11 @@ impl Registry {
         let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
         self.check_room(bytes)?;
         write_folder(&place, &files).map_err(at(&place))?;
-        let facts = Facts { architecture: model.architecture, provenance: provenance.clone() };
+        let facts = Facts {
+            architecture: model.architecture,
+            quantization: described.quantization,
+            provenance: provenance.clone(),
+        };
         let stored = StoredModel { digest, bytes, condition: Condition::Intact(Box::new(facts)) };
         self.change(|catalog| catalog.models.insert(digest, stored));
         Ok(Added::New)
@@ -405,6 +435,7 @@ impl RegistryError {
             Self::TooLarge { .. } => Reason::ModelsTooLarge,
             Self::TooManyIncoming { .. } => Reason::TooManyImports,
             Self::NoModel(_) => Reason::ModelUnreadable,
+            Self::OtherSource { .. } => Reason::ModelNotOfSource,
             Self::Stopped(stopped) => stopped.reason(),
             _ if self.is_full() => Reason::DiskFull,
             Self::Lock(_) | Self::Io { .. } => Reason::ModelStoreFailed,

@@ -8,7 +8,7 @@ use super::at;
 use super::provenance::{PROVENANCE, Provenance};
 use crate::embedding::ModelDigest;
 use crate::weights::family::Architecture;
-use crate::weights::native;
+use crate::weights::native::{self, Description, Quantization};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +31,8 @@ pub enum Condition {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
     pub architecture: Architecture,
+    /// Of a model in int8.
+    pub quantization: Option<Quantization>,
     pub provenance: Provenance,
 }
 
@@ -61,11 +63,10 @@ fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, Stri
     if description.digest != digest.to_string() {
         return Err(format!("its description is of model {}", description.digest));
     }
-    let architecture = description.architecture;
-    architecture.validate().map_err(|cause| cause.to_string())?;
+    description.architecture.validate().map_err(|cause| cause.to_string())?;
     let tensors = place.join(native::TENSORS);
     let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
-    if length < architecture.parameters() * size_of::<f32>() as u64 {
+    if length < description.tensor_bytes_min() {
         return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
     }
     let provenance = read_provenance(place).unwrap_or_else(|cause| {
@@ -73,7 +74,8 @@ fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, Stri
         tracing::error!(model = %digest, cause, "the history of a model is damaged; the model is not");
         Provenance::lost(&cause)
     });
-    Ok(Facts { architecture, provenance })
+    let Description { architecture, quantization, .. } = description;
+    Ok(Facts { architecture, quantization, provenance })
 }
 
 pub(super) fn read_provenance(place: &Path) -> Result<Provenance, String> {

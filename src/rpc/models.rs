@@ -96,11 +96,10 @@ impl ModelsService {
     }
 
     fn with_residence(&self, model: wire::Model, lease: Option<&ModelLease>) -> wire::Model {
-        let precision = self.pipeline.residency().settings().precision;
         wire::Model {
             active: lease.is_some_and(|lease| lease.digest == self.pipeline.active().digest),
             resident: lease.is_some(),
-            precision: lease.map(|_| precision.to_owned()).unwrap_or_default(),
+            precision: lease.map(|lease| lease.precision.name().to_owned()).unwrap_or_default(),
             ..model
         }
     }

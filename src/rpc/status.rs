@@ -236,6 +236,9 @@ impl From<RegistryError> for Problem {
                 Self::new(reason, message).with_metadata("limit", limit)
             }
             RegistryError::TooLarge { limit, .. } => Self::new(reason, message).with_metadata("limit", limit),
+            RegistryError::OtherSource { digest, .. } => {
+                Self::new(reason, message).with_metadata("model", digest)
+            }
             RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
             RegistryError::Stopped(cause) => cause.into(),
             RegistryError::Io { .. } if is_full => Self::new(reason, "the disk of the models is full"),

@@ -3,12 +3,15 @@
 use sha2::{Digest as _, Sha256};
 
 use super::family::{Architecture, FeaturePoint};
+use super::quantized::Quantized;
 use super::rules::STEPS;
 use super::tensors::{NamedTensors, file_bytes};
 use crate::embedding::ModelDigest;
 
 /// Separates these hashes from any other use of SHA-256, and from a later layout.
 const DOMAIN: &str = "shipreid model digest 1";
+/// Separates the layers of a model in int8 from its tensors, whose names are longer.
+const INT8: &[u8] = b"int8";
 
 /// Digest of a model that reads its features at `feature_point`.
 ///
@@ -20,6 +23,33 @@ pub fn digest(
     feature_point: FeaturePoint,
     tensors: &NamedTensors,
 ) -> ModelDigest {
+    ModelDigest::new(hashed(architecture, feature_point, tensors).finalize().into())
+}
+
+/// Digest of a model in int8, which is of its source as well: rounded from another model, the same codes are another.
+pub fn digest_in_int8(
+    architecture: &Architecture,
+    feature_point: FeaturePoint,
+    tensors: &NamedTensors,
+    quantized: &Quantized,
+) -> ModelDigest {
+    let mut hasher = hashed(architecture, feature_point, tensors);
+    field(&mut hasher, INT8);
+    field(&mut hasher, quantized.origin.source.as_bytes());
+    for (name, layer) in &quantized.layers {
+        field(&mut hasher, name.as_bytes());
+        let shape: Vec<u8> = [layer.outputs(), layer.inputs()].into_iter().flat_map(number).collect();
+        field(&mut hasher, &shape);
+        layer.scales().iter().for_each(|scale| hasher.update(scale.to_le_bytes()));
+        for codes in layer.codes().chunks(CHUNK) {
+            let bytes: Vec<u8> = codes.iter().map(|code| code.cast_unsigned()).collect();
+            hasher.update(&bytes);
+        }
+    }
+    ModelDigest::new(hasher.finalize().into())
+}
+
+fn hashed(architecture: &Architecture, feature_point: FeaturePoint, tensors: &NamedTensors) -> Sha256 {
     let mut hasher = Sha256::new();
     field(&mut hasher, DOMAIN.as_bytes());
     if !architecture.family().is_default() {
@@ -39,7 +69,7 @@ pub fn digest(
         hasher.update(number(tensor.values.len() * size_of::<f32>()));
         hasher.update(file_bytes(&tensor.values));
     }
-    ModelDigest::new(hasher.finalize().into())
+    hasher
 }
 
 fn counts(architecture: &Architecture, name: &str) -> bool {

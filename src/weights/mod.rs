@@ -29,6 +29,8 @@ pub mod packed;
 pub mod pickle;
 /// Torch checkpoint files.
 pub mod pth;
+/// Models in int8.
+pub mod quantized;
 /// Which tensors of a checkpoint a model uses.
 pub mod rules;
 /// Initial weights from a seed.

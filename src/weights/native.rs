@@ -13,9 +13,11 @@ use zip::result::ZipError;
 
 use super::family::{Architecture, Family, FeaturePoint};
 use super::foreign::{ForeignError, read_header};
+use super::quantized::{self, Layers};
 use super::storage::ElementType;
 use super::tensors::{HostTensor, NamedTensors, file_bytes, printable};
 use crate::durable::write_folder;
+use crate::embedding::ModelDigest;
 
 pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";
@@ -33,6 +35,58 @@ pub struct Description {
     /// Name of the imported file, for display.
     pub source: String,
     pub architecture: Architecture,
+    /// Of a model in int8.
+    pub quantization: Option<Quantization>,
+}
+
+/// How a model in int8 was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantization {
+    precision: StoredPrecision,
+    /// Digest of the model in f32; verified as a part of this model's own.
+    #[serde(with = "digest_text")]
+    pub source: ModelDigest,
+    /// The program that made it, for display.
+    pub tool: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum StoredPrecision {
+    Int8,
+}
+
+impl Quantization {
+    /// Made by this program from `source`.
+    pub fn now(source: ModelDigest) -> Self {
+        let tool = concat!("shipreid ", env!("CARGO_PKG_VERSION")).to_owned();
+        Self { precision: StoredPrecision::Int8, source, tool }
+    }
+}
+
+mod digest_text {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::embedding::ModelDigest;
+
+    pub fn serialize<S: Serializer>(digest: &ModelDigest, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(digest)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ModelDigest, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// A model folder as it was read; whether tensors, architecture and digest match is not verified.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    pub description: Description,
+    pub tensors: NamedTensors,
+    /// Of a model in int8.
+    pub layers: Layers,
 }
 
 /// `model.toml`; its family parses the architecture.
@@ -46,12 +100,14 @@ struct Written<A> {
     #[serde(default, skip_serializing_if = "Family::is_default")]
     family: Family,
     architecture: A,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
 }
 
 impl Description {
     /// The form that is written to disk.
     pub fn to_toml(&self) -> String {
-        let Self { digest, feature_point, source, architecture } = self;
+        let Self { digest, feature_point, source, architecture, quantization } = self;
         let written = Written {
             format: FORMAT,
             digest: digest.clone(),
@@ -59,14 +115,22 @@ impl Description {
             source: source.clone(),
             family: architecture.family(),
             architecture,
+            quantization: quantization.clone(),
         };
         toml::to_string(&written).expect("a description is a table")
     }
 
     fn from_toml(text: &str) -> Result<Self, toml::de::Error> {
-        let Written { digest, feature_point, source, family, .. } =
+        let Written { digest, feature_point, source, family, quantization, .. } =
             toml::from_str::<Written<toml::Table>>(text)?;
-        Ok(Self { digest, feature_point, source, architecture: family.architecture_in(text)? })
+        let architecture = family.architecture_in(text)?;
+        Ok(Self { digest, feature_point, source, architecture, quantization })
+    }
+
+    /// The fewest bytes that the tensors take.
+    pub fn tensor_bytes_min(&self) -> u64 {
+        let numbers = self.architecture.parameters();
+        if self.quantization.is_some() { numbers } else { numbers.saturating_mul(size_of::<f32>() as u64) }
     }
 }
 
@@ -89,16 +153,16 @@ pub enum NativeError {
     Packed { path: PathBuf, cause: ZipError },
 }
 
-/// Writes a model folder that is complete or absent, even after a power failure.
+/// Writes a model folder that is complete or absent, even after a power failure; `tensors` is a safetensors file.
 ///
 /// # Errors
 /// If `folder` already exists or cannot be written.
-pub fn write(folder: &Path, description: &Description, tensors: &NamedTensors) -> Result<(), NativeError> {
+pub fn write(folder: &Path, description: &Description, tensors: &[u8]) -> Result<(), NativeError> {
     if folder.exists() {
         return Err(NativeError::Exists(folder.to_owned()));
     }
     let text = description.to_toml();
-    let files: [(&str, &[u8]); 2] = [(TENSORS, &tensor_bytes(tensors)), (DESCRIPTION, text.as_bytes())];
+    let files: [(&str, &[u8]); 2] = [(TENSORS, tensors), (DESCRIPTION, text.as_bytes())];
     write_folder(folder, &files).map_err(|cause| NativeError::Io { path: folder.to_owned(), cause })
 }
 
@@ -112,8 +176,21 @@ pub fn tensor_bytes(tensors: &NamedTensors) -> Vec<u8> {
 ///
 /// # Errors
 /// If a file is missing, malformed, too large or of another format.
-pub fn read(folder: &Path) -> Result<(Description, NamedTensors), NativeError> {
-    Ok((read_description(folder)?, read_tensors(&folder.join(TENSORS))?))
+pub fn read(folder: &Path) -> Result<Contents, NativeError> {
+    let (description, path) = (read_description(folder)?, folder.join(TENSORS));
+    parse(&path, description, &read_tensor_bytes(&path)?)
+}
+
+/// The described model with the tensors in `bytes`, which were read from `path`.
+///
+/// # Errors
+/// See [`parse_tensors`].
+pub(super) fn parse(path: &Path, description: Description, bytes: &[u8]) -> Result<Contents, NativeError> {
+    let (tensors, layers) = match &description.quantization {
+        Some(_) => quantized::parse(path, bytes)?,
+        None => (parse_tensors(path, bytes)?, Layers::new()),
+    };
+    Ok(Contents { description, tensors, layers })
 }
 
 /// Reads the description of a model folder without the tensors.

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
-use super::digest::digest;
+use super::digest::{digest, digest_in_int8};
 use super::family::{Architecture, ArchitectureError, ArchitectureHints, Family, FeaturePoint};
 use super::misfits::Misfits;
-use super::native::{self, Description, NativeError};
+use super::native::{self, Contents, Description, NativeError};
 use super::packed;
+use super::quantized::{self, QuantizeError, Quantized};
 use super::rules;
 use super::start::BareVit;
 use super::tensors::{NamedTensors, printable};
@@ -23,7 +24,10 @@ pub struct OpenModel {
     pub architecture: Architecture,
     pub feature_point: FeaturePoint,
     pub digest: ModelDigest,
+    /// Those in f32.
     pub tensors: NamedTensors,
+    /// Of a model in int8.
+    pub quantized: Option<Quantized>,
 }
 
 /// Information that a checkpoint of another program lacks; our own folders contain it.
@@ -57,6 +61,8 @@ enum Cause {
     Architecture(#[from] ArchitectureError),
     #[error(transparent)]
     Misfits(#[from] Misfits),
+    #[error(transparent)]
+    Quantized(#[from] QuantizeError),
     #[error("the tensors have digest {found}, its description says {described}")]
     Digest { described: String, found: ModelDigest },
 }
@@ -65,7 +71,18 @@ impl OpenModel {
     /// Names a model by its content.
     pub fn new(architecture: Architecture, feature_point: FeaturePoint, tensors: NamedTensors) -> Self {
         let digest = digest(&architecture, feature_point, &tensors);
-        Self { architecture, feature_point, digest, tensors }
+        Self { architecture, feature_point, digest, tensors, quantized: None }
+    }
+
+    /// Names a model in int8 by its content and its source.
+    pub fn in_int8(
+        architecture: Architecture,
+        feature_point: FeaturePoint,
+        tensors: NamedTensors,
+        quantized: Quantized,
+    ) -> Self {
+        let digest = digest_in_int8(&architecture, feature_point, &tensors, &quantized);
+        Self { architecture, feature_point, digest, tensors, quantized: Some(quantized) }
     }
 
     /// Reads a model folder, a packed model folder, or a checkpoint: a torch or safetensors file.
@@ -99,6 +116,7 @@ impl OpenModel {
             feature_point: self.feature_point,
             source: source.to_owned(),
             architecture: self.architecture,
+            quantization: self.quantized.as_ref().map(|quantized| quantized.origin.clone()),
         }
     }
 
@@ -108,15 +126,30 @@ impl OpenModel {
     /// If the folder already exists or cannot be written.
     pub fn save(&self, folder: &Path, source: &str) -> Result<(), NativeError> {
         let description = self.description(source);
-        native::write(folder, &description, &self.tensors)
+        native::write(folder, &description, &self.tensor_bytes())
+    }
+
+    /// Its tensors as a safetensors file.
+    pub fn tensor_bytes(&self) -> Vec<u8> {
+        match &self.quantized {
+            Some(quantized) => quantized::tensor_bytes(&self.tensors, &quantized.layers),
+            None => native::tensor_bytes(&self.tensors),
+        }
     }
 }
 
 /// Whether the tensors match their description.
-fn check((description, tensors): (Description, NamedTensors)) -> Result<OpenModel, Cause> {
-    description.architecture.validate()?;
-    let tensors = rules::for_serving(&description.architecture, tensors)?;
-    let model = OpenModel::new(description.architecture, description.feature_point, tensors);
+fn check(Contents { description, tensors, layers }: Contents) -> Result<OpenModel, Cause> {
+    let Description { architecture, feature_point, .. } = description;
+    architecture.validate()?;
+    let model = match description.quantization {
+        Some(origin) => {
+            quantized::check_family(&architecture)?;
+            let tensors = quantized::for_serving(&architecture, tensors, &layers)?;
+            OpenModel::in_int8(architecture, feature_point, tensors, Quantized { origin, layers })
+        }
+        None => OpenModel::new(architecture, feature_point, rules::for_serving(&architecture, tensors)?),
+    };
     if model.digest.to_string() == description.digest {
         Ok(model)
     } else {

@@ -7,8 +7,7 @@ use std::path::Path;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
-use super::native::{self, Description, NativeError};
-use super::tensors::NamedTensors;
+use super::native::{self, Contents, NativeError};
 
 /// A file of a model folder, under its name in the folder.
 #[derive(Debug)]
@@ -46,7 +45,7 @@ pub fn is_packed(path: &Path) -> io::Result<bool> {
 ///
 /// # Errors
 /// If a part is missing, damaged, malformed, too large or of another format.
-pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
+pub fn read(path: &Path) -> Result<Contents, NativeError> {
     let file = File::open(path).map_err(|cause| NativeError::Io { path: path.to_owned(), cause })?;
     read_from(path, BufReader::new(file))
 }
@@ -55,14 +54,11 @@ pub fn read(path: &Path) -> Result<(Description, NamedTensors), NativeError> {
 ///
 /// # Errors
 /// See [`read`].
-pub fn read_from(
-    path: &Path,
-    mut reader: impl Read + Seek,
-) -> Result<(Description, NamedTensors), NativeError> {
+pub fn read_from(path: &Path, mut reader: impl Read + Seek) -> Result<Contents, NativeError> {
     let description = read_part_from(path, &mut reader, native::DESCRIPTION, native::DESCRIPTION_BYTES_MAX)?;
     let description = native::parse_description(path, &description)?;
     let tensors = read_part_from(path, &mut reader, native::TENSORS, native::TENSOR_BYTES_MAX)?;
-    Ok((description, native::parse_tensors(path, &tensors)?))
+    native::parse(path, description, &tensors)
 }
 
 /// The bytes of one part, whose checksum has been verified.

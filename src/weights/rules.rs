@@ -1,5 +1,7 @@
 //! Which tensors of a checkpoint a model uses: strict for serving, more lenient for the start of a fine-tune.
 
+use std::collections::BTreeMap;
+
 use super::family::Architecture;
 use super::fit::{Fit, Untaken, UntakenReason};
 use super::misfits::Misfits;
@@ -17,8 +19,17 @@ pub(super) const STEPS: &str = "num_batches_tracked";
 ///
 /// # Errors
 /// All other missing, unexpected, misshapen and non-finite tensors, in one error.
-pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
-    let expected = architecture.expected_tensors();
+pub fn for_serving(architecture: &Architecture, tensors: NamedTensors) -> Result<NamedTensors, Misfits> {
+    served(architecture, &architecture.expected_tensors(), tensors, Misfits::default())
+}
+
+/// [`for_serving`] where only the tensors in `expected` are to be in f32, adding to the `misfits` of the others.
+pub(super) fn served(
+    architecture: &Architecture,
+    expected: &BTreeMap<String, Vec<usize>>,
+    mut tensors: NamedTensors,
+    mut misfits: Misfits,
+) -> Result<NamedTensors, Misfits> {
     for counter in expected.keys().filter(|name| name.ends_with(STEPS)) {
         if tensors.get(counter).is_none_or(|steps| !steps.shape.is_empty()) {
             tensors.insert(counter.clone(), HostTensor { shape: vec![], values: vec![0.0] });
@@ -27,15 +38,14 @@ pub fn for_serving(architecture: &Architecture, mut tensors: NamedTensors) -> Re
     tensors.retain(|name, tensor| {
         !architecture.is_unused_in_serving(name) || expected.get(name) == Some(&tensor.shape)
     });
-    let mut misfits = Misfits::default();
-    for (name, shape) in &expected {
+    for (name, shape) in expected {
         match tensors.get(name) {
             Some(tensor) => misfits.compare(name, shape, tensor),
             None if architecture.is_unused_in_serving(name) => {}
             None => misfits.missing.push(name.clone()),
         }
     }
-    misfits.unexpected = tensors.keys().filter(|name| !expected.contains_key(*name)).cloned().collect();
+    misfits.unexpected.extend(tensors.keys().filter(|name| !expected.contains_key(*name)).cloned());
     misfits.none_or(tensors)
 }
 

@@ -7,11 +7,12 @@ use super::family::{Architecture, Family};
 use super::fit::{Blocks, Fit, Untaken, UntakenReason};
 use super::misfits::Misfits;
 use super::names::bare;
-use super::native::{self, NativeError};
+use super::native::{self, Contents, NativeError};
 use super::packed;
 use super::rules;
 use super::tensors::{NamedTensors, printable};
 use super::wrapper::WeightsChoice;
+use crate::embedding::ModelDigest;
 
 /// Keys under which a ViT trained on ImageNet is first expected to hold its tensors, the outermost first.
 pub const VIT_WRAPPERS: &[&str] = &["model", "state_dict"];
@@ -50,6 +51,10 @@ pub enum StartError {
     Misfits(#[from] Misfits),
     #[error("{0}: start.from = \"imagenet\" takes it")]
     BareVit(BareVit),
+    #[error(
+        "it is a model in int8, which cannot be trained; start from the model that it was made from, {0}"
+    )]
+    Int8(ModelDigest),
     #[error(
         "no block of the network fits, so that the run would start from random weights: {example}; choose the \
          model.preset that it was made for, or another starting point"
@@ -136,13 +141,16 @@ impl StartingPoint {
 }
 
 fn read(path: &Path, expected: &Expected) -> Result<Checkpoint, StartError> {
-    let tensors = if path.is_dir() {
-        native::read(path)?.1
+    let Contents { description, tensors, .. } = if path.is_dir() {
+        native::read(path)?
     } else if packed::is_packed(path).unwrap_or(false) {
-        packed::read(path)?.1
+        packed::read(path)?
     } else {
         return Ok(Checkpoint::read(path, expected)?);
     };
+    if let Some(quantization) = description.quantization {
+        return Err(StartError::Int8(quantization.source));
+    }
     let (tensors, naming) =
         bare(tensors, expected.anchors, &WeightsChoice::Own).map_err(CheckpointError::from)?;
     Ok(Checkpoint { tensors, origin: Origin { naming, ..Origin::default() } })

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use shipreid::app::{KeptModels, LoadedModel, Running, ServedModels};
+use shipreid::arithmetic::Precision;
 use shipreid::chip::{ChipSize, ImageLimits, Modality, View, prepare};
 use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::ModelDigest;
@@ -52,7 +53,7 @@ fn projection(digest: ModelDigest) -> PixelProjection {
 
 fn loaded(model: &OpenModel) -> LoadedModel {
     let digest = model.digest;
-    let card = ModelCard { digest, dimension: 16, chip_size: SIZE };
+    let card = ModelCard { digest, dimension: 16, chip_size: SIZE, precision: Precision::F32 };
     let factory: EncoderFactory = Arc::new(move |_| Ok(Box::new(projection(digest)) as Box<dyn Encoder>));
     LoadedModel { card, factory, workers: 2, bytes: 1 }
 }

@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::arithmetic::Precision;
 use crate::chip::{Chip, ImageLimits, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::types::EncoderEvent;
@@ -244,8 +245,8 @@ async fn a_chip_is_given_up_at_its_deadline_and_never_costs_the_device() {
 /// A bench whose model is the active one of a pipeline.
 async fn piped() -> (Bench, Arc<Pipeline>) {
     let (bench, factory) = empty_bench();
-    let card = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE };
-    let settings = ResidencySettings { bytes_max: 1, precision: "f32", device: "cpu".into() };
+    let card = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE, precision: Precision::F32 };
+    let settings = ResidencySettings { bytes_max: 1, device: "cpu".into() };
     let residency = Residency::new(bench.queue.clone(), settings);
     let loaded = LoadedModel { card, factory, workers: 1, bytes: 1 };
     let model = residency.admit(loaded).await.expect("a scripted encoder");
@@ -380,10 +381,8 @@ impl Threads {
         let (told, events) = mpsc::unbounded_channel();
         let observe: Observe = Arc::new(move |event| drop(told.send(event)));
         let queue = EncodeQueue::start(QueueSettings { workers, batch_max: 1 }, observe);
-        let residency = Residency::new(
-            queue.clone(),
-            ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() },
-        );
+        let residency =
+            Residency::new(queue.clone(), ResidencySettings { bytes_max: 9, device: "cpu".into() });
         let (saw, seen) = mpsc::unbounded_channel();
         let (mut acts, mut leases) = (HashMap::new(), Vec::new());
         for number in 1..=models {
@@ -399,7 +398,12 @@ impl Threads {
                 let seen = Box::new(move |_| saw.send((number, worker)).expect("the test listens"));
                 Ok(Box::new(Scripted { warming: 1, acts, seen }) as Box<dyn Encoder>)
             });
-            let card = ModelCard { digest: ModelDigest::new([number; 32]), dimension: 1, chip_size: SIZE };
+            let card = ModelCard {
+                digest: ModelDigest::new([number; 32]),
+                dimension: 1,
+                chip_size: SIZE,
+                precision: Precision::F32,
+            };
             let model = LoadedModel { card, factory, workers, bytes: 1 };
             leases.push(residency.admit(model).await.expect("room"));
         }

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use super::*;
+use crate::arithmetic::Precision;
 use crate::chip::{self, ImageLimits, Modality, SourceChip, View};
 use crate::embedding::Embedding;
 use crate::encoder::{
@@ -50,13 +51,18 @@ fn model(number: u8) -> (LoadedModel, mpsc::Receiver<String>) {
 }
 
 fn loaded(number: u8, factory: EncoderFactory) -> LoadedModel {
-    let card = ModelCard { digest: digest(number), dimension: DIMENSION, chip_size: SIZE };
+    let card = ModelCard {
+        digest: digest(number),
+        dimension: DIMENSION,
+        chip_size: SIZE,
+        precision: Precision::F32,
+    };
     LoadedModel { card, factory, workers: WORKERS, bytes: 100 }
 }
 
 fn residency(bytes_max: u64) -> Residency {
     let queue = EncodeQueue::start(QueueSettings { workers: WORKERS, batch_max: 4 }, Arc::new(|_| {}));
-    Residency::new(queue, ResidencySettings { bytes_max, precision: "f32", device: "cpu".into() })
+    Residency::new(queue, ResidencySettings { bytes_max, device: "cpu".into() })
 }
 
 fn source_chip() -> SourceChip {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::mpsc as sync;
 
 use super::*;
+use crate::arithmetic::Precision;
 use crate::chip::ImageLimits;
 use crate::encoder::{
     Admission, EncodeQueue, Encoder, EncoderFactory, ModelCard, PixelProjection, QueueSettings, Residency,
@@ -36,8 +37,12 @@ fn digest(seed: u64) -> ModelDigest {
 
 fn loaded(model: &OpenModel) -> LoadedModel {
     let dimension = model.architecture.embed_dim();
-    let card =
-        ModelCard { digest: model.digest, dimension, chip_size: model.architecture.preprocessing().size };
+    let card = ModelCard {
+        digest: model.digest,
+        dimension,
+        chip_size: model.architecture.preprocessing().size,
+        precision: Precision::F32,
+    };
     let factory: EncoderFactory =
         Arc::new(move |_| Ok(Box::new(PixelProjection::new(dimension, 1)) as Box<dyn Encoder>));
     LoadedModel { card, factory, workers: 1, bytes: BYTES }
@@ -51,7 +56,7 @@ async fn bench(loader: ModelLoader) -> Bench {
         registry.add(&model(seed), &Provenance::now("test")).expect("room");
     }
     let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
-    let settings = ResidencySettings { bytes_max: 2 * BYTES, precision: "f32", device: "cpu".into() };
+    let settings = ResidencySettings { bytes_max: 2 * BYTES, device: "cpu".into() };
     let residency = Residency::new(queue, settings);
     let first = residency.admit(loaded(&model(0))).await.expect("room");
     let limits = ImageLimits { bytes_max: 1, pixels_max: 1 };

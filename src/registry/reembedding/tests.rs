@@ -8,6 +8,7 @@ use std::sync::mpsc as sync;
 use futures_util::future::join_all;
 
 use super::*;
+use crate::arithmetic::Precision;
 use crate::cancellation::Cancellation;
 use crate::chip::{ImageLimits, Modality, View, prepare};
 use crate::encoder::{
@@ -60,8 +61,12 @@ impl Encoder for Gated {
 
 fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
     let dimension = model.architecture.embed_dim();
-    let card =
-        ModelCard { digest: model.digest, dimension, chip_size: model.architecture.preprocessing().size };
+    let card = ModelCard {
+        digest: model.digest,
+        dimension,
+        chip_size: model.architecture.preprocessing().size,
+        precision: Precision::F32,
+    };
     let gate = if model.digest == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
     let factory: EncoderFactory = Arc::new(move |_| {
         let projection = PixelProjection::new(dimension, dimension as u64);
@@ -91,7 +96,7 @@ impl Life {
         let catalog =
             EmbeddedCatalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
-        let settings = ResidencySettings { bytes_max: 9, precision: "f32", device: "cpu".into() };
+        let settings = ResidencySettings { bytes_max: 9, device: "cpu".into() };
         let residency = Residency::new(queue, settings);
         let active = registry.active().map_or(digest(0), |active| active.digest);
         let first = registry.load(active).unwrap_or_else(|_| model(0));

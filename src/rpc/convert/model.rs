@@ -84,7 +84,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
 }
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
-    let Facts { architecture, provenance } = facts;
+    let Facts { architecture, quantization, provenance } = facts;
     let chip_size = architecture.preprocessing().size;
     wire::Model {
         dimension: number(architecture.embed_dim()),
@@ -97,6 +97,7 @@ fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
         evaluations: provenance.evaluations.iter().cloned().map(super::evaluation).collect(),
         data_fingerprint: provenance.data_fingerprint.clone().unwrap_or_default(),
         config_toml: provenance.configuration.clone().unwrap_or_default(),
+        quantized_from_digest: quantization.as_ref().map(|made| made.source.to_string()).unwrap_or_default(),
         ..model
     }
 }
@@ -124,6 +125,7 @@ mod tests {
             bytes: 1,
             condition: Condition::Intact(Box::new(Facts {
                 architecture: Family::default().preset(Preset::Tiny),
+                quantization: None,
                 provenance: Provenance {
                     tenant: tenant.map(str::to_owned),
                     configuration: configuration.map(str::to_owned),

@@ -83,6 +83,9 @@ pub trait FamilyArchitecture: fmt::Debug {
     /// Titles and values, for display.
     fn description(&self) -> Vec<(&'static str, String)>;
 
+    /// Linear layers that can be computed in int8, as the names of their tensors begin; empty if none can.
+    fn int8_layers(&self) -> Vec<String>;
+
     /// Name and shape of every tensor of the model's state dict.
     fn expected_tensors(&self) -> BTreeMap<String, Vec<usize>>;
 

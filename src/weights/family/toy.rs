@@ -96,6 +96,10 @@ impl FamilyArchitecture for ToyArchitecture {
         vec![("side", self.side.to_string())]
     }
 
+    fn int8_layers(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn expected_tensors(&self) -> BTreeMap<String, Vec<usize>> {
         let mut tensors = BTreeMap::from([
             (PIXELS.to_owned(), vec![self.width, 3 * self.side * self.side]),

@@ -30,6 +30,8 @@ const DEPTH_MAX: usize = 64;
 const MLP_RATIO_MAX: usize = 16;
 const CLASSES_MAX: usize = 1 << 20;
 
+/// The linear layers of a block, in the order in which they are computed.
+const BLOCK_LAYERS: [&str; 4] = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"];
 const CLASS_TOKEN: &str = "base.cls_token";
 const CLASSIFIER: &str = "classifier.weight";
 const SCALE: &str = "logit_scale";
@@ -241,6 +243,12 @@ impl FamilyArchitecture for TransOssArchitecture {
         ]
     }
 
+    /// Those of the blocks.
+    fn int8_layers(&self) -> Vec<String> {
+        let of_block = |block| BLOCK_LAYERS.map(|layer| format!("base.blocks.{block}.{layer}"));
+        (0..self.depth).flat_map(of_block).collect()
+    }
+
     /// `base.fc.*` is omitted: official checkpoints contain it, but no computation uses it.
     fn expected_tensors(&self) -> BTreeMap<String, Vec<usize>> {
         let d = self.embed_dim;
@@ -261,9 +269,8 @@ impl FamilyArchitecture for TransOssArchitecture {
         }
         for block in 0..self.depth {
             let hidden = d * self.mlp_ratio;
-            for (layer, outputs, inputs) in
-                [("attn.qkv", 3 * d, d), ("attn.proj", d, d), ("mlp.fc1", hidden, d), ("mlp.fc2", d, hidden)]
-            {
+            let widths = [(3 * d, d), (d, d), (hidden, d), (d, hidden)];
+            for (layer, (outputs, inputs)) in BLOCK_LAYERS.into_iter().zip(widths) {
                 add(&format!("base.blocks.{block}.{layer}.weight"), &[outputs, inputs]);
                 add(&format!("base.blocks.{block}.{layer}.bias"), &[outputs]);
             }
