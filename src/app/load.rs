@@ -369,3 +369,23 @@ pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_chosen_early_are_there_for_whoever_asks_next_and_a_wrong_guess_changes_nothing() {
+        let mut config = Config::default();
+        config.encoder.batch_max = 1;
+        let [tiny, small] = [family::Preset::Tiny, family::Preset::Small];
+        let [tiny, small] = [tiny, small].map(|preset| Family::default().preset(preset));
+        let kernels = Arc::new(Kernels::default());
+        kernels.choose_early(&config, tiny);
+        let early = kernels.0.lock().expect("no panic").get(&LayerShape::of(&tiny)).cloned();
+        // Another choice would have other timings.
+        assert_eq!(kernels.choose(&config, &tiny).expect("f32 runs everywhere"), early.expect("chosen"));
+        kernels.choose(&config, &small).expect("another shape is timed when it is needed");
+        assert_eq!(kernels.0.lock().expect("no panic").len(), 2);
+    }
+}
