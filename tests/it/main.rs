@@ -5,6 +5,8 @@
 mod certificates;
 mod clients;
 #[cfg(feature = "torch")]
+mod cluster;
+#[cfg(feature = "torch")]
 mod command;
 mod connections;
 mod contract;
