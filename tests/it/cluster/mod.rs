@@ -96,7 +96,7 @@ async fn judge(cluster: &mut Cluster, seed: u64, troubles: &[Vec<Fault>], tally:
         let (name, events) = history.into_events();
         tally.calls += events.len();
         tally.unanswered += events.iter().filter(|event| event.answered.is_none()).count();
-        let verdict = check(EMPTY, &events);
+        let verdict = check(&EMPTY, &events);
         if verdict != Verdict::Linearizable {
             let path = format!("{}/{name}.history", env!("CARGO_TARGET_TMPDIR"));
             let lines = events.iter().map(|event| format!("{event:?}\n"));
