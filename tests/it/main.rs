@@ -42,6 +42,7 @@ mod preview;
 mod processors;
 #[cfg(feature = "torch")]
 mod program;
+mod reading;
 mod refusals;
 #[cfg(feature = "torch")]
 mod restarts;
