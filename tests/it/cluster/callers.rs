@@ -12,7 +12,7 @@ use shipreid::wire::match_query::Subject;
 use shipreid::wire::{
     Candidate, DeleteEntriesRequest, Embedding, EnrollOutcome, EnrollRequest, Entry, EntryFilter, EntryIds,
     EntryUpdate, GetEntriesRequest, GroupBy, ListEntriesRequest, MatchQuery, MatchRequest,
-    MergeVesselsRequest, Modality, ReadyEmbedding, UpdateEntriesRequest,
+    MergeVesselsRequest, Modality, Read, ReadyEmbedding, UpdateEntriesRequest,
 };
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -29,6 +29,8 @@ const DIMENSION: usize = 16;
 pub struct History {
     pub gallery: String,
     pub model: String,
+    /// How current reads ask the gallery to be.
+    read: Read,
     events: Mutex<Recorded>,
     notes: AtomicU32,
 }
@@ -40,8 +42,8 @@ struct Recorded {
 }
 
 impl History {
-    pub fn new(gallery: String, model: String) -> Self {
-        Self { gallery, model, events: Mutex::default(), notes: AtomicU32::new(1) }
+    pub fn new(gallery: String, model: String, read: Read) -> Self {
+        Self { gallery, model, read, events: Mutex::default(), notes: AtomicU32::new(1) }
     }
 
     fn recorded<T>(&self, record: impl FnOnce(&mut Recorded) -> T) -> T {
@@ -82,7 +84,7 @@ impl History {
     }
 
     async fn perform(&self, client: &Client, call: Call) -> Result<Answer, Status> {
-        let gallery = self.gallery.clone();
+        let (gallery, read) = (self.gallery.clone(), self.read.into());
         Ok(match call {
             Call::Enrol { key, held, overwrite } => self.enrol(client, key, held, overwrite).await?,
             Call::Update { keys, vessel, note } => {
@@ -119,7 +121,13 @@ impl History {
             Call::Get(keys) => {
                 let asked = keys.len();
                 let entry_ids = keys.into_iter().map(name).collect();
-                let request = GetEntriesRequest { gallery, entry_ids, with_embeddings: true };
+                let request = GetEntriesRequest {
+                    gallery,
+                    entry_ids,
+                    with_embeddings: true,
+                    read,
+                    ..Default::default()
+                };
                 let answer = client.galleries().get_entries(request).await?.into_inner();
                 assert_eq!(answer.entries.len() + answer.missing_entry_ids.len(), asked);
                 entries(answer.entries.iter().map(held_of))
@@ -129,6 +137,7 @@ impl History {
                     gallery,
                     with_embeddings: true,
                     page_size: 1000,
+                    read,
                     ..Default::default()
                 };
                 let page = client.galleries().list_entries(request).await?.into_inner();
@@ -184,6 +193,7 @@ impl History {
             top_k: Some(u32::from(KEYS) + 1),
             group_by: GroupBy::Entry.into(),
             with_details: true,
+            read: self.read.into(),
             ..MatchRequest::default()
         };
         let mut answer = client.ship_re_id().r#match(request).await?.into_inner();

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use shipreid::wire::DeleteGalleryRequest;
+use shipreid::wire::{DeleteGalleryRequest, Read};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -54,13 +54,13 @@ impl Tally {
 }
 
 /// Callers of every server, in every gallery, over these faults; returns the histories of the galleries.
-async fn history(cluster: &mut Cluster, seed: u64, troubles: &[Vec<Fault>]) -> Vec<History> {
+async fn history(cluster: &mut Cluster, seed: u64, read: Read, troubles: &[Vec<Fault>]) -> Vec<History> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut histories = vec![];
     for number in 0..GALLERIES {
         let gallery = format!("g{seed}-{number}");
         let model = cluster.create(&gallery).await;
-        histories.push(Arc::new(History::new(gallery, model)));
+        histories.push(Arc::new(History::new(gallery, model, read)));
     }
     let (answered, is_over) = (watch::Sender::new(0), watch::Sender::new(false));
     let is_database_there = watch::Sender::new(true);
@@ -92,7 +92,7 @@ async fn history(cluster: &mut Cluster, seed: u64, troubles: &[Vec<Fault>]) -> V
 
 /// Drives a cluster, and judges what its callers saw.
 async fn judge(cluster: &mut Cluster, seed: u64, troubles: &[Vec<Fault>], tally: &mut Tally) {
-    for history in history(cluster, seed, troubles).await {
+    for history in history(cluster, seed, Read::Strong, troubles).await {
         let (name, events) = history.into_events();
         tally.calls += events.len();
         tally.unanswered += events.iter().filter(|event| event.answered.is_none()).count();
@@ -139,4 +139,14 @@ async fn a_failover_to_a_synchronous_standby_loses_nothing() {
     let mut tally = Tally::default();
     judge(&mut cluster, 0, &[vec![Fault::FailOver]], &mut tally).await;
     tally.tell();
+}
+
+/// What the checker is for.
+#[tokio::test(flavor = "multi_thread")]
+async fn local_reads_are_behind_and_the_checker_says_so() {
+    let Some(mut cluster) = Cluster::start(SERVERS).await else { return };
+    let troubles = vec![vec![]; 4];
+    let histories = history(&mut cluster, 0, Read::Local, &troubles).await;
+    let verdicts = histories.into_iter().map(|history| check(&EMPTY, &history.into_events().1));
+    assert!(verdicts.into_iter().any(|verdict| matches!(verdict, Verdict::Violated(_))));
 }

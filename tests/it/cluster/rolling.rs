@@ -15,7 +15,7 @@ fn no_call_fails_while_three_servers_are_restarted() {
         return skipped(SCRIPT, "no HAProxy or PostgreSQL (make operators)");
     }
     let mut rolling = Command::new(python);
-    rolling.args([SCRIPT, "--server", env!("CARGO_BIN_EXE_shipreid"), "--calls", "300", "--rate", "30"]);
+    rolling.args([SCRIPT, "--server", env!("CARGO_BIN_EXE_shipreid"), "--calls", "300"]);
     let output = rolling.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
