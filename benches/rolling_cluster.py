@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from rolling import DEADLINE, GOLDEN, ROOT, Balancer, Server, grpc, until
+from rolling import GOLDEN, ROOT, Balancer, Server, grpc, until
 
 from contract import chips, gallery_messages, gallery_services, messages, services
 from postgres import Postgres
@@ -23,6 +23,7 @@ GALLERY = "harbour"
 SERVERS = 3
 ITEMS = 4
 DIMENSION = 16
+DEADLINE = 60
 
 
 def vector(number):
@@ -137,7 +138,8 @@ async def main():
     print("| | |\n|---|---|")
     print(f"| calls to three servers behind HAProxy, all restarted | {load.sent}, {load.sent / load.seconds:.0f} a second |")
     print(f"| of these failed | **{failed}** |")
-    print(f"| p50, p99 of all | {times[len(times) // 2] * 1e3:.1f}, {times[len(times) * 99 // 100] * 1e3:.1f} ms |")
+    middle, late = times[len(times) // 2], times[len(times) * 99 // 100]
+    print(f"| p50, p99, longest of all | {middle * 1e3:.1f}, {late * 1e3:.1f}, {times[-1] * 1e3:.1f} ms |")
     print("| SIGTERM to end, end to ready, each | " + "; ".join(f"{down:.1f} s, {up:.1f} s" for down, up in took) + " |")
     print(f"| entries acknowledged, and servers that lack one or have one twice | {len(load.acknowledged)}, **{wrong}** |")
     sys.exit(1 if failed or wrong else 0)
