@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture lint deny fuzz fuzz-long python operators clients bench bench-all bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture torture-cluster lint deny fuzz fuzz-long python operators clients bench bench-all bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload bench-cluster rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -17,6 +17,7 @@ FUZZ_CARGO = RUSTC_BOOTSTRAP=1 $(CARGO_FUZZ)
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 5
 TORTURE_ROUNDS ?= 1000
+SEEDS ?= 200
 # Where `make gpu-check` runs; cpu tries the check itself.
 DEVICE ?= cuda:0
 # Absolute: tests run in folders of their own.
@@ -95,8 +96,9 @@ bench-inference: build ## Measures inference beside ONNX Runtime and OpenVINO fr
 bench-beside: build ## Measures Embed before, during and after a training job (15 minutes; chips from CHIPS)
 	python3 benches/beside_training.py --chips $(CHIPS)
 
-rolling: build ## Restarts servers under load: replicas behind HAProxy, then one with galleries (about a minute)
+rolling: build ## Restarts servers under load: replicas behind HAProxy, one with galleries, three that share them (about two minutes)
 	.venv/bin/python benches/rolling.py
+	.venv/bin/python benches/rolling_cluster.py
 
 soak: build ## Churns a server for 30 minutes and looks whether memory, descriptors and files level off
 	.venv/bin/python benches/soak.py
@@ -109,6 +111,9 @@ bench-start: build ## Measures starts and idle memory, beside the binary BASELIN
 
 bench-overload: build ## Overload, many connections, slow headers, cancelled calls, garbage (about 3 minutes)
 	.venv/bin/python benches/overload.py
+
+bench-cluster: build ## Measures galleries in PostgreSQL beside galleries in files and a bare COPY (about 4 minutes, 3 GiB of disk)
+	.venv/bin/python benches/cluster.py
 
 bench-gallery: ## Measures the search of galleries beside memory bandwidth and, where PyPI is reachable, FAISS (about 5 minutes, 9 GiB)
 	test -x .venv/bin/python || python3 -m venv .venv
@@ -125,6 +130,9 @@ torture: setup ## Kills servers amid every call that changes something, fills di
 	@echo "| what | rounds | acknowledged calls | lost, doubled, back or silently wrong | outcomes |"
 	@echo "|---|---|---|---|---|"
 	@sort $(TORTURE_TABLE)
+
+torture-cluster: setup ## Judges SEEDS histories of three servers on one PostgreSQL that are killed, stopped and cut off
+	SHIPREID_CLUSTER_SEEDS=0..$(SEEDS) cargo test --locked --test it cluster:: -- --nocapture --test-threads 1
 
 gpu-check-build: build ## Builds what gpu-check needs into target/gpu-check, to be carried to a machine with a GPU
 	@mkdir -p target/gpu-check

@@ -99,6 +99,11 @@ class Balancer:
     def __init__(self, servers, folder):
         self.port, self.status = free_ports(2)
         text = (ROOT / "deploy/haproxy/haproxy.cfg").read_text()
+        second, = (line for line in text.splitlines() if line.startswith("  server encode-2"))
+        for number in range(3, len(servers) + 1):
+            third = second.replace("encode-2", f"encode-{number}")
+            third = third.replace("50062", f"5006{number}").replace("9062", f"906{number}")
+            text = text.replace("\n\n# Who is up", f"\n{third}\n\n# Who is up")
         ports = {"127.0.0.1:50051": self.port, "127.0.0.1:8404": self.status}
         for number, server in enumerate(servers, 1):
             ports[f"127.0.0.1:5006{number}"] = server.port

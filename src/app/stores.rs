@@ -11,7 +11,8 @@ use tokio::task::JoinHandle;
 use super::training;
 use crate::config::{self, Config};
 use crate::gallery::{
-    Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, QueueSettings, Quotas,
+    Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, PostgresSettings,
+    QueueSettings, Quotas,
 };
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
@@ -117,7 +118,11 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     };
     if !store.url.is_empty() {
         let copies = data_dir.join(GALLERY_COPIES);
-        let opened = PostgresCatalog::open(&store.url, &copies, settings).await;
+        let shared = PostgresSettings {
+            url: store.url.clone(),
+            local_age_max: Duration::from_secs_f64(store.local_read_seconds_max),
+        };
+        let opened = PostgresCatalog::open(&shared, &copies, settings).await;
         return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
     }
     let root = data_dir.join(GALLERIES);

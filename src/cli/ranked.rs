@@ -239,6 +239,8 @@ fn answer_of(result: &MatchResult, response: &MatchResponse) -> MatchResponse {
         model: response.model.clone(),
         calibrator: response.calibrator.clone(),
         timings: None,
+        gallery_commit: response.gallery_commit,
+        gallery_age: response.gallery_age,
     }
 }
 

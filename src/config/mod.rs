@@ -146,6 +146,7 @@ pub struct Chips {
 pub struct Store {
     pub data_dir: String,
     pub url: String,
+    pub local_read_seconds_max: f64,
     pub galleries_max: usize,
     pub entries_max: u64,
     pub bytes_max: u64,
@@ -291,6 +292,7 @@ impl Default for Store {
         Self {
             data_dir: "shipreid-data".into(),
             url: String::new(),
+            local_read_seconds_max: 1.0,
             galleries_max: 100,
             entries_max: 10_000_000,
             bytes_max: 100 << 30,

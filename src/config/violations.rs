@@ -138,6 +138,10 @@ impl Violations {
             store.url.is_empty() || !store.data_dir.is_empty(),
             "store.url needs store.data_dir, where this server's copies of the galleries are",
         );
+        self.require(
+            (0.1..=86_400.0).contains(&store.local_read_seconds_max),
+            "store.local_read_seconds_max must be 0.1 to 86400",
+        );
         self.require(store.galleries_max >= 1, "store.galleries_max must be at least 1");
         self.require(
             (1..=u64::from(u32::MAX)).contains(&store.entries_max),

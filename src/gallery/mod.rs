@@ -16,8 +16,9 @@ pub mod tests;
 
 pub use archive::{ArchiveError, Chips, Export, Inspected, inspect};
 pub use catalog::{
-    Catalog, CatalogError, CatalogStore, Census, DraftError, DraftRow, GalleryDraft, GalleryName, Import,
-    ImportBounds, ImportError, Listing, NameError, NewGallery, Place, Quotas, Slot, Unserved, UnservedKind,
+    Catalog, CatalogError, CatalogStore, Census, Consistency, DraftError, DraftRow, GalleryDraft,
+    GalleryName, Import, ImportBounds, ImportError, Listing, NameError, NewGallery, Place, Quotas, Read,
+    Readable, Slot, Unserved, UnservedKind,
 };
 pub use content::Content;
 pub use embedded::{EmbeddedCatalog, EmbeddedOpenError, EmbeddedSettings, QueueSettings};
@@ -31,7 +32,7 @@ pub use index::{
     Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
 #[cfg(not(fuzzing))]
-pub use postgres::PostgresCatalog;
+pub use postgres::{PostgresCatalog, PostgresSettings};
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
     Looked, Opening, Page, Selection, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,

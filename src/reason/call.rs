@@ -172,6 +172,12 @@ named! {
                 "The database that servers share (`store.url`) cannot be reached. A write may have happened all the same; asking again is safe.";
             GalleryLoading "GALLERY_LOADING" (Unavailable, Long)
                 "This server is loading its copy of a shared gallery.";
+            GalleryStale "GALLERY_STALE" (Unavailable, Long)
+                "A call with `read` = READ_LOCAL came to a server whose copy of the gallery is older than `store.local_read_seconds_max`.";
+            CommitUnknown "COMMIT_UNKNOWN" (FailedPrecondition, Resolve)
+                "`min_commit` is above the gallery's last commit: the number is another gallery's, or the gallery was made again or its database restored since.";
+            ReadUnknown "READ_UNKNOWN" (InvalidArgument, Correct)
+                "The number is no value of `Read`.";
             GalleryUnreadable "GALLERY_UNREADABLE" (DataLoss, Operator)
                 "What the gallery stored cannot be read.";
             GalleryRefused "GALLERY_REFUSED" (FailedPrecondition, Resolve)

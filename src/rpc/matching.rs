@@ -14,7 +14,7 @@ use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
-use crate::gallery::{GalleryReader, Observation, StoreError};
+use crate::gallery::{GalleryReader, Observation, Readable, StoreError};
 use crate::matching::{Calibrator, Matched, Plan, Query, QueryImage, Tracklet, match_queries};
 use crate::metrics;
 use crate::reason::Reason;
@@ -57,7 +57,8 @@ impl Matcher {
     ) -> Result<wire::MatchResponse, Problem> {
         let started = Instant::now();
         let call = MatchCall::parse(request, &self.limits, self.chips_max)?;
-        let gallery = self.access.gallery(&context.tenant, &call.gallery).await?;
+        let Readable { gallery, age } =
+            self.access.readable(&context.tenant, &call.gallery, call.read).await?;
         let opening = gallery.opening();
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
         let size = search_size(&call, &*snapshot);
@@ -82,7 +83,7 @@ impl Matcher {
         // From here on it waits for its turn itself.
         drop(announced);
         let search = |snapshot| self.search(snapshot, (model, size), Arc::clone(&plan), context);
-        let (matched, search) = gallery.read_first(opening, snapshot, search).await?;
+        let (matched, search, commit) = gallery.read_first(opening, snapshot, search).await?;
         let mut timings = convert::embed_timings(asked.iter().flat_map(|asked| &asked.embedded));
         timings.search = convert::duration(search);
         timings.total = convert::duration(started.elapsed());
@@ -92,6 +93,8 @@ impl Matcher {
             model: model.to_string(),
             calibrator: calibrator.map(|calibrator| calibrator.id().to_owned()).unwrap_or_default(),
             timings: Some(timings),
+            gallery_commit: commit,
+            gallery_age: convert::duration(age),
         })
     }
 
@@ -146,14 +149,14 @@ impl Matcher {
         Ok((tracklet, embedded))
     }
 
-    /// Ranks on a reader's thread, for as long as the caller waits.
+    /// Ranks on a reader's thread, for as long as the caller waits. Returns the commit that was searched as well.
     async fn search(
         &self,
         snapshot: Arc<dyn GalleryReader>,
         (model, size): (ModelDigest, SearchSize),
         plan: Arc<Plan>,
         context: &CallContext,
-    ) -> Result<(Vec<Result<Matched, Problem>>, Duration), Problem> {
+    ) -> Result<(Vec<Result<Matched, Problem>>, Duration, u64), Problem> {
         if snapshot.about().model != model {
             // The gallery has moved to another model while its files were reopened.
             return Err(StoreError::Closed.into());
@@ -169,7 +172,8 @@ impl Matcher {
                 let matched = match_queries(&*snapshot, &plan, cancellation)?;
                 let took = started.elapsed();
                 metrics::searched(plan.ranking.name(), took);
-                Ok((matched.into_iter().map(|matched| matched.map_err(Problem::from)).collect(), took))
+                let matched = matched.into_iter().map(|matched| matched.map_err(Problem::from));
+                Ok((matched.collect(), took, snapshot.commit()))
             })
             .await
     }

@@ -65,6 +65,7 @@ impl From<CatalogError> for Problem {
         match cause {
             CatalogError::GalleriesFull { limit } => problem.with_metadata("limit", limit),
             CatalogError::ImportsFull { limit } => problem.with_metadata("limit", limit),
+            CatalogError::CommitUnknown { commit, .. } => problem.with_metadata("gallery_commit", commit),
             CatalogError::Store(cause) => cause.into(),
             _ => problem,
         }

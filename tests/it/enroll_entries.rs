@@ -138,8 +138,12 @@ async fn a_batch_is_stored_once_found_at_once_and_still_there_after_a_restart() 
         .enumerate()
         .map(|(number, entry)| EnrollRequest { overwrite: true, ..along(&entry.entry_id, number + 1) });
     assert_eq!(outcomes(&client, &batch(turned.collect())).await, [Replaced]);
-    let request =
-        GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["7".into()], with_embeddings: true };
+    let request = GetEntriesRequest {
+        gallery: GALLERY.into(),
+        entry_ids: vec!["7".into()],
+        with_embeddings: true,
+        ..Default::default()
+    };
     let entry = client.galleries().get_entries(request).await.unwrap().into_inner().entries.remove(0);
     assert_eq!((entry.embedding, entries(&client).await), (Some(vector(8, 0.0)), 1000));
     server.stop().await;

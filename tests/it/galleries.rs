@@ -208,8 +208,12 @@ async fn an_embedding_is_enrolled_with_the_chip_that_it_was_made_from() {
     let expected =
         ["entry_id", "embedding.chip.image", "embedding.chip.observation", "embedding.chip.modality"];
     assert_eq!(fields[1..], expected[1..]);
-    let request =
-        GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["a".into()], with_embeddings: true };
+    let request = GetEntriesRequest {
+        gallery: GALLERY.into(),
+        entry_ids: vec!["a".into()],
+        with_embeddings: true,
+        ..Default::default()
+    };
     let entry = client.galleries().get_entries(request).await.unwrap().into_inner().entries.remove(0);
     assert_eq!(entry.embedding, Some(vector(0, 0.0)), "it is not re-embedded");
     assert_eq!(entry.modality(), shipreid::wire::Modality::Optical);
@@ -289,6 +293,7 @@ async fn what_is_enrolled_survives_a_restart_and_can_be_filtered() {
         gallery: GALLERY.into(),
         entry_ids: vec!["b".into(), "x".into(), "a".into()],
         with_embeddings: true,
+        ..Default::default()
     };
     let found = client.galleries().get_entries(request).await.unwrap().into_inner();
     assert_eq!(found.missing_entry_ids, ["x"]);
@@ -341,8 +346,12 @@ async fn what_is_known_can_change_and_a_delete_is_final() {
         ids(&client, EntryFilter { vessel_ids: vec!["v2".into()], ..EntryFilter::default() }).await,
         ["a", "b"]
     );
-    let get =
-        GetEntriesRequest { gallery: GALLERY.into(), entry_ids: vec!["a".into()], with_embeddings: false };
+    let get = GetEntriesRequest {
+        gallery: GALLERY.into(),
+        entry_ids: vec!["a".into()],
+        with_embeddings: false,
+        ..Default::default()
+    };
     let entry = client.galleries().get_entries(get).await.unwrap().into_inner().entries.remove(0);
     let observation = entry.observation.unwrap();
     assert_eq!((observation.length_m, observation.sensor.as_str()), (Some(120.0), ""));

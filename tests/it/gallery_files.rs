@@ -32,6 +32,7 @@ async fn a_copy_is_the_same_gallery_and_a_torn_one_is_refused() {
         gallery: gallery.into(),
         entry_ids: vec!["a".into(), "b".into()],
         with_embeddings: true,
+        ..Default::default()
     };
     let first = client.galleries().get_entries(get(GALLERY)).await.unwrap().into_inner();
     let second = client.galleries().get_entries(get("second")).await.unwrap().into_inner();

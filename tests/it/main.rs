@@ -5,6 +5,8 @@
 mod certificates;
 mod clients;
 #[cfg(feature = "torch")]
+mod cluster;
+#[cfg(feature = "torch")]
 mod command;
 mod connections;
 mod contract;
@@ -42,6 +44,7 @@ mod processors;
 mod program;
 #[cfg(feature = "torch")]
 mod ranks;
+mod reading;
 mod refusals;
 #[cfg(feature = "torch")]
 mod restarts;

@@ -123,6 +123,7 @@ async fn a_gallery_is_imported_chunk_by_chunk_across_a_restart() {
         gallery: gallery.into(),
         entry_ids: vec!["a".into(), "b".into()],
         with_embeddings: true,
+        ..Default::default()
     };
     let first = client.galleries().get_entries(entries(GALLERY)).await.unwrap().into_inner();
     let second = client.galleries().get_entries(entries("second")).await.unwrap().into_inner();

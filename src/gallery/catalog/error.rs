@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::name::GalleryName;
 use crate::cancellation::Stopped;
@@ -23,6 +24,16 @@ pub enum CatalogError {
     Refused { name: GalleryName, cause: Arc<Unserved> },
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Commits are numbered anew when a gallery is made again or its database is put back to an earlier state.
+    #[error("the gallery is at commit {commit}, the request needs commit {min_commit}")]
+    CommitUnknown { min_commit: u64, commit: u64 },
+    /// A copy of a shared gallery, for a call that may not read an older one.
+    #[error(
+        "this server's copy of the gallery is older than {:.3} s and could not be brought up to date in that time{}",
+        limit.as_secs_f64(),
+        cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default()
+    )]
+    Stale { limit: Duration, cause: Option<StoreError> },
     #[error("the disk of the galleries has no room left")]
     DiskFull,
     #[error("the data directory cannot be used: {0}")]
@@ -65,6 +76,8 @@ impl CatalogError {
                 UnservedKind::Newer | UnservedKind::Unreadable => Reason::GalleryRefused,
             },
             Self::Store(cause) => cause.reason(),
+            Self::CommitUnknown { .. } => Reason::CommitUnknown,
+            Self::Stale { .. } => Reason::GalleryStale,
             Self::DiskFull => Reason::DiskFull,
             Self::Io(_) => Reason::DataDirectoryUnusable,
             Self::Failed => Reason::GalleryFailed,

@@ -7,6 +7,7 @@ mod draft;
 mod error;
 mod import;
 mod name;
+mod read;
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ pub use error::{CatalogError, Unserved, UnservedKind};
 pub(super) use import::Imports;
 pub use import::{Import, ImportBounds, ImportError};
 pub use name::{GalleryName, NameError};
+pub use read::{Consistency, Read, Readable};
 
 use super::store::{Gallery, Info};
 use crate::embedding::ModelDigest;
@@ -34,6 +36,14 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// # Errors
     /// The gallery does not exist, or is not served.
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError>;
+
+    /// The gallery, as current as `read` asks. A store that no other server writes is always up to date.
+    ///
+    /// # Errors
+    /// Those of [`get`](Self::get); the gallery has not reached the commit, or this server's copy of it is too old.
+    async fn get_for(&self, tenant: &str, name: &GalleryName, read: Read) -> Result<Readable, CatalogError> {
+        Readable::now(self.get(tenant, name).await?).at_least(read.min_commit)
+    }
 
     /// The first `size` galleries with names above `after`.
     ///
@@ -104,7 +114,7 @@ impl dyn CatalogStore {
 }
 
 /// The location of a gallery: its tenant, as the store names it, and its name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     pub tenant: Arc<str>,
     pub name: GalleryName,

@@ -203,7 +203,7 @@ fn insert(
     Ok(())
 }
 
-fn set_durability(transaction: &mut redb::WriteTransaction, durability: Durability) {
+pub(super) fn set_durability(transaction: &mut redb::WriteTransaction, durability: Durability) {
     transaction
         .set_durability(durability)
         .expect("a database of one process without savepoints takes any durability");

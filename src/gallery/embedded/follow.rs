@@ -24,7 +24,7 @@ impl Writer {
     pub(super) fn apply(&mut self, delta: Delta) -> Result<(), StoreError> {
         let Delta { effects, about, state, .. } = delta;
         let before = self.published.snapshot();
-        let transaction = self.gallery.begin_write()?;
+        let (transaction, durability) = self.begin_write()?;
         self.change_generations(&transaction, &about)?;
         let mut rows = Rows::open(&transaction, &about)?;
         let removed = effects.removed.iter().map(|row| rows.remove(*row));
@@ -39,8 +39,8 @@ impl Writer {
         write_about(&transaction, &about)?;
         write_state(&transaction, &state)?;
         let chips = effects.inserted.iter().filter_map(|(row, new)| Some((*row, new.chip.as_deref()?)));
-        self.add_chips(chips.collect::<Vec<_>>().into_iter())?;
-        self.gallery.commit(transaction)?;
+        self.add_chips(chips.collect::<Vec<_>>().into_iter(), durability)?;
+        self.commit_files(transaction, durability)?;
         // Others were allowed to store it.
         self.bounds.allowance.count(state.bytes);
         self.bounds.allowance.give_back(before.stored_bytes());

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use redb::TableDefinition;
+use redb::{Durability, TableDefinition};
 
 use super::journal::{Delta, Effects};
 use super::open::index_from_vectors;
@@ -136,7 +136,8 @@ impl Writer {
             let (about, entries) = (about.clone(), index.len() as u64);
             journal.commit(&Delta { effects: Effects::default(), about, state, entries })?;
         }
-        self.gallery.commit(transaction)?;
+        self.add_chips([].into_iter(), Durability::Immediate)?;
+        self.commit_files(transaction, Durability::Immediate)?;
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;
         self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);

@@ -4,9 +4,11 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use redb::{Durability, WriteTransaction};
 use tokio::sync::watch;
 
 use super::batch::{Finished, Ground, WriteBatch};
+use super::builder::set_durability;
 use super::journal::{Delta, Journal, Known};
 use super::open::{OpenError, Opened, open};
 use super::quota::{self, Allowance};
@@ -22,6 +24,8 @@ use crate::gallery::store::{About, Files, GalleryReader, StoreError};
 /// Free room that a gallery needs before it accepts writes again, in addition to a share of its file size.
 const ROOM_BYTES: u64 = 1 << 20;
 const ROOM_DIVISOR: u64 = 64;
+/// Commits of a copy that a power failure may undo: the journal has them.
+const UNSAVED_MAX: u32 = 64;
 
 /// An operation that may share its transaction with others.
 pub trait GroupedOperation: Send {
@@ -66,6 +70,8 @@ pub struct Writer {
     swept: Vec<RowId>,
     /// Allowance used for files that are larger than their content explains.
     excess: u64,
+    /// Commits since the last that survives a power failure.
+    unsaved: u32,
 }
 
 /// A gallery whose files are closed and will be opened again.
@@ -160,6 +166,7 @@ impl Writer {
             gone: vec![],
             swept,
             excess: 0,
+            unsaved: 0,
         };
         writer.databases().filter_map(|database| database.health().failure()).for_each(|failure| {
             writer.published.fail(&failure.reason);
@@ -261,7 +268,7 @@ impl Writer {
 
     fn commit_group(&mut self, group: &mut [Box<dyn GroupedOperation>]) -> Result<(), StoreError> {
         let before = self.published.snapshot();
-        let transaction = self.gallery.begin_write()?;
+        let (transaction, durability) = self.begin_write()?;
         let ground =
             Ground { about: &self.about, quotas: &self.bounds.quotas, allowance: &self.bounds.allowance };
         let (index, state) = (before.index().clone(), *before.state());
@@ -277,8 +284,8 @@ impl Writer {
             journal.commit(&Delta { effects, about, state, entries })?;
         }
         // A chip without a row is harmless; a row without its chip could never be re-embedded.
-        self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())))?;
-        self.gallery.commit(transaction)?;
+        self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())), durability)?;
+        self.commit_files(transaction, durability)?;
         let tables = self.tables(&self.about)?;
         self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
         taken.keep();
@@ -327,12 +334,37 @@ impl Writer {
         Known::new(&self.about, self.published.snapshot().state())
     }
 
+    /// The next transaction of the rows. Where a journal has every commit, only some of them wait for the disk.
+    pub(super) fn begin_write(&self) -> Result<(WriteTransaction, Durability), DatabaseError> {
+        let is_unsaved = self.journal.is_some() && self.unsaved < UNSAVED_MAX;
+        let durability = if is_unsaved { Durability::None } else { Durability::Immediate };
+        let mut transaction = self.gallery.begin_write()?;
+        set_durability(&mut transaction, durability);
+        Ok((transaction, durability))
+    }
+
+    /// Commits rows, after [`add_chips`](Self::add_chips) with the same durability.
+    pub(super) fn commit_files(
+        &mut self,
+        transaction: WriteTransaction,
+        durability: Durability,
+    ) -> Result<(), DatabaseError> {
+        self.gallery.commit(transaction)?;
+        self.unsaved = if let Durability::None = durability { self.unsaved + 1 } else { 0 };
+        Ok(())
+    }
+
+    /// Adds chips before the rows that they belong to. Before rows that survive a power failure, those that were added
+    /// earlier must survive it as well.
     pub(super) fn add_chips<'c>(
         &self,
         added: impl ExactSizeIterator<Item = (RowId, &'c [u8])>,
+        durability: Durability,
     ) -> Result<(), DatabaseError> {
-        let Some(chips) = self.chips.as_ref().filter(|_| added.len() > 0) else { return Ok(()) };
-        let transaction = chips.begin_write()?;
+        let saves = self.unsaved > 0 && matches!(durability, Durability::Immediate);
+        let Some(chips) = self.chips.as_ref().filter(|_| added.len() > 0 || saves) else { return Ok(()) };
+        let mut transaction = chips.begin_write()?;
+        set_durability(&mut transaction, durability);
         let mut table = transaction.open_table(CHIP_ROWS)?;
         for (row, chip) in added {
             table.insert(row.0, chip)?;
@@ -351,7 +383,10 @@ impl Writer {
     pub fn sweep(&mut self) {
         let Some(chips) = self.chips.as_ref().filter(|_| !self.gone.is_empty()) else { return };
         let removed = guard(|| {
-            let transaction = chips.begin_write()?;
+            let mut transaction = chips.begin_write()?;
+            if self.journal.is_some() {
+                set_durability(&mut transaction, Durability::None);
+            }
             let mut table = transaction.open_table(CHIP_ROWS)?;
             for row in &self.gone {
                 table.remove(row.0)?;
@@ -383,6 +418,10 @@ impl Writer {
     }
 
     fn close_files(self) {
+        let saved = guard(|| self.add_chips([].into_iter(), Durability::Immediate));
+        if let Err(cause) = saved {
+            tracing::warn!(%cause, "the last chips of a gallery come again from its journal");
+        }
         self.bounds.allowance.give_back(self.published.snapshot().stored_bytes() + self.excess);
         for database in [Some(self.gallery), self.chips].into_iter().flatten() {
             if let Err(cause) = database.close() {

@@ -1,6 +1,7 @@
 //! One shared gallery: a copy that may be replaced as a whole.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
@@ -19,11 +20,17 @@ pub struct PostgresGallery {
     copy: RwLock<Arc<EmbeddedGallery>>,
     /// One change of the copy at a time.
     changing: tokio::sync::Mutex<()>,
+    /// When the database had nothing that the copy lacks; `None` until it was asked.
+    current_at: Mutex<Option<Instant>>,
 }
 
 impl PostgresGallery {
     pub fn new(copy: Arc<EmbeddedGallery>) -> Self {
-        Self { copy: RwLock::new(copy), changing: tokio::sync::Mutex::default() }
+        Self {
+            copy: RwLock::new(copy),
+            changing: tokio::sync::Mutex::default(),
+            current_at: Mutex::default(),
+        }
     }
 
     pub fn copy(&self) -> Arc<EmbeddedGallery> {
@@ -33,6 +40,21 @@ impl PostgresGallery {
     /// Returns the former copy.
     pub fn replace(&self, copy: Arc<EmbeddedGallery>) -> Arc<EmbeddedGallery> {
         std::mem::replace(&mut *self.copy.write().unwrap_or_else(PoisonError::into_inner), copy)
+    }
+
+    /// How old the copy can be at most, if that is known.
+    pub fn age(&self) -> Option<Duration> {
+        self.current_at().map(|current_at| current_at.elapsed())
+    }
+
+    /// The copy has what the database had at `asked_at`.
+    pub fn is_current(&self, asked_at: Instant) {
+        let mut current_at = self.current_at.lock().unwrap_or_else(PoisonError::into_inner);
+        *current_at = (*current_at).max(Some(asked_at));
+    }
+
+    fn current_at(&self) -> Option<Instant> {
+        *self.current_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what the copy lacks, unless it is at `commit`.

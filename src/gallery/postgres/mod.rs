@@ -16,6 +16,8 @@ mod link;
 mod load;
 mod rows;
 mod schema;
+mod settings;
 mod sweep;
 
 pub use catalog::PostgresCatalog;
+pub use settings::PostgresSettings;

@@ -187,7 +187,7 @@ fn fields(paths: &[String]) -> Result<Vec<Field>, Problem> {
     paths.iter().map(field).collect()
 }
 
-pub fn gallery(name: &str, info: Info) -> wire::Gallery {
+pub fn gallery(name: &str, (info, commit): (Info, u64)) -> wire::Gallery {
     wire::Gallery {
         name: name.into(),
         model: info.about.model.to_string(),
@@ -203,6 +203,7 @@ pub fn gallery(name: &str, info: Info) -> wire::Gallery {
             embedded_entries: following.embedded,
             stalled_reason: following.stalled.unwrap_or_default(),
         }),
+        commit,
     }
 }
 

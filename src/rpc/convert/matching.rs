@@ -6,7 +6,7 @@ use super::{bounded_text, embedding, entry_id, filter, modality, model_digest, s
 use crate::chip::{Modality, SourceChip};
 use crate::config::Matching;
 use crate::embedding::{Embedding, ModelDigest};
-use crate::gallery::{EntryId, Filter, Group, Observation, check_number};
+use crate::gallery::{EntryId, Filter, Group, Observation, Read, check_number};
 use crate::matching::{Candidate, Gate, Least, Matched, Ranking, Sharing};
 use crate::reason::Reason;
 use crate::wire;
@@ -18,6 +18,7 @@ const RERANK_DEPTH_MAX: u32 = 1000;
 /// A Match request whose every field has been read; queries fail one by one.
 pub struct MatchCall {
     pub gallery: String,
+    pub read: Read,
     pub model: Option<ModelDigest>,
     pub queries: Vec<QueryCall>,
     pub top_k: usize,
@@ -74,6 +75,7 @@ impl MatchCall {
         if let Some(prior) = request.prior_unknown {
             check_number("prior_unknown", prior, "above 0 and below 1", |prior| prior > 0.0 && prior < 1.0)?;
         }
+        let read = super::read(request.read, request.min_commit)?;
         let least = least(&request)?;
         let wanted =
             filter(request.filter.unwrap_or_default()).map_err(|problem| problem.within("filter"))?;
@@ -83,6 +85,7 @@ impl MatchCall {
             QueryCall { id, subject }
         });
         Ok(Self {
+            read,
             model: model_digest(&request.model)?,
             queries: queries.collect(),
             top_k: top_k as usize,

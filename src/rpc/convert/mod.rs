@@ -6,6 +6,7 @@ mod filter;
 mod gallery;
 mod matching;
 mod model;
+mod read;
 mod sighting;
 mod training;
 
@@ -17,6 +18,7 @@ pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates, vessel};
 pub use matching::{Details, MatchCall, QueryCall, SubjectCall, match_result};
 pub use model::{hints, resident_model, stored_model};
+pub use read::read;
 pub use sighting::{entry_id, modality_to_wire, vessel_id};
 pub use training::{job, job_event, job_id, listing, order};
 

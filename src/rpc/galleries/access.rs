@@ -11,7 +11,7 @@ use super::turns::{Announced, SearchSize, Turns};
 use crate::budget::Slots;
 use crate::cancellation::{Cancellation, spawn_cancellable};
 use crate::encoder::Refusal;
-use crate::gallery::{Catalog, Gallery, GalleryName};
+use crate::gallery::{Catalog, Gallery, GalleryName, Read, Readable};
 use crate::metrics;
 use crate::reason::Reason;
 
@@ -48,6 +48,14 @@ impl GalleryAccess {
     /// The gallery does not exist, or it is damaged. The request names it in `gallery`.
     pub async fn gallery(&self, tenant: &str, name: &str) -> Result<Gallery, Problem> {
         Ok(self.catalog()?.get(tenant, &gallery_name("gallery", name)?).await?)
+    }
+
+    /// The gallery for a call that reads it, as current as it asks.
+    ///
+    /// # Errors
+    /// As above; it has not reached the commit, or this server's copy is too old.
+    pub async fn readable(&self, tenant: &str, name: &str, read: Read) -> Result<Readable, Problem> {
+        Ok(self.catalog()?.get_for(tenant, &gallery_name("gallery", name)?, read).await?)
     }
 
     /// Admits a search if it would begin before its deadline. It counts as waiting while the returned value lives.

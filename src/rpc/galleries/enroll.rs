@@ -102,6 +102,8 @@ pub struct Answered {
     /// As the item has it.
     pub entry_id: String,
     pub outcome: Result<(Enrolled, Vec<wire::Warning>), Problem>,
+    /// The gallery has it from this commit on, if not before; 0 where it is not stored.
+    pub commit: u64,
 }
 
 impl EnrollCall {
@@ -160,7 +162,8 @@ impl EnrollCall {
             Err(problem) => problem.reason.name(),
         };
         metrics::enrolled(name, started.elapsed());
-        Ok(Answered { entry_id, outcome })
+        let commit = if outcome.is_ok() { self.gallery.snapshot().commit() } else { 0 };
+        Ok(Answered { entry_id, outcome, commit })
     }
 
     async fn store(&self, item: EnrollItem) -> Result<(Enrolled, Vec<wire::Warning>), Problem> {
@@ -232,6 +235,16 @@ impl EnrollCall {
 
     /// Whether storing would change nothing, so that the chip need not be embedded again.
     async fn is_enrolled(&self, id: &EntryId, content: ContentHash) -> Result<bool, Problem> {
+        if !self.has_enrolled(id, content).await? {
+            return Ok(false);
+        }
+        // Another server may have deleted it since.
+        self.access.gallery(&self.context.tenant, &self.name).await?;
+        self.has_enrolled(id, content).await
+    }
+
+    /// Whether this server's state of the gallery has this content.
+    async fn has_enrolled(&self, id: &EntryId, content: ContentHash) -> Result<bool, Problem> {
         let enrolled = |snapshot: Arc<dyn GalleryReader>| {
             let id = id.clone();
             self.access.run(move |_| Ok(snapshot.is_enrolled(&id, &content)?))
@@ -263,8 +276,8 @@ impl EnrollCall {
 }
 
 impl From<Answered> for wire::EnrollResponse {
-    fn from(Answered { entry_id, outcome }: Answered) -> Self {
-        let response = Self { entry_id, ..Self::default() };
+    fn from(Answered { entry_id, outcome, commit }: Answered) -> Self {
+        let response = Self { entry_id, gallery_commit: commit, ..Self::default() };
         match outcome {
             Ok((enrolled, warnings)) => {
                 Self { outcome: outcome_to_wire(enrolled).into(), warnings, ..response }

@@ -64,7 +64,7 @@ fn check(request: &wire::EnrollEntriesRequest) -> Result<(), Problem> {
 
 /// The result of the entry at `index`.
 fn result((index, answered): (usize, Answered)) -> wire::EnrollResponse {
-    let Answered { entry_id, outcome } = answered;
+    let Answered { entry_id, outcome, commit } = answered;
     let outcome = outcome.map_err(|problem| problem.within(&format!("entries[{index}]")));
-    Answered { entry_id: bounded(&entry_id, TEXT_BYTES_MAX).into_owned(), outcome }.into()
+    Answered { entry_id: bounded(&entry_id, TEXT_BYTES_MAX).into_owned(), outcome, commit }.into()
 }

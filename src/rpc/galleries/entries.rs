@@ -8,7 +8,7 @@ use super::super::page::{after, fitting, next_token, page_size};
 use super::super::problem::Problem;
 use super::{GalleriesService, bounded_count, filter};
 use crate::cancellation::Cancellation;
-use crate::gallery::{Entry, EntryId, GalleryReader, RowId};
+use crate::gallery::{Entry, EntryId, GalleryReader, Readable, RowId};
 use crate::wire;
 
 impl GalleriesService {
@@ -17,7 +17,8 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::GetEntriesRequest,
     ) -> Result<wire::GetEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
+        let read = convert::read(request.read, request.min_commit)?;
+        let Readable { gallery, age } = self.access.readable(&context.tenant, &request.gallery, read).await?;
         bounded_count("entry_ids", request.entry_ids.len())?;
         let ids: Arc<[EntryId]> = convert::each("entry_ids", &request.entry_ids, convert::entry_id)?.into();
         let embeddings = Embeddings::of(request.with_embeddings);
@@ -30,6 +31,8 @@ impl GalleriesService {
                     Ok(wire::GetEntriesResponse {
                         missing_entry_ids: missing.collect(),
                         entries: entries_to_wire(&*snapshot, looked.found, embeddings, cancellation)?,
+                        gallery_commit: snapshot.commit(),
+                        gallery_age: convert::duration(age),
                     })
                 })
             })
@@ -41,7 +44,8 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::ListEntriesRequest,
     ) -> Result<wire::ListEntriesResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
+        let read = convert::read(request.read, request.min_commit)?;
+        let Readable { gallery, age } = self.access.readable(&context.tenant, &request.gallery, read).await?;
         let filter = Arc::new(filter(request.filter)?);
         let after = after::<RowId>(&request.page_token)?;
         let size = page_size(request.page_size)?;
@@ -58,6 +62,8 @@ impl GalleriesService {
                     Ok(wire::ListEntriesResponse {
                         next_page_token: next_token(end.or(page.next).as_ref()),
                         entries,
+                        gallery_commit: snapshot.commit(),
+                        gallery_age: convert::duration(age),
                     })
                 })
             })

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use tonic::{Status, Streaming};
 
-use super::{CallContext, GalleriesService, Problem, convert, gallery_name};
+use super::{CallContext, GalleriesService, Problem, convert, described, gallery_name};
 use crate::rpc::uploads::of_upload;
 use crate::wire;
 
@@ -58,6 +58,6 @@ impl GalleriesService {
                 .await?;
         }
         let made = self.access.run(move |cancellation| Ok(import.finish(cancellation)?)).await?;
-        Ok(convert::gallery(name.as_str(), made.info()))
+        Ok(convert::gallery(name.as_str(), described(&made)))
     }
 }

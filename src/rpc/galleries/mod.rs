@@ -28,7 +28,7 @@ use super::problem::Problem;
 use super::uploads::UploadAccess;
 use crate::config::Limits;
 use crate::encoder::Pipeline;
-use crate::gallery::{Export, Filter, GalleryName, NewGallery, VesselId};
+use crate::gallery::{Export, Filter, Gallery, GalleryName, Info, NewGallery, VesselId};
 use crate::reason::Reason;
 use crate::wire;
 
@@ -79,7 +79,7 @@ impl GalleriesService {
             keeps_chips: request.keep_chips.unwrap_or(true),
         };
         let made = catalog.create(&context.tenant, &name, new).await?;
-        Ok(convert::gallery(name.as_str(), made.info()))
+        Ok(convert::gallery(name.as_str(), described(&made)))
     }
 
     async fn list(
@@ -91,7 +91,7 @@ impl GalleriesService {
         let size = page_size(request.page_size)?;
         let listing = self.access.catalog()?.list(&context.tenant, after.as_ref(), size).await?;
         let described = listing.galleries.into_iter().map(|(name, slot)| match slot {
-            Ok(gallery) => convert::gallery(name.as_str(), gallery.info()),
+            Ok(gallery) => convert::gallery(name.as_str(), described(&gallery)),
             // The gallery exists, which a caller that wants to delete it must see.
             Err(cause) => wire::Gallery {
                 name: name.to_string(),
@@ -109,13 +109,13 @@ impl GalleriesService {
         &self,
         context: &CallContext,
         request: wire::DeleteEntriesRequest,
-    ) -> Result<u64, Problem> {
+    ) -> Result<wire::DeleteEntriesResponse, Problem> {
         context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         let selector = convert::selector(request.selection)?;
         let deleted = gallery.delete(selector).await?;
         context.changed(deleted);
-        Ok(deleted)
+        Ok(wire::DeleteEntriesResponse { deleted, gallery_commit: gallery.snapshot().commit() })
     }
 
     async fn update(
@@ -132,18 +132,28 @@ impl GalleriesService {
         Ok(wire::UpdateEntriesResponse {
             updated: updated.updated,
             missing_entry_ids: updated.missing.iter().map(ToString::to_string).collect(),
+            gallery_commit: gallery.snapshot().commit(),
         })
     }
 
-    async fn merge(&self, context: &CallContext, request: wire::MergeVesselsRequest) -> Result<u64, Problem> {
+    async fn merge(
+        &self,
+        context: &CallContext,
+        request: wire::MergeVesselsRequest,
+    ) -> Result<wire::MergeVesselsResponse, Problem> {
         context.concerns(&request.gallery);
         let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
         bounded_count("vessel_ids", request.vessel_ids.len())?;
         let vessels = convert::each("vessel_ids", &request.vessel_ids, named_vessel)?;
-        let moved = gallery.merge(vessels, named_vessel("into", &request.into)?).await?;
-        context.changed(moved);
-        Ok(moved)
+        let moved_entries = gallery.merge(vessels, named_vessel("into", &request.into)?).await?;
+        context.changed(moved_entries);
+        Ok(wire::MergeVesselsResponse { moved_entries, gallery_commit: gallery.snapshot().commit() })
     }
+}
+
+/// A gallery, and its last commit.
+fn described(gallery: &Gallery) -> (Info, u64) {
+    (gallery.info(), gallery.snapshot().commit())
 }
 
 fn filter(filter: Option<wire::EntryFilter>) -> Result<Filter, Problem> {
@@ -181,7 +191,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         let context = CallContext::of(&request);
         let name = request.into_inner().name;
         let found = self.access.catalog()?.get(&context.tenant, &gallery_name("name", &name)?).await;
-        let gallery = convert::gallery(&name, found.map_err(Problem::from)?.info());
+        let gallery = convert::gallery(&name, described(&found.map_err(Problem::from)?));
         Ok(Response::new(wire::GetGalleryResponse { gallery: Some(gallery) }))
     }
 
@@ -258,8 +268,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<wire::DeleteEntriesRequest>,
     ) -> Result<Response<wire::DeleteEntriesResponse>, Status> {
         let context = CallContext::of(&request);
-        let deleted = self.delete_some(&context, request.into_inner()).await?;
-        Ok(Response::new(wire::DeleteEntriesResponse { deleted }))
+        Ok(Response::new(self.delete_some(&context, request.into_inner()).await?))
     }
 
     async fn update_entries(
@@ -275,8 +284,7 @@ impl wire::galleries_server::Galleries for GalleriesService {
         request: Request<wire::MergeVesselsRequest>,
     ) -> Result<Response<wire::MergeVesselsResponse>, Status> {
         let context = CallContext::of(&request);
-        let moved_entries = self.merge(&context, request.into_inner()).await?;
-        Ok(Response::new(wire::MergeVesselsResponse { moved_entries }))
+        Ok(Response::new(self.merge(&context, request.into_inner()).await?))
     }
 
     type ExportGalleryStream = ResponseStream<wire::ExportGalleryResponse>;

@@ -7,7 +7,7 @@ use super::super::convert;
 use super::super::page::{after, next_token, page_size};
 use super::super::problem::Problem;
 use super::{GalleriesService, filter};
-use crate::gallery::VesselId;
+use crate::gallery::{Readable, VesselId};
 use crate::wire;
 
 impl GalleriesService {
@@ -16,7 +16,8 @@ impl GalleriesService {
         context: &CallContext,
         request: wire::ListVesselsRequest,
     ) -> Result<wire::ListVesselsResponse, Problem> {
-        let gallery = self.access.gallery(&context.tenant, &request.gallery).await?;
+        let read = convert::read(request.read, request.min_commit)?;
+        let Readable { gallery, age } = self.access.readable(&context.tenant, &request.gallery, read).await?;
         let filter = Arc::new(filter(request.filter)?);
         let after = Arc::new(after::<VesselId>(&request.page_token)?);
         let size = page_size(request.page_size)?;
@@ -28,6 +29,8 @@ impl GalleriesService {
                     Ok(wire::ListVesselsResponse {
                         next_page_token: next_token(page.next.as_ref()),
                         vessels: page.vessels.into_iter().map(convert::vessel).collect(),
+                        gallery_commit: snapshot.commit(),
+                        gallery_age: convert::duration(age),
                     })
                 })
             })

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,8 @@ use crate::gallery::store::StoreError;
 
 /// How often the copies follow the database without being asked for.
 const POLL: Duration = Duration::from_millis(200);
+/// Copies that follow at once.
+const FOLLOWING_MAX: usize = 4;
 /// Every so many polls, what nobody wants any more is removed.
 const POLLS_PER_SWEEP: u32 = 25;
 
@@ -66,7 +69,9 @@ impl PostgresCatalog {
         });
         let place = Place { tenant: tenant_folder(tenant).into(), name: name.clone() };
         let opened = Opened { place, gallery };
-        self.state().open.insert(id, opened.clone());
+        let mut state = self.state();
+        state.numbers.insert(opened.place.clone(), id);
+        state.open.insert(id, opened.clone());
         Ok(opened)
     }
 
@@ -91,6 +96,7 @@ impl PostgresCatalog {
                 Err(StoreError::Outdated) => self.reload(&listed.tenant, listed.id, gallery).await?,
                 followed => followed?,
             }
+            gallery.is_current(listed.asked_at);
         }
         Ok(opened)
     }
@@ -120,7 +126,7 @@ impl PostgresCatalog {
 
     /// Closes a gallery that is deleted, and removes its copy.
     pub(super) async fn forget(&self, id: i64) -> Result<(), CatalogError> {
-        let Some(Opened { gallery, .. }) = self.state().open.remove(&id) else { return Ok(()) };
+        let Some(Opened { gallery, .. }) = self.state().remove(id) else { return Ok(()) };
         let folder = self.copy_folder(id);
         blocking(self.database(), move || {
             if let Ok(gallery) = gallery {
@@ -134,13 +140,16 @@ impl PostgresCatalog {
     /// Brings all copies up to date, those of new and deleted galleries included.
     pub(super) async fn poll(&self) -> Result<(), CatalogError> {
         let sql = format!("select {LISTED} from galleries where name is not null");
+        let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move { query!(connection, &sql) }).await?;
-        let listed = rows.iter().map(Listed::of).collect::<Result<Vec<_>, _>>()?;
-        for gallery in &listed {
+        let listed = rows.iter().map(|row| Listed::of(row, asked_at)).collect::<Result<Vec<_>, _>>()?;
+        // One that takes long, since it is loaded, holds up no other.
+        let following = stream::iter(&listed).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
             if let Err(cause) = self.up_to_date(gallery).await {
                 tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
             }
-        }
+        });
+        following.await;
         let known: Vec<i64> = self.state().open.keys().copied().collect();
         for id in known.into_iter().filter(|id| listed.iter().all(|gallery| gallery.id != *id)) {
             // A gallery that was made since is not among those that were listed.

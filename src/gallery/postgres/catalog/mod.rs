@@ -2,11 +2,13 @@
 
 mod copies;
 mod draft;
+mod reading;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
@@ -18,11 +20,12 @@ use super::gallery::PostgresGallery;
 use super::link::{Database, Transaction};
 use super::rows::{execute, query};
 use super::schema::migrate;
+use super::settings::PostgresSettings;
 use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, Imports, Listing, NewGallery, Place, Quotas,
-    Slot, Unserved,
+    Read, Readable, Slot, Unserved,
 };
 use crate::gallery::embedded::{Allowance, EmbeddedSettings, sealed_about};
 use crate::gallery::entry::Time;
@@ -39,6 +42,7 @@ struct Inner {
     /// Copies, by the galleries' numbers.
     folder: PathBuf,
     settings: EmbeddedSettings,
+    local_age_max: Duration,
     imports: Imports,
     state: Mutex<State>,
     /// Held while a copy is loaded, so that it is loaded once.
@@ -53,6 +57,8 @@ struct State {
     /// `None` once the catalog is closed.
     lock: Option<DirectoryLock>,
     open: BTreeMap<i64, Opened>,
+    /// The numbers of those that are open.
+    numbers: HashMap<Place, i64>,
     allowances: HashMap<String, Arc<Allowance>>,
 }
 
@@ -69,18 +75,24 @@ struct Listed {
     name: GalleryName,
     commit: u64,
     committed_at: i64,
+    /// Before the database was asked for it.
+    asked_at: Instant,
 }
 
 const LISTED: &str = "id, tenant, name, commit, committed_at";
 
 impl PostgresCatalog {
-    /// Connects to the database of `url`, makes its tables if need be, and brings this server's copies in `root` up to
+    /// Connects to the database, makes its tables if need be, and brings this server's copies in `root` up to
     /// date.
     ///
     /// # Errors
     /// The database cannot be used, or another process uses `root`.
-    pub async fn open(url: &str, root: &Path, settings: EmbeddedSettings) -> Result<Self, CatalogError> {
-        let database = Database::open(url).await?;
+    pub async fn open(
+        shared: &PostgresSettings,
+        root: &Path,
+        settings: EmbeddedSettings,
+    ) -> Result<Self, CatalogError> {
+        let database = Database::open(&shared.url).await?;
         let cluster = database.run(migrate).await?;
         fs::create_dir_all(root)?;
         let lock = DirectoryLock::acquire(root).map_err(std::io::Error::other)?;
@@ -91,6 +103,7 @@ impl PostgresCatalog {
             database,
             folder,
             settings,
+            local_age_max: shared.local_age_max,
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
@@ -184,8 +197,19 @@ impl PostgresCatalog {
     }
 }
 
+impl State {
+    fn remove(&mut self, id: i64) -> Option<Opened> {
+        let removed = self.open.remove(&id)?;
+        // Another may have its name already.
+        if self.numbers.get(&removed.place) == Some(&id) {
+            self.numbers.remove(&removed.place);
+        }
+        Some(removed)
+    }
+}
+
 impl Listed {
-    fn of(row: &tokio_postgres::Row) -> Result<Self, StoreError> {
+    fn of(row: &tokio_postgres::Row, asked_at: Instant) -> Result<Self, StoreError> {
         let name: String = row.get("name");
         let name = GalleryName::new(&name).map_err(|cause| StoreError::Unreadable(cause.to_string()))?;
         Ok(Self {
@@ -194,6 +218,7 @@ impl Listed {
             name,
             commit: row.get::<_, i64>("commit") as u64,
             committed_at: row.get("committed_at"),
+            asked_at,
         })
     }
 }
@@ -241,13 +266,18 @@ impl CatalogStore for PostgresCatalog {
     /// The gallery has seen everything that any server acknowledged before.
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
         let (of, called) = (tenant.to_owned(), name.as_str().to_owned());
+        let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move {
             let sql = format!("select {LISTED} from galleries where tenant = $1 and name = $2");
             query!(connection, &sql, of => TEXT, called => TEXT)
         });
         let rows = rows.await?;
         let row = rows.first().ok_or_else(|| CatalogError::NotFound(name.clone()))?;
-        served(&self.up_to_date(&Listed::of(row)?).await?)
+        served(&self.up_to_date(&Listed::of(row, asked_at)?).await?)
+    }
+
+    async fn get_for(&self, tenant: &str, name: &GalleryName, read: Read) -> Result<Readable, CatalogError> {
+        self.readable(tenant, name, read).await
     }
 
     async fn list(
@@ -265,10 +295,11 @@ impl CatalogStore for PostgresCatalog {
             );
             query!(connection, &sql, of => TEXT, after => TEXT, limit => INT8)
         });
+        let asked_at = Instant::now();
         let rows = rows.await?;
         let mut galleries: Vec<(GalleryName, Slot)> = Vec::new();
         for row in rows.iter().take(size) {
-            let listed = Listed::of(row)?;
+            let listed = Listed::of(row, asked_at)?;
             let opened = self.open_async(tenant, &listed.name, listed.id).await?;
             galleries.push((listed.name, opened.gallery.map(|gallery| gallery as Gallery)));
         }
@@ -374,6 +405,7 @@ impl CatalogStore for PostgresCatalog {
         self.0.ended.cancel();
         let (lock, open) = {
             let mut state = self.state();
+            state.numbers.clear();
             (state.lock.take(), std::mem::take(&mut state.open))
         };
         let closed = blocking(self.database(), move || {

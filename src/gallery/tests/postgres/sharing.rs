@@ -1,127 +1,9 @@
-//! A catalog in PostgreSQL does what every catalog does, and the servers of one database see each other's commits. Each
-//! catalog has a schema of its own in one database server, which these tests start.
+//! A catalog in PostgreSQL does what every catalog does, and the servers of one database see each other's commits.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::chown;
-use std::process::{Command, Stdio};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
-
-use tempfile::TempDir;
-
-use super::conformance::Trial;
-use super::model::{Model, Operation};
+use super::super::conformance::Trial;
+use super::super::model::{Model, Operation};
+use super::super::{catalog_conformance, generator};
 use super::*;
-
-/// The user that the database server runs as where the tests run as root, which it refuses.
-const NOBODY: u32 = 65534;
-
-/// Where Debian keeps the newest PostgreSQL, if it is installed.
-fn programs() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
-    let mut found: Vec<PathBuf> = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
-    found.sort();
-    found.pop().filter(|programs| programs.join("postgres").exists())
-}
-
-/// The folder of the socket of a database server, which ends with this process.
-fn server() -> Option<&'static Path> {
-    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    FOLDER.get_or_init(|| start(&programs()?).into()).as_deref()
-}
-
-fn start(programs: &Path) -> PathBuf {
-    let folder = folder().keep();
-    let data = folder.join("data");
-    chown(&folder, Some(NOBODY), Some(NOBODY)).expect("root, or it is ours");
-    let as_nobody = |program: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "INT"]);
-        command.arg(programs.join(program)).arg("-D").arg(&data).current_dir(&folder);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command
-    };
-    let made =
-        as_nobody("initdb").args(["-U", "shipreid", "-A", "trust", "-E", "UTF8", "--no-sync"]).output();
-    let made = made.expect("setpriv runs");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let (ready, is_ready) = std::sync::mpsc::channel();
-    let mut command = as_nobody("postgres");
-    command.arg("-k").arg(&folder).args([
-        "-c",
-        "listen_addresses=",
-        "-c",
-        "fsync=off",
-        "-c",
-        "max_connections=400",
-    ]);
-    // The thread that starts it lives as long as the process, and with it the server does.
-    thread::spawn(move || {
-        let mut server = command.spawn().expect("setpriv runs");
-        let log = BufReader::new(server.stderr.take().expect("piped"));
-        for line in log.lines().map_while(Result::ok) {
-            if line.contains("ready to accept connections") {
-                let _ = ready.send(());
-            }
-        }
-        panic!("the database server ended: {:?}", server.wait());
-    });
-    is_ready.recv().expect("it starts");
-    folder
-}
-
-/// One database, of which any number of servers may open catalogs.
-struct Shared {
-    url: String,
-    schema: String,
-    folders: TempDir,
-    servers: AtomicU32,
-}
-
-impl Shared {
-    /// `None` where PostgreSQL is not installed.
-    async fn new() -> Option<Self> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let Some(socket) = server() else {
-            // Past the harness, which would keep it to itself.
-            let _ = writeln!(std::io::stderr(), "skipped: shared galleries: no PostgreSQL (make operators)");
-            return None;
-        };
-        let schema = format!("trial_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let host = socket.to_str().expect("text").replace('/', "%2F");
-        let base = format!("postgres://shipreid@{host}/postgres");
-        let url = format!("{base}?options=-csearch_path%3D{schema}&application_name={schema}");
-        let shared = Self { url, schema, folders: folder(), servers: AtomicU32::new(0) };
-        shared.execute(&format!("create schema {}", shared.schema)).await;
-        Some(shared)
-    }
-
-    /// Runs statements as an operator would.
-    async fn execute(&self, sql: &str) {
-        let (client, connection) =
-            tokio_postgres::connect(&self.url, tokio_postgres::NoTls).await.expect("a server");
-        let connection = tokio::spawn(connection);
-        client.batch_execute(sql).await.expect("executed");
-        drop(client);
-        connection.await.expect("no panic").expect("no error");
-    }
-
-    /// A server with an empty folder.
-    async fn open(&self) -> PostgresCatalog {
-        self.open_with(settings().quotas).await
-    }
-
-    async fn open_with(&self, quotas: Quotas) -> PostgresCatalog {
-        self.reopen(self.servers.fetch_add(1, Ordering::Relaxed), quotas).await.expect("a catalog")
-    }
-
-    /// A server that may have copies.
-    async fn reopen(&self, server: u32, quotas: Quotas) -> Result<PostgresCatalog, CatalogError> {
-        let folder = self.folders.path().join(server.to_string());
-        PostgresCatalog::open(&self.url, &folder, EmbeddedSettings { quotas, ..settings() }).await
-    }
-}
 
 fn operations() -> usize {
     std::env::var("SHIPREID_OPERATIONS").map_or(1000, |text| text.parse().expect("a number"))
@@ -187,7 +69,7 @@ async fn writers_of_two_servers_at_once_come_to_one_state() {
     let servers = [shared.open().await, shared.open().await];
     let first = servers[0].create("t", &name("a"), new_gallery()).await.expect("made");
     let second = CatalogStore::get(&servers[1], "t", &name("a")).await.expect("there");
-    let mut generator = super::generator::OperationGenerator::new(13);
+    let mut generator = generator::OperationGenerator::new(13);
     let mut done = 0;
     while done < operations() {
         let count = generator.0.random_range(2..40);
@@ -281,13 +163,7 @@ async fn connections_that_end_are_replaced() {
     let (mut outcomes, mut expected) = ([0, 0], 0);
     for seed in 0..60_u64 {
         if seed % 10 == 5 {
-            // Those of this schema only: other tests share the database.
-            let own = format!(
-                "select pg_terminate_backend(pid) from pg_stat_activity
-                where pid <> pg_backend_pid() and application_name = '{}'",
-                shared.schema
-            );
-            shared.execute(&own).await;
+            shared.end_connections().await;
         }
         let named = seed.to_string();
         match gallery.enrol(enrolment(&named, seed)).await {
@@ -308,28 +184,4 @@ async fn connections_that_end_are_replaced() {
     assert!(outcomes[1] > 0, "some connection was in use when it ended");
     let gallery = CatalogStore::get(&shared.open().await, "t", &name("a")).await.expect("there");
     assert_eq!(gallery.info().entries, expected);
-}
-
-/// What cannot be used is refused with the reason, before anything is changed.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_cannot_be_used_is_refused_in_one_line() {
-    let Some(shared) = Shared::new().await else { return };
-    let opened = shared.open().await;
-    CatalogStore::close(&opened).await;
-    let refused = async |url: String| {
-        let folder = shared.folders.path().join("refused");
-        let refused = PostgresCatalog::open(&url, &folder, settings()).await.map(drop);
-        let message = refused.expect_err("it cannot be used").to_string();
-        assert_eq!(message.lines().count(), 1, "{message}");
-        message
-    };
-    let wrong = refused(shared.url.replace("/postgres?", "/nowhere?")).await;
-    assert!(wrong.contains("database \"nowhere\" does not exist"), "{wrong}");
-    let wrong = refused(shared.url.replace("shipreid@", "nobody:secret@")).await;
-    assert!(wrong.contains("role \"nobody\" does not exist") && !wrong.contains("secret"), "{wrong}");
-    let wrong = refused("postgres://shipreid@127.0.0.1:1/postgres".into()).await;
-    assert!(wrong.contains("cannot be reached"), "{wrong}");
-    shared.execute("update shipreid set version = 99").await;
-    let wrong = refused(shared.url.clone()).await;
-    assert!(wrong.contains("version 99, this program knows up to version 1"), "{wrong}");
 }

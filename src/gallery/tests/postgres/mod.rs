@@ -1,0 +1,156 @@
+//! Galleries in PostgreSQL. Each test has a schema of its own in one database server, which these tests start.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::chown;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::*;
+
+mod reading;
+mod set_up;
+mod sharing;
+
+/// The user that the database server runs as where the tests run as root, which it refuses.
+const NOBODY: u32 = 65534;
+
+/// Where Debian keeps the newest PostgreSQL, if it is installed.
+fn programs() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").ok()?;
+    let mut found: Vec<PathBuf> = versions.filter_map(|entry| Some(entry.ok()?.path().join("bin"))).collect();
+    found.sort();
+    found.pop().filter(|programs| programs.join("postgres").exists())
+}
+
+/// The folder of the socket of a database server, which ends with this process.
+fn server() -> Option<&'static Path> {
+    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOLDER.get_or_init(|| start(&programs()?).into()).as_deref()
+}
+
+fn start(programs: &Path) -> PathBuf {
+    let folder = folder().keep();
+    let data = folder.join("data");
+    chown(&folder, Some(NOBODY), Some(NOBODY)).expect("root, or it is ours");
+    let as_nobody = |program: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "INT"]);
+        command.arg(programs.join(program)).arg("-D").arg(&data).current_dir(&folder);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+    };
+    let made =
+        as_nobody("initdb").args(["-U", "shipreid", "-A", "trust", "-E", "UTF8", "--no-sync"]).output();
+    let made = made.expect("setpriv runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    let mut command = as_nobody("postgres");
+    command.arg("-k").arg(&folder).args([
+        "-c",
+        "listen_addresses=",
+        "-c",
+        "fsync=off",
+        "-c",
+        "max_connections=400",
+    ]);
+    // The thread that starts it lives as long as the process, and with it the server does.
+    thread::spawn(move || {
+        let mut server = command.spawn().expect("setpriv runs");
+        let log = BufReader::new(server.stderr.take().expect("piped"));
+        for line in log.lines().map_while(Result::ok) {
+            if line.contains("ready to accept connections") {
+                let _ = ready.send(());
+            }
+        }
+        panic!("the database server ended: {:?}", server.wait());
+    });
+    is_ready.recv().expect("it starts");
+    folder
+}
+
+/// One database, of which any number of servers may open catalogs, as a role of their own.
+struct Shared {
+    url: String,
+    /// As the database's superuser.
+    admin_url: String,
+    /// The name of the role as well.
+    schema: String,
+    folders: TempDir,
+    servers: AtomicU32,
+}
+
+impl Shared {
+    /// `None` where PostgreSQL is not installed.
+    async fn new() -> Option<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let Some(socket) = server() else {
+            // Past the harness, which would keep it to itself.
+            let _ = writeln!(std::io::stderr(), "skipped: shared galleries: no PostgreSQL (make operators)");
+            return None;
+        };
+        let schema = format!("trial_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        let host = socket.to_str().expect("text").replace('/', "%2F");
+        let url = |role: &str, name: &str| {
+            format!(
+                "postgres://{role}@{host}/postgres?options=-csearch_path%3D{schema}&application_name={name}"
+            )
+        };
+        let (url, admin_url) = (url(&schema, &schema), url("shipreid", "operator"));
+        let shared = Self { url, admin_url, schema, folders: folder(), servers: AtomicU32::new(0) };
+        let role = &shared.schema;
+        shared.execute(&format!("create role {role} login; create schema {role} authorization {role}")).await;
+        Some(shared)
+    }
+
+    /// Runs statements as an operator would.
+    async fn execute(&self, sql: &str) {
+        let (client, connection) =
+            tokio_postgres::connect(&self.admin_url, tokio_postgres::NoTls).await.expect("a server");
+        let connection = tokio::spawn(connection);
+        client.batch_execute(sql).await.expect("executed");
+        drop(client);
+        connection.await.expect("no panic").expect("no error");
+    }
+
+    /// Ends the connections of all servers.
+    async fn end_connections(&self) {
+        let sql = format!(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{}'",
+            self.schema
+        );
+        self.execute(&sql).await;
+    }
+
+    /// A server with an empty folder.
+    async fn open(&self) -> PostgresCatalog {
+        self.open_with(settings().quotas).await
+    }
+
+    /// A server with an empty folder and settings of its own.
+    async fn open_as(&self, shared: PostgresSettings) -> PostgresCatalog {
+        let folder = self.folders.path().join(self.servers.fetch_add(1, Ordering::Relaxed).to_string());
+        PostgresCatalog::open(&shared, &folder, settings()).await.expect("a catalog")
+    }
+
+    async fn open_with(&self, quotas: Quotas) -> PostgresCatalog {
+        self.reopen(self.servers.fetch_add(1, Ordering::Relaxed), quotas).await.expect("a catalog")
+    }
+
+    /// A server that may have copies.
+    async fn reopen(&self, server: u32, quotas: Quotas) -> Result<PostgresCatalog, CatalogError> {
+        let folder = self.folders.path().join(server.to_string());
+        PostgresCatalog::open(&self.settings(), &folder, EmbeddedSettings { quotas, ..settings() }).await
+    }
+
+    fn settings(&self) -> PostgresSettings {
+        PostgresSettings { url: self.url.clone(), local_age_max: LOCAL_AGE_MAX }
+    }
+}
+
+/// A test's copies are never too old unless it says so.
+const LOCAL_AGE_MAX: Duration = Duration::from_secs(3600);
