@@ -46,7 +46,9 @@ mod torch {
     use std::error::Error;
     use std::path::{Path, PathBuf};
 
-    const SHIM: &str = "src/model/shim.cpp";
+    const SOURCES: [&str; 3] =
+        ["src/model/shim.cpp", "src/model/training/bf16x3.cpp", "src/model/training/training.cpp"];
+    const HEADERS: [&str; 2] = ["src/model/guarded.h", "src/model/training/bf16x3.h"];
 
     pub fn compile_shim_and_link() -> Result<(), Box<dyn Error>> {
         let given = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB")?);
@@ -54,11 +56,17 @@ mod torch {
             format!("no libtorch at {}: {cause}; `make setup` fetches it", given.display())
         })?;
         let include = library.join("../include");
-        println!("cargo:rerun-if-changed={SHIM}");
+        for file in SOURCES.iter().chain(&HEADERS) {
+            println!("cargo:rerun-if-changed={file}");
+        }
         cc::Build::new()
             .cpp(true)
             .std("c++20")
-            .file(SHIM)
+            .files(SOURCES)
+            // Tests run these loops as well, and intrinsics are slow unless they are inlined.
+            .opt_level(3)
+            // GCC 12 says it of its own intrinsics.
+            .flag_if_supported("-Wno-maybe-uninitialized")
             .flag("-isystem")
             .flag(&include)
             .flag("-isystem")
