@@ -27,7 +27,7 @@ use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, Refusal, output, prepare, train_job};
+use super::{Failure, Refusal, output, prepare_to_train, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -86,7 +86,7 @@ impl Train {
             let config = self.remote_config().map_err(Failure::Unusable)?;
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
-        prepare(app::cores())?;
+        prepare_to_train()?;
         if self.remote.validates_only() {
             return self.validate().map_err(Failure::Unusable);
         }

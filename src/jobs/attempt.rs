@@ -30,6 +30,7 @@ use super::settings::Settings;
 use super::slot::Slot;
 use super::state::{Change, JobState, Refused};
 use crate::embedding::ModelDigest;
+use crate::memory;
 use crate::metrics;
 use crate::reason::FailureReason;
 
@@ -152,6 +153,7 @@ impl Slot {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         // libgomp reads these before any of our code runs; spinning threads would take CPU time that serving needs.
         command.env("OMP_WAIT_POLICY", "PASSIVE").env("OMP_NUM_THREADS", self.settings.threads.to_string());
+        command.envs(memory::OF_TRAINING);
         command
     }
 }

@@ -21,7 +21,7 @@ pub use int8::RoundedLayers;
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
 pub use linear::KernelError;
 pub use network::{Features, Input, Mode, Network};
-pub use runtime::{Device, prepare_process};
+pub use runtime::{Device, prepare_process, prepare_training};
 pub use tensors::{Tensors, download, kind, on_host, upload};
 pub use training::{AdamW, Sgd, Updates};
 pub use transoss::drop_path;
