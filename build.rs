@@ -46,7 +46,13 @@ mod torch {
     use std::error::Error;
     use std::path::{Path, PathBuf};
 
-    const SHIMS: [&str; 2] = ["src/model/shim.cpp", "src/distributed/shim.cpp"];
+    const SOURCES: [&str; 4] = [
+        "src/distributed/shim.cpp",
+        "src/model/shim.cpp",
+        "src/model/training/bf16x3.cpp",
+        "src/model/training/training.cpp",
+    ];
+    const HEADERS: [&str; 2] = ["src/model/guarded.h", "src/model/training/bf16x3.h"];
     /// Stands for gloo's headers, which libtorch lacks.
     const GLOO: &str = "src/distributed/gloo";
 
@@ -56,13 +62,17 @@ mod torch {
             format!("no libtorch at {}: {cause}; `make setup` fetches it", given.display())
         })?;
         let include = library.join("../include");
-        for source in SHIMS.iter().chain([&GLOO]) {
-            println!("cargo:rerun-if-changed={source}");
+        for file in SOURCES.iter().chain(&HEADERS).chain([&GLOO]) {
+            println!("cargo:rerun-if-changed={file}");
         }
         cc::Build::new()
             .cpp(true)
             .std("c++20")
-            .files(SHIMS)
+            .files(SOURCES)
+            // Tests run these loops as well, and intrinsics are slow unless they are inlined.
+            .opt_level(3)
+            // GCC 12 says it of its own intrinsics.
+            .flag_if_supported("-Wno-maybe-uninitialized")
             .define("USE_C10D_GLOO", None)
             .include("src/distributed")
             .flag("-isystem")

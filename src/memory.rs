@@ -1,5 +1,15 @@
 //! Limits the memory that glibc's allocator retains: it keeps freed memory separately for each arena.
 
+/// Environment of a process that trains. In every step its tensors come and go by gigabytes: large pages spare it most
+/// address translations, and memory that glibc keeps when it is freed need not be cleared by the system again.
+pub const OF_TRAINING: [(&str, &str); 3] = [
+    // Read by libtorch, for tensors from 2 MiB on.
+    ("THP_MEM_ALLOC_ENABLE", "1"),
+    // The most that glibc accepts.
+    ("MALLOC_MMAP_THRESHOLD_", "33554432"),
+    ("MALLOC_TRIM_THRESHOLD_", "1099511627776"),
+];
+
 /// Limits the number of arenas that the threads of this process share. Must be called before they allocate;
 /// `MALLOC_ARENA_MAX` in the environment takes precedence.
 ///

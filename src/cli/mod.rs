@@ -46,9 +46,10 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use shipreid::app;
 use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
-use shipreid::model::prepare_process;
+use shipreid::model::{prepare_process, prepare_training};
 use shipreid::processor;
 use tokio::runtime::Runtime;
 
@@ -192,6 +193,13 @@ fn is_refusal(cause: &anyhow::Error) -> bool {
 fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
     processor::check().map_err(|cause| Failure::Unusable(cause.into()))?;
     prepare_process(threads_per_worker);
+    Ok(())
+}
+
+/// The same for a command that trains in this process.
+fn prepare_to_train(threads: usize) -> Result<(), Failure> {
+    processor::check().map_err(|cause| Failure::Unusable(cause.into()))?;
+    prepare_training(threads);
     Ok(())
 }
 

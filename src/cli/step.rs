@@ -9,7 +9,6 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use rand::RngExt;
 use serde_json::json;
-use shipreid::app;
 use shipreid::chip::{ChipSize, Modality};
 use shipreid::model::Device;
 use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, TrainConfig, stream};
@@ -17,7 +16,7 @@ use shipreid::weights::seed::seeded;
 
 use super::bare::process_cpu;
 use super::train::device;
-use super::{Failure, output, prepare};
+use super::{Failure, output, prepare_to_train};
 
 /// Identities of the synthetic data set; HOSS has about as many.
 const CLASSES: usize = 360;
@@ -41,7 +40,7 @@ pub struct Step {
 
 impl Step {
     pub(super) fn run(self) -> Result<(), Failure> {
-        prepare(app::cores())?;
+        prepare_to_train(app::cores())?;
         let (config, mut learner) = self.learner().map_err(Failure::Unusable)?;
         let batch = noise(&config, config.model.architecture().preprocessing().size);
         let rates = config.schedule.schedule().rates(config.schedule.epochs / 2);

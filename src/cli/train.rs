@@ -30,7 +30,7 @@ use super::signals::interrupted;
 use super::train_ranks::{Joined, Ranks};
 use super::train_remotely::RemoteFlags;
 use super::training_bar::{Step, TrainingBar};
-use super::{Failure, Refusal, output, prepare, train_job};
+use super::{Failure, Refusal, output, prepare_to_train, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
 const MODEL: &str = "model";
@@ -99,12 +99,12 @@ impl Train {
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
         if self.remote.validates_only() {
-            prepare(app::cores())?;
+            prepare_to_train(app::cores())?;
             return self.validate().map_err(Failure::Unusable);
         }
         let ranks = Ranks::find(self.processes.into(), Duration::from_secs(self.silence_max.into()));
         let ranks = ranks.map_err(Failure::Unusable)?;
-        prepare((app::cores() / ranks.on_this_machine()).max(1))?;
+        prepare_to_train((app::cores() / ranks.on_this_machine()).max(1))?;
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;

@@ -1,5 +1,4 @@
 // c10d, PyTorch's engine of distributed training: its key-value store over TCP, and collectives over gloo.
-// A function returns null, or a message to be freed with shipreid_c10d_free.
 
 #include <chrono>
 #include <cstdlib>
@@ -12,22 +11,12 @@
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include "../model/guarded.h"
+
 namespace {
 
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Group = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
-
-template <typename Work>
-char *guarded(Work &&work) {
-    try {
-        work();
-        return nullptr;
-    } catch (const c10::Error &error) {
-        return strdup(error.what_without_backtrace());
-    } catch (const std::exception &error) {
-        return strdup(error.what());
-    }
-}
 
 std::vector<uint8_t> bytes_of(const uint8_t *bytes, size_t length) { return {bytes, bytes + length}; }
 

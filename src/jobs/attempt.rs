@@ -30,6 +30,7 @@ use super::settings::Settings;
 use super::slot::Slot;
 use super::state::{Change, JobState, Refused};
 use crate::embedding::ModelDigest;
+use crate::memory;
 use crate::metrics;
 use crate::reason::FailureReason;
 
@@ -159,6 +160,7 @@ impl Slot {
         command
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .env("OMP_NUM_THREADS", self.threads_per_process().to_string());
+        command.envs(memory::OF_TRAINING);
         command
     }
 }

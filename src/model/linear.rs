@@ -132,6 +132,14 @@ impl Linear {
         })
     }
 
+    /// Weight and bias, unless they are rounded.
+    pub fn numbers(&self) -> Option<(&Tensor, &Tensor)> {
+        match &self.0 {
+            Form::Float { weight, bias, .. } => Some((weight, bias)),
+            Form::Int8(_) => None,
+        }
+    }
+
     /// [.., inputs] -> [.., outputs]
     ///
     /// # Panics
@@ -264,14 +272,14 @@ pub fn disable_tf32() -> Result<(), KernelError> {
 }
 
 /// The tensor that the shim created.
-fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
+pub(super) fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
     outcome(message)?;
     // SAFETY: without a message the shim has written a tensor that has no other owner.
     Ok(unsafe { Tensor::from_ptr(tensor) })
 }
 
 /// The result of a shim function: null, or a message.
-fn outcome(message: *mut c_char) -> Result<(), KernelError> {
+pub(super) fn outcome(message: *mut c_char) -> Result<(), KernelError> {
     if message.is_null() {
         return Ok(());
     }

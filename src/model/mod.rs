@@ -13,13 +13,16 @@ mod tensors;
 pub mod test_device;
 #[cfg(test)]
 mod toy;
+mod training;
 mod transoss;
 
 pub use build::network;
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
+pub use linear::KernelError;
 pub use network::{Features, Input, Mode, Network};
-pub use runtime::{Device, prepare_process};
+pub use runtime::{Device, prepare_process, prepare_training};
 pub use shared::SharedLayers;
 pub use tensors::{Tensors, download, kind, on_host, upload};
+pub use training::{AdamW, Sgd, Updates};
 pub use transoss::drop_path;

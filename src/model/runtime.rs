@@ -6,6 +6,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use super::linear::disable_tf32;
+use crate::memory;
 use crate::processor::{Level, Processor};
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
@@ -88,12 +89,24 @@ fn load_cuda() -> Result<(), String> {
 /// libgomp's default of spinning multiplies the work where cores are shared. A single thread per
 /// worker never waits.
 pub fn prepare_process(threads_per_worker: usize) {
-    let mut wanted: Vec<(&str, &str)> =
-        Processor::here().limit().map(Level::of_libtorch).into_iter().flatten().collect();
-    if threads_per_worker > 1 && std::env::var_os(WAIT_POLICY).is_none() {
-        wanted.push((WAIT_POLICY, "PASSIVE"));
-    }
-    wanted.retain(|(name, value)| std::env::var_os(name).is_none_or(|found| found != *value));
+    restart_with(required(threads_per_worker));
+}
+
+/// The same for a process that trains, whose allocator also keeps what is freed in large pages.
+pub fn prepare_training(threads: usize) {
+    restart_with(required(threads).chain(memory::OF_TRAINING));
+}
+
+/// What the environment has to say.
+fn required(threads: usize) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let of_limit = Processor::here().limit().map(Level::of_libtorch).into_iter().flatten();
+    let waits = threads > 1 && std::env::var_os(WAIT_POLICY).is_none();
+    of_limit.chain(waits.then_some((WAIT_POLICY, "PASSIVE")))
+}
+
+fn restart_with(wanted: impl Iterator<Item = (&'static str, &'static str)>) {
+    let differs = |(name, value): &(&str, &str)| std::env::var_os(name).is_none_or(|found| found != *value);
+    let wanted: Vec<_> = wanted.filter(differs).collect();
     if wanted.is_empty() {
         return;
     }

@@ -10,19 +10,9 @@
 #include <ATen/Context.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-namespace {
+#include "guarded.h"
 
-template <typename Work>
-char *guarded(Work &&work) {
-    try {
-        work();
-        return nullptr;
-    } catch (const c10::Error &error) {
-        return strdup(error.what_without_backtrace());
-    } catch (const std::exception &error) {
-        return strdup(error.what());
-    }
-}
+namespace {
 
 struct Quiet : c10::WarningHandler {
     void process(const c10::Warning &) override {}

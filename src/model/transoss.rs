@@ -12,6 +12,7 @@ use super::linear::{Activation, Linear, Plan};
 use super::network::{Input, Mode, Network};
 use super::shared::SharedLayers;
 use super::tensors::Tensors;
+use super::training;
 use crate::arithmetic::Choice;
 use crate::chip::Modality;
 use crate::processor::{Level, Processor};
@@ -61,9 +62,12 @@ impl Network for TransOss {
         let mut x = self.embedding.forward(input);
         let last = self.blocks.len().saturating_sub(1);
         for (number, block) in self.blocks.iter().enumerate() {
+            let place = number as f64 / last.max(1) as f64;
+            // Of the last block's output only the class token is read.
             x = match mode {
                 Mode::Evaluate if number == last => block.class_token(&x),
-                _ => block.forward(x, mode, number as f64 / last.max(1) as f64),
+                Mode::Train { .. } if number == last => block.trained(&x, &x.narrow(1, 0, 1), mode, place),
+                Mode::Train { .. } | Mode::Evaluate => block.forward(x, mode, place),
             };
         }
         self.norm.forward(&x.select(1, 0))
@@ -243,10 +247,15 @@ impl Block {
             let x = self.attention.added_to(&x, &self.norm1.forward(&x));
             return self.mlp.added_to(&x, &self.norm2.forward(&x));
         }
-        let attended = self.attention.forward(&self.norm1.forward(&x));
-        let x = x + keep_some(attended, mode, place);
-        let transformed = self.mlp.forward(&self.norm2.forward(&x));
-        x + keep_some(transformed, mode, place)
+        self.trained(&x, &x, mode, place)
+    }
+
+    /// What becomes of the first tokens of `x` [B, N, D] in training, which are `first` [B, F, D]: [B, F, D].
+    fn trained(&self, x: &Tensor, first: &Tensor, mode: &mut Mode, place: f64) -> Tensor {
+        let count = first.size()[1];
+        let attend = |x: &Tensor| self.attention.trained(&self.norm1.forward(x), count);
+        let first = with_branch(first, x, mode, place, attend);
+        with_branch(&first, &first, mode, place, |x| self.mlp.trained(&self.norm2.forward(x)))
     }
 
     /// The class token alone, which is all that is used of the last block: [B, N, D] -> [B, 1, D].
@@ -257,15 +266,31 @@ impl Block {
     }
 }
 
-/// A branch after stochastic depth; each branch draws separately.
-fn keep_some(branch: Tensor, mode: &mut Mode, place: f64) -> Tensor {
-    match mode {
-        Mode::Train { drop_path: rate, uniform } if *rate * place > 0.0 => {
-            let uniform = uniform(branch.size()[0]);
-            drop_path(&branch, *rate * place, &uniform)
+/// `residual` plus a branch that is computed from `x` in training, after stochastic depth; each branch draws
+/// separately.
+fn with_branch(
+    residual: &Tensor,
+    x: &Tensor,
+    mode: &mut Mode,
+    place: f64,
+    branch: impl Fn(&Tensor) -> Tensor,
+) -> Tensor {
+    let (rate, uniform) = match mode {
+        Mode::Train { drop_path: rate, uniform } if *rate * place > 0.0 => (*rate * place, uniform),
+        Mode::Train { .. } | Mode::Evaluate => return residual + branch(x),
+    };
+    let batch = x.size()[0];
+    let uniform = uniform(batch);
+    // Dropped branches are not computed. On a GPU it would have to be waited for which ones are.
+    if x.device() == tch::Device::Cpu {
+        let kept = (&uniform + (1.0 - rate)).floor().nonzero().squeeze_dim(1);
+        // If all are dropped, they are computed nevertheless: the gradients are zero rather than absent.
+        if (1..batch).contains(&kept.size()[0]) {
+            let branch = branch(&x.index_select(0, &kept)) / (1.0 - rate);
+            return residual.index_add(0, &kept, &branch);
         }
-        Mode::Train { .. } | Mode::Evaluate => branch,
     }
+    residual + drop_path(&branch(x), rate, &uniform)
 }
 
 /// Stochastic depth (Huang et al., 2016): a sample's branch is dropped where its number in `uniform` `[B]` is below
@@ -287,12 +312,20 @@ struct Attention {
 }
 
 impl Attention {
-    /// [B, N, D] -> [B, N, D]
-    fn forward(&self, x: &Tensor) -> Tensor {
-        self.proj.forward(&self.attended(x), Activation::None)
+    /// What the first `count` tokens of `x` [B, N, D] attend to in training: [B, count, D].
+    fn trained(&self, x: &Tensor, count: i64) -> Tensor {
+        let (b, n, d) = x.size3().expect("tokens have three axes");
+        let qkv = training::linear(&self.qkv, x);
+        let attended = if count == n && x.device() == tch::Device::Cpu {
+            training::attention(&qkv, self.heads).unwrap_or_else(|cause| panic!("{cause}"))
+        } else {
+            let [q, k, v] = self.by_head(&qkv);
+            attend(&q.narrow(2, 0, count), &k, &v).transpose(1, 2).reshape([b, count, d])
+        };
+        training::linear(&self.proj, &attended)
     }
 
-    /// The same, added to `residual`.
+    /// [B, N, D] -> [B, N, D] in evaluation, added to `residual`.
     fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
         self.proj.added_to(residual, &self.attended(x))
     }
@@ -317,10 +350,14 @@ impl Attention {
 
     /// Three times [B, H, N, h].
     fn queries_keys_values(&self, x: &Tensor) -> [Tensor; 3] {
-        let (b, n, d) = x.size3().expect("tokens have three axes");
         let qkv = self.qkv.forward(x, Activation::None);
-        let qkv = if self.in_bf16 { qkv.to_kind(Kind::BFloat16) } else { qkv };
-        let qkv = qkv.view([b, n, 3, self.heads, d / self.heads]).permute([2, 0, 3, 1, 4]);
+        self.by_head(&if self.in_bf16 { qkv.to_kind(Kind::BFloat16) } else { qkv })
+    }
+
+    /// [B, N, 3 D] to three times [B, H, N, h].
+    fn by_head(&self, qkv: &Tensor) -> [Tensor; 3] {
+        let (b, n, d) = qkv.size3().expect("tokens have three axes");
+        let qkv = qkv.view([b, n, 3, self.heads, d / (3 * self.heads)]).permute([2, 0, 3, 1, 4]);
         [0, 1, 2].map(|part| qkv.select(0, part))
     }
 }
@@ -337,12 +374,12 @@ struct Mlp {
 }
 
 impl Mlp {
-    /// [B, N, D] -> [B, N, D]
-    fn forward(&self, x: &Tensor) -> Tensor {
-        self.fc2.forward(&self.fc1.forward(x, Activation::Gelu), Activation::None)
+    /// [B, N, D] -> [B, N, D], in training.
+    fn trained(&self, x: &Tensor) -> Tensor {
+        training::linear(&self.fc2, &training::linear(&self.fc1, x).gelu("none"))
     }
 
-    /// The same, added to `residual`.
+    /// The same in evaluation, added to `residual`.
     fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
         self.fc2.added_to(residual, &self.fc1.forward(x, Activation::Gelu))
     }

@@ -2,7 +2,12 @@
 
 use std::fs;
 use std::io;
+use std::iter;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
 
 use image::{Rgb, RgbImage};
 
@@ -57,31 +62,62 @@ pub fn write(plan: &SynthPlan, out: &Path, wrote: &mut dyn FnMut()) -> Result<()
     let train = folder(&format!("{HOSS}/bounding_box_train"))?;
     let query = folder(&format!("{HOSS}/query"))?;
     let gallery = folder(&format!("{HOSS}/bounding_box_test"))?;
-    for number in 0..plan.ships {
-        let ship = Ship::draw(plan.seed, number);
-        for view in 0..plan.views {
+    // Folder, beginning of the name and view of each picture of a ship.
+    let files_of = |number: u64| -> Result<Vec<(PathBuf, String, u64)>, SynthError> {
+        if number >= plan.ships {
+            let pairs = folder(&format!("{PAIRS}/{:04}", (number - plan.ships) / PAIRS_PER_FOLDER))?;
+            return Ok(vec![(pairs, format!("synthetic_{number:05}_0"), 0)]);
+        }
+        let of_view = |view| {
             let part = match (number < plan.ships / 2, view < QUERY_VIEWS) {
                 (true, _) => &train,
                 (false, true) => &query,
                 (false, false) => &gallery,
             };
-            let name = |modality| part.join(format!("{number:04}_s{view:02}c1_{modality}.tif"));
-            write_file(&name("RGB"), &OpticalImage::of(&ship, plan.seed, number, view).to_tiff())?;
-            write_file(&name("SAR"), &SarImage::of(&ship, plan.seed, number, view).to_tiff())?;
-        }
-        wrote();
-    }
-    for number in plan.ships..plan.ships + plan.pairs {
+            (part.clone(), format!("{number:04}_s{view:02}c1"), view)
+        };
+        Ok((0..plan.views).map(of_view).collect())
+    };
+    let draw = |number: u64| -> Result<(), SynthError> {
         let ship = Ship::draw(plan.seed, number);
-        let pairs = folder(&format!("{PAIRS}/{:04}", (number - plan.ships) / PAIRS_PER_FOLDER))?;
-        let name = |modality| pairs.join(format!("synthetic_{number:05}_0_{modality}.tif"));
-        write_file(&name("RGB"), &OpticalImage::of(&ship, plan.seed, number, 0).to_tiff())?;
-        write_file(&name("SAR"), &SarImage::of(&ship, plan.seed, number, 0).to_tiff())?;
-        wrote();
-    }
+        for (part, name, view) in files_of(number)? {
+            let path = |modality| part.join(format!("{name}_{modality}.tif"));
+            write_file(&path("RGB"), &OpticalImage::of(&ship, plan.seed, number, view).to_tiff())?;
+            write_file(&path("SAR"), &SarImage::of(&ship, plan.seed, number, view).to_tiff())?;
+        }
+        Ok(())
+    };
+    on_all_cores(plan.ships + plan.pairs, draw, wrote)?;
     let path = out.join(SHEET);
     let saved = sheet(plan).save(&path);
     saved.map_err(|cause| SynthError::Image { path, cause: cause.to_string() })
+}
+
+/// Calls `work` with every number below `count`, and `done` after each, until one fails.
+fn on_all_cores<E: Send>(
+    count: u64,
+    work: impl Fn(u64) -> Result<(), E> + Sync,
+    done: &mut dyn FnMut(),
+) -> Result<(), E> {
+    let next = AtomicU64::new(0);
+    let (sender, results) = mpsc::sync_channel(0);
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            let (next, work, sender) = (&next, &work, sender.clone());
+            scope.spawn(move || {
+                let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                for number in numbers.take_while(|number| *number < count) {
+                    // Nobody listens after a failure.
+                    if sender.send(work(number)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        // Moved, so that threads that would send more end with this closure, whatever its result.
+        results.into_iter().try_for_each(|result| result.map(|()| done()))
+    })
 }
 
 /// One row per ship: its optical views, then its SAR views.

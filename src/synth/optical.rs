@@ -116,31 +116,37 @@ impl Waves {
 /// The light emitted by every cell: red, green, blue.
 fn light(relief: &Relief, weather: &Weather, random: &mut ChaCha8Rng) -> [Vec<f32>; 3] {
     let mut planes = [(); 3].map(|()| Vec::with_capacity(relief.heights.len()));
+    let highest = relief.heights.iter().copied().fold(0.0, f32::max);
     for row in 0..relief.rows() {
         for column in 0..relief.columns() {
             let cell = row * relief.columns() + column;
-            let lit = if is_shadowed(relief, column, row, weather) { weather.ambient } else { 1.0 };
+            let lit =
+                if is_shadowed(relief, highest, (column, row), weather) { weather.ambient } else { 1.0 };
             let grain = 1.0 + 0.06 * Distribution::<f32>::sample(&StandardNormal, random);
-            for (channel, plane) in planes.iter_mut().enumerate() {
-                plane.push(if relief.heights[cell] > 0.0 {
-                    lit * grain * relief.surfaces[cell].albedo[channel]
-                } else {
-                    let wave = weather.waves.at(column as f32 * relief.cell_m, row as f32 * relief.cell_m);
-                    lit * weather.sea[channel] * (1.0 + 0.35 * wave + 0.15 * (grain - 1.0) / 0.06)
-                });
+            let light = if relief.heights[cell] > 0.0 {
+                relief.surfaces[cell].albedo.map(|albedo| lit * grain * albedo)
+            } else {
+                let wave = weather.waves.at(column as f32 * relief.cell_m, row as f32 * relief.cell_m);
+                weather.sea.map(|sea| lit * sea * (1.0 + 0.35 * wave + 0.15 * (grain - 1.0) / 0.06))
+            };
+            for (plane, light) in planes.iter_mut().zip(light) {
+                plane.push(light);
             }
         }
     }
     planes
 }
 
-/// Whether something between a cell and the sun rises above the ray.
-fn is_shadowed(relief: &Relief, column: usize, row: usize, weather: &Weather) -> bool {
+/// Whether something between a cell and the sun rises above the ray; nothing is higher than `highest`.
+fn is_shadowed(relief: &Relief, highest: f32, (column, row): (usize, usize), weather: &Weather) -> bool {
     let base = relief.heights[row * relief.columns() + column];
     let steps = (SHADOW_MAX_M / SHADOW_STEP_M) as usize;
-    (1..=steps).map(|step| step as f32 * SHADOW_STEP_M).any(|far| {
-        let off = (weather.sun.0 * far, weather.sun.1 * far);
-        relief.height_off(column, row, off) > base + far * weather.slope
+    let ray = (1..=steps).map(|step| {
+        let far = step as f32 * SHADOW_STEP_M;
+        (far, base + far * weather.slope)
+    });
+    ray.take_while(|(_, height)| *height < highest).any(|(far, height)| {
+        relief.height_off(column, row, (weather.sun.0 * far, weather.sun.1 * far)) > height
     })
 }
 

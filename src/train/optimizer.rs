@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use super::config::OptimizerChoice;
 use super::schedule::Rates;
-use crate::model::Tensors;
+use crate::model::{AdamW, KernelError, Sgd, Tensors, Updates};
 
 /// The update rule. Every tensor that has a gradient decays by `weight_decay`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,14 +58,56 @@ impl Optimizer {
     }
 
     /// Updates every tensor that has a gradient; the others are unchanged, without decay.
+    ///
+    /// # Panics
+    /// With libtorch's message, like every tensor operation of tch.
     pub fn step(&mut self, tensors: &Tensors, rates: Rates) {
         let _no_grad = tch::no_grad_guard();
         self.steps += 1;
+        let (mut of_biases, mut of_weights) = (Updates::default(), Updates::default());
         for (name, tensor) in tensors {
             let gradient = tensor.grad();
-            if gradient.defined() {
-                let rate = if name.contains("bias") { rates.biases } else { rates.weights };
+            if !gradient.defined() {
+                continue;
+            }
+            let (rate, updates) = match name.contains("bias") {
+                true => (rates.biases, &mut of_biases),
+                false => (rates.weights, &mut of_weights),
+            };
+            if is_fused(tensor) {
+                self.plan(name, tensor, gradient, updates);
+            } else {
                 self.update(name, tensor.shallow_clone(), &gradient, rate);
+            }
+        }
+        for (updates, rate) in [(of_biases, rates.biases), (of_weights, rates.weights)] {
+            if !updates.is_empty() {
+                self.fused(&updates, rate).unwrap_or_else(|cause| panic!("{cause}"));
+            }
+        }
+    }
+
+    /// Adds a tensor to those that are updated in one pass.
+    fn plan(&mut self, name: &str, tensor: &Tensor, gradient: Tensor, updates: &mut Updates) {
+        match self.settings {
+            OptimizerSettings::Sgd { .. } => {
+                let momentum = self.moment(name, "momentum", &gradient);
+                updates.add(tensor, gradient, [momentum]);
+            }
+            OptimizerSettings::AdamW { .. } => {
+                let moments = ["first", "second"].map(|kind| self.moment(name, kind, &gradient));
+                updates.add(tensor, gradient, moments);
+            }
+        }
+    }
+
+    fn fused(&self, updates: &Updates, rate: f64) -> Result<(), KernelError> {
+        match self.settings {
+            OptimizerSettings::Sgd { momentum, weight_decay } => {
+                updates.sgd(Sgd { rate, momentum, weight_decay })
+            }
+            OptimizerSettings::AdamW { beta1, beta2, epsilon, weight_decay } => {
+                updates.adamw(AdamW { rate, beta1, beta2, epsilon, weight_decay, step: self.steps })
             }
         }
     }
@@ -97,4 +139,9 @@ impl Optimizer {
     fn moment(&mut self, name: &str, kind: &str, gradient: &Tensor) -> Tensor {
         self.state.entry(format!("{name}.{kind}")).or_insert_with(|| gradient.zeros_like()).shallow_clone()
     }
+}
+
+/// Whether libtorch's fused kernels update a tensor, which read every number once.
+fn is_fused(tensor: &Tensor) -> bool {
+    tensor.device() == tch::Device::Cpu && tensor.is_contiguous()
 }

@@ -1,9 +1,9 @@
 //! Batches from image files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::augment::augment;
 use super::config::Augmentation;
@@ -12,10 +12,12 @@ use super::learn::{Samples, Source};
 use super::random::{Purpose, stream};
 use super::sampler::{IdentitySampler, SamplerError, of_one_rank, pair_batches};
 use super::shard::Shard;
-use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, prepare_resampled};
+use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, View, prepare_resampled};
 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
+/// Bytes of decoded chips in memory: all of the demo's, 1,300 of those of ViT-B.
+const KEPT_MAX: usize = 128 << 20;
 
 /// Reads training chips and tolerates a number of unreadable files.
 #[derive(Debug)]
@@ -24,6 +26,14 @@ pub struct ImageReader {
     augmentation: Augmentation,
     unreadable_max: usize,
     unreadable: Mutex<BTreeSet<PathBuf>>,
+    kept: Mutex<Kept>,
+}
+
+/// Chips that have been read, so that later epochs need not decode them.
+#[derive(Debug, Default)]
+struct Kept {
+    chips: HashMap<PathBuf, (View, Arc<Chip>)>,
+    bytes: usize,
 }
 
 /// Images of identities for fine-tuning.
@@ -48,16 +58,27 @@ pub struct PairSource {
 impl ImageReader {
     /// Reads chips in the model's form, augmented at random; `unreadable_max` files may fail.
     pub fn new(preprocessing: Preprocessing, augmentation: Augmentation, unreadable_max: usize) -> Self {
-        Self { preprocessing, augmentation, unreadable_max, unreadable: Mutex::new(BTreeSet::new()) }
+        Self {
+            preprocessing,
+            augmentation,
+            unreadable_max,
+            unreadable: Mutex::default(),
+            kept: Mutex::default(),
+        }
     }
 
     /// The chip, or `None` if the file cannot be read and that is tolerated.
     ///
     /// # Errors
     /// If more files than tolerated are unreadable; the error names the file.
-    fn read(&self, image: &Image) -> Result<Option<Chip>, String> {
+    fn read(&self, image: &Image) -> Result<Option<Arc<Chip>>, String> {
+        if let Some((view, chip)) = self.kept().chips.get(&image.path)
+            && *view == image.view
+        {
+            return Ok(Some(Arc::clone(chip)));
+        }
         let cause = match read_chip(image, self.preprocessing.size, Resampling::Bicubic) {
-            Ok(chip) => return Ok(Some(chip)),
+            Ok(chip) => return Ok(Some(self.keep(image, chip))),
             Err(cause) => cause,
         };
         let mut unreadable = self.unreadable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -70,6 +91,21 @@ impl ImageReader {
             tracing::warn!(%cause, "another image takes the place of one that cannot be read");
         }
         Ok(None)
+    }
+
+    /// Keeps a chip if there is room, and none of its file.
+    fn keep(&self, image: &Image, chip: Chip) -> Arc<Chip> {
+        let chip = Arc::new(chip);
+        let (mut kept, bytes) = (self.kept(), chip.pixels().len());
+        if kept.bytes + bytes <= KEPT_MAX && !kept.chips.contains_key(&image.path) {
+            kept.bytes += bytes;
+            kept.chips.insert(image.path.clone(), (image.view, Arc::clone(&chip)));
+        }
+        chip
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -100,7 +136,7 @@ impl IdentitySource {
     }
 
     /// The image with this number, or the next readable one of its identity.
-    fn read(&self, wanted: usize) -> Result<(usize, Chip), String> {
+    fn read(&self, wanted: usize) -> Result<(usize, Arc<Chip>), String> {
         let label = self.labels[wanted];
         let order = (wanted..self.images.len()).chain(0..wanted);
         for number in order.filter(|number| self.labels[*number] == label) {
@@ -132,7 +168,7 @@ impl PairSource {
     }
 
     /// The pair with this number, or the next readable one.
-    fn read(&self, wanted: usize) -> Result<(usize, [Chip; 2]), String> {
+    fn read(&self, wanted: usize) -> Result<(usize, [Arc<Chip>; 2]), String> {
         for number in (wanted..self.pairs.len()).chain(0..wanted) {
             let Pair { optical, sar } = &self.pairs[number];
             if let (Some(optical), Some(sar)) = (self.reader.read(optical)?, self.reader.read(sar)?) {
@@ -321,6 +357,28 @@ mod tests {
         };
         let alone = batches(1);
         assert!(alone.len() > 1 && alone == batches(2) && alone == batches(7));
+    }
+
+    #[test]
+    fn a_chip_is_decoded_once_and_augmented_each_time() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let names = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"];
+        let images = names.map(|name| {
+            let of_fixture = image(name, 1);
+            let path = folder.path().join(name);
+            fs::copy(&of_fixture.path, &path).expect("a copy");
+            Image { path, ..of_fixture }
+        });
+        let source = |images: &[Image]| {
+            let reader = ImageReader::new(REFERENCE, Augmentation::default(), 0);
+            IdentitySource::new(images.to_vec(), 2, 2, Shard::default(), reader).expect("batches")
+        };
+        let (kept, fresh) = (source(&images), source(&names.map(|name| image(name, 1))));
+        let read = |source: &IdentitySource, epoch| source.batch(&vec![0, 1], 1, epoch).expect("readable");
+        assert_eq!(read(&kept, 1), read(&fresh, 1));
+        drop(folder);
+        let later = read(&kept, 2);
+        assert!(later == read(&fresh, 2) && later != read(&kept, 1));
     }
 
     #[test]

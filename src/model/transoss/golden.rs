@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path};
+use super::{Choice, Input, Mode, Network as _, Tensors, TransOss, drop_path, with_branch};
 use crate::arithmetic::{Kernel, Precision};
 use crate::chip::{ChipSize, Modality};
 use crate::model::test_device::{self, check_difference, check_direction, check_direction_in_int8, device};
@@ -118,11 +118,11 @@ fn every_stage_gives_the_recorded_activations() {
             let [q, k, _] = block.attention.queries_keys_values(&normed);
             let scale = 1.0 / f64::sqrt(16.0);
             check("block0.attn_probs", &(q.matmul(&k.transpose(2, 3)) * scale).softmax(-1, Kind::Float));
-            let attended = block.attention.forward(&normed);
+            let attended = block.attention.trained(&normed, normed.size()[1]);
             check("block0.attn", &attended);
             let normed = block.norm2.forward(&(&x + attended));
             check("block0.norm2", &normed);
-            check("block0.mlp", &block.mlp.forward(&normed));
+            check("block0.mlp", &block.mlp.trained(&normed));
         }
         for (number, block) in network.blocks.iter().enumerate() {
             x = block.forward(x, &mut Mode::Evaluate, 0.0);
@@ -263,6 +263,33 @@ fn training_moves_the_neck_and_drops_branches() {
     check_difference("without dropping", difference(&kept.before_neck, &evaluated.before_neck), 2e-5);
     assert!(difference(&dropped.before_neck, &evaluated.before_neck) > 0.01);
     assert_eq!(tensors["bottleneck.num_batches_tracked"].double_value(&[]), 9.0);
+}
+
+#[test]
+fn a_branch_that_is_dropped_need_not_be_computed() {
+    let cpu = (Kind::Float, tch::Device::Cpu);
+    let layer = Tensor::randn([8, 8], cpu).set_requires_grad(true);
+    for uniform in [[0.9_f32, 0.1, 0.5, 0.2], [0.0; 4], [0.9; 4]] {
+        let drawn = Tensor::from_slice(&uniform);
+        let (x, first) = (Tensor::randn([4, 3, 8], cpu), Tensor::randn([4, 1, 8], cpu));
+        let computed = std::cell::Cell::new(0);
+        let branch = |x: &Tensor| {
+            computed.set(x.size()[0]);
+            x.narrow(1, 0, 1).matmul(&layer)
+        };
+        let mut draw = |_| drawn.copy();
+        let mut mode = Mode::Train { drop_path: 0.4, uniform: &mut draw };
+        let found = with_branch(&first, &x, &mut mode, 1.0, branch);
+        let kept = uniform.iter().filter(|number| **number >= 0.4).count() as i64;
+        assert_eq!(computed.get(), if kept == 0 { 4 } else { kept }, "{uniform:?}");
+        let expected = &first + drop_path(&branch(&x), 0.4, &drawn);
+        let gradient = |y: &Tensor| {
+            Tensor::run_backward(&[y.square().sum(Kind::Float)], &[&layer], false, false).remove(0)
+        };
+        let difference = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
+        assert!(difference(&found, &expected) < 1e-6, "{uniform:?}");
+        assert!(difference(&gradient(&found), &gradient(&expected)) < 1e-4, "{uniform:?}");
+    }
 }
 
 #[test]
