@@ -71,6 +71,8 @@ mod torch {
             .files(SOURCES)
             // Tests run these loops as well, and intrinsics are slow unless they are inlined.
             .opt_level(3)
+            // ATen's `parallel_for` is inline, and runs on one thread without it.
+            .flag("-fopenmp")
             // GCC 12 says it of its own intrinsics.
             .flag_if_supported("-Wno-maybe-uninitialized")
             .define("USE_C10D_GLOO", None)
@@ -80,6 +82,8 @@ mod torch {
             .flag("-isystem")
             .flag(include.join("torch/csrc/api/include"))
             .compile("shipreid_shims");
+        // The one that libtorch brings, when the program runs.
+        println!("cargo:rustc-link-lib=gomp");
         // Where it was built, and where the container and packages put it.
         for place in [library.as_path(), Path::new("$ORIGIN/../lib/shipreid/torch/lib")] {
             println!("cargo:rustc-link-arg=-Wl,-rpath,{}", place.display());

@@ -35,13 +35,13 @@ const MODELS: &str = "models";
 pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let kernels = Arc::new(Kernels::default());
     if config.store.data_dir.is_empty() {
-        kernels.choose_early(config, likely_architecture(config));
+        kernels.choose_early(config, likely_network(config));
         return Ok(kernels.put_on_device(config, open_model(config)?)?.into());
     }
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
-    let active = registry.active().and_then(|active| architecture_of(&registry, active.digest));
-    kernels.choose_early(config, active.unwrap_or_else(|| likely_architecture(config)));
+    let active = registry.active().and_then(|active| stored_network(config, &registry, active.digest));
+    kernels.choose_early(config, active.unwrap_or_else(|| likely_network(config)));
     let model = match registry.active() {
         Some(active) => activated_model(config, &registry, active)?,
         None => {
@@ -67,10 +67,17 @@ fn preset(config: &Config) -> Option<Preset> {
     (config.model.path.is_empty() && config.model.preset != config::Preset::None).then(|| Preset::new(make))
 }
 
-/// As far as the registry knows.
-fn architecture_of(registry: &Registry, digest: ModelDigest) -> Option<Architecture> {
+/// The network of a stored model and its precision, as far as the registry knows.
+fn stored_network(
+    config: &Config,
+    registry: &Registry,
+    digest: ModelDigest,
+) -> Option<(Architecture, Precision)> {
     match registry.get(digest).ok()?.condition {
-        Condition::Intact(facts) => Some(facts.architecture),
+        Condition::Intact(facts) if facts.quantization.is_some() => {
+            Some((facts.architecture, Precision::Int8))
+        }
+        Condition::Intact(facts) => Some((facts.architecture, config.encoder.precision)),
         Condition::Damaged(_) => None,
     }
 }
@@ -150,7 +157,7 @@ struct Kernels(Mutex<HashMap<(LayerShape, Precision), Chosen>>);
 impl Kernels {
     /// Chooses the kernels of the model that will probably be served while it is still being read. Whoever needs them
     /// waits; where the guess was wrong, or the choice fails, they choose themselves.
-    fn choose_early(self: &Arc<Self>, config: &Config, likely: Architecture) {
+    fn choose_early(self: &Arc<Self>, config: &Config, (likely, precision): (Architecture, Precision)) {
         if config.encoder.device != "cpu" {
             return;
         }
@@ -159,7 +166,7 @@ impl Kernels {
             let known = kernels.0.lock().unwrap_or_else(PoisonError::into_inner);
             let _ = begun.send(());
             // An error is that of whoever needs the choice.
-            let _ = Self::choose_among(known, &config, config.encoder.precision, &likely);
+            let _ = Self::choose_among(known, &config, precision, &likely);
         };
         // Without the thread, they are chosen later.
         if thread::Builder::new().name("kernels".into()).spawn(choose).is_ok() {
@@ -381,11 +388,13 @@ mod tests {
         let [tiny, small] = [family::Preset::Tiny, family::Preset::Small];
         let [tiny, small] = [tiny, small].map(|preset| Family::default().preset(preset));
         let kernels = Arc::new(Kernels::default());
-        kernels.choose_early(&config, tiny);
-        let early = kernels.0.lock().expect("no panic").get(&LayerShape::of(&tiny)).cloned();
+        kernels.choose_early(&config, (tiny, Precision::F32));
+        let early =
+            kernels.0.lock().expect("no panic").get(&(LayerShape::of(&tiny), Precision::F32)).cloned();
         // Another choice would have other timings.
-        assert_eq!(kernels.choose(&config, &tiny).expect("f32 runs everywhere"), early.expect("chosen"));
-        kernels.choose(&config, &small).expect("another shape is timed when it is needed");
+        let chosen = |architecture| kernels.choose(&config, Precision::F32, architecture);
+        assert_eq!(chosen(&tiny).expect("f32 runs everywhere"), early.expect("chosen"));
+        chosen(&small).expect("another shape is timed when it is needed");
         assert_eq!(kernels.0.lock().expect("no panic").len(), 2);
     }
 }

@@ -46,7 +46,6 @@ use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use shipreid::app;
 use shipreid::client::ClientError;
 use shipreid::config::{Config, Sources};
 use shipreid::model::{prepare_process, prepare_training};

@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow};
 use clap::Args;
 use rand::RngExt;
 use serde_json::json;
+use shipreid::app;
 use shipreid::chip::{ChipSize, Modality};
 use shipreid::model::Device;
 use shipreid::train::{Learner as _, Purpose, Samples, Teaching, TorchLearner, TrainConfig, stream};

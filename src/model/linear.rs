@@ -132,11 +132,13 @@ impl Linear {
         })
     }
 
-    /// Weight and bias, unless they are rounded.
+    /// Weight and bias, unless they are rounded or packed.
     pub fn numbers(&self) -> Option<(&Tensor, &Tensor)> {
         match &self.0 {
-            Form::Float { weight, bias, .. } => Some((weight, bias)),
-            Form::Int8(_) => None,
+            Form::Float {
+                weight: Weight::Plain(weight) | Weight::Both { plain: weight, .. }, bias, ..
+            } => Some((weight, bias)),
+            Form::Float { weight: Weight::Packed(_), .. } | Form::Int8(_) => None,
         }
     }
 

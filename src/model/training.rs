@@ -57,8 +57,7 @@ fn has_tiles(x: &Tensor) -> bool {
 /// With libtorch's message, like every tensor operation of tch.
 pub fn linear(layer: &Linear, x: &Tensor) -> Tensor {
     match layer.numbers() {
-        // FIXME: the tiles' loops are compiled without OpenMP, so they run on one thread whatever is asked for.
-        Some((weight, bias)) if has_tiles(x) && tch::get_num_threads() == 1 => {
+        Some((weight, bias)) if has_tiles(x) => {
             on_tiles(x, weight, bias).unwrap_or_else(|cause| panic!("{cause}"))
         }
         _ => layer.forward(x, Activation::None),

@@ -41,10 +41,7 @@ pub fn digest_in_int8(
         let shape: Vec<u8> = [layer.outputs(), layer.inputs()].into_iter().flat_map(number).collect();
         field(&mut hasher, &shape);
         layer.scales().iter().for_each(|scale| hasher.update(scale.to_le_bytes()));
-        for codes in layer.codes().chunks(CHUNK) {
-            let bytes: Vec<u8> = codes.iter().map(|code| code.cast_unsigned()).collect();
-            hasher.update(&bytes);
-        }
+        hasher.update(bytemuck::cast_slice::<i8, u8>(layer.codes()));
     }
     ModelDigest::new(hasher.finalize().into())
 }
