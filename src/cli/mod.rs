@@ -25,6 +25,7 @@ mod load;
 mod loader;
 mod manual;
 mod model;
+mod model_file;
 mod number;
 mod output;
 mod quantize;

@@ -9,24 +9,19 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
-use shipreid::chip::ChipSize;
 use shipreid::client::ClientError;
 use shipreid::registry::PROVENANCE;
-use shipreid::weights::checkpoint::Origin;
-use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
 use shipreid::weights::native;
-use shipreid::weights::open::{Hints, OpenModel};
 use shipreid::weights::packed::{self, Part};
-use shipreid::weights::quantized::{Quantized, check_source};
-use shipreid::weights::tensors::printable;
-use shipreid::weights::wrapper::WeightsChoice;
-use shipreid::wire::{self, ActivateModelRequest, CheckpointHints, DeleteModelRequest, GetModelRequest};
+use shipreid::weights::quantized::check_source;
+use shipreid::wire::{self, ActivateModelRequest, DeleteModelRequest, GetModelRequest};
 
 use super::access::{AccessFlags, endpoint_of_environment};
 use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
-use super::destination::{ForceFlag, check_unused};
+use super::destination::ForceFlag;
 use super::json::JsonFlag;
+use super::model_file::{HintFlags, describe, open, replaces};
 use super::quantize::Quantize;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
@@ -119,29 +114,6 @@ pub struct Import {
     hints: HintFlags,
 }
 
-/// What a checkpoint does not store.
-#[derive(Args)]
-pub struct HintFlags {
-    /// Which feature becomes the embedding.
-    #[arg(long, default_value = "before-neck", value_parser = feature_point, value_name = "before-neck|after-neck")]
-    feature: FeaturePoint,
-    /// Attention heads; default: embedding width / 64.
-    #[arg(long)]
-    heads: Option<usize>,
-    /// Pixels of a chip, as HEIGHTxWIDTH; default: 256x128.
-    #[arg(long, value_parser = chip_size, value_name = "HxW")]
-    image: Option<ChipSize>,
-    /// Distance between patches.
-    #[arg(long)]
-    stride: Option<usize>,
-    /// Factor of the modality embedding; default: 3.
-    #[arg(long)]
-    mie_coefficient: Option<f32>,
-    /// Which of several weights in the file: "ema" for averaged ones, or their key; default: the model's own.
-    #[arg(long, default_value = "", hide_default_value = true, value_name = "ema|KEY")]
-    weights: String,
-}
-
 impl Model {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
@@ -216,19 +188,6 @@ impl Import {
         bar.finish_and_clear();
         output::say(table(&[model?]));
         Ok(())
-    }
-}
-
-/// Whether the model in the folder is to be replaced.
-///
-/// # Errors
-/// There is one and it may not be, or the folder contains more than a model.
-pub(super) fn replaces(folder: &Path, force: &ForceFlag) -> Result<bool, Refusal> {
-    let Err(used) = check_unused(folder) else { return Ok(false) };
-    match (folder.join(native::DESCRIPTION).is_file(), force.is_given()) {
-        (true, true) => Ok(true),
-        (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
-        (false, _) => Err(used),
     }
 }
 
@@ -322,75 +281,4 @@ fn table(models: &[wire::Model]) -> Table {
         ]);
     }
     table
-}
-
-impl HintFlags {
-    fn to_wire(&self) -> CheckpointHints {
-        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
-        let feature_point = match self.feature {
-            FeaturePoint::BeforeNeck => wire::FeaturePoint::BeforeNeck,
-            FeaturePoint::AfterNeck => wire::FeaturePoint::AfterNeck,
-        };
-        CheckpointHints {
-            feature_point: feature_point.into(),
-            image_height: self.image.map_or(0, |image| number(image.height)),
-            image_width: self.image.map_or(0, |image| number(image.width)),
-            stride: self.stride.map_or(0, number),
-            heads: self.heads.map_or(0, number),
-            mie_coefficient: self.mie_coefficient,
-            weights: self.weights.clone(),
-        }
-    }
-}
-
-pub(super) fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
-    let architecture = ArchitectureHints {
-        image: flags.image,
-        stride: flags.stride,
-        heads: flags.heads,
-        mie_coefficient: flags.mie_coefficient,
-    };
-    let hints =
-        Hints { feature_point: flags.feature, architecture, weights: WeightsChoice::new(&flags.weights) };
-    OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
-}
-
-pub(super) fn describe(model: &OpenModel, origin: &Origin) {
-    let architecture = &model.architecture;
-    let layers = || model.quantized.iter().flat_map(|quantized| quantized.layers.values());
-    let codes: usize = layers().map(|layer| layer.codes().len()).sum();
-    let parameters: usize = model.tensors.values().map(|tensor| tensor.values.len()).sum();
-    let feature = match model.feature_point {
-        FeaturePoint::BeforeNeck => "before the neck",
-        FeaturePoint::AfterNeck => "after the neck",
-    };
-    output::say(format_args!("digest      {}", model.digest));
-    for (title, value) in architecture.description() {
-        output::say(format_args!("{title:<11} {value}"));
-    }
-    output::say(format_args!("feature     {feature}"));
-    output::say(format_args!("classes     {}", architecture.classes()));
-    if !origin.is_plain() {
-        output::say(format_args!("weights     {origin}"));
-    }
-    if let Some(Quantized { origin, .. }) = &model.quantized {
-        output::say(format_args!("in int8     {} layers with {codes} codes", layers().count()));
-        output::say(format_args!("made from   {} by {}", origin.source, printable(&origin.tool)));
-    }
-    output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
-}
-
-fn chip_size(text: &str) -> Result<ChipSize, String> {
-    let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
-    sides
-        .map(|(height, width)| ChipSize { height, width })
-        .ok_or_else(|| "expected HEIGHTxWIDTH, for example 256x128".into())
-}
-
-fn feature_point(text: &str) -> Result<FeaturePoint, String> {
-    match text {
-        "before-neck" => Ok(FeaturePoint::BeforeNeck),
-        "after-neck" => Ok(FeaturePoint::AfterNeck),
-        _ => Err("expected before-neck or after-neck".into()),
-    }
 }

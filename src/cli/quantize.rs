@@ -16,7 +16,7 @@ use shipreid::weights::quantized::quantize;
 
 use super::destination::ForceFlag;
 use super::eval::TestSet;
-use super::model::{HintFlags, describe, open, replaces};
+use super::model_file::{HintFlags, describe, open, replaces};
 use super::{Failure, output, prepare};
 
 /// What is embedded in both precisions, unless a test set is named: half of the ships are its test set.

@@ -80,7 +80,7 @@ impl Service {
         while self.events.len() < CALLS {
             let caller = self.random.random_range(0..CALLERS);
             callers[caller] = self.go_on(callers[caller].take());
-            if self.events.len() % CALLS_TOGETHER == 0 {
+            if self.events.len().is_multiple_of(CALLS_TOGETHER) {
                 callers.iter_mut().for_each(|caller| self.finish(caller));
                 self.read_alone();
             }

@@ -1,0 +1,129 @@
+//! Models in files: what checkpoints leave open, what a folder has, and what people are told about it.
+
+use std::path::Path;
+
+use clap::Args;
+use shipreid::chip::ChipSize;
+use shipreid::weights::checkpoint::Origin;
+use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
+use shipreid::weights::native;
+use shipreid::weights::open::{Hints, OpenModel};
+use shipreid::weights::quantized::Quantized;
+use shipreid::weights::tensors::printable;
+use shipreid::weights::wrapper::WeightsChoice;
+use shipreid::wire::{self, CheckpointHints};
+
+use super::destination::{ForceFlag, check_unused};
+use super::{Failure, Refusal, output};
+
+/// What a checkpoint does not store.
+#[derive(Args)]
+pub struct HintFlags {
+    /// Which feature becomes the embedding.
+    #[arg(long, default_value = "before-neck", value_parser = feature_point, value_name = "before-neck|after-neck")]
+    feature: FeaturePoint,
+    /// Attention heads; default: embedding width / 64.
+    #[arg(long)]
+    heads: Option<usize>,
+    /// Pixels of a chip, as HEIGHTxWIDTH; default: 256x128.
+    #[arg(long, value_parser = chip_size, value_name = "HxW")]
+    image: Option<ChipSize>,
+    /// Distance between patches.
+    #[arg(long)]
+    stride: Option<usize>,
+    /// Factor of the modality embedding; default: 3.
+    #[arg(long)]
+    mie_coefficient: Option<f32>,
+    /// Which of several weights in the file: "ema" for averaged ones, or their key; default: the model's own.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ema|KEY")]
+    weights: String,
+}
+
+impl HintFlags {
+    pub fn to_wire(&self) -> CheckpointHints {
+        let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let feature_point = match self.feature {
+            FeaturePoint::BeforeNeck => wire::FeaturePoint::BeforeNeck,
+            FeaturePoint::AfterNeck => wire::FeaturePoint::AfterNeck,
+        };
+        CheckpointHints {
+            feature_point: feature_point.into(),
+            image_height: self.image.map_or(0, |image| number(image.height)),
+            image_width: self.image.map_or(0, |image| number(image.width)),
+            stride: self.stride.map_or(0, number),
+            heads: self.heads.map_or(0, number),
+            mie_coefficient: self.mie_coefficient,
+            weights: self.weights.clone(),
+        }
+    }
+}
+
+/// Reads a model with what the file leaves open.
+///
+/// # Errors
+/// It cannot be read, or is no model.
+pub fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
+    let architecture = ArchitectureHints {
+        image: flags.image,
+        stride: flags.stride,
+        heads: flags.heads,
+        mie_coefficient: flags.mie_coefficient,
+    };
+    let hints =
+        Hints { feature_point: flags.feature, architecture, weights: WeightsChoice::new(&flags.weights) };
+    OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
+}
+
+/// Prints what is known about a model.
+pub fn describe(model: &OpenModel, origin: &Origin) {
+    let architecture = &model.architecture;
+    let layers = || model.quantized.iter().flat_map(|quantized| quantized.layers.values());
+    let codes: usize = layers().map(|layer| layer.codes().len()).sum();
+    let parameters: usize = model.tensors.values().map(|tensor| tensor.values.len()).sum();
+    let feature = match model.feature_point {
+        FeaturePoint::BeforeNeck => "before the neck",
+        FeaturePoint::AfterNeck => "after the neck",
+    };
+    output::say(format_args!("digest      {}", model.digest));
+    for (title, value) in architecture.description() {
+        output::say(format_args!("{title:<11} {value}"));
+    }
+    output::say(format_args!("feature     {feature}"));
+    output::say(format_args!("classes     {}", architecture.classes()));
+    if !origin.is_plain() {
+        output::say(format_args!("weights     {origin}"));
+    }
+    if let Some(Quantized { origin, .. }) = &model.quantized {
+        output::say(format_args!("in int8     {} layers with {codes} codes", layers().count()));
+        output::say(format_args!("made from   {} by {}", origin.source, printable(&origin.tool)));
+    }
+    output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
+}
+
+/// Whether the model in the folder is to be replaced.
+///
+/// # Errors
+/// There is one and it may not be, or the folder contains more than a model.
+pub fn replaces(folder: &Path, force: &ForceFlag) -> Result<bool, Refusal> {
+    let Err(used) = check_unused(folder) else { return Ok(false) };
+    match (folder.join(native::DESCRIPTION).is_file(), force.is_given()) {
+        (true, true) => Ok(true),
+        (true, false) => Err(Refusal(format!("{used}, or replace the model in it with --force"))),
+        (false, _) => Err(used),
+    }
+}
+
+fn feature_point(text: &str) -> Result<FeaturePoint, String> {
+    match text {
+        "before-neck" => Ok(FeaturePoint::BeforeNeck),
+        "after-neck" => Ok(FeaturePoint::AfterNeck),
+        _ => Err("expected before-neck or after-neck".into()),
+    }
+}
+
+fn chip_size(text: &str) -> Result<ChipSize, String> {
+    let sides = text.split_once('x').and_then(|(h, w)| Some((h.parse().ok()?, w.parse().ok()?)));
+    sides
+        .map(|(height, width)| ChipSize { height, width })
+        .ok_or_else(|| "expected HEIGHTxWIDTH, for example 256x128".into())
+}
