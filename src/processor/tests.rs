@@ -75,7 +75,10 @@ fn networks_and_searches_are_right_at_every_level_of_this_processor() {
         }
         let mut tests = Command::new(std::env::current_exe().expect("this program"));
         // What ranks exchange depends on no kernel.
-        tests.args(DEPENDENT).args(["--skip", "at_every_level", "--skip", "ranks::"]).env(LIMIT, level.name());
+        tests
+            .args(DEPENDENT)
+            .args(["--skip", "at_every_level", "--skip", "ranks::"])
+            .env(LIMIT, level.name());
         if level == processor.level() {
             // It is unaffected by the limit, and takes longest.
             tests.args(["--skip", "full_size"]);
