@@ -86,6 +86,31 @@ def check_one_state(state):
         raise AssertionError(f"{replicas} replicas of state pass the schema")
 
 
+def check_training(program):
+    """A run in several pods: every rank exists, all find the first one, and the program takes the configuration."""
+    folder = DEPLOY / "kubernetes/training"
+    rendered = list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", folder)))
+    for document in rendered:
+        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    job, service = by_name(rendered, "Job", "shipreid")["spec"], by_name(rendered, "Service", "shipreid")
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    given = {one["name"]: one.get("value") for one in container["env"]}
+    assert job["completions"] == job["parallelism"] == int(given["WORLD_SIZE"])
+    name = by_name(rendered, "Job", "shipreid")["metadata"]["name"]
+    assert given["MASTER_ADDR"] == f"{name}-0.{pod['subdomain']}" and pod["subdomain"] == service["metadata"]["name"]
+    assert int(given["MASTER_PORT"]) == service["spec"]["ports"][0]["port"]
+    labels = job["template"]["metadata"]["labels"]
+    assert service["spec"]["selector"].items() <= labels.items()
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    # The data are elsewhere, and nothing else is wrong.
+    arguments = [argument.replace("/etc/shipreid/", f"{ROOT}/configs/") for argument in container["args"]]
+    arguments = [argument for argument in arguments if not argument.startswith(("--out", "--device"))]
+    checked = subprocess.run([program, *arguments, "--validate-only"], capture_output=True, text=True)
+    complaints = re.findall(r"(\S+) cannot be used", checked.stderr)
+    assert checked.returncode == 2 and complaints == ["data.root", "start.path"], checked.stderr
+
+
 def check_compose():
     path = DEPLOY / "compose/compose.yaml"
     run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
@@ -140,6 +165,7 @@ def main(program):
     check_yaml()
     for overlay in sorted((DEPLOY / "kubernetes/overlays").iterdir()):
         check_overlay(overlay)
+    check_training(program)
     check_compose()
     check_unit(program)
 
