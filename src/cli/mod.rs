@@ -24,6 +24,7 @@ mod live;
 mod load;
 mod loader;
 mod manual;
+mod migrate;
 mod model;
 mod number;
 mod output;
