@@ -59,7 +59,7 @@ fn decoded(text: &str) -> Result<String, StoreError> {
 /// # Errors
 /// The file holds no certificate.
 pub fn connector(authority: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
-    let trusting = |roots| {
+    let trusting = |roots: RootCertStore| {
         let config = ClientConfig::builder().with_root_certificates(roots);
         MakeRustlsConnect::new(config.with_no_client_auth())
     };
