@@ -69,8 +69,8 @@ python: ## Installs what the Python client and the drawn images of the tests nee
 	.venv/bin/pip install --quiet --disable-pip-version-check -r tests/python/requirements.txt
 
 operators: ## Installs the programs of operators that tests run, as root, where they are missing
-	command -v prometheus >/dev/null && command -v haproxy >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { \
-		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy postgresql; }
+	command -v prometheus >/dev/null && command -v haproxy >/dev/null && command -v pgbouncer >/dev/null && ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || { \
+		apt-get update --quiet=2 && apt-get install --yes --quiet=2 --no-install-recommends prometheus haproxy postgresql pgbouncer; }
 
 clients: python ## Installs what compiles the clients of examples/, Debian's Go as root, where it is missing
 	which go protoc protoc-gen-go protoc-gen-go-grpc >/dev/null && test -d /usr/share/gocode/src/google.golang.org/grpc || { \

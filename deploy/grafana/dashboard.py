@@ -262,6 +262,33 @@ def galleries():
     ]
 
 
+def shared():
+    return [
+        panel("Database", "Servers with shared galleries that reach their database.",
+              [(f"shipreid_database_reached{{{OF}}}", "{{instance}}")], max=1),
+        panel("Copies behind, in commits", "What the copy furthest behind lacked when copies last followed.",
+              [(f"shipreid_copy_lag_commits_max{{{OF}}}", "{{instance}}")]),
+        panel("Copies behind, in time", "Since when the oldest copy is not known to be up to date.",
+              [(f"shipreid_copy_age_seconds_max{{{OF}}}", "{{instance}}")], "s", log=True),
+        panel("Wait for a gallery's lock", "Writers of all servers take turns; with the round trip to the database.",
+              [(quantile(0.5, "shipreid_database_lock_wait_duration_seconds", "instance"), "p50 {{instance}}"),
+               (quantile(0.99, "shipreid_database_lock_wait_duration_seconds", "instance"), "p99 {{instance}}")], "s", log=True),
+        panel("Connections to the database", "In use over those allowed, and work that waits for one.",
+              [(f'shipreid_database_connections{{{OF}, state="used"}} / ignoring (limit, state) '
+                f'shipreid_limit{{{OF}, limit="database_connections"}}', "used {{instance}}"),
+               (f"shipreid_database_waiting{{{OF}}}", "waiting {{instance}}")], "percentunit", thresholds=LOW_IS_GOOD),
+        panel("Failed transactions", "By cause; their callers were answered UNAVAILABLE.",
+              [(f"sum by (cause, instance) ({rate('shipreid_database_failures_total')})", "{{cause}} {{instance}}")], "ops",
+              stacked=True),
+        panel("Copies loaded", "Since each server's start. Other than new ones were too far behind or damaged.",
+              [(f"sum by (reason, instance) (shipreid_copies_loaded_total{{{OF}}})", "{{reason}} {{instance}}")]),
+        panel("Leases lost", "Times that another server took over re-embedding, since each server's start.",
+              [(f"shipreid_move_leases_lost_total{{{OF}}}", "{{instance}}")], thresholds=NONE_IS_GOOD),
+        panel("Clock", "By how much each server's clock is ahead of the database's.",
+              [(f"shipreid_database_clock_skew_seconds{{{OF}}}", "{{instance}}")], "s"),
+    ]
+
+
 def training():
     return [
         panel("Jobs", "Training jobs by state.",
@@ -335,7 +362,7 @@ def dashboard():
     panels, top = [], 0
     for title, of_row, across, height in (
             ("Overview", overview(), 8, 4), ("Traffic", traffic(), 3, 8), ("Latency by stage", latency(), 2, 9),
-            ("Saturation", saturation(), 3, 8), ("Batching", batching(), 3, 8), ("Galleries", galleries(), 3, 8),
+            ("Saturation", saturation(), 3, 8), ("Batching", batching(), 3, 8), ("Galleries", galleries(), 3, 8), ("Shared galleries", shared(), 3, 8),
             ("Training and models", training(), 3, 8), ("Errors and health", errors(), 2, 8)):
         made, top = row(title, of_row, across, height, top)
         panels += made

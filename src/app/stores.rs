@@ -12,7 +12,7 @@ use super::training;
 use crate::config::{self, Config};
 use crate::gallery::{
     Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, PostgresSettings,
-    QueueSettings, Quotas,
+    QueueSettings, Quotas, Tenancy,
 };
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
@@ -121,6 +121,7 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
         let shared = PostgresSettings {
             url: store.url.clone(),
             local_age_max: Duration::from_secs_f64(store.local_read_seconds_max),
+            tenancy: if config.auth.keys_file.is_empty() { Tenancy::OneTenant } else { Tenancy::ByKeys },
         };
         let opened = PostgresCatalog::open(&shared, &copies, settings).await;
         return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));

@@ -46,6 +46,11 @@ impl ServerFlag {
         self.access.connect(&self.endpoint()?).await
     }
 
+    /// Another server, with the same credentials.
+    pub async fn connect_to(&self, endpoint: &str) -> anyhow::Result<Client> {
+        self.access.connect(endpoint).await
+    }
+
     /// The address of the server.
     ///
     /// # Errors

@@ -17,6 +17,7 @@ use super::destination::ForceFlag;
 use super::enroll::Enroll;
 use super::gallery_list::{List, ListEntries, ListVessels, Show, galleries};
 use super::labels::LabelFlags;
+use super::migrate::Migrate;
 use super::{Refusal, ServerFlag, digest, output};
 
 #[derive(Subcommand)]
@@ -82,6 +83,15 @@ pub enum Gallery {
         #[command(flatten)]
         server: ServerFlag,
     },
+    /// Copies galleries to another server while both serve, and compares the copies by digest.
+    ///
+    /// From a server with a data folder to servers that share a PostgreSQL database, or back. What the other server has
+    /// already is compared and left, so that a run that was interrupted is repeated as it is. A gallery that is written
+    /// meanwhile is copied again, three times at most. Nothing is deleted on the server that galleries come from.
+    ///
+    /// Example: shipreid gallery migrate harbour strait --to http://127.0.0.1:50052
+    #[command(verbatim_doc_comment)]
+    Migrate(Migrate),
     /// Updates the metadata of entries, for example when an AIS identity arrives days later.
     ///
     /// Given labels replace all labels of an entry.
@@ -151,6 +161,7 @@ impl Gallery {
                 output::say(galleries(&[made]));
                 Ok(())
             }
+            Self::Migrate(migrate) => migrate.run().await,
             Self::Update { name, entries, vessel, labels, server } => {
                 update(&server, name, entries, vessel, labels.parse()?).await
             }

@@ -24,6 +24,7 @@ mod live;
 mod load;
 mod loader;
 mod manual;
+mod migrate;
 mod model;
 mod model_file;
 mod number;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use futures_util::{Stream, StreamExt};
-use tonic::Streaming;
+use tonic::{Code, Streaming};
 
 use super::{Client, ClientError, Transport, transfer};
 use crate::wire;
@@ -30,6 +30,18 @@ impl Client {
     /// The server refuses.
     pub async fn match_ships(&self, request: wire::MatchRequest) -> Result<wire::MatchResponse, ClientError> {
         Ok(self.ship_re_id().r#match(request).await?.into_inner())
+    }
+
+    /// A gallery, if the server has it.
+    ///
+    /// # Errors
+    /// The server refuses for another reason.
+    pub async fn find_gallery(&self, name: &str) -> Result<Option<wire::Gallery>, ClientError> {
+        match self.galleries().get_gallery(wire::GetGalleryRequest { name: name.to_owned() }).await {
+            Ok(answer) => Ok(answer.into_inner().gallery),
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status.into()),
+        }
     }
 
     /// Writes a copy of a gallery to `file`, which appears when it is complete; returns its size in bytes.

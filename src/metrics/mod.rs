@@ -3,6 +3,7 @@
 //! Durations are in seconds. No label ever carries the id of a ship, a chip, a job or a caller.
 
 mod resident;
+mod shared;
 pub mod table;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +13,10 @@ use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gau
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 pub use resident::{model_gone, model_resident};
+pub use shared::{
+    copy_age, copy_lag, copy_loaded, database_clock_skew, database_failed, database_pool, database_reached,
+    gallery_locked, lease_lost,
+};
 pub use table::LATE_MAX;
 use table::*;
 

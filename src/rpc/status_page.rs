@@ -37,6 +37,7 @@ async fn metrics_page(State(pages): State<StatusPages>) -> Response {
     metrics::collect_process();
     if let Some(catalog) = &pages.catalog {
         count_galleries(&catalog.census());
+        catalog.observe();
     }
     ([(header::CONTENT_TYPE, METRICS_CONTENT_TYPE)], metrics::page(&pages.metrics)).into_response()
 }

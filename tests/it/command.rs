@@ -255,6 +255,7 @@ fn every_command_explains_itself() {
         &["gallery", "list-entries"],
         &["gallery", "list-vessels"],
         &["gallery", "merge"],
+        &["gallery", "migrate"],
         &["gallery", "delete"],
         &["match"],
         &["jobs", "list"],

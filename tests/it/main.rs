@@ -33,6 +33,8 @@ mod matching;
 #[cfg(all(feature = "torch", target_env = "gnu"))]
 mod memory;
 mod metrics;
+#[cfg(feature = "torch")]
+mod migrate;
 mod models;
 mod names;
 #[cfg(feature = "torch")]

@@ -14,7 +14,7 @@ use crate::server::{fixture, page, start};
 use crate::uploads::create_upload;
 
 /// Metrics that only appear for a server in trouble, or one that trains, changes its model, is
-/// idle, or has a real model.
+/// idle, shares its galleries, or has a real model.
 const NOT_REACHED: &[&str] = &[
     table::REFUSED,
     table::CERTIFICATE_END,
@@ -36,6 +36,15 @@ const NOT_REACHED: &[&str] = &[
     table::REEMBEDDED,
     table::MODELS_STORED,
     table::MODELS_STORED_BYTES,
+    table::DATABASE_REACHED,
+    table::DATABASE_SKEW,
+    table::DATABASE_CONNECTIONS,
+    table::DATABASE_WAITING,
+    table::DATABASE_FAILURES,
+    table::LOCK_WAIT,
+    table::COPY_LAG,
+    table::COPY_AGE,
+    table::COPIES_LOADED,
     table::JOB_STEP,
     table::JOB_IMAGES,
     table::JOB_LOSS,

@@ -47,14 +47,16 @@ def by_name(documents, kind, name):
 
 def check_overlay(overlay):
     rendered = list(yaml.safe_load_all(run(TOOLS / "kubectl", "kustomize", overlay)))
-    for document in rendered:
+    # Schemas of operators' own kinds are not at hand.
+    for document in (one for one in rendered if one["apiVersion"] != "postgresql.cnpg.io/v1"):
         kubernetes_validate.validate(document, KUBERNETES, strict=True)
     general = by_name(rendered, "ConfigMap", "shipreid")["data"]
-    for kind, name in (("Deployment", "shipreid-encode"), ("StatefulSet", "shipreid-state")):
+    stateful = [("StatefulSet", one["metadata"]["name"]) for one in rendered if one["kind"] == "StatefulSet"]
+    for kind, name in [("Deployment", "shipreid-encode"), *stateful]:
         where = f"{overlay.name}: {name}"
         pod = by_name(rendered, kind, name)["spec"]["template"]["spec"]
         container = pod["containers"][0]
-        given = general | {one["name"]: one["value"] for one in container["env"]}
+        given = general | {one["name"]: one["value"] for one in container["env"] if "value" in one}
         for setting in given:
             check_setting(where, setting)
         assert drain_seconds(given) < pod["terminationGracePeriodSeconds"], where
@@ -64,6 +66,10 @@ def check_overlay(overlay):
         declared = {volume["name"] for volume in pod["volumes"]} | ({"data"} if kind == "StatefulSet" else set())
         assert mounted == declared, where
     check_one_state(by_name(rendered, "StatefulSet", "shipreid-state"))
+    if overlay.name == "shared":
+        check_shared(rendered)
+    container = by_name(rendered, "StatefulSet", "shipreid-state")["spec"]["template"]["spec"]["containers"][0]
+    given = {one["name"]: one.get("value") for one in container["env"]}
     job = int(given["SHIPREID__TRAINING__MEMORY_BYTES_MAX"])
     limit = container["resources"]["limits"]["memory"]
     assert job <= int(limit.removesuffix("Gi")) * 2**30 // 2 and limit.endswith("Gi"), "a job must leave room to serve"
@@ -72,6 +78,29 @@ def check_overlay(overlay):
     scaler = by_name(rendered, "HorizontalPodAutoscaler", "shipreid-encode")["spec"]
     assert scaler["metrics"][0]["pods"]["metric"]["name"] == adapter["name"]["as"]
     assert f'record: {adapter["seriesQuery"].split("{")[0]}\n' in recorded
+
+
+def check_shared(rendered):
+    """Every server with galleries has the database's URL, trusts its authority, and may reach it; connections suffice."""
+    database = by_name(rendered, "Cluster", "shipreid-db")
+    name, replicas = database["metadata"]["name"], 0
+    policy = by_name(rendered, "NetworkPolicy", "shipreid-database")["spec"]
+    reached = policy["egress"][0]["to"][0]["podSelector"]["matchLabels"]
+    assert reached == {"cnpg.io/cluster": name}
+    for server in (one for one in rendered if one["kind"] == "StatefulSet"):
+        pod = server["spec"]["template"]
+        assert pod["metadata"]["labels"]["app.kubernetes.io/component"] in policy["podSelector"]["matchExpressions"][0]["values"]
+        container = pod["spec"]["containers"][0]
+        env = {one["name"]: one for one in container["env"]}
+        assert env["DATABASE"]["valueFrom"]["secretKeyRef"] == {"name": f"{name}-app", "key": "uri"}
+        authority = re.fullmatch(r"\$\(DATABASE\)\?sslmode=verify-full&sslrootcert=(.+)", env["SHIPREID__STORE__URL"]["value"])[1]
+        mount = next(one for one in container["volumeMounts"] if authority.startswith(one["mountPath"] + "/"))
+        volume = next(one for one in pod["spec"]["volumes"] if one["name"] == mount["name"])
+        assert volume["secret"]["secretName"] == f"{name}-ca"
+        # One that stops and one that starts may overlap.
+        replicas += server["spec"]["replicas"] + 1
+    assert database["spec"]["postgresql"]["synchronous"]["number"] >= 1 < database["spec"]["instances"] - 1
+    assert int(database["spec"]["postgresql"]["parameters"]["max_connections"]) > 16 * replicas
 
 
 def check_one_state(state):
@@ -111,21 +140,44 @@ def check_training(program):
     assert checked.returncode == 2 and complaints == ["data.root", "start.path"], checked.stderr
 
 
-def check_compose():
-    path = DEPLOY / "compose/compose.yaml"
+def check_compose(path):
     run(TOOLS / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", path)
     services = yaml.safe_load(path.read_text())["services"]
-    given = services["shipreid"]["environment"]
-    for setting in [*given, *re.findall(r"# (SHIPREID__\w+):", path.read_text())]:
-        check_setting("compose", setting)
-    assert drain_seconds(given) < float(services["shipreid"]["stop_grace_period"].removesuffix("s"))
+    ours = [name for name in services if name.startswith("shipreid")]
+    assert ours, path
+    for name in ours:
+        given = services[name]["environment"]
+        for setting in [*given, *re.findall(r"# (SHIPREID__\w+):", path.read_text())]:
+            check_setting(path.name, setting)
+        assert drain_seconds(given) < float(services[name]["stop_grace_period"].removesuffix("s"))
     for name, service in services.items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), f"{name} is open to everybody"
         assert "healthcheck" in service, name
-        assert name == "shipreid" or re.search(r":v?\d+\.\d+\.\d+$", service["image"]), f"{name} is not pinned"
+        assert name in ours or re.search(r":v?\d+(\.\d+){1,2}$", service["image"]), f"{name} is not pinned"
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert not source.startswith("..") or (path.parent / source).exists(), f"{name}: there is no {source}"
+
+
+def check_balancer():
+    """HAProxy accepts its files, and balances over the servers of the compose file."""
+    path = DEPLOY / "haproxy/shared.cfg"
+    services = yaml.safe_load((DEPLOY / "compose/shared.yaml").read_text())["services"]
+    named = set(re.findall(r"^  server (\S+) \1:50051 ", path.read_text(), re.M))
+    assert named == {name for name in services if name.startswith("shipreid")}, named
+    if not shutil.which("haproxy"):
+        print("skipped: haproxy -c: no haproxy (make operators)", file=sys.stderr)
+        return
+    for one in sorted((DEPLOY / "haproxy").glob("*.cfg")):
+        run("haproxy", "-c", "-q", "-f", one)
+
+
+def check_roles():
+    """The roles of the compose file are those of the document."""
+    document = (ROOT / "docs/scaling.md").read_text().split("```sql\n")[1].split("```")[0]
+    made = (DEPLOY / "postgres/roles.sh").read_text().split("<<'SQL'\n")[1].split("SQL\n")[0]
+    given = document.replace("'change-me'", ":'password'").replace("'change-me-too'", ":'reader_password'")
+    assert made == given, "deploy/postgres/roles.sh and docs/scaling.md differ"
 
 
 def check_unit(program):
@@ -150,7 +202,7 @@ def check_yaml():
         pass
 
     def once(loader, node):
-        keys = [loader.construct_object(key) for key, _ in node.value]
+        keys = [loader.construct_object(key) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         assert len(keys) == len(set(map(str, keys))), f"a key is given twice: {node.start_mark}"
         return yaml.SafeLoader.construct_mapping(loader, node, deep=True)
 
@@ -166,7 +218,10 @@ def main(program):
     for overlay in sorted((DEPLOY / "kubernetes/overlays").iterdir()):
         check_overlay(overlay)
     check_training(program)
-    check_compose()
+    for path in sorted((DEPLOY / "compose").glob("*.yaml")):
+        check_compose(path)
+    check_balancer()
+    check_roles()
     check_unit(program)
 
 

@@ -85,6 +85,9 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// Counts of all galleries, including those that cannot be opened.
     fn census(&self) -> Census;
 
+    /// Records as metrics what changes without calls, before they are read.
+    fn observe(&self) {}
+
     /// Galleries move to `model` from now on, whichever server embeds their chips. `is_new` tells a model that was just
     /// activated from the one that a server has when it starts, which changes nothing where there is another.
     ///

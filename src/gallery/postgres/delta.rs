@@ -6,6 +6,7 @@ use futures_util::future::{TryFutureExt, try_join, try_join3};
 use tokio_postgres::{Client, Row};
 
 use super::rows::query;
+use super::schema::check_usable;
 use crate::gallery::embedded::{Delta, Effects, Inserted, Known, SchemaError, StateRecord, about_of};
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, StoreError};
@@ -25,12 +26,14 @@ pub struct Head {
 }
 
 /// The columns of a [`Head`].
-pub const HEAD: &str = "id, about, commit, committed_at, next_row, bytes, entries, removed_from";
+pub const HEAD: &str = "id, about, commit, committed_at, next_row, bytes, entries, removed_from,
+    (select usable_from from shipreid) as usable_from";
 
 impl Head {
     /// # Errors
-    /// A newer program wrote it, or it is damaged.
+    /// A newer program wrote it or changed the tables, or it is damaged.
     pub fn of(row: &Row) -> Result<Self, StoreError> {
+        check_usable(row.get("usable_from"))?;
         let number = |name: &str| row.get::<_, i64>(name) as u64;
         Ok(Self {
             id: row.get("id"),

@@ -20,17 +20,21 @@ pub struct PostgresGallery {
     copy: RwLock<Arc<EmbeddedGallery>>,
     /// One change of the copy at a time.
     changing: tokio::sync::Mutex<()>,
-    /// When the database had nothing that the copy lacks; `None` until it was asked.
-    current_at: Mutex<Option<Instant>>,
+    currency: Mutex<Currency>,
+}
+
+/// When the database had nothing that the copy lacks.
+#[derive(Clone, Copy, Debug)]
+struct Currency {
+    at: Instant,
+    /// Not yet: then it is when the copy was opened.
+    is_known: bool,
 }
 
 impl PostgresGallery {
     pub fn new(copy: Arc<EmbeddedGallery>) -> Self {
-        Self {
-            copy: RwLock::new(copy),
-            changing: tokio::sync::Mutex::default(),
-            current_at: Mutex::default(),
-        }
+        let currency = Mutex::new(Currency { at: Instant::now(), is_known: false });
+        Self { copy: RwLock::new(copy), changing: tokio::sync::Mutex::default(), currency }
     }
 
     pub fn copy(&self) -> Arc<EmbeddedGallery> {
@@ -42,19 +46,26 @@ impl PostgresGallery {
         std::mem::replace(&mut *self.copy.write().unwrap_or_else(PoisonError::into_inner), copy)
     }
 
+    /// How long the copy may lack something: since the database was last asked, or since it was opened.
+    pub fn age(&self) -> Duration {
+        self.currency().at.elapsed()
+    }
+
     /// How old the copy can be at most, if that is known.
-    pub fn age(&self) -> Option<Duration> {
-        self.current_at().map(|current_at| current_at.elapsed())
+    pub fn known_age(&self) -> Option<Duration> {
+        let currency = self.currency();
+        currency.is_known.then(|| currency.at.elapsed())
     }
 
     /// The copy has what the database had at `asked_at`.
     pub fn is_current(&self, asked_at: Instant) {
-        let mut current_at = self.current_at.lock().unwrap_or_else(PoisonError::into_inner);
-        *current_at = (*current_at).max(Some(asked_at));
+        let mut currency = self.currency.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = if currency.is_known { currency.at.max(asked_at) } else { asked_at };
+        *currency = Currency { at, is_known: true };
     }
 
-    fn current_at(&self) -> Option<Instant> {
-        *self.current_at.lock().unwrap_or_else(PoisonError::into_inner)
+    fn currency(&self) -> Currency {
+        *self.currency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes in what the copy lacks, unless it is at `commit`.

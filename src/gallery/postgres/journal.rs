@@ -1,6 +1,7 @@
 //! Commits of a gallery: under the lock of its row, so that the numbers of commits are their order.
 
 use std::fmt;
+use std::time::Instant;
 
 use futures_util::future::try_join5;
 
@@ -9,6 +10,7 @@ use super::link::{Database, Transaction};
 use super::rows::{EntryColumns, execute, insert_chips, insert_vectors, query};
 use crate::gallery::embedded::{Delta, Journal, Known, sealed_about};
 use crate::gallery::store::StoreError;
+use crate::metrics;
 
 /// A server that is stopped while it holds the lock loses it, and its connection, after a while.
 const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
@@ -35,7 +37,9 @@ impl Journal for PostgresJournal {
         self.held = None;
         let (transaction, delta) = self.database.wait(async {
             let transaction = Transaction::begin(&self.database, BEGIN).await?;
+            let asked = Instant::now();
             let head = head(&transaction, self.gallery, "for update").await?;
+            metrics::gallery_locked(asked.elapsed());
             let delta = head.since(&transaction, known).await?;
             Ok((transaction, delta))
         })?;

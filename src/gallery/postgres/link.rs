@@ -16,9 +16,11 @@ use tokio_postgres::config::TargetSessionAttrs;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
+use super::failure::failed;
+use super::target::{Target, connector};
 use crate::gallery::store::StoreError;
+use crate::metrics;
 
 /// Connections of a server. Those of writers that wait for a lock count.
 const CONNECTIONS_MAX: usize = 16;
@@ -57,9 +59,10 @@ impl Database {
     /// Connects to the database of `url` once, to see that it can be used.
     ///
     /// # Errors
-    /// The URL is none, or the database cannot be reached or refuses its user.
+    /// The URL or its authority's certificate is none, or the database cannot be reached or refuses its user.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let mut config: Config = url.parse().map_err(|cause| failed(&cause))?;
+        let Target { mut config, authority } = Target::parse(url)?;
+        let tls = connector(authority.as_deref())?;
         // After a failover, a host that has become a standby is passed over.
         config.target_session_attrs(TargetSessionAttrs::ReadWrite);
         config.connect_timeout(CONNECT_PATIENCE).tcp_user_timeout(PATIENCE);
@@ -69,11 +72,12 @@ impl Database {
         let runtime =
             Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
         let runtime = runtime.map_err(|cause| StoreError::Unreachable(cause.to_string()))?;
-        let pool = Pool::builder(Connector { config, tls: tls() }).max_size(CONNECTIONS_MAX).build();
+        let pool = Pool::builder(Connector { config, tls }).max_size(CONNECTIONS_MAX).build();
         let pool = pool.map_err(|cause| StoreError::Unreachable(cause.to_string()))?;
         let database =
             Self(Arc::new(Inner { pool, handle: runtime.handle().clone(), runtime: Some(runtime) }));
         database.run(|_| async { Ok(()) }).await?;
+        metrics::limit("database_connections", CONNECTIONS_MAX as f64);
         Ok(database)
     }
 
@@ -116,23 +120,24 @@ impl Database {
         connection(&self.0.pool).await
     }
 
+    /// Records how many connections there are.
+    pub fn observe(&self) {
+        let status = self.0.pool.status();
+        let idle = status.available.min(status.size);
+        metrics::database_pool(status.size - idle, idle, status.waiting);
+    }
+
     /// The threads of the connections.
     pub fn handle(&self) -> &Handle {
         &self.0.handle
     }
 }
 
-/// Trusts the certificates that the system trusts. Without any, only connections without TLS come about.
-fn tls() -> MakeRustlsConnect {
-    let trusting_nobody = || {
-        let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
-        MakeRustlsConnect::new(config.with_no_client_auth())
-    };
-    MakeRustlsConnect::with_native_certs().map_or_else(|_| trusting_nobody(), |(tls, _)| tls)
-}
-
 async fn patient<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let elapsed = |_| StoreError::Unreachable(format!("no answer in {} s", PATIENCE.as_secs()));
+    let elapsed = |_| {
+        metrics::database_failed("timeout");
+        StoreError::Unreachable(format!("no answer in {} s", PATIENCE.as_secs()))
+    };
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|cause| Err(elapsed(cause)))
 }
 
@@ -208,16 +213,6 @@ impl fmt::Debug for Database {
     }
 }
 
-/// One line, without the URL, which may hold a password.
-pub fn failed(error: &tokio_postgres::Error) -> StoreError {
-    use std::error::Error;
-    if let Some(cause) = error.as_db_error() {
-        return StoreError::Unreachable(format!("{} ({})", cause.message(), cause.code().code()));
-    }
-    let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-    StoreError::Unreachable(format!("{error}{cause}"))
-}
-
 /// A transaction. Dropped before its end, it takes its connection with it, which ends it.
 pub struct Transaction(Option<Connection>);
 
@@ -247,6 +242,7 @@ impl Transaction {
         self.batch_execute(sql).await.map_err(|cause| failed(&cause))?;
         let ended = self.0.take();
         if ended.is_some_and(|connection| connection.take_unreplicated()) {
+            metrics::database_failed("unreplicated");
             return Err(StoreError::Unreachable("a standby did not confirm the commit".into()));
         }
         Ok(())

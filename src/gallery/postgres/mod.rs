@@ -10,6 +10,7 @@
 
 mod catalog;
 mod delta;
+mod failure;
 mod gallery;
 mod journal;
 mod link;
@@ -17,7 +18,9 @@ mod load;
 mod rows;
 mod schema;
 mod settings;
+mod skew;
 mod sweep;
+mod target;
 
 pub use catalog::PostgresCatalog;
-pub use settings::PostgresSettings;
+pub use settings::{PostgresSettings, Tenancy};

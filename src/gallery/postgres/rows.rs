@@ -3,7 +3,7 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::link::failed;
+use super::failure::failed;
 use crate::chip::Modality;
 use crate::gallery::embedded::RowRecord;
 use crate::gallery::entry::{Entry, Time};
@@ -17,7 +17,7 @@ macro_rules! execute {
         $client
             .execute_typed($sql, &[$((&$value as &(dyn tokio_postgres::types::ToSql + Sync), tokio_postgres::types::Type::$kind)),*])
             .await
-            .map_err(|cause| $crate::gallery::postgres::link::failed(&cause))
+            .map_err(|cause| $crate::gallery::postgres::failure::failed(&cause))
     };
 }
 
@@ -27,7 +27,7 @@ macro_rules! query {
         $client
             .query_typed($sql, &[$((&$value as &(dyn tokio_postgres::types::ToSql + Sync), tokio_postgres::types::Type::$kind)),*])
             .await
-            .map_err(|cause| $crate::gallery::postgres::link::failed(&cause))
+            .map_err(|cause| $crate::gallery::postgres::failure::failed(&cause))
     };
 }
 

@@ -27,7 +27,7 @@ pub enum StoreError {
     Closed,
     /// The database that servers share cannot be reached. A write may have been committed all the same; asking again is
     /// safe.
-    #[error("the database of the galleries cannot be reached: {0}")]
+    #[error("the database of the galleries cannot be used: {0}")]
     Unreachable(String),
     /// This server's copy of a shared gallery is loaded anew.
     #[error("this server's copy of the gallery is out of date and is being loaded")]

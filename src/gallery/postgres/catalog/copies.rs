@@ -14,16 +14,19 @@ use crate::durable::{discard_folder, tenant_folder};
 use crate::gallery::catalog::{CatalogError, GalleryName, Place, Unserved, UnservedKind};
 use crate::gallery::embedded::Bounds;
 use crate::gallery::postgres::gallery::PostgresGallery;
+use crate::gallery::postgres::link::Database;
 use crate::gallery::postgres::load::{load_copy, open_copy};
 use crate::gallery::postgres::rows::query;
+use crate::gallery::postgres::skew::observe_skew;
 use crate::gallery::postgres::sweep::sweep;
 use crate::gallery::store::StoreError;
+use crate::metrics;
 
 /// How often the copies follow the database without being asked for.
 const POLL: Duration = Duration::from_millis(200);
 /// Copies that follow at once.
 const FOLLOWING_MAX: usize = 4;
-/// Every so many polls, what nobody wants any more is removed.
+/// Every so many polls, what nobody wants any more is removed and clocks are compared.
 const POLLS_PER_SWEEP: u32 = 25;
 
 impl PostgresCatalog {
@@ -55,6 +58,7 @@ impl PostgresCatalog {
             Ok(copy) => Ok(copy),
             Err(cause) => {
                 tracing::info!(gallery = id, %cause, "a gallery is loaded from the database");
+                metrics::copy_loaded(if folder.exists() { "unusable" } else { "new" });
                 load_copy(&folder, database, id, settings.cache_bytes)?;
                 open()
             }
@@ -115,6 +119,7 @@ impl PostgresCatalog {
             tracing::info!(gallery = id, "a copy is too old and is loaded anew");
             let folder = catalog.copy_folder(id);
             let former = gallery.copy();
+            metrics::copy_loaded("outdated");
             load_copy(&folder, database, id, settings.cache_bytes)?;
             let copy = open_copy(&folder, database, id, catalog.bounds(&tenant), settings)?;
             gallery.replace(copy);
@@ -143,6 +148,7 @@ impl PostgresCatalog {
         let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move { query!(connection, &sql) }).await?;
         let listed = rows.iter().map(|row| Listed::of(row, asked_at)).collect::<Result<Vec<_>, _>>()?;
+        metrics::copy_lag(self.lag(&listed));
         // One that takes long, since it is loaded, holds up no other.
         let following = stream::iter(&listed).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
             if let Err(cause) = self.up_to_date(gallery).await {
@@ -158,6 +164,16 @@ impl PostgresCatalog {
             }
         }
         Ok(())
+    }
+
+    /// How many commits the copy furthest behind lacks.
+    fn lag(&self, listed: &[Listed]) -> u64 {
+        let state = self.state();
+        let lag = |listed: &Listed| {
+            let gallery = state.open.get(&listed.id)?.gallery.as_ref().ok()?;
+            Some(listed.commit.saturating_sub(gallery.copy().published().state().commit))
+        };
+        listed.iter().filter_map(lag).max().unwrap_or_default()
     }
 
     async fn is_named(&self, id: i64) -> Result<bool, StoreError> {
@@ -180,6 +196,12 @@ impl PostgresCatalog {
     }
 }
 
+/// What is done now and then.
+async fn look_after(database: &Database) -> Result<(), StoreError> {
+    observe_skew(database).await?;
+    sweep(database).await
+}
+
 /// Follows the database until the catalog is closed.
 pub async fn follow(catalog: Weak<Inner>, ended: CancellationToken) {
     let mut ticks = interval(POLL);
@@ -194,7 +216,7 @@ pub async fn follow(catalog: Weak<Inner>, ended: CancellationToken) {
         let mut polled = catalog.poll().await;
         polls += 1;
         if polled.is_ok() && polls % POLLS_PER_SWEEP == 0 {
-            polled = sweep(&catalog.0.database).await.map_err(CatalogError::from);
+            polled = look_after(&catalog.0.database).await.map_err(CatalogError::from);
         }
         match &polled {
             Ok(()) if !is_reached => tracing::info!("the database of the galleries is reached again"),
@@ -202,5 +224,6 @@ pub async fn follow(catalog: Weak<Inner>, ended: CancellationToken) {
             _ => {}
         }
         is_reached = polled.is_ok();
+        metrics::database_reached(is_reached);
     }
 }

@@ -7,6 +7,7 @@ mod reading;
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +20,9 @@ use draft::PostgresDraft;
 use super::gallery::PostgresGallery;
 use super::link::{Database, Transaction};
 use super::rows::{execute, query};
-use super::schema::migrate;
+use super::schema::{check_usable, migrate};
 use super::settings::PostgresSettings;
+use super::skew::observe_skew;
 use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
@@ -30,6 +32,7 @@ use crate::gallery::catalog::{
 use crate::gallery::embedded::{Allowance, EmbeddedSettings, sealed_about};
 use crate::gallery::entry::Time;
 use crate::gallery::store::{About, Gallery, GalleryStore, StoreError};
+use crate::metrics;
 
 /// The galleries of one database, and this server's copies of them in a folder that nothing else may use meanwhile.
 /// Cloning it is cheap.
@@ -49,6 +52,8 @@ struct Inner {
     loading: Mutex<()>,
     /// Tells this server from the others.
     server: String,
+    /// Whether it was the one that re-embeds when it was last asked.
+    leads: AtomicBool,
     ended: CancellationToken,
 }
 
@@ -79,7 +84,8 @@ struct Listed {
     asked_at: Instant,
 }
 
-const LISTED: &str = "id, tenant, name, commit, committed_at";
+const LISTED: &str =
+    "id, tenant, name, commit, committed_at, (select usable_from from shipreid) as usable_from";
 
 impl PostgresCatalog {
     /// Connects to the database, makes its tables if need be, and brings this server's copies in `root` up to
@@ -93,7 +99,9 @@ impl PostgresCatalog {
         settings: EmbeddedSettings,
     ) -> Result<Self, CatalogError> {
         let database = Database::open(&shared.url).await?;
-        let cluster = database.run(migrate).await?;
+        let tenancy = shared.tenancy;
+        let cluster = database.run(move |connection| migrate(connection, tenancy)).await?;
+        observe_skew(&database).await?;
         fs::create_dir_all(root)?;
         let lock = DirectoryLock::acquire(root).map_err(std::io::Error::other)?;
         let folder = root.join(cluster);
@@ -108,10 +116,12 @@ impl PostgresCatalog {
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
             server: hex::encode(rand::random::<[u8; 16]>()),
+            leads: AtomicBool::new(false),
             ended: CancellationToken::new(),
         }));
         catalog.poll().await?;
         catalog.drop_strays()?;
+        metrics::database_reached(true);
         catalog.0.database.handle().spawn(follow(Arc::downgrade(&catalog.0), catalog.0.ended.clone()));
         Ok(catalog)
     }
@@ -210,6 +220,7 @@ impl State {
 
 impl Listed {
     fn of(row: &tokio_postgres::Row, asked_at: Instant) -> Result<Self, StoreError> {
+        check_usable(row.get("usable_from"))?;
         let name: String = row.get("name");
         let name = GalleryName::new(&name).map_err(|cause| StoreError::Unreadable(cause.to_string()))?;
         Ok(Self {
@@ -393,12 +404,28 @@ impl CatalogStore for PostgresCatalog {
 
     async fn leads_move(&self, model: ModelDigest) -> bool {
         let server = self.0.server.clone();
-        let leads = self.0.database.run(move |connection| async move {
+        let asked = self.0.database.run(move |connection| async move {
             let sql = "update shipreid set leader = $1, lead_until = now() + interval '30 seconds'
                 where target = $2 and (leader is null or leader = $1 or lead_until < now())";
-            execute!(connection, sql, server => TEXT, model.as_bytes().as_slice() => BYTEA)
+            let target = model.as_bytes().as_slice();
+            let leads = execute!(connection, sql, server => TEXT, target => BYTEA)? == 1;
+            let taken = "select from shipreid where target = $2 and leader <> $1";
+            let is_taken = !leads && !query!(connection, taken, server => TEXT, target => BYTEA)?.is_empty();
+            Ok((leads, is_taken))
         });
-        leads.await.is_ok_and(|rows| rows == 1)
+        let (leads, is_taken) = asked.await.unwrap_or_default();
+        if self.0.leads.swap(leads, Ordering::Relaxed) && is_taken {
+            metrics::lease_lost();
+            tracing::warn!(%model, "another server has taken over re-embedding, since the lease ran out");
+        }
+        leads
+    }
+
+    fn observe(&self) {
+        self.0.database.observe();
+        let state = self.state();
+        let galleries = state.open.values().filter_map(|opened| opened.gallery.as_ref().ok());
+        metrics::copy_age(galleries.map(|gallery| gallery.age()).max().unwrap_or_default());
     }
 
     async fn close(&self) {

@@ -37,7 +37,9 @@ impl PostgresCatalog {
         min_commit: u64,
     ) -> Result<Option<Readable>, CatalogError> {
         let Some(gallery) = self.state().copy(tenant, name)? else { return Ok(None) };
-        let Some(age) = gallery.age().filter(|age| *age <= self.0.local_age_max) else { return Ok(None) };
+        let Some(age) = gallery.known_age().filter(|age| *age <= self.0.local_age_max) else {
+            return Ok(None);
+        };
         Ok(Readable { gallery, age }.at_least(min_commit).ok())
     }
 

@@ -1,17 +1,21 @@
 //! Galleries in PostgreSQL. Each test has a schema of its own in one database server, which these tests start.
 
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::chown;
+use std::net::TcpListener;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use super::*;
 
+mod outage;
+mod pooler;
 mod reading;
 mod set_up;
 mod sharing;
@@ -27,37 +31,51 @@ fn programs() -> Option<PathBuf> {
     found.pop().filter(|programs| programs.join("postgres").exists())
 }
 
-/// The folder of the socket of a database server, which ends with this process.
-fn server() -> Option<&'static Path> {
-    static FOLDER: OnceLock<Option<PathBuf>> = OnceLock::new();
-    FOLDER.get_or_init(|| start(&programs()?).into()).as_deref()
+/// A database server, which ends with this process.
+struct Server {
+    /// Where its socket is, and the authority `ca.pem` of its certificate, which is for `localhost`.
+    folder: PathBuf,
+    /// On 127.0.0.1.
+    port: u16,
 }
 
-fn start(programs: &Path) -> PathBuf {
+fn server() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    SERVER.get_or_init(|| start(&programs()?).into()).as_ref()
+}
+
+/// Members of the role `secret` need their password over TCP.
+const HBA: &str =
+    "local all all trust\nhost all +secret 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n";
+
+fn start(programs: &Path) -> Server {
     let folder = folder().keep();
     let data = folder.join("data");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    write_certificates(&folder);
     chown(&folder, Some(NOBODY), Some(NOBODY)).expect("root, or it is ours");
-    let as_nobody = |program: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "INT"]);
-        command.arg(programs.join(program)).arg("-D").arg(&data).current_dir(&folder);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        command
-    };
-    let made =
-        as_nobody("initdb").args(["-U", "shipreid", "-A", "trust", "-E", "UTF8", "--no-sync"]).output();
-    let made = made.expect("setpriv runs");
+    let made = as_nobody(programs, "initdb", &folder)
+        .arg("-D")
+        .arg(&data)
+        .args(["-U", "shipreid", "-A", "trust", "-E", "UTF8", "--no-sync"])
+        .output()
+        .expect("setpriv runs");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    fs::write(data.join("pg_hba.conf"), HBA).expect("written");
     let (ready, is_ready) = std::sync::mpsc::channel();
-    let mut command = as_nobody("postgres");
-    command.arg("-k").arg(&folder).args([
-        "-c",
-        "listen_addresses=",
-        "-c",
+    let mut command = as_nobody(programs, "postgres", &folder);
+    command.arg("-D").arg(&data).arg("-k").arg(&folder).args(["-p", &port.to_string()]);
+    let certificate = |kind: &str| folder.join(format!("server.{kind}")).display().to_string();
+    for setting in [
+        "listen_addresses=127.0.0.1",
         "fsync=off",
-        "-c",
         "max_connections=400",
-    ]);
+        "ssl=on",
+        &format!("ssl_cert_file={}", certificate("pem")),
+        &format!("ssl_key_file={}", certificate("key")),
+    ] {
+        command.args(["-c", setting]);
+    }
     // The thread that starts it lives as long as the process, and with it the server does.
     thread::spawn(move || {
         let mut server = command.spawn().expect("setpriv runs");
@@ -70,7 +88,43 @@ fn start(programs: &Path) -> PathBuf {
         panic!("the database server ended: {:?}", server.wait());
     });
     is_ready.recv().expect("it starts");
-    folder
+    Server { folder, port }
+}
+
+/// A program that ends when the thread that starts it does.
+fn as_nobody(programs: &Path, program: &str, folder: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--pdeathsig", "INT"]);
+    command.arg(programs.join(program)).current_dir(folder);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+/// `ca.pem`, `server.pem` for `localhost`, `server.key`, and `other.pem`, an authority that has nothing to do with them.
+fn write_certificates(folder: &Path) {
+    let authority = |name: &str| {
+        let mut parameters = CertificateParams::new(Vec::new()).expect("no names");
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = parameters.self_signed(&key).expect("signed");
+        (certificate.pem(), Issuer::new(parameters, key))
+    };
+    let ((ca, issuer), (other, _)) = (authority("ours"), authority("other"));
+    let key = KeyPair::generate().expect("a key");
+    let parameters = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+    let server = parameters.signed_by(&key, &issuer).expect("signed");
+    for (name, text) in [
+        ("ca.pem", ca),
+        ("other.pem", other),
+        ("server.pem", server.pem()),
+        ("server.key", key.serialize_pem()),
+    ] {
+        let path = folder.join(name);
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("ours");
+        chown(&path, Some(NOBODY), Some(NOBODY)).expect("root, or it is ours");
+    }
 }
 
 /// One database, of which any number of servers may open catalogs, as a role of their own.
@@ -88,16 +142,16 @@ impl Shared {
     /// `None` where PostgreSQL is not installed.
     async fn new() -> Option<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let Some(socket) = server() else {
+        let Some(server) = server() else {
             // Past the harness, which would keep it to itself.
             let _ = writeln!(std::io::stderr(), "skipped: shared galleries: no PostgreSQL (make operators)");
             return None;
         };
         let schema = format!("trial_{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let host = socket.to_str().expect("text").replace('/', "%2F");
+        let (host, port) = (server.folder.to_str().expect("text").replace('/', "%2F"), server.port);
         let url = |role: &str, name: &str| {
             format!(
-                "postgres://{role}@{host}/postgres?options=-csearch_path%3D{schema}&application_name={name}"
+                "postgres://{role}@{host}:{port}/postgres?options=-csearch_path%3D{schema}&application_name={name}"
             )
         };
         let (url, admin_url) = (url(&schema, &schema), url("shipreid", "operator"));
@@ -148,7 +202,7 @@ impl Shared {
     }
 
     fn settings(&self) -> PostgresSettings {
-        PostgresSettings { url: self.url.clone(), local_age_max: LOCAL_AGE_MAX }
+        PostgresSettings { url: self.url.clone(), local_age_max: LOCAL_AGE_MAX, tenancy: Tenancy::OneTenant }
     }
 }
 

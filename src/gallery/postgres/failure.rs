@@ -1,0 +1,39 @@
+//! Errors of the database as errors of stores: one line each, with the cause as a metric names it.
+
+use std::error::Error as _;
+
+use tokio_postgres::error::{DbError, SqlState};
+
+use crate::gallery::store::StoreError;
+use crate::metrics;
+
+/// One line, without the URL, which may hold a password.
+pub fn failed(error: &tokio_postgres::Error) -> StoreError {
+    let Some(told) = error.as_db_error() else {
+        metrics::database_failed("connection");
+        let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
+        return StoreError::Unreachable(format!("{error}{cause}"));
+    };
+    let (cause, way_out) = known(told);
+    metrics::database_failed(cause);
+    let (message, code) = (told.message(), told.code().code());
+    StoreError::Unreachable(format!("{message} ({code}){way_out}"))
+}
+
+/// The cause for the metric, and what its owner can do where the message does not say it.
+fn known(told: &DbError) -> (&'static str, &'static str) {
+    let code = told.code();
+    match *code {
+        SqlState::LOCK_NOT_AVAILABLE => ("lock", "; another transaction holds the gallery"),
+        SqlState::QUERY_CANCELED | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => ("timeout", ""),
+        SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => ("conflict", ""),
+        SqlState::DISK_FULL => ("disk_full", "; reads go on, writes do once there is room again"),
+        SqlState::READ_ONLY_SQL_TRANSACTION => ("read_only", "; it is a standby, or read-only for this user"),
+        SqlState::INSUFFICIENT_PRIVILEGE | SqlState::INVALID_SCHEMA_NAME => {
+            ("refused", "; the user of store.url must own the schema (docs/scaling.md)")
+        }
+        _ if code.code().starts_with("28") || code.code().starts_with("3D") => ("refused", ""),
+        _ if code.code().starts_with("08") || code.code().starts_with("57P") => ("connection", ""),
+        _ => ("other", ""),
+    }
+}
