@@ -13,7 +13,7 @@ use shipreid::client::ClientError;
 use shipreid::registry::PROVENANCE;
 use shipreid::weights::native;
 use shipreid::weights::packed::{self, Part};
-use shipreid::weights::quantized::check_source;
+use shipreid::weights::quantize::check_source;
 use shipreid::wire::{self, ActivateModelRequest, DeleteModelRequest, GetModelRequest};
 
 use super::access::{AccessFlags, endpoint_of_environment};

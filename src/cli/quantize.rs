@@ -12,7 +12,7 @@ use shipreid::embedding::Embedding;
 use shipreid::registry::{PROVENANCE, Provenance};
 use shipreid::synth::{self, SynthPlan};
 use shipreid::weights::open::OpenModel;
-use shipreid::weights::quantized::quantize;
+use shipreid::weights::quantize::quantize;
 
 use super::destination::ForceFlag;
 use super::eval::TestSet;

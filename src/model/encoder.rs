@@ -16,8 +16,8 @@ use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};
 use crate::embedding::Embedding;
 use crate::encoder::{Batch, Encoder, EncoderFactory, EncoderInput, ForwardError, Rehearsal};
+use crate::weights::coded::Layers;
 use crate::weights::family::{Architecture, FeaturePoint};
-use crate::weights::quantized::Layers;
 use crate::weights::tensors::NamedTensors;
 
 /// How a model runs.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::linear::{KernelError, Linear};
 use crate::int8::{Linear8, Rounded};
-use crate::weights::quantized::Layers;
+use crate::weights::coded::Layers;
 use crate::weights::tensors::NamedTensors;
 
 /// The layers of a model by name, made by the first network that needs them.

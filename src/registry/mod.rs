@@ -38,10 +38,11 @@ use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_p
 use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::reason::Reason;
+use crate::weights::coded::Quantized;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
 use crate::weights::packed::{self, Part};
-use crate::weights::quantized::{self, Quantized, SourceError};
+use crate::weights::quantize::{self, SourceError};
 
 /// Limits of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,7 +232,7 @@ impl Registry {
         }
         match self.load(named) {
             Err(RegistryError::NotFound(_)) => Ok(()),
-            source => quantized::check_source(model, source?).map_err(other),
+            source => quantize::check_source(model, source?).map_err(other),
         }
     }
 

@@ -7,8 +7,9 @@ use std::path::Path;
 use super::at;
 use super::provenance::{PROVENANCE, Provenance};
 use crate::embedding::ModelDigest;
+use crate::weights::coded::Quantization;
 use crate::weights::family::Architecture;
-use crate::weights::native::{self, Description, Quantization};
+use crate::weights::native::{self, Description};
 
 /// A model on disk.
 #[derive(Clone, Debug, PartialEq)]

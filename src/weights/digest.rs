@@ -2,8 +2,8 @@
 
 use sha2::{Digest as _, Sha256};
 
+use super::coded::Quantized;
 use super::family::{Architecture, FeaturePoint};
-use super::quantized::Quantized;
 use super::rules::STEPS;
 use super::tensors::{NamedTensors, file_bytes};
 use crate::embedding::ModelDigest;

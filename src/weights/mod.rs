@@ -29,7 +29,11 @@ pub mod packed;
 pub mod pickle;
 /// Torch checkpoint files.
 pub mod pth;
-/// Models in int8.
+/// Models in int8 as files.
+pub mod coded;
+/// Making a model in int8.
+pub mod quantize;
+/// What a model in int8 consists of.
 pub mod quantized;
 /// Which tensors of a checkpoint a model uses.
 pub mod rules;

@@ -11,13 +11,12 @@ use safetensors::tensor::{Dtype, View};
 use serde::{Deserialize, Serialize};
 use zip::result::ZipError;
 
+use super::coded::{self, Layers, Quantization};
 use super::family::{Architecture, Family, FeaturePoint};
 use super::foreign::{ForeignError, read_header};
-use super::quantized::{self, Layers};
 use super::storage::ElementType;
 use super::tensors::{HostTensor, NamedTensors, file_bytes, printable};
 use crate::durable::write_folder;
-use crate::embedding::ModelDigest;
 
 pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";
@@ -37,47 +36,6 @@ pub struct Description {
     pub architecture: Architecture,
     /// Of a model in int8.
     pub quantization: Option<Quantization>,
-}
-
-/// How a model in int8 was made.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Quantization {
-    precision: StoredPrecision,
-    /// Digest of the model in f32; verified as a part of this model's own.
-    #[serde(with = "digest_text")]
-    pub source: ModelDigest,
-    /// The program that made it, for display.
-    pub tool: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum StoredPrecision {
-    Int8,
-}
-
-impl Quantization {
-    /// Made by this program from `source`.
-    pub fn now(source: ModelDigest) -> Self {
-        let tool = concat!("shipreid ", env!("CARGO_PKG_VERSION")).to_owned();
-        Self { precision: StoredPrecision::Int8, source, tool }
-    }
-}
-
-mod digest_text {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use crate::embedding::ModelDigest;
-
-    pub fn serialize<S: Serializer>(digest: &ModelDigest, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(digest)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ModelDigest, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 /// A model folder as it was read; whether tensors, architecture and digest match is not verified.
@@ -187,7 +145,9 @@ pub fn read(folder: &Path) -> Result<Contents, NativeError> {
 /// See [`parse_tensors`].
 pub(super) fn parse(path: &Path, description: Description, bytes: &[u8]) -> Result<Contents, NativeError> {
     let (tensors, layers) = match &description.quantization {
-        Some(_) => quantized::parse(path, bytes)?,
+        Some(_) => {
+            coded::parse(bytes).map_err(|cause| NativeError::Tensors { path: path.to_owned(), cause })?
+        }
         None => (parse_tensors(path, bytes)?, Layers::new()),
     };
     Ok(Contents { description, tensors, layers })

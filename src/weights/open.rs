@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
+use super::coded::{self, Quantized};
 use super::digest::{digest, digest_in_int8};
 use super::family::{Architecture, ArchitectureError, ArchitectureHints, Family, FeaturePoint};
 use super::misfits::Misfits;
 use super::native::{self, Contents, Description, NativeError};
 use super::packed;
-use super::quantized::{self, QuantizeError, Quantized};
+use super::quantized::{self, QuantizeError};
 use super::rules;
 use super::start::BareVit;
 use super::tensors::{NamedTensors, printable};
@@ -132,7 +133,7 @@ impl OpenModel {
     /// Its tensors as a safetensors file.
     pub fn tensor_bytes(&self) -> Vec<u8> {
         match &self.quantized {
-            Some(quantized) => quantized::tensor_bytes(&self.tensors, &quantized.layers),
+            Some(quantized) => coded::tensor_bytes(&self.tensors, &quantized.layers),
             None => native::tensor_bytes(&self.tensors),
         }
     }
