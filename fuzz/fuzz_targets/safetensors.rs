@@ -11,8 +11,9 @@ use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::weights::family::{Architecture, ArchitectureHints};
+use shipreid::weights::native::Contents;
 use shipreid::weights::tensors::{HostTensor, NamedTensors};
-use shipreid::weights::{foreign, native, packed, rules};
+use shipreid::weights::{coded, foreign, native, packed, quantized, rules};
 use shipreid_fuzz::{Bound, stored_zip, watched};
 
 const BOUND: Bound = Bound { bytes: 1 << 20, per_input_byte: 128 };
@@ -25,6 +26,7 @@ fuzz_target!(|data: &[u8]| {
     } else if data.starts_with(b"PK") {
         check_packed(data);
     } else {
+        check_in_int8(data);
         let ours = watched(BOUND, data.len(), || native::parse_tensors(Path::new(PLACE), data));
         let foreign = watched(BOUND, data.len(), || foreign::read_from(Cursor::new(data)));
         if let (Ok(ours), Ok(foreign)) = (&ours, &foreign) {
@@ -51,16 +53,29 @@ fn folder(data: &[u8]) -> Option<Vec<u8>> {
 
 fn check_packed(file: &[u8]) {
     let read = || packed::read_from(Path::new(PLACE), Cursor::new(file));
-    if let Ok((description, tensors)) = watched(BOUND, file.len(), read) {
+    if let Ok(Contents { description, tensors, layers }) = watched(BOUND, file.len(), read) {
         let text = description.to_toml();
         assert!(!text.is_empty());
         if description.architecture.validate().is_ok() {
-            let serve = || rules::for_serving(&description.architecture, tensors.clone());
+            let serve = || match description.quantization {
+                Some(_) => quantized::for_serving(&description.architecture, tensors.clone(), &layers),
+                None => rules::for_serving(&description.architecture, tensors.clone()),
+            };
             if let Ok(served) = watched(BOUND, file.len(), serve) {
                 assert!(served.keys().all(|name| tensors.contains_key(name)));
             }
         }
         check(tensors, file.len());
+    }
+}
+
+/// What is read as a model in int8 is read again from what it prints.
+fn check_in_int8(data: &[u8]) {
+    if let Ok((tensors, layers)) = watched(BOUND, data.len(), || coded::parse(data)) {
+        let (tensors_again, layers_again) =
+            coded::parse(&coded::tensor_bytes(&tensors, &layers)).expect("printed");
+        assert_eq!(layers_again, layers);
+        assert!(tensors.iter().all(|(name, tensor)| is_same(&tensors_again[name], tensor)), "{tensors:?}");
     }
 }
 
