@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError, mpsc};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{anyhow, bail};
 
@@ -35,13 +35,13 @@ const MODELS: &str = "models";
 pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
     let kernels = Arc::new(Kernels::default());
     if config.store.data_dir.is_empty() {
-        kernels.choose_early(config, likely_network(config));
+        let _early = kernels.choose_early(config, likely_network(config));
         return Ok(kernels.put_on_device(config, open_model(config)?)?.into());
     }
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
     let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
     let active = registry.active().and_then(|active| stored_network(config, &registry, active.digest));
-    kernels.choose_early(config, active.unwrap_or_else(|| likely_network(config)));
+    let _early = kernels.choose_early(config, active.unwrap_or_else(|| likely_network(config)));
     let model = match registry.active() {
         Some(active) => activated_model(config, &registry, active)?,
         None => {
@@ -154,12 +154,26 @@ pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<Loaded
 #[derive(Default)]
 struct Kernels(Mutex<HashMap<(LayerShape, Precision), Chosen>>);
 
+/// A choice on a thread of its own, which is waited for: libtorch must not compute while the process exits.
+struct EarlyChoice(Option<JoinHandle<()>>);
+
+impl Drop for EarlyChoice {
+    fn drop(&mut self) {
+        // A panic in it is that of whoever needs the choice.
+        let _ = self.0.take().map(JoinHandle::join);
+    }
+}
+
 impl Kernels {
     /// Chooses the kernels of the model that will probably be served while it is still being read. Whoever needs them
     /// waits; where the guess was wrong, or the choice fails, they choose themselves.
-    fn choose_early(self: &Arc<Self>, config: &Config, (likely, precision): (Architecture, Precision)) {
+    fn choose_early(
+        self: &Arc<Self>,
+        config: &Config,
+        (likely, precision): (Architecture, Precision),
+    ) -> EarlyChoice {
         if config.encoder.device != "cpu" {
-            return;
+            return EarlyChoice(None);
         }
         let (kernels, config, (begun, has_begun)) = (Arc::clone(self), config.clone(), mpsc::channel());
         let choose = move || {
@@ -169,9 +183,11 @@ impl Kernels {
             let _ = Self::choose_among(known, &config, precision, &likely);
         };
         // Without the thread, they are chosen later.
-        if thread::Builder::new().name("kernels".into()).spawn(choose).is_ok() {
+        let thread = thread::Builder::new().name("kernels".into()).spawn(choose).ok();
+        if thread.is_some() {
             let _ = has_begun.recv();
         }
+        EarlyChoice(thread)
     }
 
     fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
@@ -388,7 +404,7 @@ mod tests {
         let [tiny, small] = [family::Preset::Tiny, family::Preset::Small];
         let [tiny, small] = [tiny, small].map(|preset| Family::default().preset(preset));
         let kernels = Arc::new(Kernels::default());
-        kernels.choose_early(&config, (tiny, Precision::F32));
+        drop(kernels.choose_early(&config, (tiny, Precision::F32)));
         let early =
             kernels.0.lock().expect("no panic").get(&(LayerShape::of(&tiny), Precision::F32)).cloned();
         // Another choice would have other timings.

@@ -36,7 +36,8 @@ async fn a_copy_is_the_same_gallery_and_a_torn_one_is_refused() {
     };
     let first = client.galleries().get_entries(get(GALLERY)).await.unwrap().into_inner();
     let second = client.galleries().get_entries(get("second")).await.unwrap().into_inner();
-    assert_eq!(first, second);
+    // Their commits are numbered apart.
+    assert_eq!((first.entries, first.missing_entry_ids), (second.entries, second.missing_entry_ids));
 
     let copy = std::fs::read(&file).unwrap();
     for (data, reason) in [
