@@ -240,6 +240,14 @@ async def restart_under_enrolment(server, count, at_once):
     return await enrolling | {"took": took}
 
 
+def imported_model(program, folder):
+    """A small model in `folder`, from the recorded checkpoint."""
+    model = folder / "model"
+    subprocess.run([program, "model", "import", GOLDEN / "ckpt_wrapped.pth", model, "--heads", "2", "--image", "64x32"],
+                   check=True, stdout=subprocess.DEVNULL)
+    return model
+
+
 async def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--server", default=ROOT / "target/release/shipreid", help="the program")
@@ -249,9 +257,7 @@ async def main():
     args = parser.parse_args()
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        model = folder / "model"
-        subprocess.run([args.server, "model", "import", GOLDEN / "ckpt_wrapped.pth", model, "--heads", "2", "--image",
-                        "64x32"], check=True, stdout=subprocess.DEVNULL)
+        model = imported_model(args.server, folder)
         encode = [Server(args.server, [f"model.path={model}", "store.data_dir="], folder) for _ in range(2)]
         state = Server(args.server, [f"model.path={model}", f"store.data_dir={folder / 'data'}"], folder)
         for server in (*encode, state):

@@ -8,13 +8,12 @@ Exit code 1 if a call failed, or an entry was lost or stored twice. Callers try 
 import argparse
 import asyncio
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from rolling import GOLDEN, ROOT, Balancer, Server, grpc, until
+from rolling import ROOT, Balancer, Server, grpc, imported_model, until
 
 from contract import chips, gallery_messages, gallery_services, messages, services
 from postgres import Postgres
@@ -113,9 +112,7 @@ async def main():
     args = parser.parse_args()
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        model = folder / "model"
-        subprocess.run([args.server, "model", "import", GOLDEN / "ckpt_wrapped.pth", model, "--heads", "2", "--image",
-                        "64x32"], check=True, stdout=subprocess.DEVNULL)
+        model = imported_model(args.server, folder)
         database = Postgres()
         held.callback(database.end)
         servers = [Server(args.server, [f"model.path={model}", f"store.url={database.url}",
