@@ -46,13 +46,14 @@ mod torch {
     use std::error::Error;
     use std::path::{Path, PathBuf};
 
-    const SOURCES: [&str; 4] = [
+    const SOURCES: [&str; 5] = [
         "src/distributed/shim.cpp",
         "src/model/shim.cpp",
-        "src/model/training/bf16x3.cpp",
+        "src/model/tiles/bf16x3.cpp",
+        "src/model/tiles/tiles.cpp",
         "src/model/training/training.cpp",
     ];
-    const HEADERS: [&str; 2] = ["src/model/guarded.h", "src/model/training/bf16x3.h"];
+    const HEADERS: [&str; 2] = ["src/model/guarded.h", "src/model/tiles/bf16x3.h"];
     /// Stands for gloo's headers, which libtorch lacks.
     const GLOO: &str = "src/distributed/gloo";
 

@@ -58,7 +58,7 @@ def parse_arguments():
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/shipreid")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="f32", choices=["f32", "bf16", "int8"])
-    parser.add_argument("--linear", default="auto", choices=["auto", "aten", "onednn"])
+    parser.add_argument("--linear", default="auto", choices=["auto", "aten", "onednn", "tiles"])
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--cpu", choices=["avx2", "avx512"], help="the instruction sets to use; default: all")
     return parser.parse_args()

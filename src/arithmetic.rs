@@ -28,15 +28,6 @@ impl Precision {
             Self::Int8 => "int8",
         }
     }
-
-    /// Bytes of one weight of a linear layer.
-    pub fn bytes(self) -> u64 {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-            Self::Int8 => 1,
-        }
-    }
 }
 
 /// The lowest cosine between the embeddings of a chip by one model in two precisions with which they may be compared,
@@ -51,6 +42,8 @@ pub enum Kernel {
     Aten,
     /// oneDNN with weights reordered for it; CPU and inference only.
     OneDnn,
+    /// Ours, in f32 as sums of products on AMX's tiles, with weights split for it; CPU and inference only.
+    Tiles,
     /// Ours, with weights rounded to int8; CPU and inference only.
     Int8,
 }
@@ -59,8 +52,19 @@ impl Kernel {
     /// The kernels that compute in a precision, whatever the processor.
     pub fn of(precision: Precision) -> &'static [Self] {
         match precision {
-            Precision::F32 | Precision::Bf16 => &[Self::Aten, Self::OneDnn],
+            Precision::F32 => &[Self::Aten, Self::OneDnn, Self::Tiles],
+            Precision::Bf16 => &[Self::Aten, Self::OneDnn],
             Precision::Int8 => &[Self::Int8],
+        }
+    }
+
+    /// Bytes of one weight of a linear layer.
+    pub fn weight_bytes(self, precision: Precision) -> u64 {
+        match (self, precision) {
+            (Self::Tiles, _) => 6,
+            (_, Precision::F32) => 4,
+            (_, Precision::Bf16) => 2,
+            (_, Precision::Int8) => 1,
         }
     }
 
@@ -68,6 +72,7 @@ impl Kernel {
         match self {
             Self::Aten => "aten",
             Self::OneDnn => "onednn",
+            Self::Tiles => "tiles",
             Self::Int8 => "int8",
         }
     }
@@ -78,6 +83,7 @@ impl Kernel {
             (Self::Aten | Self::Int8, _) | (Self::OneDnn, Precision::F32 | Precision::Int8) => &[],
             // libtorch requires these before it packs weights.
             (Self::OneDnn, Precision::Bf16) => &[Level::Avx512, Level::Avx2Vnni2],
+            (Self::Tiles, _) => &[Level::Amx],
         }
     }
 
@@ -278,7 +284,8 @@ mod tests {
             assert_eq!(found, expected, "{level}");
         };
         for level in Level::ALL {
-            check(level, Precision::F32, &[Kernel::Aten, Kernel::OneDnn]);
+            let tiles: &[Kernel] = if level == Level::Amx { &[Kernel::Tiles] } else { &[] };
+            check(level, Precision::F32, &[&[Kernel::Aten, Kernel::OneDnn], tiles].concat());
             check(level, Precision::Int8, &[Kernel::Int8]);
         }
         for level in [Level::Portable, Level::Avx2] {

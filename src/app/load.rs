@@ -263,8 +263,13 @@ fn on_gpu(config: &Config, model: &OpenModel) -> anyhow::Result<Choice> {
     if config.encoder.precision == Precision::Int8 {
         bail!("encoder.precision \"int8\" needs encoder.device \"cpu\"");
     }
-    if config.encoder.linear == Linear::Onednn {
-        bail!("encoder.linear \"onednn\" needs encoder.device \"cpu\"");
+    let only_here = match config.encoder.linear {
+        Linear::Auto | Linear::Aten => None,
+        Linear::Onednn => Some(Kernel::OneDnn),
+        Linear::Tiles => Some(Kernel::Tiles),
+    };
+    if let Some(kernel) = only_here {
+        bail!("encoder.linear \"{}\" needs encoder.device \"cpu\"", kernel.name());
     }
     Ok(Choice::only(Kernel::Aten, config.encoder.batch_max))
 }
@@ -288,6 +293,7 @@ pub fn choose_kernels(
             Linear::Auto => None,
             Linear::Aten => Some(Kernel::Aten),
             Linear::Onednn => Some(Kernel::OneDnn),
+            Linear::Tiles => Some(Kernel::Tiles),
         },
         threads: threads_per_worker(config),
         batch_max: config.encoder.batch_max,
@@ -354,8 +360,9 @@ fn tell(precision: Precision, Chosen { choice, pace }: &Chosen) {
 /// The weights, once for each kernel that reads them in an order of its own. Workers share them.
 fn resident_bytes(model: &OpenModel, settings: &TorchSettings) -> u64 {
     let kernels = Kernel::of(settings.precision).iter();
-    let copies = kernels.filter(|kernel| settings.kernels.largest(**kernel).is_some()).count() as u64;
-    model.architecture.parameters().saturating_mul(settings.precision.bytes()).saturating_mul(copies)
+    let used = kernels.filter(|kernel| settings.kernels.largest(**kernel).is_some());
+    let bytes: u64 = used.map(|kernel| kernel.weight_bytes(settings.precision)).sum();
+    model.architecture.parameters().saturating_mul(bytes)
 }
 
 /// Reads the configured model, or makes the configured preset from its seed.

@@ -132,6 +132,7 @@ pub enum Linear {
     Auto,
     Aten,
     Onednn,
+    Tiles,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -379,7 +379,12 @@ mod tests {
 
     #[test]
     fn workers_compute_at_once_with_shared_layers_whose_originals_are_dropped() {
-        for (precision, kernel) in [(Precision::F32, Kernel::OneDnn), (Precision::Int8, Kernel::Int8)] {
+        let packed = [
+            (Precision::F32, Kernel::OneDnn),
+            (Precision::F32, Kernel::Tiles),
+            (Precision::Int8, Kernel::Int8),
+        ];
+        for (precision, kernel) in packed {
             if !test_device::kernels(precision).contains(&kernel) {
                 continue;
             }

@@ -325,14 +325,16 @@ mod tests {
         let Chosen { choice, pace } = choose(SMALL, &wanted).expect("f32 runs everywhere");
         assert_eq!(pace, None);
         let timed: Vec<(usize, Kernel)> = choice.timings.iter().map(|t| (t.chips, t.kernel)).collect();
-        let expected = [1, 2, 4, 8].map(|chips| [Kernel::Aten, Kernel::OneDnn].map(|kernel| (chips, kernel)));
-        assert_eq!(timed, expected.as_flattened());
+        let kernels = || Kernel::candidates(Precision::F32, Processor::here());
+        let expected: Vec<(usize, Kernel)> =
+            [1, 2, 4, 8].iter().flat_map(|chips| kernels().map(|kernel| (*chips, kernel))).collect();
+        assert_eq!(timed, expected);
     }
 
     #[test]
     fn a_kernel_that_is_asked_for_is_taken_or_refused() {
         for precision in [Precision::F32, Precision::Bf16, Precision::Int8] {
-            for kernel in [Kernel::Aten, Kernel::OneDnn, Kernel::Int8] {
+            for kernel in [Kernel::Aten, Kernel::OneDnn, Kernel::Tiles, Kernel::Int8] {
                 let chosen = choose(SMALL, &wanted(precision, Some(kernel)));
                 match kernel.check(precision, Processor::here()) {
                     Ok(()) => assert_eq!(chosen.expect("it runs").choice.largest(kernel), Some(8)),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tch::{TchError, Tensor};
 
 use super::int8;
+use super::tiles::SplitWeight;
 use crate::arithmetic::{Choice, Kernel};
 use crate::int8::{After, Linear8};
 
@@ -55,9 +56,15 @@ impl Plan {
 #[error("{0}")]
 pub struct KernelError(String);
 
+impl KernelError {
+    pub(super) fn new(message: &str) -> Self {
+        Self(first_line(message))
+    }
+}
+
 impl From<TchError> for KernelError {
     fn from(cause: TchError) -> Self {
-        Self(first_line(&cause.to_string()))
+        Self::new(&cause.to_string())
     }
 }
 
@@ -71,37 +78,29 @@ enum Form {
     Int8(Arc<Linear8>),
 }
 
-/// A weight in the orders that its kernels read.
+/// A weight in the orders that its plan's kernels read.
 #[derive(Debug)]
-enum Weight {
+struct Weight {
     /// `[outputs, inputs]`
-    Plain(Tensor),
+    plain: Option<Tensor>,
     /// In oneDNN's order.
-    Packed(Tensor),
-    Both {
-        plain: Tensor,
-        packed: Tensor,
-    },
+    packed: Option<Tensor>,
+    split: Option<SplitWeight>,
 }
 
 impl Weight {
     fn new(plain: Tensor, plan: &Plan) -> Result<Self, KernelError> {
-        let Some(rows) = plan.rows(Kernel::OneDnn) else { return Ok(Self::Plain(plain)) };
-        let packed = pack(&plain, rows)?;
-        Ok(match plan.rows(Kernel::Aten) {
-            Some(_) => Self::Both { plain, packed },
-            None => Self::Packed(packed),
+        Ok(Self {
+            packed: plan.rows(Kernel::OneDnn).map(|rows| pack(&plain, rows)).transpose()?,
+            split: plan.rows(Kernel::Tiles).map(|_| SplitWeight::new(&plain)).transpose()?,
+            plain: plan.rows(Kernel::Aten).map(|_| plain),
         })
     }
 
     fn handle(&self) -> Self {
-        match self {
-            Self::Plain(plain) => Self::Plain(plain.shallow_clone()),
-            Self::Packed(packed) => Self::Packed(packed.shallow_clone()),
-            Self::Both { plain, packed } => {
-                Self::Both { plain: plain.shallow_clone(), packed: packed.shallow_clone() }
-            }
-        }
+        let Self { plain, packed, split } = self;
+        let [plain, packed] = [plain, packed].map(|form| form.as_ref().map(Tensor::shallow_clone));
+        Self { plain, packed, split: split.as_ref().map(SplitWeight::handle) }
     }
 }
 
@@ -135,10 +134,8 @@ impl Linear {
     /// Weight and bias, unless they are rounded or packed.
     pub fn numbers(&self) -> Option<(&Tensor, &Tensor)> {
         match &self.0 {
-            Form::Float {
-                weight: Weight::Plain(weight) | Weight::Both { plain: weight, .. }, bias, ..
-            } => Some((weight, bias)),
-            Form::Float { weight: Weight::Packed(_), .. } | Form::Int8(_) => None,
+            Form::Float { weight, bias, .. } => Some((weight.plain.as_ref()?, bias)),
+            Form::Int8(_) => None,
         }
     }
 
@@ -155,59 +152,72 @@ impl Linear {
     /// # Panics
     /// As above.
     pub fn added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
-        match &self.0 {
-            Form::Float { .. } => residual + self.forward(x, Activation::None),
-            Form::Int8(layer) => {
-                in_int8(layer, x, Activation::None, Some(residual)).unwrap_or_else(|cause| panic!("{cause}"))
-            }
-        }
+        self.compute(x, Activation::None, Some(residual)).unwrap_or_else(|cause| panic!("{cause}"))
     }
 
     /// # Errors
     /// If libtorch fails, with its message.
     pub fn try_forward(&self, x: &Tensor, activation: Activation) -> Result<Tensor, KernelError> {
-        let (weight, bias, plan) = match &self.0 {
-            Form::Float { weight, bias, plan } => (weight, bias, plan),
-            Form::Int8(layer) => return in_int8(layer, x, activation, None),
-        };
+        self.compute(x, activation, None)
+    }
+
+    /// [.., inputs] -> [.., outputs], through `activation`, plus `residual` of that shape.
+    fn compute(
+        &self,
+        x: &Tensor,
+        activation: Activation,
+        residual: Option<&Tensor>,
+    ) -> Result<Tensor, KernelError> {
         let mut shape = x.size();
         let inputs = shape.pop().unwrap_or(1).max(1);
-        let rows = shape.iter().product();
-        match (weight, plan.kernel(rows)) {
-            (Weight::Packed(packed), _) | (Weight::Both { packed, .. }, Kernel::OneDnn) => {
-                shape.push(bias.size()[0]);
-                let y = onednn_linear(&x.f_reshape([rows, inputs])?, packed, bias, activation)?;
-                Ok(y.f_view(&shape[..])?)
+        let rows: i64 = shape.iter().product();
+        shape.push(self.outputs());
+        let by_row = || x.f_reshape([rows, inputs]);
+        let residual_by_row =
+            || residual.map(|residual| residual.f_reshape([rows, self.outputs()])).transpose();
+        let (weight, bias, kernel) = match &self.0 {
+            Form::Float { weight, bias, plan } => (weight, bias, plan.kernel(rows)),
+            Form::Int8(layer) => {
+                let y = int8::forward(layer, &by_row()?, after(activation), residual_by_row()?.as_ref())?;
+                return Ok(y.f_view(&shape[..])?);
             }
-            (Weight::Plain(plain) | Weight::Both { plain, .. }, _) => {
+        };
+        let y = match (kernel, weight) {
+            (Kernel::Tiles, Weight { split: Some(split), .. }) => {
+                let y = split.forward(&by_row()?, bias, activation, residual_by_row()?.as_ref())?;
+                return Ok(y.f_view(&shape[..])?);
+            }
+            (Kernel::OneDnn, Weight { packed: Some(packed), .. }) => {
+                onednn_linear(&by_row()?, packed, bias, activation)?.f_view(&shape[..])?
+            }
+            (_, Weight { plain: Some(plain), .. }) => {
                 let y = x.f_linear(plain, Some(bias))?;
-                Ok(match activation {
+                match activation {
                     Activation::None => y,
                     Activation::Gelu => y.f_gelu("none")?,
-                })
+                }
             }
+            _ => unreachable!("a weight has the forms of its plan"),
+        };
+        Ok(match residual {
+            None => y,
+            Some(residual) => residual.f_add(&y)?,
+        })
+    }
+
+    fn outputs(&self) -> i64 {
+        match &self.0 {
+            Form::Float { bias, .. } => bias.size()[0],
+            Form::Int8(layer) => layer.outputs() as i64,
         }
     }
 }
 
-/// [.., inputs] -> [.., outputs], plus `residual`.
-fn in_int8(
-    layer: &Linear8,
-    x: &Tensor,
-    activation: Activation,
-    residual: Option<&Tensor>,
-) -> Result<Tensor, KernelError> {
-    let after = match activation {
+fn after(activation: Activation) -> After {
+    match activation {
         Activation::None => After::Nothing,
         Activation::Gelu => After::Gelu,
-    };
-    let mut shape = x.size();
-    let inputs = shape.pop().unwrap_or(1).max(1);
-    let rows: i64 = shape.iter().product();
-    let residual = residual.map(|residual| residual.f_reshape([rows, layer.outputs() as i64])).transpose()?;
-    let y = int8::forward(layer, &x.f_reshape([rows, inputs])?, after, residual.as_ref())?;
-    shape.push(layer.outputs() as i64);
-    Ok(y.f_view(&shape[..])?)
+    }
 }
 
 /// Messages of libtorch end in a backtrace; the first line holds the error.
@@ -291,7 +301,7 @@ pub(super) fn outcome(message: *mut c_char) -> Result<(), KernelError> {
         shipreid_free(message);
         text
     };
-    Err(KernelError(first_line(&text)))
+    Err(KernelError::new(&text))
 }
 
 #[cfg(test)]
@@ -299,6 +309,8 @@ mod tests {
     use tch::Kind;
 
     use super::*;
+    use crate::arithmetic::Precision;
+    use crate::processor::{Level, Processor};
 
     #[test]
     fn every_plan_computes_the_same_layer() {
@@ -310,22 +322,46 @@ mod tests {
         let aten = layer(Plan::only(Kernel::Aten, 10));
         let onednn = layer(Plan::only(Kernel::OneDnn, 10));
         let both = layer(Plan(vec![(5, Kernel::Aten), (10, Kernel::OneDnn)]));
-        let forms = |layer: &Linear| match layer.0 {
-            Form::Float { weight: Weight::Plain(_), .. } => "plain",
-            Form::Float { weight: Weight::Packed(_), .. } => "packed",
-            Form::Float { weight: Weight::Both { .. }, .. } => "both",
-            Form::Int8(_) => "int8",
+        let tiles = Processor::here().has(Level::Amx).then(|| layer(Plan::only(Kernel::Tiles, 10)));
+        let forms = |layer: &Linear| match &layer.0 {
+            Form::Float { weight: Weight { plain, packed, split }, .. } => {
+                [plain.is_some(), packed.is_some(), split.is_some()]
+            }
+            Form::Int8(_) => panic!("it was not asked for"),
         };
-        assert_eq!([&aten, &onednn, &both].map(forms), ["plain", "packed", "both"]);
+        assert_eq!(
+            [&aten, &onednn, &both].map(forms),
+            [[true, false, false], [false, true, false], [true, true, false]]
+        );
+        assert!(tiles.as_ref().is_none_or(|tiles| forms(tiles) == [false, false, true]));
         for (batch, activation) in [(1, Activation::None), (2, Activation::Gelu), (7, Activation::Gelu)] {
             let x = Tensor::randn([batch, 5, 48], cpu);
             let [expected, onednn, both] = [&aten, &onednn, &both].map(|layer| layer.forward(&x, activation));
             assert_eq!(onednn.size(), [batch, 5, 96]);
-            for found in [&onednn, &both] {
+            let on_tiles = tiles.as_ref().map(|tiles| tiles.forward(&x, activation));
+            for found in [&onednn, &both].into_iter().chain(&on_tiles) {
+                assert_eq!(found.size(), expected.size());
                 let difference = (&expected - found).abs().max().double_value(&[]);
                 assert!(difference < 2e-5, "{batch} {activation:?}: {difference}");
             }
             assert!(both.equal(if batch == 1 { &expected } else { &onednn }), "{batch}: the plan's kernel");
+        }
+    }
+
+    #[test]
+    fn every_kernel_adds_a_residual() {
+        tch::manual_seed(2);
+        let cpu = (Kind::Float, tch::Device::Cpu);
+        // More rows than a block of tiles has, and a depth of more than one part.
+        let (weight, bias) = (Tensor::randn([70, 1000], cpu) * 0.03, Tensor::randn([70], cpu));
+        let (x, residual) = (Tensor::randn([3, 47, 1000], cpu), Tensor::randn([3, 47, 70], cpu));
+        let exact = x.linear(&weight, Some(&bias)) + &residual;
+        for kernel in Kernel::candidates(Precision::F32, Processor::here()) {
+            let plan = Plan::only(kernel, 141);
+            let layer =
+                Linear::new(weight.shallow_clone(), bias.shallow_clone(), &plan).expect("a candidate");
+            let difference = (layer.added_to(&residual, &x) - &exact).abs().max().double_value(&[]);
+            assert!(difference < 2e-5, "{}: {difference}", kernel.name());
         }
     }
 
@@ -339,7 +375,7 @@ mod tests {
     #[test]
     fn what_libtorch_refuses_is_an_error_of_one_line() {
         let cpu = (Kind::Float, tch::Device::Cpu);
-        for kernel in [Kernel::Aten, Kernel::OneDnn, Kernel::Int8] {
+        for kernel in Kernel::candidates(Precision::F32, Processor::here()).chain([Kernel::Int8]) {
             let (weight, bias) = (Tensor::ones([96, 48], cpu), Tensor::ones([96], cpu));
             let layer = Linear::new(weight, bias, &Plan::only(kernel, 1)).expect("f32 runs");
             let refused = layer.try_forward(&Tensor::ones([1, 47], cpu), Activation::None);

@@ -11,6 +11,7 @@ mod shared;
 mod tensors;
 #[cfg(test)]
 pub mod test_device;
+mod tiles;
 #[cfg(test)]
 mod toy;
 mod training;

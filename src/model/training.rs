@@ -5,10 +5,10 @@
 use std::ffi::c_char;
 use std::ptr;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::linear::{Activation, KernelError, Linear, outcome, take};
-use crate::processor::{Level, Processor};
+use super::tiles;
 
 unsafe extern "C" {
     fn shipreid_training_linear(
@@ -46,18 +46,13 @@ unsafe extern "C" {
     ) -> *mut c_char;
 }
 
-/// Whether f32 products are computed on tiles, as sums of products in bf16 that are as exact: see `training/bf16x3.h`.
-fn has_tiles(x: &Tensor) -> bool {
-    x.device() == tch::Device::Cpu && x.kind() == Kind::Float && Processor::here().has(Level::Amx)
-}
-
 /// A layer in training, on tiles where there are some: [.., inputs] -> [.., outputs].
 ///
 /// # Panics
 /// With libtorch's message, like every tensor operation of tch.
 pub fn linear(layer: &Linear, x: &Tensor) -> Tensor {
     match layer.numbers() {
-        Some((weight, bias)) if has_tiles(x) => {
+        Some((weight, bias)) if tiles::fit(x) => {
             on_tiles(x, weight, bias).unwrap_or_else(|cause| panic!("{cause}"))
         }
         _ => layer.forward(x, Activation::None),
@@ -66,7 +61,7 @@ pub fn linear(layer: &Linear, x: &Tensor) -> Tensor {
 
 /// `x` [.., inputs], `weight` `[outputs, inputs]`, `bias` `[outputs]`.
 fn on_tiles(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Result<Tensor, KernelError> {
-    assert!(has_tiles(x), "tiles, and f32 on the CPU");
+    assert!(tiles::fit(x), "tiles, and f32 on the CPU");
     let mut y = ptr::null_mut();
     // SAFETY: the shim borrows live tensors and writes either a tensor that we own or a message.
     let message = unsafe { shipreid_training_linear(x.as_ptr(), weight.as_ptr(), bias.as_ptr(), &raw mut y) };

@@ -21,7 +21,7 @@ pub const JOB_MAP: &str = "shipreid_job_map";
 
 const STEP_SECONDS: Kind =
     Kind::Histogram(&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
-const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`, `int8`");
+const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`, `tiles`, `int8`");
 const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`, `int8`");
 const BATCH_SIZE: (&str, &str) =
     ("batch", "chips, `1` to `encoder.batch_max`; it stands for smaller ones down to the next");

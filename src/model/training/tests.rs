@@ -1,5 +1,7 @@
 //! Each function of training beside the operations that it stands for, forwards and backwards.
 
+use tch::Kind;
+
 use super::*;
 
 const CPU: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
@@ -20,7 +22,7 @@ fn largest(difference: &Tensor) -> f64 {
 #[test]
 fn a_layer_on_tiles_is_as_exact_as_one_in_f32() {
     tch::manual_seed(1);
-    if !has_tiles(&Tensor::zeros([1], CPU)) {
+    if !tiles::fit(&Tensor::zeros([1], CPU)) {
         return;
     }
     // Fewer and more rows than outputs, and ends of every kind within tiles, blocks and parts of the depth.
@@ -47,7 +49,7 @@ fn a_layer_on_tiles_is_as_exact_as_one_in_f32() {
 #[test]
 fn a_layer_on_tiles_does_not_depend_on_the_number_of_threads() {
     tch::manual_seed(2);
-    if !has_tiles(&Tensor::zeros([1], CPU)) {
+    if !tiles::fit(&Tensor::zeros([1], CPU)) {
         return;
     }
     let inputs = [Tensor::randn([300, 200], CPU), Tensor::randn([500, 200], CPU), Tensor::randn([500], CPU)];
@@ -85,7 +87,7 @@ fn what_does_not_fit_is_an_error_of_one_line() {
     let x = Tensor::ones([2, 47], CPU);
     let refused = attention(&x, 4).expect_err("two axes");
     assert_eq!(refused.to_string().lines().count(), 1);
-    if has_tiles(&x) {
+    if tiles::fit(&x) {
         let refused = on_tiles(&x, &Tensor::ones([96, 48], CPU), &Tensor::ones([96], CPU));
         assert_eq!(refused.expect_err("another width").to_string().lines().count(), 1);
     }

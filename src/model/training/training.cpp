@@ -13,7 +13,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "../guarded.h"
-#include "bf16x3.h"
+#include "../tiles/bf16x3.h"
 
 namespace {
 

@@ -22,14 +22,15 @@ constexpr int64_t ROWS = 16;
 constexpr int64_t DEPTH = 32;
 constexpr int64_t TILE = ROWS * DEPTH;
 constexpr int64_t STEP = 3 * TILE;
-// Sums are formed in blocks of 2 x 2 tiles.
+// Sums are formed in blocks of 2 x 2 tiles; of the right operand, the two strips of a block alternate step by step.
 constexpr int64_t BLOCK = 2 * ROWS;
+constexpr int64_t PAIR = 2 * STEP;
 // Of the left operand, so many blocks of rows and steps stay in the second-level cache (2 MiB).
 constexpr int64_t LEFT_BLOCKS = 6;
 constexpr int64_t STEPS = 24;
-// Lines of the right operand fetched ahead in every step.
-constexpr int64_t LINES_AHEAD = 16;
 constexpr int64_t LINE = 64;
+// Lines of a step of the right operand's block.
+constexpr int64_t PAIR_LINES = PAIR * 2 / LINE;
 
 int64_t ceil_div(int64_t count, int64_t unit) { return (count + unit - 1) / unit; }
 
@@ -100,11 +101,12 @@ TILES inline void transpose(__m512i *rows) {
 enum class Side { Left, Right };
 
 // The operand's strip from `row` on, from depth `from` to `to`, zeros behind its ends. On the left a tile has a row for
-// each of the operand's; on the right it has one for each pair of depths.
-TILES void pack(const Operand &operand, int64_t row, int64_t from, int64_t to, Side side, at::BFloat16 *strip) {
+// each of the operand's; on the right it has one for each pair of depths. Steps are `stride` apart.
+TILES void pack(const Operand &operand, int64_t row, int64_t from, int64_t to, Side side, int64_t stride,
+                at::BFloat16 *strip) {
     const int64_t count = std::clamp<int64_t>(operand.rows - row, 0, ROWS);
     Parts parts;
-    for (int64_t k = from; k < to; k += DEPTH) {
+    for (int64_t k = from; k < to; k += DEPTH, strip += stride) {
         const int64_t left = to - k;
         const float *data = operand.data + row * operand.row_stride + k * operand.depth_stride;
         const bool is_by_row = operand.depth_stride == 1;
@@ -124,13 +126,14 @@ TILES void pack(const Operand &operand, int64_t row, int64_t from, int64_t to, S
                             _mm512_maskz_loadu_ps(lanes(2 * i + 1), numbers + operand.depth_stride), i, parts);
             }
         }
+        at::BFloat16 *to_row = strip;
         for (auto &part : parts.of) {
             if (is_by_row == (side == Side::Right)) {
                 transpose(part);
             }
             for (const __m512i &of_row : part) {
-                _mm512_store_si512(strip, of_row);
-                strip += DEPTH;
+                _mm512_store_si512(to_row, of_row);
+                to_row += DEPTH;
             }
         }
     }
@@ -162,21 +165,39 @@ inline void fetch_tiles(const at::BFloat16 *tiles, int64_t first, int64_t last) 
     }
 }
 
-// Sums of a block from two strips of each side, as four tiles one after the other. `next` is the left side's two strips
-// that are needed after these, `stride` apart like these; `ahead` moves on through what is needed later.
-TILES inline void sum(const at::BFloat16 *left, const at::BFloat16 *next, int64_t left_stride,
-                      const at::BFloat16 *right, int64_t right_stride, int64_t steps, const char *&ahead, float *sums) {
+// What is fetched into the second-level cache while sums are formed: `lines` in every step.
+struct Ahead {
+    const char *place;
+    int64_t lines;
+
+    void fetch() {
+        for (int64_t line = 0; line < lines; line++, place += LINE) {
+            __builtin_prefetch(place, 0, 2);
+        }
+    }
+};
+
+// Sums of a block from two strips of the left side, or one, and a block of the right, as four tiles one after the other, of
+// which the last two are not written for one strip. `next` is the left side's two strips that are needed after these,
+// `left_stride` apart like these.
+template <int STRIPS>
+TILES inline void sum(const at::BFloat16 *left, const at::BFloat16 *next, int64_t left_stride, const at::BFloat16 *right,
+                      int64_t steps, Ahead &ahead, float *sums) {
 #define LEFT(part)                                                                                                     \
     _tile_loadd(4, left + (part) * TILE, LINE);                                                                        \
-    _tile_loadd(5, left + left_stride + (part) * TILE, LINE);
+    if constexpr (STRIPS == 2) {                                                                                       \
+        _tile_loadd(5, left + left_stride + (part) * TILE, LINE);                                                      \
+    }
 #define RIGHT(part)                                                                                                    \
     _tile_loadd(6, right + (part) * TILE, LINE);                                                                       \
-    _tile_loadd(7, right + right_stride + (part) * TILE, LINE);
+    _tile_loadd(7, right + STEP + (part) * TILE, LINE);
 #define MULTIPLY                                                                                                       \
     _tile_dpbf16ps(0, 4, 6);                                                                                           \
     _tile_dpbf16ps(1, 4, 7);                                                                                           \
-    _tile_dpbf16ps(2, 5, 6);                                                                                           \
-    _tile_dpbf16ps(3, 5, 7);
+    if constexpr (STRIPS == 2) {                                                                                       \
+        _tile_dpbf16ps(2, 5, 6);                                                                                       \
+        _tile_dpbf16ps(3, 5, 7);                                                                                       \
+    }
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -185,20 +206,20 @@ TILES inline void sum(const at::BFloat16 *left, const at::BFloat16 *next, int64_
         const at::BFloat16 *first = steps > 1 ? left + STEP : next, *second = first + left_stride;
         // Small products first, and in an order in which one side's tiles stay.
         LEFT(0) RIGHT(2) fetch_tiles(first, 0, 1);
-        for (int64_t line = 0; line < LINES_AHEAD; line++, ahead += LINE) {
-            __builtin_prefetch(ahead, 0, 2);
-        }
+        ahead.fetch();
         MULTIPLY RIGHT(1) fetch_tiles(first, 1, 2);
         MULTIPLY LEFT(1) fetch_tiles(first, 2, 3);
         MULTIPLY RIGHT(0) fetch_tiles(second, 0, 1);
         MULTIPLY LEFT(2) fetch_tiles(second, 1, 2);
         MULTIPLY LEFT(0) fetch_tiles(second, 2, 3);
-        MULTIPLY left += STEP, right += STEP;
+        MULTIPLY left += STEP, right += PAIR;
     }
     _tile_stored(0, sums, LINE);
     _tile_stored(1, sums + 256, LINE);
-    _tile_stored(2, sums + 512, LINE);
-    _tile_stored(3, sums + 768, LINE);
+    if constexpr (STRIPS == 2) {
+        _tile_stored(2, sums + 512, LINE);
+        _tile_stored(3, sums + 768, LINE);
+    }
 #undef LEFT
 #undef RIGHT
 #undef MULTIPLY
@@ -208,7 +229,7 @@ TILES inline void sum(const at::BFloat16 *left, const at::BFloat16 *next, int64_
 struct Output {
     float *data;
     int64_t rows, columns;
-    const float *bias;
+    Addends addends;
     bool is_turned;
 
     // Fetches what a block will be written to.
@@ -229,11 +250,17 @@ struct Output {
         if (is_turned) {
             transpose(tile);
         }
-        const __m512 start = bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(lanes, bias + column);
+        const __m512 zero = _mm512_setzero_ps();
+        const __m512 bias = addends.bias == nullptr ? zero : _mm512_maskz_loadu_ps(lanes, addends.bias + column);
         for (int64_t i = 0; i < std::min(ROWS, rows - row); i++) {
-            float *to = data + (row + i) * columns + column;
-            const __m512 earlier = adds ? _mm512_maskz_loadu_ps(lanes, to) : start;
-            _mm512_mask_storeu_ps(to, lanes, _mm512_add_ps(earlier, _mm512_castsi512_ps(tile[i])));
+            const int64_t place = (row + i) * columns + column;
+            const auto start = [&]() TILES {
+                return addends.residual == nullptr
+                           ? bias
+                           : _mm512_add_ps(bias, _mm512_maskz_loadu_ps(lanes, addends.residual + place));
+            };
+            const __m512 earlier = adds ? _mm512_maskz_loadu_ps(lanes, data + place) : start();
+            _mm512_mask_storeu_ps(data + place, lanes, _mm512_add_ps(earlier, _mm512_castsi512_ps(tile[i])));
         }
     }
 };
@@ -270,25 +297,31 @@ struct Product {
         static thread_local const Strips scratch;
         const Tiles tiles;
         alignas(64) float sums[4 * ROWS * ROWS];
-        const int64_t steps = ceil_div(depth, DEPTH), right_stride = steps * STEP;
-        const int64_t parts = ceil_div(steps, STEPS);
+        const int64_t steps = ceil_div(depth, DEPTH), parts = ceil_div(steps, STEPS);
+        // The last block may have rows in its first strip only.
+        const int64_t strips = std::min(2 * (to - from), ceil_div(left.rows, ROWS) - 2 * from);
         for (int64_t part = 0; part < parts; part++) {
             const int64_t first = steps * part / parts, count = steps * (part + 1) / parts - first;
             const int64_t left_stride = count * STEP;
-            for (int64_t strip = 0; strip < 2 * (to - from); strip++) {
+            for (int64_t strip = 0; strip < strips; strip++) {
                 pack(left, from * BLOCK + strip * ROWS, first * DEPTH, std::min((first + count) * DEPTH, depth), Side::Left,
-                     scratch.strips + strip * left_stride);
+                     STEP, scratch.strips + strip * left_stride);
             }
             for (int64_t column = 0; column < right_blocks; column++) {
-                const at::BFloat16 *strips = right + 2 * column * right_stride + first * STEP;
-                auto ahead = reinterpret_cast<const char *>(strips + 2 * right_stride);
+                const at::BFloat16 *block = right + (column * steps + first) * PAIR;
+                Ahead ahead{reinterpret_cast<const char *>(block + steps * PAIR), ceil_div(PAIR_LINES, to - from)};
                 for (int64_t row = from; row < to; row++) {
                     const auto place = [&](int64_t block) { return scratch.strips + 2 * (block - from) * left_stride; };
                     const auto [i, j] = output.is_turned ? std::pair(column, row) : std::pair(row, column);
                     output.fetch(i * BLOCK, j * BLOCK);
-                    sum(place(row), place(row + 1 < to ? row + 1 : from), left_stride, strips, right_stride, count, ahead,
-                        sums);
-                    for (int64_t tile = 0; tile < 4; tile++) {
+                    const at::BFloat16 *next = place(row + 1 < to ? row + 1 : from);
+                    const bool has_two = 2 * (row - from) + 1 < strips;
+                    if (has_two) {
+                        sum<2>(place(row), next, left_stride, block, count, ahead, sums);
+                    } else {
+                        sum<1>(place(row), next, left_stride, block, count, ahead, sums);
+                    }
+                    for (int64_t tile = 0; tile < (has_two ? 4 : 2); tile++) {
                         const int64_t down = output.is_turned ? tile % 2 : tile / 2, across = output.is_turned ? tile / 2 : tile % 2;
                         output.write(i * BLOCK + down * ROWS, j * BLOCK + across * ROWS, sums + tile * 256, part > 0);
                     }
@@ -296,32 +329,47 @@ struct Product {
             }
         }
     }
+
+    // All rows, shared out among the threads.
+    void run() const {
+        const int64_t blocks = ceil_div(left.rows, BLOCK);
+        const int64_t threads = std::max(1, at::get_num_threads());
+        const int64_t shares = std::min(blocks, ceil_div(ceil_div(blocks, LEFT_BLOCKS), threads) * threads);
+        at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
+            for (int64_t share = from; share < to; share++) {
+                rows(blocks * share / shares, blocks * (share + 1) / shares);
+            }
+        });
+    }
 };
 
 } // namespace
+
+at::Tensor split_bf16x3(const Operand &right, int64_t depth) {
+    const int64_t blocks = ceil_div(right.rows, BLOCK), size = ceil_div(depth, DEPTH) * PAIR;
+    const at::Tensor split = at::empty({blocks * size}, at::kBFloat16);
+    auto *strips = split.mutable_data_ptr<at::BFloat16>();
+    at::parallel_for(0, 2 * blocks, 1, [&](int64_t from, int64_t to) {
+        for (int64_t strip = from; strip < to; strip++) {
+            pack(right, strip * ROWS, 0, depth, Side::Right, PAIR, strips + strip / 2 * size + strip % 2 * STEP);
+        }
+    });
+    return split;
+}
+
+void multiply_bf16x3(const Operand &left, const at::Tensor &split, int64_t right_rows, int64_t depth, const Addends &addends,
+                     float *out) {
+    const Output output{out, left.rows, right_rows, addends, false};
+    Product{left, split.const_data_ptr<at::BFloat16>(), ceil_div(right_rows, BLOCK), depth, output}.run();
+}
 
 void multiply_bf16x3(const Operand &left, const Operand &right, int64_t depth, const float *bias, float *out) {
     // The larger operand is split by the thread that needs it, the smaller one once for all.
     const bool is_turned = left.rows < right.rows;
     const Operand &larger = is_turned ? right : left, &smaller = is_turned ? left : right;
-    const int64_t blocks = ceil_div(larger.rows, BLOCK), right_blocks = ceil_div(smaller.rows, BLOCK);
-    const int64_t stride = ceil_div(depth, DEPTH) * STEP;
-    const at::Tensor packed = at::empty({2 * right_blocks * stride}, at::kBFloat16);
-    auto *strips = packed.mutable_data_ptr<at::BFloat16>();
-    at::parallel_for(0, 2 * right_blocks, 1, [&](int64_t from, int64_t to) {
-        for (int64_t strip = from; strip < to; strip++) {
-            pack(smaller, strip * ROWS, 0, depth, Side::Right, strips + strip * stride);
-        }
-    });
-    const Output output{out, left.rows, right.rows, bias, is_turned};
-    const Product product{larger, strips, right_blocks, depth, output};
-    const int64_t threads = std::max(1, at::get_num_threads());
-    const int64_t shares = std::min(blocks, ceil_div(ceil_div(blocks, LEFT_BLOCKS), threads) * threads);
-    at::parallel_for(0, shares, 1, [&](int64_t from, int64_t to) {
-        for (int64_t share = from; share < to; share++) {
-            product.rows(blocks * share / shares, blocks * (share + 1) / shares);
-        }
-    });
+    const at::Tensor split = split_bf16x3(smaller, depth);
+    const Output output{out, left.rows, right.rows, {bias, nullptr}, is_turned};
+    Product{larger, split.const_data_ptr<at::BFloat16>(), ceil_div(smaller.rows, BLOCK), depth, output}.run();
 }
 
 } // namespace shipreid
@@ -331,6 +379,10 @@ void multiply_bf16x3(const Operand &left, const Operand &right, int64_t depth, c
 namespace shipreid {
 
 void multiply_bf16x3(const Operand &, const Operand &, int64_t, const float *, float *) { std::abort(); }
+
+at::Tensor split_bf16x3(const Operand &, int64_t) { std::abort(); }
+
+void multiply_bf16x3(const Operand &, const at::Tensor &, int64_t, int64_t, const Addends &, float *) { std::abort(); }
 
 } // namespace shipreid
 

@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include <ATen/core/Tensor.h>
+
 namespace shipreid {
 
 // Rows of numbers to be multiplied along `depth`: element (row, k) is at data[row * row_stride + k * depth_stride], one
@@ -17,8 +19,24 @@ struct Operand {
     int64_t depth_stride;
 };
 
+// What is added to a product in the pass that writes it; either may be missing.
+struct Addends {
+    // [right.rows]
+    const float *bias = nullptr;
+    // As the output.
+    const float *residual = nullptr;
+};
+
 // out [left.rows, right.rows], row by row = left right^T, plus `bias` [right.rows] if there is one. The result does not
 // depend on the number of threads. The caller knows that the processor has AMX and the process may use it.
 void multiply_bf16x3(const Operand &left, const Operand &right, int64_t depth, const float *bias, float *out);
+
+// The right operand of many products, split once, in the order in which tiles are loaded: bf16 in one dimension, 6 bytes
+// for each number and for those that fill up the last tiles.
+at::Tensor split_bf16x3(const Operand &right, int64_t depth);
+
+// The same with a right operand of `right_rows` that was split before.
+void multiply_bf16x3(const Operand &left, const at::Tensor &split, int64_t right_rows, int64_t depth, const Addends &addends,
+                     float *out);
 
 } // namespace shipreid
