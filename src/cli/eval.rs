@@ -302,6 +302,7 @@ fn anonymous() -> Entry {
         labels: Labels::default(),
         extent_m: None,
         enrolled_at: Time::from_nanos(0),
+        precision: None,
         content: ContentHash::new([0; 32]),
     }
 }

@@ -13,8 +13,10 @@ use super::catalog::DraftRow;
 use super::entry::{Entry, Time};
 use super::filter::Filter;
 use super::index::RowId;
-use super::record::{ChipRecord, Damage, EntryRecord, read_embedding, vector_bytes};
-use super::store::{About, GalleryReader, Selection, StoreError};
+use super::record::{
+    ChipRecord, Damage, EntryRecord, precision, precision_number, read_embedding, vector_bytes,
+};
+use super::store::{About, GalleryReader, Reembedded, Selection, StoreError};
 use crate::chip::SourceChip;
 use crate::durable::guard;
 use crate::embedding::ModelDigest;
@@ -69,6 +71,12 @@ pub(super) struct Head {
     /// Above all rows.
     #[prost(uint64, tag = "4")]
     pub next_row: u64,
+    /// When all embeddings were last made anew, for another model.
+    #[prost(sfixed64, optional, tag = "5")]
+    reembedded_at: Option<i64>,
+    /// In which, as a number.
+    #[prost(uint32, tag = "6")]
+    reembedded_in: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -118,6 +126,8 @@ impl Head {
             dimension: about.dimension as u32,
             keeps_chips: about.keeps_chips,
             next_row: gallery.next_row().0,
+            reembedded_at: about.reembedded.map(|reembedded| reembedded.at.nanos()),
+            reembedded_in: precision_number(about.reembedded.and_then(|reembedded| reembedded.precision)),
         }
     }
 
@@ -130,7 +140,10 @@ impl Head {
         if self.next_row > NEXT_ROW_MAX {
             return Err(Damage(format!("its rows go up to {}", self.next_row)));
         }
-        Ok(About::new(model, self.dimension as usize, self.keeps_chips, created_at))
+        let reembedded = self
+            .reembedded_at
+            .map(|at| Reembedded { at: Time::from_nanos(at), precision: precision(self.reembedded_in) });
+        Ok(About { reembedded, ..About::new(model, self.dimension as usize, self.keeps_chips, created_at) })
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::SystemTime;
 
+use crate::arithmetic::Precision;
 use crate::chip::Modality;
 
 /// Longest identifier or text that callers choose, in bytes.
@@ -23,6 +24,9 @@ pub struct Entry {
     /// Width and length of the chip in metres; `None` for a ready embedding.
     pub extent_m: Option<[f64; 2]>,
     pub enrolled_at: Time,
+    /// In which the embedding that it was enrolled with was computed; `None` for a ready embedding, and where an earlier
+    /// release enrolled it.
+    pub precision: Option<Precision>,
     /// Hash of what was enrolled, which distinguishes a repeated enrolment from another one. Updates do not change it.
     pub content: ContentHash,
 }

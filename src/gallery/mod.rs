@@ -35,6 +35,6 @@ pub use index::{
 pub use postgres::{PostgresCatalog, PostgresSettings, Tenancy};
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
-    Looked, Opening, Page, Selection, Selector, Shadow, ShadowEmbedding, StoreError, Update, Updated,
-    VesselPage,
+    Looked, Opening, Page, Reembedded, Selection, Selector, Shadow, ShadowEmbedding, ShadowTarget,
+    StoreError, Update, Updated, VesselPage,
 };

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use prost::Message;
 
 use super::entry::{ContentHash, Entry, EntryId, Heading, Labels, Observation, Position, Time, VesselId};
+use crate::arithmetic::Precision;
 use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSize, PixelSizeRule, SourceChip, View};
 use crate::embedding::Embedding;
 
@@ -85,6 +86,26 @@ pub fn read_embedding(bytes: &[u8], dimension: usize) -> Result<Embedding, Damag
     Embedding::from_unit(values).map_err(|cause| Damage(cause.to_string()))
 }
 
+/// A precision as a number, 0 where it is not known.
+pub fn precision_number(precision: Option<Precision>) -> u32 {
+    match precision {
+        None => 0,
+        Some(Precision::F32) => 1,
+        Some(Precision::Bf16) => 2,
+        Some(Precision::Int8) => 3,
+    }
+}
+
+/// What [`precision_number`] returned; a number that a later release gave is not known.
+pub fn precision(number: u32) -> Option<Precision> {
+    match number {
+        1 => Some(Precision::F32),
+        2 => Some(Precision::Bf16),
+        3 => Some(Precision::Int8),
+        _ => None,
+    }
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct EntryRecord {
     #[prost(string, tag = "1")]
@@ -105,6 +126,9 @@ pub struct EntryRecord {
     enrolled_at: i64,
     #[prost(bytes = "vec", tag = "9")]
     content: Vec<u8>,
+    /// As [`precision_number`].
+    #[prost(uint32, tag = "10")]
+    precision: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -191,6 +215,7 @@ impl From<&Entry> for EntryRecord {
             extent_length_m: entry.extent_m.map(|[_, length]| length),
             enrolled_at: entry.enrolled_at.nanos(),
             content: entry.content.as_bytes().to_vec(),
+            precision: precision_number(entry.precision),
         }
     }
 }
@@ -211,6 +236,7 @@ impl TryFrom<EntryRecord> for Entry {
                 .zip(record.extent_length_m)
                 .map(|(width, length)| [width, length]),
             enrolled_at: Time::from_nanos(record.enrolled_at),
+            precision: precision(record.precision),
             content: ContentHash::new(content.map_err(|_| Damage("the content is no SHA-256".into()))?),
         })
     }

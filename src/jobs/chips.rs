@@ -269,6 +269,7 @@ mod tests {
             labels: Labels::default(),
             extent_m: Some([30.0, 200.0]),
             enrolled_at: Time::from_nanos(0),
+            precision: None,
             content: ContentHash::new([number; 32]),
         };
         let enrolment = Enrolment {

@@ -23,6 +23,7 @@ pub fn entry(id: &str) -> Entry {
         labels: Labels::default(),
         extent_m: None,
         enrolled_at: Time::from_nanos(0),
+        precision: None,
         content: ContentHash::new([0; 32]),
     }
 }

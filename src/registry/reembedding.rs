@@ -21,7 +21,7 @@ use crate::budget::Slots;
 use crate::chip::SourceChip;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::encoder::{Caller, EmbedError, EncodeError, ModelLease, Pipeline, Priority};
-use crate::gallery::{Catalog, Flip, Gallery, GalleryReader, Place, RowId, StoreError};
+use crate::gallery::{Catalog, Flip, Gallery, GalleryReader, Place, RowId, ShadowTarget, StoreError};
 use crate::metrics;
 
 /// The tenant of these chips in the queue, which serves its tenants evenly.
@@ -197,7 +197,9 @@ impl ReEmbedder {
             // It was moving to a model that is no longer active.
             return Ok(gallery.drop_shadow().await?);
         }
-        gallery.begin_shadow(model.digest, model.dimension).await?;
+        let target =
+            ShadowTarget { model: model.digest, dimension: model.dimension, precision: model.precision };
+        gallery.begin_shadow(target).await?;
         let mut is_second = false;
         loop {
             let stuck = self.fill(gallery, model).await?;
@@ -212,7 +214,7 @@ impl ReEmbedder {
                     tracing::warn!(cause, "what was re-embedded cannot be read and is re-embedded again");
                     is_second = true;
                     gallery.drop_shadow().await?;
-                    gallery.begin_shadow(model.digest, model.dimension).await?;
+                    gallery.begin_shadow(target).await?;
                 }
                 Err(cause) => return Err(cause.into()),
             }

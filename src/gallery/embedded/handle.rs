@@ -23,7 +23,7 @@ use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{
     Enrolled, Enrolment, Field, Flip, Following, GalleryReader, GalleryStore, Info, Opening, Selector,
-    StoreError, Update, Updated,
+    ShadowTarget, StoreError, Update, Updated,
 };
 use crate::metrics;
 
@@ -186,8 +186,8 @@ impl GalleryStore for EmbeddedGallery {
         self.run(0, move |batch| batch.merge(&vessels, &into)).await
     }
 
-    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
-        self.alone(move |writer| writer.begin_shadow(model, dimension)).await
+    async fn begin_shadow(&self, target: ShadowTarget) -> Result<(), StoreError> {
+        self.alone(move |writer| writer.begin_shadow(target)).await
     }
 
     async fn drop_shadow(&self) -> Result<(), StoreError> {

@@ -33,6 +33,13 @@ pub struct GenerationRecord {
     pub model: Vec<u8>,
     #[prost(uint32, tag = "3")]
     pub dimension: u32,
+    /// In which they were computed, as [`precision_number`](crate::gallery::record::precision_number), if all were made at
+    /// once.
+    #[prost(uint32, tag = "4")]
+    pub precision: u32,
+    /// When all of them replaced those of another model.
+    #[prost(sfixed64, optional, tag = "5")]
+    pub active_since: Option<i64>,
 }
 
 /// What changes with every commit.

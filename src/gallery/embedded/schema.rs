@@ -4,10 +4,9 @@ use redb::{ReadTransaction, TableDefinition, TableHandle};
 
 use super::record::{AboutRecord, GenerationRecord, StateRecord};
 use crate::durable::DatabaseError;
-use crate::embedding::ModelDigest;
 use crate::gallery::entry::Time;
-use crate::gallery::record::{Damage, decode, encode};
-use crate::gallery::store::{About, Shadow};
+use crate::gallery::record::{Damage, decode, encode, precision, precision_number};
+use crate::gallery::store::{About, Reembedded, Shadow, ShadowTarget};
 
 /// Everything but the chips.
 pub const GALLERY: &str = "gallery.redb";
@@ -41,9 +40,16 @@ impl About {
     }
 
     /// The same gallery with an empty shadow of another model, whose generation is above `floor`.
-    pub(super) fn with_shadow(&self, model: ModelDigest, dimension: usize, floor: u64) -> Self {
+    pub(super) fn with_shadow(&self, target: &ShadowTarget, floor: u64) -> Self {
+        let ShadowTarget { model, dimension, precision } = *target;
         let last = self.shadow.map_or(self.generation, |shadow| shadow.generation).max(floor);
-        Self { shadow: Some(Shadow { model, dimension, generation: last + 1 }), ..self.clone() }
+        let shadow = Shadow { model, dimension, precision: Some(precision), generation: last + 1 };
+        Self { shadow: Some(shadow), ..self.clone() }
+    }
+
+    /// The same gallery, whose shadow is continued in another precision.
+    pub(super) fn with_mixed_shadow(&self) -> Self {
+        Self { shadow: self.shadow.map(|shadow| Shadow { precision: None, ..shadow }), ..self.clone() }
     }
 
     /// The same gallery without its shadow.
@@ -52,16 +58,17 @@ impl About {
     }
 
     /// The gallery after its shadow became active.
-    pub(super) fn flipped(&self, shadow: Shadow) -> Self {
-        let Shadow { model, dimension, generation } = shadow;
-        Self { model, dimension, generation, shadow: None, ..self.clone() }
+    pub(super) fn flipped(&self, shadow: Shadow, at: Time) -> Self {
+        let Shadow { model, dimension, precision, generation } = shadow;
+        let reembedded = Some(Reembedded { at, precision });
+        Self { model, dimension, reembedded, generation, shadow: None, ..self.clone() }
     }
 }
 
 impl Shadow {
     fn read(record: &GenerationRecord) -> Result<Self, Damage> {
         let (dimension, generation) = (record.dimension as usize, record.number);
-        Ok(Self { model: record.model()?, dimension, generation })
+        Ok(Self { model: record.model()?, dimension, precision: precision(record.precision), generation })
     }
 
     /// Name of the table of its vectors, keyed by row.
@@ -70,8 +77,31 @@ impl Shadow {
     }
 }
 
-fn generation_record(number: u64, model: ModelDigest, dimension: usize) -> GenerationRecord {
-    GenerationRecord { number, model: model.as_bytes().to_vec(), dimension: dimension as u32 }
+impl GenerationRecord {
+    fn active(about: &About) -> Self {
+        Self {
+            number: about.generation,
+            model: about.model.as_bytes().to_vec(),
+            dimension: about.dimension as u32,
+            precision: precision_number(about.reembedded.and_then(|reembedded| reembedded.precision)),
+            active_since: about.reembedded.map(|reembedded| reembedded.at.nanos()),
+        }
+    }
+
+    fn of_shadow(shadow: Shadow) -> Self {
+        Self {
+            number: shadow.generation,
+            model: shadow.model.as_bytes().to_vec(),
+            dimension: shadow.dimension as u32,
+            precision: precision_number(shadow.precision),
+            active_since: None,
+        }
+    }
+
+    fn reembedded(&self) -> Option<Reembedded> {
+        let at = Time::from_nanos(self.active_since?);
+        Some(Reembedded { at, precision: precision(self.precision) })
+    }
 }
 
 fn vectors(generation: u64) -> String {
@@ -117,6 +147,7 @@ pub fn about_of(sealed: &[u8]) -> Result<About, SchemaError> {
         dimension: generation.dimension as usize,
         keeps_chips: record.keeps_chips,
         created_at: Time::from_nanos(record.created_at),
+        reembedded: generation.reembedded(),
         generation: generation.number,
         shadow: record.shadow.as_ref().map(Shadow::read).transpose()?,
     })
@@ -136,10 +167,8 @@ pub fn sealed_about(about: &About) -> Vec<u8> {
         schema: SCHEMA,
         created_at: about.created_at.nanos(),
         keeps_chips: about.keeps_chips,
-        generation: Some(generation_record(about.generation, about.model, about.dimension)),
-        shadow: about
-            .shadow
-            .map(|shadow| generation_record(shadow.generation, shadow.model, shadow.dimension)),
+        generation: Some(GenerationRecord::active(about)),
+        shadow: about.shadow.map(GenerationRecord::of_shadow),
     })
 }
 

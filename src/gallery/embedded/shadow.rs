@@ -15,7 +15,7 @@ use crate::embedding::ModelDigest;
 use crate::gallery::entry::Time;
 use crate::gallery::index::Index;
 use crate::gallery::record::sealed_vector_bytes;
-use crate::gallery::store::{About, Flip, GalleryReader, StoreError};
+use crate::gallery::store::{About, Flip, GalleryReader, ShadowTarget, StoreError};
 
 /// The state after a transaction that changes the generations.
 struct GenerationChange {
@@ -28,25 +28,29 @@ struct GenerationChange {
 }
 
 impl Writer {
-    /// Begins a shadow of `model`. An existing shadow of the same model is continued, one of another is dropped.
+    /// Begins a shadow. An existing shadow of the same model is continued, one of another is dropped.
     ///
     /// # Errors
     /// The gallery is already of that model, keeps no chips, or does not accept writes.
-    pub fn begin_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
-        self.locked(|writer| writer.begin_locked_shadow(model, dimension))
+    pub fn begin_shadow(&mut self, target: ShadowTarget) -> Result<(), StoreError> {
+        self.locked(|writer| writer.begin_locked_shadow(&target))
     }
 
-    fn begin_locked_shadow(&mut self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
+    fn begin_locked_shadow(&mut self, target: &ShadowTarget) -> Result<(), StoreError> {
+        let ShadowTarget { model, dimension, precision } = *target;
         if self.about.model == model || !self.about.keeps_chips {
             return Err(StoreError::Model { expected: self.about.model, found: model });
         }
         let former = self.about.shadow;
-        if former.is_some_and(|shadow| shadow.model == model && shadow.dimension == dimension) {
-            return Ok(());
+        if let Some(shadow) = former.filter(|shadow| shadow.model == model && shadow.dimension == dimension) {
+            return match shadow.precision {
+                Some(former) if former != precision => self.turn(self.about.with_mixed_shadow(), None),
+                Some(_) | None => Ok(()),
+            };
         }
         // A copy must not take it for one that was dropped.
         let floor = if self.journal.is_some() { self.known().commit } else { 0 };
-        let about = self.about.with_shadow(model, dimension, floor);
+        let about = self.about.with_shadow(target, floor);
         self.turn(about, former.map(|shadow| shadow.vectors()))
     }
 
@@ -79,7 +83,7 @@ impl Writer {
         if missing > 0 {
             return Ok(Flip::Incomplete { missing });
         }
-        let about = self.about.flipped(shadow);
+        let about = self.about.flipped(shadow, Time::now());
         let index = index_from_vectors(&about, &self.tables(&about)?).map_err(unreadable)?;
         let rows = index.len() as u64;
         let [old, new] =

@@ -52,6 +52,7 @@ fn entry() -> Entry {
         labels: Labels::default(),
         extent_m: None,
         enrolled_at: Time::from_nanos(0),
+        precision: None,
         content: ContentHash::new([0; 32]),
     }
 }

@@ -229,6 +229,7 @@ fn random_entry(random: &mut ChaCha8Rng) -> Entry {
         labels: Labels::new(labels).expect("few and short"),
         extent_m: None,
         enrolled_at: Time::from_nanos(0),
+        precision: None,
         content: ContentHash::new([0; 32]),
     }
 }

@@ -10,8 +10,8 @@ use crate::gallery::embedded::EmbeddedGallery;
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{
-    Enrolled, Enrolment, Field, Flip, GalleryReader, GalleryStore, Info, Opening, Selector, StoreError,
-    Update, Updated,
+    Enrolled, Enrolment, Field, Flip, GalleryReader, GalleryStore, Info, Opening, Selector, ShadowTarget,
+    StoreError, Update, Updated,
 };
 
 /// One gallery of a database, as this server has it.
@@ -115,8 +115,8 @@ impl GalleryStore for PostgresGallery {
         self.copy().merge(vessels, into).await
     }
 
-    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError> {
-        self.copy().begin_shadow(model, dimension).await
+    async fn begin_shadow(&self, target: ShadowTarget) -> Result<(), StoreError> {
+        self.copy().begin_shadow(target).await
     }
 
     async fn drop_shadow(&self) -> Result<(), StoreError> {

@@ -1,7 +1,8 @@
 //! What a gallery is made for.
 
+use crate::arithmetic::Precision;
 use crate::embedding::ModelDigest;
-use crate::gallery::entry::Time;
+use crate::gallery::entry::{Entry, Time};
 
 /// What a gallery is made for.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +14,8 @@ pub struct About {
     /// Whether source chips are kept, so that the gallery can move to a new model.
     pub keeps_chips: bool,
     pub created_at: Time,
+    /// The last time that all embeddings were made anew, for another model.
+    pub reembedded: Option<Reembedded>,
     /// Number of the active embeddings.
     pub(in crate::gallery) generation: u64,
     /// The embeddings that another model is computing of its chips, if any.
@@ -25,12 +28,39 @@ pub struct Shadow {
     pub model: ModelDigest,
     /// Values of an embedding.
     pub dimension: usize,
+    /// In which they are computed; `None` if it is more than one, or not known.
+    pub precision: Option<Precision>,
     pub(in crate::gallery) generation: u64,
+}
+
+/// What a gallery is to be re-embedded with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShadowTarget {
+    pub model: ModelDigest,
+    /// Values of an embedding.
+    pub dimension: usize,
+    pub precision: Precision,
+}
+
+/// When a gallery moved to another model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reembedded {
+    pub at: Time,
+    /// As of a [`Shadow`].
+    pub precision: Option<Precision>,
 }
 
 impl About {
     /// A gallery with its first embeddings.
     pub fn new(model: ModelDigest, dimension: usize, keeps_chips: bool, created_at: Time) -> Self {
-        Self { model, dimension, keeps_chips, created_at, generation: 1, shadow: None }
+        Self { model, dimension, keeps_chips, created_at, reembedded: None, generation: 1, shadow: None }
+    }
+
+    /// In which the entry's embedding was computed; `None` if that is not known.
+    pub fn precision_of(&self, entry: &Entry) -> Option<Precision> {
+        match self.reembedded {
+            Some(Reembedded { at, precision }) if entry.enrolled_at <= at => precision,
+            Some(_) | None => entry.precision,
+        }
     }
 }

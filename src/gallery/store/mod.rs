@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-pub use about::{About, Shadow};
+pub use about::{About, Reembedded, Shadow, ShadowTarget};
 pub use error::StoreError;
 pub use opening::{Files, Opening};
 pub use operation::{Conflict, Enrolled, Enrolment, Field, Flip, Selector, ShadowEmbedding, Update, Updated};
@@ -70,7 +70,7 @@ pub trait GalleryStore: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// The gallery is of that model already, keeps no chips, or does not accept writes.
-    async fn begin_shadow(&self, model: ModelDigest, dimension: usize) -> Result<(), StoreError>;
+    async fn begin_shadow(&self, target: ShadowTarget) -> Result<(), StoreError>;
 
     /// Drops the shadow.
     ///

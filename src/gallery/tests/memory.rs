@@ -100,7 +100,12 @@ impl MemoryGallery {
 impl State {
     fn new(made: &About, model: Model, commit: u64) -> Self {
         let mut about = About { model: model.of, ..made.clone() };
-        about.shadow = model.shadow.map(|model| Shadow { model, dimension: DIMENSION, generation: 2 });
+        about.shadow = model.shadow.map(|model| Shadow {
+            model,
+            dimension: DIMENSION,
+            precision: Some(Precision::F32),
+            generation: 2,
+        });
         let mut index = Index::new(DIMENSION);
         for (row, kept) in &model.rows {
             index.push(*row, &Code::new(kept.embedding.as_slice()), &kept.entry);
@@ -158,8 +163,8 @@ impl GalleryStore for MemoryGallery {
         self.count(&Operation::Merge(vessels, into))
     }
 
-    async fn begin_shadow(&self, model: ModelDigest, _dimension: usize) -> Result<(), StoreError> {
-        self.change(|known| known.turn(&Turn::Begin(model)))?
+    async fn begin_shadow(&self, target: ShadowTarget) -> Result<(), StoreError> {
+        self.change(|known| known.turn(&Turn::Begin(target.model)))?
     }
 
     async fn drop_shadow(&self) -> Result<(), StoreError> {

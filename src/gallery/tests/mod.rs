@@ -24,6 +24,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::arithmetic::Precision;
 use crate::cancellation::{Cancellation, Stopped};
 use crate::chip::{AskedPixelSize, Modality, PixelSizeRule, SourceChip, View};
 use crate::embedding::{Embedding, ModelDigest};
@@ -82,6 +83,11 @@ pub fn chip(seed: u64) -> SourceChip {
     SourceChip { image: Bytes::from(seed.to_le_bytes().repeat(20)), view }
 }
 
+/// A shadow that is computed in f32.
+pub fn target(model: ModelDigest, dimension: usize) -> ShadowTarget {
+    ShadowTarget { model, dimension, precision: Precision::F32 }
+}
+
 /// A whole gallery as an export.
 pub fn export(gallery: &Gallery, chips: Chips) -> Vec<u8> {
     let pieces = Export::new(gallery.snapshot(), chips);
@@ -100,6 +106,8 @@ pub fn enrolment(name: &str, seed: u64) -> Enrolment {
         labels: Labels::default(),
         extent_m: Some([30.0, 200.0]),
         enrolled_at: Time::from_nanos(seed as i64),
+        precision: [None, Some(Precision::F32), Some(Precision::Bf16), Some(Precision::Int8)]
+            [seed as usize % 4],
         content: ContentHash::new(content),
     };
     Enrolment {

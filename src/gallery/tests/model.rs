@@ -88,7 +88,7 @@ impl Operation {
 impl Turn {
     pub fn run(self, writer: &mut Writer) -> Result<(), StoreError> {
         match self {
-            Self::Begin(model) => writer.begin_shadow(model, DIMENSION),
+            Self::Begin(model) => writer.begin_shadow(target(model, DIMENSION)),
             Self::Drop => writer.drop_shadow(),
             Self::Flip(model) => writer.flip(model).map(drop),
         }
@@ -96,7 +96,7 @@ impl Turn {
 
     pub async fn ask(self, gallery: &dyn GalleryStore) -> Result<(), StoreError> {
         match self {
-            Self::Begin(model) => gallery.begin_shadow(model, DIMENSION).await,
+            Self::Begin(model) => gallery.begin_shadow(target(model, DIMENSION)).await,
             Self::Drop => gallery.drop_shadow().await,
             Self::Flip(model) => gallery.flip(model).await.map(drop),
         }

@@ -22,7 +22,7 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     for seed in 0..4 {
         gallery.enrol(enrolment(&format!("e{seed}"), seed)).await.expect("enrolled");
     }
-    gallery.begin_shadow(other_model(), OTHER_DIMENSION).await.expect("begun");
+    gallery.begin_shadow(target(other_model(), OTHER_DIMENSION)).await.expect("begun");
     let before = gallery.snapshot();
     let rows = before.rows_to_shadow(None, 3).expect("readable");
     assert_eq!(before.rows_to_shadow(rows.last().copied(), 3).expect("readable").len(), 1);
@@ -39,7 +39,7 @@ async fn a_gallery_flips_once_every_entry_has_an_embedding_by_the_other_model() 
     let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
     let gallery = catalog.get("t", &name("g")).expect("there");
     assert_eq!(gallery.info().following, Some(following), "it goes on where it was");
-    gallery.begin_shadow(other_model(), OTHER_DIMENSION).await.expect("goes on");
+    gallery.begin_shadow(target(other_model(), OTHER_DIMENSION)).await.expect("goes on");
     let rows = gallery.snapshot().rows_to_shadow(None, 9).expect("readable");
     let filled = rows.iter().map(|row| (*row, other(row.0))).collect();
     assert_eq!(gallery.fill_shadow(other_model(), filled).await, Ok(1));
@@ -66,10 +66,10 @@ async fn a_gallery_follows_no_model_that_it_cannot_follow() {
     let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
     let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
     let refused = |found| Err(StoreError::Model { expected: model(), found });
-    assert_eq!(gallery.begin_shadow(model(), DIMENSION).await, refused(model()));
+    assert_eq!(gallery.begin_shadow(target(model(), DIMENSION)).await, refused(model()));
     assert_eq!(gallery.fill_shadow(other_model(), vec![]).await.map(drop), refused(other_model()));
     assert_eq!(gallery.flip(other_model()).await.map(drop), refused(other_model()));
-    gallery.begin_shadow(other_model(), OTHER_DIMENSION).await.expect("begun");
+    gallery.begin_shadow(target(other_model(), OTHER_DIMENSION)).await.expect("begun");
     let wrong = vec![(RowId(0), embedding(1))];
     let mismatch = StoreError::Dimension { expected: OTHER_DIMENSION, found: DIMENSION };
     assert_eq!(gallery.fill_shadow(other_model(), wrong).await, Err(mismatch));
@@ -77,6 +77,65 @@ async fn a_gallery_follows_no_model_that_it_cannot_follow() {
     assert_eq!(gallery.info().following, None);
     let bare = NewGallery { keeps_chips: false, ..new_gallery() };
     let bare = catalog.create("t", &name("bare"), bare).expect("made");
-    assert_eq!(bare.begin_shadow(other_model(), OTHER_DIMENSION).await, refused(other_model()));
+    assert_eq!(bare.begin_shadow(target(other_model(), OTHER_DIMENSION)).await, refused(other_model()));
     catalog.close();
+}
+
+#[tokio::test]
+async fn a_gallery_knows_in_which_precision_each_embedding_was_computed() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
+    let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
+    let precisions = |gallery: &Gallery| -> Vec<Option<Precision>> {
+        let snapshot = gallery.snapshot();
+        let page = snapshot.list(&Filter::default(), None, 10, &Cancellation::default()).expect("readable");
+        page.entries.iter().map(|(_, entry)| snapshot.about().precision_of(entry)).collect()
+    };
+    let enrolled = async |gallery: &Gallery, name: &str, precision, by: ModelDigest, of: Embedding| {
+        let mut enrolment = enrolment(name, 0);
+        (enrolment.entry.precision, enrolment.entry.enrolled_at) = (precision, Time::now());
+        gallery.enrol(Enrolment { model: by, embedding: of, ..enrolment }).await.expect("enrolled");
+    };
+    enrolled(&gallery, "ready", None, model(), embedding(0)).await;
+    enrolled(&gallery, "f32", Some(Precision::F32), model(), embedding(1)).await;
+    assert_eq!(precisions(&gallery), [None, Some(Precision::F32)]);
+
+    let int8 = ShadowTarget { precision: Precision::Int8, ..target(other_model(), OTHER_DIMENSION) };
+    gallery.begin_shadow(int8).await.expect("begun");
+    let rows = gallery.snapshot().rows_to_shadow(None, 10).expect("readable");
+    let filled = rows.iter().map(|row| (*row, other(row.0))).collect();
+    gallery.fill_shadow(other_model(), filled).await.expect("filled");
+    assert_eq!(gallery.flip(other_model()).await, Ok(Flip::Done));
+    enrolled(&gallery, "bf16", Some(Precision::Bf16), other_model(), other(9)).await;
+    let expected = [Some(Precision::Int8), Some(Precision::Int8), Some(Precision::Bf16)];
+    assert_eq!(precisions(&gallery), expected);
+
+    // It is kept on disk and in exports.
+    let exported = export(&gallery, Chips::With);
+    catalog.close();
+    drop((gallery, catalog));
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
+    let again = catalog.get("t", &name("g")).expect("there");
+    assert_eq!(precisions(&again), expected);
+    let mut import = catalog.import("t", &name("copy")).expect("the name is free");
+    import.push(&exported, &Cancellation::default()).expect("an export");
+    let imported = import.finish(&Cancellation::default()).expect("whole");
+    assert_eq!(precisions(&imported), expected);
+    catalog.close();
+}
+
+#[tokio::test]
+async fn a_shadow_that_two_precisions_fill_is_of_none() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("opens");
+    let gallery = catalog.create("t", &name("g"), new_gallery()).expect("made");
+    gallery.enrol(enrolment("e", 0)).await.expect("enrolled");
+    let f32 = target(other_model(), OTHER_DIMENSION);
+    for (precision, expected) in
+        [(Precision::F32, Some(Precision::F32)), (Precision::Int8, None), (Precision::Int8, None)]
+    {
+        gallery.begin_shadow(ShadowTarget { precision, ..f32 }).await.expect("begun");
+        let shadow = gallery.info().about.shadow.expect("it has one");
+        assert_eq!(shadow.precision, expected);
+    }
 }

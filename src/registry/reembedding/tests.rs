@@ -197,6 +197,7 @@ async fn enrol(gallery: &Gallery, number: u8, kept: Option<SourceChip>) {
         labels: Labels::default(),
         extent_m: None,
         enrolled_at: Time::from_nanos(0),
+        precision: None,
         content: ContentHash::new([number; 32]),
     };
     let enrolment = Enrolment {

@@ -207,8 +207,10 @@ pub fn gallery(name: &str, (info, commit): (Info, u64)) -> wire::Gallery {
     }
 }
 
-pub fn entry(entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
+/// An entry of a gallery that is `about` this.
+pub fn entry(about: &About, entry: Entry, embedding: Option<Embedding>) -> wire::Entry {
     wire::Entry {
+        precision: about.precision_of(&entry).map(|precision| precision.name().into()).unwrap_or_default(),
         entry_id: entry.id.to_string(),
         vessel_id: entry.vessel.as_ref().map(ToString::to_string).unwrap_or_default(),
         modality: modality_to_wire(entry.modality).into(),

@@ -15,6 +15,7 @@ use super::super::problem::Problem;
 use super::super::{ResponseStream, deadline};
 use super::GalleriesService;
 use super::access::GalleryAccess;
+use crate::arithmetic::Precision;
 use crate::budget::{Slot, Slots};
 use crate::chip::{Modality, SourceChip};
 use crate::encoder::{Admitted, Caller, Embedded, Examined, ModelLease, Pipeline, Priority, Refusal};
@@ -170,7 +171,7 @@ impl EnrollCall {
         let known = ItemFacts::of(&item);
         match item.source {
             EnrollSource::Ready { embedding, model, modality, chip: None } => {
-                let entry = known.entry(modality, None);
+                let entry = known.entry(modality, None, None);
                 let (conflict, shadow) = (known.conflict, None);
                 let enrolment = Enrolment { entry, embedding, model, shadow, chip: None, conflict };
                 Ok((self.gallery.enrol(enrolment).await?, Vec::new()))
@@ -179,7 +180,7 @@ impl EnrollCall {
             _ if self.is_enrolled(&known.id, known.content).await? => Ok((Enrolled::Unchanged, Vec::new())),
             EnrollSource::Ready { embedding, model, modality, chip: Some(chip) } => {
                 let Examined { extent_m, warnings } = self.examine(&chip).await?;
-                let entry = known.entry(modality, Some(extent_m));
+                let entry = known.entry(modality, Some(extent_m), None);
                 let (conflict, shadow) = (known.conflict, None);
                 let enrolment = Enrolment { entry, embedding, model, shadow, chip: Some(chip), conflict };
                 Ok((self.gallery.enrol(enrolment).await?, convert::warnings(&warnings)))
@@ -223,7 +224,7 @@ impl EnrollCall {
         let (embedded, shadow) = tokio::join!(self.embed(&model, chip), shadow);
         let Embedded { embedding, extent_m, warnings, .. } = embedded?;
         let enrolment = Enrolment {
-            entry: known.entry(chip.view.modality, Some(extent_m)),
+            entry: known.entry(chip.view.modality, Some(extent_m), Some(model.precision)),
             embedding,
             model: model.digest,
             shadow,
@@ -317,7 +318,7 @@ impl ItemFacts {
         }
     }
 
-    fn entry(&self, modality: Modality, extent_m: Option<[f64; 2]>) -> Entry {
+    fn entry(&self, modality: Modality, extent_m: Option<[f64; 2]>, precision: Option<Precision>) -> Entry {
         Entry {
             id: self.id.clone(),
             vessel: self.vessel.clone(),
@@ -326,6 +327,7 @@ impl ItemFacts {
             labels: self.labels.clone(),
             extent_m,
             enrolled_at: Time::now(),
+            precision,
             content: self.content,
         }
     }

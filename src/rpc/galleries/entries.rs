@@ -105,5 +105,5 @@ fn entry_to_wire(
         Embeddings::With => Some(snapshot.embedding(row)?),
         Embeddings::Without => None,
     };
-    Ok(convert::entry(entry, embedding))
+    Ok(convert::entry(snapshot.about(), entry, embedding))
 }

@@ -14,7 +14,7 @@ use crate::gallery::embedded::writer::Bounds;
 use crate::gallery::entry::Time;
 use crate::gallery::filter::Filter;
 use crate::gallery::store::About;
-use crate::gallery::tests::{DIMENSION, enrolment, id, model};
+use crate::gallery::tests::{DIMENSION, enrolment, id, model, target};
 
 const SETTINGS: QueueSettings = QueueSettings { operations_max: 2, bytes_max: 100 << 10 };
 
@@ -90,7 +90,7 @@ async fn whoever_leaves_before_the_writer_has_its_work_changes_nothing() {
     let mut slow = Box::pin(gallery.run(0, move |_| Ok(wait.recv().is_ok())));
     assert!(slow.as_mut().now_or_never().is_none());
     assert!(gallery.enrol(enrolment("left", 1)).now_or_never().is_none());
-    assert!(gallery.begin_shadow(ModelDigest::new([9; 32]), DIMENSION).now_or_never().is_none());
+    assert!(gallery.begin_shadow(target(ModelDigest::new([9; 32]), DIMENSION)).now_or_never().is_none());
     go.send(()).expect("it waits");
     assert_eq!(slow.await, Ok(true));
     assert_eq!(gallery.enrol(enrolment("stays", 2)).await, Ok(Enrolled::Created));
