@@ -6,7 +6,7 @@ use std::ptr;
 
 use tch::{Kind, Tensor};
 
-use super::linear::{Activation, KernelError, outcome, take};
+use super::linear::{Activation, KernelError, take};
 use crate::processor::{Level, Processor};
 
 unsafe extern "C" {
