@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 
 use super::chain::{Chains, LONG, SHORT, STRIP};
 use super::layout::{GROUP, PANEL, STEP};
+use super::memory::LINE;
 use super::operands::{Codes, Panel};
 
 /// Sums in 32 and in 16 bits, two of each a row, leave four of the 16 registers for weights and inputs.
@@ -12,15 +13,17 @@ pub const ROWS: usize = 3;
 /// # Safety
 /// The rows are as long as the panel is deep, and at most [`ROWS`].
 #[target_feature(enable = "avx2")]
-pub unsafe fn sums(rows: Codes<'_>, panel: Panel<'_>, sums: &mut [[i32; PANEL]]) {
-    for (strip, chains) in panel.chains.iter().enumerate() {
+pub unsafe fn sums(rows: Codes<'_>, panel: Panel<'_>, ahead: &[i8], sums: &mut [[i32; PANEL]]) {
+    let ahead = ahead.chunks(ahead.len().div_ceil(panel.chains.len()).next_multiple_of(LINE).max(LINE));
+    let ahead = ahead.chain(std::iter::repeat(&[][..]));
+    for (strip, (chains, ahead)) in panel.chains.iter().zip(ahead).enumerate() {
         let weights = &panel.codes[strip * STRIP * GROUP..];
         // SAFETY: what this function requires.
         unsafe {
             match rows.count {
-                1 => of::<1>(rows, weights, chains, &mut sums[..], strip * STRIP),
-                2 => of::<2>(rows, weights, chains, &mut sums[..], strip * STRIP),
-                3 => of::<3>(rows, weights, chains, &mut sums[..], strip * STRIP),
+                1 => of::<1>(rows, weights, chains, ahead, &mut sums[..], strip * STRIP),
+                2 => of::<2>(rows, weights, chains, ahead, &mut sums[..], strip * STRIP),
+                3 => of::<3>(rows, weights, chains, ahead, &mut sums[..], strip * STRIP),
                 _ => {}
             }
         }
@@ -34,15 +37,19 @@ unsafe fn of<const COUNT: usize>(
     rows: Codes<'_>,
     weights: &[i8],
     chains: &Chains,
+    ahead: &[i8],
     sums: &mut [[i32; PANEL]],
     at: usize,
 ) {
     let mut all = [[_mm256_setzero_si256(); 2]; COUNT];
     let (long, rest) = chains.order.split_at(chains.long * LONG);
     let (short, single) = rest.split_at(chains.short * SHORT);
+    // A strip has about as many chains as lines are to be fetched, and what is left follows at its end.
+    let mut ahead = ahead.chunks(LINE);
     // SAFETY: the order has numbers of the panel's groups, and rows are as deep.
     unsafe {
         for chain in long.as_chunks::<LONG>().0 {
+            ahead.next().into_iter().for_each(fetch);
             add(chain, rows, weights, &mut all);
         }
         for chain in short.as_chunks::<SHORT>().0 {
@@ -52,6 +59,7 @@ unsafe fn of<const COUNT: usize>(
             add(chain, rows, weights, &mut all);
         }
     }
+    ahead.for_each(fetch);
     for (all, sums) in all.iter().zip(sums) {
         let sums = &mut sums[at..][..STRIP];
         // SAFETY: 16 sums are two vectors; the stores need no alignment.
@@ -60,6 +68,13 @@ unsafe fn of<const COUNT: usize>(
             _mm256_storeu_si256(sums.as_mut_ptr().add(8).cast(), all[1]);
         }
     }
+}
+
+/// Into the second-level cache: a panel of the widest layers fills the first one.
+#[inline]
+fn fetch(line: &[i8]) {
+    // SAFETY: it affects nothing but caches.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr()) };
 }
 
 /// Adds the products of a chain of groups, whose sums fit 16 bits.

@@ -94,7 +94,7 @@ impl Kernel {
             Self::Avx512Vnni => unsafe { super::avx512::sums(rows, panel.codes, ahead, sums) },
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as above.
-            Self::Avx2 => unsafe { super::avx2::sums(rows, panel, sums) },
+            Self::Avx2 => unsafe { super::avx2::sums(rows, panel, ahead, sums) },
             Self::Portable => portable(rows, panel.codes, sums),
         }
     }
