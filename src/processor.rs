@@ -107,6 +107,10 @@ impl fmt::Display for Level {
     }
 }
 
+/// How often a thread of OpenMP that trains looks for work before it sleeps, about a millisecond: a training step is a thousand
+/// short tasks, and waking a thread for each takes longer than some of them.
+pub const SPINS_OF_TRAINING: (&str, &str) = ("GOMP_SPINCOUNT", "20000");
+
 /// The processor of this process, limited to what may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Processor {

@@ -32,6 +32,7 @@ use super::state::{Change, JobState, Refused};
 use crate::embedding::ModelDigest;
 use crate::memory;
 use crate::metrics;
+use crate::processor::SPINS_OF_TRAINING;
 use crate::reason::FailureReason;
 
 /// Lines that wait to be stored; a process that writes more has to wait.
@@ -156,11 +157,11 @@ impl Slot {
         // Signals from the server's terminal must not reach its jobs: the server stops them itself.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // libgomp reads these before any of our code runs; spinning threads would take CPU time that serving needs.
+        // libgomp reads these before any of our code runs; threads that spin for long would take CPU time that serving needs.
         command
             .env("OMP_WAIT_POLICY", "PASSIVE")
             .env("OMP_NUM_THREADS", self.threads_per_process().to_string());
-        command.envs(memory::OF_TRAINING);
+        command.envs(memory::OF_TRAINING).envs([SPINS_OF_TRAINING]);
         command
     }
 }

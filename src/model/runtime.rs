@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use super::linear::disable_tf32;
 use crate::memory;
-use crate::processor::{Level, Processor};
+use crate::processor::{Level, Processor, SPINS_OF_TRAINING};
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 
@@ -92,9 +92,10 @@ pub fn prepare_process(threads_per_worker: usize) {
     restart_with(required(threads_per_worker));
 }
 
-/// The same for a process that trains, whose allocator also keeps what is freed in large pages.
+/// The same for a process that trains, whose allocator also keeps what is freed in large pages, and whose threads spin for a
+/// moment before they sleep.
 pub fn prepare_training(threads: usize) {
-    restart_with(required(threads).chain(memory::OF_TRAINING));
+    restart_with(required(threads).chain(memory::OF_TRAINING).chain([SPINS_OF_TRAINING]));
 }
 
 /// What the environment has to say.

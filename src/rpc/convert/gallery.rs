@@ -9,7 +9,7 @@ use super::{each, embedding, filter, model_digest, source_chip};
 use crate::chip::{Modality, SourceChip};
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update,
+    About, Chips, Content, ContentHash, Entry, EntryId, Field, Info, Labels, Observation, Selector, Update,
     VesselId, VesselSummary,
 };
 use crate::message::excerpt;
