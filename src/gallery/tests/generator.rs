@@ -107,6 +107,8 @@ impl OperationGenerator {
             let embedding = embedding(5000 + seed);
             enrolment.shadow = Some(ShadowEmbedding { embedding, model: other_model() });
         }
+        enrolment.entry.precision =
+            [None, Some(Precision::F32), Some(Precision::Bf16), Some(Precision::Int8)][seed as usize % 4];
         enrolment.entry.modality = self.modality();
         enrolment.entry.vessel = self.0.random_bool(0.7).then(|| self.vessel());
         enrolment.entry.labels = self.labels();

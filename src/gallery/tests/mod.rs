@@ -106,8 +106,7 @@ pub fn enrolment(name: &str, seed: u64) -> Enrolment {
         labels: Labels::default(),
         extent_m: Some([30.0, 200.0]),
         enrolled_at: Time::from_nanos(seed as i64),
-        precision: [None, Some(Precision::F32), Some(Precision::Bf16), Some(Precision::Int8)]
-            [seed as usize % 4],
+        precision: None,
         content: ContentHash::new(content),
     };
     Enrolment {
