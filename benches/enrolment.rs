@@ -233,6 +233,7 @@ fn enrolment(id: &str, number: u64, random: &mut ChaCha8Rng) -> Result<Enrolment
             labels: Labels::default(),
             extent_m: None,
             enrolled_at: Time::from_nanos(0),
+            precision: None,
             content: ContentHash::new(content),
         },
         embedding: Embedding::from_feature(values)?,

@@ -290,6 +290,7 @@ fn entry(row: usize, vessel: usize, random: &mut ChaCha8Rng) -> Entry {
         labels: Labels::new([tenth]).expect("one label"),
         extent_m: None,
         enrolled_at: seen_at(row),
+        precision: None,
         content: ContentHash::new([0; 32]),
     }
 }
