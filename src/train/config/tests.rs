@@ -51,6 +51,7 @@ fn every_field_has_bounds() {
         "augmentation.flip=1.1",
         "augmentation.padding=129",
         "augmentation.erase=-0.1",
+        "augmentation.jitter=1.1",
         "batch.images=0",
         "batch.images=4100",
         "batch.images=33",
@@ -69,6 +70,12 @@ fn every_field_has_bounds() {
         "loss.triplet_weight=1001",
         "loss.triplet_margin=nan",
         "loss.alignment_weight=-1",
+        "loss.orthogonality_weight=10",
+        "loss.structure_weight=1",
+        "loss.structure_weight=-1",
+        "loss.supcon_weight=-1",
+        "loss.info_nce_weight=1001",
+        "loss.temperature=0",
         "loss.label_smoothing=1",
         "loss.head_scale=0.5",
         "loss.head_margin=1.6",
@@ -148,8 +155,11 @@ fn a_model_family_is_refused_by_name_and_the_default_one_is_left_out() {
     let named = read("transoss").expect("known");
     assert_eq!(named, TrainConfig::parse(&text).expect("valid"));
     assert!(!toml::to_string(&named).expect("plain fields").contains("family"));
-    let refused = read("sdf_net").expect_err("unknown").to_string();
-    assert!(refused.contains("there is no model family sdf_net; this program knows transoss"), "{refused}");
+    let refused = read("swin").expect_err("unknown").to_string();
+    assert!(
+        refused.contains("there is no model family swin; this program knows sdf_net, transoss"),
+        "{refused}"
+    );
 }
 
 #[test]
