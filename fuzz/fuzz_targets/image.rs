@@ -7,13 +7,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::chip::{
-    ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PixelSizeRule, PrepareError, Prepared, View,
+    ChipForm, ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PixelSizeRule, PrepareError, Prepared, View,
     prepare,
 };
 use shipreid_fuzz::{Bound, watched};
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 18 };
 const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
+const FORM: ChipForm = ChipForm::reference(SIZE);
 
 /// What the decoders may use beside the pixels, and four times a pixel's 16 bytes.
 const BOUND: Bound = Bound { bytes: (64 << 20) + (64 << 18), per_input_byte: 16 };
@@ -46,7 +47,7 @@ fn whole(data: &[u8], modality: Modality) {
 }
 
 fn prepared(data: &[u8], view: &View) -> Option<Prepared> {
-    match watched(BOUND, data.len(), || prepare(data, view, SIZE, &LIMITS)) {
+    match watched(BOUND, data.len(), || prepare(data, view, FORM, &LIMITS)) {
         Ok(prepared) => {
             assert_eq!((prepared.chip.size(), prepared.chip.modality()), (SIZE, view.modality));
             assert_eq!(prepared.chip.pixels().len(), SIZE.height * SIZE.width * 3);

@@ -30,6 +30,7 @@ const SMALLEST: ArchitectureHints = ArchitectureHints {
     stride: Some(1),
     heads: Some(1),
     mie_coefficient: None,
+    sar_stretch: None,
 };
 
 fuzz_target!(|data: &[u8]| {

@@ -10,6 +10,7 @@ use anyhow::{anyhow, bail};
 use super::threads::{threads_per_worker, worker_count};
 use super::{KeptModels, LoadedModel, ServedModels};
 use crate::arithmetic::{Choice, Kernel, Pace, Precision};
+use crate::chip::ChipForm;
 use crate::config::{self, Config, Linear};
 use crate::embedding::ModelDigest;
 use crate::encoder::{EncoderFactory, LoadError, ModelCard};
@@ -193,10 +194,12 @@ impl Kernels {
     fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
         let device = Device::open(&config.encoder.device)?;
         let precision = precision_of(config, &model);
+        let ChipForm { size: chip_size, sar_stretch } = model.architecture.preprocessing().form();
         let card = ModelCard {
             digest: model.digest,
             dimension: model.architecture.embed_dim(),
-            chip_size: model.architecture.preprocessing().size,
+            chip_size,
+            sar_stretch,
             precision,
         };
         let chosen =
@@ -371,12 +374,14 @@ fn resident_bytes(model: &OpenModel, settings: &TorchSettings) -> u64 {
 /// No model is configured, it cannot be read, or it is inconsistent.
 pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
     let feature_point = match config.model.feature {
-        config::Feature::BeforeNeck => FeaturePoint::BeforeNeck,
-        config::Feature::AfterNeck => FeaturePoint::AfterNeck,
+        config::Feature::Auto => None,
+        config::Feature::BeforeNeck => Some(FeaturePoint::BeforeNeck),
+        config::Feature::AfterNeck => Some(FeaturePoint::AfterNeck),
     };
     let seeded_model = |preset| {
         let architecture = Family::default().preset(preset);
         let tensors = seeded(&architecture, config.model.seed);
+        let feature_point = feature_point.unwrap_or_else(|| architecture.feature_point());
         OpenModel::new(architecture, feature_point, tensors)
     };
     match (config.model.path.as_str(), config.model.preset) {

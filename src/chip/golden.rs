@@ -45,7 +45,24 @@ fn replicated(bytes: &[u8], channels: usize) -> Vec<u8> {
 fn original(name: &str, bytes: &[u8]) -> Prepared {
     let raster = decode(bytes, view(name).modality, &LIMITS).expect("a fixture decodes");
     let size = ChipSize { height: raster.height, width: raster.width };
-    prepare(bytes, &view(name), size, &LIMITS).expect("a fixture is a chip")
+    prepare(bytes, &view(name), ChipForm::reference(size), &LIMITS).expect("a fixture is a chip")
+}
+
+#[test]
+fn sar_chips_are_denoised_as_recorded() {
+    let file = std::fs::read(golden("denoise.safetensors")).expect("recorded");
+    let recorded = SafeTensors::deserialize(&file).expect("recorded");
+    for (name, expected) in recorded.iter() {
+        let size = ChipSize { height: expected.shape()[0], width: expected.shape()[1] };
+        let form = ChipForm { size, sar_stretch: SarStretch::Denoised };
+        let bytes = std::fs::read(golden("images").join(name)).expect("a fixture");
+        let chip = prepare(&bytes, &view(name), form, &LIMITS).expect("a fixture is a chip").chip;
+        assert!(chip.pixels() == replicated(expected.data(), 1), "{name}");
+        let resampled = prepare_resampled(&bytes, &view(name), form, &LIMITS, Resampling::Bicubic);
+        assert_eq!(resampled.expect("the same size"), chip, "{name}");
+        assert!(size.height == 1 || original(name, &bytes).chip != chip, "{name}");
+    }
+    assert_eq!(recorded.len(), 3);
 }
 
 #[test]
@@ -102,7 +119,7 @@ fn normalised_pixels_equal_the_recorded_ones() {
     let file = name.trim_end_matches(".val_tensor_64x32");
     let bytes = std::fs::read(golden("images").join(file)).expect("a fixture");
     let preprocessing = Preprocessing::reference(ChipSize { height: 64, width: 32 });
-    let chip = prepare(&bytes, &view(file), preprocessing.size, &LIMITS).expect("a chip").chip;
+    let chip = prepare(&bytes, &view(file), preprocessing.form(), &LIMITS).expect("a chip").chip;
     let expected = recorded.tensor(name).expect("recorded").data().chunks(4);
     let expected: Vec<f32> =
         expected.map(|b| f32::from_le_bytes(b.try_into().expect("four bytes"))).collect();
@@ -156,7 +173,8 @@ fn every_real_chip_decodes_without_a_doubt() {
             let bytes = std::fs::read(&path).expect("a readable chip");
             let size = ChipSize { height: 256, width: 128 };
             let View { modality, .. } = view(&path.to_string_lossy());
-            let prepared = prepare(&bytes, &View::plain(modality), size, &LIMITS).expect("a chip");
+            let prepared =
+                prepare(&bytes, &View::plain(modality), ChipForm::reference(size), &LIMITS).expect("a chip");
             assert!(prepared.warnings.is_empty(), "{}: {:?}", path.display(), prepared.warnings);
             chips += 1;
         }
@@ -189,7 +207,8 @@ fn hostile_headers_are_refused_before_pixels_are_decoded() {
 fn a_truncated_fixture_is_never_a_chip() {
     for (name, bytes) in fixtures() {
         let half = &bytes[..bytes.len() / 2];
-        let error = prepare(half, &view(&name), ChipSize { height: 64, width: 32 }, &LIMITS);
+        let error =
+            prepare(half, &view(&name), ChipForm::reference(ChipSize { height: 64, width: 32 }), &LIMITS);
         assert!(error.is_err(), "{name}");
     }
 }
@@ -222,6 +241,6 @@ proptest! {
             bytes[at] = value;
         }
         bytes.truncate(1 + cut % (2 * bytes.len()));
-        let _ = prepare(&bytes, &view(&name), ChipSize { height: 64, width: 32 }, &LIMITS);
+        let _ = prepare(&bytes, &view(&name), ChipForm::reference(ChipSize { height: 64, width: 32 }), &LIMITS);
     }
 }

@@ -19,6 +19,7 @@ mod prepared;
 mod preprocessing;
 mod preview;
 mod resize;
+mod sar_stretch;
 mod size_token;
 mod warning;
 
@@ -32,12 +33,14 @@ pub use prepared::{PreparedError, PreparedPixels};
 pub use preprocessing::Preprocessing;
 pub use preview::{Preview, preview};
 pub use resize::{Resampling, resize};
+pub use sar_stretch::SarStretch;
 pub use size_token::size_token;
 pub use warning::ChipWarning;
 
 use std::fmt;
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 /// The sensor family that imaged a ship; it selects the patch embedding with which TransOSS reads the chip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -63,10 +66,25 @@ impl fmt::Display for Modality {
 }
 
 /// Rows and columns that a model reads; 256 x 128 for the authors' model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ChipSize {
     pub height: usize,
     pub width: usize,
+}
+
+/// What a model decides of a chip's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChipForm {
+    pub size: ChipSize,
+    pub sar_stretch: SarStretch,
+}
+
+impl ChipForm {
+    /// As TransOSS reads chips.
+    pub const fn reference(size: ChipSize) -> Self {
+        Self { size, sar_stretch: SarStretch::Maximum }
+    }
 }
 
 /// An encoded image and how to interpret it, as sent by a caller.

@@ -9,7 +9,7 @@ use super::pixel_size_rule::PixelSizeRule;
 use super::resize::{Resampling, resize};
 use super::size_token::size_token;
 use super::warning::ChipWarning;
-use super::{Chip, ChipSize, Modality};
+use super::{Chip, ChipForm, ChipSize, Modality, SarStretch};
 use crate::reason::Reason;
 
 /// Minimum ratio of length to width of upright ships in the training data. The lowest ratio of 165 real chips
@@ -80,21 +80,21 @@ impl PrepareError {
 /// Decodes, cuts, stretches (SAR), resizes with the inference filter, computes the size token, and
 /// collects doubts.
 ///
-/// A SAR chip is stretched by the maximum of the cut, as if it had been cut by hand.
+/// A SAR chip is stretched by the amplitudes of the cut, as if it had been cut by hand.
 ///
 /// # Errors
 /// If the image or its box is invalid.
 pub fn prepare(
     image: &[u8],
     view: &View,
-    size: ChipSize,
+    form: ChipForm,
     limits: &ImageLimits,
 ) -> Result<Prepared, PrepareError> {
-    let mut decoded = DecodedView::new(image, view, limits)?;
+    let mut decoded = DecodedView::new(image, view, form.sar_stretch, limits)?;
     let doubts = doubts(&decoded.picture(view.modality));
     decoded.warnings.extend(doubts);
     decoded.warnings.extend(doubtful_shape(decoded.extent_m()));
-    let chip = decoded.chip(view.modality, size, Resampling::Bilinear);
+    let chip = decoded.chip(view.modality, form.size, Resampling::Bilinear);
     Ok(Prepared { chip, warnings: decoded.warnings })
 }
 
@@ -106,11 +106,12 @@ pub fn prepare(
 pub fn prepare_resampled(
     image: &[u8],
     view: &View,
-    size: ChipSize,
+    form: ChipForm,
     limits: &ImageLimits,
     resampling: Resampling,
 ) -> Result<Chip, PrepareError> {
-    Ok(DecodedView::new(image, view, limits)?.chip(view.modality, size, resampling))
+    let decoded = DecodedView::new(image, view, form.sar_stretch, limits)?;
+    Ok(decoded.chip(view.modality, form.size, resampling))
 }
 
 /// The 8-bit picture of a view on an image, in its original size.
@@ -125,7 +126,12 @@ pub(super) struct DecodedView {
 }
 
 impl DecodedView {
-    pub(super) fn new(image: &[u8], view: &View, limits: &ImageLimits) -> Result<Self, PrepareError> {
+    pub(super) fn new(
+        image: &[u8],
+        view: &View,
+        sar_stretch: SarStretch,
+        limits: &ImageLimits,
+    ) -> Result<Self, PrepareError> {
         let mut raster = decode::decode(image, view.modality, limits)?;
         let (mut pixel_size, remarks) = view.pixel_size.settle(view.modality, || ground(&raster));
         let mut warnings: Vec<_> = remarks.into_iter().map(ChipWarning::PixelSize).collect();
@@ -138,7 +144,7 @@ impl DecodedView {
         let Raster { width, height, pixels, facts } = raster;
         let rgb = match pixels {
             Pixels::Rgb(bytes) => bytes,
-            Pixels::Amplitude(values) => stretch(values, &mut warnings),
+            Pixels::Amplitude(values) => sar_stretch.bytes(values, &mut warnings),
         };
         Ok(Self { rgb, width, height, pixel_size, framing, facts, warnings })
     }
@@ -177,23 +183,6 @@ fn ground(raster: &Raster) -> Ground {
     if raster.facts.transposed { tags.ground(height, width).turned() } else { tags.ground(width, height) }
 }
 
-/// The reference's SAR stretch: divide by the maximum, times 255, in f32 and in that order, truncate.
-///
-/// Where it is undefined (negative values, values that are not finite, an empty maximum), the pixel is 0.
-fn stretch(mut values: Vec<f32>, warnings: &mut Vec<ChipWarning>) -> Vec<u8> {
-    let mut clear = |wrong: fn(f32) -> bool| {
-        let found = values.iter_mut().filter(|value| wrong(**value));
-        found.map(|value| *value = 0.0).count()
-    };
-    let non_finite = clear(|value| !value.is_finite());
-    let negative = clear(|value| value < 0.0);
-    warnings.extend((non_finite > 0).then_some(ChipWarning::NonFinitePixels { pixels: non_finite }));
-    warnings.extend((negative > 0).then_some(ChipWarning::NegativePixels { pixels: negative }));
-    let maximum = values.iter().copied().fold(0.0, f32::max);
-    // A cast from float makes the NaN of 0 / 0 a 0.
-    values.iter().flat_map(|value| [(value / maximum * 255.0) as u8; 3]).collect()
-}
-
 fn doubtful_shape((width_m, height_m): (f64, f64)) -> impl Iterator<Item = ChipWarning> {
     let ratio = height_m / width_m;
     let within = |metres: f64, (low, high): (f64, f64)| (low..=high).contains(&metres);
@@ -216,7 +205,7 @@ mod tests {
     use super::*;
 
     const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
-    const SIZE: ChipSize = ChipSize { height: 16, width: 8 };
+    const FORM: ChipForm = ChipForm::reference(ChipSize { height: 16, width: 8 });
 
     /// 40 x 160 pixels with these tags: a step and a point in the coordinates of an EPSG code.
     fn georeferenced(kind: u16, code: u16, step: [f64; 2], place: [f64; 2]) -> Vec<u8> {
@@ -256,7 +245,7 @@ mod tests {
             (asked(Some(0.5), Some(0.5)), [20.0, 80.0], &[]),
             (View::reference(Modality::Optical), [30.0, 120.0], &[]),
         ] {
-            let prepared = prepare(&file, &view, SIZE, &LIMITS).expect("a chip");
+            let prepared = prepare(&file, &view, FORM, &LIMITS).expect("a chip");
             let found = prepared.chip.extent_m();
             assert!(
                 found.iter().zip(extent).all(|(found, extent)| (found - extent).abs() < 0.05),
@@ -264,7 +253,7 @@ mod tests {
             );
             let found: Vec<_> = prepared.warnings.iter().map(|warning| warning.code().name()).collect();
             assert_eq!(found, codes, "{view:?}");
-            let resampled = prepare_resampled(&file, &view, SIZE, &LIMITS, Resampling::Bilinear);
+            let resampled = prepare_resampled(&file, &view, FORM, &LIMITS, Resampling::Bilinear);
             assert_eq!(resampled.expect("a chip"), prepared.chip);
         }
     }
@@ -276,7 +265,7 @@ mod tests {
         for (angle, extent) in [(0.0, [2.79, 44.6]), (90.0, [44.6 / 8.0, 22.3]), (37.0, [3.269, 38.04])] {
             let oriented_box = OrientedBox::new(20.0, 80.0, 80.0, 10.0, angle).expect("a box");
             let view = View { oriented_box: Some(oriented_box), ..View::plain(Modality::Optical) };
-            let found = prepare(&file, &view, SIZE, &LIMITS).expect("a chip").chip.extent_m();
+            let found = prepare(&file, &view, FORM, &LIMITS).expect("a chip").chip.extent_m();
             assert!(
                 found.iter().zip(extent).all(|(found, extent)| (found / extent - 1.0).abs() < 2e-3),
                 "{angle}: {found:?}"

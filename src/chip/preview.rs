@@ -1,9 +1,9 @@
 //! A chip as a picture for people.
 
-use super::ChipSize;
 use super::decode::ImageLimits;
 use super::prepare::{DecodedView, PrepareError, View};
 use super::resize::{Resampling, resize};
+use super::{ChipSize, SarStretch};
 
 /// A PNG file of 8-bit RGB.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub fn preview(
     side_max: u32,
     limits: &ImageLimits,
 ) -> Result<Preview, PrepareError> {
-    let decoded = DecodedView::new(image, view, limits)?;
+    let decoded = DecodedView::new(image, view, SarStretch::default(), limits)?;
     let from = decoded.size();
     let to = reduced(from, side_max as usize);
     let pixels = resize(decoded.rgb(), from, to, Resampling::Bilinear);
@@ -61,7 +61,7 @@ fn png(rgb: &[u8], width: u32, height: u32) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{AskedPixelSize, Modality, OrientedBox, PixelSizeRule, prepare};
+    use super::super::{AskedPixelSize, ChipForm, Modality, OrientedBox, PixelSizeRule, prepare};
     use super::*;
 
     const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
@@ -90,7 +90,7 @@ mod tests {
                 let view = View { modality, pixel_size, oriented_box };
                 let drawn = preview(&file, &view, side_max, &LIMITS).expect("a picture");
                 let size = ChipSize { height: drawn.height as usize, width: drawn.width as usize };
-                let chip = prepare(&file, &view, size, &LIMITS).expect("a chip").chip;
+                let chip = prepare(&file, &view, ChipForm::reference(size), &LIMITS).expect("a chip").chip;
                 assert_eq!(pixels(&drawn), chip.pixels(), "{view:?} in {side_max}");
             }
         }

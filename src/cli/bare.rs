@@ -127,7 +127,7 @@ impl<'a> EncodeLoop<'a> {
         let (card, limits) = (&self.model.card, self.limits);
         let chips = self.files.by_ref().take(self.batch).map(|file| {
             let view = View::plain(file.modality);
-            Ok(chip::prepare(&file.chip.image, &view, card.chip_size, &limits)?.chip.into())
+            Ok(chip::prepare(&file.chip.image, &view, card.chip_form(), &limits)?.chip.into())
         });
         let batch = Batch { model: card.digest, chips: chips.collect::<anyhow::Result<_>>()? };
         Ok(self.encoder.forward(&batch)?.len())

@@ -10,7 +10,7 @@ use image::RgbImage;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 use shipreid::app::{self, LoadedModel};
-use shipreid::chip::{ChipSize, Modality, Resampling};
+use shipreid::chip::{ChipForm, ChipSize, Modality, Resampling};
 use shipreid::client::{self, Client};
 use shipreid::embedding::Embedding;
 use shipreid::encoder::{Batch, EncoderInput};
@@ -147,7 +147,7 @@ impl TestSet {
             let mut embedded = Vec::new();
             for images in images.chunks(BATCH) {
                 let chip = |image: &Image| {
-                    read_chip(image, model.card.chip_size, Resampling::Bilinear).map(EncoderInput::from)
+                    read_chip(image, model.card.chip_form(), Resampling::Bilinear).map(EncoderInput::from)
                 };
                 let chips =
                     images.iter().map(chip).collect::<Result<Vec<_>, _>>().map_err(|cause| anyhow!(cause))?;
@@ -194,7 +194,7 @@ impl TestSet {
 /// Width and length of each image in metres.
 pub fn sizes(images: &[Image]) -> anyhow::Result<Vec<(LabelledImage, [f64; 2])>> {
     let size = |image: &Image| {
-        let chip = read_chip(image, SIZED, Resampling::Bilinear);
+        let chip = read_chip(image, ChipForm::reference(SIZED), Resampling::Bilinear);
         Ok((labelled(image), chip.map_err(|cause| anyhow!(cause))?.extent_m()))
     };
     images.iter().map(size).collect()

@@ -70,7 +70,7 @@ fn decoded(
 ) -> anyhow::Result<Vec<Chip>> {
     let decode = |file: ChipFile| {
         let view = View::plain(file.modality);
-        let prepared = chip::prepare(&file.chip.image, &view, preprocessing.size, limits);
+        let prepared = chip::prepare(&file.chip.image, &view, preprocessing.form(), limits);
         Ok(prepared.with_context(|| file.path.display().to_string())?.chip)
     };
     files.read()?.into_iter().map(decode).collect()

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Args;
-use shipreid::chip::ChipSize;
+use shipreid::chip::{ChipSize, SarStretch};
 use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::coded::Quantized;
 use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
@@ -19,9 +19,9 @@ use super::{Failure, Refusal, output};
 /// What a checkpoint does not store.
 #[derive(Args)]
 pub struct HintFlags {
-    /// Which feature becomes the embedding.
-    #[arg(long, default_value = "before-neck", value_parser = feature_point, value_name = "before-neck|after-neck")]
-    feature: FeaturePoint,
+    /// Which feature becomes the embedding; default: as its authors evaluate it, TransOSS before the neck, SDF-Net after.
+    #[arg(long, value_parser = feature_point, value_name = "before-neck|after-neck")]
+    feature: Option<FeaturePoint>,
     /// Attention heads; default: embedding width / 64.
     #[arg(long)]
     heads: Option<usize>,
@@ -34,6 +34,9 @@ pub struct HintFlags {
     /// Factor of the modality embedding; default: 3.
     #[arg(long)]
     mie_coefficient: Option<f32>,
+    /// Amplitudes of SAR images: "maximum" (from 0 to it) or "denoised" (from the 5th percentile, as MOS); default: maximum.
+    #[arg(long, value_parser = sar_stretch, value_name = "maximum|denoised")]
+    sar_stretch: Option<SarStretch>,
     /// Which of several weights in the file: "ema" for averaged ones, or their key; default: the model's own.
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ema|KEY")]
     weights: String,
@@ -43,8 +46,14 @@ impl HintFlags {
     pub fn to_wire(&self) -> CheckpointHints {
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let feature_point = match self.feature {
-            FeaturePoint::BeforeNeck => wire::FeaturePoint::BeforeNeck,
-            FeaturePoint::AfterNeck => wire::FeaturePoint::AfterNeck,
+            None => wire::FeaturePoint::Unspecified,
+            Some(FeaturePoint::BeforeNeck) => wire::FeaturePoint::BeforeNeck,
+            Some(FeaturePoint::AfterNeck) => wire::FeaturePoint::AfterNeck,
+        };
+        let sar_stretch = match self.sar_stretch {
+            None => wire::SarStretch::Unspecified,
+            Some(SarStretch::Maximum) => wire::SarStretch::Maximum,
+            Some(SarStretch::Denoised) => wire::SarStretch::Denoised,
         };
         CheckpointHints {
             feature_point: feature_point.into(),
@@ -54,6 +63,7 @@ impl HintFlags {
             heads: self.heads.map_or(0, number),
             mie_coefficient: self.mie_coefficient,
             weights: self.weights.clone(),
+            sar_stretch: sar_stretch.into(),
         }
     }
 }
@@ -68,6 +78,7 @@ pub fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failu
         stride: flags.stride,
         heads: flags.heads,
         mie_coefficient: flags.mie_coefficient,
+        sar_stretch: flags.sar_stretch,
     };
     let hints =
         Hints { feature_point: flags.feature, architecture, weights: WeightsChoice::new(&flags.weights) };
@@ -85,6 +96,7 @@ pub fn describe(model: &OpenModel, origin: &Origin) {
         FeaturePoint::AfterNeck => "after the neck",
     };
     output::say(format_args!("digest      {}", model.digest));
+    output::say(format_args!("family      {}", architecture.family().title()));
     for (title, value) in architecture.description() {
         output::say(format_args!("{title:<11} {value}"));
     }
@@ -118,6 +130,14 @@ fn feature_point(text: &str) -> Result<FeaturePoint, String> {
         "before-neck" => Ok(FeaturePoint::BeforeNeck),
         "after-neck" => Ok(FeaturePoint::AfterNeck),
         _ => Err("expected before-neck or after-neck".into()),
+    }
+}
+
+fn sar_stretch(text: &str) -> Result<SarStretch, String> {
+    match text {
+        "maximum" => Ok(SarStretch::Maximum),
+        "denoised" => Ok(SarStretch::Denoised),
+        _ => Err("expected maximum or denoised".into()),
     }
 }
 

@@ -107,6 +107,8 @@ pub enum Preset {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Feature {
+    /// As its family's authors evaluate.
+    Auto,
     BeforeNeck,
     AfterNeck,
 }
@@ -252,7 +254,7 @@ impl Default for Model {
             path: String::new(),
             preset: Preset::None,
             seed: 0,
-            feature: Feature::BeforeNeck,
+            feature: Feature::Auto,
             heads: 0,
             weights: String::new(),
         }

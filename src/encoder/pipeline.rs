@@ -11,8 +11,8 @@ use super::types::{EncodeError, EncodeJob, Encoded};
 use crate::budget::Slots;
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::chip::{
-    ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels, Preview,
-    SourceChip,
+    ChipForm, ChipSize, ChipWarning, ImageLimits, PrepareError, Prepared, PreparedError, PreparedPixels,
+    Preview, SourceChip,
 };
 use crate::embedding::{Embedding, ModelDigest};
 use crate::metrics;
@@ -183,7 +183,7 @@ impl Pipeline {
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<Examined, EmbedError> {
-        let (prepared, _) = self.prepare(model.chip_size, caller, chip).await?;
+        let (prepared, _) = self.prepare(model.chip_form(), caller, chip).await?;
         Ok(Examined { extent_m: prepared.chip.extent_m(), warnings: prepared.warnings })
     }
 
@@ -209,7 +209,7 @@ impl Pipeline {
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<Embedded, EmbedError> {
-        let (prepared, decode) = self.prepare(model.chip_size, caller, chip).await?;
+        let (prepared, decode) = self.prepare(model.chip_form(), caller, chip).await?;
         let extent_m = prepared.chip.extent_m();
         let encoded = self.encode(model, caller, prepared.chip.into()).await?;
         prepared.warnings.iter().for_each(|warning| metrics::chip_warning(warning.code().name()));
@@ -263,12 +263,12 @@ impl Pipeline {
 
     async fn prepare(
         &self,
-        size: ChipSize,
+        form: ChipForm,
         caller: &Caller,
         chip: SourceChip,
     ) -> Result<(Prepared, Duration), EmbedError> {
         let prepare = move |chip: &SourceChip, limits: &ImageLimits| {
-            crate::chip::prepare(&chip.image, &chip.view, size, limits)
+            crate::chip::prepare(&chip.image, &chip.view, form, limits)
         };
         self.decode(caller, chip, prepare).await
     }
@@ -329,7 +329,7 @@ mod tests {
     };
     use super::*;
     use crate::arithmetic::Precision;
-    use crate::chip::{Modality, View};
+    use crate::chip::{Modality, SarStretch, View};
     use crate::encoder::EncodeQueue;
 
     const SIZE: ChipSize = ChipSize { height: 8, width: 4 };
@@ -344,7 +344,13 @@ mod tests {
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 4 }, Arc::new(|_| {}));
         let settings = ResidencySettings { bytes_max: 1000, device: "cpu".into() };
         let residency = Residency::new(queue, settings);
-        let card = ModelCard { digest: DIGEST, dimension: 8, chip_size: SIZE, precision: Precision::F32 };
+        let card = ModelCard {
+            digest: DIGEST,
+            dimension: 8,
+            chip_size: SIZE,
+            sar_stretch: SarStretch::default(),
+            precision: Precision::F32,
+        };
         let factory = Arc::new(move |_| Ok(encoder()));
         let model = LoadedModel { card, factory, workers: 1, bytes: 100 };
         let active = residency.admit(model).await.expect("room");

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::queue::EncodeQueue;
 use super::types::{EncoderFactory, LoadError};
 use crate::arithmetic::Precision;
-use crate::chip::ChipSize;
+use crate::chip::{ChipForm, ChipSize, SarStretch};
 use crate::embedding::ModelDigest;
 use crate::metrics;
 use crate::reason::Reason;
@@ -33,8 +33,17 @@ pub struct ModelCard {
     pub dimension: usize,
     /// Rows and columns of its input.
     pub chip_size: ChipSize,
+    /// How it reads the amplitudes of SAR images.
+    pub sar_stretch: SarStretch,
     /// What it is computed in.
     pub precision: Precision,
+}
+
+impl ModelCard {
+    /// The chips that it reads.
+    pub fn chip_form(&self) -> ChipForm {
+        ChipForm { size: self.chip_size, sar_stretch: self.sar_stretch }
+    }
 }
 
 /// A model that is ready to be put on the device threads.

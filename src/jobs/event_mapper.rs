@@ -128,18 +128,25 @@ impl EventMapper {
     }
 }
 
-/// The terms that the objective has.
+/// The terms that the objective has. Those that few recipes enable are left out where they are zero.
 fn losses(objective: ObjectiveName, terms: &LossTerms) -> BTreeMap<String, f64> {
-    let named: &[(&str, f64)] = match objective {
-        ObjectiveName::FineTune => &[
+    let mut named = match objective {
+        ObjectiveName::FineTune => vec![
             ("total", terms.total),
             ("id", terms.identity),
             ("triplet", terms.triplet),
             ("alignment", terms.alignment),
         ],
-        ObjectiveName::Contrastive => &[("total", terms.total), ("contrastive", terms.contrastive)],
+        ObjectiveName::Contrastive => vec![("total", terms.total), ("contrastive", terms.contrastive)],
     };
-    named.iter().map(|(name, loss)| ((*name).to_owned(), *loss)).collect()
+    let rare = [
+        ("orthogonality", terms.orthogonality),
+        ("structure", terms.structure),
+        ("supcon", terms.supcon),
+        ("info_nce", terms.info_nce),
+    ];
+    named.extend(rare.into_iter().filter(|(_, loss)| *loss != 0.0));
+    named.into_iter().map(|(name, loss)| (name.to_owned(), loss)).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The only module that knows every family's network.
 
 use super::network::Network;
+use super::sdf_net::SdfNet;
 use super::shared::SharedLayers;
 use super::tensors::Tensors;
 #[cfg(test)]
@@ -22,6 +23,7 @@ pub fn network(
     shared: &SharedLayers,
 ) -> Box<dyn Network> {
     match architecture {
+        Architecture::SdfNet(architecture) => Box::new(SdfNet::new(architecture, tensors, choice, shared)),
         Architecture::TransOss(architecture) => {
             Box::new(TransOss::new(architecture, tensors, choice, shared))
         }

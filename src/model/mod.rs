@@ -7,6 +7,7 @@ mod kernels;
 mod linear;
 mod network;
 mod runtime;
+mod sdf_net;
 mod shared;
 mod tensors;
 #[cfg(test)]
@@ -21,7 +22,7 @@ pub use build::network;
 pub use encoder::{SharedWeights, TorchSettings, forward_error};
 pub use kernels::{ChoiceError, Chosen, LayerShape, Wanted, choose, training_speed};
 pub use linear::KernelError;
-pub use network::{Features, Input, Mode, Network};
+pub use network::{Activations, Features, Input, Mode, Network, Parts};
 pub use runtime::{Device, prepare_process, prepare_training};
 pub use shared::SharedLayers;
 pub use tensors::{Tensors, download, kind, on_host, upload};

@@ -14,6 +14,11 @@ pub trait Network: fmt::Debug {
     /// [B, D]; does not involve the neck and its statistics.
     fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor;
 
+    /// The same in training, with what losses of the family read beside it.
+    fn forward_in_training(&self, input: &Input, mode: &mut Mode) -> Activations {
+        Activations { before_neck: self.forward_before_neck(input, mode), parts: None }
+    }
+
     /// [B, D] -> [B, D], from the feature before the neck to the one after it.
     fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor;
 
@@ -49,10 +54,30 @@ pub enum Mode<'a> {
     },
 }
 
+/// What losses read of a network.
+#[derive(Debug)]
+pub struct Activations {
+    /// [B, D]
+    pub before_neck: Tensor,
+    /// Of a network that separates what modalities share from what is specific to each.
+    pub parts: Option<Parts>,
+}
+
+/// The parts of a feature, and what its network knows of the structure of a chip.
+#[derive(Debug)]
+pub struct Parts {
+    /// [B, D], of what modalities share.
+    pub shared: Tensor,
+    /// [B, D], of what is specific to the chip's modality.
+    pub specific: Tensor,
+    /// [B, rows, columns, D], the patches in the middle of the network.
+    pub patches: Tensor,
+}
+
 /// The features of a batch.
 #[derive(Debug)]
 pub struct Features {
-    /// [B, D], for TransOSS the class token after the last LayerNorm.
+    /// [B, D], for TransOSS the class token after the last LayerNorm, for SDF-Net the sum of its two.
     pub before_neck: Tensor,
     /// [B, D], the same after the BatchNorm neck.
     pub after_neck: Tensor,

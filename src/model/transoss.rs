@@ -43,13 +43,10 @@ impl TransOss {
     ) -> Self {
         let plan = &Plan::new(choice, architecture.token_count());
         let names = Names { tensors, prefix: String::new(), plan, shared };
-        let heads = architecture.heads as i64;
         let base = names.sub("base");
         Self {
             embedding: TokenEmbedding::new(architecture, &base),
-            blocks: (0..architecture.depth)
-                .map(|number| Block::new(&base.sub(&format!("blocks.{number}")), heads))
-                .collect(),
+            blocks: blocks(architecture, &base),
             norm: LayerNorm::new(&base.sub("norm")),
             neck: Neck::new(&names.sub("bottleneck")),
         }
@@ -59,18 +56,9 @@ impl TransOss {
 impl Network for TransOss {
     /// [B, D], the class token after the last LayerNorm.
     fn forward_before_neck(&self, input: &Input, mode: &mut Mode) -> Tensor {
-        let mut x = self.embedding.forward(input);
-        let last = self.blocks.len().saturating_sub(1);
-        for (number, block) in self.blocks.iter().enumerate() {
-            let place = number as f64 / last.max(1) as f64;
-            // Of the last block's output only the class token is read.
-            x = match mode {
-                Mode::Evaluate if number == last => block.class_token(&x),
-                Mode::Train { .. } if number == last => block.trained(&x, &x.narrow(1, 0, 1), mode, place),
-                Mode::Train { .. } | Mode::Evaluate => block.forward(x, mode, place),
-            };
-        }
-        self.norm.forward(&x.select(1, 0))
+        let x = self.embedding.forward(input);
+        let class = class_tokens(&self.blocks, x, 1, mode, |_, _| ());
+        self.norm.forward(&class.select(1, 0))
     }
 
     fn forward_neck(&self, before_neck: &Tensor, mode: &Mode) -> Tensor {
@@ -78,20 +66,50 @@ impl Network for TransOss {
     }
 }
 
+pub(super) fn blocks(architecture: &TransOssArchitecture, base: &Names) -> Vec<Block> {
+    let block = |number| Block::new(&base.sub(&format!("blocks.{number}")), architecture.heads as i64);
+    (0..architecture.depth).map(block).collect()
+}
+
+/// What the blocks make of the first `count` tokens, which are of classes: [B, N, D] -> [B, count, D]. `seen` is given
+/// the number of every block but the last, and its output [B, N, D].
+pub(super) fn class_tokens(
+    blocks: &[Block],
+    mut x: Tensor,
+    count: i64,
+    mode: &mut Mode,
+    mut seen: impl FnMut(usize, &Tensor),
+) -> Tensor {
+    let last = blocks.len().saturating_sub(1);
+    for (number, block) in blocks.iter().enumerate() {
+        let place = number as f64 / last.max(1) as f64;
+        // Of the last block's output only these tokens are read.
+        x = match mode {
+            Mode::Evaluate if number == last => block.first_tokens(&x, count),
+            Mode::Train { .. } if number == last => block.trained(&x, &x.narrow(1, 0, count), mode, place),
+            Mode::Train { .. } | Mode::Evaluate => block.forward(x, mode, place),
+        };
+        if number < last {
+            seen(number, &x);
+        }
+    }
+    x
+}
+
 /// Looks up tensors by their position in the network.
-struct Names<'a> {
-    tensors: &'a Tensors,
-    prefix: String,
-    plan: &'a Plan,
-    shared: &'a SharedLayers,
+pub(super) struct Names<'a> {
+    pub tensors: &'a Tensors,
+    pub prefix: String,
+    pub plan: &'a Plan,
+    pub shared: &'a SharedLayers,
 }
 
 impl Names<'_> {
-    fn sub(&self, part: &str) -> Names<'_> {
+    pub fn sub(&self, part: &str) -> Names<'_> {
         Names { prefix: format!("{}{part}.", self.prefix), ..*self }
     }
 
-    fn get(&self, name: &str) -> Tensor {
+    pub fn get(&self, name: &str) -> Tensor {
         let name = format!("{}{name}", self.prefix);
         self.tensors.get(&name).unwrap_or_else(|| panic!("the model has no tensor {name}")).shallow_clone()
     }
@@ -106,12 +124,12 @@ impl Names<'_> {
 
 /// Pixels and size to tokens: class, patches, size.
 #[derive(Debug)]
-struct TokenEmbedding {
+pub(super) struct TokenEmbedding {
     optical: PatchEmbedding,
     sar: PatchEmbedding,
     /// [1, 1, D]
     class: Tensor,
-    /// [1, 1 + P, D]
+    /// [1, C + P, D] for C class tokens
     positions: Tensor,
     /// [2, 1, D]
     modality: Option<Tensor>,
@@ -121,7 +139,7 @@ struct TokenEmbedding {
 }
 
 impl TokenEmbedding {
-    fn new(architecture: &TransOssArchitecture, base: &Names) -> Self {
+    pub fn new(architecture: &TransOssArchitecture, base: &Names) -> Self {
         let patches = |name| PatchEmbedding {
             weight: base.get(&format!("{name}.proj.weight")),
             bias: base.get(&format!("{name}.proj.bias")),
@@ -144,9 +162,19 @@ impl TokenEmbedding {
 
     /// [B, N, D]
     fn forward(&self, input: &Input) -> Tensor {
-        let batch = input.modalities.len() as i64;
-        let class = self.class.expand([batch, -1, -1], false);
-        let mut tokens = Tensor::cat(&[class, self.patches(input)], 1) + &self.positions;
+        self.forward_after(&[self.class_of(input)], input)
+    }
+
+    /// The class token of every chip: [B, 1, D].
+    pub fn class_of(&self, input: &Input) -> Tensor {
+        self.class.expand([input.modalities.len() as i64, -1, -1], false)
+    }
+
+    /// [B, N, D], of which the first tokens are `classes`, [B, 1, D] each.
+    pub fn forward_after(&self, classes: &[Tensor], input: &Input) -> Tensor {
+        let mut tokens: Vec<Tensor> = classes.iter().map(Tensor::shallow_clone).collect();
+        tokens.push(self.patches(input));
+        let mut tokens = Tensor::cat(&tokens, 1) + &self.positions;
         if let Some(modality) = &self.modality {
             let index = modality_index(input.modalities, tokens.device());
             tokens += modality.index_select(0, &index) * self.modality_factor;
@@ -193,7 +221,8 @@ impl TokenEmbedding {
     }
 }
 
-fn modality_index(modalities: &[Modality], device: tch::Device) -> Tensor {
+/// 0 for optical chips, 1 for SAR: `[B]`.
+pub(super) fn modality_index(modalities: &[Modality], device: tch::Device) -> Tensor {
     let index: Vec<i64> = modalities.iter().map(|modality| i64::from(*modality == Modality::Sar)).collect();
     Tensor::from_slice(&index).to_device(device)
 }
@@ -219,7 +248,7 @@ impl PatchEmbedding {
 
 /// A pre-norm transformer block.
 #[derive(Debug)]
-struct Block {
+pub(super) struct Block {
     norm1: LayerNorm,
     attention: Attention,
     norm2: LayerNorm,
@@ -258,11 +287,11 @@ impl Block {
         with_branch(&first, &first, mode, place, |x| self.mlp.trained(&self.norm2.forward(x)))
     }
 
-    /// The class token alone, which is all that is used of the last block: [B, N, D] -> [B, 1, D].
-    fn class_token(&self, x: &Tensor) -> Tensor {
-        let class = x.narrow(1, 0, 1);
-        let class = self.attention.class_token_added_to(&class, &self.norm1.forward(x));
-        self.mlp.added_to(&class, &self.norm2.forward(&class))
+    /// The first tokens alone, which are all that is used of the last block: [B, N, D] -> [B, count, D].
+    fn first_tokens(&self, x: &Tensor, count: i64) -> Tensor {
+        let first = x.narrow(1, 0, count);
+        let first = self.attention.first_tokens_added_to(&first, &self.norm1.forward(x));
+        self.mlp.added_to(&first, &self.norm2.forward(&first))
     }
 }
 
@@ -330,10 +359,11 @@ impl Attention {
         self.proj.added_to(residual, &self.attended(x))
     }
 
-    /// What the class token attends to, added to `residual` [B, 1, D]: [B, N, D] -> [B, 1, D].
-    fn class_token_added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
+    /// What the first tokens attend to, added to `residual` [B, F, D]: [B, N, D] -> [B, F, D].
+    fn first_tokens_added_to(&self, residual: &Tensor, x: &Tensor) -> Tensor {
         let [q, k, v] = self.queries_keys_values(x);
-        self.proj.added_to(residual, &self.joined(&attend(&q.narrow(2, 0, 1), &k, &v), x.kind()))
+        let count = residual.size()[1];
+        self.proj.added_to(residual, &self.joined(&attend(&q.narrow(2, 0, count), &k, &v), x.kind()))
     }
 
     /// [B, N, D] -> [B, N, D], heads side by side.
@@ -386,25 +416,25 @@ impl Mlp {
 }
 
 #[derive(Debug)]
-struct LayerNorm {
+pub(super) struct LayerNorm {
     /// `[D]`
     weight: Tensor,
     bias: Tensor,
 }
 
 impl LayerNorm {
-    fn new(names: &Names) -> Self {
+    pub fn new(names: &Names) -> Self {
         Self { weight: names.get("weight"), bias: names.get("bias") }
     }
 
-    fn forward(&self, x: &Tensor) -> Tensor {
+    pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), LAYER_NORM_EPS, false)
     }
 }
 
 /// The BatchNorm between feature and classifier.
 #[derive(Debug)]
-struct Neck {
+pub(super) struct Neck {
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor,
@@ -413,7 +443,7 @@ struct Neck {
 }
 
 impl Neck {
-    fn new(names: &Names) -> Self {
+    pub fn new(names: &Names) -> Self {
         Self {
             weight: names.get("weight"),
             bias: names.get("bias"),
@@ -424,7 +454,7 @@ impl Neck {
     }
 
     /// [B, D] -> [B, D]
-    fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
+    pub fn forward(&self, x: &Tensor, mode: &Mode) -> Tensor {
         let train = matches!(mode, Mode::Train { .. });
         if train {
             let _ = self.steps.shallow_clone().f_add_scalar_(1).expect("a scalar counts on");

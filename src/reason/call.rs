@@ -271,6 +271,8 @@ named! {
                 "Activating the model failed unexpectedly.";
             FeaturePointUnknown "FEATURE_POINT_UNKNOWN" (InvalidArgument, Correct)
                 "The number is no value of `FeaturePoint`.";
+            SarStretchUnknown "SAR_STRETCH_UNKNOWN" (InvalidArgument, Correct)
+                "The number is no value of `SarStretch`.";
             ImageSizeIncomplete "IMAGE_SIZE_INCOMPLETE" (InvalidArgument, Correct)
                 "The hints name a height without a width, or the reverse.";
         "Uploads":

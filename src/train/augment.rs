@@ -1,9 +1,10 @@
-//! From a resized chip to the network's input in training: flip, pad, crop, normalise, erase.
+//! From a resized chip to the network's input in training: flip, jitter, pad, crop, normalise, erase.
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::config::Augmentation;
+use super::jitter::Jitter;
 use crate::chip::{Chip, ChipSize, Preprocessing};
 
 const CHANNELS: usize = 3;
@@ -24,7 +25,7 @@ struct Rectangle {
     width: usize,
 }
 
-/// `[3, height, width]`, normalised, and augmented at random like the reference's training chips.
+/// `[3, height, width]`, normalised, and augmented at random like the reference's training chips; jitter is SDF-Net's.
 pub fn augment(
     chip: &Chip,
     preprocessing: &Preprocessing,
@@ -32,6 +33,9 @@ pub fn augment(
     random: &mut ChaCha8Rng,
 ) -> Vec<f32> {
     let flip = random.random_bool(settings.flip);
+    // Without it nothing is drawn, so that earlier runs have the same numbers.
+    let jittered = (settings.jitter > 0.0).then(|| Jitter::draw(settings.jitter, random).applied(chip));
+    let chip = jittered.as_ref().unwrap_or(chip);
     let padding = padding(settings.padding, chip.size());
     let offset = [0; 2].map(|_| random.random_range(0..=2 * padding) as isize - padding as isize);
     let mut input = normalise(chip, preprocessing, flip, offset);
@@ -121,7 +125,7 @@ mod tests {
         Chip::new(pixels, SIZE, Modality::Optical, [0.0; 3])
     }
 
-    const AUTHORS: Augmentation = Augmentation { flip: 0.5, padding: 10, erase: 0.5 };
+    const AUTHORS: Augmentation = Augmentation { flip: 0.5, padding: 10, erase: 0.5, jitter: 0.0 };
     /// [`AUTHORS`]' padding at [`SIZE`].
     const PADDING: isize = 3;
 
@@ -162,9 +166,22 @@ mod tests {
 
     #[test]
     fn nothing_happens_to_a_chip_without_augmentation() {
-        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
+        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0, jitter: 0.0 };
         let augmented = |number| augment(&chip(), &REFERENCE, &none, &mut random(number));
         assert!((0..20).all(|number| augmented(number) == plain(&chip(), &REFERENCE)));
+    }
+
+    #[test]
+    fn jitter_changes_pixels_before_black_comes_in() {
+        let jittering = Augmentation { flip: 0.0, padding: 10, erase: 0.0, jitter: 0.2 };
+        for number in 0..20 {
+            let still = Augmentation { jitter: 0.0, ..jittering };
+            let by = |settings: &Augmentation| augment(&chip(), &REFERENCE, settings, &mut random(number));
+            assert_ne!(by(&jittering), by(&still));
+            let black = -REFERENCE.mean[0] / REFERENCE.deviation[0];
+            let darkest = by(&jittering)[..SIZE.height * SIZE.width].iter().copied().fold(9.0, f32::min);
+            assert!(darkest >= black - 1e-6, "padding stays black");
+        }
     }
 
     #[test]

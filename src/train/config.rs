@@ -12,6 +12,7 @@ pub use violations::Violation;
 
 use super::schedule::Schedule;
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
+use crate::chip::{ChipSize, SarStretch};
 use crate::weights::family::{Architecture, Family, LOGIT_SCALE, Options, Preset};
 
 /// All settings of a run except its output folder.
@@ -73,6 +74,12 @@ pub struct ModelChoice {
     /// Distance between patches, in pixels.
     #[serde(default = "stride")]
     pub stride: usize,
+    /// Size of chips, if not the preset's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<ChipSize>,
+    /// How the amplitudes of SAR images become bytes, here and wherever the model is served.
+    #[serde(default, skip_serializing_if = "SarStretch::is_default")]
+    pub sar_stretch: SarStretch,
     /// Highest rate of stochastic depth.
     pub drop_path: f64,
     /// Number format in which the network runs; weights and optimizer are f32 in either.
@@ -143,11 +150,15 @@ pub struct Augmentation {
     pub padding: usize,
     /// Fraction of images in which a rectangle is replaced by noise.
     pub erase: f64,
+    /// Brightness, contrast and saturation of every image, SAR too, are multiplied by 1 minus to 1 plus this. Not in
+    /// TransOSS.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub jitter: f64,
 }
 
 impl Default for Augmentation {
     fn default() -> Self {
-        Self { flip: 0.5, padding: 10, erase: 0.5 }
+        Self { flip: 0.5, padding: 10, erase: 0.5, jitter: 0.0 }
     }
 }
 
@@ -188,7 +199,17 @@ pub struct Loss {
     pub triplet_weight: f64,
     /// 0: the soft margin.
     pub triplet_margin: f64,
+    /// Of the class-wise alignment of modalities (MOS), and what it compares by.
     pub alignment_weight: f64,
+    pub alignment_distance: AlignmentDistance,
+    /// Of the orthogonality of the two parts of a feature, and of the structure that modalities share (SDF-Net).
+    pub orthogonality_weight: f64,
+    pub structure_weight: f64,
+    /// Of the supervised contrastive loss over all images, and of the one between modalities.
+    pub supcon_weight: f64,
+    pub info_nce_weight: f64,
+    /// By which both divide cosines.
+    pub temperature: f64,
     pub head: HeadName,
     /// For heads with a margin.
     pub head_scale: f64,
@@ -198,6 +219,17 @@ pub struct Loss {
     /// Where several processes train: whether features are gathered, so that triplets are mined and batches normalised
     /// over the whole batch. Otherwise each process does so in its part, as the authors' program.
     pub gather_features: bool,
+}
+
+/// How far apart the moments of two modalities are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlignmentDistance {
+    /// As in the code of MOS: its gradient has the same length at every distance.
+    #[default]
+    Euclidean,
+    /// As in the paper of MOS.
+    Squared,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -231,6 +263,12 @@ impl Default for Loss {
             triplet_weight: 1.0,
             triplet_margin: 0.0,
             alignment_weight: 0.0,
+            alignment_distance: AlignmentDistance::Euclidean,
+            orthogonality_weight: 0.0,
+            structure_weight: 0.0,
+            supcon_weight: 0.0,
+            info_nce_weight: 0.0,
+            temperature: 0.07,
             head: HeadName::Linear,
             head_scale: 30.0,
             head_margin: 0.5,
@@ -243,9 +281,10 @@ impl Default for Loss {
 impl ModelChoice {
     /// Without a classifier, whose number of rows depends on the data set.
     pub fn architecture(&self) -> Architecture {
-        let &Self { size_token, modality_embedding, mie_coefficient, stride, .. } = self;
-        let options = Options { size_token, modality_embedding, mie_coefficient, stride };
-        self.family.configured(self.preset, &options)
+        let &Self { family, preset, size_token, modality_embedding, mie_coefficient, stride, .. } = self;
+        let &Self { image, sar_stretch, .. } = self;
+        let options = Options { size_token, modality_embedding, mie_coefficient, stride, image, sar_stretch };
+        family.configured(preset, &options)
     }
 }
 
@@ -258,6 +297,11 @@ impl ScheduleChoice {
             epochs: self.epochs,
         }
     }
+}
+
+/// Whether a setting is that of configurations which predate it.
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 const fn yes() -> bool {

@@ -13,7 +13,7 @@ use super::shard::Shard;
 use super::source::{IdentitySource, ImageReader, PairSource};
 use super::validation::Validation;
 use crate::cancellation::Cancellation;
-use crate::chip::ChipSize;
+use crate::chip::ChipForm;
 use crate::weights::family::Architecture;
 use crate::weights::seed::seeded;
 use crate::weights::start::{Kind, StartingPoint};
@@ -170,7 +170,7 @@ fn open_data(
     let root = &root.map_err(|cause| Violation::new("data.root", format!("cannot be used: {cause}")))?;
     let reader =
         ImageReader::new(architecture.preprocessing(), config.augmentation, config.data.unreadable_max);
-    let folder = DataFolder { config, root, reach, size: architecture.preprocessing().size, reader };
+    let folder = DataFolder { config, root, reach, form: architecture.preprocessing().form(), reader };
     let opened =
         if GalleryDataset::are_in(root) { folder.open_kept_chips()? } else { folder.open_data_set()? };
     let classes = match &opened.data {
@@ -185,20 +185,20 @@ struct DataFolder<'a> {
     config: &'a TrainConfig,
     root: &'a Path,
     reach: Reach<'a>,
-    /// Of the model's input.
-    size: ChipSize,
+    /// Of the model's chips.
+    form: ChipForm,
     reader: ImageReader,
 }
 
 impl DataFolder<'_> {
     /// A data set in one of the known layouts.
     fn open_data_set(self) -> Result<Opened, Violation> {
-        let Self { config, root, reach, size, .. } = self;
+        let Self { config, root, reach, form, .. } = self;
         match config.objective {
             ObjectiveName::FineTune => {
                 let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
                 admit_images(&images, reach)?;
-                let validation = if self.evaluates() { Some(test_set(root, size, reach)?) } else { None };
+                let validation = if self.evaluates() { Some(test_set(root, form, reach)?) } else { None };
                 Ok(Opened { data: self.identities(images)?, validation })
             }
             ObjectiveName::Contrastive => {
@@ -210,7 +210,7 @@ impl DataFolder<'_> {
                 if pairs.is_empty() {
                     return Err(Violation::new("validation.held_out", "leaves no folder to learn from"));
                 }
-                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, size));
+                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, form));
                 Ok(Opened { data: self.pairs(pairs)?, validation })
             }
         }
@@ -218,19 +218,19 @@ impl DataFolder<'_> {
 
     /// Chips of a gallery.
     fn open_kept_chips(self) -> Result<Opened, Violation> {
-        let Self { config, root, reach, size, .. } = self;
+        let Self { config, root, reach, form, .. } = self;
         let kept = GalleryDataset::read(root).map_err(no_data_set)?;
         admit_images(kept.images(), reach)?;
         enough(config, &kept.census())?;
         let Division { train, queries, gallery } = kept.divide(kept_held_out(config));
         match config.objective {
             ObjectiveName::FineTune => {
-                let validation = self.evaluates().then(|| Validation::new(queries, gallery, size));
+                let validation = self.evaluates().then(|| Validation::new(queries, gallery, form));
                 Ok(Opened { data: self.identities(train)?, validation })
             }
             ObjectiveName::Contrastive => {
                 let held_out = dataset::pairs([queries, gallery].concat());
-                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, size));
+                let validation = self.evaluates().then(|| Validation::of_pairs(&held_out, form));
                 Ok(Opened { data: self.pairs(dataset::pairs(train))?, validation })
             }
         }
@@ -304,7 +304,7 @@ fn pairs(root: &Path) -> Result<Vec<Pair>, DatasetError> {
     if pairs.is_empty() { Err(DatasetError::Empty(root.to_owned())) } else { Ok(pairs) }
 }
 
-fn test_set(root: &Path, size: ChipSize, reach: Reach<'_>) -> Result<Validation, Violation> {
+fn test_set(root: &Path, form: ChipForm, reach: Reach<'_>) -> Result<Validation, Violation> {
     let part = |part| {
         let images = hoss(root, part);
         images.map_err(|cause| Violation::new("validation.epochs", format!("finds no test set: {cause}")))
@@ -312,7 +312,7 @@ fn test_set(root: &Path, size: ChipSize, reach: Reach<'_>) -> Result<Validation,
     let (queries, gallery) = (part(HossPart::Query)?, part(HossPart::Gallery)?);
     admit_images(&queries, reach)?;
     admit_images(&gallery, reach)?;
-    Ok(Validation::new(queries, gallery, size))
+    Ok(Validation::new(queries, gallery, form))
 }
 
 /// Each file may be a symbolic link.

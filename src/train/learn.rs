@@ -36,20 +36,61 @@ pub struct LossTerms {
     pub identity: f64,
     pub triplet: f64,
     pub alignment: f64,
+    pub orthogonality: f64,
+    pub structure: f64,
+    pub supcon: f64,
+    pub info_nce: f64,
     pub contrastive: f64,
     /// Fraction of images, or of SAR images, whose best score is the correct one.
     pub accuracy: f64,
 }
 
 impl LossTerms {
+    /// How many numbers they are.
+    pub const COUNT: usize = 10;
+
+    /// All of them, in a fixed order.
+    pub fn numbers(mut self) -> [f64; Self::COUNT] {
+        self.places().map(|place| *place)
+    }
+
+    /// The inverse of [`Self::numbers`].
+    pub fn of(numbers: [f64; Self::COUNT]) -> Self {
+        let mut terms = Self::default();
+        terms.places().into_iter().zip(numbers).for_each(|(place, number)| *place = number);
+        terms
+    }
+
     /// Adds the terms of a part that makes up `share` of the batch.
     pub fn add(&mut self, part: &Self, share: f64) {
-        self.total += share * part.total;
-        self.identity += share * part.identity;
-        self.triplet += share * part.triplet;
-        self.alignment += share * part.alignment;
-        self.contrastive += share * part.contrastive;
-        self.accuracy += share * part.accuracy;
+        self.places().into_iter().zip(part.numbers()).for_each(|(place, number)| *place += share * number);
+    }
+
+    fn places(&mut self) -> [&mut f64; Self::COUNT] {
+        let Self {
+            total,
+            identity,
+            triplet,
+            alignment,
+            orthogonality,
+            structure,
+            supcon,
+            info_nce,
+            contrastive,
+            accuracy,
+        } = self;
+        [
+            total,
+            identity,
+            triplet,
+            alignment,
+            orthogonality,
+            structure,
+            supcon,
+            info_nce,
+            contrastive,
+            accuracy,
+        ]
     }
 }
 
@@ -132,4 +173,21 @@ pub trait Source: Sync {
     /// # Errors
     /// If a file cannot be used; the error names it.
     fn batch(&self, item: &Self::Item, seed: u64, epoch: u32) -> Result<Samples, String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn terms_survive_as_numbers_and_parts_of_a_batch_add_up() {
+        let numbers = std::array::from_fn(|place| place as f64 + 1.0);
+        let terms = LossTerms::of(numbers);
+        assert_eq!((terms.total, terms.accuracy), (1.0, LossTerms::COUNT as f64));
+        assert_eq!(terms.numbers(), numbers);
+        let mut sum = LossTerms::default();
+        sum.add(&terms, 0.25);
+        sum.add(&LossTerms::of([4.0; LossTerms::COUNT]), 0.75);
+        assert_eq!(sum.numbers(), numbers.map(|number| 0.25 * number + 3.0));
+    }
 }

@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use tch::{Kind, Tensor};
 
 use super::augment::plain;
-use super::config::{Gradient, HeadName, Loss, ObjectiveName, TrainConfig};
-use super::heads::Head;
+use super::config::{Gradient, TrainConfig};
 use super::learn::{LearnError, Learner, LearnerState, LossTerms, Samples};
-use super::losses::{self, Triplet};
+use super::modality_losses::edges;
+use super::objective::{FeatureParts, FineTune, FineTuneBatch, Objective, contrastive};
 use super::optimizer::{Optimizer, OptimizerSettings};
 use super::ranks::Ranks;
 use super::schedule::Rates;
@@ -21,11 +21,11 @@ use crate::chip::{Chip, Modality};
 use crate::embedding::Embedding;
 use crate::encoder::ForwardError;
 use crate::model::{
-    Device, Input, LayerShape, Mode, Network, SharedLayers, Tensors, download, forward_error, kind, network,
-    training_speed, upload,
+    Activations, Device, Input, LayerShape, Mode, Network, Parts, SharedLayers, Tensors, download,
+    forward_error, kind, network, training_speed, upload,
 };
 use crate::processor::Processor;
-use crate::weights::family::Architecture;
+use crate::weights::family::{Architecture, FeaturePoint};
 use crate::weights::tensors::NamedTensors;
 
 /// The speed of a run's precision relative to f32 on the CPU; `None` for f32. Measured once per process for
@@ -45,59 +45,6 @@ pub fn pace_on_cpu(config: &TrainConfig) -> Option<Pace> {
         })
     });
     Some(Pace::new(config.model.precision, speed, Processor::here()))
-}
-
-/// The training objective.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Objective {
-    /// To distinguish identities.
-    FineTune(FineTune),
-    /// To find each optical image's SAR partner: the first half of a batch is optical, the second
-    /// half their partners.
-    Contrastive,
-}
-
-/// The terms of fine-tuning and their weights.
-#[derive(Clone, Debug, PartialEq)]
-pub struct FineTune {
-    pub identity_weight: f64,
-    pub label_smoothing: f64,
-    pub head: Head,
-    pub triplet_weight: f64,
-    pub triplet: Triplet,
-    /// Weight of the class-wise modality alignment; 0 disables it.
-    pub alignment_weight: f64,
-}
-
-impl From<&Loss> for FineTune {
-    fn from(loss: &Loss) -> Self {
-        let (s, m) = (loss.head_scale, loss.head_margin);
-        Self {
-            identity_weight: loss.identity_weight,
-            label_smoothing: loss.label_smoothing,
-            head: match loss.head {
-                HeadName::Linear => Head::Linear,
-                HeadName::Arcface => Head::ArcFace { s, m, easy: false },
-                HeadName::Cosface => Head::CosFace { s, m },
-                HeadName::Circle => Head::Circle { s, m },
-            },
-            triplet_weight: loss.triplet_weight,
-            triplet: Triplet {
-                margin: Some(loss.triplet_margin).filter(|margin| *margin > 0.0),
-                ..Triplet::default()
-            },
-            alignment_weight: loss.alignment_weight,
-        }
-    }
-}
-
-impl From<&TrainConfig> for Objective {
-    fn from(config: &TrainConfig) -> Self {
-        match config.objective {
-            ObjectiveName::Contrastive => Self::Contrastive,
-            ObjectiveName::FineTune => Self::FineTune(FineTune::from(&config.loss)),
-        }
-    }
 }
 
 /// Settings of the training.
@@ -262,14 +209,20 @@ impl TorchLearner {
         };
         let network = self.network();
         let mut mode = Mode::Train { drop_path: self.teaching.drop_path, uniform };
-        let before_neck = network.forward_before_neck(&input, &mut mode).to_kind(Kind::Float);
+        let Activations { before_neck, parts } = network.forward_in_training(&input, &mut mode);
+        let before_neck = before_neck.to_kind(Kind::Float);
         Ok(match &self.teaching.objective {
             Objective::FineTune(fine_tune) => {
                 let before_neck = self.gathered(&before_neck)?;
                 let after_neck = network.forward_neck(&before_neck, &mode);
-                let labels = self.gathered(&batch.labels)?;
-                let is_sar = self.gathered(&batch.is_sar())?;
-                fine_tune.loss(&before_neck, &after_neck, self.classifier(), &labels, &is_sar)
+                fine_tune.loss(&FineTuneBatch {
+                    before_neck,
+                    after_neck,
+                    classifier: self.classifier(),
+                    labels: self.gathered(&batch.labels)?,
+                    is_sar: self.gathered(&batch.is_sar())?,
+                    parts: self.parts(fine_tune, parts.as_ref())?,
+                })
             }
             Objective::Contrastive => {
                 let halves = before_neck.chunk(2, 0);
@@ -279,11 +232,23 @@ impl TorchLearner {
         })
     }
 
+    /// The parts of features in f32, if the objective reads them.
+    fn parts(&self, fine_tune: &FineTune, parts: Option<&Parts>) -> Result<Option<FeatureParts>, LearnError> {
+        let Some(Parts { shared, specific, patches }) = parts.filter(|_| fine_tune.reads_parts()) else {
+            return Ok(None);
+        };
+        Ok(Some(FeatureParts {
+            shared: self.gathered(&shared.to_kind(Kind::Float))?,
+            specific: self.gathered(&specific.to_kind(Kind::Float))?,
+            edges: self.gathered(&edges(&patches.to_kind(Kind::Float)))?,
+        }))
+    }
+
     fn classifier(&self) -> &Tensor {
         &self.tensors[self.architecture.classifier()]
     }
 
-    /// [B, D], the features before the neck.
+    /// [B, D], the features that the family's authors evaluate.
     fn features(&self, chips: &[Chip]) -> Tensor {
         let _no_grad = tch::no_grad_guard();
         let preprocessing = self.architecture.preprocessing();
@@ -301,7 +266,12 @@ impl TorchLearner {
             modalities: &batch.modalities,
             size_tokens: &batch.size_tokens.to_kind(self.kind()),
         };
-        self.network().forward_before_neck(&input, &mut Mode::Evaluate).to_kind(Kind::Float)
+        let network = self.network();
+        let before_neck = network.forward_before_neck(&input, &mut Mode::Evaluate).to_kind(Kind::Float);
+        match self.architecture.feature_point() {
+            FeaturePoint::BeforeNeck => before_neck,
+            FeaturePoint::AfterNeck => network.forward_neck(&before_neck, &Mode::Evaluate),
+        }
     }
 }
 
@@ -433,51 +403,6 @@ fn on_device(batch: &Samples, rows: &[usize], device: tch::Device) -> TrainingBa
         size_tokens: of_rows(Tensor::from_slice(batch.size_tokens.as_flattened()).view([-1, 3])),
         labels: of_rows(Tensor::from_slice(&batch.labels)),
     }
-}
-
-impl FineTune {
-    /// The loss of features [B, D] before and after the neck, with the labels and modalities `[B]` of their rows.
-    fn loss(
-        &self,
-        before: &Tensor,
-        after: &Tensor,
-        classifier: &Tensor,
-        labels: &Tensor,
-        is_sar: &Tensor,
-    ) -> (Tensor, LossTerms) {
-        let scores = self.head.logits(after, classifier, labels);
-        let identity = losses::identity(&scores, labels, self.label_smoothing);
-        let triplet = self.triplet.loss(before, labels);
-        let mut loss = &identity * self.identity_weight + &triplet * self.triplet_weight;
-        let mut terms = LossTerms {
-            identity: identity.double_value(&[]),
-            triplet: triplet.double_value(&[]),
-            accuracy: accuracy(&scores, labels),
-            ..LossTerms::default()
-        };
-        if self.alignment_weight > 0.0 {
-            let alignment = losses::modality_alignment(before, labels, is_sar);
-            terms.alignment = alignment.double_value(&[]);
-            loss += alignment * self.alignment_weight;
-        }
-        terms.total = loss.double_value(&[]);
-        (loss, terms)
-    }
-}
-
-/// The loss of the features [P, D] of optical images, and of their partners.
-fn contrastive(optical: &Tensor, sar: &Tensor, logit_scale: &Tensor) -> (Tensor, LossTerms) {
-    let pairs = optical.size()[0];
-    let logits = losses::pair_logits(optical, sar, logit_scale);
-    let loss = losses::contrastive(&logits);
-    let value = loss.double_value(&[]);
-    let partner = Tensor::arange(pairs, (Kind::Int64, optical.device()));
-    let accuracy = accuracy(&logits, &partner);
-    (loss, LossTerms { total: value, contrastive: value, accuracy, ..LossTerms::default() })
-}
-
-fn accuracy(scores: &Tensor, labels: &Tensor) -> f64 {
-    scores.argmax(1, false).eq_tensor(labels).to_kind(Kind::Float).mean(Kind::Float).double_value(&[])
 }
 
 #[cfg(test)]

@@ -1,11 +1,11 @@
-//! Losses of fine-tuning and pretraining.
+//! Losses of fine-tuning and pretraining; those between modalities are in `modality_losses`.
 //!
 //! Shapes: B batch, D embedding, C classes, P pairs. Each loss is a scalar.
 
 use tch::{Kind, Reduction, Tensor};
 
 /// Keeps a square root away from the point where its slope is infinite.
-const SQUARE_MIN: f64 = 1e-12;
+pub(super) const SQUARE_MIN: f64 = 1e-12;
 const NORM_MIN: f64 = 1e-12;
 /// A label that no class has.
 const NO_LABEL: i64 = -100;
@@ -81,7 +81,7 @@ fn pairwise_distances(features: &Tensor) -> Tensor {
 }
 
 /// x / (|x| + 1e-12), row by row.
-fn unit(features: &Tensor) -> Tensor {
+pub(super) fn unit(features: &Tensor) -> Tensor {
     features / (features.norm_scalaropt_dim(2, [1], true) + NORM_MIN)
 }
 
@@ -103,46 +103,6 @@ pub fn center(features: &Tensor, labels: &Tensor, centers: &Tensor) -> Tensor {
     let offsets = features - centers.index_select(0, labels);
     let squares = offsets.square().sum_dim_intlist([1i64].as_slice(), false, Kind::Float);
     squares.clamp(1e-12, 1e12).mean(Kind::Float)
-}
-
-/// Class-wise modality alignment (MOS, arXiv 2512.03404): over the identities with both modalities in the
-/// batch, the mean distance between the two modalities' means plus that between their variances, on unit
-/// features `[B, D]`.
-///
-/// Zero where no identity has both. `is_sar` `[B]` is boolean.
-pub fn modality_alignment(features: &Tensor, labels: &Tensor, is_sar: &Tensor) -> Tensor {
-    let features = unit(features);
-    let identities = Vec::<i64>::try_from(labels.to_device(tch::Device::Cpu)).expect("labels are integers");
-    let mut distinct = identities;
-    distinct.sort_unstable();
-    distinct.dedup();
-    let rows = |mask: &Tensor| features.index_select(0, &mask.nonzero().squeeze_dim(1));
-    let distances: Vec<Tensor> = distinct
-        .into_iter()
-        .filter_map(|identity| {
-            let own = labels.eq(identity);
-            let sar = rows(&own.logical_and(is_sar));
-            let optical = rows(&own.logical_and(&is_sar.logical_not()));
-            let both = sar.size()[0] > 0 && optical.size()[0] > 0;
-            both.then(|| {
-                let moments = |rows: &Tensor| {
-                    let mean = rows.mean_dim([0i64].as_slice(), true, Kind::Float);
-                    let variance = (rows - &mean).square().mean_dim([0i64].as_slice(), false, Kind::Float);
-                    (mean.squeeze_dim(0), variance)
-                };
-                let ((sar_mean, sar_var), (mean, var)) = (moments(&sar), moments(&optical));
-                length(&(sar_mean - mean)) + length(&(sar_var - var))
-            })
-        })
-        .collect();
-    if distances.is_empty() {
-        return features.sum(Kind::Float) * 0.0;
-    }
-    Tensor::stack(&distances, 0).mean(Kind::Float)
-}
-
-fn length(vector: &Tensor) -> Tensor {
-    vector.square().sum(Kind::Float).clamp_min(SQUARE_MIN).sqrt()
 }
 
 #[cfg(test)]
@@ -221,19 +181,5 @@ mod tests {
             let largest = gradient.values.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
             close(name, &tensor.grad(), gradient, 1e-3 * f64::from(largest));
         }
-    }
-
-    #[test]
-    fn modalities_are_aligned_where_an_identity_shows_both() {
-        let features = Tensor::from_slice(&[1.0_f32, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0]).view([4, 2]);
-        let is_sar = Tensor::from_slice(&[false, true, false, true]);
-        let loss = |labels: [i64; 4]| {
-            modality_alignment(&features, &Tensor::from_slice(&labels), &is_sar).double_value(&[])
-        };
-        // Means (1, 0) and (0, 1), zero variance.
-        assert!((loss([0, 0, 1, 1]) - 2.0_f64.sqrt()).abs() < 1e-5);
-        // Identity 0 has both modalities, identity 1 optical only.
-        assert!((loss([0, 0, 1, 0]) - 2.0_f64.sqrt()).abs() < 1e-5);
-        assert!(loss([0, 1, 2, 3]).abs() < 1e-9);
     }
 }

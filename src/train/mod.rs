@@ -18,7 +18,12 @@ mod loader;
 mod log;
 #[cfg(feature = "torch")]
 mod losses;
+#[cfg(feature = "torch")]
+mod modality_losses;
 mod inputs;
+mod jitter;
+#[cfg(feature = "torch")]
+mod objective;
 #[cfg(feature = "torch")]
 mod optimizer;
 mod random;
@@ -39,8 +44,8 @@ mod yaml;
 pub use augment::{augment, plain};
 pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
 pub use config::{
-    Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName, OptimizerChoice, StartKind,
-    TrainConfig, TrainConfigError, Violation,
+    AlignmentDistance, Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName,
+    OptimizerChoice, StartKind, TrainConfig, TrainConfigError, Violation,
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use delivered::Delivered;
@@ -69,9 +74,11 @@ pub use crate::weights::start::StartingPoint;
 #[cfg(feature = "torch")]
 pub use heads::Head;
 #[cfg(feature = "torch")]
-pub use learner::{FineTune, Objective, Teaching, TorchLearner, pace_on_cpu};
+pub use learner::{Teaching, TorchLearner, pace_on_cpu};
 #[cfg(feature = "torch")]
 pub use losses::{Triplet, center};
+#[cfg(feature = "torch")]
+pub use objective::{FineTune, Objective};
 #[cfg(feature = "torch")]
 pub use optimizer::{Optimizer, OptimizerSettings};
 #[cfg(feature = "torch")]

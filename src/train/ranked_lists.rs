@@ -4,7 +4,7 @@ use image::RgbImage;
 
 use super::dataset::Image;
 use super::source::read_chip;
-use crate::chip::{ChipSize, Modality, Resampling};
+use crate::chip::{ChipForm, ChipSize, Modality, Resampling};
 use crate::evaluate::Ranked;
 use crate::sheet::{Mark, contact_sheet};
 
@@ -67,7 +67,7 @@ impl RankedList {
 }
 
 fn picture(image: &Image) -> Result<RgbImage, String> {
-    let pixels = read_chip(image, PICTURE, Resampling::Bilinear)?.pixels().to_vec();
+    let pixels = read_chip(image, ChipForm::reference(PICTURE), Resampling::Bilinear)?.pixels().to_vec();
     let (width, height) = (PICTURE.width as u32, PICTURE.height as u32);
     RgbImage::from_raw(width, height, pixels).ok_or_else(|| "a chip without its pixels".to_owned())
 }

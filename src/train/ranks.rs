@@ -26,17 +26,16 @@ impl Ranks {
     /// # Errors
     /// A rank's loss is not finite, which is named, or ranks are lost.
     pub(super) fn average_terms(&self, own: &LossTerms) -> Result<LossTerms, LearnError> {
-        let LossTerms { total, identity, triplet, alignment, contrastive, accuracy } = *own;
-        let all = self.0.gather_numbers(&[total, identity, triplet, alignment, contrastive, accuracy])?;
+        let all = self.0.gather_numbers(&own.numbers())?;
         let mut mean = LossTerms::default();
         for (rank, terms) in all.iter().enumerate() {
-            let &[total, identity, triplet, alignment, contrastive, accuracy] = terms.as_slice() else {
+            let Ok(numbers) = <[f64; LossTerms::COUNT]>::try_from(terms.as_slice()) else {
                 return Err(LearnError::Lost(format!("rank {rank} exchanges other numbers")));
             };
-            if !total.is_finite() {
-                return Err(LearnError::NotFinite { rank, loss: total.to_string() });
+            let terms = LossTerms::of(numbers);
+            if !terms.total.is_finite() {
+                return Err(LearnError::NotFinite { rank, loss: terms.total.to_string() });
             }
-            let terms = LossTerms { total, identity, triplet, alignment, contrastive, accuracy };
             mean.add(&terms, 1.0 / all.len() as f64);
         }
         Ok(mean)

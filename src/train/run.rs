@@ -14,7 +14,7 @@ use super::peers::{Alone, Peers};
 use super::ranks::Ranks;
 use super::validation::Validation;
 use crate::model::Device;
-use crate::weights::family::{Architecture, FeaturePoint};
+use crate::weights::family::Architecture;
 use crate::weights::misfits::Misfits;
 use crate::weights::open::OpenModel;
 use crate::weights::rules::for_serving;
@@ -103,7 +103,7 @@ impl Run {
         let (state, delivered) = deliver(plan, validation, checkpoints, &mut learner, state)?;
         let tensors = for_serving(&architecture, state.weights)?;
         Ok(Some(Trained {
-            model: OpenModel::new(architecture, FeaturePoint::BeforeNeck, tensors),
+            model: OpenModel::new(architecture, architecture.feature_point(), tensors),
             delivered,
         }))
     }

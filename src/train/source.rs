@@ -12,7 +12,7 @@ use super::learn::{Samples, Source};
 use super::random::{Purpose, stream};
 use super::sampler::{IdentitySampler, SamplerError, of_one_rank, pair_batches};
 use super::shard::Shard;
-use crate::chip::{Chip, ChipSize, ImageLimits, Preprocessing, Resampling, View, prepare_resampled};
+use crate::chip::{Chip, ChipForm, ImageLimits, Preprocessing, Resampling, View, prepare_resampled};
 
 /// Bounds on a training image.
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 64 << 20, pixels_max: 1 << 26 };
@@ -77,7 +77,7 @@ impl ImageReader {
         {
             return Ok(Some(Arc::clone(chip)));
         }
-        let cause = match read_chip(image, self.preprocessing.size, Resampling::Bicubic) {
+        let cause = match read_chip(image, self.preprocessing.form(), Resampling::Bicubic) {
             Ok(chip) => return Ok(Some(self.keep(image, chip))),
             Err(cause) => cause,
         };
@@ -249,10 +249,10 @@ impl Draft {
 ///
 /// # Errors
 /// If it cannot be read: one line that names the file.
-pub fn read_chip(image: &Image, size: ChipSize, resampling: Resampling) -> Result<Chip, String> {
+pub fn read_chip(image: &Image, form: ChipForm, resampling: Resampling) -> Result<Chip, String> {
     let named = |cause: &dyn std::fmt::Display| format!("{}: {cause}", image.path.display());
     let bytes = fs::read(&image.path).map_err(|cause| named(&cause))?;
-    prepare_resampled(&bytes, &image.view, size, &LIMITS, resampling).map_err(|cause| named(&cause))
+    prepare_resampled(&bytes, &image.view, form, &LIMITS, resampling).map_err(|cause| named(&cause))
 }
 
 #[cfg(test)]
@@ -262,7 +262,7 @@ mod tests {
     use safetensors::SafeTensors;
 
     use super::*;
-    use crate::chip::Modality;
+    use crate::chip::{ChipSize, Modality};
     use crate::train::augment::plain;
     use crate::train::loader::in_order;
     use crate::weights::golden;
@@ -280,7 +280,7 @@ mod tests {
         let bytes = golden::bytes("preprocess.safetensors");
         let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
         for name in ["0001_a_33x97_RGB.tif", "0002_b_40x120_RGB.tif", "0003_c_25x110_SAR.tif"] {
-            let chip = read_chip(&image(name, 1), SIZE, Resampling::Bicubic).expect("a fixture");
+            let chip = read_chip(&image(name, 1), REFERENCE.form(), Resampling::Bicubic).expect("a fixture");
             let view = recorded.tensor(&format!("{name}.train_64x32")).expect("recorded");
             let repeat = 3 / view.shape()[2];
             let expected: Vec<u8> = view.data().iter().flat_map(|byte| vec![*byte; repeat]).collect();
@@ -294,7 +294,7 @@ mod tests {
         let recorded = SafeTensors::deserialize(&bytes).expect("recorded");
         let name = recorded.names().into_iter().find_map(|name| name.strip_suffix(".val_tensor_64x32"));
         let name = name.expect("one file has its tensor");
-        let chip = read_chip(&image(name, 1), SIZE, Resampling::Bilinear).expect("a fixture");
+        let chip = read_chip(&image(name, 1), REFERENCE.form(), Resampling::Bilinear).expect("a fixture");
         let view = recorded.tensor(&format!("{name}.val_tensor_64x32")).expect("recorded");
         let plane = SIZE.height * SIZE.width;
         let expected: Vec<f32> =
@@ -305,7 +305,7 @@ mod tests {
         }
 
         // In training without augmentation, the same image with the training filter.
-        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0 };
+        let none = Augmentation { flip: 0.0, padding: 0, erase: 0.0, jitter: 0.0 };
         let images = ["0001_a_33x97_RGB.tif", "0003_c_25x110_SAR.tif"].map(|name| image(name, 1));
         let source = IdentitySource::new(
             images.to_vec(),
@@ -423,8 +423,11 @@ mod tests {
 
     #[test]
     fn a_file_that_is_no_image_is_named() {
-        let error =
-            read_chip(&Image::plain(golden::path("README.md"), 1, Modality::Sar), SIZE, Resampling::Bicubic);
+        let error = read_chip(
+            &Image::plain(golden::path("README.md"), 1, Modality::Sar),
+            REFERENCE.form(),
+            Resampling::Bicubic,
+        );
         assert!(error.expect_err("no image").contains("README.md: "));
     }
 

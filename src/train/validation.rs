@@ -8,7 +8,7 @@ use super::learn::Learner;
 use super::loader::in_order;
 use super::ranked_lists::{Extent, RankedLists};
 use super::source::read_chip;
-use crate::chip::{Chip, ChipSize, Resampling};
+use crate::chip::{Chip, ChipForm, Resampling};
 use crate::embedding::Embedding;
 use crate::evaluate::{LabelledImage, Protocol, Summary, rank_by_distance};
 
@@ -22,7 +22,7 @@ const SAMPLE: Extent = Extent { queries: 6, ranks: 6 };
 pub struct Validation {
     queries: Vec<Image>,
     gallery: Vec<Image>,
-    size: ChipSize,
+    form: ChipForm,
 }
 
 /// The evaluation of a learner.
@@ -35,18 +35,18 @@ pub struct ValidationScores {
 }
 
 impl Validation {
-    pub fn new(queries: Vec<Image>, gallery: Vec<Image>, size: ChipSize) -> Self {
-        Self { queries, gallery, size }
+    pub fn new(queries: Vec<Image>, gallery: Vec<Image>, form: ChipForm) -> Self {
+        Self { queries, gallery, form }
     }
 
     /// Every pair's SAR image is a query for its own optical image among those of all pairs.
-    pub fn of_pairs(pairs: &[Pair], size: ChipSize) -> Self {
+    pub fn of_pairs(pairs: &[Pair], form: ChipForm) -> Self {
         let numbered = |image: &Image, number: usize| Image { identity: number as i64, ..image.clone() };
         let pairs = pairs.iter().enumerate();
         let (queries, gallery) = pairs
             .map(|(number, pair)| (numbered(&pair.sar, number), numbered(&pair.optical, number)))
             .unzip();
-        Self { queries, gallery, size }
+        Self { queries, gallery, form }
     }
 
     /// Ranks the gallery for every query.
@@ -73,7 +73,7 @@ impl Validation {
         learner: &mut impl Learner,
         loaders: usize,
     ) -> Result<Vec<(LabelledImage, Embedding)>, FitError> {
-        let read = |image: &Image| read_chip(image, self.size, Resampling::Bilinear);
+        let read = |image: &Image| read_chip(image, self.form, Resampling::Bilinear);
         let parts: Vec<&[Image]> = images.chunks(BATCH).collect();
         let mut embedded = Vec::with_capacity(images.len());
         let flow = in_order(

@@ -12,6 +12,7 @@ use super::config::{
     Violation,
 };
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
+use crate::chip::SarStretch;
 use crate::message::{excerpt, nearest};
 use crate::weights::family::{Family, Preset};
 
@@ -131,6 +132,7 @@ impl YamlReader {
                 flip: self.number("INPUT.PROB", 0.5),
                 padding: self.count("INPUT.PADDING", 10),
                 erase: self.number("INPUT.RE_PROB", 0.5),
+                jitter: 0.0,
             },
             gradient: Gradient::default(),
             loss: self.loss(),
@@ -215,6 +217,8 @@ impl YamlReader {
             modality_embedding: self.flag("MODEL.MIE", false),
             mie_coefficient: self.number("MODEL.MIE_COE", 3.0) as f32,
             stride,
+            image: None,
+            sar_stretch: SarStretch::Maximum,
             drop_path: self.number("MODEL.DROP_PATH", 0.1),
             precision: Precision::F32,
             precision_speed_min: PRECISION_SPEED_MIN,
@@ -252,7 +256,6 @@ impl YamlReader {
             label_smoothing: smooth,
             triplet_weight: self.number("MODEL.TRIPLET_LOSS_WEIGHT", 1.0),
             triplet_margin: if self.flag("MODEL.NO_MARGIN", false) { 0.0 } else { margin },
-            alignment_weight: 0.0,
             head: match self.text("MODEL.ID_LOSS_TYPE", "softmax").as_str() {
                 "softmax" => HeadName::Linear,
                 "arcface" => HeadName::Arcface,

@@ -85,6 +85,7 @@ fn number(value: usize) -> [u8; 8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chip::SarStretch;
     use crate::weights::family::transoss::TransOssArchitecture;
     use crate::weights::golden::{self, MICRO};
     use crate::weights::tensors::HostTensor;
@@ -126,6 +127,7 @@ mod tests {
             TransOssArchitecture { mie_coefficient: 3.5, ..MICRO },
             TransOssArchitecture { size_token: false, ..MICRO },
             TransOssArchitecture { modality_embedding: false, ..MICRO },
+            TransOssArchitecture { sar_stretch: SarStretch::Denoised, ..MICRO },
         ] {
             digests.push(digest(&architecture.into(), FeaturePoint::BeforeNeck, &micro()));
         }

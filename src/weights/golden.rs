@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use safetensors::{Dtype, SafeTensors};
 
-use super::family::FamilyArchitecture as _;
 use super::family::transoss::TransOssArchitecture;
+use super::family::{ArchitectureHints, FamilyArchitecture as _};
+use super::open::{Hints, OpenModel};
 use super::tensors::{HostTensor, NamedTensors};
 use crate::chip::{ChipSize, Modality};
 
@@ -40,6 +41,14 @@ fn checkout() -> PathBuf {
 /// Path of a recorded file.
 pub fn path(name: &str) -> PathBuf {
     checkout().join("tests/golden").join(name)
+}
+
+/// The model of `sdf_net.pth`, which `sdf_net.py` made.
+pub fn sdf_net() -> OpenModel {
+    let architecture =
+        ArchitectureHints { image: Some(MICRO.image), heads: Some(2), ..ArchitectureHints::default() };
+    let hints = Hints { architecture, ..Hints::default() };
+    OpenModel::open(&path("sdf_net.pth"), &hints).expect("a checkpoint of an SDF-Net")
 }
 
 /// Path of a checkpoint saved in the manner of another program.

@@ -34,7 +34,8 @@ pub struct OpenModel {
 /// Information that a checkpoint of another program lacks; our own folders contain it.
 #[derive(Clone, Debug, Default)]
 pub struct Hints {
-    pub feature_point: FeaturePoint,
+    /// `None`: the feature that the family's authors evaluate.
+    pub feature_point: Option<FeaturePoint>,
     pub architecture: ArchitectureHints,
     /// Which of several sets of weights in it to use.
     pub weights: WeightsChoice,
@@ -167,7 +168,8 @@ fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Ca
         misfits.explain(&origin.unread());
         misfits
     })?;
-    Ok((OpenModel::new(architecture, hints.feature_point, tensors), origin))
+    let feature_point = hints.feature_point.unwrap_or_else(|| architecture.feature_point());
+    Ok((OpenModel::new(architecture, feature_point, tensors), origin))
 }
 
 /// Explains why tensors that lack one required of every model of a family do not belong to that family.

@@ -50,7 +50,8 @@ pub(super) fn served(
 }
 
 /// Starts a training from a whole-model checkpoint: every tensor of `checkpoint` except the heads replaces
-/// the one in `initial`; tensors that the checkpoint lacks keep their initial values.
+/// the one in `initial`, adapted to the size of chips where the family can; tensors that the checkpoint lacks keep their
+/// initial values.
 ///
 /// # Errors
 /// All names that `initial` lacks and all shapes that differ; `initial` is then unchanged.
@@ -68,6 +69,10 @@ pub fn start_from(
             reason: UntakenReason::Head,
         })
         .collect();
+    for (name, tensor) in &mut checkpoint {
+        let found = std::mem::replace(tensor, HostTensor { shape: Vec::new(), values: Vec::new() });
+        *tensor = architecture.adapted(name, found);
+    }
     let mut misfits = Misfits::default();
     for (name, tensor) in &checkpoint {
         match initial.get(name) {

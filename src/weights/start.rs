@@ -51,6 +51,11 @@ pub enum StartError {
     Misfits(#[from] Misfits),
     #[error("{0}: start.from = \"imagenet\" takes it")]
     BareVit(BareVit),
+    #[error("it is a model of the family {}, and the configuration's model.family is {}{}",
+        .found.name(), .wanted.name(),
+        if .found.is_default() { "; start.from = \"imagenet\" takes its ViT" } else { "" }
+    )]
+    OtherFamily { found: Family, wanted: Family },
     #[error(
         "it is a model in int8, which cannot be trained; start from the model that it was made from, {0}"
     )]
@@ -96,15 +101,13 @@ impl StartingPoint {
         (kind, choice): (Kind, &WeightsChoice),
     ) -> Result<Self, StartError> {
         let family = architecture.family();
-        let (first, anchor) = match kind {
-            Kind::Imagenet => (VIT_WRAPPERS, VIT_ANCHOR),
-            Kind::Model => (rules::WRAPPERS, family.anchor()),
+        let (first, anchors) = match kind {
+            Kind::Imagenet => (VIT_WRAPPERS, vec![VIT_ANCHOR]),
+            Kind::Model => (rules::WRAPPERS, Family::anchors()),
         };
-        let Checkpoint { tensors, origin } = read(path, &Expected { first, anchors: &[anchor], choice })?;
-        if kind == Kind::Model
-            && let Some(vit) = BareVit::of(&tensors, family)
-        {
-            return Err(StartError::BareVit(vit));
+        let Checkpoint { tensors, origin } = read(path, &Expected { first, anchors: &anchors, choice })?;
+        if kind == Kind::Model {
+            check_family(&tensors, family)?;
         }
         let names: Vec<String> = tensors.keys().map(|name| printable(name)).collect();
         let mut fit = match kind {
@@ -137,6 +140,15 @@ impl StartingPoint {
     pub fn warning(&self) -> Option<String> {
         let Blocks { whole, of, .. } = self.fit.blocks;
         (whole < of).then(|| format!("only {whole} of {of} blocks start from it; the others are random"))
+    }
+}
+
+/// Whether tensors are those of a model of the family, as far as it can be told from their names.
+fn check_family(tensors: &NamedTensors, wanted: Family) -> Result<(), StartError> {
+    match Family::of(tensors) {
+        Some(found) if found != wanted => Err(StartError::OtherFamily { found, wanted }),
+        Some(_) => Ok(()),
+        None => BareVit::of(tensors, wanted).map_or(Ok(()), |vit| Err(StartError::BareVit(vit))),
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use shipreid::app::{KeptModels, LoadedModel, Running, ServedModels};
 use shipreid::arithmetic::Precision;
-use shipreid::chip::{ChipSize, ImageLimits, Modality, View, prepare};
+use shipreid::chip::{ChipForm, ChipSize, ImageLimits, Modality, SarStretch, View, prepare};
 use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::ModelDigest;
 use shipreid::encoder::{Batch, Encoder, EncoderFactory, Health, ModelCard, PixelProjection};
@@ -55,7 +55,13 @@ fn projection(digest: ModelDigest) -> PixelProjection {
 
 fn loaded(model: &OpenModel) -> LoadedModel {
     let digest = model.digest;
-    let card = ModelCard { digest, dimension: 16, chip_size: SIZE, precision: Precision::F32 };
+    let card = ModelCard {
+        digest,
+        dimension: 16,
+        chip_size: SIZE,
+        sar_stretch: model.architecture.preprocessing().sar_stretch,
+        precision: Precision::F32,
+    };
     let factory: EncoderFactory = Arc::new(move |_| Ok(Box::new(projection(digest)) as Box<dyn Encoder>));
     LoadedModel { card, factory, workers: 2, bytes: 1 }
 }
@@ -101,9 +107,13 @@ fn request() -> EmbedRequest {
 }
 
 fn expected(digest: ModelDigest) -> Vec<f32> {
-    let view = View::plain(Modality::Optical);
+    expected_of(digest, IMAGE, Modality::Optical, SarStretch::default())
+}
+
+fn expected_of(digest: ModelDigest, image: &str, modality: Modality, sar_stretch: SarStretch) -> Vec<f32> {
+    let (view, form) = (View::plain(modality), ChipForm { size: SIZE, sar_stretch });
     let limits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 20 };
-    let chips = vec![prepare(&fixture(IMAGE), &view, SIZE, &limits).unwrap().chip.into()];
+    let chips = vec![prepare(&fixture(image), &view, form, &limits).unwrap().chip.into()];
     projection(digest).forward(&Batch { model: digest, chips }).unwrap().remove(0).into_vec()
 }
 
@@ -254,6 +264,30 @@ async fn a_checkpoint_is_imported_with_what_it_does_not_say() {
     let hints = CheckpointHints { image_height: 64, ..Default::default() };
     let (_, reason, _) = refusal(client.import_model(checkpoint, hints, |_| {}).await.unwrap_err());
     assert_eq!(reason, "IMAGE_SIZE_INCOMPLETE");
+    let hints = CheckpointHints { sar_stretch: 9, ..Default::default() };
+    let (_, reason, _) = refusal(client.import_model(checkpoint, hints, |_| {}).await.unwrap_err());
+    assert_eq!(reason, "SAR_STRETCH_UNKNOWN");
+    let sar_stretch = shipreid::wire::SarStretch::Denoised.into();
+    let hints =
+        CheckpointHints { heads: 2, image_height: 64, image_width: 32, sar_stretch, ..Default::default() };
+    let denoised = client.import_model(checkpoint, hints.clone(), |_| {}).await.unwrap();
+    assert_eq!((denoised.sar_stretch, denoised.family.as_str()), (sar_stretch, "transoss"));
+    assert_ne!(denoised.digest, model.digest, "the same weights that read other chips");
+    let checkpoint = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sdf_net.pth"));
+    let hints = CheckpointHints { sar_stretch: 0, ..hints };
+    let sdf_net = client.import_model(checkpoint, hints, |_| {}).await.unwrap();
+    assert_eq!((sdf_net.dimension, sdf_net.family.as_str()), (16, "sdf_net"));
+
+    // What the model was trained on is what it is served.
+    activate(&client, denoised.digest.clone()).await.unwrap();
+    let image = "0004_d_31x61_SAR.tif";
+    let chips = vec![chip(fixture(image), Modality::Sar)];
+    let answer = client.embed(EmbedRequest { chips, ..EmbedRequest::default() }, None).await.unwrap();
+    let Some(Outcome::Embedding(embedding)) = &answer.results[0].outcome else { panic!("{answer:?}") };
+    let expected = |stretch| expected_of(answer.model.parse().unwrap(), image, Modality::Sar, stretch);
+    assert_eq!(answer.model, denoised.digest);
+    assert_eq!(embedding.values, expected(SarStretch::Denoised));
+    assert_ne!(embedding.values, expected(SarStretch::Maximum));
     server.stop().await;
 }
 

@@ -60,8 +60,8 @@ pub fn events(root: &Path, out: &str) -> String {
 }
 
 /// Starts a run and kills it once it has logged this many steps.
-fn kill_after(root: &Path, out: &str, steps: usize) {
-    let mut run = training(root, out).stdout(Stdio::null()).spawn().unwrap();
+fn kill_after(mut run: Command, root: &Path, out: &str, steps: usize) {
+    let mut run = run.stdout(Stdio::null()).spawn().unwrap();
     while events(root, out).lines().count() < steps {
         assert!(run.try_wait().unwrap().is_none(), "the run ended before its step {steps}");
         std::thread::yield_now();
@@ -81,10 +81,55 @@ fn a_run_that_is_killed_at_five_random_steps_takes_the_steps_of_one_that_is_not(
 
     let mut steps: Vec<usize> = (0..5).map(|_| rand::random_range(1..=15)).collect();
     steps.sort_unstable();
-    steps.iter().for_each(|steps| kill_after(root.path(), "killed", *steps));
+    let killed = || training(root.path(), "killed");
+    steps.iter().for_each(|steps| kill_after(killed(), root.path(), "killed", *steps));
     let resumed = training(root.path(), "killed").output().unwrap();
     assert_eq!(events(root.path(), "killed"), expected, "killed at {steps:?}");
     assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout), "killed at {steps:?}");
+}
+
+#[test]
+fn an_sdf_net_on_denoised_chips_resumes_as_well_and_its_model_says_how_it_reads_them() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let run = |out: &str| {
+        let mut run = training(root.path(), out);
+        for setting in [
+            "model.family=sdf_net",
+            "model.sar_stretch=denoised",
+            "augmentation.jitter=0.2",
+            "loss.orthogonality_weight=10",
+            "loss.structure_weight=1",
+            "loss.alignment_weight=1",
+            "loss.info_nce_weight=1",
+            "schedule.epochs=2",
+        ] {
+            run.args(["--set", setting]);
+        }
+        run
+    };
+    let undisturbed = run("whole").output().unwrap();
+    assert!(undisturbed.status.success());
+    let expected = events(root.path(), "whole");
+    assert_eq!(expected.lines().count(), 4);
+    for term in ["orthogonality", "structure", "alignment", "info_nce"] {
+        assert!(!expected.contains(&format!("\"{term}\":0.0,")), "{term}: {expected}");
+    }
+    let model = std::fs::read_to_string(root.path().join("whole/model/model.toml")).unwrap();
+    for line in ["family = \"sdf_net\"", "sar_stretch = \"denoised\"", "feature_point = \"after_neck\""] {
+        assert!(model.contains(line), "{model}");
+    }
+    kill_after(run("killed"), root.path(), "killed", 2);
+    let resumed = run("killed").output().unwrap();
+    assert_eq!(events(root.path(), "killed"), expected);
+    assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout));
+
+    // A TransOSS has no second class token.
+    let refused = run("refused").args(["--set", "model.family=transoss"]).stderr(Stdio::piped()).output();
+    let refused = refused.unwrap();
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{error}");
+    assert!(error.contains("loss.structure_weight needs a network that separates"), "{error}");
 }
 
 #[test]

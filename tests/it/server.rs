@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use metrics_exporter_prometheus::PrometheusHandle;
 use shipreid::app::{self, LoadedModel, Running, ServedModels};
 use shipreid::arithmetic::Precision;
-use shipreid::chip::ChipSize;
+use shipreid::chip::{ChipSize, SarStretch};
 use shipreid::client::Client;
 use shipreid::config::{Config, Sources};
 use shipreid::embedding::ModelDigest;
@@ -40,7 +40,13 @@ pub fn projection() -> LoadedModel {
 /// The encoder that `factory` creates, in place of the projection.
 pub fn model(factory: EncoderFactory) -> LoadedModel {
     let chip_size = ChipSize { height: 64, width: 32 };
-    let card = ModelCard { digest: digest(), dimension: DIMENSION, chip_size, precision: Precision::F32 };
+    let card = ModelCard {
+        digest: digest(),
+        dimension: DIMENSION,
+        chip_size,
+        sar_stretch: SarStretch::default(),
+        precision: Precision::F32,
+    };
     LoadedModel { card, factory, workers: 1, bytes: 1 }
 }
 

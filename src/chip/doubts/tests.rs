@@ -16,7 +16,7 @@ use tiff::encoder::colortype::{ColorType, Gray8, Gray16, RGB16};
 
 use super::super::decode::{Facts, Pixels, StoredSample, decode};
 use super::*;
-use crate::chip::{ChipSize, ImageLimits, View, prepare};
+use crate::chip::{ChipForm, ChipSize, ImageLimits, View, prepare};
 
 const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 24, pixels_max: 1 << 22 };
 /// Resizing is not tested here.
@@ -173,7 +173,8 @@ fn pictures_of_any_shape_have_an_answer() {
 
 /// The messages that a caller would receive for the findings.
 fn found(bytes: &[u8], modality: Modality) -> BTreeSet<&'static str> {
-    let prepared = prepare(bytes, &View::plain(modality), SIZE, &LIMITS).expect("a chip");
+    let prepared =
+        prepare(bytes, &View::plain(modality), ChipForm::reference(SIZE), &LIMITS).expect("a chip");
     prepared
         .warnings
         .iter()

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::arithmetic::Precision;
-use crate::chip::{Chip, ImageLimits, Modality};
+use crate::chip::{Chip, ImageLimits, Modality, SarStretch};
 use crate::embedding::Embedding;
 use crate::encoder::types::EncoderEvent;
 use crate::encoder::{
@@ -247,7 +247,13 @@ async fn a_chip_is_given_up_at_its_deadline_and_never_costs_the_device() {
 /// A bench whose model is the active one of a pipeline.
 async fn piped() -> (Bench, Arc<Pipeline>) {
     let (bench, factory) = empty_bench();
-    let card = ModelCard { digest: digest(), dimension: 1, chip_size: SIZE, precision: Precision::F32 };
+    let card = ModelCard {
+        digest: digest(),
+        dimension: 1,
+        chip_size: SIZE,
+        sar_stretch: SarStretch::default(),
+        precision: Precision::F32,
+    };
     let settings = ResidencySettings { bytes_max: 1, device: "cpu".into() };
     let residency = Residency::new(bench.queue.clone(), settings);
     let loaded = LoadedModel { card, factory, workers: 1, bytes: 1 };

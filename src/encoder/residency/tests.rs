@@ -6,7 +6,7 @@ use std::thread;
 
 use super::*;
 use crate::arithmetic::Precision;
-use crate::chip::{self, ImageLimits, Modality, SourceChip, View};
+use crate::chip::{self, ChipForm, ImageLimits, Modality, SarStretch, SourceChip, View};
 use crate::embedding::Embedding;
 use crate::encoder::{
     Admission, Batch, Caller, Encoder, ForwardError, Pipeline, PixelProjection, Priority, QueueSettings,
@@ -55,6 +55,7 @@ fn loaded(number: u8, factory: EncoderFactory) -> LoadedModel {
         digest: digest(number),
         dimension: DIMENSION,
         chip_size: SIZE,
+        sar_stretch: SarStretch::default(),
         precision: Precision::F32,
     };
     LoadedModel { card, factory, workers: WORKERS, bytes: 100 }
@@ -74,7 +75,9 @@ fn source_chip() -> SourceChip {
 /// The embedding of the chip by the projection of seed `number`.
 fn expected(number: u8) -> Embedding {
     let source = source_chip();
-    let chip = chip::prepare(&source.image, &source.view, SIZE, &LIMITS).expect("recorded").chip;
+    let chip = chip::prepare(&source.image, &source.view, ChipForm::reference(SIZE), &LIMITS)
+        .expect("recorded")
+        .chip;
     let batch = Batch { model: digest(number), chips: vec![chip.into()] };
     PixelProjection::new(DIMENSION, number.into()).forward(&batch).expect("embeddings").remove(0)
 }

@@ -41,6 +41,7 @@ fn loaded(model: &OpenModel) -> LoadedModel {
         digest: model.digest,
         dimension,
         chip_size: model.architecture.preprocessing().size,
+        sar_stretch: model.architecture.preprocessing().sar_stretch,
         precision: Precision::F32,
     };
     let factory: EncoderFactory =

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use super::*;
 use crate::arithmetic::Precision;
 use crate::cancellation::Cancellation;
-use crate::chip::{ImageLimits, Modality, View, prepare};
+use crate::chip::{ChipForm, ImageLimits, Modality, View, prepare};
 use crate::encoder::{
     Admission, Batch, EncodeQueue, Encoder, EncoderFactory, ForwardError, LoadedModel, ModelCard,
     PixelProjection, QueueSettings, Residency, ResidencySettings,
@@ -65,6 +65,7 @@ fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
         digest: model.digest,
         dimension,
         chip_size: model.architecture.preprocessing().size,
+        sar_stretch: model.architecture.preprocessing().sar_stretch,
         precision: Precision::F32,
     };
     let gate = if model.digest == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
@@ -177,8 +178,8 @@ fn chip(number: u8) -> SourceChip {
 
 /// The embedding of a chip by model `seed`.
 fn embedding(seed: usize, chip: &SourceChip) -> Embedding {
-    let size = golden::MICRO.image;
-    let chips = vec![prepare(&chip.image, &chip.view, size, &LIMITS).expect("decodable").chip.into()];
+    let form = ChipForm::reference(golden::MICRO.image);
+    let chips = vec![prepare(&chip.image, &chip.view, form, &LIMITS).expect("decodable").chip.into()];
     let dimension = DIMENSIONS[seed];
     let mut projection = PixelProjection::new(dimension, dimension as u64);
     projection.forward(&Batch { model: digest(seed), chips }).expect("embeddings").remove(0)

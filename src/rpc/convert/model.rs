@@ -5,7 +5,7 @@ use prost_types::Timestamp;
 use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::bounded_text;
-use crate::chip::ChipSize;
+use crate::chip::{ChipForm, ChipSize, SarStretch};
 use crate::encoder::ModelCard;
 use crate::reason::Reason;
 use crate::registry::{Condition, Facts, StoredModel};
@@ -49,6 +49,7 @@ pub fn resident_model(card: &ModelCard) -> wire::Model {
         dimension: number(card.dimension),
         image_height: number(card.chip_size.height),
         image_width: number(card.chip_size.width),
+        sar_stretch: on_wire(card.sar_stretch).into(),
         origin: "the configuration".into(),
         ..wire::Model::default()
     }
@@ -57,11 +58,21 @@ pub fn resident_model(card: &ModelCard) -> wire::Model {
 /// A client's hints about a checkpoint.
 pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
     let feature_point = match wire::FeaturePoint::try_from(hints.feature_point) {
-        Ok(wire::FeaturePoint::Unspecified | wire::FeaturePoint::BeforeNeck) => FeaturePoint::BeforeNeck,
-        Ok(wire::FeaturePoint::AfterNeck) => FeaturePoint::AfterNeck,
+        Ok(wire::FeaturePoint::Unspecified) => None,
+        Ok(wire::FeaturePoint::BeforeNeck) => Some(FeaturePoint::BeforeNeck),
+        Ok(wire::FeaturePoint::AfterNeck) => Some(FeaturePoint::AfterNeck),
         Err(_) => {
             let message = format!("feature_point {} is unknown", hints.feature_point);
             return Err(Problem::invalid(Reason::FeaturePointUnknown, "hints.feature_point", message));
+        }
+    };
+    let sar_stretch = match wire::SarStretch::try_from(hints.sar_stretch) {
+        Ok(wire::SarStretch::Unspecified) => None,
+        Ok(wire::SarStretch::Maximum) => Some(SarStretch::Maximum),
+        Ok(wire::SarStretch::Denoised) => Some(SarStretch::Denoised),
+        Err(_) => {
+            let message = format!("sar_stretch {} is unknown", hints.sar_stretch);
+            return Err(Problem::invalid(Reason::SarStretchUnknown, "hints.sar_stretch", message));
         }
     };
     let set = |value: u32| (value > 0).then_some(value as usize);
@@ -78,6 +89,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
         stride: set(hints.stride),
         heads: set(hints.heads),
         mie_coefficient: hints.mie_coefficient,
+        sar_stretch,
     };
     bounded_text("hints.weights", &hints.weights)?;
     Ok(Hints { feature_point, architecture, weights: WeightsChoice::new(&hints.weights) })
@@ -85,11 +97,13 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
     let Facts { architecture, quantization, provenance } = facts;
-    let chip_size = architecture.preprocessing().size;
+    let ChipForm { size: chip_size, sar_stretch } = architecture.preprocessing().form();
     wire::Model {
         dimension: number(architecture.embed_dim()),
         image_height: number(chip_size.height),
         image_width: number(chip_size.width),
+        family: architecture.family().name().into(),
+        sar_stretch: on_wire(sar_stretch).into(),
         parameters_millions: u32::try_from(architecture.parameters().div_ceil(1_000_000)).unwrap_or(u32::MAX),
         origin: provenance.origin.clone(),
         parent_digest: provenance.parent.map(|parent| parent.to_string()).unwrap_or_default(),
@@ -99,6 +113,13 @@ fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
         config_toml: provenance.configuration.clone().unwrap_or_default(),
         quantized_from_digest: quantization.as_ref().map(|made| made.source.to_string()).unwrap_or_default(),
         ..model
+    }
+}
+
+fn on_wire(sar_stretch: SarStretch) -> wire::SarStretch {
+    match sar_stretch {
+        SarStretch::Maximum => wire::SarStretch::Maximum,
+        SarStretch::Denoised => wire::SarStretch::Denoised,
     }
 }
 

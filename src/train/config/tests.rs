@@ -27,6 +27,33 @@ fn the_shipped_files_are_the_authors_settings() {
     assert!(!pretrain.model.size_token);
 }
 
+#[test]
+fn every_shipped_file_is_valid_and_the_recipes_are_those_of_their_papers_code() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/train");
+    let mut names: Vec<String> = std::fs::read_dir(folder)
+        .expect("shipped files")
+        .map(|entry| entry.expect("readable").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    for name in &names {
+        let config = TrainConfig::parse(&shipped(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"));
+        assert_eq!(config.model.architecture().validate(), Ok(()), "{name}");
+        let text = toml::to_string(&config).expect("plain fields");
+        assert_eq!(TrainConfig::parse(&text), Ok(config), "{name}");
+    }
+    assert!(names.iter().any(|name| name == "sdf_net_aligned.toml"), "{names:?}");
+
+    let sdf_net = TrainConfig::parse(&shipped("sdf_net.toml")).expect("valid");
+    assert_eq!(sdf_net.loss, Loss { orthogonality_weight: 10.0, structure_weight: 1.0, ..Loss::default() });
+    assert_eq!(sdf_net.augmentation, Augmentation { erase: 0.2, jitter: 0.2, ..Augmentation::default() });
+    let mos = TrainConfig::parse(&shipped("mos.toml")).expect("valid");
+    assert_eq!(mos.loss, Loss { alignment_weight: 2.0, ..Loss::default() });
+    assert_eq!(mos.model.architecture().preprocessing().sar_stretch, SarStretch::Denoised);
+    let aligned = TrainConfig::parse(&shipped("sdf_net_aligned.toml")).expect("valid");
+    assert_eq!(aligned.model.architecture().preprocessing().size, ChipSize { height: 256, width: 256 });
+    assert_eq!(aligned.model.architecture().token_count(), 2 + 16 * 16 + 1);
+}
+
 /// The fields of a shipped file that are violated after a change.
 fn violated(name: &str, settings: &[&str]) -> Vec<String> {
     let settings: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
@@ -51,6 +78,7 @@ fn every_field_has_bounds() {
         "augmentation.flip=1.1",
         "augmentation.padding=129",
         "augmentation.erase=-0.1",
+        "augmentation.jitter=1.1",
         "batch.images=0",
         "batch.images=4100",
         "batch.images=33",
@@ -69,6 +97,12 @@ fn every_field_has_bounds() {
         "loss.triplet_weight=1001",
         "loss.triplet_margin=nan",
         "loss.alignment_weight=-1",
+        "loss.orthogonality_weight=10",
+        "loss.structure_weight=1",
+        "loss.structure_weight=-1",
+        "loss.supcon_weight=-1",
+        "loss.info_nce_weight=1001",
+        "loss.temperature=0",
         "loss.label_smoothing=1",
         "loss.head_scale=0.5",
         "loss.head_margin=1.6",
@@ -148,8 +182,11 @@ fn a_model_family_is_refused_by_name_and_the_default_one_is_left_out() {
     let named = read("transoss").expect("known");
     assert_eq!(named, TrainConfig::parse(&text).expect("valid"));
     assert!(!toml::to_string(&named).expect("plain fields").contains("family"));
-    let refused = read("sdf_net").expect_err("unknown").to_string();
-    assert!(refused.contains("there is no model family sdf_net; this program knows transoss"), "{refused}");
+    let refused = read("swin").expect_err("unknown").to_string();
+    assert!(
+        refused.contains("there is no model family swin; this program knows sdf_net, transoss"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -89,10 +89,11 @@ impl TrainConfig {
     }
 
     fn require_augmentation(&self, require: &mut impl FnMut(bool, &str, &str)) {
-        let Augmentation { flip, padding, erase } = self.augmentation;
+        let Augmentation { flip, padding, erase, jitter } = self.augmentation;
         require((0.0..=1.0).contains(&flip), "augmentation.flip", "must be 0 to 1");
         require(padding <= 128, "augmentation.padding", "must be at most 128");
         require((0.0..=1.0).contains(&erase), "augmentation.erase", "must be 0 to 1");
+        require((0.0..=1.0).contains(&jitter), "augmentation.jitter", "must be 0 to 1");
     }
 
     fn require_batch(&self, require: &mut impl FnMut(bool, &str, &str)) {
@@ -142,6 +143,10 @@ impl TrainConfig {
             ("loss.triplet_weight", loss.triplet_weight),
             ("loss.triplet_margin", loss.triplet_margin),
             ("loss.alignment_weight", loss.alignment_weight),
+            ("loss.orthogonality_weight", loss.orthogonality_weight),
+            ("loss.structure_weight", loss.structure_weight),
+            ("loss.supcon_weight", loss.supcon_weight),
+            ("loss.info_nce_weight", loss.info_nce_weight),
         ] {
             require((0.0..=1000.0).contains(&weight), field, "must be 0 to 1000");
         }
@@ -150,6 +155,18 @@ impl TrainConfig {
             "loss.label_smoothing",
             "must be 0 up to below 1",
         );
+        let separates = self.model.architecture().separates_modalities();
+        for (field, weight) in [
+            ("loss.orthogonality_weight", loss.orthogonality_weight),
+            ("loss.structure_weight", loss.structure_weight),
+        ] {
+            require(
+                weight == 0.0 || separates,
+                field,
+                "needs a network that separates what modalities share: model.family = \"sdf_net\"",
+            );
+        }
+        require((0.001..=10.0).contains(&loss.temperature), "loss.temperature", "must be 0.001 to 10");
         require((1.0..=1024.0).contains(&loss.head_scale), "loss.head_scale", "must be 1 to 1024");
         require((0.0..=1.5).contains(&loss.head_margin), "loss.head_margin", "must be 0 to 1.5");
         require((0.0..=5.0).contains(&loss.logit_scale), "loss.logit_scale", "must be 0 to 5");

@@ -4,7 +4,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::chip::{Chip, ChipSize, Modality};
+use crate::chip::{Chip, ChipForm, ChipSize, Modality};
 use crate::embedding::Embedding;
 use crate::train::dataset::Image;
 use crate::train::learn::LearnError;
@@ -244,7 +244,7 @@ fn a_run_is_evaluated_on_its_way_and_at_its_end_and_says_how_long_it_takes() {
         |name: &str, identity, modality| Image::plain(golden::path("images").join(name), identity, modality);
     let optical = image("0001_a_33x97_RGB.tif", 1, Modality::Optical);
     let sar = image("0003_c_25x110_SAR.tif", 1, Modality::Sar);
-    let validation = Validation::new(vec![sar], vec![optical], SIZE);
+    let validation = Validation::new(vec![sar], vec![optical], ChipForm::reference(SIZE));
     let folder = folder();
     let checkpoints = &Checkpoints::open(folder.path(), 2, false).expect("writable");
     let plan = &Plan { validation_epochs: 3, ..plan(1) };

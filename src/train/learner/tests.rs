@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::test_device::{bound, check_difference, device};
+use crate::train::config::Loss;
 use crate::train::random::{Purpose, stream};
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::family::{Family, Preset};
@@ -10,6 +11,7 @@ use crate::weights::seed::seeded;
 use crate::weights::tensors::HostTensor;
 
 mod ranks;
+mod sdf_net;
 
 const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
 const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };

@@ -4,6 +4,7 @@
 //! A family is a folder here (its pure half), a file in `model` (its forward pass) and a line in `families!`
 //! and `model::build`. The interface is `FamilyArchitecture`; other modules do not know names of tensors.
 
+pub mod sdf_net;
 #[cfg(test)]
 pub mod toy;
 pub mod transoss;
@@ -18,8 +19,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::fit::Fit;
 use super::misfits::Misfits;
-use super::tensors::{NamedTensors, printable};
-use crate::chip::{ChipSize, Preprocessing};
+use super::tensors::{HostTensor, NamedTensors, printable};
+use crate::chip::{ChipSize, Preprocessing, SarStretch};
 
 /// ln(1 / 0.07), the usual start of a contrastive temperature.
 pub const LOGIT_SCALE: f32 = 2.6592;
@@ -58,6 +59,16 @@ pub trait FamilyArchitecture: fmt::Debug {
 
     /// How an image is prepared for the network.
     fn preprocessing(&self) -> Preprocessing;
+
+    /// The feature that the family's authors evaluate.
+    fn feature_point(&self) -> FeaturePoint {
+        FeaturePoint::default()
+    }
+
+    /// Whether its networks separate what modalities share from what is specific to each, as some losses require.
+    fn separates_modalities(&self) -> bool {
+        false
+    }
 
     /// Length of an embedding.
     fn embed_dim(&self) -> usize;
@@ -120,6 +131,11 @@ pub trait FamilyArchitecture: fmt::Debug {
     /// # Errors
     /// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
     fn start_from_vit(&self, initial: &mut NamedTensors, checkpoint: NamedTensors) -> Result<Fit, Misfits>;
+
+    /// A tensor of another model of the family, changed where the size of chips changes it; otherwise unchanged.
+    fn adapted(&self, _name: &str, tensor: HostTensor) -> HostTensor {
+        tensor
+    }
 
     /// Number of values in the tensors that serving reads.
     fn parameters(&self) -> u64 {
@@ -214,8 +230,9 @@ macro_rules! families {
     };
 }
 
-// A checkpoint that matches several families is assigned to the first whose anchor it has.
+// A checkpoint that matches several families is assigned to the first whose anchor it has: an SDF-Net has TransOSS's.
 families! {
+    SdfNet, "sdf_net", sdf_net::SdfNetArchitecture;
     TransOss, "transoss", transoss::TransOssArchitecture;
     #[cfg(test)]
     Toy, "toy", toy::ToyArchitecture;
@@ -263,6 +280,11 @@ impl Family {
         *self == Self::default()
     }
 
+    /// The family to which tensors belong, whose names are bare; `None` if they have no family's anchor.
+    pub fn of(tensors: &NamedTensors) -> Option<Self> {
+        Self::ALL.iter().copied().find(|family| tensors.contains_key(family.anchor()))
+    }
+
     /// An unmodified preset.
     pub fn preset(self, preset: Preset) -> Architecture {
         self.configured(preset, &Options::default())
@@ -281,8 +303,7 @@ impl Architecture {
     /// # Errors
     /// See [`FamilyArchitecture::infer`].
     pub fn infer(tensors: &NamedTensors, hints: &ArchitectureHints) -> Result<Self, ArchitectureError> {
-        let found = Family::ALL.iter().find(|family| tensors.contains_key(family.anchor()));
-        found.copied().unwrap_or_default().infer(tensors, hints)
+        Family::of(tensors).unwrap_or_default().infer(tensors, hints)
     }
 }
 
@@ -305,11 +326,20 @@ pub struct Options {
     pub mie_coefficient: f32,
     /// Distance between patches, in pixels.
     pub stride: usize,
+    /// Size of chips; `None`: the preset's.
+    pub image: Option<ChipSize>,
+    pub sar_stretch: SarStretch,
 }
 
 impl Options {
-    pub const AUTHORS: Self =
-        Self { size_token: true, modality_embedding: true, mie_coefficient: 3.0, stride: 16 };
+    pub const AUTHORS: Self = Self {
+        size_token: true,
+        modality_embedding: true,
+        mie_coefficient: 3.0,
+        stride: 16,
+        image: None,
+        sar_stretch: SarStretch::Maximum,
+    };
 }
 
 impl Default for Options {
@@ -325,13 +355,14 @@ pub struct ArchitectureHints {
     pub stride: Option<usize>,
     pub heads: Option<usize>,
     pub mie_coefficient: Option<f32>,
+    pub sar_stretch: Option<SarStretch>,
 }
 
-/// Where the feature is taken from the network: the authors evaluate before the neck.
+/// Where the feature is taken from the network: TransOSS is evaluated before the neck, SDF-Net after it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FeaturePoint {
-    /// The class token after the last LayerNorm.
+    /// The class token after the last LayerNorm, or the sum of those of SDF-Net.
     #[default]
     BeforeNeck,
     /// The same after the BatchNorm neck.

@@ -61,7 +61,12 @@ impl FamilyArchitecture for ToyArchitecture {
     /// The toy's own preprocessing, which differs from TransOSS's.
     fn preprocessing(&self) -> Preprocessing {
         let size = ChipSize { height: self.side, width: self.side };
-        Preprocessing { size, mean: [0.5; 3], deviation: [0.25; 3], description: "for a toy" }
+        Preprocessing {
+            mean: [0.5; 3],
+            deviation: [0.25; 3],
+            description: "for a toy",
+            ..Preprocessing::reference(size)
+        }
     }
 
     fn embed_dim(&self) -> usize {
@@ -215,14 +220,14 @@ mod tests {
             fs::write(&path, text.replace(from, to)).expect("writable");
             OpenModel::open(&place, &Hints::default()).expect_err("no model").to_string()
         };
-        let refused = change("\"toy\"", "\"sdf_net\"");
+        let refused = change("\"toy\"", "\"swin\"");
         assert!(
-            refused.contains("there is no model family sdf_net; this program knows transoss, toy")
+            refused.contains("there is no model family swin; this program knows sdf_net, transoss, toy")
                 && refused.lines().count() == 1,
             "{refused}"
         );
         // Without a name the family is TransOSS, for which these fields are invalid.
-        let refused = change("family = \"sdf_net\"\n", "");
+        let refused = change("family = \"swin\"\n", "");
         assert!(refused.contains("unknown field `side`"), "{refused}");
     }
 
@@ -232,6 +237,6 @@ mod tests {
             assert_eq!(family.name().parse(), Ok(*family));
         }
         let names: Vec<&str> = Family::ALL.iter().map(|family| family.name()).collect();
-        assert_eq!(names, ["transoss", "toy"]);
+        assert_eq!(names, ["sdf_net", "transoss", "toy"]);
     }
 }

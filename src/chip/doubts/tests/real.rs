@@ -28,7 +28,9 @@ impl Real {
         let bytes = std::fs::read(path).expect("a readable chip");
         let raster = decode(&bytes, modality, &LIMITS).expect("a chip");
         let size = ChipSize { height: raster.height, width: raster.width };
-        let chip = prepare(&bytes, &View::reference(modality), size, &LIMITS).expect("a chip").chip;
+        let chip = prepare(&bytes, &View::reference(modality), ChipForm::reference(size), &LIMITS)
+            .expect("a chip")
+            .chip;
         let scene = path.parent().and_then(Path::file_name).expect("a folder").to_string_lossy().into_owned();
         let group = match name.split('_').next() {
             Some("-1") => name.clone(),

@@ -92,6 +92,7 @@ impl Threads {
                 digest: ModelDigest::new([number; 32]),
                 dimension: 1,
                 chip_size: SIZE,
+                sar_stretch: SarStretch::default(),
                 precision: Precision::F32,
             };
             let model = LoadedModel { card, factory, workers, bytes: 1 };

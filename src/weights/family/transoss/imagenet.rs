@@ -16,7 +16,7 @@ const SAR: &str = "patch_embed_SAR.proj";
 ///
 /// # Errors
 /// Names that the model lacks, and tensors with values that are not finite; `initial` is then unchanged.
-pub(super) fn initialise(
+pub(in crate::weights::family) fn initialise(
     initial: &mut NamedTensors,
     architecture: &TransOssArchitecture,
     mut checkpoint: NamedTensors,
@@ -56,7 +56,7 @@ pub(super) fn initialise(
 }
 
 /// Resizes `[1, 1 + side * side, D]` to `[1, 1 + rows * columns, D]`: the class row stays, the square grid is
-/// interpolated bilinearly between pixel centres, without antialiasing, clamped at the edges.
+/// [`resized`].
 ///
 /// `None` if the tensor is not a class row and a square grid.
 fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> Option<HostTensor> {
@@ -66,20 +66,32 @@ fn resize_positions(positions: &HostTensor, (rows, columns): (usize, usize)) -> 
         return None;
     }
     let (class, grid) = positions.values.split_at_checked(width)?;
-    let mut values = class.to_vec();
+    let values = [class, &resized(grid, (side, side), (rows, columns))].concat();
+    Some(HostTensor { shape: vec![1, 1 + rows * columns, width], values })
+}
+
+/// Interpolates a grid of vectors, row by row, to other numbers of rows and columns: bilinearly between pixel centres,
+/// without antialiasing, clamped at the edges.
+pub(in crate::weights::family) fn resized(
+    grid: &[f32],
+    (old_rows, old_columns): (usize, usize),
+    (rows, columns): (usize, usize),
+) -> Vec<f32> {
+    let width = grid.len() / (old_rows * old_columns);
+    let mut values = Vec::with_capacity(rows * columns * width);
     for row in 0..rows {
-        let (top, bottom, down) = neighbours(row, rows, side);
+        let (top, bottom, down) = neighbours(row, rows, old_rows);
         for column in 0..columns {
-            let (left, right, across) = neighbours(column, columns, side);
+            let (left, right, across) = neighbours(column, columns, old_columns);
             values.extend((0..width).map(|channel| {
-                let at = |row: usize, column: usize| grid[(row * side + column) * width + channel];
+                let at = |row: usize, column: usize| grid[(row * old_columns + column) * width + channel];
                 let upper = at(top, left) * (1.0 - across) + at(top, right) * across;
                 let lower = at(bottom, left) * (1.0 - across) + at(bottom, right) * across;
                 upper * (1.0 - down) + lower * down
             }));
         }
     }
-    Some(HostTensor { shape: vec![1, 1 + rows * columns, width], values })
+    values
 }
 
 /// Classifier heads and distillation tokens, by the rule of the reference. `fc` does not exist in

@@ -1,6 +1,6 @@
 //! The architecture of a TransOSS, and the names and shapes of its tensors.
 
-mod imagenet;
+pub(super) mod imagenet;
 mod seed;
 
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use super::{
     Architecture, ArchitectureError, ArchitectureHints, FamilyArchitecture, Initial, Options, Preset,
     shape_of, within,
 };
-use crate::chip::{ChipSize, Preprocessing};
+use crate::chip::{ChipSize, Preprocessing, SarStretch};
 use crate::weights::fit::Fit;
 use crate::weights::misfits::Misfits;
 use crate::weights::tensors::NamedTensors;
@@ -24,9 +24,9 @@ const MODALITIES: usize = 2;
 const SIZE_FEATURES: usize = 3;
 
 const SIDE_MAX: usize = 4096;
-const TOKENS_MAX: usize = 16_384;
+pub(super) const TOKENS_MAX: usize = 16_384;
 const EMBED_MAX: usize = 4096;
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 const MLP_RATIO_MAX: usize = 16;
 const CLASSES_MAX: usize = 1 << 20;
 
@@ -40,7 +40,6 @@ const SCALE: &str = "logit_scale";
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransOssArchitecture {
-    #[serde(with = "ChipSizeFields")]
     pub image: ChipSize,
     /// Side of a square patch.
     pub patch: usize,
@@ -57,6 +56,9 @@ pub struct TransOssArchitecture {
     pub modality_embedding: bool,
     /// Factor of the modality embedding.
     pub mie_coefficient: f32,
+    /// How the amplitudes of SAR images become the bytes of chips.
+    #[serde(default, skip_serializing_if = "SarStretch::is_default")]
+    pub sar_stretch: SarStretch,
     /// Rows of the classifier; 0 for a model without one.
     pub classes: usize,
 }
@@ -75,6 +77,7 @@ impl TransOssArchitecture {
             size_token: Options::AUTHORS.size_token,
             modality_embedding: Options::AUTHORS.modality_embedding,
             mie_coefficient: Options::AUTHORS.mie_coefficient,
+            sar_stretch: Options::AUTHORS.sar_stretch,
             classes: 0,
         }
     }
@@ -96,35 +99,17 @@ impl TransOssArchitecture {
         grid(self.image, self.patch, self.stride)
     }
 
-    fn patch_count(&self) -> usize {
+    pub(super) fn patch_count(&self) -> usize {
         let (rows, columns) = self.grid();
         rows * columns
     }
-}
 
-impl FamilyArchitecture for TransOssArchitecture {
-    fn title() -> &'static str {
-        "TransOSS"
-    }
-
-    fn anchor() -> &'static str {
-        CLASS_TOKEN
-    }
-
-    fn configured(preset: Preset, options: &Options) -> Self {
-        let preset = match preset {
-            Preset::Tiny => Self::tiny(),
-            Preset::Small => Self::small(),
-            Preset::VitBase => Self::vit_base(),
-        };
-        let Options { size_token, modality_embedding, mie_coefficient, stride } = *options;
-        Self { size_token, modality_embedding, mie_coefficient, stride, ..preset }
-    }
-
-    /// Shapes do not determine the number of heads or the image size behind the number of positions.
-    /// Without a hint, heads are 64 wide as in every ViT-B, and the image is 256 x 128 with one of the
-    /// strides in use.
-    fn infer(tensors: &NamedTensors, hints: &ArchitectureHints) -> Result<Self, ArchitectureError> {
+    /// [`FamilyArchitecture::infer`] for a network that has so many class tokens before its patches.
+    pub(super) fn infer_with(
+        tensors: &NamedTensors,
+        hints: &ArchitectureHints,
+        class_tokens: usize,
+    ) -> Result<Self, ArchitectureError> {
         let cls = shape_of(tensors, CLASS_TOKEN, 3)?;
         let conv = shape_of(tensors, "base.patch_embed.proj.weight", 4)?;
         let fc1 = shape_of(tensors, "base.blocks.0.mlp.fc1.weight", 2)?;
@@ -132,7 +117,7 @@ impl FamilyArchitecture for TransOssArchitecture {
         let (embed_dim, patch) = (cls[2], conv[3]);
         within("embed_dim", embed_dim, 1, EMBED_MAX)?;
         within("patch", patch, 1, 64)?;
-        let (image, stride) = image_and_stride(positions, patch, hints)?;
+        let (image, stride) = image_and_stride((class_tokens, positions), patch, hints)?;
         let depth = (0..=DEPTH_MAX)
             .take_while(|block| tensors.contains_key(&format!("base.blocks.{block}.norm1.weight")))
             .count();
@@ -152,10 +137,40 @@ impl FamilyArchitecture for TransOssArchitecture {
             size_token: tensors.contains_key("base.wh_embed.linear_layer.weight"),
             modality_embedding: tensors.contains_key("base.mie_embed"),
             mie_coefficient: hints.mie_coefficient.unwrap_or(Options::AUTHORS.mie_coefficient),
+            sar_stretch: hints.sar_stretch.unwrap_or(Options::AUTHORS.sar_stretch),
             classes: shape_of(tensors, CLASSIFIER, 2).map_or(0, |shape| shape[0]),
         };
         architecture.validate()?;
         Ok(architecture)
+    }
+}
+
+impl FamilyArchitecture for TransOssArchitecture {
+    fn title() -> &'static str {
+        "TransOSS"
+    }
+
+    fn anchor() -> &'static str {
+        CLASS_TOKEN
+    }
+
+    fn configured(preset: Preset, options: &Options) -> Self {
+        let preset = match preset {
+            Preset::Tiny => Self::tiny(),
+            Preset::Small => Self::small(),
+            Preset::VitBase => Self::vit_base(),
+        };
+        let Options { size_token, modality_embedding, mie_coefficient, stride, image, sar_stretch } =
+            *options;
+        let image = image.unwrap_or(preset.image);
+        Self { image, size_token, modality_embedding, mie_coefficient, stride, sar_stretch, ..preset }
+    }
+
+    /// Shapes do not determine the number of heads or the image size behind the number of positions.
+    /// Without a hint, heads are 64 wide as in every ViT-B, and the image is 256 x 128 with one of the
+    /// strides in use.
+    fn infer(tensors: &NamedTensors, hints: &ArchitectureHints) -> Result<Self, ArchitectureError> {
+        Self::infer_with(tensors, hints, 1)
     }
 
     fn validate(&self) -> Result<(), ArchitectureError> {
@@ -179,7 +194,7 @@ impl FamilyArchitecture for TransOssArchitecture {
     }
 
     fn preprocessing(&self) -> Preprocessing {
-        Preprocessing::reference(self.image)
+        Preprocessing::stretched(self.image, self.sar_stretch)
     }
 
     fn embed_dim(&self) -> usize {
@@ -208,7 +223,7 @@ impl FamilyArchitecture for TransOssArchitecture {
         Self { classes, ..*self }.into()
     }
 
-    /// All fields but `classes`, on which no feature depends.
+    /// All fields but `classes`, on which no feature depends, and `sar_stretch`, which is part of the preprocessing.
     fn digest_bytes(&self) -> Vec<u8> {
         let Self {
             image,
@@ -221,6 +236,7 @@ impl FamilyArchitecture for TransOssArchitecture {
             size_token,
             modality_embedding,
             mie_coefficient,
+            sar_stretch: _,
             classes: _,
         } = *self;
         let numbers = [image.height, image.width, patch, stride, embed_dim, depth, heads, mlp_ratio];
@@ -239,6 +255,7 @@ impl FamilyArchitecture for TransOssArchitecture {
             ("network", format!("{depth} blocks, {embed_dim} wide, {heads} heads, MLP x{mlp_ratio}")),
             ("tokens", format!("{} (patch {patch}, stride {stride})", self.token_count())),
             ("size token", yes_no(self.size_token).to_owned()),
+            ("SAR", self.sar_stretch.description().to_owned()),
             ("modality", format!("{} (factor {})", yes_no(self.modality_embedding), self.mie_coefficient)),
         ]
     }
@@ -332,20 +349,13 @@ impl FamilyArchitecture for TransOssArchitecture {
     }
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(remote = "ChipSize", deny_unknown_fields)]
-struct ChipSizeFields {
-    height: usize,
-    width: usize,
-}
-
 fn grid(image: ChipSize, patch: usize, stride: usize) -> (usize, usize) {
     ((image.height - patch) / stride + 1, (image.width - patch) / stride + 1)
 }
 
-/// The first pair, hints first, whose grid and class token add up to `positions`.
+/// The first pair, hints first, whose grid and class tokens add up to the positions.
 fn image_and_stride(
-    positions: usize,
+    (class_tokens, positions): (usize, usize),
     patch: usize,
     hints: &ArchitectureHints,
 ) -> Result<(ChipSize, usize), ArchitectureError> {
@@ -359,7 +369,7 @@ fn image_and_stride(
     for stride in strides {
         within("stride", stride, 1, patch)?;
         let (rows, columns) = grid(image, patch, stride);
-        if 1 + rows * columns == positions {
+        if class_tokens + rows * columns == positions {
             return Ok((image, stride));
         }
     }
