@@ -10,6 +10,8 @@ use crate::weights::seed::seeded;
 use crate::weights::tensors::HostTensor;
 
 mod ranks;
+mod ranks_faults;
+mod ranks_recorded;
 
 const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
 const SGD: OptimizerSettings = OptimizerSettings::Sgd { momentum: 0.9, weight_decay: 1e-4 };
