@@ -5,6 +5,7 @@
 //! gives no answer.
 
 use std::fmt::Write as _;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -15,6 +16,8 @@ use super::place::Place;
 const ATTEMPT: &str = "shipreid/attempt";
 /// How long a rank waits for an answer before it looks whether there is a newer attempt.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
+/// Between two looks of rank 0 for one that has come.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What all ranks must have in common, as a digest or text each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,9 +110,11 @@ fn arrival(
 ) -> Result<Option<Vec<u8>>, WorldError> {
     let key = format!("{}came/{rank}", prefix(attempt));
     while Instant::now() < until {
-        if let Ok(came) = store.get(&key, ANSWER_WAIT.min(left(until))) {
-            return Ok(Some(came));
+        if store.has(&key)? {
+            return Ok(Some(store.get(&key, ANSWER_WAIT)?));
         }
+        // A wait that ends in vain would be a line in the log.
+        thread::sleep(LOOK_PAUSE);
         if store.get(ATTEMPT, ANSWER_WAIT)? != attempt.as_bytes() {
             return Err(WorldError::Contested { host: place.master_host.clone(), port: place.master_port });
         }
@@ -129,8 +134,8 @@ fn come(store: &Store, place: &Place, until: Instant, waited: Duration) -> Resul
         let is_mine = came == mine.as_bytes();
         let answer = store.get(&format!("{prefix}answer/{token}"), ANSWER_WAIT.min(left(until)));
         if is_mine && answer.is_ok() {
-            // Rank 0 says so once it has heard from everyone.
-            let Ok(refused) = store.get(&format!("{prefix}refused"), left(until)) else { break };
+            // Rank 0 says so once it has heard from everyone, for whom it may have begun to wait later.
+            let Ok(refused) = store.get(&format!("{prefix}refused"), waited + ANSWER_WAIT) else { break };
             let refused = String::from_utf8_lossy(&refused).into_owned();
             return if refused.is_empty() { Ok(attempt) } else { Err(WorldError::Lost(refused)) };
         }
