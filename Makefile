@@ -1,6 +1,6 @@
 # Everything a contributor or user runs.
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-pure torture torture-cluster lint deny fuzz fuzz-long python operators clients bench bench-all bench-train bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload bench-cluster rolling soak hostile dashboard gpu-check-build gpu-check clean
+.PHONY: help setup build demo test test-pure torture torture-cluster torture-ranks lint deny fuzz fuzz-long python operators clients bench bench-all bench-train bench-ranks bench-inference bench-gallery bench-learn bench-beside bench-start bench-overload bench-cluster rolling soak hostile dashboard gpu-check-build gpu-check clean
 
 CHIPS ?= ../shared/data/hoss165
 TILES ?= ../shared/data/optisar_pair
@@ -90,6 +90,9 @@ bench-all: build ## Runs the short form of every benchmark with a target beside 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
 	python3 benches/training.py --data $(CHIPS)
 
+bench-ranks: build ## Measures training in two processes of one thread beside one of two threads (10 minutes)
+	python3 benches/ranks.py
+
 bench-inference: build ## Measures inference beside ONNX Runtime and OpenVINO from PyPI (about 10 minutes, 10 GiB of memory and 4 of disk)
 	python3 benches/inference.py $(if $(wildcard $(CHIPS)),--chips $(CHIPS)) $(if $(CPU),--cpu $(CPU))
 
@@ -133,6 +136,10 @@ torture: setup ## Kills servers amid every call that changes something, fills di
 
 torture-cluster: setup ## Judges SEEDS histories of three servers on one PostgreSQL that are killed, stopped and cut off
 	SHIPREID_CLUSTER_SEEDS=0..$(SEEDS) cargo test --locked --test it cluster:: -- --nocapture --test-threads 1
+
+torture-ranks: setup ## Kills, stops and poisons one of two training processes at five random steps each
+	SHIPREID_RANK_FAULTS=5 cargo test --locked --test it ranks::two -- --nocapture
+	SHIPREID_RANK_FAULTS=5 cargo test --locked --lib ranks_faults -- --nocapture
 
 gpu-check-build: build ## Builds what gpu-check needs into target/gpu-check, to be carried to a machine with a GPU
 	@mkdir -p target/gpu-check

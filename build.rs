@@ -46,14 +46,15 @@ mod torch {
     use std::error::Error;
     use std::path::{Path, PathBuf};
 
-    const SOURCES: [&str; 5] = [
+    const SOURCES: [&str; 6] = [
+        "src/distributed/nccl.cpp",
         "src/distributed/shim.cpp",
         "src/model/shim.cpp",
         "src/model/tiles/bf16x3.cpp",
         "src/model/tiles/tiles.cpp",
         "src/model/training/training.cpp",
     ];
-    const HEADERS: [&str; 2] = ["src/model/guarded.h", "src/model/tiles/bf16x3.h"];
+    const HEADERS: [&str; 3] = ["src/distributed/nccl.h", "src/model/guarded.h", "src/model/tiles/bf16x3.h"];
     /// Stands for gloo's headers, which libtorch lacks.
     const GLOO: &str = "src/distributed/gloo";
 

@@ -228,7 +228,7 @@ impl Screen {
         let Epoch { number, steps, losses, accuracies } = std::mem::take(&mut self.epoch);
         if steps > 0 {
             let mean = |sum: f64| sum / f64::from(steps);
-            self.bar.epoch(number, mean(losses), accuracies.map(mean));
+            self.bar.epoch(number, mean(losses), accuracies.map(mean), None);
         }
     }
 }

@@ -197,10 +197,10 @@ fn prepare(threads_per_worker: usize) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The same for a command that trains in this process.
-fn prepare_to_train(threads: usize) -> Result<(), Failure> {
+/// The same for a command that trains in this process, one of several on this machine.
+fn prepare_to_train(threads: usize, processes: usize) -> Result<(), Failure> {
     processor::check().map_err(|cause| Failure::Unusable(cause.into()))?;
-    prepare_training(threads);
+    prepare_training(threads, processes);
     Ok(())
 }
 

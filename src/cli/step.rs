@@ -41,7 +41,7 @@ pub struct Step {
 
 impl Step {
     pub(super) fn run(self) -> Result<(), Failure> {
-        prepare_to_train(app::cores())?;
+        prepare_to_train(app::cores(), 1)?;
         let (config, mut learner) = self.learner().map_err(Failure::Unusable)?;
         let batch = noise(&config, config.model.architecture().preprocessing().size);
         let rates = config.schedule.schedule().rates(config.schedule.epochs / 2);

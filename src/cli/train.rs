@@ -16,7 +16,7 @@ use shipreid::evaluate::{Protocol, Summary};
 use shipreid::model::Device;
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, ObjectiveName,
+    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, Means, ObjectiveName,
     Ranks as TrainingRanks, Run, RunError, TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation,
     other_world_size, pace_on_cpu, start_report,
 };
@@ -29,7 +29,7 @@ use super::eval::{TestSet, table};
 use super::signals::interrupted;
 use super::train_ranks::{Joined, Ranks};
 use super::train_remotely::RemoteFlags;
-use super::training_bar::{Step, TrainingBar};
+use super::training_bar::{EpochPace, Step, TrainingBar};
 use super::{Failure, Refusal, output, prepare_to_train, train_job};
 
 const CHECKPOINTS: &str = "checkpoints";
@@ -99,12 +99,12 @@ impl Train {
             return Runtime::new()?.block_on(self.remote.run(&endpoint, config));
         }
         if self.remote.validates_only() {
-            prepare_to_train(app::cores())?;
+            prepare_to_train(app::cores(), 1)?;
             return self.validate().map_err(Failure::Unusable);
         }
         let ranks = Ranks::find(self.processes.into(), Duration::from_secs(self.silence_max.into()));
         let ranks = ranks.map_err(Failure::Unusable)?;
-        prepare_to_train((app::cores() / ranks.on_this_machine()).max(1))?;
+        prepare_to_train(app::cores(), ranks.on_this_machine())?;
         let flags = vec![format!("encoder.device={}", self.device)];
         let server = Config::load(&Sources { flags, ..Sources::default() })
             .map_err(|cause| Failure::Unusable(cause.into()))?;
@@ -255,6 +255,7 @@ impl Train {
         }
         let joined =
             ranks.join(config, &inputs, out, |loss| output::remark(format_args!("shipreid: {loss}")))?;
+        let joined = joined.map(|joined| joined.connect(device)).transpose()?;
         let run = Run::new(config, inputs, device, checkpoints, app::cores() / ranks.on_this_machine());
         let Some(joined) = joined else { return Ok((run, None)) };
         let others = TrainingRanks::new(Arc::clone(&joined.world));
@@ -358,7 +359,15 @@ impl Terminal {
             FitEvent::Started { steps, epochs } if steps > 0 => {
                 self.bar.line(&format!("resuming after step {steps}, up to epoch {epochs}"));
             }
-            FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
+            FitEvent::Step {
+                progress,
+                steps_in_epoch,
+                terms,
+                rates,
+                images_per_second,
+                seconds_left,
+                ..
+            } => {
                 self.bar.show(&Step {
                     epoch: progress.epoch,
                     position: progress.steps_of_epoch,
@@ -370,7 +379,9 @@ impl Terminal {
                 });
             }
             FitEvent::EpochDone { epoch, means: Some(means) } => {
-                self.bar.epoch(epoch, means.loss, Some(means.accuracy));
+                let Means { loss, accuracy, images_per_second, all_reduce_share } = means;
+                let pace = EpochPace { images_per_second, all_reduce_share };
+                self.bar.epoch(epoch, loss, Some(accuracy), Some(pace));
             }
             FitEvent::Evaluated { epoch, summaries, .. } => {
                 for summary in summaries {

@@ -78,9 +78,9 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     inputs.start_report(&config).for_each(|line| println!("{line}"));
     let at_loss = channel.clone();
     let joined = ranks.join(&config, &inputs, folder, move |loss| {
-        at_loss.say(&ChildMessage::Exit(ExitReport::Failed(JobFailure::new(FailureReason::Crashed, loss))));
+        at_loss.say(&ChildMessage::Exit(ExitReport::Failed(crash(loss))));
     });
-    let joined = joined.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))?;
+    let joined = connected(joined, device)?;
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
     let run = among(run, joined.as_ref(), &config);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
@@ -114,13 +114,13 @@ fn follow(folder: &Path) -> Result<(), Failure> {
     telemetry::install(&Config::default().telemetry)?;
     let followed = (|| {
         let unusable = |cause: io::Error| failed(io_reason(&cause, FailureReason::ConfigInvalid), cause);
+        // Its limits and priority are those of the process that has started it.
         let instructions = Instructions::read(folder).map_err(unusable)?;
-        confine(&instructions).map_err(unusable)?;
         let stop = interrupted().map_err(unusable)?;
         let ranks = ranks(&instructions)?;
         let Prepared { config, inputs, device, checkpoints } = prepare(folder, &instructions, &ranks)?;
         let joined = ranks.join(&config, &inputs, folder, |loss| tracing::error!(loss, "a rank is lost"));
-        let joined = joined.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))?;
+        let joined = connected(joined, device)?;
         let run = Run::new(&config, inputs, device, checkpoints, instructions.threads);
         let trained = among(run, joined.as_ref(), &config).train(&mut |_| {
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -139,6 +139,12 @@ fn ranks(instructions: &Instructions) -> Result<Ranks, Ended> {
     let silence_max = Duration::from_secs_f64(2.0 * instructions.heartbeat_seconds);
     let ranks = Ranks::find(instructions.processes, silence_max);
     ranks.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))
+}
+
+/// The processes, ready to exchange gradients.
+fn connected(joined: anyhow::Result<Option<Joined>>, device: Device) -> Result<Option<Joined>, Ended> {
+    let connected = joined.and_then(|joined| joined.map(|joined| joined.connect(device)).transpose());
+    connected.map_err(|cause| failed(FailureReason::NotStarted, format!("{cause:#}")))
 }
 
 /// What a run needs.
@@ -233,9 +239,7 @@ fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<()
 /// A thread that cannot be started is a panic of the standard library.
 fn panicked(panic: &(dyn Any + Send)) -> JobFailure {
     let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
-    let text = text.unwrap_or("the process panicked");
-    let reason = if tells_of_memory(text) { FailureReason::OutOfMemory } else { FailureReason::Crashed };
-    JobFailure::new(reason, text)
+    crash(text.unwrap_or("the process panicked"))
 }
 
 fn failed(reason: FailureReason, cause: impl std::fmt::Display) -> Ended {
@@ -263,10 +267,18 @@ fn ended(cause: RunError) -> Ended {
         RunError::Fit(FitError::Diverged { .. } | FitError::Learn(LearnError::NotFinite { .. })) => {
             FailureReason::Diverged
         }
-        RunError::Fit(FitError::Learn(LearnError::Failed(_) | LearnError::Lost(_)))
-        | RunError::Weights(_) => FailureReason::Crashed,
+        RunError::Fit(FitError::Learn(LearnError::Lost(cause))) => return Ended::Failed(crash(cause)),
+        RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => {
+            FailureReason::Crashed
+        }
     };
     failed(reason, cause)
+}
+
+/// The failure that the last words of a process, or of another rank, tell of.
+fn crash(cause: &str) -> JobFailure {
+    let reason = if tells_of_memory(cause) { FailureReason::OutOfMemory } else { FailureReason::Crashed };
+    JobFailure::new(reason, cause)
 }
 
 fn unsaved(cause: &CheckpointError) -> JobFailure {

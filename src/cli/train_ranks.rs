@@ -1,6 +1,6 @@
 //! Training in several processes: started here, by torchrun or by Kubernetes.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,15 +8,16 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use shipreid::distributed::{Identity, Patience, Place, World};
 use shipreid::jobs::die_with_parent;
+use shipreid::model::Device;
 use shipreid::train::{Shard, TrainConfig, TrainingInputs, fingerprint};
 use shipreid::weights::native::tensor_bytes;
 
-use super::FAILED;
+use super::{FAILED, output};
 
 /// Where torchrun expects to read why a process has failed.
 const ERROR_FILE: &str = "TORCHELASTIC_ERROR_FILE";
@@ -25,6 +26,8 @@ const LOCAL_WORLD_SIZE: &str = "LOCAL_WORLD_SIZE";
 /// How long the other processes may take to end after this one, and the pause between two looks.
 const FAREWELL: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// Of a rank's log, with which it is set aside at the next start.
+const LOG_BYTES_MAX: u64 = 4 << 20;
 
 /// This process and those that train with it.
 #[derive(Debug)]
@@ -65,14 +68,17 @@ impl Ranks {
         }
         fs::create_dir_all(folder)?;
         for rank in 1..first.world_size {
-            let log = folder.join(format!("rank-{rank}.log"));
-            let log = File::create(&log).with_context(|| log.display().to_string())?;
+            let name = format!("rank-{rank}.log");
+            let log =
+                open_log(&folder.join(&name)).with_context(|| folder.join(&name).display().to_string())?;
             let mut command = Command::new(std::env::current_exe()?);
             command.args(std::env::args_os().skip(1));
             command.envs(Place { rank, local_rank: rank, ..first.clone() }.environment());
             command.env(LOCAL_WORLD_SIZE, first.world_size.to_string());
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-            others.0.push((rank, command.spawn()?));
+            let child = command.spawn()?;
+            output::say(format_args!("rank {rank} is process {}; its log is {name}", child.id()));
+            others.0.push((rank, child));
         }
         Ok(others)
     }
@@ -132,6 +138,7 @@ impl Ranks {
         });
         let joined = World::join(place, &identity, self.patience, on_loss);
         let world = joined.inspect_err(|cause| leave_error(rank, &cause.to_string()))?;
+        tracing::info!(rank, processes = world.size(), "the ranks have met");
         Ok(Some(Joined { world: Arc::new(world), _others: others }))
     }
 }
@@ -145,6 +152,17 @@ pub struct Joined {
 }
 
 impl Joined {
+    /// Lets gradients go from GPU to GPU where every rank has one.
+    ///
+    /// # Errors
+    /// Why they cannot; the others know.
+    pub fn connect(self, device: Device) -> anyhow::Result<Self> {
+        let connected = self.world.connect_gpus(!device.is_cpu());
+        let connected = connected.map_err(|cause| anyhow!(self.tell_failure(&cause.to_string())))?;
+        tracing::info!(by = if connected { "NCCL" } else { "gloo" }, "gradients are averaged");
+        Ok(self)
+    }
+
     /// Tells the others, and torchrun, why this process ends. Returns the reason of the first one that failed.
     pub fn tell_failure(&self, failure: &str) -> String {
         let reason = self.world.fail(failure);
@@ -165,6 +183,14 @@ impl Drop for Others {
             }
         }
     }
+}
+
+/// The log of a rank, which continues that of an earlier start unless that has become long.
+fn open_log(path: &Path) -> io::Result<File> {
+    if fs::metadata(path).is_ok_and(|found| found.len() > LOG_BYTES_MAX) {
+        fs::rename(path, path.with_extension("1.log"))?;
+    }
+    OpenOptions::new().create(true).append(true).open(path)
 }
 
 fn wait(child: &mut Child, until: Instant) -> io::Result<ExitStatus> {

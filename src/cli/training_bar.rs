@@ -21,6 +21,14 @@ pub struct Step {
     pub seconds_left: f64,
 }
 
+/// How fast an epoch went, where that is known.
+#[derive(Clone, Copy)]
+pub struct EpochPace {
+    pub images_per_second: f64,
+    /// Of the time, in which gradients were averaged with other processes.
+    pub all_reduce_share: f64,
+}
+
 impl TrainingBar {
     pub fn new() -> Self {
         let style = ProgressStyle::with_template("{prefix} {bar:30} {pos}/{len} steps, {msg}")
@@ -39,10 +47,18 @@ impl TrainingBar {
         ));
     }
 
-    pub fn epoch(&self, epoch: u32, mean_loss: f64, mean_accuracy: Option<f64>) {
-        let accuracy =
-            mean_accuracy.map_or_else(String::new, |share| format!(", accuracy {:.1} %", share * 100.0));
-        self.line(&format!("epoch {epoch}: loss {mean_loss:.4}{accuracy}"));
+    pub fn epoch(&self, epoch: u32, mean_loss: f64, mean_accuracy: Option<f64>, pace: Option<EpochPace>) {
+        let mut line = format!("epoch {epoch}: loss {mean_loss:.4}");
+        if let Some(share) = mean_accuracy {
+            line += &format!(", accuracy {:.1} %", share * 100.0);
+        }
+        if let Some(EpochPace { images_per_second, all_reduce_share }) = pace {
+            line += &format!(", {images_per_second:.2} images/s");
+            if all_reduce_share > 0.0 {
+                line += &format!(", all-reduce {:.2} %", all_reduce_share * 100.0);
+            }
+        }
+        self.line(&line);
     }
 
     /// `shares` are mAP, R1, R5 and R10.

@@ -27,7 +27,7 @@ unsafe impl Send for Store {}
 // SAFETY: as above.
 unsafe impl Sync for Store {}
 
-/// Processes that compute together over gloo.
+/// Processes that compute together, over gloo on the host or over NCCL between GPUs.
 #[derive(Debug)]
 pub struct Group {
     handle: *mut c_void,
@@ -103,6 +103,14 @@ unsafe extern "C" {
         size: i32,
         interface: *const c_char,
         address: *const c_char,
+        timeout_ms: i64,
+        group: *mut *mut c_void,
+    ) -> *mut c_char;
+    fn shipreid_has_nccl() -> bool;
+    fn shipreid_group_join_gpus(
+        store: *const c_void,
+        rank: i32,
+        size: i32,
         timeout_ms: i64,
         group: *mut *mut c_void,
     ) -> *mut c_char;
@@ -278,7 +286,28 @@ impl Group {
         Ok(Self { handle, turn: Mutex::new(()) })
     }
 
-    /// Replaces a contiguous tensor on the host by its sum over the ranks.
+    /// Whether GPUs can be joined: libtorch's CUDA half is loaded.
+    pub fn has_nccl() -> bool {
+        // SAFETY: it looks names up.
+        unsafe { shipreid_has_nccl() }
+    }
+
+    /// Joins the GPUs of the processes that meet at `store`; they connect at the first operation.
+    ///
+    /// # Errors
+    /// There is no GPU, or no NCCL.
+    pub fn join_gpus(store: &Store, rank: usize, size: usize, timeout: Duration) -> Result<Self, C10dError> {
+        let mut handle = ptr::null_mut();
+        let _turn = store.turn();
+        // SAFETY: a live store; the place is written before a null message is returned.
+        let message = unsafe {
+            shipreid_group_join_gpus(store.handle, rank as i32, size as i32, millis(timeout), &raw mut handle)
+        };
+        outcome(message)?;
+        Ok(Self { handle, turn: Mutex::new(()) })
+    }
+
+    /// Replaces a contiguous tensor, on the device that the group is for, by its sum over the ranks.
     ///
     /// # Errors
     /// Another rank is gone, or does something else; the group is then unusable.
@@ -288,7 +317,7 @@ impl Group {
         outcome(unsafe { shipreid_group_sum(self.handle, tensor.as_ptr()) })
     }
 
-    /// Replaces a contiguous tensor on the host by that of rank 0.
+    /// Replaces such a tensor by that of rank 0.
     ///
     /// # Errors
     /// As for [`sum`](Self::sum).
@@ -298,7 +327,7 @@ impl Group {
         outcome(unsafe { shipreid_group_broadcast(self.handle, tensor.as_ptr()) })
     }
 
-    /// The tensors of all ranks, [..] -> [ranks, ..]; they have one shape, and are contiguous and on the host.
+    /// The tensors of all ranks, [..] -> [ranks, ..]; they have one shape, and are as for `sum`.
     ///
     /// # Errors
     /// As for [`sum`](Self::sum).

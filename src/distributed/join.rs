@@ -5,6 +5,7 @@
 //! gives no answer.
 
 use std::fmt::Write as _;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rand::RngExt;
@@ -15,6 +16,8 @@ use super::place::Place;
 const ATTEMPT: &str = "shipreid/attempt";
 /// How long a rank waits for an answer before it looks whether there is a newer attempt.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
+/// Between two looks of rank 0 for one that has come.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// What all ranks must have in common, as a digest or text each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +33,13 @@ pub struct Identity {
 pub enum WorldError {
     #[error("{host}:{port}, where the ranks meet, cannot be reached: {cause}")]
     NoStore { host: String, port: u16, cause: String },
+    #[error(
+        "rank 0 cannot listen on port {port} of {host}, where the ranks meet: {cause}; if another run uses it, choose \
+         another MASTER_PORT"
+    )]
+    NoPort { host: String, port: u16, cause: String },
+    #[error("another run has begun at {host}:{port}, where the ranks of this one meet")]
+    Contested { host: String, port: u16 },
     #[error("rank {rank} has not come within {} seconds", .waited.as_secs())]
     Absent { rank: usize, waited: Duration },
     #[error(
@@ -72,19 +82,44 @@ fn invite(store: &Store, place: &Place, until: Instant, waited: Duration) -> Res
     let attempt = draw();
     let prefix = prefix(&attempt);
     store.set(ATTEMPT, attempt.as_bytes())?;
-    for rank in 1..place.world_size {
-        let came = store.get(&format!("{prefix}came/{rank}"), left(until));
-        let came = came.map_err(|_| WorldError::Absent { rank, waited })?;
+    let receive = |rank: usize| {
+        let came = arrival(store, place, &attempt, rank, until)?;
+        let came = came.ok_or(WorldError::Absent { rank, waited })?;
         let (token, of_rank) = split(&came);
         if of_rank != place.world_size.to_string() {
-            let cause = WorldError::OtherWorld { rank, of_rank, of_first: place.world_size };
-            store.set(&format!("{prefix}refused"), cause.to_string().as_bytes())?;
-            return Err(cause);
+            return Err(WorldError::OtherWorld { rank, of_rank, of_first: place.world_size });
         }
-        store.set(&format!("{prefix}answer/{token}"), b"come")?;
+        Ok(store.set(&format!("{prefix}answer/{token}"), b"come")?)
+    };
+    let received = (1..place.world_size).try_for_each(receive);
+    let refusal = received.as_ref().err().map(WorldError::to_string).unwrap_or_default();
+    store.set(&format!("{prefix}refused"), refusal.as_bytes())?;
+    received.map(|()| attempt)
+}
+
+/// What a rank says as it comes to an attempt; `None` if it does not come in time.
+///
+/// # Errors
+/// Another run opens an attempt at the same store meanwhile: a restart of this one would have ended this process.
+fn arrival(
+    store: &Store,
+    place: &Place,
+    attempt: &str,
+    rank: usize,
+    until: Instant,
+) -> Result<Option<Vec<u8>>, WorldError> {
+    let key = format!("{}came/{rank}", prefix(attempt));
+    while Instant::now() < until {
+        if store.has(&key)? {
+            return Ok(Some(store.get(&key, ANSWER_WAIT)?));
+        }
+        // A wait that ends in vain would be a line in the log.
+        thread::sleep(LOOK_PAUSE);
+        if store.get(ATTEMPT, ANSWER_WAIT)? != attempt.as_bytes() {
+            return Err(WorldError::Contested { host: place.master_host.clone(), port: place.master_port });
+        }
     }
-    store.set(&format!("{prefix}refused"), b"")?;
-    Ok(attempt)
+    Ok(None)
 }
 
 /// Another rank comes to the newest attempt that answers.
@@ -99,8 +134,8 @@ fn come(store: &Store, place: &Place, until: Instant, waited: Duration) -> Resul
         let is_mine = came == mine.as_bytes();
         let answer = store.get(&format!("{prefix}answer/{token}"), ANSWER_WAIT.min(left(until)));
         if is_mine && answer.is_ok() {
-            // Rank 0 says so once it has heard from everyone.
-            let refused = store.get(&format!("{prefix}refused"), left(until)).unwrap_or_default();
+            // Rank 0 says so once it has heard from everyone, for whom it may have begun to wait later.
+            let Ok(refused) = store.get(&format!("{prefix}refused"), waited + ANSWER_WAIT) else { break };
             let refused = String::from_utf8_lossy(&refused).into_owned();
             return if refused.is_empty() { Ok(attempt) } else { Err(WorldError::Lost(refused)) };
         }

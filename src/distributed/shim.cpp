@@ -1,4 +1,4 @@
-// c10d, PyTorch's engine of distributed training: its key-value store over TCP, and collectives over gloo.
+// c10d, PyTorch's engine of distributed training: its key-value store over TCP, and collectives over gloo and NCCL.
 
 #include <chrono>
 #include <cstdlib>
@@ -12,11 +12,12 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include "../model/guarded.h"
+#include "nccl.h"
 
 namespace {
 
 using Store = c10::intrusive_ptr<c10d::Store>;
-using Group = c10::intrusive_ptr<c10d::ProcessGroupGloo>;
+using Group = c10::intrusive_ptr<c10d::Backend>;
 
 std::vector<uint8_t> bytes_of(const uint8_t *bytes, size_t length) { return {bytes, bytes + length}; }
 
@@ -101,6 +102,13 @@ char *shipreid_group_join(const Store *store, int rank, int size, const char *in
                                              : c10d::ProcessGroupGloo::createDeviceForHostname(address));
         *group = new Group(c10::make_intrusive<c10d::ProcessGroupGloo>(*store, rank, size, options));
     });
+}
+
+bool shipreid_has_nccl() { return has_nccl(); }
+
+// Joins the GPUs of processes that meet at `store`. Each process uses that of its tensors.
+char *shipreid_group_join_gpus(const Store *store, int rank, int size, int64_t timeout_ms, Group **group) {
+    return guarded([&] { *group = new Group(join_gpus(*store, rank, size, std::chrono::milliseconds(timeout_ms))); });
 }
 
 void shipreid_group_drop(Group *group) { delete group; }

@@ -1,5 +1,6 @@
 //! The processes that train together.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,12 @@ use super::watch::{OnLoss, Patience, Watch, tell_failure};
 const OPERATION_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long the process that serves the store stays for the others.
 const FAREWELL_MAX: Duration = Duration::from_secs(30);
+/// The same where the run has failed, and some of them may be gone.
+const PARTING_MAX: Duration = Duration::from_secs(6);
 /// The interface that PyTorch's users choose.
 const INTERFACE: &str = "GLOO_SOCKET_IFNAME";
+/// 0 keeps gradients on the way through the host.
+const NCCL: &str = "SHIPREID_NCCL";
 
 /// This process's place among the others, and its connections to them.
 #[derive(Debug)]
@@ -24,6 +29,8 @@ pub struct World {
     rank: usize,
     size: usize,
     group: Group,
+    /// Of the ranks' GPUs, if each has one.
+    gpus: OnceLock<Group>,
     store: Store,
     watch: Watch,
     failed: AtomicBool,
@@ -42,19 +49,12 @@ impl World {
         patience: Patience,
         on_loss: OnLoss,
     ) -> Result<Self, WorldError> {
-        let no_store = |cause: String| {
-            let (host, port) = (place.master_host.clone(), place.master_port);
-            WorldError::NoStore { host, port, cause }
-        };
-        let root = if place.serves() {
-            let listener = place.listener().map_err(|cause| no_store(cause.to_string()))?;
-            Store::serve(listener)
-        } else {
-            Store::connect(&place.master_host, place.master_port, patience.join_max)
-        };
-        let root = root.map_err(|cause| no_store(cause.to_string()))?;
-        let store = meet(&root, place, patience.join_max)?;
-        agree(&store, place, identity, patience.join_max)?;
+        let root = reach_store(place, patience.join_max)?;
+        let met = meet(&root, place, patience.join_max).and_then(|store| {
+            agree(&store, place, identity, patience.join_max)?;
+            Ok(store)
+        });
+        let store = met.inspect_err(|_| part(&root, place))?;
         let device = match std::env::var(INTERFACE) {
             Ok(name) if !name.is_empty() => Device::Interface(name),
             _ => Device::Address(place.address().map_err(|cause| WorldError::NoAddress(cause.to_string()))?),
@@ -71,11 +71,17 @@ impl World {
             rank: place.rank,
             size: place.world_size,
             group,
+            gpus: OnceLock::new(),
             store,
             watch,
             failed: AtomicBool::new(false),
             served: place.serves().then_some(root),
         })
+    }
+
+    /// Whether tensors on GPUs are averaged there.
+    pub fn has_gpus(&self) -> bool {
+        self.gpus.get().is_some()
     }
 
     /// From 0.
@@ -87,12 +93,29 @@ impl World {
         self.size
     }
 
-    /// Replaces a tensor by its mean over the ranks; all ranks have the same result, bit for bit.
+    /// Lets tensors on GPUs be averaged between GPUs, by NCCL, if every rank is `on_gpu` and has it. Returns whether they
+    /// are; else they have to be on the host. Nothing but averages goes that way.
+    ///
+    /// # Errors
+    /// As for [`average`](Self::average).
+    pub fn connect_gpus(&self, on_gpu: bool) -> Result<bool, WorldError> {
+        let allowed = std::env::var(NCCL).map_or(true, |value| value != "0");
+        if self.any(!(on_gpu && allowed && Group::has_nccl()))? {
+            return Ok(false);
+        }
+        let meeting = self.store.prefixed("nccl/")?;
+        let gpus = Group::join_gpus(&meeting, self.rank, self.size, OPERATION_MAX)?;
+        Ok(self.gpus.set(gpus).is_ok())
+    }
+
+    /// Replaces a contiguous tensor in f32 by its mean over the ranks; all ranks have the same result, bit for bit. It is on
+    /// the host unless GPUs are [connected](Self::connect_gpus).
     ///
     /// # Errors
     /// Why the ranks no longer train together. The same holds for every operation; afterwards none succeeds.
     pub fn average(&self, tensor: &Tensor) -> Result<(), WorldError> {
-        self.wait(|| self.group.sum(tensor))?;
+        let of_gpus = self.gpus.get().filter(|_| tensor.device() != tch::Device::Cpu);
+        self.wait(|| of_gpus.unwrap_or(&self.group).sum(tensor))?;
         let _ = tensor.shallow_clone().g_div_scalar_(self.size as f64);
         Ok(())
     }
@@ -162,6 +185,30 @@ impl World {
     }
 }
 
+/// The store where the ranks meet, which this process serves if its launcher does not.
+fn reach_store(place: &Place, wait_max: Duration) -> Result<Store, WorldError> {
+    let (host, port) = (place.master_host.clone(), place.master_port);
+    if !place.serves() {
+        let store = Store::connect(&host, port, wait_max);
+        return store.map_err(|cause| WorldError::NoStore { host, port, cause: cause.to_string() });
+    }
+    let listener = place.listener();
+    let served = listener
+        .map_err(|cause| cause.to_string())
+        .and_then(|listener| Store::serve(listener).map_err(|cause| cause.to_string()));
+    served.map_err(|cause| WorldError::NoPort { host, port, cause })
+}
+
+/// Leaves a store at which the ranks have not come together; the process that serves it stays until the others know why.
+fn part(root: &Store, place: &Place) {
+    let left = root.add("shipreid/parted", 1).unwrap_or_default();
+    if left == place.world_size as i64 {
+        let _ = root.set("shipreid/all parted", b"");
+    } else if place.serves() {
+        let _ = root.get("shipreid/all parted", PARTING_MAX);
+    }
+}
+
 impl Drop for World {
     /// The process that serves the store stays until the others have left it, or have heard why the run ends.
     fn drop(&mut self) {
@@ -170,7 +217,7 @@ impl Drop for World {
         if left == self.size as i64 {
             let _ = self.store.set("all left", b"");
         } else if self.served.is_some() {
-            let farewell = if self.failed.load(Ordering::Relaxed) { FAREWELL_MAX / 5 } else { FAREWELL_MAX };
+            let farewell = if self.failed.load(Ordering::Relaxed) { PARTING_MAX } else { FAREWELL_MAX };
             let _ = self.store.get("all left", farewell);
         }
     }

@@ -152,6 +152,13 @@ fn tiles(job: &TrainingJob, history: &History) -> Markup {
         let steps = format!("{} / {}", progress.step, progress.steps_total);
         tiles.push((steps, format!("steps, epoch {} of {}", progress.epoch, progress.epochs_total)));
         tiles.push((format!("{:.0}", progress.images_per_second), "images per second, last".into()));
+        if progress.processes > 1 {
+            tiles.push((progress.processes.to_string(), "processes that train together".into()));
+        }
+        if let Some(all_reduce) = progress.all_reduce.and_then(|took| Duration::try_from(took).ok()) {
+            let milliseconds = format!("{:.0} ms", all_reduce.as_secs_f64() * 1e3);
+            tiles.push((milliseconds, "all-reduce of the last step".into()));
+        }
     }
     if let Some(seconds) = seconds_between(job.started_at, job.ended_at.or(history.last_at)) {
         let words = format!("{}", HumanDuration(Duration::from_secs(seconds)));

@@ -335,6 +335,9 @@ impl Process {
                 RunEvent::Progress(progress) => {
                     let loss = progress.losses.get("total").copied().unwrap_or(f64::NAN);
                     metrics::job_step(slot, progress.step_seconds, progress.images_per_second, loss);
+                    if progress.processes > 1 {
+                        metrics::job_all_reduce(slot, progress.all_reduce_seconds);
+                    }
                 }
                 RunEvent::Evaluated(evaluation) if evaluation.protocol == "all" => {
                     metrics::job_map(slot, evaluation.mean_average_precision);

@@ -54,7 +54,16 @@ impl EventMapper {
                 let start = self.start.take().filter(|_| steps == 0);
                 [begun].into_iter().chain(start.map(|start| RunEvent::Started(start).into())).collect()
             }
-            FitEvent::Step { progress, steps_in_epoch, terms, rates, images_per_second, seconds_left } => {
+            FitEvent::Step {
+                progress,
+                steps_in_epoch,
+                terms,
+                rates,
+                images_per_second,
+                seconds_left,
+                processes,
+                all_reduce_seconds,
+            } => {
                 let step_seconds = self.last_step.elapsed().as_secs_f64();
                 (self.last_step, self.steps) = (Instant::now(), progress.steps);
                 let later = u64::from(self.epochs.saturating_sub(progress.epoch)) * steps_in_epoch;
@@ -71,6 +80,8 @@ impl EventMapper {
                     images_per_second,
                     seconds_left,
                     step_seconds,
+                    processes: u32::try_from(processes).unwrap_or(u32::MAX),
+                    all_reduce_seconds,
                 };
                 vec![RunEvent::Progress(progress).into()]
             }
@@ -180,11 +191,14 @@ mod tests {
             rates: Rates { weights: 0.1, biases: 0.2 },
             images_per_second: 7.0,
             seconds_left: 3.0,
+            processes: 2,
+            all_reduce_seconds: 0.25,
         };
         let said = event_mapper.tell(step);
         let [ChildMessage::Run(RunEvent::Progress(step))] = &said[..] else { panic!("{said:?}") };
         assert_eq!((step.step, step.steps_total, step.epoch, step.epochs_total), (5, 12, 2, 3));
         assert_eq!(step.losses, [("total".into(), 0.5), ("contrastive".into(), 0.5)].into());
+        assert_eq!((step.processes, step.all_reduce_seconds), (2, 0.25));
 
         let summary = |protocol, matched, map| Summary {
             protocol,

@@ -159,6 +159,7 @@ pub struct Progress {
     pub accuracy: Option<f64>,
     #[prost(double, tag = "7")]
     pub learning_rate: f64,
+    /// Of all processes together.
     #[prost(double, tag = "8")]
     pub images_per_second: f64,
     /// To the end of the run.
@@ -167,6 +168,14 @@ pub struct Progress {
     /// From the end of the step before to the end of this one.
     #[prost(double, tag = "10")]
     pub step_seconds: f64,
+    /// Processes that took the step. Absent, as the next one, in reports of earlier releases.
+    #[serde(default)]
+    #[prost(uint32, tag = "11")]
+    pub processes: u32,
+    /// The part of the step in which the reporting process averaged gradients with the others.
+    #[serde(default)]
+    #[prost(double, tag = "12")]
+    pub all_reduce_seconds: f64,
 }
 
 /// Queries of the test set with the results found for each.

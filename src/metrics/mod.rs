@@ -330,6 +330,11 @@ pub fn job_step(slot: usize, seconds: f64, images_per_second: f64, loss: f64) {
     gauge!(JOB_LOSS, "slot" => slot.to_string()).set(loss);
 }
 
+/// Of a job of several processes.
+pub fn job_all_reduce(slot: usize, seconds: f64) {
+    histogram!(JOB_ALL_REDUCE, "slot" => slot.to_string()).record(seconds);
+}
+
 pub fn job_map(slot: usize, map: f64) {
     gauge!(JOB_MAP, "slot" => slot.to_string()).set(map);
 }

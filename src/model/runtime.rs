@@ -10,6 +10,7 @@ use crate::memory;
 use crate::processor::{Level, Processor, SPINS_OF_TRAINING};
 
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+const THREADS: &str = "OMP_NUM_THREADS";
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,10 +93,16 @@ pub fn prepare_process(threads_per_worker: usize) {
     restart_with(required(threads_per_worker));
 }
 
-/// The same for a process that trains, whose allocator also keeps what is freed in large pages, and whose threads spin for a
-/// moment before they sleep.
-pub fn prepare_training(threads: usize) {
-    restart_with(required(threads).chain(memory::OF_TRAINING).chain([SPINS_OF_TRAINING]));
+/// The same for one of `processes` that train together on this machine, whose allocator also keeps what is freed in large
+/// pages, and whose threads spin for a moment before they sleep. Several compute on a thread each unless `OMP_NUM_THREADS`
+/// is set, as torchrun has it: sums depend on the number of threads in their last bits, and a run must not depend on who
+/// starts its processes.
+pub fn prepare_training(threads: usize, processes: usize) {
+    let single = processes > 1 && std::env::var_os(THREADS).is_none();
+    let of_threads = single.then_some((THREADS, "1"));
+    let threads = if single { 1 } else { threads };
+    let of_training = memory::OF_TRAINING.into_iter().chain([SPINS_OF_TRAINING]);
+    restart_with(required(threads).chain(of_threads).chain(of_training));
 }
 
 /// What the environment has to say.

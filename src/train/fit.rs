@@ -1,7 +1,7 @@
 //! The training loop: epochs of batches, rates, checkpoints. It does not depend on how events are reported.
 
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::checkpoint::{
     Checkpoints, DamagedCheckpoint, Newest, Progress, checkpoint_bytes, parse_checkpoint,
@@ -51,9 +51,14 @@ pub enum FitEvent {
         steps_in_epoch: u64,
         terms: LossTerms,
         rates: Rates,
+        /// Of all processes together.
         images_per_second: f64,
         /// Until the end of the run, at the pace of this process.
         seconds_left: f64,
+        /// Processes that take the step.
+        processes: usize,
+        /// The part of the step in which this process averaged gradients with the others.
+        all_reduce_seconds: f64,
     },
     EpochDone {
         epoch: u32,
@@ -84,6 +89,10 @@ pub fn other_world_size(before: usize, now: usize) -> String {
 pub struct Means {
     pub loss: f64,
     pub accuracy: f64,
+    /// Of all processes together.
+    pub images_per_second: f64,
+    /// The share of the time in which this process averaged gradients with others; 0 without any.
+    pub all_reduce_share: f64,
 }
 
 /// The parts of a run other than the learner.
@@ -224,6 +233,60 @@ impl Pace {
     }
 }
 
+/// The steps that this process has taken in an epoch.
+struct EpochSoFar {
+    steps: u32,
+    images: usize,
+    loss: f64,
+    accuracy: f64,
+    all_reduce: Duration,
+    begun: Instant,
+    /// The end of the step before, and what had been spent on means of gradients by then.
+    last: (Instant, Duration),
+}
+
+/// How one step went.
+struct StepPace {
+    images_per_second: f64,
+    all_reduce_seconds: f64,
+}
+
+impl EpochSoFar {
+    fn begin(peers: &dyn Peers) -> Self {
+        let now = Instant::now();
+        let (loss, accuracy, all_reduce) = (0.0, 0.0, Duration::ZERO);
+        let last = (now, peers.all_reduced());
+        Self { steps: 0, images: 0, loss, accuracy, all_reduce, begun: now, last }
+    }
+
+    /// Adds a step that has just ended.
+    fn add(&mut self, terms: &LossTerms, images: usize, peers: &dyn Peers) -> StepPace {
+        let now = (Instant::now(), peers.all_reduced());
+        let (took, all_reduce) = (now.0.duration_since(self.last.0), now.1.saturating_sub(self.last.1));
+        self.last = now;
+        self.steps += 1;
+        self.images += images;
+        self.loss += terms.total;
+        self.accuracy += terms.accuracy;
+        self.all_reduce += all_reduce;
+        StepPace {
+            images_per_second: images as f64 / took.as_secs_f64(),
+            all_reduce_seconds: all_reduce.as_secs_f64(),
+        }
+    }
+
+    fn means(&self) -> Option<Means> {
+        let steps = f64::from(self.steps);
+        let seconds = self.last.0.duration_since(self.begun).as_secs_f64();
+        (self.steps > 0).then(|| Means {
+            loss: self.loss / steps,
+            accuracy: self.accuracy / steps,
+            images_per_second: self.images as f64 / seconds,
+            all_reduce_share: self.all_reduce.as_secs_f64() / seconds,
+        })
+    }
+}
+
 /// The remaining steps of an epoch; afterwards `progress` is at the start of the next one unless
 /// the run was stopped.
 fn run_epoch<S: Source>(
@@ -240,8 +303,7 @@ fn run_epoch<S: Source>(
         return Err(FitError::EmptyEpoch(epoch));
     }
     let rates = plan.schedule.rates(epoch);
-    let (mut sum, mut taken) = (LossTerms::default(), 0_u32);
-    let mut last = Instant::now();
+    let mut so_far = EpochSoFar::begin(inputs.peers);
     let left = &items[(progress.steps_of_epoch as usize).min(items.len())..];
     let flow = in_order(
         left,
@@ -252,13 +314,9 @@ fn run_epoch<S: Source>(
                 Ok(done) => done,
                 Err(cause) => return ControlFlow::Break(Err(cause)),
             };
-            let images_per_second = images as f64 / last.elapsed().as_secs_f64();
-            last = Instant::now();
+            let StepPace { images_per_second, all_reduce_seconds } = so_far.add(&terms, images, inputs.peers);
             progress.steps += 1;
             progress.steps_of_epoch += 1;
-            sum.total += terms.total;
-            sum.accuracy += terms.accuracy;
-            taken += 1;
             pace.steps += 1;
             let steps_in_epoch = items.len() as u64;
             let step = FitEvent::Step {
@@ -268,6 +326,8 @@ fn run_epoch<S: Source>(
                 rates,
                 images_per_second,
                 seconds_left: pace.seconds_left(*progress, steps_in_epoch, plan.schedule.epochs),
+                processes: inputs.peers.world_size(),
+                all_reduce_seconds,
             };
             match inputs.peers.any(report(step).is_break()) {
                 Ok(false) => ControlFlow::Continue(()),
@@ -281,10 +341,7 @@ fn run_epoch<S: Source>(
         ControlFlow::Break(Ok(())) => Ok(ControlFlow::Break(())),
         ControlFlow::Continue(()) => {
             *progress = Progress { epoch: epoch + 1, steps_of_epoch: 0, ..*progress };
-            let count = f64::from(taken);
-            let means =
-                (taken > 0).then(|| Means { loss: sum.total / count, accuracy: sum.accuracy / count });
-            Ok(report(FitEvent::EpochDone { epoch, means }))
+            Ok(report(FitEvent::EpochDone { epoch, means: so_far.means() }))
         }
     }
 }

@@ -97,6 +97,8 @@ mod tests {
             rates: Rates { weights: 0.1, biases: 0.2 },
             images_per_second: 1.0,
             seconds_left: 1.0,
+            processes: 1,
+            all_reduce_seconds: 0.0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the processes of one run must do alike.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::learn::LearnError;
 
@@ -22,6 +23,9 @@ pub trait Peers: fmt::Debug {
     /// # Errors
     /// As for [`any`](Self::any).
     fn share(&self, bytes: Vec<u8>) -> Result<Vec<u8>, LearnError>;
+
+    /// The time that this process has spent on the means of gradients over all processes, since the run began.
+    fn all_reduced(&self) -> Duration;
 
     fn leads(&self) -> bool {
         self.rank() == 0
@@ -47,5 +51,9 @@ impl Peers for Alone {
 
     fn share(&self, bytes: Vec<u8>) -> Result<Vec<u8>, LearnError> {
         Ok(bytes)
+    }
+
+    fn all_reduced(&self) -> Duration {
+        Duration::ZERO
     }
 }

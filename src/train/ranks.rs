@@ -1,6 +1,9 @@
 //! A run of several processes: what they exchange in a step.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use tch::{Kind, Tensor};
 
@@ -14,11 +17,14 @@ const BUCKET: i64 = 1 << 20;
 
 /// The processes of a run. Each learns from its part of every batch, and all take the same step.
 #[derive(Clone, Debug)]
-pub struct Ranks(Arc<World>);
+pub struct Ranks {
+    world: Arc<World>,
+    all_reduced: Rc<Cell<Duration>>,
+}
 
 impl Ranks {
     pub fn new(world: Arc<World>) -> Self {
-        Self(world)
+        Self { world, all_reduced: Rc::default() }
     }
 
     /// The means over the ranks.
@@ -26,7 +32,7 @@ impl Ranks {
     /// # Errors
     /// A rank's loss is not finite, which is named, or ranks are lost.
     pub(super) fn average_terms(&self, own: &LossTerms) -> Result<LossTerms, LearnError> {
-        let all = self.0.gather_numbers(&own.numbers())?;
+        let all = self.world.gather_numbers(&own.numbers())?;
         let mut mean = LossTerms::default();
         for (rank, terms) in all.iter().enumerate() {
             let Ok(numbers) = <[f64; LossTerms::COUNT]>::try_from(terms.as_slice()) else {
@@ -46,11 +52,13 @@ impl Ranks {
     /// # Errors
     /// Ranks are lost.
     pub(super) fn average_gradients(&self, gradients: &Tensors) -> Result<(), LearnError> {
+        let begun = Instant::now();
         for bucket in buckets(gradients) {
-            let flat = flatten(&bucket);
-            self.0.average(&flat)?;
+            let flat = flatten(&bucket, self.world.has_gpus());
+            self.world.average(&flat)?;
             unflatten(&flat, &bucket);
         }
+        self.all_reduced.set(self.all_reduced.get() + begun.elapsed());
         Ok(())
     }
 
@@ -63,8 +71,8 @@ impl Ranks {
         if statistics.is_empty() {
             return Ok(());
         }
-        let flat = flatten(&statistics);
-        self.0.broadcast(&flat)?;
+        let flat = flatten(&statistics, false);
+        self.world.broadcast(&flat)?;
         unflatten(&flat, &statistics);
         Ok(())
     }
@@ -75,33 +83,38 @@ impl Ranks {
     /// # Errors
     /// Ranks are lost.
     pub(super) fn gather_rows(&self, rows: &Tensor) -> Result<Tensor, LearnError> {
-        let all = self.0.gather(&rows.detach().to_device(tch::Device::Cpu))?.to_device(rows.device());
+        let all = self.world.gather(&rows.detach().to_device(tch::Device::Cpu))?.to_device(rows.device());
         let own = if rows.requires_grad() {
             // The very values that the others receive.
-            rows.detach() + (rows - rows.detach()) * self.0.size() as f64
+            rows.detach() + (rows - rows.detach()) * self.world.size() as f64
         } else {
             rows.shallow_clone()
         };
-        let of_rank = |rank| if rank == self.0.rank() { own.shallow_clone() } else { all.get(rank as i64) };
-        Ok(Tensor::cat(&(0..self.0.size()).map(of_rank).collect::<Vec<_>>(), 0))
+        let of_rank =
+            |rank| if rank == self.world.rank() { own.shallow_clone() } else { all.get(rank as i64) };
+        Ok(Tensor::cat(&(0..self.world.size()).map(of_rank).collect::<Vec<_>>(), 0))
     }
 }
 
 impl Peers for Ranks {
     fn rank(&self) -> usize {
-        self.0.rank()
+        self.world.rank()
     }
 
     fn world_size(&self) -> usize {
-        self.0.size()
+        self.world.size()
     }
 
     fn any(&self, yes: bool) -> Result<bool, LearnError> {
-        Ok(self.0.any(yes)?)
+        Ok(self.world.any(yes)?)
     }
 
     fn share(&self, bytes: Vec<u8>) -> Result<Vec<u8>, LearnError> {
-        Ok(self.0.share(bytes)?)
+        Ok(self.world.share(bytes)?)
+    }
+
+    fn all_reduced(&self) -> Duration {
+        self.all_reduced.get()
     }
 }
 
@@ -130,12 +143,13 @@ fn buckets(gradients: &Tensors) -> Vec<Vec<&Tensor>> {
     buckets
 }
 
-/// All numbers on the host, in f32.
-fn flatten(tensors: &[&Tensor]) -> Tensor {
+/// All numbers, in f32, on the host or, if `there`, where they are.
+fn flatten(tensors: &[&Tensor], there: bool) -> Tensor {
     let _no_grad = tch::no_grad_guard();
     let flat: Vec<Tensor> =
         tensors.iter().map(|tensor| tensor.detach().to_kind(Kind::Float).view([-1])).collect();
-    Tensor::cat(&flat, 0).to_device(tch::Device::Cpu)
+    let flat = Tensor::cat(&flat, 0);
+    if there { flat } else { flat.to_device(tch::Device::Cpu) }
 }
 
 fn unflatten(flat: &Tensor, tensors: &[&Tensor]) {

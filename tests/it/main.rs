@@ -46,6 +46,8 @@ mod processors;
 mod program;
 #[cfg(feature = "torch")]
 mod ranks;
+#[cfg(feature = "torch")]
+mod ranks_refused;
 mod reading;
 mod refusals;
 #[cfg(feature = "torch")]

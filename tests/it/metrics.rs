@@ -46,6 +46,7 @@ const NOT_REACHED: &[&str] = &[
     table::COPY_AGE,
     table::COPIES_LOADED,
     table::JOB_STEP,
+    table::JOB_ALL_REDUCE,
     table::JOB_IMAGES,
     table::JOB_LOSS,
     table::JOB_MAP,

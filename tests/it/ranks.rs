@@ -1,25 +1,62 @@
-//! Training in several processes, by the command line and by a server.
+//! Training in several processes, by the command line and by a server, undisturbed and with faults.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
 use crate::runs::{drawn_training_set, events, model_line, training};
 use crate::training::{TrainingFolder, Watcher, at_step, is_gone, signal, start};
-use shipreid::wire::JobState;
+use shipreid::wire::train_event::Event;
+use shipreid::wire::{JobState, TrainRequest};
 
 const RANKS: [&str; 4] = ["--processes", "2", "--silence-max", "4"];
+/// How often each fault is tried, at random steps; once unless this is set.
+const FAULTS: &str = "SHIPREID_RANK_FAULTS";
+/// The seed of these steps; a fresh one unless this is set.
+const SEED: &str = "SHIPREID_RANK_SEED";
+/// What a rank logs once all have come.
+const MET: &str = "the ranks have met";
 
-fn together(root: &Path, out: &str) -> Command {
+pub fn together(root: &Path, out: &str) -> Command {
     let mut command = training(root, out);
-    command.args(RANKS).stderr(Stdio::piped());
+    command.args(RANKS).stderr(Stdio::piped()).env_remove("OMP_NUM_THREADS");
     command
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     String::from_utf8_lossy(&[output.stdout.as_slice(), &output.stderr].concat()).into_owned()
+}
+
+/// The events and the model of a run of two ranks that nothing disturbs.
+pub fn undisturbed(root: &Path) -> (String, String) {
+    let whole = together(root, "whole").output().unwrap();
+    assert!(whole.status.success(), "{}", said(&whole));
+    let expected = events(root, "whole");
+    assert_eq!(expected.lines().count(), 16);
+    (expected, model_line(&whole.stdout))
+}
+
+/// One of two ranks as a launcher starts them.
+pub fn launched(command: &mut Command, rank: usize, port: u16) -> &mut Command {
+    let number = rank.to_string();
+    let place = [("RANK", number.as_str()), ("LOCAL_RANK", &number), ("WORLD_SIZE", "2")];
+    command.envs(place).envs([("LOCAL_WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1")]);
+    command.env("MASTER_PORT", port.to_string()).stdout(Stdio::piped()).stderr(Stdio::piped())
+}
+
+/// A port that is free, unless another program takes it meanwhile.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn given(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|number| number.parse().expect("a number"))
 }
 
 /// The process that this one has started.
@@ -28,17 +65,19 @@ fn rank_1(rank_0: impl Display) -> Option<i32> {
     fs::read_to_string(children).ok()?.split_whitespace().next()?.parse().ok()
 }
 
-/// Sends a signal to rank 1 after this many steps; returns what rank 0 then says.
-fn disturb(root: &Path, out: &str, steps: usize, kind: libc::c_int) -> String {
+/// How often rank 1 has met rank 0, by its log.
+fn meetings(root: &Path, out: &str) -> usize {
+    let log = fs::read_to_string(root.join(out).join("rank-1.log")).unwrap_or_default();
+    log.matches(MET).count()
+}
+
+/// Sends a signal to rank 1 after this many steps, once the ranks of this attempt have met; returns what rank 0 says.
+fn disturb(root: &Path, out: &str, attempt: usize, (steps, kind): (usize, libc::c_int)) -> String {
     let run = together(root, out).spawn().unwrap();
-    let disturbed = loop {
-        if events(root, out).lines().count() >= steps
-            && let Some(rank_1) = rank_1(run.id())
-        {
-            break rank_1;
-        }
+    while meetings(root, out) < attempt || events(root, out).lines().count() < steps {
         std::thread::yield_now();
-    };
+    }
+    let disturbed = rank_1(run.id()).expect("it has met rank 0");
     signal(disturbed, kind);
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -53,21 +92,47 @@ fn disturb(root: &Path, out: &str, steps: usize, kind: libc::c_int) -> String {
 fn two_ranks_of_which_one_is_killed_or_stopped_resume_with_the_same_steps() {
     let root = tempfile::tempdir().unwrap();
     drawn_training_set(root.path());
-    let undisturbed = together(root.path(), "whole").output().unwrap();
-    assert!(undisturbed.status.success(), "{}", said(&undisturbed));
-    let expected = events(root.path(), "whole");
-    assert_eq!(expected.lines().count(), 16);
-    assert!(root.path().join("whole/rank-1.log").exists());
-
-    let mut steps: Vec<usize> = (0..2).map(|_| rand::random_range(1..=12)).collect();
-    steps.sort_unstable();
-    for (steps, signal) in steps.iter().zip([libc::SIGKILL, libc::SIGSTOP]) {
-        let reason = disturb(root.path(), "disturbed", *steps, signal);
-        assert!(reason.contains("rank 1 has ended or hangs"), "{reason}");
+    let (expected, model) = undisturbed(root.path());
+    let seed = given(SEED).unwrap_or_else(rand::random);
+    let random = &mut ChaCha8Rng::seed_from_u64(seed);
+    for round in 1..=given(FAULTS).unwrap_or(1) {
+        let mut steps: Vec<usize> = (0..2).map(|_| random.random_range(1..=12)).collect();
+        steps.sort_unstable();
+        let what = format!("{SEED}={seed}, round {round}: killed and stopped after steps {steps:?}");
+        println!("{what}");
+        let out = format!("disturbed-{round}");
+        let faults = steps.into_iter().zip([libc::SIGKILL, libc::SIGSTOP]);
+        for (attempt, fault) in (1..).zip(faults) {
+            let reason = disturb(root.path(), &out, attempt, fault);
+            assert!(reason.contains("rank 1 has ended or hangs"), "{what}: {reason}");
+        }
+        let resumed = together(root.path(), &out).output().unwrap();
+        assert_eq!(events(root.path(), &out), expected, "{what}");
+        assert_eq!(model_line(&resumed.stdout), model, "{what}");
+        assert_eq!(meetings(root.path(), &out), 3, "{what}: the log of every attempt is kept");
     }
-    let resumed = together(root.path(), "disturbed").output().unwrap();
-    assert_eq!(events(root.path(), "disturbed"), expected, "disturbed at {steps:?}");
-    assert_eq!(model_line(&resumed.stdout), model_line(&undisturbed.stdout), "disturbed at {steps:?}");
+}
+
+#[test]
+fn processes_of_a_launcher_take_the_steps_of_those_that_the_command_starts() {
+    let root = tempfile::tempdir().unwrap();
+    drawn_training_set(root.path());
+    let (expected, model) = undisturbed(root.path());
+    let port = free_port();
+    let ranks: Vec<_> = (0..2)
+        .map(|rank| {
+            let mut command = training(root.path(), "launched");
+            // As torchrun does, unless it is set.
+            launched(&mut command, rank, port).env("OMP_NUM_THREADS", "1").spawn().unwrap()
+        })
+        .collect();
+    let ended: Vec<Output> = ranks.into_iter().map(|rank| rank.wait_with_output().unwrap()).collect();
+    assert!(ended.iter().all(|rank| rank.status.success()), "{} {}", said(&ended[0]), said(&ended[1]));
+    assert_eq!(events(root.path(), "launched"), expected);
+    assert_eq!(model_line(&ended[0].stdout), model);
+    let epochs = said(&ended[0]);
+    let of_both = |line: &&str| line.contains(" images/s, all-reduce ") && line.ends_with(" %");
+    assert_eq!(epochs.lines().filter(of_both).count(), 8, "{epochs}");
 }
 
 #[test]
@@ -86,32 +151,52 @@ fn a_run_resumes_with_another_number_of_processes_and_records_that() {
     assert_eq!(events.lines().count(), 17);
 }
 
-#[test]
-fn processes_that_cannot_share_a_batch_are_refused() {
-    let root = tempfile::tempdir().unwrap();
-    drawn_training_set(root.path());
-    let three =
-        training(root.path(), "out").args(["--processes", "3"]).stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(three.status.code(), Some(2));
-    assert!(said(&three).contains("batch.images gives no batch"), "{}", said(&three));
-    let lost = training(root.path(), "out").env("RANK", "1").stderr(Stdio::piped()).output().unwrap();
-    assert_eq!(lost.status.code(), Some(2));
-    assert!(said(&lost).contains("WORLD_SIZE is not set, though RANK is"), "{}", said(&lost));
+/// What the kernel allows a process, and the priority that it has.
+fn limits(process: i32) -> (String, String) {
+    let limits = fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+    let data = limits.lines().find(|line| line.starts_with("Max data size")).unwrap().to_owned();
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The 19th field; the second one is a name in parentheses.
+    let nice = stat.rsplit(") ").next().unwrap().split(' ').nth(16).unwrap().to_owned();
+    (data, nice)
 }
 
 #[tokio::test]
 async fn a_job_of_two_processes_outlives_the_death_of_either() {
     let place = TrainingFolder::new();
-    let (server, client) = place.serve(&["training.processes=2", "training.heartbeat_seconds_max=20"]).await;
+    let settings = [
+        "training.processes=2",
+        "training.heartbeat_seconds_max=20",
+        "training.nice=3",
+        "training.memory_bytes_max=8589934592",
+    ];
+    let (server, client) = place.serve(&settings).await;
+    let odd = place.config(0).replace("images = 8", "images = 12");
+    let odd = client.validate_training(TrainRequest { config_toml: odd, ..TrainRequest::default() }).await;
+    let refused = odd.expect_err("three identities for two processes").to_string();
+    assert!(refused.contains("are not a multiple of 2 training processes"), "{refused}");
+
     let mut undisturbed = Watcher::default();
     let job = start(&client, place.config(0)).await;
     undisturbed.watch(&client, &job, |_| false).await;
     assert_eq!(undisturbed.last_job().state(), JobState::Finished, "{:?}", undisturbed.last_job());
+    let of_both = undisturbed.events.iter().filter(|event| {
+        let Some(Event::Progress(progress)) = &event.event else { return false };
+        progress.processes == 2 && progress.all_reduce.is_some() && progress.images_per_second > 0.0
+    });
+    assert_eq!(of_both.count(), 20);
+    let named =
+        |event: &&Event| matches!(event, Event::LogLine(line) if line.contains("its log is rank-1.log"));
+    let told = undisturbed.events.iter().filter_map(|event| event.event.as_ref());
+    assert_eq!(told.filter(named).count(), 1);
 
     let mut watcher = Watcher::default();
     let job = start(&client, place.config(0)).await;
     watcher.watch(&client, &job, at_step(4)).await;
     let follower = rank_1(place.process(&job)).expect("rank 0 has started it");
+    let [of_leader, of_follower] = [place.process(&job), follower].map(limits);
+    assert_eq!(of_follower, of_leader);
+    assert!(of_leader.0.contains("8589934592"), "{of_leader:?}");
     signal(follower, libc::SIGKILL);
     watcher.watch(&client, &job, at_step(9)).await;
     let leader = place.process(&job);
@@ -123,5 +208,7 @@ async fn a_job_of_two_processes_outlives_the_death_of_either() {
     assert_eq!(attempts, BTreeSet::from([1, 2, 3]));
     assert_eq!(watcher.losses(), undisturbed.losses());
     assert_eq!(watcher.last_job().model, undisturbed.last_job().model);
+    let log = fs::read_to_string(place.data().join("jobs").join(&job).join("rank-1.log")).unwrap();
+    assert_eq!(log.matches(MET).count(), 3, "{log}");
     server.terminate();
 }

@@ -89,6 +89,8 @@ fn progress(step: u64) -> TrainProgress {
         learning_rate: 1e-3 * (1.0 - step as f64 / 130.0),
         images_per_second: 61.0,
         remaining: None,
+        processes: 2,
+        all_reduce: Some(prost_types::Duration { seconds: 0, nanos: 25_000_000 }),
     }
 }
 
@@ -115,6 +117,8 @@ fn a_page_tells_what_became_of_the_job() {
         // The best in the first protocol, not in the easiest one.
         "<b>45.0 %</b><span>best mAP (all), epoch 6</span>",
         "<b>120 / 120</b>",
+        "<b>2</b><span>processes that train together</span>",
+        "<b>25 ms</b><span>all-reduce of the last step</span>",
         "1 to 60",
         "41 to 120",
         "attempt 2</text>",

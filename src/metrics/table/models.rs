@@ -15,12 +15,15 @@ pub const MODELS_STORED: &str = "shipreid_models_stored";
 pub const MODELS_STORED_BYTES: &str = "shipreid_models_stored_bytes";
 pub const JOBS: &str = "shipreid_jobs";
 pub const JOB_STEP: &str = "shipreid_job_step_duration_seconds";
+pub const JOB_ALL_REDUCE: &str = "shipreid_job_all_reduce_duration_seconds";
 pub const JOB_IMAGES: &str = "shipreid_job_images_per_second";
 pub const JOB_LOSS: &str = "shipreid_job_loss";
 pub const JOB_MAP: &str = "shipreid_job_map";
 
 const STEP_SECONDS: Kind =
     Kind::Histogram(&[0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0]);
+const ALL_REDUCE_SECONDS: Kind =
+    Kind::Histogram(&[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0]);
 const KERNEL: (&str, &str) = ("kernel", "`aten`, `onednn`, `tiles`, `int8`");
 const PRECISION: (&str, &str) = ("precision", "`f32`, `bf16`, `int8`");
 const BATCH_SIZE: (&str, &str) =
@@ -108,6 +111,13 @@ pub(super) const TRAINING_GROUP: Group = Group {
             "Training jobs.",
         ),
         metric(JOB_STEP, STEP_SECONDS, "seconds", &[SLOT], "One training step."),
+        metric(
+            JOB_ALL_REDUCE,
+            ALL_REDUCE_SECONDS,
+            "seconds",
+            &[SLOT],
+            "The part of a training step in which the processes of a job average their gradients; none in a job of one.",
+        ),
         metric(
             JOB_IMAGES,
             Kind::Gauge,

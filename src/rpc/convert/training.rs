@@ -113,6 +113,7 @@ pub fn job(job: Job) -> wire::TrainingJob {
 }
 
 fn progress(progress: Progress) -> wire::TrainProgress {
+    let seconds = |seconds| Duration::try_from_secs_f64(seconds).ok().and_then(duration);
     wire::TrainProgress {
         step: progress.step,
         steps_total: progress.steps_total,
@@ -122,7 +123,9 @@ fn progress(progress: Progress) -> wire::TrainProgress {
         accuracy: progress.accuracy,
         learning_rate: progress.learning_rate,
         images_per_second: progress.images_per_second,
-        remaining: Duration::try_from_secs_f64(progress.seconds_left).ok().and_then(duration),
+        remaining: seconds(progress.seconds_left),
+        processes: progress.processes,
+        all_reduce: (progress.processes > 1).then(|| seconds(progress.all_reduce_seconds)).flatten(),
     }
 }
 

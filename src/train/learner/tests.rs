@@ -11,6 +11,8 @@ use crate::weights::seed::seeded;
 use crate::weights::tensors::HostTensor;
 
 mod ranks;
+mod ranks_faults;
+mod ranks_recorded;
 mod sdf_net;
 
 const TINY: TransOssArchitecture = TransOssArchitecture { embed_dim: 48, depth: 3, heads: 3, ..MICRO };
