@@ -16,8 +16,10 @@ use super::place::Place;
 const ATTEMPT: &str = "shipreid/attempt";
 /// How long a rank waits for an answer before it looks whether there is a newer attempt.
 const ANSWER_WAIT: Duration = Duration::from_millis(500);
+/// For the answer about a key that has a value, which takes this long only on a machine that is busy.
+pub const PRESENT_WAIT: Duration = Duration::from_secs(60);
 /// Between two looks of rank 0 for one that has come.
-const LOOK_PAUSE: Duration = Duration::from_millis(20);
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 /// What all ranks must have in common, as a digest or text each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +113,11 @@ fn arrival(
     let key = format!("{}came/{rank}", prefix(attempt));
     while Instant::now() < until {
         if store.has(&key)? {
-            return Ok(Some(store.get(&key, ANSWER_WAIT)?));
+            return Ok(Some(store.get(&key, PRESENT_WAIT)?));
         }
         // A wait that ends in vain would be a line in the log.
         thread::sleep(LOOK_PAUSE);
-        if store.get(ATTEMPT, ANSWER_WAIT)? != attempt.as_bytes() {
+        if store.get(ATTEMPT, PRESENT_WAIT)? != attempt.as_bytes() {
             return Err(WorldError::Contested { host: place.master_host.clone(), port: place.master_port });
         }
     }
@@ -141,7 +143,7 @@ fn come(store: &Store, place: &Place, until: Instant, waited: Duration) -> Resul
         }
         let refused = format!("{prefix}refused");
         if is_mine && store.has(&refused)? {
-            let cause = store.get(&refused, ANSWER_WAIT)?;
+            let cause = store.get(&refused, PRESENT_WAIT)?;
             if !cause.is_empty() {
                 return Err(WorldError::Lost(String::from_utf8_lossy(&cause).into_owned()));
             }

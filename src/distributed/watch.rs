@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::c10d::Store;
+use super::join::PRESENT_WAIT;
 
 const FAILURE: &str = "failure";
 /// A process that computes for less than this share of the time, and does not wait for others, counts as stalled.
@@ -208,7 +209,7 @@ impl Watcher {
             self.store.add(&beats_of(self.rank), 1)?;
         }
         if self.store.has(FAILURE)? {
-            let failure = self.store.get(FAILURE, self.shared.period)?;
+            let failure = self.store.get(FAILURE, PRESENT_WAIT)?;
             return Ok(Some(String::from_utf8_lossy(&failure).into_owned()));
         }
         let silence_max =
