@@ -23,6 +23,8 @@ pub mod embedding;
 pub mod memory;
 /// Files, folders and databases that survive a power failure.
 pub mod durable;
+/// The database that servers share.
+pub mod postgres;
 /// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
 /// Files that arrive in chunks.

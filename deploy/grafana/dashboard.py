@@ -284,6 +284,12 @@ def shared():
               [(f"sum by (reason, instance) (shipreid_copies_loaded_total{{{OF}}})", "{{reason}} {{instance}}")]),
         panel("Leases lost", "Times that another server took over re-embedding, since each server's start.",
               [(f"shipreid_move_leases_lost_total{{{OF}}}", "{{instance}}")], thresholds=NONE_IS_GOOD),
+        panel("Jobs taken over", "Put back into the queue since their server stopped or was lost, and what such a server still had to "
+              "say of them, since each server's start.",
+              [(f"shipreid_jobs_taken_over_total{{{OF}}}", "jobs {{instance}}"),
+               (f"shipreid_job_writes_refused_total{{{OF}}}", "writes refused {{instance}}")]),
+        panel("Outdated models", "Servers on which the model that is active on all cannot serve.",
+              [(f"shipreid_model_outdated{{{OF}}}", "{{instance}}")], thresholds=NONE_IS_GOOD),
         panel("Clock", "By how much each server's clock is ahead of the database's.",
               [(f"shipreid_database_clock_skew_seconds{{{OF}}}", "{{instance}}")], "s"),
     ]
@@ -292,7 +298,7 @@ def shared():
 def training():
     return [
         panel("Jobs", "Training jobs by state.",
-              [(f"sum by (state) (shipreid_jobs{{{OF}}})", "{{state}}")], stacked=True),
+              [(f"sum by (state, instance) (shipreid_jobs{{{OF}}})", "{{state}} {{instance}}")], stacked=True),
         panel("Step time", "One training step, by slot.",
               [(quantile(0.5, "shipreid_job_step_duration_seconds", "slot"), "p50 slot {{slot}}"),
                (quantile(0.95, "shipreid_job_step_duration_seconds", "slot"), "p95 slot {{slot}}")], "s"),
@@ -310,7 +316,8 @@ def training():
 
 
 def errors():
-    states = {"serving": "green", "warming": "blue", "draining": "yellow", "failing": "orange", "device_lost": "red"}
+    states = {"serving": "green", "warming": "blue", "draining": "yellow", "failing": "orange", "outdated": "purple",
+              "device_lost": "red"}
     state = " or ".join(
         f'{value} * (shipreid_health{{{OF}, state="{name}"}} == 1)' for value, name in enumerate(states))
     names = {str(value): {"text": name, "color": colour} for value, (name, colour) in enumerate(states.items())}

@@ -15,6 +15,7 @@ use crate::embedding::ModelDigest;
 use crate::encoder::{EncoderFactory, LoadError, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
+use crate::postgres::Cluster;
 use crate::processor::Processor;
 use crate::registry::{ActiveModel, Condition, Preset, Provenance, Registry, RegistryError, RegistryLimits};
 use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
@@ -26,20 +27,27 @@ use crate::weights::wrapper::WeightsChoice;
 
 /// Folder of the models within the data folder.
 const MODELS: &str = "models";
+/// Folder of the copies of shared models within the data folder.
+const MODEL_COPIES: &str = "model-copies";
 
-/// Opens the models under the data folder and chooses the one that serves first: the one that was activated last, or
-/// the configured one if none ever was. A configured model that is not a preset is stored with the others.
+/// Opens the models under the data folder, which are copies if servers share them in `cluster`, and chooses the one that
+/// serves first: the one that was activated last, or the configured one if none ever was. A configured model that is not
+/// a preset is stored with the others.
 ///
 /// # Errors
 /// The models cannot be opened, the chosen one cannot be read or verified, or its device is not available.
-pub fn open_models(config: &Config) -> anyhow::Result<ServedModels> {
+pub fn open_models(config: &Config, cluster: Option<Cluster>) -> anyhow::Result<ServedModels> {
     let kernels = Arc::new(Kernels::default());
     if config.store.data_dir.is_empty() {
         let _early = kernels.choose_early(config, likely_network(config));
         return Ok(kernels.put_on_device(config, open_model(config)?)?.into());
     }
     let limits = RegistryLimits { count_max: config.models.count_max, bytes_max: config.models.bytes_max };
-    let registry = Registry::open(&Path::new(&config.store.data_dir).join(MODELS), limits)?;
+    let data_dir = Path::new(&config.store.data_dir);
+    let registry = match cluster {
+        Some(cluster) => Registry::share(&data_dir.join(MODEL_COPIES), limits, cluster)?,
+        None => Registry::open(&data_dir.join(MODELS), limits)?,
+    };
     let active = registry.active().and_then(|active| stored_network(config, &registry, active.digest));
     let _early = kernels.choose_early(config, active.unwrap_or_else(|| likely_network(config)));
     let model = match registry.active() {

@@ -35,6 +35,7 @@ pub use crate::encoder::LoadedModel;
 #[cfg(feature = "torch")]
 pub use load::{choose_kernels, likely_network, load_model, open_model, open_models, put_on_device};
 pub use shutdown::Drained;
+pub use stores::open_cluster;
 pub use threads::{cores, threads_per_worker, worker_count};
 
 /// The model that a server starts with, and the source of others.

@@ -57,7 +57,7 @@ pub async fn report_health(reporter: HealthReporter, mut health: watch::Receiver
         let now = *health.borrow_and_update();
         let status = match now {
             Health::Serving => ServingStatus::Serving,
-            Health::Warming | Health::Failing | Health::Draining | Health::DeviceLost => {
+            Health::Warming | Health::Failing | Health::Outdated | Health::Draining | Health::DeviceLost => {
                 ServingStatus::NotServing
             }
         };

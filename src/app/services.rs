@@ -19,7 +19,7 @@ use crate::matching::Calibrator;
 use crate::rpc::listener::{self, Port};
 use crate::rpc::{
     self, AuditLog, Calibrators, Drain, GalleriesService, GalleryAccess, Gate, Identity, Matcher,
-    ModelsService, Services, ShipReIdService, TrainingJobsService, UploadAccess, UploadsService,
+    ModelsService, ServerRoles, Services, ShipReIdService, TrainingJobsService, UploadAccess, UploadsService,
 };
 
 /// The components that the services are made of.
@@ -46,7 +46,7 @@ pub async fn gate(config: &Config, drain: Drain) -> anyhow::Result<Gate> {
     let path = config.telemetry.audit_file.clone();
     let open = move || AuditLog::open(&path).with_context(|| format!("telemetry.audit_file {path}"));
     let audit = tokio::task::spawn_blocking(open).await??;
-    Ok(Gate { identity, audit, drain })
+    Ok(Gate { identity, roles: ServerRoles::new(&config.server.roles), audit, drain })
 }
 
 /// Serves the port from now on, until the server shuts down.

@@ -16,7 +16,7 @@ use crate::encoder::{
     keep_canaries,
 };
 use crate::gallery::Catalog;
-use crate::registry::{Activator, ReEmbedder};
+use crate::registry::{Activator, ReEmbedder, follow};
 
 /// A model that embeds until it is stopped.
 pub struct ServingModel {
@@ -28,6 +28,8 @@ pub struct ServingModel {
     canaries: Option<JoinHandle<()>>,
     /// Moves galleries to the active model.
     reembedding: Option<JoinHandle<()>>,
+    /// Makes active what is active on all servers, where they share models.
+    following: Option<JoinHandle<()>>,
 }
 
 /// Starts the device threads. They have no model yet, but already report their health.
@@ -57,7 +59,8 @@ impl ServingModel {
             Some(kept) => follow_activations(kept, &pipeline, catalog),
             None => (None, None),
         };
-        Ok(Self { queue, pipeline, activator, canaries, reembedding })
+        let following = activator.clone().and_then(|activator| follow_others(activator, &queue));
+        Ok(Self { queue, pipeline, activator, canaries, reembedding, following })
     }
 
     pub fn pipeline(&self) -> Arc<Pipeline> {
@@ -83,7 +86,7 @@ impl ServingModel {
 
     /// Stops background work, then ends the device threads after the chips that wait for them.
     pub async fn stop(self) {
-        for background in [self.canaries, self.reembedding].into_iter().flatten() {
+        for background in [self.canaries, self.following, self.reembedding].into_iter().flatten() {
             background.abort();
             // Its work resumes at the next start.
             let _ = background.await;
@@ -106,6 +109,13 @@ fn pipeline(config: &Config, residency: Residency, active: ModelLease) -> Pipeli
 fn try_when_idle(config: &Config, pipeline: &Arc<Pipeline>) -> Option<JoinHandle<()>> {
     let period = Duration::from_secs_f64(config.encoder.canary_seconds);
     (!period.is_zero()).then(|| tokio::spawn(keep_canaries(Arc::clone(pipeline), period)))
+}
+
+/// Follows activations through other servers, if they share models.
+fn follow_others(activator: Activator, queue: &EncodeQueue) -> Option<JoinHandle<()>> {
+    activator.registry().cluster()?;
+    let queue = queue.clone();
+    Some(tokio::spawn(follow(activator, move |is_outdated| queue.set_outdated(is_outdated))))
 }
 
 /// The activator of other models and the task that moves galleries to the active one, where they exist.

@@ -9,11 +9,12 @@ use anyhow::Context as _;
 use tokio::task::JoinHandle;
 
 use super::training;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ServerRole};
 use crate::gallery::{
     Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, PostgresSettings,
-    QueueSettings, Quotas, Tenancy,
+    QueueSettings, Quotas,
 };
+use crate::postgres::{Cluster, Tenancy};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
 use crate::uploads::{UploadBounds, UploadLimits, Uploads};
@@ -47,9 +48,13 @@ impl Stores {
     /// # Errors
     /// A store cannot be used: the error names its path, or that it is the job store.
     pub async fn open(config: &Config, registry: Option<Arc<Registry>>) -> anyhow::Result<Self> {
+        let cluster = match registry.as_ref().and_then(|registry| registry.cluster()) {
+            Some(cluster) => Some(cluster.clone()),
+            None => open_cluster(config).await?,
+        };
         let catalog = open_catalog(config).await?;
         let uploads = open_uploads(config).await?;
-        let jobs = training::open_jobs(config, catalog.clone(), registry.clone()).await?;
+        let jobs = training::open_jobs(config, cluster, catalog.clone(), registry.clone()).await?;
         Ok(Self { catalog, registry, uploads, jobs })
     }
 
@@ -97,9 +102,25 @@ impl Stores {
     }
 }
 
+/// The database that servers share, if there is one.
+///
+/// # Errors
+/// It cannot be used.
+pub async fn open_cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+    if config.store.url.is_empty() {
+        return Ok(None);
+    }
+    let tenancy = if config.auth.keys_file.is_empty() { Tenancy::OneTenant } else { Tenancy::ByKeys };
+    Ok(Some(Cluster::open(&config.store.url, tenancy).await?))
+}
+
+/// Shared galleries have connections of their own, so that writers that wait for each other's locks keep no job from being
+/// held for longer.
 async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     let store = &config.store;
-    if store.data_dir.is_empty() {
+    // Training jobs learn from galleries.
+    let has_galleries = config.server.has(ServerRole::Match) || config.server.has(ServerRole::Train);
+    if store.data_dir.is_empty() || !has_galleries {
         return Ok(None);
     }
     let data_dir = Path::new(&store.data_dir);
@@ -116,13 +137,10 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
             bytes_max: config.limits.receiving_bytes_max,
         },
     };
-    if !store.url.is_empty() {
+    if let Some(cluster) = open_cluster(config).await? {
         let copies = data_dir.join(GALLERY_COPIES);
-        let shared = PostgresSettings {
-            url: store.url.clone(),
-            local_age_max: Duration::from_secs_f64(store.local_read_seconds_max),
-            tenancy: if config.auth.keys_file.is_empty() { Tenancy::OneTenant } else { Tenancy::ByKeys },
-        };
+        let local_age_max = Duration::from_secs_f64(store.local_read_seconds_max);
+        let shared = PostgresSettings { cluster, local_age_max };
         let opened = PostgresCatalog::open(&shared, &copies, settings).await;
         return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
     }

@@ -123,7 +123,8 @@ async fn start(config: &Config, signals: &Signals) -> Result<Option<Running>, Fa
 /// Reads the models on a blocking thread, then starts the server.
 async fn load_and_start(config: &Config, metrics: PrometheusHandle) -> anyhow::Result<Running> {
     let settings = config.clone();
-    let models = tokio::task::spawn_blocking(move || app::open_models(&settings)).await??;
+    let cluster = app::open_cluster(config).await?;
+    let models = tokio::task::spawn_blocking(move || app::open_models(&settings, cluster)).await??;
     app::start(config, models, metrics).await
 }
 

@@ -39,12 +39,44 @@ pub struct Config {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Server {
+    pub roles: Vec<ServerRole>,
     pub listen: SocketAddr,
     pub metrics_listen: SocketAddr,
     pub plaintext: Plaintext,
     pub trusted_proxies: Vec<Network>,
     pub drain_notice_seconds: f64,
     pub drain_seconds_max: f64,
+}
+
+/// What a server does, beside others that share its galleries, jobs and models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerRole {
+    /// Embeds chips for callers.
+    Encode,
+    /// Has galleries and searches them.
+    Match,
+    /// Runs training jobs.
+    Train,
+}
+
+impl ServerRole {
+    pub const ALL: [Self; 3] = [Self::Encode, Self::Match, Self::Train];
+
+    /// As in `server.roles`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Encode => "encode",
+            Self::Match => "match",
+            Self::Train => "train",
+        }
+    }
+}
+
+impl Server {
+    pub fn has(&self, role: ServerRole) -> bool {
+        self.roles.contains(&role)
+    }
 }
 
 /// From which addresses calls may be unencrypted.
@@ -185,6 +217,7 @@ pub struct Training {
     pub heartbeat_seconds_max: f64,
     pub cancel_grace_seconds: f64,
     pub attempts_max: u32,
+    pub lease_seconds: f64,
     pub events_retained_max: u64,
     pub program: String,
 }
@@ -209,6 +242,7 @@ pub enum LogFormat {
 impl Default for Server {
     fn default() -> Self {
         Self {
+            roles: ServerRole::ALL.to_vec(),
             listen: SocketAddr::from(([127, 0, 0, 1], 50051)),
             metrics_listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             plaintext: Plaintext::Loopback,
@@ -328,6 +362,7 @@ impl Default for Training {
             heartbeat_seconds_max: 120.0,
             cancel_grace_seconds: 20.0,
             attempts_max: 3,
+            lease_seconds: 30.0,
             events_retained_max: 100_000,
             program: String::new(),
         }

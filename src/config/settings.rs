@@ -58,7 +58,7 @@ impl Settings {
             Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
             // Separated by colons as in shell path lists; addresses contain colons themselves.
             Value::Array(_) => {
-                let separator = if key == "server.trusted_proxies" { ',' } else { ':' };
+                let separator = if key.starts_with("server.") { ',' } else { ':' };
                 let items = text.split(separator).filter(|item| !item.is_empty());
                 Value::Array(items.map(Value::from).collect())
             }

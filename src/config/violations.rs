@@ -38,6 +38,7 @@ impl Violations {
     }
 
     fn of_server(&mut self, server: &Server, tls: &Tls) {
+        self.require(!server.roles.is_empty(), "server.roles must name encode, match or train");
         self.require(
             server.listen.ip().is_loopback() || tls.is_on() || server.plaintext == Plaintext::Everywhere,
             "server.listen is reached from other machines and nothing encrypts it: set tls.certificate and tls.key, \
@@ -193,6 +194,10 @@ impl Violations {
         self.require(
             (0.1..=3600.0).contains(&training.cancel_grace_seconds),
             "training.cancel_grace_seconds must be 0.1 to 3600",
+        );
+        self.require(
+            (1.0..=3600.0).contains(&training.lease_seconds),
+            "training.lease_seconds must be 1 to 3600",
         );
         self.require((1..=1000).contains(&training.attempts_max), "training.attempts_max must be 1 to 1000");
         self.require(training.events_retained_max >= 1, "training.events_retained_max must be at least 1");

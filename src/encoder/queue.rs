@@ -206,6 +206,11 @@ impl EncodeQueue {
         self.state.announce_drain();
     }
 
+    /// Reports in the health whether the model that should serve cannot; chips are still embedded.
+    pub fn set_outdated(&self, is_outdated: bool) {
+        self.state.set_outdated(is_outdated);
+    }
+
     /// Refuses new chips, embeds the waiting ones, ends the device threads.
     pub async fn close(&self) {
         self.announce_drain();

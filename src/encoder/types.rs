@@ -25,6 +25,8 @@ pub enum Health {
     Serving,
     /// Canaries fail, or hang, on a device thread; the next forward pass there, by the same model, ends this.
     Failing,
+    /// Another model is active on all servers, and cannot serve here.
+    Outdated,
     /// Shutting down: waiting chips are still embedded.
     Draining,
     /// A device thread lost its device; only a restart helps.
@@ -32,8 +34,8 @@ pub enum Health {
 }
 
 impl Health {
-    pub const ALL: [Self; 5] =
-        [Self::Warming, Self::Serving, Self::Failing, Self::Draining, Self::DeviceLost];
+    pub const ALL: [Self; 6] =
+        [Self::Warming, Self::Serving, Self::Failing, Self::Outdated, Self::Draining, Self::DeviceLost];
 
     /// Stable and suitable for labels.
     pub fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Health {
             Self::Warming => "warming",
             Self::Serving => "serving",
             Self::Failing => "failing",
+            Self::Outdated => "outdated",
             Self::Draining => "draining",
             Self::DeviceLost => "device_lost",
         }

@@ -32,7 +32,7 @@ pub use index::{
     Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
 #[cfg(not(fuzzing))]
-pub use postgres::{PostgresCatalog, PostgresSettings, Tenancy};
+pub use postgres::{PostgresCatalog, PostgresSettings};
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
     Looked, Opening, Page, Reembedded, Selection, Selector, Shadow, ShadowEmbedding, ShadowTarget,

@@ -2,7 +2,7 @@
 
 use std::future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,9 @@ use super::child::{ChildMessage, ExitReport, Instructions, MODEL};
 use super::chips;
 use super::edit::Edit;
 use super::failure::{Failure, io_reason};
-use super::job::{Job, JobKey};
+use super::hold::{Claimed, Hold};
+use super::job::{Job, JobId, JobKey};
+use super::lease::Lease;
 use super::lines::{Lines, Log};
 use super::outcome::{AttemptOutcome, Death, MemoryKills, settle};
 use super::paths::ShownPaths;
@@ -28,10 +30,12 @@ use super::rankings;
 use super::report::{Rankings, RunEvent};
 use super::settings::Settings;
 use super::slot::Slot;
-use super::state::{Change, JobState, Refused};
+use super::state::{JobState, Refused};
+use crate::durable::discard_folder;
 use crate::embedding::ModelDigest;
 use crate::memory;
 use crate::metrics;
+use crate::postgres::FolderError;
 use crate::processor::SPINS_OF_TRAINING;
 use crate::reason::FailureReason;
 
@@ -41,51 +45,103 @@ const LINES_MAX: usize = 256;
 const PIPE_MAX: Duration = Duration::from_secs(5);
 /// Heartbeat periods without a sign of life after which a process counts as hung.
 const BEATS: f64 = 4.0;
+/// Between two attempts to fetch a job's folder from a database that cannot be used.
+const FETCH_PAUSE: Duration = Duration::from_secs(1);
 
 impl Slot {
-    /// Starts a waiting job, supervises its process to the end, and stores the outcome.
-    pub async fn attempt(self, key: JobKey, stop: CancellationToken) {
-        let Some(job) = self.repository.update_surely(&key, |edit| edit.change(Change::Start)).await else {
-            // It was cancelled or deleted while it waited.
-            return;
-        };
-        let outcome = match self.begin(&job, &stop).await {
-            Ok(process) => process.supervise(stop).await,
+    /// Runs a job that was started: supervises its process to the end, and stores the outcome.
+    pub async fn attempt(self, claimed: Claimed, stop: CancellationToken) {
+        let Claimed { job, hold } = &claimed;
+        let lease = Lease::keep(&self.repository, hold);
+        let outcome = match self.begin(&claimed, &stop, &lease.lost).await {
+            Ok(process) => process.supervise(stop, lease.lost.clone()).await,
             Err(outcome) => outcome,
         };
         let outcome = match outcome {
-            AttemptOutcome::Finished { model } => self.keep(&job, model).await,
+            AttemptOutcome::Finished { model } => self.keep(hold, model).await,
             outcome @ (AttemptOutcome::Stopped | AttemptOutcome::Failed(_)) => outcome,
         };
         let outcome = match outcome {
             AttemptOutcome::Failed(Failure { reason, message }) => {
-                AttemptOutcome::Failed(Failure::new(reason, self.paths(&job).relative(&message)))
+                AttemptOutcome::Failed(Failure::new(reason, self.paths(job).relative(&message)))
             }
             other => other,
         };
         let attempts_max = self.settings.attempts_max;
         let after = self
             .repository
-            .update_surely(&key, move |edit| settle(edit, outcome.clone(), attempts_max))
+            .update_surely(hold, move |edit| settle(edit, outcome.clone(), attempts_max))
             .await;
+        drop(lease);
         metrics::job_slot_free(self.number);
+        let is_finished = after.as_ref().is_some_and(|job| matches!(job.state, JobState::Finished { .. }));
+        self.clear(job.key.id, is_finished).await;
         if let Some(job) = after {
-            if matches!(job.state, JobState::Finished { .. }) {
-                // Only once its end is on disk: an attempt that has to be repeated learns from the same chips.
-                let folder = self.settings.job_folder(key.id);
-                let _ = spawn_blocking(move || chips::discard(&folder)).await;
-            }
-            tracing::info!(job = %key.id, attempt = job.attempt, state = job.state.name().text(), "an attempt ended");
+            let (id, state) = (job.key.id, job.state.name().text());
+            tracing::info!(job = %id, attempt = job.attempt, state, "an attempt ended");
         }
     }
 
-    /// Fetches the process's training data, and starts it.
-    async fn begin(&self, job: &Job, stop: &CancellationToken) -> Result<Process, AttemptOutcome> {
-        chips::fetch(self, job, stop).await?;
-        self.start(job).await.map_err(AttemptOutcome::Failed)
+    /// Removes what is not needed any more from the folder of a job whose attempt is stored. Where servers share jobs,
+    /// the next attempt may be another server's, and fetches what it needs.
+    async fn clear(&self, id: JobId, is_finished: bool) {
+        let (folder, is_shared) = (self.settings.job_folder(id), self.repository.is_shared());
+        let clear = move || match (is_shared, is_finished) {
+            (true, _) => leave(&folder),
+            // Only once its end is on disk: an attempt that has to be repeated learns from the same chips.
+            (false, true) => chips::discard(&folder),
+            (false, false) => {}
+        };
+        let _ = spawn_blocking(clear).await;
     }
 
-    async fn start(&self, job: &Job) -> Result<Process, Failure> {
+    /// Fetches what the process needs, and starts it.
+    async fn begin(
+        &self,
+        claimed: &Claimed,
+        stop: &CancellationToken,
+        lost: &CancellationToken,
+    ) -> Result<Process, AttemptOutcome> {
+        let Claimed { job, hold } = claimed;
+        self.fetch_folder(hold, stop, lost).await?;
+        chips::fetch(self, claimed, stop).await?;
+        if !self.repository.keep_folder_surely(hold, &self.settings.job_folder(job.key.id)).await {
+            return Err(AttemptOutcome::Stopped);
+        }
+        self.start(claimed).await.map_err(AttemptOutcome::Failed)
+    }
+
+    /// Fetches the chips and checkpoints that another server may have left, waiting for as long as the database cannot be
+    /// used.
+    async fn fetch_folder(
+        &self,
+        hold: &Hold,
+        stop: &CancellationToken,
+        lost: &CancellationToken,
+    ) -> Result<(), AttemptOutcome> {
+        let folder = self.settings.job_folder(hold.key.id);
+        loop {
+            match self.repository.fetch_folder(hold, &folder).await {
+                Ok(()) => return Ok(()),
+                Err(FolderError::Io { path, cause }) => {
+                    let message = format!("its checkpoints cannot be fetched: {}: {cause}", path.display());
+                    let failure = Failure::new(io_reason(&cause, FailureReason::NotStarted), message);
+                    return Err(AttemptOutcome::Failed(failure));
+                }
+                Err(cause @ FolderError::Database(_)) => {
+                    tracing::error!(%cause, job = %hold.key.id, "waiting for the checkpoints of a job");
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FETCH_PAUSE) => {}
+                () = stop.cancelled() => return Err(AttemptOutcome::Stopped),
+                () = lost.cancelled() => return Err(AttemptOutcome::Stopped),
+            }
+        }
+    }
+
+    async fn start(&self, claimed: &Claimed) -> Result<Process, Failure> {
+        let Claimed { job, hold } = claimed;
         let not_started = |cause: io::Error| {
             Failure::new(io_reason(&cause, FailureReason::NotStarted), format!("not started: {cause}"))
         };
@@ -100,7 +156,7 @@ impl Slot {
             tokio::spawn(forward(err, lines, Line::Logged));
         }
         Ok(Process {
-            key: job.key.clone(),
+            hold: hold.clone(),
             stdin: child.stdin.take(),
             child,
             heard,
@@ -113,9 +169,10 @@ impl Slot {
         })
     }
 
-    async fn keep(&self, job: &Job, model: ModelDigest) -> AttemptOutcome {
-        let (model_sink, folder) = (Arc::clone(&self.model_sink), self.settings.job_folder(job.key.id));
-        let keep = move || model_sink.keep(&folder.join(MODEL), model);
+    async fn keep(&self, hold: &Hold, model: ModelDigest) -> AttemptOutcome {
+        let (model_sink, folder) = (Arc::clone(&self.model_sink), self.settings.job_folder(hold.key.id));
+        let fence = self.repository.is_shared().then(|| hold.fence());
+        let keep = move || model_sink.keep(&folder.join(MODEL), model, fence);
         match spawn_blocking(keep).await {
             Ok(Ok(())) => AttemptOutcome::Finished { model },
             Ok(Err(failure)) => AttemptOutcome::Failed(failure),
@@ -186,7 +243,7 @@ async fn forward(
 
 /// A running process.
 struct Process {
-    key: JobKey,
+    hold: Hold,
     child: Child,
     stdin: Option<ChildStdin>,
     heard: mpsc::Receiver<Line>,
@@ -221,10 +278,10 @@ struct Clock {
 impl Process {
     /// Runs until the process has ended and all its output is stored. While the store cannot be used, everything else
     /// continues.
-    async fn supervise(mut self, stop: CancellationToken) -> AttemptOutcome {
+    async fn supervise(mut self, stop: CancellationToken, lost: CancellationToken) -> AttemptOutcome {
         let Settings { silence_max, grace, .. } = *self.slot.settings;
         let mut clock = Clock { silent_at: Instant::now() + silence_max, kill_at: None, deaf_at: None };
-        let (mut exit, mut silent, mut open) = (None, None, true);
+        let (mut exit, mut silent, mut open, mut is_lost) = (None, None, true, false);
         let mut storing = None;
         let mut lines = Vec::with_capacity(LINES_MAX);
         loop {
@@ -246,6 +303,12 @@ impl Process {
                 }
                 () = stop.cancelled(), if clock.kill_at.is_none() => {
                     self.signal(Signal::TERM);
+                    clock.kill_at = Some(Instant::now() + grace);
+                }
+                () = lost.cancelled(), if !is_lost => {
+                    // Another server may start the next attempt at any time: this one has no time left to save anything.
+                    is_lost = true;
+                    self.signal(Signal::KILL);
                     clock.kill_at = Some(Instant::now() + grace);
                 }
                 () = sleep_until(clock.silent_at), if exit.is_none() && clock.kill_at.is_none() && silent.is_none() => {
@@ -301,11 +364,18 @@ impl Process {
         if begun.is_none() && events.is_empty() {
             return sync.map(|_| Storing { done: Box::pin(future::ready(true)), sync });
         }
-        let (slot, key, log) = (self.slot.clone(), self.key.clone(), Arc::clone(&self.log));
+        let (slot, hold, log) = (self.slot.clone(), self.hold.clone(), Arc::clone(&self.log));
         let done = async move {
-            let events = with_pictures(&slot, &key, events).await;
+            if events.iter().any(|event| matches!(event, RunEvent::Saved(_))) {
+                let folder = slot.settings.job_folder(hold.key.id);
+                // Whoever reads that a checkpoint was saved can rely on it, wherever the job goes on.
+                if !slot.repository.keep_folder_surely(&hold, &folder).await {
+                    return false;
+                }
+            }
+            let events = with_pictures(&slot, &hold.key, events).await;
             let stored = move |edit: &mut Edit| store(begun, &events, edit, &log);
-            slot.repository.update_surely(&key, stored).await.is_some()
+            slot.repository.update_surely(&hold, stored).await.is_some()
         };
         Some(Storing { done: Box::pin(done), sync })
     }
@@ -357,8 +427,17 @@ impl Process {
     fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
         if let Some(Err(cause)) = pid.map(|pid| kill_process(pid, signal)) {
-            tracing::warn!(%cause, job = %self.key.id, "a training process takes no signal");
+            tracing::warn!(%cause, job = %self.hold.key.id, "a training process takes no signal");
         }
+    }
+}
+
+/// Removes the folder of a job that the database has.
+fn leave(folder: &Path) {
+    if folder.exists()
+        && let Err(cause) = discard_folder(folder)
+    {
+        tracing::warn!(%cause, place = %folder.display(), "what was fetched for a job stays until the next start");
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::child::CHIPS;
 use super::edit::Edit;
 use super::failure::{Failure, io_reason};
-use super::job::Job;
+use super::hold::Claimed;
 use super::outcome::AttemptOutcome;
 use super::slot::Slot;
 use super::state::Refused;
@@ -125,7 +125,8 @@ pub fn census(snapshot: &dyn GalleryReader, cancellation: &Cancellation) -> Resu
 ///
 /// # Errors
 /// The outcome of the attempt if they cannot be copied, or if it was stopped in the meantime.
-pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(), AttemptOutcome> {
+pub async fn fetch(slot: &Slot, claimed: &Claimed, stop: &CancellationToken) -> Result<(), AttemptOutcome> {
+    let Claimed { job, hold } = claimed;
     let Some(name) = job.order.gallery.clone() else { return Ok(()) };
     let gallery = gallery(&*slot.settings.galleries, &job.key.tenant, &name).await;
     let folder = slot.settings.job_folder(job.key.id);
@@ -141,7 +142,7 @@ pub async fn fetch(slot: &Slot, job: &Job, stop: &CancellationToken) -> Result<(
                 edit.log(line.clone());
                 Ok::<_, Refused>(())
             };
-            slot.repository.update_surely(&job.key, logged).await;
+            slot.repository.update_surely(hold, logged).await;
             Ok(())
         }
         Ok(Err(cause)) => Err(cause.outcome()),

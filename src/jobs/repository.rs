@@ -1,19 +1,23 @@
-//! Asynchronous access to the store: runs off the runtime's threads, and notifies watchers and metrics of changes.
+//! The store, with what is to be known of its changes: watchers and metrics are notified.
 
 use std::collections::{HashMap, HashSet};
-use std::panic::resume_unwind;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 use super::edit::Edit;
+use super::hold::{Claimed, Hold};
 use super::job::{Job, JobId, JobKey, JobSpec};
-use super::state::StateName;
-use super::store::{AddError, Added, All, JobStore, Listing, Page, Replay, StoreError, UpdateError};
+use super::state::{Refused, StateName};
+use super::store::{
+    AddError, Added, All, EmbeddedJobs, JobStore, Listing, Page, PostgresJobs, Replay, StoreError,
+    UpdateError,
+};
 use crate::gallery::Time;
 use crate::metrics;
+use crate::postgres::FolderError;
 
 /// Between two attempts to use a store that has failed.
 const HEAL_PAUSE: Duration = Duration::from_secs(1);
@@ -36,9 +40,11 @@ pub struct JobRepository {
 }
 
 impl JobRepository {
+    /// Jobs that are this server's alone. Blocking.
+    ///
     /// # Errors
     /// The store cannot be read.
-    pub fn new(store: JobStore) -> Result<Self, StoreError> {
+    pub fn new(store: EmbeddedJobs) -> Result<Self, StoreError> {
         let All { jobs, damaged } = store.all()?;
         for (key, cause) in &damaged {
             tracing::error!(tenant = &*key.tenant, job = %key.id, cause, "a job is damaged; what is left of it is kept");
@@ -46,74 +52,159 @@ impl JobRepository {
         let states = jobs.into_iter().map(|job| (job.key, job.state.name())).collect();
         let damaged: HashSet<JobKey> = damaged.into_iter().map(|(key, _)| key).collect();
         metrics::jobs(DAMAGED, damaged.len());
-        let repository = Self {
-            store,
+        count(&states);
+        Ok(Self {
+            store: JobStore::Embedded(Arc::new(store)),
             heads: Mutex::default(),
             states: Mutex::new(states),
             damaged: Mutex::new(damaged),
             closing: watch::Sender::new(false),
-        };
-        count(&lock(&repository.states));
-        Ok(repository)
+        })
     }
 
-    pub async fn add(self: &Arc<Self>, tenant: Arc<str>, order: JobSpec) -> Result<Added, AddError> {
-        let added =
-            self.blocking(move |repository| repository.store.add(&tenant, order, Time::now())).await?;
+    /// Jobs that other servers change as well.
+    pub(super) fn shared(store: PostgresJobs) -> Self {
+        Self {
+            store: JobStore::Postgres(store),
+            heads: Mutex::default(),
+            states: Mutex::default(),
+            damaged: Mutex::default(),
+            closing: watch::Sender::new(false),
+        }
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.store.is_shared()
+    }
+
+    pub async fn add(&self, tenant: Arc<str>, order: JobSpec) -> Result<Added, AddError> {
+        let added = self.store.add(tenant, order, Time::now()).await?;
         if let Added::New(job) = &added {
             self.publish(job);
         }
         Ok(added)
     }
 
-    pub async fn get(self: &Arc<Self>, key: &JobKey) -> Result<Option<Job>, StoreError> {
-        let key = key.clone();
-        self.blocking(move |repository| repository.store.get(&key)).await
+    pub async fn get(&self, key: &JobKey) -> Result<Option<Job>, StoreError> {
+        self.store.get(key).await
     }
 
-    pub async fn list(self: &Arc<Self>, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
-        self.blocking(move |repository| repository.store.list(&tenant, &listing)).await
+    pub async fn list(&self, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
+        self.store.list(tenant, listing).await
     }
 
-    /// Every job that can be read, oldest first.
-    pub async fn all(self: &Arc<Self>) -> Result<Vec<Job>, StoreError> {
-        Ok(self.blocking(|repository| repository.store.all()).await?.jobs)
+    /// See [`JobStore::active`].
+    pub async fn active(&self) -> Result<Vec<Job>, StoreError> {
+        self.store.active().await
     }
 
-    pub async fn events(
-        self: &Arc<Self>,
-        key: &JobKey,
-        from: u64,
-        limit: usize,
-    ) -> Result<Option<Replay>, StoreError> {
-        let key = key.clone();
-        self.blocking(move |repository| repository.store.events(&key, from, limit)).await
+    /// See [`JobStore::abandoned`].
+    pub async fn abandoned(&self) -> Result<Vec<Job>, StoreError> {
+        self.store.abandoned().await
+    }
+
+    pub async fn events(&self, key: &JobKey, from: u64, limit: usize) -> Result<Option<Replay>, StoreError> {
+        self.store.events(key, from, limit).await
     }
 
     /// Changes a job once; see [`JobStore::update`].
     pub async fn update<E: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         key: &JobKey,
         work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
     ) -> Result<Job, UpdateError<E>> {
-        let place = key.clone();
-        let job = self.blocking(move |repository| repository.store.update(&place, Time::now(), work)).await?;
+        let job = self.store.update(key, Time::now(), work).await?;
         self.publish(&job);
         Ok(job)
     }
 
-    /// Changes a job, waiting for as long as the store cannot be used. `None` if the job is gone or damaged, which
-    /// waiting cannot repair, or if `work` refuses.
-    pub async fn update_surely<E: Send + 'static>(
-        self: &Arc<Self>,
+    /// Starts a waiting job, waiting for as long as a store of this server's own cannot be used. `None` if it does not
+    /// wait any more, or another server has started it.
+    pub async fn claim(&self, key: &JobKey) -> Option<Claimed> {
+        loop {
+            let cause = match self.store.claim(key, Time::now()).await {
+                Ok(claimed) => {
+                    self.publish(&claimed.job);
+                    return Some(claimed);
+                }
+                Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
+                Err(UpdateError::Store(cause)) => cause,
+            };
+            match cause {
+                StoreError::Damaged(_) | StoreError::DamagedJob { .. } | StoreError::Newer { .. } => {
+                    tracing::error!(%cause, job = %key.id, "a job is not started");
+                    return None;
+                }
+                StoreError::Unavailable(_) | StoreError::Pending(_) | StoreError::Unreachable(_) => {}
+            }
+            tracing::error!(%cause, job = %key.id, "waiting for the job store");
+            tokio::time::sleep(HEAL_PAUSE).await;
+            match cause {
+                StoreError::Pending(_) => {
+                    let job = self.healed(key).await?;
+                    return Some(Claimed { job, hold: Hold::alone(key.clone()) });
+                }
+                // Whoever looks for jobs next finds out what became of the claim.
+                StoreError::Unreachable(_) => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// Changes a job that nobody runs although it should be run; see [`JobStore::take_over`].
+    pub async fn take_over(
+        &self,
         key: &JobKey,
+        work: impl FnOnce(&mut Edit) -> Result<(), Refused> + Send + 'static,
+    ) -> Result<Job, UpdateError<Refused>> {
+        let job = self.store.take_over(key, Time::now(), work).await?;
+        self.publish(&job);
+        Ok(job)
+    }
+
+    /// See [`JobStore::renew`].
+    pub async fn renew(&self, hold: &Hold) -> Result<Option<Instant>, StoreError> {
+        self.store.renew(hold).await
+    }
+
+    /// See [`JobStore::fetch_folder`].
+    pub async fn fetch_folder(&self, hold: &Hold, folder: &Path) -> Result<(), FolderError> {
+        self.store.fetch_folder(hold, folder).await
+    }
+
+    /// Keeps what a job's folder has to have, waiting for as long as the database cannot be used. Returns whether the job
+    /// is still held. A folder that cannot be read keeps a job from being continued elsewhere, but not from going on.
+    pub async fn keep_folder_surely(&self, hold: &Hold, folder: &Path) -> bool {
+        loop {
+            match self.store.keep_folder(hold, folder).await {
+                Ok(is_held) => return is_held,
+                Err(cause @ FolderError::Io { .. }) => {
+                    tracing::error!(%cause, job = %hold.key.id, "another server could not continue this job from here");
+                    return true;
+                }
+                Err(cause @ FolderError::Database(_)) => {
+                    tracing::error!(%cause, job = %hold.key.id, "waiting for the job store");
+                    tokio::time::sleep(HEAL_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Changes a job that this server runs, waiting for as long as the store cannot be used. `None` if the job is gone,
+    /// taken over or damaged, which waiting cannot repair, or if `work` refuses.
+    pub async fn update_surely<E: Send + 'static>(
+        &self,
+        hold: &Hold,
         work: impl Fn(&mut Edit) -> Result<(), E> + Send + Sync + 'static,
     ) -> Option<Job> {
-        let work = Arc::new(work);
+        let (work, write, key) = (Arc::new(work), hold.write(), &hold.key);
         loop {
             let once = Arc::clone(&work);
-            let cause = match self.update(key, move |edit| once(edit)).await {
-                Ok(job) => return Some(job),
+            let cause = match self.store.update_held(&write, Time::now(), move |edit| once(edit)).await {
+                Ok(job) => {
+                    self.publish(&job);
+                    return Some(job);
+                }
                 Err(UpdateError::Unknown | UpdateError::Refused(_)) => return None,
                 Err(UpdateError::Store(cause)) => cause,
             };
@@ -122,7 +213,7 @@ impl JobRepository {
                     tracing::error!(%cause, job = %key.id, "what happened in a job is lost");
                     return None;
                 }
-                StoreError::Unavailable(_) | StoreError::Pending(_) => {}
+                StoreError::Unavailable(_) | StoreError::Pending(_) | StoreError::Unreachable(_) => {}
             }
             tracing::error!(%cause, job = %key.id, "waiting for the job store");
             tokio::time::sleep(HEAL_PAUSE).await;
@@ -133,9 +224,9 @@ impl JobRepository {
     }
 
     /// The job after pending changes have been applied.
-    async fn healed(self: &Arc<Self>, key: &JobKey) -> Option<Job> {
+    async fn healed(&self, key: &JobKey) -> Option<Job> {
         loop {
-            if self.blocking(|repository| repository.store.heal()).await.is_ok()
+            if self.store.heal().await.is_ok()
                 && let Ok(job) = self.get(key).await
             {
                 job.iter().for_each(|job| self.publish(job));
@@ -146,14 +237,16 @@ impl JobRepository {
     }
 
     pub async fn delete<E: Send + 'static>(
-        self: &Arc<Self>,
+        &self,
         key: &JobKey,
         check: impl FnOnce(&Job) -> Result<(), E> + Send + 'static,
     ) -> Result<(), UpdateError<E>> {
-        let place = key.clone();
-        self.blocking(move |repository| repository.store.delete(&place, check)).await?;
+        self.store.delete(key, check).await?;
         // Its watchers are woken and find that it is gone.
         lock(&self.heads).remove(key);
+        if self.is_shared() {
+            return Ok(());
+        }
         let mut states = lock(&self.states);
         states.remove(key);
         count(&states);
@@ -164,8 +257,8 @@ impl JobRepository {
     }
 
     /// Notes that nothing is left of a deleted job in its folder.
-    pub async fn forget(self: &Arc<Self>, id: JobId) -> Result<(), StoreError> {
-        self.blocking(move |repository| repository.store.forget(id)).await
+    pub async fn forget(&self, id: JobId) -> Result<(), StoreError> {
+        self.store.forget(id).await
     }
 
     /// Notifies of new events; subscribe first, then read.
@@ -192,6 +285,10 @@ impl JobRepository {
     /// Notifies watchers, and counts the job's state.
     fn publish(&self, job: &Job) {
         self.tell(job);
+        if self.is_shared() {
+            // They are counted in the database.
+            return;
+        }
         let mut states = lock(&self.states);
         let name = job.state.name();
         if states.insert(job.key.clone(), name) != Some(name) {
@@ -205,17 +302,25 @@ impl JobRepository {
         }
     }
 
-    /// Runs work that may block on the disk on a blocking thread.
-    async fn blocking<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> T + Send + 'static,
-    ) -> T {
-        let repository = Arc::clone(self);
-        match spawn_blocking(move || work(&repository)).await {
-            Ok(done) => done,
-            Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
-            // The runtime is being shut down, and this task with it.
-            Err(_) => std::future::pending().await,
+    /// The jobs that are watched.
+    pub(super) fn watched_jobs(&self) -> Vec<JobKey> {
+        lock(&self.heads).keys().cloned().collect()
+    }
+
+    /// Notifies watchers of what others have written: the number of the job's last event, `None` if it is gone.
+    pub(super) fn notice(&self, key: &JobKey, last_event: Option<u64>) {
+        let mut heads = lock(&self.heads);
+        match (heads.get(key), last_event) {
+            (Some(head), Some(last)) => {
+                head.send_if_modified(|known| {
+                    *known < last && {
+                        *known = last;
+                        true
+                    }
+                });
+            }
+            (Some(_), None) => drop(heads.remove(key)),
+            (None, _) => {}
         }
     }
 }

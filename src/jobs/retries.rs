@@ -13,23 +13,39 @@ use super::state::JobState;
 /// The longest pause between two attempts.
 const PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// How long a job waits after so many consecutive attempts without a further checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Pauses(ExponentialBuilder);
+
 /// Waiting jobs whose last attempt failed in this process of the server.
 ///
 /// A job stays [`JobState::Queued`] through its pause and uses no slot, so that cancelling it or shutting down ends the
-/// pause immediately. A resumed job has no pause, nor does a job after a restart of the server.
+/// pause immediately. A resumed job has no pause, nor does a job after a restart of the server. Where servers share
+/// jobs, the end of the pause is also in the database, for the other servers.
 #[derive(Debug)]
 pub struct Retries {
-    pauses: ExponentialBuilder,
+    pauses: Pauses,
     /// When the last attempt of each ended.
     ended: HashMap<JobKey, Instant>,
 }
 
-impl Retries {
+impl Pauses {
     /// `pause_min`, at most [`PAUSE_MAX`], is the pause after the first attempt without a further checkpoint; it
     /// doubles with each consecutive one.
     pub fn new(pause_min: Duration) -> Self {
-        let pauses =
-            ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times();
+        Self(
+            ExponentialBuilder::new().with_min_delay(pause_min).with_max_delay(PAUSE_MAX).without_max_times(),
+        )
+    }
+
+    /// `None` if the last attempt came further.
+    pub fn after(&self, fruitless: u32) -> Option<Duration> {
+        self.0.build().nth(fruitless.checked_sub(1)? as usize)
+    }
+}
+
+impl Retries {
+    pub fn new(pauses: Pauses) -> Self {
         Self { pauses, ended: HashMap::new() }
     }
 
@@ -46,7 +62,7 @@ impl Retries {
     /// The end of a waiting job's pause, if it has not passed yet.
     pub fn paused_until(&self, job: &Job) -> Option<Instant> {
         let ended = self.ended.get(&job.key)?;
-        let pause = self.pauses.build().nth(job.fruitless.checked_sub(1)? as usize)?;
+        let pause = self.pauses.after(job.fruitless)?;
         Some(*ended + pause).filter(|until| *until > Instant::now())
     }
 }
@@ -66,7 +82,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn pauses_double_to_their_bound_and_end() {
-        let mut retries = Retries::new(SECOND);
+        let mut retries = Retries::new(Pauses::new(SECOND));
         assert_eq!(retries.paused_until(&job(1)), None, "it was not tried yet");
         retries.attempt_ended(job(0).key);
         let now = Instant::now();
@@ -81,7 +97,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn whoever_resumes_a_job_waits_for_no_pause() {
-        let mut retries = Retries::new(SECOND);
+        let mut retries = Retries::new(Pauses::new(SECOND));
         retries.attempt_ended(job(0).key);
         assert_eq!(retries.paused_until(&job(0)), None);
         retries.keep_waiting(&[Job { state: JobState::Cancelled, ..job(1) }]);

@@ -13,19 +13,25 @@ use tokio::task::spawn_blocking;
 
 use super::chips::{self, GalleryError};
 use super::event::JobEvent;
+use super::follow::followed;
 use super::job::{Job, JobId, JobKey, JobSpec};
 use super::model_sink::ModelSink;
 use super::paths::ShownPaths;
 use super::report::Start;
 use super::repository::JobRepository;
+use super::retries::Pauses;
 use super::settings::Settings;
 use super::state::{Change, JobState, Refused};
-use super::store::{AddError, Added, All, Bounds, FILE, JobStore, Listing, Page, StoreError, UpdateError};
+use super::store::{
+    AddError, Added, All, Bounds, EmbeddedJobs, FILE, Listing, Page, PostgresJobs, PostgresSettings,
+    StoreError, UpdateError,
+};
 use super::supervisor::Supervisor;
 use super::watch::{WatchError, WatchFrom, watch};
 use crate::cancellation::{Stopped, spawn_cancellable};
 use crate::durable::{Folder, PartialFolder, discard_folder, remove_partial};
 use crate::gallery::Time;
+use crate::postgres::Cluster;
 use crate::train::{DataRoots, TrainConfig, TrainConfigError, TrainingInputs, Violation, check_shared};
 
 /// The jobs of every tenant.
@@ -81,12 +87,37 @@ impl Jobs {
         bounds: Bounds,
         model_sink: Arc<dyn ModelSink>,
     ) -> anyhow::Result<Self> {
-        let (folder, data_roots) = (settings.folder.clone(), settings.data_roots.clone());
-        let opened = spawn_blocking(move || {
-            let roots = DataRoots::under(&data_roots)?;
-            anyhow::Ok((roots, Arc::new(open_repository(&folder, bounds)?)))
-        });
-        let (roots, repository) = opened.await??;
+        let folder = settings.folder.clone();
+        let opened = spawn_blocking(move || open_repository(&folder, bounds));
+        let repository = Arc::new(opened.await??);
+        Self::of(repository, settings, model_sink).await
+    }
+
+    /// The same for the jobs that all servers of a database share. `settings.folder` has what this server needs of those
+    /// that it runs, and nothing else.
+    ///
+    /// # Errors
+    /// The folder or a data root cannot be used.
+    pub async fn share(
+        settings: Settings,
+        bounds: Bounds,
+        model_sink: Arc<dyn ModelSink>,
+        cluster: Cluster,
+    ) -> anyhow::Result<Self> {
+        let folder = settings.folder.clone();
+        spawn_blocking(move || clear(&folder)).await??;
+        let (lease, pauses) = (settings.lease, Pauses::new(settings.retry_pause));
+        let store = PostgresJobs::new(PostgresSettings { cluster, bounds, lease, pauses });
+        Self::of(followed(store), settings, model_sink).await
+    }
+
+    async fn of(
+        repository: Arc<JobRepository>,
+        settings: Settings,
+        model_sink: Arc<dyn ModelSink>,
+    ) -> anyhow::Result<Self> {
+        let data_roots = settings.data_roots.clone();
+        let roots = spawn_blocking(move || DataRoots::under(&data_roots)).await??;
         let supervisor = Supervisor::start(Arc::clone(&repository), settings.clone(), model_sink).await?;
         Ok(Self { repository, supervisor, settings, roots, draining: AtomicBool::new(false) })
     }
@@ -277,11 +308,11 @@ fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepositor
         let parent = folder.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(parent)?;
         let partial = PartialFolder::new(folder)?;
-        JobStore::create(&Folder(partial.path().to_owned()))?;
+        EmbeddedJobs::create(&Folder(partial.path().to_owned()))?;
         partial.publish()?;
     }
     remove_partial(folder)?;
-    let store = JobStore::open(Box::new(Folder(folder.to_owned())), bounds)?;
+    let store = EmbeddedJobs::open(Box::new(Folder(folder.to_owned())), bounds)?;
     for id in store.deleted()? {
         discard(&folder.join(id.to_string()))?;
         match store.forget(id) {
@@ -305,6 +336,19 @@ fn open_repository(folder: &Path, bounds: Bounds) -> anyhow::Result<JobRepositor
         }
     }
     Ok(JobRepository::new(store)?)
+}
+
+/// Empties the folder for jobs that servers share: what counts of them is in the database.
+fn clear(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder)?;
+    remove_partial(folder)?;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().parse::<JobId>().is_ok() {
+            discard(&entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether there are folders of jobs, which cannot be identified without a store.

@@ -18,6 +18,7 @@ pub struct Settings {
     pub folder: PathBuf,
     /// The program that is run with `train --job FOLDER`.
     pub program: PathBuf,
+    /// 0: this server runs none, and leaves them to those that share them.
     pub jobs_concurrent_max: usize,
     pub device: String,
     pub threads: usize,
@@ -32,6 +33,8 @@ pub struct Settings {
     pub grace: Duration,
     /// Consecutive attempts without a further checkpoint.
     pub attempts_max: u32,
+    /// How long a job that servers share is held without a renewal.
+    pub lease: Duration,
     /// Between an attempt without a further checkpoint and the next; doubles with each consecutive one.
     pub retry_pause: Duration,
     /// Folders that contain data and starting points.

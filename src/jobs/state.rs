@@ -87,6 +87,11 @@ impl JobState {
         }
     }
 
+    /// Whether it has a process, or had one when its server stopped.
+    pub fn has_been_run(&self) -> bool {
+        matches!(self, Self::Running | Self::Cancelling | Self::Interrupted)
+    }
+
     /// As used in metrics and page filters.
     pub fn name(&self) -> StateName {
         match self {

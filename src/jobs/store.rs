@@ -1,29 +1,37 @@
-//! Jobs and their events on disk. What a reader sees survives a power failure.
+//! Jobs and their events: in a file of this server, or in a database that servers share.
 //!
-//! One database for all tenants. When it cannot be written, it is reopened at the next use. The interrupted write is
-//! completed first, so that it is applied exactly once, whether or not it had reached the disk. While its disk is full,
-//! it can still be read.
+//! A job runs under a [`Hold`]. In a file there is one server, and it holds whatever it starts. In a database a server
+//! claims a job for a while and renews that; whoever has lost a hold can no longer write anything under it.
 
-use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::task::spawn_blocking;
 
 use super::edit::Edit;
-use super::event::{EventPayload, JobEvent};
+use super::event::JobEvent;
+use super::hold::{Claimed, Hold, Write};
 use super::job::{Job, JobId, JobKey, JobSpec};
-use super::record;
-use super::state::StateName;
-use crate::durable::{Database, DatabaseError, Volume, guard, is_full};
+use super::state::{Change, Refused, StateName};
 use crate::gallery::Time;
+use crate::postgres::FolderError;
 
+pub use embedded::{EmbeddedJobs, FILE};
 pub use error::{AddError, StoreError, UpdateError};
-pub use tables::FILE;
+pub use postgres::{PostgresJobs, PostgresSettings};
 
-/// Incremented when an older program could misread the file. Since 2, records have checksums.
-const SCHEMA: u64 = 2;
-
+#[cfg(test)]
+mod conformance;
+mod embedded;
 mod error;
-mod opening;
-mod tables;
+mod postgres;
+
+/// A page of jobs ends when their configurations reach this many bytes.
+const PAGE_BYTES: usize = 4 << 20;
+/// A read of a job's events ends when they reach this many bytes.
+const REPLAY_BYTES: usize = 4 << 20;
 
 /// Bounds on what is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,36 +42,11 @@ pub struct Bounds {
     pub events_retained_max: u64,
 }
 
-/// Free space required for a new job, and before pending changes are written after the disk was full.
-const ROOM_BYTES: u64 = 1 << 20;
-
-/// Jobs, events and request ids.
-pub struct JobStore {
-    volume: Box<dyn Volume>,
-    bounds: Bounds,
-    state: Mutex<State>,
-}
-
-struct State {
-    /// New jobs get numbers from this one on.
-    next_id_min: u64,
-    /// `None` after a failure, until it can be reopened.
-    database: Option<Database>,
-    /// A write that may or may not have reached the disk when the database failed.
-    pending: Option<RedoRecord>,
-}
-
-/// One transaction, recorded as resulting values and not as changes, so that it is idempotent.
-struct RedoRecord {
-    key: JobKey,
-    job: Vec<u8>,
-    events: Vec<(u64, Vec<u8>)>,
-    kind: RedoKind,
-}
-
-enum RedoKind {
-    Creates { request_id: Option<String> },
-    Updates,
+/// Where jobs are kept. Cloning it is cheap.
+#[derive(Clone, Debug)]
+pub enum JobStore {
+    Embedded(Arc<EmbeddedJobs>),
+    Postgres(PostgresJobs),
 }
 
 /// A job that was submitted, or that the same request started before.
@@ -117,294 +100,234 @@ pub enum Replay {
 }
 
 impl JobStore {
-    /// Creates an empty store in a volume.
-    ///
-    /// # Errors
-    /// It exists already, or cannot be written.
-    pub fn create(volume: &dyn Volume) -> Result<(), StoreError> {
-        Ok(opening::create(volume)?)
-    }
-
-    /// Opens the store in a volume. A store of an earlier release gets checksums; indexes that can be derived from the
-    /// jobs are repaired.
-    ///
-    /// # Errors
-    /// It cannot be read as a whole, or is of a later release.
-    pub fn open(volume: Box<dyn Volume>, bounds: Bounds) -> Result<Self, StoreError> {
-        let database = opening::open(&*volume)?;
-        guard(|| opening::check(&database, bounds))?;
-        let state = State { next_id_min: 1, database: Some(database), pending: None };
-        Ok(Self { volume, bounds, state: Mutex::new(state) })
-    }
-
     /// Stores a new waiting job, unless its request id is known.
     ///
     /// # Errors
     /// See [`AddError`].
-    pub fn add(&self, tenant: &Arc<str>, order: JobSpec, now: Time) -> Result<Added, AddError> {
-        self.guarded(|state| {
-            let least = state.next_id_min;
-            let database = self.healed(state)?;
-            if let Some(request_id) = &order.request_id
-                && let Some(known) = tables::job_of_request(database, tenant, request_id)?
-            {
-                let same =
-                    known.order.config_toml == order.config_toml && known.order.gallery == order.gallery;
-                return if same { Ok(Added::Known(known)) } else { Err(AddError::OtherOrder(known.key.id)) };
-            }
-            let max = self.bounds.jobs_max;
-            if tables::count_jobs(database, tenant)? >= max {
-                return Err(AddError::Full { max });
-            }
-            // A job needs more space than its record: it is better to refuse it than to let it fail immediately.
-            self.volume.reserve(ROOM_BYTES).map_err(DatabaseError::from)?;
-            let id = JobId::new(tables::next_id(database)?.max(least));
-            let request_id = order.request_id.clone();
-            let key = JobKey { tenant: Arc::clone(tenant), id };
-            let edit = Edit::created(Job::new(key, order, now), now);
-            self.commit(state, RedoRecord::new(&edit, RedoKind::Creates { request_id }))?;
-            Ok(Added::New(edit.into_job()))
-        })
-    }
-
-    /// Prevents the number of a job from being reused, even if the store no longer contains it.
-    pub fn reserve(&self, id: JobId) {
-        let mut state = self.lock();
-        state.next_id_min = state.next_id_min.max(id.number().saturating_add(1));
+    pub async fn add(&self, tenant: Arc<str>, order: JobSpec, now: Time) -> Result<Added, AddError> {
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.add(&tenant, order, now)).await,
+            Self::Postgres(store) => store.add(tenant, order, now).await,
+        }
     }
 
     /// Changes a job and stores its events in one transaction.
     ///
     /// # Errors
     /// The job does not exist, or `work` fails; then nothing has changed. See [`StoreError`] for the rest.
-    pub fn update<E>(
+    pub async fn update<E: Send + 'static>(
         &self,
         key: &JobKey,
         now: Time,
-        work: impl FnOnce(&mut Edit) -> Result<(), E>,
+        work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
     ) -> Result<Job, UpdateError<E>> {
-        self.guarded(|state| {
-            let job = tables::job(self.healed(state)?, key)?.ok_or(UpdateError::Unknown)?;
-            let mut edit = Edit::new(job.clone(), now);
-            work(&mut edit).map_err(UpdateError::Refused)?;
-            if *edit.job() != job {
-                self.commit(state, RedoRecord::new(&edit, RedoKind::Updates))?;
-            }
-            Ok(edit.into_job())
-        })
+        let key = key.clone();
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.update(&key, now, work)).await,
+            Self::Postgres(store) => store.update(key, now, work).await,
+        }
     }
 
-    /// Reopens the store if it has failed, and completes pending writes.
+    /// The same as the holder of the job. A write that is repeated, since it is not known what became of it, happens
+    /// once.
+    ///
+    /// # Errors
+    /// The job is no longer held, which counts as unknown; and those of [`Self::update`].
+    pub async fn update_held<E: Send + 'static>(
+        &self,
+        write: &Write,
+        now: Time,
+        work: impl FnOnce(&mut Edit) -> Result<(), E> + Send + 'static,
+    ) -> Result<Job, UpdateError<E>> {
+        match self {
+            Self::Embedded(_) => self.update(&write.hold.key, now, work).await,
+            Self::Postgres(store) => store.update_held(write.clone(), now, work).await,
+        }
+    }
+
+    /// Starts a waiting job that no other server starts meanwhile.
+    ///
+    /// # Errors
+    /// The job does not wait or does not exist. See [`StoreError`] for the rest.
+    pub async fn claim(&self, key: &JobKey, now: Time) -> Result<Claimed, UpdateError<Refused>> {
+        match self {
+            Self::Embedded(_) => {
+                let job = self.update(key, now, |edit| edit.change(Change::Start)).await?;
+                Ok(Claimed { job, hold: Hold::alone(key.clone()) })
+            }
+            Self::Postgres(store) => store.claim(key.clone(), now).await,
+        }
+    }
+
+    /// Jobs that nobody runs although they should be run: in a file, all that were running when it was opened.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn abandoned(&self) -> Result<Vec<Job>, StoreError> {
+        match self {
+            Self::Embedded(store) => {
+                let all = blocking(store, |store| store.all()).await?;
+                Ok(all.jobs.into_iter().filter(|job| job.state.has_been_run()).collect())
+            }
+            Self::Postgres(store) => store.abandoned().await,
+        }
+    }
+
+    /// Changes an abandoned job, unless another server did.
+    ///
+    /// # Errors
+    /// It is not abandoned any more, which counts as unknown; and those of [`Self::update`].
+    pub async fn take_over(
+        &self,
+        key: &JobKey,
+        now: Time,
+        work: impl FnOnce(&mut Edit) -> Result<(), Refused> + Send + 'static,
+    ) -> Result<Job, UpdateError<Refused>> {
+        match self {
+            Self::Embedded(_) => self.update(key, now, work).await,
+            Self::Postgres(store) => store.take_over(key.clone(), now, work).await,
+        }
+    }
+
+    /// Jobs that may be started now and those that this server runs, the oldest first.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn active(&self) -> Result<Vec<Job>, StoreError> {
+        match self {
+            Self::Embedded(store) => {
+                let all = blocking(store, |store| store.all()).await?;
+                Ok(all.jobs.into_iter().filter(|job| !job.state.is_ended()).collect())
+            }
+            Self::Postgres(store) => store.active().await,
+        }
+    }
+
+    /// Holds the job for longer; the time until which it is held then. `None` if it is no longer held.
+    ///
+    /// # Errors
+    /// See [`StoreError`].
+    pub async fn renew(&self, hold: &Hold) -> Result<Option<Instant>, StoreError> {
+        match self {
+            Self::Embedded(_) => Ok(None),
+            Self::Postgres(store) => store.renew(hold.clone()).await,
+        }
+    }
+
+    /// Keeps what a job's folder has to have for it to be continued anywhere: its chips and checkpoints. Returns whether
+    /// the job is still held. A file is on the same disk as the folder.
+    ///
+    /// # Errors
+    /// The folder or the database cannot be used.
+    pub async fn keep_folder(&self, hold: &Hold, folder: &Path) -> Result<bool, FolderError> {
+        match self {
+            Self::Embedded(_) => Ok(true),
+            Self::Postgres(store) => store.keep_folder(hold.clone(), folder.to_owned()).await,
+        }
+    }
+
+    /// Makes a job's folder hold what was kept of it, and no other chips and checkpoints.
+    ///
+    /// # Errors
+    /// The folder or the database cannot be used.
+    pub async fn fetch_folder(&self, hold: &Hold, folder: &Path) -> Result<(), FolderError> {
+        match self {
+            Self::Embedded(_) => Ok(()),
+            Self::Postgres(store) => store.fetch_folder(hold.clone(), folder.to_owned()).await,
+        }
+    }
+
+    /// Completes writes that are pending since the disk was full or failed.
     ///
     /// # Errors
     /// It still cannot be used.
-    pub fn heal(&self) -> Result<(), StoreError> {
-        self.guarded(|state| self.healed(state).map(drop))
+    pub async fn heal(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Embedded(store) => blocking(store, |store| store.heal()).await,
+            Self::Postgres(_) => Ok(()),
+        }
     }
 
     /// # Errors
     /// See [`StoreError`].
-    pub fn get(&self, key: &JobKey) -> Result<Option<Job>, StoreError> {
-        self.guarded(|state| tables::job(self.readable(state)?, key))
+    pub async fn get(&self, key: &JobKey) -> Result<Option<Job>, StoreError> {
+        let key = key.clone();
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.get(&key)).await,
+            Self::Postgres(store) => store.get(key).await,
+        }
     }
 
     /// Jobs of a tenant, newest first.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn list(&self, tenant: &Arc<str>, listing: &Listing) -> Result<Page, StoreError> {
-        self.guarded(|state| tables::list(self.readable(state)?, tenant, listing))
-    }
-
-    /// Every job of every tenant.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub fn all(&self) -> Result<All, StoreError> {
-        self.guarded(|state| tables::all(self.readable(state)?))
+    pub async fn list(&self, tenant: Arc<str>, listing: Listing) -> Result<Page, StoreError> {
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.list(&tenant, &listing)).await,
+            Self::Postgres(store) => store.list(tenant, listing).await,
+        }
     }
 
     /// At most `limit` events, fewer if they are large, starting with number `from`; `None` if the job does not exist.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn events(&self, key: &JobKey, from: u64, limit: usize) -> Result<Option<Replay>, StoreError> {
-        self.guarded(|state| {
-            let database = self.readable(state)?;
-            let Some(job) = tables::job(database, key)? else { return Ok(None) };
-            tables::events(database, &job, from, limit).map(Some)
-        })
+    pub async fn events(&self, key: &JobKey, from: u64, limit: usize) -> Result<Option<Replay>, StoreError> {
+        let key = key.clone();
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.events(&key, from, limit)).await,
+            Self::Postgres(store) => store.events(key, from, limit).await,
+        }
     }
 
-    /// Removes a job with its events and its request id, unless `check` objects. A damaged job is removed without the
-    /// check, since the caller named it explicitly. Until [`Self::forget`], the store remembers that it was deleted.
+    /// Removes a job with everything that is kept of it, unless `check` objects. A damaged job is removed without the
+    /// check, since the caller named it explicitly.
     ///
     /// # Errors
     /// The job does not exist, or `check` fails. See [`StoreError`] for the rest.
-    pub fn delete<E>(
+    pub async fn delete<E: Send + 'static>(
         &self,
         key: &JobKey,
-        check: impl FnOnce(&Job) -> Result<(), E>,
+        check: impl FnOnce(&Job) -> Result<(), E> + Send + 'static,
     ) -> Result<(), UpdateError<E>> {
-        self.guarded(|state| {
-            let database = self.healed(state)?;
-            match tables::job(database, key) {
-                Ok(job) => {
-                    let job = job.ok_or(UpdateError::Unknown)?;
-                    check(&job).map_err(UpdateError::Refused)?;
-                }
-                Err(StoreError::DamagedJob { .. }) => {}
-                Err(other) => return Err(other.into()),
-            }
-            if let Err(cause) = tables::remove(database, key) {
-                state.database = None;
-                return Err(UpdateError::Store(cause.into()));
-            }
-            Ok(())
-        })
+        let key = key.clone();
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.delete(&key, check)).await,
+            Self::Postgres(store) => store.delete(key, check).await,
+        }
     }
 
-    /// Jobs that were deleted and not [forgotten](Self::forget); the store contains nothing else of them.
+    /// Notes that nothing is left of a deleted job in its folder.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub fn deleted(&self) -> Result<Vec<JobId>, StoreError> {
-        self.guarded(|state| tables::deleted(self.readable(state)?))
-    }
-
-    /// Notes that nothing is left of a deleted job anywhere.
-    ///
-    /// # Errors
-    /// See [`StoreError`].
-    pub fn forget(&self, id: JobId) -> Result<(), StoreError> {
-        self.guarded(|state| {
-            let forgotten = tables::forget(self.healed(state)?, id);
-            if forgotten.is_err() {
-                state.database = None;
-            }
-            Ok(forgotten?)
-        })
-    }
-
-    /// Uses the database, treating a panic as damage after which it is reopened: redb guarantees no more if a file was
-    /// changed externally.
-    fn guarded<T, E: From<DatabaseError>>(
-        &self,
-        work: impl FnOnce(&mut State) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let mut state = self.lock();
-        let mut calm = false;
-        let done = guard(|| {
-            let done = work(&mut state);
-            calm = true;
-            done
-        });
-        if !calm {
-            state.database = None;
-        }
-        done
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The database, reopened if necessary, without pending writes.
-    fn healed<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
-        if state.is_sealed() {
-            state.database = None;
-        }
-        self.open_again(state)?;
-        if let Some(redo) = &state.pending {
-            let done = state.database.as_ref().map(|database| tables::apply(database, redo, self.bounds));
-            if let Some(Err(cause)) = done {
-                state.database = None;
-                return Err(cause.into());
-            }
-            state.pending = None;
-        }
-        state.opened()
-    }
-
-    /// The database for reading, which needs no space: pending writes wait for that.
-    fn readable<'a>(&self, state: &'a mut State) -> Result<&'a Database, StoreError> {
-        let is_stuck = state.pending.is_some() || state.is_sealed();
-        if !is_stuck || !self.volume.reserve(ROOM_BYTES).is_err_and(|cause| is_full(&cause)) {
-            match self.healed(state).map(drop) {
-                Err(cause) if cause.is_full() => {}
-                healed => healed?,
-            }
-        }
-        self.open_again(state)?;
-        state.opened()
-    }
-
-    fn open_again(&self, state: &mut State) -> Result<(), DatabaseError> {
-        if state.database.is_none() {
-            state.database = Some(opening::open(&*self.volume)?);
-        }
-        Ok(())
-    }
-
-    /// Writes a redo, with one retry. If it cannot be written now it stays pending, unless the only problem is a full
-    /// disk: then the caller has to retry when there is space.
-    fn commit(&self, state: &mut State, redo: RedoRecord) -> Result<(), StoreError> {
-        state.pending = Some(redo);
-        match self.healed(state) {
-            Ok(_) => Ok(()),
-            Err(cause) => {
-                tracing::warn!(%cause, "the job store is opened again");
-                let Err(cause) = self.healed(state).map(drop) else { return Ok(()) };
-                if cause.is_full() && self.is_undone(state) {
-                    state.pending = None;
-                    return Err(cause);
-                }
-                Err(cause.pending())
-            }
+    pub async fn forget(&self, id: JobId) -> Result<(), StoreError> {
+        match self {
+            Self::Embedded(store) => blocking(store, move |store| store.forget(id)).await,
+            Self::Postgres(_) => Ok(()),
         }
     }
 
-    /// Whether nothing pending has reached the disk, where that can be read.
-    fn is_undone(&self, state: &mut State) -> bool {
-        let Some(key) = state.pending.as_ref().map(|redo| redo.key.clone()) else { return true };
-        let found = self.open_again(state).map_err(StoreError::from);
-        let found = found.and_then(|()| tables::record_of(state.opened()?, &key));
-        found.is_ok_and(|found| found.as_ref() != state.pending.as_ref().map(|redo| &redo.job))
+    /// Whether other servers change the jobs as well.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            Self::Embedded(_) => false,
+            Self::Postgres(_) => true,
+        }
     }
 }
 
-impl State {
-    fn opened(&self) -> Result<&Database, StoreError> {
-        self.database.as_ref().ok_or_else(|| DatabaseError::Closed.into())
-    }
-
-    /// Whether the database is no longer written to.
-    fn is_sealed(&self) -> bool {
-        self.database.as_ref().is_some_and(|database| database.health().failure().is_some())
-    }
-}
-
-impl fmt::Debug for JobStore {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobStore").field("bounds", &self.bounds).finish_non_exhaustive()
+/// Runs work that may block on the disk on a blocking thread.
+async fn blocking<T: Send + 'static>(
+    store: &Arc<EmbeddedJobs>,
+    work: impl FnOnce(&EmbeddedJobs) -> T + Send + 'static,
+) -> T {
+    let store = Arc::clone(store);
+    match spawn_blocking(move || work(&store)).await {
+        Ok(done) => done,
+        Err(cause) if cause.is_panic() => resume_unwind(cause.into_panic()),
+        // The runtime is being shut down, and this task with it.
+        Err(_) => std::future::pending().await,
     }
 }
-
-impl RedoRecord {
-    fn new(edit: &Edit, kind: RedoKind) -> Self {
-        let (job, happened, now) = edit.clone().into_parts();
-        let first = job.last_event + 1 - happened.len() as u64;
-        let event = |(number, payload): (u64, &(u32, EventPayload))| {
-            (number, record::event_to_bytes(&job.key, number, payload, now))
-        };
-        let events = (first..).zip(&happened).map(event).collect();
-        Self { job: record::job_to_bytes(&job), events, kind, key: job.key }
-    }
-}
-
-#[cfg(test)]
-mod damage;
-#[cfg(test)]
-mod faults;
-#[cfg(test)]
-mod tests;

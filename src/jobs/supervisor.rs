@@ -16,16 +16,19 @@ use super::failure::Failure;
 use super::job::JobKey;
 use super::model_sink::ModelSink;
 use super::repository::JobRepository;
-use super::retries::Retries;
+use super::retries::{Pauses, Retries};
 use super::settings::Settings;
 use super::slot::Slot;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
+use crate::metrics;
 use crate::reason::FailureReason;
 
 /// Between two looks at the store without a notification, as after a time in which it could not be read.
 const LOOK_PERIOD: Duration = Duration::from_secs(10);
+/// The same for a store that other servers change.
+const SHARED_LOOK_PERIOD: Duration = Duration::from_millis(500);
 const COMMANDS_MAX: usize = 64;
 
 /// Notifies the supervisor of changes.
@@ -54,7 +57,9 @@ impl Supervisor {
         settings: Settings,
         model_sink: Arc<dyn ModelSink>,
     ) -> anyhow::Result<Self> {
-        let recovered = recover(&repository, settings.attempts_max).await?;
+        // Jobs of other servers are taken over later, by servers that are up.
+        let recovered =
+            !repository.is_shared() && recover(&repository, &HashMap::new(), settings.attempts_max).await?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let Settings { jobs_concurrent_max: slots, attempts_max, .. } = settings;
         let spawner = Spawner::start()?;
@@ -72,7 +77,7 @@ impl Supervisor {
             begun: false,
             recovered,
             attempts_max,
-            retries: Retries::new(settings.retry_pause),
+            retries: Retries::new(Pauses::new(settings.retry_pause)),
             next_retry: None,
             free: (0..slots).rev().map(slot).collect(),
             repository: Arc::clone(&repository),
@@ -112,27 +117,33 @@ impl Supervisor {
     }
 }
 
-/// Jobs that ran when the server was killed become interrupted; all interrupted jobs wait again. Returns whether that
-/// is done: a store that cannot be written now must not prevent startup.
-async fn recover(repository: &Arc<JobRepository>, attempts_max: u32) -> Result<bool, UpdateError<Refused>> {
-    for job in repository.all().await? {
-        match job.state {
-            JobState::Running | JobState::Cancelling | JobState::Interrupted => {
-                match repository.update(&job.key, move |edit| resume(edit, attempts_max)).await {
-                    Ok(job) => {
-                        let state = job.state.name().text();
-                        tracing::info!(job = %job.key.id, state, "the server stopped while this job ran");
-                    }
-                    Err(UpdateError::Store(
-                        cause @ (StoreError::Unavailable(_) | StoreError::Pending(_)),
-                    )) => {
-                        tracing::error!(%cause, job = %job.key.id, "a job that ran waits for the job store");
-                        return Ok(false);
-                    }
-                    Err(cause) => return Err(cause),
+/// Jobs that ran when their server was killed become interrupted; all interrupted jobs wait again. Returns whether that
+/// is done: a store that cannot be written now must not prevent startup. Jobs that are `running` here are not abandoned,
+/// even if they were not renewed in time: as long as no other server has noticed, they still can be.
+async fn recover(
+    repository: &Arc<JobRepository>,
+    running: &HashMap<JobKey, CancellationToken>,
+    attempts_max: u32,
+) -> Result<bool, UpdateError<Refused>> {
+    for job in repository.abandoned().await? {
+        if running.contains_key(&job.key) {
+            continue;
+        }
+        match repository.take_over(&job.key, move |edit| resume(edit, attempts_max)).await {
+            Ok(job) => {
+                let state = job.state.name().text();
+                tracing::info!(job = %job.key.id, state, "the server stopped while this job ran");
+                if repository.is_shared() {
+                    metrics::job_taken_over();
                 }
             }
-            JobState::Queued | JobState::Cancelled | JobState::Failed(_) | JobState::Finished { .. } => {}
+            // Another server was faster.
+            Err(UpdateError::Unknown) => {}
+            Err(UpdateError::Store(cause @ (StoreError::Unavailable(_) | StoreError::Pending(_)))) => {
+                tracing::error!(%cause, job = %job.key.id, "a job that ran waits for the job store");
+                return Ok(false);
+            }
+            Err(cause) => return Err(cause),
         }
     }
     Ok(true)
@@ -176,7 +187,8 @@ struct Scheduler {
 
 impl Scheduler {
     async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
-        let mut ticks = tokio::time::interval(LOOK_PERIOD);
+        let period = if self.repository.is_shared() { SHARED_LOOK_PERIOD } else { LOOK_PERIOD };
+        let mut ticks = tokio::time::interval(period);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let drained = loop {
             tokio::select! {
@@ -207,16 +219,19 @@ impl Scheduler {
     /// was stored late.
     async fn fill(&mut self) -> Result<(), UpdateError<Refused>> {
         self.next_retry = None;
-        if !self.begun {
+        // A server that trains nothing has no slots.
+        if !self.begun || (self.free.is_empty() && self.running.is_empty()) {
             return Ok(());
         }
         if !self.recovered {
-            self.recovered = recover(&self.repository, self.attempts_max).await?;
+            let is_done = recover(&self.repository, &self.running, self.attempts_max).await?;
+            // Jobs that servers share may be abandoned at any time.
+            self.recovered = is_done && !self.repository.is_shared();
+            if !is_done {
+                return Ok(());
+            }
         }
-        if !self.recovered {
-            return Ok(());
-        }
-        let jobs = self.repository.all().await?;
+        let jobs = self.repository.active().await?;
         self.retries.keep_waiting(&jobs);
         for job in jobs {
             match (&job.state, self.running.contains_key(&job.key)) {
@@ -255,11 +270,14 @@ impl Scheduler {
 
 /// Runs an attempt, and returns its slot whatever the outcome.
 async fn attempt(slot: Slot, key: JobKey, stop: CancellationToken) -> (Slot, JobKey) {
-    if let Err(cause) = tokio::spawn(slot.clone().attempt(key.clone(), stop)).await {
+    // Otherwise it was cancelled or deleted while it waited, or another server runs it.
+    let Some(claimed) = slot.repository.claim(&key).await else { return (slot, key) };
+    let hold = claimed.hold.clone();
+    if let Err(cause) = tokio::spawn(slot.clone().attempt(claimed, stop)).await {
         // The process was killed as its handle was dropped.
         tracing::error!(%cause, job = %key.id, "supervising a job failed");
         let failure = Failure::new(FailureReason::Crashed, "the server could not supervise the process");
-        slot.repository.update_surely(&key, move |edit| edit.change(Change::Fail(failure.clone()))).await;
+        slot.repository.update_surely(&hold, move |edit| edit.change(Change::Fail(failure.clone()))).await;
     }
     (slot, key)
 }

@@ -4,6 +4,7 @@ mod attempts;
 mod checking;
 mod leaving;
 mod retrying;
+mod sharing;
 mod starting;
 mod stopping;
 mod trouble;
@@ -24,7 +25,7 @@ use super::repository::JobRepository;
 use super::service::Jobs;
 use super::settings::Settings;
 use super::state::{Change, JobState, Refused, StateName};
-use super::store::{Added, Bounds, JobStore};
+use super::store::{Added, Bounds, EmbeddedJobs};
 use super::supervisor::Supervisor;
 use super::watch::{WatchFrom, watch};
 use crate::durable::Folder;
@@ -56,6 +57,7 @@ fn settings(folder: &Path, galleries: &Arc<EmbeddedCatalog>) -> Settings {
         silence_max: Duration::from_secs(3600),
         grace: Duration::from_secs(3600),
         attempts_max: 2,
+        lease: Duration::from_secs(3600),
         retry_pause: Duration::ZERO,
         data_roots: vec![],
         galleries: Arc::clone(galleries) as Catalog,
@@ -78,7 +80,7 @@ impl Stage {
 
     async fn with(script: &str, change: impl Fn(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+        EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
         Self::on(folder, script, change).await
     }
 
@@ -167,7 +169,7 @@ fn catalog(folder: &tempfile::TempDir) -> EmbeddedCatalog {
 
 fn repository(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<JobRepository> {
     let bounds = Bounds { jobs_max: 10, events_retained_max };
-    let store = JobStore::open(Box::new(Folder(folder.path().to_owned())), bounds).expect("a store");
+    let store = EmbeddedJobs::open(Box::new(Folder(folder.path().to_owned())), bounds).expect("a store");
     Arc::new(JobRepository::new(store).expect("readable"))
 }
 

@@ -132,15 +132,15 @@ mod tests {
     use super::*;
     use crate::durable::Folder;
     use crate::jobs::job::{JobId, JobSpec};
-    use crate::jobs::store::{Added, Bounds, JobStore};
+    use crate::jobs::store::{Added, Bounds, EmbeddedJobs};
 
     #[tokio::test]
     async fn whoever_watches_leaves_nothing_behind() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let folder = Folder(folder.path().to_owned());
-        JobStore::create(&folder).expect("writable");
+        EmbeddedJobs::create(&folder).expect("writable");
         let bounds = Bounds { jobs_max: 10, events_retained_max: 10 };
-        let store = JobStore::open(Box::new(folder), bounds).expect("a store");
+        let store = EmbeddedJobs::open(Box::new(folder), bounds).expect("a store");
         let repository = Arc::new(JobRepository::new(store).expect("readable"));
         for number in 100..200 {
             let key = JobKey { tenant: "t".into(), id: JobId::new(number) };

@@ -15,7 +15,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 pub use resident::{model_gone, model_resident};
 pub use shared::{
     copy_age, copy_lag, copy_loaded, database_clock_skew, database_failed, database_pool, database_reached,
-    gallery_locked, lease_lost,
+    gallery_locked, job_taken_over, job_write_refused, lease_lost, model_outdated,
 };
 pub use table::LATE_MAX;
 use table::*;

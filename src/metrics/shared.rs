@@ -1,4 +1,4 @@
-//! Records what galleries that several servers share do.
+//! Records what galleries, jobs and models that several servers share do.
 
 use std::time::Duration;
 
@@ -46,4 +46,16 @@ pub fn copy_loaded(reason: &'static str) {
 
 pub fn lease_lost() {
     counter!(LEASES_LOST).increment(1);
+}
+
+pub fn job_taken_over() {
+    counter!(JOBS_TAKEN_OVER).increment(1);
+}
+
+pub fn job_write_refused() {
+    counter!(JOB_WRITES_REFUSED).increment(1);
+}
+
+pub fn model_outdated(is_outdated: bool) {
+    gauge!(MODEL_OUTDATED).set(f64::from(u8::from(is_outdated)));
 }

@@ -156,6 +156,8 @@ named! {
         "Galleries":
             NoDataDir "NO_DATA_DIR" (FailedPrecondition, Resolve)
                 "The server keeps no galleries, models and jobs: `store.data_dir` is not set.";
+            RoleNotServed "ROLE_NOT_SERVED" (FailedPrecondition, Resolve)
+                "`server.roles` leaves this method to other servers: send it to one of them.";
             GalleryNameInvalid "GALLERY_NAME_INVALID" (InvalidArgument, Correct)
                 "The gallery name is empty, too long or has characters that are not allowed.";
             GalleryNotFound "GALLERY_NOT_FOUND" (NotFound, Resolve)

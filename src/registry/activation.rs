@@ -106,6 +106,30 @@ impl Activator {
         changing.await.unwrap_or(Err(ActivationError::Panicked))
     }
 
+    /// Makes `model` active here because it is on all servers: no record is written.
+    ///
+    /// # Errors
+    /// The same as for [`Self::activate`].
+    pub(super) async fn follow(&self, model: ModelDigest) -> Result<(), ActivationError> {
+        let active = self.pipeline.active();
+        if active.digest == model {
+            return Ok(());
+        }
+        let _turn = self.changing.try_lock().map_err(|_| ActivationError::Busy)?;
+        if self.registry.active().is_none_or(|active| active.digest != model) {
+            // This server has activated another one since the database was asked.
+            return Err(ActivationError::Busy);
+        }
+        let started = Instant::now();
+        let outcome = async {
+            self.check_place(model, active.digest)?;
+            Ok::<_, ActivationError>(self.swap(self.lease(model).await?))
+        };
+        let outcome = outcome.await;
+        tell(model, &outcome, started.elapsed());
+        outcome.map(drop)
+    }
+
     async fn change_to(
         &self,
         model: ModelDigest,
@@ -119,10 +143,14 @@ impl Activator {
         self.check_place(model, active.digest)?;
         let next = self.lease(model).await?;
         self.remember(ActiveModel { digest: model, former: active.digest }).await?;
+        Ok(self.swap(next))
+    }
+
+    fn swap(&self, next: ModelLease) -> ModelLease {
         let former = self.pipeline.activate(next.clone());
         // Without a receiver nothing re-embeds galleries, and the former model is dropped after its last call.
         let _ = self.changed.send(Activation { active: next.clone(), former });
-        Ok(next)
+        next
     }
 
     /// A model may serve without an activation because it is configured. Activating it records it, so that it also

@@ -1,4 +1,5 @@
-//! The models of a server on disk, and the record of which one serves.
+//! The models of a server on disk, and the record of which one serves. Where servers share models, the folder has copies of
+//! those in the database, and the database has the record.
 //!
 //! The folder contains `<digest>/` with a model in the native format and its `Provenance`, `active.toml`, and
 //! `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; `Activator`
@@ -6,10 +7,14 @@
 
 mod activation;
 mod active;
+mod copies;
+mod error;
+mod following;
 mod incoming;
 mod preset;
 mod provenance;
 mod reembedding;
+mod shared;
 mod stored;
 #[cfg(test)]
 mod tests;
@@ -23,6 +28,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
+pub use error::RegistryError;
+pub use following::follow;
 pub use incoming::Incoming;
 pub use preset::Preset;
 pub use provenance::{PROVENANCE, Provenance, ProvenanceError};
@@ -31,13 +38,14 @@ pub use stored::{Condition, Facts, StoredModel};
 
 use incoming::Receiving;
 use provenance::PROVENANCE_BYTES_MAX;
+use shared::SharedModels;
 use stored::{inspect, read_provenance, relative};
 
-use crate::cancellation::{Cancellation, Stopped};
-use crate::durable::{DirectoryLock, LockError, discard_folder, is_full, remove_partial, write_folder};
+use crate::cancellation::Cancellation;
+use crate::durable::{DirectoryLock, discard_folder, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
 use crate::metrics;
-use crate::reason::Reason;
+use crate::postgres::Fence;
 use crate::weights::coded::Quantized;
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenError, OpenModel};
@@ -60,34 +68,6 @@ pub enum Added {
     Known,
 }
 
-/// Why a registry operation failed.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    #[error("there is no model {0}")]
-    NotFound(ModelDigest),
-    #[error("model {digest} is damaged: {reason}; delete it, or import it again")]
-    Damaged { digest: ModelDigest, reason: String },
-    #[error("model {0} is active: activate another one first")]
-    Active(ModelDigest),
-    #[error("the server keeps {limit} models already, which is its limit: delete one first")]
-    TooMany { limit: usize },
-    #[error("{bytes} bytes more beside {used} of other models exceed the limit of {limit}")]
-    TooLarge { bytes: u64, used: u64, limit: u64 },
-    #[error("{limit} models are being received already")]
-    TooManyIncoming { limit: usize },
-    #[error("{0}")]
-    NoModel(String),
-    #[error("model {digest} is not the one of its source: {cause}; quantize the source again")]
-    OtherSource { digest: ModelDigest, cause: SourceError },
-    /// The caller no longer waits for what was being added.
-    #[error(transparent)]
-    Stopped(#[from] Stopped),
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    #[error("{path}: {cause}")]
-    Io { path: PathBuf, cause: io::Error },
-}
-
 /// The models of one folder, which no other process uses meanwhile.
 #[derive(Debug)]
 pub struct Registry {
@@ -101,6 +81,8 @@ pub struct Registry {
     /// Held while the content of the disk is changed; readers do not wait for it.
     writing: Mutex<()>,
     receiving: Receiving,
+    /// Where servers share models.
+    shared: Option<SharedModels>,
 }
 
 #[derive(Debug)]
@@ -150,6 +132,7 @@ impl Registry {
             active_damage,
             writing: Mutex::default(),
             receiving: Receiving::new(limits.bytes_max),
+            shared: None,
         };
         registry.tell(&registry.catalog());
         Ok(registry)
@@ -162,19 +145,21 @@ impl Registry {
     /// A limit would be exceeded, or it cannot be written.
     pub fn add(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
         let _writing = self.writing();
-        self.add_alone(model, provenance)
+        self.add_alone(model, provenance, None)
     }
 
-    /// Adds the model in a folder as training has left it: in the native format, with its provenance.
+    /// Adds the model in a folder as training has left it: in the native format, with its provenance. `fence` is the
+    /// right to do so, where servers share jobs.
     ///
     /// # Errors
-    /// The folder does not contain the model, a limit would be exceeded, or it cannot be written.
-    pub fn adopt(&self, folder: &Path) -> Result<(ModelDigest, Added), RegistryError> {
+    /// The folder does not contain the model, a limit would be exceeded, the job is held no longer, or the model cannot
+    /// be written.
+    pub fn adopt(&self, folder: &Path, fence: Option<Fence>) -> Result<(ModelDigest, Added), RegistryError> {
         let _writing = self.writing();
         let no_model = |cause: &dyn fmt::Display| RegistryError::NoModel(relative(folder, cause));
         let model = OpenModel::open(folder, &Hints::default()).map_err(|cause| no_model(&cause))?;
         let provenance = read_provenance(folder).map_err(|cause| no_model(&cause))?;
-        Ok((model.digest, self.add_alone(&model, &provenance)?))
+        Ok((model.digest, self.add_alone(&model, &provenance, fence)?))
     }
 
     /// All models, oldest first.
@@ -190,11 +175,23 @@ impl Registry {
         self.catalog().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
     }
 
-    /// Reads a model and verifies all of its parameters.
+    /// Reads a model and verifies all of its parameters. A damaged copy of a shared model is copied again.
     ///
     /// # Errors
     /// The model does not exist, or it is damaged, which is recorded.
     pub fn load(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+        match (self.load_here(digest), &self.shared) {
+            (Err(RegistryError::Damaged { .. }), Some(shared)) => {
+                let _writing = self.writing();
+                self.discard(digest)?;
+                self.fetch(shared, digest)?;
+                self.load_here(digest)
+            }
+            (loaded, _) => loaded,
+        }
+    }
+
+    fn load_here(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
         self.get(digest)?;
         let mut stored = inspect(&self.folder, digest);
         let opened = match &stored.condition {
@@ -230,7 +227,7 @@ impl Registry {
         if named != given {
             return Err(other(SourceError::Other { named, given }));
         }
-        match self.load(named) {
+        match self.load_here(named) {
             Err(RegistryError::NotFound(_)) => Ok(()),
             source => quantize::check_source(model, source?).map_err(other),
         }
@@ -242,14 +239,15 @@ impl Registry {
     /// The model does not exist, is active, or cannot be removed.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
         let _writing = self.writing();
+        self.sync_alone()?;
         self.get(digest)?;
         if self.active().is_some_and(|active| active.digest == digest) {
             return Err(RegistryError::Active(digest));
         }
-        let place = self.place(digest);
-        discard_folder(&place).map_err(at(&place))?;
-        self.change(|catalog| catalog.models.remove(&digest));
-        Ok(())
+        if let Some(shared) = &self.shared {
+            shared.delete(digest)?;
+        }
+        self.discard(digest)
     }
 
     /// The model that serves from the next start on, and the one before it. `None` if no model was ever activated.
@@ -269,17 +267,20 @@ impl Registry {
     pub fn set_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
         self.intact(active.digest)?;
-        self.write_active(active)
+        self.write_active(active, false)
     }
 
     /// The same for a model that is not in the registry.
     pub(super) fn set_active_preset(&self, active: ActiveModel) -> Result<(), RegistryError> {
         let _writing = self.writing();
-        self.write_active(active)
+        self.write_active(active, true)
     }
 
-    fn write_active(&self, active: ActiveModel) -> Result<(), RegistryError> {
-        active::write(&self.folder, active)?;
+    fn write_active(&self, active: ActiveModel, is_preset: bool) -> Result<(), RegistryError> {
+        match &self.shared {
+            Some(shared) => shared.activate(active, is_preset)?,
+            None => active::write(&self.folder, active)?,
+        }
         self.change(|catalog| catalog.active = Some(active));
         Ok(())
     }
@@ -335,7 +336,7 @@ impl Registry {
         });
         cancellation.check()?;
         self.check_source(&model, provenance.parent)?;
-        let added = self.add_alone(&model, &provenance)?;
+        let added = self.add_alone(&model, &provenance, None)?;
         Ok((self.get(model.digest)?, added))
     }
 
@@ -345,15 +346,18 @@ impl Registry {
     }
 
     /// [`Self::add`] for callers that hold the `writing` lock.
-    fn add_alone(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
+    fn add_alone(
+        &self,
+        model: &OpenModel,
+        provenance: &Provenance,
+        fence: Option<Fence>,
+    ) -> Result<Added, RegistryError> {
         let digest = model.digest;
         let place = self.place(digest);
+        self.sync_alone()?;
         match self.get(digest).map(|stored| stored.condition) {
             Ok(Condition::Intact(_)) => return Ok(Added::Known),
-            Ok(Condition::Damaged(_)) => {
-                discard_folder(&place).map_err(at(&place))?;
-                self.change(|catalog| catalog.models.remove(&digest));
-            }
+            Ok(Condition::Damaged(_)) => self.discard(digest)?,
             Err(_) => {}
         }
         let described = model.description(&provenance.origin);
@@ -374,6 +378,18 @@ impl Registry {
             provenance: provenance.clone(),
         };
         let stored = StoredModel { digest, bytes, condition: Condition::Intact(Box::new(facts)) };
+        if let Some(shared) = &self.shared {
+            match shared.add(digest, (&place, bytes), self.limits, fence) {
+                Ok(Added::New) => {}
+                refused => {
+                    // Nobody else has it, or others have it with another history: it must not be here alone.
+                    discard_folder(&place).map_err(at(&place))?;
+                    refused?;
+                    self.fetch(shared, digest)?;
+                    return Ok(Added::Known);
+                }
+            }
+        }
         self.change(|catalog| catalog.models.insert(digest, stored));
         Ok(Added::New)
     }
@@ -422,30 +438,6 @@ impl Registry {
 
     fn tell(&self, catalog: &Catalog) {
         metrics::models_stored(catalog.models.len(), catalog.models.values().map(|model| model.bytes).sum());
-    }
-}
-
-impl RegistryError {
-    /// Stable and suitable for programs and labels.
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::NotFound(_) => Reason::ModelNotFound,
-            Self::Damaged { .. } => Reason::ModelDamaged,
-            Self::Active(_) => Reason::ModelActive,
-            Self::TooMany { .. } => Reason::TooManyModels,
-            Self::TooLarge { .. } => Reason::ModelsTooLarge,
-            Self::TooManyIncoming { .. } => Reason::TooManyImports,
-            Self::NoModel(_) => Reason::ModelUnreadable,
-            Self::OtherSource { .. } => Reason::ModelNotOfSource,
-            Self::Stopped(stopped) => stopped.reason(),
-            _ if self.is_full() => Reason::DiskFull,
-            Self::Lock(_) | Self::Io { .. } => Reason::ModelStoreFailed,
-        }
-    }
-
-    /// Whether the cause is a full disk.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Io { cause, .. } if is_full(cause))
     }
 }
 

@@ -4,6 +4,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::cancellation::Stopped;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
 use crate::weights::family::transoss::TransOssArchitecture;
@@ -11,15 +12,15 @@ use crate::weights::family::{ArchitectureHints, Family, FeaturePoint, Preset};
 use crate::weights::golden;
 use crate::weights::seed::seeded;
 
-const LIMITS: RegistryLimits = RegistryLimits { count_max: 3, bytes_max: 10 << 20 };
+pub(super) const LIMITS: RegistryLimits = RegistryLimits { count_max: 3, bytes_max: 10 << 20 };
 
-fn model(seed: u64) -> OpenModel {
+pub(super) fn model(seed: u64) -> OpenModel {
     let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
     OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
 }
 
 /// A provenance that `seed` orders in time.
-fn provenance(seed: u64) -> Provenance {
+pub(super) fn provenance(seed: u64) -> Provenance {
     Provenance {
         parent: Some(model(0).digest),
         data_fingerprint: Some(format!("data {seed}")),
@@ -173,15 +174,15 @@ fn a_model_that_nobody_waits_for_any_more_is_not_added() {
 fn a_model_that_a_job_has_left_is_taken_over_with_its_history() {
     let place = tempfile::tempdir().expect("a temporary folder");
     let (registry, left) = (opened(&place.path().join("models")), place.path().join("left"));
-    let refused = registry.adopt(&left).expect_err("there is nothing");
+    let refused = registry.adopt(&left, None).expect_err("there is nothing");
     assert_eq!(refused.reason().name(), "MODEL_UNREADABLE");
     model(1).save(&left, "job 1").expect("writable");
-    assert_eq!(registry.adopt(&left).expect_err("no history").reason().name(), "MODEL_UNREADABLE");
+    assert_eq!(registry.adopt(&left, None).expect_err("no history").reason().name(), "MODEL_UNREADABLE");
     assert!(registry.list().is_empty());
 
     fs::write(left.join(PROVENANCE), provenance(1).to_toml()).expect("writable");
-    assert_eq!(registry.adopt(&left).expect("room"), (model(1).digest, Added::New));
-    assert_eq!(registry.adopt(&left).expect("known"), (model(1).digest, Added::Known));
+    assert_eq!(registry.adopt(&left, None).expect("room"), (model(1).digest, Added::New));
+    assert_eq!(registry.adopt(&left, None).expect("known"), (model(1).digest, Added::Known));
     let stored = registry.get(model(1).digest).expect("there").condition;
     assert!(matches!(stored, Condition::Intact(facts) if facts.provenance == provenance(1)));
 }

@@ -1,6 +1,7 @@
 //! Every method of this server: the number of its messages, who may call it, whether it changes anything, and which
 //! permit a call uses. This is the only such table.
 
+use crate::config::ServerRole;
 use crate::keys::{Role, Roles};
 
 /// One method of the contract, of health or of reflection.
@@ -130,6 +131,15 @@ impl Method {
 
     pub fn service(self) -> &'static str {
         self.names().0
+    }
+
+    /// The role of the servers that serve it; `None` if all do that have what it needs.
+    pub fn role(self) -> Option<ServerRole> {
+        match self.names() {
+            ("shipreid.v1.ShipReId", "Embed" | "EmbedStream") => Some(ServerRole::Encode),
+            ("shipreid.v1.ShipReId", "Match") | ("shipreid.v1.Galleries", _) => Some(ServerRole::Match),
+            _ => None,
+        }
     }
 
     pub fn name(self) -> &'static str {

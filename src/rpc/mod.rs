@@ -23,6 +23,7 @@ mod permit;
 mod problem;
 mod rate;
 mod reload;
+mod roles;
 mod ship_re_id;
 mod sparing;
 mod status;
@@ -48,6 +49,7 @@ pub use identity::Identity;
 pub use matching::{Calibrators, Matcher};
 pub use method::services;
 pub use models::ModelsService;
+pub use roles::ServerRoles;
 pub use ship_re_id::ShipReIdService;
 pub use train::JobAccess;
 pub use training_jobs::TrainingJobsService;
@@ -75,12 +77,14 @@ pub struct Services {
 /// What decides which calls get through to the services.
 pub struct Gate {
     pub identity: Identity,
+    pub roles: ServerRoles,
     pub audit: AuditLog,
     pub drain: Drain,
 }
 
 /// Every service behind its layers. A call passes them in this order: observed, audited, refused during shutdown,
-/// identified, counted for its tenant, permitted, given its deadline, measured as it is received, handled.
+/// identified, refused where it is another server's business, counted for its tenant, permitted, given its deadline,
+/// measured as it is received, handled.
 pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, HealthReporter) {
     let (reporter, health) = health::service();
     // Python's grpcio-reflection asks for v1alpha only, grpcurl for v1 first.
@@ -123,6 +127,7 @@ pub fn router(services: Services, gate: Gate, limits: &Limits) -> (Router, Healt
         .layer(from_fn_with_state(deadline::Deadlines::new(limits), deadline::enforce))
         .layer(from_fn_with_state(permits, permit::take))
         .layer(from_fn_with_state(rate::RateLimit::new(limits), rate::limit))
+        .layer(from_fn_with_state(gate.roles, roles::check))
         .layer(from_fn_with_state(gate.identity, identity::establish))
         .layer(from_fn_with_state(gate.drain, drain::gate))
         .layer(from_fn_with_state(gate.audit, audit::record))

@@ -55,6 +55,17 @@ impl ModelsService {
         Ok(Arc::clone(self.activator()?.registry()))
     }
 
+    /// Takes in what other servers have done with models before this call.
+    async fn refresh(&self) -> Result<(), Problem> {
+        let Some(activator) =
+            self.activator.as_ref().filter(|activator| activator.registry().cluster().is_some())
+        else {
+            return Ok(());
+        };
+        let registry = Arc::clone(activator.registry());
+        blocking(move |_| Ok(registry.sync()?)).await
+    }
+
     fn list(
         &self,
         request: &wire::ListModelsRequest,
@@ -158,6 +169,7 @@ impl ModelsService {
         digest: &str,
     ) -> Result<ReceiverStream<Result<wire::ExportModelResponse, Status>>, Problem> {
         let (registry, digest) = (self.registry()?, required_digest(digest)?);
+        self.refresh().await?;
         let export = blocking(move |_| Ok(registry.export(digest)?)).await?;
         let (pieces, receiver) = mpsc::channel(PIECES_AHEAD);
         tokio::task::spawn_blocking(move || send(export, digest, pieces));
@@ -166,7 +178,9 @@ impl ModelsService {
 
     async fn activate(&self, digest: &str, caller: &CallContext) -> Result<wire::Model, Problem> {
         let digest = required_digest(digest)?;
-        self.activator()?.activate(digest).await?;
+        let activator = self.activator()?;
+        self.refresh().await?;
+        activator.activate(digest).await?;
         self.get(&digest.to_string(), caller)
     }
 
@@ -192,6 +206,7 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::ListModelsRequest>,
     ) -> Result<Response<wire::ListModelsResponse>, Status> {
+        self.refresh().await?;
         Ok(Response::new(self.list(request.get_ref(), &CallContext::of(&request))?))
     }
 
@@ -199,6 +214,7 @@ impl wire::models_server::Models for ModelsService {
         &self,
         request: Request<wire::GetModelRequest>,
     ) -> Result<Response<wire::GetModelResponse>, Status> {
+        self.refresh().await?;
         let model = self.get(&request.get_ref().digest, &CallContext::of(&request))?;
         Ok(Response::new(wire::GetModelResponse { model: Some(model) }))
     }

@@ -180,6 +180,7 @@ impl From<JobStoreError> for Problem {
                 Self::new(Reason::JobDamaged, message).with_metadata("job_id", id)
             }
             JobStoreError::Newer { .. } => Self::new(Reason::JobStoreNewer, message),
+            JobStoreError::Unreachable(_) => Self::new(Reason::DatabaseUnreachable, message),
         }
     }
 }
@@ -242,8 +243,9 @@ impl From<RegistryError> for Problem {
             }
             RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
             RegistryError::Stopped(cause) => cause.into(),
+            RegistryError::Database(_) => Self::new(reason, message),
             RegistryError::Io { .. } if is_full => Self::new(reason, "the disk of the models is full"),
-            RegistryError::Lock(_) | RegistryError::Io { .. } => {
+            RegistryError::Lock(_) | RegistryError::Io { .. } | RegistryError::Lost => {
                 tracing::error!(cause = message, "the models cannot be read or written");
                 Self::new(reason, "the models cannot be read or written")
             }

@@ -52,7 +52,9 @@ fn count_galleries(census: &Census) {
 async fn alive(State(pages): State<StatusPages>) -> (StatusCode, &'static str) {
     match *pages.health.borrow() {
         Health::DeviceLost => (StatusCode::SERVICE_UNAVAILABLE, "the device is lost\n"),
-        Health::Warming | Health::Serving | Health::Failing | Health::Draining => (StatusCode::OK, "ok\n"),
+        Health::Warming | Health::Serving | Health::Failing | Health::Outdated | Health::Draining => {
+            (StatusCode::OK, "ok\n")
+        }
     }
 }
 
@@ -61,6 +63,7 @@ async fn ready(State(pages): State<StatusPages>) -> (StatusCode, &'static str) {
         Health::Serving => (StatusCode::OK, "ready\n"),
         Health::Warming => (StatusCode::SERVICE_UNAVAILABLE, "warming up\n"),
         Health::Failing => (StatusCode::SERVICE_UNAVAILABLE, "forward passes fail\n"),
+        Health::Outdated => (StatusCode::SERVICE_UNAVAILABLE, "the active model cannot serve here\n"),
         Health::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         Health::DeviceLost => (StatusCode::SERVICE_UNAVAILABLE, "the device is lost\n"),
     }

@@ -7,7 +7,9 @@ use tonic::Status;
 
 use super::context::CallContext;
 use super::problem::Problem;
+use super::roles::not_served;
 use super::{ResponseStream, convert, deadline};
+use crate::config::ServerRole;
 use crate::jobs::{EventPayload, Job, JobEvent, JobKey, Jobs, RunEvent, Start, WatchFrom};
 use crate::reason::Reason;
 use crate::wire;
@@ -18,13 +20,15 @@ pub enum JobAccess {
     Open(Arc<Jobs>),
     /// The server has no data folder.
     NoDataDir,
+    /// The server's roles leave them to others.
+    NotServed,
     /// Their store cannot be read, and is left as it is.
     Damaged(Arc<str>),
 }
 
 impl JobAccess {
     /// # Errors
-    /// The server has no data folder, or the store of its jobs is damaged.
+    /// The server has no data folder or not the role, or the store of its jobs is damaged.
     pub fn jobs(&self) -> Result<&Arc<Jobs>, Problem> {
         match self {
             Self::Open(jobs) => Ok(jobs),
@@ -32,6 +36,7 @@ impl JobAccess {
                 let message = "this server trains no models: store.data_dir is empty";
                 Err(Problem::new(Reason::NoDataDir, message))
             }
+            Self::NotServed => Err(not_served(ServerRole::Train)),
             Self::Damaged(cause) => Err(Problem::new(Reason::JobStoreDamaged, cause.to_string())),
         }
     }

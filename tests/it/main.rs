@@ -50,6 +50,7 @@ mod reading;
 mod refusals;
 #[cfg(feature = "torch")]
 mod restarts;
+mod roles;
 #[cfg(feature = "torch")]
 mod rot;
 #[cfg(feature = "torch")]

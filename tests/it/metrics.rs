@@ -45,6 +45,7 @@ const NOT_REACHED: &[&str] = &[
     table::COPY_LAG,
     table::COPY_AGE,
     table::COPIES_LOADED,
+    table::MODEL_OUTDATED,
     table::JOB_STEP,
     table::JOB_IMAGES,
     table::JOB_LOSS,

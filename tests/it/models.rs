@@ -37,13 +37,13 @@ const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
 const IMAGE: &str = "0001_a_33x97_RGB.tif";
 
 /// Models that differ only in their seed.
-fn model(seed: u64) -> OpenModel {
+pub fn model(seed: u64) -> OpenModel {
     let vit = TransOssArchitecture::vit_base();
     let small = TransOssArchitecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..vit }.into();
     OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, seed))
 }
 
-fn digest(seed: u64) -> String {
+pub fn digest(seed: u64) -> String {
     model(seed).digest.to_string()
 }
 
@@ -53,7 +53,7 @@ fn projection(digest: ModelDigest) -> PixelProjection {
     PixelProjection::new(16, u32::from_le_bytes([a, b, c, d]).into())
 }
 
-fn loaded(model: &OpenModel) -> LoadedModel {
+pub fn loaded(model: &OpenModel) -> LoadedModel {
     let digest = model.digest;
     let card = ModelCard { digest, dimension: 16, chip_size: SIZE, precision: Precision::F32 };
     let factory: EncoderFactory = Arc::new(move |_| Ok(Box::new(projection(digest)) as Box<dyn Encoder>));
@@ -72,7 +72,7 @@ async fn start(folder: &Path, settings: &[&str]) -> (Running, Client) {
 }
 
 /// Models as files, as another server exports them.
-fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
+pub fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
     let limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
     let registry = Registry::open(&folder.join("elsewhere"), limits).unwrap();
     let file = |seed: &u64| {
@@ -86,16 +86,16 @@ fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
     seeds.iter().map(file).collect()
 }
 
-async fn import(client: &Client, file: &Path) -> Model {
+pub async fn import(client: &Client, file: &Path) -> Model {
     client.import_model(file, CheckpointHints::default(), |_| {}).await.unwrap()
 }
 
-async fn activate(client: &Client, digest: String) -> Result<Model, Status> {
+pub async fn activate(client: &Client, digest: String) -> Result<Model, Status> {
     let answer = client.models().activate_model(ActivateModelRequest { digest }).await?;
     Ok(answer.into_inner().model.unwrap())
 }
 
-fn request() -> EmbedRequest {
+pub fn request() -> EmbedRequest {
     let chips = vec![chip(fixture(IMAGE), Modality::Optical)];
     EmbedRequest { chips, ..EmbedRequest::default() }
 }

@@ -57,6 +57,11 @@ impl TrainingFolder {
         self.folder.path().join("data")
     }
 
+    /// A server with a data folder of its own.
+    pub async fn serve_from(&self, data: &Path, settings: &[&str]) -> (Server, Client) {
+        self.serve_as(shipreid(), data, settings).await
+    }
+
     async fn serve_as(&self, program: Command, data: &Path, settings: &[&str]) -> (Server, Client) {
         let data = format!("store.data_dir={}", data.display());
         let roots = format!("training.data_roots={}", self.folder.path().display());

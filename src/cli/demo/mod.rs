@@ -89,7 +89,8 @@ impl Demo {
         clock.heading(&format!("{} synthetic ships, as a camera and a radar see them", self.ships));
         self.draw(training)?;
         clock.heading("A server with a tiny untrained TransOSS");
-        let running = app::start(config, app::open_models(config)?, metrics::install()?).await?;
+        let models = app::open_models(config, app::open_cluster(config).await?)?;
+        let running = app::start(config, models, metrics::install()?).await?;
         output::say(format_args!(
             "gRPC on {}, metrics on http://{}/metrics",
             running.address, running.metrics_address

@@ -35,6 +35,8 @@ struct LockedState {
     /// One for each device thread.
     mailboxes: Vec<Mailbox>,
     trials: Trials,
+    /// Whether another model should serve.
+    is_outdated: bool,
     phase: Phase,
 }
 
@@ -93,6 +95,7 @@ impl QueueState {
                 resident: HashSet::new(),
                 mailboxes: (0..workers).map(|_| Mailbox::default()).collect(),
                 trials: Trials::new(workers),
+                is_outdated: false,
                 phase: Phase::Open,
             }),
             wake: Condvar::new(),
@@ -157,7 +160,7 @@ impl QueueState {
     /// Changes health from one state to another, if it is in the first.
     fn turn(&self, from: Health, to: Health) {
         self.health.send_if_modified(|health| {
-            let turns = *health == from;
+            let turns = *health == from && from != to;
             if turns {
                 *health = to;
             }
@@ -196,10 +199,27 @@ impl QueueState {
     /// Called under the lock, so that the reported health is the latest.
     fn tell_thread(&self, state: &LockedState, worker: usize) {
         self.tell(EncoderEvent::Thread { worker, is_failing: state.trials.is_failing(worker) });
-        if state.trials.is_any_failing() {
-            self.turn(Health::Serving, Health::Failing);
+        self.tell_health(state);
+    }
+
+    /// Whether another model should serve, which this one is not ready to replace.
+    pub fn set_outdated(&self, is_outdated: bool) {
+        let mut state = self.lock();
+        state.is_outdated = is_outdated;
+        self.tell_health(&state);
+    }
+
+    /// Likewise under the lock.
+    fn tell_health(&self, state: &LockedState) {
+        let now = if state.trials.is_any_failing() {
+            Health::Failing
+        } else if state.is_outdated {
+            Health::Outdated
         } else {
-            self.turn(Health::Failing, Health::Serving);
+            Health::Serving
+        };
+        for before in [Health::Serving, Health::Failing, Health::Outdated] {
+            self.turn(before, now);
         }
     }
 
@@ -226,7 +246,8 @@ impl QueueState {
 
     pub fn announce_drain(&self) {
         self.health.send_if_modified(|health| {
-            let alive = matches!(health, Health::Warming | Health::Serving | Health::Failing);
+            let alive =
+                matches!(health, Health::Warming | Health::Serving | Health::Failing | Health::Outdated);
             if alive {
                 *health = Health::Draining;
             }

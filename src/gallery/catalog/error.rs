@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::name::GalleryName;
 use crate::cancellation::Stopped;
 use crate::gallery::store::StoreError;
+use crate::postgres::Unreachable;
 use crate::reason::Reason;
 
 /// Why an operation on a catalog failed.
@@ -61,6 +62,12 @@ pub enum UnservedKind {
     Damaged,
     /// The stored data cannot be reached.
     Unreadable,
+}
+
+impl From<Unreachable> for CatalogError {
+    fn from(cause: Unreachable) -> Self {
+        Self::Store(cause.into())
+    }
 }
 
 impl CatalogError {

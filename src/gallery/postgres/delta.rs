@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use futures_util::future::{TryFutureExt, try_join, try_join3};
 use tokio_postgres::{Client, Row};
 
-use super::rows::query;
-use super::schema::check_usable;
 use crate::gallery::embedded::{Delta, Effects, Inserted, Known, SchemaError, StateRecord, about_of};
 use crate::gallery::index::RowId;
 use crate::gallery::store::{About, StoreError};
+use crate::postgres::{check_usable, query};
 
 /// Rows of a delta; a copy that lacks more is loaded anew.
 const ROWS_MAX: i64 = 20_000;
@@ -111,7 +110,7 @@ async fn chips(client: &Client, id: i64, known: &Known) -> Result<Vec<(RowId, Ve
     let next_row = known.next_row as i64;
     let sql = "select \"row\", chip from chips where gallery = $1 and \"row\" >= $2";
     let found = async { query!(client, sql, id => INT8, next_row => INT8) };
-    found.map_ok(|rows| rows.iter().map(|row| (row_of(row), row.get(1))).collect()).await
+    Ok(found.map_ok(|rows| rows.iter().map(|row| (row_of(row), row.get(1))).collect()).await?)
 }
 
 async fn vectors(

@@ -6,11 +6,11 @@ use std::time::Instant;
 use futures_util::future::try_join5;
 
 use super::delta::{HEAD, Head};
-use super::link::{Database, Transaction};
-use super::rows::{EntryColumns, execute, insert_chips, insert_vectors, query};
+use super::rows::{EntryColumns, insert_chips, insert_vectors};
 use crate::gallery::embedded::{Delta, Journal, Known, sealed_about};
 use crate::gallery::store::StoreError;
 use crate::metrics;
+use crate::postgres::{Database, Transaction, execute, query};
 
 /// A server that is stopped while it holds the lock loses it, and its connection, after a while.
 const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
@@ -41,7 +41,7 @@ impl Journal for PostgresJournal {
             let head = head(&transaction, self.gallery, "for update").await?;
             metrics::gallery_locked(asked.elapsed());
             let delta = head.since(&transaction, known).await?;
-            Ok((transaction, delta))
+            Ok::<_, StoreError>((transaction, delta))
         })?;
         self.held = Some(transaction);
         Ok(delta)
@@ -51,7 +51,7 @@ impl Journal for PostgresJournal {
         let transaction = self.held.take().expect("it is locked");
         self.database.wait(async {
             write(&transaction, self.gallery, delta).await?;
-            transaction.commit().await
+            Ok(transaction.commit().await?)
         })
     }
 

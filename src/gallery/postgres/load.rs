@@ -5,8 +5,6 @@ use std::sync::Arc;
 
 use super::delta::{Head, row_of};
 use super::journal::{PostgresJournal, head};
-use super::link::{Database, Transaction};
-use super::rows::query;
 use crate::durable::{Folder, PartialFolder, discard_folder};
 use crate::gallery::catalog::CatalogError;
 use crate::gallery::embedded::{
@@ -14,6 +12,7 @@ use crate::gallery::embedded::{
 };
 use crate::gallery::index::RowId;
 use crate::gallery::store::StoreError;
+use crate::postgres::{Database, Transaction, query};
 
 /// Rows that are read at once.
 const PAGE: i64 = 500;
@@ -51,7 +50,7 @@ pub fn load_copy(
     let (transaction, head) = database.wait(async {
         let transaction = Transaction::begin(database, BEGIN).await?;
         let head = head(&transaction, gallery, "").await?;
-        Ok((transaction, head))
+        Ok::<_, StoreError>((transaction, head))
     })?;
     let partial = PartialFolder::new(folder)?;
     let Head { about, state, .. } = head;

@@ -10,17 +10,12 @@
 
 mod catalog;
 mod delta;
-mod failure;
 mod gallery;
 mod journal;
-mod link;
 mod load;
 mod rows;
-mod schema;
 mod settings;
-mod skew;
 mod sweep;
-mod target;
 
 pub use catalog::PostgresCatalog;
-pub use settings::{PostgresSettings, Tenancy};
+pub use settings::PostgresSettings;

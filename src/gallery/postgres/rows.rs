@@ -3,35 +3,13 @@
 use tokio_postgres::Client;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::failure::failed;
 use crate::chip::Modality;
 use crate::gallery::embedded::RowRecord;
 use crate::gallery::entry::{Entry, Time};
 use crate::gallery::index::RowId;
 use crate::gallery::record::decode;
 use crate::gallery::store::StoreError;
-
-/// Runs a statement with parameters of given types, without preparing it: a pooler may give each to another connection.
-macro_rules! execute {
-    ($client:expr, $sql:expr $(, $value:expr => $kind:ident)* $(,)?) => {
-        $client
-            .execute_typed($sql, &[$((&$value as &(dyn tokio_postgres::types::ToSql + Sync), tokio_postgres::types::Type::$kind)),*])
-            .await
-            .map_err(|cause| $crate::gallery::postgres::failure::failed(&cause))
-    };
-}
-
-/// The rows that a statement with parameters of given types returns.
-macro_rules! query {
-    ($client:expr, $sql:expr $(, $value:expr => $kind:ident)* $(,)?) => {
-        $client
-            .query_typed($sql, &[$((&$value as &(dyn tokio_postgres::types::ToSql + Sync), tokio_postgres::types::Type::$kind)),*])
-            .await
-            .map_err(|cause| $crate::gallery::postgres::failure::failed(&cause))
-    };
-}
-
-pub(in crate::gallery::postgres) use {execute, query};
+use crate::postgres::{execute, failed};
 
 /// Columns of `entries`, one value a row.
 #[derive(Debug, Default)]

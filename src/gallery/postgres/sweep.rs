@@ -1,8 +1,7 @@
 //! Removes what nobody wants any more from the database, in small transactions.
 
-use super::link::{Database, Transaction};
-use super::rows::{execute, query};
 use crate::gallery::store::StoreError;
+use crate::postgres::{Database, Transaction, execute, query};
 
 /// Rows that one statement removes.
 const ROWS: i64 = 2_000;
@@ -57,5 +56,5 @@ async fn forget_removals(database: &Database) -> Result<(), StoreError> {
         let sql = "delete from removed where gallery = $1 and changed <= $2";
         execute!(transaction, sql, id => INT8, from => INT8)?;
     }
-    transaction.commit().await
+    Ok(transaction.commit().await?)
 }

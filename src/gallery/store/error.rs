@@ -3,6 +3,7 @@
 use crate::cancellation::Stopped;
 use crate::embedding::ModelDigest;
 use crate::gallery::entry::EntryId;
+use crate::postgres::Unreachable;
 use crate::reason::Reason;
 
 /// An operation that was not carried out. Unless the error says otherwise, nothing has changed.
@@ -38,6 +39,12 @@ pub enum StoreError {
     /// The caller no longer waits for the result.
     #[error(transparent)]
     Stopped(#[from] Stopped),
+}
+
+impl From<Unreachable> for StoreError {
+    fn from(Unreachable(cause): Unreachable) -> Self {
+        Self::Unreachable(cause)
+    }
 }
 
 impl StoreError {

@@ -1,15 +1,15 @@
 //! Errors of the job store.
 
-use super::super::job::JobId;
-use super::super::record::RecordError;
-use super::SCHEMA;
 use crate::durable::DatabaseError;
+use crate::jobs::job::JobId;
+use crate::jobs::record::RecordError;
+use crate::postgres::Unreachable;
 
 /// The store cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the job store has schema {found}, this program knows {SCHEMA}")]
-    Newer { found: u64 },
+    #[error("the job store has schema {found}, this program knows {known}")]
+    Newer { found: u64, known: u64 },
     #[error("the job store is damaged: {0}")]
     Damaged(String),
     /// Other jobs can be used.
@@ -21,6 +21,9 @@ pub enum StoreError {
     /// The change will be applied once, when the store can be used again.
     #[error("the job store cannot be written now: {0}; the request takes effect once it can")]
     Pending(Trouble),
+    /// The database that servers share. What was asked of it may have been done all the same.
+    #[error("the database of the jobs cannot be used: {0}")]
+    Unreachable(String),
 }
 
 /// What prevents the store from being used, for now.
@@ -46,6 +49,7 @@ pub enum AddError {
 /// Why a job was not changed.
 #[derive(Debug, thiserror::Error)]
 pub enum UpdateError<E> {
+    /// Or, if the change was to be made under a hold, the job is no longer held.
     #[error("there is no such job")]
     Unknown,
     #[error("{0}")]
@@ -81,8 +85,26 @@ impl StoreError {
     pub fn is_full(&self) -> bool {
         match self {
             Self::Unavailable(trouble) | Self::Pending(trouble) => trouble.is_full,
-            Self::Newer { .. } | Self::Damaged(_) | Self::DamagedJob { .. } => false,
+            Self::Newer { .. } | Self::Damaged(_) | Self::DamagedJob { .. } | Self::Unreachable(_) => false,
         }
+    }
+}
+
+impl From<Unreachable> for StoreError {
+    fn from(Unreachable(cause): Unreachable) -> Self {
+        Self::Unreachable(cause)
+    }
+}
+
+impl From<Unreachable> for AddError {
+    fn from(cause: Unreachable) -> Self {
+        Self::Store(cause.into())
+    }
+}
+
+impl<E> From<Unreachable> for UpdateError<E> {
+    fn from(cause: Unreachable) -> Self {
+        Self::Store(cause.into())
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::jobs::report::Rankings;
+use crate::postgres::Fence;
 use crate::reason::FailureReason;
 
 #[tokio::test]
@@ -118,7 +119,7 @@ async fn a_process_that_is_silent_for_too_long_is_killed() {
 struct Full(AtomicBool);
 
 impl ModelSink for Full {
-    fn keep(&self, folder: &Path, model: ModelDigest) -> Result<(), Failure> {
+    fn keep(&self, folder: &Path, model: ModelDigest, _: Option<Fence>) -> Result<(), Failure> {
         assert!(folder.ends_with("job-1/model") && model == ModelDigest::new([1; 32]));
         match self.0.load(Ordering::Relaxed) {
             true => Ok(()),
@@ -130,7 +131,7 @@ impl ModelSink for Full {
 #[tokio::test]
 async fn a_job_whose_model_finds_no_room_fails_and_finishes_when_there_is_some() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let (full, model) = (Arc::new(Full::default()), ModelDigest::new([1; 32]));
     let script = format!(r#"echo '{{"finished":{{"model":"{model}"}}}}'"#);
     let stage = Stage::kept_by(full.clone(), folder, &script, |_| {}).await;

@@ -5,7 +5,7 @@ use super::*;
 #[tokio::test]
 async fn a_job_whose_canceller_has_left_is_stopped_all_the_same() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     std::fs::write(folder.path().join("script.sh"), STOPS).expect("writable");
     let key = add(&repository(&folder, 1000)).await.key;
     let settings = settings(folder.path(), &Arc::new(catalog(&folder)));
@@ -26,7 +26,7 @@ async fn a_job_whose_canceller_has_left_is_stopped_all_the_same() {
 #[tokio::test]
 async fn a_job_whose_deleter_has_left_leaves_no_folder() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let key = {
         let repository = repository(&folder, 1000);
         let key = add(&repository).await.key;

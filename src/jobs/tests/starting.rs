@@ -6,7 +6,7 @@ use crate::jobs::store::StoreError;
 #[tokio::test]
 async fn a_start_that_is_interrupted_costs_a_job_no_attempt() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let galleries = Arc::new(catalog(&folder));
     let key = {
         let repository = repository(&folder, 1000);
@@ -38,9 +38,9 @@ async fn folders_of_deleted_jobs_go_and_no_other_does() {
     let folder = place.path().join("jobs");
     let bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
     std::fs::create_dir(&folder).expect("writable");
-    JobStore::create(&Folder(folder.clone())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.clone())).expect("writable");
     let keys = {
-        let store = JobStore::open(Box::new(Folder(folder.clone())), bounds).expect("a store");
+        let store = EmbeddedJobs::open(Box::new(Folder(folder.clone())), bounds).expect("a store");
         let keys = [(); 2].map(|()| {
             match store.add(&"default".into(), JobSpec::default(), crate::gallery::Time::from_nanos(1)) {
                 Ok(Added::New(job)) => job.key,

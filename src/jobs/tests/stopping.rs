@@ -70,7 +70,7 @@ async fn a_server_that_goes_down_interrupts_its_jobs_and_resumes_them_at_its_nex
 #[tokio::test]
 async fn a_job_with_which_the_server_dies_again_and_again_is_given_up() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let key = {
         let repository = repository(&folder, 1000);
         let key = add(&repository).await.key;

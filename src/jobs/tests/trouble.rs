@@ -9,14 +9,16 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::durable::faults::{Failure as Fault, FaultyDisk};
 use crate::jobs::chips;
+use crate::jobs::hold::{Claimed, Hold};
 use crate::jobs::outcome::AttemptOutcome;
 use crate::jobs::slot::Slot;
 use crate::jobs::spawner::Spawner;
 use crate::jobs::store::{StoreError, UpdateError};
+use crate::postgres::Fence;
 use crate::reason::FailureReason;
 
 fn placed(folder: &tempfile::TempDir) {
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
 }
 
 #[tokio::test]
@@ -41,8 +43,9 @@ async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_proces
     };
     let stop = CancellationToken::new();
     stop.cancel();
-    assert_eq!(chips::fetch(&slot, &job, &stop).await, Err(AttemptOutcome::Stopped));
-    assert_eq!(chips::fetch(&slot, &job, &CancellationToken::new()).await, Ok(()));
+    let claimed = Claimed { hold: Hold::alone(job.key.clone()), job };
+    assert_eq!(chips::fetch(&slot, &claimed, &stop).await, Err(AttemptOutcome::Stopped));
+    assert_eq!(chips::fetch(&slot, &claimed, &CancellationToken::new()).await, Ok(()));
 }
 
 /// Accepts every model, while another task ends the job.
@@ -50,7 +53,7 @@ async fn a_stop_that_comes_too_late_for_the_copy_of_chips_still_keeps_the_proces
 struct Overtaken(OnceLock<Arc<JobRepository>>);
 
 impl ModelSink for Overtaken {
-    fn keep(&self, _: &Path, _: ModelDigest) -> Result<(), Failure> {
+    fn keep(&self, _: &Path, _: ModelDigest, _: Option<Fence>) -> Result<(), Failure> {
         let repository = self.0.get().expect("set before the job was submitted");
         let key = JobKey { tenant: "default".into(), id: crate::jobs::JobId::new(1) };
         let fail = |edit: &mut crate::jobs::edit::Edit| {
@@ -84,9 +87,9 @@ async fn chips_stay_until_the_end_of_their_job_is_stored() {
 /// Jobs on a disk that can fail.
 fn repository_on_a_disk() -> (FaultyDisk, Arc<JobRepository>) {
     let disk = FaultyDisk::new(1);
-    JobStore::create(&disk).expect("writable");
+    EmbeddedJobs::create(&disk).expect("writable");
     let bounds = Bounds { jobs_max: 10, events_retained_max: 1000 };
-    let store = JobStore::open(Box::new(disk.clone()), bounds).expect("a store");
+    let store = EmbeddedJobs::open(Box::new(disk.clone()), bounds).expect("a store");
     (disk, Arc::new(JobRepository::new(store).expect("readable")))
 }
 

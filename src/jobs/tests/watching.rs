@@ -6,7 +6,7 @@ use crate::jobs::watch::WatchError;
 #[tokio::test]
 async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let repository = repository(&folder, 200);
     let key = add(&repository).await.key;
     let log = async |count: usize| {
@@ -43,7 +43,7 @@ async fn a_watcher_reads_at_its_own_pace_and_is_told_when_it_is_too_slow() {
 #[tokio::test]
 async fn a_watch_ends_with_its_job_and_fails_with_a_deleted_one() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
     let repository = repository(&folder, 200);
     let key = add(&repository).await.key;
     let events = watch(Arc::clone(&repository), key.clone(), WatchFrom::Number(2)).await.expect("the next");

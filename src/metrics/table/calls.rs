@@ -137,7 +137,11 @@ pub(super) const HEALTH_GROUP: Group = Group {
             HEALTH,
             Kind::Gauge,
             "0 or 1",
-            &[("state", "`warming`, `serving`, `failing` (canaries do not pass), `draining`, `device_lost`")],
+            &[(
+                "state",
+                "`warming`, `serving`, `failing` (canaries do not pass), `outdated` (the model that is active on all servers \
+                 cannot serve here), `draining`, `device_lost`",
+            )],
             "1 for the state that the server is in.",
         ),
         metric(

@@ -105,7 +105,7 @@ pub(super) const TRAINING_GROUP: Group = Group {
                 "state",
                 "`queued`, `running`, `cancelling`, `cancelled`, `failed`, `finished`, `interrupted`, `damaged`",
             )],
-            "Training jobs.",
+            "Training jobs. Where servers share them, each counts all but those that others run.",
         ),
         metric(JOB_STEP, STEP_SECONDS, "seconds", &[SLOT], "One training step."),
         metric(

@@ -1,4 +1,4 @@
-//! Metrics of galleries that several servers share.
+//! Metrics of galleries, jobs and models that several servers share.
 
 use super::metric::{Group, Kind, STAGE_SECONDS, metric};
 
@@ -12,9 +12,12 @@ pub const COPY_LAG: &str = "shipreid_copy_lag_commits_max";
 pub const COPY_AGE: &str = "shipreid_copy_age_seconds_max";
 pub const COPIES_LOADED: &str = "shipreid_copies_loaded_total";
 pub const LEASES_LOST: &str = "shipreid_move_leases_lost_total";
+pub const JOBS_TAKEN_OVER: &str = "shipreid_jobs_taken_over_total";
+pub const MODEL_OUTDATED: &str = "shipreid_model_outdated";
+pub const JOB_WRITES_REFUSED: &str = "shipreid_job_writes_refused_total";
 
 pub(super) const SHARED_GROUP: Group = Group {
-    title: "Shared galleries",
+    title: "Shared galleries, jobs and models",
     metrics: &[
         metric(
             DATABASE_REACHED,
@@ -86,6 +89,27 @@ pub(super) const SHARED_GROUP: Group = Group {
             "leases",
             &[],
             "Times that another server took over re-embedding from this one, which had not renewed its lease.",
+        ),
+        metric(
+            JOBS_TAKEN_OVER,
+            Kind::Counter,
+            "jobs",
+            &[],
+            "Training jobs that this server put back into the queue, since the one that ran them stopped or was lost.",
+        ),
+        metric(
+            JOB_WRITES_REFUSED,
+            Kind::Counter,
+            "writes",
+            &[],
+            "What this server still had to say of training jobs that others had taken over from it, which the database refused.",
+        ),
+        metric(
+            MODEL_OUTDATED,
+            Kind::Gauge,
+            "0 or 1",
+            &[],
+            "1 while the model that is active on all servers cannot serve on this one, which is not ready then.",
         ),
     ],
 };

@@ -100,6 +100,12 @@ impl Database {
         self.folder.path()
     }
 
+    /// For a server on this machine.
+    pub fn url(&self) -> String {
+        let folder = self.socket_folder().display().to_string().replace('/', "%2F");
+        format!("postgres://shipreid@{folder}/postgres")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join(".s.PGSQL.5432")
     }

@@ -14,13 +14,11 @@ use crate::durable::{discard_folder, tenant_folder};
 use crate::gallery::catalog::{CatalogError, GalleryName, Place, Unserved, UnservedKind};
 use crate::gallery::embedded::Bounds;
 use crate::gallery::postgres::gallery::PostgresGallery;
-use crate::gallery::postgres::link::Database;
 use crate::gallery::postgres::load::{load_copy, open_copy};
-use crate::gallery::postgres::rows::query;
-use crate::gallery::postgres::skew::observe_skew;
 use crate::gallery::postgres::sweep::sweep;
 use crate::gallery::store::StoreError;
 use crate::metrics;
+use crate::postgres::{Database, observe_skew, query};
 
 /// How often the copies follow the database without being asked for.
 const POLL: Duration = Duration::from_millis(200);

@@ -9,9 +9,9 @@ use crate::gallery::catalog::{CatalogError, DraftError, DraftRow, GalleryDraft, 
 use crate::gallery::embedded::{Allowance, NewRow, SealedRow, sealed_about};
 use crate::gallery::entry::{EntryId, Time};
 use crate::gallery::index::RowId;
-use crate::gallery::postgres::link::Transaction;
-use crate::gallery::postgres::rows::{EntryColumns, execute, insert_chips, insert_vectors, query};
+use crate::gallery::postgres::rows::{EntryColumns, insert_chips, insert_vectors};
 use crate::gallery::store::{About, Gallery, StoreError};
+use crate::postgres::{Transaction, execute, query};
 
 /// Rows and bytes that are written together.
 const ROWS_MAX: usize = 500;

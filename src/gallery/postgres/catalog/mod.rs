@@ -18,11 +18,7 @@ use copies::follow;
 use draft::PostgresDraft;
 
 use super::gallery::PostgresGallery;
-use super::link::{Database, Transaction};
-use super::rows::{execute, query};
-use super::schema::{check_usable, migrate};
 use super::settings::PostgresSettings;
-use super::skew::observe_skew;
 use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
@@ -33,6 +29,7 @@ use crate::gallery::embedded::{Allowance, EmbeddedSettings, sealed_about};
 use crate::gallery::entry::Time;
 use crate::gallery::store::{About, Gallery, GalleryStore, StoreError};
 use crate::metrics;
+use crate::postgres::{Cluster, Database, Transaction, check_usable, execute, query};
 
 /// The galleries of one database, and this server's copies of them in a folder that nothing else may use meanwhile.
 /// Cloning it is cheap.
@@ -88,8 +85,7 @@ const LISTED: &str =
     "id, tenant, name, commit, committed_at, (select usable_from from shipreid) as usable_from";
 
 impl PostgresCatalog {
-    /// Connects to the database, makes its tables if need be, and brings this server's copies in `root` up to
-    /// date.
+    /// Brings this server's copies in `root` up to date.
     ///
     /// # Errors
     /// The database cannot be used, or another process uses `root`.
@@ -98,13 +94,10 @@ impl PostgresCatalog {
         root: &Path,
         settings: EmbeddedSettings,
     ) -> Result<Self, CatalogError> {
-        let database = Database::open(&shared.url).await?;
-        let tenancy = shared.tenancy;
-        let cluster = database.run(move |connection| migrate(connection, tenancy)).await?;
-        observe_skew(&database).await?;
+        let Cluster { database, id, server } = shared.cluster.clone();
         fs::create_dir_all(root)?;
         let lock = DirectoryLock::acquire(root).map_err(std::io::Error::other)?;
-        let folder = root.join(cluster);
+        let folder = root.join(id);
         fs::create_dir_all(&folder)?;
         remove_partial(&folder)?;
         let catalog = Self(Arc::new(Inner {
@@ -115,7 +108,7 @@ impl PostgresCatalog {
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
-            server: hex::encode(rand::random::<[u8; 16]>()),
+            server,
             leads: AtomicBool::new(false),
             ended: CancellationToken::new(),
         }));
@@ -340,7 +333,7 @@ impl CatalogStore for PostgresCatalog {
             let rows =
                 query!(transaction, sql, of => TEXT, called.as_str() => TEXT, sealed => BYTEA, now => INT8)?;
             transaction.commit().await?;
-            Ok(Ok(rows[0].get::<_, i64>(0)))
+            Ok::<_, StoreError>(Ok(rows[0].get::<_, i64>(0)))
         });
         let id = made.await??;
         served(&self.open_async(tenant, name, id).await?)
@@ -367,7 +360,7 @@ impl CatalogStore for PostgresCatalog {
             let transaction = Transaction::begin(&catalog.0.database, "begin").await?;
             let room = room(&transaction, &of, &called, catalog.quotas().galleries_per_tenant).await?;
             transaction.roll_back().await?;
-            Ok(room)
+            Ok::<_, StoreError>(room)
         });
         checked.await??;
         let draft = PostgresDraft::new(self.clone(), tenant, name.clone());
@@ -411,7 +404,7 @@ impl CatalogStore for PostgresCatalog {
             let leads = execute!(connection, sql, server => TEXT, target => BYTEA)? == 1;
             let taken = "select from shipreid where target = $2 and leader <> $1";
             let is_taken = !leads && !query!(connection, taken, server => TEXT, target => BYTEA)?.is_empty();
-            Ok((leads, is_taken))
+            Ok::<_, StoreError>((leads, is_taken))
         });
         let (leads, is_taken) = asked.await.unwrap_or_default();
         if self.0.leads.swap(leads, Ordering::Relaxed) && is_taken {

@@ -1,7 +1,13 @@
 //! PgBouncer in transaction mode: each transaction may run on another connection of the database.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::thread;
+
 use super::super::generator::OperationGenerator;
 use super::*;
+use crate::postgres::trial::{NOBODY, as_nobody};
 
 /// Connections to the database: fewer than the servers have to the pooler.
 const POOLED: usize = 3;
@@ -53,7 +59,7 @@ async fn servers_behind_a_pooler_in_transaction_mode_come_to_one_state() {
     // A pooler takes no options of a session.
     shared.execute(&format!("alter role {0} set search_path = {0}", shared.schema)).await;
     let url = format!("postgres://{}@127.0.0.1:{port}/postgres", shared.schema);
-    let pooled = PostgresSettings { url, ..shared.settings() };
+    let pooled = MemberSettings { url, ..shared.settings() };
     let servers = [shared.open_as(pooled.clone()).await, shared.open_as(pooled).await];
     let first = servers[0].create("t", &name("a"), new_gallery()).await.expect("made");
     let second = CatalogStore::get(&servers[1], "t", &name("a")).await.expect("there");

@@ -38,7 +38,7 @@ async fn a_local_read_asks_the_database_for_nothing() {
 async fn a_local_read_beyond_the_bound_is_refused_if_the_copy_cannot_be_brought_up_to_date() {
     let Some(shared) = Shared::new().await else { return };
     let local_age_max = Duration::from_millis(100);
-    let server = shared.open_as(PostgresSettings { local_age_max, ..shared.settings() }).await;
+    let server = shared.open_as(MemberSettings { local_age_max, ..shared.settings() }).await;
     server.create("t", &name("a"), new_gallery()).await.expect("made");
     read(&server, LOCAL).await.expect("up to date");
     cut_off(&shared).await;

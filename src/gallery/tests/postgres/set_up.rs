@@ -8,9 +8,9 @@ use super::*;
 
 impl Shared {
     /// What a server says that cannot use the database.
-    async fn refused(&self, settings_of: PostgresSettings) -> String {
+    async fn refused(&self, settings_of: MemberSettings) -> String {
         let folder = self.folders.path().join("refused");
-        let refused = PostgresCatalog::open(&settings_of, &folder, settings()).await.map(drop);
+        let refused = settings_of.open(&folder, settings()).await.map(drop);
         let message = refused.expect_err("it cannot be used").to_string();
         assert_eq!(message.lines().count(), 1, "{message}");
         assert!(message.starts_with("the database of the galleries cannot be used: "), "{message}");
@@ -18,7 +18,7 @@ impl Shared {
     }
 
     async fn refused_url(&self, url: String) -> String {
-        self.refused(PostgresSettings { url, ..self.settings() }).await
+        self.refused(MemberSettings { url, ..self.settings() }).await
     }
 
     /// The same database over TCP.
@@ -61,7 +61,7 @@ async fn tables_of_a_newer_release_are_refused_unless_it_left_them_usable() {
     assert_eq!(CatalogStore::get(&other, "t", &name("a")).await.expect("there").info().entries, 1);
     // And now what it must know.
     shared.execute("update shipreid set usable_from = 98").await;
-    let told = "a newer release has changed its tables to version 98, this one knows up to version 2";
+    let told = "a newer release has changed its tables to version 98, this one knows up to version 3";
     let message = shared.refused(shared.settings()).await;
     assert!(message.contains(told), "{message}");
     let refused = CatalogStore::get(&server, "t", &name("a")).await.expect_err("it runs still").to_string();
@@ -74,7 +74,7 @@ async fn tables_of_a_newer_release_are_refused_unless_it_left_them_usable() {
 async fn servers_that_tell_tenants_apart_in_another_way_are_refused() {
     let Some(shared) = Shared::new().await else { return };
     shared.open().await;
-    let message = shared.refused(PostgresSettings { tenancy: Tenancy::ByKeys, ..shared.settings() }).await;
+    let message = shared.refused(MemberSettings { tenancy: Tenancy::ByKeys, ..shared.settings() }).await;
     assert!(
         message.contains(
             "its servers have no keys and one tenant (tenancy \"one\"), this one has auth.keys_file"
@@ -83,7 +83,7 @@ async fn servers_that_tell_tenants_apart_in_another_way_are_refused() {
     );
     // All servers are stopped, and have keys from now on.
     shared.execute("update shipreid set tenancy = null").await;
-    shared.open_as(PostgresSettings { tenancy: Tenancy::ByKeys, ..shared.settings() }).await;
+    shared.open_as(MemberSettings { tenancy: Tenancy::ByKeys, ..shared.settings() }).await;
     let message = shared.refused(shared.settings()).await;
     assert!(
         message.contains(
@@ -103,7 +103,7 @@ async fn tls_trusts_the_authority_that_the_url_names_and_no_other() {
             "localhost",
             &format!("&sslrootcert={ca}{mode}&application_name=tls_{user}"),
         );
-        let server = shared.open_as(PostgresSettings { url, ..shared.settings() }).await;
+        let server = shared.open_as(MemberSettings { url, ..shared.settings() }).await;
         let encrypted = format!(
             "do $$ begin assert (select bool_and(ssl) from pg_stat_ssl join pg_stat_activity using (pid)
             where application_name = 'tls_{user}'); end $$"
@@ -154,7 +154,7 @@ async fn the_documented_roles_may_do_what_they_should_and_nothing_else() {
         ))
         .await;
     let url = of(&schema, "change-me");
-    let catalog = shared.open_as(PostgresSettings { url: url.clone(), ..shared.settings() }).await;
+    let catalog = shared.open_as(MemberSettings { url: url.clone(), ..shared.settings() }).await;
     let gallery = catalog.create("t", &name("a"), new_gallery()).await.expect("made");
     gallery.enrol(enrolment("1", 1)).await.expect("enrolled");
 

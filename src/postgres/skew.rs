@@ -2,9 +2,9 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::failure::Unreachable;
 use super::link::Database;
-use super::rows::query;
-use crate::gallery::store::StoreError;
+use super::statement::query;
 use crate::metrics;
 
 /// A clock that is further off is worth a line.
@@ -14,12 +14,12 @@ const SKEW_MAX: f64 = 5.0;
 ///
 /// # Errors
 /// The database cannot be reached.
-pub async fn observe_skew(database: &Database) -> Result<(), StoreError> {
+pub async fn observe_skew(database: &Database) -> Result<(), Unreachable> {
     let ahead = database.run(|connection| async move {
         let asked = own_clock();
         let rows = query!(connection, "select extract(epoch from clock_timestamp())::float8")?;
         // What it took to ask is divided between both ways.
-        Ok(f64::midpoint(asked, own_clock()) - rows[0].get::<_, f64>(0))
+        Ok::<_, Unreachable>(f64::midpoint(asked, own_clock()) - rows[0].get::<_, f64>(0))
     });
     let ahead = ahead.await?;
     metrics::database_clock_skew(ahead);
@@ -40,7 +40,7 @@ fn warning(ahead: f64) -> Option<String> {
     }
     let direction = if ahead > 0.0 { "ahead of" } else { "behind" };
     Some(format!(
-        "this server's clock is {:.1} s {direction} that of the database of the galleries: the times at which it enrols \
+        "this server's clock is {:.1} s {direction} that of the database: the times at which it enrols \
          entries are off by that; set the clocks by NTP",
         ahead.abs()
     ))

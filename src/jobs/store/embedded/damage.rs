@@ -4,13 +4,13 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use redb::ReadableTable;
 
-use super::super::state::{Change, Refused};
 use super::tables::{EVENTS, JOBS, META, NEXT_ID, REQUESTS};
 use super::tests::{NOW, Place, add, eventful, known, order};
 use super::*;
 use crate::durable::Folder;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
+use crate::jobs::state::{Change, Refused};
 
 /// Changes the database of a place bypassing the store.
 fn change(place: &Place, change: impl FnOnce(&redb::WriteTransaction)) {
@@ -161,8 +161,8 @@ fn only_what_was_deleted_is_remembered_as_deleted() {
 #[test]
 fn a_changed_letter_of_a_tenant_takes_no_job_from_anybody() {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    JobStore::create(&Folder(folder.path().to_owned())).expect("writable");
-    let open = || JobStore::open(Box::new(Folder(folder.path().to_owned())), BOUNDS);
+    EmbeddedJobs::create(&Folder(folder.path().to_owned())).expect("writable");
+    let open = || EmbeddedJobs::open(Box::new(Folder(folder.path().to_owned())), BOUNDS);
     let orders = [("harbour", "first"), ("harbour", "second"), ("offshore", "third")];
     let store = open().expect("a store");
     let jobs = orders.map(|(tenant, request)| add(&store, tenant, order("x", Some(request))));
@@ -225,7 +225,7 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
         std::fs::copy(fresh.path().join(FILE), &path).expect("a copy");
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let told = flip(&path, &mut random);
-        let outcome = match JobStore::open(Box::new(Folder(folder.path().into())), BOUNDS) {
+        let outcome = match EmbeddedJobs::open(Box::new(Folder(folder.path().into())), BOUNDS) {
             Err(_) => Outcome::Refused,
             Ok(store) => judge(&store, &keys, &whole, &told),
         };
@@ -234,7 +234,7 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
         // Pages that nothing was read from may still be refused on a write.
         if outcome == Outcome::Unaffected
             && random.random_bool(0.2)
-            && let Ok(store) = JobStore::open(Box::new(Folder(folder.path().into())), BOUNDS)
+            && let Ok(store) = EmbeddedJobs::open(Box::new(Folder(folder.path().into())), BOUNDS)
             && let Ok(added) = store.add(&"default".into(), order("y", None), NOW)
         {
             assert!(matches!(added, Added::New(job) if job.key.id == JobId::new(3)), "{told}");
@@ -246,7 +246,12 @@ fn whichever_byte_of_the_file_is_flipped_nothing_is_silently_wrong() {
 
 const BOUNDS: Bounds = Bounds { jobs_max: 9, events_retained_max: 100 };
 
-fn judge(store: &JobStore, keys: &[JobKey], whole: &[(Option<Job>, Option<Replay>)], told: &str) -> Outcome {
+fn judge(
+    store: &EmbeddedJobs,
+    keys: &[JobKey],
+    whole: &[(Option<Job>, Option<Replay>)],
+    told: &str,
+) -> Outcome {
     let mut outcome = Outcome::Unaffected;
     let named = |cause: &StoreError| matches!(cause, StoreError::Damaged(_) | StoreError::DamagedJob { .. });
     for (key, (job, events)) in keys.iter().zip(whole) {

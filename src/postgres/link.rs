@@ -1,5 +1,5 @@
-//! Connections to the database, on threads of the store's own: writers of galleries wait on their threads for it, and
-//! work that has begun comes to its end where its caller leaves.
+//! Connections to the database, on threads of their own: writers of galleries wait on their threads for it, and work that
+//! has begun comes to its end where its caller leaves.
 
 use std::fmt;
 use std::ops::Deref;
@@ -17,9 +17,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Config};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::failure::failed;
+use super::failure::{Unreachable, failed};
 use super::target::{Target, connector};
-use crate::gallery::store::StoreError;
 use crate::metrics;
 
 /// Connections of a server. Those of writers that wait for a lock count.
@@ -60,7 +59,7 @@ impl Database {
     ///
     /// # Errors
     /// The URL or its authority's certificate is none, or the database cannot be reached or refuses its user.
-    pub async fn open(url: &str) -> Result<Self, StoreError> {
+    pub async fn open(url: &str) -> Result<Self, Unreachable> {
         let Target { mut config, authority } = Target::parse(url)?;
         let tls = connector(authority.as_deref())?;
         // After a failover, a host that has become a standby is passed over.
@@ -71,12 +70,12 @@ impl Database {
         }
         let runtime =
             Builder::new_multi_thread().worker_threads(2).thread_name("postgres").enable_all().build();
-        let runtime = runtime.map_err(|cause| StoreError::Unreachable(cause.to_string()))?;
+        let runtime = runtime.map_err(|cause| Unreachable(cause.to_string()))?;
         let pool = Pool::builder(Connector { config, tls }).max_size(CONNECTIONS_MAX).build();
-        let pool = pool.map_err(|cause| StoreError::Unreachable(cause.to_string()))?;
+        let pool = pool.map_err(|cause| Unreachable(cause.to_string()))?;
         let database =
             Self(Arc::new(Inner { pool, handle: runtime.handle().clone(), runtime: Some(runtime) }));
-        database.run(|_| async { Ok(()) }).await?;
+        database.run(|_| async { Ok::<_, Unreachable>(()) }).await?;
         metrics::limit("database_connections", CONNECTIONS_MAX as f64);
         Ok(database)
     }
@@ -85,27 +84,25 @@ impl Database {
     ///
     /// # Errors
     /// Those of `work`, and the database cannot be reached.
-    pub async fn run<T, W>(
-        &self,
-        work: impl FnOnce(Connection) -> W + Send + 'static,
-    ) -> Result<T, StoreError>
+    pub async fn run<T, E, W>(&self, work: impl FnOnce(Connection) -> W + Send + 'static) -> Result<T, E>
     where
         T: Send + 'static,
-        W: Future<Output = Result<T, StoreError>> + Send,
+        E: From<Unreachable> + Send + 'static,
+        W: Future<Output = Result<T, E>> + Send,
     {
         let pool = self.0.pool.clone();
         let running = self.0.handle.spawn(patient(async move { work(connection(&pool).await?).await }));
-        running.await.unwrap_or_else(|cause| Err(StoreError::Unreachable(cause.to_string())))
+        running.await.unwrap_or_else(|cause| Err(Unreachable(cause.to_string()).into()))
     }
 
     /// Waits on this thread, whatever thread it is.
     ///
     /// # Errors
     /// Those of `work`, and the database took too long.
-    pub fn wait<T: Send>(
+    pub fn wait<T: Send, E: From<Unreachable> + Send>(
         &self,
-        work: impl Future<Output = Result<T, StoreError>> + Send,
-    ) -> Result<T, StoreError> {
+        work: impl Future<Output = Result<T, E>> + Send,
+    ) -> Result<T, E> {
         let wait = || self.0.handle.block_on(patient(work));
         if Handle::try_current().is_err() {
             return wait();
@@ -116,7 +113,7 @@ impl Database {
 
     /// # Errors
     /// The database cannot be reached.
-    pub async fn connection(&self) -> Result<Connection, StoreError> {
+    pub async fn connection(&self) -> Result<Connection, Unreachable> {
         connection(&self.0.pool).await
     }
 
@@ -133,18 +130,18 @@ impl Database {
     }
 }
 
-async fn patient<T>(work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+async fn patient<T, E: From<Unreachable>>(work: impl Future<Output = Result<T, E>>) -> Result<T, E> {
     let elapsed = |_| {
         metrics::database_failed("timeout");
-        StoreError::Unreachable(format!("no answer in {} s", PATIENCE.as_secs()))
+        Unreachable(format!("no answer in {} s", PATIENCE.as_secs()))
     };
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|cause| Err(elapsed(cause)))
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|cause| Err(elapsed(cause).into()))
 }
 
-async fn connection(pool: &Pool<Connector>) -> Result<Connection, StoreError> {
+async fn connection(pool: &Pool<Connector>) -> Result<Connection, Unreachable> {
     pool.get().await.map_err(|cause| match cause {
         deadpool::managed::PoolError::Backend(cause) => cause,
-        other => StoreError::Unreachable(other.to_string()),
+        other => Unreachable(other.to_string()),
     })
 }
 
@@ -165,9 +162,9 @@ impl Deref for Link {
 
 impl Manager for Connector {
     type Type = Link;
-    type Error = StoreError;
+    type Error = Unreachable;
 
-    async fn create(&self) -> Result<Link, StoreError> {
+    async fn create(&self) -> Result<Link, Unreachable> {
         let (client, mut connection) =
             self.config.connect(self.tls.clone()).await.map_err(|cause| failed(&cause))?;
         let is_unreplicated = Arc::new(AtomicBool::new(false));
@@ -177,12 +174,12 @@ impl Manager for Connector {
                 match message {
                     // A wait for a standby that was cancelled. It has no code of its own.
                     Ok(AsyncMessage::Notice(notice)) if notice.code() == &SqlState::WARNING => {
-                        tracing::warn!(%notice, "the database of the galleries warns");
+                        tracing::warn!(%notice, "the database warns");
                         flag.store(true, Ordering::Relaxed);
                     }
                     Ok(_) => {}
                     Err(cause) => {
-                        tracing::info!(%cause, "a connection to the database of the galleries is lost");
+                        tracing::info!(%cause, "a connection to the database is lost");
                         break;
                     }
                 }
@@ -191,7 +188,7 @@ impl Manager for Connector {
         Ok(Link { client, is_unreplicated })
     }
 
-    async fn recycle(&self, link: &mut Link, _: &Metrics) -> RecycleResult<StoreError> {
+    async fn recycle(&self, link: &mut Link, _: &Metrics) -> RecycleResult<Unreachable> {
         if link.client.is_closed() {
             return Err(RecycleError::message("it is closed"));
         }
@@ -219,7 +216,7 @@ pub struct Transaction(Option<Connection>);
 impl Transaction {
     /// # Errors
     /// The database cannot be reached.
-    pub async fn begin(database: &Database, sql: &str) -> Result<Self, StoreError> {
+    pub async fn begin(database: &Database, sql: &str) -> Result<Self, Unreachable> {
         let begun = Self(Some(database.connection().await?));
         begun.batch_execute(sql).await.map_err(|cause| failed(&cause))?;
         begun.take_unreplicated();
@@ -228,22 +225,22 @@ impl Transaction {
 
     /// # Errors
     /// It was not committed, nobody knows whether it was, or a standby may not have it.
-    pub async fn commit(self) -> Result<(), StoreError> {
+    pub async fn commit(self) -> Result<(), Unreachable> {
         self.end("commit").await
     }
 
     /// # Errors
     /// The database cannot be reached.
-    pub async fn roll_back(self) -> Result<(), StoreError> {
+    pub async fn roll_back(self) -> Result<(), Unreachable> {
         self.end("rollback").await
     }
 
-    async fn end(mut self, sql: &str) -> Result<(), StoreError> {
+    async fn end(mut self, sql: &str) -> Result<(), Unreachable> {
         self.batch_execute(sql).await.map_err(|cause| failed(&cause))?;
         let ended = self.0.take();
         if ended.is_some_and(|connection| connection.take_unreplicated()) {
             metrics::database_failed("unreplicated");
-            return Err(StoreError::Unreachable("a standby did not confirm the commit".into()));
+            return Err(Unreachable("a standby did not confirm the commit".into()));
         }
         Ok(())
     }

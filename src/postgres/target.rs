@@ -10,8 +10,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::failure::failed;
-use crate::gallery::store::StoreError;
+use super::failure::{Unreachable, failed};
 
 /// What a URL says.
 #[derive(Debug)]
@@ -27,7 +26,7 @@ impl Target {
     ///
     /// # Errors
     /// It is no URL of a database.
-    pub fn parse(url: &str) -> Result<Self, StoreError> {
+    pub fn parse(url: &str) -> Result<Self, Unreachable> {
         let (place, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut authority, mut verifies, mut kept) = (None, false, Vec::new());
         for parameter in query.split('&').filter(|parameter| !parameter.is_empty()) {
@@ -48,9 +47,9 @@ impl Target {
     }
 }
 
-fn decoded(text: &str) -> Result<String, StoreError> {
+fn decoded(text: &str) -> Result<String, Unreachable> {
     let decoded = percent_decode_str(text).decode_utf8();
-    Ok(decoded.map_err(|_| StoreError::Unreachable("sslrootcert is not UTF-8".into()))?.into_owned())
+    Ok(decoded.map_err(|_| Unreachable("sslrootcert is not UTF-8".into()))?.into_owned())
 }
 
 /// Trusts the authorities in a file, or else those that the system trusts. Without any, only connections without TLS come
@@ -58,7 +57,7 @@ fn decoded(text: &str) -> Result<String, StoreError> {
 ///
 /// # Errors
 /// The file holds no certificate.
-pub fn connector(authority: Option<&Path>) -> Result<MakeRustlsConnect, StoreError> {
+pub fn connector(authority: Option<&Path>) -> Result<MakeRustlsConnect, Unreachable> {
     let trusting = |roots: RootCertStore| {
         let config = ClientConfig::builder().with_root_certificates(roots);
         MakeRustlsConnect::new(config.with_no_client_auth())
@@ -67,8 +66,7 @@ pub fn connector(authority: Option<&Path>) -> Result<MakeRustlsConnect, StoreErr
         let native = MakeRustlsConnect::with_native_certs();
         return Ok(native.map_or_else(|_| trusting(RootCertStore::empty()), |(tls, _)| tls));
     };
-    let unusable =
-        |cause: String| StoreError::Unreachable(format!("sslrootcert {}: {cause}", file.display()));
+    let unusable = |cause: String| Unreachable(format!("sslrootcert {}: {cause}", file.display()));
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(file).map_err(|cause| unusable(cause.to_string()))? {
         let certificate = certificate.map_err(|cause| unusable(cause.to_string()))?;

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::super::failure::Failure as Cause;
-use super::super::report::{RunEvent, SavedCheckpoint};
-use super::super::state::{Change, Refused};
 use super::*;
 use crate::durable::faults::{Failure, FaultyDisk};
 use crate::evaluate::Evaluation;
+use crate::jobs::event::JobEvent;
+use crate::jobs::failure::Failure as Cause;
+use crate::jobs::report::{RunEvent, SavedCheckpoint};
+use crate::jobs::state::{Change, Refused};
 use crate::reason::FailureReason;
 
 const SEEDS: u64 = 400;
@@ -59,7 +60,7 @@ impl JobWrite {
 impl Trial {
     fn new(seed: u64) -> Self {
         let disk = FaultyDisk::new(seed);
-        JobStore::create(&disk).expect("no failure is planned");
+        EmbeddedJobs::create(&disk).expect("no failure is planned");
         let random = ChaCha8Rng::seed_from_u64(seed);
         Self { disk, random, clock: 0, model: Model::new(), perhaps: None, next_id: 1 }
     }
@@ -87,8 +88,8 @@ impl Trial {
         if self.random.random() { self.disk.restart_machine() } else { self.disk.restart_process() }
     }
 
-    fn open(&mut self) -> Option<JobStore> {
-        match JobStore::open(Box::new(self.disk.clone()), BOUNDS) {
+    fn open(&mut self) -> Option<EmbeddedJobs> {
+        match EmbeddedJobs::open(Box::new(self.disk.clone()), BOUNDS) {
             Ok(store) => {
                 self.settle(&store);
                 Some(store)
@@ -99,7 +100,7 @@ impl Trial {
     }
 
     /// Checks that the store is in one of the permitted states, and expects that one from now on.
-    fn settle(&mut self, store: &JobStore) {
+    fn settle(&mut self, store: &EmbeddedJobs) {
         let Ok(All { jobs, damaged }) = store.all() else { return };
         assert_eq!(damaged, []);
         let found: Vec<(JobId, u64)> = jobs.iter().map(|job| (job.key.id, job.last_event)).collect();
@@ -120,7 +121,7 @@ impl Trial {
         }
     }
 
-    fn add(&mut self, store: &JobStore) {
+    fn add(&mut self, store: &EmbeddedJobs) {
         let request_id = Some(format!("r{}", self.random.random_range(0..8)));
         let order = JobSpec { request_id: request_id.clone(), ..JobSpec::default() };
         let known = self.model.values().find(|(job, _)| job.order.request_id == request_id);
@@ -148,7 +149,7 @@ impl Trial {
         }
     }
 
-    fn update(&mut self, store: &JobStore) {
+    fn update(&mut self, store: &EmbeddedJobs) {
         let Some(key) = self.any() else { return };
         let work = self.work();
         let now = Time::from_nanos(self.clock);
@@ -171,7 +172,7 @@ impl Trial {
         }
     }
 
-    fn delete(&mut self, store: &JobStore) {
+    fn delete(&mut self, store: &EmbeddedJobs) {
         let Some(key) = self.any() else { return };
         let mut without = self.model.clone();
         without.remove(&key.id);
@@ -187,7 +188,7 @@ impl Trial {
     }
 
     /// A write that failed is applied if the store can be used again before the process is killed.
-    fn pend(&mut self, store: &JobStore, perhaps: Model) {
+    fn pend(&mut self, store: &EmbeddedJobs, perhaps: Model) {
         if store.heal().is_ok() {
             self.model = perhaps;
             self.settle(store);

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use redb::{ReadableTable, ReadableTableMetadata};
 
-use super::super::job::{JobId, JobKey};
-use super::super::record;
 use super::tables::{
     CACHE_BYTES, COMPLEMENT, DELETED, EVENTS, FILE, JOBS, Keys, META, NEXT_ID, REQUESTS, RETAINED_MIN,
     SCHEMA_KEY, all, keys_of_events, number, put_number,
 };
 use super::{Bounds, SCHEMA, StoreError};
 use crate::durable::{Database, DatabaseError, Volume};
+use crate::jobs::job::{JobId, JobKey};
+use crate::jobs::record;
 
 pub fn create(volume: &dyn Volume) -> Result<(), DatabaseError> {
     let database = Database::create(volume, FILE, CACHE_BYTES)?;
@@ -34,7 +34,7 @@ pub fn open(volume: &dyn Volume) -> Result<Database, DatabaseError> {
 /// derived from the jobs.
 pub fn check(database: &Database, bounds: Bounds) -> Result<(), StoreError> {
     match schema(database)? {
-        found if found > SCHEMA => return Err(StoreError::Newer { found }),
+        found if found > SCHEMA => return Err(StoreError::Newer { found, known: SCHEMA }),
         SCHEMA => {}
         _ => seal(database)?,
     }

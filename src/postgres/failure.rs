@@ -1,30 +1,35 @@
-//! Errors of the database as errors of stores: one line each, with the cause as a metric names it.
+//! Errors of the database: one line each, with the cause as a metric names it.
 
 use std::error::Error as _;
 
 use tokio_postgres::error::{DbError, SqlState};
 
-use crate::gallery::store::StoreError;
 use crate::metrics;
 
+/// The database cannot be used: it cannot be reached, refuses, or is not for this program. What was asked of it may have been
+/// done all the same.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the database of store.url cannot be used: {0}")]
+pub struct Unreachable(pub String);
+
 /// One line, without the URL, which may hold a password.
-pub fn failed(error: &tokio_postgres::Error) -> StoreError {
+pub fn failed(error: &tokio_postgres::Error) -> Unreachable {
     let Some(told) = error.as_db_error() else {
         metrics::database_failed("connection");
         let cause = error.source().map(|cause| format!(": {cause}")).unwrap_or_default();
-        return StoreError::Unreachable(format!("{error}{cause}"));
+        return Unreachable(format!("{error}{cause}"));
     };
     let (cause, way_out) = known(told);
     metrics::database_failed(cause);
     let (message, code) = (told.message(), told.code().code());
-    StoreError::Unreachable(format!("{message} ({code}){way_out}"))
+    Unreachable(format!("{message} ({code}){way_out}"))
 }
 
 /// The cause for the metric, and what its owner can do where the message does not say it.
 fn known(told: &DbError) -> (&'static str, &'static str) {
     let code = told.code();
     match *code {
-        SqlState::LOCK_NOT_AVAILABLE => ("lock", "; another transaction holds the gallery"),
+        SqlState::LOCK_NOT_AVAILABLE => ("lock", "; another transaction holds what this one needs"),
         SqlState::QUERY_CANCELED | SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT => ("timeout", ""),
         SqlState::T_R_SERIALIZATION_FAILURE | SqlState::T_R_DEADLOCK_DETECTED => ("conflict", ""),
         SqlState::DISK_FULL => ("disk_full", "; reads go on, writes do once there is room again"),

@@ -4,18 +4,15 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 
-use super::super::job::{Job, JobId, JobKey};
-use super::super::record;
 use super::{All, Bounds, Listing, Page, RedoKind, RedoRecord, Replay, StoreError};
 use crate::durable::{Database, DatabaseError};
+use crate::jobs::job::{Job, JobId, JobKey};
+use crate::jobs::record;
+use crate::jobs::store::{PAGE_BYTES, REPLAY_BYTES};
 
 /// Name of the database's file.
 pub const FILE: &str = "jobs.redb";
 pub const CACHE_BYTES: usize = 8 << 20;
-/// A page of jobs ends when their configurations reach this many bytes.
-const PAGE_BYTES: usize = 4 << 20;
-/// A read of a job's events ends when they reach this many bytes.
-pub const REPLAY_BYTES: usize = 4 << 20;
 
 /// [`SCHEMA_KEY`] and [`NEXT_ID`]; since schema 2, the complement of each under its name with [`COMPLEMENT`].
 pub const META: TableDefinition<&str, u64> = TableDefinition::new("meta");

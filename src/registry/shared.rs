@@ -1,0 +1,183 @@
+//! Models in the database that servers share, and which of them serves. Each server has those of its folder as copies.
+
+use std::path::Path;
+
+use super::{ActiveModel, Added, RegistryError, RegistryLimits};
+use crate::embedding::ModelDigest;
+use crate::postgres::{
+    Cluster, Database, Fence, StoredFolder, Transaction, Unreachable, check_usable, execute, query,
+};
+
+/// What the files of all models belong to.
+const OWNER: &str = "models";
+const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
+    set local idle_in_transaction_session_timeout = '15s'";
+/// Any number that nothing else in the database locks: models are added one at a time.
+const ADDING: i64 = 0x4d4f_4445_4c53;
+
+/// The models of a database.
+#[derive(Clone, Debug)]
+pub struct SharedModels {
+    cluster: Cluster,
+}
+
+/// What there is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Shared {
+    pub models: Vec<ModelDigest>,
+    /// `None` if no model was ever activated.
+    pub active: Option<ActiveModel>,
+}
+
+impl SharedModels {
+    pub fn new(cluster: Cluster) -> Self {
+        Self { cluster }
+    }
+
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    fn database(&self) -> &Database {
+        &self.cluster.database
+    }
+
+    /// # Errors
+    /// The database cannot be reached, or a newer program changed the tables.
+    pub fn list(&self) -> Result<Shared, RegistryError> {
+        self.database().wait(async {
+            let connection = self.database().connection().await?;
+            let sql = "select active, former, usable_from, array (select digest from models) from shipreid";
+            let rows = query!(connection, sql)?;
+            check_usable(rows[0].get(2))?;
+            let active = match (rows[0].get::<_, Option<Vec<u8>>>(0), rows[0].get::<_, Option<Vec<u8>>>(1)) {
+                (Some(digest), Some(former)) => {
+                    Some(ActiveModel { digest: digest_of(&digest)?, former: digest_of(&former)? })
+                }
+                _ => None,
+            };
+            let models: Vec<Vec<u8>> = rows[0].get(3);
+            let models = models.iter().map(|digest| digest_of(digest)).collect::<Result<_, _>>()?;
+            Ok(Shared { models, active })
+        })
+    }
+
+    /// Adds the model in a folder, as a whole or not at all. `fence` is the right to do so, where a job made it.
+    ///
+    /// # Errors
+    /// A limit would be exceeded, the job is held no longer, the folder cannot be read, or the database cannot be
+    /// reached.
+    pub fn add(
+        &self,
+        digest: ModelDigest,
+        (folder, bytes): (&Path, u64),
+        limits: RegistryLimits,
+        fence: Option<Fence>,
+    ) -> Result<Added, RegistryError> {
+        let database = self.database();
+        let key = digest.as_bytes().as_slice();
+        let transaction = database.wait(Transaction::begin(database, BEGIN))?;
+        let room = database.wait(async {
+            query!(transaction, "select pg_advisory_xact_lock($1)", ADDING => INT8)?;
+            let sql = "select count(*), coalesce(sum(bytes), 0)::int8, bool_or(digest = $1) from models";
+            let rows = query!(transaction, sql, key => BYTEA)?;
+            let [count, used] = [0, 1].map(|column| rows[0].get::<_, i64>(column) as u64);
+            Ok::<_, RegistryError>((count, used, rows[0].get::<_, Option<bool>>(2).unwrap_or(false)))
+        });
+        let (count, used, is_known) = room?;
+        if is_known {
+            database.wait(transaction.roll_back())?;
+            return Ok(Added::Known);
+        }
+        let RegistryLimits { count_max, bytes_max } = limits;
+        if count as usize >= count_max || used.saturating_add(bytes) > bytes_max {
+            database.wait(transaction.roll_back())?;
+            return Err(if count as usize >= count_max {
+                RegistryError::TooMany { limit: count_max }
+            } else {
+                RegistryError::TooLarge { bytes, used, limit: bytes_max }
+            });
+        }
+        stored(digest).write(database, &transaction, folder)?;
+        database.wait(async {
+            let is_held = match fence {
+                Some(fence) => fence.holds(&transaction).await?,
+                None => true,
+            };
+            if !is_held {
+                transaction.roll_back().await?;
+                return Err(RegistryError::Lost);
+            }
+            let sql = "insert into models (digest, bytes) values ($1, $2)";
+            execute!(transaction, sql, key => BYTEA, bytes as i64 => INT8)?;
+            transaction.commit().await?;
+            Ok(Added::New)
+        })
+    }
+
+    /// Makes a folder of a model; what is in it is still to be verified.
+    ///
+    /// # Errors
+    /// The folder exists or cannot be written, or the database cannot be reached.
+    pub fn fetch(&self, digest: ModelDigest, folder: &Path) -> Result<(), RegistryError> {
+        Ok(stored(digest).read(self.database(), folder)?)
+    }
+
+    /// # Errors
+    /// The model does not exist, is active, or the database cannot be reached.
+    pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
+        let key = digest.as_bytes().as_slice();
+        self.database().wait(async {
+            let transaction = Transaction::begin(self.database(), BEGIN).await?;
+            // Nobody activates it meanwhile.
+            let rows = query!(transaction, "select active from shipreid for update")?;
+            let is_active = rows[0].get::<_, Option<&[u8]>>(0) == Some(key);
+            let deleted = if is_active {
+                0
+            } else {
+                execute!(transaction, "delete from models where digest = $1", key => BYTEA)?
+            };
+            if deleted == 0 {
+                transaction.roll_back().await?;
+                return Err(match is_active {
+                    true => RegistryError::Active(digest),
+                    false => RegistryError::NotFound(digest),
+                });
+            }
+            let sql = "delete from files where owner = $1 and name = $2";
+            execute!(transaction, sql, OWNER => TEXT, digest.to_string() => TEXT)?;
+            Ok(transaction.commit().await?)
+        })
+    }
+
+    /// Records which model serves, on every server.
+    ///
+    /// # Errors
+    /// The model does not exist, unless it is one that every server makes for itself, or the database cannot be reached.
+    pub fn activate(&self, active: ActiveModel, is_made_here: bool) -> Result<(), RegistryError> {
+        let [digest, former] = [active.digest, active.former].map(|digest| digest.as_bytes().to_vec());
+        self.database().wait(async {
+            let transaction = Transaction::begin(self.database(), BEGIN).await?;
+            let sql = "update shipreid set active = $1, former = $2
+                where $3 or exists (select from models where digest = $1)";
+            let changed = execute!(transaction, sql, digest => BYTEA, former => BYTEA, is_made_here => BOOL)?;
+            if changed == 0 {
+                transaction.roll_back().await?;
+                return Err(RegistryError::NotFound(active.digest));
+            }
+            Ok(transaction.commit().await?)
+        })
+    }
+}
+
+fn stored(digest: ModelDigest) -> StoredFolder {
+    StoredFolder { owner: OWNER.into(), name: digest.to_string(), term: 0 }
+}
+
+fn digest_of(bytes: &[u8]) -> Result<ModelDigest, Unreachable> {
+    let bytes = bytes.try_into().map_err(|_| Unreachable(format!("{} bytes are no digest", bytes.len())))?;
+    Ok(ModelDigest::new(bytes))
+}
+
+#[cfg(test)]
+mod tests;
