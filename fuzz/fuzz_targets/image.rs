@@ -7,8 +7,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use shipreid::chip::{
-    ChipForm, ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PixelSizeRule, PrepareError, Prepared, View,
-    prepare,
+    ChipForm, ChipSize, ImageLimits, Modality, OrientedBox, PixelSize, PixelSizeRule, PrepareError, Prepared,
+    View, prepare,
 };
 use shipreid_fuzz::{Bound, watched};
 

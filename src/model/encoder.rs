@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tch::{Kind, Tensor};
 
 use super::build::network;
-use super::linear::first_line;
 use super::network::{Input, Mode, Network};
 use super::runtime::Device;
 use super::shared::SharedLayers;
+use super::shim::first_line;
 use super::tensors::{Tensors, hand_over, kind};
 use crate::arithmetic::{Choice, Precision};
 use crate::chip::{Chip, Modality, PreparedPixels, Preprocessing};

@@ -6,7 +6,8 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use tch::{Kind, Tensor};
 
-use super::linear::{Activation, KernelError, Linear, Plan, first_line};
+use super::linear::{Linear, Plan};
+use super::shim::{Activation, KernelError, first_line};
 use super::tensors::kind;
 use crate::arithmetic::{Choice, Kernel, NotHere, Pace, Precision, Timing};
 use crate::encoder::Buckets;

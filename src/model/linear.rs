@@ -1,23 +1,16 @@
 //! A linear layer, and the matrix multiplications that can compute it.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::c_char;
 use std::ptr;
 use std::sync::Arc;
 
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 use super::int8;
+use super::shim::{Activation, KernelError, outcome, take};
 use super::tiles::SplitWeight;
 use crate::arithmetic::{Choice, Kernel};
 use crate::int8::{After, Linear8};
-
-/// The operation after the layer; oneDNN computes it in the same pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    None,
-    /// The exact form, with erf.
-    Gelu,
-}
 
 /// Which kernel computes a layer, by the number of input rows.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,23 +41,6 @@ impl Plan {
     /// The largest number of rows that a kernel computes; `None` if it computes nothing.
     fn rows(&self, kernel: Kernel) -> Option<i64> {
         self.0.iter().rev().find(|(_, of_rows)| *of_rows == kernel).map(|(rows, _)| *rows)
-    }
-}
-
-/// A kernel that cannot compute a layer, with the first line of libtorch's message.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct KernelError(String);
-
-impl KernelError {
-    pub(super) fn new(message: &str) -> Self {
-        Self(first_line(message))
-    }
-}
-
-impl From<TchError> for KernelError {
-    fn from(cause: TchError) -> Self {
-        Self::new(&cause.to_string())
     }
 }
 
@@ -220,13 +196,7 @@ fn after(activation: Activation) -> After {
     }
 }
 
-/// Messages of libtorch end in a backtrace; the first line holds the error.
-pub fn first_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().to_owned()
-}
-
 unsafe extern "C" {
-    fn shipreid_free(message: *mut c_char);
     fn shipreid_disable_tf32() -> *mut c_char;
     fn shipreid_onednn_pack(
         weight: *const torch_sys::C_tensor,
@@ -281,27 +251,6 @@ fn onednn_linear(
 pub fn disable_tf32() -> Result<(), KernelError> {
     // SAFETY: the shim sets two flags of the process and returns null or a message that we own.
     outcome(unsafe { shipreid_disable_tf32() })
-}
-
-/// The tensor that the shim created.
-pub(super) fn take(message: *mut c_char, tensor: *mut torch_sys::C_tensor) -> Result<Tensor, KernelError> {
-    outcome(message)?;
-    // SAFETY: without a message the shim has written a tensor that has no other owner.
-    Ok(unsafe { Tensor::from_ptr(tensor) })
-}
-
-/// The result of a shim function: null, or a message.
-pub(super) fn outcome(message: *mut c_char) -> Result<(), KernelError> {
-    if message.is_null() {
-        return Ok(());
-    }
-    // SAFETY: a message is a C string allocated by the shim and freed once.
-    let text = unsafe {
-        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
-        shipreid_free(message);
-        text
-    };
-    Err(KernelError::new(&text))
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use super::linear::{KernelError, Linear};
+use super::linear::Linear;
+use super::shim::KernelError;
 use crate::int8::{Linear8, Rounded};
 use crate::weights::coded::Layers;
 use crate::weights::tensors::NamedTensors;
@@ -55,7 +56,8 @@ mod tests {
 
     use tch::{Device, Kind, Tensor};
 
-    use super::super::linear::{Activation, Plan};
+    use super::super::linear::Plan;
+    use super::super::shim::Activation;
     use super::*;
     use crate::arithmetic::Kernel;
 

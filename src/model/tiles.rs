@@ -6,7 +6,7 @@ use std::ptr;
 
 use tch::{Kind, Tensor};
 
-use super::linear::{Activation, KernelError, take};
+use super::shim::{Activation, KernelError, take};
 use crate::processor::{Level, Processor};
 
 unsafe extern "C" {

@@ -7,7 +7,8 @@ use std::ptr;
 
 use tch::Tensor;
 
-use super::linear::{Activation, KernelError, Linear, outcome, take};
+use super::linear::Linear;
+use super::shim::{Activation, KernelError, outcome, take};
 use super::tiles;
 
 unsafe extern "C" {

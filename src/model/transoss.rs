@@ -8,9 +8,10 @@ mod golden;
 
 use tch::{Kind, Tensor};
 
-use super::linear::{Activation, Linear, Plan};
+use super::linear::{Linear, Plan};
 use super::network::{Input, Mode, Network};
 use super::shared::SharedLayers;
+use super::shim::Activation;
 use super::tensors::Tensors;
 use super::training;
 use crate::arithmetic::Choice;
