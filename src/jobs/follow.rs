@@ -33,7 +33,7 @@ async fn follow(repository: Weak<JobRepository>, store: PostgresJobs) {
         if let Err(cause) = tell_watchers(&repository, &store).await {
             tracing::debug!(%cause, "there is no news of jobs");
         }
-        if polls % POLLS_PER_CENSUS == 0
+        if polls.is_multiple_of(POLLS_PER_CENSUS)
             && let Ok(census) = store.census().await
         {
             census.into_iter().for_each(|(state, jobs)| metrics::jobs(state.text(), jobs));

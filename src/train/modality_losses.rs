@@ -223,9 +223,10 @@ mod tests {
 
     #[test]
     fn a_batch_with_nothing_to_compare_has_no_loss_and_gradients_of_zero() {
+        type Loss<'a> = &'a dyn Fn(&Tensor) -> Tensor;
         let labels = Tensor::from_slice(&[0i64, 1, 2, 3]);
         let is_sar = Tensor::from_slice(&[false, true, false, true]);
-        let losses: [(&str, &dyn Fn(&Tensor) -> Tensor); 4] = [
+        let losses: [(&str, Loss); 4] = [
             ("alignment", &|x| alignment(x, &labels, &is_sar, AlignmentDistance::Euclidean)),
             ("structure", &|x| structure(x, &labels, &is_sar)),
             ("supcon", &|x| supcon(x, &labels, TEMPERATURE)),
