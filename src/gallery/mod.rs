@@ -7,7 +7,6 @@ mod embedded;
 mod entry;
 mod filter;
 mod index;
-#[cfg(not(fuzzing))]
 mod postgres;
 mod record;
 mod store;
@@ -31,7 +30,6 @@ pub use index::{
     Code, DetectionHash, Group, Hit, Index, IndexQuery, IndexSelection, RowId, SceneNumber, SearchResult,
     Sighting, VesselNumber, VesselSet, VesselSummary, cosine, search_pace,
 };
-#[cfg(not(fuzzing))]
 pub use postgres::{PostgresCatalog, PostgresSettings};
 pub use store::{
     About, Conflict, Enrolled, Enrolment, Field, Flip, Following, Gallery, GalleryReader, GalleryStore, Info,
