@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Times FAISS for benches/gallery.rs: exact search in f32 (IndexFlatIP) and in 8 bits (IndexScalarQuantizer).
+"""Times FAISS for benches/gallery: exact search in f32 (IndexFlatIP) and in 8 bits (IndexScalarQuantizer).
 
 Arguments: entries, numbers of a vector, k. For every line "flat|sq8 THREADS SEARCHES" on standard input it prints a
 list of seconds, one a search: processor time on one thread, else time on the wall.

@@ -203,9 +203,9 @@ class Contender:
 
 
 def ours(arguments):
-    """Every precision that is wanted, and both kernels in f32 beside the one that is chosen by timing. The first one is
+    """Every precision that is wanted, and every kernel in f32 beside the one that is chosen by timing. The first one is
     what all embeddings are compared with."""
-    wanted = [("f32", "aten"), ("f32", "onednn"), ("f32", "auto"), ("bf16", "auto"), ("int8", "auto")]
+    wanted = [("f32", "aten"), ("f32", "onednn"), ("f32", "tiles"), ("f32", "auto"), ("bf16", "auto"), ("int8", "auto")]
     taken = wanted[:1] + [one for one in wanted[1:] if one[0] in arguments.only]
     contenders = [own(arguments, precision, linear) for precision, linear in taken]
     if "bf16" in arguments.only:

@@ -22,6 +22,8 @@ use shipreid::gallery::{
     RowId, Time, TimeRange, VesselId, VesselSet, cosine,
 };
 
+mod parallel;
+
 const DIMENSION: usize = 768;
 const CHIPS_PER_VESSEL: usize = 20;
 const K: usize = 10;
@@ -33,7 +35,7 @@ const CHECKED: usize = 4;
 #[derive(Parser)]
 struct Arguments {
     /// Entries of the galleries
-    #[arg(long, value_delimiter = ',', default_value = "100000,1000000")]
+    #[arg(long, value_delimiter = ',', default_values_t = [100_000, 1_000_000])]
     entries: Vec<usize>,
     #[arg(long, default_value_t = 10)]
     rounds: usize,
@@ -42,6 +44,9 @@ struct Arguments {
     searches: usize,
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Also run searches of this many entries on 1 thread and on this many at once
+    #[arg(long, num_args = 2, value_names = ["ENTRIES", "THREADS"])]
+    parallel: Option<Vec<usize>>,
     /// A Python that has faiss-cpu
     #[arg(long, default_value = ".venv/bin/python")]
     python: String,
@@ -55,7 +60,9 @@ fn main() -> Result<()> {
     println!("CPU: {}; {DIMENSION} numbers, k = {K}, {CHIPS_PER_VESSEL} chips a vessel\n", cpu_name());
     let sizes = arguments.entries.iter().map(|entries| measure(&arguments, *entries));
     let sizes = sizes.collect::<Result<Vec<Value>>>()?;
-    println!("{}", json!({ "cpu": cpu_name(), "sizes": sizes }));
+    let parallel =
+        arguments.parallel.as_deref().map(|shape| parallel::measure(&arguments, shape[0], shape[1]));
+    println!("{}", json!({ "cpu": cpu_name(), "sizes": sizes, "parallel": parallel }));
     Ok(())
 }
 
