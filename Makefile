@@ -83,8 +83,8 @@ clients: python ## Installs what compiles the clients of examples/, Debian's Go 
 bench: build ## Measures the server beside the bare model (about 15 minutes; chips from CHIPS)
 	python3 benches/serving.py --chips $(CHIPS)
 
-bench-all: build ## Runs the short form of every benchmark with a target beside an earlier build (BASELINE, else built; 40 minutes)
-	SHIPREID_COMMIT=$(COMMIT) cargo bench --locked --no-run --bench gallery --bench enrolment
+bench-all: setup ## Runs the short form of every benchmark with a target beside an earlier build (BASELINE, else built; 40 minutes)
+	SHIPREID_COMMIT=$(COMMIT) cargo bench --locked --no-run --bench gallery --bench enrolment # and the program
 	python3 benches/all.py $(if $(wildcard $(CHIPS)),--chips $(CHIPS)) $(if $(CPU),--cpu $(CPU)) $(if $(BASELINE),--baseline $(BASELINE))
 
 bench-train: build ## Measures a training step beside PyTorch's where it is installed, and the loader alone (4 minutes)
