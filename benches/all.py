@@ -205,9 +205,10 @@ def in_turn(builds, bench, arguments_of_bench, arguments):
 
 
 def training(builds, arguments):
-    """Seconds of a step in f32, both builds taking steps in turn."""
-    command = ["bench", "step", ROOT / "configs/train/hoss_transoss.toml", "--set", "model.precision=f32", "--set",
-               "batch.images=8"]
+    """Seconds of a step in f32, both builds taking steps in turn, by the earlier one's recipe, which both can read."""
+    recipe = ROOT / "target/bench-all.toml"
+    recipe.write_text(output(["git", "show", f"{PINNED}:configs/train/hoss_transoss.toml"]))
+    command = ["bench", "step", recipe, "--set", "model.precision=f32", "--set", "batch.images=8"]
     environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **({"SHIPREID_CPU_MAX": arguments.cpu} if arguments.cpu else {})}
     programs = [Stepper([binary, *command], environment) for binary in builds.both()]
     seconds = [[], []]
