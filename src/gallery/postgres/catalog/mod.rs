@@ -2,12 +2,12 @@
 
 mod copies;
 mod draft;
+mod moves;
 mod reading;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use copies::follow;
 use draft::PostgresDraft;
+use moves::HeldMoves;
 
 use super::gallery::PostgresGallery;
 use super::settings::PostgresSettings;
@@ -49,8 +50,7 @@ struct Inner {
     loading: Mutex<()>,
     /// Tells this server from the others.
     server: String,
-    /// Whether it was the one that re-embeds when it was last asked.
-    leads: AtomicBool,
+    moves: HeldMoves,
     ended: CancellationToken,
 }
 
@@ -109,7 +109,7 @@ impl PostgresCatalog {
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
             server,
-            leads: AtomicBool::new(false),
+            moves: HeldMoves::default(),
             ended: CancellationToken::new(),
         }));
         catalog.poll().await?;
@@ -386,32 +386,11 @@ impl CatalogStore for PostgresCatalog {
     }
 
     async fn move_to(&self, model: ModelDigest, is_new: bool) -> Result<(), CatalogError> {
-        let moved = self.0.database.run(move |connection| async move {
-            let sql = "update shipreid set target = $1, leader = null, lead_until = null
-                where target is distinct from $1 and ($2 or target is null)";
-            execute!(connection, sql, model.as_bytes().as_slice() => BYTEA, is_new => BOOL)
-        });
-        moved.await?;
-        Ok(())
+        Ok(self.turn_moves(model, is_new).await?)
     }
 
-    async fn leads_move(&self, model: ModelDigest) -> bool {
-        let server = self.0.server.clone();
-        let asked = self.0.database.run(move |connection| async move {
-            let sql = "update shipreid set leader = $1, lead_until = now() + interval '30 seconds'
-                where target = $2 and (leader is null or leader = $1 or lead_until < now())";
-            let target = model.as_bytes().as_slice();
-            let leads = execute!(connection, sql, server => TEXT, target => BYTEA)? == 1;
-            let taken = "select from shipreid where target = $2 and leader <> $1";
-            let is_taken = !leads && !query!(connection, taken, server => TEXT, target => BYTEA)?.is_empty();
-            Ok::<_, StoreError>((leads, is_taken))
-        });
-        let (leads, is_taken) = asked.await.unwrap_or_default();
-        if self.0.leads.swap(leads, Ordering::Relaxed) && is_taken {
-            metrics::lease_lost();
-            tracing::warn!(%model, "another server has taken over re-embedding, since the lease ran out");
-        }
-        leads
+    async fn claim_moves(&self, model: ModelDigest, wanted: &[Place]) -> Result<Vec<Place>, CatalogError> {
+        Ok(self.held_moves(model, wanted).await?)
     }
 
     fn observe(&self) {

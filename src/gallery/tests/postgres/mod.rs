@@ -10,6 +10,7 @@ use super::*;
 use crate::postgres::trial::{Trial, server};
 use crate::postgres::{Cluster, Tenancy};
 
+mod moving;
 mod outage;
 mod pooler;
 mod reading;
