@@ -25,6 +25,8 @@ pub mod memory;
 pub mod durable;
 /// The database that servers share.
 pub mod postgres;
+/// Which of the shared galleries a server holds.
+pub mod holding;
 /// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
 /// Files that arrive in chunks.

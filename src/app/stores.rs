@@ -14,6 +14,7 @@ use crate::gallery::{
     Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, PostgresSettings,
     QueueSettings, Quotas,
 };
+use crate::holding::Holding;
 use crate::postgres::{Cluster, Tenancy};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
@@ -140,7 +141,8 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     if let Some(cluster) = open_cluster(config).await? {
         let copies = data_dir.join(GALLERY_COPIES);
         let local_age_max = Duration::from_secs_f64(store.local_read_seconds_max);
-        let shared = PostgresSettings { cluster, local_age_max };
+        let holding = Holding::new(config.matching.galleries.clone());
+        let shared = PostgresSettings { cluster, local_age_max, holding };
         let opened = PostgresCatalog::open(&shared, &copies, settings).await;
         return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
     }

@@ -14,6 +14,7 @@ pub use limits::Limits;
 pub use network::Network;
 
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
+use crate::holding::GalleryPattern;
 use settings::Settings;
 
 /// Environment variables `SHIPREID__SECTION__KEY` override the file.
@@ -203,6 +204,7 @@ pub struct Matching {
     pub queries_max: usize,
     pub top_k_max: usize,
     pub calibrators: String,
+    pub galleries: Vec<GalleryPattern>,
 }
 
 /// Training jobs in processes of their own.
@@ -346,7 +348,13 @@ impl Default for Uploads {
 
 impl Default for Matching {
     fn default() -> Self {
-        Self { search_threads: 0, queries_max: 64, top_k_max: 1000, calibrators: String::new() }
+        Self {
+            search_threads: 0,
+            queries_max: 64,
+            top_k_max: 1000,
+            calibrators: String::new(),
+            galleries: Vec::new(),
+        }
     }
 }
 

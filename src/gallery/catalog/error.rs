@@ -62,6 +62,8 @@ pub enum UnservedKind {
     Damaged,
     /// The stored data cannot be reached.
     Unreadable,
+    /// Other servers are to serve it.
+    NotHeld,
 }
 
 impl From<Unreachable> for CatalogError {
@@ -81,6 +83,7 @@ impl CatalogError {
             Self::Refused { cause, .. } => match cause.kind {
                 UnservedKind::Damaged => Reason::GalleryDamaged,
                 UnservedKind::Newer | UnservedKind::Unreadable => Reason::GalleryRefused,
+                UnservedKind::NotHeld => Reason::GalleryNotHeld,
             },
             Self::Store(cause) => cause.reason(),
             Self::CommitUnknown { .. } => Reason::CommitUnknown,

@@ -79,6 +79,11 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// The name is taken, the tenant has reached its number of galleries, or the store does not accept it.
     async fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError>;
 
+    /// Whether a gallery of this name is served here if there is one. A server that has its galleries alone holds all.
+    fn holds(&self, _tenant: &str, _name: &GalleryName) -> bool {
+        true
+    }
+
     /// All galleries of all tenants that this server has open.
     fn served(&self) -> Vec<(Place, Gallery)>;
 

@@ -20,6 +20,7 @@ use crate::gallery::{
     GalleryName, ImportBounds, Labels, NewGallery, Observation, PostgresCatalog, PostgresSettings,
     QueueSettings as StoreQueue, Quotas, Selector, Time,
 };
+use crate::holding::Holding;
 use crate::postgres::trial::Trial;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::family::FeaturePoint;
@@ -97,8 +98,11 @@ impl Life {
 
     /// A server that shares its galleries.
     async fn sharing(trial: &Trial, folder: &Path, gate: Gate) -> Self {
-        let shared =
-            PostgresSettings { cluster: trial.cluster().await, local_age_max: Duration::from_secs(1) };
+        let shared = PostgresSettings {
+            cluster: trial.cluster().await,
+            local_age_max: Duration::from_secs(1),
+            holding: Holding::default(),
+        };
         let catalog = PostgresCatalog::open(&shared, &folder.join("copies"), catalog_settings()).await;
         Self::with_catalog(Arc::new(catalog.expect("a catalog")), folder, gate, [0, 1, 2]).await
     }

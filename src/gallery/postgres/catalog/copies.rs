@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Inner, LISTED, Listed, Opened, PostgresCatalog, blocking};
 use crate::durable::{discard_folder, tenant_folder};
-use crate::gallery::catalog::{CatalogError, GalleryName, Place, Unserved, UnservedKind};
+use crate::gallery::catalog::{CatalogError, CatalogStore, GalleryName, Place, Unserved, UnservedKind};
 use crate::gallery::embedded::Bounds;
 use crate::gallery::postgres::gallery::PostgresGallery;
 use crate::gallery::postgres::load::{load_copy, open_copy};
@@ -140,15 +140,17 @@ impl PostgresCatalog {
         .await
     }
 
-    /// Brings all copies up to date, those of new and deleted galleries included.
+    /// Brings the copies of all galleries that this server holds up to date, those of new and deleted galleries included.
     pub(super) async fn poll(&self) -> Result<(), CatalogError> {
         let sql = format!("select {LISTED} from galleries where name is not null");
         let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move { query!(connection, &sql) }).await?;
         let listed = rows.iter().map(|row| Listed::of(row, asked_at)).collect::<Result<Vec<_>, _>>()?;
         metrics::copy_lag(self.lag(&listed));
+        let held: Vec<&Listed> =
+            listed.iter().filter(|gallery| self.holds(&gallery.tenant, &gallery.name)).collect();
         // One that takes long, since it is loaded, holds up no other.
-        let following = stream::iter(&listed).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
+        let following = stream::iter(held).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
             if let Err(cause) = self.up_to_date(gallery).await {
                 tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
             }
@@ -181,7 +183,7 @@ impl PostgresCatalog {
         Ok(!named.await?.is_empty())
     }
 
-    /// Removes copies of galleries that were deleted while the server was down.
+    /// Removes copies of galleries that were deleted while the server was down, or that it does not hold any more.
     pub(super) fn drop_strays(&self) -> Result<(), CatalogError> {
         for entry in fs::read_dir(&self.0.folder)? {
             let entry = entry?;

@@ -24,11 +24,12 @@ use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, Imports, Listing, NewGallery, Place, Quotas,
-    Read, Readable, Slot, Unserved,
+    Read, Readable, Slot, Unserved, UnservedKind,
 };
 use crate::gallery::embedded::{Allowance, EmbeddedSettings, sealed_about};
 use crate::gallery::entry::Time;
 use crate::gallery::store::{About, Gallery, GalleryStore, StoreError};
+use crate::holding::Holding;
 use crate::metrics;
 use crate::postgres::{Cluster, Database, Transaction, check_usable, execute, query};
 
@@ -44,6 +45,7 @@ struct Inner {
     folder: PathBuf,
     settings: EmbeddedSettings,
     local_age_max: Duration,
+    holding: Holding,
     imports: Imports,
     state: Mutex<State>,
     /// Held while a copy is loaded, so that it is loaded once.
@@ -105,6 +107,7 @@ impl PostgresCatalog {
             folder,
             settings,
             local_age_max: shared.local_age_max,
+            holding: shared.holding.clone(),
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
@@ -125,6 +128,15 @@ impl PostgresCatalog {
 
     fn quotas(&self) -> &Quotas {
         &self.0.settings.quotas
+    }
+
+    /// # Errors
+    /// Other servers are to serve it.
+    fn check_held(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
+        if self.holds(tenant, name) {
+            return Ok(());
+        }
+        Err(CatalogError::Refused { name: name.clone(), cause: not_held() })
     }
 
     /// What a tenant's copies on this server may take together.
@@ -248,6 +260,14 @@ async fn room(
     })
 }
 
+fn not_held() -> Arc<Unserved> {
+    Arc::new(Unserved {
+        kind: UnservedKind::NotHeld,
+        cause: "this server does not hold it (matching.galleries)".into(),
+        way_out: "send the call to a server that does",
+    })
+}
+
 fn served(opened: &Opened) -> Result<Gallery, CatalogError> {
     let gallery = opened.gallery.clone();
     let refused = |cause| CatalogError::Refused { name: opened.place.name.clone(), cause };
@@ -269,6 +289,7 @@ async fn blocking<T: Send + 'static>(
 impl CatalogStore for PostgresCatalog {
     /// The gallery has seen everything that any server acknowledged before.
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
+        self.check_held(tenant, name)?;
         let (of, called) = (tenant.to_owned(), name.as_str().to_owned());
         let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move {
@@ -304,8 +325,13 @@ impl CatalogStore for PostgresCatalog {
         let mut galleries: Vec<(GalleryName, Slot)> = Vec::new();
         for row in rows.iter().take(size) {
             let listed = Listed::of(row, asked_at)?;
-            let opened = self.open_async(tenant, &listed.name, listed.id).await?;
-            galleries.push((listed.name, opened.gallery.map(|gallery| gallery as Gallery)));
+            let slot = if self.holds(tenant, &listed.name) {
+                let opened = self.open_async(tenant, &listed.name, listed.id).await?;
+                opened.gallery.map(|gallery| gallery as Gallery)
+            } else {
+                Err(not_held())
+            };
+            galleries.push((listed.name, slot));
         }
         let next = galleries.last().map(|(name, _)| name.clone()).filter(|_| rows.len() > size);
         Ok(Listing { galleries, next })
@@ -318,6 +344,7 @@ impl CatalogStore for PostgresCatalog {
         new: NewGallery,
     ) -> Result<Gallery, CatalogError> {
         self.opened(0)?;
+        self.check_held(tenant, name)?;
         let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
         let (catalog, of, called) = (self.clone(), tenant.to_owned(), name.clone());
         let made = self.0.database.run(move |_| async move {
@@ -354,6 +381,7 @@ impl CatalogStore for PostgresCatalog {
 
     async fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError> {
         self.opened(0)?;
+        self.check_held(tenant, name)?;
         let (of, called) = (tenant.to_owned(), name.clone());
         let catalog = self.clone();
         let checked = self.0.database.run(move |_| async move {
@@ -365,6 +393,10 @@ impl CatalogStore for PostgresCatalog {
         checked.await??;
         let draft = PostgresDraft::new(self.clone(), tenant, name.clone());
         Ok(self.0.imports.begin(tenant, Box::new(draft)))
+    }
+
+    fn holds(&self, tenant: &str, name: &GalleryName) -> bool {
+        self.0.holding.has(tenant, name.as_str())
     }
 
     fn served(&self) -> Vec<(Place, Gallery)> {

@@ -7,9 +7,11 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::holding::Holding;
 use crate::postgres::trial::{Trial, server};
 use crate::postgres::{Cluster, Tenancy};
 
+mod holding;
 mod moving;
 mod outage;
 mod pooler;
@@ -38,12 +40,14 @@ struct MemberSettings {
     url: String,
     local_age_max: Duration,
     tenancy: Tenancy,
+    holding: Holding,
 }
 
 impl MemberSettings {
     async fn open(&self, folder: &Path, settings: EmbeddedSettings) -> Result<PostgresCatalog, CatalogError> {
         let cluster = Cluster::open(&self.url, self.tenancy).await?;
-        let shared = PostgresSettings { cluster, local_age_max: self.local_age_max };
+        let (local_age_max, holding) = (self.local_age_max, self.holding.clone());
+        let shared = PostgresSettings { cluster, local_age_max, holding };
         PostgresCatalog::open(&shared, folder, settings).await
     }
 }
@@ -76,7 +80,12 @@ impl Shared {
     }
 
     fn settings(&self) -> MemberSettings {
-        MemberSettings { url: self.url.clone(), local_age_max: LOCAL_AGE_MAX, tenancy: Tenancy::OneTenant }
+        MemberSettings {
+            url: self.url.clone(),
+            local_age_max: LOCAL_AGE_MAX,
+            tenancy: Tenancy::OneTenant,
+            holding: Holding::default(),
+        }
     }
 }
 
