@@ -19,7 +19,7 @@ pub mod reason;
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
-/// Memory that the allocator keeps.
+/// How much memory there is, and what the allocator keeps of it.
 pub mod memory;
 /// Files, folders and databases that survive a power failure.
 pub mod durable;

@@ -187,6 +187,7 @@ pub struct Store {
     pub entries_max: u64,
     pub bytes_max: u64,
     pub cache_bytes: usize,
+    pub resident_bytes_max: u64,
 }
 
 /// Files that arrive in chunks, to be imported.
@@ -336,6 +337,7 @@ impl Default for Store {
             entries_max: 10_000_000,
             bytes_max: 100 << 30,
             cache_bytes: 64 << 20,
+            resident_bytes_max: 0,
         }
     }
 }

@@ -155,6 +155,10 @@ impl Violations {
             (1 << 20..=1 << 40).contains(&store.cache_bytes),
             "store.cache_bytes must be 1048576 to 1099511627776",
         );
+        self.require(
+            store.resident_bytes_max == 0 || store.resident_bytes_max >= 1 << 20,
+            "store.resident_bytes_max must be 0 or at least 1048576",
+        );
     }
 
     fn of_uploads(&mut self, uploads: &Uploads) {

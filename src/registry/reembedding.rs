@@ -230,7 +230,7 @@ impl ReEmbedder {
         loop {
             tokio::time::sleep(CLAIM_EVERY).await;
             let claimed = self.catalog.claim_moves(model, std::slice::from_ref(place)).await;
-            // While the store cannot be reached, nobody else claims it.
+            // A store that cannot be reached has not refused it.
             if claimed.is_ok_and(|claimed| claimed.is_empty()) {
                 return;
             }

@@ -64,6 +64,8 @@ pub enum UnservedKind {
     Unreadable,
     /// Other servers are to serve it.
     NotHeld,
+    /// There is no memory for it.
+    TooLarge,
 }
 
 impl From<Unreachable> for CatalogError {
@@ -84,6 +86,7 @@ impl CatalogError {
                 UnservedKind::Damaged => Reason::GalleryDamaged,
                 UnservedKind::Newer | UnservedKind::Unreadable => Reason::GalleryRefused,
                 UnservedKind::NotHeld => Reason::GalleryNotHeld,
+                UnservedKind::TooLarge => Reason::GalleryTooLarge,
             },
             Self::Store(cause) => cause.reason(),
             Self::CommitUnknown { .. } => Reason::CommitUnknown,

@@ -13,4 +13,6 @@ pub struct PostgresSettings {
     pub local_age_max: Duration,
     /// Of which galleries this server has copies.
     pub holding: Holding,
+    /// Memory that the copies may take together when one more is loaded.
+    pub resident_bytes_max: u64,
 }

@@ -32,6 +32,7 @@ async fn galleries(trial: &Trial, folder: &Path, pattern: &str) -> Catalog {
         cluster: trial.cluster().await,
         local_age_max: LONG,
         holding: Holding::new(vec![pattern.parse().expect("a pattern")]),
+        resident_bytes_max: u64::MAX,
     };
     Arc::new(PostgresCatalog::open(&shared, folder, gallery_settings()).await.expect("a catalog"))
 }

@@ -102,6 +102,7 @@ impl Life {
             cluster: trial.cluster().await,
             local_age_max: Duration::from_secs(1),
             holding: Holding::default(),
+            resident_bytes_max: u64::MAX,
         };
         let catalog = PostgresCatalog::open(&shared, &folder.join("copies"), catalog_settings()).await;
         Self::with_catalog(Arc::new(catalog.expect("a catalog")), folder, gate, [0, 1, 2]).await

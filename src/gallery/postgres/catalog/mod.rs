@@ -4,8 +4,9 @@ mod copies;
 mod draft;
 mod moves;
 mod reading;
+mod room;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -46,6 +47,7 @@ struct Inner {
     settings: EmbeddedSettings,
     local_age_max: Duration,
     holding: Holding,
+    resident_bytes_max: u64,
     imports: Imports,
     state: Mutex<State>,
     /// Held while a copy is loaded, so that it is loaded once.
@@ -63,6 +65,8 @@ struct State {
     open: BTreeMap<i64, Opened>,
     /// The numbers of those that are open.
     numbers: HashMap<Place, i64>,
+    /// Those that are not served since there is no memory for a copy.
+    lacking: BTreeSet<i64>,
     allowances: HashMap<String, Arc<Allowance>>,
 }
 
@@ -108,6 +112,7 @@ impl PostgresCatalog {
             settings,
             local_age_max: shared.local_age_max,
             holding: shared.holding.clone(),
+            resident_bytes_max: shared.resident_bytes_max,
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
@@ -115,8 +120,8 @@ impl PostgresCatalog {
             moves: HeldMoves::default(),
             ended: CancellationToken::new(),
         }));
-        catalog.poll().await?;
-        catalog.drop_strays()?;
+        let held = catalog.poll().await?;
+        catalog.drop_strays(&held)?;
         metrics::database_reached(true);
         catalog.0.database.handle().spawn(follow(Arc::downgrade(&catalog.0), catalog.0.ended.clone()));
         Ok(catalog)
@@ -130,10 +135,15 @@ impl PostgresCatalog {
         &self.0.settings.quotas
     }
 
+    /// Whether this server is to have a copy of a gallery of this name.
+    fn is_chosen(&self, tenant: &str, name: &GalleryName) -> bool {
+        self.0.holding.has(tenant, name.as_str())
+    }
+
     /// # Errors
     /// Other servers are to serve it.
     fn check_held(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
-        if self.holds(tenant, name) {
+        if self.is_chosen(tenant, name) {
             return Ok(());
         }
         Err(CatalogError::Refused { name: name.clone(), cause: not_held() })
@@ -325,7 +335,7 @@ impl CatalogStore for PostgresCatalog {
         let mut galleries: Vec<(GalleryName, Slot)> = Vec::new();
         for row in rows.iter().take(size) {
             let listed = Listed::of(row, asked_at)?;
-            let slot = if self.holds(tenant, &listed.name) {
+            let slot = if self.is_chosen(tenant, &listed.name) {
                 let opened = self.open_async(tenant, &listed.name, listed.id).await?;
                 opened.gallery.map(|gallery| gallery as Gallery)
             } else {
@@ -396,7 +406,7 @@ impl CatalogStore for PostgresCatalog {
     }
 
     fn holds(&self, tenant: &str, name: &GalleryName) -> bool {
-        self.0.holding.has(tenant, name.as_str())
+        self.is_chosen(tenant, name) && !self.state().is_lacking(tenant, name)
     }
 
     fn served(&self) -> Vec<(Place, Gallery)> {

@@ -16,6 +16,7 @@ mod moving;
 mod outage;
 mod pooler;
 mod reading;
+mod room;
 mod set_up;
 mod sharing;
 
@@ -41,13 +42,14 @@ struct MemberSettings {
     local_age_max: Duration,
     tenancy: Tenancy,
     holding: Holding,
+    resident_bytes_max: u64,
 }
 
 impl MemberSettings {
     async fn open(&self, folder: &Path, settings: EmbeddedSettings) -> Result<PostgresCatalog, CatalogError> {
         let cluster = Cluster::open(&self.url, self.tenancy).await?;
-        let (local_age_max, holding) = (self.local_age_max, self.holding.clone());
-        let shared = PostgresSettings { cluster, local_age_max, holding };
+        let Self { local_age_max, holding, resident_bytes_max, .. } = self.clone();
+        let shared = PostgresSettings { cluster, local_age_max, holding, resident_bytes_max };
         PostgresCatalog::open(&shared, folder, settings).await
     }
 }
@@ -85,6 +87,7 @@ impl Shared {
             local_age_max: LOCAL_AGE_MAX,
             tenancy: Tenancy::OneTenant,
             holding: Holding::default(),
+            resident_bytes_max: u64::MAX,
         }
     }
 }
