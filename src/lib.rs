@@ -19,12 +19,14 @@ pub mod reason;
 pub mod chip;
 /// Unit vectors and the digest of the model that made them.
 pub mod embedding;
-/// Memory that the allocator keeps.
+/// How much memory there is, and what the allocator keeps of it.
 pub mod memory;
 /// Files, folders and databases that survive a power failure.
 pub mod durable;
 /// The database that servers share.
 pub mod postgres;
+/// Which of the shared galleries a server holds.
+pub mod holding;
 /// Enrolled ships: what is stored about them and how they are searched.
 pub mod gallery;
 /// Files that arrive in chunks.

@@ -1,4 +1,8 @@
-//! Limits the memory that glibc's allocator retains: it keeps freed memory separately for each arena.
+//! Limits the memory that glibc's allocator retains: it keeps freed memory separately for each arena. And how much there is.
+
+mod limit;
+
+pub use limit::bytes_max;
 
 /// Environment of a process that trains. In every step its tensors come and go by gigabytes: large pages spare it most
 /// address translations, and memory that glibc keeps when it is freed need not be cleared by the system again.

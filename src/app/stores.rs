@@ -14,6 +14,8 @@ use crate::gallery::{
     Catalog, EmbeddedCatalog, EmbeddedSettings, ImportBounds, PostgresCatalog, PostgresSettings,
     QueueSettings, Quotas,
 };
+use crate::holding::Holding;
+use crate::memory;
 use crate::postgres::{Cluster, Tenancy};
 use crate::registry::Registry;
 use crate::rpc::JobAccess;
@@ -140,13 +142,24 @@ async fn open_catalog(config: &Config) -> anyhow::Result<Option<Catalog>> {
     if let Some(cluster) = open_cluster(config).await? {
         let copies = data_dir.join(GALLERY_COPIES);
         let local_age_max = Duration::from_secs_f64(store.local_read_seconds_max);
-        let shared = PostgresSettings { cluster, local_age_max };
+        let holding = Holding::new(config.matching.galleries.clone());
+        let resident_bytes_max = resident_bytes_max(store);
+        let shared = PostgresSettings { cluster, local_age_max, holding, resident_bytes_max };
         let opened = PostgresCatalog::open(&shared, &copies, settings).await;
         return Ok(Some(Arc::new(opened.context("the galleries of store.url")?)));
     }
     let root = data_dir.join(GALLERIES);
     let opened = tokio::task::spawn_blocking(move || EmbeddedCatalog::open(&root, settings)).await?;
     Ok(Some(Arc::new(opened?)))
+}
+
+/// Memory for copies of shared galleries.
+fn resident_bytes_max(store: &config::Store) -> u64 {
+    match store.resident_bytes_max {
+        // The rest is for the models, calls in flight and training jobs.
+        0 => memory::bytes_max().map_or(u64::MAX, |bytes| bytes / 4 * 3),
+        bytes => bytes,
+    }
 }
 
 async fn open_uploads(config: &Config) -> anyhow::Result<Option<KeptUploads>> {

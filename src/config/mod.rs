@@ -14,6 +14,7 @@ pub use limits::Limits;
 pub use network::Network;
 
 use crate::arithmetic::{PRECISION_SPEED_MIN, Precision};
+use crate::holding::GalleryPattern;
 use settings::Settings;
 
 /// Environment variables `SHIPREID__SECTION__KEY` override the file.
@@ -186,6 +187,7 @@ pub struct Store {
     pub entries_max: u64,
     pub bytes_max: u64,
     pub cache_bytes: usize,
+    pub resident_bytes_max: u64,
 }
 
 /// Files that arrive in chunks, to be imported.
@@ -203,6 +205,7 @@ pub struct Matching {
     pub queries_max: usize,
     pub top_k_max: usize,
     pub calibrators: String,
+    pub galleries: Vec<GalleryPattern>,
 }
 
 /// Training jobs in processes of their own.
@@ -334,6 +337,7 @@ impl Default for Store {
             entries_max: 10_000_000,
             bytes_max: 100 << 30,
             cache_bytes: 64 << 20,
+            resident_bytes_max: 0,
         }
     }
 }
@@ -346,7 +350,13 @@ impl Default for Uploads {
 
 impl Default for Matching {
     fn default() -> Self {
-        Self { search_threads: 0, queries_max: 64, top_k_max: 1000, calibrators: String::new() }
+        Self {
+            search_threads: 0,
+            queries_max: 64,
+            top_k_max: 1000,
+            calibrators: String::new(),
+            galleries: Vec::new(),
+        }
     }
 }
 

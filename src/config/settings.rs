@@ -56,9 +56,9 @@ impl Settings {
         *slot = match slot {
             Value::Integer(_) => Value::Integer(text.parse().map_err(|_| wrong("a whole number"))?),
             Value::Float(_) => Value::Float(text.parse().map_err(|_| wrong("a number"))?),
-            // Separated by colons as in shell path lists; addresses contain colons themselves.
+            // Paths are separated by colons as in shell path lists; addresses contain colons themselves.
             Value::Array(_) => {
-                let separator = if key.starts_with("server.") { ',' } else { ':' };
+                let separator = if key == "training.data_roots" { ':' } else { ',' };
                 let items = text.split(separator).filter(|item| !item.is_empty());
                 Value::Array(items.map(Value::from).collect())
             }

@@ -124,3 +124,25 @@ fn networks_are_written_with_commas_outside_of_files() {
     let cause = proxies("", &["server.trusted_proxies=proxy"]).expect_err("no address").to_string();
     assert!(cause.contains("server.trusted_proxies") && cause.contains("proxy"), "{cause}");
 }
+
+#[test]
+fn a_server_that_holds_some_galleries_shares_them_with_others() {
+    let galleries = |flags: &[&str]| {
+        let config = load("", &[], flags).map_err(|cause| cause.to_string())?;
+        Ok::<_, String>(config.matching.galleries.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let shared = "store.url=postgres://db/shipreid";
+    let some = "matching.galleries=harbour*,default/strait";
+    assert_eq!(galleries(&[shared, some]).expect("valid"), ["harbour*", "default/strait"]);
+    assert_eq!(galleries(&[shared]).expect("valid"), [""; 0]);
+    let of_tenant = "matching.galleries=acme/*";
+    assert_eq!(galleries(&[shared, "auth.keys_file=keys.toml", of_tenant]).expect("valid"), ["acme/*"]);
+    for (flags, part) in [
+        (vec![some], "matching.galleries needs store.url: "),
+        (vec![shared, of_tenant], "matching.galleries names the tenant of acme/*, "),
+        (vec![shared, "matching.galleries=Harbour"], "\"Harbour\" is no pattern of galleries: "),
+    ] {
+        let message = galleries(&flags).expect_err("invalid");
+        assert!(message.contains(part) && !message.contains('\n'), "{message}");
+    }
+}

@@ -4,6 +4,7 @@ use super::{
     Auth, Chips, Config, Encoder, Limits, Matching, Models, Plaintext, Preset, Server, Store, Telemetry, Tls,
     Training, Uploads,
 };
+use crate::keys::DEFAULT_TENANT;
 
 /// One line for each value out of bounds.
 pub(super) fn violations(config: &Config) -> Vec<String> {
@@ -21,6 +22,7 @@ pub(super) fn violations(config: &Config) -> Vec<String> {
     found.of_store(&config.store);
     found.of_uploads(&config.uploads);
     found.of_matching(&config.matching);
+    found.of_held_galleries(&config.matching, &config.store, &config.auth);
     found.of_training(&config.training);
     found.of_limits(&config.limits);
     found.of_connections(&config.limits);
@@ -153,6 +155,10 @@ impl Violations {
             (1 << 20..=1 << 40).contains(&store.cache_bytes),
             "store.cache_bytes must be 1048576 to 1099511627776",
         );
+        self.require(
+            store.resident_bytes_max == 0 || store.resident_bytes_max >= 1 << 20,
+            "store.resident_bytes_max must be 0 or at least 1048576",
+        );
     }
 
     fn of_uploads(&mut self, uploads: &Uploads) {
@@ -171,6 +177,22 @@ impl Violations {
         self.require(matching.search_threads <= 256, "matching.search_threads must be 0 to 256");
         self.require((1..=1024).contains(&matching.queries_max), "matching.queries_max must be 1 to 1024");
         self.require((1..=10_000).contains(&matching.top_k_max), "matching.top_k_max must be 1 to 10000");
+    }
+
+    fn of_held_galleries(&mut self, matching: &Matching, store: &Store, auth: &Auth) {
+        self.require(
+            matching.galleries.is_empty() || !store.url.is_empty(),
+            "matching.galleries needs store.url: without it no other server has the galleries that are left out",
+        );
+        for pattern in &matching.galleries {
+            self.require(
+                !auth.keys_file.is_empty() || pattern.admits(DEFAULT_TENANT),
+                &format!(
+                    "matching.galleries names the tenant of {pattern}, and without auth.keys_file all galleries are those of \
+                     the tenant {DEFAULT_TENANT}"
+                ),
+            );
+        }
     }
 
     fn of_training(&mut self, training: &Training) {

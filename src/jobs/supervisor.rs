@@ -1,5 +1,5 @@
-//! Decides which jobs run: the oldest waiting ones, as many at the same time as there are slots. The store is the
-//! queue.
+//! Decides which jobs run: the oldest waiting ones whose galleries this server holds, as many at the same time as there are
+//! slots. The store is the queue.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::due;
 use super::edit::Edit;
 use super::failure::Failure;
-use super::job::JobKey;
+use super::job::{Job, JobKey};
 use super::model_sink::ModelSink;
 use super::repository::JobRepository;
 use super::retries::{Pauses, Retries};
@@ -22,6 +22,7 @@ use super::slot::Slot;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
 use super::store::{StoreError, UpdateError};
+use crate::gallery::{Catalog, GalleryName};
 use crate::metrics;
 use crate::reason::FailureReason;
 
@@ -77,6 +78,7 @@ impl Supervisor {
             begun: false,
             recovered,
             attempts_max,
+            galleries: Arc::clone(&settings.galleries),
             retries: Retries::new(Pauses::new(settings.retry_pause)),
             next_retry: None,
             free: (0..slots).rev().map(slot).collect(),
@@ -175,6 +177,7 @@ struct Scheduler {
     /// Likewise, until the jobs that ran when the server stopped are restored.
     recovered: bool,
     attempts_max: u32,
+    galleries: Catalog,
     retries: Retries,
     /// The earliest end of a waiting job's pause.
     next_retry: Option<Instant>,
@@ -236,6 +239,7 @@ impl Scheduler {
         for job in jobs {
             match (&job.state, self.running.contains_key(&job.key)) {
                 (JobState::Cancelling, true) => self.stop(&job.key),
+                (JobState::Queued, false) if !self.has_data(&job) => {}
                 (JobState::Queued, false) => match self.retries.paused_until(&job) {
                     Some(until) => {
                         self.next_retry = Some(self.next_retry.map_or(until, |next| next.min(until)));
@@ -246,6 +250,12 @@ impl Scheduler {
             }
         }
         Ok(())
+    }
+
+    /// Whether the gallery that a job learns from is here; its chips come with its checkpoints.
+    fn has_data(&self, job: &Job) -> bool {
+        let is_here = |name: &GalleryName| self.galleries.holds(&job.key.tenant, name);
+        job.saved_steps > 0 || job.order.gallery.as_ref().is_none_or(is_here)
     }
 
     fn run_in_a_slot(&mut self, key: JobKey) {

@@ -158,13 +158,16 @@ impl Stage {
 }
 
 fn catalog(folder: &tempfile::TempDir) -> EmbeddedCatalog {
-    let settings = EmbeddedSettings {
+    EmbeddedCatalog::open(&folder.path().join("galleries"), gallery_settings()).expect("a catalog")
+}
+
+fn gallery_settings() -> EmbeddedSettings {
+    EmbeddedSettings {
         cache_bytes: 1 << 20,
         queue: QueueSettings { operations_max: 1, bytes_max: 1 << 20 },
         quotas: Quotas { galleries_per_tenant: 1, entries_per_gallery: 1, bytes_per_tenant: 1 << 20 },
         imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
-    };
-    EmbeddedCatalog::open(&folder.path().join("galleries"), settings).expect("a catalog")
+    }
 }
 
 fn repository(folder: &tempfile::TempDir, events_retained_max: u64) -> Arc<JobRepository> {

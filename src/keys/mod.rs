@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 /// The prefix of every token, so that scanners for leaked secrets recognize it.
 const PREFIX: &str = "shipreid.";
 
+/// The tenant of every caller where there are no keys.
+pub const DEFAULT_TENANT: &str = "default";
+
 /// Characters of an id or a tenant.
 const NAME_MAX: usize = 64;
 

@@ -5,9 +5,9 @@ use super::link::Connection;
 use super::statement::{execute, query};
 
 /// Statements that bring a database from one version to the next. Only ever added to.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
--- The model that galleries move to, and the server that embeds their chips.
+-- The model that galleries move to, and the server that embeds the chips of all of them (until version 4).
 alter table shipreid add column target bytea, add column leader text, add column lead_until timestamptz;
 create table galleries (
     id bigint generated always as identity primary key,
@@ -125,6 +125,14 @@ create table models (
 );
 -- The model that serves, and the one before it.
 alter table shipreid add column active bytea, add column former bytea;
+",
+    "
+-- The server that embeds a gallery's chips for the model that galleries move to, and until when unless it says so again.
+create table moves (
+    gallery bigint primary key,
+    server text not null,
+    held_until timestamptz not null
+);
 ",
 ];
 

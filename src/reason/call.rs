@@ -158,6 +158,10 @@ named! {
                 "The server keeps no galleries, models and jobs: `store.data_dir` is not set.";
             RoleNotServed "ROLE_NOT_SERVED" (FailedPrecondition, Resolve)
                 "`server.roles` leaves this method to other servers: send it to one of them.";
+            GalleryNotHeld "GALLERY_NOT_HELD" (FailedPrecondition, Resolve)
+                "`matching.galleries` leaves this gallery to other servers: send the call to one of them.";
+            GalleryTooLarge "GALLERY_TOO_LARGE" (FailedPrecondition, Resolve)
+                "This server has no memory left for a copy of the gallery (`store.resident_bytes_max`): send the call to a server that has, or give it more.";
             GalleryNameInvalid "GALLERY_NAME_INVALID" (InvalidArgument, Correct)
                 "The gallery name is empty, too long or has characters that are not allowed.";
             GalleryNotFound "GALLERY_NOT_FOUND" (NotFound, Resolve)

@@ -1,8 +1,9 @@
 //! Re-embeds galleries with the active model: their kept chips are embedded in the background, then each gallery flips
 //! at once.
 //!
-//! The galleries of different tenants are re-embedded independently, so that none waits for another tenant's. A gallery
-//! that is stuck reports why, and is retried at growing intervals.
+//! The galleries of different tenants are re-embedded independently, so that none waits for another tenant's. Servers that
+//! share galleries each re-embed others of those that they have. A gallery that is stuck reports why, and is retried at
+//! growing intervals.
 
 mod stalls;
 
@@ -38,6 +39,8 @@ const ROOM_ATTEMPTS_MAX: u32 = 60;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often to check for new galleries, and for stalled ones that may continue.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How often a gallery that is being re-embedded is claimed again, so that no other server begins with it.
+const CLAIM_EVERY: Duration = Duration::from_secs(5);
 
 /// Moves the galleries of a catalog from model to model, as models are activated.
 #[derive(Clone)]
@@ -149,12 +152,13 @@ impl ReEmbedder {
         let active = target.active.clone();
         let (mut working, mut busy) = (FuturesUnordered::new(), BTreeSet::new());
         loop {
-            let leads = self.catalog.leads_move(active.digest).await;
-            for (place, gallery) in self.look(target) {
-                if leads && busy.insert(place.tenant.clone()) {
+            let mut waiting = self.look(target);
+            waiting.retain(|(place, _)| !busy.contains(&place.tenant));
+            for (place, gallery) in self.claimed(waiting, active.digest).await {
+                if busy.insert(place.tenant.clone()) {
                     let active = &active;
                     working.push(async move {
-                        let outcome = self.lead(&gallery, active).await;
+                        let outcome = self.lead_while_held(&place, &gallery, active).await;
                         (place, gallery, outcome)
                     });
                 }
@@ -163,10 +167,11 @@ impl ReEmbedder {
                 led = working.next() => {
                     let Some((place, gallery, outcome)) = led else { return };
                     busy.remove(&place.tenant);
-                    if let Err(Stall::Closing) = outcome {
-                        return;
+                    match outcome {
+                        Some(Err(Stall::Closing)) => return,
+                        Some(outcome) => target.stalls.tell(place, &gallery, active.digest, outcome),
+                        None => {}
                     }
-                    target.stalls.tell(place, &gallery, active.digest, outcome);
                 }
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
@@ -189,6 +194,47 @@ impl ReEmbedder {
         metrics::following_left(left);
         metrics::stalled_galleries(target.stalls.len());
         galleries
+    }
+
+    /// Those that no other server re-embeds meanwhile.
+    async fn claimed(
+        &self,
+        mut waiting: Vec<(Place, Gallery)>,
+        model: ModelDigest,
+    ) -> Vec<(Place, Gallery)> {
+        if waiting.is_empty() {
+            return waiting;
+        }
+        let places: Vec<Place> = waiting.iter().map(|(place, _)| place.clone()).collect();
+        // A store that cannot be reached is asked again at the next look.
+        let claimed = self.catalog.claim_moves(model, &places).await.unwrap_or_default();
+        waiting.retain(|(place, _)| claimed.contains(place));
+        waiting
+    }
+
+    /// Re-embeds a gallery that was claimed; `None` if another server has taken it over, or galleries move to another model.
+    async fn lead_while_held(
+        &self,
+        place: &Place,
+        gallery: &Gallery,
+        model: &ModelLease,
+    ) -> Option<Result<(), Stall>> {
+        tokio::select! {
+            outcome = self.lead(gallery, model) => Some(outcome),
+            () = self.lost(place, model.digest) => None,
+        }
+    }
+
+    /// Claims a gallery again and again, until that is refused.
+    async fn lost(&self, place: &Place, model: ModelDigest) {
+        loop {
+            tokio::time::sleep(CLAIM_EVERY).await;
+            let claimed = self.catalog.claim_moves(model, std::slice::from_ref(place)).await;
+            // A store that cannot be reached has not refused it.
+            if claimed.is_ok_and(|claimed| claimed.is_empty()) {
+                return;
+            }
+        }
     }
 
     /// Re-embeds a gallery until it is of the active model.

@@ -7,10 +7,7 @@ use std::sync::{Arc, OnceLock};
 use http::Extensions;
 use tokio::time::Instant;
 
-use crate::keys::{Key, Role};
-
-/// The tenant of callers without an identity.
-pub const DEFAULT_TENANT: &str = "default";
+use crate::keys::{DEFAULT_TENANT, Key, Role};
 
 /// Characters of a caller's text that the audit log keeps.
 const RESOURCE_MAX: usize = 256;

@@ -184,6 +184,12 @@ fn a_configuration_can_be_checked_without_a_server() {
         &["serve", "--check-config", "--set", "limits.calls_max=0"],
         "limits.calls_max must be at least 1",
     );
+    for (galleries, message) in [
+        ("matching.galleries=harbour*", "matching.galleries needs store.url"),
+        ("matching.galleries=Harbour", "\"Harbour\" is no pattern of galleries"),
+    ] {
+        unusable(&["serve", "--check-config", "--set", galleries], message);
+    }
 }
 
 #[test]

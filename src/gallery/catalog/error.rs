@@ -62,6 +62,10 @@ pub enum UnservedKind {
     Damaged,
     /// The stored data cannot be reached.
     Unreadable,
+    /// Other servers are to serve it.
+    NotHeld,
+    /// There is no memory for it.
+    TooLarge,
 }
 
 impl From<Unreachable> for CatalogError {
@@ -81,6 +85,8 @@ impl CatalogError {
             Self::Refused { cause, .. } => match cause.kind {
                 UnservedKind::Damaged => Reason::GalleryDamaged,
                 UnservedKind::Newer | UnservedKind::Unreadable => Reason::GalleryRefused,
+                UnservedKind::NotHeld => Reason::GalleryNotHeld,
+                UnservedKind::TooLarge => Reason::GalleryTooLarge,
             },
             Self::Store(cause) => cause.reason(),
             Self::CommitUnknown { .. } => Reason::CommitUnknown,

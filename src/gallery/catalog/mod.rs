@@ -79,6 +79,11 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// The name is taken, the tenant has reached its number of galleries, or the store does not accept it.
     async fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError>;
 
+    /// Whether a gallery of this name is served here if there is one. A server that has its galleries alone holds all.
+    fn holds(&self, _tenant: &str, _name: &GalleryName) -> bool {
+        true
+    }
+
     /// All galleries of all tenants that this server has open.
     fn served(&self) -> Vec<(Place, Gallery)>;
 
@@ -95,9 +100,12 @@ pub trait CatalogStore: fmt::Debug + Send + Sync {
     /// The store cannot be reached.
     async fn move_to(&self, model: ModelDigest, is_new: bool) -> Result<(), CatalogError>;
 
-    /// Whether galleries move to `model`, and this server is the one that embeds their chips. It is for some seconds,
-    /// and is to be asked again meanwhile.
-    async fn leads_move(&self, model: ModelDigest) -> bool;
+    /// Galleries among `wanted` whose chips this server is to embed, if galleries move to `model`: those that no other server
+    /// embeds, at least the first of each tenant. It holds them for some seconds, and claims them again meanwhile.
+    ///
+    /// # Errors
+    /// The store cannot be reached.
+    async fn claim_moves(&self, model: ModelDigest, wanted: &[Place]) -> Result<Vec<Place>, CatalogError>;
 
     /// Finishes pending work and closes every gallery; later calls are refused.
     async fn close(&self);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Instant;
 
 use futures_util::future::try_join5;
+use tokio_postgres::Client;
 
 use super::delta::{HEAD, Head};
 use super::rows::{EntryColumns, insert_chips, insert_vectors};
@@ -76,9 +77,9 @@ impl Journal for PostgresJournal {
 ///
 /// # Errors
 /// It is deleted, or the database cannot be reached.
-pub async fn head(transaction: &Transaction, gallery: i64, lock: &str) -> Result<Head, StoreError> {
+pub async fn head(client: &Client, gallery: i64, lock: &str) -> Result<Head, StoreError> {
     let sql = format!("select {HEAD} from galleries where id = $1 and name is not null {lock}");
-    let rows = query!(transaction, &sql, gallery => INT8)?;
+    let rows = query!(client, &sql, gallery => INT8)?;
     Head::of(rows.first().ok_or(StoreError::Closed)?)
 }
 

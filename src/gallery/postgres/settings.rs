@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::holding::Holding;
 use crate::postgres::Cluster;
 
 /// The database, and what this server does with its copies.
@@ -10,4 +11,8 @@ pub struct PostgresSettings {
     pub cluster: Cluster,
     /// A copy that is older is not read by a call that asks for a local one.
     pub local_age_max: Duration,
+    /// Of which galleries this server has copies.
+    pub holding: Holding,
+    /// Memory that the copies may take together when one more is loaded.
+    pub resident_bytes_max: u64,
 }

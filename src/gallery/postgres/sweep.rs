@@ -33,7 +33,7 @@ async fn sweep_some(database: &Database) -> Result<bool, StoreError> {
     };
     let id: i64 = row.get(0);
     let mut removed = 0;
-    for table in ["entries", "vectors", "chips", "removed"] {
+    for table in ["entries", "vectors", "chips", "removed", "moves"] {
         let sql = format!(
             "delete from {table} where ctid = any (array (select ctid from {table} where gallery = $1 limit $2))"
         );

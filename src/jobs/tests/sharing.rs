@@ -1,6 +1,8 @@
 //! Servers that share jobs: each runs once, wherever it is seen from, and goes on elsewhere when its server does not.
 
 use super::*;
+use crate::gallery::{PostgresCatalog, PostgresSettings as SharedGalleries};
+use crate::holding::Holding;
 use crate::jobs::follow::followed;
 use crate::jobs::lease::Lease;
 use crate::jobs::retries::Pauses;
@@ -22,6 +24,17 @@ async fn shared(trial: &Trial, lease: Duration) -> Arc<JobRepository> {
 async fn server(trial: &Trial, script: &str, change: impl Fn(&mut Settings)) -> Stage {
     let folder = tempfile::tempdir().expect("a temporary folder");
     Stage::of(shared(trial, LONG).await, Arc::new(()), folder, script, change).await
+}
+
+/// The galleries of one more server, which holds those that a pattern admits.
+async fn galleries(trial: &Trial, folder: &Path, pattern: &str) -> Catalog {
+    let shared = SharedGalleries {
+        cluster: trial.cluster().await,
+        local_age_max: LONG,
+        holding: Holding::new(vec![pattern.parse().expect("a pattern")]),
+        resident_bytes_max: u64::MAX,
+    };
+    Arc::new(PostgresCatalog::open(&shared, folder, gallery_settings()).await.expect("a catalog"))
 }
 
 fn finishes() -> String {
@@ -140,4 +153,30 @@ async fn a_server_that_cannot_renew_knows_by_its_own_clock_when_it_has_lost_a_jo
     trial.end_connections().await;
     lease.lost.cancelled().await;
     assert!(hold.until.expect("there are other servers") <= std::time::Instant::now());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_waits_for_a_server_that_holds_its_gallery() {
+    let Some(trial) = Trial::new().await else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let others = galleries(&trial, &folder.path().join("others"), "other*").await;
+    let own = galleries(&trial, &folder.path().join("own"), "default/learn*").await;
+    let name = GalleryName::new("learnt").expect("a name");
+    let new = NewGallery { model: ModelDigest::new([1; 32]), dimension: 8, keeps_chips: true };
+    own.create("default", &name, new).await.expect("made");
+
+    let without = server(&trial, &finishes(), |settings| settings.galleries = Arc::clone(&others)).await;
+    let learns = JobSpec { gallery: Some(name), ..JobSpec::default() };
+    let Ok(Added::New(waiting)) = without.repository.add("default".into(), learns).await else {
+        panic!("it is a new job");
+    };
+    // It comes after the one that waits.
+    let next = without.order().await;
+    assert_eq!(without.ended(&next).await.0.state.name(), StateName::Finished);
+    let waits = without.repository.get(&waiting.key).await.expect("readable").expect("known");
+    assert_eq!((waits.state, waits.attempt), (JobState::Queued, 1));
+
+    let with = server(&trial, &finishes(), |settings| settings.galleries = Arc::clone(&own)).await;
+    let (job, _) = with.ended(&waiting.key).await;
+    assert_eq!((job.state.name(), job.attempt), (StateName::Finished, 1));
 }

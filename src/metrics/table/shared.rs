@@ -88,7 +88,7 @@ pub(super) const SHARED_GROUP: Group = Group {
             Kind::Counter,
             "leases",
             &[],
-            "Times that another server took over re-embedding from this one, which had not renewed its lease.",
+            "Times that another server took over re-embedding a gallery from this one, which had not renewed its lease.",
         ),
         metric(
             JOBS_TAKEN_OVER,

@@ -17,9 +17,11 @@ use crate::encoder::{
 };
 use crate::gallery::{
     Chips, Conflict, ContentHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, Entry, EntryId, Export,
-    GalleryName, ImportBounds, Labels, NewGallery, Observation, QueueSettings as StoreQueue, Quotas,
-    Selector, Time,
+    GalleryName, ImportBounds, Labels, NewGallery, Observation, PostgresCatalog, PostgresSettings,
+    QueueSettings as StoreQueue, Quotas, Selector, Time,
 };
+use crate::holding::Holding;
+use crate::postgres::trial::Trial;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
 use crate::weights::family::FeaturePoint;
 use crate::weights::family::transoss::TransOssArchitecture;
@@ -89,13 +91,34 @@ impl Life {
 
     /// With a registry that contains these models.
     async fn with_models<const N: usize>(folder: &Path, gate: Gate, kept: [usize; N]) -> Self {
+        let catalog =
+            EmbeddedCatalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
+        Self::with_catalog(Arc::new(catalog), folder, gate, kept).await
+    }
+
+    /// A server that shares its galleries.
+    async fn sharing(trial: &Trial, folder: &Path, gate: Gate) -> Self {
+        let shared = PostgresSettings {
+            cluster: trial.cluster().await,
+            local_age_max: Duration::from_secs(1),
+            holding: Holding::default(),
+            resident_bytes_max: u64::MAX,
+        };
+        let catalog = PostgresCatalog::open(&shared, &folder.join("copies"), catalog_settings()).await;
+        Self::with_catalog(Arc::new(catalog.expect("a catalog")), folder, gate, [0, 1, 2]).await
+    }
+
+    async fn with_catalog<const N: usize>(
+        catalog: Catalog,
+        folder: &Path,
+        gate: Gate,
+        kept: [usize; N],
+    ) -> Self {
         let registry_limits = RegistryLimits { count_max: 9, bytes_max: 1 << 30 };
         let registry = Registry::open(&folder.join("models"), registry_limits).expect("a registry");
         for seed in kept {
             registry.add(&model(seed), &Provenance::now("test")).expect("room");
         }
-        let catalog =
-            EmbeddedCatalog::open(&folder.join("galleries"), catalog_settings()).expect("a catalog");
         let queue = EncodeQueue::start(QueueSettings { workers: 1, batch_max: 1 }, Arc::new(|_| {}));
         let settings = ResidencySettings { bytes_max: 9, device: "cpu".into() };
         let residency = Residency::new(queue, settings);
@@ -107,7 +130,7 @@ impl Life {
         let pipeline = Arc::new(pipeline);
         let loader: ModelLoader = Arc::new(move |model| Ok(loaded(&model, &gate)));
         let (activator, changes) = Activator::new(Arc::new(registry), Arc::clone(&pipeline), loader, None);
-        Self { reembedder: ReEmbedder::new(Arc::new(catalog), pipeline, activator), changes }
+        Self { reembedder: ReEmbedder::new(catalog, pipeline, activator), changes }
     }
 
     /// A gallery of model 0 with `count` chips.
@@ -474,4 +497,44 @@ async fn a_gallery_stays_when_its_model_becomes_active_again() {
     check(&gallery, 0, 3);
     running.abort();
     life.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_share_galleries_re_embed_different_ones_and_take_over_from_a_silent_one() {
+    let Some(trial) = Trial::new().await else { return };
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let (gate, comes, go) = closed_gate();
+    let mut silent = Life::sharing(&trial, folders[0].path(), gate).await;
+    let mut other = Life::sharing(&trial, folders[1].path(), open_gate()).await;
+    let first = silent.gallery("first", 3, true).await;
+    silent.gallery("second", 2, true).await;
+    let of_other = async |name: &str| {
+        let name = GalleryName::new(name).expect("a name");
+        other.reembedder.catalog.get("t", &name).await.expect("there")
+    };
+    let (first_there, second_there) = (of_other("first").await, of_other("second").await);
+
+    let mut target = silent.activate(1).await;
+    silent.reembedder.announce(digest(1), true).await;
+    let reembedder = silent.reembedder.clone();
+    let following = tokio::spawn(async move { reembedder.settle(&mut target).await });
+    let _comes = arrival(comes).await;
+    let mut target = other.activate(1).await;
+    other.reembedder.settle(&mut target).await;
+    check(&second_there, 1, 2);
+    assert_eq!(first_there.info().about.model, digest(0), "the other one has it");
+
+    // It may claim the gallery again just before the other server does.
+    while first_there.info().about.model == digest(0) {
+        trial.execute("update moves set held_until = now() - interval '1 second'").await;
+        other.reembedder.settle(&mut target).await;
+    }
+    check(&first_there, 1, 3);
+    drop(go);
+    following.await.expect("no panic");
+    let name = GalleryName::new("first").expect("a name");
+    silent.reembedder.catalog.get("t", &name).await.expect("there");
+    check(&first, 1, 3);
+    silent.end().await;
+    other.end().await;
 }

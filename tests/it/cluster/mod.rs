@@ -5,6 +5,7 @@ mod callers;
 mod database;
 mod faults;
 mod gallery;
+mod holding;
 mod jobs;
 mod linearizability;
 mod models;

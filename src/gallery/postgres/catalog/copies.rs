@@ -1,5 +1,6 @@
 //! This server's copies of the galleries: loaded, brought up to date, and removed.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, Weak};
@@ -18,7 +19,7 @@ use crate::gallery::postgres::load::{load_copy, open_copy};
 use crate::gallery::postgres::sweep::sweep;
 use crate::gallery::store::StoreError;
 use crate::metrics;
-use crate::postgres::{Database, observe_skew, query};
+use crate::postgres::{observe_skew, query};
 
 /// How often the copies follow the database without being asked for.
 const POLL: Duration = Duration::from_millis(200);
@@ -38,7 +39,7 @@ impl PostgresCatalog {
         Bounds { cache_bytes: settings.cache_bytes, quotas: settings.quotas, allowance }
     }
 
-    /// The gallery with this server's copy, which is loaded if there is none. Blocks.
+    /// The gallery with this server's copy, which is loaded if there is none, or why there can be none. Blocks.
     pub(super) fn open_or_load(
         &self,
         tenant: &str,
@@ -49,6 +50,24 @@ impl PostgresCatalog {
         if let Some(opened) = self.opened(id)? {
             return Ok(opened);
         }
+        let gallery = match self.lacks_room(id)? {
+            None => self.loaded(tenant, id)?,
+            Some(unserved) => Err(unserved),
+        };
+        let place = Place { tenant: tenant_folder(tenant).into(), name: name.clone() };
+        let opened = Opened { place, gallery };
+        let mut state = self.state();
+        state.numbers.insert(opened.place.clone(), id);
+        state.open.insert(id, opened.clone());
+        Ok(opened)
+    }
+
+    /// The copy in the folder, or one that is loaded from the database.
+    fn loaded(
+        &self,
+        tenant: &str,
+        id: i64,
+    ) -> Result<Result<Arc<PostgresGallery>, Arc<Unserved>>, CatalogError> {
         let Inner { database, settings, .. } = &*self.0;
         let folder = self.copy_folder(id);
         let open = || open_copy(&folder, database, id, self.bounds(tenant), settings);
@@ -61,20 +80,14 @@ impl PostgresCatalog {
                 open()
             }
         };
-        let gallery = copy.map(|copy| Arc::new(PostgresGallery::new(copy))).map_err(|cause| {
+        Ok(copy.map(|copy| Arc::new(PostgresGallery::new(copy))).map_err(|cause| {
             tracing::error!(gallery = id, %cause, "a gallery is not served");
             Arc::new(Unserved {
                 kind: UnservedKind::Unreadable,
                 cause: cause.to_string(),
                 way_out: "look at this server's disk and start it again",
             })
-        });
-        let place = Place { tenant: tenant_folder(tenant).into(), name: name.clone() };
-        let opened = Opened { place, gallery };
-        let mut state = self.state();
-        state.numbers.insert(opened.place.clone(), id);
-        state.open.insert(id, opened.clone());
-        Ok(opened)
+        }))
     }
 
     pub(super) async fn open_async(
@@ -129,6 +142,7 @@ impl PostgresCatalog {
 
     /// Closes a gallery that is deleted, and removes its copy.
     pub(super) async fn forget(&self, id: i64) -> Result<(), CatalogError> {
+        self.state().lacking.remove(&id);
         let Some(Opened { gallery, .. }) = self.state().remove(id) else { return Ok(()) };
         let folder = self.copy_folder(id);
         blocking(self.database(), move || {
@@ -140,15 +154,18 @@ impl PostgresCatalog {
         .await
     }
 
-    /// Brings all copies up to date, those of new and deleted galleries included.
-    pub(super) async fn poll(&self) -> Result<(), CatalogError> {
+    /// Brings the copies of all galleries that this server holds up to date, those of new and deleted galleries included.
+    /// Returns the numbers of these galleries.
+    pub(super) async fn poll(&self) -> Result<BTreeSet<i64>, CatalogError> {
         let sql = format!("select {LISTED} from galleries where name is not null");
         let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move { query!(connection, &sql) }).await?;
         let listed = rows.iter().map(|row| Listed::of(row, asked_at)).collect::<Result<Vec<_>, _>>()?;
         metrics::copy_lag(self.lag(&listed));
+        let held: Vec<&Listed> =
+            listed.iter().filter(|gallery| self.is_chosen(&gallery.tenant, &gallery.name)).collect();
         // One that takes long, since it is loaded, holds up no other.
-        let following = stream::iter(&listed).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
+        let following = stream::iter(held.iter().copied()).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
             if let Err(cause) = self.up_to_date(gallery).await {
                 tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
             }
@@ -161,7 +178,7 @@ impl PostgresCatalog {
                 self.forget(id).await?;
             }
         }
-        Ok(())
+        Ok(held.iter().map(|gallery| gallery.id).collect())
     }
 
     /// How many commits the copy furthest behind lacks.
@@ -181,12 +198,13 @@ impl PostgresCatalog {
         Ok(!named.await?.is_empty())
     }
 
-    /// Removes copies of galleries that were deleted while the server was down.
-    pub(super) fn drop_strays(&self) -> Result<(), CatalogError> {
+    /// Removes copies of other galleries than `held`: they were deleted while the server was down, or it does not hold them any
+    /// more.
+    pub(super) fn drop_strays(&self, held: &BTreeSet<i64>) -> Result<(), CatalogError> {
         for entry in fs::read_dir(&self.0.folder)? {
             let entry = entry?;
             let id = entry.file_name().to_string_lossy().parse::<i64>();
-            if id.is_ok_and(|id| !self.state().open.contains_key(&id)) {
+            if id.is_ok_and(|id| !held.contains(&id)) {
                 discard_folder(&entry.path())?;
             }
         }
@@ -195,9 +213,10 @@ impl PostgresCatalog {
 }
 
 /// What is done now and then.
-async fn look_after(database: &Database) -> Result<(), StoreError> {
-    observe_skew(database).await?;
-    sweep(database).await
+async fn look_after(catalog: &PostgresCatalog) -> Result<(), CatalogError> {
+    catalog.try_lacking_again().await?;
+    observe_skew(catalog.database()).await?;
+    Ok(sweep(catalog.database()).await?)
 }
 
 /// Follows the database until the catalog is closed.
@@ -211,10 +230,10 @@ pub async fn follow(catalog: Weak<Inner>, ended: CancellationToken) {
             _ = ticks.tick() => {}
         }
         let Some(catalog) = catalog.upgrade().map(PostgresCatalog) else { return };
-        let mut polled = catalog.poll().await;
+        let mut polled = catalog.poll().await.map(drop);
         polls += 1;
         if polled.is_ok() && polls % POLLS_PER_SWEEP == 0 {
-            polled = look_after(&catalog.0.database).await.map_err(CatalogError::from);
+            polled = look_after(&catalog).await;
         }
         match &polled {
             Ok(()) if !is_reached => tracing::info!("the database of the galleries is reached again"),

@@ -2,12 +2,13 @@
 
 mod copies;
 mod draft;
+mod moves;
 mod reading;
+mod room;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use copies::follow;
 use draft::PostgresDraft;
+use moves::HeldMoves;
 
 use super::gallery::PostgresGallery;
 use super::settings::PostgresSettings;
@@ -23,11 +25,12 @@ use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
 use crate::gallery::catalog::{
     CatalogError, CatalogStore, Census, GalleryName, Import, Imports, Listing, NewGallery, Place, Quotas,
-    Read, Readable, Slot, Unserved,
+    Read, Readable, Slot, Unserved, UnservedKind,
 };
 use crate::gallery::embedded::{Allowance, EmbeddedSettings, sealed_about};
 use crate::gallery::entry::Time;
 use crate::gallery::store::{About, Gallery, GalleryStore, StoreError};
+use crate::holding::Holding;
 use crate::metrics;
 use crate::postgres::{Cluster, Database, Transaction, check_usable, execute, query};
 
@@ -43,14 +46,15 @@ struct Inner {
     folder: PathBuf,
     settings: EmbeddedSettings,
     local_age_max: Duration,
+    holding: Holding,
+    resident_bytes_max: u64,
     imports: Imports,
     state: Mutex<State>,
     /// Held while a copy is loaded, so that it is loaded once.
     loading: Mutex<()>,
     /// Tells this server from the others.
     server: String,
-    /// Whether it was the one that re-embeds when it was last asked.
-    leads: AtomicBool,
+    moves: HeldMoves,
     ended: CancellationToken,
 }
 
@@ -61,6 +65,8 @@ struct State {
     open: BTreeMap<i64, Opened>,
     /// The numbers of those that are open.
     numbers: HashMap<Place, i64>,
+    /// Those that are not served since there is no memory for a copy.
+    lacking: BTreeSet<i64>,
     allowances: HashMap<String, Arc<Allowance>>,
 }
 
@@ -105,15 +111,17 @@ impl PostgresCatalog {
             folder,
             settings,
             local_age_max: shared.local_age_max,
+            holding: shared.holding.clone(),
+            resident_bytes_max: shared.resident_bytes_max,
             imports: Imports::new(settings.imports),
             state: Mutex::new(State { lock: Some(lock), ..State::default() }),
             loading: Mutex::default(),
             server,
-            leads: AtomicBool::new(false),
+            moves: HeldMoves::default(),
             ended: CancellationToken::new(),
         }));
-        catalog.poll().await?;
-        catalog.drop_strays()?;
+        let held = catalog.poll().await?;
+        catalog.drop_strays(&held)?;
         metrics::database_reached(true);
         catalog.0.database.handle().spawn(follow(Arc::downgrade(&catalog.0), catalog.0.ended.clone()));
         Ok(catalog)
@@ -125,6 +133,20 @@ impl PostgresCatalog {
 
     fn quotas(&self) -> &Quotas {
         &self.0.settings.quotas
+    }
+
+    /// Whether this server is to have a copy of a gallery of this name.
+    fn is_chosen(&self, tenant: &str, name: &GalleryName) -> bool {
+        self.0.holding.has(tenant, name.as_str())
+    }
+
+    /// # Errors
+    /// Other servers are to serve it.
+    fn check_held(&self, tenant: &str, name: &GalleryName) -> Result<(), CatalogError> {
+        if self.is_chosen(tenant, name) {
+            return Ok(());
+        }
+        Err(CatalogError::Refused { name: name.clone(), cause: not_held() })
     }
 
     /// What a tenant's copies on this server may take together.
@@ -248,6 +270,14 @@ async fn room(
     })
 }
 
+fn not_held() -> Arc<Unserved> {
+    Arc::new(Unserved {
+        kind: UnservedKind::NotHeld,
+        cause: "this server does not hold it (matching.galleries)".into(),
+        way_out: "send the call to a server that does",
+    })
+}
+
 fn served(opened: &Opened) -> Result<Gallery, CatalogError> {
     let gallery = opened.gallery.clone();
     let refused = |cause| CatalogError::Refused { name: opened.place.name.clone(), cause };
@@ -269,6 +299,7 @@ async fn blocking<T: Send + 'static>(
 impl CatalogStore for PostgresCatalog {
     /// The gallery has seen everything that any server acknowledged before.
     async fn get(&self, tenant: &str, name: &GalleryName) -> Result<Gallery, CatalogError> {
+        self.check_held(tenant, name)?;
         let (of, called) = (tenant.to_owned(), name.as_str().to_owned());
         let asked_at = Instant::now();
         let rows = self.0.database.run(move |connection| async move {
@@ -304,8 +335,13 @@ impl CatalogStore for PostgresCatalog {
         let mut galleries: Vec<(GalleryName, Slot)> = Vec::new();
         for row in rows.iter().take(size) {
             let listed = Listed::of(row, asked_at)?;
-            let opened = self.open_async(tenant, &listed.name, listed.id).await?;
-            galleries.push((listed.name, opened.gallery.map(|gallery| gallery as Gallery)));
+            let slot = if self.is_chosen(tenant, &listed.name) {
+                let opened = self.open_async(tenant, &listed.name, listed.id).await?;
+                opened.gallery.map(|gallery| gallery as Gallery)
+            } else {
+                Err(not_held())
+            };
+            galleries.push((listed.name, slot));
         }
         let next = galleries.last().map(|(name, _)| name.clone()).filter(|_| rows.len() > size);
         Ok(Listing { galleries, next })
@@ -318,6 +354,7 @@ impl CatalogStore for PostgresCatalog {
         new: NewGallery,
     ) -> Result<Gallery, CatalogError> {
         self.opened(0)?;
+        self.check_held(tenant, name)?;
         let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
         let (catalog, of, called) = (self.clone(), tenant.to_owned(), name.clone());
         let made = self.0.database.run(move |_| async move {
@@ -354,6 +391,7 @@ impl CatalogStore for PostgresCatalog {
 
     async fn import(&self, tenant: &str, name: &GalleryName) -> Result<Import, CatalogError> {
         self.opened(0)?;
+        self.check_held(tenant, name)?;
         let (of, called) = (tenant.to_owned(), name.clone());
         let catalog = self.clone();
         let checked = self.0.database.run(move |_| async move {
@@ -365,6 +403,10 @@ impl CatalogStore for PostgresCatalog {
         checked.await??;
         let draft = PostgresDraft::new(self.clone(), tenant, name.clone());
         Ok(self.0.imports.begin(tenant, Box::new(draft)))
+    }
+
+    fn holds(&self, tenant: &str, name: &GalleryName) -> bool {
+        self.is_chosen(tenant, name) && !self.state().is_lacking(tenant, name)
     }
 
     fn served(&self) -> Vec<(Place, Gallery)> {
@@ -386,32 +428,11 @@ impl CatalogStore for PostgresCatalog {
     }
 
     async fn move_to(&self, model: ModelDigest, is_new: bool) -> Result<(), CatalogError> {
-        let moved = self.0.database.run(move |connection| async move {
-            let sql = "update shipreid set target = $1, leader = null, lead_until = null
-                where target is distinct from $1 and ($2 or target is null)";
-            execute!(connection, sql, model.as_bytes().as_slice() => BYTEA, is_new => BOOL)
-        });
-        moved.await?;
-        Ok(())
+        Ok(self.turn_moves(model, is_new).await?)
     }
 
-    async fn leads_move(&self, model: ModelDigest) -> bool {
-        let server = self.0.server.clone();
-        let asked = self.0.database.run(move |connection| async move {
-            let sql = "update shipreid set leader = $1, lead_until = now() + interval '30 seconds'
-                where target = $2 and (leader is null or leader = $1 or lead_until < now())";
-            let target = model.as_bytes().as_slice();
-            let leads = execute!(connection, sql, server => TEXT, target => BYTEA)? == 1;
-            let taken = "select from shipreid where target = $2 and leader <> $1";
-            let is_taken = !leads && !query!(connection, taken, server => TEXT, target => BYTEA)?.is_empty();
-            Ok::<_, StoreError>((leads, is_taken))
-        });
-        let (leads, is_taken) = asked.await.unwrap_or_default();
-        if self.0.leads.swap(leads, Ordering::Relaxed) && is_taken {
-            metrics::lease_lost();
-            tracing::warn!(%model, "another server has taken over re-embedding, since the lease ran out");
-        }
-        leads
+    async fn claim_moves(&self, model: ModelDigest, wanted: &[Place]) -> Result<Vec<Place>, CatalogError> {
+        Ok(self.held_moves(model, wanted).await?)
     }
 
     fn observe(&self) {

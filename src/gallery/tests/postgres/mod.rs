@@ -7,12 +7,16 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
+use crate::holding::Holding;
 use crate::postgres::trial::{Trial, server};
 use crate::postgres::{Cluster, Tenancy};
 
+mod holding;
+mod moving;
 mod outage;
 mod pooler;
 mod reading;
+mod room;
 mod set_up;
 mod sharing;
 
@@ -37,12 +41,15 @@ struct MemberSettings {
     url: String,
     local_age_max: Duration,
     tenancy: Tenancy,
+    holding: Holding,
+    resident_bytes_max: u64,
 }
 
 impl MemberSettings {
     async fn open(&self, folder: &Path, settings: EmbeddedSettings) -> Result<PostgresCatalog, CatalogError> {
         let cluster = Cluster::open(&self.url, self.tenancy).await?;
-        let shared = PostgresSettings { cluster, local_age_max: self.local_age_max };
+        let Self { local_age_max, holding, resident_bytes_max, .. } = self.clone();
+        let shared = PostgresSettings { cluster, local_age_max, holding, resident_bytes_max };
         PostgresCatalog::open(&shared, folder, settings).await
     }
 }
@@ -75,7 +82,13 @@ impl Shared {
     }
 
     fn settings(&self) -> MemberSettings {
-        MemberSettings { url: self.url.clone(), local_age_max: LOCAL_AGE_MAX, tenancy: Tenancy::OneTenant }
+        MemberSettings {
+            url: self.url.clone(),
+            local_age_max: LOCAL_AGE_MAX,
+            tenancy: Tenancy::OneTenant,
+            holding: Holding::default(),
+            resident_bytes_max: u64::MAX,
+        }
     }
 }
 

@@ -61,7 +61,7 @@ async fn tables_of_a_newer_release_are_refused_unless_it_left_them_usable() {
     assert_eq!(CatalogStore::get(&other, "t", &name("a")).await.expect("there").info().entries, 1);
     // And now what it must know.
     shared.execute("update shipreid set usable_from = 98").await;
-    let told = "a newer release has changed its tables to version 98, this one knows up to version 3";
+    let told = "a newer release has changed its tables to version 98, this one knows up to version 4";
     let message = shared.refused(shared.settings()).await;
     assert!(message.contains(told), "{message}");
     let refused = CatalogStore::get(&server, "t", &name("a")).await.expect_err("it runs still").to_string();
