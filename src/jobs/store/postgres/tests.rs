@@ -281,3 +281,43 @@ async fn a_hold_counts_from_before_the_database_was_asked() {
     let renewed = renewed.expect("reachable").expect("it is held");
     assert!(until < renewed && renewed <= latest);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_do_not_count_any_more_hold_nobody_up_and_are_removed_afterwards() {
+    let Some(trial) = Trial::new().await else { return };
+    let jobs = server(&trial).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // More files than one statement removes.
+    for steps in 1..=100 {
+        write_checkpoint(folder.path(), steps, b"a checkpoint");
+    }
+    let mut holds = Vec::new();
+    for _ in 0..3 {
+        let key = add(&jobs).await;
+        let Claimed { hold, .. } = jobs.claim(key, NOW).await.expect("it waits");
+        assert!(jobs.keep_folder(hold.clone(), folder.path().to_owned()).await.expect("reachable"));
+        holds.push(hold);
+    }
+    let files = async || trial.count("files").await;
+    assert_eq!(files().await, 300);
+
+    // As if removing them took long.
+    let operator = trial.connect().await;
+    operator.batch_execute("begin; select from files for update").await.expect("locked");
+    let finish =
+        |edit: &mut Edit| edit.change(Change::Finish { model: crate::embedding::ModelDigest::new([1; 32]) });
+    jobs.update_held(holds[0].write(), NOW, finish).await.expect("it is held");
+    jobs.update(holds[1].key.clone(), NOW, |edit| edit.change(Change::Cancel)).await.expect("legal");
+    jobs.update_held(holds[1].write(), NOW, |edit| edit.change(Change::Stop)).await.expect("it is held");
+    jobs.delete(holds[1].key.clone(), |_| Ok::<(), ()>(())).await.expect("it has ended");
+    fs::remove_dir_all(folder.path().join("checkpoints")).expect("there");
+    write_checkpoint(folder.path(), 100, b"a checkpoint");
+    assert!(jobs.keep_folder(holds[2].clone(), folder.path().to_owned()).await.expect("reachable"));
+    jobs.sweep().await.expect("reachable");
+    assert_eq!(files().await, 300, "others see to those that they have locked");
+
+    operator.batch_execute("rollback").await.expect("unlocked");
+    jobs.sweep().await.expect("reachable");
+    assert_eq!(files().await, 1);
+    assert_eq!(kept(&jobs, &holds[2]).await.len(), 1);
+}
