@@ -158,13 +158,15 @@ impl SharedModels {
         let [digest, former] = [active.digest, active.former].map(|digest| digest.as_bytes().to_vec());
         self.database().wait(async {
             let transaction = Transaction::begin(self.database(), BEGIN).await?;
-            let sql = "update shipreid set active = $1, former = $2
-                where $3 or exists (select from models where digest = $1)";
-            let changed = execute!(transaction, sql, digest => BYTEA, former => BYTEA, is_made_here => BOOL)?;
-            if changed == 0 {
+            // Whoever deletes a model holds this row as well. Only a later statement sees what was deleted meanwhile.
+            query!(transaction, "select from shipreid for update")?;
+            let known = query!(transaction, "select from models where digest = $1", digest => BYTEA)?;
+            if !is_made_here && known.is_empty() {
                 transaction.roll_back().await?;
                 return Err(RegistryError::NotFound(active.digest));
             }
+            let sql = "update shipreid set active = $1, former = $2";
+            execute!(transaction, sql, digest => BYTEA, former => BYTEA)?;
             Ok(transaction.commit().await?)
         })
     }

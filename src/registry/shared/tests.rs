@@ -1,6 +1,9 @@
 //! Models of two servers: what one adds, deletes and activates, the other has.
 
 use std::fs;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::postgres::trial::Trial;
@@ -118,4 +121,29 @@ async fn a_model_that_did_not_reach_the_database_is_not_here_either() {
     assert_eq!(registry.load(model(1).digest).expect("a copy"), model(1));
     trial.execute(&format!("alter role {} login", trial.schema)).await;
     assert_eq!(registry.add(&model(2), &provenance(2)).expect("room"), Added::New);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_being_deleted_elsewhere_is_not_activated() {
+    let Some(trial) = Trial::new().await else { return };
+    let (registry, _folder) = server(&trial).await;
+    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    for seed in [1, 2] {
+        registry.add(&model(seed), &provenance(seed)).expect("room");
+    }
+    // What another server does to delete it, up to the commit.
+    let deleting = trial.connect().await;
+    deleting.batch_execute("begin; select active from shipreid for update").await.expect("locked");
+    let digest = two.as_bytes().as_slice();
+    deleting.execute("delete from models where digest = $1", &[&digest]).await.expect("deleted");
+    let (registry, activating) = (Arc::new(registry), ActiveModel { digest: two, former: one });
+    let activated = spawn_blocking({
+        let registry = Arc::clone(&registry);
+        move || registry.set_active(activating)
+    });
+    while trial.waiting().await == 0 {}
+    deleting.batch_execute("commit").await.expect("deleted");
+    let refused = activated.await.expect("no panic");
+    assert!(matches!(refused, Err(RegistryError::NotFound(digest)) if digest == two), "{refused:?}");
+    assert_eq!((digests(&registry), registry.active()), (vec![one], None));
 }
