@@ -239,13 +239,17 @@ impl Registry {
     /// The model does not exist, is active, or cannot be removed.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
         let _writing = self.writing();
-        self.sync_alone()?;
+        if let Some(shared) = &self.shared {
+            // Copies of others need not be written for that: deleting may be what makes room for them.
+            shared.delete(digest)?;
+            return match self.get(digest) {
+                Ok(_) => self.discard(digest),
+                Err(_) => Ok(()),
+            };
+        }
         self.get(digest)?;
         if self.active().is_some_and(|active| active.digest == digest) {
             return Err(RegistryError::Active(digest));
-        }
-        if let Some(shared) = &self.shared {
-            shared.delete(digest)?;
         }
         self.discard(digest)
     }
@@ -354,7 +358,10 @@ impl Registry {
     ) -> Result<Added, RegistryError> {
         let digest = model.digest;
         let place = self.place(digest);
-        self.sync_alone()?;
+        // A copy of another model that cannot be written does not keep this one out.
+        if let Err(cause @ RegistryError::Database(_)) = self.sync_alone() {
+            return Err(cause);
+        }
         match self.get(digest).map(|stored| stored.condition) {
             Ok(Condition::Intact(_)) => return Ok(Added::Known),
             Ok(Condition::Damaged(_)) => self.discard(digest)?,

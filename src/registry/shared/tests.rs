@@ -147,3 +147,21 @@ async fn a_model_that_is_being_deleted_elsewhere_is_not_activated() {
     assert!(matches!(refused, Err(RegistryError::NotFound(digest)) if digest == two), "{refused:?}");
     assert_eq!((digests(&registry), registry.active()), (vec![one], None));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_copy_a_model_can_add_and_delete_models() {
+    let Some(trial) = Trial::new().await else { return };
+    let ((first, _one), (second, folder)) = (server(&trial).await, server(&trial).await);
+    let [one, two, three] = [1, 2, 3].map(|seed| model(seed).digest);
+    first.add(&model(1), &provenance(1)).expect("room");
+    second.sync().expect("reachable");
+    // Where the copy would be there is something else.
+    let place = folder.path().join(&second.cluster().expect("shared").id).join(two.to_string());
+    fs::write(&place, "in the way").expect("writable");
+    first.add(&model(2), &provenance(2)).expect("room");
+    assert!(matches!(second.sync(), Err(RegistryError::Io { .. })));
+    assert_eq!(second.add(&model(3), &provenance(3)).expect("room"), Added::New);
+    second.delete(one).expect("not active");
+    second.delete(two).expect("not active");
+    assert_eq!((digests(&first), digests(&second)), (vec![three], vec![three]));
+}
