@@ -165,3 +165,12 @@ async fn a_server_that_cannot_copy_a_model_can_add_and_delete_models() {
     second.delete(two).expect("not active");
     assert_eq!((digests(&first), digests(&second)), (vec![three], vec![three]));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_missed_nothing_does_not_wait_for_a_model_that_is_being_added() {
+    let Some(trial) = Trial::new().await else { return };
+    let (registry, _folder) = server(&trial).await;
+    registry.add(&model(1), &provenance(1)).expect("room");
+    let _adding = registry.writing();
+    assert_eq!(digests(&registry), [model(1).digest]);
+}
