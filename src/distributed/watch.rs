@@ -11,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::c10d::Store;
 use super::join::PRESENT_WAIT;
+use super::rank_failure::RankFailure;
 
 const FAILURE: &str = "failure";
 /// A process that computes for less than this share of the time, and does not wait for others, counts as stalled.
@@ -39,7 +40,7 @@ impl Default for Patience {
 
 /// What is called if a rank is lost while this one computes or waits: it cannot be told otherwise. It gets the reason,
 /// and ends the process.
-pub type OnLoss = Box<dyn Fn(&str) + Send>;
+pub type OnLoss = Box<dyn Fn(&RankFailure) + Send>;
 
 /// A thread that counts this rank's heartbeats and watches the others'.
 #[derive(Debug)]
@@ -59,7 +60,7 @@ struct State {
     /// An operation with the others has failed: a rank that has been silent for some beats is taken as the cause.
     broken: bool,
     /// Why the ranks no longer train together.
-    verdict: Option<String>,
+    verdict: Option<RankFailure>,
     left: bool,
 }
 
@@ -108,14 +109,14 @@ impl Watch {
     pub fn wait<T, E: std::fmt::Display>(
         &self,
         operation: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, String> {
+    ) -> Result<T, RankFailure> {
         self.0.waits.store(true, Ordering::Relaxed);
         let done = operation();
         self.0.waits.store(false, Ordering::Relaxed);
         done.map_err(|cause| self.why(&cause.to_string()))
     }
 
-    fn why(&self, cause: &str) -> String {
+    fn why(&self, cause: &str) -> RankFailure {
         let mut state = self.0.lock();
         state.broken = true;
         self.0.changed.notify_all();
@@ -123,7 +124,7 @@ impl Watch {
         let patience = self.0.period * 2 * (BROKEN_BEATS + 2);
         let waited = self.0.changed.wait_timeout_while(state, patience, |state| state.verdict.is_none());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.verdict.clone().unwrap_or_else(|| format!("a rank is lost: {cause}"))
+        state.verdict.clone().unwrap_or_else(|| format!("a rank is lost: {cause}").into())
     }
 
     /// Ends the watch: whatever happens to the others no longer matters here.
@@ -143,9 +144,8 @@ impl Drop for Watch {
 const BROKEN_BEATS: u32 = 5;
 
 /// Says why this rank ends, unless another has failed before; returns the reason that holds.
-pub fn tell_failure(store: &Store, failure: &str) -> String {
-    let known = store.set_once(FAILURE, failure.as_bytes());
-    known.map_or_else(|_| failure.to_owned(), |known| String::from_utf8_lossy(&known).into_owned())
+pub fn tell_failure(store: &Store, failure: RankFailure) -> RankFailure {
+    store.set_once(FAILURE, &failure.to_bytes()).map_or(failure, |known| RankFailure::of_bytes(&known))
 }
 
 impl Shared {
@@ -195,13 +195,14 @@ impl Watcher {
     }
 
     /// Beats, and returns why the ranks no longer train together, if they do not.
-    fn look(&mut self, broken: bool) -> Option<String> {
+    fn look(&mut self, broken: bool) -> Option<RankFailure> {
         self.beat_and_listen(broken).unwrap_or_else(|cause| {
-            Some(format!("the store where the ranks meet is lost with the process that serves it: {cause}"))
+            let lost = "the store where the ranks meet is lost with the process that serves it";
+            Some(format!("{lost}: {cause}").into())
         })
     }
 
-    fn beat_and_listen(&mut self, broken: bool) -> Result<Option<String>, super::c10d::C10dError> {
+    fn beat_and_listen(&mut self, broken: bool) -> Result<Option<RankFailure>, super::c10d::C10dError> {
         let now = busy();
         let works = now.saturating_sub(self.busy) >= self.shared.period.mul_f64(AT_WORK);
         self.busy = now;
@@ -210,7 +211,7 @@ impl Watcher {
         }
         if self.store.has(FAILURE)? {
             let failure = self.store.get(FAILURE, PRESENT_WAIT)?;
-            return Ok(Some(String::from_utf8_lossy(&failure).into_owned()));
+            return Ok(Some(RankFailure::of_bytes(&failure)));
         }
         let silence_max =
             if broken { (self.shared.period * BROKEN_BEATS).min(self.silence_max) } else { self.silence_max };
@@ -227,7 +228,7 @@ impl Watcher {
             if silent >= silence_max {
                 let failure =
                     format!("rank {rank} has ended or hangs: no sign of it for {} s", silent.as_secs());
-                return Ok(Some(tell_failure(&self.store, &failure)));
+                return Ok(Some(tell_failure(&self.store, failure.into())));
             }
         }
         Ok(None)
