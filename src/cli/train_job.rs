@@ -85,13 +85,18 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
     let run = among(run, joined.as_ref(), &config);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
+    // The store may be unavailable for long.
+    let wait_until_stored = || match &joined {
+        Some(joined) => joined.world.rest(|| channel.sync()),
+        None => channel.sync(),
+    };
     let trained = run.train(&mut |event| {
         // A checkpoint may follow: events before it must not be lost with the server.
         let must_be_stored = matches!(event, FitEvent::EpochDone { .. } | FitEvent::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
         event_mapper.tell(event).iter().for_each(|message| channel.say(message));
         if must_be_stored || stops {
-            channel.sync();
+            wait_until_stored();
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

@@ -48,7 +48,7 @@ pub struct Watch(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether this rank waits for others, and need not compute.
+    /// Whether this rank waits for somebody, and need not compute.
     waits: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -110,10 +110,15 @@ impl Watch {
         &self,
         operation: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, RankFailure> {
+        self.rest(operation).map_err(|cause| self.why(&cause.to_string()))
+    }
+
+    /// Does something in which this process waits, and need not compute.
+    pub fn rest<T>(&self, work: impl FnOnce() -> T) -> T {
         self.0.waits.store(true, Ordering::Relaxed);
-        let done = operation();
+        let done = work();
         self.0.waits.store(false, Ordering::Relaxed);
-        done.map_err(|cause| self.why(&cause.to_string()))
+        done
     }
 
     fn why(&self, cause: &str) -> RankFailure {
@@ -243,4 +248,34 @@ fn beats_of(rank: usize) -> String {
 fn busy() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_world::launch;
+    use super::*;
+
+    #[test]
+    fn a_rank_that_waits_for_anybody_shows_signs_of_life_without_computing() {
+        let (store, _) = launch(2);
+        let shared = Arc::new(Shared {
+            waits: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            // In so long a time nobody computes enough for a sign.
+            period: Duration::from_secs(24 * 3600),
+        });
+        let mut watcher = Watcher {
+            store: store.prefixed("").expect("a store"),
+            rank: 0,
+            silence_max: Duration::from_secs(3600),
+            shared: Arc::clone(&shared),
+            pulses: vec![Pulse { beats: 0, since: Instant::now() }; 2],
+            busy: busy(),
+        };
+        let beats = || store.add(&beats_of(0), 0).expect("a store");
+        assert_eq!((watcher.look(false), beats()), (None, 0));
+        assert_eq!((Watch(Arc::clone(&shared)).rest(|| watcher.look(false)), beats()), (None, 1));
+        assert_eq!((watcher.look(false), beats()), (None, 1), "it computes again");
+    }
 }

@@ -171,6 +171,11 @@ impl World {
         Ok(Vec::try_from(received).unwrap_or_default())
     }
 
+    /// Does something in which this process waits, but for no rank: the others do not take it for lost.
+    pub fn rest<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.watch.rest(work)
+    }
+
     /// Tells the others why this rank ends, and of what [kind](RankFailure::kind) that is, before it does; returns the reason
     /// of the first one that failed.
     pub fn fail(&self, kind: &str, failure: &str) -> RankFailure {
