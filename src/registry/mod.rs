@@ -68,6 +68,15 @@ pub enum Added {
     Known,
 }
 
+/// A model that was received.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    pub model: StoredModel,
+    pub added: Added,
+    /// Tensors of its file that are not kept, since serving does not read them.
+    pub dropped: Vec<String>,
+}
+
 /// The models of one folder, which no other process uses meanwhile.
 #[derive(Debug)]
 pub struct Registry {
@@ -323,7 +332,7 @@ impl Registry {
         name: &str,
         hints: &Hints,
         cancellation: &Cancellation,
-    ) -> Result<(StoredModel, Added), RegistryError> {
+    ) -> Result<Imported, RegistryError> {
         // One at a time, so that only one is in memory.
         let _writing = self.writing();
         cancellation.check()?;
@@ -341,7 +350,7 @@ impl Registry {
         cancellation.check()?;
         self.check_source(&model, provenance.parent)?;
         let added = self.add_alone(&model, &provenance, None)?;
-        Ok((self.get(model.digest)?, added))
+        Ok(Imported { model: self.get(model.digest)?, added, dropped: origin.dropped })
     }
 
     /// Releases the folder for other processes; the registry must not be used afterwards.
