@@ -13,12 +13,14 @@ use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
 use tokio_postgres::Client;
 
-use super::{BEGIN, PostgresJobs};
+use super::PostgresJobs;
 use crate::durable::{discard_folder, remove_partial};
 use crate::jobs::child::{CHECKPOINTS, CHIPS};
 use crate::jobs::hold::Hold;
 use crate::jobs::store::StoreError;
-use crate::postgres::{Database, Fence, FolderError, StoredFolder, Transaction, Unreachable, execute, query};
+use crate::postgres::{
+    Database, Fence, FolderError, StoredFolder, Transaction, Unreachable, WRITING, execute, query,
+};
 
 /// Pieces of files that one statement removes, each at most a mebibyte.
 const SWEPT_MAX: i64 = 64;
@@ -110,7 +112,7 @@ impl Kept {
     /// Writes a folder, which counts from the end of the transaction. Returns whether the job is still held.
     fn write(&self, folder: &Path, name: &str) -> Result<bool, FolderError> {
         let (job, term) = (self.fence.job, self.fence.term);
-        let transaction = self.database.wait(Transaction::begin(&self.database, BEGIN))?;
+        let transaction = self.database.wait(Transaction::begin(&self.database, WRITING))?;
         self.stored(name, term).write(&self.database, &transaction, &folder.join(name))?;
         let written = self.database.wait(async {
             if !self.fence.holds(&transaction).await? {
@@ -130,7 +132,7 @@ impl Kept {
     fn remove(&self, names: &[String]) -> Result<bool, FolderError> {
         let job = self.fence.job;
         let removed = self.database.wait(async {
-            let transaction = Transaction::begin(&self.database, BEGIN).await?;
+            let transaction = Transaction::begin(&self.database, WRITING).await?;
             let is_held = self.fence.holds(&transaction).await?;
             if !is_held || names.is_empty() {
                 transaction.roll_back().await?;
