@@ -14,14 +14,14 @@ use shipreid::registry::PROVENANCE;
 use shipreid::weights::native;
 use shipreid::weights::packed::{self, Part};
 use shipreid::weights::quantize::check_source;
-use shipreid::wire::{self, ActivateModelRequest, DeleteModelRequest, GetModelRequest};
+use shipreid::wire::{self, ActivateModelRequest, DeleteModelRequest, GetModelRequest, ImportModelResponse};
 
 use super::access::{AccessFlags, endpoint_of_environment};
 use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
 use super::json::JsonFlag;
-use super::model_file::{HintFlags, describe, open, replaces};
+use super::model_file::{HintFlags, describe, dropped, open, replaces};
 use super::quantize::Quantize;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
@@ -184,9 +184,13 @@ impl Import {
         let bar = bytes_bar(fs::metadata(&file).with_context(named)?.len());
         let sent = bar.clone();
         let progress = move |bytes| sent.set_position(bytes);
-        let model = client.import_model(&file, self.hints.to_wire(), progress).await;
+        let imported = client.import_model(&file, self.hints.to_wire(), progress).await;
         bar.finish_and_clear();
-        output::say(table(&[model?]));
+        let ImportModelResponse { model, dropped_tensors } = imported?;
+        output::say(table(model.as_slice()));
+        if !dropped_tensors.is_empty() {
+            output::say(dropped(&dropped_tensors));
+        }
         Ok(())
     }
 }

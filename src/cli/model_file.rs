@@ -110,6 +110,15 @@ pub fn describe(model: &OpenModel, origin: &Origin) {
         output::say(format_args!("made from   {} by {}", origin.source, printable(&origin.tool)));
     }
     output::say(format_args!("tensors     {} with {parameters} numbers", model.tensors.len()));
+    if !origin.dropped.is_empty() {
+        output::say(dropped(&origin.dropped));
+    }
+}
+
+/// The tensors of a file that serving does not read, on one line.
+pub fn dropped(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
+    format!("not kept    {}: nothing reads them in serving", names.join(", "))
 }
 
 /// Whether the model in the folder is to be replaced.

@@ -300,7 +300,7 @@ fn said(cause: anyhow::Error, joined: Option<&Joined>) -> anyhow::Error {
         return anyhow!("stopped; run the same command again to resume");
     }
     match joined {
-        Some(joined) => anyhow!(joined.tell_failure(&format!("{cause:#}"))),
+        Some(joined) => anyhow!(joined.tell_failure("", &format!("{cause:#}"))),
         None => cause,
     }
 }

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use shipreid::config::Config;
+use shipreid::distributed::RankFailure;
 use shipreid::embedding::ModelDigest;
 use shipreid::jobs::{
     CHECKPOINTS, CHIPS, ChildChannel, ChildMessage, EventMapper, ExitReport, Instructions, JobFailure, MODEL,
@@ -77,24 +78,29 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
     let start = inputs.start.as_ref().map(|start| Start::new(&config.start.path, start));
     inputs.start_report(&config).for_each(|line| println!("{line}"));
     let at_loss = channel.clone();
-    let joined = ranks.join(&config, &inputs, folder, move |loss| {
-        at_loss.say(&ChildMessage::Exit(ExitReport::Failed(crash(loss))));
+    let joined = ranks.join(&config, &inputs, folder, move |failure| {
+        at_loss.say(&ChildMessage::Exit(ExitReport::Failed(of_rank(failure))));
     });
     let joined = connected(joined, device)?;
     let run = Run::new(&config, inputs, device, checkpoints.clone(), instructions.threads);
     let run = among(run, joined.as_ref(), &config);
     let mut event_mapper = EventMapper::new(config.objective, checkpoints, folder.to_owned(), start);
+    // The store may be unavailable for long.
+    let wait_until_stored = || match &joined {
+        Some(joined) => joined.world.rest(|| channel.sync()),
+        None => channel.sync(),
+    };
     let trained = run.train(&mut |event| {
         // A checkpoint may follow: events before it must not be lost with the server.
         let must_be_stored = matches!(event, FitEvent::EpochDone { .. } | FitEvent::Evaluated { .. });
         let stops = stop.load(Ordering::Relaxed);
         event_mapper.tell(event).iter().for_each(|message| channel.say(message));
         if must_be_stored || stops {
-            channel.sync();
+            wait_until_stored();
         }
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    let trained = trained.map_err(|cause| ended(told(cause, joined.as_ref())))?;
+    let trained = trained.map_err(|cause| ended_among(cause, joined.as_ref()))?;
     let Trained { model, delivered } = trained.ok_or_else(|| failed(FailureReason::Crashed, "no model"))?;
     event_mapper.deliver(&delivered).iter().for_each(|message| channel.say(message));
     let provenance = Provenance {
@@ -119,13 +125,14 @@ fn follow(folder: &Path) -> Result<(), Failure> {
         let stop = interrupted().map_err(unusable)?;
         let ranks = ranks(&instructions)?;
         let Prepared { config, inputs, device, checkpoints } = prepare(folder, &instructions, &ranks)?;
-        let joined = ranks.join(&config, &inputs, folder, |loss| tracing::error!(loss, "a rank is lost"));
+        let joined =
+            ranks.join(&config, &inputs, folder, |failure| tracing::error!(%failure, "a rank is lost"));
         let joined = connected(joined, device)?;
         let run = Run::new(&config, inputs, device, checkpoints, instructions.threads);
         let trained = among(run, joined.as_ref(), &config).train(&mut |_| {
             if stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        trained.map(drop).map_err(|cause| ended(told(cause, joined.as_ref())))
+        trained.map(drop).map_err(|cause| ended_among(cause, joined.as_ref()))
     })();
     match followed {
         Ok(()) | Err(Ended::Stopped) => Ok(()),
@@ -175,18 +182,16 @@ fn among(run: Run, joined: Option<&Joined>, config: &TrainConfig) -> Run {
     }
 }
 
-/// Tells the other processes why this one ends. The reason of the first that failed becomes this one's.
-fn told(cause: RunError, joined: Option<&Joined>) -> RunError {
-    match (cause, joined) {
-        (stopped @ RunError::Fit(FitError::Stopped), _) => stopped,
-        (RunError::Fit(FitError::Learn(LearnError::Lost(cause))), Some(joined)) => {
-            RunError::Fit(FitError::Learn(LearnError::Lost(joined.tell_failure(&cause))))
+/// How a run without a model has ended, of which the other processes are told. Where one of them was lost, the reason of the
+/// first that failed holds.
+fn ended_among(cause: RunError, joined: Option<&Joined>) -> Ended {
+    let is_other = matches!(cause, RunError::Fit(FitError::Learn(LearnError::Lost(_))));
+    match (ended(cause), joined) {
+        (Ended::Failed(failure), Some(joined)) => {
+            let first = joined.tell_failure(failure.reason.name(), &failure.message);
+            Ended::Failed(if is_other { of_rank(&first) } else { failure })
         }
-        (cause, Some(joined)) => {
-            joined.tell_failure(&cause.to_string());
-            cause
-        }
-        (cause, None) => cause,
+        (ended, _) => ended,
     }
 }
 
@@ -267,7 +272,7 @@ fn ended(cause: RunError) -> Ended {
         RunError::Fit(FitError::Diverged { .. } | FitError::Learn(LearnError::NotFinite { .. })) => {
             FailureReason::Diverged
         }
-        RunError::Fit(FitError::Learn(LearnError::Lost(cause))) => return Ended::Failed(crash(cause)),
+        RunError::Fit(FitError::Learn(LearnError::Lost(failure))) => return Ended::Failed(of_rank(failure)),
         RunError::Fit(FitError::Learn(LearnError::Failed(_))) | RunError::Weights(_) => {
             FailureReason::Crashed
         }
@@ -275,7 +280,15 @@ fn ended(cause: RunError) -> Ended {
     failed(reason, cause)
 }
 
-/// The failure that the last words of a process, or of another rank, tell of.
+/// The failure of another rank: by its own account, or else what its last words tell of.
+fn of_rank(RankFailure { kind, message }: &RankFailure) -> JobFailure {
+    match FailureReason::named(kind).filter(|reason| *reason != FailureReason::Crashed) {
+        Some(reason) => JobFailure::new(reason, message.clone()),
+        None => crash(message),
+    }
+}
+
+/// The failure that the last words of a process tell of.
 fn crash(cause: &str) -> JobFailure {
     let reason = if tells_of_memory(cause) { FailureReason::OutOfMemory } else { FailureReason::Crashed };
     JobFailure::new(reason, cause)

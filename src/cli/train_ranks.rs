@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, anyhow};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use shipreid::distributed::{Identity, Patience, Place, World};
+use shipreid::distributed::{Identity, Patience, Place, RankFailure, World};
 use shipreid::jobs::die_with_parent;
 use shipreid::model::Device;
 use shipreid::train::{Shard, TrainConfig, TrainingInputs, fingerprint};
@@ -119,7 +119,7 @@ impl Ranks {
         config: &TrainConfig,
         inputs: &TrainingInputs,
         folder: &Path,
-        on_loss: impl Fn(&str) + Send + 'static,
+        on_loss: impl Fn(&RankFailure) + Send + 'static,
     ) -> anyhow::Result<Option<Joined>> {
         let Some(place) = &self.place else { return Ok(None) };
         let others = self.start_others(place, folder)?;
@@ -130,9 +130,9 @@ impl Ranks {
             weights: digest(&tensor_bytes(&inputs.tensors)),
         };
         let rank = place.rank;
-        let on_loss = Box::new(move |loss: &str| {
-            leave_error(rank, loss);
-            on_loss(loss);
+        let on_loss = Box::new(move |failure: &RankFailure| {
+            leave_error(rank, &failure.message);
+            on_loss(failure);
             // The thread that trains waits for ranks that will not answer.
             std::process::exit(FAILED.into());
         });
@@ -158,16 +158,17 @@ impl Joined {
     /// Why they cannot; the others know.
     pub fn connect(self, device: Device) -> anyhow::Result<Self> {
         let connected = self.world.connect_gpus(!device.is_cpu());
-        let connected = connected.map_err(|cause| anyhow!(self.tell_failure(&cause.to_string())))?;
+        let connected = connected.map_err(|cause| anyhow!(self.tell_failure("", &cause.to_string())))?;
         tracing::info!(by = if connected { "NCCL" } else { "gloo" }, "gradients are averaged");
         Ok(self)
     }
 
-    /// Tells the others, and torchrun, why this process ends. Returns the reason of the first one that failed.
-    pub fn tell_failure(&self, failure: &str) -> String {
-        let reason = self.world.fail(failure);
-        leave_error(self.world.rank(), &reason);
-        reason
+    /// Tells the others, and torchrun, why this process ends, and of what [kind](RankFailure::kind) that is. Returns the reason
+    /// of the first one that failed.
+    pub fn tell_failure(&self, kind: &str, failure: &str) -> RankFailure {
+        let first = self.world.fail(kind, failure);
+        leave_error(self.world.rank(), &first.message);
+        first
     }
 }
 

@@ -24,14 +24,14 @@ impl Client {
         file: &Path,
         hints: wire::CheckpointHints,
         progress: impl Fn(u64) + Send + 'static,
-    ) -> Result<wire::Model, ClientError> {
+    ) -> Result<wire::ImportModelResponse, ClientError> {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let first = wire::ImportModelRequest { file_name: name, hints: Some(hints), data: Bytes::new() };
         let answer = transfer::send(file, progress, async |pieces| {
             let rest = pieces.map(|data| wire::ImportModelRequest { data, ..Default::default() });
             self.models().import_model(futures_util::stream::iter([first]).chain(rest)).await
         });
-        Ok(answer.await?.into_inner().model.unwrap_or_default())
+        Ok(answer.await?.into_inner())
     }
 
     /// Writes a model to `file` as a zip of its folder, which appears when it is complete; returns its size in bytes.

@@ -12,6 +12,7 @@ use rand::RngExt;
 
 use super::c10d::{C10dError, Store};
 use super::place::Place;
+use super::rank_failure::RankFailure;
 
 const ATTEMPT: &str = "shipreid/attempt";
 /// How long a rank waits for an answer before it looks whether there is a newer attempt.
@@ -56,7 +57,7 @@ pub enum WorldError {
     NoAddress(String),
     /// What a rank has said about itself, or another has noticed about it.
     #[error("{0}")]
-    Lost(String),
+    Lost(RankFailure),
     #[error("ranks cannot be connected: {0}")]
     Connection(#[from] C10dError),
 }
@@ -139,13 +140,13 @@ fn come(store: &Store, place: &Place, until: Instant, waited: Duration) -> Resul
             // Rank 0 says so once it has heard from everyone, for whom it may have begun to wait later.
             let Ok(refused) = store.get(&format!("{prefix}refused"), waited + ANSWER_WAIT) else { break };
             let refused = String::from_utf8_lossy(&refused).into_owned();
-            return if refused.is_empty() { Ok(attempt) } else { Err(WorldError::Lost(refused)) };
+            return if refused.is_empty() { Ok(attempt) } else { Err(WorldError::Lost(refused.into())) };
         }
         let refused = format!("{prefix}refused");
         if is_mine && store.has(&refused)? {
             let cause = store.get(&refused, PRESENT_WAIT)?;
             if !cause.is_empty() {
-                return Err(WorldError::Lost(String::from_utf8_lossy(&cause).into_owned()));
+                return Err(WorldError::Lost(String::from_utf8_lossy(&cause).into_owned().into()));
             }
         }
     }

@@ -6,12 +6,14 @@ mod c10d;
 #[cfg(feature = "torch")]
 mod join;
 mod place;
+mod rank_failure;
 #[cfg(feature = "torch")]
 mod watch;
 #[cfg(feature = "torch")]
 mod world;
 
 pub use place::{Place, PlaceError};
+pub use rank_failure::RankFailure;
 
 #[cfg(feature = "torch")]
 pub use c10d::{C10dError, Store};

@@ -151,10 +151,11 @@ fn the_reason_of_the_first_rank_that_fails_is_everyones() {
     let reasons = each(&places, |place| {
         let world = join(place).expect("all come");
         if place.rank == 1 {
-            return world.fail("the disk is full");
+            return world.fail("DISK_FULL", "the disk is full");
         }
         let lost = world.average(&Tensor::from_slice(&[1.0_f32])).expect_err("a rank is gone");
-        world.fail(&lost.to_string())
+        world.fail("CRASHED", &lost.to_string())
     });
-    assert_eq!(reasons, ["rank 1: the disk is full"; 3]);
+    let (kind, message) = ("DISK_FULL".to_owned(), "rank 1: the disk is full".to_owned());
+    assert_eq!(reasons, vec![RankFailure { kind, message }; 3]);
 }

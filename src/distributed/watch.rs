@@ -11,6 +11,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::c10d::Store;
 use super::join::PRESENT_WAIT;
+use super::rank_failure::RankFailure;
 
 const FAILURE: &str = "failure";
 /// A process that computes for less than this share of the time, and does not wait for others, counts as stalled.
@@ -39,7 +40,7 @@ impl Default for Patience {
 
 /// What is called if a rank is lost while this one computes or waits: it cannot be told otherwise. It gets the reason,
 /// and ends the process.
-pub type OnLoss = Box<dyn Fn(&str) + Send>;
+pub type OnLoss = Box<dyn Fn(&RankFailure) + Send>;
 
 /// A thread that counts this rank's heartbeats and watches the others'.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ pub struct Watch(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Whether this rank waits for others, and need not compute.
+    /// Whether this rank waits for somebody, and need not compute.
     waits: AtomicBool,
     state: Mutex<State>,
     changed: Condvar,
@@ -59,7 +60,7 @@ struct State {
     /// An operation with the others has failed: a rank that has been silent for some beats is taken as the cause.
     broken: bool,
     /// Why the ranks no longer train together.
-    verdict: Option<String>,
+    verdict: Option<RankFailure>,
     left: bool,
 }
 
@@ -108,14 +109,19 @@ impl Watch {
     pub fn wait<T, E: std::fmt::Display>(
         &self,
         operation: impl FnOnce() -> Result<T, E>,
-    ) -> Result<T, String> {
-        self.0.waits.store(true, Ordering::Relaxed);
-        let done = operation();
-        self.0.waits.store(false, Ordering::Relaxed);
-        done.map_err(|cause| self.why(&cause.to_string()))
+    ) -> Result<T, RankFailure> {
+        self.rest(operation).map_err(|cause| self.why(&cause.to_string()))
     }
 
-    fn why(&self, cause: &str) -> String {
+    /// Does something in which this process waits, and need not compute.
+    pub fn rest<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.0.waits.store(true, Ordering::Relaxed);
+        let done = work();
+        self.0.waits.store(false, Ordering::Relaxed);
+        done
+    }
+
+    fn why(&self, cause: &str) -> RankFailure {
         let mut state = self.0.lock();
         state.broken = true;
         self.0.changed.notify_all();
@@ -123,7 +129,7 @@ impl Watch {
         let patience = self.0.period * 2 * (BROKEN_BEATS + 2);
         let waited = self.0.changed.wait_timeout_while(state, patience, |state| state.verdict.is_none());
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        state.verdict.clone().unwrap_or_else(|| format!("a rank is lost: {cause}"))
+        state.verdict.clone().unwrap_or_else(|| format!("a rank is lost: {cause}").into())
     }
 
     /// Ends the watch: whatever happens to the others no longer matters here.
@@ -143,9 +149,8 @@ impl Drop for Watch {
 const BROKEN_BEATS: u32 = 5;
 
 /// Says why this rank ends, unless another has failed before; returns the reason that holds.
-pub fn tell_failure(store: &Store, failure: &str) -> String {
-    let known = store.set_once(FAILURE, failure.as_bytes());
-    known.map_or_else(|_| failure.to_owned(), |known| String::from_utf8_lossy(&known).into_owned())
+pub fn tell_failure(store: &Store, failure: RankFailure) -> RankFailure {
+    store.set_once(FAILURE, &failure.to_bytes()).map_or(failure, |known| RankFailure::of_bytes(&known))
 }
 
 impl Shared {
@@ -195,13 +200,14 @@ impl Watcher {
     }
 
     /// Beats, and returns why the ranks no longer train together, if they do not.
-    fn look(&mut self, broken: bool) -> Option<String> {
+    fn look(&mut self, broken: bool) -> Option<RankFailure> {
         self.beat_and_listen(broken).unwrap_or_else(|cause| {
-            Some(format!("the store where the ranks meet is lost with the process that serves it: {cause}"))
+            let lost = "the store where the ranks meet is lost with the process that serves it";
+            Some(format!("{lost}: {cause}").into())
         })
     }
 
-    fn beat_and_listen(&mut self, broken: bool) -> Result<Option<String>, super::c10d::C10dError> {
+    fn beat_and_listen(&mut self, broken: bool) -> Result<Option<RankFailure>, super::c10d::C10dError> {
         let now = busy();
         let works = now.saturating_sub(self.busy) >= self.shared.period.mul_f64(AT_WORK);
         self.busy = now;
@@ -210,7 +216,7 @@ impl Watcher {
         }
         if self.store.has(FAILURE)? {
             let failure = self.store.get(FAILURE, PRESENT_WAIT)?;
-            return Ok(Some(String::from_utf8_lossy(&failure).into_owned()));
+            return Ok(Some(RankFailure::of_bytes(&failure)));
         }
         let silence_max =
             if broken { (self.shared.period * BROKEN_BEATS).min(self.silence_max) } else { self.silence_max };
@@ -227,7 +233,7 @@ impl Watcher {
             if silent >= silence_max {
                 let failure =
                     format!("rank {rank} has ended or hangs: no sign of it for {} s", silent.as_secs());
-                return Ok(Some(tell_failure(&self.store, &failure)));
+                return Ok(Some(tell_failure(&self.store, failure.into())));
             }
         }
         Ok(None)
@@ -242,4 +248,34 @@ fn beats_of(rank: usize) -> String {
 fn busy() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::test_world::launch;
+    use super::*;
+
+    #[test]
+    fn a_rank_that_waits_for_anybody_shows_signs_of_life_without_computing() {
+        let (store, _) = launch(2);
+        let shared = Arc::new(Shared {
+            waits: AtomicBool::new(false),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            // In so long a time nobody computes enough for a sign.
+            period: Duration::from_secs(24 * 3600),
+        });
+        let mut watcher = Watcher {
+            store: store.prefixed("").expect("a store"),
+            rank: 0,
+            silence_max: Duration::from_secs(3600),
+            shared: Arc::clone(&shared),
+            pulses: vec![Pulse { beats: 0, since: Instant::now() }; 2],
+            busy: busy(),
+        };
+        let beats = || store.add(&beats_of(0), 0).expect("a store");
+        assert_eq!((watcher.look(false), beats()), (None, 0));
+        assert_eq!((Watch(Arc::clone(&shared)).rest(|| watcher.look(false)), beats()), (None, 1));
+        assert_eq!((watcher.look(false), beats()), (None, 1), "it computes again");
+    }
 }

@@ -9,6 +9,7 @@ use tch::{Kind, Tensor};
 use super::c10d::{Device, Group, Store};
 use super::join::{Identity, WorldError, agree, meet};
 use super::place::Place;
+use super::rank_failure::RankFailure;
 use super::watch::{OnLoss, Patience, Watch, tell_failure};
 
 /// Of one operation. Others may wait for rank 0's evaluation, which may take hours; the watch notices whom they would
@@ -61,7 +62,7 @@ impl World {
         };
         let watch = Watch::start(store.prefixed("")?, place.rank, place.world_size, patience, on_loss);
         let watch =
-            watch.map_err(|cause| WorldError::Lost(format!("a thread cannot be started: {cause}")))?;
+            watch.map_err(|cause| WorldError::Lost(format!("a thread cannot be started: {cause}").into()))?;
         let joined = watch.wait(|| {
             let meeting = store.prefixed("gloo/")?;
             Group::join(&meeting, place.rank, place.world_size, &device, OPERATION_MAX)
@@ -170,11 +171,18 @@ impl World {
         Ok(Vec::try_from(received).unwrap_or_default())
     }
 
-    /// Tells the others why this rank ends, before it does; returns the reason of the first one that failed.
-    pub fn fail(&self, failure: &str) -> String {
+    /// Does something in which this process waits, but for no rank: the others do not take it for lost.
+    pub fn rest<T>(&self, work: impl FnOnce() -> T) -> T {
+        self.watch.rest(work)
+    }
+
+    /// Tells the others why this rank ends, and of what [kind](RankFailure::kind) that is, before it does; returns the reason
+    /// of the first one that failed.
+    pub fn fail(&self, kind: &str, failure: &str) -> RankFailure {
         self.failed.store(true, Ordering::Relaxed);
         self.watch.leave();
-        tell_failure(&self.store, &format!("rank {}: {failure}", self.rank))
+        let message = format!("rank {}: {failure}", self.rank);
+        tell_failure(&self.store, RankFailure { kind: kind.to_owned(), message })
     }
 
     fn wait<T>(

@@ -1,5 +1,6 @@
 //! Follows what other servers do with jobs: five times a second the database is asked for news of those that are watched
-//! here. It tells nobody by itself: NOTIFY would queue all commits of the database on one lock.
+//! here. It tells nobody by itself: NOTIFY would queue all commits of the database on one lock. Now and then, what nobody
+//! needs of former checkpoints is removed.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -15,12 +16,26 @@ use crate::metrics;
 const POLL: Duration = Duration::from_millis(200);
 /// Every so many polls, jobs are counted.
 const POLLS_PER_CENSUS: u32 = 25;
+/// How often files are removed.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Jobs that other servers change as well, which is followed for as long as this repository lives.
 pub fn followed(store: PostgresJobs) -> Arc<JobRepository> {
     let repository = Arc::new(JobRepository::shared(store.clone()));
+    tokio::spawn(sweep(Arc::downgrade(&repository), store.clone()));
     tokio::spawn(follow(Arc::downgrade(&repository), store));
     repository
+}
+
+async fn sweep(repository: Weak<JobRepository>, store: PostgresJobs) {
+    let mut ticks = interval(SWEEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while repository.strong_count() > 0 {
+        ticks.tick().await;
+        if let Err(cause) = store.sweep().await {
+            tracing::debug!(%cause, "files of former checkpoints stay for now");
+        }
+    }
 }
 
 async fn follow(repository: Weak<JobRepository>, store: PostgresJobs) {
@@ -29,7 +44,7 @@ async fn follow(repository: Weak<JobRepository>, store: PostgresJobs) {
     let mut polls = 0_u32;
     loop {
         ticks.tick().await;
-        // Watchers ask for themselves while the database cannot be reached, and are told so.
+        // Watchers wait until it can be reached again.
         if let Err(cause) = tell_watchers(&repository, &store).await {
             tracing::debug!(%cause, "there is no news of jobs");
         }

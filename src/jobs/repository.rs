@@ -309,9 +309,10 @@ impl JobRepository {
 
     /// Notifies watchers of what others have written: the number of the job's last event, `None` if it is gone.
     pub(super) fn notice(&self, key: &JobKey, last_event: Option<u64>) {
-        let mut heads = lock(&self.heads);
-        match (heads.get(key), last_event) {
-            (Some(head), Some(last)) => {
+        let heads = lock(&self.heads);
+        let Some(head) = heads.get(key) else { return };
+        match last_event {
+            Some(last) => {
                 head.send_if_modified(|known| {
                     *known < last && {
                         *known = last;
@@ -319,8 +320,8 @@ impl JobRepository {
                     }
                 });
             }
-            (Some(_), None) => drop(heads.remove(key)),
-            (None, _) => {}
+            // They look for themselves, and leave if it is gone.
+            None => head.send_modify(|_| {}),
         }
     }
 }

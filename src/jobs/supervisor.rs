@@ -81,6 +81,7 @@ impl Supervisor {
             galleries: Arc::clone(&settings.galleries),
             retries: Retries::new(Pauses::new(settings.retry_pause)),
             next_retry: None,
+            complained_at: None,
             free: (0..slots).rev().map(slot).collect(),
             repository: Arc::clone(&repository),
             running: HashMap::new(),
@@ -181,6 +182,8 @@ struct Scheduler {
     retries: Retries,
     /// The earliest end of a waiting job's pause.
     next_retry: Option<Instant>,
+    /// When the log was last told that the store cannot be read.
+    complained_at: Option<Instant>,
     repository: Arc<JobRepository>,
     free: Vec<Slot>,
     /// Each with the token that stops it.
@@ -207,7 +210,7 @@ impl Scheduler {
                 () = due(self.next_retry) => {}
             }
             if let Err(cause) = self.fill().await {
-                tracing::error!(%cause, "the job store cannot be read; no job is started");
+                self.complain(&cause);
             }
         };
         self.running.keys().for_each(|key| self.stop(key));
@@ -215,6 +218,14 @@ impl Scheduler {
         if let Some(drained) = drained {
             // The caller may have given up waiting.
             let _ = drained.send(());
+        }
+    }
+
+    /// Tells the log that the store cannot be read, less often than it is tried.
+    fn complain(&mut self, cause: &UpdateError<Refused>) {
+        if self.complained_at.is_none_or(|complained_at| complained_at.elapsed() >= LOOK_PERIOD) {
+            self.complained_at = Some(Instant::now());
+            tracing::error!(%cause, "the job store cannot be read; no job is started");
         }
     }
 

@@ -134,14 +134,18 @@ mod tests {
     use crate::jobs::job::{JobId, JobSpec};
     use crate::jobs::store::{Added, Bounds, EmbeddedJobs};
 
-    #[tokio::test]
-    async fn whoever_watches_leaves_nothing_behind() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let folder = Folder(folder.path().to_owned());
+    fn repository() -> (tempfile::TempDir, Arc<JobRepository>) {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder(place.path().to_owned());
         EmbeddedJobs::create(&folder).expect("writable");
         let bounds = Bounds { jobs_max: 10, events_retained_max: 10 };
         let store = EmbeddedJobs::open(Box::new(folder), bounds).expect("a store");
-        let repository = Arc::new(JobRepository::new(store).expect("readable"));
+        (place, Arc::new(JobRepository::new(store).expect("readable")))
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_leaves_nothing_behind() {
+        let (_folder, repository) = repository();
         for number in 100..200 {
             let key = JobKey { tenant: "t".into(), id: JobId::new(number) };
             let watched = watch(Arc::clone(&repository), key, WatchFrom::Oldest).await;
@@ -157,5 +161,20 @@ mod tests {
         assert_eq!(repository.watched(), 1);
         drop(other);
         assert_eq!(repository.watched(), 0);
+    }
+
+    #[tokio::test]
+    async fn whoever_watches_a_job_that_seems_to_be_gone_looks_again_and_waits() {
+        let (_folder, repository) = repository();
+        let added = repository.add("t".into(), JobSpec::default()).await.expect("room");
+        let Added::New(job) = added else { panic!("a new job") };
+        let mut subscription = repository.subscribe(&job.key);
+        repository.notice(&job.key, None);
+        let is_told = |news: &watch::Receiver<u64>| news.has_changed().expect("it goes on");
+        assert!(is_told(&subscription.head));
+        subscription.head.mark_unchanged();
+        assert!(!is_told(&subscription.head));
+        repository.notice(&job.key, Some(1));
+        assert!(is_told(&subscription.head));
     }
 }

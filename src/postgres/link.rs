@@ -210,10 +210,20 @@ impl fmt::Debug for Database {
     }
 }
 
+/// Begins a transaction that writes. A server that is stopped while it holds a row's lock loses it, and its connection, after
+/// a while.
+pub const WRITING: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
+    set local idle_in_transaction_session_timeout = '15s'";
+/// Begins one that reads one state of the database.
+pub const READING: &str =
+    "begin isolation level repeatable read read only; set local statement_timeout = '25s'";
+
 /// A transaction. Dropped before its end, it takes its connection with it, which ends it.
 pub struct Transaction(Option<Connection>);
 
 impl Transaction {
+    /// Begins by `sql`, such as [`WRITING`].
+    ///
     /// # Errors
     /// The database cannot be reached.
     pub async fn begin(database: &Database, sql: &str) -> Result<Self, Unreachable> {

@@ -17,7 +17,7 @@ pub use cluster::Cluster;
 pub use failure::{Unreachable, failed};
 pub use fence::Fence;
 pub use files::{FolderError, StoredFolder, files_in};
-pub use link::{Database, Transaction};
+pub use link::{Database, READING, Transaction, WRITING};
 pub use schema::{Tenancy, check_usable};
 pub use skew::observe_skew;
 pub(crate) use statement::{execute, query};

@@ -159,22 +159,44 @@ impl Trial {
         Cluster::open(&self.url, Tenancy::OneTenant).await.expect("it can be used")
     }
 
-    /// Runs statements as an operator would.
-    pub async fn execute(&self, sql: &str) {
+    /// A connection as the database's superuser, which ends when it is dropped.
+    pub async fn connect(&self) -> tokio_postgres::Client {
         let (client, connection) =
             tokio_postgres::connect(&self.admin_url, tokio_postgres::NoTls).await.expect("a server");
-        let connection = tokio::spawn(connection);
-        client.batch_execute(sql).await.expect("executed");
-        drop(client);
-        connection.await.expect("no panic").expect("no error");
+        tokio::spawn(connection);
+        client
     }
 
-    /// Ends the connections of all servers.
+    /// Runs statements as an operator would.
+    pub async fn execute(&self, sql: &str) {
+        self.connect().await.batch_execute(sql).await.expect("executed");
+    }
+
+    /// The number of rows of a table, or of those that a condition names.
+    pub async fn count(&self, rows: &str) -> i64 {
+        let found = self.connect().await.query(&format!("select count(*) from {rows}"), &[]).await;
+        found.expect("executed")[0].get(0)
+    }
+
+    /// The number of servers' connections that wait for a lock.
+    pub async fn waiting(&self) -> i64 {
+        let of_servers = format!("application_name = '{}'", self.schema);
+        self.count(&format!("pg_stat_activity where wait_event_type = 'Lock' and {of_servers}")).await
+    }
+
+    /// Ends the connections that all servers have now, and returns once they have ended.
     pub async fn end_connections(&self) {
-        let sql = format!(
-            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = '{}'",
+        self.execute(&format!(
+            "do $$
+            declare ended int[] := array (select pid from pg_stat_activity where application_name = '{}');
+            begin
+                perform pg_terminate_backend(pid) from unnest(ended) as pid;
+                while exists (select from pg_stat_activity where pid = any (ended)) loop
+                    perform pg_stat_clear_snapshot();
+                end loop;
+            end $$",
             self.schema
-        );
-        self.execute(&sql).await;
+        ))
+        .await;
     }
 }

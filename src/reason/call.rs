@@ -99,7 +99,7 @@ named! {
             SarChannels "SAR_CHANNELS" (InvalidArgument, Correct)
                 "A SAR TIFF has more than one channel.";
             OrientedBoxInvalid "ORIENTED_BOX_INVALID" (InvalidArgument, Correct)
-                "The oriented box is not finite, smaller than a pixel, too large, or outside the image.";
+                "The oriented box has a value that is not finite, or is smaller than a pixel, too large, or outside the image.";
             PixelSizeInvalid "PIXEL_SIZE_INVALID" (InvalidArgument, Correct)
                 "A pixel size is not a positive number of metres within bounds.";
             PixelsMisshapen "PIXELS_MISSHAPEN" (InvalidArgument, Correct)

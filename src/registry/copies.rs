@@ -31,8 +31,19 @@ impl Registry {
     /// # Errors
     /// The database cannot be reached, or a copy cannot be written; the others are up to date then.
     pub fn sync(&self) -> Result<(), RegistryError> {
+        let Some(shared) = &self.shared else { return Ok(()) };
+        // While a model is being added, which may take minutes, nobody waits who has missed nothing.
+        if self.is_up_to_date(&shared.list()?) {
+            return Ok(());
+        }
         let _writing = self.writing();
         self.sync_alone()
+    }
+
+    fn is_up_to_date(&self, Shared { models, active }: &Shared) -> bool {
+        let catalog = self.catalog();
+        let has = |digest: &ModelDigest| catalog.models.contains_key(digest);
+        catalog.active == *active && catalog.models.len() == models.len() && models.iter().all(has)
     }
 
     /// The same for callers that hold the `writing` lock.

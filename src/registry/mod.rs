@@ -68,6 +68,15 @@ pub enum Added {
     Known,
 }
 
+/// A model that was received.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Imported {
+    pub model: StoredModel,
+    pub added: Added,
+    /// Tensors of its file that are not kept, since serving does not read them.
+    pub dropped: Vec<String>,
+}
+
 /// The models of one folder, which no other process uses meanwhile.
 #[derive(Debug)]
 pub struct Registry {
@@ -239,13 +248,17 @@ impl Registry {
     /// The model does not exist, is active, or cannot be removed.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
         let _writing = self.writing();
-        self.sync_alone()?;
+        if let Some(shared) = &self.shared {
+            // Copies of others need not be written for that: deleting may be what makes room for them.
+            shared.delete(digest)?;
+            return match self.get(digest) {
+                Ok(_) => self.discard(digest),
+                Err(_) => Ok(()),
+            };
+        }
         self.get(digest)?;
         if self.active().is_some_and(|active| active.digest == digest) {
             return Err(RegistryError::Active(digest));
-        }
-        if let Some(shared) = &self.shared {
-            shared.delete(digest)?;
         }
         self.discard(digest)
     }
@@ -319,7 +332,7 @@ impl Registry {
         name: &str,
         hints: &Hints,
         cancellation: &Cancellation,
-    ) -> Result<(StoredModel, Added), RegistryError> {
+    ) -> Result<Imported, RegistryError> {
         // One at a time, so that only one is in memory.
         let _writing = self.writing();
         cancellation.check()?;
@@ -337,7 +350,7 @@ impl Registry {
         cancellation.check()?;
         self.check_source(&model, provenance.parent)?;
         let added = self.add_alone(&model, &provenance, None)?;
-        Ok((self.get(model.digest)?, added))
+        Ok(Imported { model: self.get(model.digest)?, added, dropped: origin.dropped })
     }
 
     /// Releases the folder for other processes; the registry must not be used afterwards.
@@ -354,7 +367,10 @@ impl Registry {
     ) -> Result<Added, RegistryError> {
         let digest = model.digest;
         let place = self.place(digest);
-        self.sync_alone()?;
+        // A copy of another model that cannot be written does not keep this one out.
+        if let Err(cause @ RegistryError::Database(_)) = self.sync_alone() {
+            return Err(cause);
+        }
         match self.get(digest).map(|stored| stored.condition) {
             Ok(Condition::Intact(_)) => return Ok(Added::Known),
             Ok(Condition::Damaged(_)) => self.discard(digest)?,

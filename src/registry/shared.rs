@@ -5,13 +5,11 @@ use std::path::Path;
 use super::{ActiveModel, Added, RegistryError, RegistryLimits};
 use crate::embedding::ModelDigest;
 use crate::postgres::{
-    Cluster, Database, Fence, StoredFolder, Transaction, Unreachable, check_usable, execute, query,
+    Cluster, Database, Fence, StoredFolder, Transaction, Unreachable, WRITING, check_usable, execute, query,
 };
 
 /// What the files of all models belong to.
 const OWNER: &str = "models";
-const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
-    set local idle_in_transaction_session_timeout = '15s'";
 /// Any number that nothing else in the database locks: models are added one at a time.
 const ADDING: i64 = 0x4d4f_4445_4c53;
 
@@ -76,7 +74,7 @@ impl SharedModels {
     ) -> Result<Added, RegistryError> {
         let database = self.database();
         let key = digest.as_bytes().as_slice();
-        let transaction = database.wait(Transaction::begin(database, BEGIN))?;
+        let transaction = database.wait(Transaction::begin(database, WRITING))?;
         let room = database.wait(async {
             query!(transaction, "select pg_advisory_xact_lock($1)", ADDING => INT8)?;
             let sql = "select count(*), coalesce(sum(bytes), 0)::int8, bool_or(digest = $1) from models";
@@ -128,7 +126,7 @@ impl SharedModels {
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
         let key = digest.as_bytes().as_slice();
         self.database().wait(async {
-            let transaction = Transaction::begin(self.database(), BEGIN).await?;
+            let transaction = Transaction::begin(self.database(), WRITING).await?;
             // Nobody activates it meanwhile.
             let rows = query!(transaction, "select active from shipreid for update")?;
             let is_active = rows[0].get::<_, Option<&[u8]>>(0) == Some(key);
@@ -157,14 +155,16 @@ impl SharedModels {
     pub fn activate(&self, active: ActiveModel, is_made_here: bool) -> Result<(), RegistryError> {
         let [digest, former] = [active.digest, active.former].map(|digest| digest.as_bytes().to_vec());
         self.database().wait(async {
-            let transaction = Transaction::begin(self.database(), BEGIN).await?;
-            let sql = "update shipreid set active = $1, former = $2
-                where $3 or exists (select from models where digest = $1)";
-            let changed = execute!(transaction, sql, digest => BYTEA, former => BYTEA, is_made_here => BOOL)?;
-            if changed == 0 {
+            let transaction = Transaction::begin(self.database(), WRITING).await?;
+            // Whoever deletes a model holds this row as well. Only a later statement sees what was deleted meanwhile.
+            query!(transaction, "select from shipreid for update")?;
+            let known = query!(transaction, "select from models where digest = $1", digest => BYTEA)?;
+            if !is_made_here && known.is_empty() {
                 transaction.roll_back().await?;
                 return Err(RegistryError::NotFound(active.digest));
             }
+            let sql = "update shipreid set active = $1, former = $2";
+            execute!(transaction, sql, digest => BYTEA, former => BYTEA)?;
             Ok(transaction.commit().await?)
         })
     }

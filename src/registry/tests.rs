@@ -99,12 +99,7 @@ fn a_model_that_is_there_stays_as_it_is() {
     assert_eq!(registry.list(), [stored]);
 }
 
-fn import(
-    registry: &Registry,
-    bytes: &[u8],
-    name: &str,
-    hints: &Hints,
-) -> Result<(StoredModel, Added), RegistryError> {
+fn import(registry: &Registry, bytes: &[u8], name: &str, hints: &Hints) -> Result<Imported, RegistryError> {
     registry.import(received(registry, bytes), name, hints, &Cancellation::default())
 }
 
@@ -115,17 +110,19 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     here.add(&model(1), &provenance(1)).expect("room");
     let bytes = packed(&here, model(1).digest);
     assert_eq!(bytes, packed(&here, model(1).digest), "equal models give equal bytes");
-    let (stored, added) = import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
-    assert_eq!((added, &stored), (Added::New, &here.get(model(1).digest).expect("there")));
-    let (_, added) = import(&there, &bytes, "x.zip", &Hints::default()).expect("again");
-    assert_eq!(added, Added::Known);
+    let imported = import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
+    let stored = here.get(model(1).digest).expect("there");
+    assert_eq!(imported, Imported { model: stored, added: Added::New, dropped: vec![] });
+    let again = import(&there, &bytes, "x.zip", &Hints::default()).expect("again");
+    assert_eq!(again, Imported { added: Added::Known, ..imported });
 
     let architecture =
         ArchitectureHints { heads: Some(2), image: Some(golden::MICRO.image), ..Default::default() };
     let hints = Hints { architecture, ..Hints::default() };
     let checkpoint = golden::bytes("ckpt_wrapped.pth");
-    let (stored, _) = import(&there, &checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
-    let Condition::Intact(facts) = stored.condition else { panic!("intact") };
+    let imported = import(&there, &checkpoint, "ckpt_wrapped.pth", &hints).expect("a checkpoint");
+    assert_eq!(imported.dropped, ["base.fc.bias", "base.fc.weight"]);
+    let Condition::Intact(facts) = imported.model.condition else { panic!("intact") };
     assert_eq!((facts.provenance.origin.as_str(), facts.provenance.parent), ("ckpt_wrapped.pth", None));
     let malicious = golden::bytes("ckpt_malicious.pth");
     assert!(matches!(import(&there, &malicious, "x", &hints), Err(RegistryError::NoModel(_))));
@@ -143,9 +140,8 @@ fn a_model_of_another_family_is_kept_and_travels_like_any_other() {
     let here = opened(folders[0].path());
     assert_eq!(here.load(toy.digest).expect("intact"), toy);
     let bytes = packed(&here, toy.digest);
-    let (stored, _) = there
-        .import(received(&there, &bytes), "x", &Hints::default(), &Cancellation::default())
-        .expect("a packed model");
+    let imported = there.import(received(&there, &bytes), "x", &Hints::default(), &Cancellation::default());
+    let stored = imported.expect("a packed model").model;
     assert!(matches!(stored.condition, Condition::Intact(facts) if facts.architecture == architecture));
 }
 

@@ -20,7 +20,7 @@ use crate::embedding::ModelDigest;
 use crate::encoder::{ModelLease, Pipeline};
 use crate::page::ModelPlace;
 use crate::reason::Reason;
-use crate::registry::{Activator, Export, Incoming, Registry, RegistryError, StoredModel};
+use crate::registry::{Activator, Export, Imported, Incoming, Registry, RegistryError, StoredModel};
 use crate::wire;
 
 /// Bytes of a model in one message.
@@ -119,7 +119,7 @@ impl ModelsService {
         &self,
         caller: &CallContext,
         mut messages: Streaming<wire::ImportModelRequest>,
-    ) -> Result<wire::Model, Status> {
+    ) -> Result<wire::ImportModelResponse, Status> {
         let first = messages.message().await?.unwrap_or_default();
         let pieces = stream::iter([Ok(first.data)]).chain(messages.map_ok(|message| message.data));
         self.import(caller, (first.file_name, first.hints), pieces).await
@@ -130,12 +130,12 @@ impl ModelsService {
         &self,
         caller: &CallContext,
         request: wire::ImportUploadedModelRequest,
-    ) -> Result<wire::Model, Problem> {
+    ) -> Result<wire::ImportModelResponse, Problem> {
         let wire::ImportUploadedModelRequest { upload_id, file_name, hints, sha256 } = request;
         let (upload, pieces) = self.uploads.take(&caller.tenant, &upload_id, &sha256).await?;
-        let model = self.import(caller, (file_name, hints), pieces).await.map_err(of_upload)?;
+        let imported = self.import(caller, (file_name, hints), pieces).await.map_err(of_upload)?;
         upload.imported().await;
-        Ok(model)
+        Ok(imported)
     }
 
     /// Receives a file of this name piece by piece; a call that ends early leaves nothing behind.
@@ -144,7 +144,7 @@ impl ModelsService {
         caller: &CallContext,
         (file_name, hints): (String, Option<wire::CheckpointHints>),
         pieces: impl Stream<Item = Result<Bytes, E>>,
-    ) -> Result<wire::Model, E> {
+    ) -> Result<wire::ImportModelResponse, E> {
         let registry = self.registry()?;
         convert::bounded_text("file_name", &file_name)?;
         let hints = convert::hints(&hints.unwrap_or_default())?;
@@ -158,9 +158,9 @@ impl ModelsService {
             incoming = blocking(move |_| written(incoming, &data)).await?;
         }
         let name = if file_name.is_empty() { "the file".to_owned() } else { file_name };
-        let (stored, _) =
+        let Imported { model, dropped: dropped_tensors, .. } =
             blocking(move |cancellation| Ok(registry.import(incoming, &name, &hints, cancellation)?)).await?;
-        Ok(self.stored(&stored, caller))
+        Ok(wire::ImportModelResponse { model: Some(self.stored(&model, caller)), dropped_tensors })
     }
 
     /// A model, read from the disk as fast as the caller receives it.
@@ -224,9 +224,9 @@ impl wire::models_server::Models for ModelsService {
         request: Request<Streaming<wire::ImportModelRequest>>,
     ) -> Result<Response<wire::ImportModelResponse>, Status> {
         let context = CallContext::of(&request);
-        let model = self.import_streamed(&context, request.into_inner()).await?;
-        context.concerns(&model.digest);
-        Ok(Response::new(wire::ImportModelResponse { model: Some(model) }))
+        let imported = self.import_streamed(&context, request.into_inner()).await?;
+        imported.model.iter().for_each(|model| context.concerns(&model.digest));
+        Ok(Response::new(imported))
     }
 
     async fn import_uploaded_model(
@@ -234,9 +234,10 @@ impl wire::models_server::Models for ModelsService {
         request: Request<wire::ImportUploadedModelRequest>,
     ) -> Result<Response<wire::ImportUploadedModelResponse>, Status> {
         let context = CallContext::of(&request);
-        let model = self.import_uploaded(&context, request.into_inner()).await?;
-        context.concerns(&model.digest);
-        Ok(Response::new(wire::ImportUploadedModelResponse { model: Some(model) }))
+        let wire::ImportModelResponse { model, dropped_tensors } =
+            self.import_uploaded(&context, request.into_inner()).await?;
+        model.iter().for_each(|model| context.concerns(&model.digest));
+        Ok(Response::new(wire::ImportUploadedModelResponse { model, dropped_tensors }))
     }
 
     type ExportModelStream = ResponseStream<wire::ExportModelResponse>;

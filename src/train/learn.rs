@@ -4,6 +4,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::schedule::Rates;
 use crate::chip::{Chip, ChipSize, Modality};
+use crate::distributed::RankFailure;
 use crate::embedding::Embedding;
 use crate::weights::tensors::NamedTensors;
 
@@ -128,7 +129,7 @@ pub enum LearnError {
     NotFinite { rank: usize, loss: String },
     /// Another process of the run has failed or is gone.
     #[error("{0}")]
-    Lost(String),
+    Lost(RankFailure),
 }
 
 /// Learns from batches, one step each, on the thread that created it.

@@ -36,7 +36,7 @@ impl Ranks {
         let mut mean = LossTerms::default();
         for (rank, terms) in all.iter().enumerate() {
             let Ok(numbers) = <[f64; LossTerms::COUNT]>::try_from(terms.as_slice()) else {
-                return Err(LearnError::Lost(format!("rank {rank} exchanges other numbers")));
+                return Err(LearnError::Lost(format!("rank {rank} exchanges other numbers").into()));
             };
             let terms = LossTerms::of(numbers);
             if !terms.total.is_finite() {
@@ -120,7 +120,10 @@ impl Peers for Ranks {
 
 impl From<WorldError> for LearnError {
     fn from(cause: WorldError) -> Self {
-        Self::Lost(cause.to_string())
+        Self::Lost(match cause {
+            WorldError::Lost(failure) => failure,
+            other => other.to_string().into(),
+        })
     }
 }
 

@@ -46,6 +46,8 @@ pub struct Origin {
     pub others: Vec<String>,
     /// Entries next to the tensors that were not read, with their kinds.
     pub skipped: Vec<(String, String)>,
+    /// Tensors of the model that serving does not read, by their names in it.
+    pub dropped: Vec<String>,
 }
 
 /// Why no model was found in a file.
@@ -92,7 +94,10 @@ impl Checkpoint {
             }
             other @ NamingError::Ambiguous(_) => other,
         })?;
-        Ok(Self { tensors, origin: Origin { wrapper: path.join("."), naming, others, skipped } })
+        Ok(Self {
+            tensors,
+            origin: Origin { wrapper: path.join("."), naming, others, skipped, dropped: Vec::new() },
+        })
     }
 }
 
@@ -104,7 +109,7 @@ impl Origin {
 
     /// Whether the file contains only the tensors of one model under their own names.
     pub fn is_plain(&self) -> bool {
-        *self == Self::default()
+        *self == Self { dropped: self.dropped.clone(), ..Self::default() }
     }
 }
 

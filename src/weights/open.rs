@@ -161,13 +161,15 @@ fn check(Contents { description, tensors, layers }: Contents) -> Result<OpenMode
 
 fn open_checkpoint(path: &Path, hints: &Hints) -> Result<(OpenModel, Origin), Cause> {
     let expected = Expected { first: rules::WRAPPERS, anchors: &Family::anchors(), choice: &hints.weights };
-    let Checkpoint { tensors, origin } = Checkpoint::read(path, &expected)?;
+    let Checkpoint { tensors, mut origin } = Checkpoint::read(path, &expected)?;
     let architecture =
         Architecture::infer(&tensors, &hints.architecture).map_err(|cause| unknown(cause, &tensors))?;
+    let found: Vec<String> = tensors.keys().cloned().collect();
     let tensors = rules::for_serving(&architecture, tensors).map_err(|mut misfits| {
         misfits.explain(&origin.unread());
         misfits
     })?;
+    origin.dropped = found.into_iter().filter(|name| !tensors.contains_key(name)).collect();
     let feature_point = hints.feature_point.unwrap_or_else(|| architecture.feature_point());
     Ok((OpenModel::new(architecture, feature_point, tensors), origin))
 }

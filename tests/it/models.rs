@@ -93,7 +93,7 @@ pub fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
 }
 
 pub async fn import(client: &Client, file: &Path) -> Model {
-    client.import_model(file, CheckpointHints::default(), |_| {}).await.unwrap()
+    client.import_model(file, CheckpointHints::default(), |_| {}).await.unwrap().model.unwrap()
 }
 
 pub async fn activate(client: &Client, digest: String) -> Result<Model, Status> {
@@ -256,7 +256,9 @@ async fn a_checkpoint_is_imported_with_what_it_does_not_say() {
     let (server, client) = start(folder.path(), &[]).await;
     let checkpoint = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/ckpt_wrapped.pth"));
     let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
-    let model = client.import_model(checkpoint, hints, |_| {}).await.unwrap();
+    let imported = client.import_model(checkpoint, hints, |_| {}).await.unwrap();
+    assert_eq!(imported.dropped_tensors, ["base.fc.bias", "base.fc.weight"]);
+    let model = imported.model.unwrap();
     assert_eq!((model.origin.as_str(), model.dimension), ("ckpt_wrapped.pth", 16));
     let (code, reason, _) =
         refusal(client.import_model(checkpoint, CheckpointHints::default(), |_| {}).await.unwrap_err());
@@ -270,12 +272,12 @@ async fn a_checkpoint_is_imported_with_what_it_does_not_say() {
     let sar_stretch = shipreid::wire::SarStretch::Denoised.into();
     let hints =
         CheckpointHints { heads: 2, image_height: 64, image_width: 32, sar_stretch, ..Default::default() };
-    let denoised = client.import_model(checkpoint, hints.clone(), |_| {}).await.unwrap();
+    let denoised = client.import_model(checkpoint, hints.clone(), |_| {}).await.unwrap().model.unwrap();
     assert_eq!((denoised.sar_stretch, denoised.family.as_str()), (sar_stretch, "transoss"));
     assert_ne!(denoised.digest, model.digest, "the same weights that read other chips");
     let checkpoint = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/sdf_net.pth"));
     let hints = CheckpointHints { sar_stretch: 0, ..hints };
-    let sdf_net = client.import_model(checkpoint, hints, |_| {}).await.unwrap();
+    let sdf_net = client.import_model(checkpoint, hints, |_| {}).await.unwrap().model.unwrap();
     assert_eq!((sdf_net.dimension, sdf_net.family.as_str()), (16, "sdf_net"));
 
     // What the model was trained on is what it is served.
@@ -410,7 +412,7 @@ mod program {
         let preset = active(&client).await;
         let file = Path::new(GOLDEN).join("ckpt_wrapped.pth");
         let hints = CheckpointHints { heads: 2, image_height: 64, image_width: 32, ..Default::default() };
-        let other = client.import_model(&file, hints, |_| {}).await.unwrap().digest;
+        let other = client.import_model(&file, hints, |_| {}).await.unwrap().model.unwrap().digest;
         for digest in [&other, &preset] {
             activate(&client, digest.clone()).await.unwrap();
             assert_eq!(active(&client).await, *digest);

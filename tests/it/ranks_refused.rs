@@ -1,12 +1,16 @@
 //! What keeps several processes from training together, or ends them: each says one true reason.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+
+use shipreid::wire::JobState;
 
 use crate::ranks::{free_port, launched, said, together, undisturbed};
 use crate::runs::{drawn_training_set, training};
+use crate::training::{TrainingFolder, Watcher, start};
 
 #[test]
 fn processes_that_cannot_share_a_batch_are_refused() {
@@ -112,4 +116,36 @@ fn a_full_disk_of_rank_0_ends_the_run_and_leaves_the_checkpoint_before() {
     assert!(said.contains("ended with 1\ncheckpoint-0000000002\ncheckpoint-0000000004\n"), "{said}");
     assert!(said.contains("resuming after step 4") && said.contains("ended with 0"), "{said}");
     assert_eq!(fs::read_to_string(left).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_job_ends_with_the_reason_of_the_process_that_failed() {
+    let place = TrainingFolder::new();
+    let (server, client) = place.serve(&["training.processes=2"]).await;
+    let folder = place.folder().join("ships/synthetic_hoss/bounding_box_train");
+    let images = fs::read_dir(&folder).unwrap().map(|image| image.unwrap().path());
+    let mut ships: BTreeMap<String, Vec<PathBuf>> = BTreeMap::new();
+    for image in images {
+        let name = image.file_name().unwrap().to_str().unwrap();
+        ships.entry(name.split('_').next().unwrap().to_owned()).or_default().push(image);
+    }
+    let mut failed_in_rank_1 = false;
+    // In the first epoch each ship is seen by either rank.
+    for images in ships.values() {
+        let whole: Vec<Vec<u8>> = images.iter().map(|image| fs::read(image).unwrap()).collect();
+        images.iter().for_each(|image| fs::write(image, "no image").unwrap());
+        let job = start(&client, place.config(0)).await;
+        let mut watcher = Watcher::default();
+        watcher.watch(&client, &job, |_| false).await;
+        let job = watcher.last_job();
+        assert_eq!((job.state(), job.failure_reason.as_str()), (JobState::Failed, "DATA_MISSING"), "{job:?}");
+        assert_eq!(watcher.states().len(), 3, "it is not tried again");
+        failed_in_rank_1 = job.failure_message.starts_with("rank 1: ");
+        if failed_in_rank_1 {
+            break;
+        }
+        images.iter().zip(whole).for_each(|(image, bytes)| fs::write(image, bytes).unwrap());
+    }
+    assert!(failed_in_rank_1, "no ship was seen by rank 1");
+    server.terminate();
 }

@@ -38,7 +38,7 @@ impl Place {
             ..CheckpointHints::default()
         };
         let file = PathBuf::from(format!("{GOLDEN}/ckpt_wrapped.pth"));
-        let other = client.import_model(&file, hints, |_| {}).await.unwrap();
+        let other = client.import_model(&file, hints, |_| {}).await.unwrap().model.unwrap();
         let digest = other.digest.clone();
         client.models().activate_model(ActivateModelRequest { digest }).await.unwrap();
         server.terminate();

@@ -11,13 +11,7 @@ use super::rows::{EntryColumns, insert_chips, insert_vectors};
 use crate::gallery::embedded::{Delta, Journal, Known, sealed_about};
 use crate::gallery::store::StoreError;
 use crate::metrics;
-use crate::postgres::{Database, Transaction, execute, query};
-
-/// A server that is stopped while it holds the lock loses it, and its connection, after a while.
-const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
-    set local idle_in_transaction_session_timeout = '15s'";
-const BEGIN_READING: &str =
-    "begin isolation level repeatable read read only; set local statement_timeout = '25s'";
+use crate::postgres::{Database, READING, Transaction, WRITING, execute, query};
 
 /// The journal of one gallery.
 pub struct PostgresJournal {
@@ -37,7 +31,7 @@ impl Journal for PostgresJournal {
     fn lock(&mut self, known: &Known) -> Result<Option<Delta>, StoreError> {
         self.held = None;
         let (transaction, delta) = self.database.wait(async {
-            let transaction = Transaction::begin(&self.database, BEGIN).await?;
+            let transaction = Transaction::begin(&self.database, WRITING).await?;
             let asked = Instant::now();
             let head = head(&transaction, self.gallery, "for update").await?;
             metrics::gallery_locked(asked.elapsed());
@@ -65,7 +59,7 @@ impl Journal for PostgresJournal {
 
     fn fetch(&mut self, known: &Known) -> Result<Option<Delta>, StoreError> {
         self.database.wait(async {
-            let transaction = Transaction::begin(&self.database, BEGIN_READING).await?;
+            let transaction = Transaction::begin(&self.database, READING).await?;
             let delta = head(&transaction, self.gallery, "").await?.since(&transaction, known).await?;
             transaction.roll_back().await?;
             Ok(delta)
@@ -84,7 +78,7 @@ pub async fn head(client: &Client, gallery: i64, lock: &str) -> Result<Head, Sto
 }
 
 async fn write(transaction: &Transaction, id: i64, delta: &Delta) -> Result<(), StoreError> {
-    let Delta { effects, about, state, entries } = delta;
+    let Delta { effects, about, state, .. } = delta;
     let number = state.commit as i64;
     let removed: Vec<i64> = effects.removed.iter().map(|row| row.0 as i64).collect();
     let (mut inserted, mut rewritten) = (EntryColumns::default(), EntryColumns::default());
@@ -111,7 +105,7 @@ async fn write(transaction: &Transaction, id: i64, delta: &Delta) -> Result<(), 
                     .flatten()
                     .map(|number| number as i64)
                     .collect();
-            write_head(transaction, id, delta, *entries).await?;
+            write_head(transaction, id, delta).await?;
             if effects.is_empty() {
                 let sql = "delete from vectors where gallery = $1 and generation <> all ($2)";
                 execute!(transaction, sql, id => INT8, generations => INT8_ARRAY)?;
@@ -136,16 +130,12 @@ async fn remove(transaction: &Transaction, id: i64, number: i64, rows: &[i64]) -
     Ok(())
 }
 
-async fn write_head(
-    transaction: &Transaction,
-    id: i64,
-    delta: &Delta,
-    entries: u64,
-) -> Result<(), StoreError> {
-    let (about, state) = (sealed_about(&delta.about), &delta.state);
+async fn write_head(transaction: &Transaction, id: i64, delta: &Delta) -> Result<(), StoreError> {
+    let Delta { about, state, entries, .. } = delta;
+    let about = sealed_about(about);
     let sql = "update galleries set about = $2, commit = $3, committed_at = $4, next_row = $5, bytes = $6,
         entries = $7 where id = $1";
-    let numbers = [state.commit, state.next_row, state.bytes, entries].map(|number| number as i64);
+    let numbers = [state.commit, state.next_row, state.bytes, *entries].map(|number| number as i64);
     let [commit, next_row, bytes, entries] = numbers;
     let written = execute!(transaction, sql, id => INT8, about => BYTEA, commit => INT8,
         state.committed_at => INT8, next_row => INT8, bytes => INT8, entries => INT8)?;

@@ -20,7 +20,7 @@ use crate::jobs::record;
 use crate::jobs::retries::Pauses;
 use crate::jobs::state::{JobState, StateName};
 use crate::metrics;
-use crate::postgres::{Cluster, Database, Transaction, execute, query};
+use crate::postgres::{Cluster, Database, READING, Transaction, WRITING, execute, query};
 
 use rows::{JOB, Locked, event_of, job_of, lock};
 
@@ -29,12 +29,6 @@ mod folders;
 mod rows;
 #[cfg(test)]
 mod tests;
-
-/// A server that is stopped while it holds a row's lock loses it, and its connection, after a while.
-const BEGIN: &str = "begin; set local lock_timeout = '10s'; set local statement_timeout = '25s';
-    set local idle_in_transaction_session_timeout = '15s'";
-const BEGIN_READING: &str =
-    "begin isolation level repeatable read read only; set local statement_timeout = '25s'";
 
 /// How servers share their jobs.
 #[derive(Clone, Debug)]
@@ -80,7 +74,7 @@ impl PostgresJobs {
         let (jobs, database) = (self.clone(), self.database().clone());
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(&database, BEGIN).await?;
+                let transaction = Transaction::begin(&database, WRITING).await?;
                 // Of one tenant, jobs are added one at a time: so their number and their request ids are exact.
                 query!(transaction, "select pg_advisory_xact_lock(hashtextextended($1, 1))", &*tenant => TEXT)?;
                 if let Some(known) = job_of_request(&transaction, &tenant, &order).await? {
@@ -116,7 +110,7 @@ impl PostgresJobs {
         let jobs = self.clone();
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(jobs.database(), BEGIN).await?;
+                let transaction = Transaction::begin(jobs.database(), WRITING).await?;
                 let Some(locked) = lock(&transaction, &key).await? else {
                     transaction.roll_back().await?;
                     return Err(UpdateError::Unknown);
@@ -136,7 +130,7 @@ impl PostgresJobs {
         let jobs = self.clone();
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(jobs.database(), BEGIN).await?;
+                let transaction = Transaction::begin(jobs.database(), WRITING).await?;
                 let key = &write.hold.key;
                 let locked = lock(&transaction, key).await?;
                 let number = write.number as i64;
@@ -273,7 +267,7 @@ impl PostgresJobs {
         self.database()
             .run(move |_| async move {
                 // The job and its events are of one state of the database.
-                let transaction = Transaction::begin(&database, BEGIN_READING).await?;
+                let transaction = Transaction::begin(&database, READING).await?;
                 let replay = replay(&transaction, &key, from, limit).await?;
                 transaction.roll_back().await?;
                 Ok(replay)
@@ -290,7 +284,7 @@ impl PostgresJobs {
         let database = self.database().clone();
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(&database, BEGIN).await?;
+                let transaction = Transaction::begin(&database, WRITING).await?;
                 let refused = match lock(&transaction, &key).await {
                     Ok(Some(locked)) => check(&locked.job).err().map(UpdateError::Refused),
                     Ok(None) => Some(UpdateError::Unknown),

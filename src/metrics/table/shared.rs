@@ -24,7 +24,7 @@ pub(super) const SHARED_GROUP: Group = Group {
             Kind::Gauge,
             "0 or 1",
             &[],
-            "1 while the database of the shared galleries answers; absent without `store.url`.",
+            "1 while the database of the shared galleries answers; absent without `store.url` or galleries.",
         ),
         metric(
             DATABASE_SKEW,
@@ -38,7 +38,7 @@ pub(super) const SHARED_GROUP: Group = Group {
             Kind::Gauge,
             "connections",
             &[("state", "`used`, `idle`")],
-            "Open connections to the database.",
+            "Open connections to the database that galleries use; those of jobs and models, at most as many, are not counted.",
         ),
         metric(DATABASE_WAITING, Kind::Gauge, "callers", &[], "Work that waits for such a connection."),
         metric(

@@ -1,6 +1,9 @@
 //! Models of two servers: what one adds, deletes and activates, the other has.
 
 use std::fs;
+use std::sync::Arc;
+
+use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::postgres::trial::Trial;
@@ -118,4 +121,56 @@ async fn a_model_that_did_not_reach_the_database_is_not_here_either() {
     assert_eq!(registry.load(model(1).digest).expect("a copy"), model(1));
     trial.execute(&format!("alter role {} login", trial.schema)).await;
     assert_eq!(registry.add(&model(2), &provenance(2)).expect("room"), Added::New);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_being_deleted_elsewhere_is_not_activated() {
+    let Some(trial) = Trial::new().await else { return };
+    let (registry, _folder) = server(&trial).await;
+    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    for seed in [1, 2] {
+        registry.add(&model(seed), &provenance(seed)).expect("room");
+    }
+    // What another server does to delete it, up to the commit.
+    let deleting = trial.connect().await;
+    deleting.batch_execute("begin; select active from shipreid for update").await.expect("locked");
+    let digest = two.as_bytes().as_slice();
+    deleting.execute("delete from models where digest = $1", &[&digest]).await.expect("deleted");
+    let (registry, activating) = (Arc::new(registry), ActiveModel { digest: two, former: one });
+    let activated = spawn_blocking({
+        let registry = Arc::clone(&registry);
+        move || registry.set_active(activating)
+    });
+    while trial.waiting().await == 0 {}
+    deleting.batch_execute("commit").await.expect("deleted");
+    let refused = activated.await.expect("no panic");
+    assert!(matches!(refused, Err(RegistryError::NotFound(digest)) if digest == two), "{refused:?}");
+    assert_eq!((digests(&registry), registry.active()), (vec![one], None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_cannot_copy_a_model_can_add_and_delete_models() {
+    let Some(trial) = Trial::new().await else { return };
+    let ((first, _one), (second, folder)) = (server(&trial).await, server(&trial).await);
+    let [one, two, three] = [1, 2, 3].map(|seed| model(seed).digest);
+    first.add(&model(1), &provenance(1)).expect("room");
+    second.sync().expect("reachable");
+    // Where the copy would be there is something else.
+    let place = folder.path().join(&second.cluster().expect("shared").id).join(two.to_string());
+    fs::write(&place, "in the way").expect("writable");
+    first.add(&model(2), &provenance(2)).expect("room");
+    assert!(matches!(second.sync(), Err(RegistryError::Io { .. })));
+    assert_eq!(second.add(&model(3), &provenance(3)).expect("room"), Added::New);
+    second.delete(one).expect("not active");
+    second.delete(two).expect("not active");
+    assert_eq!((digests(&first), digests(&second)), (vec![three], vec![three]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_missed_nothing_does_not_wait_for_a_model_that_is_being_added() {
+    let Some(trial) = Trial::new().await else { return };
+    let (registry, _folder) = server(&trial).await;
+    registry.add(&model(1), &provenance(1)).expect("room");
+    let _adding = registry.writing();
+    assert_eq!(digests(&registry), [model(1).digest]);
 }

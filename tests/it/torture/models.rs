@@ -106,7 +106,7 @@ impl Caller for Owner {
             Call::Import(digest) => {
                 let imported =
                     client.import_model(&self.files[&digest], CheckpointHints::default(), |_| {}).await;
-                assert_eq!(imported.map_err(status)?.digest, digest);
+                assert_eq!(imported.map_err(status)?.model.unwrap().digest, digest);
             }
             Call::Activate(digest) => {
                 client.models().activate_model(ActivateModelRequest { digest }).await?;

@@ -3,14 +3,14 @@
 use std::time::Instant;
 
 use super::rows::{JOB, job_of, locked};
-use super::{BEGIN, Holding, PostgresJobs};
+use super::{Holding, PostgresJobs};
 use crate::gallery::Time;
 use crate::jobs::edit::Edit;
 use crate::jobs::hold::{Claimed, Hold};
 use crate::jobs::job::{Job, JobKey};
 use crate::jobs::state::{Change, Refused};
 use crate::jobs::store::{StoreError, UpdateError};
-use crate::postgres::{Transaction, query};
+use crate::postgres::{Transaction, WRITING, query};
 
 /// A job that may be started now.
 const WAITS: &str = "state = 'queued' and (rests_until is null or rests_until <= clock_timestamp())";
@@ -28,7 +28,7 @@ impl PostgresJobs {
         let until = Instant::now() + self.lease();
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(jobs.database(), BEGIN).await?;
+                let transaction = Transaction::begin(jobs.database(), WRITING).await?;
                 // Another server that claims it now is not waited for.
                 let sql = format!(
                     "select {JOB} from jobs where id = $1 and tenant = $2 and {WAITS} for update skip locked"
@@ -90,7 +90,7 @@ impl PostgresJobs {
         let jobs = self.clone();
         self.database()
             .run(move |_| async move {
-                let transaction = Transaction::begin(jobs.database(), BEGIN).await?;
+                let transaction = Transaction::begin(jobs.database(), WRITING).await?;
                 let sql = format!(
                     "select {JOB} from jobs where id = $1 and tenant = $2 and {ABANDONED} for update skip locked"
                 );

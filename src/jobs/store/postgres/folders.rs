@@ -2,6 +2,9 @@
 //!
 //! They are in the database, not in a folder that servers share, since only there can a write be refused to a server that
 //! has lost the job: the transaction that makes a folder count is the one that checks the term.
+//!
+//! What no longer counts is removed afterwards, a few files at a time: a job does not wait for gigabytes to be deleted, which
+//! may take longer than a statement may.
 
 use std::fs;
 use std::io;
@@ -10,11 +13,17 @@ use std::path::{Path, PathBuf};
 use tokio::task::spawn_blocking;
 use tokio_postgres::Client;
 
-use super::{BEGIN, PostgresJobs};
+use super::PostgresJobs;
 use crate::durable::{discard_folder, remove_partial};
 use crate::jobs::child::{CHECKPOINTS, CHIPS};
 use crate::jobs::hold::Hold;
-use crate::postgres::{Database, Fence, FolderError, StoredFolder, Transaction, Unreachable, execute, query};
+use crate::jobs::store::StoreError;
+use crate::postgres::{
+    Database, Fence, FolderError, StoredFolder, Transaction, Unreachable, WRITING, execute, query,
+};
+
+/// Pieces of files that one statement removes, each at most a mebibyte.
+const SWEPT_MAX: i64 = 64;
 
 /// A job's folders in the database, as the holder of a term sees them.
 struct Kept {
@@ -34,14 +43,35 @@ impl PostgresJobs {
         let kept = Kept { database: self.database().clone(), fence: hold.fence() };
         blocking(move || kept.fetch(&folder)).await
     }
+
+    /// Removes the files of folders that do not count any more, those of every job.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn sweep(&self) -> Result<(), StoreError> {
+        // A folder's files and the row by which they count are committed at once, so none is taken for a stray one. What
+        // another server is removing is left to it.
+        let sql = "delete from files where ctid = any (array (
+            select ctid from files as stray where owner like 'job-%' and not exists (
+                select from job_folders as kept
+                where 'job-' || kept.job = stray.owner and kept.name = stray.name and kept.term = stray.term)
+            limit $1 for update skip locked))";
+        loop {
+            let swept = self.database().run(move |connection| async move {
+                Ok::<_, StoreError>(execute!(connection, sql, SWEPT_MAX => INT8)?)
+            });
+            if swept.await? == 0 {
+                return Ok(());
+            }
+        }
+    }
 }
 
-/// Removes everything that is kept of a job's folder.
+/// From the end of the transaction on, nothing counts that is kept of a job's folder.
 ///
 /// # Errors
 /// The database cannot be reached.
 pub async fn remove_all(transaction: &Client, job: i64) -> Result<(), Unreachable> {
-    execute!(transaction, "delete from files where owner = $1", owner(job) => TEXT)?;
     execute!(transaction, "delete from job_folders where job = $1", job => INT8)?;
     Ok(())
 }
@@ -51,7 +81,7 @@ fn owner(job: i64) -> String {
 }
 
 impl Kept {
-    /// Writes what is new in the folder, and removes checkpoints that it no longer has.
+    /// Writes what is new in the folder; checkpoints that it no longer has do not count any more.
     fn keep(&self, folder: &Path) -> Result<bool, FolderError> {
         let (known, found) = (self.names()?, names_in(folder)?);
         for name in &found {
@@ -82,7 +112,7 @@ impl Kept {
     /// Writes a folder, which counts from the end of the transaction. Returns whether the job is still held.
     fn write(&self, folder: &Path, name: &str) -> Result<bool, FolderError> {
         let (job, term) = (self.fence.job, self.fence.term);
-        let transaction = self.database.wait(Transaction::begin(&self.database, BEGIN))?;
+        let transaction = self.database.wait(Transaction::begin(&self.database, WRITING))?;
         self.stored(name, term).write(&self.database, &transaction, &folder.join(name))?;
         let written = self.database.wait(async {
             if !self.fence.holds(&transaction).await? {
@@ -92,8 +122,6 @@ impl Kept {
             let sql = "insert into job_folders (job, name, term) values ($1, $2, $3)
                 on conflict (job, name) do update set term = excluded.term";
             execute!(transaction, sql, job => INT8, name => TEXT, term => INT8)?;
-            let sql = "delete from files where owner = $1 and name = $2 and term <> $3";
-            execute!(transaction, sql, owner(job) => TEXT, name => TEXT, term => INT8)?;
             transaction.commit().await?;
             Ok::<_, Unreachable>(true)
         });
@@ -104,14 +132,12 @@ impl Kept {
     fn remove(&self, names: &[String]) -> Result<bool, FolderError> {
         let job = self.fence.job;
         let removed = self.database.wait(async {
-            let transaction = Transaction::begin(&self.database, BEGIN).await?;
+            let transaction = Transaction::begin(&self.database, WRITING).await?;
             let is_held = self.fence.holds(&transaction).await?;
             if !is_held || names.is_empty() {
                 transaction.roll_back().await?;
                 return Ok(is_held);
             }
-            let sql = "delete from files where owner = $1 and name = any ($2)";
-            execute!(transaction, sql, owner(job) => TEXT, names.to_vec() => TEXT_ARRAY)?;
             let sql = "delete from job_folders where job = $1 and name = any ($2)";
             execute!(transaction, sql, job => INT8, names.to_vec() => TEXT_ARRAY)?;
             transaction.commit().await?;

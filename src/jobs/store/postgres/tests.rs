@@ -147,28 +147,35 @@ async fn a_write_whose_answer_was_lost_happens_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn connections_that_end_cost_no_event_and_double_none() {
+async fn connections_that_end_in_use_cost_no_event_and_double_none() {
     let Some(trial) = Trial::new().await else { return };
     let jobs = server(&trial).await;
     let key = add(&jobs).await;
     let repository = followed(jobs.clone());
     let hold = repository.claim(&key).await.expect("it waits").hold;
-    let writing = async {
-        for line in 0..60 {
-            let logged = move |edit: &mut Edit| {
-                edit.log(line.to_string());
-                Ok::<(), Refused>(())
-            };
-            repository.update_surely(&hold, logged).await.expect("it is held");
-        }
-    };
-    let ending = async {
-        for _ in 0..5 {
-            trial.end_connections().await;
-        }
-    };
-    tokio::join!(writing, ending);
-    assert_eq!(lines(&jobs, &key).await, (0..60).map(|line| line.to_string()).collect::<Vec<_>>());
+    // Some of the rows end the connection that brings them.
+    trial
+        .execute(
+            "create sequence rows_seen;
+            create function end_in_use() returns trigger language plpgsql security definer as $$ begin
+                if nextval('rows_seen') % 8 = 5 then perform pg_terminate_backend(pg_backend_pid()); end if;
+                return new; end $$;
+            create trigger end_in_use before insert on job_events for each row execute function end_in_use()",
+        )
+        .await;
+    for line in 0..20 {
+        let logged = move |edit: &mut Edit| {
+            edit.log(line.to_string());
+            Ok::<(), Refused>(())
+        };
+        repository.update_surely(&hold, logged).await.expect("it is held");
+    }
+    assert_eq!(
+        trial.count("rows_seen where last_value >= 23").await,
+        1,
+        "three rows had to be brought again"
+    );
+    assert_eq!(lines(&jobs, &key).await, (0..20).map(|line| line.to_string()).collect::<Vec<_>>());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,10 +263,61 @@ async fn a_hold_counts_from_before_the_database_was_asked() {
     let Some(trial) = Trial::new().await else { return };
     let jobs = server(&trial).await;
     let key = add(&jobs).await;
-    let before = Instant::now() + jobs.lease();
-    let Claimed { hold, .. } = jobs.claim(key, NOW).await.expect("it waits");
+    let operator = trial.connect().await;
+    // The latest that a hold may last of which the database is asked while it does not answer.
+    let meanwhile = async || {
+        while trial.waiting().await == 0 {}
+        let latest = Instant::now() + jobs.lease();
+        operator.batch_execute("commit").await.expect("unlocked");
+        latest
+    };
+    operator.batch_execute("begin; lock table jobs").await.expect("locked");
+    let (claimed, latest) = tokio::join!(jobs.claim(key, NOW), meanwhile());
+    let Claimed { hold, .. } = claimed.expect("it waits");
     let until = hold.until.expect("there are other servers");
-    assert!(before <= until && until <= Instant::now() + jobs.lease());
-    let renewed = jobs.renew(hold).await.expect("reachable").expect("it is held");
-    assert!(until < renewed && renewed <= Instant::now() + jobs.lease());
+    assert!(until <= latest);
+    operator.batch_execute("begin; lock table jobs").await.expect("locked");
+    let (renewed, latest) = tokio::join!(jobs.renew(hold), meanwhile());
+    let renewed = renewed.expect("reachable").expect("it is held");
+    assert!(until < renewed && renewed <= latest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_do_not_count_any_more_hold_nobody_up_and_are_removed_afterwards() {
+    let Some(trial) = Trial::new().await else { return };
+    let jobs = server(&trial).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // More files than one statement removes.
+    for steps in 1..=100 {
+        write_checkpoint(folder.path(), steps, b"a checkpoint");
+    }
+    let mut holds = Vec::new();
+    for _ in 0..3 {
+        let key = add(&jobs).await;
+        let Claimed { hold, .. } = jobs.claim(key, NOW).await.expect("it waits");
+        assert!(jobs.keep_folder(hold.clone(), folder.path().to_owned()).await.expect("reachable"));
+        holds.push(hold);
+    }
+    let files = async || trial.count("files").await;
+    assert_eq!(files().await, 300);
+
+    // As if removing them took long.
+    let operator = trial.connect().await;
+    operator.batch_execute("begin; select from files for update").await.expect("locked");
+    let finish =
+        |edit: &mut Edit| edit.change(Change::Finish { model: crate::embedding::ModelDigest::new([1; 32]) });
+    jobs.update_held(holds[0].write(), NOW, finish).await.expect("it is held");
+    jobs.update(holds[1].key.clone(), NOW, |edit| edit.change(Change::Cancel)).await.expect("legal");
+    jobs.update_held(holds[1].write(), NOW, |edit| edit.change(Change::Stop)).await.expect("it is held");
+    jobs.delete(holds[1].key.clone(), |_| Ok::<(), ()>(())).await.expect("it has ended");
+    fs::remove_dir_all(folder.path().join("checkpoints")).expect("there");
+    write_checkpoint(folder.path(), 100, b"a checkpoint");
+    assert!(jobs.keep_folder(holds[2].clone(), folder.path().to_owned()).await.expect("reachable"));
+    jobs.sweep().await.expect("reachable");
+    assert_eq!(files().await, 300, "others see to those that they have locked");
+
+    operator.batch_execute("rollback").await.expect("unlocked");
+    jobs.sweep().await.expect("reachable");
+    assert_eq!(files().await, 1);
+    assert_eq!(kept(&jobs, &holds[2]).await.len(), 1);
 }
