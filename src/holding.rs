@@ -59,8 +59,7 @@ impl FromStr for GalleryPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (tenant, name) =
-            text.split_once('/').map_or((None, text), |(tenant, name)| (Some(tenant), name));
+        let (tenant, name) = text.split_once('/').map_or((None, text), |(tenant, name)| (Some(tenant), name));
         let allowed = |byte: u8| {
             byte.is_ascii_lowercase() || byte.is_ascii_digit() || [b'-', b'_', b'*'].contains(&byte)
         };
@@ -102,9 +101,7 @@ mod tests {
     use super::*;
 
     fn holding(patterns: &str) -> Holding {
-        Holding::new(
-            patterns.split_whitespace().map(|pattern| pattern.parse().expect("a pattern")).collect(),
-        )
+        Holding::new(patterns.split_whitespace().map(|pattern| pattern.parse().expect("a pattern")).collect())
     }
 
     #[test]

@@ -64,8 +64,10 @@ mod tests {
             ),
             (
                 "5:cpu,cpuacct:/a\n4:memory:/a\n",
-                &["/sys/fs/cgroup/memory/a/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.limit_in_bytes"]
-                    [..],
+                &[
+                    "/sys/fs/cgroup/memory/a/memory.limit_in_bytes",
+                    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+                ][..],
             ),
             ("nothing", &[][..]),
         ] {

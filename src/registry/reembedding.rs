@@ -197,11 +197,7 @@ impl ReEmbedder {
     }
 
     /// Those that no other server re-embeds meanwhile.
-    async fn claimed(
-        &self,
-        mut waiting: Vec<(Place, Gallery)>,
-        model: ModelDigest,
-    ) -> Vec<(Place, Gallery)> {
+    async fn claimed(&self, mut waiting: Vec<(Place, Gallery)>, model: ModelDigest) -> Vec<(Place, Gallery)> {
         if waiting.is_empty() {
             return waiting;
         }

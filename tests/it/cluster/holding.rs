@@ -43,7 +43,8 @@ async fn calls_for_a_gallery_go_to_a_server_that_holds_it_and_any_server_lists_a
         assert_eq!(refused, (Code::FailedPrecondition, "GALLERY_NOT_HELD".to_owned()));
     }
     let not_held = "not served: this server does not hold it (matching.galleries)";
-    let expected = |held: &str| [("harbour".to_owned(), String::new()), ("strait".to_owned(), held.to_owned())];
+    let expected =
+        |held: &str| [("harbour".to_owned(), String::new()), ("strait".to_owned(), held.to_owned())];
     assert_eq!(listed(&some).await, expected(not_held));
     assert_eq!(listed(&all).await, expected(""));
     all.galleries().list_entries(local(gallery())).await.unwrap();

@@ -165,11 +165,12 @@ impl PostgresCatalog {
         let held: Vec<&Listed> =
             listed.iter().filter(|gallery| self.is_chosen(&gallery.tenant, &gallery.name)).collect();
         // One that takes long, since it is loaded, holds up no other.
-        let following = stream::iter(held.iter().copied()).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
-            if let Err(cause) = self.up_to_date(gallery).await {
-                tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
-            }
-        });
+        let following =
+            stream::iter(held.iter().copied()).for_each_concurrent(FOLLOWING_MAX, async |gallery| {
+                if let Err(cause) = self.up_to_date(gallery).await {
+                    tracing::warn!(gallery = gallery.id, %cause, "a copy of a gallery does not follow");
+                }
+            });
         following.await;
         let known: Vec<i64> = self.state().open.keys().copied().collect();
         for id in known.into_iter().filter(|id| listed.iter().all(|gallery| gallery.id != *id)) {
