@@ -340,7 +340,7 @@ fn a_model_whose_history_is_damaged_is_served_and_says_so() {
         assert!(facts.provenance.origin.starts_with(&expected), "{}", facts.provenance.origin);
         registry.set_active(active(1)).expect("it can be served");
         let bytes = packed(&registry, digest);
-        assert_eq!(import(&registry, &bytes, "x", &Hints::default()).expect("whole").1, Added::Known);
+        assert_eq!(import(&registry, &bytes, "x", &Hints::default()).expect("whole").added, Added::Known);
     }
 }
 
