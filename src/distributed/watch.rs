@@ -257,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_rank_that_waits_for_anybody_shows_signs_of_life_without_computing() {
-        let (store, _) = launch(2);
+        let (served, _) = launch(2);
+        let [store, observer] = [(), ()].map(|()| served.prefixed("beating").expect("a store"));
         let shared = Arc::new(Shared {
             waits: AtomicBool::new(false),
             state: Mutex::default(),
@@ -266,14 +267,14 @@ mod tests {
             period: Duration::from_secs(24 * 3600),
         });
         let mut watcher = Watcher {
-            store: store.prefixed("").expect("a store"),
+            store,
             rank: 0,
             silence_max: Duration::from_secs(3600),
             shared: Arc::clone(&shared),
             pulses: vec![Pulse { beats: 0, since: Instant::now() }; 2],
             busy: busy(),
         };
-        let beats = || store.add(&beats_of(0), 0).expect("a store");
+        let beats = || observer.add(&beats_of(0), 0).expect("a store");
         assert_eq!((watcher.look(false), beats()), (None, 0));
         assert_eq!((Watch(Arc::clone(&shared)).rest(|| watcher.look(false)), beats()), (None, 1));
         assert_eq!((watcher.look(false), beats()), (None, 1), "it computes again");

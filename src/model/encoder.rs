@@ -282,7 +282,7 @@ mod tests {
         let kernels = test_device::kernels(precision);
         let turn = |(number, kernel): (usize, &Kernel)| Timing {
             kernel: *kernel,
-            chips: [1, 32][number],
+            chips: [1, 8, 32][number],
             took: Default::default(),
         };
         let mut choices: Vec<Choice> = kernels.iter().map(|kernel| Choice::only(*kernel, 32)).collect();
