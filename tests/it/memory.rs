@@ -7,13 +7,14 @@ use shipreid::wire::CreateGalleryRequest;
 
 use crate::program::{Server, imported};
 
-/// Address space that glibc reserves for an arena other than the main one; arenas start at a
+/// Address space that glibc reserves for an arena other than the main one; arenas end at a
 /// multiple of this.
 const ARENA_BYTES: u64 = 64 << 20;
 
-/// Arenas other than the main one: a used part, followed by a reserved part.
+/// Arenas other than the main one: a used part, followed by a reserved part. Pieces of the used part may differ in advice, as
+/// where large pages were asked for.
 fn arenas(maps: &str) -> usize {
-    let mappings: Vec<(u64, u64, &str)> = maps
+    let mut mappings: Vec<(u64, u64, &str)> = maps
         .lines()
         .map(|line| {
             let (range, rest) = line.split_once(' ').unwrap();
@@ -22,12 +23,19 @@ fn arenas(maps: &str) -> usize {
             (address(start), address(end), &rest[..4])
         })
         .collect();
+    mappings.dedup_by(|next, last| {
+        let continues = (next.0, next.2) == (last.1, last.2);
+        if continues {
+            last.1 = next.1;
+        }
+        continues
+    });
     let is_arena = |pair: &&[(u64, u64, &str)]| {
         let [(start, end, used), (next, last, reserved)] = **pair else { return false };
-        start % ARENA_BYTES == 0
-            && (used, reserved) == ("rw-p", "---p")
+        (used, reserved) == ("rw-p", "---p")
             && next == end
-            && last == start + ARENA_BYTES
+            && last % ARENA_BYTES == 0
+            && start + ARENA_BYTES <= last
     };
     mappings.windows(2).filter(is_arena).count()
 }
