@@ -195,9 +195,16 @@ impl Running {
 }
 
 impl Drop for Running {
+    /// Ends it as a power failure does. Those that it started are ended as well: one that does not notice that it has gone would
+    /// keep its log open, and its data folder in use.
     fn drop(&mut self) {
-        // SAFETY: its thread has not waited for the process, unless it has ended, which nothing but this lets it do.
-        unsafe { libc::kill(self.pid, libc::SIGKILL) };
+        let started =
+            fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid)).unwrap_or_default();
+        let started = started.split_whitespace().map(|pid| pid.parse().expect("a process"));
+        for pid in std::iter::once(self.pid).chain(started) {
+            // SAFETY: its thread has not waited for the process, unless it has ended, which nothing but this lets it do.
+            unsafe { libc::kill(pid, libc::SIGKILL) };
+        }
         let _ = self.ended.recv();
     }
 }
