@@ -2,9 +2,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +27,8 @@ const LOCAL_WORLD_SIZE: &str = "LOCAL_WORLD_SIZE";
 /// How long the other processes may take to end after this one, and the pause between two looks.
 const FAREWELL: Duration = Duration::from_secs(30);
 const LOOK_PAUSE: Duration = Duration::from_millis(20);
+/// How long this process may take to learn from a rank that has ended why the ranks do not train together.
+const REASON_WAIT: Duration = Duration::from_secs(5);
 /// Of a rank's log, with which it is set aside at the next start.
 const LOG_BYTES_MAX: u64 = 4 << 20;
 
@@ -41,7 +44,16 @@ pub struct Ranks {
 
 /// Processes that this one has started. They end by themselves once the run has, for whatever reason.
 #[derive(Debug, Default)]
-pub struct Others(Vec<(usize, Child)>);
+pub struct Others(Vec<Other>);
+
+#[derive(Debug)]
+struct Other {
+    rank: usize,
+    child: Child,
+    log: PathBuf,
+    /// What its log had before it was started.
+    log_bytes: usize,
+}
 
 impl Ranks {
     /// The place that a launcher has given this process, or rank 0 of `processes`, of which it starts the others. One that
@@ -69,16 +81,17 @@ impl Ranks {
         fs::create_dir_all(folder)?;
         for rank in 1..first.world_size {
             let name = format!("rank-{rank}.log");
-            let log =
-                open_log(&folder.join(&name)).with_context(|| folder.join(&name).display().to_string())?;
+            let log = folder.join(&name);
+            let file = open_log(&log).with_context(|| log.display().to_string())?;
+            let log_bytes = file.metadata()?.len() as usize;
             let mut command = Command::new(std::env::current_exe()?);
             command.args(std::env::args_os().skip(1));
             command.envs(Place { rank, local_rank: rank, ..first.clone() }.environment());
             command.env(LOCAL_WORLD_SIZE, first.world_size.to_string());
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
             let child = command.spawn()?;
             output::say(format_args!("rank {rank} is process {}; its log is {name}", child.id()));
-            others.0.push((rank, child));
+            others.0.push(Other { rank, child, log, log_bytes });
         }
         Ok(others)
     }
@@ -119,10 +132,10 @@ impl Ranks {
         config: &TrainConfig,
         inputs: &TrainingInputs,
         folder: &Path,
-        on_loss: impl Fn(&RankFailure) + Send + 'static,
+        on_loss: impl Fn(&RankFailure) + Send + Sync + 'static,
     ) -> anyhow::Result<Option<Joined>> {
         let Some(place) = &self.place else { return Ok(None) };
-        let others = self.start_others(place, folder)?;
+        let mut others = self.start_others(place, folder)?;
         let identity = Identity {
             build: env!("SHIPREID_BUILD").to_owned(),
             configuration: digest(toml::to_string(config)?.as_bytes()),
@@ -130,13 +143,25 @@ impl Ranks {
             weights: digest(&tensor_bytes(&inputs.tensors)),
         };
         let rank = place.rank;
-        let on_loss = Box::new(move |failure: &RankFailure| {
+        let on_loss = Arc::new(move |failure: &RankFailure| {
             leave_error(rank, &failure.message);
             on_loss(failure);
-            // The thread that trains waits for ranks that will not answer.
+            // The thread that joins or trains waits for ranks that will not answer.
             std::process::exit(FAILED.into());
         });
-        let joined = World::join(place, &identity, self.patience, on_loss);
+        let has_joined = AtomicBool::new(false);
+        let joined = thread::scope(|scope| {
+            scope.spawn(|| {
+                if let Some(failure) = others.ended_before(&has_joined) {
+                    on_loss(&failure);
+                }
+            });
+            let on_loss = Arc::clone(&on_loss);
+            let joined =
+                World::join(place, &identity, self.patience, Box::new(move |failure| on_loss(failure)));
+            has_joined.store(true, Ordering::Relaxed);
+            joined
+        });
         let world = joined.inspect_err(|cause| leave_error(rank, &cause.to_string()))?;
         tracing::info!(rank, processes = world.size(), "the ranks have met");
         Ok(Some(Joined { world: Arc::new(world), _others: others }))
@@ -172,11 +197,42 @@ impl Joined {
     }
 }
 
+impl Others {
+    /// Why one of them has ended before this process `has_joined`; `None` once that is so, or if there are none.
+    fn ended_before(&mut self, has_joined: &AtomicBool) -> Option<RankFailure> {
+        let mut ended = None;
+        while !has_joined.load(Ordering::Relaxed) && !self.0.is_empty() {
+            match &ended {
+                Some((at, failure)) if Instant::elapsed(at) > REASON_WAIT => {
+                    return Some(RankFailure::clone(failure));
+                }
+                Some(_) => {}
+                None => {
+                    ended = self.0.iter_mut().find_map(Other::ended).map(|failure| (Instant::now(), failure))
+                }
+            }
+            thread::sleep(LOOK_PAUSE);
+        }
+        None
+    }
+}
+
+impl Other {
+    /// Why it has ended, which is the last line of its log if it has written one.
+    fn ended(&mut self) -> Option<RankFailure> {
+        let status = self.child.try_wait().ok()??;
+        let said = fs::read(&self.log).unwrap_or_default();
+        let said = String::from_utf8_lossy(said.get(self.log_bytes..).unwrap_or_default());
+        let cause = said.lines().last().map_or_else(|| status.to_string(), str::to_owned);
+        Some(format!("rank {} has ended before it joined: {cause}", self.rank).into())
+    }
+}
+
 impl Drop for Others {
     /// Those that have not ended by then are killed.
     fn drop(&mut self) {
         let until = Instant::now() + FAREWELL;
-        for (rank, child) in &mut self.0 {
+        for Other { rank, child, .. } in &mut self.0 {
             match wait(child, until) {
                 Ok(status) if status.success() => {}
                 Ok(status) => tracing::debug!(rank, %status, "a rank has ended"),
@@ -218,4 +274,40 @@ fn leave_error(rank: usize, reason: &str) {
 
 fn digest(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn started(script: &str, folder: &Path) -> Other {
+        let log = folder.join("rank-1.log");
+        fs::write(&log, "an earlier start\n").unwrap();
+        let file = open_log(&log).unwrap();
+        let log_bytes = file.metadata().unwrap().len() as usize;
+        let child = Command::new("sh").args(["-c", script]).stderr(file).spawn().unwrap();
+        Other { rank: 1, child, log, log_bytes }
+    }
+
+    fn failure_of(script: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let mut others = Others(vec![started(script, folder.path())]);
+        others.0[0].child.wait().unwrap();
+        others.ended_before(&AtomicBool::new(false)).expect("it has ended").message
+    }
+
+    #[test]
+    fn a_rank_that_ends_before_it_joins_is_named_with_its_last_words() {
+        let failure = failure_of("echo starting >&2; echo 'no such device' >&2; exit 1");
+        assert_eq!(failure, "rank 1 has ended before it joined: no such device");
+        let failure = failure_of("kill -9 $$");
+        assert_eq!(failure, "rank 1 has ended before it joined: signal: 9 (SIGKILL)");
+    }
+
+    #[test]
+    fn ranks_that_have_joined_are_not_watched() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut others = Others(vec![started("exit 1", folder.path())]);
+        assert_eq!(others.ended_before(&AtomicBool::new(true)), None);
+    }
 }

@@ -122,8 +122,9 @@ impl Codes {
         &self.blocks[at * stride..][..stride]
     }
 
-    pub fn measure(&self, at: usize) -> Measure {
-        self.measures[at]
+    /// One for each row.
+    pub fn measures(&self) -> &[Measure] {
+        &self.measures
     }
 
     pub fn code(&self, at: usize) -> CodeRef<'_> {
@@ -211,7 +212,7 @@ mod tests {
         let mut codes = Codes::new(row.dimension());
         codes.push(Code::new(row.as_slice()).parts());
         let code = QueryCode::new(query.as_slice());
-        let measure = codes.measure(0);
+        let measure = codes.measures()[0];
         let products = [code.coarse(), code.fine()].map(|plane| {
             let mut product = [0];
             plane.products(codes.rows(&[0]), codes.rows(&[]), &mut product);

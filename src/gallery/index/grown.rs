@@ -20,24 +20,32 @@ const LINE: usize = 64;
 /// clone copies first.
 pub(super) struct Grown<T> {
     memory: Arc<Memory<T>>,
+    /// Where the memory starts, so that readers need not follow `memory`.
+    start: NonNull<T>,
     /// Items of this clone, all of them written.
     len: usize,
 }
 
+// SAFETY: `start` is part of `memory`, which is sent and shared alike.
+unsafe impl<T: Copy + Send + Sync> Send for Grown<T> {}
+// SAFETY: as above.
+unsafe impl<T: Copy + Send + Sync> Sync for Grown<T> {}
+
 impl<T> Clone for Grown<T> {
     fn clone(&self) -> Self {
-        Self { memory: Arc::clone(&self.memory), len: self.len }
+        Self { memory: Arc::clone(&self.memory), start: self.start, len: self.len }
     }
 }
 
 impl<T: Copy> Grown<T> {
     pub fn new() -> Self {
-        Self { memory: Arc::new(Memory::new(0)), len: 0 }
+        let memory = Memory::new(0);
+        Self { start: memory.start, memory: Arc::new(memory), len: 0 }
     }
 
     fn as_slice(&self) -> &[T] {
         // SAFETY: the first `len` blocks were written before this clone had that length, and are never written again.
-        unsafe { slice::from_raw_parts(self.memory.start.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 
     /// Appends items; `room_max` is the largest number of items that there will ever be.
@@ -47,7 +55,7 @@ impl<T: Copy> Grown<T> {
             let memory = Memory::new((2 * len).min(room_max).max(len));
             let written = memory.write(0, self.as_slice()) && memory.write(self.len, items);
             assert!(written, "there is room for {len} items");
-            self.memory = Arc::new(memory);
+            self.adopt(memory);
         }
         self.len = len;
     }
@@ -61,10 +69,15 @@ impl<T: Copy> Grown<T> {
         if Arc::get_mut(&mut self.memory).is_none() {
             let memory = Memory::new(self.memory.room);
             assert!(memory.write(0, self.as_slice()), "there is as much room as before");
-            self.memory = Arc::new(memory);
+            self.adopt(memory);
         }
         // SAFETY: the item was written, and nobody else has this memory.
-        unsafe { self.memory.start.add(at).write(item) };
+        unsafe { self.start.add(at).write(item) };
+    }
+
+    fn adopt(&mut self, memory: Memory<T>) {
+        self.start = memory.start;
+        self.memory = Arc::new(memory);
     }
 }
 

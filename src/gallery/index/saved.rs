@@ -64,7 +64,7 @@ impl Index {
     fn row_bytes(&self, slot: usize) -> [u8; ROW_BYTES] {
         let (segment, at) = (&self.segments[slot / ROWS], slot % ROWS);
         let (columns, measure, sum) =
-            (segment.columns(), segment.codes().measure(at), segment.codes().sum(at));
+            (segment.columns(), segment.codes().measures()[at], segment.codes().sum(at));
         let known = columns.known(at);
         let flags = if known.modality == Modality::Optical { OPTICAL } else { 0 }
             | if known.observed_at.is_some() { TIMED } else { 0 }

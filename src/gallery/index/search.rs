@@ -327,9 +327,10 @@ impl<'q> Race<'q> {
 
     /// Scores the rows of a tile.
     fn run(&mut self, index: &Index, tile: &Tile, products: &[i32]) {
+        let measures = tile.codes.measures();
         for (at, product) in tile.at().iter().zip(products) {
             let at = usize::from(*at);
-            if self.code.upper(*product, tile.codes.measure(at)) >= self.floor.level() {
+            if self.code.upper(*product, measures[at]) >= self.floor.level() {
                 self.consider(index, tile.start + at, *product);
             }
         }
@@ -340,7 +341,7 @@ impl<'q> Race<'q> {
     fn consider(&mut self, index: &Index, slot: usize, coarse: i32) {
         let (codes, at, mut fine) = (index.segments[slot / ROWS].codes(), slot % ROWS, [0]);
         self.code.fine().products(codes.rows(&[at as u16]), Rows::NONE, &mut fine);
-        let bounds = self.code.bounds([coarse, fine[0]], codes.measure(at));
+        let bounds = self.code.bounds([coarse, fine[0]], codes.measures()[at]);
         let vessel = index.vessel(slot);
         if bounds.upper < self.floor.level()
             || self.query.without_vessels.contains(vessel)
