@@ -136,8 +136,9 @@ pub struct Choice {
     pub timings: Vec<Timing>,
 }
 
-/// A second kernel costs a second copy of the weights, so it must be faster than the first by this factor.
-const WORTH_A_COPY: f64 = 1.1;
+/// A second kernel costs a second copy of the weights, so it must be faster than the first by this factor, which is more
+/// than timings beside the reading of a model differ by.
+const WORTH_A_COPY: f64 = 1.25;
 
 impl Choice {
     /// One kernel for every batch; tuned for batches of `chips` chips.
@@ -257,7 +258,8 @@ mod tests {
         };
         check(&[(1, 100, 90), (2, 200, 180), (8, 800, 720)], "onednn 1 to 8");
         check(&[(1, 100, 95), (2, 200, 190), (8, 700, 720)], "aten 1 to 8");
-        check(&[(1, 100, 80), (2, 200, 190), (8, 700, 720)], "onednn 1, aten 2 to 8");
+        check(&[(1, 100, 75), (2, 200, 190), (8, 700, 720)], "onednn 1, aten 2 to 8");
+        check(&[(1, 100, 85), (2, 200, 190), (8, 700, 720)], "aten 1 to 8");
         // A single outlier among the sizes is noise.
         check(&[(1, 100, 95), (2, 200, 100), (8, 700, 720)], "aten 1 to 8");
     }
