@@ -18,7 +18,10 @@ use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::postgres::Cluster;
 use crate::processor::Processor;
-use crate::registry::{ActiveModel, Condition, Preset, Provenance, Registry, RegistryError, RegistryLimits};
+use crate::registry::{
+    ActiveModel, Condition, Kept, Preset, Provenance, Registry, RegistryError, RegistryLimits,
+    calibrator_beside,
+};
 use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
 use crate::weights::native;
 use crate::weights::open::{Hints, OpenModel};
@@ -122,7 +125,9 @@ fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) ->
 fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<OpenModel> {
     let model = open_model(config)?;
     if let Some(name) = Path::new(&config.model.path).file_name() {
-        registry.add(&model, &Provenance::now(name.to_string_lossy()))?;
+        let calibrator = calibrator_beside(Path::new(&config.model.path), model.digest)?;
+        let provenance = Provenance::now(name.to_string_lossy());
+        registry.add(&model, Kept { provenance: &provenance, calibrator: calibrator.as_ref() })?;
     }
     Ok(model)
 }

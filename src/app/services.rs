@@ -1,5 +1,6 @@
 //! The services, on top of the model and the stores, behind the layers of every call.
 
+use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use super::shutdown::Shutdown;
 use super::stores::Stores;
 use super::threads::search_threads;
 use crate::config::{Config, Matching};
+use crate::embedding::ModelDigest;
 use crate::gallery::search_pace;
 use crate::matching::Calibrator;
 use crate::rpc::listener::{self, Port};
@@ -31,8 +33,9 @@ pub struct Wired<'a> {
     pub shutdown: &'a Shutdown,
 }
 
-/// The calibrators of the configuration.
-pub struct Calibration(Calibrators);
+/// The calibrators of the configuration, by the model that they apply to.
+#[derive(Default)]
+pub struct Calibration(HashMap<ModelDigest, Arc<Calibrator>>);
 
 /// The gRPC port while it is served.
 pub struct Serving(JoinHandle<()>);
@@ -76,14 +79,14 @@ impl Calibration {
     pub async fn read(matching: &Matching) -> anyhow::Result<Self> {
         let place = PathBuf::from(&matching.calibrators);
         if place.as_os_str().is_empty() {
-            return Ok(Self(Calibrators::new()));
+            return Ok(Self::default());
         }
-        Ok(Self(tokio::task::spawn_blocking(move || read_calibrators(&place)).await??))
+        tokio::task::spawn_blocking(move || read_calibrators(&place)).await?
     }
 }
 
-fn read_calibrators(place: &Path) -> anyhow::Result<Calibrators> {
-    let mut calibrators = Calibrators::new();
+fn read_calibrators(place: &Path) -> anyhow::Result<Calibration> {
+    let mut calibrators = HashMap::new();
     for file in calibrator_files(place).with_context(|| place.display().to_string())? {
         let named = || file.display().to_string();
         let text = fs::read_to_string(&file).with_context(named)?;
@@ -93,7 +96,7 @@ fn read_calibrators(place: &Path) -> anyhow::Result<Calibrators> {
             bail!("{}: another calibrator holds for model {model} already", named());
         }
     }
-    Ok(calibrators)
+    Ok(Calibration(calibrators))
 }
 
 fn calibrator_files(place: &Path) -> io::Result<Vec<PathBuf>> {
@@ -108,11 +111,13 @@ fn calibrator_files(place: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn services(wired: Wired<'_>) -> Services {
-    let Wired { config, model, stores, calibration: Calibration(calibrators), shutdown } = wired;
+    let Wired { config, model, stores, calibration: Calibration(configured), shutdown } = wired;
     let Config { limits, matching, .. } = config;
     let (pipeline, jobs, drain) = (model.pipeline(), stores.jobs(), shutdown.drain());
     let access = GalleryAccess::new(stores.catalog(), search_threads(config), search_pace());
     let uploads = UploadAccess::new(stores.uploads(), limits);
+    let registry = model.activator().map(|activator| Arc::clone(activator.registry()));
+    let calibrators = Calibrators::new(configured, registry);
     let matcher = Matcher::new(access.clone(), Arc::clone(&pipeline), calibrators, matching, limits);
     Services {
         ship_re_id: ShipReIdService::new(Arc::clone(&pipeline), matcher, jobs.clone(), limits, drain.clone()),

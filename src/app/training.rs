@@ -134,7 +134,7 @@ impl ModelSink for Registry {
 
 fn reason(cause: &RegistryError) -> FailureReason {
     match cause {
-        RegistryError::NoModel(_) => FailureReason::Crashed,
+        RegistryError::NoModel(_) | RegistryError::OtherCalibrator { .. } => FailureReason::Crashed,
         RegistryError::Io { cause, .. } => io_reason(cause, FailureReason::ModelNotKept),
         _ => FailureReason::ModelNotKept,
     }

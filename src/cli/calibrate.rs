@@ -6,14 +6,10 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde_json::json;
 use shipreid::app;
-use shipreid::embedding::Embedding;
-use shipreid::evaluate::LabelledImage;
-use shipreid::matching::{
-    Calibration, FitSettings, Labelled, Outline, PairReport, Reliability, calibrate, reliability_diagram,
-};
+use shipreid::matching::{Calibration, FitSettings, PairReport, Reliability, calibrate, reliability_diagram};
 
 use super::destination::ForceFlag;
-use super::eval::{Embedded, TestSet};
+use super::eval::TestSet;
 use super::number::between;
 use super::{ConfigFlags, Failure, output, prepare};
 
@@ -40,13 +36,13 @@ pub struct Calibrate {
     #[arg(long)]
     id: Option<String>,
     /// Share of the ships held out for evaluation.
-    #[arg(long, default_value_t = 0.3, value_name = "SHARE", value_parser = between(0.0, 1.0))]
+    #[arg(long, default_value_t = FitSettings::HELD_OUT, value_name = "SHARE", value_parser = between(0.0, 1.0))]
     held_out: f64,
     /// Prior probability that a ship is not in the gallery.
-    #[arg(long, default_value_t = 0.2, value_name = "PROBABILITY", value_parser = between(0.0, 1.0))]
+    #[arg(long, default_value_t = FitSettings::PRIOR_UNKNOWN, value_name = "PROBABILITY", value_parser = between(0.0, 1.0))]
     prior_unknown: f64,
     /// Seed of the choice of held-out ships.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = FitSettings::SEED)]
     seed: u64,
     #[command(flatten)]
     config: ConfigFlags,
@@ -62,12 +58,14 @@ impl Calibrate {
         let config = self.config.clone().load()?;
         prepare(app::threads_per_worker(&config))?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
-        let images = labelled(&set, &set.embed_locally(&loaded)?)?;
+        let (queries, gallery) = set.labelled(&set.embed_locally(&loaded)?)?;
+        let images = [queries, gallery].concat();
         let stem = self.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let settings = FitSettings {
             id: self.id.clone().unwrap_or(stem),
             model: loaded.card.digest,
             fitted_on: self.data.display().to_string(),
+            data_fingerprint: set.fingerprint()?,
             prior_unknown: self.prior_unknown,
             kinematics: None,
             held_out: self.held_out,
@@ -76,7 +74,8 @@ impl Calibrate {
         let Calibration { calibrator, pairs } = calibrate(&images, &settings)?;
         self.force.write_bytes(&self.out, calibrator.to_toml())?;
         if let Some(picture) = &self.picture {
-            self.force.write_picture(picture, &reliability_diagram(&pairs))?;
+            let measured = pairs.iter().filter_map(PairReport::measured);
+            self.force.write_picture(picture, &reliability_diagram(measured))?;
         }
         if self.json {
             output::say(
@@ -88,17 +87,6 @@ impl Calibrate {
         }
         Ok(())
     }
-}
-
-/// All images of the set; each distractor counts as a ship of its own.
-fn labelled(set: &TestSet, embedded: &Embedded) -> anyhow::Result<Vec<Labelled>> {
-    let labelled =
-        |((image, embedding), [width_m, length_m]): (&(LabelledImage, Embedding), [f64; 2])| Labelled {
-            identity: (image.identity >= 0).then_some(image.identity),
-            embedding: embedding.clone(),
-            outline: Outline { modality: image.modality, length_m: Some(length_m), width_m: Some(width_m) },
-        };
-    Ok(embedded.images().zip(set.sizes()?).map(labelled).collect())
 }
 
 fn table(pairs: &[PairReport]) -> Table {

@@ -1,6 +1,9 @@
 //! `shipreid eval`: measures how well a model ranks a HOSS test set.
 
+mod fused;
+
 use std::convert::Infallible;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -21,7 +24,9 @@ use shipreid::gallery::{
     Code, ContentHash, Entry, EntryId, Filter, Group, Index, IndexQuery, Labels, Observation, RowId, Time,
     VesselSet,
 };
-use shipreid::train::{Extent, HossPart, Image, RankedLists, hoss, read_chip};
+use shipreid::matching::{Calibrator, Labelled, Outline};
+use shipreid::registry::calibrator_beside;
+use shipreid::train::{Extent, HossPart, Image, RankedLists, fingerprint_of, hoss, read_chip};
 use shipreid::wire::embed_result::Outcome;
 use shipreid::wire::{EmbedRequest, Priority};
 use tokio::runtime::Runtime;
@@ -31,10 +36,14 @@ use super::destination::ForceFlag;
 use super::embed::progress;
 use super::{ConfigFlags, Failure, Refusal, output, prepare};
 
+pub use fused::Fused;
+
 /// Chips in one pass or call.
 const BATCH: usize = 16;
 /// The size of a contact sheet.
 const SHEET: Extent = Extent { queries: 20, ranks: 10 };
+/// The figures of a ranking, as reports name them.
+const FIGURES: [&str; 4] = ["mAP", "R1", "R5", "R10"];
 /// The size that a chip is resized to if only its extent is needed.
 const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 
@@ -43,7 +52,12 @@ const SIZED: ChipSize = ChipSize { height: 2, width: 1 };
 Examples:
   shipreid eval --data ../shared/data/hoss165 --set model.path=models/transoss
   shipreid eval --data HOSS --endpoint http://127.0.0.1:50051 --json
-  shipreid eval --data HOSS --by-size")]
+  shipreid eval --data HOSS --set model.path=models/transoss --picture reliability.png
+  shipreid eval --data HOSS --by-size
+
+FUSED ranks by all evidence that a calibrator finds in looks and sizes, as Match does by default where a model has one. A
+calibrator that was fitted on the images of the test set is not measured on them: then, and without one, each query is
+judged by a calibrator that is fitted here on other ships.")]
 pub struct Eval {
     /// The folder that holds query and bounding_box_test.
     #[arg(long, value_name = "FOLDER")]
@@ -68,6 +82,12 @@ pub struct Eval {
     /// Draws ranked lists: one query per row, framed in white, then the ten best, correct in green, wrong in red.
     #[arg(long, value_name = "FILE.png", conflicts_with = "by_size")]
     sheet: Option<PathBuf>,
+    /// The calibrator for FUSED; default: the one that comes with the model in this process.
+    #[arg(long, value_name = "FILE.toml", conflicts_with_all = ["by_size", "rerank"])]
+    calibrator: Option<PathBuf>,
+    /// Writes a reliability diagram: observed against predicted frequency of same-vessel pairs.
+    #[arg(long, value_name = "FILE.png", conflicts_with_all = ["by_size", "rerank"])]
+    picture: Option<PathBuf>,
     #[command(flatten)]
     force: ForceFlag,
     /// Prints one JSON object.
@@ -78,27 +98,57 @@ pub struct Eval {
 impl Eval {
     pub(super) fn run(self) -> Result<(), Failure> {
         let protocols = self.protocol.map_or(Protocol::EVERY.to_vec(), |protocol| vec![protocol]);
-        self.sheet.iter().try_for_each(|sheet| self.force.check(sheet))?;
+        self.sheet.iter().chain(&self.picture).try_for_each(|file| self.force.check(file))?;
         let set = TestSet::read(&self.data).map_err(Failure::Unusable)?;
         if self.by_size {
             return self.print(&set.report_by_size(&protocols)?);
         }
-        let embedded = match self.endpoint()? {
-            Some(endpoint) => Runtime::new()?
-                .block_on(async { set.embed_remotely(&self.access.connect(&endpoint).await?).await })?,
-            None => {
-                let config = self.config.clone().load()?;
-                prepare(app::threads_per_worker(&config))?;
-                set.embed_locally(&app::load_model(&config).map_err(Failure::Unusable)?)?
-            }
-        };
-        self.print(&embedded.report(&protocols, self.rerank))?;
+        let named = self.calibrator.as_deref().map(read_calibrator).transpose();
+        let named = named.map_err(Failure::Unusable)?;
+        let (embedded, own) = self.embed(&set)?;
+        let mut report = embedded.report(&protocols, self.rerank);
+        if self.rerank {
+            self.print(&report)?;
+        } else {
+            let fused = Fused::of(&set, &embedded, named.or(own)).map_err(Failure::Unusable)?;
+            fused.add_to(&mut report);
+            self.print(&report)?;
+            self.show(&fused)?;
+        }
         if let (Some(path), Some(protocol)) = (&self.sheet, protocols.first()) {
             let ranked = embedded
                 .ranked(*protocol, self.rerank)
                 .context("the test set has no queries for the protocol")?;
             self.force.write_picture(path, &set.picture(&ranked)?)?;
             output::remark(format_args!("ranked lists of protocol {protocol} in {}", path.display()));
+        }
+        Ok(())
+    }
+
+    /// Embeds the set; also returns the calibrator that comes with a model in this process.
+    fn embed(&self, set: &TestSet) -> Result<(Embedded, Option<Calibrator>), Failure> {
+        if let Some(endpoint) = self.endpoint()? {
+            let embedded = Runtime::new()?
+                .block_on(async { set.embed_remotely(&self.access.connect(&endpoint).await?).await })?;
+            return Ok((embedded, None));
+        }
+        let config = self.config.clone().load()?;
+        prepare(app::threads_per_worker(&config))?;
+        let model = app::load_model(&config).map_err(Failure::Unusable)?;
+        let path = &config.model.path;
+        let own = calibrator_beside(Path::new(path), model.card.digest).with_context(|| path.clone());
+        let own = own.map_err(Failure::Unusable)?;
+        Ok((set.embed_locally(&model)?, own))
+    }
+
+    /// Prints and draws how well the judgements of FUSED come true.
+    fn show(&self, fused: &Fused) -> Result<(), Failure> {
+        if !self.json {
+            fused.say();
+        }
+        if let Some(path) = &self.picture {
+            self.force.write_picture(path, &fused.picture()?)?;
+            output::remark(format_args!("reliability diagram in {}", path.display()));
         }
         Ok(())
     }
@@ -121,6 +171,12 @@ impl Eval {
     }
 }
 
+fn read_calibrator(file: &Path) -> anyhow::Result<Calibrator> {
+    let named = || file.display().to_string();
+    let text = fs::read_to_string(file).with_context(named)?;
+    Calibrator::parse(&text).with_context(named)
+}
+
 /// Query and gallery of a HOSS folder.
 pub struct TestSet {
     pub queries: Vec<Image>,
@@ -137,6 +193,11 @@ pub struct Embedded {
 impl TestSet {
     pub fn read(root: &Path) -> anyhow::Result<Self> {
         Ok(Self { queries: hoss(root, HossPart::Query)?, gallery: hoss(root, HossPart::Gallery)? })
+    }
+
+    /// Names the images, as a calibrator tells of those that it was fitted on.
+    pub fn fingerprint(&self) -> std::io::Result<String> {
+        fingerprint_of(self.queries.iter().chain(&self.gallery))
     }
 
     /// Embeds with a model in this process, with the encoder that a server runs.
@@ -173,6 +234,24 @@ impl TestSet {
         Ok(Embedded { model, queries, gallery })
     }
 
+    /// Queries and gallery as calibrators see them. Each distractor is a ship of its own.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn labelled(&self, embedded: &Embedded) -> anyhow::Result<(Vec<Labelled>, Vec<Labelled>)> {
+        let part = |images: &[Image], embedded: &[(LabelledImage, Embedding)]| {
+            let sizes = sizes(images)?.into_iter().map(|(_, size)| size.map(Some));
+            let seen = images.iter().zip(sizes).zip(embedded);
+            let labelled = seen.map(|((image, [width_m, length_m]), (_, embedding))| Labelled {
+                identity: image.known_identity(),
+                embedding: embedding.clone(),
+                outline: Outline { modality: image.modality(), length_m, width_m },
+            });
+            anyhow::Ok(labelled.collect())
+        };
+        Ok((part(&self.queries, &embedded.queries)?, part(&self.gallery, &embedded.gallery)?))
+    }
+
     /// Some queries, each with its best matches.
     pub fn picture(&self, ranked: &Ranked) -> anyhow::Result<RgbImage> {
         let lists = RankedLists::of(ranked, &self.queries, &self.gallery, SHEET);
@@ -183,11 +262,6 @@ impl TestSet {
         let (queries, gallery) = (sizes(&self.queries)?, sizes(&self.gallery)?);
         let rows = rows(protocols, |protocol| evaluate_by_size(protocol, &queries, &gallery));
         Ok(json!({ "model": "size alone", "reranked": false, "protocols": rows }))
-    }
-
-    /// Width and length in metres of every image, queries first.
-    pub fn sizes(&self) -> anyhow::Result<impl Iterator<Item = [f64; 2]>> {
-        Ok(sizes(&self.queries)?.into_iter().chain(sizes(&self.gallery)?).map(|(_, size)| size))
     }
 }
 
@@ -307,16 +381,25 @@ fn anonymous() -> Entry {
     }
 }
 
-/// A report for people.
+/// A report for people. Where it has rankings by evidence, these follow those by cosine.
 pub fn table(report: &Value) -> Table {
+    let rows: Vec<&Value> = report["protocols"].as_array().into_iter().flatten().collect();
+    let has_fused = rows.iter().any(|row| !row["fused"].is_null());
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["protocol", "queries", "mAP", "R1", "R5", "R10"]);
-    for row in report["protocols"].as_array().into_iter().flatten() {
-        let percent = |what: &str| format!("{:.1}", row[what].as_f64().unwrap_or(f64::NAN) * 100.0);
+    let fused = ["fused mAP", "R1", "R5", "R10"].into_iter().filter(|_| has_fused);
+    table.set_header(["protocol", "queries"].into_iter().chain(FIGURES).chain(fused));
+    for row in rows {
+        let percents = |of: &Value| FIGURES.map(|what| percent(&of[what]));
         let queries = format!("{} of {}", row["queries_with_a_match"], row["queries"]);
         let name = row["protocol"].as_str().unwrap_or_default().to_owned();
-        table.add_row([name, queries, percent("mAP"), percent("R1"), percent("R5"), percent("R10")]);
+        let fused = percents(&row["fused"]).into_iter().filter(|_| has_fused);
+        table.add_row([name, queries].into_iter().chain(percents(row)).chain(fused));
     }
     table
+}
+
+/// Empty where there is no figure.
+fn percent(figure: &Value) -> String {
+    figure.as_f64().map_or_else(String::new, |figure| format!("{:.1}", figure * 100.0))
 }

@@ -10,8 +10,7 @@ use clap::{Args, Subcommand};
 use comfy_table::{Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use shipreid::client::ClientError;
-use shipreid::registry::PROVENANCE;
-use shipreid::weights::native;
+use shipreid::registry::{CALIBRATOR, calibrator_beside, calibrator_file, files_of};
 use shipreid::weights::packed::{self, Part};
 use shipreid::weights::quantize::check_source;
 use shipreid::wire::{self, ActivateModelRequest, DeleteModelRequest, GetModelRequest, ImportModelResponse};
@@ -21,7 +20,7 @@ use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
 use super::json::JsonFlag;
-use super::model_file::{HintFlags, describe, dropped, open, replaces};
+use super::model_file::{HintFlags, describe, describe_calibrator, dropped, open, replaces};
 use super::quantize::Quantize;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
@@ -124,7 +123,10 @@ impl Model {
                     let checked = check_source(&model, open(&source, &hints)?.0);
                     checked.with_context(|| path.display().to_string()).map_err(Failure::Unusable)?;
                 }
+                let calibrator = calibrator_beside(&path, model.digest);
+                let calibrator = calibrator.with_context(|| path.display().to_string());
                 describe(&model, &origin);
+                describe_calibrator(calibrator.map_err(Failure::Unusable)?.as_ref());
                 Ok(())
             }
             Self::Quantize(quantize) => quantize.run(),
@@ -158,12 +160,19 @@ impl Import {
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
         let replaces = replaces(folder, &self.force)?;
         let (model, origin) = open(&self.checkpoint, &self.hints)?;
+        let calibrator = calibrator_beside(&self.checkpoint, model.digest);
+        let calibrator = calibrator.with_context(|| self.checkpoint.display().to_string());
+        let calibrator = calibrator.map_err(Failure::Unusable)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
         if replaces {
             fs::remove_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
         model.save(folder, &name.to_string_lossy())?;
+        if let Some(calibrator) = &calibrator {
+            fs::write(folder.join(CALIBRATOR), calibrator_file(calibrator))?;
+        }
         describe(&model, &origin);
+        describe_calibrator(calibrator.as_ref());
         output::say(format_args!("written to  {}", folder.display()));
         Ok(())
     }
@@ -195,12 +204,10 @@ impl Import {
     }
 }
 
-/// Writes a model folder as one file, with its history if that is in it.
+/// Writes a model folder as one file, with its history and calibrator if those are in it.
 fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
     let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
-    let mut names = vec![native::DESCRIPTION, PROVENANCE, native::TENSORS];
-    names.retain(|name| *name != PROVENANCE || folder.join(name).exists());
-    let parts = names.into_iter().map(part);
+    let parts = files_of(folder).map(part);
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use shipreid::chip::{ChipSize, SarStretch};
+use shipreid::matching::Calibrator;
 use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::coded::Quantized;
 use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
@@ -119,6 +120,18 @@ pub fn describe(model: &OpenModel, origin: &Origin) {
 pub fn dropped(names: &[String]) -> String {
     let names: Vec<String> = names.iter().map(|name| printable(name)).collect();
     format!("not kept    {}: nothing reads them in serving", names.join(", "))
+}
+
+/// Prints what is known about the calibrator that comes with a model, if there is one.
+pub fn describe_calibrator(calibrator: Option<&Calibrator>) {
+    let Some(calibrator) = calibrator else { return };
+    let pairs = calibrator.pairs().map(|(pair, fitted)| {
+        let sizes = if fitted.size.is_some() { " and sizes" } else { "" };
+        format!("{} by looks{sizes}", pair.name())
+    });
+    let pairs = pairs.collect::<Vec<_>>().join(", ");
+    let ships = calibrator.data().map(|data| format!(", fitted on {} ships", data.ships)).unwrap_or_default();
+    output::say(format_args!("calibrator  {}{ships}: {pairs}", printable(calibrator.id())));
 }
 
 /// Whether the model in the folder is to be replaced.

@@ -60,9 +60,10 @@ pub struct Match {
     /// Ranks entries instead of vessels.
     #[arg(long)]
     by_entry: bool,
-    /// What candidates are ranked by: similarity, or all evidence, which needs a calibrator on the server.
-    #[arg(long, default_value = "cosine")]
-    ranking: RankingFlag,
+    /// What candidates are ranked by: similarity, or all evidence, which needs a calibrator on the server; default: all
+    /// evidence where there is a calibrator for it.
+    #[arg(long)]
+    ranking: Option<RankingFlag>,
     /// Removes vessels that would have had to sail faster; needs times and positions, see --manifest.
     #[arg(long, value_name = "KNOTS")]
     max_speed: Option<f64>,
@@ -154,8 +155,9 @@ impl Match {
             filter,
             max_speed_knots: self.max_speed,
             ranking: match self.ranking {
-                RankingFlag::Cosine => Ranking::Cosine,
-                RankingFlag::Fused => Ranking::Fused,
+                None => Ranking::Unspecified,
+                Some(RankingFlag::Cosine) => Ranking::Cosine,
+                Some(RankingFlag::Fused) => Ranking::Fused,
             }
             .into(),
             rerank_depth: self.rerank_depth,
@@ -174,7 +176,8 @@ pub fn result_text(result: &MatchResult, response: &MatchResponse) -> String {
     if let Some(error) = &result.error {
         return format!("{}: {} ({})", result.query_id, error.message, error.reason);
     }
-    let mut lines = vec![format!("{}: {} entries searched", result.query_id, result.matched)];
+    let ranked = if result.ranking() == Ranking::Fused { ", ranked by all evidence" } else { "" };
+    let mut lines = vec![format!("{}: {} entries searched{ranked}", result.query_id, result.matched)];
     for removed in &result.removed {
         lines.push(format!("  {} removed: {}", removed.count, removed.reason));
     }

@@ -13,19 +13,21 @@ use shipreid::app;
 use shipreid::cancellation::Cancellation;
 use shipreid::config::{Config, Sources};
 use shipreid::evaluate::{Protocol, Summary};
+use shipreid::matching::{Calibration, Calibrator};
 use shipreid::model::Device;
+use shipreid::registry::{CALIBRATOR, calibrator_file};
 use shipreid::telemetry;
 use shipreid::train::{
-    AuthorsConfig, Checkpoints, DataRoots, EventLog, FitError, FitEvent, Means, ObjectiveName,
-    Ranks as TrainingRanks, Run, RunError, TrainConfig, TrainConfigError, Trained, TrainingInputs, Violation,
-    other_world_size, pace_on_cpu, start_report,
+    AuthorsConfig, CalibrationReport, Checkpoints, DataRoots, EventLog, FitError, FitEvent, Means,
+    ObjectiveName, Ranks as TrainingRanks, Run, RunError, TrainConfig, TrainConfigError, Trained,
+    TrainingInputs, Violation, other_world_size, pace_on_cpu, start_report,
 };
 use shipreid::weights::open::OpenModel;
 use tokio::runtime::Runtime;
 
 use super::access::endpoint_of_environment;
 use super::destination::ForceFlag;
-use super::eval::{TestSet, table};
+use super::eval::{Fused, TestSet, table};
 use super::signals::interrupted;
 use super::train_ranks::{Joined, Ranks};
 use super::train_remotely::RemoteFlags;
@@ -116,7 +118,7 @@ impl Train {
         let (run, joined) = self.prepare(&asked, &ranks).map_err(Failure::Unusable)?;
         let trained = self.train(&asked, run, ranks.leads());
         let trained = trained.map_err(|cause| said(cause, joined.as_ref()));
-        let Some(Trained { model, delivered }) = trained? else { return Ok(()) };
+        let Some(Trained { model, delivered, calibration }) = trained? else { return Ok(()) };
         output::say(delivered);
         let place = asked.out.join(MODEL);
         if place.exists() {
@@ -125,7 +127,12 @@ impl Train {
         }
         model.save(&place, &asked.source.to_string_lossy())?;
         output::say(format_args!("model {} in {}", model.digest, place.display()));
-        evaluate(&asked, &server, model)
+        CalibrationReport(&calibration).lines().iter().for_each(output::say);
+        let calibrator = calibration.ok().map(|Calibration { calibrator, .. }| calibrator);
+        if let Some(calibrator) = &calibrator {
+            fs::write(place.join(CALIBRATOR), calibrator_file(calibrator))?;
+        }
+        evaluate(&asked, &server, model, calibrator)
     }
 
     /// The server that trains; `None` if this machine does. The environment is only used if nothing else decides.
@@ -326,7 +333,12 @@ struct RunRequest {
 }
 
 /// Evaluates the model, if the data set has a test set.
-fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(), Failure> {
+fn evaluate(
+    asked: &RunRequest,
+    server: &Config,
+    model: OpenModel,
+    calibrator: Option<Calibrator>,
+) -> Result<(), Failure> {
     let RunRequest { config, out, .. } = asked;
     if config.objective == ObjectiveName::Contrastive {
         return Ok(());
@@ -335,9 +347,13 @@ fn evaluate(asked: &RunRequest, server: &Config, model: OpenModel) -> Result<(),
         output::say(format_args!("no test set in {}", config.data.root.display()));
         return Ok(());
     };
-    let report = set.embed_locally(&app::put_on_device(server, model)?)?.report(&Protocol::EVERY, false);
+    let embedded = set.embed_locally(&app::put_on_device(server, model)?)?;
+    let mut report = embedded.report(&Protocol::EVERY, false);
+    let fused = Fused::of(&set, &embedded, calibrator)?;
+    fused.add_to(&mut report);
     fs::write(out.join(REPORT), format!("{report:#}\n"))?;
     output::say(table(&report));
+    fused.say();
     Ok(())
 }
 

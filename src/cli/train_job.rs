@@ -19,7 +19,7 @@ use shipreid::jobs::{
 };
 use shipreid::model::Device;
 use shipreid::reason::FailureReason;
-use shipreid::registry::{PROVENANCE, Provenance};
+use shipreid::registry::{CALIBRATOR, Kept, PROVENANCE, Provenance, calibrator_file};
 use shipreid::telemetry;
 use shipreid::train::{
     CheckpointError, Checkpoints, DataRoots, FitError, FitEvent, HossPart, LearnError, ObjectiveName,
@@ -101,8 +101,11 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         if stops { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     let trained = trained.map_err(|cause| ended_among(cause, joined.as_ref()))?;
-    let Trained { model, delivered } = trained.ok_or_else(|| failed(FailureReason::Crashed, "no model"))?;
+    let Trained { model, delivered, calibration } =
+        trained.ok_or_else(|| failed(FailureReason::Crashed, "no model"))?;
     event_mapper.deliver(&delivered).iter().for_each(|message| channel.say(message));
+    event_mapper.calibrate(&calibration).iter().for_each(|message| channel.say(message));
+    let calibrator = calibration.ok().map(|calibration| calibration.calibrator);
     let provenance = Provenance {
         tenant: Some(instructions.tenant),
         parent: parent(&config),
@@ -111,7 +114,8 @@ fn train(folder: &Path, channel: &ChildChannel) -> Result<String, Ended> {
         evaluations: event_mapper.evaluations().to_vec(),
         ..Provenance::now(instructions.name)
     };
-    leave(folder, &model, &provenance).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
+    let kept = Kept { provenance: &provenance, calibrator: calibrator.as_ref() };
+    leave(folder, &model, kept).map_err(|cause| Ended::Failed(unsaved_tensors(&cause)))?;
     Ok(model.digest.to_string())
 }
 
@@ -229,8 +233,9 @@ fn parent(config: &TrainConfig) -> Option<ModelDigest> {
     }
 }
 
-/// Writes the model and its history to the job's folder.
-fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<(), NativeError> {
+/// Writes the model, its history and its calibrator to the job's folder.
+fn leave(folder: &Path, model: &OpenModel, kept: Kept<'_>) -> Result<(), NativeError> {
+    let Kept { provenance, calibrator } = kept;
     let place = folder.join(MODEL);
     let failed = |cause| NativeError::Io { path: place.clone(), cause };
     if place.exists() {
@@ -238,7 +243,11 @@ fn leave(folder: &Path, model: &OpenModel, provenance: &Provenance) -> Result<()
         fs::remove_dir_all(&place).map_err(failed)?;
     }
     model.save(&place, &provenance.origin)?;
-    fs::write(place.join(PROVENANCE), provenance.to_toml()).map_err(failed)
+    fs::write(place.join(PROVENANCE), provenance.to_toml()).map_err(failed)?;
+    match calibrator {
+        Some(calibrator) => fs::write(place.join(CALIBRATOR), calibrator_file(calibrator)).map_err(failed),
+        None => Ok(()),
+    }
 }
 
 /// A thread that cannot be started is a panic of the standard library.

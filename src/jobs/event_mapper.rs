@@ -8,8 +8,10 @@ use super::child::ChildMessage;
 use super::rankings;
 use super::report::{DeliveredCheckpoint, Progress, Rankings, RunEvent, SavedCheckpoint, Start};
 use crate::evaluate::Evaluation;
+use crate::matching::Calibration;
 use crate::train::{
-    Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists, other_world_size,
+    CalibrationReport, Checkpoints, Delivered, FitEvent, LossTerms, ObjectiveName, RankedLists, Uncalibrated,
+    other_world_size,
 };
 
 /// Turns the events of a run into the messages that report them.
@@ -120,6 +122,12 @@ impl EventMapper {
         };
         events.push(RunEvent::Delivered(checkpoint));
         events.into_iter().map(ChildMessage::from).collect()
+    }
+
+    /// Reports the model's calibrator, or why it has none.
+    pub fn calibrate(&self, calibration: &Result<Calibration, Uncalibrated>) -> Vec<ChildMessage> {
+        let lines = CalibrationReport(calibration).lines().into_iter();
+        lines.map(|line| RunEvent::Log(line).into()).collect()
     }
 
     /// Leaves the image in the job's folder; a run continues without one.

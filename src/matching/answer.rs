@@ -22,6 +22,8 @@ use crate::reason::Removal;
 /// The answer to one query.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Matched {
+    /// What its candidates are ranked by, which the plan may leave open.
+    pub ranking: Ranking,
     /// Best first: those of the best `top_k` that reach the minimum.
     pub candidates: Vec<Candidate>,
     /// The embedding of the query.
@@ -130,7 +132,9 @@ fn rank(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, 
     match session.plan.ranking {
         Ranking::Cosine => rank_by_cosine(session, gated_queries),
         Ranking::Reranked { depth } => rank_reranked(session, gated_queries, depth),
-        Ranking::Fused => gated_queries.iter().map(|gated| rank_fused(session, gated)).collect(),
+        Ranking::Fused | Ranking::FusedWhereCalibrated => {
+            gated_queries.iter().map(|gated| rank_fused(session, gated)).collect()
+        }
     }
 }
 
@@ -139,13 +143,13 @@ fn rank_by_cosine(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec
     let found = session.search(gated_queries, depth, session.plan.group)?;
     let ranked = |(gated, found): (&GatedQuery, SearchResult)| {
         let horizon = session.horizon(&found.hits, depth);
-        Ok(Ranked::new(session.weigh(gated, &found.hits)?, horizon, true))
+        Ok(Ranked::exact(Ranking::Cosine, session.weigh(gated, &found.hits)?, horizon))
     };
     gated_queries.iter().zip(found).map(ranked).collect()
 }
 
 fn rank_fused(session: &Session, gated: &GatedQuery) -> Result<Ranked, StoreError> {
-    match session.judge_of(gated) {
+    match session.judge_of_ranking(gated)? {
         Some((calibrator, modality)) => {
             Fusion { session, gated, calibrator, modality, second_look: SECOND_LOOK }.rank()
         }
@@ -195,7 +199,7 @@ fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ra
 }
 
 fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
-    let Ranked { mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
+    let Ranked { ranking, mut contenders, is_exact, unknown_probability, mut doubts, .. } = ranked;
     contenders.truncate(session.plan.top_k);
     doubts.extend(doubts_of(session, gated, &contenders));
     let mut removed = gated.screening.counts.clone();
@@ -209,6 +213,7 @@ fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
     let takes_part = |own: RowId| session.gallery.is_selected(&session.selection, own);
     let itself = usize::from(gated.resolved.gate_query.row.is_some_and(takes_part));
     Matched {
+        ranking,
         candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),
         embedding: gated.resolved.tracklet.embedding().clone(),
         unknown_probability,

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::calibration::Calibrator;
 use super::evidence::ModalityPair;
 use super::gate::Trace;
+use super::plan::Ranking;
 use super::session::{Contender, GatedQuery, Ranked, Session};
 use crate::chip::Modality;
 use crate::gallery::{Group, Hit, IndexQuery, RowId, Selection, StoreError, VesselSet};
@@ -50,7 +51,8 @@ impl Fusion<'_> {
         let floor = self::floor(&contenders, session.goal());
         let horizon = fields.iter().filter_map(|field| Some((field.modality, field.horizon?))).collect();
         let is_beaten = |look: &SecondSearch| look.reach == NOBODY || look.reach < floor;
-        Ok(Ranked::new(contenders, horizon, looks.iter().all(is_beaten)))
+        let is_exact = looks.iter().all(is_beaten);
+        Ok(Ranked { is_exact, ..Ranked::exact(Ranking::Fused, contenders, horizon) })
     }
 }
 

@@ -24,8 +24,8 @@ pub use answer::{Candidate, MatchError, Matched, match_queries};
 pub use assignment::{Alternative, Choice, assign};
 pub use calibration::{
     Appearance, Bin, CalibrateError, Calibration, Calibrator, CalibratorError, CalibratorParts, FitSettings,
-    HeldOut, Labelled, PairCalibration, PairReport, Reliability, SizeCalibration, Skipped, calibrate,
-    check_prior_unknown, reliability, reliability_diagram,
+    FittedData, HeldOut, Judges, Labelled, PairCalibration, PairReport, Reliability, SizeCalibration,
+    Skipped, calibrate, check_prior_unknown, reliability, reliability_diagram,
 };
 pub use doubt::Doubt;
 pub use evidence::{Evidence, Kinematics, ModalityPair, Outline, Resemblance, SizeModel, Spread};

@@ -61,15 +61,28 @@ pub enum Ranking {
     ///
     /// A query of unknown modality is ranked by cosine.
     Fused,
+    /// As [`Self::Fused`] for queries whose modality is calibrated with those of all entries that take part, and by
+    /// cosine for the others: evidence that leaves out the looks of some candidates would put them last.
+    FusedWhereCalibrated,
 }
 
 impl Ranking {
+    /// The criterion where a request names none.
+    pub fn unless_named(calibrator: Option<&Calibrator>) -> Self {
+        calibrator.map_or(Self::Cosine, |_| Self::FusedWhereCalibrated)
+    }
+
+    /// Whether evidence other than cosine decides, at least for some queries.
+    pub fn weighs_evidence(self) -> bool {
+        matches!(self, Self::Fused | Self::FusedWhereCalibrated)
+    }
+
     /// Stable and suitable for labels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cosine => "cosine",
             Self::Reranked { .. } => "reranked",
-            Self::Fused => "fused",
+            Self::Fused | Self::FusedWhereCalibrated => "fused",
         }
     }
 }

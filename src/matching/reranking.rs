@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::plan::Ranking;
 use super::session::{GatedQuery, Ranked, Session};
 use crate::evaluate::{Distances, RerankSettings, rerank};
 use crate::gallery::{Group, Hit, RowId, StoreError};
@@ -32,7 +33,8 @@ pub(super) fn rank_reranked(
         if session.calibrator.is_none() {
             hits.truncate(session.depth());
         }
-        ranked.push(Ranked::new(session.weigh(&gated_queries[number], &hits)?, horizon, true));
+        let contenders = session.weigh(&gated_queries[number], &hits)?;
+        ranked.push(Ranked::exact(Ranking::Reranked { depth }, contenders, horizon));
     }
     Ok(ranked)
 }

@@ -55,6 +55,8 @@ pub(super) struct Contender {
 /// The candidates of one query, best first.
 #[derive(Clone, Debug)]
 pub(super) struct Ranked {
+    /// The criterion that was used for this query.
+    pub ranking: Ranking,
     pub contenders: Vec<Contender>,
     /// For each modality, the highest cosine that entries of vessels outside the contenders can have; empty if all
     /// vessels are among them.
@@ -67,8 +69,9 @@ pub(super) struct Ranked {
 }
 
 impl Ranked {
-    pub fn new(contenders: Vec<Contender>, horizon: Vec<(Modality, f32)>, is_exact: bool) -> Self {
-        Self { contenders, horizon, is_exact, unknown_probability: None, doubts: vec![] }
+    /// Ranked exactly by cosine, or by an order that is defined by it.
+    pub fn exact(ranking: Ranking, contenders: Vec<Contender>, horizon: Vec<(Modality, f32)>) -> Self {
+        Self { ranking, contenders, horizon, is_exact: true, unknown_probability: None, doubts: vec![] }
     }
 }
 
@@ -97,7 +100,7 @@ impl<'s> Session<'s> {
     pub fn screen(&self, resolved: Resolved) -> GatedQuery {
         let plan = self.plan;
         let weighs_ways =
-            plan.ranking == Ranking::Fused && self.calibrator.is_some_and(Calibrator::weighs_kinematics);
+            plan.ranking.weighs_evidence() && self.calibrator.is_some_and(Calibrator::weighs_kinematics);
         let is_somewhere = !resolved.gate_query.places.is_empty();
         let scope = if is_somewhere && (plan.gate.max_speed_knots.is_some() || weighs_ways) {
             Scope::EveryVessel
@@ -192,6 +195,27 @@ impl<'s> Session<'s> {
         let (calibrator, query) = self.calibrator.zip(gated.resolved.tracklet.modality())?;
         let is_calibrated = |modality: Modality| calibrator.pair(ModalityPair::of(query, modality)).is_some();
         self.modalities().any(is_calibrated).then_some((calibrator, query))
+    }
+
+    /// The judge of a query that is to be ranked by evidence; `None` if it is to be ranked by cosine.
+    ///
+    /// # Errors
+    /// The gallery cannot be read.
+    pub fn judge_of_ranking(
+        &self,
+        gated: &GatedQuery,
+    ) -> Result<Option<(&'s Calibrator, Modality)>, StoreError> {
+        let Some((calibrator, query)) = self.judge_of(gated) else { return Ok(None) };
+        if self.plan.ranking == Ranking::FusedWhereCalibrated {
+            let is_calibrated =
+                |modality: &Modality| calibrator.pair(ModalityPair::of(query, *modality)).is_some();
+            for modality in self.modalities().filter(|modality| !is_calibrated(modality)) {
+                if !self.selection_of(modality)?.is_empty() {
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(Some((calibrator, query)))
     }
 
     /// Which minimum a contender does not reach, if any.

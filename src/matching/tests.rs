@@ -98,6 +98,7 @@ fn parts() -> CalibratorParts {
         model: fixture::model(),
         prior_unknown: 0.3,
         fitted_on: "nothing".into(),
+        data: None,
         kinematics: Some(Kinematics::default()),
         pairs: [
             (ModalityPair::OpticalOptical, calibration(ModalityPair::OpticalOptical, -7.0)),
@@ -317,6 +318,30 @@ fn what_is_not_calibrated_has_no_probability_and_says_so() {
         let by_cosine = run_one(&*snapshot, &Plan { calibrator, ..plan.clone() });
         assert_eq!((by_cosine.unknown_probability, by_cosine.doubts), (None, vec![]));
     }
+}
+
+#[test]
+fn where_no_ranking_is_asked_for_evidence_ranks_the_queries_for_which_all_of_it_is_calibrated() {
+    let (_folder, snapshot) = harbour();
+    let asked = |modality| query(sized(entry("q", "", modality), 100.0, 20.0), at_angle(0.0));
+    let calibrator = Calibrator::new(parts()).expect("a calibrator");
+    let ranking = Ranking::unless_named(Some(&calibrator));
+    let both = calibrated(plan(vec![asked(Optical), asked(Sar)]), ranking);
+    let found = run(&*snapshot, &both);
+    assert_eq!(found[0], run_one(&*snapshot, &calibrated(plan(vec![asked(Optical)]), Ranking::Fused)));
+    // Pairs of SAR images are not calibrated, and there are some.
+    assert_eq!(found[1], run_one(&*snapshot, &calibrated(plan(vec![asked(Sar)]), Ranking::Cosine)));
+    assert_eq!((found[0].ranking, found[1].ranking), (Ranking::Fused, Ranking::Cosine));
+    assert_ne!(ids(&found[0]), ids(&found[1]));
+
+    let optical = Filter { modalities: vec![Optical], ..Filter::default() };
+    let among = |ranking| Plan { filter: optical.clone(), ..calibrated(plan(vec![asked(Sar)]), ranking) };
+    assert_eq!(run_one(&*snapshot, &among(ranking)), run_one(&*snapshot, &among(Ranking::Fused)));
+    assert_eq!(Ranking::unless_named(None), Ranking::Cosine);
+    let uncalibrated = run_one(&*snapshot, &Plan { calibrator: None, ..among(ranking) });
+    assert_eq!(uncalibrated.ranking, Ranking::Cosine);
+    let reranked = calibrated(plan(vec![asked(Optical)]), Ranking::Reranked { depth: 3 });
+    assert_eq!(run_one(&*snapshot, &reranked).ranking, Ranking::Reranked { depth: 3 });
 }
 
 #[test]

@@ -146,7 +146,7 @@ named! {
             FilterEmpty "FILTER_EMPTY" (InvalidArgument, Correct)
                 "A filter that selects what to delete must name something, and not only what to leave out.";
             Uncalibrated "UNCALIBRATED" (FailedPrecondition, Resolve)
-                "FUSED and `min_probability` need a calibrator for the gallery's model (`matching.calibrators`).";
+                "FUSED and `min_probability` need a calibrator for the gallery's model: kept with it, or in `matching.calibrators`.";
             ModelMismatch "MODEL_MISMATCH" (FailedPrecondition, Resolve)
                 "The embedding is of another model than the gallery.";
             DimensionMismatch "DIMENSION_MISMATCH" (FailedPrecondition, Resolve)
@@ -249,6 +249,8 @@ named! {
                 "The data is no model that can be read; the message says why.";
             ModelNotOfSource "MODEL_NOT_OF_SOURCE" (FailedPrecondition, Resolve)
                 "A model in int8 is not what the model gives that it says it was made from.";
+            CalibratorMismatch "CALIBRATOR_MISMATCH" (FailedPrecondition, Resolve)
+                "A model comes with a calibrator that was fitted on the embeddings of another model.";
             ModelDamaged "MODEL_DAMAGED" (DataLoss, Operator)
                 "The model's files are damaged.";
             ModelActive "MODEL_ACTIVE" (FailedPrecondition, Resolve)

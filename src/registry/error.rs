@@ -29,6 +29,10 @@ pub enum RegistryError {
     NoModel(String),
     #[error("model {digest} is not the one of its source: {cause}; quantize the source again")]
     OtherSource { digest: ModelDigest, cause: SourceError },
+    #[error(
+        "the calibrator that comes with model {model} is of model {of}: fit one for this model, or leave it out"
+    )]
+    OtherCalibrator { model: ModelDigest, of: ModelDigest },
     /// The caller no longer waits for what was being added.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -55,6 +59,7 @@ impl RegistryError {
             Self::TooManyIncoming { .. } => Reason::TooManyImports,
             Self::NoModel(_) => Reason::ModelUnreadable,
             Self::OtherSource { .. } => Reason::ModelNotOfSource,
+            Self::OtherCalibrator { .. } => Reason::CalibratorMismatch,
             Self::Stopped(stopped) => stopped.reason(),
             _ if self.is_full() => Reason::DiskFull,
             Self::Database(_) => Reason::DatabaseUnreachable,

@@ -1,12 +1,13 @@
 //! The models of a server on disk, and the record of which one serves. Where servers share models, the folder has copies of
 //! those in the database, and the database has the record.
 //!
-//! The folder contains `<digest>/` with a model in the native format and its `Provenance`, `active.toml`, and
-//! `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; `Activator`
+//! The folder contains `<digest>/` with a model in the native format, its `Provenance` and its calibrator if it has one,
+//! `active.toml`, and `incoming/` for models that are being received. This code blocks and uses no libtorch tensors; `Activator`
 //! connects it to the models in memory, and `ReEmbedder` moves galleries from one active model to the next.
 
 mod activation;
 mod active;
+mod calibrator;
 mod copies;
 mod error;
 mod following;
@@ -24,17 +25,18 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use activation::{Activation, ActivationError, Activator, ModelLoader};
 pub use active::ActiveModel;
+pub use calibrator::{CALIBRATOR, calibrator_beside, calibrator_file};
 pub use error::RegistryError;
 pub use following::follow;
 pub use incoming::Incoming;
 pub use preset::Preset;
 pub use provenance::{PROVENANCE, Provenance, ProvenanceError};
 pub use reembedding::ReEmbedder;
-pub use stored::{Condition, Facts, StoredModel};
+pub use stored::{Condition, Facts, StoredModel, files_of};
 
 use incoming::Receiving;
 use provenance::PROVENANCE_BYTES_MAX;
@@ -44,6 +46,7 @@ use stored::{inspect, read_provenance, relative};
 use crate::cancellation::Cancellation;
 use crate::durable::{DirectoryLock, discard_folder, remove_partial, write_folder};
 use crate::embedding::ModelDigest;
+use crate::matching::Calibrator;
 use crate::metrics;
 use crate::postgres::Fence;
 use crate::weights::coded::Quantized;
@@ -75,6 +78,19 @@ pub struct Imported {
     pub added: Added,
     /// Tensors of its file that are not kept, since serving does not read them.
     pub dropped: Vec<String>,
+}
+
+/// What is kept with a model, and is no part of its identity.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept<'k> {
+    pub provenance: &'k Provenance,
+    pub calibrator: Option<&'k Calibrator>,
+}
+
+impl<'k> From<&'k Provenance> for Kept<'k> {
+    fn from(provenance: &'k Provenance) -> Self {
+        Self { provenance, calibrator: None }
+    }
 }
 
 /// The models of one folder, which no other process uses meanwhile.
@@ -151,24 +167,26 @@ impl Registry {
     /// is damaged.
     ///
     /// # Errors
-    /// A limit would be exceeded, or it cannot be written.
-    pub fn add(&self, model: &OpenModel, provenance: &Provenance) -> Result<Added, RegistryError> {
+    /// The calibrator belongs to another model, a limit would be exceeded, or it cannot be written.
+    pub fn add<'k>(&self, model: &OpenModel, kept: impl Into<Kept<'k>>) -> Result<Added, RegistryError> {
         let _writing = self.writing();
-        self.add_alone(model, provenance, None)
+        self.add_alone(model, kept.into(), None)
     }
 
-    /// Adds the model in a folder as training has left it: in the native format, with its provenance. `fence` is the
-    /// right to do so, where servers share jobs.
+    /// Adds the model in a folder as training has left it: in the native format, with its provenance and perhaps a
+    /// calibrator. `fence` is the right to do so, where servers share jobs.
     ///
     /// # Errors
-    /// The folder does not contain the model, a limit would be exceeded, the job is held no longer, or the model cannot
-    /// be written.
+    /// The folder does not contain the model, or a calibrator of another, a limit would be exceeded, the job is held no
+    /// longer, or the model cannot be written.
     pub fn adopt(&self, folder: &Path, fence: Option<Fence>) -> Result<(ModelDigest, Added), RegistryError> {
         let _writing = self.writing();
         let no_model = |cause: &dyn fmt::Display| RegistryError::NoModel(relative(folder, cause));
         let model = OpenModel::open(folder, &Hints::default()).map_err(|cause| no_model(&cause))?;
         let provenance = read_provenance(folder).map_err(|cause| no_model(&cause))?;
-        Ok((model.digest, self.add_alone(&model, &provenance, fence)?))
+        let calibrator = calibrator_beside(folder, model.digest)?;
+        let kept = Kept { provenance: &provenance, calibrator: calibrator.as_ref() };
+        Ok((model.digest, self.add_alone(&model, kept, fence)?))
     }
 
     /// All models, oldest first.
@@ -182,6 +200,14 @@ impl Registry {
     /// The model does not exist.
     pub fn get(&self, digest: ModelDigest) -> Result<StoredModel, RegistryError> {
         self.catalog().models.get(&digest).cloned().ok_or(RegistryError::NotFound(digest))
+    }
+
+    /// The calibrator that is kept with a model; `None` if there is no such model, or it has none that can be read.
+    pub fn calibrator(&self, digest: ModelDigest) -> Option<Arc<Calibrator>> {
+        match &self.catalog().models.get(&digest)?.condition {
+            Condition::Intact(facts) => facts.calibrator.clone(),
+            Condition::Damaged(_) => None,
+        }
     }
 
     /// Reads a model and verifies all of its parameters. A damaged copy of a shared model is copied again.
@@ -304,14 +330,13 @@ impl Registry {
     /// The model does not exist, it is damaged, or its files cannot be opened.
     pub fn export(&self, digest: ModelDigest) -> Result<Export, RegistryError> {
         self.intact(digest)?;
+        let place = self.place(digest);
         let part = |name| {
-            let path = self.place(digest).join(name);
+            let path = place.join(name);
             Ok(Part { name, file: File::open(&path).map_err(at(&path))? })
         };
-        let mut names = vec![native::DESCRIPTION, PROVENANCE, native::TENSORS];
-        // A model is complete without its history.
-        names.retain(|name| *name != PROVENANCE || self.place(digest).join(name).exists());
-        Ok(Export { parts: names.into_iter().map(part).collect::<Result<_, RegistryError>>()? })
+        let parts = files_of(&place).map(part);
+        Ok(Export { parts: parts.collect::<Result<_, RegistryError>>()? })
     }
 
     /// Creates a file for a model that arrives in pieces.
@@ -322,10 +347,12 @@ impl Registry {
         self.receiving.begin(&self.folder, self.stored_bytes())
     }
 
-    /// Adds a received model: a packed model, whose provenance is kept, or a checkpoint. `name` describes its origin.
+    /// Adds a received model: a packed model, whose provenance and calibrator are kept, or a checkpoint. `name` describes
+    /// its origin.
     ///
     /// # Errors
-    /// It is not a model that can be served, a limit would be exceeded, it cannot be written, or it was cancelled.
+    /// It is not a model that can be served, comes with a calibrator of another, a limit would be exceeded, it cannot be
+    /// written, or it was cancelled.
     pub fn import(
         &self,
         received: Incoming,
@@ -347,9 +374,11 @@ impl Registry {
             parent: model.quantized.as_ref().map(|quantized| quantized.origin.source),
             ..Provenance::now(name)
         });
+        let calibrator = calibrator_beside(received.path(), model.digest)?;
         cancellation.check()?;
         self.check_source(&model, provenance.parent)?;
-        let added = self.add_alone(&model, &provenance, None)?;
+        let kept = Kept { provenance: &provenance, calibrator: calibrator.as_ref() };
+        let added = self.add_alone(&model, kept, None)?;
         Ok(Imported { model: self.get(model.digest)?, added, dropped: origin.dropped })
     }
 
@@ -362,11 +391,12 @@ impl Registry {
     fn add_alone(
         &self,
         model: &OpenModel,
-        provenance: &Provenance,
+        Kept { provenance, calibrator }: Kept<'_>,
         fence: Option<Fence>,
     ) -> Result<Added, RegistryError> {
         let digest = model.digest;
         let place = self.place(digest);
+        calibrator.map_or(Ok(()), |calibrator| calibrator::check(calibrator, digest))?;
         // A copy of another model that cannot be written does not keep this one out.
         if let Err(cause @ RegistryError::Database(_)) = self.sync_alone() {
             return Err(cause);
@@ -380,11 +410,13 @@ impl Registry {
         let description = described.to_toml();
         let tensors = model.tensor_bytes();
         let provenance_text = provenance.to_toml();
-        let files: [(&str, &[u8]); 3] = [
-            (native::TENSORS, &tensors),
+        let calibrator_text = calibrator.map(calibrator_file);
+        let mut files: Vec<(&str, &[u8])> = vec![
+            (native::TENSORS, tensors.as_slice()),
             (native::DESCRIPTION, description.as_bytes()),
             (PROVENANCE, provenance_text.as_bytes()),
         ];
+        files.extend(calibrator_text.as_ref().map(|text| (CALIBRATOR, text.as_bytes())));
         let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
         self.check_room(bytes)?;
         write_folder(&place, &files).map_err(at(&place))?;
@@ -392,6 +424,7 @@ impl Registry {
             architecture: model.architecture,
             quantization: described.quantization,
             provenance: provenance.clone(),
+            calibrator: calibrator.cloned().map(Arc::new),
         };
         let stored = StoredModel { digest, bytes, condition: Condition::Intact(Box::new(facts)) };
         if let Some(shared) = &self.shared {

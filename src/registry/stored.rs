@@ -3,10 +3,13 @@
 use std::fmt;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::at;
+use super::calibrator::{CALIBRATOR, read_calibrator};
 use super::provenance::{PROVENANCE, Provenance};
 use crate::embedding::ModelDigest;
+use crate::matching::Calibrator;
 use crate::weights::coded::Quantization;
 use crate::weights::family::Architecture;
 use crate::weights::native::{self, Description};
@@ -35,6 +38,8 @@ pub struct Facts {
     /// Of a model in int8.
     pub quantization: Option<Quantization>,
     pub provenance: Provenance,
+    /// Of this model.
+    pub calibrator: Option<Arc<Calibrator>>,
 }
 
 impl StoredModel {
@@ -55,7 +60,7 @@ pub(super) fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
         Err(reason) => Condition::Damaged(relative(folder, reason)),
     };
     let length = |name| fs::metadata(place.join(name)).map_or(0, |file| file.len());
-    let bytes = [native::DESCRIPTION, PROVENANCE, native::TENSORS].into_iter().map(length).sum();
+    let bytes = files_of(&place).map(length).sum();
     StoredModel { digest, bytes, condition }
 }
 
@@ -75,8 +80,21 @@ fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, Stri
         tracing::error!(model = %digest, cause, "the history of a model is damaged; the model is not");
         Provenance::lost(&cause)
     });
+    let calibrator = read_calibrator(place, digest).unwrap_or_else(|cause| {
+        let cause = relative(folder, cause);
+        tracing::error!(model = %digest, cause, "a model is served without its calibrator");
+        None
+    });
     let Description { architecture, quantization, .. } = description;
-    Ok(Facts { architecture, quantization, provenance })
+    Ok(Facts { architecture, quantization, provenance, calibrator: calibrator.map(Arc::new) })
+}
+
+/// The files of a model's folder, in the order in which they are packed. A model is complete without history and
+/// calibrator.
+pub fn files_of(place: &Path) -> impl Iterator<Item = &'static str> {
+    let is_optional = |name: &str| [PROVENANCE, CALIBRATOR].contains(&name);
+    let files = [native::DESCRIPTION, PROVENANCE, CALIBRATOR, native::TENSORS].into_iter();
+    files.filter(move |name| !is_optional(name) || place.join(name).exists())
 }
 
 pub(super) fn read_provenance(place: &Path) -> Result<Provenance, String> {

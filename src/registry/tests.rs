@@ -7,6 +7,7 @@ use super::*;
 use crate::cancellation::Stopped;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
+use crate::matching::{Appearance, CalibratorParts, FittedData, ModalityPair, PairCalibration};
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::family::{ArchitectureHints, Family, FeaturePoint, Preset};
 use crate::weights::golden;
@@ -27,6 +28,28 @@ pub(super) fn provenance(seed: u64) -> Provenance {
         created_at: seed,
         ..Provenance::now(format!("job {seed}"))
     }
+}
+
+/// A calibrator of model `seed`.
+pub(super) fn calibrator(seed: u64) -> Calibrator {
+    let appearance = Appearance { offset: -9.0, cosine: 10.0 };
+    let pair = PairCalibration { same_pairs: 30, other_pairs: 900, appearance, size: None };
+    let parts = CalibratorParts {
+        id: format!("calibrator {seed}"),
+        model: model(seed).digest,
+        prior_unknown: 0.2,
+        fitted_on: "ships".into(),
+        data: Some(FittedData { fingerprint: "sha256:5".into(), ships: 30, ships_held_out: 12 }),
+        kinematics: None,
+        pairs: [(ModalityPair::OpticalSar, pair)].into(),
+    };
+    Calibrator::new(parts).expect("a calibrator")
+}
+
+/// Adds model `seed` with the calibrator of model `of`.
+pub(super) fn add_calibrated(registry: &Registry, seed: u64, of: u64) -> Result<Added, RegistryError> {
+    let (provenance, calibrator) = (provenance(seed), calibrator(of));
+    registry.add(&model(seed), Kept { provenance: &provenance, calibrator: Some(&calibrator) })
 }
 
 /// The record of an activation of model `seed` after that of seed 9.
@@ -127,6 +150,67 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     let malicious = golden::bytes("ckpt_malicious.pth");
     assert!(matches!(import(&there, &malicious, "x", &hints), Err(RegistryError::NoModel(_))));
     assert!(names(&folders[1].path().join(incoming::FOLDER)).is_empty(), "nothing received stays behind");
+}
+
+#[test]
+fn a_calibrator_is_kept_with_its_model_and_travels_with_it() {
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there, other] = folders.each_ref().map(|folder| opened(folder.path()));
+    let digest = model(1).digest;
+    assert_eq!(add_calibrated(&here, 1, 1).expect("room"), Added::New);
+    here.add(&model(2), &provenance(2)).expect("room");
+    assert_eq!(here.calibrator(digest).as_deref(), Some(&calibrator(1)));
+    let stored = here.get(digest).expect("there");
+    let bytes = packed(&here, digest);
+    drop(here);
+
+    let here = opened(folders[0].path());
+    assert_eq!(here.get(digest).expect("there"), stored, "after a restart");
+    here.load(digest).expect("intact");
+    assert_eq!(here.calibrator(digest).as_deref(), Some(&calibrator(1)), "after it was read as a whole");
+    for without in [model(2), model(3)] {
+        assert_eq!(here.calibrator(without.digest), None, "an older model, and none");
+    }
+    import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
+    assert_eq!(there.get(digest).expect("there"), stored);
+    // As a job leaves it.
+    other.adopt(&folders[0].path().join(digest.to_string()), None).expect("room");
+    assert_eq!(other.get(digest).expect("there"), stored);
+    other.delete(digest).expect("not active");
+    assert_eq!(other.calibrator(digest), None);
+}
+
+#[test]
+fn a_calibrator_of_another_model_is_refused_and_a_damaged_one_is_missed() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    let digest = model(1).digest;
+    let refused = add_calibrated(&here, 1, 2).expect_err("the calibrator of another model");
+    assert_eq!(refused.reason().name(), "CALIBRATOR_MISMATCH");
+    assert!(refused.to_string().contains(&model(2).digest.to_string()), "{refused}");
+    assert_eq!(here.list(), []);
+    add_calibrated(&here, 1, 1).expect("room");
+    drop(here);
+
+    let file = folders[0].path().join(digest.to_string()).join(CALIBRATOR);
+    let sealed = calibrator_file(&calibrator(1));
+    assert_eq!(fs::read_to_string(&file).expect("there"), sealed);
+    for (content, reason) in [
+        (calibrator_file(&calibrator(2)), "CALIBRATOR_MISMATCH"),
+        (sealed.replace("offset = -9.0", "offset = -8.0"), "MODEL_UNREADABLE"),
+        ("= no TOML".to_owned(), "MODEL_UNREADABLE"),
+    ] {
+        fs::write(&file, content).expect("writable");
+        let here = opened(folders[0].path());
+        assert!(matches!(here.get(digest).expect("there").condition, Condition::Intact(_)), "{reason}");
+        assert_eq!(here.calibrator(digest), None, "{reason}");
+        let bytes = packed(&here, digest);
+        let refused = import(&there, &bytes, "x.zip", &Hints::default()).expect_err("no calibrator of it");
+        assert_eq!(refused.reason().name(), reason, "{refused}");
+        let left = folders[0].path().join(digest.to_string());
+        assert_eq!(there.adopt(&left, None).expect_err("the same").reason().name(), reason);
+    }
+    assert_eq!(there.list(), []);
 }
 
 #[test]

@@ -15,20 +15,36 @@ use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
 use crate::gallery::{GalleryReader, Observation, Readable, StoreError};
-use crate::matching::{Calibrator, Matched, Plan, Query, QueryImage, Tracklet, match_queries};
+use crate::matching::{Calibrator, Matched, Plan, Query, QueryImage, Ranking, Tracklet, match_queries};
 use crate::metrics;
 use crate::reason::Reason;
+use crate::registry::Registry;
 use crate::wire;
 
-/// Calibrators by the model that they apply to.
-pub type Calibrators = HashMap<ModelDigest, Arc<Calibrator>>;
+/// The calibrator of each model: the configured one, else the one that is kept with the model.
+#[derive(Clone, Debug, Default)]
+pub struct Calibrators {
+    configured: HashMap<ModelDigest, Arc<Calibrator>>,
+    registry: Option<Arc<Registry>>,
+}
+
+impl Calibrators {
+    pub fn new(configured: HashMap<ModelDigest, Arc<Calibrator>>, registry: Option<Arc<Registry>>) -> Self {
+        Self { configured, registry }
+    }
+
+    fn of(&self, model: ModelDigest) -> Option<Arc<Calibrator>> {
+        let configured = self.configured.get(&model).cloned();
+        configured.or_else(|| self.registry.as_ref()?.calibrator(model))
+    }
+}
 
 /// What Match needs, shared by its calls.
 #[derive(Clone)]
 pub struct Matcher {
     access: GalleryAccess,
     pipeline: Arc<Pipeline>,
-    calibrators: Arc<Calibrators>,
+    calibrators: Calibrators,
     limits: Matching,
     chips_max: usize,
 }
@@ -44,7 +60,7 @@ impl Matcher {
         Self {
             access,
             pipeline,
-            calibrators: Arc::new(calibrators),
+            calibrators,
             limits: matching.clone(),
             chips_max: limits.chips_per_request_max,
         }
@@ -65,7 +81,8 @@ impl Matcher {
         let announced = self.access.admit(context, size)?;
         let model = snapshot.about().model;
         check_model(call.model, model)?;
-        let calibrator = self.calibrators.get(&model).cloned();
+        // Of the gallery's model, whichever is active: galleries change models one by one.
+        let calibrator = self.calibrators.of(model);
         let asked = self.embed(&call, lease, context).await?;
         let (queries, asked) = split(asked);
         let plan = Arc::new(Plan {
@@ -74,7 +91,7 @@ impl Matcher {
             group: call.group,
             filter: call.filter,
             gate: call.gate,
-            ranking: call.ranking,
+            ranking: call.ranking.unwrap_or_else(|| Ranking::unless_named(calibrator.as_deref())),
             sharing: call.sharing,
             calibrator: calibrator.clone(),
             prior_unknown: call.prior_unknown,

@@ -241,6 +241,9 @@ impl From<RegistryError> for Problem {
             RegistryError::OtherSource { digest, .. } => {
                 Self::new(reason, message).with_metadata("model", digest)
             }
+            RegistryError::OtherCalibrator { model, of } => {
+                Self::new(reason, message).with_metadata("model", model).with_metadata("calibrator_model", of)
+            }
             RegistryError::NoModel(_) => Self::invalid(reason, "data", message),
             RegistryError::Stopped(cause) => cause.into(),
             RegistryError::Database(_) => Self::new(reason, message),

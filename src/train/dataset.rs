@@ -26,6 +26,11 @@ impl Image {
     pub fn modality(&self) -> Modality {
         self.view.modality
     }
+
+    /// `None` for a distractor, which is a ship of its own.
+    pub fn known_identity(&self) -> Option<i64> {
+        (self.identity >= 0).then_some(self.identity)
+    }
 }
 
 /// An optical image and a SAR image of one ship.

@@ -20,12 +20,20 @@ const PIECE_BYTES: usize = 64 << 10;
 /// # Errors
 /// If a file cannot be read; the error names it.
 pub fn fingerprint(data: &DataSet) -> io::Result<String> {
-    let mut images: Vec<&Image> = match data {
-        DataSet::Identities(source) => source.images().iter().collect(),
+    match data {
+        DataSet::Identities(source) => fingerprint_of(source.images()),
         DataSet::Pairs(source) => {
-            source.pairs().iter().flat_map(|Pair { optical, sar }| [optical, sar]).collect()
+            fingerprint_of(source.pairs().iter().flat_map(|Pair { optical, sar }| [optical, sar]))
         }
-    };
+    }
+}
+
+/// [`fingerprint`] of images.
+///
+/// # Errors
+/// If a file cannot be read; the error names it.
+pub fn fingerprint_of<'i>(images: impl IntoIterator<Item = &'i Image>) -> io::Result<String> {
+    let mut images: Vec<&Image> = images.into_iter().collect();
     images.sort_by_cached_key(|image| name(&image.path));
     let mut hash = Sha256::new();
     for Image { path, identity, .. } in images {

@@ -33,6 +33,7 @@ pub struct TrainingInputs {
     /// The source of some of them; `None` when starting from scratch.
     pub start: Option<StartingPoint>,
     pub data: DataSet,
+    /// Images from which the run does not learn. They need not be evaluated.
     pub validation: Option<Validation>,
 }
 
@@ -198,7 +199,11 @@ impl DataFolder<'_> {
             ObjectiveName::FineTune => {
                 let images = hoss(root, HossPart::Train).map_err(no_data_set)?;
                 admit_images(&images, reach)?;
-                let validation = if self.evaluates() { Some(test_set(root, form, reach)?) } else { None };
+                // Without an evaluation, the ships of a test set still serve to calibrate the model.
+                let validation = match test_set(root, form, reach) {
+                    Err(cause) if self.evaluates() => return Err(cause),
+                    test_set => test_set.ok(),
+                };
                 Ok(Opened { data: self.identities(images)?, validation })
             }
             ObjectiveName::Contrastive => {

@@ -1,6 +1,7 @@
 //! Learning: data sets, samplers, augmentation and schedules (pure); losses, optimizers and the learner (libtorch).
 
 mod augment;
+mod calibration;
 mod checkpoint;
 mod config;
 mod dataset;
@@ -42,6 +43,7 @@ mod validation;
 mod yaml;
 
 pub use augment::{augment, plain};
+pub use calibration::{CalibrationReport, HeldOutShips, Uncalibrated};
 pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
 pub use config::{
     AlignmentDistance, Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName,
@@ -49,7 +51,7 @@ pub use config::{
 };
 pub use dataset::{DatasetError, HossPart, Image, Pair, classes, hold_out, hoss, hoss_pairs, optisar_pairs};
 pub use delivered::Delivered;
-pub use fingerprint::fingerprint;
+pub use fingerprint::{fingerprint, fingerprint_of};
 pub use fit::{FitEvent, FitInputs, Means, Plan, fit, other_world_size};
 pub use fit_error::FitError;
 pub use gallery_dataset::{Census, Count, Division, GalleryDataset, GalleryDatasetWriter};

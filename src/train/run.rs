@@ -1,9 +1,12 @@
 //! One run: the checked inputs before the first step, and the model at its end.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
+use super::calibration::{HeldOutShips, Uncalibrated};
 use super::checkpoint::Checkpoints;
 use super::config::TrainConfig;
+use super::dataset::Image;
 use super::delivered::Delivered;
 use super::fit::{FitEvent, FitInputs, Plan, fit};
 use super::fit_error::FitError;
@@ -13,6 +16,8 @@ use super::learner::{Teaching, TorchLearner};
 use super::peers::{Alone, Peers};
 use super::ranks::Ranks;
 use super::validation::Validation;
+use crate::embedding::ModelDigest;
+use crate::matching::Calibration;
 use crate::model::Device;
 use crate::weights::family::Architecture;
 use crate::weights::misfits::Misfits;
@@ -35,6 +40,8 @@ pub struct Run {
 pub struct Trained {
     pub model: OpenModel,
     pub delivered: Delivered,
+    /// The model's calibrator and its quality, if there are ships to fit it on.
+    pub calibration: Result<Calibration, Uncalibrated>,
 }
 
 /// Why a run produced no model.
@@ -102,11 +109,24 @@ impl Run {
         }
         let (state, delivered) = deliver(plan, validation, checkpoints, &mut learner, state)?;
         let tensors = for_serving(&architecture, state.weights)?;
-        Ok(Some(Trained {
-            model: OpenModel::new(architecture, architecture.feature_point(), tensors),
-            delivered,
-        }))
+        let model = OpenModel::new(architecture, architecture.feature_point(), tensors);
+        let calibration = calibrate(model.digest, plan, validation, &data, &mut learner);
+        Ok(Some(Trained { model, delivered, calibration }))
     }
+}
+
+/// Calibrates the model whose weights the learner has.
+fn calibrate(
+    model: ModelDigest,
+    plan: &Plan,
+    validation: Option<&Validation>,
+    data: &DataSet,
+    learner: &mut impl Learner,
+) -> Result<Calibration, Uncalibrated> {
+    let DataSet::Identities(source) = data else { return Err(Uncalibrated::Pairs) };
+    let validation = validation.ok_or(Uncalibrated::NothingHeldOut)?;
+    let learned: BTreeSet<i64> = source.images().iter().filter_map(Image::known_identity).collect();
+    HeldOutShips { model, validation, learned: &learned, loaders: plan.loaders }.calibrate(learner)
 }
 
 /// The state that becomes the model. An earlier process may have evaluated it, so the evaluation is repeated.

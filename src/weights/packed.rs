@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
+use zip::result::ZipError;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -68,6 +69,17 @@ pub fn read_from(path: &Path, mut reader: impl Read + Seek) -> Result<Contents, 
 pub fn read_part(path: &Path, name: &str, bytes_max: u64) -> Result<Vec<u8>, NativeError> {
     let file = File::open(path).map_err(|cause| NativeError::Io { path: path.join(name), cause })?;
     read_part_from(path, BufReader::new(file), name, bytes_max)
+}
+
+/// [`read_part`] for a part that may be missing.
+///
+/// # Errors
+/// If the part is damaged or larger than `bytes_max`.
+pub fn find_part(path: &Path, name: &str, bytes_max: u64) -> Result<Option<Vec<u8>>, NativeError> {
+    match read_part(path, name, bytes_max) {
+        Err(NativeError::Packed { cause: ZipError::FileNotFound, .. }) => Ok(None),
+        read => read.map(Some),
+    }
 }
 
 /// [`read_part`] for a file that is already open, or in memory; errors name `path`.
@@ -158,5 +170,7 @@ mod tests {
         assert!(read_part(&path, native::DESCRIPTION, at_most).is_ok());
         let error = read_part(&path, native::DESCRIPTION, at_most - 1).expect_err("too long");
         assert!(matches!(error, NativeError::TooLarge { .. }), "{error}");
+        assert_eq!(find_part(&path, native::DESCRIPTION, at_most).expect("short"), Some(description));
+        assert_eq!(find_part(&path, "more.toml", 1).expect("a whole file"), None);
     }
 }

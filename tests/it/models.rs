@@ -1,5 +1,6 @@
 //! Models of a running server: imported, listed, activated under load, exported, deleted.
 
+mod calibrated;
 mod following;
 
 use std::fs;

@@ -5,7 +5,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::program::{GOLDEN, shipreid};
+use serde_json::Value;
+
+use crate::program::{GOLDEN, model_path, run, shipreid};
 
 /// A HOSS folder with four ships, each with four of the recorded images.
 pub fn drawn_training_set(root: &Path) {
@@ -149,6 +151,87 @@ fn the_model_of_a_finished_run_is_replaced_only_where_that_is_asked_for() {
     let output = training(root.path(), "done").arg("--force").output().unwrap();
     let digest = model_line(&output.stdout);
     assert!(std::fs::read_to_string(model.join("model.toml")).unwrap().contains(&digest));
+}
+
+/// The folder of synthetic ships, half of them a test set.
+fn drawn_ships(root: &Path, seed: &str) -> String {
+    let out = root.join(format!("ships-{seed}"));
+    let drawn = run(&[
+        "synth",
+        "--ids",
+        "60",
+        "--pairs",
+        "0",
+        "--views",
+        "3",
+        "--seed",
+        seed,
+        "--out",
+        out.to_str().unwrap(),
+    ]);
+    assert!(drawn.status.success());
+    out.join("synthetic_hoss").display().to_string()
+}
+
+#[test]
+fn a_run_calibrates_its_model_and_no_calibrator_is_measured_on_its_own_ships() {
+    let root = tempfile::tempdir().unwrap();
+    let (learned, other) = (drawn_ships(root.path(), "1"), drawn_ships(root.path(), "2"));
+    let data = format!("data.root={learned}");
+    let mut command = training(root.path(), "out");
+    let output = command.args(["--set", data.as_str(), "--set", "schedule.epochs=1"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{text}");
+    let model = root.path().join("out/model");
+    let digest = model_line(&output.stdout);
+    let id = format!("model-{}", &digest[..12]);
+    // Thirty ships were not learned, although nothing was evaluated on the way.
+    let fitted =
+        format!("calibrator {id}: fitted on 21 ships that were not trained on, measured on 9 others");
+    assert!(text.contains(&fitted), "{text}");
+    assert!(text.contains(&format!("; calibrator {id} was fitted on these images")), "{text}");
+    let report = std::fs::read_to_string(root.path().join("out/report.json")).unwrap();
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let judged = |report: &Value, by: &str, fitted_on_this_set: bool| {
+        let calibration = &report["calibration"];
+        assert_eq!((calibration["by"].as_str(), calibration["calibrator"].as_str()), (Some(by), Some(&*id)));
+        assert_eq!(calibration["fitted_on_this_set"], fitted_on_this_set);
+        assert!(!calibration["pairs"].as_array().unwrap().is_empty());
+        for row in report["protocols"].as_array().unwrap() {
+            assert!((0.0..=1.0).contains(&row["fused"]["mAP"].as_f64().unwrap()), "{row}");
+        }
+    };
+    judged(&report, "cross_fitting", true);
+
+    let (named, picture) = (model_path(&model), root.path().join("reliability.png"));
+    let eval = |data: &str, more: &[&str]| {
+        let arguments = [&["eval", "--data", data, "--set", named.as_str()][..], more].concat();
+        let output = run(&arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let report = eval(&other, &["--json", "--picture", picture.to_str().unwrap()]);
+    judged(&serde_json::from_str(&report).unwrap(), "calibrator", false);
+    assert!(image::open(&picture).unwrap().width() >= 380);
+    let text = eval(&other, &["--protocol", "s2o"]);
+    assert!(text.contains("fused mAP") && text.contains("fitted on another set of images"), "{text}");
+    assert!(!eval(&other, &["--rerank"]).contains("fused"));
+
+    // A file of one's own, of another model.
+    let file = model.join("calibrator.toml");
+    let foreign = root.path().join("foreign.toml");
+    let text = std::fs::read_to_string(&file).unwrap().replace(&digest, &"ab".repeat(32));
+    std::fs::write(&foreign, text).unwrap();
+    let refused =
+        run(&["eval", "--data", &other, "--set", &named, "--calibrator", foreign.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("the calibrator is of model abab"));
+    let inspected = run(&["model", "inspect", model.to_str().unwrap()]);
+    let inspected = String::from_utf8_lossy(&inspected.stdout).into_owned();
+    assert!(inspected.contains(&format!("calibrator  {id}, fitted on 21 ships: ")), "{inspected}");
+    std::fs::copy(&foreign, &file).unwrap();
+    let refused = run(&["model", "inspect", model.to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(2));
 }
 
 #[test]

@@ -243,6 +243,8 @@ impl<'a> Asker<'a> {
             top_k: u32::try_from(searched).ok(),
             group_by: GroupBy::Entry.into(),
             filter: Some(EntryFilter { modalities, ..EntryFilter::default() }),
+            // What is compared is what models see, and later calls send embeddings, without sizes.
+            ranking: wire::Ranking::Cosine.into(),
             ..MatchRequest::default()
         }
     }

@@ -28,6 +28,7 @@ pub struct Calibrator {
     model: ModelDigest,
     prior_unknown: f64,
     fitted_on: String,
+    data: Option<FittedData>,
     kinematics: Option<Kinematics>,
     pairs: BTreeMap<ModalityPair, PairCalibration>,
 }
@@ -41,8 +42,21 @@ struct File {
     model: String,
     prior_unknown: f64,
     fitted_on: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<FittedData>,
     kinematics: Option<Kinematics>,
     pair: BTreeMap<ModalityPair, PairCalibration>,
+}
+
+/// The images that a calibrator was fitted on and measured with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FittedData {
+    /// Names the set that they are from, as the fingerprint of a training's data names that.
+    pub fingerprint: String,
+    /// Ships in the fit, and ships held out to measure it.
+    pub ships: u64,
+    pub ships_held_out: u64,
 }
 
 /// For images from two sensors.
@@ -109,6 +123,8 @@ pub struct CalibratorParts {
     pub prior_unknown: f64,
     /// Free text for people.
     pub fitted_on: String,
+    /// `None`: not known.
+    pub data: Option<FittedData>,
     pub kinematics: Option<Kinematics>,
     pub pairs: BTreeMap<ModalityPair, PairCalibration>,
 }
@@ -117,7 +133,7 @@ impl Calibrator {
     /// # Errors
     /// A value is out of bounds, or there is no pair of modalities.
     pub fn new(parts: CalibratorParts) -> Result<Self, CalibratorError> {
-        let CalibratorParts { id, model, prior_unknown, fitted_on, kinematics, pairs } = parts;
+        let CalibratorParts { id, model, prior_unknown, fitted_on, data, kinematics, pairs } = parts;
         crate::gallery::check_text(&id).map_err(|cause| CalibratorError::value("id", cause))?;
         if id.is_empty() {
             return Err(CalibratorError::value("id", "is empty"));
@@ -132,7 +148,7 @@ impl Calibrator {
         for (pair, calibration) in &pairs {
             calibration.check(&format!("pair.{}", pair.name()))?;
         }
-        Ok(Self { id, model, prior_unknown, fitted_on, kinematics, pairs })
+        Ok(Self { id, model, prior_unknown, fitted_on, data, kinematics, pairs })
     }
 
     /// Parses the output of [`Self::to_toml`].
@@ -156,6 +172,7 @@ impl Calibrator {
             model,
             prior_unknown: file.prior_unknown,
             fitted_on: file.fitted_on,
+            data: file.data,
             kinematics: file.kinematics,
             pairs: file.pair,
         })
@@ -169,6 +186,7 @@ impl Calibrator {
             model: self.model.to_string(),
             prior_unknown: self.prior_unknown,
             fitted_on: self.fitted_on.clone(),
+            data: self.data.clone(),
             kinematics: self.kinematics,
             pair: self.pairs.clone(),
         };
@@ -186,6 +204,16 @@ impl Calibrator {
 
     pub fn prior_unknown(&self) -> f64 {
         self.prior_unknown
+    }
+
+    /// What it was fitted on, where that is known.
+    pub fn data(&self) -> Option<&FittedData> {
+        self.data.as_ref()
+    }
+
+    /// The pairs of modalities that it judges, with what it was fitted on.
+    pub fn pairs(&self) -> impl Iterator<Item = (ModalityPair, &PairCalibration)> {
+        self.pairs.iter().map(|(pair, calibration)| (*pair, calibration))
     }
 
     pub fn pair(&self, pair: ModalityPair) -> Option<&PairCalibration> {
@@ -304,6 +332,7 @@ mod tests {
             model: ModelDigest::new([7; 32]),
             prior_unknown: 0.5,
             fitted_on: "two folders".into(),
+            data: Some(FittedData { fingerprint: "sha256:12".into(), ships: 36, ships_held_out: 16 }),
             kinematics: Some(Kinematics::default()),
             pairs: [(pair, calibration)].into(),
         }
@@ -314,7 +343,7 @@ mod tests {
         let calibrator = Calibrator::new(parts()).expect("a calibrator");
         let text = calibrator.to_toml();
         assert_eq!(Calibrator::parse(&text), Ok(calibrator), "{text}");
-        let without = CalibratorParts { kinematics: None, ..parts() };
+        let without = CalibratorParts { data: None, kinematics: None, ..parts() };
         let calibrator = Calibrator::new(without).expect("a calibrator");
         assert_eq!(Calibrator::parse(&calibrator.to_toml()), Ok(calibrator));
     }
@@ -339,6 +368,7 @@ mod tests {
             ("[pair.optical-sar]", "[pair.optical-radar]", "unknown variant `optical-radar`"),
             ("evidence = 0.8", "evidens = 0.8", "unknown field `evidens`"),
             ("cosine = 14.0\n", "", "missing field `cosine`"),
+            ("ships = 36", "ships = -36", "invalid value"),
         ] {
             let broken = text.replacen(from, to, 1);
             assert_ne!(broken, text, "{from}");

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use image::{Rgb, RgbImage};
 
-use super::fit::PairReport;
+use super::fit::HeldOut;
 use super::reliability::{Bin, Reliability};
 
 /// Sizes in pixels of a panel, and of the square in it that contains the points.
@@ -35,10 +35,9 @@ const APPEARANCE: Rgb<u8> = Rgb([240, 160, 60]);
 const WITH_SIZE: Rgb<u8> = Rgb([80, 170, 250]);
 
 /// Points on the diagonal are probabilities that came true. A larger point stands for more pairs; a point above the
-/// diagonal was more often one vessel than predicted.
-pub fn reliability_diagram(pairs: &[PairReport]) -> RgbImage {
-    let measured: Vec<_> =
-        pairs.iter().filter_map(|pair| Some((pair.pair, pair.held_out.as_ref()?))).collect();
+/// diagonal was more often one vessel than predicted. `measured` names each panel.
+pub fn reliability_diagram<'n, 'm>(measured: impl IntoIterator<Item = (&'n str, &'m HeldOut)>) -> RgbImage {
+    let measured: Vec<_> = measured.into_iter().collect();
     let mut picture = Picture::new(PANEL.0 * measured.len().max(1) as i32, PANEL.1);
     for (column, (name, held_out)) in (0..).zip(measured) {
         let panel = Panel { left: column * PANEL.0 };
@@ -209,10 +208,9 @@ fn glyph(character: char) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fit::HeldOut;
     use super::*;
 
-    fn report(pair: &'static str, bins: &[(f64, f64, u64)], with_size: bool) -> PairReport {
+    fn measured(bins: &[(f64, f64, u64)], with_size: bool) -> HeldOut {
         let bins = bins.iter().map(|(predicted, observed, pairs)| Bin {
             predicted: *predicted,
             observed: *observed,
@@ -226,20 +224,13 @@ mod tests {
             bins: bins.collect(),
         };
         let with_size = with_size.then(|| appearance.clone());
-        PairReport {
-            pair,
-            same_pairs: 10,
-            other_pairs: 90,
-            skipped: None,
-            size_skipped: None,
-            held_out: Some(HeldOut { appearance, with_size }),
-        }
+        HeldOut { appearance, with_size }
     }
 
     #[test]
     fn points_lie_where_predicted_and_observed_meet() {
-        let pairs = [report("optical-sar", &[(0.0, 0.0, 1), (0.5, 0.25, 1_000)], false)];
-        let picture = reliability_diagram(&pairs);
+        let pairs = measured(&[(0.0, 0.0, 1), (0.5, 0.25, 1_000)], false);
+        let picture = reliability_diagram([("optical-sar", &pairs)]);
         assert_eq!(picture.dimensions(), (380, 430));
         let beside = |predicted: f64, observed: f64, pixels: u32| {
             let (x, y) = Panel { left: 0 }.at(predicted, observed);
@@ -256,7 +247,8 @@ mod tests {
 
     #[test]
     fn what_appearance_says_is_seen_through_what_size_adds() {
-        let picture = reliability_diagram(&[report("optical-sar", &[(0.01, 0.01, 1_000)], true)]);
+        let pairs = measured(&[(0.01, 0.01, 1_000)], true);
+        let picture = reliability_diagram([("optical-sar", &pairs)]);
         let (x, y) = Panel { left: 0 }.at(0.01, 0.01);
         assert_eq!(*picture.get_pixel(x as u32, y as u32), APPEARANCE);
         assert_eq!(*picture.get_pixel(x as u32 + 7, y as u32), WITH_SIZE);
@@ -270,6 +262,6 @@ mod tests {
         for pair in crate::matching::ModalityPair::EVERY {
             assert!(pair.name().to_uppercase().chars().all(|character| glyph(character) != 0));
         }
-        assert_eq!(reliability_diagram(&[]).dimensions(), (380, 430), "nothing to show is an empty panel");
+        assert_eq!(reliability_diagram([]).dimensions(), (380, 430), "nothing to show is an empty panel");
     }
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::super::evidence::{Kinematics, ModalityPair, Outline, SizeModel, Spread};
 use super::calibrator::{
-    Appearance, Calibrator, CalibratorError, CalibratorParts, PairCalibration, SizeCalibration,
+    Appearance, Calibrator, CalibratorError, CalibratorParts, FittedData, PairCalibration, SizeCalibration,
 };
 use super::logistic;
 use super::reliability::{Reliability, reliability};
@@ -38,6 +38,8 @@ pub struct FitSettings {
     /// The model that made the embeddings.
     pub model: ModelDigest,
     pub fitted_on: String,
+    /// Names the set of images; empty: it has no name.
+    pub data_fingerprint: String,
     pub prior_unknown: f64,
     /// Not fitted. `None` leaves movement out of the evidence.
     pub kinematics: Option<Kinematics>,
@@ -45,6 +47,13 @@ pub struct FitSettings {
     pub held_out: f64,
     /// Seed for the choice of those identities.
     pub seed: u64,
+}
+
+impl FitSettings {
+    /// What is held out, assumed and drawn where nobody says otherwise.
+    pub const HELD_OUT: f64 = 0.3;
+    pub const PRIOR_UNKNOWN: f64 = 0.2;
+    pub const SEED: u64 = 1;
 }
 
 /// A calibrator and its quality.
@@ -89,6 +98,13 @@ pub enum Skipped {
     Sizes(&'static str),
 }
 
+impl PairReport {
+    /// What was measured, if anything was.
+    pub fn measured(&self) -> Option<(&'static str, &HeldOut)> {
+        Some((self.pair, self.held_out.as_ref()?))
+    }
+}
+
 impl Serialize for Skipped {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
@@ -122,11 +138,28 @@ pub fn calibrate(images: &[Labelled], settings: &FitSettings) -> Result<Calibrat
         return Err(CalibrateError::HeldOut(settings.held_out));
     }
     let (seen, unseen) = split(images, settings);
+    let (calibrator, pairs) = fit(&seen, &unseen, settings)?;
+    Ok(Calibration { calibrator, pairs })
+}
+
+/// Fits on all pairs of images, and measures nothing.
+///
+/// # Errors
+/// As for [`calibrate`].
+pub(super) fn fit_on_all(images: &[&Labelled], settings: &FitSettings) -> Result<Calibrator, CalibrateError> {
+    fit(images, &[], settings).map(|(calibrator, _)| calibrator)
+}
+
+fn fit(
+    seen: &[&Labelled],
+    unseen: &[&Labelled],
+    settings: &FitSettings,
+) -> Result<(Calibrator, Vec<PairReport>), CalibrateError> {
     let random = &mut ChaCha8Rng::seed_from_u64(settings.seed);
     let (mut calibrations, mut reports) = (BTreeMap::new(), Vec::new());
     for pair in ModalityPair::EVERY {
-        let (report, calibration) = fit_pair(pair, &compare(&seen, pair, random));
-        let held_out = calibration.and_then(|fit| measure(&fit, &compare(&unseen, pair, random)));
+        let (report, calibration) = fit_pair(pair, &compare(seen, pair, random));
+        let held_out = calibration.and_then(|fit| measure(&fit, &compare(unseen, pair, random)));
         reports.push(PairReport { held_out, ..report });
         calibrations.extend(calibration.map(|calibration| (pair, calibration)));
     }
@@ -138,10 +171,15 @@ pub fn calibrate(images: &[Labelled], settings: &FitSettings) -> Result<Calibrat
         model: settings.model,
         prior_unknown: settings.prior_unknown,
         fitted_on: settings.fitted_on.clone(),
+        data: (!settings.data_fingerprint.is_empty()).then(|| FittedData {
+            fingerprint: settings.data_fingerprint.clone(),
+            ships: ships(seen),
+            ships_held_out: ships(unseen),
+        }),
         kinematics: settings.kinematics,
         pairs: calibrations,
     })?;
-    Ok(Calibration { calibrator, pairs: reports })
+    Ok((calibrator, reports))
 }
 
 /// Images of the ships to fit on, and of those held out. Pairs across the two are in neither set.
@@ -159,15 +197,30 @@ fn split<'i>(images: &'i [Labelled], settings: &FitSettings) -> (Vec<&'i Labelle
     (images(seen), images(unseen))
 }
 
+/// The number of ships that images show.
+fn ships(images: &[&Labelled]) -> u64 {
+    let named: BTreeSet<i64> = images.iter().filter_map(|image| image.identity).collect();
+    let unnamed = images.iter().filter(|image| image.identity.is_none()).count();
+    (named.len() + unnamed) as u64
+}
+
 /// The features of a pair of images.
 #[derive(Clone, Copy)]
-struct Compared {
-    cosine: f32,
-    log_ratios: [Option<f64>; 2],
-    same: bool,
+pub(super) struct Compared {
+    pub cosine: f32,
+    pub log_ratios: [Option<f64>; 2],
+    pub same: bool,
 }
 
 impl Compared {
+    pub fn of(a: &Labelled, b: &Labelled) -> Self {
+        Self {
+            cosine: a.embedding.cosine(&b.embedding),
+            log_ratios: a.outline.log_ratios(&b.outline),
+            same: are_same(a, b),
+        }
+    }
+
     fn appearance(&self) -> logistic::Example<2> {
         ([1.0, f64::from(self.cosine)], self.same)
     }
@@ -179,6 +232,10 @@ impl Compared {
     }
 }
 
+fn are_same(a: &Labelled, b: &Labelled) -> bool {
+    a.identity.is_some() && a.identity == b.identity
+}
+
 /// All pairs of images from `pair` of modalities, with a limited number of pairs of two vessels.
 fn compare(images: &[&Labelled], pair: ModalityPair, random: &mut ChaCha8Rng) -> Vec<Compared> {
     let pairs = || {
@@ -186,18 +243,13 @@ fn compare(images: &[&Labelled], pair: ModalityPair, random: &mut ChaCha8Rng) ->
         let pairs = images.iter().enumerate().flat_map(later);
         pairs.filter(|(a, b)| ModalityPair::of(a.outline.modality, b.outline.modality) == pair)
     };
-    let are_same = |a: &Labelled, b: &Labelled| a.identity.is_some() && a.identity == b.identity;
     let others = pairs().filter(|(a, b)| !are_same(a, b)).count();
     let share = (OTHER_PAIRS_MAX / others as f64).min(1.0);
     let mut compared = Vec::new();
     for (a, b) in pairs() {
         let same = are_same(a, b);
         if same || share == 1.0 || random.random_bool(share) {
-            compared.push(Compared {
-                cosine: a.embedding.cosine(&b.embedding),
-                log_ratios: a.outline.log_ratios(&b.outline),
-                same,
-            });
+            compared.push(Compared::of(a, b));
         }
     }
     compared
@@ -316,6 +368,9 @@ fn measure(fit: &PairCalibration, compared: &[Compared]) -> Option<HeldOut> {
 }
 
 #[cfg(test)]
+pub(super) use tests::fleet;
+
+#[cfg(test)]
 mod tests {
     use rand_distr::{Distribution, StandardNormal};
 
@@ -329,6 +384,7 @@ mod tests {
             id: "test".into(),
             model: ModelDigest::new([1; 32]),
             fitted_on: "drawn ships".into(),
+            data_fingerprint: "sha256:1".into(),
             prior_unknown: 0.5,
             kinematics: Some(Kinematics::default()),
             held_out: 0.3,
@@ -337,7 +393,7 @@ mod tests {
     }
 
     /// Ships of random looks and sizes, each seen twice by either sensor; `blur` hides how a ship looks.
-    fn fleet(ships: i64, blur: f32) -> Vec<Labelled> {
+    pub fn fleet(ships: i64, blur: f32) -> Vec<Labelled> {
         let random = &mut ChaCha8Rng::seed_from_u64(9);
         let mut images = Vec::new();
         for ship in 0..ships {
@@ -383,6 +439,8 @@ mod tests {
         let model = mixed.size.expect("sizes").model;
         assert!((model.bias[0] - 0.05).abs() < 0.01 && (model.same.deviation[0] - 0.057).abs() < 0.01);
         assert!(model.other.correlation > 0.8);
+        let data = FittedData { fingerprint: "sha256:1".into(), ships: 105, ships_held_out: 45 };
+        assert_eq!(calibration.calibrator.data(), Some(&data));
         assert_eq!(Calibrator::parse(&calibration.calibrator.to_toml()), Ok(calibration.calibrator));
     }
 

@@ -7,7 +7,7 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 use crate::postgres::trial::Trial;
-use crate::registry::tests::{LIMITS, model, provenance};
+use crate::registry::tests::{LIMITS, add_calibrated, calibrator, model, provenance};
 use crate::registry::{Condition, Registry};
 
 /// A server with a folder of its own.
@@ -27,13 +27,14 @@ async fn models_of_one_server_are_those_of_all() {
     let Some(trial) = Trial::new().await else { return };
     let ((first, _one), (second, other)) = (server(&trial).await, server(&trial).await);
     let [one, two] = [1, 2].map(|seed| model(seed).digest);
-    assert_eq!(first.add(&model(1), &provenance(1)).expect("room"), Added::New);
+    assert_eq!(add_calibrated(&first, 1, 1).expect("room"), Added::New);
     assert_eq!(second.add(&model(2), &provenance(2)).expect("room"), Added::New);
     assert_eq!(second.add(&model(1), &provenance(7)).expect("known"), Added::Known);
     for registry in [&first, &second] {
         assert_eq!(digests(registry), [one, two], "by the time that their provenance tells");
     }
     assert_eq!(second.load(one).expect("a copy"), model(1));
+    assert_eq!(second.calibrator(one).as_deref(), Some(&calibrator(1)));
     let facts = |registry: &Registry| registry.get(one).expect("there");
     assert_eq!(facts(&first), facts(&second));
 

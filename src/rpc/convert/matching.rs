@@ -25,7 +25,8 @@ pub struct MatchCall {
     pub group: Group,
     pub filter: Filter,
     pub gate: Gate,
-    pub ranking: Ranking,
+    /// `None`: up to the server.
+    pub ranking: Option<Ranking>,
     pub sharing: Sharing,
     pub prior_unknown: Option<f64>,
     pub least: Least,
@@ -190,7 +191,7 @@ fn group(number: i32) -> Result<Group, Problem> {
     }
 }
 
-fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Ranking, Problem> {
+fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Option<Ranking>, Problem> {
     let depth = rerank_depth.unwrap_or(0);
     if depth > RERANK_DEPTH_MAX {
         let message = format!("rerank_depth is {depth}, the limit is {RERANK_DEPTH_MAX}");
@@ -199,14 +200,15 @@ fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Ranking, Problem> {
     }
     match wire::Ranking::try_from(number) {
         Ok(wire::Ranking::Unspecified | wire::Ranking::Cosine) if depth > 0 => {
-            Ok(Ranking::Reranked { depth: depth as usize })
+            Ok(Some(Ranking::Reranked { depth: depth as usize }))
         }
-        Ok(wire::Ranking::Unspecified | wire::Ranking::Cosine) => Ok(Ranking::Cosine),
+        Ok(wire::Ranking::Unspecified) => Ok(None),
+        Ok(wire::Ranking::Cosine) => Ok(Some(Ranking::Cosine)),
         Ok(wire::Ranking::Fused) if depth > 0 => {
             let message = "rerank_depth re-ranks by cosine: it cannot be combined with a fused ranking";
             Err(Problem::invalid(Reason::RerankOfFused, "rerank_depth", message))
         }
-        Ok(wire::Ranking::Fused) => Ok(Ranking::Fused),
+        Ok(wire::Ranking::Fused) => Ok(Some(Ranking::Fused)),
         Err(_) => {
             Err(Problem::invalid(Reason::RankingUnknown, "ranking", format!("ranking {number} is unknown")))
         }
@@ -248,7 +250,12 @@ pub fn match_result(
             .collect(),
         exact: matched.is_exact,
         warnings,
+        ranking: ranking_to_wire(matched.ranking).into(),
     }
+}
+
+fn ranking_to_wire(ranking: Ranking) -> wire::Ranking {
+    if ranking.weighs_evidence() { wire::Ranking::Fused } else { wire::Ranking::Cosine }
 }
 
 fn candidate(candidate: Candidate, details: Details) -> wire::Candidate {

@@ -96,7 +96,7 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
 }
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
-    let Facts { architecture, quantization, provenance } = facts;
+    let Facts { architecture, quantization, provenance, calibrator } = facts;
     let ChipForm { size: chip_size, sar_stretch } = architecture.preprocessing().form();
     wire::Model {
         dimension: number(architecture.embed_dim()),
@@ -111,6 +111,7 @@ fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
         evaluations: provenance.evaluations.iter().cloned().map(super::evaluation).collect(),
         data_fingerprint: provenance.data_fingerprint.clone().unwrap_or_default(),
         config_toml: provenance.configuration.clone().unwrap_or_default(),
+        calibrator: calibrator.as_ref().map(|calibrator| calibrator.id().to_owned()).unwrap_or_default(),
         quantized_from_digest: quantization.as_ref().map(|made| made.source.to_string()).unwrap_or_default(),
         ..model
     }
@@ -153,6 +154,7 @@ mod tests {
                     data_fingerprint: configuration.map(|_| "sha256:1".to_owned()),
                     ..Provenance::now("job-7, attempt 2")
                 },
+                calibrator: None,
             })),
         };
         let caller = |tenant: &str, is_admin| {
