@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 """Trains from scratch on synthetic ships and on real optical-SAR tiles and prints what was learned, for docs/benchmarks.md.
 
-Synthetic: identities that training never sees are to be found; the mean of several seeds. Real: tiles of scenes that
-training never sees, SAR asking for its optical partner. Runs that are done are not repeated; delete --work to start
-anew. Usage: make bench-learn, or benches/learning.py [--seeds 3] [--pairs ../shared/data/optisar_pair]
+Synthetic: identities that training never sees are to be found; the mean of several seeds. Recipes: families and losses
+compared on the same data, from the same pretrained network, with the same images seen, by the model of the last epoch.
+Real: tiles of scenes that training never sees, SAR asking for its optical partner. Runs that are done are not repeated;
+delete --work to start anew.
+Usage: make bench-learn, or benches/learning.py [--seeds 3] [--recipes] [--pairs ../shared/data/optisar_pair]
 """
 
 import argparse
@@ -17,12 +19,30 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs/train"
 PROTOCOLS = {"all": "ALL", "o2s": "optical to SAR", "s2o": "SAR to optical"}
+# What the losses of a recipe in configs/train add to those of demo.toml.
+ALIGNED = ("loss.alignment_weight=2.0", "loss.alignment_distance=euclidean")
+ALIGNED_SQUARED = ("loss.alignment_weight=1.0", "loss.alignment_distance=squared")
+CONTRAST = ("loss.label_smoothing=0.1", "loss.triplet_weight=0.3", "loss.triplet_margin=0.3", "loss.supcon_weight=0.5",
+            "loss.info_nce_weight=1.0", "loss.temperature=0.07")
+# Its start is the ViT of the pretrained TransOSS.
+SDF_NET = ("model.family=sdf_net", "start.from=imagenet", "loss.orthogonality_weight=10.0", "loss.structure_weight=1.0")
+RECIPES = {
+    "TransOSS (`demo.toml`)": (),
+    "TransOSS, aligned (`mos.toml`)": ALIGNED,
+    "TransOSS, contrast": CONTRAST,
+    "SDF-Net (`sdf_net.toml`)": SDF_NET,
+    "SDF-Net, aligned (`sdf_net_aligned.toml`)": SDF_NET + ALIGNED_SQUARED,
+    "SDF-Net, contrast (`contrast.toml`)": SDF_NET + CONTRAST,
+}
 
 
 def main():
     arguments = parse_arguments()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    synthetic(arguments)
+    if arguments.recipes:
+        recipes(arguments)
+    else:
+        synthetic(arguments)
     if arguments.pairs:
         real(arguments)
 
@@ -34,6 +54,7 @@ def parse_arguments():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ids", type=int, default=IDS, help="ships, half of them to train on")
     parser.add_argument("--pretraining-pairs", type=int, default=PAIRS)
+    parser.add_argument("--recipes", action="store_true", help="compares RECIPES instead of starts")
     parser.add_argument("--pairs", help="a folder in the layout of OptiSar_Pair, for the real tiles")
     return parser.parse_args()
 
@@ -42,12 +63,17 @@ IDS = 1200
 PAIRS = 4000
 
 
-def synthetic(arguments):
+def draw(arguments):
+    """The synthetic ships to fine-tune on and find, and the pairs to pretrain on."""
     data = arguments.work / "synthetic"
     if not (data / "synthetic_ships.png").exists():
         run(arguments, "synth", "--ids", arguments.ids, "--pairs", arguments.pretraining_pairs, "--views", 3,
             "--out", data)
-    hoss, pairs = data / "synthetic_hoss", data / "synthetic_pairs"
+    return data / "synthetic_hoss", data / "synthetic_pairs"
+
+
+def synthetic(arguments):
+    hoss, pairs = draw(arguments)
     by_size = json.loads(run(arguments, "eval", "--data", hoss, "--by-size", "--json"))["protocols"]
     rows = {"size alone": [scores(by_size)], "untrained": [], "fine-tuned": [], "pretrained": [],
             "pretrained, then fine-tuned": []}
@@ -60,15 +86,38 @@ def synthetic(arguments):
         for name, evaluated in (("untrained", alone[1][0]), ("fine-tuned", alone[1][-1]),
                                 ("pretrained", both[1][0]), ("pretrained, then fine-tuned", both[1][-1])):
             rows[name].append(scores(evaluated["protocols"]))
+    show(arguments, rows)
+    best = rows["pretrained, then fine-tuned"]
+    for name in ("size alone", "untrained"):
+        ratios = [mean(best, protocol) / mean(rows[name], protocol) for protocol in PROTOCOLS]
+        print(f"| last row over {name} | " + " | ".join(f"{ratio:.1f}" for ratio in ratios) + " |")
+
+
+def recipes(arguments):
+    hoss, pairs = draw(arguments)
+    rows = {name: [] for name in RECIPES}
+    for seed in range(1, arguments.seeds + 1):
+        pretrained, _ = train(arguments, "synthetic_pairs.toml", f"pretrained_{seed}", f"seed={seed}",
+                              f"data.root={pairs}")
+        for number, (name, settings) in enumerate(RECIPES.items()):
+            # The first is the last row of the other table.
+            folder = f"recipe_{number}_{seed}" if settings else f"both_{seed}"
+            trained = train(arguments, "demo.toml", folder, f"seed={seed}", f"data.root={hoss}", "start.from=model",
+                            f"start.path={pretrained / 'model'}", *settings)
+            rows[name].append(scores(trained[1][-1]["protocols"]))
+    show(arguments, rows)
+    first, *others = rows.items()
+    for name, seeds in others:
+        ratios = [mean(seeds, protocol) / mean(first[1], protocol) for protocol in PROTOCOLS]
+        print(f"| {name} over the first row | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |")
+
+
+def show(arguments, rows):
     print(f"\n{arguments.ids // 2} synthetic ships that training never saw, mAP / R1 in percent, "
           f"mean of {arguments.seeds} seeds (lowest to highest mAP):\n")
     print("| | " + " | ".join(PROTOCOLS.values()) + " |\n" + "|---" * (1 + len(PROTOCOLS)) + "|")
     for name, seeds in rows.items():
         print(f"| {name} | " + " | ".join(cell([seed[protocol] for seed in seeds]) for protocol in PROTOCOLS) + " |")
-    best = rows["pretrained, then fine-tuned"]
-    for name in ("size alone", "untrained"):
-        ratios = [mean(best, protocol) / mean(rows[name], protocol) for protocol in PROTOCOLS]
-        print(f"| last row over {name} | " + " | ".join(f"{ratio:.1f}" for ratio in ratios) + " |")
 
 
 def real(arguments):
