@@ -209,7 +209,7 @@ fn name() -> Result<GalleryName> {
 }
 
 fn create(catalog: &EmbeddedCatalog) -> Result<Gallery> {
-    let new = NewGallery { model: digest(), dimension: DIMENSION, keeps_chips: false };
+    let new = NewGallery { model: digest(), dimension: DIMENSION, composition: None, keeps_chips: false };
     Ok(catalog.create(TENANT, &name()?, new)?)
 }
 

@@ -1,7 +1,11 @@
 //! A model's output for a chip: a vector of unit length, and the digest that names the model.
 
+mod composition;
+
 use std::fmt;
 use std::str::FromStr;
+
+pub use composition::{Composition, CompositionError, DEPTH_MAX, MEMBERS_MAX, Part, make_unit};
 
 /// How far the length of a stored unit vector may be from 1: the f32 rounding error of up to 4,096 values.
 const UNIT_TOLERANCE: f64 = 1e-4;

@@ -22,6 +22,7 @@ use shipreid::gallery::{
     RowId, Time, TimeRange, VesselId, VesselSet, cosine,
 };
 
+mod members;
 mod parallel;
 
 const DIMENSION: usize = 768;
@@ -47,6 +48,9 @@ struct Arguments {
     /// Also run searches of this many entries on 1 thread and on this many at once
     #[arg(long, num_args = 2, value_names = ["ENTRIES", "THREADS"])]
     parallel: Option<Vec<usize>>,
+    /// Also search this many entries of an ensemble of two
+    #[arg(long, value_name = "ENTRIES")]
+    ensemble: Option<usize>,
     /// A Python that has faiss-cpu
     #[arg(long, default_value = ".venv/bin/python")]
     python: String,
@@ -62,7 +66,9 @@ fn main() -> Result<()> {
     let sizes = sizes.collect::<Result<Vec<Value>>>()?;
     let parallel =
         arguments.parallel.as_deref().map(|shape| parallel::measure(&arguments, shape[0], shape[1]));
-    println!("{}", json!({ "cpu": cpu_name(), "sizes": sizes, "parallel": parallel }));
+    let ensemble = arguments.ensemble.map(|entries| members::measure(&arguments, entries));
+    let figures = json!({ "cpu": cpu_name(), "sizes": sizes, "parallel": parallel, "ensemble": ensemble });
+    println!("{figures}");
     Ok(())
 }
 
@@ -198,7 +204,7 @@ impl Gallery {
         group: Group,
     ) -> (Vec<Vec<(RowId, f32)>>, usize) {
         let none = VesselSet::default();
-        let query = |vector| IndexQuery { vector, k: K, without_row: None, without_vessels: &none };
+        let query = |vector| IndexQuery { vector, part: 0, k: K, without_row: None, without_vessels: &none };
         let queries: Vec<IndexQuery> = queries.iter().map(|vector| query(vector)).collect();
         let mut fetched = 0;
         let Ok(found) = self.index.search(&queries, selection, group, |row, values| {

@@ -96,6 +96,7 @@ impl Gallery {
         let none = VesselSet::default();
         let query = IndexQuery {
             vector: &query,
+            part: 0,
             k: K,
             without_row: Some(RowId::from_u64(vessel)),
             without_vessels: &none,

@@ -13,7 +13,7 @@ use crate::arithmetic::{Choice, Kernel, Pace, Precision};
 use crate::chip::ChipForm;
 use crate::config::{self, Config, Linear};
 use crate::embedding::ModelDigest;
-use crate::encoder::{EncoderFactory, LoadError, ModelCard};
+use crate::encoder::{EncoderFactory, LoadError, Members, ModelCard};
 use crate::metrics;
 use crate::model::{ChoiceError, Chosen, Device, LayerShape, SharedWeights, TorchSettings, Wanted, choose};
 use crate::postgres::Cluster;
@@ -22,8 +22,10 @@ use crate::registry::{
     ActiveModel, Condition, Kept, Preset, Provenance, Registry, RegistryError, RegistryLimits,
     calibrator_beside,
 };
+use crate::weights::any::{AnyDescription, AnyModel};
+use crate::weights::ensemble::Ensemble;
 use crate::weights::family::{self, Architecture, ArchitectureHints, Family, FeaturePoint};
-use crate::weights::native;
+use crate::weights::native::Description;
 use crate::weights::open::{Hints, OpenModel};
 use crate::weights::quantized::check_family;
 use crate::weights::seed::seeded;
@@ -86,23 +88,25 @@ fn stored_network(
     digest: ModelDigest,
 ) -> Option<(Architecture, Precision)> {
     match registry.get(digest).ok()?.condition {
-        Condition::Intact(facts) if facts.quantization.is_some() => {
-            Some((facts.architecture, Precision::Int8))
-        }
-        Condition::Intact(facts) => Some((facts.architecture, config.encoder.precision)),
+        Condition::Intact(facts) => facts.networks.first().map(|network| described_network(config, network)),
         Condition::Damaged(_) => None,
     }
 }
 
+fn described_network(config: &Config, described: &Description) -> (Architecture, Precision) {
+    let precision = described.quantization.as_ref().map_or(config.encoder.precision, |_| Precision::Int8);
+    (described.architecture, precision)
+}
+
 /// A model that the registry stores, or the rebuilt preset.
-fn model_of(config: &Config, registry: &Registry, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+fn model_of(config: &Config, registry: &Registry, digest: ModelDigest) -> Result<AnyModel, RegistryError> {
     let preset = preset(config).filter(|_| registry.get(digest).is_err());
     preset.and_then(|preset| preset.make(digest)).map_or_else(|| registry.load(digest), Ok)
 }
 
 /// The model that was activated last. If it is damaged, the model before it or the configured one is used instead, so
 /// that galleries and everything else that does not need it can be served.
-fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) -> anyhow::Result<OpenModel> {
+fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) -> anyhow::Result<AnyModel> {
     let ActiveModel { digest, former } = active;
     let cause = match model_of(config, registry, digest) {
         Ok(model) => return Ok(model),
@@ -122,10 +126,10 @@ fn activated_model(config: &Config, registry: &Registry, active: ActiveModel) ->
     })
 }
 
-fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<OpenModel> {
+fn configured_model(config: &Config, registry: &Registry) -> anyhow::Result<AnyModel> {
     let model = open_model(config)?;
     if let Some(name) = Path::new(&config.model.path).file_name() {
-        let calibrator = calibrator_beside(Path::new(&config.model.path), model.digest)?;
+        let calibrator = calibrator_beside(Path::new(&config.model.path), model.digest())?;
         let provenance = Provenance::now(name.to_string_lossy());
         registry.add(&model, Kept { provenance: &provenance, calibrator: calibrator.as_ref() })?;
     }
@@ -160,8 +164,8 @@ pub fn load_model(config: &Config) -> anyhow::Result<LoadedModel> {
 ///
 /// # Errors
 /// The device is not available, or cannot run what `[encoder]` asks for.
-pub fn put_on_device(config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
-    Kernels::default().put_on_device(config, model)
+pub fn put_on_device(config: &Config, model: impl Into<AnyModel>) -> anyhow::Result<LoadedModel> {
+    Kernels::default().put_on_device(config, model.into())
 }
 
 /// Kernels by the shape of their layers and their precision, each chosen once: later models of a shape are loaded while the server runs.
@@ -204,7 +208,28 @@ impl Kernels {
         EarlyChoice(thread)
     }
 
-    fn put_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
+    fn put_on_device(&self, config: &Config, model: AnyModel) -> anyhow::Result<LoadedModel> {
+        match model {
+            AnyModel::Network(model) => self.put_network_on_device(config, model),
+            AnyModel::Ensemble(ensemble) => self.put_ensemble_on_device(config, ensemble),
+        }
+    }
+
+    fn put_ensemble_on_device(&self, config: &Config, ensemble: Ensemble) -> anyhow::Result<LoadedModel> {
+        let Ensemble { digest, members, composition } = ensemble;
+        let known = Arc::new(Members::new(composition, members.iter().map(|member| member.digest)));
+        let loaded = members.into_iter().map(|member| self.put_network_on_device(config, member));
+        let loaded = loaded.collect::<anyhow::Result<Vec<LoadedModel>>>()?;
+        // Members read the same chips, in the same precision.
+        let LoadedModel { card, workers, .. } = &loaded[0];
+        let (dimension, members) = (composition.dimension(), Some(Arc::clone(&known)));
+        let card = ModelCard { digest, dimension, members, ..card.clone() };
+        let (workers, bytes) = (*workers, loaded.iter().map(|member| member.bytes).sum());
+        let factory = known.encoder(loaded.into_iter().map(|member| member.factory).collect());
+        Ok(LoadedModel { card, factory, workers, bytes })
+    }
+
+    fn put_network_on_device(&self, config: &Config, model: OpenModel) -> anyhow::Result<LoadedModel> {
         let device = Device::open(&config.encoder.device)?;
         let precision = precision_of(config, &model);
         let ChipForm { size: chip_size, sar_stretch } = model.architecture.preprocessing().form();
@@ -214,6 +239,7 @@ impl Kernels {
             chip_size,
             sar_stretch,
             precision,
+            members: None,
         };
         let chosen =
             device.is_cpu().then(|| self.choose(config, precision, &model.architecture)).transpose()?;
@@ -336,13 +362,9 @@ pub fn likely_network(config: &Config) -> (Architecture, Precision) {
         config::Preset::Small => preset(family::Preset::Small),
         config::Preset::None if config.model.path.is_empty() => preset(family::Preset::VitBase),
         config::Preset::None | config::Preset::VitBase => {
-            let description = native::read_description(Path::new(&config.model.path));
-            description.map_or(preset(family::Preset::VitBase), |description| {
-                match description.quantization {
-                    Some(_) => (description.architecture, Precision::Int8),
-                    None => (description.architecture, config.encoder.precision),
-                }
-            })
+            let described = AnyDescription::read(Path::new(&config.model.path)).ok();
+            let first = described.as_ref().and_then(|described| described.networks.first());
+            first.map_or(preset(family::Preset::VitBase), |network| described_network(config, network))
         }
     }
 }
@@ -385,7 +407,7 @@ fn resident_bytes(model: &OpenModel, settings: &TorchSettings) -> u64 {
 ///
 /// # Errors
 /// No model is configured, it cannot be read, or it is inconsistent.
-pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
+pub fn open_model(config: &Config) -> anyhow::Result<AnyModel> {
     let feature_point = match config.model.feature {
         config::Feature::Auto => None,
         config::Feature::BeforeNeck => Some(FeaturePoint::BeforeNeck),
@@ -395,7 +417,7 @@ pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
         let architecture = Family::default().preset(preset);
         let tensors = seeded(&architecture, config.model.seed);
         let feature_point = feature_point.unwrap_or_else(|| architecture.feature_point());
-        OpenModel::new(architecture, feature_point, tensors)
+        OpenModel::new(architecture, feature_point, tensors).into()
     };
     match (config.model.path.as_str(), config.model.preset) {
         ("", config::Preset::None) => {
@@ -409,7 +431,7 @@ pub fn open_model(config: &Config) -> anyhow::Result<OpenModel> {
             let architecture = ArchitectureHints { heads, ..ArchitectureHints::default() };
             let hints =
                 Hints { feature_point, architecture, weights: WeightsChoice::new(&config.model.weights) };
-            let (model, origin) = OpenModel::open_with_origin(Path::new(path), &hints)?;
+            let (model, origin) = AnyModel::open_with_origin(Path::new(path), &hints)?;
             if !origin.is_plain() {
                 tracing::info!(path, "the weights are {origin}");
             }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde_json::json;
@@ -58,6 +59,11 @@ impl Calibrate {
         let config = self.config.clone().load()?;
         prepare(app::threads_per_worker(&config))?;
         let loaded = app::load_model(&config).map_err(Failure::Unusable)?;
+        if loaded.card.members.is_some() {
+            let model = loaded.card.digest;
+            let cause = "galleries of ensembles are ranked by reciprocal rank, which no calibrator judges";
+            return Err(Failure::Unusable(anyhow!("model {model} is an ensemble: {cause}")));
+        }
         let (queries, gallery) = set.labelled(&set.embed_locally(&loaded)?)?;
         let images = [queries, gallery].concat();
         let stem = self.out.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -66,6 +66,7 @@ impl Embed {
                 chips: batch.iter().map(|file| file.chip.clone()).collect(),
                 model: model.clone(),
                 priority: Priority::Bulk.into(),
+                ..EmbedRequest::default()
             };
             let answer = client.embed(request, Some(timeout)).await?;
             if self.json {

@@ -1,5 +1,6 @@
 //! `shipreid eval`: measures how well a model ranks a HOSS test set.
 
+mod ensemble;
 mod fused;
 
 use std::convert::Infallible;
@@ -38,6 +39,8 @@ use super::{ConfigFlags, Failure, Refusal, output, prepare};
 
 pub use fused::Fused;
 
+use ensemble::Makeup;
+
 /// Chips in one pass or call.
 const BATCH: usize = 16;
 /// The size of a contact sheet.
@@ -57,7 +60,9 @@ Examples:
 
 FUSED ranks by all evidence that a calibrator finds in looks and sizes, as Match does by default where a model has one. A
 calibrator that was fitted on the images of the test set is not measured on them: then, and without one, each query is
-judged by a calibrator that is fitted here on other ships.")]
+judged by a calibrator that is fitted here on other ships.
+
+An ensemble is ranked by its members' ranks, as Match does, and each member is reported alone as well.")]
 pub struct Eval {
     /// The folder that holds query and bounding_box_test.
     #[arg(long, value_name = "FOLDER")]
@@ -106,8 +111,11 @@ impl Eval {
         let named = self.calibrator.as_deref().map(read_calibrator).transpose();
         let named = named.map_err(Failure::Unusable)?;
         let (embedded, own) = self.embed(&set)?;
+        if embedded.makeup.is_some() {
+            self.check_ensemble()?;
+        }
         let mut report = embedded.report(&protocols, self.rerank);
-        if self.rerank {
+        if self.rerank || embedded.makeup.is_some() {
             self.print(&report)?;
         } else {
             let fused = Fused::of(&set, &embedded, named.or(own)).map_err(Failure::Unusable)?;
@@ -141,6 +149,18 @@ impl Eval {
         Ok((set.embed_locally(&model)?, own))
     }
 
+    /// # Errors
+    /// What is asked for does not apply to ensembles.
+    fn check_ensemble(&self) -> Result<(), Failure> {
+        if self.rerank || self.calibrator.is_some() || self.picture.is_some() {
+            let cause = "--rerank, --calibrator and --picture do not apply to it";
+            return Err(Failure::Unusable(anyhow!(
+                "the model is an ensemble, ranked by its members' ranks: {cause}"
+            )));
+        }
+        Ok(())
+    }
+
     /// Prints and draws how well the judgements of FUSED come true.
     fn show(&self, fused: &Fused) -> Result<(), Failure> {
         if !self.json {
@@ -164,8 +184,13 @@ impl Eval {
     fn print(&self, report: &Value) -> Result<(), Failure> {
         if self.json {
             output::say(report);
-        } else {
-            output::say(table(report));
+            return Ok(());
+        }
+        output::say(table(report));
+        for member in report["ensemble"]["members"].as_array().into_iter().flatten() {
+            let digest = member["model"].as_str().unwrap_or_default();
+            output::say(format_args!("\nmember {digest} of weight {}, alone", member["weight"]));
+            output::say(table(member));
         }
         Ok(())
     }
@@ -186,6 +211,8 @@ pub struct TestSet {
 /// A test set with its embeddings.
 pub struct Embedded {
     model: String,
+    /// Of an ensemble.
+    makeup: Option<Makeup>,
     queries: Vec<(LabelledImage, Embedding)>,
     gallery: Vec<(LabelledImage, Embedding)>,
 }
@@ -220,7 +247,8 @@ impl TestSet {
         };
         let (queries, gallery) = (embed(&self.queries)?, embed(&self.gallery)?);
         bar.finish_and_clear();
-        Ok(Embedded { model: model.card.digest.to_string(), queries, gallery })
+        let makeup = Makeup::of_loaded(model);
+        Ok(Embedded { model: model.card.digest.to_string(), makeup, queries, gallery })
     }
 
     async fn embed_remotely(&self, client: &Client) -> anyhow::Result<Embedded> {
@@ -231,7 +259,8 @@ impl TestSet {
         if model != other {
             bail!("the server changed its model while it was measured");
         }
-        Ok(Embedded { model, queries, gallery })
+        let makeup = Makeup::of_served(client, &model).await?;
+        Ok(Embedded { model, makeup, queries, gallery })
     }
 
     /// Queries and gallery as calibrators see them. Each distractor is a ship of its own.
@@ -304,6 +333,7 @@ async fn embed_images(
             chips: images.iter().map(chip).collect::<Result<_, _>>()?,
             model: model.clone(),
             priority: Priority::Bulk.into(),
+            ..EmbedRequest::default()
         };
         let answer = client.embed(request, None).await?;
         for (image, result) in images.iter().zip(answer.results) {
@@ -324,7 +354,11 @@ impl Embedded {
     /// mAP and CMC of each protocol that has queries.
     pub fn report(&self, protocols: &[Protocol], reranked: bool) -> Value {
         let rows = rows(protocols, |protocol| self.ranked(protocol, reranked).map(|ranked| ranked.scores));
-        json!({ "model": self.model, "reranked": reranked, "protocols": rows })
+        let mut report = json!({ "model": self.model, "reranked": reranked, "protocols": rows });
+        if let Some(makeup) = &self.makeup {
+            report["ensemble"] = makeup.report(self, protocols);
+        }
+        report
     }
 
     /// Every image, queries first.
@@ -336,6 +370,8 @@ impl Embedded {
         rank(protocol, &self.queries, &self.gallery, |queries, gallery| {
             if reranked {
                 rerank(queries, gallery, &RerankSettings::default()).rankings()
+            } else if let Some(makeup) = &self.makeup {
+                makeup.rank(queries, gallery)
             } else {
                 search(queries, gallery)
             }
@@ -344,14 +380,15 @@ impl Embedded {
 }
 
 /// Ranks all of `gallery` for each query, with the search that serves galleries.
-fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
-    let mut index = Index::new(gallery.first().map_or(0, |embedding| embedding.dimension()));
-    for (row, embedding) in (0..).zip(gallery) {
-        index.push(RowId::from_u64(row), &Code::new(embedding.as_slice()), &anonymous());
+fn search<V: AsRef<[f32]>>(queries: &[&V], gallery: &[&V]) -> Vec<Vec<usize>> {
+    let mut index = Index::new(gallery.first().map_or(0, |vector| vector.as_ref().len()));
+    for (row, vector) in (0..).zip(gallery) {
+        index.push(RowId::from_u64(row), &Code::new(vector.as_ref()), &anonymous());
     }
     let without = VesselSet::default();
-    let queries = queries.iter().map(|embedding| IndexQuery {
-        vector: embedding.as_slice(),
+    let queries = queries.iter().map(|vector| IndexQuery {
+        vector: vector.as_ref(),
+        part: 0,
         k: gallery.len(),
         without_row: None,
         without_vessels: &without,
@@ -359,7 +396,7 @@ fn search(queries: &[&Embedding], gallery: &[&Embedding]) -> Vec<Vec<usize>> {
     let queries: Vec<_> = queries.collect();
     let everything = index.select(&Filter::default(), None, &[]);
     let vector = |row: RowId, values: &mut [f32]| -> Result<(), Infallible> {
-        values.copy_from_slice(gallery[row.to_u64() as usize].as_slice());
+        values.copy_from_slice(gallery[row.to_u64() as usize].as_ref());
         Ok(())
     };
     let Ok(found) = index.search(&queries, &everything, Group::Entry, vector);

@@ -45,7 +45,7 @@ impl Forward {
         self.write.as_deref().map_or(Ok(()), check_unused)?;
         prepare(app::threads_per_worker(&config))?;
         let model = app::open_model(&config).map_err(Failure::Unusable)?;
-        let preprocessing = model.architecture.preprocessing();
+        let preprocessing = model.preprocessing();
         let limits = ImageLimits { bytes_max: config.chips.bytes_max, pixels_max: config.chips.pixels_max };
         let chips = decoded(&self.chips, &preprocessing, &limits)?;
         if let Some(folder) = &self.write {

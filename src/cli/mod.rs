@@ -10,6 +10,7 @@ mod destination;
 mod digest;
 mod embed;
 mod enroll;
+mod ensemble;
 mod eval;
 mod filter;
 mod forward;

@@ -19,8 +19,9 @@ use super::access::{AccessFlags, endpoint_of_environment};
 use super::chips::check_readable;
 use super::confirm::ConfirmFlag;
 use super::destination::ForceFlag;
+use super::ensemble::EnsembleCommand;
 use super::json::JsonFlag;
-use super::model_file::{HintFlags, describe, describe_calibrator, dropped, open, replaces};
+use super::model_file::{HintFlags, describe_any, describe_calibrator, dropped, open, open_any, replaces};
 use super::quantize::Quantize;
 use super::{Failure, Refusal, ServerFlag, block_on, digest, output};
 
@@ -45,6 +46,8 @@ pub enum Model {
     },
     /// Writes a model with its linear layers in int8, and measures how far its embeddings are from the model's.
     Quantize(Quantize),
+    /// Writes a model that is made of models, whose rankings are fused.
+    Ensemble(EnsembleCommand),
     /// Lists the models of a server.
     List {
         #[command(flatten)]
@@ -118,18 +121,19 @@ impl Model {
         match self {
             Self::Import(import) => import.run(),
             Self::Inspect { path, hints, source } => {
-                let (model, origin) = open(&path, &hints)?;
+                let (model, origin) = open_any(&path, &hints)?;
                 if let Some(source) = source {
-                    let checked = check_source(&model, open(&source, &hints)?.0);
+                    let checked = check_source(&open(&path, &hints)?.0, open(&source, &hints)?.0);
                     checked.with_context(|| path.display().to_string()).map_err(Failure::Unusable)?;
                 }
-                let calibrator = calibrator_beside(&path, model.digest);
+                let calibrator = calibrator_beside(&path, model.digest());
                 let calibrator = calibrator.with_context(|| path.display().to_string());
-                describe(&model, &origin);
+                describe_any(&model, &origin);
                 describe_calibrator(calibrator.map_err(Failure::Unusable)?.as_ref());
                 Ok(())
             }
             Self::Quantize(quantize) => quantize.run(),
+            Self::Ensemble(ensemble) => ensemble.run(),
             Self::List { json, server } => block_on(list(server, json)),
             Self::Show { digest, json, server } => block_on(show(server, digest, json)),
             Self::Export { digest, file, force, server } => {
@@ -159,8 +163,8 @@ impl Import {
 
     fn write_to(&self, folder: &Path) -> Result<(), Failure> {
         let replaces = replaces(folder, &self.force)?;
-        let (model, origin) = open(&self.checkpoint, &self.hints)?;
-        let calibrator = calibrator_beside(&self.checkpoint, model.digest);
+        let (model, origin) = open_any(&self.checkpoint, &self.hints)?;
+        let calibrator = calibrator_beside(&self.checkpoint, model.digest());
         let calibrator = calibrator.with_context(|| self.checkpoint.display().to_string());
         let calibrator = calibrator.map_err(Failure::Unusable)?;
         let name = self.checkpoint.file_name().context("a checkpoint is a file")?;
@@ -171,7 +175,7 @@ impl Import {
         if let Some(calibrator) = &calibrator {
             fs::write(folder.join(CALIBRATOR), calibrator_file(calibrator))?;
         }
-        describe(&model, &origin);
+        describe_any(&model, &origin);
         describe_calibrator(calibrator.as_ref());
         output::say(format_args!("written to  {}", folder.display()));
         Ok(())
@@ -206,8 +210,8 @@ impl Import {
 
 /// Writes a model folder as one file, with its history and calibrator if those are in it.
 fn pack(folder: &Path, file: &Path) -> std::io::Result<()> {
-    let part = |name| Ok(Part { name, file: File::open(folder.join(name))? });
-    let parts = files_of(folder).map(part);
+    let part = |name: String| Ok(Part { file: File::open(folder.join(&name))?, name });
+    let parts = files_of(folder).into_iter().map(part);
     packed::pack(parts.collect::<std::io::Result<_>>()?, File::create(file)?)
 }
 

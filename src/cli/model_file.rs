@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::Args;
 use shipreid::chip::{ChipSize, SarStretch};
 use shipreid::matching::Calibrator;
+use shipreid::weights::any::AnyModel;
 use shipreid::weights::checkpoint::Origin;
 use shipreid::weights::coded::Quantized;
 use shipreid::weights::family::{ArchitectureHints, FeaturePoint};
@@ -44,6 +45,17 @@ pub struct HintFlags {
 }
 
 impl HintFlags {
+    fn hints(&self) -> Hints {
+        let architecture = ArchitectureHints {
+            image: self.image,
+            stride: self.stride,
+            heads: self.heads,
+            mie_coefficient: self.mie_coefficient,
+            sar_stretch: self.sar_stretch,
+        };
+        Hints { feature_point: self.feature, architecture, weights: WeightsChoice::new(&self.weights) }
+    }
+
     pub fn to_wire(&self) -> CheckpointHints {
         let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let feature_point = match self.feature {
@@ -69,21 +81,47 @@ impl HintFlags {
     }
 }
 
-/// Reads a model with what the file leaves open.
+/// Reads a model that is no ensemble, with what the file leaves open.
 ///
 /// # Errors
 /// It cannot be read, or is no model.
 pub fn open(path: &Path, flags: &HintFlags) -> Result<(OpenModel, Origin), Failure> {
-    let architecture = ArchitectureHints {
-        image: flags.image,
-        stride: flags.stride,
-        heads: flags.heads,
-        mie_coefficient: flags.mie_coefficient,
-        sar_stretch: flags.sar_stretch,
+    OpenModel::open_with_origin(path, &flags.hints()).map_err(|cause| Failure::Unusable(cause.into()))
+}
+
+/// Reads a model with what the file leaves open.
+///
+/// # Errors
+/// It cannot be read, or is no model.
+pub fn open_any(path: &Path, flags: &HintFlags) -> Result<(AnyModel, Origin), Failure> {
+    AnyModel::open_with_origin(path, &flags.hints()).map_err(|cause| Failure::Unusable(cause.into()))
+}
+
+/// Prints what is known about a model, or about an ensemble and each of its members.
+pub fn describe_any(model: &AnyModel, origin: &Origin) {
+    let ensemble = match model {
+        AnyModel::Network(model) => return describe(model, origin),
+        AnyModel::Ensemble(ensemble) => ensemble,
     };
-    let hints =
-        Hints { feature_point: flags.feature, architecture, weights: WeightsChoice::new(&flags.weights) };
-    OpenModel::open_with_origin(path, &hints).map_err(|cause| Failure::Unusable(cause.into()))
+    let (composition, parameters) =
+        (&ensemble.composition, |model: &OpenModel| model.architecture.parameters());
+    let sum: u64 = ensemble.members.iter().map(parameters).sum();
+    output::say(format_args!("digest      {}", ensemble.digest));
+    output::say(format_args!("ensemble    {} members with {sum} numbers", ensemble.members.len()));
+    output::say(format_args!(
+        "fusion      weight / ({} + rank), to rank {}",
+        composition.k(),
+        composition.depth()
+    ));
+    output::say(format_args!("embedding   {}", composition.dimension()));
+    for (number, (member, part)) in (1..).zip(ensemble.members.iter().zip(composition.parts())) {
+        let share = 100.0 * parameters(member) as f64 / sum as f64;
+        output::say(format_args!(
+            "\nmember {number}, of weight {}, with {share:.0} % of the numbers",
+            part.weight
+        ));
+        describe(member, &Origin::default());
+    }
 }
 
 /// Prints what is known about a model.

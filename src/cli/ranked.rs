@@ -176,7 +176,11 @@ pub fn result_text(result: &MatchResult, response: &MatchResponse) -> String {
     if let Some(error) = &result.error {
         return format!("{}: {} ({})", result.query_id, error.message, error.reason);
     }
-    let ranked = if result.ranking() == Ranking::Fused { ", ranked by all evidence" } else { "" };
+    let ranked = match result.ranking() {
+        Ranking::Fused => ", ranked by all evidence",
+        Ranking::ReciprocalRank => ", ranked by the members of the ensemble",
+        Ranking::Unspecified | Ranking::Cosine => "",
+    };
     let mut lines = vec![format!("{}: {} entries searched{ranked}", result.query_id, result.matched)];
     for removed in &result.removed {
         lines.push(format!("  {} removed: {}", removed.count, removed.reason));

@@ -1,17 +1,27 @@
 //! Folders that are whole or absent, even after a power failure.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Writes `files` into a new folder: first next to its final path, then synced, then renamed.
+/// Writes `files` into a new folder: first next to its final path, then synced, then renamed. A file's name may be a path
+/// in the folder.
 ///
 /// # Errors
 /// The folder exists, or something cannot be written. Nothing is left behind then.
 pub fn write_folder(folder: &Path, files: &[(&str, &[u8])]) -> io::Result<()> {
     let partial = PartialFolder::new(folder)?;
-    files.iter().try_for_each(|(name, bytes)| write_file(&partial.path().join(name), bytes))?;
+    let mut inner = BTreeSet::new();
+    for (name, bytes) in files {
+        let path = partial.path().join(name);
+        let parents = path.ancestors().skip(1).take_while(|parent| *parent != partial.path());
+        inner.extend(parents.map(Path::to_owned));
+        fs::create_dir_all(parent_of(&path))?;
+        write_file(&path, bytes)?;
+    }
+    inner.iter().try_for_each(|folder| sync_folder(folder))?;
     partial.publish()
 }
 
@@ -141,7 +151,8 @@ mod tests {
         fs::write(partial.path().join("x"), b"x").expect("writable");
         drop(partial);
         assert!(names(parent.path()).is_empty());
-        write_folder(&folder, &[("x", b"1")]).expect("writable");
+        write_folder(&folder, &[("x", b"1"), ("y/0/z", b"2")]).expect("writable");
+        assert_eq!(fs::read(folder.join("y/0/z")).expect("written"), b"2");
         assert!(write_folder(&folder, &[("x", b"2")]).is_err());
         assert_eq!(fs::read(folder.join("x")).expect("written"), b"1");
         assert_eq!(names(parent.path()), ["a"]);

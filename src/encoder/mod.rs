@@ -2,6 +2,7 @@
 
 mod admission;
 mod canary;
+mod ensemble;
 mod mailbox;
 mod pipeline;
 mod predict;
@@ -14,6 +15,7 @@ mod worker;
 
 pub use admission::{Admission, Admitted, Refusal};
 pub use canary::keep_canaries;
+pub use ensemble::Members;
 pub use pipeline::{Caller, EmbedError, Embedded, Examined, Pipeline, UnknownModel};
 pub use projection::PixelProjection;
 pub use queue::{EncodeQueue, thread_name};

@@ -350,6 +350,7 @@ mod tests {
             chip_size: SIZE,
             sar_stretch: SarStretch::default(),
             precision: Precision::F32,
+            members: None,
         };
         let factory = Arc::new(move |_| Ok(encoder()));
         let model = LoadedModel { card, factory, workers: 1, bytes: 100 };

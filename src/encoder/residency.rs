@@ -10,11 +10,12 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
+use super::ensemble::Members;
 use super::queue::EncodeQueue;
 use super::types::{EncoderFactory, LoadError};
 use crate::arithmetic::Precision;
 use crate::chip::{ChipForm, ChipSize, SarStretch};
-use crate::embedding::ModelDigest;
+use crate::embedding::{Composition, ModelDigest};
 use crate::metrics;
 use crate::reason::Reason;
 
@@ -37,9 +38,16 @@ pub struct ModelCard {
     pub sar_stretch: SarStretch,
     /// What it is computed in.
     pub precision: Precision,
+    /// Of an ensemble.
+    pub members: Option<Arc<Members>>,
 }
 
 impl ModelCard {
+    /// How its vectors are composed, if it is an ensemble.
+    pub fn composition(&self) -> Option<Composition> {
+        self.members.as_ref().map(|members| members.composition)
+    }
+
     /// The chips that it reads.
     pub fn chip_form(&self) -> ChipForm {
         ChipForm { size: self.chip_size, sar_stretch: self.sar_stretch }

@@ -14,7 +14,8 @@ use super::entry::{Entry, Time};
 use super::filter::Filter;
 use super::index::RowId;
 use super::record::{
-    ChipRecord, Damage, EntryRecord, precision, precision_number, read_embedding, vector_bytes,
+    ChipRecord, CompositionRecord, Damage, EntryRecord, precision, precision_number, read_embedding,
+    vector_bytes,
 };
 use super::store::{About, GalleryReader, Reembedded, Selection, StoreError};
 use crate::chip::SourceChip;
@@ -23,7 +24,9 @@ use crate::embedding::ModelDigest;
 
 const MAGIC: &[u8; 16] = b"SHIPREID-GALLERY";
 /// Changes when an older program could misread an export.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// Of galleries whose model is no ensemble.
+const VERSION_OF_SINGLE_MODELS: u32 = 1;
 /// Limits how much a damaged length can make a reader buffer, where no other limit applies.
 const FRAME_BYTES_MAX: usize = 256 << 20;
 /// The largest record without its image: the largest embedding, and labels and texts at their longest.
@@ -77,6 +80,9 @@ pub(super) struct Head {
     /// In which, as a number.
     #[prost(uint32, tag = "6")]
     reembedded_in: u32,
+    /// Of an ensemble.
+    #[prost(message, optional, tag = "7")]
+    composition: Option<CompositionRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -128,6 +134,7 @@ impl Head {
             next_row: gallery.next_row().0,
             reembedded_at: about.reembedded.map(|reembedded| reembedded.at.nanos()),
             reembedded_in: precision_number(about.reembedded.and_then(|reembedded| reembedded.precision)),
+            composition: about.composition.as_ref().map(CompositionRecord::from),
         }
     }
 
@@ -143,7 +150,9 @@ impl Head {
         let reembedded = self
             .reembedded_at
             .map(|at| Reembedded { at: Time::from_nanos(at), precision: precision(self.reembedded_in) });
-        Ok(About { reembedded, ..About::new(model, self.dimension as usize, self.keeps_chips, created_at) })
+        let dimension = self.dimension as usize;
+        let composition = self.composition.as_ref().map(|record| record.read(dimension)).transpose()?;
+        Ok(About { composition, reembedded, ..About::new(model, dimension, self.keeps_chips, created_at) })
     }
 }
 
@@ -175,7 +184,7 @@ impl Export {
         let (selection, after) = match mem::replace(&mut self.at, At::End) {
             At::Head => {
                 piece.extend(MAGIC);
-                piece.extend(VERSION.to_le_bytes());
+                piece.extend(version_of(self.gallery.about()).to_le_bytes());
                 put(&mut piece, Content::Head(Head::new(&*self.gallery)));
                 (self.gallery.select(&Filter::default())?, None)
             }
@@ -363,7 +372,7 @@ impl ArchiveReader {
         }
         self.checksum.update(&head);
         match version.get_u32_le() {
-            VERSION => Ok(true),
+            VERSION_OF_SINGLE_MODELS | VERSION => Ok(true),
             found => Err(ArchiveError::Newer { found }),
         }
     }
@@ -454,6 +463,11 @@ pub fn inspect(pieces: impl IntoIterator<Item = impl AsRef<[u8]>>) -> Result<Ins
     reader.finish()?;
     let About { model, dimension, keeps_chips, .. } = found.ok_or(ArchiveError::Truncated { entries: 0 })?;
     Ok(Inspected { model, dimension, keeps_chips, entries: reader.entries })
+}
+
+/// The oldest version that says all of a gallery.
+fn version_of(about: &About) -> u32 {
+    if about.composition.is_some() { VERSION } else { VERSION_OF_SINGLE_MODELS }
 }
 
 fn read(archived: ArchivedRow, dimension: usize) -> Result<DraftRow, Damage> {

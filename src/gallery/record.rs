@@ -8,7 +8,7 @@ use prost::Message;
 use super::entry::{ContentHash, Entry, EntryId, Heading, Labels, Observation, Position, Time, VesselId};
 use crate::arithmetic::Precision;
 use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSize, PixelSizeRule, SourceChip, View};
-use crate::embedding::Embedding;
+use crate::embedding::{Composition, Embedding, Part};
 
 /// The stored data differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,6 +51,49 @@ pub fn decode<M: Message + Default>(sealed: &[u8]) -> Result<M, Damage> {
 /// A sealed message.
 pub fn encode<M: Message>(message: &M) -> Vec<u8> {
     seal(message.encode_to_vec())
+}
+
+/// How the vectors of an ensemble are composed.
+#[derive(Clone, PartialEq, Message)]
+pub struct CompositionRecord {
+    #[prost(message, repeated, tag = "1")]
+    parts: Vec<PartRecord>,
+    #[prost(uint32, tag = "2")]
+    k: u32,
+    #[prost(uint32, tag = "3")]
+    depth: u32,
+}
+
+/// The part of one member.
+#[derive(Clone, Copy, PartialEq, Message)]
+struct PartRecord {
+    #[prost(uint32, tag = "1")]
+    dimension: u32,
+    #[prost(double, tag = "2")]
+    weight: f64,
+}
+
+impl From<&Composition> for CompositionRecord {
+    fn from(composition: &Composition) -> Self {
+        let part = |part: &Part| PartRecord { dimension: part.dimension as u32, weight: part.weight };
+        let parts = composition.parts().iter().map(part).collect();
+        Self { parts, k: composition.k(), depth: composition.depth() as u32 }
+    }
+}
+
+impl CompositionRecord {
+    /// # Errors
+    /// It is of no ensemble, or of one whose vectors have another dimension.
+    pub fn read(&self, dimension: usize) -> Result<Composition, Damage> {
+        let part = |part: &PartRecord| Part { dimension: part.dimension as usize, weight: part.weight };
+        let parts: Vec<Part> = self.parts.iter().map(part).collect();
+        let composition = Composition::new(&parts, self.k, self.depth);
+        let composition = composition.map_err(|cause| Damage(format!("has no ensemble: {cause}")))?;
+        if composition.dimension() != dimension {
+            return Err(Damage("has members whose vectors are not its own".into()));
+        }
+        Ok(composition)
+    }
 }
 
 /// The values of a vector, little-endian.

@@ -257,7 +257,8 @@ mod tests {
     }
 
     fn made(catalog: &EmbeddedCatalog, keeps_chips: bool) -> Gallery {
-        let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips };
+        let new =
+            NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, composition: None, keeps_chips };
         catalog.create(TENANT, &name(), new).expect("made")
     }
 

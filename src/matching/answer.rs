@@ -3,18 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::assignment::{Alternative, Choice, assign};
+use super::calibration::Calibrator;
 use super::doubt::Doubt;
 use super::evidence::{Evidence, ModalityPair};
 use super::fusion::{Fusion, SECOND_LOOK};
 use super::plan::{Plan, Ranking, Sharing};
 use super::query::{QueryError, resolve};
+use super::ranks::rank_by_members;
 use super::reranking::rank_reranked;
 use super::session::{Contender, GatedQuery, Ranked, Session, best_of_vessels};
 use crate::cancellation::Cancellation;
 use crate::chip::Modality;
 use crate::embedding::{Embedding, ModelDigest};
 use crate::gallery::{
-    EntryId, GalleryReader, Group, Hit, Labels, Observation, RowId, SearchResult, StoreError, VesselId,
+    About, EntryId, GalleryReader, Group, Labels, Observation, RowId, SearchResult, StoreError, VesselId,
     VesselNumber,
 };
 use crate::reason::Removal;
@@ -46,8 +48,10 @@ pub struct Candidate {
     /// The entry, or the one that represents the vessel.
     pub entry: EntryId,
     pub vessel: Option<VesselId>,
-    /// Cosine.
+    /// Cosine; of an ensemble, the mean of its members' cosines, weighted as their ranks are.
     pub similarity: f32,
+    /// The sum of weighted reciprocal ranks, in a ranking by these.
+    pub rank_score: Option<f64>,
     /// Probability that it shows the query's ship; `None`: uncalibrated.
     pub probability: Option<f64>,
     pub evidence: Evidence,
@@ -68,6 +72,15 @@ pub struct Candidate {
 pub enum MatchError {
     #[error("{what} needs a calibrator for model {model}, and there is none")]
     Uncalibrated { what: &'static str, model: ModelDigest },
+    #[error(
+        "model {model} is an ensemble: its galleries are ranked by reciprocal rank, not {}",
+        .ranking.name()
+    )]
+    Ensemble { model: ModelDigest, ranking: Ranking },
+    #[error("model {model} is no ensemble: there are no ranked lists of members to fuse")]
+    NoEnsemble { model: ModelDigest },
+    #[error("top_k is {top_k}, and the ensemble {model} fuses only the first {depth} ranks of each member")]
+    BeyondDepth { model: ModelDigest, top_k: usize, depth: usize },
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -77,15 +90,18 @@ pub enum MatchError {
 /// Reads the disk and computes, so it must not run on an async task.
 ///
 /// # Errors
-/// The gallery cannot be read, there is no calibrator for a fused ranking or a minimum probability, or it was
-/// cancelled.
+/// The gallery cannot be read, there is no calibrator for a fused ranking or a minimum probability, the gallery cannot be
+/// ranked so or so far, or it was cancelled.
 pub fn match_queries(
     gallery: &dyn GalleryReader,
     plan: &Plan,
     cancellation: &Cancellation,
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
-    let model = gallery.about().model;
-    let calibrator = plan.calibrator.as_deref().filter(|calibrator| calibrator.model() == model);
+    let about = gallery.about();
+    let model = about.model;
+    check_ranking(about, plan)?;
+    let of_gallery = |calibrator: &&Calibrator| calibrator.model() == model && about.composition.is_none();
+    let calibrator = plan.calibrator.as_deref().filter(of_gallery);
     let needs = [
         ("a fused ranking", plan.ranking == Ranking::Fused),
         ("min_probability", plan.least.probability.is_some()),
@@ -116,6 +132,20 @@ pub fn match_queries(
     Ok(failures.into_iter().map(next).collect())
 }
 
+/// A gallery of an ensemble is ranked by its members' lists, and no other gallery is.
+fn check_ranking(about: &About, plan: &Plan) -> Result<(), MatchError> {
+    let (model, top_k) = (about.model, plan.top_k);
+    match (&about.composition, plan.ranking) {
+        (Some(composition), Ranking::ReciprocalRank) => {
+            let depth = composition.depth();
+            if top_k > depth { Err(MatchError::BeyondDepth { model, top_k, depth }) } else { Ok(()) }
+        }
+        (Some(_), ranking) => Err(MatchError::Ensemble { model, ranking }),
+        (None, Ranking::ReciprocalRank) => Err(MatchError::NoEnsemble { model }),
+        (None, _) => Ok(()),
+    }
+}
+
 fn answer(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Matched>, StoreError> {
     let mut rankings = rank(session, gated_queries)?;
     for (gated, ranked) in gated_queries.iter().zip(&mut rankings) {
@@ -129,8 +159,11 @@ fn answer(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Matched
 }
 
 fn rank(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
+    if let Some(composition) = &session.gallery.about().composition {
+        return rank_by_members(session, gated_queries, composition);
+    }
     match session.plan.ranking {
-        Ranking::Cosine => rank_by_cosine(session, gated_queries),
+        Ranking::Cosine | Ranking::ReciprocalRank => rank_by_cosine(session, gated_queries),
         Ranking::Reranked { depth } => rank_reranked(session, gated_queries, depth),
         Ranking::Fused | Ranking::FusedWhereCalibrated => {
             gated_queries.iter().map(|gated| rank_fused(session, gated)).collect()
@@ -172,18 +205,16 @@ fn share_out(session: &Session, gated_queries: &[GatedQuery], rankings: &mut [Ra
             alternative: Alternative::Weight(prior.log_unknown()),
         })
     };
-    let cosines = |ranked: &Ranked| {
+    let looks = |ranked: &Ranked| {
         let mut best: BTreeMap<VesselNumber, f64> = BTreeMap::new();
-        for Hit { vessel, cosine, .. } in
-            ranked.contenders.iter().filter(reaches).map(|contender| contender.hit)
-        {
-            let most = best.entry(vessel).or_insert(f64::NEG_INFINITY);
-            *most = most.max(f64::from(cosine));
+        for Contender { hit, score, .. } in ranked.contenders.iter().filter(reaches) {
+            let most = best.entry(hit.vessel).or_insert(f64::NEG_INFINITY);
+            *most = most.max(*score);
         }
         Choice { candidates: best.into_iter().collect(), alternative: Alternative::LastResort }
     };
     let weighed: Option<Vec<_>> = gated_queries.iter().zip(&*rankings).map(likelihoods).collect();
-    let choices = weighed.unwrap_or_else(|| rankings.iter().map(cosines).collect());
+    let choices = weighed.unwrap_or_else(|| rankings.iter().map(looks).collect());
     for (ranked, assigned) in rankings.iter_mut().zip(assign(&choices)) {
         match assigned {
             None => ranked.doubts.push(Doubt::Unassigned),
@@ -214,7 +245,7 @@ fn matched(session: &Session, gated: &GatedQuery, ranked: Ranked) -> Matched {
     let itself = usize::from(gated.resolved.gate_query.row.is_some_and(takes_part));
     Matched {
         ranking,
-        candidates: contenders.into_iter().map(|contender| candidate(session, contender)).collect(),
+        candidates: contenders.into_iter().map(|contender| candidate(session, ranking, contender)).collect(),
         embedding: gated.resolved.tracklet.embedding().clone(),
         unknown_probability,
         matched: (session.selection.len() - itself) as u64,
@@ -236,9 +267,10 @@ fn doubts_of(session: &Session, gated: &GatedQuery, contenders: &[Contender]) ->
     pairs.into_iter().map(Doubt::PairUncalibrated).collect()
 }
 
-fn candidate(session: &Session, contender: Contender) -> Candidate {
+fn candidate(session: &Session, ranking: Ranking, contender: Contender) -> Candidate {
     Candidate {
         similarity: contender.hit.cosine,
+        rank_score: (ranking == Ranking::ReciprocalRank).then_some(contender.score),
         probability: contender.probability,
         evidence: contender.evidence,
         implied_speed_knots: contender.leg.and_then(|leg| leg.implied_speed_knots()),

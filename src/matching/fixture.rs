@@ -6,11 +6,11 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use crate::chip::Modality;
-use crate::embedding::{Embedding, ModelDigest};
+use crate::embedding::{Composition, Embedding, ModelDigest};
 use crate::gallery::{
     Conflict, ContentHash, DetectionHash, EmbeddedCatalog, EmbeddedSettings, Enrolment, Entry, EntryId,
     GalleryName, GalleryReader, ImportBounds, Index, Labels, NewGallery, Observation, QueueSettings, Quotas,
-    SceneNumber, Time,
+    SceneNumber, Selector, Time,
 };
 
 /// An optical sighting with nothing else known.
@@ -47,6 +47,25 @@ pub struct FolderGuard {
 
 /// The content of a gallery after these entries were enrolled, and the guard that keeps it open.
 pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard, Arc<dyn GalleryReader>) {
+    let new = NewGallery { model: model(), dimension, composition: None, keeps_chips: false };
+    made(new, entries, &[])
+}
+
+/// The same for a gallery of an ensemble, after entries were deleted again.
+pub fn ensemble_gallery(
+    composition: Composition,
+    entries: &[(Entry, Embedding)],
+    deleted: &[EntryId],
+) -> (FolderGuard, Arc<dyn GalleryReader>) {
+    let (dimension, composition) = (composition.dimension(), Some(composition));
+    made(NewGallery { model: model(), dimension, composition, keeps_chips: false }, entries, deleted)
+}
+
+fn made(
+    new: NewGallery,
+    entries: &[(Entry, Embedding)],
+    deleted: &[EntryId],
+) -> (FolderGuard, Arc<dyn GalleryReader>) {
     let folder = tempfile::tempdir().expect("a folder");
     let settings = EmbeddedSettings {
         cache_bytes: 1 << 20,
@@ -55,7 +74,6 @@ pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard
         imports: ImportBounds { image_bytes_max: 1 << 20, bytes_max: 8 << 20 },
     };
     let catalog = EmbeddedCatalog::open(folder.path(), settings).expect("a catalog");
-    let new = NewGallery { model: model(), dimension, keeps_chips: false };
     let name = GalleryName::new("ships").expect("a name");
     let gallery = catalog.create("default", &name, new).expect("a gallery");
     let enrolments = entries.iter().map(|(entry, embedding)| {
@@ -72,5 +90,7 @@ pub fn gallery(dimension: usize, entries: &[(Entry, Embedding)]) -> (FolderGuard
     for enrolled in runtime.block_on(join_all(enrolments)) {
         enrolled.expect("an enrolment");
     }
+    let count = runtime.block_on(gallery.delete(Selector::Ids(deleted.to_vec()))).expect("deleted");
+    assert_eq!(count, deleted.len() as u64);
     (FolderGuard { _catalog: catalog, _folder: folder }, gallery.snapshot())
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::calibration::Calibrator;
 use super::gate::Gate;
 use super::query::Query;
-use crate::gallery::{Filter, Group};
+use crate::gallery::{About, Filter, Group};
 use crate::reason::Removal;
 
 /// One match: queries against the entries of a gallery that a filter admits.
@@ -19,7 +19,7 @@ pub struct Plan {
     pub gate: Gate,
     pub ranking: Ranking,
     pub sharing: Sharing,
-    /// Ignored if it is of another model than the gallery's.
+    /// Ignored if it is of another model than the gallery's, or of an ensemble.
     pub calibrator: Option<Arc<Calibrator>>,
     /// Above 0 and below 1; `None`: the calibrator's.
     pub prior_unknown: Option<f64>,
@@ -52,6 +52,9 @@ impl Least {
 pub enum Ranking {
     /// Cosine similarity.
     Cosine,
+    /// The ranked lists of an ensemble's members by cosine, fused: the one criterion of galleries whose model is an
+    /// ensemble, and of no others.
+    ReciprocalRank,
     /// k-reciprocal re-ranking of the best `depth` entries, followed by the others by cosine.
     ///
     /// As in the reference program, the queries of one match are among each other's neighbours, so the ranking of a
@@ -67,9 +70,13 @@ pub enum Ranking {
 }
 
 impl Ranking {
-    /// The criterion where a request names none.
-    pub fn unless_named(calibrator: Option<&Calibrator>) -> Self {
-        calibrator.map_or(Self::Cosine, |_| Self::FusedWhereCalibrated)
+    /// The criterion in a gallery where a request names none.
+    pub fn unless_named(about: &About, calibrator: Option<&Calibrator>) -> Self {
+        match (about.composition, calibrator) {
+            (Some(_), _) => Self::ReciprocalRank,
+            (None, Some(_)) => Self::FusedWhereCalibrated,
+            (None, None) => Self::Cosine,
+        }
     }
 
     /// Whether evidence other than cosine decides, at least for some queries.
@@ -81,6 +88,7 @@ impl Ranking {
     pub fn name(self) -> &'static str {
         match self {
             Self::Cosine => "cosine",
+            Self::ReciprocalRank => "reciprocal_rank",
             Self::Reranked { .. } => "reranked",
             Self::Fused | Self::FusedWhereCalibrated => "fused",
         }

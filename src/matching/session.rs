@@ -41,6 +41,8 @@ pub(super) struct GatedQuery {
 #[derive(Clone, Debug)]
 pub(super) struct Contender {
     pub hit: Hit,
+    /// What a ranking by looks alone ranks it by: its cosine, or an ensemble's sum of reciprocal ranks.
+    pub score: f64,
     pub entry: Entry,
     pub evidence: Evidence,
     pub leg: Option<Leg>,
@@ -162,7 +164,7 @@ impl<'s> Session<'s> {
 
     /// Whether movement must be reported, or the search did not count the entries of vessels.
     fn needs_traces(&self, gated: &GatedQuery) -> bool {
-        self.plan.ranking != Ranking::Cosine
+        !matches!(self.plan.ranking, Ranking::Cosine | Ranking::ReciprocalRank)
             || self.plan.gate.max_speed_knots.is_some()
             || !gated.resolved.gate_query.places.is_empty()
     }
@@ -187,7 +189,8 @@ impl<'s> Session<'s> {
         };
         let is_unchecked = trace.is_some_and(|trace| self.plan.gate.judge(trace) == Verdict::Unchecked);
         let entries = trace.map_or(hit.entries, Trace::entries);
-        Ok(Contender { hit, entry, evidence, leg, is_unchecked, entries, probability: None })
+        let score = f64::from(hit.cosine);
+        Ok(Contender { hit, score, entry, evidence, leg, is_unchecked, entries, probability: None })
     }
 
     /// The calibrator and the query's modality, if that is known and calibrated with a modality that takes part.
@@ -261,6 +264,7 @@ impl GatedQuery {
     pub fn index_query(&self, k: usize) -> IndexQuery<'_> {
         IndexQuery {
             vector: self.resolved.tracklet.embedding().as_slice(),
+            part: 0,
             k,
             without_row: self.resolved.gate_query.row,
             without_vessels: &self.screening.removed,

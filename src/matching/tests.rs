@@ -2,6 +2,7 @@
 
 mod fused;
 mod least;
+mod ranks;
 mod reranked;
 
 use std::sync::Arc;
@@ -325,7 +326,7 @@ fn where_no_ranking_is_asked_for_evidence_ranks_the_queries_for_which_all_of_it_
     let (_folder, snapshot) = harbour();
     let asked = |modality| query(sized(entry("q", "", modality), 100.0, 20.0), at_angle(0.0));
     let calibrator = Calibrator::new(parts()).expect("a calibrator");
-    let ranking = Ranking::unless_named(Some(&calibrator));
+    let ranking = Ranking::unless_named(snapshot.about(), Some(&calibrator));
     let both = calibrated(plan(vec![asked(Optical), asked(Sar)]), ranking);
     let found = run(&*snapshot, &both);
     assert_eq!(found[0], run_one(&*snapshot, &calibrated(plan(vec![asked(Optical)]), Ranking::Fused)));
@@ -337,7 +338,7 @@ fn where_no_ranking_is_asked_for_evidence_ranks_the_queries_for_which_all_of_it_
     let optical = Filter { modalities: vec![Optical], ..Filter::default() };
     let among = |ranking| Plan { filter: optical.clone(), ..calibrated(plan(vec![asked(Sar)]), ranking) };
     assert_eq!(run_one(&*snapshot, &among(ranking)), run_one(&*snapshot, &among(Ranking::Fused)));
-    assert_eq!(Ranking::unless_named(None), Ranking::Cosine);
+    assert_eq!(Ranking::unless_named(snapshot.about(), None), Ranking::Cosine);
     let uncalibrated = run_one(&*snapshot, &Plan { calibrator: None, ..among(ranking) });
     assert_eq!(uncalibrated.ranking, Ranking::Cosine);
     let reranked = calibrated(plan(vec![asked(Optical)]), Ranking::Reranked { depth: 3 });

@@ -147,6 +147,10 @@ named! {
                 "A filter that selects what to delete must name something, and not only what to leave out.";
             Uncalibrated "UNCALIBRATED" (FailedPrecondition, Resolve)
                 "FUSED and `min_probability` need a calibrator for the gallery's model: kept with it, or in `matching.calibrators`.";
+            RankingUnavailable "RANKING_UNAVAILABLE" (FailedPrecondition, Resolve)
+                "A gallery whose model is an ensemble is ranked by RECIPROCAL_RANK alone, and no other gallery is: leave `ranking` unset, and `rerank_depth`.";
+            TopKBeyondDepth "TOP_K_BEYOND_DEPTH" (FailedPrecondition, Resolve)
+                "`top_k` is above the number of ranks that the gallery's ensemble fuses: ask for fewer, or make an ensemble with a larger `--depth`.";
             ModelMismatch "MODEL_MISMATCH" (FailedPrecondition, Resolve)
                 "The embedding is of another model than the gallery.";
             DimensionMismatch "DIMENSION_MISMATCH" (FailedPrecondition, Resolve)

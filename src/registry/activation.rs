@@ -13,13 +13,13 @@ use crate::encoder::{LoadError, LoadedModel, ModelLease, Pipeline, RESIDENT_MAX,
 use crate::gallery::{Catalog, Place};
 use crate::metrics;
 use crate::reason::Reason;
-use crate::weights::open::OpenModel;
+use crate::weights::any::AnyModel;
 
 /// Galleries that an error lists.
 const LISTED_MAX: usize = 10;
 
 /// Prepares a model for the device threads: with libtorch in the program, with something simpler in tests.
-pub type ModelLoader = Arc<dyn Fn(OpenModel) -> Result<LoadedModel, LoadError> + Send + Sync>;
+pub type ModelLoader = Arc<dyn Fn(AnyModel) -> Result<LoadedModel, LoadError> + Send + Sync>;
 
 /// Makes models of a registry the active model of a pipeline, one change at a time.
 #[derive(Clone)]

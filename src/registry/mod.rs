@@ -49,9 +49,9 @@ use crate::embedding::ModelDigest;
 use crate::matching::Calibrator;
 use crate::metrics;
 use crate::postgres::Fence;
+use crate::weights::any::{AnyDescription, AnyModel};
 use crate::weights::coded::Quantized;
-use crate::weights::native;
-use crate::weights::open::{Hints, OpenError, OpenModel};
+use crate::weights::open::{Hints, OpenError};
 use crate::weights::packed::{self, Part};
 use crate::weights::quantize::{self, SourceError};
 
@@ -168,7 +168,7 @@ impl Registry {
     ///
     /// # Errors
     /// The calibrator belongs to another model, a limit would be exceeded, or it cannot be written.
-    pub fn add<'k>(&self, model: &OpenModel, kept: impl Into<Kept<'k>>) -> Result<Added, RegistryError> {
+    pub fn add<'k>(&self, model: &AnyModel, kept: impl Into<Kept<'k>>) -> Result<Added, RegistryError> {
         let _writing = self.writing();
         self.add_alone(model, kept.into(), None)
     }
@@ -182,11 +182,12 @@ impl Registry {
     pub fn adopt(&self, folder: &Path, fence: Option<Fence>) -> Result<(ModelDigest, Added), RegistryError> {
         let _writing = self.writing();
         let no_model = |cause: &dyn fmt::Display| RegistryError::NoModel(relative(folder, cause));
-        let model = OpenModel::open(folder, &Hints::default()).map_err(|cause| no_model(&cause))?;
+        let model = AnyModel::open(folder, &Hints::default()).map_err(|cause| no_model(&cause))?;
+        let digest = model.digest();
         let provenance = read_provenance(folder).map_err(|cause| no_model(&cause))?;
-        let calibrator = calibrator_beside(folder, model.digest)?;
+        let calibrator = calibrator_beside(folder, digest)?;
         let kept = Kept { provenance: &provenance, calibrator: calibrator.as_ref() };
-        Ok((model.digest, self.add_alone(&model, kept, fence)?))
+        Ok((digest, self.add_alone(&model, kept, fence)?))
     }
 
     /// All models, oldest first.
@@ -214,7 +215,7 @@ impl Registry {
     ///
     /// # Errors
     /// The model does not exist, or it is damaged, which is recorded.
-    pub fn load(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+    pub fn load(&self, digest: ModelDigest) -> Result<AnyModel, RegistryError> {
         match (self.load_here(digest), &self.shared) {
             (Err(RegistryError::Damaged { .. }), Some(shared)) => {
                 let _writing = self.writing();
@@ -226,14 +227,14 @@ impl Registry {
         }
     }
 
-    fn load_here(&self, digest: ModelDigest) -> Result<OpenModel, RegistryError> {
+    fn load_here(&self, digest: ModelDigest) -> Result<AnyModel, RegistryError> {
         self.get(digest)?;
         let mut stored = inspect(&self.folder, digest);
         let opened = match &stored.condition {
             Condition::Damaged(reason) => Err(reason.clone()),
-            Condition::Intact(_) => match OpenModel::open(&self.place(digest), &Hints::default()) {
-                Ok(model) if model.digest == digest => Ok(model),
-                Ok(model) => Err(format!("it is model {}", model.digest)),
+            Condition::Intact(_) => match AnyModel::open(&self.place(digest), &Hints::default()) {
+                Ok(model) if model.digest() == digest => Ok(model),
+                Ok(model) => Err(format!("it is model {}", model.digest())),
                 Err(cause) => Err(relative(&self.folder, cause)),
             },
         };
@@ -255,7 +256,8 @@ impl Registry {
     ///
     /// # Errors
     /// It is another, or its source is damaged.
-    pub fn check_source(&self, model: &OpenModel, parent: Option<ModelDigest>) -> Result<(), RegistryError> {
+    pub fn check_source(&self, model: &AnyModel, parent: Option<ModelDigest>) -> Result<(), RegistryError> {
+        let AnyModel::Network(model) = model else { return Ok(()) };
         let Some(Quantized { origin, .. }) = &model.quantized else { return Ok(()) };
         let other = |cause| RegistryError::OtherSource { digest: model.digest, cause };
         let (named, given) = (origin.source, parent.unwrap_or(origin.source));
@@ -264,7 +266,9 @@ impl Registry {
         }
         match self.load_here(named) {
             Err(RegistryError::NotFound(_)) => Ok(()),
-            source => quantize::check_source(model, source?).map_err(other),
+            Err(cause) => Err(cause),
+            Ok(AnyModel::Network(source)) => quantize::check_source(model, source).map_err(other),
+            Ok(AnyModel::Ensemble(_)) => Err(other(SourceError::Ensemble { named })),
         }
     }
 
@@ -331,11 +335,11 @@ impl Registry {
     pub fn export(&self, digest: ModelDigest) -> Result<Export, RegistryError> {
         self.intact(digest)?;
         let place = self.place(digest);
-        let part = |name| {
-            let path = place.join(name);
+        let part = |name: String| {
+            let path = place.join(&name);
             Ok(Part { name, file: File::open(&path).map_err(at(&path))? })
         };
-        let parts = files_of(&place).map(part);
+        let parts = files_of(&place).into_iter().map(part);
         Ok(Export { parts: parts.collect::<Result<_, RegistryError>>()? })
     }
 
@@ -366,20 +370,20 @@ impl Registry {
         // The path of the temporary file means nothing to the sender.
         let here = received.path().display().to_string();
         let no_model = |cause: OpenError| RegistryError::NoModel(cause.to_string().replace(&here, name));
-        let (model, origin) = OpenModel::open_with_origin(received.path(), hints).map_err(no_model)?;
+        let (model, origin) = AnyModel::open_with_origin(received.path(), hints).map_err(no_model)?;
         if !origin.is_plain() {
-            tracing::info!(file = name, model = %model.digest, "the weights are {origin}");
+            tracing::info!(file = name, model = %model.digest(), "the weights are {origin}");
         }
         let provenance = packed_provenance(received.path()).unwrap_or_else(|| Provenance {
-            parent: model.quantized.as_ref().map(|quantized| quantized.origin.source),
+            parent: model.quantization().map(|made| made.source),
             ..Provenance::now(name)
         });
-        let calibrator = calibrator_beside(received.path(), model.digest)?;
+        let calibrator = calibrator_beside(received.path(), model.digest())?;
         cancellation.check()?;
         self.check_source(&model, provenance.parent)?;
         let kept = Kept { provenance: &provenance, calibrator: calibrator.as_ref() };
         let added = self.add_alone(&model, kept, None)?;
-        Ok(Imported { model: self.get(model.digest)?, added, dropped: origin.dropped })
+        Ok(Imported { model: self.get(model.digest())?, added, dropped: origin.dropped })
     }
 
     /// Releases the folder for other processes; the registry must not be used afterwards.
@@ -390,11 +394,11 @@ impl Registry {
     /// [`Self::add`] for callers that hold the `writing` lock.
     fn add_alone(
         &self,
-        model: &OpenModel,
+        model: &AnyModel,
         Kept { provenance, calibrator }: Kept<'_>,
         fence: Option<Fence>,
     ) -> Result<Added, RegistryError> {
-        let digest = model.digest;
+        let digest = model.digest();
         let place = self.place(digest);
         calibrator.map_or(Ok(()), |calibrator| calibrator::check(calibrator, digest))?;
         // A copy of another model that cannot be written does not keep this one out.
@@ -406,23 +410,20 @@ impl Registry {
             Ok(Condition::Damaged(_)) => self.discard(digest)?,
             Err(_) => {}
         }
-        let described = model.description(&provenance.origin);
-        let description = described.to_toml();
-        let tensors = model.tensor_bytes();
+        let AnyDescription { networks, composition, .. } = model.description(&provenance.origin);
+        let of_model = model.files(&provenance.origin);
         let provenance_text = provenance.to_toml();
         let calibrator_text = calibrator.map(calibrator_file);
-        let mut files: Vec<(&str, &[u8])> = vec![
-            (native::TENSORS, tensors.as_slice()),
-            (native::DESCRIPTION, description.as_bytes()),
-            (PROVENANCE, provenance_text.as_bytes()),
-        ];
+        let mut files: Vec<(&str, &[u8])> =
+            of_model.iter().map(|(name, content)| (name.as_str(), content.as_slice())).collect();
+        files.push((PROVENANCE, provenance_text.as_bytes()));
         files.extend(calibrator_text.as_ref().map(|text| (CALIBRATOR, text.as_bytes())));
         let bytes = files.iter().map(|(_, content)| content.len() as u64).sum();
         self.check_room(bytes)?;
         write_folder(&place, &files).map_err(at(&place))?;
         let facts = Facts {
-            architecture: model.architecture,
-            quantization: described.quantization,
+            networks,
+            composition,
             provenance: provenance.clone(),
             calibrator: calibrator.cloned().map(Arc::new),
         };
@@ -491,7 +492,7 @@ impl Registry {
 }
 
 impl Export {
-    /// Writes the model as one file, in the form that [`Registry::import`] and [`OpenModel::open`] accept.
+    /// Writes the model as one file, in the form that [`Registry::import`] and [`AnyModel::open`] accept.
     ///
     /// # Errors
     /// A file cannot be read, or `out` cannot be written.

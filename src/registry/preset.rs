@@ -5,17 +5,17 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::embedding::ModelDigest;
 use crate::encoder::LoadError;
-use crate::weights::open::OpenModel;
+use crate::weights::any::AnyModel;
 
 /// A model that is not in a registry, and how it is made.
 pub struct Preset {
-    make: Box<dyn Fn() -> Result<OpenModel, LoadError> + Send + Sync>,
+    make: Box<dyn Fn() -> Result<AnyModel, LoadError> + Send + Sync>,
     /// Known once it was made.
     digest: Mutex<Option<ModelDigest>>,
 }
 
 impl Preset {
-    pub fn new(make: impl Fn() -> Result<OpenModel, LoadError> + Send + Sync + 'static) -> Self {
+    pub fn new(make: impl Fn() -> Result<AnyModel, LoadError> + Send + Sync + 'static) -> Self {
         Self { make: Box::new(make), digest: Mutex::default() }
     }
 
@@ -32,15 +32,15 @@ impl Preset {
     }
 
     /// The model, if it has the digest `wanted`. Takes as long as loading a model.
-    pub fn make(&self, wanted: ModelDigest) -> Option<OpenModel> {
+    pub fn make(&self, wanted: ModelDigest) -> Option<AnyModel> {
         if self.digest().is_some_and(|digest| digest != wanted) {
             return None;
         }
         let made = (self.make)();
         let made =
             made.inspect_err(|cause| tracing::warn!(%cause, "the configured preset cannot be made")).ok()?;
-        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.digest);
-        Some(made).filter(|made| made.digest == wanted)
+        *self.digest.lock().unwrap_or_else(PoisonError::into_inner) = Some(made.digest());
+        Some(made).filter(|made| made.digest() == wanted)
     }
 }
 

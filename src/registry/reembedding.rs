@@ -239,8 +239,12 @@ impl ReEmbedder {
             // It was moving to a model that is no longer active.
             return Ok(gallery.drop_shadow().await?);
         }
-        let target =
-            ShadowTarget { model: model.digest, dimension: model.dimension, precision: model.precision };
+        let target = ShadowTarget {
+            model: model.digest,
+            dimension: model.dimension,
+            composition: model.composition(),
+            precision: model.precision,
+        };
         gallery.begin_shadow(target).await?;
         let mut is_second = false;
         loop {

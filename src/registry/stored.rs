@@ -8,10 +8,10 @@ use std::sync::Arc;
 use super::at;
 use super::calibrator::{CALIBRATOR, read_calibrator};
 use super::provenance::{PROVENANCE, Provenance};
-use crate::embedding::ModelDigest;
+use crate::embedding::{Composition, MEMBERS_MAX, ModelDigest};
 use crate::matching::Calibrator;
-use crate::weights::coded::Quantization;
-use crate::weights::family::Architecture;
+use crate::weights::any::AnyDescription;
+use crate::weights::ensemble::member_folder;
 use crate::weights::native::{self, Description};
 
 /// A model on disk.
@@ -34,9 +34,10 @@ pub enum Condition {
 /// What a model's folder states about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Facts {
-    pub architecture: Architecture,
-    /// Of a model in int8.
-    pub quantization: Option<Quantization>,
+    /// The network, or those of an ensemble's members.
+    pub networks: Vec<Description>,
+    /// Of an ensemble.
+    pub composition: Option<Composition>,
     pub provenance: Provenance,
     /// Of this model.
     pub calibrator: Option<Arc<Calibrator>>,
@@ -59,21 +60,18 @@ pub(super) fn inspect(folder: &Path, digest: ModelDigest) -> StoredModel {
         Ok(facts) => Condition::Intact(Box::new(facts)),
         Err(reason) => Condition::Damaged(relative(folder, reason)),
     };
-    let length = |name| fs::metadata(place.join(name)).map_or(0, |file| file.len());
-    let bytes = files_of(&place).map(length).sum();
+    let length = |name: &String| fs::metadata(place.join(name)).map_or(0, |file| file.len());
+    let bytes = files_of(&place).iter().map(length).sum();
     StoredModel { digest, bytes, condition }
 }
 
 fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, String> {
-    let description = native::read_description(place).map_err(|cause| cause.to_string())?;
+    let description = AnyDescription::read(place).map_err(|cause| cause.to_string())?;
     if description.digest != digest.to_string() {
         return Err(format!("its description is of model {}", description.digest));
     }
-    description.architecture.validate().map_err(|cause| cause.to_string())?;
-    let tensors = place.join(native::TENSORS);
-    let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
-    if length < description.tensor_bytes_min() {
-        return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
+    for (network, folder) in description.networks.iter().zip(description.folders()) {
+        check_files(network, &place.join(folder))?;
     }
     let provenance = read_provenance(place).unwrap_or_else(|cause| {
         let cause = relative(folder, cause);
@@ -85,16 +83,36 @@ fn facts(folder: &Path, place: &Path, digest: ModelDigest) -> Result<Facts, Stri
         tracing::error!(model = %digest, cause, "a model is served without its calibrator");
         None
     });
-    let Description { architecture, quantization, .. } = description;
-    Ok(Facts { architecture, quantization, provenance, calibrator: calibrator.map(Arc::new) })
+    let AnyDescription { networks, composition, .. } = description;
+    Ok(Facts { networks, composition, provenance, calibrator: calibrator.map(Arc::new) })
+}
+
+/// Whether a network can be what its folder says, judging by the length of its tensors.
+fn check_files(network: &Description, folder: &Path) -> Result<(), String> {
+    network.architecture.validate().map_err(|cause| cause.to_string())?;
+    let tensors = folder.join(native::TENSORS);
+    let length = fs::metadata(&tensors).map_err(|cause| at(&tensors)(cause).to_string())?.len();
+    if length < network.tensor_bytes_min() {
+        return Err(format!("{} has {length} bytes, too few for its tensors", tensors.display()));
+    }
+    Ok(())
 }
 
 /// The files of a model's folder, in the order in which they are packed. A model is complete without history and
-/// calibrator.
-pub fn files_of(place: &Path) -> impl Iterator<Item = &'static str> {
-    let is_optional = |name: &str| [PROVENANCE, CALIBRATOR].contains(&name);
-    let files = [native::DESCRIPTION, PROVENANCE, CALIBRATOR, native::TENSORS].into_iter();
-    files.filter(move |name| !is_optional(name) || place.join(name).exists())
+/// calibrator; an ensemble has its members' files in folders of their own.
+pub fn files_of(place: &Path) -> Vec<String> {
+    let mut files = vec![native::DESCRIPTION.to_owned()];
+    let optional = [PROVENANCE, CALIBRATOR].into_iter().filter(|name| place.join(name).exists());
+    files.extend(optional.map(str::to_owned));
+    let members = (0..MEMBERS_MAX).map(member_folder).take_while(|folder| place.join(folder).is_dir());
+    let of_member =
+        |folder: String| [native::DESCRIPTION, native::TENSORS].map(|name| format!("{folder}/{name}"));
+    let of_members: Vec<String> = members.flat_map(of_member).collect();
+    if of_members.is_empty() {
+        files.push(native::TENSORS.to_owned());
+    }
+    files.extend(of_members);
+    files
 }
 
 pub(super) fn read_provenance(place: &Path) -> Result<Provenance, String> {

@@ -8,22 +8,25 @@ use crate::cancellation::Stopped;
 use crate::durable::faults::flip;
 use crate::durable::faults::tally::{Tally, rounds};
 use crate::matching::{Appearance, CalibratorParts, FittedData, ModalityPair, PairCalibration};
+use crate::weights::ensemble::Ensemble;
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::family::{ArchitectureHints, Family, FeaturePoint, Preset};
 use crate::weights::golden;
+use crate::weights::native;
+use crate::weights::open::OpenModel;
 use crate::weights::seed::seeded;
 
 pub(super) const LIMITS: RegistryLimits = RegistryLimits { count_max: 3, bytes_max: 10 << 20 };
 
-pub(super) fn model(seed: u64) -> OpenModel {
+pub(super) fn model(seed: u64) -> AnyModel {
     let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
-    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
+    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed)).into()
 }
 
 /// A provenance that `seed` orders in time.
 pub(super) fn provenance(seed: u64) -> Provenance {
     Provenance {
-        parent: Some(model(0).digest),
+        parent: Some(model(0).digest()),
         data_fingerprint: Some(format!("data {seed}")),
         created_at: seed,
         ..Provenance::now(format!("job {seed}"))
@@ -36,7 +39,7 @@ pub(super) fn calibrator(seed: u64) -> Calibrator {
     let pair = PairCalibration { same_pairs: 30, other_pairs: 900, appearance, size: None };
     let parts = CalibratorParts {
         id: format!("calibrator {seed}"),
-        model: model(seed).digest,
+        model: model(seed).digest(),
         prior_unknown: 0.2,
         fitted_on: "ships".into(),
         data: Some(FittedData { fingerprint: "sha256:5".into(), ships: 30, ships_held_out: 12 }),
@@ -54,7 +57,7 @@ pub(super) fn add_calibrated(registry: &Registry, seed: u64, of: u64) -> Result<
 
 /// The record of an activation of model `seed` after that of seed 9.
 fn active(seed: u64) -> ActiveModel {
-    ActiveModel { digest: model(seed).digest, former: model(9).digest }
+    ActiveModel { digest: model(seed).digest(), former: model(9).digest() }
 }
 
 fn opened(folder: &Path) -> Registry {
@@ -105,19 +108,19 @@ fn models_and_the_active_one_are_there_after_a_restart() {
     assert_eq!(registry.list(), listed);
     assert_eq!(
         listed.iter().map(|stored| stored.digest).collect::<Vec<_>>(),
-        [1, 2].map(|n| model(n).digest)
+        [1, 2].map(|n| model(n).digest())
     );
     let Condition::Intact(facts) = &listed[0].condition else { panic!("intact") };
     assert_eq!(facts.provenance, provenance(1));
     assert_eq!(registry.active(), Some(active(2)));
-    assert_eq!(registry.load(model(1).digest).expect("intact"), model(1));
+    assert_eq!(registry.load(model(1).digest()).expect("intact"), model(1));
 }
 
 #[test]
 fn a_model_that_is_there_stays_as_it_is() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let registry = filled(folder.path(), &[1]);
-    let stored = registry.get(model(1).digest).expect("there");
+    let stored = registry.get(model(1).digest()).expect("there");
     assert_eq!(registry.add(&model(1), &provenance(9)).expect("known"), Added::Known);
     assert_eq!(registry.list(), [stored]);
 }
@@ -131,10 +134,10 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
     here.add(&model(1), &provenance(1)).expect("room");
-    let bytes = packed(&here, model(1).digest);
-    assert_eq!(bytes, packed(&here, model(1).digest), "equal models give equal bytes");
+    let bytes = packed(&here, model(1).digest());
+    assert_eq!(bytes, packed(&here, model(1).digest()), "equal models give equal bytes");
     let imported = import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
-    let stored = here.get(model(1).digest).expect("there");
+    let stored = here.get(model(1).digest()).expect("there");
     assert_eq!(imported, Imported { model: stored, added: Added::New, dropped: vec![] });
     let again = import(&there, &bytes, "x.zip", &Hints::default()).expect("again");
     assert_eq!(again, Imported { added: Added::Known, ..imported });
@@ -156,7 +159,7 @@ fn a_model_travels_with_its_history_and_a_checkpoint_gets_a_new_one() {
 fn a_calibrator_is_kept_with_its_model_and_travels_with_it() {
     let folders = [(); 3].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [here, there, other] = folders.each_ref().map(|folder| opened(folder.path()));
-    let digest = model(1).digest;
+    let digest = model(1).digest();
     assert_eq!(add_calibrated(&here, 1, 1).expect("room"), Added::New);
     here.add(&model(2), &provenance(2)).expect("room");
     assert_eq!(here.calibrator(digest).as_deref(), Some(&calibrator(1)));
@@ -169,7 +172,7 @@ fn a_calibrator_is_kept_with_its_model_and_travels_with_it() {
     here.load(digest).expect("intact");
     assert_eq!(here.calibrator(digest).as_deref(), Some(&calibrator(1)), "after it was read as a whole");
     for without in [model(2), model(3)] {
-        assert_eq!(here.calibrator(without.digest), None, "an older model, and none");
+        assert_eq!(here.calibrator(without.digest()), None, "an older model, and none");
     }
     import(&there, &bytes, "x.zip", &Hints::default()).expect("a packed model");
     assert_eq!(there.get(digest).expect("there"), stored);
@@ -184,10 +187,10 @@ fn a_calibrator_is_kept_with_its_model_and_travels_with_it() {
 fn a_calibrator_of_another_model_is_refused_and_a_damaged_one_is_missed() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
-    let digest = model(1).digest;
+    let digest = model(1).digest();
     let refused = add_calibrated(&here, 1, 2).expect_err("the calibrator of another model");
     assert_eq!(refused.reason().name(), "CALIBRATOR_MISMATCH");
-    assert!(refused.to_string().contains(&model(2).digest.to_string()), "{refused}");
+    assert!(refused.to_string().contains(&model(2).digest().to_string()), "{refused}");
     assert_eq!(here.list(), []);
     add_calibrated(&here, 1, 1).expect("room");
     drop(here);
@@ -218,15 +221,44 @@ fn a_model_of_another_family_is_kept_and_travels_like_any_other() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
     let architecture = Family::Toy.preset(Preset::Tiny);
-    let toy = OpenModel::new(architecture, FeaturePoint::AfterNeck, seeded(&architecture, 1));
+    let toy = AnyModel::from(OpenModel::new(architecture, FeaturePoint::AfterNeck, seeded(&architecture, 1)));
     here.add(&toy, &provenance(1)).expect("room");
     drop(here);
     let here = opened(folders[0].path());
-    assert_eq!(here.load(toy.digest).expect("intact"), toy);
-    let bytes = packed(&here, toy.digest);
+    assert_eq!(here.load(toy.digest()).expect("intact"), toy);
+    let bytes = packed(&here, toy.digest());
     let imported = there.import(received(&there, &bytes), "x", &Hints::default(), &Cancellation::default());
     let stored = imported.expect("a packed model").model;
-    assert!(matches!(stored.condition, Condition::Intact(facts) if facts.architecture == architecture));
+    assert!(
+        matches!(stored.condition, Condition::Intact(facts) if facts.networks[0].architecture == architecture)
+    );
+}
+
+#[test]
+fn an_ensemble_is_one_model_with_all_of_its_members() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    let members = [1, 2].map(|seed| model(seed).networks()[0].clone()).to_vec();
+    let ensemble = AnyModel::from(Ensemble::new(members, &[1.0, 0.5], 3, 100).expect("an ensemble"));
+    let digest = ensemble.digest();
+    assert_eq!(here.add(&ensemble, &provenance(1)).expect("room"), Added::New);
+    let bytes = packed(&here, digest);
+    let imported = there.import(received(&there, &bytes), "x", &Hints::default(), &Cancellation::default());
+    let stored = imported.expect("a packed ensemble").model;
+    assert_eq!(stored, here.get(digest).expect("there"));
+    drop((here, there));
+    let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
+    for registry in [&here, &there] {
+        assert_eq!(registry.list(), [stored.clone()], "its members are no models of their own");
+        assert_eq!(registry.load(digest).expect("intact"), ensemble);
+    }
+    let file = folders[0].path().join(digest.to_string()).join("members/1").join(native::TENSORS);
+    fs::write(file, b"junk").expect("writable");
+    assert!(matches!(here.load(digest), Err(RegistryError::Damaged { .. })));
+    assert_eq!(here.add(&ensemble, &provenance(1)).expect("repaired"), Added::New);
+    assert_eq!(here.load(digest).expect("repaired"), ensemble);
+    here.delete(digest).expect("removable");
+    assert!(here.list().is_empty());
 }
 
 #[test]
@@ -234,7 +266,7 @@ fn a_model_that_nobody_waits_for_any_more_is_not_added() {
     let folders = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
     here.add(&model(1), &provenance(1)).expect("room");
-    let bytes = packed(&here, model(1).digest);
+    let bytes = packed(&here, model(1).digest());
     let (cancellation, guard) = Cancellation::at(None);
     // While another model is being added, which keeps all others waiting.
     let writing = there.writing();
@@ -261,9 +293,9 @@ fn a_model_that_a_job_has_left_is_taken_over_with_its_history() {
     assert!(registry.list().is_empty());
 
     fs::write(left.join(PROVENANCE), provenance(1).to_toml()).expect("writable");
-    assert_eq!(registry.adopt(&left, None).expect("room"), (model(1).digest, Added::New));
-    assert_eq!(registry.adopt(&left, None).expect("known"), (model(1).digest, Added::Known));
-    let stored = registry.get(model(1).digest).expect("there").condition;
+    assert_eq!(registry.adopt(&left, None).expect("room"), (model(1).digest(), Added::New));
+    assert_eq!(registry.adopt(&left, None).expect("known"), (model(1).digest(), Added::Known));
+    let stored = registry.get(model(1).digest()).expect("there").condition;
     assert!(matches!(stored, Condition::Intact(facts) if facts.provenance == provenance(1)));
 }
 
@@ -272,13 +304,13 @@ fn the_active_model_is_not_deleted_and_a_deleted_one_is_gone() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let registry = filled(folder.path(), &[1, 2]);
     registry.set_active(active(1)).expect("there");
-    assert!(matches!(registry.delete(model(1).digest), Err(RegistryError::Active(_))));
+    assert!(matches!(registry.delete(model(1).digest()), Err(RegistryError::Active(_))));
     // Sending continues to the end.
-    let export = registry.export(model(2).digest).expect("there");
-    registry.delete(model(2).digest).expect("not active");
+    let export = registry.export(model(2).digest()).expect("there");
+    registry.delete(model(2).digest()).expect("not active");
     export.write_to(io::sink()).expect("sent");
     for registry in [registry].into_iter().chain(std::iter::once_with(|| opened(folder.path()))) {
-        let absent = model(2).digest;
+        let absent = model(2).digest();
         assert!(matches!(registry.delete(absent), Err(RegistryError::NotFound(_))));
         assert!(matches!(registry.set_active(active(2)), Err(RegistryError::NotFound(_))));
         assert!(matches!(registry.load(absent), Err(RegistryError::NotFound(_))));
@@ -291,8 +323,8 @@ fn limits_are_met_before_anything_is_written() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let registry = filled(folder.path(), &[1, 2, 3]);
     assert!(matches!(registry.add(&model(4), &provenance(4)), Err(RegistryError::TooMany { limit: 3 })));
-    registry.delete(model(3).digest).expect("not active");
-    let one = registry.get(model(1).digest).expect("there").bytes;
+    registry.delete(model(3).digest()).expect("not active");
+    let one = registry.get(model(1).digest()).expect("there").bytes;
     drop(registry);
     let bytes_max = 2 * one + one / 2;
     let registry = Registry::open(folder.path(), RegistryLimits { bytes_max, ..LIMITS }).expect("opens");
@@ -330,22 +362,22 @@ fn a_damaged_model_is_refused_by_name_and_repaired_by_adding_it_again() {
         change(native::DESCRIPTION, |path| fs::write(path, b"format = 2").expect("writable")),
         change(native::DESCRIPTION, |path| {
             let text = fs::read_to_string(path).expect("readable");
-            fs::write(path, text.replace(&model(1).digest.to_string(), &model(2).digest.to_string()))
+            fs::write(path, text.replace(&model(1).digest().to_string(), &model(2).digest().to_string()))
                 .expect("writable");
         }),
     ] {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let digest = model(1).digest;
+        let digest = model(1).digest();
         let place = filled(folder.path(), &[1, 2]).place(digest);
         change(&place.join(name));
         let registry = opened(folder.path());
-        let error = registry.load(digest).map(|model| model.digest);
+        let error = registry.load(digest).map(|model| model.digest());
         let error = error.expect_err("damaged").to_string();
         assert!(error.contains(&digest.to_string()) && error.contains("damaged"), "{name}: {error}");
         assert!(matches!(registry.get(digest).expect("listed").condition, Condition::Damaged(_)));
         assert!(matches!(registry.set_active(active(1)), Err(RegistryError::Damaged { .. })));
         assert!(matches!(registry.export(digest), Err(RegistryError::Damaged { .. })));
-        registry.load(model(2).digest).expect("the other one is not touched");
+        registry.load(model(2).digest()).expect("the other one is not touched");
         assert_eq!(registry.add(&model(1), &provenance(1)).expect("repaired"), Added::New);
         assert_eq!(registry.load(digest).expect("repaired"), model(1));
     }
@@ -360,7 +392,7 @@ fn what_killed_writers_left_is_gone_after_a_restart() {
     std::mem::forget(received(&registry, b"half of a mod"));
     drop(registry);
     // As left by an interrupted addition, deletion or change of the active model.
-    let digest = model(2).digest.to_string();
+    let digest = model(2).digest().to_string();
     for partial in [format!(".partial-{digest}-new-1-0"), format!(".partial-{digest}-gone-1-1")] {
         fs::create_dir(folder.path().join(&partial)).expect("writable");
         fs::write(folder.path().join(&partial).join(native::TENSORS), b"torn").expect("writable");
@@ -407,7 +439,7 @@ fn a_record_of_the_active_model_is_repaired_from_its_copy_or_kept_and_missed() {
 fn a_model_whose_history_is_damaged_is_served_and_says_so() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let registry = filled(folder.path(), &[1]);
-    let digest = model(1).digest;
+    let digest = model(1).digest();
     let path = registry.place(digest).join(PROVENANCE);
     drop(registry);
     for text in [Some("rotten"), None] {
@@ -432,7 +464,7 @@ fn a_model_whose_history_is_damaged_is_served_and_says_so() {
 fn whichever_byte_of_a_models_files_is_flipped_nothing_is_silently_wrong() {
     let fresh = tempfile::tempdir().expect("a temporary folder");
     filled(fresh.path(), &[1, 2]).set_active(active(1)).expect("there");
-    let digests = [1, 2].map(|seed| model(seed).digest);
+    let digests = [1, 2].map(|seed| model(seed).digest());
     let mut files = vec!["active.toml".to_owned(), "active.copy.toml".to_owned()];
     for digest in digests {
         files.extend(
@@ -486,7 +518,7 @@ const RELEASED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/mode
 #[test]
 fn models_of_the_first_release_are_read() {
     let [fresh, old] = [(); 2].map(|()| tempfile::tempdir().expect("a temporary folder"));
-    let digest = model(1).digest;
+    let digest = model(1).digest();
     let there = old.path().join(digest.to_string());
     fs::create_dir(&there).expect("writable");
     for file in names(&Path::new(RELEASED).join(digest.to_string())) {

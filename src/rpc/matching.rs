@@ -79,10 +79,11 @@ impl Matcher {
         let (snapshot, lease) = with_model(&self.pipeline, &gallery);
         let size = search_size(&call, &*snapshot);
         let announced = self.access.admit(context, size)?;
-        let model = snapshot.about().model;
+        let about = snapshot.about().clone();
+        let model = about.model;
         check_model(call.model, model)?;
-        // Of the gallery's model, whichever is active: galleries change models one by one.
-        let calibrator = self.calibrators.of(model);
+        // Of the gallery's model, whichever is active: galleries change models one by one. Ensembles have none.
+        let calibrator = self.calibrators.of(model).filter(|_| about.composition.is_none());
         let asked = self.embed(&call, lease, context).await?;
         let (queries, asked) = split(asked);
         let plan = Arc::new(Plan {
@@ -91,7 +92,7 @@ impl Matcher {
             group: call.group,
             filter: call.filter,
             gate: call.gate,
-            ranking: call.ranking.unwrap_or_else(|| Ranking::unless_named(calibrator.as_deref())),
+            ranking: call.ranking.unwrap_or_else(|| Ranking::unless_named(&about, calibrator.as_deref())),
             sharing: call.sharing,
             calibrator: calibrator.clone(),
             prior_unknown: call.prior_unknown,

@@ -107,6 +107,10 @@ impl ModelsService {
     }
 
     fn with_residence(&self, model: wire::Model, lease: Option<&ModelLease>) -> wire::Model {
+        let model = match lease {
+            Some(lease) => convert::with_costs(model, lease),
+            None => model,
+        };
         wire::Model {
             active: lease.is_some_and(|lease| lease.digest == self.pipeline.active().digest),
             resident: lease.is_some(),

@@ -8,15 +8,14 @@ use futures_util::future::join_all;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::CallContext;
-use super::convert::{self, EmbedCall, EmbedItem};
+use super::convert::{self, EmbedCall, EmbedItem, MemberVectors};
 use super::drain::Drain;
 use super::matching::Matcher;
 use super::problem::Problem;
 use super::train::{self, JobAccess};
 use super::{ResponseStream, deadline, status};
 use crate::config::Limits;
-use crate::embedding::ModelDigest;
-use crate::encoder::{Embedded, Pipeline};
+use crate::encoder::{Embedded, ModelLease, Pipeline};
 use crate::wire;
 
 /// Embeds chips through the pipeline that every service shares.
@@ -65,7 +64,7 @@ impl ShipReIdService {
         }))
         .await;
         status::whole_call(&outcomes)?;
-        Ok(convert::embed_response(outcomes, &model, started.elapsed()))
+        Ok(convert::embed_response(outcomes, &model, call.members, started.elapsed()))
     }
 
     /// Answers one chip of a stream; a chip that is invalid or for which there is no room fails alone.
@@ -84,14 +83,14 @@ impl ShipReIdService {
         &self,
         item: wire::EmbedStreamRequest,
         context: &CallContext,
-    ) -> Result<(Embedded, ModelDigest), Problem> {
-        let EmbedItem { chip, model, priority } = EmbedItem::parse(item)?;
+    ) -> Result<(Embedded, ModelLease, MemberVectors), Problem> {
+        let EmbedItem { chip, model, priority, members } = EmbedItem::parse(item)?;
         let model = self.pipeline.resolve(model)?;
         let caller = convert::caller(context, priority);
         let _place = self.pipeline.admit(&model, &caller, 1, chip.image.len())?;
         let embedded = self.pipeline.embed(&model, &caller, chip).await;
         let embedded = embedded.map_err(|cause| Problem::from(cause).within("chip"))?;
-        Ok((embedded, model.digest))
+        Ok((embedded, model, members))
     }
 }
 

@@ -78,6 +78,12 @@ impl From<MatchError> for Problem {
             MatchError::Uncalibrated { model, .. } => {
                 Self::new(Reason::Uncalibrated, cause.to_string()).with_metadata("gallery_model", model)
             }
+            MatchError::Ensemble { model, .. } | MatchError::NoEnsemble { model } => {
+                Self::new(Reason::RankingUnavailable, cause.to_string()).with_metadata("gallery_model", model)
+            }
+            MatchError::BeyondDepth { depth, .. } => {
+                Self::new(Reason::TopKBeyondDepth, cause.to_string()).with_metadata("limit", depth)
+            }
             MatchError::Store(cause) => cause.into(),
         }
     }

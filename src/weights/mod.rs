@@ -1,11 +1,15 @@
 //! Checkpoints as data: named tensors read from untrusted files.
 
+/// One network or an ensemble, from any source.
+pub mod any;
 #[cfg(test)]
 mod cases;
 /// Files of other programs.
 pub mod checkpoint;
 /// The name of a model.
 pub mod digest;
+/// Models made of models.
+pub mod ensemble;
 /// Model families: architectures, and the tensors that they define.
 pub mod family;
 /// Which tensors of a starting point a model took.

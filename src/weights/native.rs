@@ -22,6 +22,8 @@ pub const DESCRIPTION: &str = "model.toml";
 pub const TENSORS: &str = "model.safetensors";
 /// Incremented when an older program could misread a folder.
 const FORMAT: u32 = 1;
+/// Of the description of an ensemble, which has the models of its members in folders of their own.
+pub(super) const FORMAT_OF_ENSEMBLES: u32 = 2;
 pub(super) const DESCRIPTION_BYTES_MAX: u64 = 1 << 20;
 pub(super) const TENSOR_BYTES_MAX: u64 = 16 << 30;
 
@@ -101,8 +103,10 @@ pub enum NativeError {
     Exists(PathBuf),
     #[error("{path} is not a model description: {cause}")]
     Description { path: PathBuf, cause: String },
-    #[error("{path} has format {found}; this program reads format {FORMAT}")]
+    #[error("{path} has format {found}; this program reads formats {FORMAT} and {FORMAT_OF_ENSEMBLES}")]
     Format { path: PathBuf, found: u32 },
+    #[error("{0} is of an ensemble, and one model is needed here")]
+    Ensemble(PathBuf),
     #[error("{path} is not a safetensors file: {cause}")]
     Tensors { path: PathBuf, cause: String },
     #[error("{path} is larger than {max} bytes")]
@@ -130,13 +134,25 @@ pub fn tensor_bytes(tensors: &NamedTensors) -> Vec<u8> {
     safetensors::serialize(views, None).expect("every tensor holds as many values as its shape")
 }
 
+/// Reads a file of a model's folder, of at most so many bytes.
+pub(super) type ReadFile<'r> = &'r dyn Fn(&str, u64) -> Result<Vec<u8>, NativeError>;
+
 /// Reads a model folder; the caller verifies the tensors against architecture and digest.
 ///
 /// # Errors
 /// If a file is missing, malformed, too large or of another format.
 pub fn read(folder: &Path) -> Result<Contents, NativeError> {
-    let (description, path) = (read_description(folder)?, folder.join(TENSORS));
-    parse(&path, description, &read_tensor_bytes(&path)?)
+    read_with(folder, &|name, bytes_max| read_bounded(&folder.join(name), bytes_max))
+}
+
+/// [`read`] for a folder whose files are read by `read`.
+///
+/// # Errors
+/// See [`read`].
+pub(super) fn read_with(folder: &Path, read: ReadFile<'_>) -> Result<Contents, NativeError> {
+    let text = read(DESCRIPTION, DESCRIPTION_BYTES_MAX)?;
+    let description = parse_description(&folder.join(DESCRIPTION), &text)?;
+    parse(&folder.join(TENSORS), description, &read(TENSORS, TENSOR_BYTES_MAX)?)
 }
 
 /// The described model with the tensors in `bytes`, which were read from `path`.
@@ -164,16 +180,31 @@ pub fn read_description(folder: &Path) -> Result<Description, NativeError> {
 
 /// The description in `bytes`, which were read from `path`.
 pub(super) fn parse_description(path: &Path, bytes: &[u8]) -> Result<Description, NativeError> {
-    let text = String::from_utf8_lossy(bytes);
-    let malformed = |cause: toml::de::Error| NativeError::Description {
-        path: path.to_owned(),
-        cause: cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" "),
-    };
-    let format = toml::from_str::<Format>(&text).map_err(malformed)?.format;
-    if format != FORMAT {
-        return Err(NativeError::Format { path: path.to_owned(), found: format });
+    parse_toml(path, &String::from_utf8_lossy(bytes), FORMAT, Description::from_toml)
+}
+
+/// What `parse` reads in a description of a format.
+pub(super) fn parse_toml<T>(
+    path: &Path,
+    text: &str,
+    format: u32,
+    parse: impl FnOnce(&str) -> Result<T, toml::de::Error>,
+) -> Result<T, NativeError> {
+    match format_of(path, text)? {
+        found if found == format => parse(text).map_err(|cause| malformed(path, &cause)),
+        FORMAT_OF_ENSEMBLES => Err(NativeError::Ensemble(path.to_owned())),
+        found => Err(NativeError::Format { path: path.to_owned(), found }),
     }
-    Description::from_toml(&text).map_err(malformed)
+}
+
+/// The format of a description.
+pub(super) fn format_of(path: &Path, text: &str) -> Result<u32, NativeError> {
+    Ok(toml::from_str::<Format>(text).map_err(|cause| malformed(path, &cause))?.format)
+}
+
+fn malformed(path: &Path, cause: &toml::de::Error) -> NativeError {
+    let cause = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+    NativeError::Description { path: path.to_owned(), cause }
 }
 
 /// The part of a description that is common to all formats.
@@ -230,7 +261,7 @@ fn tensors_from(path: &Path, mut reader: impl Read + Seek) -> Result<NamedTensor
     Ok(tensors)
 }
 
-fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {
+pub(super) fn read_bounded(path: &Path, max: u64) -> Result<Vec<u8>, NativeError> {
     let failed = |cause| NativeError::Io { path: path.to_owned(), cause };
     let mut bytes = Vec::new();
     open_bounded(path, max)?.read_to_end(&mut bytes).map_err(failed)?;

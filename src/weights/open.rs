@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use super::checkpoint::{Checkpoint, CheckpointError, Expected, Origin};
 use super::coded::{self, Quantized};
 use super::digest::{digest, digest_in_int8};
+use super::ensemble::error::EnsembleError;
 use super::family::{Architecture, ArchitectureError, ArchitectureHints, Family, FeaturePoint};
 use super::misfits::Misfits;
 use super::native::{self, Contents, Description, NativeError};
@@ -50,7 +51,7 @@ pub struct OpenError {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum Cause {
+pub(super) enum Cause {
     #[error(transparent)]
     Native(#[from] NativeError),
     #[error(transparent)]
@@ -65,7 +66,9 @@ enum Cause {
     Misfits(#[from] Misfits),
     #[error(transparent)]
     Quantized(#[from] QuantizeError),
-    #[error("the tensors have digest {found}, its description says {described}")]
+    #[error(transparent)]
+    Ensemble(#[from] EnsembleError),
+    #[error("it has digest {found}, its description says {described}")]
     Digest { described: String, found: ModelDigest },
 }
 
@@ -108,7 +111,15 @@ impl OpenModel {
         } else {
             open_checkpoint(path, hints)
         };
-        opened.map_err(|cause| OpenError { path: path.to_owned(), cause: Box::new(cause) })
+        opened.map_err(|cause| OpenError::new(path, cause))
+    }
+
+    /// The model in a folder that was read, if its tensors match its description.
+    ///
+    /// # Errors
+    /// See [`Self::open`].
+    pub(super) fn verified(path: &Path, contents: Contents) -> Result<Self, OpenError> {
+        check(contents).map_err(|cause| OpenError::new(path, cause))
     }
 
     /// The description of this model in a folder; `source` is its origin.
@@ -131,12 +142,28 @@ impl OpenModel {
         native::write(folder, &description, &self.tensor_bytes())
     }
 
+    /// The files of its folder by name; `source` is its origin.
+    pub(super) fn files(&self, source: &str) -> Vec<(String, Vec<u8>)> {
+        let description = self.description(source).to_toml().into_bytes();
+        vec![(native::TENSORS.to_owned(), self.tensor_bytes()), (native::DESCRIPTION.to_owned(), description)]
+    }
+
     /// Its tensors as a safetensors file.
     pub fn tensor_bytes(&self) -> Vec<u8> {
         match &self.quantized {
             Some(quantized) => coded::tensor_bytes(&self.tensors, &quantized.layers),
             None => native::tensor_bytes(&self.tensors),
         }
+    }
+}
+
+impl OpenError {
+    pub(super) fn new(path: &Path, cause: impl Into<Cause>) -> Self {
+        Self { path: path.to_owned(), cause: Box::new(cause.into()) }
+    }
+
+    pub(super) fn other_digest(path: &Path, described: String, found: ModelDigest) -> Self {
+        Self::new(path, Cause::Digest { described, found })
     }
 }
 
@@ -244,7 +271,11 @@ mod tests {
             fs::write(path, text.replace(from, to)).expect("writable");
         };
         check(&|place| fs::remove_file(place.join(native::TENSORS)).expect("there"), "No such file");
-        check(&|place| edit(place, "format = 1", "format = 2"), "has format 2; this program reads format 1");
+        check(
+            &|place| edit(place, "format = 1", "format = 3"),
+            "has format 3; this program reads formats 1 and 2",
+        );
+        check(&|place| edit(place, "format = 1", "format = 2"), "is of an ensemble");
         check(&|place| edit(place, "depth = 2", "depth = 1"), "unexpected");
         check(&|place| edit(place, "before_neck", "after_neck"), "its description says");
         check(&|place| edit(place, "heads = 2", "heads = 3"), "not a multiple of heads");

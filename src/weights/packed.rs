@@ -10,10 +10,10 @@ use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use super::native::{self, Contents, NativeError};
 
-/// A file of a model folder, under its name in the folder.
+/// A file of a model folder, under its name in the folder, which may be a path.
 #[derive(Debug)]
 pub struct Part {
-    pub name: &'static str,
+    pub name: String,
     pub file: File,
 }
 
@@ -121,7 +121,8 @@ mod tests {
     fn packed(folder: &Path) -> Vec<u8> {
         let place = folder.join("model");
         model().save(&place, "test").expect("written");
-        let part = |name| Part { name, file: File::open(place.join(name)).expect("there") };
+        let part =
+            |name: &str| Part { name: name.to_owned(), file: File::open(place.join(name)).expect("there") };
         let mut bytes = Vec::new();
         pack(vec![part(native::DESCRIPTION), part(native::TENSORS)], &mut bytes).expect("in memory");
         bytes

@@ -11,6 +11,8 @@ use crate::int8::Rounded;
 pub enum SourceError {
     #[error("it is not in int8")]
     NotInt8,
+    #[error("it says that it was made from model {named}, which is an ensemble")]
+    Ensemble { named: ModelDigest },
     #[error("it says that it was made from model {named}, not from {given}")]
     Other { named: ModelDigest, given: ModelDigest },
     #[error("it says that it was made from model {origin}, which gives model {expected} in int8")]

@@ -1,6 +1,7 @@
 //! Models of a running server: imported, listed, activated under load, exported, deleted.
 
 mod calibrated;
+mod ensemble;
 mod following;
 
 use std::fs;
@@ -15,6 +16,7 @@ use shipreid::client::{Client, ClientError, chip};
 use shipreid::embedding::ModelDigest;
 use shipreid::encoder::{Batch, Encoder, EncoderFactory, Health, ModelCard, PixelProjection};
 use shipreid::registry::{Provenance, Registry, RegistryLimits};
+use shipreid::weights::any::AnyModel;
 use shipreid::weights::family::FeaturePoint;
 use shipreid::weights::family::transoss::TransOssArchitecture;
 use shipreid::weights::open::OpenModel;
@@ -38,14 +40,14 @@ const SIZE: ChipSize = ChipSize { height: 64, width: 32 };
 const IMAGE: &str = "0001_a_33x97_RGB.tif";
 
 /// Models that differ only in their seed.
-pub fn model(seed: u64) -> OpenModel {
+pub fn model(seed: u64) -> AnyModel {
     let vit = TransOssArchitecture::vit_base();
     let small = TransOssArchitecture { image: SIZE, embed_dim: 16, depth: 1, heads: 2, ..vit }.into();
-    OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, seed))
+    OpenModel::new(small, FeaturePoint::BeforeNeck, seeded(&small, seed)).into()
 }
 
 pub fn digest(seed: u64) -> String {
-    model(seed).digest.to_string()
+    model(seed).digest().to_string()
 }
 
 /// In place of a model, a projection seeded by its digest.
@@ -54,17 +56,22 @@ fn projection(digest: ModelDigest) -> PixelProjection {
     PixelProjection::new(16, u32::from_le_bytes([a, b, c, d]).into())
 }
 
-pub fn loaded(model: &OpenModel) -> LoadedModel {
-    let digest = model.digest;
+pub fn loaded(model: &AnyModel) -> LoadedModel {
+    let digest = model.digest();
     let card = ModelCard {
         digest,
         dimension: 16,
         chip_size: SIZE,
-        sar_stretch: model.architecture.preprocessing().sar_stretch,
+        sar_stretch: model.preprocessing().sar_stretch,
         precision: Precision::F32,
+        members: None,
     };
     let factory: EncoderFactory = Arc::new(move |_| Ok(Box::new(projection(digest)) as Box<dyn Encoder>));
-    LoadedModel { card, factory, workers: 2, bytes: 1 }
+    let loaded = LoadedModel { card, factory, workers: 2, bytes: 1 };
+    match model {
+        AnyModel::Network(_) => loaded,
+        AnyModel::Ensemble(of) => ensemble::loaded_ensemble(of, &loaded),
+    }
 }
 
 /// A server that keeps its models in `folder` and starts with the last activated one, or with seed 0.
@@ -87,7 +94,7 @@ pub fn exported(folder: &Path, seeds: &[u64]) -> Vec<PathBuf> {
         registry.add(&model(*seed), &provenance).unwrap();
         let path = folder.join(format!("{seed}.zip"));
         let file = fs::File::create(&path).unwrap();
-        registry.export(model(*seed).digest).unwrap().write_to(file).unwrap();
+        registry.export(model(*seed).digest()).unwrap().write_to(file).unwrap();
         path
     };
     seeds.iter().map(file).collect()
@@ -150,7 +157,7 @@ async fn a_configured_model_is_not_deleted_while_it_serves_and_can_be_activated_
     activate(&client, digest(0)).await.unwrap();
     server.stop().await;
     let registry = Registry::open(&folder.path().join("models"), limits).unwrap();
-    assert_eq!(registry.active().unwrap().digest, model(0).digest);
+    assert_eq!(registry.active().unwrap().digest, model(0).digest());
 }
 
 #[tokio::test]

@@ -46,6 +46,7 @@ pub fn model(factory: EncoderFactory) -> LoadedModel {
         chip_size,
         sar_stretch: SarStretch::default(),
         precision: Precision::F32,
+        members: None,
     };
     LoadedModel { card, factory, workers: 1, bytes: 1 }
 }

@@ -253,6 +253,7 @@ async fn piped() -> (Bench, Arc<Pipeline>) {
         chip_size: SIZE,
         sar_stretch: SarStretch::default(),
         precision: Precision::F32,
+        members: None,
     };
     let settings = ResidencySettings { bytes_max: 1, device: "cpu".into() };
     let residency = Residency::new(bench.queue.clone(), settings);

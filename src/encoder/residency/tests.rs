@@ -57,6 +57,7 @@ fn loaded(number: u8, factory: EncoderFactory) -> LoadedModel {
         chip_size: SIZE,
         sar_stretch: SarStretch::default(),
         precision: Precision::F32,
+        members: None,
     };
     LoadedModel { card, factory, workers: WORKERS, bytes: 100 }
 }

@@ -22,7 +22,7 @@ pub use name::{GalleryName, NameError};
 pub use read::{Consistency, Read, Readable};
 
 use super::store::{Gallery, Info};
-use crate::embedding::ModelDigest;
+use crate::embedding::{Composition, ModelDigest};
 
 /// The galleries of a server, in any store.
 pub type Catalog = Arc<dyn CatalogStore>;
@@ -145,6 +145,8 @@ pub type Slot = Result<Gallery, Arc<Unserved>>;
 pub struct NewGallery {
     pub model: ModelDigest,
     pub dimension: usize,
+    /// If the model is an ensemble.
+    pub composition: Option<Composition>,
     /// Whether source chips are kept, so that the gallery can move to a new model.
     pub keeps_chips: bool,
 }

@@ -279,11 +279,14 @@ impl<'t> WriteBatch<'t> {
         let mut either = [Some(vector), shadow].into_iter().flatten();
         let active = either.find(|vector| vector.model == about.model);
         let active = active.ok_or(StoreError::Model { expected: about.model, found: vector.model })?;
-        if active.dimension == about.dimension {
-            Ok(active)
-        } else {
-            Err(StoreError::Dimension { expected: about.dimension, found: active.dimension })
+        if active.dimension != about.dimension {
+            return Err(StoreError::Dimension { expected: about.dimension, found: active.dimension });
         }
+        // It was prepared before the gallery had anything to do with its model, an ensemble.
+        if active.code.parts().len() != self.index.parts() {
+            return Err(StoreError::Model { expected: about.model, found: active.model });
+        }
+        Ok(active)
     }
 
     fn check_room(&self) -> Result<(), StoreError> {

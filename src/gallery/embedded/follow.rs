@@ -147,7 +147,7 @@ impl<'t> Rows<'t> {
 
     /// The index of what the tables hold now.
     fn index(&self, about: &About) -> Result<Index, StoreError> {
-        let mut index = Index::new(about.dimension);
+        let mut index = Index::composed(about.dimension, about.composition);
         for row in self.entries.iter().map_err(DatabaseError::from)? {
             let (row, record) = row.map_err(DatabaseError::from)?;
             let row = RowId(row.value());
@@ -188,7 +188,7 @@ fn entry(record: &[u8]) -> Result<Entry, Damage> {
 fn code(vector: &[u8], about: &About) -> Result<Code, Damage> {
     let mut values = vec![0.0; about.dimension];
     read_vector(unseal(vector)?, &mut values)?;
-    Ok(Code::new(&values))
+    Ok(Code::composed(&values, about.composition.as_ref()))
 }
 
 fn contradiction(row: RowId) -> StoreError {

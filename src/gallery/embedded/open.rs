@@ -137,7 +137,7 @@ fn read_index(
     let check = || guard(|| Ok::<_, SchemaError>((whole_rows(tables)?, sum_ids(tables)?)));
     let (saved, checked) = thread::scope(|scope| {
         let checking = scope.spawn(check);
-        let saved = sidecar::read(volume, header, about.dimension);
+        let saved = sidecar::read(volume, header, about);
         let panicked = |_| Err(DatabaseError::Damaged("it could not be checked".into()).into());
         (saved, checking.join().unwrap_or_else(panicked))
     });
@@ -174,7 +174,7 @@ pub(super) fn index_from_vectors(about: &About, tables: &Tables) -> Result<Index
 }
 
 fn build(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
-    let mut index = Index::new(about.dimension);
+    let mut index = Index::composed(about.dimension, about.composition);
     let mut values = vec![0.0; about.dimension];
     let mut vectors = tables.vectors.iter().map_err(DatabaseError::from)?;
     for_each_entry(tables, |row, entry| {
@@ -184,7 +184,7 @@ fn build(about: &About, tables: &Tables) -> Result<Index, SchemaError> {
             .ok_or_else(|| Damage(format!("row {} has no embedding", row.0)))?;
         let read = unseal(sealed.value()).and_then(|bytes| read_vector(bytes, &mut values));
         read.map_err(|damage| Damage(format!("the embedding of row {} {damage}", row.0)))?;
-        index.push(row, &Code::new(&values), entry);
+        index.push(row, &Code::composed(&values, about.composition.as_ref()), entry);
         Ok(())
     })?;
     index.settle_names();

@@ -42,8 +42,8 @@ impl Prepared {
             entry: enrolment.entry.clone(),
             record,
             chip,
-            vector: Vector::new(enrolment.model, &enrolment.embedding),
-            shadow: shadow.map(|shadow| Vector::new(shadow.model, &shadow.embedding)),
+            vector: Vector::new(enrolment.model, &enrolment.embedding, about),
+            shadow: shadow.map(|shadow| Vector::new(shadow.model, &shadow.embedding, about)),
             conflict: enrolment.conflict,
         }
     }
@@ -57,9 +57,11 @@ impl Prepared {
 }
 
 impl Vector {
-    fn new(model: ModelDigest, embedding: &Embedding) -> Self {
+    fn new(model: ModelDigest, embedding: &Embedding, about: &About) -> Self {
         let values = embedding.as_slice();
-        let (sealed, code) = (seal(vector_bytes(values)), Code::new(values));
+        // One of another dimension is refused, whatever its code.
+        let composition = about.composition_of(model).filter(|of| of.dimension() == values.len());
+        let (sealed, code) = (seal(vector_bytes(values)), Code::composed(values, composition.as_ref()));
         Self { model, dimension: embedding.dimension(), sealed, code }
     }
 }

@@ -2,9 +2,9 @@
 
 use prost::Message;
 
-use crate::embedding::ModelDigest;
+use crate::embedding::{Composition, ModelDigest};
 use crate::gallery::entry::Entry;
-use crate::gallery::record::{Damage, EntryRecord, seal_of};
+use crate::gallery::record::{CompositionRecord, Damage, EntryRecord, seal_of};
 
 /// What does not change with every commit. A program that does not know a newer schema can still read its number.
 #[derive(Clone, PartialEq, Message)]
@@ -40,6 +40,9 @@ pub struct GenerationRecord {
     /// When all of them replaced those of another model.
     #[prost(sfixed64, optional, tag = "5")]
     pub active_since: Option<i64>,
+    /// Of an ensemble.
+    #[prost(message, optional, tag = "6")]
+    pub composition: Option<CompositionRecord>,
 }
 
 /// What changes with every commit.
@@ -89,6 +92,10 @@ impl GenerationRecord {
     pub fn model(&self) -> Result<ModelDigest, Damage> {
         let bytes = self.model.as_slice().try_into();
         Ok(ModelDigest::new(bytes.map_err(|_| Damage("the model digest is no SHA-256".into()))?))
+    }
+
+    pub fn composition(&self) -> Result<Option<Composition>, Damage> {
+        self.composition.as_ref().map(|record| record.read(self.dimension as usize)).transpose()
     }
 }
 

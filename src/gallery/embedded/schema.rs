@@ -5,7 +5,7 @@ use redb::{ReadTransaction, TableDefinition, TableHandle};
 use super::record::{AboutRecord, GenerationRecord, StateRecord};
 use crate::durable::DatabaseError;
 use crate::gallery::entry::Time;
-use crate::gallery::record::{Damage, decode, encode, precision, precision_number};
+use crate::gallery::record::{CompositionRecord, Damage, decode, encode, precision, precision_number};
 use crate::gallery::store::{About, Reembedded, Shadow, ShadowTarget};
 
 /// Everything but the chips.
@@ -16,7 +16,9 @@ pub const CHIPS: &str = "chips.redb";
 pub const CODES: &str = "codes.i8";
 
 /// Changes when an older program could misread a gallery.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
+/// Of galleries whose models are no ensembles.
+const SCHEMA_OF_SINGLE_MODELS: u32 = 1;
 
 pub type Rows = TableDefinition<'static, u64, &'static [u8]>;
 
@@ -41,9 +43,10 @@ impl About {
 
     /// The same gallery with an empty shadow of another model, whose generation is above `floor`.
     pub(super) fn with_shadow(&self, target: &ShadowTarget, floor: u64) -> Self {
-        let ShadowTarget { model, dimension, precision } = *target;
+        let ShadowTarget { model, dimension, composition, precision } = *target;
         let last = self.shadow.map_or(self.generation, |shadow| shadow.generation).max(floor);
-        let shadow = Shadow { model, dimension, precision: Some(precision), generation: last + 1 };
+        let (precision, generation) = (Some(precision), last + 1);
+        let shadow = Shadow { model, dimension, composition, precision, generation };
         Self { shadow: Some(shadow), ..self.clone() }
     }
 
@@ -59,16 +62,26 @@ impl About {
 
     /// The gallery after its shadow became active.
     pub(super) fn flipped(&self, shadow: Shadow, at: Time) -> Self {
-        let Shadow { model, dimension, precision, generation } = shadow;
+        let Shadow { model, dimension, composition, precision, generation } = shadow;
         let reembedded = Some(Reembedded { at, precision });
-        Self { model, dimension, reembedded, generation, shadow: None, ..self.clone() }
+        Self { model, dimension, composition, reembedded, generation, shadow: None, ..self.clone() }
+    }
+
+    fn schema(&self) -> u32 {
+        let of_shadow = self.shadow.and_then(|shadow| shadow.composition);
+        if self.composition.or(of_shadow).is_some() { SCHEMA } else { SCHEMA_OF_SINGLE_MODELS }
     }
 }
 
 impl Shadow {
     fn read(record: &GenerationRecord) -> Result<Self, Damage> {
-        let (dimension, generation) = (record.dimension as usize, record.number);
-        Ok(Self { model: record.model()?, dimension, precision: precision(record.precision), generation })
+        Ok(Self {
+            model: record.model()?,
+            dimension: record.dimension as usize,
+            composition: record.composition()?,
+            precision: precision(record.precision),
+            generation: record.number,
+        })
     }
 
     /// Name of the table of its vectors, keyed by row.
@@ -85,6 +98,7 @@ impl GenerationRecord {
             dimension: about.dimension as u32,
             precision: precision_number(about.reembedded.and_then(|reembedded| reembedded.precision)),
             active_since: about.reembedded.map(|reembedded| reembedded.at.nanos()),
+            composition: about.composition.as_ref().map(CompositionRecord::from),
         }
     }
 
@@ -95,6 +109,7 @@ impl GenerationRecord {
             dimension: shadow.dimension as u32,
             precision: precision_number(shadow.precision),
             active_since: None,
+            composition: shadow.composition.as_ref().map(CompositionRecord::from),
         }
     }
 
@@ -145,6 +160,7 @@ pub fn about_of(sealed: &[u8]) -> Result<About, SchemaError> {
     Ok(About {
         model: generation.model()?,
         dimension: generation.dimension as usize,
+        composition: generation.composition()?,
         keeps_chips: record.keeps_chips,
         created_at: Time::from_nanos(record.created_at),
         reembedded: generation.reembedded(),
@@ -164,7 +180,7 @@ pub fn read_state(transaction: &ReadTransaction) -> Result<StateRecord, SchemaEr
 /// A sealed [`AboutRecord`].
 pub fn sealed_about(about: &About) -> Vec<u8> {
     encode(&AboutRecord {
-        schema: SCHEMA,
+        schema: about.schema(),
         created_at: about.created_at.nanos(),
         keeps_chips: about.keeps_chips,
         generation: Some(GenerationRecord::active(about)),

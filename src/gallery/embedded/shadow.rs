@@ -37,7 +37,7 @@ impl Writer {
     }
 
     fn begin_locked_shadow(&mut self, target: &ShadowTarget) -> Result<(), StoreError> {
-        let ShadowTarget { model, dimension, precision } = *target;
+        let ShadowTarget { model, dimension, precision, .. } = *target;
         if self.about.model == model || !self.about.keeps_chips {
             return Err(StoreError::Model { expected: self.about.model, found: model });
         }

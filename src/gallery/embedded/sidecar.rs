@@ -71,7 +71,7 @@ pub enum Unusable {
 ///
 /// # Errors
 /// The file cannot be used.
-pub fn read(volume: &dyn Volume, header: &Header, dimension: usize) -> Result<Option<Index>, Unusable> {
+pub fn read(volume: &dyn Volume, header: &Header, about: &About) -> Result<Option<Index>, Unusable> {
     let Some(file) = volume.read(CODES)? else { return Ok(None) };
     let mut file = Summed::new(file);
     let mut found = [0; HEADER_BYTES];
@@ -79,7 +79,7 @@ pub fn read(volume: &dyn Volume, header: &Header, dimension: usize) -> Result<Op
     if found != header.0 {
         return Err(Unusable::Stale);
     }
-    let index = Index::read(dimension, &mut file)?;
+    let index = Index::read(about.dimension, about.composition, &mut file)?;
     let expected = file.sum.finalize();
     let mut rest = Vec::new();
     file.inner.take(5).read_to_end(&mut rest)?;

@@ -4,6 +4,7 @@ use super::ROWS;
 use super::block::{BLOCK, Block};
 use super::grown::Grown;
 use super::kernel::{Factor, Rows};
+use crate::embedding::Composition;
 
 /// Codes are symmetric, so that opposite vectors have opposite codes.
 const CODE_MAX: f32 = 127.0;
@@ -13,17 +14,23 @@ const ROUNDING: f32 = 4e-6;
 /// Allowed difference between two computations of a vector's residual.
 const RESIDUAL_ROUNDING: f32 = 1e-5;
 
-/// A vector as `scale * codes`, and the length of the residual.
+/// A vector as codes: one part for each member of an ensemble, or the whole as one part.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Code {
+    parts: Vec<PartCode>,
+}
+
+/// A unit vector as `scale * codes`, and the length of the residual.
 ///
 /// The scale minimises the residual, which is therefore orthogonal to the codes.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Code {
+struct PartCode {
     codes: Vec<i8>,
     scale: f32,
     residual: f32,
 }
 
-/// A [`Code`] stored in an index.
+/// A part of a [`Code`] stored in an index.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CodeRef<'a> {
     /// One for each value.
@@ -33,8 +40,27 @@ pub struct CodeRef<'a> {
 }
 
 impl Code {
-    /// The code of a vector with finite values.
+    /// The code of a vector with finite values, as one part.
     pub fn new(vector: &[f32]) -> Self {
+        Self { parts: vec![PartCode::new(vector)] }
+    }
+
+    /// The code of a vector, part by part if it is of an ensemble.
+    ///
+    /// # Panics
+    /// It has another dimension than the ensemble.
+    pub fn composed(vector: &[f32], composition: Option<&Composition>) -> Self {
+        let Some(composition) = composition else { return Self::new(vector) };
+        Self { parts: composition.unit_parts(vector).iter().map(|part| PartCode::new(part)).collect() }
+    }
+
+    pub fn parts(&self) -> impl ExactSizeIterator<Item = CodeRef<'_>> {
+        self.parts.iter().map(PartCode::view)
+    }
+}
+
+impl PartCode {
+    fn new(vector: &[f32]) -> Self {
         let largest = vector.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
         // A step that underflows would divide by zero; such a vector is all residual.
         let step = largest / CODE_MAX;
@@ -48,7 +74,7 @@ impl Code {
         Self { codes, scale, residual }
     }
 
-    pub fn parts(&self) -> CodeRef<'_> {
+    fn view(&self) -> CodeRef<'_> {
         CodeRef { codes: &self.codes, scale: self.scale, residual: self.residual }
     }
 }
@@ -67,7 +93,7 @@ impl CodeRef<'_> {
     }
 }
 
-/// The codes of a segment's rows, contiguous in memory.
+/// The codes of a segment's rows, of one part, contiguous in memory.
 #[derive(Clone, Debug)]
 pub(super) struct Codes {
     dimension: usize,
@@ -154,9 +180,9 @@ pub(super) struct Bounds {
 
 impl QueryCode {
     pub fn new(query: &[f32]) -> Self {
-        let coarse = Code::new(query);
+        let coarse = PartCode::new(query);
         let rest = |(value, code): (&f32, &i8)| value - coarse.scale * f32::from(*code);
-        let fine = Code::new(&query.iter().zip(&coarse.codes).map(rest).collect::<Vec<_>>());
+        let fine = PartCode::new(&query.iter().zip(&coarse.codes).map(rest).collect::<Vec<_>>());
         Self { coarse: Plane::new(&coarse), fine: Plane::new(&fine) }
     }
 
@@ -193,7 +219,7 @@ impl QueryCode {
 }
 
 impl Plane {
-    fn new(code: &Code) -> Self {
+    fn new(code: &PartCode) -> Self {
         Self { factor: Factor::new(&code.codes), scale: code.scale, residual: code.residual }
     }
 }
@@ -210,7 +236,7 @@ mod tests {
         let query = Embedding::from_feature(query).ok()?;
         let row = Embedding::from_feature(row).ok()?;
         let mut codes = Codes::new(row.dimension());
-        codes.push(Code::new(row.as_slice()).parts());
+        codes.push(PartCode::new(row.as_slice()).view());
         let code = QueryCode::new(query.as_slice());
         let measure = codes.measures()[0];
         let products = [code.coarse(), code.fine()].map(|plane| {

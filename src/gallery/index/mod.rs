@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use fixedbitset::FixedBitSet;
 
 use super::entry::{Entry, EntryId};
+use crate::embedding::{Composition, make_unit};
 
 mod block;
 mod codes;
@@ -66,6 +67,8 @@ impl RowId {
 #[derive(Clone)]
 pub struct Index {
     dimension: usize,
+    /// Of an ensemble: each member's part of a vector is searched alone.
+    composition: Option<Composition>,
     /// Ordered by row. Row `at` of segment `n` has the slot `n * ROWS + at`.
     segments: Vec<Segment>,
     /// Slots of rows that were not removed.
@@ -88,8 +91,18 @@ const NAMES_IDLE_PER_ROW: usize = 16;
 impl Index {
     /// No entries, for vectors with `dimension` values.
     pub fn new(dimension: usize) -> Self {
+        Self::composed(dimension, None)
+    }
+
+    /// No entries, for vectors with `dimension` values, perhaps of an ensemble.
+    ///
+    /// # Panics
+    /// The ensemble's vectors have another dimension.
+    pub fn composed(dimension: usize, composition: Option<Composition>) -> Self {
+        assert!(composition.is_none_or(|composition| composition.dimension() == dimension), "one dimension");
         Self {
             dimension,
+            composition,
             segments: vec![],
             live: FixedBitSet::new(),
             len: 0,
@@ -104,6 +117,27 @@ impl Index {
     /// Number of values of a vector.
     pub fn dimension(&self) -> usize {
         self.dimension
+    }
+
+    /// Number of parts of a vector: the members of an ensemble, or the whole.
+    pub fn parts(&self) -> usize {
+        self.composition.as_ref().map_or(1, |composition| composition.parts().len())
+    }
+
+    /// Number of values of each part.
+    fn part_dimensions(&self) -> impl Iterator<Item = usize> {
+        let whole = self.composition.is_none().then_some(self.dimension);
+        let members = self.composition.iter().flat_map(Composition::parts).map(|part| part.dimension);
+        whole.into_iter().chain(members)
+    }
+
+    /// One part of a vector, of unit length; `values` are used up.
+    fn unit_part<'v>(&self, part: usize, values: &'v mut [f32]) -> &'v [f32] {
+        let Some(composition) = &self.composition else { return values };
+        let range = composition.ranges().nth(part).expect("one for each member");
+        let values = &mut values[range];
+        make_unit(values);
+        values
     }
 
     /// Number of entries.
@@ -128,19 +162,19 @@ impl Index {
     /// Adds an entry.
     ///
     /// # Panics
-    /// `row` is not above all rows before, or `code` has another dimension.
+    /// `row` is not above all rows before, or `code` has another dimension or other parts.
     pub fn push(&mut self, row: RowId, code: &Code, entry: &Entry) {
         let last = self.segments.last().and_then(|segment| segment.columns().rows.last());
         assert!(last.is_none_or(|last| *last < row), "rows ascend");
         let known = self.known(entry);
         if self.segments.last().is_none_or(Segment::is_full) {
-            self.segments.push(Segment::new(self.dimension));
+            self.segments.push(Segment::new(self.part_dimensions()));
             self.live.grow(self.segments.len() * ROWS);
         }
         let number = self.segments.len() - 1;
         let segment = &mut self.segments[number];
         self.live.insert(number * ROWS + segment.len());
-        segment.push(row, code.parts(), known);
+        segment.push(row, code, known);
         self.len += 1;
         self.ids.add(entry.id.as_str(), row);
         self.count(known);
@@ -165,7 +199,16 @@ impl Index {
 
     /// Whether a vector can be that of a row, judging by its code; `false` if the row does not exist.
     pub fn is_of(&self, row: RowId, vector: &[f32]) -> bool {
-        self.slot(row).is_some_and(|slot| self.segments[slot / ROWS].codes().code(slot % ROWS).is_of(vector))
+        let Some(slot) = self.slot(row) else { return false };
+        let (parts, at) = (self.segments[slot / ROWS].parts(), slot % ROWS);
+        match &self.composition {
+            None => parts[0].code(at).is_of(vector),
+            Some(composition) if vector.len() == self.dimension => {
+                let vectors = composition.unit_parts(vector);
+                parts.iter().zip(&vectors).all(|(codes, vector)| codes.code(at).is_of(vector))
+            }
+            Some(_) => false,
+        }
     }
 
     /// Replaces what is known of an entry but not its vector; `false` if it does not exist.
@@ -183,12 +226,12 @@ impl Index {
         self.names().known_scene(scene_id)
     }
 
-    /// The codes of all entries, by ascending row.
+    /// The codes of the first part of all entries, by ascending row.
     #[cfg(test)]
     pub fn codes(&self) -> impl Iterator<Item = (RowId, codes::CodeRef<'_>)> {
         self.live.ones().map(|slot| {
             let segment = &self.segments[slot / ROWS];
-            (segment.columns().rows[slot % ROWS], segment.codes().code(slot % ROWS))
+            (segment.columns().rows[slot % ROWS], segment.codes(0).code(slot % ROWS))
         })
     }
 
@@ -293,7 +336,7 @@ impl Index {
 
     /// Replaces `first` and the segment after it with one segment of their live rows.
     fn merge(&mut self, first: usize) {
-        let mut merged = Segment::new(self.dimension);
+        let mut merged = Segment::new(self.part_dimensions());
         for number in [first, first + 1] {
             let slots = number * ROWS..(number + 1) * ROWS;
             let kept = slots.filter(|slot| self.live.contains(*slot));

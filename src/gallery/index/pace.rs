@@ -20,7 +20,8 @@ pub fn search_pace() -> f64 {
         index.push(RowId(row), &Code::new(&direction(row)), &entry);
     }
     let (query, without_vessels) = (direction(ROWS), VesselSet::default());
-    let query = IndexQuery { vector: &query, k: 1, without_row: None, without_vessels: &without_vessels };
+    let query =
+        IndexQuery { vector: &query, part: 0, k: 1, without_row: None, without_vessels: &without_vessels };
     let everything = index.select(&Filter::default(), None, &[]);
     let once = || {
         let begun = Instant::now();

@@ -1,4 +1,5 @@
-//! An index as bytes: names, then the rows and codes of one segment after the other.
+//! An index as bytes: names, then the rows and codes of one segment after the other. Where vectors have several parts, the
+//! codes of the first are followed by those of the others, with what a row has of the first.
 //!
 //! The reader trusts its bytes to be as they were written, which the caller checks, but never panics.
 
@@ -12,6 +13,7 @@ use super::names::{DetectionHash, LabelSet, NamedVessel, SavedNames, SceneNumber
 use super::segment::{RowFacts, Segment};
 use super::{Index, ROWS, RowId};
 use crate::chip::Modality;
+use crate::embedding::Composition;
 use crate::gallery::entry::{Position, Time};
 
 /// Bytes of a row in addition to its codes.
@@ -53,9 +55,16 @@ impl Index {
             for slot in slots {
                 out.write_all(&index.row_bytes(*slot))?;
             }
-            for slot in slots {
-                let blocks = index.segments[slot / ROWS].codes().row(slot % ROWS);
-                out.write_all(bytes_of(Block::flat(blocks)))?;
+            for part in 0..index.parts() {
+                let codes = |slot: &usize| (index.segments[slot / ROWS].codes(part), slot % ROWS);
+                for (codes, at) in slots.iter().map(codes).filter(|_| part > 0) {
+                    let Measure { scale, residual } = codes.measures()[at];
+                    let parts = [scale.to_le_bytes(), residual.to_le_bytes(), codes.sum(at).to_le_bytes()];
+                    out.write_all(parts.as_flattened())?;
+                }
+                for (codes, at) in slots.iter().map(codes) {
+                    out.write_all(bytes_of(Block::flat(codes.row(at))))?;
+                }
             }
         }
         Ok(())
@@ -63,8 +72,8 @@ impl Index {
 
     fn row_bytes(&self, slot: usize) -> [u8; ROW_BYTES] {
         let (segment, at) = (&self.segments[slot / ROWS], slot % ROWS);
-        let (columns, measure, sum) =
-            (segment.columns(), segment.codes().measures()[at], segment.codes().sum(at));
+        let (columns, codes) = (segment.columns(), segment.codes(0));
+        let (measure, sum) = (codes.measures()[at], codes.sum(at));
         let known = columns.known(at);
         let flags = if known.modality == Modality::Optical { OPTICAL } else { 0 }
             | if known.observed_at.is_some() { TIMED } else { 0 }
@@ -91,9 +100,13 @@ impl Index {
     /// Reads what [`write`](Self::write) wrote.
     ///
     /// # Errors
-    /// Those of `input`, or it is no index of vectors with `dimension` values.
-    pub fn read(dimension: usize, input: &mut dyn Read) -> io::Result<Self> {
-        let mut index = Self::new(dimension);
+    /// Those of `input`, or it is no index of vectors with `dimension` values and these parts.
+    pub fn read(
+        dimension: usize,
+        composition: Option<Composition>,
+        input: &mut dyn Read,
+    ) -> io::Result<Self> {
+        let mut index = Self::composed(dimension, composition);
         index.ids = IdSum { count: read_u64(input)?, sum: read_u64(input)? };
         let (vessels, scenes) = (read_texts(input)?, read_texts(input)?);
         let labels = (0..read_number(input)?).map(|_| Ok((read_text(input)?, read_text(input)?)));
@@ -107,11 +120,9 @@ impl Index {
             .restore(&mut index.names.write().unwrap_or_else(PoisonError::into_inner))
             .ok_or_else(damaged)?;
         let rows = read_number(input)?;
-        let row_blocks = dimension.div_ceil(BLOCK);
-        let mut blocks = Vec::new();
         while index.len < rows {
             let count = (rows - index.len).min(ROWS);
-            let mut segment = Segment::new(dimension);
+            let mut segment = Segment::new(index.part_dimensions());
             let (mut measures, mut sums) = (Vec::with_capacity(count), Vec::with_capacity(count));
             for _ in 0..count {
                 let mut bytes = [0; ROW_BYTES];
@@ -135,9 +146,14 @@ impl Index {
                 measures.push(row.measure);
                 sums.push(row.sum);
             }
-            blocks.resize(count * row_blocks, Block::padded(&[]));
-            input.read_exact(Block::bytes_mut(&mut blocks))?;
-            segment.push_codes(&blocks, &measures, &sums);
+            for (part, dimension) in index.part_dimensions().enumerate() {
+                if part > 0 {
+                    (measures, sums) = read_measures(count, input)?;
+                }
+                let mut blocks = vec![Block::padded(&[]); count * dimension.div_ceil(BLOCK)];
+                input.read_exact(Block::bytes_mut(&mut blocks))?;
+                segment.push_codes(part, &blocks, &measures, &sums);
+            }
             let start = index.segments.len() * ROWS;
             index.segments.push(segment);
             index.live.grow(index.segments.len() * ROWS);
@@ -154,6 +170,19 @@ pub fn hash_mark() -> u64 {
     let mut sum = IdSum::default();
     sum.add("mark", RowId(1));
     sum.sum ^ DetectionHash::of("mark").map_or(0, DetectionHash::number).rotate_left(1)
+}
+
+/// Scales, residuals and sums of `count` rows.
+fn read_measures(count: usize, input: &mut dyn Read) -> io::Result<(Vec<Measure>, Vec<i32>)> {
+    let (mut measures, mut sums) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    for _ in 0..count {
+        let mut bytes = [[0; 4]; 3];
+        input.read_exact(bytes.as_flattened_mut())?;
+        let [scale, residual, sum] = bytes;
+        measures.push(Measure { scale: f32::from_le_bytes(scale), residual: f32::from_le_bytes(residual) });
+        sums.push(i32::from_le_bytes(sum));
+    }
+    Ok((measures, sums))
 }
 
 /// A row without its codes.

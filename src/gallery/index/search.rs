@@ -25,6 +25,8 @@ pub enum Group {
 pub struct IndexQuery<'a> {
     /// Of unit length.
     pub vector: &'a [f32],
+    /// The part of the vectors that it is compared with: a member of an ensemble, else 0, the whole.
+    pub part: usize,
     /// Number of hits wanted.
     pub k: usize,
     /// An entry to leave out, such as the query itself.
@@ -45,7 +47,7 @@ pub struct Hit {
     /// In a ranking of vessels, the vessel's entry with the highest cosine, and of equals the lowest row.
     pub row: RowId,
     pub vessel: VesselNumber,
-    /// Cosine of the entry and the query, as computed by [`cosine`].
+    /// Cosine of the entry and the query, in the query's part, as computed by [`cosine`].
     pub cosine: f32,
     /// Entries of the vessel that took part; 1 in a ranking of entries.
     pub entries: u32,
@@ -70,7 +72,7 @@ impl Index {
     /// The first error of `vector`.
     ///
     /// # Panics
-    /// A query has another dimension, or the selection is of another state of the index.
+    /// A query has another dimension or names no part, or the selection is of another state of the index.
     pub fn search<E>(
         &self,
         queries: &[IndexQuery<'_>],
@@ -96,10 +98,18 @@ impl Index {
         mut go_on: impl FnMut() -> Result<(), E>,
         mut vector: impl FnMut(RowId, &mut [f32]) -> Result<(), E>,
     ) -> Result<Vec<SearchResult>, E> {
-        assert!(queries.iter().all(|query| query.vector.len() == self.dimension()), "one dimension");
+        let dimensions: Vec<usize> = self.part_dimensions().collect();
+        let fits = |query: &IndexQuery| dimensions.get(query.part) == Some(&query.vector.len());
+        assert!(queries.iter().all(fits), "one dimension");
         selection.check(self);
         let mut races: Vec<Race> = queries.iter().map(|query| Race::new(*query, group)).collect();
-        self.scan(selection, &mut races, &mut go_on)?;
+        for part in 0..dimensions.len() {
+            let mut of_part: Vec<&mut Race> =
+                races.iter_mut().filter(|race| race.query.part == part).collect();
+            if !of_part.is_empty() {
+                self.scan(selection, part, &mut of_part, &mut go_on)?;
+            }
+        }
         let mut vector = |row: RowId, values: &mut [f32]| {
             go_on()?;
             vector(row, values)
@@ -112,17 +122,18 @@ impl Index {
         Ok(found.into_iter().map(|hits| SearchResult { hits }).collect())
     }
 
-    /// Scores the selected rows, all queries in one pass over memory. Runs on one thread, which almost saturates the
+    /// Scores one part of the selected rows, all queries in one pass over memory. Runs on one thread, which almost saturates the
     /// memory bandwidth: a second one would gain little and slow down other requests.
     fn scan<E>(
         &self,
         selection: &IndexSelection,
-        races: &mut [Race],
+        part: usize,
+        races: &mut [&mut Race],
         go_on: &mut impl FnMut() -> Result<(), E>,
     ) -> Result<(), E> {
         // The more queries score a tile, the fewer tiles fit in a millisecond.
         let leg = (TILES_UNASKED / races.len().max(1)).max(1);
-        let mut tiles = Tiles::new(self, selection);
+        let mut tiles = Tiles::new(self, part, selection);
         let mut next = tiles.next();
         let mut scored = 0;
         while let Some(tile) = next {
@@ -166,8 +177,8 @@ impl Index {
             }
             let row = self.row(candidate.slot);
             vector(row, &mut values)?;
-            let hit =
-                Hit { row, vessel: candidate.vessel, cosine: cosine(query.vector, &values), entries: 1 };
+            let cosine = cosine(query.vector, self.unit_part(query.part, &mut values));
+            let hit = Hit { row, vessel: candidate.vessel, cosine, entries: 1 };
             exact.offer(key, hit.cosine);
             hits.entry(key).and_modify(|best| *best = better(*best, hit)).or_insert(hit);
         }
@@ -268,12 +279,13 @@ impl Tile<'_> {
 /// The selected rows, tile by tile.
 struct Tiles<'a> {
     index: &'a Index,
+    part: usize,
     slots: Peekable<Ones<'a>>,
 }
 
 impl<'a> Tiles<'a> {
-    fn new(index: &'a Index, selection: &'a IndexSelection) -> Self {
-        Self { index, slots: selection.slots.ones().peekable() }
+    fn new(index: &'a Index, part: usize, selection: &'a IndexSelection) -> Self {
+        Self { index, part, slots: selection.slots.ones().peekable() }
     }
 }
 
@@ -282,7 +294,7 @@ impl<'a> Iterator for Tiles<'a> {
 
     fn next(&mut self) -> Option<Tile<'a>> {
         let segment = self.slots.peek()? / ROWS;
-        let codes = self.index.segments[segment].codes();
+        let codes = self.index.segments[segment].codes(self.part);
         let mut tile = Tile { codes, start: segment * ROWS, at: [0; TILE], len: 0 };
         while tile.len < TILE
             && let Some(slot) = self.slots.next_if(|slot| slot / ROWS == segment)
@@ -339,7 +351,8 @@ impl<'q> Race<'q> {
     /// Makes a row a candidate, unless its finer bounds rule it out.
     #[cold]
     fn consider(&mut self, index: &Index, slot: usize, coarse: i32) {
-        let (codes, at, mut fine) = (index.segments[slot / ROWS].codes(), slot % ROWS, [0]);
+        let codes = index.segments[slot / ROWS].codes(self.query.part);
+        let (at, mut fine) = (slot % ROWS, [0]);
         self.code.fine().products(codes.rows(&[at as u16]), Rows::NONE, &mut fine);
         let bounds = self.code.bounds([coarse, fine[0]], codes.measures()[at]);
         let vessel = index.vessel(slot);

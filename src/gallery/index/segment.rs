@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::block::Block;
-use super::codes::{CodeRef, Codes, Measure};
+use super::codes::{Code, Codes, Measure};
 use super::grown::Grown;
 use super::names::{DetectionHash, LabelSet, NamedVessel, SceneNumber};
 use super::{ROWS, RowId};
@@ -13,7 +13,8 @@ use crate::gallery::entry::{Position, Time};
 /// Codes and columns change separately: updating the facts of a row copies no codes, and appending a row copies nothing.
 #[derive(Clone, Debug)]
 pub(super) struct Segment {
-    codes: Arc<Codes>,
+    /// One for each part of the vectors.
+    codes: Arc<Vec<Codes>>,
     columns: Arc<Columns>,
 }
 
@@ -44,11 +45,18 @@ pub(super) struct Columns {
 }
 
 impl Segment {
-    pub fn new(dimension: usize) -> Self {
-        Self { codes: Arc::new(Codes::new(dimension)), columns: Arc::default() }
+    /// No rows, for vectors whose parts have these numbers of values.
+    pub fn new(dimensions: impl Iterator<Item = usize>) -> Self {
+        Self { codes: Arc::new(dimensions.map(Codes::new).collect()), columns: Arc::default() }
     }
 
-    pub fn codes(&self) -> &Codes {
+    /// The codes of one part.
+    pub fn codes(&self, part: usize) -> &Codes {
+        &self.codes[part]
+    }
+
+    /// The codes of all parts.
+    pub fn parts(&self) -> &[Codes] {
         &self.codes
     }
 
@@ -65,9 +73,11 @@ impl Segment {
     }
 
     /// # Panics
-    /// The code has another dimension.
-    pub fn push(&mut self, row: RowId, code: CodeRef<'_>, known: RowFacts) {
-        Arc::make_mut(&mut self.codes).push(code);
+    /// The code has other parts, or one of another dimension.
+    pub fn push(&mut self, row: RowId, code: &Code, known: RowFacts) {
+        assert_eq!(code.parts().len(), self.codes.len(), "rows have the same parts");
+        let parts = Arc::make_mut(&mut self.codes).iter_mut().zip(code.parts());
+        parts.for_each(|(codes, code)| codes.push(code));
         Arc::make_mut(&mut self.columns).push(row, known);
     }
 
@@ -76,9 +86,9 @@ impl Segment {
         Arc::make_mut(&mut self.columns).push(row, known);
     }
 
-    /// Appends codes, with their sums.
-    pub fn push_codes(&mut self, blocks: &[Block], measures: &[Measure], sums: &[i32]) {
-        Arc::make_mut(&mut self.codes).extend(blocks, measures, sums);
+    /// Appends the codes of one part, with their sums.
+    pub fn push_codes(&mut self, part: usize, blocks: &[Block], measures: &[Measure], sums: &[i32]) {
+        Arc::make_mut(&mut self.codes)[part].extend(blocks, measures, sums);
     }
 
     pub fn update(&mut self, at: usize, known: RowFacts) {
@@ -96,7 +106,9 @@ impl Segment {
     /// Appends the rows `kept` of another segment.
     pub fn append(&mut self, other: &Self, kept: impl Iterator<Item = usize>) {
         for at in kept {
-            self.push(other.columns.rows[at], other.codes.code(at), other.columns.known(at));
+            let parts = Arc::make_mut(&mut self.codes).iter_mut().zip(other.parts());
+            parts.for_each(|(codes, other)| codes.push(other.code(at)));
+            self.push_facts(other.columns.rows[at], other.columns.known(at));
         }
     }
 }

@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::*;
 use crate::chip::Modality;
-use crate::embedding::Embedding;
+use crate::embedding::{Embedding, Part};
 use crate::gallery::entry::{ContentHash, EntryId, Labels, Observation, Position, Time, VesselId};
 use crate::gallery::filter::{Area, Filter, TimeRange};
 
@@ -33,7 +33,7 @@ type Expected = (RowId, Result<VesselId, RowId>, f32, u32);
 
 impl Model {
     /// Scores every entry that takes part; in a ranking of vessels, keeps the best of each.
-    fn brute_force(&self, ask: &Ask, filter: &Filter) -> Vec<Expected> {
+    fn brute_force(&self, ask: &Ask, filter: &Filter, composition: Option<&Composition>) -> Vec<Expected> {
         let mut hits: Vec<Expected> = Vec::new();
         let mut places: HashMap<Result<VesselId, RowId>, usize> = HashMap::new();
         for (row, (entry, vector)) in &self.0 {
@@ -41,7 +41,9 @@ impl Model {
             if !filter.admits(entry) || ask.without_row == Some(*row) || ask.without.contains(&vessel) {
                 continue;
             }
-            let products = vector.iter().zip(&ask.vector).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let parts = composition.map_or_else(|| vec![vector.clone()], |of| of.unit_parts(vector));
+            let products =
+                parts[ask.part].iter().zip(&ask.vector).map(|(a, b)| f64::from(*a) * f64::from(*b));
             let cosine = products.sum::<f64>() as f32;
             let key = if ask.group == Group::Vessel { vessel.clone() } else { Err(*row) };
             match places.get(&key) {
@@ -74,6 +76,7 @@ type Vessels = HashMap<Result<VesselId, RowId>, VesselNumber>;
 /// A query, in terms that do not depend on the index.
 struct Ask {
     vector: Vec<f32>,
+    part: usize,
     k: usize,
     group: Group,
     without_row: Option<RowId>,
@@ -82,7 +85,7 @@ struct Ask {
 
 impl Ask {
     fn new(vector: Vec<f32>, k: usize, group: Group) -> Self {
-        Self { vector, k, group, without_row: None, without: HashSet::new() }
+        Self { vector, part: 0, k, group, without_row: None, without: HashSet::new() }
     }
 }
 
@@ -91,10 +94,19 @@ impl Pair {
         Self { index: Index::new(dimension), model: Model::default(), next: 1 }
     }
 
+    /// Of an ensemble whose members' vectors have these dimensions.
+    fn composed(dimensions: &[usize]) -> Self {
+        let part = |dimension: &usize| Part { dimension: *dimension, weight: *dimension as f64 };
+        let parts: Vec<Part> = dimensions.iter().map(part).collect();
+        let composition = Composition::new(&parts, 3, 100).expect("an ensemble");
+        let index = Index::composed(composition.dimension(), Some(composition));
+        Self { index, model: Model::default(), next: 1 }
+    }
+
     fn push(&mut self, entry: Entry, vector: Vec<f32>) -> RowId {
         let row = RowId(self.next);
         self.next += 1;
-        self.index.push(row, &Code::new(&vector), &entry);
+        self.index.push(row, &Code::composed(&vector, self.index.composition.as_ref()), &entry);
         self.model.0.insert(row, (entry, vector));
         row
     }
@@ -129,12 +141,13 @@ impl Pair {
         assert_eq!(self.index.rows(&selection).collect::<Vec<_>>(), admitted, "{filter:?}");
         assert_eq!(selection.len(), admitted.len());
         let vessels = self.check_sightings(&selection);
+        let brute_force = |ask: &Ask| self.model.brute_force(ask, filter, self.index.composition.as_ref());
         for ask in asks {
-            assert_eq!(self.search(&[ask], &selection, &vessels), [self.model.brute_force(ask, filter)]);
+            assert_eq!(self.search(&[ask], &selection, &vessels), [brute_force(ask)]);
         }
         for group in [Group::Vessel, Group::Entry] {
             let asks: Vec<&Ask> = asks.iter().filter(|ask| ask.group == group).collect();
-            let expected: Vec<_> = asks.iter().map(|ask| self.model.brute_force(ask, filter)).collect();
+            let expected: Vec<_> = asks.iter().map(|ask| brute_force(ask)).collect();
             assert_eq!(self.search(&asks, &selection, &vessels), expected);
         }
     }
@@ -150,6 +163,7 @@ impl Pair {
             .zip(&without)
             .map(|(ask, without_vessels)| IndexQuery {
                 vector: &ask.vector,
+                part: ask.part,
                 k: ask.k,
                 without_row: ask.without_row,
                 without_vessels,
@@ -280,13 +294,19 @@ fn random_filter(pair: &Pair, random: &mut ChaCha8Rng) -> Filter {
 }
 
 fn random_ask(pair: &Pair, random: &mut ChaCha8Rng) -> Ask {
-    let dimension = pair.index.dimension();
     let group = some(&[Group::Vessel, Group::Entry], random);
-    let mut ask = Ask::new(random_unit(random, dimension), some(&[0, 1, 3, 10, 40, 5000], random), group);
+    let dimensions: Vec<usize> = pair.index.part_dimensions().collect();
+    let part = random.random_range(0..dimensions.len());
+    let vector = random_unit(random, dimensions[part]);
+    let mut ask = Ask { part, ..Ask::new(vector, some(&[0, 1, 3, 10, 40, 5000], random), group) };
     let rows: Vec<RowId> = pair.model.0.keys().copied().collect();
     if !rows.is_empty() && random.random_bool(0.5) {
         let row = some(&rows, random);
-        ask.vector = pair.model.0[&row].1.clone();
+        let vector = &pair.model.0[&row].1;
+        ask.vector = match &pair.index.composition {
+            None => vector.clone(),
+            Some(composition) => composition.unit_parts(vector).swap_remove(part),
+        };
         ask.without_row = Some(row);
     }
     if random.random_bool(0.5) {
@@ -300,9 +320,13 @@ fn random_ask(pair: &Pair, random: &mut ChaCha8Rng) -> Ask {
 fn a_search_is_brute_force_whatever_was_enrolled_and_changed_before() {
     for seed in 0..12 {
         let random = &mut ChaCha8Rng::seed_from_u64(seed);
-        let dimension = some(&[1, 63, 64, 96], random);
+        let mut pair = match seed % 3 {
+            0 => Pair::composed(&some(&[[1, 63], [64, 64], [96, 5]], random)),
+            1 => Pair::composed(&[7, 16, 65]),
+            _ => Pair::new(some(&[1, 63, 64, 96], random)),
+        };
+        let dimension = pair.index.dimension();
         let bases: Vec<_> = (0..5).map(|_| random_unit(random, dimension)).collect();
-        let mut pair = Pair::new(dimension);
         let mut earlier = Vec::new();
         for step in 0..4000 {
             let rows = pair.next;
@@ -445,7 +469,7 @@ fn few_vectors_are_fetched() {
         vectors.insert(RowId(row), vector);
     }
     let (none, query) = (VesselSet::default(), random_unit(random, dimension));
-    let query = IndexQuery { vector: &query, k: 10, without_row: None, without_vessels: &none };
+    let query = IndexQuery { vector: &query, part: 0, k: 10, without_row: None, without_vessels: &none };
     let mut fetched = 0;
     let selection = index.select(&Filter::default(), None, &[]);
     let Ok(found) = index.search(&[query], &selection, Group::Entry, |row, values| {
@@ -462,7 +486,7 @@ fn what_the_store_says_goes_wrong_ends_the_search() {
     let mut index = Index::new(8);
     index.push(RowId(1), &Code::new(&random_unit(random, 8)), &random_entry(random));
     let (vector, none) = (random_unit(random, 8), VesselSet::default());
-    let query = IndexQuery { vector: &vector, k: 1, without_row: None, without_vessels: &none };
+    let query = IndexQuery { vector: &vector, part: 0, k: 1, without_row: None, without_vessels: &none };
     let selection = index.select(&Filter::default(), None, &[]);
     assert_eq!(index.search(&[query], &selection, Group::Entry, |_, _| Err("gone")), Err("gone"));
 }
@@ -475,7 +499,7 @@ fn a_search_that_may_not_go_on_stops_between_its_rows() {
         index.push(RowId(row), &Code::new(&random_unit(random, 8)), &random_entry(random));
     }
     let (vector, none) = (random_unit(random, 8), VesselSet::default());
-    let query = IndexQuery { vector: &vector, k: 1, without_row: None, without_vessels: &none };
+    let query = IndexQuery { vector: &vector, part: 0, k: 1, without_row: None, without_vessels: &none };
     let selection = index.select(&Filter::default(), None, &[]);
     let mut asked = 0;
     let go_on = || {

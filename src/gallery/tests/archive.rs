@@ -1,6 +1,8 @@
 //! Exports: consistent while the gallery stays in use, and refused when they were changed.
 
 use super::*;
+use crate::embedding::{Composition, Part};
+use crate::gallery::embedded::schema::CODES;
 
 fn import(catalog: &EmbeddedCatalog, bytes: &[u8]) -> Result<Gallery, ImportError> {
     let mut import = catalog.import("default", &name("copy"))?;
@@ -54,7 +56,7 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     check(&|bytes| bytes.push(0), "damaged after 3 entries: it goes on behind its end");
     check(&|bytes| bytes[0] = b'X', "this is not an exported gallery");
     check(&|bytes| *bytes = b"PNG".to_vec(), "this is not an exported gallery");
-    check(&|bytes| bytes[16] = 2, "the export has version 2, this program reads up to version 1");
+    check(&|bytes| bytes[16] = 3, "the export has version 3, this program reads up to version 2");
     check(&|bytes| bytes[23] = 0x7f, "limit");
     check(&with_the_last_row, "its rows go up to 18446744073709551615");
     let random = &mut ChaCha8Rng::seed_from_u64(1);
@@ -65,6 +67,54 @@ async fn what_is_no_whole_export_is_refused_for_its_reason_and_leaves_nothing() 
     import(&catalog, &whole).expect("whole");
     let taken = import(&catalog, &whole).expect_err("the name is taken");
     assert_eq!(taken.reason().name(), "GALLERY_EXISTS");
+    catalog.close();
+}
+
+#[tokio::test]
+async fn a_gallery_of_an_ensemble_keeps_its_parts_on_disk_and_in_exports() {
+    let part = |dimension, weight| Part { dimension, weight };
+    let parts = [part(3, 1.0), part(DIMENSION - 3, 0.5)];
+    let composition = Composition::new(&parts, 3, 50).expect("an ensemble");
+    let (folder, query) = (folder(), composition.unit_parts(embedding(7).as_slice()).swap_remove(1));
+    // By cosine with the query in the second part.
+    let order = |gallery: &Gallery| -> Vec<String> {
+        let (snapshot, none) = (gallery.snapshot(), VesselSet::default());
+        assert_eq!(snapshot.about().composition, Some(composition));
+        let selection = snapshot.select(&Filter::default()).expect("readable");
+        let query = IndexQuery { vector: &query, part: 1, k: 9, without_row: None, without_vessels: &none };
+        let found = snapshot.search(&[query], &selection, Group::Entry, &Cancellation::default());
+        let hits = found.expect("readable").remove(0).hits.into_iter();
+        hits.map(|hit| snapshot.entry(hit.row).expect("readable").id.to_string()).collect()
+    };
+    let expected: Vec<String> = {
+        let second = |seed: u64| composition.unit_parts(embedding(seed).as_slice()).swap_remove(1);
+        let mut seeds: Vec<u64> = (0..5).collect();
+        seeds.sort_by(|a, b| cosine(&query, &second(*b)).total_cmp(&cosine(&query, &second(*a))));
+        seeds.iter().map(ToString::to_string).collect()
+    };
+    let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
+    let new = NewGallery { composition: Some(composition), ..new_gallery() };
+    let gallery = catalog.create("default", &name("a"), new).expect("made");
+    for seed in 0..5 {
+        gallery.enrol(enrolment(&seed.to_string(), seed)).await.expect("enrolled");
+    }
+    let bytes = export(&gallery, Chips::With);
+    assert_eq!(bytes[16], 2, "a version that earlier releases refuse");
+    assert_eq!(order(&gallery), expected);
+    assert_eq!(order(&import(&catalog, &bytes).expect("an export")), expected);
+    drop(gallery);
+    catalog.close();
+    // With the index that was saved, and without it.
+    for keeps_index in [true, false] {
+        if !keeps_index {
+            fs::remove_file(folder.path().join("t-default/a").join(CODES)).expect("written at a clean end");
+        }
+        let catalog = EmbeddedCatalog::open(folder.path(), settings()).expect("free");
+        assert_eq!(order(&catalog.get("default", &name("a")).expect("served")), expected);
+        catalog.close();
+    }
+    let (_folder, catalog, gallery) = gallery_of(1).await;
+    assert_eq!(export(&gallery, Chips::Without)[16], 1, "other galleries are exported as before");
     catalog.close();
 }
 

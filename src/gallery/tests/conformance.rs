@@ -80,7 +80,8 @@ impl Trial {
             assert_eq!(snapshot.is_selected(&selection, row), admitted.contains(&row));
         }
         let none = VesselSet::default();
-        let query = IndexQuery { vector: query.as_slice(), k, without_row: None, without_vessels: &none };
+        let query =
+            IndexQuery { vector: query.as_slice(), part: 0, k, without_row: None, without_vessels: &none };
         for (group, expected) in [
             (Group::Entry, self.model.best(&filter, query.vector).into_iter().map(|hit| (hit, 1)).collect()),
             (Group::Vessel, self.model.best_vessels(&filter, query.vector)),

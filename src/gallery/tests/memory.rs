@@ -103,6 +103,7 @@ impl State {
         about.shadow = model.shadow.map(|model| Shadow {
             model,
             dimension: DIMENSION,
+            composition: None,
             precision: Some(Precision::F32),
             generation: 2,
         });

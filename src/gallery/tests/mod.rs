@@ -59,7 +59,7 @@ pub fn settings() -> EmbeddedSettings {
 }
 
 pub fn new_gallery() -> NewGallery {
-    NewGallery { model: model(), dimension: DIMENSION, keeps_chips: true }
+    NewGallery { model: model(), dimension: DIMENSION, composition: None, keeps_chips: true }
 }
 
 pub fn id(text: &str) -> EntryId {
@@ -85,7 +85,7 @@ pub fn chip(seed: u64) -> SourceChip {
 
 /// A shadow that is computed in f32.
 pub fn target(model: ModelDigest, dimension: usize) -> ShadowTarget {
-    ShadowTarget { model, dimension, precision: Precision::F32 }
+    ShadowTarget { model, dimension, composition: None, precision: Precision::F32 }
 }
 
 /// A whole gallery as an export.

@@ -140,7 +140,7 @@ fn read_all(snapshot: &Arc<dyn GalleryReader>) -> Outcome {
     check(told(listed, |listed| listed.entries.len() == ENTRIES as usize));
     let query = embedding(7);
     let without_vessels = &VesselSet::default();
-    let query = IndexQuery { vector: query.as_slice(), k: 1, without_row: None, without_vessels };
+    let query = IndexQuery { vector: query.as_slice(), part: 0, k: 1, without_row: None, without_vessels };
     let selection = snapshot.select(&Filter::default()).expect("no ids are read");
     let found = snapshot.search(&[query], &selection, Group::Entry, &Cancellation::default());
     check(told(found, |found| found[0].hits[0].row == RowId(7)));

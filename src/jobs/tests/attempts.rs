@@ -165,7 +165,8 @@ async fn the_chips_of_a_gallery_are_there_before_the_process_starts() {
     assert_eq!(failure.reason, FailureReason::DataMissing);
     let expected = "the gallery's chips cannot be copied: there is no gallery \"harbour\"";
     assert_eq!(failure.message, expected);
-    let new = NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, keeps_chips: true };
+    let new =
+        NewGallery { model: ModelDigest::new([7; 32]), dimension: 2, composition: None, keeps_chips: true };
     stage.galleries.create("default", &name, new).expect("made");
     let (failure, log) = ended().await;
     assert_eq!(failure.message, "over");

@@ -162,7 +162,8 @@ async fn a_job_waits_for_a_server_that_holds_its_gallery() {
     let others = galleries(&trial, &folder.path().join("others"), "other*").await;
     let own = galleries(&trial, &folder.path().join("own"), "default/learn*").await;
     let name = GalleryName::new("learnt").expect("a name");
-    let new = NewGallery { model: ModelDigest::new([1; 32]), dimension: 8, keeps_chips: true };
+    let new =
+        NewGallery { model: ModelDigest::new([1; 32]), dimension: 8, composition: None, keeps_chips: true };
     own.create("default", &name, new).await.expect("made");
 
     let without = server(&trial, &finishes(), |settings| settings.galleries = Arc::clone(&others)).await;

@@ -28,7 +28,7 @@ pub(super) const GALLERIES_GROUP: Group = Group {
             SEARCH,
             STAGE_SECONDS,
             "seconds",
-            &[("ranking", "`cosine`, `reranked`, `fused`")],
+            &[("ranking", "`cosine`, `reranked`, `fused`, `reciprocal_rank`")],
             "Filtering, searching and ranking the queries of one Match call.",
         ),
         metric(

@@ -14,6 +14,7 @@ use crate::encoder::{
 use crate::registry::{Preset, Provenance, RegistryLimits};
 use crate::weights::family::FeaturePoint;
 use crate::weights::family::transoss::TransOssArchitecture;
+use crate::weights::open::OpenModel;
 use crate::weights::{golden, native, seed::seeded};
 
 const BYTES: u64 = 100;
@@ -26,23 +27,24 @@ struct Bench {
     folder: tempfile::TempDir,
 }
 
-fn model(seed: u64) -> OpenModel {
+fn model(seed: u64) -> AnyModel {
     let architecture = TransOssArchitecture { classes: 0, ..golden::MICRO }.into();
-    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed))
+    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed)).into()
 }
 
 fn digest(seed: u64) -> ModelDigest {
-    model(seed).digest
+    model(seed).digest()
 }
 
-fn loaded(model: &OpenModel) -> LoadedModel {
-    let dimension = model.architecture.embed_dim();
+fn loaded(model: &AnyModel) -> LoadedModel {
+    let dimension = model.dimension();
     let card = ModelCard {
-        digest: model.digest,
+        digest: model.digest(),
         dimension,
-        chip_size: model.architecture.preprocessing().size,
-        sar_stretch: model.architecture.preprocessing().sar_stretch,
+        chip_size: model.preprocessing().size,
+        sar_stretch: model.preprocessing().sar_stretch,
         precision: Precision::F32,
+        members: None,
     };
     let factory: EncoderFactory =
         Arc::new(move |_| Ok(Box::new(PixelProjection::new(dimension, 1)) as Box<dyn Encoder>));
@@ -157,7 +159,7 @@ async fn a_preset_that_served_can_be_activated_again() {
 
 #[tokio::test]
 async fn a_model_that_cannot_serve_leaves_the_active_one_alone() {
-    let bench = bench(Arc::new(|model| match model.digest {
+    let bench = bench(Arc::new(|model| match model.digest() {
         bad if bad == digest(1) => Err(LoadError("no such device".into())),
         _ => Ok(LoadedModel { bytes: 2 * BYTES, ..loaded(&model) }),
     }))

@@ -23,6 +23,7 @@ use crate::gallery::{
 use crate::holding::Holding;
 use crate::postgres::trial::Trial;
 use crate::registry::{ModelLoader, Provenance, Registry, RegistryLimits};
+use crate::weights::any::AnyModel;
 use crate::weights::family::FeaturePoint;
 use crate::weights::family::transoss::TransOssArchitecture;
 use crate::weights::open::OpenModel;
@@ -32,15 +33,15 @@ const LIMITS: ImageLimits = ImageLimits { bytes_max: 1 << 20, pixels_max: 1 << 2
 /// Models of different widths, by seed.
 const DIMENSIONS: [usize; 3] = [16, 32, 48];
 
-fn model(seed: usize) -> OpenModel {
+fn model(seed: usize) -> AnyModel {
     let architecture =
         TransOssArchitecture { embed_dim: DIMENSIONS[seed], heads: 2, depth: 1, classes: 0, ..golden::MICRO }
             .into();
-    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed as u64))
+    OpenModel::new(architecture, FeaturePoint::BeforeNeck, seeded(&architecture, seed as u64)).into()
 }
 
 fn digest(seed: usize) -> ModelDigest {
-    model(seed).digest
+    model(seed).digest()
 }
 
 /// What a device does with the chips of model 1 before it embeds them.
@@ -61,16 +62,17 @@ impl Encoder for Gated {
     }
 }
 
-fn loaded(model: &OpenModel, gate: &Gate) -> LoadedModel {
-    let dimension = model.architecture.embed_dim();
+fn loaded(model: &AnyModel, gate: &Gate) -> LoadedModel {
+    let dimension = model.dimension();
     let card = ModelCard {
-        digest: model.digest,
+        digest: model.digest(),
         dimension,
-        chip_size: model.architecture.preprocessing().size,
-        sar_stretch: model.architecture.preprocessing().sar_stretch,
+        chip_size: model.preprocessing().size,
+        sar_stretch: model.preprocessing().sar_stretch,
         precision: Precision::F32,
+        members: None,
     };
-    let gate = if model.digest == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
+    let gate = if model.digest() == digest(1) { Arc::clone(gate) } else { Arc::new(|_| {}) };
     let factory: EncoderFactory = Arc::new(move |_| {
         let projection = PixelProjection::new(dimension, dimension as u64);
         Ok(Box::new(Gated { projection, warming: true, gate: Arc::clone(&gate) }) as Box<dyn Encoder>)
@@ -135,7 +137,7 @@ impl Life {
 
     /// A gallery of model 0 with `count` chips.
     async fn gallery(&self, name: &str, count: u8, keeps_chips: bool) -> Gallery {
-        let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips };
+        let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], composition: None, keeps_chips };
         let name = GalleryName::new(name).expect("a name");
         let gallery = self.reembedder.catalog.create("t", &name, new).await.expect("made");
         join_all((0..count).map(|number| enrol(&gallery, number, Some(chip(number))))).await;
@@ -392,7 +394,7 @@ async fn a_tenant_that_does_not_get_on_holds_up_no_other() {
     let mut life = Life::begin(folder.path(), gate).await;
     let stuck = life.gallery("stuck", 3, true).await;
     let name = GalleryName::new("empty").expect("a name");
-    let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], keeps_chips: true };
+    let new = NewGallery { model: digest(0), dimension: DIMENSIONS[0], composition: None, keeps_chips: true };
     let other = life.reembedder.catalog.create("z", &name, new).await.expect("made");
     let mut target = life.activate(1).await;
     let reembedder = life.reembedder.clone();

@@ -26,7 +26,7 @@ fn digests(registry: &Registry) -> Vec<ModelDigest> {
 async fn models_of_one_server_are_those_of_all() {
     let Some(trial) = Trial::new().await else { return };
     let ((first, _one), (second, other)) = (server(&trial).await, server(&trial).await);
-    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    let [one, two] = [1, 2].map(|seed| model(seed).digest());
     assert_eq!(add_calibrated(&first, 1, 1).expect("room"), Added::New);
     assert_eq!(second.add(&model(2), &provenance(2)).expect("room"), Added::New);
     assert_eq!(second.add(&model(1), &provenance(7)).expect("known"), Added::Known);
@@ -67,7 +67,7 @@ async fn limits_hold_over_all_servers_and_what_exceeds_them_is_nowhere() {
     assert!(matches!(refused, Err(RegistryError::TooMany { limit: 3 })), "{refused:?}");
     // And where a server does not know yet what others have added.
     let shared = first.shared.as_ref().expect("shared");
-    let refused = shared.add(model(4).digest, (folder.path(), 1), LIMITS, None);
+    let refused = shared.add(model(4).digest(), (folder.path(), 1), LIMITS, None);
     assert!(matches!(refused, Err(RegistryError::TooMany { limit: 3 })), "{refused:?}");
     assert_eq!(digests(&first).len(), 3);
 }
@@ -77,15 +77,16 @@ async fn a_damaged_copy_is_copied_again() {
     let Some(trial) = Trial::new().await else { return };
     let (registry, folder) = server(&trial).await;
     registry.add(&model(1), &provenance(1)).expect("room");
-    let place = folder.path().join(&registry.cluster().expect("shared").id).join(model(1).digest.to_string());
+    let place =
+        folder.path().join(&registry.cluster().expect("shared").id).join(model(1).digest().to_string());
     let path = place.join("model.safetensors");
     let mut bytes = fs::read(&path).expect("there");
     // In the values of a weight.
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x40;
     fs::write(&path, &bytes).expect("writable");
-    assert_eq!(registry.load(model(1).digest).expect("copied again"), model(1));
-    assert!(matches!(registry.get(model(1).digest).expect("there").condition, Condition::Intact(_)));
+    assert_eq!(registry.load(model(1).digest()).expect("copied again"), model(1));
+    assert!(matches!(registry.get(model(1).digest()).expect("there").condition, Condition::Intact(_)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +106,7 @@ async fn a_job_that_another_server_has_taken_over_adds_no_model() {
     let adopt = |term| registry.adopt(&left, Some(Fence { job: 7, term }));
     assert!(matches!(adopt(2), Err(RegistryError::Lost)));
     assert_eq!(digests(&registry), []);
-    assert_eq!(adopt(3).expect("it is held"), (model(1).digest, Added::New));
+    assert_eq!(adopt(3).expect("it is held"), (model(1).digest(), Added::New));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +120,7 @@ async fn a_model_that_did_not_reach_the_database_is_not_here_either() {
     assert_eq!(refused.reason().name(), "DATABASE_UNREACHABLE");
     assert_eq!(registry.list().len(), 1);
     // What is here can be used.
-    assert_eq!(registry.load(model(1).digest).expect("a copy"), model(1));
+    assert_eq!(registry.load(model(1).digest()).expect("a copy"), model(1));
     trial.execute(&format!("alter role {} login", trial.schema)).await;
     assert_eq!(registry.add(&model(2), &provenance(2)).expect("room"), Added::New);
 }
@@ -128,7 +129,7 @@ async fn a_model_that_did_not_reach_the_database_is_not_here_either() {
 async fn a_model_that_is_being_deleted_elsewhere_is_not_activated() {
     let Some(trial) = Trial::new().await else { return };
     let (registry, _folder) = server(&trial).await;
-    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    let [one, two] = [1, 2].map(|seed| model(seed).digest());
     for seed in [1, 2] {
         registry.add(&model(seed), &provenance(seed)).expect("room");
     }
@@ -153,7 +154,7 @@ async fn a_model_that_is_being_deleted_elsewhere_is_not_activated() {
 async fn a_server_that_cannot_copy_a_model_can_add_and_delete_models() {
     let Some(trial) = Trial::new().await else { return };
     let ((first, _one), (second, folder)) = (server(&trial).await, server(&trial).await);
-    let [one, two, three] = [1, 2, 3].map(|seed| model(seed).digest);
+    let [one, two, three] = [1, 2, 3].map(|seed| model(seed).digest());
     first.add(&model(1), &provenance(1)).expect("room");
     second.sync().expect("reachable");
     // Where the copy would be there is something else.
@@ -173,5 +174,5 @@ async fn whoever_has_missed_nothing_does_not_wait_for_a_model_that_is_being_adde
     let (registry, _folder) = server(&trial).await;
     registry.add(&model(1), &provenance(1)).expect("room");
     let _adding = registry.writing();
-    assert_eq!(digests(&registry), [model(1).digest]);
+    assert_eq!(digests(&registry), [model(1).digest()]);
 }

@@ -6,7 +6,7 @@ use super::super::problem::Problem;
 use super::{bounded_text, duration, model_digest, priority, source_chip, warnings};
 use crate::chip::SourceChip;
 use crate::embedding::ModelDigest;
-use crate::encoder::{Embedded, ModelCard, Priority};
+use crate::encoder::{Embedded, ModelCard, ModelLease, Priority};
 use crate::reason::Reason;
 use crate::wire;
 
@@ -15,6 +15,20 @@ pub struct EmbedCall {
     pub chips: Vec<Result<SourceChip, Problem>>,
     pub model: Option<ModelDigest>,
     pub priority: Priority,
+    pub members: MemberVectors,
+}
+
+/// Whether the vectors of an ensemble's members are returned beside the embedding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberVectors {
+    With,
+    Without,
+}
+
+impl MemberVectors {
+    fn asked(with_members: bool) -> Self {
+        if with_members { Self::With } else { Self::Without }
+    }
 }
 
 impl EmbedCall {
@@ -36,7 +50,8 @@ impl EmbedCall {
         let chips = request.chips.into_iter().enumerate();
         let chips =
             chips.map(|(index, chip)| source_chip(chip).map_err(|p| p.within(&format!("chips[{index}]"))));
-        Ok(Self { chips: chips.collect(), model, priority })
+        let members = MemberVectors::asked(request.with_members);
+        Ok(Self { chips: chips.collect(), model, priority, members })
     }
 
     /// Bytes of the encoded images.
@@ -50,6 +65,7 @@ pub struct EmbedItem {
     pub chip: SourceChip,
     pub model: Option<ModelDigest>,
     pub priority: Priority,
+    pub members: MemberVectors,
 }
 
 impl EmbedItem {
@@ -60,20 +76,25 @@ impl EmbedItem {
         let model = model_digest(&item.model)?;
         let priority = priority(item.priority)?;
         let chip = item.chip.ok_or_else(|| Problem::invalid(Reason::NoChips, "chip", "chip is not set"))?;
-        Ok(Self { chip: source_chip(chip).map_err(|problem| problem.within("chip"))?, model, priority })
+        let members = MemberVectors::asked(item.with_members);
+        let chip = source_chip(chip).map_err(|problem| problem.within("chip"))?;
+        Ok(Self { chip, model, priority, members })
     }
 }
 
 /// The response to one chip of a stream, with the model that embedded it.
 pub fn embed_stream_response(
     chip_id: String,
-    outcome: Result<(Embedded, ModelDigest), Problem>,
+    outcome: Result<(Embedded, ModelLease, MemberVectors), Problem>,
     total: Duration,
 ) -> wire::EmbedStreamResponse {
-    let mut timings = embed_timings(outcome.iter().map(|(embedded, _)| embedded));
+    let mut timings = embed_timings(outcome.iter().map(|(embedded, ..)| embedded));
     timings.total = duration(total);
-    let model = outcome.as_ref().map_or_else(|_| String::new(), |(_, model)| model.to_string());
-    let result = embed_result(outcome.map(|(embedded, _)| embedded));
+    let model = outcome.as_ref().map_or_else(|_| String::new(), |(_, model, _)| model.digest.to_string());
+    let result = match outcome {
+        Ok((embedded, model, members)) => embed_result(Ok(embedded), &model, members),
+        Err(problem) => failed(problem),
+    };
     wire::EmbedStreamResponse { chip_id, result: Some(result), model, timings: Some(timings) }
 }
 
@@ -81,11 +102,12 @@ pub fn embed_stream_response(
 pub fn embed_response(
     outcomes: Vec<Result<Embedded, Problem>>,
     model: &ModelCard,
+    members: MemberVectors,
     total: Duration,
 ) -> wire::EmbedResponse {
     let mut timings = embed_timings(outcomes.iter().flatten());
     timings.total = duration(total);
-    let results = outcomes.into_iter().map(embed_result).collect();
+    let results = outcomes.into_iter().map(|outcome| embed_result(outcome, model, members)).collect();
     wire::EmbedResponse { results, model: model.digest.to_string(), timings: Some(timings) }
 }
 
@@ -103,17 +125,38 @@ pub fn embed_timings<'a>(embedded: impl IntoIterator<Item = &'a Embedded>) -> wi
     }
 }
 
-fn embed_result(outcome: Result<Embedded, Problem>) -> wire::EmbedResult {
+fn embed_result(
+    outcome: Result<Embedded, Problem>,
+    model: &ModelCard,
+    members: MemberVectors,
+) -> wire::EmbedResult {
     match outcome {
-        Ok(embedded) => wire::EmbedResult {
-            warnings: warnings(&embedded.warnings),
-            outcome: Some(wire::embed_result::Outcome::Embedding(wire::Embedding {
-                values: embedded.embedding.into_vec(),
-            })),
-        },
-        Err(problem) => wire::EmbedResult {
-            warnings: Vec::new(),
-            outcome: Some(wire::embed_result::Outcome::Error(problem.into())),
-        },
+        Ok(embedded) => {
+            let whole = wire::Embedding { values: embedded.embedding.into_vec() };
+            wire::EmbedResult {
+                warnings: warnings(&embedded.warnings),
+                members: match members {
+                    MemberVectors::Without => Vec::new(),
+                    MemberVectors::With => member_vectors(&whole, model),
+                },
+                outcome: Some(wire::embed_result::Outcome::Embedding(whole)),
+            }
+        }
+        Err(problem) => failed(problem),
+    }
+}
+
+fn failed(problem: Problem) -> wire::EmbedResult {
+    let outcome = Some(wire::embed_result::Outcome::Error(problem.into()));
+    wire::EmbedResult { outcome, ..wire::EmbedResult::default() }
+}
+
+fn member_vectors(whole: &wire::Embedding, model: &ModelCard) -> Vec<wire::Embedding> {
+    match model.composition() {
+        None => vec![whole.clone()],
+        Some(composition) => {
+            let vectors = composition.unit_parts(&whole.values).into_iter();
+            vectors.map(|values| wire::Embedding { values }).collect()
+        }
     }
 }

@@ -203,6 +203,11 @@ fn ranking(number: i32, rerank_depth: Option<u32>) -> Result<Option<Ranking>, Pr
             Ok(Some(Ranking::Reranked { depth: depth as usize }))
         }
         Ok(wire::Ranking::Unspecified) => Ok(None),
+        Ok(wire::Ranking::ReciprocalRank) if depth > 0 => {
+            let message = "rerank_depth re-ranks by cosine: it cannot be combined with reciprocal ranks";
+            Err(Problem::invalid(Reason::RerankOfFused, "rerank_depth", message))
+        }
+        Ok(wire::Ranking::ReciprocalRank) => Ok(Some(Ranking::ReciprocalRank)),
         Ok(wire::Ranking::Cosine) => Ok(Some(Ranking::Cosine)),
         Ok(wire::Ranking::Fused) if depth > 0 => {
             let message = "rerank_depth re-ranks by cosine: it cannot be combined with a fused ranking";
@@ -255,7 +260,11 @@ pub fn match_result(
 }
 
 fn ranking_to_wire(ranking: Ranking) -> wire::Ranking {
-    if ranking.weighs_evidence() { wire::Ranking::Fused } else { wire::Ranking::Cosine }
+    match ranking {
+        Ranking::Cosine | Ranking::Reranked { .. } => wire::Ranking::Cosine,
+        Ranking::ReciprocalRank => wire::Ranking::ReciprocalRank,
+        Ranking::Fused | Ranking::FusedWhereCalibrated => wire::Ranking::Fused,
+    }
 }
 
 fn candidate(candidate: Candidate, details: Details) -> wire::Candidate {
@@ -268,6 +277,7 @@ fn candidate(candidate: Candidate, details: Details) -> wire::Candidate {
         entry_id: candidate.entry.to_string(),
         vessel_id: candidate.vessel.map(|vessel| vessel.to_string()).unwrap_or_default(),
         similarity: candidate.similarity,
+        rank_score: candidate.rank_score,
         probability: candidate.probability,
         implied_speed_knots: candidate.implied_speed_knots,
         entries: candidate.entries,

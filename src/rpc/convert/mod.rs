@@ -13,11 +13,11 @@ mod training;
 use std::time::Duration;
 
 pub use chip::{modality, source_chip, warnings};
-pub use embed::{EmbedCall, EmbedItem, embed_response, embed_stream_response, embed_timings};
+pub use embed::{EmbedCall, EmbedItem, MemberVectors, embed_response, embed_stream_response, embed_timings};
 pub use filter::filter;
 pub use gallery::{EnrollItem, EnrollSource, chips, entry, gallery, selector, updates, vessel};
 pub use matching::{Details, MatchCall, QueryCall, SubjectCall, match_result};
-pub use model::{hints, resident_model, stored_model};
+pub use model::{hints, resident_model, stored_model, with_costs};
 pub use read::read;
 pub use sighting::{entry_id, modality_to_wire, vessel_id};
 pub use training::{job, job_event, job_id, listing, order};

@@ -6,16 +6,20 @@ use super::super::context::CallContext;
 use super::super::problem::Problem;
 use super::bounded_text;
 use crate::chip::{ChipForm, ChipSize, SarStretch};
+use crate::embedding::{Composition, ModelDigest, Part};
 use crate::encoder::ModelCard;
 use crate::reason::Reason;
 use crate::registry::{Condition, Facts, StoredModel};
 use crate::weights::family::{ArchitectureHints, FeaturePoint};
+use crate::weights::native::Description;
 use crate::weights::open::Hints;
 use crate::weights::wrapper::WeightsChoice;
 use crate::wire;
 
 /// The origin of a model that another tenant has trained.
 const TRAINED_ELSEWHERE: &str = "a training job";
+/// In place of a family.
+const ENSEMBLE: &str = "ensemble";
 
 /// A model kept on disk, as this caller may see it.
 pub fn stored_model(stored: &StoredModel, caller: &CallContext) -> wire::Model {
@@ -51,8 +55,43 @@ pub fn resident_model(card: &ModelCard) -> wire::Model {
         image_width: number(card.chip_size.width),
         sar_stretch: on_wire(card.sar_stretch).into(),
         origin: "the configuration".into(),
+        ensemble: card.members.as_deref().map(|members| ensemble(&members.composition, members.digests())),
         ..wire::Model::default()
     }
+}
+
+/// An ensemble with what its members have cost on the devices.
+pub fn with_costs(model: wire::Model, card: &ModelCard) -> wire::Model {
+    let (Some(mut ensemble), Some(members)) = (model.ensemble.clone(), &card.members) else { return model };
+    for (member, time) in ensemble.members.iter_mut().zip(members.forward_times()) {
+        member.forward = time.and_then(super::duration);
+    }
+    wire::Model { ensemble: Some(ensemble), ..model }
+}
+
+fn ensemble(composition: &Composition, digests: impl Iterator<Item = ModelDigest>) -> wire::Ensemble {
+    let member = |(part, digest): (&Part, ModelDigest)| wire::EnsembleMember {
+        digest: digest.to_string(),
+        weight: part.weight,
+        dimension: number(part.dimension),
+        ..wire::EnsembleMember::default()
+    };
+    wire::Ensemble {
+        members: composition.parts().iter().zip(digests).map(member).collect(),
+        k: composition.k(),
+        depth: number(composition.depth()),
+    }
+}
+
+/// The same with what their descriptions tell of the members.
+fn described_ensemble(composition: &Composition, networks: &[Description]) -> wire::Ensemble {
+    let digests = networks.iter().filter_map(|network| network.digest.parse().ok());
+    let mut ensemble = ensemble(composition, digests);
+    for (member, network) in ensemble.members.iter_mut().zip(networks) {
+        member.family = network.architecture.family().name().into();
+        member.parameters_millions = millions(network.architecture.parameters());
+    }
+    ensemble
 }
 
 /// A client's hints about a checkpoint.
@@ -96,15 +135,20 @@ pub fn hints(hints: &wire::CheckpointHints) -> Result<Hints, Problem> {
 }
 
 fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
-    let Facts { architecture, quantization, provenance, calibrator } = facts;
-    let ChipForm { size: chip_size, sar_stretch } = architecture.preprocessing().form();
+    let Facts { networks, composition, provenance, calibrator } = facts;
+    let Some(first) = networks.first() else { return model };
+    let ChipForm { size: chip_size, sar_stretch } = first.architecture.preprocessing().form();
+    let dimension = composition.map_or(first.architecture.embed_dim(), |composition| composition.dimension());
+    let parameters = networks.iter().map(|network| network.architecture.parameters()).sum();
+    let family = composition.map_or(first.architecture.family().name(), |_| ENSEMBLE);
+    let made_from = first.quantization.as_ref().filter(|_| composition.is_none());
     wire::Model {
-        dimension: number(architecture.embed_dim()),
+        dimension: number(dimension),
         image_height: number(chip_size.height),
         image_width: number(chip_size.width),
-        family: architecture.family().name().into(),
+        family: family.into(),
         sar_stretch: on_wire(sar_stretch).into(),
-        parameters_millions: u32::try_from(architecture.parameters().div_ceil(1_000_000)).unwrap_or(u32::MAX),
+        parameters_millions: millions(parameters),
         origin: provenance.origin.clone(),
         parent_digest: provenance.parent.map(|parent| parent.to_string()).unwrap_or_default(),
         created_at: Some(Timestamp { seconds: provenance.created_at.cast_signed(), nanos: 0 }),
@@ -112,7 +156,8 @@ fn with_facts(model: wire::Model, facts: &Facts) -> wire::Model {
         data_fingerprint: provenance.data_fingerprint.clone().unwrap_or_default(),
         config_toml: provenance.configuration.clone().unwrap_or_default(),
         calibrator: calibrator.as_ref().map(|calibrator| calibrator.id().to_owned()).unwrap_or_default(),
-        quantized_from_digest: quantization.as_ref().map(|made| made.source.to_string()).unwrap_or_default(),
+        quantized_from_digest: made_from.map(|made| made.source.to_string()).unwrap_or_default(),
+        ensemble: composition.as_ref().map(|composition| described_ensemble(composition, networks)),
         ..model
     }
 }
@@ -122,6 +167,10 @@ fn on_wire(sar_stretch: SarStretch) -> wire::SarStretch {
         SarStretch::Maximum => wire::SarStretch::Maximum,
         SarStretch::Denoised => wire::SarStretch::Denoised,
     }
+}
+
+fn millions(parameters: u64) -> u32 {
+    u32::try_from(parameters.div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
 fn number(value: usize) -> u32 {
@@ -136,7 +185,6 @@ mod tests {
 
     use super::super::super::context::Principal;
     use super::*;
-    use crate::embedding::ModelDigest;
     use crate::registry::Provenance;
     use crate::weights::family::{Family, Preset};
 
@@ -146,8 +194,14 @@ mod tests {
             digest: ModelDigest::new([1; 32]),
             bytes: 1,
             condition: Condition::Intact(Box::new(Facts {
-                architecture: Family::default().preset(Preset::Tiny),
-                quantization: None,
+                networks: vec![Description {
+                    digest: "01".repeat(32),
+                    feature_point: FeaturePoint::BeforeNeck,
+                    source: "test".into(),
+                    architecture: Family::default().preset(Preset::Tiny),
+                    quantization: None,
+                }],
+                composition: None,
                 provenance: Provenance {
                     tenant: tenant.map(str::to_owned),
                     configuration: configuration.map(str::to_owned),

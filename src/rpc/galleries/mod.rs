@@ -76,6 +76,7 @@ impl GalleriesService {
         let new = NewGallery {
             model: card.digest,
             dimension: card.dimension,
+            composition: card.composition(),
             keeps_chips: request.keep_chips.unwrap_or(true),
         };
         let made = catalog.create(&context.tenant, &name, new).await?;

@@ -51,7 +51,8 @@ fn a_model_in_int8_is_one_of_its_own_that_names_its_source() {
     let (folder, place) = saved(&model);
     assert_eq!(OpenModel::open(&place, &Hints::default()).expect("a model"), model);
     let file = folder.path().join("model.zip");
-    let part = |name| Part { name, file: File::open(place.join(name)).expect("there") };
+    let part =
+        |name: &str| Part { name: name.to_owned(), file: File::open(place.join(name)).expect("there") };
     packed::pack(vec![part(DESCRIPTION), part(TENSORS)], File::create(&file).expect("new")).expect("written");
     assert_eq!(OpenModel::open(&file, &Hints::default()).expect("a model"), model);
     let codes: usize =

@@ -13,7 +13,7 @@ fn calibrator(seed: u64, id: &str) -> Calibrator {
     let pair = PairCalibration { same_pairs: 30, other_pairs: 900, appearance, size: None };
     Calibrator::new(CalibratorParts {
         id: id.into(),
-        model: model(seed).digest,
+        model: model(seed).digest(),
         prior_unknown: 0.2,
         fitted_on: "ships".into(),
         data: None,
@@ -32,7 +32,7 @@ fn exported_calibrated(folder: &Path, seed: u64, spoil: impl Fn(&Path)) -> PathB
     registry.add(&model(seed), Kept { provenance: &provenance, calibrator: Some(&calibrator) }).unwrap();
     spoil(&place.join(digest(seed)));
     let file = folder.join(format!("calibrated-{seed}.zip"));
-    registry.export(model(seed).digest).unwrap().write_to(fs::File::create(&file).unwrap()).unwrap();
+    registry.export(model(seed).digest()).unwrap().write_to(fs::File::create(&file).unwrap()).unwrap();
     file
 }
 

@@ -90,7 +90,7 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched
     let (count, _) = (load.await.unwrap(), embedding.await.unwrap());
     let mut answered = matching.await.unwrap();
     answered.dedup();
-    assert_eq!(answered, [0, 1].map(|seed| model(seed).digest), "from one model to the other, once");
+    assert_eq!(answered, [0, 1].map(|seed| model(seed).digest()), "from one model to the other, once");
 
     let kept = described(&client, "kept").await;
     assert_eq!((kept.entries, kept.following), (count as u64, None));
@@ -101,7 +101,7 @@ async fn a_gallery_follows_the_active_model_while_chips_are_enrolled_and_matched
         ..Default::default()
     };
     let entries = client.galleries().list_entries(request).await.unwrap().into_inner().entries;
-    let expected = expected(model(1).digest);
+    let expected = expected(model(1).digest());
     assert!(entries.iter().all(|entry| entry.embedding.as_ref().unwrap().values == expected));
 
     // The gallery without chips stays with its model, and describes what to do once that is gone.
@@ -141,6 +141,6 @@ async fn a_gallery_follows_with_what_was_enrolled_from_a_match() {
     }
     let request = ListEntriesRequest { gallery: "kept".into(), with_embeddings: true, ..Default::default() };
     let entries = client.galleries().list_entries(request).await.unwrap().into_inner().entries;
-    assert_eq!(entries[0].embedding.as_ref().unwrap().values, expected(model(1).digest));
+    assert_eq!(entries[0].embedding.as_ref().unwrap().values, expected(model(1).digest()));
     server.stop().await;
 }

@@ -8,6 +8,7 @@ use rand::seq::IteratorRandom;
 use rand_chacha::ChaCha8Rng;
 use shipreid::client::{Client, ClientError};
 use shipreid::registry::{Provenance, Registry, RegistryLimits};
+use shipreid::weights::any::AnyModel;
 use shipreid::weights::native::read_description;
 use shipreid::weights::open::OpenModel;
 use shipreid::weights::seed::seeded;
@@ -31,10 +32,11 @@ pub fn exported(model: &Path, folder: &Path) -> Files {
     let export = |seed: u64| {
         let architecture = like.architecture;
         let model = OpenModel::new(architecture, like.feature_point, seeded(&architecture, seed));
+        let model = AnyModel::from(model);
         registry.add(&model, &Provenance::now(format!("seed {seed}"))).unwrap();
         let path = folder.join(format!("{seed}.zip"));
-        registry.export(model.digest).unwrap().write_to(std::fs::File::create(&path).unwrap()).unwrap();
-        (model.digest.to_string(), path)
+        registry.export(model.digest()).unwrap().write_to(std::fs::File::create(&path).unwrap()).unwrap();
+        (model.digest().to_string(), path)
     };
     (1..=3).map(export).collect()
 }

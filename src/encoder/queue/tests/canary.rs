@@ -94,6 +94,7 @@ impl Threads {
                 chip_size: SIZE,
                 sar_stretch: SarStretch::default(),
                 precision: Precision::F32,
+                members: None,
             };
             let model = LoadedModel { card, factory, workers, bytes: 1 };
             leases.push(residency.admit(model).await.expect("room"));

@@ -142,6 +142,7 @@ impl EmbeddedCatalog {
         self.check_free(tenant, name)?;
         let partial = self.partial(tenant, name)?;
         let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
+        let about = About { composition: new.composition, ..about };
         let volume = Folder(partial.path().to_owned());
         GalleryBuilder::new(&volume, about, self.0.settings.cache_bytes)?.finish(0)?;
         self.publish(tenant, name, partial)

@@ -356,6 +356,7 @@ impl CatalogStore for PostgresCatalog {
         self.opened(0)?;
         self.check_held(tenant, name)?;
         let about = About::new(new.model, new.dimension, new.keeps_chips, Time::now());
+        let about = About { composition: new.composition, ..about };
         let (catalog, of, called) = (self.clone(), tenant.to_owned(), name.clone());
         let made = self.0.database.run(move |_| async move {
             let transaction = Transaction::begin(&catalog.0.database, "begin").await?;
