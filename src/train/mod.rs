@@ -42,7 +42,7 @@ mod validation;
 mod yaml;
 
 pub use augment::{augment, plain};
-pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
+pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress, checkpoint_name};
 pub use config::{
     AlignmentDistance, Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName,
     OptimizerChoice, StartKind, TrainConfig, TrainConfigError, Violation,
