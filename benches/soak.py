@@ -119,8 +119,12 @@ class Churn:
         await galleries.DeleteEntries(remove, timeout=DEADLINE)
         items = [gallery_messages.EnrollRequest(gallery=GALLERY, entry_id=name, vessel_id=self.vessel(), chip=self.chip(),
                                                 labels={"drawn": str(self.random.random())}, overwrite=True) for name in ids]
-        async for answer in galleries.Enroll(iter(items), timeout=DEADLINE):
-            assert not answer.HasField("error"), answer
+        if self.random.random() < 0.5:
+            answers = [answer async for answer in galleries.Enroll(iter(items), timeout=DEADLINE)]
+        else:
+            request = gallery_messages.EnrollEntriesRequest(gallery=GALLERY, entries=items)
+            answers = (await galleries.EnrollEntries(request, timeout=DEADLINE)).results
+        assert len(answers) == len(ids) and not any(answer.HasField("error") for answer in answers), answers
         update = gallery_messages.UpdateEntriesRequest(gallery=GALLERY)
         update.update_mask.paths.append("labels")
         update.updates.add(entry_id=ids[0], labels={f"told-{self.random.randrange(10**9)}": "x" * 100})

@@ -105,7 +105,7 @@ impl Slot {
         let Claimed { job, hold } = claimed;
         self.fetch_folder(hold, stop, lost).await?;
         chips::fetch(self, claimed, stop).await?;
-        if !self.repository.keep_folder_surely(hold, &self.settings.job_folder(job.key.id)).await {
+        if !self.repository.keep_folder_surely(hold, &self.settings.job_folder(job.key.id), &[]).await {
             return Err(AttemptOutcome::Stopped);
         }
         self.start(claimed).await.map_err(AttemptOutcome::Failed)
@@ -366,10 +366,11 @@ impl Process {
         }
         let (slot, hold, log) = (self.slot.clone(), self.hold.clone(), Arc::clone(&self.log));
         let done = async move {
-            if events.iter().any(|event| matches!(event, RunEvent::Saved(_))) {
+            let saved: Vec<u64> = events.iter().filter_map(RunEvent::saved_steps).collect();
+            if !saved.is_empty() {
                 let folder = slot.settings.job_folder(hold.key.id);
                 // Whoever reads that a checkpoint was saved can rely on it, wherever the job goes on.
-                if !slot.repository.keep_folder_surely(&hold, &folder).await {
+                if !slot.repository.keep_folder_surely(&hold, &folder, &saved).await {
                     return false;
                 }
             }

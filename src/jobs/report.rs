@@ -37,6 +37,16 @@ pub enum RunEvent {
     Log(String),
 }
 
+impl RunEvent {
+    /// The steps of the checkpoint that was saved, if it is that.
+    pub fn saved_steps(&self) -> Option<u64> {
+        match self {
+            Self::Saved(saved) => Some(saved.step),
+            _ => None,
+        }
+    }
+}
+
 /// What the network took from a starting point.
 #[derive(Clone, PartialEq, Eq, prost::Message, Serialize, Deserialize)]
 pub struct Start {

@@ -12,7 +12,7 @@ use super::hold::{Claimed, Hold};
 use super::job::{Job, JobId, JobKey, JobSpec};
 use super::state::{Refused, StateName};
 use super::store::{
-    AddError, Added, All, EmbeddedJobs, JobStore, Listing, Page, PostgresJobs, Replay, StoreError,
+    Active, AddError, Added, All, EmbeddedJobs, JobStore, Listing, Page, PostgresJobs, Replay, StoreError,
     UpdateError,
 };
 use crate::gallery::Time;
@@ -94,8 +94,8 @@ impl JobRepository {
     }
 
     /// See [`JobStore::active`].
-    pub async fn active(&self) -> Result<Vec<Job>, StoreError> {
-        self.store.active().await
+    pub async fn active(&self, after: Option<JobId>) -> Result<Active, StoreError> {
+        self.store.active(after).await
     }
 
     /// See [`JobStore::abandoned`].
@@ -172,11 +172,11 @@ impl JobRepository {
         self.store.fetch_folder(hold, folder).await
     }
 
-    /// Keeps what a job's folder has to have, waiting for as long as the database cannot be used. Returns whether the job
-    /// is still held. A folder that cannot be read keeps a job from being continued elsewhere, but not from going on.
-    pub async fn keep_folder_surely(&self, hold: &Hold, folder: &Path) -> bool {
+    /// Keeps what a job's folder has to have, with the checkpoints that were `saved`, waiting for as long as the database
+    /// cannot be used. Returns whether the job is still held. A folder that cannot be read keeps a job from being continued elsewhere, but not from going on.
+    pub async fn keep_folder_surely(&self, hold: &Hold, folder: &Path, saved: &[u64]) -> bool {
         loop {
-            match self.store.keep_folder(hold, folder).await {
+            match self.store.keep_folder(hold, folder, saved).await {
                 Ok(is_held) => return is_held,
                 Err(cause @ FolderError::Io { .. }) => {
                     tracing::error!(%cause, job = %hold.key.id, "another server could not continue this job from here");

@@ -75,6 +75,14 @@ pub struct All {
     pub damaged: Vec<(JobKey, String)>,
 }
 
+/// Jobs that a server may start now and those that it runs, the oldest first.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Active {
+    pub jobs: Vec<Job>,
+    /// The last waiting job that was looked at, if there may be others after it.
+    pub last: Option<JobId>,
+}
+
 /// Which jobs to list.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
@@ -189,17 +197,19 @@ impl JobStore {
         }
     }
 
-    /// Jobs that may be started now and those that this server runs, the oldest first.
+    /// Jobs that may be started now and those that this server runs. Where there are many, only some of those that wait,
+    /// from the first after `after` on.
     ///
     /// # Errors
     /// See [`StoreError`].
-    pub async fn active(&self) -> Result<Vec<Job>, StoreError> {
+    pub async fn active(&self, after: Option<JobId>) -> Result<Active, StoreError> {
         match self {
             Self::Embedded(store) => {
                 let all = blocking(store, |store| store.all()).await?;
-                Ok(all.jobs.into_iter().filter(|job| !job.state.is_ended()).collect())
+                let jobs = all.jobs.into_iter().filter(|job| !job.state.is_ended()).collect();
+                Ok(Active { jobs, last: None })
             }
-            Self::Postgres(store) => store.active().await,
+            Self::Postgres(store) => store.active(after).await,
         }
     }
 
@@ -214,15 +224,16 @@ impl JobStore {
         }
     }
 
-    /// Keeps what a job's folder has to have for it to be continued anywhere: its chips and checkpoints. Returns whether
-    /// the job is still held. A file is on the same disk as the folder.
+    /// Keeps what a job's folder has to have for it to be continued anywhere: its chips and checkpoints. Those that were just
+    /// `saved`, by their steps, replace what earlier attempts have left of them, which may be damaged. Returns whether the
+    /// job is still held. A file is on the same disk as the folder.
     ///
     /// # Errors
     /// The folder or the database cannot be used.
-    pub async fn keep_folder(&self, hold: &Hold, folder: &Path) -> Result<bool, FolderError> {
+    pub async fn keep_folder(&self, hold: &Hold, folder: &Path, saved: &[u64]) -> Result<bool, FolderError> {
         match self {
             Self::Embedded(_) => Ok(true),
-            Self::Postgres(store) => store.keep_folder(hold.clone(), folder.to_owned()).await,
+            Self::Postgres(store) => store.keep_folder(hold.clone(), folder.to_owned(), saved.to_vec()).await,
         }
     }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::attempt::due;
 use super::edit::Edit;
 use super::failure::Failure;
-use super::job::{Job, JobKey};
+use super::job::{Job, JobId, JobKey};
 use super::model_sink::ModelSink;
 use super::repository::JobRepository;
 use super::retries::{Pauses, Retries};
@@ -21,7 +21,7 @@ use super::settings::Settings;
 use super::slot::Slot;
 use super::spawner::Spawner;
 use super::state::{Change, JobState, Refused};
-use super::store::{StoreError, UpdateError};
+use super::store::{Active, StoreError, UpdateError};
 use crate::gallery::{Catalog, GalleryName};
 use crate::metrics;
 use crate::reason::FailureReason;
@@ -81,6 +81,7 @@ impl Supervisor {
             galleries: Arc::clone(&settings.galleries),
             retries: Retries::new(Pauses::new(settings.retry_pause)),
             next_retry: None,
+            looked_at: None,
             complained_at: None,
             free: (0..slots).rev().map(slot).collect(),
             repository: Arc::clone(&repository),
@@ -182,6 +183,8 @@ struct Scheduler {
     retries: Retries,
     /// The earliest end of a waiting job's pause.
     next_retry: Option<Instant>,
+    /// The last waiting job that was looked at, if the next look is for those after it.
+    looked_at: Option<JobId>,
     /// When the log was last told that the store cannot be read.
     complained_at: Option<Instant>,
     repository: Arc<JobRepository>,
@@ -230,7 +233,7 @@ impl Scheduler {
     }
 
     /// Puts waiting jobs into free slots, oldest first except for those in a pause, and stops those whose cancellation
-    /// was stored late.
+    /// was stored late. Where too many wait for one look, the next one goes on after them.
     async fn fill(&mut self) -> Result<(), UpdateError<Refused>> {
         self.next_retry = None;
         // A server that trains nothing has no slots.
@@ -245,7 +248,7 @@ impl Scheduler {
                 return Ok(());
             }
         }
-        let jobs = self.repository.active().await?;
+        let Active { jobs, last } = self.repository.active(self.looked_at).await?;
         self.retries.keep_waiting(&jobs);
         for job in jobs {
             match (&job.state, self.running.contains_key(&job.key)) {
@@ -260,6 +263,8 @@ impl Scheduler {
                 _ => {}
             }
         }
+        // Jobs that cannot run here do not keep it from those behind them.
+        self.looked_at = last.filter(|_| !self.free.is_empty());
         Ok(())
     }
 

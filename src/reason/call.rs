@@ -89,13 +89,13 @@ named! {
             ImageWithoutPixels "IMAGE_WITHOUT_PIXELS" (InvalidArgument, Correct)
                 "The image has a width or height of 0.";
             ImageFormatUnknown "IMAGE_FORMAT_UNKNOWN" (InvalidArgument, Correct)
-                "The bytes are no image of a supported format.";
+                "The bytes are not an image in a supported format.";
             ImageTruncated "IMAGE_TRUNCATED" (InvalidArgument, Correct)
                 "The image ends too early.";
             ImageCorrupt "IMAGE_CORRUPT" (InvalidArgument, Correct)
                 "The image contradicts its own format.";
             ImageUnsupported "IMAGE_UNSUPPORTED" (InvalidArgument, Correct)
-                "The image is of a kind that is not read; the message names it and a command that converts it.";
+                "Images of this kind are not supported; the message names the kind, and a command that converts it.";
             SarChannels "SAR_CHANNELS" (InvalidArgument, Correct)
                 "A SAR TIFF has more than one channel.";
             OrientedBoxInvalid "ORIENTED_BOX_INVALID" (InvalidArgument, Correct)

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokio_postgres::Client;
+
 use super::{ActiveModel, Added, RegistryError, RegistryLimits};
 use crate::embedding::ModelDigest;
 use crate::postgres::{
@@ -10,6 +12,8 @@ use crate::postgres::{
 
 /// What the files of all models belong to.
 const OWNER: &str = "models";
+/// Pieces of files that one statement removes, each at most a mebibyte.
+const SWEPT_MAX: i64 = 64;
 /// Any number that nothing else in the database locks: models are added one at a time.
 const ADDING: i64 = 0x4d4f_4445_4c53;
 
@@ -96,6 +100,8 @@ impl SharedModels {
                 RegistryError::TooLarge { bytes, used, limit: bytes_max }
             });
         }
+        // A server that deleted it before may not have come to its end.
+        sweep(database, &transaction, &format!("owner = '{OWNER}' and name = '{digest}'"))?;
         stored(digest).write(database, &transaction, folder)?;
         database.wait(async {
             let is_held = match fence {
@@ -121,6 +127,9 @@ impl SharedModels {
         Ok(stored(digest).read(self.database(), folder)?)
     }
 
+    /// Its files are removed afterwards, a few at a time: those of a large model may take longer than a statement may, and
+    /// nobody waits for them who activates a model.
+    ///
     /// # Errors
     /// The model does not exist, is active, or the database cannot be reached.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
@@ -142,10 +151,20 @@ impl SharedModels {
                     false => RegistryError::NotFound(digest),
                 });
             }
-            let sql = "delete from files where owner = $1 and name = $2";
-            execute!(transaction, sql, OWNER => TEXT, digest.to_string() => TEXT)?;
             Ok(transaction.commit().await?)
-        })
+        })?;
+        if let Err(cause) = self.sweep() {
+            tracing::warn!(%cause, model = %digest, "files of a deleted model stay until another is deleted");
+        }
+        Ok(())
+    }
+
+    /// Removes the files of models that do not exist. A model and its files are committed at once, so none is taken for one
+    /// that is gone.
+    fn sweep(&self) -> Result<(), Unreachable> {
+        let connection = self.database().wait(self.database().connection())?;
+        let is_gone = format!("owner = '{OWNER}' and name not in (select encode(digest, 'hex') from models)");
+        sweep(self.database(), &connection, &is_gone)
     }
 
     /// Records which model serves, on every server.
@@ -168,6 +187,17 @@ impl SharedModels {
             Ok(transaction.commit().await?)
         })
     }
+}
+
+/// Removes the pieces of files for which SQL holds, some of them in each statement. What another server is removing is left
+/// to it.
+fn sweep(database: &Database, client: &Client, which: &str) -> Result<(), Unreachable> {
+    let sql = format!(
+        "delete from files where ctid = any (array (
+            select ctid from files where {which} limit $1 for update skip locked))"
+    );
+    while database.wait(async { execute!(client, &sql, SWEPT_MAX => INT8) })? > 0 {}
+    Ok(())
 }
 
 fn stored(digest: ModelDigest) -> StoredFolder {

@@ -224,7 +224,7 @@ impl Checkpoints {
     }
 
     fn place(&self, steps: u64) -> PathBuf {
-        self.folder.join(format!("{PREFIX}{steps:010}"))
+        self.folder.join(checkpoint_name(steps))
     }
 
     /// Oldest first.
@@ -237,6 +237,11 @@ impl Checkpoints {
         paths.sort();
         Ok(paths)
     }
+}
+
+/// The name of the folder of the checkpoint after these steps.
+pub fn checkpoint_name(steps: u64) -> String {
+    format!("{PREFIX}{steps:010}")
 }
 
 /// The one with the highest metric, the earliest of equals.

@@ -44,7 +44,7 @@ mod yaml;
 
 pub use augment::{augment, plain};
 pub use calibration::{CalibrationReport, HeldOutShips, Uncalibrated};
-pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress};
+pub use checkpoint::{CheckpointError, Checkpoints, DamagedCheckpoint, Progress, checkpoint_name};
 pub use config::{
     AlignmentDistance, Augmentation, CheckpointChoice, Gradient, HeadName, Loss, ObjectiveName,
     OptimizerChoice, StartKind, TrainConfig, TrainConfigError, Violation,

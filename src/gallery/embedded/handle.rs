@@ -66,6 +66,15 @@ enum WriterCommand {
     Grouped(Box<dyn GroupedOperation>),
     /// Runs in a transaction of its own and answers its caller itself.
     Exclusive(Box<dyn FnOnce(&mut Writer) + Send>),
+    /// What others have committed is taken in, unless it is there by then. Operations before and after it still share a
+    /// transaction, which may bring it.
+    Follow(Follower),
+}
+
+struct Follower {
+    /// Whether a state lacks nothing.
+    is_enough: Box<dyn Fn(&Snapshot) -> bool + Send>,
+    answer: oneshot::Sender<Result<(), StoreError>>,
 }
 
 impl EmbeddedGallery {
@@ -95,12 +104,17 @@ impl EmbeddedGallery {
         self.published.snapshot()
     }
 
-    /// Takes in what other copies have committed.
+    /// Takes in what other copies have committed, unless a state that `is_enough` has come by then.
     ///
     /// # Errors
     /// The truth cannot be reached, or the files cannot be written.
-    pub(in crate::gallery) async fn follow(&self) -> Result<(), StoreError> {
-        self.alone(Writer::follow).await
+    pub(in crate::gallery) async fn follow(
+        &self,
+        is_enough: impl Fn(&Snapshot) -> bool + Send + 'static,
+    ) -> Result<(), StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let follower = Follower { is_enough: Box::new(is_enough), answer };
+        self.send(0, WriterCommand::Follow(follower), answered).await
     }
 
     /// Finishes pending operations, closes the files and waits for that: not for async tasks.
@@ -310,15 +324,16 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
             }
         };
         match command {
-            WriterCommand::Exclusive(_) if deleted.load(Ordering::Relaxed) => {}
+            WriterCommand::Exclusive(_) | WriterCommand::Follow(_) if deleted.load(Ordering::Relaxed) => {}
             WriterCommand::Exclusive(operation) => {
                 if let Err(cause) = caught(|| operation(&mut writer)) {
                     writer.published().fail(&cause.to_string());
                 }
             }
+            WriterCommand::Follow(follower) => follow(&mut writer, follower),
             WriterCommand::Grouped(operation) => {
                 wait_for(&queue, gathering.next());
-                let (mut operations, mut rooms) = (vec![operation], vec![room]);
+                let (mut operations, mut rooms, mut followers) = (vec![operation], vec![room], vec![]);
                 while operations.len() < GROUP_MAX
                     && next.is_none()
                     && let Ok(queued) = queue.try_recv()
@@ -328,17 +343,31 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                             operations.push(operation);
                             rooms.push(room);
                         }
+                        Queued { command: WriterCommand::Follow(follower), room } => {
+                            followers.push(follower);
+                            rooms.push(room);
+                        }
                         exclusive => next = Some(exclusive),
                     }
                 }
                 let (size, started) = (operations.len(), Instant::now());
                 commit(&mut writer, operations, deleted);
                 gathering.learn(size, queue.len(), started.elapsed());
+                followers.into_iter().for_each(|follower| follow(&mut writer, follower));
             }
         }
         writer.sweep();
     }
     if deleted.load(Ordering::Relaxed) { writer.abandon() } else { writer.close() }
+}
+
+fn follow(writer: &mut Writer, Follower { is_enough, answer }: Follower) {
+    if answer.is_closed() {
+        return;
+    }
+    let outcome = if is_enough(&writer.published().snapshot()) { Ok(()) } else { writer.follow() };
+    // A caller that has left does not wait for the answer.
+    let _ = answer.send(outcome);
 }
 
 /// Waits until the queue has the other `wanted` operations, or `wait` is over.

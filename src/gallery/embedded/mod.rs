@@ -29,6 +29,5 @@ pub(super) use journal::{Delta, Effects, Inserted, Journal, Known};
 pub(super) use quota::Allowance;
 pub(super) use record::{RowRecord, StateRecord};
 pub(super) use schema::{SchemaError, about_of, sealed_about};
-#[cfg(test)]
-pub use snapshot::Snapshot;
+pub(super) use snapshot::Snapshot;
 pub(super) use writer::{Bounds, Writer};

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Instant;
 
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTableMetadata, TableDefinition};
 
@@ -28,6 +29,8 @@ pub struct Snapshot {
     index: Index,
     tables: Tables,
     shadow_rows: u64,
+    /// When this server had committed it, or taken it in; `None` if it was found on the disk.
+    made_at: Option<Instant>,
 }
 
 /// The tables of one commit.
@@ -69,7 +72,16 @@ impl Snapshot {
         tables: Tables,
     ) -> Result<Self, DatabaseError> {
         let shadow_rows = tables.shadow.as_ref().map_or(Ok(0), RowTable::len)?;
-        Ok(Self { about, state, index, tables, shadow_rows })
+        Ok(Self { about, state, index, tables, shadow_rows, made_at: None })
+    }
+
+    /// The same, made now.
+    pub(super) fn made(self) -> Self {
+        Self { made_at: Some(Instant::now()), ..self }
+    }
+
+    pub(in crate::gallery) fn made_at(&self) -> Option<Instant> {
+        self.made_at
     }
 
     pub(in crate::gallery) fn index(&self) -> &Index {

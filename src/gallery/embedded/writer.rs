@@ -127,7 +127,7 @@ impl Published {
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot.made());
     }
 }
 
@@ -323,9 +323,10 @@ impl Writer {
     pub fn follow(&mut self) -> Result<(), StoreError> {
         self.check_writable()?;
         let known = self.known();
-        let Some(journal) = &mut self.journal else { return Ok(()) };
-        let delta = journal.fetch(&known)?;
-        let applied = caught(|| delta.map_or(Ok(()), |delta| self.apply(delta)));
+        let applied = caught(|| {
+            let Some(journal) = &mut self.journal else { return Ok(()) };
+            journal.fetch(&known)?.map_or(Ok(()), |delta| self.apply(delta))
+        });
         let panicked = |cause: Panicked| Err(StoreError::ReadOnly { reason: cause.to_string() });
         applied.unwrap_or_else(panicked).map_err(|error| self.give_up(error))
     }

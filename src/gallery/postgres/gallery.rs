@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use crate::embedding::{Embedding, ModelDigest};
-use crate::gallery::embedded::EmbeddedGallery;
+use crate::gallery::embedded::{EmbeddedGallery, Snapshot};
 use crate::gallery::entry::VesselId;
 use crate::gallery::index::RowId;
 use crate::gallery::store::{
@@ -29,6 +29,31 @@ struct Currency {
     at: Instant,
     /// Not yet: then it is when the copy was opened.
     is_known: bool,
+}
+
+/// The last commit of a gallery in the database.
+#[derive(Clone, Copy, Debug)]
+pub struct LastCommit {
+    pub commit: u64,
+    pub committed_at: i64,
+    /// Before the database was asked.
+    pub asked_at: Instant,
+}
+
+impl LastCommit {
+    /// Whether a copy has it, and so lacks nothing.
+    fn is_in(&self, copy: &Snapshot) -> bool {
+        self.is_at_or_before(copy.state().commit, copy.state().committed_at, copy.made_at())
+    }
+
+    /// A copy may be ahead because of what this server has committed since the database was asked. One that was ahead before is
+    /// not known to have it: the database may have been put back to an earlier state.
+    fn is_at_or_before(&self, commit: u64, committed_at: i64, made_at: Option<Instant>) -> bool {
+        if commit == self.commit {
+            return committed_at == self.committed_at;
+        }
+        commit > self.commit && made_at.is_some_and(|made_at| made_at > self.asked_at)
+    }
 }
 
 impl PostgresGallery {
@@ -68,20 +93,18 @@ impl PostgresGallery {
         *self.currency.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes in what the copy lacks, unless it is at `commit`.
+    /// Takes in what the copy lacks.
     ///
     /// # Errors
     /// The database cannot be reached, or the copy is to be loaded anew.
-    pub async fn follow(&self, commit: u64, committed_at: i64) -> Result<(), StoreError> {
+    pub async fn follow(&self, last: LastCommit) -> Result<(), StoreError> {
+        if last.is_in(&self.copy().published()) {
+            return Ok(());
+        }
         // Commits of others that wait here are there once the first has followed.
         let _changing = self.changing.lock().await;
-        let is_there = {
-            let copy = self.copy();
-            let snapshot = copy.published();
-            // A copy that is ahead asks again: the database may have been put back to an earlier state.
-            (snapshot.state().commit, snapshot.state().committed_at) == (commit, committed_at)
-        };
-        if is_there { Ok(()) } else { self.copy().follow().await }
+        let copy = self.copy();
+        if last.is_in(&copy.published()) { Ok(()) } else { copy.follow(move |copy| last.is_in(copy)).await }
     }
 }
 
@@ -145,5 +168,31 @@ impl GalleryStore for PostgresGallery {
 
     fn is_held_up(&self, before: u64) -> bool {
         self.copy().is_held_up(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_is_ahead_has_what_was_there_only_if_it_went_on_since_then() {
+        let asked_at = Instant::now();
+        let last = LastCommit { commit: 7, committed_at: 70, asked_at };
+        let (before, after) = (asked_at - Duration::from_secs(1), asked_at + Duration::from_secs(1));
+        for (commit, committed_at, made_at, expected) in [
+            (7, 70, None, true),
+            (7, 71, Some(after), false),
+            (6, 60, Some(after), false),
+            (8, 80, Some(after), true),
+            (8, 80, Some(before), false),
+            (8, 80, None, false),
+        ] {
+            assert_eq!(
+                last.is_at_or_before(commit, committed_at, made_at),
+                expected,
+                "{commit}, {made_at:?}"
+            );
+        }
     }
 }

@@ -197,14 +197,14 @@ async fn starts_a_waiting_job_once(store: &JobStore) {
     assert_eq!((&job.state, job.started_at), (&JobState::Running, Some(NOW)));
     assert!(store.claim(&key, NOW).await.is_err());
     let ids = |jobs: Vec<Job>| jobs.into_iter().map(|job| job.key.id).collect::<Vec<_>>();
-    assert_eq!(ids(store.active().await.expect("readable")), [key.id]);
+    assert_eq!(ids(store.active(None).await.expect("readable").jobs), [key.id]);
     let written = store.update_held(&hold.write(), NOW, |edit| edit.change(Change::Stop)).await;
     assert_eq!(written.expect("it is held").state, JobState::Interrupted);
     assert_eq!(ids(store.abandoned().await.expect("readable")), [key.id]);
     let job = store.take_over(&key, NOW, |edit| edit.change(Change::Retry)).await.expect("it is abandoned");
     assert_eq!((&job.state, job.attempt), (&JobState::Queued, 2));
     assert_eq!(ids(store.abandoned().await.expect("readable")), []);
-    assert_eq!(ids(store.active().await.expect("readable")), [key.id]);
+    assert_eq!(ids(store.active(None).await.expect("readable").jobs), [key.id]);
 }
 
 /// Jobs as they should be, with all their events.

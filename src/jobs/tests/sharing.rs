@@ -61,6 +61,24 @@ async fn two_servers_run_every_job_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_jobs_that_cannot_run_do_not_keep_a_server_from_those_behind_them() {
+    let Some(trial) = Trial::new().await else { return };
+    let repository = shared(&trial, LONG).await;
+    add(&repository).await;
+    // Under other numbers, a record is damaged.
+    trial
+        .execute(&format!(
+            "insert into {0}.jobs (tenant, state, created_at, last_event, record)
+            select 'other', 'queued', created_at, last_event, record from {0}.jobs, generate_series(1, 450)",
+            trial.schema
+        ))
+        .await;
+    let key = add(&repository).await.key;
+    let (job, _) = server(&trial, &finishes(), |_| {}).await.ended(&key).await;
+    assert_eq!(job.state.name(), StateName::Finished);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_watched_cancelled_resumed_and_deleted_through_any_server() {
     use StateName::{Cancelled, Cancelling, Queued, Running};
     let Some(trial) = Trial::new().await else { return };

@@ -57,6 +57,31 @@ async fn models_of_one_server_are_those_of_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_of_deleted_models_are_removed_also_those_that_another_server_has_left() {
+    let Some(trial) = Trial::new().await else { return };
+    let (registry, _folder) = server(&trial).await;
+    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    for seed in [1, 2] {
+        registry.add(&model(seed), &provenance(seed)).expect("room");
+    }
+    // What a server leaves that dies while it deletes a model.
+    let leave = format!("delete from models where digest = decode('{one}', 'hex')");
+    trial.execute(&leave).await;
+    assert_eq!(digests(&registry), [two]);
+    assert_eq!(registry.add(&model(1), &provenance(1)).expect("room"), Added::New);
+    let (other, _other) = server(&trial).await;
+    assert_eq!(other.load(one).expect("a copy"), model(1));
+
+    trial.execute(&leave).await;
+    // More than one statement removes.
+    let many = "insert into files (owner, name, term, path, piece, content)
+        select 'models', 'gone', 0, 'a file', n, '' from generate_series(1, 200) as n";
+    trial.execute(many).await;
+    registry.delete(two).expect("not active");
+    assert_eq!(trial.count("files").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn limits_hold_over_all_servers_and_what_exceeds_them_is_nowhere() {
     let Some(trial) = Trial::new().await else { return };
     let ((first, folder), (second, _other)) = (server(&trial).await, server(&trial).await);

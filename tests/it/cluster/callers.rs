@@ -1,8 +1,8 @@
 //! Callers that record what they asked and were answered.
 
 use std::f32::consts::PI;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use shipreid::client::Client;
@@ -20,6 +20,7 @@ use tonic::{Code, Status};
 
 use super::gallery::{Answer, Call, Gallery, Held, KEYS};
 use super::linearizability::Event;
+use super::recorder::Recorder;
 
 const LABEL: &str = "note";
 /// The micro model's.
@@ -31,25 +32,13 @@ pub struct History {
     pub model: String,
     /// How current reads ask the gallery to be.
     read: Read,
-    events: Mutex<Recorded>,
+    recorder: Recorder<Gallery>,
     notes: AtomicU32,
-}
-
-#[derive(Default)]
-struct Recorded {
-    moment: usize,
-    events: Vec<Event<Gallery>>,
 }
 
 impl History {
     pub fn new(gallery: String, model: String, read: Read) -> Self {
-        Self { gallery, model, read, events: Mutex::default(), notes: AtomicU32::new(1) }
-    }
-
-    fn recorded<T>(&self, record: impl FnOnce(&mut Recorded) -> T) -> T {
-        let mut recorded = self.events.lock().unwrap_or_else(PoisonError::into_inner);
-        recorded.moment += 1;
-        record(&mut recorded)
+        Self { gallery, model, read, recorder: Recorder::default(), notes: AtomicU32::new(1) }
     }
 
     /// A call to any server, recorded.
@@ -57,13 +46,9 @@ impl History {
     /// # Errors
     /// It has failed, so that nobody knows whether it has happened.
     pub async fn call(&self, client: &Client, call: Call) -> Result<(), Status> {
-        let number = self.recorded(|recorded| {
-            let (call, begun) = (call.clone(), recorded.moment);
-            recorded.events.push(Event { call, begun, answered: None });
-            recorded.events.len() - 1
-        });
+        let number = self.recorder.begin(call.clone());
         let answer = self.perform(client, call).await?;
-        self.recorded(|recorded| recorded.events[number].answered = Some((recorded.moment, answer)));
+        self.recorder.answer(number, answer);
         Ok(())
     }
 
@@ -78,7 +63,7 @@ impl History {
 
     /// The gallery and all calls, in the order of their beginnings. Reads without an answer say nothing.
     pub fn into_events(self) -> (String, Vec<Event<Gallery>>) {
-        let mut events = self.events.into_inner().unwrap_or_else(PoisonError::into_inner).events;
+        let mut events = self.recorder.into_events();
         events.retain(|event| event.answered.is_some() || !event.call.is_read());
         (self.gallery, events)
     }

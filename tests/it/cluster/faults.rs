@@ -19,8 +19,12 @@ pub enum Fault {
     StopServer,
     /// Until the database has ended the transaction in which it holds a gallery's lock.
     StopServerThatHoldsALock,
+    /// It ends by itself, and comes back.
+    TerminateServer,
     Cut,
     CutBeforeAnswer,
+    /// A server reaches the database no more, until the end.
+    Isolate,
     KillDatabase,
     /// One process of the database, after which it recovers.
     KillBackend,
@@ -79,12 +83,14 @@ impl Nemesis<'_> {
         self.answered.wait_for(|answered| *answered >= enough).await.expect("callers call");
     }
 
-    async fn begin(&mut self, fault: Fault, victim: usize) {
+    pub async fn begin(&mut self, fault: Fault, victim: usize) {
         let server = &mut self.cluster.servers[victim];
         match fault {
             Fault::KillServer | Fault::KillServerAndDisk => server.kill(),
             Fault::StopServer => server.signal(libc::SIGSTOP),
             Fault::StopServerThatHoldsALock => self.stop_with_lock(victim).await,
+            Fault::TerminateServer => block_in_place(|| server.terminate()),
+            Fault::Isolate => server.proxy.down(),
             Fault::Cut => server.proxy.cut(Cut::Now),
             Fault::CutBeforeAnswer => server.proxy.cut(Cut::BeforeAnswer),
             Fault::KillDatabase => {
@@ -101,10 +107,11 @@ impl Nemesis<'_> {
         }
     }
 
-    async fn end(&mut self, fault: Fault, victim: usize) {
+    pub async fn end(&mut self, fault: Fault, victim: usize) {
         let server = &mut self.cluster.servers[victim];
         match fault {
-            Fault::KillServer => self.cluster.start_server(victim).await,
+            Fault::KillServer | Fault::TerminateServer => self.cluster.start_server(victim).await,
+            Fault::Isolate => server.proxy.up(),
             Fault::KillServerAndDisk => {
                 server.lose_disk();
                 self.cluster.start_server(victim).await;

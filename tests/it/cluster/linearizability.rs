@@ -20,6 +20,12 @@ pub trait Object {
     /// The state after a call, and its answer.
     fn apply(state: &Self::State, call: &Self::Call) -> (Self::State, Self::Answer);
 
+    /// Whether a call whose answer fits may be placed at once where it changes nothing. Not if it could have the same answer
+    /// and an effect later.
+    fn has_no_better_place(_: &Self::Call) -> bool {
+        true
+    }
+
     /// What only this call writes.
     fn mark(call: &Self::Call) -> Option<u32>;
 
@@ -147,7 +153,9 @@ impl<'h, O: Object> Search<'h, O> {
             let changes = after != self.state;
             match &event.answered {
                 // What fits and changes nothing may as well come now as later.
-                Some((_, given)) if *given == answer && !changes => return vec![number],
+                Some((_, given)) if *given == answer && !changes && O::has_no_better_place(&event.call) => {
+                    return vec![number];
+                }
                 Some((_, given)) if *given == answer => needed.push(number),
                 // Without an effect it may as well never have happened.
                 None if changes && self.due[number].is_some() => needed.push(number),

@@ -1,5 +1,5 @@
-//! Several servers that share galleries in PostgreSQL, driven by many callers while servers and database are killed,
-//! stopped and cut off. What the callers saw is judged by a checker of linearizability.
+//! Several servers that share galleries, training jobs and models in PostgreSQL, driven by many callers while servers and
+//! database are killed, stopped and cut off. What the callers saw is judged by a checker of linearizability.
 
 mod callers;
 mod database;
@@ -10,9 +10,12 @@ mod jobs;
 mod linearizability;
 mod models;
 mod proxy;
+mod recorder;
+mod registry;
 mod rolling;
 mod servers;
 mod simulated;
+mod training;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -37,6 +40,13 @@ const GALLERIES: usize = 2;
 const TROUBLES: Range<usize> = 2..5;
 /// `make torture-cluster` sets more: FIRST..END.
 const SEEDS: &str = "SHIPREID_CLUSTER_SEEDS";
+
+/// Of the histories to judge.
+fn seeds(default: &str) -> Range<u64> {
+    let seeds = std::env::var(SEEDS).unwrap_or_else(|_| default.into());
+    let (first, end) = seeds.split_once("..").expect("FIRST..END");
+    first.parse().expect("a number")..end.parse().expect("a number")
+}
 
 /// What happened over all histories.
 #[derive(Default)]
@@ -115,12 +125,9 @@ async fn judge(cluster: &mut Cluster, seed: u64, troubles: &[Vec<Fault>], tally:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_callers_of_three_servers_see_has_an_order_whatever_fails() {
-    let seeds = std::env::var(SEEDS).unwrap_or_else(|_| "0..4".into());
-    let (first, end) = seeds.split_once("..").expect("FIRST..END");
-    let seeds: Range<u64> = first.parse().expect("a number")..end.parse().expect("a number");
     let Some(mut cluster) = Cluster::start(SERVERS).await else { return };
     let mut tally = Tally::default();
-    for seed in seeds {
+    for seed in seeds("0..4") {
         let random = &mut ChaCha8Rng::seed_from_u64(seed);
         let troubles: Vec<_> = (0..random.random_range(TROUBLES)).map(|_| Fault::draw(random)).collect();
         judge(&mut cluster, seed, &troubles, &mut tally).await;

@@ -1,6 +1,8 @@
 //! The network between a server and its database, whose connections a test can cut.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -20,6 +22,7 @@ pub enum Cut {
 pub struct Proxy {
     pub port: u16,
     cut: watch::Sender<Cut>,
+    is_down: Arc<AtomicBool>,
     /// How many connections the database has ended.
     pub ended: watch::Sender<usize>,
     accepting: JoinHandle<()>,
@@ -31,13 +34,28 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let cut = watch::Sender::default();
         let ended = watch::Sender::default();
-        let (cuts, ends) = (cut.clone(), ended.clone());
+        let is_down = Arc::new(AtomicBool::new(false));
+        let (cuts, ends, refuses) = (cut.clone(), ended.clone(), Arc::clone(&is_down));
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(relay(client, socket.clone(), cuts.subscribe(), ends.clone()));
+                // In this order, no connection is accepted and not cut.
+                let cuts = cuts.subscribe();
+                if !refuses.load(Ordering::SeqCst) {
+                    tokio::spawn(relay(client, socket.clone(), cuts, ends.clone()));
+                }
             }
         });
-        Self { port, cut, ended, accepting }
+        Self { port, cut, is_down, ended, accepting }
+    }
+
+    /// Cuts all connections, and refuses others until it is [up](Self::up) again.
+    pub fn down(&self) {
+        self.is_down.store(true, Ordering::SeqCst);
+        self.cut(Cut::Now);
+    }
+
+    pub fn up(&self) {
+        self.is_down.store(false, Ordering::SeqCst);
     }
 
     /// Cuts all connections that there are.

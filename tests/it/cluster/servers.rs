@@ -20,7 +20,10 @@ pub struct Cluster {
     pub standby: Option<Database>,
     pub servers: Vec<Member>,
     folder: TempDir,
-    model: PathBuf,
+    /// What they serve.
+    pub model: PathBuf,
+    /// Of every server, beside those that tell it from the others.
+    settings: Vec<String>,
 }
 
 /// One server, which may be down.
@@ -37,11 +40,16 @@ pub struct Member {
 impl Cluster {
     /// `None` where PostgreSQL is not installed.
     pub async fn start(servers: usize) -> Option<Self> {
+        Self::start_with(servers, vec![]).await
+    }
+
+    /// The same with these settings.
+    pub async fn start_with(servers: usize, settings: Vec<String>) -> Option<Self> {
         let Some(database) = Database::start(&[]) else {
             skipped("tests/it/cluster", "no PostgreSQL (make operators)");
             return None;
         };
-        Some(Self::start_on(database, None, servers).await)
+        Some(Self::start_on(database, None, servers, settings).await)
     }
 
     /// The same with a standby that has every commit before it is acknowledged.
@@ -52,13 +60,18 @@ impl Cluster {
         };
         let standby = database.standby();
         database.replicate().await;
-        Some(Self::start_on(database, Some(standby), servers).await)
+        Some(Self::start_on(database, Some(standby), servers, vec![]).await)
     }
 
-    async fn start_on(database: Database, standby: Option<Database>, servers: usize) -> Self {
+    async fn start_on(
+        database: Database,
+        standby: Option<Database>,
+        servers: usize,
+        settings: Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = imported(folder.path());
-        let mut cluster = Self { database, standby, servers: vec![], folder, model };
+        let mut cluster = Self { database, standby, servers: vec![], folder, model, settings };
         for number in 0..servers {
             let proxy = Proxy::start(cluster.database.socket()).await;
             let to_standby = match &cluster.standby {
@@ -74,8 +87,8 @@ impl Cluster {
     }
 
     pub async fn start_server(&mut self, number: usize) {
-        let Self { servers, model, .. } = self;
-        servers[number].start(model).await;
+        let Self { servers, model, settings, .. } = self;
+        servers[number].start(model, settings).await;
     }
 
     pub fn client(&self, number: usize) -> Client {
@@ -91,7 +104,7 @@ impl Cluster {
 }
 
 impl Member {
-    async fn start(&mut self, model: &Path) {
+    async fn start(&mut self, model: &Path, settings: &[String]) {
         let hosts = [Some(&self.proxy), self.to_standby.as_ref()].into_iter().flatten();
         let hosts: Vec<_> = hosts.map(|proxy| format!("127.0.0.1:{}", proxy.port)).collect();
         let url = format!(
@@ -100,7 +113,8 @@ impl Member {
             self.name
         );
         let data = format!("store.data_dir={}", self.data.display());
-        let server = block_in_place(|| Server::start(model, &[&url, &data]));
+        let settings: Vec<&str> = [&url, &data].into_iter().chain(settings).map(String::as_str).collect();
+        let server = block_in_place(|| Server::start(model, &settings));
         let client = Client::connect(&server.endpoint).await.unwrap();
         self.process = Some(server);
         self.client.send_replace(Some(client));
@@ -110,6 +124,12 @@ impl Member {
         // Calls that cannot reach it would say nothing.
         self.client.send_replace(None);
         self.process.take().expect("it is up").kill();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(&mut self) {
+        self.client.send_replace(None);
+        self.process.take().expect("it is up").terminate();
     }
 
     pub fn signal(&self, signal: libc::c_int) {

@@ -304,7 +304,8 @@ pub fn idle_program(folder: &Path) -> PathBuf {
     program(folder.join("idle.sh"), "#!/bin/sh\nexec cat\n")
 }
 
-fn program(path: PathBuf, script: &str) -> PathBuf {
+/// A script that can be run.
+pub fn program(path: PathBuf, script: &str) -> PathBuf {
     std::fs::write(&path, script).unwrap();
     std::fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     path

@@ -6,8 +6,8 @@ mod entries;
 mod flips;
 mod full;
 mod galleries;
-mod jobs;
-mod models;
+pub mod jobs;
+pub mod models;
 mod tally;
 
 use std::fmt::Debug;

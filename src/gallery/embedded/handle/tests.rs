@@ -19,11 +19,15 @@ use crate::gallery::tests::{DIMENSION, enrolment, id, model, target};
 const SETTINGS: QueueSettings = QueueSettings { operations_max: 2, bytes_max: 100 << 10 };
 
 fn gallery(disk: &FaultyDisk) -> Arc<EmbeddedGallery> {
+    with_queue(disk, SETTINGS)
+}
+
+fn with_queue(disk: &FaultyDisk, settings: QueueSettings) -> Arc<EmbeddedGallery> {
     let quotas = Quotas { galleries_per_tenant: 1, entries_per_gallery: 100, bytes_per_tenant: u64::MAX };
     let allowance = Arc::new(Allowance::new(quotas.bytes_per_tenant));
     let bounds = Bounds { cache_bytes: 1 << 20, quotas, allowance };
     let writer = Writer::open(Arc::new(disk.clone()), bounds, None).expect("whole");
-    EmbeddedGallery::start(writer, SETTINGS).expect("a thread")
+    EmbeddedGallery::start(writer, settings).expect("a thread")
 }
 
 fn new_disk() -> FaultyDisk {
@@ -96,6 +100,28 @@ async fn whoever_leaves_before_the_writer_has_its_work_changes_nothing() {
     assert_eq!(gallery.enrol(enrolment("stays", 2)).await, Ok(Enrolled::Created));
     let info = gallery.info();
     assert_eq!((info.entries, info.following), (1, None));
+    gallery.close();
+}
+
+#[tokio::test]
+async fn a_follower_between_operations_leaves_them_in_one_commit_and_finds_it() {
+    let gallery = with_queue(&new_disk(), QueueSettings { operations_max: 9, ..SETTINGS });
+    let before = gallery.published().state().commit;
+    let (go, wait) = blocking::channel::<()>();
+    let mut slow = Box::pin(gallery.alone(move |_| Ok(wait.recv().is_ok())));
+    assert!(slow.as_mut().now_or_never().is_none());
+    let (found, finds) = blocking::channel();
+    let mut first = Box::pin(gallery.enrol(enrolment("a", 1)));
+    assert!(first.as_mut().now_or_never().is_none());
+    let mut follower = Box::pin(gallery.follow(move |copy| found.send(copy.entries()).is_ok()));
+    assert!(follower.as_mut().now_or_never().is_none());
+    let mut second = Box::pin(gallery.enrol(enrolment("b", 2)));
+    assert!(second.as_mut().now_or_never().is_none());
+    go.send(()).expect("it waits");
+    assert_eq!((slow.await, follower.await), (Ok(true), Ok(())));
+    assert_eq!((first.await, second.await), (Ok(Enrolled::Created), Ok(Enrolled::Created)));
+    assert_eq!(gallery.published().state().commit, before + 1);
+    assert_eq!(finds.try_iter().collect::<Vec<_>>(), [2]);
     gallery.close();
 }
 

@@ -107,11 +107,11 @@ impl PostgresCatalog {
     pub(super) async fn up_to_date(&self, listed: &Listed) -> Result<Opened, CatalogError> {
         let opened = self.open_async(&listed.tenant, &listed.name, listed.id).await?;
         if let Ok(gallery) = &opened.gallery {
-            match gallery.follow(listed.commit, listed.committed_at).await {
+            match gallery.follow(listed.last_commit).await {
                 Err(StoreError::Outdated) => self.reload(&listed.tenant, listed.id, gallery).await?,
                 followed => followed?,
             }
-            gallery.is_current(listed.asked_at);
+            gallery.is_current(listed.last_commit.asked_at);
         }
         Ok(opened)
     }
@@ -187,7 +187,7 @@ impl PostgresCatalog {
         let state = self.state();
         let lag = |listed: &Listed| {
             let gallery = state.open.get(&listed.id)?.gallery.as_ref().ok()?;
-            Some(listed.commit.saturating_sub(gallery.copy().published().state().commit))
+            Some(listed.last_commit.commit.saturating_sub(gallery.copy().published().state().commit))
         };
         listed.iter().filter_map(lag).max().unwrap_or_default()
     }

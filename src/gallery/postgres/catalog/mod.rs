@@ -19,7 +19,7 @@ use copies::follow;
 use draft::PostgresDraft;
 use moves::HeldMoves;
 
-use super::gallery::PostgresGallery;
+use super::gallery::{LastCommit, PostgresGallery};
 use super::settings::PostgresSettings;
 use crate::durable::{DirectoryLock, remove_partial};
 use crate::embedding::ModelDigest;
@@ -81,10 +81,7 @@ struct Listed {
     id: i64,
     tenant: String,
     name: GalleryName,
-    commit: u64,
-    committed_at: i64,
-    /// Before the database was asked for it.
-    asked_at: Instant,
+    last_commit: LastCommit,
 }
 
 const LISTED: &str =
@@ -242,9 +239,11 @@ impl Listed {
             id: row.get("id"),
             tenant: row.get("tenant"),
             name,
-            commit: row.get::<_, i64>("commit") as u64,
-            committed_at: row.get("committed_at"),
-            asked_at,
+            last_commit: LastCommit {
+                commit: row.get::<_, i64>("commit") as u64,
+                committed_at: row.get("committed_at"),
+                asked_at,
+            },
         })
     }
 }

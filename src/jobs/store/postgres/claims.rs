@@ -7,9 +7,9 @@ use super::{Holding, PostgresJobs};
 use crate::gallery::Time;
 use crate::jobs::edit::Edit;
 use crate::jobs::hold::{Claimed, Hold};
-use crate::jobs::job::{Job, JobKey};
+use crate::jobs::job::{Job, JobId, JobKey};
 use crate::jobs::state::{Change, Refused};
-use crate::jobs::store::{StoreError, UpdateError};
+use crate::jobs::store::{Active, StoreError, UpdateError};
 use crate::postgres::{Transaction, WRITING, query};
 
 /// A job that may be started now.
@@ -105,15 +105,21 @@ impl PostgresJobs {
     }
 
     /// See [`JobStore::active`](crate::jobs::store::JobStore::active).
-    pub async fn active(&self) -> Result<Vec<Job>, StoreError> {
+    pub async fn active(&self, after: Option<JobId>) -> Result<Active, StoreError> {
         let server = self.0.cluster.server.clone();
+        let after = after.map_or(0, |id| id.number() as i64);
         self.database()
             .run(move |connection| async move {
                 let sql = format!(
-                    "select {JOB} from jobs where ({WAITS}) or (holder = $1 and state in ('running', 'cancelling'))
+                    "select {JOB} from jobs where ({WAITS} and id > $3)
+                        or (holder = $1 and state in ('running', 'cancelling'))
                     order by state = 'queued', id limit $2"
                 );
-                Ok(readable(&query!(connection, &sql, server => TEXT, JOBS_MAX => INT8)?))
+                let rows = query!(connection, &sql, server => TEXT, JOBS_MAX => INT8, after => INT8)?;
+                let is_full = rows.len() as i64 == JOBS_MAX;
+                let last =
+                    rows.last().filter(|_| is_full).map(|row| JobId::new(row.get::<_, i64>("id") as u64));
+                Ok(Active { jobs: readable(&rows), last })
             })
             .await
     }

@@ -21,6 +21,7 @@ use crate::jobs::store::StoreError;
 use crate::postgres::{
     Database, Fence, FolderError, StoredFolder, Transaction, Unreachable, WRITING, execute, query,
 };
+use crate::train::checkpoint_name;
 
 /// Pieces of files that one statement removes, each at most a mebibyte.
 const SWEPT_MAX: i64 = 64;
@@ -33,9 +34,14 @@ struct Kept {
 
 impl PostgresJobs {
     /// See [`JobStore::keep_folder`](crate::jobs::store::JobStore::keep_folder).
-    pub async fn keep_folder(&self, hold: Hold, folder: PathBuf) -> Result<bool, FolderError> {
+    pub async fn keep_folder(
+        &self,
+        hold: Hold,
+        folder: PathBuf,
+        saved: Vec<u64>,
+    ) -> Result<bool, FolderError> {
         let kept = Kept { database: self.database().clone(), fence: hold.fence() };
-        blocking(move || kept.keep(&folder)).await
+        blocking(move || kept.keep(&folder, &saved)).await
     }
 
     /// See [`JobStore::fetch_folder`](crate::jobs::store::JobStore::fetch_folder).
@@ -82,10 +88,16 @@ fn owner(job: i64) -> String {
 
 impl Kept {
     /// Writes what is new in the folder; checkpoints that it no longer has do not count any more.
-    fn keep(&self, folder: &Path) -> Result<bool, FolderError> {
+    fn keep(&self, folder: &Path, saved: &[u64]) -> Result<bool, FolderError> {
         let (known, found) = (self.names()?, names_in(folder)?);
+        let saved: Vec<String> =
+            saved.iter().map(|steps| format!("{CHECKPOINTS}/{}", checkpoint_name(*steps))).collect();
+        let is_kept = |name: &String| {
+            let term = known.iter().find(|(known, _)| known == name).map(|(_, term)| *term);
+            term.is_some_and(|term| term == self.fence.term || !saved.contains(name))
+        };
         for name in &found {
-            if known.iter().all(|(known, _)| known != name) && !self.write(folder, name)? {
+            if !is_kept(name) && !self.write(folder, name)? {
                 return Ok(false);
             }
         }

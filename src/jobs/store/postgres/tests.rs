@@ -85,7 +85,7 @@ async fn servers_that_claim_at_once_never_get_the_same_job() {
     }
     let claim = async |jobs: &PostgresJobs| {
         let mut claimed = Vec::new();
-        for job in jobs.active().await.expect("reachable") {
+        for job in jobs.active(None).await.expect("reachable").jobs {
             claimed.extend(jobs.claim(job.key.clone(), NOW).await.ok().map(|claimed| claimed.job.key));
         }
         claimed
@@ -122,7 +122,7 @@ async fn a_server_that_has_lost_a_job_can_write_nothing_of_it_any_more() {
         [
             jobs.update_held(hold.write(), NOW, log(line)).await.is_ok(),
             jobs.renew(hold.clone()).await.expect("reachable").is_some(),
-            jobs.keep_folder(hold.clone(), folder.path().to_owned()).await.expect("reachable"),
+            jobs.keep_folder(hold.clone(), folder.path().to_owned(), vec![]).await.expect("reachable"),
         ]
     };
     assert_eq!(held(&slow, &hold).await, [false; 3]);
@@ -190,7 +190,7 @@ async fn a_job_that_failed_waits_for_its_pause_on_every_server_unless_it_is_resu
     };
     servers[0].update_held(hold.write(), NOW, retry).await.expect("it is held");
     for jobs in &servers {
-        assert!(jobs.active().await.expect("reachable").is_empty());
+        assert!(jobs.active(None).await.expect("reachable").jobs.is_empty());
         assert!(jobs.claim(key.clone(), NOW).await.is_err());
     }
     for change in [Change::Cancel, Change::Resume] {
@@ -236,7 +236,7 @@ async fn another_server_finds_the_checkpoints_and_the_chips_of_a_job_as_they_wer
     }
     // What a killed writer leaves is no checkpoint.
     fs::create_dir_all(place.path().join("checkpoints/.partial-checkpoint-12-new-1-1")).expect("writable");
-    let keep = async || servers[0].keep_folder(hold.clone(), place.path().to_owned()).await;
+    let keep = async || servers[0].keep_folder(hold.clone(), place.path().to_owned(), vec![]).await;
     assert!(keep().await.expect("reachable"));
     let [four, eight] = [4, 8].map(|steps| format!("checkpoints/checkpoint-{steps:010}/weights.safetensors"));
     let file = |path: &str, content: &[u8]| (path.to_owned(), content.to_vec());
@@ -256,6 +256,31 @@ async fn another_server_finds_the_checkpoints_and_the_chips_of_a_job_as_they_wer
         |edit: &mut Edit| edit.change(Change::Finish { model: crate::embedding::ModelDigest::new([1; 32]) });
     servers[0].update_held(hold.write(), NOW, finish).await.expect("it is held");
     assert_eq!(kept(&servers[1], &hold).await, [], "nobody continues it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_that_is_saved_again_replaces_that_of_an_earlier_attempt() {
+    let Some(trial) = Trial::new().await else { return };
+    let jobs = server(&trial).await;
+    let key = add(&jobs).await;
+    let Claimed { hold, .. } = jobs.claim(key.clone(), NOW).await.expect("it waits");
+    let place = tempfile::tempdir().expect("a temporary folder");
+    let keep = async |hold: &Hold, saved: &[u64]| {
+        let kept = jobs.keep_folder(hold.clone(), place.path().to_owned(), saved.to_vec()).await;
+        assert!(kept.expect("reachable"));
+    };
+    write_checkpoint(place.path(), 4, b"four");
+    write_checkpoint(place.path(), 8, b"eight");
+    keep(&hold, &[4, 8]).await;
+    trial.execute(&format!("update {}.files set content = 'damaged'", trial.schema)).await;
+    end_holds(&trial).await;
+    let Claimed { hold, .. } = taken_over(&jobs, &key).await;
+    let contents =
+        async || kept(&jobs, &hold).await.into_iter().map(|(_, content)| content).collect::<Vec<_>>();
+    keep(&hold, &[]).await;
+    assert_eq!(contents().await, [b"damaged", b"damaged"], "what was fetched is not written again");
+    keep(&hold, &[8]).await;
+    assert_eq!(contents().await, [&b"damaged"[..], b"eight"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -295,7 +320,7 @@ async fn files_that_do_not_count_any_more_hold_nobody_up_and_are_removed_afterwa
     for _ in 0..3 {
         let key = add(&jobs).await;
         let Claimed { hold, .. } = jobs.claim(key, NOW).await.expect("it waits");
-        assert!(jobs.keep_folder(hold.clone(), folder.path().to_owned()).await.expect("reachable"));
+        assert!(jobs.keep_folder(hold.clone(), folder.path().to_owned(), vec![]).await.expect("reachable"));
         holds.push(hold);
     }
     let files = async || trial.count("files").await;
@@ -312,7 +337,7 @@ async fn files_that_do_not_count_any_more_hold_nobody_up_and_are_removed_afterwa
     jobs.delete(holds[1].key.clone(), |_| Ok::<(), ()>(())).await.expect("it has ended");
     fs::remove_dir_all(folder.path().join("checkpoints")).expect("there");
     write_checkpoint(folder.path(), 100, b"a checkpoint");
-    assert!(jobs.keep_folder(holds[2].clone(), folder.path().to_owned()).await.expect("reachable"));
+    assert!(jobs.keep_folder(holds[2].clone(), folder.path().to_owned(), vec![]).await.expect("reachable"));
     jobs.sweep().await.expect("reachable");
     assert_eq!(files().await, 300, "others see to those that they have locked");
 
