@@ -60,7 +60,7 @@ async fn models_of_one_server_are_those_of_all() {
 async fn files_of_deleted_models_are_removed_also_those_that_another_server_has_left() {
     let Some(trial) = Trial::new().await else { return };
     let (registry, _folder) = server(&trial).await;
-    let [one, two] = [1, 2].map(|seed| model(seed).digest);
+    let [one, two] = [1, 2].map(|seed| model(seed).digest());
     for seed in [1, 2] {
         registry.add(&model(seed), &provenance(seed)).expect("room");
     }
