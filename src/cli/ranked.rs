@@ -51,9 +51,9 @@ pub struct Match {
     /// Name of the gallery.
     #[arg(long, value_name = "NAME")]
     gallery: String,
-    /// Candidates for each query.
-    #[arg(long, default_value_t = 10)]
-    k: u32,
+    /// Candidates for each query. Default: 10, or as many as the server and the gallery's ensemble allow.
+    #[arg(long)]
+    k: Option<u32>,
     /// All files show the same ship and form one query.
     #[arg(long)]
     tracklet: bool,
@@ -150,7 +150,7 @@ impl Match {
         MatchRequest {
             gallery: self.gallery.clone(),
             queries: queries.to_vec(),
-            top_k: Some(self.k),
+            top_k: self.k,
             group_by: if self.by_entry { GroupBy::Entry } else { GroupBy::Vessel }.into(),
             filter,
             max_speed_knots: self.max_speed,

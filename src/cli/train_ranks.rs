@@ -152,7 +152,7 @@ impl Ranks {
         let has_joined = AtomicBool::new(false);
         let joined = thread::scope(|scope| {
             scope.spawn(|| {
-                if let Some(failure) = others.ended_before(&has_joined) {
+                if let Some(failure) = others.ended_before(&has_joined, REASON_WAIT) {
                     on_loss(&failure);
                 }
             });
@@ -199,11 +199,11 @@ impl Joined {
 
 impl Others {
     /// Why one of them has ended before this process `has_joined`; `None` once that is so, or if there are none.
-    fn ended_before(&mut self, has_joined: &AtomicBool) -> Option<RankFailure> {
+    fn ended_before(&mut self, has_joined: &AtomicBool, reason_wait: Duration) -> Option<RankFailure> {
         let mut ended = None;
         while !has_joined.load(Ordering::Relaxed) && !self.0.is_empty() {
             match &ended {
-                Some((at, failure)) if Instant::elapsed(at) > REASON_WAIT => {
+                Some((at, failure)) if Instant::elapsed(at) > reason_wait => {
                     return Some(RankFailure::clone(failure));
                 }
                 Some(_) => {}
@@ -293,7 +293,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut others = Others(vec![started(script, folder.path())]);
         others.0[0].child.wait().unwrap();
-        others.ended_before(&AtomicBool::new(false)).expect("it has ended").message
+        others.ended_before(&AtomicBool::new(false), Duration::ZERO).expect("it has ended").message
     }
 
     #[test]
@@ -308,6 +308,6 @@ mod tests {
     fn ranks_that_have_joined_are_not_watched() {
         let folder = tempfile::tempdir().unwrap();
         let mut others = Others(vec![started("exit 1", folder.path())]);
-        assert_eq!(others.ended_before(&AtomicBool::new(true)), None);
+        assert_eq!(others.ended_before(&AtomicBool::new(true), Duration::ZERO), None);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{Batch, Encoder, EncoderFactory, ForwardError};
+use super::{Batch, Encoder, EncoderFactory, ForwardError, Rehearsal};
 use crate::embedding::{Composition, Embedding, ModelDigest};
 
 /// The members of an ensemble, and what each has cost so far.
@@ -49,7 +49,8 @@ impl Members {
     pub fn encoder(self: Arc<Self>, factories: Vec<EncoderFactory>) -> EncoderFactory {
         Arc::new(move |worker| {
             let encoders = factories.iter().map(|factory| factory(worker)).collect::<Result<_, String>>()?;
-            Ok(Box::new(EnsembleEncoder { encoders, members: Arc::clone(&self) }) as Box<dyn Encoder>)
+            let (encoders, members) = (Rehearsed(encoders), Arc::clone(&self));
+            Ok(Box::new(EnsembleEncoder { encoders, members }) as Box<dyn Encoder>)
         })
     }
 }
@@ -70,14 +71,30 @@ impl Member {
 
 /// The encoders of all members on one thread.
 struct EnsembleEncoder {
-    encoders: Vec<Box<dyn Encoder>>,
+    encoders: Rehearsed,
     members: Arc<Members>,
+}
+
+/// The members' rehearsals, one after the other; of a member that has none, a whole pass.
+struct Rehearsed(Vec<Box<dyn Encoder>>);
+
+impl Encoder for Rehearsed {
+    fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
+        let mut last = Vec::new();
+        for encoder in &mut self.0 {
+            last = match encoder.rehearsal() {
+                Some(Rehearsal { part, .. }) => part.forward(batch)?,
+                None => encoder.forward(batch)?,
+            };
+        }
+        Ok(last)
+    }
 }
 
 impl Encoder for EnsembleEncoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
         let mut of_members = Vec::with_capacity(self.encoders.len());
-        for (encoder, member) in self.encoders.iter_mut().zip(&self.members.members) {
+        for (encoder, member) in self.encoders.0.iter_mut().zip(&self.members.members) {
             let begun = Instant::now();
             of_members.push(encoder.forward(batch)?);
             member.took(batch.chips.len(), begun.elapsed());
@@ -88,6 +105,12 @@ impl Encoder for EnsembleEncoder {
             whole.map_err(|cause| ForwardError::Failed(cause.to_string()))
         };
         (0..batch.chips.len()).map(composed).collect()
+    }
+
+    fn rehearsal(&mut self) -> Option<Rehearsal<'_>> {
+        let times =
+            self.encoders.0.iter_mut().filter_map(|encoder| Some(encoder.rehearsal()?.times)).max()?;
+        Some(Rehearsal { part: &mut self.encoders, times })
     }
 }
 

@@ -29,6 +29,8 @@ const VERSION: u32 = 2;
 const VERSION_OF_SINGLE_MODELS: u32 = 1;
 /// Limits how much a damaged length can make a reader buffer, where no other limit applies.
 const FRAME_BYTES_MAX: usize = 256 << 20;
+/// The first record: the model and, of an ensemble, its parts, with much to spare.
+const HEAD_BYTES_MAX: usize = 64 << 10;
 /// The largest record without its image: the largest embedding, and labels and texts at their longest.
 const BESIDE_IMAGE_BYTES_MAX: usize = 4 * DIMENSION_MAX as usize + (64 << 10);
 /// An export's pieces have at least as many bytes, except the last one.
@@ -381,7 +383,11 @@ impl ArchiveReader {
     fn frame(&mut self) -> Result<Option<Bytes>, ArchiveError> {
         let Some(mut length) = self.buffer.get(..4) else { return Ok(None) };
         let length = length.get_u32_le() as usize;
-        let limit = self.bounds.record_bytes_max;
+        let record_bytes_max = self.bounds.record_bytes_max;
+        let limit = match self.stage {
+            Stage::Head => HEAD_BYTES_MAX.min(record_bytes_max),
+            _ => record_bytes_max,
+        };
         if length > limit {
             return Err(self.unacceptable(format!("a record has {length} bytes, the limit is {limit}")));
         }

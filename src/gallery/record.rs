@@ -8,7 +8,7 @@ use prost::Message;
 use super::entry::{ContentHash, Entry, EntryId, Heading, Labels, Observation, Position, Time, VesselId};
 use crate::arithmetic::Precision;
 use crate::chip::{AskedPixelSize, Modality, OrientedBox, PixelSize, PixelSizeRule, SourceChip, View};
-use crate::embedding::{Composition, Embedding, Part};
+use crate::embedding::{Composition, CompositionError, Embedding, MEMBERS_MAX, Part};
 
 /// The stored data differs from what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +85,10 @@ impl CompositionRecord {
     /// # Errors
     /// It is of no ensemble, or of one whose vectors have another dimension.
     pub fn read(&self, dimension: usize) -> Result<Composition, Damage> {
+        let members = self.parts.len();
+        if members > MEMBERS_MAX {
+            return Err(Damage(format!("has no ensemble: {}", CompositionError::Members(members))));
+        }
         let part = |part: &PartRecord| Part { dimension: part.dimension as usize, weight: part.weight };
         let parts: Vec<Part> = self.parts.iter().map(part).collect();
         let composition = Composition::new(&parts, self.k, self.depth);

@@ -99,7 +99,7 @@ pub fn match_queries(
 ) -> Result<Vec<Result<Matched, QueryError>>, MatchError> {
     let about = gallery.about();
     let model = about.model;
-    check_ranking(about, plan)?;
+    check_ranking(about, plan.ranking, plan.top_k)?;
     let of_gallery = |calibrator: &&Calibrator| calibrator.model() == model && about.composition.is_none();
     let calibrator = plan.calibrator.as_deref().filter(of_gallery);
     let needs = [
@@ -132,10 +132,13 @@ pub fn match_queries(
     Ok(failures.into_iter().map(next).collect())
 }
 
-/// A gallery of an ensemble is ranked by its members' lists, and no other gallery is.
-fn check_ranking(about: &About, plan: &Plan) -> Result<(), MatchError> {
-    let (model, top_k) = (about.model, plan.top_k);
-    match (&about.composition, plan.ranking) {
+/// Whether a gallery can be ranked so, and so far: that of an ensemble by its members' lists, and no other by these.
+///
+/// # Errors
+/// It cannot.
+pub fn check_ranking(about: &About, ranking: Ranking, top_k: usize) -> Result<(), MatchError> {
+    let model = about.model;
+    match (&about.composition, ranking) {
         (Some(composition), Ranking::ReciprocalRank) => {
             let depth = composition.depth();
             if top_k > depth { Err(MatchError::BeyondDepth { model, top_k, depth }) } else { Ok(()) }
@@ -163,34 +166,38 @@ fn rank(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, 
         return rank_by_members(session, gated_queries, composition);
     }
     match session.plan.ranking {
-        Ranking::Cosine | Ranking::ReciprocalRank => rank_by_cosine(session, gated_queries),
-        Ranking::Reranked { depth } => rank_reranked(session, gated_queries, depth),
-        Ranking::Fused | Ranking::FusedWhereCalibrated => {
-            gated_queries.iter().map(|gated| rank_fused(session, gated)).collect()
+        Ranking::Cosine | Ranking::ReciprocalRank => {
+            rank_by_cosine(session, &gated_queries.iter().collect::<Vec<_>>())
         }
+        Ranking::Reranked { depth } => rank_reranked(session, gated_queries, depth),
+        Ranking::Fused | Ranking::FusedWhereCalibrated => rank_by_evidence(session, gated_queries),
     }
 }
 
-fn rank_by_cosine(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
+fn rank_by_cosine(session: &Session, gated_queries: &[&GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
     let depth = session.depth();
-    let found = session.search(gated_queries, depth, session.plan.group)?;
-    let ranked = |(gated, found): (&GatedQuery, SearchResult)| {
+    let found = session.search(gated_queries.iter().copied(), depth, session.plan.group)?;
+    let ranked = |(gated, found): (&&GatedQuery, SearchResult)| {
         let horizon = session.horizon(&found.hits, depth);
         Ok(Ranked::exact(Ranking::Cosine, session.weigh(gated, &found.hits)?, horizon))
     };
     gated_queries.iter().zip(found).map(ranked).collect()
 }
 
-fn rank_fused(session: &Session, gated: &GatedQuery) -> Result<Ranked, StoreError> {
-    match session.judge_of_ranking(gated)? {
+fn rank_by_evidence(session: &Session, gated_queries: &[GatedQuery]) -> Result<Vec<Ranked>, StoreError> {
+    let judges = gated_queries.iter().map(|gated| session.judge_of_ranking(gated));
+    let judges = judges.collect::<Result<Vec<_>, StoreError>>()?;
+    // Those that nobody judges share one pass over memory.
+    let unjudged = gated_queries.iter().zip(&judges).filter(|(_, judge)| judge.is_none());
+    let unjudged: Vec<&GatedQuery> = unjudged.map(|(gated, _)| gated).collect();
+    let mut by_cosine = rank_by_cosine(session, &unjudged)?.into_iter();
+    let ranked = gated_queries.iter().zip(judges).map(|(gated, judge)| match judge {
         Some((calibrator, modality)) => {
             Fusion { session, gated, calibrator, modality, second_look: SECOND_LOOK }.rank()
         }
-        None => {
-            let mut by_cosine = rank_by_cosine(session, std::slice::from_ref(gated))?;
-            Ok(by_cosine.pop().expect("one ranking for one query"))
-        }
-    }
+        None => Ok(by_cosine.next().expect("one ranking for each query that nobody judges")),
+    });
+    ranked.collect()
 }
 
 /// Moves the vessel assigned to each query to the front, among those that reach the minimum.

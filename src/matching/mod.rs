@@ -21,7 +21,7 @@ mod sphere;
 #[cfg(test)]
 mod tests;
 
-pub use answer::{Candidate, MatchError, Matched, match_queries};
+pub use answer::{Candidate, MatchError, Matched, check_ranking, match_queries};
 pub use assignment::{Alternative, Choice, assign};
 pub use calibration::{
     Appearance, Bin, CalibrateError, Calibration, Calibrator, CalibratorError, CalibratorParts, FitSettings,

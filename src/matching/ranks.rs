@@ -75,8 +75,12 @@ pub(super) fn rank_by_members(
     let vectors = |gated: &GatedQuery| composition.unit_parts(gated.resolved.tracklet.embedding().as_slice());
     let vectors: Vec<Vec<Vec<f32>>> = gated_queries.iter().map(vectors).collect();
     let queries = gated_queries.iter().zip(&vectors).flat_map(|(gated, vectors)| {
-        let query = gated.index_query(composition.depth());
-        vectors.iter().enumerate().map(move |(part, vector)| IndexQuery { vector, part, ..query })
+        vectors.iter().enumerate().map(move |(part, vector)| {
+            // A member for which the query has no direction ranks nothing: all rows would be equal to it.
+            let has_direction = vector.iter().any(|value| *value != 0.0);
+            let query = gated.index_query(if has_direction { composition.depth() } else { 0 });
+            IndexQuery { vector, part, ..query }
+        })
     });
     let queries: Vec<IndexQuery> = queries.collect();
     let (group, members) = (session.plan.group, composition.parts().len());

@@ -132,13 +132,13 @@ impl<'s> Session<'s> {
     ///
     /// # Errors
     /// The gallery cannot be read.
-    pub fn search(
+    pub fn search<'q>(
         &self,
-        gated_queries: &[GatedQuery],
+        gated_queries: impl IntoIterator<Item = &'q GatedQuery>,
         k: usize,
         group: Group,
     ) -> Result<Vec<SearchResult>, StoreError> {
-        let queries: Vec<IndexQuery> = gated_queries.iter().map(|gated| gated.index_query(k)).collect();
+        let queries: Vec<IndexQuery> = gated_queries.into_iter().map(|gated| gated.index_query(k)).collect();
         self.gallery.search(&queries, &self.selection, group, self.cancellation)
     }
 

@@ -277,14 +277,15 @@ impl Registry {
     /// # Errors
     /// The model does not exist, is active, or cannot be removed.
     pub fn delete(&self, digest: ModelDigest) -> Result<(), RegistryError> {
-        let _writing = self.writing();
+        let writing = self.writing();
         if let Some(shared) = &self.shared {
             // Copies of others need not be written for that: deleting may be what makes room for them.
             shared.delete(digest)?;
-            return match self.get(digest) {
-                Ok(_) => self.discard(digest),
-                Err(_) => Ok(()),
-            };
+            let discarded = self.get(digest).map_or(Ok(()), |_| self.discard(digest));
+            // Neither activations nor lists wait for its files in the database.
+            drop(writing);
+            shared.sweep_deleted();
+            return discarded;
         }
         self.get(digest)?;
         if self.active().is_some_and(|active| active.digest == digest) {

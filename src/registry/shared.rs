@@ -127,8 +127,7 @@ impl SharedModels {
         Ok(stored(digest).read(self.database(), folder)?)
     }
 
-    /// Its files are removed afterwards, a few at a time: those of a large model may take longer than a statement may, and
-    /// nobody waits for them who activates a model.
+    /// Its files stay until they are [swept](Self::sweep_deleted).
     ///
     /// # Errors
     /// The model does not exist, is active, or the database cannot be reached.
@@ -152,15 +151,18 @@ impl SharedModels {
                 });
             }
             Ok(transaction.commit().await?)
-        })?;
-        if let Err(cause) = self.sweep() {
-            tracing::warn!(%cause, model = %digest, "files of a deleted model stay until another is deleted");
-        }
-        Ok(())
+        })
     }
 
-    /// Removes the files of models that do not exist. A model and its files are committed at once, so none is taken for one
-    /// that is gone.
+    /// Removes the files of models that do not exist, a few at a time: those of a large model may take longer than a
+    /// statement may. For callers for whom nobody waits.
+    pub fn sweep_deleted(&self) {
+        if let Err(cause) = self.sweep() {
+            tracing::warn!(%cause, "files of deleted models stay until another is deleted");
+        }
+    }
+
+    /// A model and its files are committed at once, so none is taken for one that is gone.
     fn sweep(&self) -> Result<(), Unreachable> {
         let connection = self.database().wait(self.database().connection())?;
         let is_gone = format!("owner = '{OWNER}' and name not in (select encode(digest, 'hex') from models)");

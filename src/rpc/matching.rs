@@ -14,12 +14,17 @@ use crate::chip::SourceChip;
 use crate::config::{Limits, Matching};
 use crate::embedding::ModelDigest;
 use crate::encoder::{Caller, Embedded, ModelLease, Pipeline, Priority};
-use crate::gallery::{GalleryReader, Observation, Readable, StoreError};
-use crate::matching::{Calibrator, Matched, Plan, Query, QueryImage, Ranking, Tracklet, match_queries};
+use crate::gallery::{About, GalleryReader, Observation, Readable, StoreError};
+use crate::matching::{
+    Calibrator, Matched, Plan, Query, QueryImage, Ranking, Tracklet, check_ranking, match_queries,
+};
 use crate::metrics;
 use crate::reason::Reason;
 use crate::registry::Registry;
 use crate::wire;
+
+/// Candidates for each query where a request does not say how many.
+const TOP_K_DEFAULT: usize = 10;
 
 /// The calibrator of each model: the configured one, else the one that is kept with the model.
 #[derive(Clone, Debug, Default)]
@@ -84,15 +89,18 @@ impl Matcher {
         check_model(call.model, model)?;
         // Of the gallery's model, whichever is active: galleries change models one by one. Ensembles have none.
         let calibrator = self.calibrators.of(model).filter(|_| about.composition.is_none());
+        let ranking = call.ranking.unwrap_or_else(|| Ranking::unless_named(&about, calibrator.as_deref()));
+        let top_k = call.top_k.unwrap_or_else(|| self.top_k_default(&about));
+        check_ranking(&about, ranking, top_k)?;
         let asked = self.embed(&call, lease, context).await?;
         let (queries, asked) = split(asked);
         let plan = Arc::new(Plan {
             queries,
-            top_k: call.top_k,
+            top_k,
             group: call.group,
             filter: call.filter,
             gate: call.gate,
-            ranking: call.ranking.unwrap_or_else(|| Ranking::unless_named(&about, calibrator.as_deref())),
+            ranking,
             sharing: call.sharing,
             calibrator: calibrator.clone(),
             prior_unknown: call.prior_unknown,
@@ -114,6 +122,12 @@ impl Matcher {
             gallery_commit: commit,
             gallery_age: convert::duration(age),
         })
+    }
+
+    /// As far as the server and the gallery's ensemble allow.
+    fn top_k_default(&self, about: &About) -> usize {
+        let most = TOP_K_DEFAULT.min(self.limits.top_k_max);
+        about.composition.map_or(most, |composition| most.min(composition.depth()))
     }
 
     /// Embeds the chips of all tracklets; a chip that fails also fails its query.

@@ -7,6 +7,7 @@ pub(super) mod error;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 pub use error::EnsembleError;
@@ -113,7 +114,13 @@ impl Ensemble {
             let folder = member_folder(number);
             let place = path.join(&folder);
             let contents = native::read_with(&place, &|name, max| read(&format!("{folder}/{name}"), max));
-            OpenModel::verified(&place, contents.map_err(ours)?)
+            let member = OpenModel::verified(&place, contents.map_err(ours)?)?;
+            let named = &described.members[number].digest;
+            if member.digest.to_string() == *named {
+                Ok(member)
+            } else {
+                Err(OpenError::other_digest(&place, named.clone(), member.digest))
+            }
         };
         let members = (0..described.members.len()).map(member).collect::<Result<Vec<_>, OpenError>>()?;
         let weights: Vec<f64> = described.members.iter().map(|member| member.weight).collect();
@@ -141,12 +148,21 @@ impl EnsembleDescription {
         let text = String::from_utf8_lossy(bytes);
         let described: Self =
             native::parse_toml(path, &text, FORMAT_OF_ENSEMBLES, |text| toml::from_str(text))?;
+        let refused = |cause: String| NativeError::Description { path: path.to_owned(), cause };
         let members = described.members.len();
-        if (2..=MEMBERS_MAX).contains(&members) {
-            return Ok(described);
+        if !(2..=MEMBERS_MAX).contains(&members) {
+            return Err(refused(CompositionError::Members(members).to_string()));
         }
-        let cause = CompositionError::Members(members).to_string();
-        Err(NativeError::Description { path: path.to_owned(), cause })
+        // Before any of them takes memory.
+        let mut named = BTreeSet::new();
+        for MemberDescription { digest, .. } in &described.members {
+            let digest: ModelDigest =
+                digest.parse().map_err(|_| refused(format!("{digest} is no digest")))?;
+            if !named.insert(digest) {
+                return Err(refused(EnsembleError::Twice(digest).to_string()));
+            }
+        }
+        Ok(described)
     }
 
     /// How vectors of members with these dimensions are composed.

@@ -46,7 +46,7 @@ impl Writer {
         self.bounds.allowance.give_back(before.stored_bytes());
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;
-        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?.made());
         self.gone.extend(removed.iter().filter(|removed| removed.has_chip).map(|removed| removed.row));
         self.weigh();
         Ok(())

@@ -344,8 +344,13 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                             rooms.push(room);
                         }
                         Queued { command: WriterCommand::Follow(follower), room } => {
-                            followers.push(follower);
-                            rooms.push(room);
+                            // One that lacks nothing does not wait for this commit.
+                            if (follower.is_enough)(&writer.published().snapshot()) {
+                                let _ = follower.answer.send(Ok(()));
+                            } else {
+                                followers.push(follower);
+                                rooms.push(room);
+                            }
                         }
                         exclusive => next = Some(exclusive),
                     }
@@ -353,7 +358,9 @@ fn run(mut writer: Writer, mut queue: mpsc::Receiver<Queued>, deleted: &AtomicBo
                 let (size, started) = (operations.len(), Instant::now());
                 commit(&mut writer, operations, deleted);
                 gathering.learn(size, queue.len(), started.elapsed());
-                followers.into_iter().for_each(|follower| follow(&mut writer, follower));
+                if !deleted.load(Ordering::Relaxed) {
+                    followers.into_iter().for_each(|follower| follow(&mut writer, follower));
+                }
             }
         }
         writer.sweep();

@@ -144,7 +144,7 @@ impl Writer {
         self.commit_files(transaction, Durability::Immediate)?;
         self.about = Arc::new(about);
         let tables = self.tables(&self.about)?;
-        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?.made());
         self.weigh();
         Ok(())
     }

@@ -127,7 +127,7 @@ impl Published {
     }
 
     pub(super) fn publish(&self, snapshot: Snapshot) {
-        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot.made());
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
 }
 
@@ -287,7 +287,7 @@ impl Writer {
         self.add_chips(changes.chips.iter().map(|(row, chip)| (*row, chip.as_slice())), durability)?;
         self.commit_files(transaction, durability)?;
         let tables = self.tables(&self.about)?;
-        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?);
+        self.published.publish(Snapshot::new(self.about.clone(), state, index, tables)?.made());
         taken.keep();
         self.swept.clear();
         self.gone.extend(changes.gone);

@@ -120,6 +120,7 @@ impl Index {
             .restore(&mut index.names.write().unwrap_or_else(PoisonError::into_inner))
             .ok_or_else(damaged)?;
         let rows = read_number(input)?;
+        let mut blocks = Vec::new();
         while index.len < rows {
             let count = (rows - index.len).min(ROWS);
             let mut segment = Segment::new(index.part_dimensions());
@@ -150,7 +151,7 @@ impl Index {
                 if part > 0 {
                     (measures, sums) = read_measures(count, input)?;
                 }
-                let mut blocks = vec![Block::padded(&[]); count * dimension.div_ceil(BLOCK)];
+                blocks.resize(count * dimension.div_ceil(BLOCK), Block::padded(&[]));
                 input.read_exact(Block::bytes_mut(&mut blocks))?;
                 segment.push_codes(part, &blocks, &measures, &sums);
             }

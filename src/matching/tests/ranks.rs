@@ -145,6 +145,16 @@ fn an_enrolled_entry_is_ranked_against_the_others_and_queries_against_distinct_v
 }
 
 #[test]
+fn a_member_for_which_a_query_has_no_direction_ranks_nothing() {
+    let entries = [(entry("a", "a", Optical), at_angle(40.0)), (entry("b", "b", Optical), at_angle(10.0))];
+    let (_folder, snapshot) = fixture::ensemble_gallery(composition([1.0; 3], 3, 100), &entries, &[]);
+    // All of it is in the part of the first member.
+    let matched = run_one(&*snapshot, &ranked(plan(vec![query(entry("q", "", Optical), at_angle(12.0))])));
+    let scores = matched.candidates.iter().map(|candidate| candidate.rank_score.expect("ranked by it"));
+    assert_eq!((ids(&matched), scores.collect()), (vec!["b", "a"], vec![1.0 / 4.0, 1.0 / 5.0]));
+}
+
+#[test]
 fn a_gallery_is_ranked_as_its_model_allows_and_no_further_than_the_depth() {
     let composition = composition([1.0; 3], 3, 5);
     let (_folder, ensemble) =

@@ -2,7 +2,9 @@
 
 use tch::Kind;
 
+use super::super::linear::Plan;
 use super::*;
+use crate::arithmetic::Kernel;
 
 const CPU: (Kind, tch::Device) = (Kind::Float, tch::Device::Cpu);
 
@@ -43,6 +45,22 @@ fn a_layer_on_tiles_is_as_exact_as_one_in_f32() {
             assert!(found <= 2.0 * usual + 3e-7, "{rows} {outputs} {place}: {found} beside {usual}");
             assert_eq!(on_tiles[place].size(), exact.size());
         }
+    }
+}
+
+#[test]
+fn wide_layers_are_on_tiles_and_narrow_ones_are_not() {
+    tch::manual_seed(3);
+    if !tiles::fit(&Tensor::zeros([1], CPU)) {
+        return;
+    }
+    for (inputs, outputs, is_on_tiles) in [(256, 300, true), (255, 300, false), (300, 255, false)] {
+        let [x, weight, bias] = [vec![40, inputs], vec![outputs, inputs], vec![outputs]]
+            .map(|size| Tensor::randn(&size[..], CPU));
+        let plain = Plan::only(Kernel::Aten, 40);
+        let layer = Linear::new(weight.shallow_clone(), bias.shallow_clone(), &plain).expect("ATen");
+        let same = linear(&layer, &x).equal(&on_tiles(&x, &weight, &bias).expect("shapes match"));
+        assert_eq!(same, is_on_tiles, "{inputs} {outputs}");
     }
 }
 

@@ -12,7 +12,6 @@ use crate::reason::Reason;
 use crate::wire;
 use crate::wire::match_query::Subject;
 
-const TOP_K_DEFAULT: u32 = 10;
 const RERANK_DEPTH_MAX: u32 = 1000;
 
 /// A Match request whose every field has been read; queries fail one by one.
@@ -21,7 +20,8 @@ pub struct MatchCall {
     pub read: Read,
     pub model: Option<ModelDigest>,
     pub queries: Vec<QueryCall>,
-    pub top_k: usize,
+    /// `None`: the default.
+    pub top_k: Option<usize>,
     pub group: Group,
     pub filter: Filter,
     pub gate: Gate,
@@ -64,8 +64,8 @@ impl MatchCall {
     /// What is wrong with the request as a whole.
     pub fn parse(request: wire::MatchRequest, limits: &Matching, chips_max: usize) -> Result<Self, Problem> {
         check_counts(&request, limits, chips_max)?;
-        let top_k = request.top_k.unwrap_or(TOP_K_DEFAULT.min(limits.top_k_max as u32));
-        if top_k == 0 || top_k as usize > limits.top_k_max {
+        let top_k = request.top_k.map(|top_k| top_k as usize);
+        if let Some(top_k) = top_k.filter(|top_k| *top_k == 0 || *top_k > limits.top_k_max) {
             let message = format!("top_k is {top_k}, it must be 1 to {}", limits.top_k_max);
             return Err(Problem::invalid(Reason::TopKInvalid, "top_k", message)
                 .with_metadata("limit", limits.top_k_max));
@@ -89,7 +89,7 @@ impl MatchCall {
             read,
             model: model_digest(&request.model)?,
             queries: queries.collect(),
-            top_k: top_k as usize,
+            top_k,
             group: group(request.group_by)?,
             filter: wanted,
             gate: Gate { max_speed_knots: request.max_speed_knots },

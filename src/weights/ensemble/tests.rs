@@ -105,6 +105,9 @@ fn a_folder_that_is_not_the_ensemble_that_it_names_is_refused_in_one_line() {
     check(&|place| edit(place, "k = 3", "k = 4"), "its description says");
     check(&|place| edit(place, "weight = 0.5", "weight = 0.25"), "its description says");
     check(&|place| edit(place, "k = 3", "k = 0"), "k is 0");
+    let [first, second] = [0, 1].map(|number: usize| members()[number].digest.to_string());
+    check(&|place| edit(place, &second, &first), "is there twice");
+    check(&|place| edit(place, &second, &"0".repeat(64)), "members/1");
     check(&|place| edit(place, "format = 2", "format = 3"), "has format 3");
     check(&|place| edit(place, "depth = 100", "deep = 100"), "unknown field");
     check(&|place| fs::remove_dir_all(place.join("members/1")).expect("there"), "members/1");

@@ -183,7 +183,9 @@ fn refusal(status: Status) -> Result<Answer, Status> {
         Code::NotFound => Ok(Answer::Missing),
         // Another activation is running, or the model is in use, active, or was just deleted here.
         Code::Aborted | Code::FailedPrecondition | Code::DataLoss => Ok(Answer::Refused),
-        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal => Err(status),
+        Code::Unavailable | Code::Unknown | Code::Cancelled | Code::DeadlineExceeded | Code::Internal => {
+            Err(status)
+        }
         _ => panic!("{status}"),
     }
 }

@@ -14,11 +14,12 @@ use crate::postgres::{execute, query};
 #[derive(Debug, Default)]
 pub(super) struct HeldMoves(Mutex<BTreeSet<i64>>);
 
-/// Another model ends the leases of those who embed for the one before. A server that follows late changes nothing.
+/// Another model ends the leases of those who embed for the one before. Whoever announces the active one is right, whenever
+/// it does; a server that follows late changes nothing.
 const TURN: &str = "
 with turned as (
     update shipreid set target = $1
-    where target is distinct from $1 and (target is null or $2 and (active is null or active = $1)) returning 1)
+    where target is distinct from $1 and (target is null or active = $1 or $2 and active is null) returning 1)
 delete from moves where exists (select from turned)";
 
 /// Of each tenant one gallery: one that the server holds already, or else the first that nobody holds.

@@ -41,4 +41,9 @@ async fn servers_share_out_the_galleries_that_move_and_lose_those_that_they_do_n
     one.move_to(to, true).await.expect("reachable");
     assert_eq!(claimed(&one, to, &all).await, "", "a server that follows late changes nothing");
     assert_eq!(claimed(&one, model(), &all).await, "t-t/a t-u/a");
+
+    let digest = hex::encode(to.as_bytes());
+    shared.execute(&format!("update shipreid set active = decode('{digest}', 'hex')")).await;
+    two.move_to(to, false).await.expect("reachable");
+    assert_eq!(claimed(&two, to, &all).await, "t-t/a t-u/a", "whoever says what is active is right");
 }

@@ -21,11 +21,16 @@ const ABANDONED: &str = "(state = 'interrupted'
 const JOBS_MAX: i64 = 200;
 
 impl PostgresJobs {
+    /// When a lease that is taken now is over here: counted from before the database does, and a little less, since a
+    /// process takes a moment to die before others may have its job.
+    fn over_at(&self) -> Instant {
+        Instant::now() + self.lease() * 9 / 10
+    }
+
     /// See [`JobStore::claim`](crate::jobs::store::JobStore::claim).
     pub async fn claim(&self, key: JobKey, now: Time) -> Result<Claimed, UpdateError<Refused>> {
         let jobs = self.clone();
-        // Counted from before the database does, so that it is over here first.
-        let until = Instant::now() + self.lease();
+        let until = self.over_at();
         self.database()
             .run(move |_| async move {
                 let transaction = Transaction::begin(jobs.database(), WRITING).await?;
@@ -57,7 +62,7 @@ impl PostgresJobs {
 
     /// See [`JobStore::renew`](crate::jobs::store::JobStore::renew).
     pub async fn renew(&self, hold: Hold) -> Result<Option<Instant>, StoreError> {
-        let until = Instant::now() + self.lease();
+        let until = self.over_at();
         let lease = self.lease().as_secs_f64();
         self.database()
             .run(move |connection| async move {
