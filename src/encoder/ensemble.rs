@@ -93,7 +93,7 @@ impl Encoder for Rehearsed {
 
 impl Encoder for EnsembleEncoder {
     fn forward(&mut self, batch: &Batch) -> Result<Vec<Embedding>, ForwardError> {
-        let mut of_members = Vec::with_capacity(self.encoders.len());
+        let mut of_members = Vec::with_capacity(self.encoders.0.len());
         for (encoder, member) in self.encoders.0.iter_mut().zip(&self.members.members) {
             let begun = Instant::now();
             of_members.push(encoder.forward(batch)?);
