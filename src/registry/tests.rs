@@ -249,7 +249,7 @@ fn an_ensemble_is_one_model_with_all_of_its_members() {
     drop((here, there));
     let [here, there] = folders.each_ref().map(|folder| opened(folder.path()));
     for registry in [&here, &there] {
-        assert_eq!(registry.list(), [stored.clone()], "its members are no models of their own");
+        assert_eq!(registry.list(), std::slice::from_ref(&stored), "its members are no models of their own");
         assert_eq!(registry.load(digest).expect("intact"), ensemble);
     }
     let file = folders[0].path().join(digest.to_string()).join("members/1").join(native::TENSORS);

@@ -77,8 +77,7 @@ impl Makeup {
                 images.iter().map(|(label, embedding)| (*label, self.vector(embedding, number))).collect()
             };
             let (queries, gallery) = (vectors(&embedded.queries), vectors(&embedded.gallery));
-            let alone =
-                |protocol| rank(protocol, &queries, &gallery, |queries, gallery| search(queries, gallery));
+            let alone = |protocol| rank(protocol, &queries, &gallery, search);
             let rows = rows(protocols, |protocol| alone(protocol).map(|ranked| ranked.scores));
             json!({ "model": digest, "weight": part.weight, "protocols": rows })
         };

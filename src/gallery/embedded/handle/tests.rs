@@ -113,7 +113,11 @@ async fn a_follower_between_operations_leaves_them_in_one_commit_and_finds_it() 
     let (found, finds) = blocking::channel();
     let mut first = Box::pin(gallery.enrol(enrolment("a", 1)));
     assert!(first.as_mut().now_or_never().is_none());
-    let mut follower = Box::pin(gallery.follow(move |copy| found.send(copy.entries()).is_ok()));
+    let mut follower = Box::pin(gallery.follow(move |copy| {
+        let entries = copy.entries();
+        found.send(entries).expect("it listens");
+        entries == 2
+    }));
     assert!(follower.as_mut().now_or_never().is_none());
     let mut second = Box::pin(gallery.enrol(enrolment("b", 2)));
     assert!(second.as_mut().now_or_never().is_none());
@@ -121,7 +125,7 @@ async fn a_follower_between_operations_leaves_them_in_one_commit_and_finds_it() 
     assert_eq!((slow.await, follower.await), (Ok(true), Ok(())));
     assert_eq!((first.await, second.await), (Ok(Enrolled::Created), Ok(Enrolled::Created)));
     assert_eq!(gallery.published().state().commit, before + 1);
-    assert_eq!(finds.try_iter().collect::<Vec<_>>(), [2]);
+    assert_eq!(finds.try_iter().collect::<Vec<_>>(), [0, 2]);
     gallery.close();
 }
 
