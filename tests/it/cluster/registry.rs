@@ -158,12 +158,13 @@ impl History {
         Ok(Answer::Done)
     }
 
-    /// Which of the models a server lists.
+    /// Which of the models a server lists as kept. One that was active may be listed for longer, without a family, by a
+    /// server that still serves it.
     pub async fn kept(&self, client: &Client) -> Result<[bool; MODELS], Status> {
         let listed = client.list_models().await.map_err(status)?;
         let mut kept = [false; MODELS];
         for (kept, (digest, _)) in kept.iter_mut().zip(&self.models) {
-            *kept = listed.iter().any(|model| model.digest == *digest);
+            *kept = listed.iter().any(|model| model.digest == *digest && !model.family.is_empty());
         }
         Ok(kept)
     }
